@@ -1,0 +1,1 @@
+//! The NanoInfer client: generate from a server or a model.

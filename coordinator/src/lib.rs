@@ -1,0 +1,1 @@
+//! HTTP, text, scheduling, KV blocks and sampling.

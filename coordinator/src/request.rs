@@ -1,0 +1,128 @@
+//! What travels between the front (HTTP, text) and the engine: one [`Request`] per sequence in, [`Event`]s out.
+//!
+//! Token ids only; text is the business of [`crate::text`].
+
+use nanoinfer_shared::protocol::TokenId;
+
+/// One sequence to generate. A request with `n` choices or several prompts is that many of these.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Prompt; at least one token, and shorter than `n_positions` if anything is to be generated.
+    pub prompt: Vec<TokenId>,
+    /// How each token is drawn.
+    pub sampling: SamplingParams,
+    /// When generation ends.
+    pub limits: Limits,
+    /// Log-probabilities of generated tokens: how many alternatives beside each; `None` for no log-probabilities.
+    pub logprobs: Option<u32>,
+    /// The same for the tokens of the prompt, from the second on.
+    pub prompt_logprobs: Option<u32>,
+    /// Which prompt of the HTTP request this is; part of the key of its random draws.
+    pub prompt_index: u32,
+    /// Which choice of that prompt; part of the key of its random draws.
+    pub choice: u32,
+}
+
+/// The chain of logits processors, in the order in which it is applied: bias, repetition, presence and frequency
+/// penalties, temperature, top-k, top-p, min-p, typical-p. Neutral values switch a processor off.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SamplingParams {
+    /// Added to the logits of these tokens.
+    pub logit_bias: Vec<(TokenId, f32)>,
+    /// Divides positive and multiplies negative logits of tokens seen; neutral 1.
+    pub repetition_penalty: f32,
+    /// How many of the last tokens (prompt and generated) count as seen; `None` for all.
+    pub repetition_window: Option<usize>,
+    /// Subtracted once from the logits of tokens generated before; neutral 0.
+    pub presence_penalty: f32,
+    /// Subtracted for each earlier generation of a token; neutral 0.
+    pub frequency_penalty: f32,
+    /// Divides logits; 0 means greedy, the lowest id on ties.
+    pub temperature: f32,
+    /// Keep the k most likely; 0 for all.
+    pub top_k: u32,
+    /// Keep the smallest set of most likely tokens whose mass reaches this; neutral 1.
+    pub top_p: f32,
+    /// Drop tokens less likely than this times the most likely; neutral 0.
+    pub min_p: f32,
+    /// Keep the most typical tokens up to this mass; neutral 1.
+    pub typical_p: f32,
+    /// The same seed and request give the same tokens, whatever else is running.
+    pub seed: u64,
+}
+
+impl SamplingParams {
+    /// Every processor neutral, temperature 1.
+    pub fn neutral(seed: u64) -> Self {
+        Self {
+            logit_bias: Vec::new(),
+            repetition_penalty: 1.0,
+            repetition_window: None,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            typical_p: 1.0,
+            seed,
+        }
+    }
+
+    /// The most likely token each time.
+    pub fn greedy() -> Self {
+        Self { temperature: 0.0, ..Self::neutral(0) }
+    }
+}
+
+/// When a sequence ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Most tokens to generate; 0 scores the prompt only. `prompt + max_tokens` must not exceed `n_positions`.
+    pub max_tokens: usize,
+    /// Fewest tokens: the end of text and stop tokens cannot be drawn before.
+    pub min_tokens: usize,
+    /// Go on after the end of text.
+    pub ignore_eos: bool,
+    /// Further tokens that end the text.
+    pub stop_token_ids: Vec<TokenId>,
+}
+
+/// What the engine reports of one sequence, in order: at most one `Prompt`, then `Token`s, then one of the last two.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// Log-probabilities of the prompt: one entry per token, none for the first.
+    Prompt(Vec<Option<TokenLogprobs>>),
+    /// One generated token. A token that ends the text is reported too.
+    Token {
+        /// Its id.
+        id: TokenId,
+        /// If asked for.
+        logprobs: Option<TokenLogprobs>,
+    },
+    /// Nothing follows.
+    Finished(FinishReason),
+    /// The cluster failed; nothing follows.
+    Failed(String),
+}
+
+/// Why a sequence ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// End of text, a stop token, or (found by the text layer) a stop string.
+    Stop,
+    /// `max_tokens`, or the wall of `n_positions`.
+    Length,
+}
+
+/// Raw log-probabilities at one position, before any processor.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenLogprobs {
+    /// The token that stands there.
+    pub id: TokenId,
+    /// Its own.
+    pub logprob: f32,
+    /// The most likely tokens, descending, the lower id first on ties. The token itself may or may not be among them;
+    /// where it is, its number is the same.
+    pub top: Vec<(TokenId, f32)>,
+}

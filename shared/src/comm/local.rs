@@ -1,0 +1,23 @@
+//! World size 1: the sum over all ranks is already there.
+
+use super::{CommError, Communicator, Elements, ReduceSite};
+
+/// The only rank.
+#[derive(Debug)]
+pub struct Local;
+
+impl Communicator for Local {
+    fn rank(&self) -> usize {
+        0
+    }
+
+    fn world(&self) -> usize {
+        1
+    }
+
+    fn all_reduce(&mut self, _data: Elements<'_>, _site: ReduceSite) -> Result<(), CommError> {
+        Ok(())
+    }
+
+    fn abort(&self) {}
+}

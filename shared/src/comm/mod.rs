@@ -1,0 +1,244 @@
+//! The data link between ranks: adding up partial sums.
+//!
+//! Invariant: every kind, algorithm and message size adds the contributions in rank order 0 … N−1, starting from
+//! rank 0's, so all ranks leave with identical bits and `shm` equals `tcp`.
+//! Does not know what is added, nor why; [`ReduceSite`] is carried only to name a stuck operation.
+
+mod local;
+mod shm;
+mod tcp;
+
+use std::{fmt, io, time::Duration};
+
+pub use local::Local;
+pub use shm::{Shm, ShmSegment};
+pub use tcp::{Tcp, TcpListenerForPeers};
+
+use crate::handshake::HandshakeError;
+
+/// How long a rank waits for its peers in one reduction: far above any step, so that only a lost peer meets it.
+pub const REDUCE_DEADLINE: Duration = Duration::from_secs(60);
+
+/// The ranks of one cluster, seen from one of them.
+pub trait Communicator: Send {
+    /// This rank.
+    fn rank(&self) -> usize;
+
+    /// Number of ranks.
+    fn world(&self) -> usize;
+
+    /// Replaces `data` by the sum over all ranks, in rank order. Collective: every rank calls it with the same length
+    /// in the same order.
+    ///
+    /// # Errors
+    /// When a peer is gone, late past the deadline, or out of step; the communicator is then of no further use.
+    fn all_reduce(&mut self, data: Elements<'_>, site: ReduceSite) -> Result<(), CommError>;
+
+    /// Makes the peers' pending and later reductions fail at once instead of at their deadline.
+    fn abort(&self);
+}
+
+/// Data to reduce, by element type.
+#[derive(Debug)]
+pub enum Elements<'a> {
+    /// 32-bit floats.
+    F32(&'a mut [f32]),
+}
+
+/// Where in a step a reduction stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReduceSite {
+    /// Step of the plan.
+    pub step: u64,
+    /// Layer from 0; none for the embedding.
+    pub layer: Option<usize>,
+    /// What is added up.
+    pub operation: &'static str,
+}
+
+impl fmt::Display for ReduceSite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of step {}", self.operation, self.step)?;
+        self.layer.map_or(Ok(()), |layer| write!(f, ", layer {layer}"))
+    }
+}
+
+/// Why a reduction or the setting up of a data link failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CommError {
+    /// A peer did not arrive.
+    #[error("rank {rank} waited {waited:?} for rank {peer} in the {site}")]
+    Deadline {
+        /// Who waited.
+        rank: usize,
+        /// For whom.
+        peer: usize,
+        /// How long.
+        waited: Duration,
+        /// In what.
+        site: ReduceSite,
+    },
+    /// A peer gave up.
+    #[error("rank {rank}: a peer aborted during the {site}")]
+    Aborted {
+        /// Who found out.
+        rank: usize,
+        /// In what.
+        site: ReduceSite,
+    },
+    /// A peer's socket failed.
+    #[error("rank {rank}: the link to rank {peer} failed in the {site}: {source}")]
+    Link {
+        /// Who found out.
+        rank: usize,
+        /// Whose link.
+        peer: usize,
+        /// In what.
+        site: ReduceSite,
+        /// How.
+        source: io::Error,
+    },
+    /// A peer is in another reduction: a bug.
+    #[error("rank {rank} and rank {peer} are out of step in the {site}")]
+    OutOfStep {
+        /// Who found out.
+        rank: usize,
+        /// With whom.
+        peer: usize,
+        /// In what.
+        site: ReduceSite,
+    },
+    /// A peer could not be reached at the start.
+    #[error(
+        "rank {rank} cannot reach rank {peer} at {address}: {reason}\n  hint: ranks on different hosts need --data-host set to an address that the others can reach"
+    )]
+    Unreachable {
+        /// Who tried.
+        rank: usize,
+        /// Whom.
+        peer: usize,
+        /// Where.
+        address: String,
+        /// What happened.
+        reason: String,
+    },
+    /// A peer came, but not as expected.
+    #[error("rank {rank}: a peer could not join the data link: {source}")]
+    Handshake {
+        /// Who admitted.
+        rank: usize,
+        /// Why not.
+        source: HandshakeError,
+    },
+    /// The operating system refused memory or sockets.
+    #[error("rank {rank}: cannot set up the data link: {source}")]
+    Setup {
+        /// Who tried.
+        rank: usize,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::handshake::Identity;
+
+    pub(super) const SITE: ReduceSite = ReduceSite { step: 0, layer: None, operation: "test" };
+
+    /// Runs `body` as every rank of a world over the given kind of link.
+    fn on_every_rank<T: Send>(kind: &str, world: usize, body: impl Fn(Box<dyn Communicator>) -> T + Sync) -> Vec<T> {
+        let segment = ShmSegment::create(world).unwrap();
+        let listeners: Vec<_> = (0..world).map(|_| TcpListenerForPeers::bind("127.0.0.1").unwrap()).collect();
+        let peers: Vec<_> = listeners.iter().map(|l| l.address().to_string()).collect();
+        let body = &body;
+        let peers = &peers;
+        std::thread::scope(|scope| {
+            let ranks: Vec<_> = listeners
+                .into_iter()
+                .enumerate()
+                .map(|(rank, listener)| {
+                    let memory = segment.try_clone().unwrap();
+                    scope.spawn(move || {
+                        let identity = Identity { build_id: "test".into(), world, rank };
+                        body(match kind {
+                            "shm" => Box::new(Shm::open(memory, rank, world, rank % 2 == 0).unwrap()),
+                            "tcp" => Box::new(Tcp::connect(listener, &identity, peers, &[7; 32], 0).unwrap()),
+                            other => panic!("no link {other}"),
+                        })
+                    })
+                })
+                .collect();
+            ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+        })
+    }
+
+    /// Values whose float sum depends on the order of addition.
+    fn contribution(rank: usize, len: usize) -> Vec<f32> {
+        (0..len).map(|i| ((i * 7919 + rank * 104_729) as f32).sin() * 10f32.powi((rank as i32 * 3) % 7 - 3)).collect()
+    }
+
+    fn sum_in_rank_order(world: usize, len: usize) -> Vec<f32> {
+        let mut sum = contribution(0, len);
+        for rank in 1..world {
+            sum.iter_mut().zip(contribution(rank, len)).for_each(|(sum, x)| *sum += x);
+        }
+        sum
+    }
+
+    #[test]
+    fn every_link_adds_in_rank_order_to_the_last_bit() {
+        // Below, at and above one slot of shared memory and one chunk of TCP.
+        let lengths = [0, 1, 3, 1000, 65_536, 65_537, 200_000];
+        for kind in ["shm", "tcp"] {
+            for world in [2, 3, 5] {
+                let results = on_every_rank(kind, world, |mut comm| {
+                    lengths.map(|len| {
+                        let mut data = contribution(comm.rank(), len);
+                        comm.all_reduce(Elements::F32(&mut data), SITE).unwrap();
+                        data
+                    })
+                });
+                for (i, &len) in lengths.iter().enumerate() {
+                    let expected = sum_in_rank_order(world, len);
+                    for result in &results {
+                        let same = result[i].iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits());
+                        assert!(same && result[i].len() == len, "{kind}, {world} ranks, {len} elements");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn many_small_reductions_in_a_row_stay_in_step() {
+        for kind in ["shm", "tcp"] {
+            let sums = on_every_rank(kind, 3, |mut comm| {
+                let mut total = 0.0;
+                for round in 0..500 {
+                    let mut data = [comm.rank() as f32 + round as f32];
+                    comm.all_reduce(Elements::F32(&mut data), SITE).unwrap();
+                    total += data[0];
+                }
+                total
+            });
+            let expected: f32 = (0..500).map(|round| 3.0 + 3.0 * round as f32).sum();
+            assert_eq!(sums, [expected; 3], "{kind}");
+        }
+    }
+
+    #[test]
+    fn an_abort_frees_the_waiting() {
+        for kind in ["shm", "tcp"] {
+            let failures = on_every_rank(kind, 3, |mut comm| {
+                if comm.rank() == 1 {
+                    comm.abort();
+                    return true;
+                }
+                comm.all_reduce(Elements::F32(&mut [1.0]), SITE).is_err()
+            });
+            assert_eq!(failures, [true; 3], "{kind}");
+        }
+    }
+}

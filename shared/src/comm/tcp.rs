@@ -1,0 +1,271 @@
+//! Reduction between ranks anywhere, over one socket for each pair of ranks.
+//!
+//! A rank connects to every lower rank and admits every higher one. In a round each rank sends up to
+//! [`CHUNK_ELEMENTS`] to all others and receives theirs, both ways at once, then adds up all contributions in rank order.
+//! A chunk on the wire: `[round: u32][element type: u32][elements: u32]`, then the elements, all little-endian.
+
+use std::{
+    io::{self, ErrorKind, Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs},
+    os::fd::AsFd,
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    time::Timespec,
+};
+
+use super::{CommError, Communicator, Elements, REDUCE_DEADLINE, ReduceSite};
+use crate::{
+    handshake::{Identity, admit, join},
+    link::Socket,
+};
+
+/// Elements of 4 bytes that move in one round.
+const CHUNK_ELEMENTS: usize = 64 << 10;
+const HEADER_BYTES: usize = 12;
+/// Value of the element type field for f32.
+const TYPE_F32: u32 = 1;
+/// How long the peers of a starting cluster may take to reach one another.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Where a rank awaits its peers.
+#[derive(Debug)]
+pub struct TcpListenerForPeers {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+impl TcpListenerForPeers {
+    /// Listens on a free port of `host`.
+    ///
+    /// # Errors
+    /// When `host` is no address of this machine.
+    pub fn bind(host: &str) -> io::Result<Self> {
+        let listener = TcpListener::bind((host, 0))?;
+        let address = listener.local_addr()?;
+        Ok(Self { listener, address })
+    }
+
+    /// What to tell the peers.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+/// One rank's sockets to all others.
+#[derive(Debug)]
+pub struct Tcp {
+    rank: usize,
+    /// By rank; none at this rank's place.
+    peers: Vec<Option<Peer>>,
+    round: u32,
+    outgoing: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Peer {
+    socket: TcpStream,
+    sent: usize,
+    incoming: Vec<u8>,
+    received: usize,
+}
+
+impl Tcp {
+    /// Meets all peers at `addresses` (in rank order), each of which must hold `key`.
+    ///
+    /// # Errors
+    /// Names the peer that could not be reached, or that did not come, within 30 s.
+    pub fn connect(
+        listener: TcpListenerForPeers,
+        identity: &Identity,
+        addresses: &[String],
+        key: &[u8],
+        epoch: u32,
+    ) -> Result<Self, CommError> {
+        let (rank, world) = (identity.rank, identity.world);
+        assert_eq!(addresses.len(), world, "the start order lists one address a rank");
+        let deadline = Instant::now() + CONNECT_DEADLINE;
+        let mut sockets: Vec<Option<TcpStream>> = (0..world).map(|_| None).collect();
+        for (peer, address) in addresses.iter().enumerate().take(rank) {
+            let unreachable = |reason: String| CommError::Unreachable { rank, peer, address: address.clone(), reason };
+            let stream = reach(address, deadline).map_err(|e| unreachable(e.to_string()))?;
+            let handle = stream.try_clone().map_err(|e| unreachable(e.to_string()))?;
+            join(&mut Socket::Tcp(handle), identity, key).map_err(|e| unreachable(e.to_string()))?;
+            sockets[peer] = Some(stream);
+        }
+        while let Some(peer) = (rank + 1..world).find(|&peer| sockets[peer].is_none()) {
+            let stream = await_peer(&listener.listener, deadline).map_err(|e| CommError::Unreachable {
+                rank,
+                peer,
+                address: addresses[peer].clone(),
+                reason: format!("it did not connect: {e}"),
+            })?;
+            let setup = |source| CommError::Setup { rank, source };
+            let mut handle = Socket::Tcp(stream.try_clone().map_err(setup)?);
+            let expected = |joiner: usize| match sockets.get(joiner) {
+                Some(None) if joiner > rank => Ok(()),
+                _ => Err(format!("rank {rank} does not expect rank {joiner} here")),
+            };
+            let joiner = admit(&mut handle, identity, key, epoch, expected)
+                .map_err(|source| CommError::Handshake { rank, source })?;
+            sockets[joiner] = Some(stream);
+        }
+        let peer = |socket: TcpStream| {
+            socket.set_nodelay(true)?;
+            socket.set_nonblocking(true)?;
+            Ok(Peer { socket, sent: 0, incoming: Vec::new(), received: 0 })
+        };
+        let peers = sockets.into_iter().map(|socket| socket.map(peer).transpose()).collect::<io::Result<_>>();
+        Ok(Self {
+            rank,
+            peers: peers.map_err(|source| CommError::Setup { rank, source })?,
+            round: 0,
+            outgoing: Vec::new(),
+        })
+    }
+
+    fn reduce_round(&mut self, data: &mut [f32], site: ReduceSite) -> Result<(), CommError> {
+        let header = [self.round, TYPE_F32, data.len() as u32];
+        self.outgoing.clear();
+        self.outgoing.extend(header.iter().flat_map(|word| word.to_le_bytes()));
+        self.outgoing.extend(data.iter().flat_map(|x| x.to_le_bytes()));
+        for peer in self.peers.iter_mut().flatten() {
+            (peer.sent, peer.received) = (0, 0);
+            peer.incoming.resize(self.outgoing.len(), 0);
+        }
+        self.exchange(site)?;
+        let rank = self.rank;
+        for (other, peer) in self.peers.iter().enumerate() {
+            if let Some(peer) = peer
+                && peer.incoming[..HEADER_BYTES] != self.outgoing[..HEADER_BYTES]
+            {
+                return Err(CommError::OutOfStep { rank, peer: other, site });
+            }
+        }
+        for (other, peer) in self.peers.iter().enumerate() {
+            let bytes = peer.as_ref().map_or(&self.outgoing, |peer| &peer.incoming);
+            let (elements, _) = bytes[HEADER_BYTES..].as_chunks::<4>();
+            let values = elements.iter().map(|&bytes| f32::from_le_bytes(bytes));
+            if other == 0 {
+                data.iter_mut().zip(values).for_each(|(sum, x)| *sum = x);
+            } else {
+                data.iter_mut().zip(values).for_each(|(sum, x)| *sum += x);
+            }
+        }
+        self.round = self.round.wrapping_add(1);
+        Ok(())
+    }
+
+    /// Sends `outgoing` to every peer and fills every peer's `incoming`.
+    fn exchange(&mut self, site: ReduceSite) -> Result<(), CommError> {
+        let rank = self.rank;
+        let start = Instant::now();
+        loop {
+            let mut waiting = Vec::with_capacity(self.peers.len());
+            let mut late = None;
+            for (other, peer) in self.peers.iter_mut().enumerate() {
+                let Some(peer) = peer else { continue };
+                let failed = |source| CommError::Link { rank, peer: other, site, source };
+                let sending = !peer.send(&self.outgoing).map_err(failed)?;
+                let receiving = !peer.receive().map_err(failed)?;
+                if sending || receiving {
+                    late = late.or(Some(other));
+                    let mut flags = PollFlags::empty();
+                    flags.set(PollFlags::OUT, sending);
+                    flags.set(PollFlags::IN, receiving);
+                    waiting.push(PollFd::from_borrowed_fd(peer.socket.as_fd(), flags));
+                }
+            }
+            let Some(peer) = late else { return Ok(()) };
+            let waited = start.elapsed();
+            if waited >= REDUCE_DEADLINE {
+                return Err(CommError::Deadline { rank, peer, waited, site });
+            }
+            let timeout = Timespec { tv_sec: (REDUCE_DEADLINE - waited).as_secs() as i64 + 1, tv_nsec: 0 };
+            match poll(&mut waiting, Some(&timeout)) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(errno) => return Err(CommError::Link { rank, peer, site, source: errno.into() }),
+            }
+        }
+    }
+}
+
+impl Peer {
+    /// Sends what the socket takes; true when all of `bytes` is sent.
+    fn send(&mut self, bytes: &[u8]) -> io::Result<bool> {
+        while self.sent < bytes.len() {
+            match self.socket.write(&bytes[self.sent..]) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(n) => self.sent += n,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(false),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Receives what is there; true when `incoming` is full.
+    fn receive(&mut self) -> io::Result<bool> {
+        while self.received < self.incoming.len() {
+            match self.socket.read(&mut self.incoming[self.received..]) {
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(n) => self.received += n,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(false),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(true)
+    }
+}
+
+impl Communicator for Tcp {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn world(&self) -> usize {
+        self.peers.len()
+    }
+
+    fn all_reduce(&mut self, data: Elements<'_>, site: ReduceSite) -> Result<(), CommError> {
+        let Elements::F32(data) = data;
+        data.chunks_mut(CHUNK_ELEMENTS).try_for_each(|chunk| self.reduce_round(chunk, site))
+    }
+
+    fn abort(&self) {
+        for peer in self.peers.iter().flatten() {
+            // An error means that the peer was faster.
+            let _ = peer.socket.shutdown(std::net::Shutdown::Both);
+        }
+    }
+}
+
+/// Connects to `address`, again and again until `deadline`: the peer may not be listening yet.
+fn reach(address: &str, deadline: Instant) -> io::Result<TcpStream> {
+    loop {
+        let attempt = address
+            .to_socket_addrs()?
+            .next()
+            .ok_or_else(|| io::Error::other("the address names no host"))
+            .and_then(|resolved| TcpStream::connect_timeout(&resolved, Duration::from_secs(5)));
+        match attempt {
+            Ok(stream) => return Ok(stream),
+            Err(error) if Instant::now() >= deadline => return Err(error),
+            Err(_) => std::thread::sleep(Duration::from_millis(50)),
+        }
+    }
+}
+
+/// The next connection on `listener`, until `deadline`.
+fn await_peer(listener: &TcpListener, deadline: Instant) -> io::Result<TcpStream> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
+    if poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&timeout))? == 0 {
+        return Err(ErrorKind::TimedOut.into());
+    }
+    Ok(listener.accept()?.0)
+}

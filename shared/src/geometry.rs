@@ -1,0 +1,256 @@
+//! The shape of a GPT-2 model, read from Hugging Face's `config.json`.
+//!
+//! Knows names, defaults and aliases of the configuration; does not know weights or files.
+//! Reference: `transformers/models/gpt2/configuration_gpt2.py`.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// Sizes and switches of one GPT-2 model. All sizes are global, never a rank's share.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Geometry {
+    /// Rows of the token embedding `V`, padding rows included.
+    pub vocab_size: usize,
+    /// Longest sequence in tokens: the hard wall, as positions are learned.
+    pub n_positions: usize,
+    /// Width of the residual stream `C`.
+    pub n_embd: usize,
+    /// Transformer blocks.
+    pub n_layer: usize,
+    /// Attention heads `H`; `n_embd / n_head` is the width `D` of one.
+    pub n_head: usize,
+    /// Width of the hidden layer of the MLP `F`; `4 * n_embd` unless the checkpoint says otherwise.
+    pub n_inner: usize,
+    /// Non-linearity of the MLP.
+    pub activation: Activation,
+    /// Added to the variance in every LayerNorm.
+    pub layer_norm_epsilon: f32,
+    /// Scores are divided by `sqrt(D)`.
+    pub scale_attn_weights: bool,
+    /// Scores of layer `l` are further divided by `l + 1`.
+    pub scale_attn_by_inverse_layer_idx: bool,
+    /// Ids that end a text; GPT-2 has one, 50256.
+    pub eos_token_ids: Vec<u32>,
+}
+
+/// Non-linearities that GPT-2 checkpoints name in `activation_function`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Activation {
+    /// `0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`: `gelu_new`, `gelu_pytorch_tanh`, `gelu_fast`.
+    GeluTanh,
+    /// `0.5 x (1 + erf(x / sqrt(2)))`: `gelu`.
+    GeluErf,
+    /// `x sigmoid(1.702 x)`: `quick_gelu`.
+    QuickGelu,
+    /// `max(x, 0)`.
+    Relu,
+    /// `max(x, 0)^2`.
+    Relu2,
+    /// `x sigmoid(x)`: `silu`, `swish`.
+    Silu,
+    /// Hyperbolic tangent.
+    Tanh,
+}
+
+/// Why a `config.json` is not one that this server can run.
+#[derive(Debug, thiserror::Error)]
+pub enum GeometryError {
+    /// Not JSON at all, or not an object.
+    #[error("config.json is not a JSON object: {0}")]
+    NotJson(String),
+    /// Another architecture.
+    #[error("config.json describes a `{model_type}` model; only `gpt2` is supported")]
+    NotGpt2 {
+        /// What `model_type` says.
+        model_type: String,
+    },
+    /// A field is missing or of the wrong kind.
+    #[error("config.json: `{field}` should be {expected}, got {got}")]
+    Field {
+        /// Name of the field as it stands in the file.
+        field: &'static str,
+        /// What is accepted.
+        expected: &'static str,
+        /// What the file has.
+        got: String,
+    },
+    /// Heads do not divide the width.
+    #[error("config.json: n_embd {n_embd} is not a multiple of n_head {n_head}")]
+    HeadWidth {
+        /// Width of the model.
+        n_embd: usize,
+        /// Number of heads.
+        n_head: usize,
+    },
+}
+
+impl Geometry {
+    /// Parses the text of a `config.json`, with the defaults of `transformers`' `GPT2Config`.
+    ///
+    /// # Errors
+    /// Names the field that is missing, ill-typed, zero, or asks for what GPT-2 is not.
+    pub fn from_config_json(text: &str) -> Result<Self, GeometryError> {
+        let value: Value = serde_json::from_str(text).map_err(|e| GeometryError::NotJson(e.to_string()))?;
+        let Value::Object(_) = &value else {
+            return Err(GeometryError::NotJson("the top level is no object".into()));
+        };
+        if let Some(model_type) = value.get("model_type").and_then(Value::as_str)
+            && model_type != "gpt2"
+        {
+            return Err(GeometryError::NotGpt2 { model_type: model_type.into() });
+        }
+        if flag(&value, "add_cross_attention", false)? {
+            return Err(GeometryError::Field {
+                field: "add_cross_attention",
+                expected: "false (an encoder's output is never there)",
+                got: "true".into(),
+            });
+        }
+        let n_embd = size(&value, &["n_embd", "hidden_size"], Some(768))?;
+        let n_head = size(&value, &["n_head", "num_attention_heads"], Some(12))?;
+        if n_embd % n_head != 0 {
+            return Err(GeometryError::HeadWidth { n_embd, n_head });
+        }
+        Ok(Self {
+            vocab_size: size(&value, &["vocab_size"], Some(50257))?,
+            n_positions: size(&value, &["n_positions", "max_position_embeddings", "n_ctx"], Some(1024))?,
+            n_embd,
+            n_layer: size(&value, &["n_layer", "num_hidden_layers"], Some(12))?,
+            n_head,
+            n_inner: size(&value, &["n_inner"], Some(4 * n_embd))?,
+            activation: activation(&value)?,
+            layer_norm_epsilon: epsilon(&value)?,
+            scale_attn_weights: flag(&value, "scale_attn_weights", true)?,
+            scale_attn_by_inverse_layer_idx: flag(&value, "scale_attn_by_inverse_layer_idx", false)?,
+            eos_token_ids: token_ids(&value, "eos_token_id", 50256)?,
+        })
+    }
+
+    /// Width `D` of one head.
+    pub fn head_dim(&self) -> usize {
+        self.n_embd / self.n_head
+    }
+
+    /// What the scores `q·k` of layer `layer` (from 0) are multiplied by.
+    pub fn attention_scale(&self, layer: usize) -> f32 {
+        let by_width = if self.scale_attn_weights { (self.head_dim() as f32).sqrt().recip() } else { 1.0 };
+        let by_layer = if self.scale_attn_by_inverse_layer_idx { (layer as f32 + 1.0).recip() } else { 1.0 };
+        by_width * by_layer
+    }
+
+    /// Number of parameters, the tied head counted once.
+    pub fn parameters(&self) -> usize {
+        let (c, f) = (self.n_embd, self.n_inner);
+        let layer = 4 * c + (c * 3 * c + 3 * c) + (c * c + c) + (c * f + f) + (f * c + c);
+        (self.vocab_size + self.n_positions) * c + self.n_layer * layer + 2 * c
+    }
+}
+
+/// The first of `names` that is present and not null, as a positive whole number.
+fn size(config: &Value, names: &[&'static str], default: Option<usize>) -> Result<usize, GeometryError> {
+    /// No GPT-2 has a dimension near this; a larger one is a corrupt file, and products of two stay in 64 bits.
+    const LIMIT: u64 = 1 << 24;
+    let found = names.iter().find_map(|&name| config.get(name).filter(|v| !v.is_null()).map(|v| (name, v)));
+    let wrong = |field, got: String| GeometryError::Field { field, expected: "a whole number from 1 to 16777216", got };
+    match (found, default) {
+        (Some((name, value)), _) => match value.as_u64() {
+            Some(n) if (1..=LIMIT).contains(&n) => Ok(n as usize),
+            _ => Err(wrong(name, value.to_string())),
+        },
+        (None, Some(default)) => Ok(default),
+        (None, None) => Err(wrong(names[0], "nothing".into())),
+    }
+}
+
+fn flag(config: &Value, field: &'static str, default: bool) -> Result<bool, GeometryError> {
+    match config.get(field) {
+        None | Some(Value::Null) => Ok(default),
+        Some(Value::Bool(b)) => Ok(*b),
+        Some(other) => Err(GeometryError::Field { field, expected: "true or false", got: other.to_string() }),
+    }
+}
+
+fn epsilon(config: &Value) -> Result<f32, GeometryError> {
+    match config.get("layer_norm_epsilon") {
+        None | Some(Value::Null) => Ok(1e-5),
+        Some(value) => match value.as_f64() {
+            Some(e) if e > 0.0 && e < 1.0 => Ok(e as f32),
+            _ => Err(GeometryError::Field {
+                field: "layer_norm_epsilon",
+                expected: "a number between 0 and 1",
+                got: value.to_string(),
+            }),
+        },
+    }
+}
+
+fn activation(config: &Value) -> Result<Activation, GeometryError> {
+    let name = match config.get("activation_function") {
+        None | Some(Value::Null) => "gelu_new",
+        Some(Value::String(name)) => name,
+        Some(other) => return Err(unknown_activation(other.to_string())),
+    };
+    Ok(match name {
+        "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Activation::GeluTanh,
+        "gelu" => Activation::GeluErf,
+        "quick_gelu" => Activation::QuickGelu,
+        "relu" => Activation::Relu,
+        "relu2" => Activation::Relu2,
+        "silu" | "swish" => Activation::Silu,
+        "tanh" => Activation::Tanh,
+        other => return Err(unknown_activation(other.into())),
+    })
+}
+
+fn unknown_activation(got: String) -> GeometryError {
+    GeometryError::Field {
+        field: "activation_function",
+        expected: "one of gelu_new, gelu_pytorch_tanh, gelu_fast, gelu, quick_gelu, relu, relu2, silu, swish, tanh",
+        got,
+    }
+}
+
+fn token_ids(config: &Value, field: &'static str, default: u32) -> Result<Vec<u32>, GeometryError> {
+    let wrong =
+        |got: &Value| GeometryError::Field { field, expected: "a token id or a list of them", got: got.to_string() };
+    let one = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(|| wrong(value));
+    match config.get(field) {
+        None => Ok(vec![default]),
+        Some(Value::Null) => Ok(Vec::new()),
+        Some(Value::Array(ids)) => ids.iter().map(one).collect(),
+        Some(value) => Ok(vec![one(value)?]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_config_is_gpt2_small() {
+        let geometry = Geometry::from_config_json("{}").unwrap();
+        assert_eq!((geometry.n_embd, geometry.n_head, geometry.n_layer), (768, 12, 12));
+        assert_eq!(geometry.parameters(), 124_439_808);
+        assert_eq!(geometry.attention_scale(3), 0.125);
+    }
+
+    #[test]
+    fn what_is_not_gpt2_is_refused_by_name() {
+        let error = Geometry::from_config_json(r#"{"model_type":"llama"}"#).unwrap_err().to_string();
+        assert!(error.contains("`llama`"), "{error}");
+        let error = Geometry::from_config_json(r#"{"n_embd":10,"n_head":3}"#).unwrap_err().to_string();
+        assert!(error.contains("10") && error.contains('3'), "{error}");
+        for bad in [r#"{"n_layer":0}"#, r#"{"n_layer":-1}"#, r#"{"n_layer":"x"}"#, r#"{"vocab_size":1e30}"#, "[]", "x"]
+        {
+            assert!(Geometry::from_config_json(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn null_fields_take_the_default_and_eos_may_be_a_list() {
+        let geometry =
+            Geometry::from_config_json(r#"{"n_inner":null,"n_embd":40,"n_head":5,"eos_token_id":[1,2]}"#).unwrap();
+        assert_eq!(geometry.n_inner, 160);
+        assert_eq!(geometry.eos_token_ids, [1, 2]);
+    }
+}

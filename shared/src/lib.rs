@@ -1,0 +1,17 @@
+//! What every NanoInfer process agrees on, and nothing more.
+//!
+//! Reading order: a model's [`geometry`] is dealt out by a [`partition`]; the coordinator and its ranks talk
+//! in the messages of [`protocol`], carried by a [`link`] after a [`handshake`]; the ranks add up partial
+//! results through a [`comm`]unicator.
+//!
+//! This crate does not know HTTP, text, the tensors of any library, CUDA, or scheduling.
+
+pub mod comm;
+pub mod geometry;
+pub mod handshake;
+pub mod link;
+pub mod partition;
+pub mod protocol;
+
+pub use geometry::{Activation, Geometry, GeometryError};
+pub use partition::{Partition, PartitionError, Share};

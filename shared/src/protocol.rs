@@ -1,0 +1,250 @@
+//! The messages between the coordinator and a rank: one enum per direction, nothing else crosses the control link.
+//!
+//! ```text
+//! coordinator                                   rank
+//!   Load  ── what to hold, how ───────────────►  reads its slices of the checkpoint
+//!         ◄─────────────── Loaded ── budget, where its peers reach it
+//!   Start ── KV blocks, peers' addresses ─────►  allocates, joins the data link
+//!         ◄─────────────── Ready
+//!   Step  ── one StepPlan, the same to all ───►  one forward pass
+//!         ◄─────────────── Done ── its slice of every row asked for
+//!   FetchRows ── rows of the last step ───────►
+//!         ◄─────────────── Rows
+//!   Ping  ────────────────────────────────────►  (answered by a thread of its own, also during a step)
+//!         ◄─────────────── Pong
+//! ```
+//! Invariant: a step is a pure function of plan, weights and KV pool. Ranks keep no request state.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::geometry::Geometry;
+
+/// Changes whenever a message changes; compared in the handshake beside the build id.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Tokens in one KV block. One block is also the tile of attention.
+pub const BLOCK_TOKENS: usize = 16;
+
+/// A token of the model's vocabulary.
+pub type TokenId = u32;
+
+/// A KV block: the same index on every rank, each holding the heads of its share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct BlockId(pub u32);
+
+/// Element type of weights and of matrix products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DType {
+    /// 32-bit floats throughout.
+    F32,
+}
+
+/// How ranks exchange partial sums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CommKind {
+    /// One rank: nothing to exchange.
+    Local,
+    /// Ranks of one host, through a memory segment handed over as a file descriptor.
+    Shm,
+    /// Ranks anywhere, through sockets.
+    Tcp,
+}
+
+/// Coordinator to rank.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum ToRank {
+    /// First order after the handshake.
+    Load(LoadOrder),
+    /// Second order, once every rank has loaded.
+    Start(StartOrder),
+    /// One forward pass.
+    Step(StepPlan),
+    /// The logits of rows of the step just done (indices into [`StepOutput::rows`] that were [`Wants::Candidates`]).
+    FetchRows(Vec<u32>),
+    /// Heartbeat, echoed as [`FromRank::Pong`].
+    Ping(u64),
+    /// End cleanly.
+    Shutdown,
+}
+
+/// Rank to coordinator.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum FromRank {
+    /// Weights are in memory.
+    Loaded(LoadReport),
+    /// The data link stands; steps may come.
+    Ready,
+    /// A step is done.
+    Done(StepOutput),
+    /// This rank's slices of the rows asked for, in that order: `[rows][V_local]` raw logits.
+    Rows(Vec<Vec<f32>>),
+    /// Echo of [`ToRank::Ping`].
+    Pong(u64),
+    /// The rank cannot go on; it ends after this message.
+    Failed(String),
+}
+
+/// What a rank is to hold.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LoadOrder {
+    /// Sizes of the model.
+    pub geometry: Geometry,
+    /// Safetensors files on the coordinator's host; a rank elsewhere may have been told its own path.
+    pub weights: Vec<PathBuf>,
+    /// Digest of the checkpoint's layout: names, types, shapes. Ranks on other hosts must hold the same.
+    pub fingerprint: u64,
+    /// Element type to compute in.
+    pub dtype: DType,
+    /// Compute threads of this rank.
+    pub threads: usize,
+    /// Data link to use.
+    pub comm: CommKind,
+    /// Whether waiting may spin: true only where all ranks' threads fit the host's cores.
+    pub spin: bool,
+    /// Most new tokens in one step.
+    pub max_batched_tokens: usize,
+    /// Most sequences in one step.
+    pub max_seqs: usize,
+}
+
+/// What a rank found.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LoadReport {
+    /// Bytes of weights held.
+    pub weight_bytes: u64,
+    /// Bytes of memory free on the rank's host (or cgroup) after loading, before the KV pool.
+    pub free_bytes: u64,
+    /// Address its peers can reach it at; with [`CommKind::Tcp`] only.
+    pub data_address: Option<String>,
+}
+
+/// The last word before the first step.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StartOrder {
+    /// Blocks of the KV pool, the same on every rank.
+    pub kv_blocks: usize,
+    /// Data addresses in rank order; with [`CommKind::Tcp`] only.
+    pub peers: Vec<String>,
+    /// Secret of this cluster's data links, made for this start.
+    pub link_key: [u8; 32],
+}
+
+/// One forward pass over the new tokens of some sequences.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StepPlan {
+    /// Counts from 0; appears in errors and traces.
+    pub step: u64,
+    /// Sequences with their new tokens. Order does not change any result.
+    pub sequences: Vec<SequenceStep>,
+}
+
+/// New tokens of one sequence.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SequenceStep {
+    /// New tokens in order; at least one.
+    pub tokens: Vec<TokenId>,
+    /// Position of the first of them: tokens before it are in the KV pool.
+    pub start: u32,
+    /// Block table: block `i` holds positions `16 i .. 16 i + 16`; covers `start + tokens.len()` positions.
+    pub blocks: Vec<BlockId>,
+    /// What is wanted after which of the new tokens, by ascending row.
+    pub outputs: Vec<RowRequest>,
+}
+
+/// What is wanted of the distribution after one token.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RowRequest {
+    /// Index into [`SequenceStep::tokens`].
+    pub row: u32,
+    /// What of it.
+    pub wants: Wants,
+}
+
+/// The three answers to a row are: nothing (no request), log-probabilities of given tokens, or candidates to draw from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Wants {
+    /// Logits of `ids`, and the `top` highest of the row.
+    Targets {
+        /// Tokens to score.
+        ids: Vec<TokenId>,
+        /// How many of the highest logits to add.
+        top: u32,
+    },
+    /// The `k` highest logits among the ids that are not `adjusted`, and the raw logits of those that are.
+    /// The rank keeps the row for a [`ToRank::FetchRows`] until the next step.
+    Candidates {
+        /// How many.
+        k: u32,
+        /// Divides logits in [`RowSlice::rest`]; 1 for greedy.
+        temperature: f32,
+        /// Ids whose logits penalties or biases will change, in any order, without repeats.
+        adjusted: Vec<TokenId>,
+    },
+}
+
+/// One rank's answers, in the order in which the plan lists sequences and rows.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StepOutput {
+    /// Step of the plan.
+    pub step: u64,
+    /// One entry per [`RowRequest`].
+    pub rows: Vec<RowSlice>,
+}
+
+/// One rank's view of one row: its slice of the vocabulary only.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RowSlice {
+    /// `ln Σ exp(logit)` over the whole slice.
+    pub all: LogSumExp,
+    /// `ln Σ exp(logit / temperature)` over the ids of the slice that are not adjusted.
+    pub rest: LogSumExp,
+    /// Highest logits, descending, the lower id first on ties; without the adjusted ids.
+    pub top: Vec<(TokenId, f32)>,
+    /// Raw logits of the targets or adjusted ids that this rank holds.
+    pub listed: Vec<(TokenId, f32)>,
+}
+
+/// `ln Σ exp(x)` as a maximum and the sum relative to it, so that slices merge without loss.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LogSumExp {
+    /// Largest term; −∞ of an empty slice.
+    pub max: f32,
+    /// `Σ exp(x − max)`; 0 of an empty slice.
+    pub sum: f64,
+}
+
+impl LogSumExp {
+    /// Of no terms.
+    pub const EMPTY: Self = Self { max: f32::NEG_INFINITY, sum: 0.0 };
+
+    /// Of the terms of both.
+    pub fn merge(self, other: Self) -> Self {
+        let max = self.max.max(other.max);
+        if max == f32::NEG_INFINITY {
+            return Self::EMPTY;
+        }
+        let scaled = |part: Self| part.sum * f64::from(part.max - max).exp();
+        Self { max, sum: scaled(self) + scaled(other) }
+    }
+
+    /// The logarithm itself; −∞ of no terms.
+    pub fn value(self) -> f64 {
+        f64::from(self.max) + self.sum.ln()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn log_sum_exp_merges_and_ignores_empty_slices() {
+        let of = |x: f32| LogSumExp { max: x, sum: 1.0 };
+        let merged = of(1.0).merge(of(3.0)).merge(LogSumExp::EMPTY);
+        assert!((merged.value() - (1f64.exp() + 3f64.exp()).ln()).abs() < 1e-12);
+        assert_eq!(LogSumExp::EMPTY.merge(LogSumExp::EMPTY), LogSumExp::EMPTY);
+        assert_eq!(LogSumExp::EMPTY.value(), f64::NEG_INFINITY);
+    }
+}

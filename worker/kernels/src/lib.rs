@@ -1,0 +1,1 @@
+//! CPU kernels: packed matrix products, LayerNorm, activations, paged attention.

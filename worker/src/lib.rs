@@ -1,0 +1,1 @@
+//! One rank: checkpoint, shard, one forward step.
