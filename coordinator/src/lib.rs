@@ -1,1 +1,11 @@
-//! HTTP, text, scheduling, KV blocks and sampling.
+//! The coordinator: everything between an HTTP request and a step plan, and back.
+//!
+//! Reading order: [`config`] is what a coordinator is told; [`request`] is what travels to the engine, through
+//! [`handle`]; [`engine`] runs `schedule → step → postprocess` in a loop over [`scheduler`], [`block_manager`],
+//! [`worker_pool`] and [`sampler`]; [`text`] stands between token ids and strings; [`http`] is the outside.
+//!
+//! This crate links no tensor library: logits reach it as slices of numbers.
+
+pub mod config;
+pub mod handle;
+pub mod request;

@@ -1,0 +1,55 @@
+//! What a coordinator is told when it starts.
+
+use std::path::PathBuf;
+
+use nanoinfer_shared::{
+    Geometry, Partition,
+    protocol::{CommKind, DType},
+};
+
+/// Everything the engine needs besides links to its ranks.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// Sizes of the model.
+    pub geometry: Geometry,
+    /// Who holds what; its world is the number of links.
+    pub partition: Partition,
+    /// Safetensors files, as this host sees them.
+    pub weights: Vec<PathBuf>,
+    /// Digest of the checkpoint's layout.
+    pub fingerprint: u64,
+    /// Element type to compute in.
+    pub dtype: DType,
+    /// Compute threads of each rank.
+    pub threads: usize,
+    /// Data link between the ranks.
+    pub comm: CommKind,
+    /// Whether ranks may spin while they wait.
+    pub spin: bool,
+    /// Bytes of KV pool on each rank; `None` for the smaller of a quarter of the free memory and what `max_seqs` full
+    /// sequences need.
+    pub kv_memory: Option<u64>,
+    /// Most sequences in one step.
+    pub max_seqs: usize,
+    /// Most new tokens in one step.
+    pub max_batched_tokens: usize,
+    /// Most requests waiting for their first step.
+    pub max_queue: usize,
+}
+
+/// What clients are told of the model.
+#[derive(Clone, Debug)]
+pub struct ModelCard {
+    /// What was typed after `--model`; the name that replies carry.
+    pub name: String,
+    /// Further name from `--served-model-name`.
+    pub served_name: Option<String>,
+    /// Sizes of the model.
+    pub geometry: Geometry,
+    /// Element type computed in.
+    pub dtype: DType,
+    /// Ranks.
+    pub nproc: usize,
+    /// Version and commit of the server.
+    pub build_id: String,
+}
