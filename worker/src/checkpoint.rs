@@ -33,7 +33,9 @@ pub enum CheckpointError {
         source: std::io::Error,
     },
     /// The file is no safetensors file, or is cut short.
-    #[error("{path} is not a complete safetensors file: {reason}\n  hint: the download may have been interrupted; fetch the file again")]
+    #[error(
+        "{path} is not a complete safetensors file: {reason}\n  hint: the download may have been interrupted; fetch the file again"
+    )]
     Malformed {
         /// The file.
         path: PathBuf,
@@ -255,7 +257,10 @@ mod tests {
     use super::*;
 
     fn write(dir: &Path, tensors: &[(&str, Dtype, Vec<usize>)]) -> PathBuf {
-        let data: Vec<Vec<u8>> = tensors.iter().map(|(_, dtype, shape)| vec![0; shape.iter().product::<usize>() * dtype.bitsize() / 8]).collect();
+        let data: Vec<Vec<u8>> = tensors
+            .iter()
+            .map(|(_, dtype, shape)| vec![0; shape.iter().product::<usize>() * dtype.bitsize() / 8])
+            .collect();
         let views = tensors.iter().zip(&data).map(|((name, dtype, shape), data)| {
             (*name, safetensors::tensor::TensorView::new(*dtype, shape.clone(), data).unwrap())
         });
@@ -273,10 +278,12 @@ mod tests {
         .unwrap();
         let all: Vec<_> = expected(&geometry).map(|(name, shape)| (name, Dtype::F16, shape)).collect();
         let borrow = |all: &[(String, Dtype, Vec<usize>)]| -> PathBuf {
-            let tensors: Vec<_> = all.iter().map(|(name, dtype, shape)| (name.as_str(), *dtype, shape.clone())).collect();
+            let tensors: Vec<_> =
+                all.iter().map(|(name, dtype, shape)| (name.as_str(), *dtype, shape.clone())).collect();
             write(dir.path(), &tensors)
         };
-        let check = |path: PathBuf| Checkpoint::open(&[path]).and_then(|c| c.check(&geometry)).map_err(|e| e.to_string());
+        let check =
+            |path: PathBuf| Checkpoint::open(&[path]).and_then(|c| c.check(&geometry)).map_err(|e| e.to_string());
         check(borrow(&all)).unwrap();
 
         let error = check(borrow(&all[1..])).unwrap_err();

@@ -21,7 +21,9 @@ pub enum WorkerError {
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     /// This host's checkpoint is not the coordinator's.
-    #[error("rank {rank} holds another checkpoint than the coordinator: its layout has digest {got:016x}, not {expected:016x}")]
+    #[error(
+        "rank {rank} holds another checkpoint than the coordinator: its layout has digest {got:016x}, not {expected:016x}"
+    )]
     Fingerprint {
         /// This rank.
         rank: usize,
@@ -31,7 +33,9 @@ pub enum WorkerError {
         got: u64,
     },
     /// The link kind ordered cannot be made here.
-    #[error("rank {rank} was told to use shared memory, but was handed none\n  hint: ranks that were not started by the launcher need --comm tcp")]
+    #[error(
+        "rank {rank} was told to use shared memory, but was handed none\n  hint: ranks that were not started by the launcher need --comm tcp"
+    )]
     NoSegment {
         /// This rank.
         rank: usize,

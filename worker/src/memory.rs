@@ -8,8 +8,9 @@ pub fn free_bytes() -> Option<u64> {
     let host = field_kib("/proc/meminfo", "MemAvailable:");
     let number = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
     let group = |limit: &str, used: &str| Some(number(limit)?.saturating_sub(number(used)?));
-    let group = group("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current")
-        .or_else(|| group("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"));
+    let group = group("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current").or_else(|| {
+        group("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes")
+    });
     match (host, group) {
         (Some(host), Some(group)) => Some(host.min(group)),
         (one, other) => one.or(other),

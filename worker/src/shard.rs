@@ -90,7 +90,12 @@ impl Shard {
 }
 
 impl LayerShard {
-    fn load(checkpoint: &Checkpoint, geometry: &Geometry, share: &Share, layer: usize) -> Result<Self, CheckpointError> {
+    fn load(
+        checkpoint: &Checkpoint,
+        geometry: &Geometry,
+        share: &Share,
+        layer: usize,
+    ) -> Result<Self, CheckpointError> {
         let name = |part: &str| format!("h.{layer}.{part}");
         let tensor = |part: &str| checkpoint.tensor(&name(part));
         let (c, d) = (geometry.n_embd, geometry.head_dim());
@@ -159,7 +164,11 @@ fn pieces(tensor: TensorSlice<'_>, ranges: &[Range]) -> Vec<f32> {
     ranges.iter().flat_map(|range| tensor.read_vector(range.clone())).collect()
 }
 
-fn load_embedding(checkpoint: &Checkpoint, geometry: &Geometry, share: &Share) -> Result<PackedMatrix, CheckpointError> {
+fn load_embedding(
+    checkpoint: &Checkpoint,
+    geometry: &Geometry,
+    share: &Share,
+) -> Result<PackedMatrix, CheckpointError> {
     let tensor = checkpoint.tensor("wte.weight")?;
     if let Ok(head) = checkpoint.tensor("lm_head.weight")
         && head.row_bytes(share.vocab.clone()) != tensor.row_bytes(share.vocab.clone())

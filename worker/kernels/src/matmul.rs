@@ -200,12 +200,12 @@ unsafe fn tile_body<V: Lanes, const M: usize>(x: &[f32], k: usize, panel: &[f32]
         let (x, panel) = (x.as_ptr(), panel.as_ptr());
         for i in 0..k {
             let weights = V::load(panel.add(i * LANES));
-            for m in 0..M {
-                sums[m] = V::splat(*x.add(m * k + i)).mul_add(weights, sums[m]);
+            for (m, sum) in sums.iter_mut().enumerate() {
+                *sum = V::splat(*x.add(m * k + i)).mul_add(weights, *sum);
             }
         }
-        for m in 0..M {
-            sums[m].store(tile[m].as_mut_ptr());
+        for (sum, row) in sums.iter().zip(tile) {
+            sum.store(row.as_mut_ptr());
         }
     }
 }
