@@ -12,6 +12,7 @@
 //! - [`imports`]: the import rules of docs/architecture.md
 //! - [`example`]: the 100-line program
 
+mod checkpoint;
 mod server;
 
 mod bad_input;

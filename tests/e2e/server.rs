@@ -140,9 +140,14 @@ impl Server {
 
     /// Process ids of its ranks, by rank.
     pub(crate) fn rank_pids(&self) -> Vec<u32> {
-        let mut ranks: Vec<_> = children_of(self.pid()).into_iter().filter_map(|pid| Some((rank_of(pid)?, pid))).collect();
+        Self::ranks_of(self.pid()).into_iter().map(|(_, pid)| pid).collect()
+    }
+
+    /// Ranks and their process ids of the launcher with process id `parent`, by rank.
+    pub(crate) fn ranks_of(parent: u32) -> Vec<(usize, u32)> {
+        let mut ranks: Vec<_> = children_of(parent).into_iter().filter_map(|pid| Some((rank_of(pid)?, pid))).collect();
         ranks.sort_unstable();
-        ranks.into_iter().map(|(_, pid)| pid).collect()
+        ranks
     }
 
     /// Sends a signal to the launcher.
@@ -224,4 +229,11 @@ fn rank_of(pid: u32) -> Option<usize> {
     let mut words = line.split(|&byte| byte == 0);
     words.find(|word| word == b"--rank")?;
     std::str::from_utf8(words.next()?).ok()?.parse().ok()
+}
+
+/// Anonymous memory of a process that is resident: mapped files not counted.
+pub(crate) fn anonymous_bytes(pid: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }

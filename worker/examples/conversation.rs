@@ -41,9 +41,8 @@ impl Gpt2 {
     fn attention(&self, x: &Tensor, layer: &str) -> Result<Tensor> {
         let (t, c) = x.dims2()?;
         let qkv = self.linear(x, &format!("{layer}.attn.c_attn"))?;
-        let heads = |i: usize| {
-            qkv.narrow(1, i * c, c)?.reshape((t, self.heads, c / self.heads))?.transpose(0, 1)?.contiguous()
-        };
+        let heads =
+            |i: usize| qkv.narrow(1, i * c, c)?.reshape((t, self.heads, c / self.heads))?.transpose(0, 1)?.contiguous();
         let scores = (heads(0)?.matmul(&heads(1)?.t()?)? / ((c / self.heads) as f64).sqrt())?;
         let future: Vec<f32> = (0..t * t).map(|i| if i % t > i / t { f32::NEG_INFINITY } else { 0.0 }).collect();
         let weights = softmax_last_dim(&scores.broadcast_add(&Tensor::from_vec(future, (t, t), &Cpu)?)?)?;

@@ -19,4 +19,4 @@ mod error;
 mod memory;
 
 pub use error::WorkerError;
-pub use memory::{anonymous_bytes, free_bytes};
+pub use memory::free_bytes;

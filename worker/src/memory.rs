@@ -1,4 +1,4 @@
-//! How much memory there is, and how much of it this process has taken.
+//! How much memory there is.
 
 use std::fs;
 
@@ -15,11 +15,6 @@ pub fn free_bytes() -> Option<u64> {
         (Some(host), Some(group)) => Some(host.min(group)),
         (one, other) => one.or(other),
     }
-}
-
-/// Anonymous memory of process `pid` that is resident: what it really owns, mapped files not counted. `None` if it is gone.
-pub fn anonymous_bytes(pid: u32) -> Option<u64> {
-    field_kib(&format!("/proc/{pid}/status"), "RssAnon:")
 }
 
 fn field_kib(path: &str, name: &str) -> Option<u64> {
