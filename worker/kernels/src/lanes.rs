@@ -47,6 +47,8 @@ pub(crate) trait Lanes: Copy {
     unsafe fn splat(x: f32) -> Self;
     /// From 16 floats at `from`, of any alignment.
     unsafe fn load(from: *const f32) -> Self;
+    /// From 16 pairs of bf16 at `from`, of any alignment: the first of each pair, and the second.
+    unsafe fn load_bf16_pairs(from: *const u16) -> (Self, Self);
     /// To 16 floats at `to`, of any alignment.
     unsafe fn store(self, to: *mut f32);
     /// `self * by + to`; one rounding where the instruction set can.
@@ -148,6 +150,13 @@ impl Lanes for Portable {
     unsafe fn load(from: *const f32) -> Self {
         // SAFETY: the caller promises 16 readable floats.
         Self(unsafe { from.cast::<[f32; LANES]>().read_unaligned() })
+    }
+    #[inline(always)]
+    unsafe fn load_bf16_pairs(from: *const u16) -> (Self, Self) {
+        // SAFETY: the caller promises 32 readable numbers.
+        let pairs = unsafe { from.cast::<[[u16; 2]; LANES]>().read_unaligned() };
+        let widen = |i: usize| Self(std::array::from_fn(|lane| f32::from_bits(u32::from(pairs[lane][i]) << 16)));
+        (widen(0), widen(1))
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {

@@ -98,6 +98,24 @@ impl Lanes for Avx2 {
         unsafe { Self(_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))) }
     }
     #[inline(always)]
+    unsafe fn load_bf16_pairs(from: *const u16) -> (Self, Self) {
+        // SAFETY: see the impl. A bf16 is the upper half of an f32; the second of a pair already stands there.
+        unsafe {
+            let low = _mm256_loadu_si256(from.cast());
+            let high = _mm256_loadu_si256(from.add(16).cast());
+            let upper = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+            let first = Self(
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
+            );
+            let second = Self(
+                _mm256_castsi256_ps(_mm256_and_si256(low, upper)),
+                _mm256_castsi256_ps(_mm256_and_si256(high, upper)),
+            );
+            (first, second)
+        }
+    }
+    #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: see the impl.
         unsafe {
@@ -147,6 +165,16 @@ impl Lanes for Avx512 {
     unsafe fn load(from: *const f32) -> Self {
         // SAFETY: see the impl.
         unsafe { Self(_mm512_loadu_ps(from)) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16_pairs(from: *const u16) -> (Self, Self) {
+        // SAFETY: see the impl. A bf16 is the upper half of an f32; the second of a pair already stands there.
+        unsafe {
+            let pairs = _mm512_loadu_si512(from.cast());
+            let first = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs));
+            let second = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(0xffff_0000_u32 as i32)));
+            (Self(first), Self(second))
+        }
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {

@@ -14,6 +14,7 @@ mod attention;
 mod lanes;
 mod logits;
 mod matmul;
+mod packed;
 mod norm;
 mod pool;
 
@@ -21,7 +22,8 @@ pub use activation::Activation;
 pub use attention::{AttentionRow, KvLayout, MAX_HEAD_DIM};
 pub use lanes::Isa;
 pub use logits::{arg_top_k, log_sum_exp};
-pub use matmul::{Epilogue, PackedMatrix};
+pub use matmul::Epilogue;
+pub use packed::{PackedMatrix, WeightType};
 pub use pool::ThreadPool;
 
 /// The kernels of one rank: an instruction set and threads to run on.
@@ -29,13 +31,15 @@ pub use pool::ThreadPool;
 pub struct Kernels {
     isa: Isa,
     pool: ThreadPool,
+    /// Rows of the last product with bf16 weights, rounded.
+    rounded: Vec<f32>,
 }
 
 impl Kernels {
     /// Kernels for `isa` on `threads` threads, the caller's included. `spin` lets idle threads wait busily between the
     /// phases of a step.
     pub fn new(isa: Isa, threads: usize, spin: bool) -> Self {
-        Self { isa, pool: ThreadPool::new(threads, spin) }
+        Self { isa, pool: ThreadPool::new(threads, spin), rounded: Vec::new() }
     }
 
     /// `[f(0), …, f(count − 1)]`, computed on all threads.
