@@ -9,12 +9,12 @@
 //!
 //! Does not know models, processes, or any other crate of this project.
 
-mod activation;
-mod attention;
 mod lanes;
-mod logits;
 mod matmul;
 mod norm;
+mod activation;
+mod attention;
+mod logits;
 mod pool;
 
 pub use activation::Activation;
