@@ -7,13 +7,13 @@
 //! Does not know requests, text or policy, and has no async.
 
 pub mod checkpoint;
-pub mod gpt2;
+pub mod shard;
 pub mod kv_pool;
-pub mod plan;
+pub mod gpt2;
+pub mod step;
 pub mod rank;
 pub mod reference;
-pub mod shard;
-pub mod step;
+pub mod plan;
 
 mod error;
 mod memory;

@@ -9,13 +9,13 @@
 //!
 //! Does not know models, processes, or any other crate of this project.
 
-mod activation;
-mod attention;
 mod lanes;
-mod logits;
 mod matmul;
 mod packed;
 mod norm;
+mod activation;
+mod attention;
+mod logits;
 mod pool;
 
 pub use activation::Activation;
