@@ -39,6 +39,8 @@ pub struct BlockId(pub u32);
 pub enum DType {
     /// 32-bit floats throughout.
     F32,
+    /// Weights are bf16, and so are the inputs of products with them, rounded to nearest even; sums and all else are f32.
+    Bf16,
 }
 
 /// How ranks exchange partial sums.

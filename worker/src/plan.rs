@@ -1,6 +1,10 @@
 //! How much memory a rank will take, before anything is loaded.
 
-use nanoinfer_shared::{Geometry, Share, comm::ShmSegment, protocol::CommKind};
+use nanoinfer_shared::{
+    Geometry, Share,
+    comm::ShmSegment,
+    protocol::{CommKind, DType},
+};
 
 use crate::{gpt2::Gpt2, kv_pool::KvPool, shard::Shard, step::StepRunner};
 
@@ -22,13 +26,14 @@ impl RankMemory {
     pub fn estimate(
         geometry: &Geometry,
         share: &Share,
+        dtype: DType,
         (comm, world): (CommKind, usize),
         kv_blocks: usize,
         max_batched_tokens: usize,
         max_seqs: usize,
     ) -> Self {
         Self {
-            weights: Shard::bytes(geometry, share),
+            weights: Shard::bytes(geometry, share, dtype),
             kv: kv_blocks as u64 * KvPool::block_bytes(geometry, share),
             activations: Gpt2::activation_bytes(geometry, share, max_batched_tokens)
                 + StepRunner::buffer_bytes(share, max_seqs),

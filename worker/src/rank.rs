@@ -167,7 +167,7 @@ impl Rank {
         };
         let begun = Instant::now();
         let shard = self.load_shard(&load, &share)?;
-        let weight_bytes = Shard::bytes(&load.geometry, &share);
+        let weight_bytes = Shard::bytes(&load.geometry, &share, load.dtype);
         let elapsed_ms = begun.elapsed().as_millis() as u64;
         tracing::info!(rank, weight_bytes, elapsed_ms, "weights loaded");
         let report = LoadReport {
@@ -201,7 +201,7 @@ impl Rank {
         if got != load.fingerprint {
             return Err(WorkerError::Fingerprint { rank: self.identity.rank, expected: load.fingerprint, got });
         }
-        Ok(Shard::load(&checkpoint, &load.geometry, share)?)
+        Ok(Shard::load(&checkpoint, &load.geometry, share, load.dtype)?)
     }
 
     fn join_peers(

@@ -8,8 +8,8 @@
 //! ```
 //! Only this rank's slices are ever copied: resident anonymous memory stays at its share, also while loading.
 
-use nanoinfer_kernels::PackedMatrix;
-use nanoinfer_shared::{Geometry, Share};
+use nanoinfer_kernels::{PackedMatrix, WeightType};
+use nanoinfer_shared::{Geometry, Share, protocol::DType};
 
 use crate::checkpoint::{Checkpoint, CheckpointError, TensorSlice};
 
@@ -66,10 +66,16 @@ impl Shard {
     ///
     /// # Errors
     /// When the checkpoint has a head that is not the embedding.
-    pub fn load(checkpoint: &Checkpoint, geometry: &Geometry, share: &Share) -> Result<Self, CheckpointError> {
-        let layers = (0..geometry.n_layer).map(|layer| LayerShard::load(checkpoint, geometry, share, layer));
+    pub fn load(
+        checkpoint: &Checkpoint,
+        geometry: &Geometry,
+        share: &Share,
+        dtype: DType,
+    ) -> Result<Self, CheckpointError> {
+        let kind = weight_type(dtype);
+        let layers = (0..geometry.n_layer).map(|layer| LayerShard::load(checkpoint, geometry, share, kind, layer));
         Ok(Self {
-            embedding: load_embedding(checkpoint, geometry, share)?,
+            embedding: load_embedding(checkpoint, geometry, share, kind)?,
             positions: checkpoint.tensor("wpe.weight")?.read_vector(0..geometry.n_positions * geometry.n_embd),
             layers: layers.collect::<Result<_, _>>()?,
             final_norm: LayerNorm::load(checkpoint, geometry, "ln_f")?,
@@ -77,14 +83,16 @@ impl Shard {
     }
 
     /// Bytes that [`Shard::load`] will take for `share`.
-    pub fn bytes(geometry: &Geometry, share: &Share) -> u64 {
+    pub fn bytes(geometry: &Geometry, share: &Share, dtype: DType) -> u64 {
+        let kind = weight_type(dtype);
         let (c, width, f) = (geometry.n_embd, share.heads.len() * geometry.head_dim(), share.ffn.len());
-        let matrices = PackedMatrix::bytes(c, 3 * width)
-            + PackedMatrix::bytes(width, c)
-            + PackedMatrix::bytes(c, f)
-            + PackedMatrix::bytes(f, c);
+        let matrices = PackedMatrix::bytes(kind, c, 3 * width)
+            + PackedMatrix::bytes(kind, width, c)
+            + PackedMatrix::bytes(kind, c, f)
+            + PackedMatrix::bytes(kind, f, c);
         let vectors = (4 * c + 3 * width + c + f + c) * size_of::<f32>();
-        let outside = PackedMatrix::bytes(c, share.vocab.len()) + (geometry.n_positions * c + 2 * c) * size_of::<f32>();
+        let outside =
+            PackedMatrix::bytes(kind, c, share.vocab.len()) + (geometry.n_positions * c + 2 * c) * size_of::<f32>();
         (geometry.n_layer * (matrices + vectors) + outside) as u64
     }
 }
@@ -94,6 +102,7 @@ impl LayerShard {
         checkpoint: &Checkpoint,
         geometry: &Geometry,
         share: &Share,
+        kind: WeightType,
         layer: usize,
     ) -> Result<Self, CheckpointError> {
         let name = |part: &str| format!("h.{layer}.{part}");
@@ -104,20 +113,20 @@ impl LayerShard {
         Ok(Self {
             norm_1: LayerNorm::load(checkpoint, geometry, &name("ln_1"))?,
             qkv: Linear {
-                weights: columns(tensor("attn.c_attn.weight")?, c, &thirds),
+                weights: columns(kind, tensor("attn.c_attn.weight")?, c, &thirds),
                 bias: pieces(tensor("attn.c_attn.bias")?, &thirds),
             },
             attention_projection: Linear {
-                weights: rows(tensor("attn.c_proj.weight")?, heads, c),
+                weights: rows(kind, tensor("attn.c_proj.weight")?, heads, c),
                 bias: tensor("attn.c_proj.bias")?.read_vector(0..c),
             },
             norm_2: LayerNorm::load(checkpoint, geometry, &name("ln_2"))?,
             fc: Linear {
-                weights: columns(tensor("mlp.c_fc.weight")?, c, std::slice::from_ref(&share.ffn)),
+                weights: columns(kind, tensor("mlp.c_fc.weight")?, c, std::slice::from_ref(&share.ffn)),
                 bias: pieces(tensor("mlp.c_fc.bias")?, std::slice::from_ref(&share.ffn)),
             },
             mlp_projection: Linear {
-                weights: rows(tensor("mlp.c_proj.weight")?, share.ffn.clone(), c),
+                weights: rows(kind, tensor("mlp.c_proj.weight")?, share.ffn.clone(), c),
                 bias: tensor("mlp.c_proj.bias")?.read_vector(0..c),
             },
         })
@@ -131,11 +140,18 @@ impl LayerNorm {
     }
 }
 
+fn weight_type(dtype: DType) -> WeightType {
+    match dtype {
+        DType::F32 => WeightType::F32,
+        DType::Bf16 => WeightType::Bf16,
+    }
+}
+
 type Range = std::ops::Range<usize>;
 
 /// The given column ranges of a matrix with `height` rows, side by side.
-fn columns(tensor: TensorSlice<'_>, height: usize, ranges: &[Range]) -> PackedMatrix {
-    let mut matrix = PackedMatrix::zeros(height, ranges.iter().map(Range::len).sum());
+fn columns(kind: WeightType, tensor: TensorSlice<'_>, height: usize, ranges: &[Range]) -> PackedMatrix {
+    let mut matrix = PackedMatrix::zeros(kind, height, ranges.iter().map(Range::len).sum());
     let mut values = Vec::new();
     for row in 0..height {
         let mut column = 0;
@@ -149,8 +165,8 @@ fn columns(tensor: TensorSlice<'_>, height: usize, ranges: &[Range]) -> PackedMa
 }
 
 /// The given rows of a matrix with `width` columns.
-fn rows(tensor: TensorSlice<'_>, range: Range, width: usize) -> PackedMatrix {
-    let mut matrix = PackedMatrix::zeros(range.len(), width);
+fn rows(kind: WeightType, tensor: TensorSlice<'_>, range: Range, width: usize) -> PackedMatrix {
+    let mut matrix = PackedMatrix::zeros(kind, range.len(), width);
     let mut values = Vec::new();
     for (to, from) in range.enumerate() {
         tensor.read_row(from, 0..width, &mut values);
@@ -168,6 +184,7 @@ fn load_embedding(
     checkpoint: &Checkpoint,
     geometry: &Geometry,
     share: &Share,
+    kind: WeightType,
 ) -> Result<PackedMatrix, CheckpointError> {
     let tensor = checkpoint.tensor("wte.weight")?;
     if let Ok(head) = checkpoint.tensor("lm_head.weight")
@@ -175,7 +192,7 @@ fn load_embedding(
     {
         return Err(CheckpointError::UntiedHead);
     }
-    let mut matrix = PackedMatrix::zeros(geometry.n_embd, share.vocab.len());
+    let mut matrix = PackedMatrix::zeros(kind, geometry.n_embd, share.vocab.len());
     let mut values = Vec::new();
     for (column, token) in share.vocab.clone().enumerate() {
         tensor.read_row(token, 0..geometry.n_embd, &mut values);

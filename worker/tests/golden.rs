@@ -3,6 +3,7 @@
 //! The golden data and the script that made it are in `tests/golden`. Index:
 //! - `logits_and_greedy_ids_agree_with_transformers`: every model, nproc 1, 2, 3, 5, shm and tcp; shm = tcp bit for bit
 //! - `a_batch_equals_each_alone`, `chunks_equal_the_whole`: bit for bit
+//! - `bf16_stays_near_and_shm_equals_tcp`
 //! - `the_reference_agrees_with_transformers`: `worker/src/reference.rs`
 //! - `answers_agree_with_full_rows`: `Targets` and `Candidates` against fetched rows
 //! - `a_plan_that_does_not_fit_ends_the_rank_with_the_reason`
@@ -91,7 +92,7 @@ const MAX_TOKENS: usize = 256;
 const MAX_SEQS: usize = 64;
 
 impl Ranks {
-    fn start(golden: &Golden, world: usize, comm: CommKind) -> Self {
+    fn start(golden: &Golden, world: usize, comm: CommKind, dtype: DType) -> Self {
         let weights = vec![golden.folder.join("model.safetensors")];
         let fingerprint = Checkpoint::open(&weights).unwrap().fingerprint();
         let segment = ShmSegment::create(world).unwrap();
@@ -115,7 +116,7 @@ impl Ranks {
             geometry: golden.geometry.clone(),
             weights,
             fingerprint,
-            dtype: DType::F32,
+            dtype,
             threads: 1,
             comm,
             spin: false,
@@ -193,6 +194,11 @@ fn sequence(tokens: &[TokenId], start: usize, first: u32) -> SequenceStep {
     }
 }
 
+/// Every case in every element type.
+fn each_type<T: Copy>(cases: &[T]) -> impl Iterator<Item = (T, DType)> {
+    cases.iter().flat_map(|&case| [DType::F32, DType::Bf16].map(|dtype| (case, dtype)))
+}
+
 /// The links that a world can have.
 fn links(world: usize) -> Vec<CommKind> {
     if world == 1 { vec![CommKind::Local] } else { vec![CommKind::Shm, CommKind::Tcp] }
@@ -220,7 +226,7 @@ fn logits_and_greedy_ids_agree_with_transformers() {
         for world in [1, 2, 3, 5].into_iter().filter(|&world| world <= golden.geometry.n_head) {
             let mut of_links = Vec::new();
             for comm in links(world) {
-                let mut ranks = Ranks::start(&golden, world, comm);
+                let mut ranks = Ranks::start(&golden, world, comm, DType::F32);
                 let mut seen = Vec::new();
                 for case in &golden.cases {
                     let what = format!("{} nproc {world} {comm:?}", case.name);
@@ -252,15 +258,15 @@ fn logits_and_greedy_ids_agree_with_transformers() {
 
 #[test]
 fn a_batch_equals_each_alone() {
-    for (model, world) in [("heads5", 1), ("heads5", 2), ("heads7", 3), ("inner", 5)] {
+    for ((model, world), dtype) in each_type(&[("heads5", 1), ("heads5", 2), ("heads7", 3), ("inner", 5)]) {
         let golden = golden(model);
-        let mut ranks = Ranks::start(&golden, world, links(world)[0]);
+        let mut ranks = Ranks::start(&golden, world, links(world)[0], dtype);
         // 5 sequences whose blocks do not overlap: sequence i takes blocks i, i + 7, i + 14, …
         let cases = &golden.cases[..5];
         let alone: Vec<_> =
             cases.iter().map(|case| bits(&ranks.full_rows(vec![sequence(&case.prompt, 0, 1)]))).collect();
         let together = ranks.full_rows(cases.iter().zip(0..).map(|(case, i)| sequence(&case.prompt, 0, i)).collect());
-        assert_eq!(bits(&together), alone.concat(), "{model} nproc {world}");
+        assert_eq!(bits(&together), alone.concat(), "{model} nproc {world} {dtype:?}");
         // And one more token of each, beside a prompt that starts now.
         let mut mixed: Vec<_> = cases.iter().zip(0..).map(|(case, i)| sequence(&[7], case.prompt.len(), i)).collect();
         let decoded_alone: Vec<_> = mixed.iter().map(|s| bits(&ranks.full_rows(vec![s.clone()]))).collect();
@@ -274,10 +280,10 @@ fn a_batch_equals_each_alone() {
 
 #[test]
 fn chunks_equal_the_whole() {
-    for (model, world) in [("heads5", 1), ("heads7", 2), ("inner", 3)] {
+    for ((model, world), dtype) in each_type(&[("heads5", 1), ("heads7", 2), ("inner", 3)]) {
         let golden = golden(model);
         let case = golden.cases.iter().max_by_key(|case| case.prompt.len()).unwrap();
-        let mut ranks = Ranks::start(&golden, world, links(world)[0]);
+        let mut ranks = Ranks::start(&golden, world, links(world)[0], dtype);
         let whole = bits(&ranks.full_rows(vec![sequence(&case.prompt, 0, 2)]));
         for chunk in [1, 5, 16, 17, 33] {
             let mut rows = Vec::new();
@@ -287,6 +293,31 @@ fn chunks_equal_the_whole() {
             assert_eq!(bits(&rows), whole, "{} nproc {world}, chunks of {chunk}", case.name);
         }
         ranks.stop();
+    }
+}
+
+#[test]
+fn bf16_stays_near_and_shm_equals_tcp() {
+    for model in MODELS {
+        let golden = golden(model);
+        let case = golden.cases.iter().max_by_key(|case| case.prompt.len()).unwrap();
+        let mut of_links = Vec::new();
+        for comm in links(3) {
+            let mut ranks = Ranks::start(&golden, 3, comm, DType::Bf16);
+            let rows = ranks.full_rows(vec![sequence(&case.prompt, 0, 5)]);
+            ranks.stop();
+            let (mut error, mut signal) = (0.0, 0.0);
+            for (got, exact) in rows.iter().flatten().zip(case.logits.iter().flatten()) {
+                error += f64::from(got - exact).powi(2);
+                signal += f64::from(*exact).powi(2);
+            }
+            let relative = (error / signal).sqrt();
+            // A bf16 has 8 significant bits: relative rounding up to 2^-9 at each of a handful of products in a row.
+            assert!(relative < 0.02, "{} {comm:?}: relative error {relative}", case.name);
+            assert!(relative > 1e-4, "{}: bf16 cannot be this exact: is it f32?", case.name);
+            of_links.push(bits(&rows));
+        }
+        assert_eq!(of_links[0], of_links[1], "{model}");
     }
 }
 
@@ -307,7 +338,7 @@ fn the_reference_agrees_with_transformers() {
 fn answers_agree_with_full_rows() {
     for (model, world) in [("heads5", 1), ("heads5", 3), ("tiny", 3), ("heads7", 7)] {
         let golden = golden(model);
-        let mut ranks = Ranks::start(&golden, world, links(world)[0]);
+        let mut ranks = Ranks::start(&golden, world, links(world)[0], DType::F32);
         let case = &golden.cases[3];
         let targets: Vec<TokenId> = vec![0, 3, golden.geometry.vocab_size as u32 - 1];
         let (k, temperature) = (6, 0.7);
@@ -372,7 +403,7 @@ fn a_plan_that_does_not_fit_ends_the_rank_with_the_reason() {
         (broken(|s| s.outputs = vec![RowRequest { row: 3, wants: greedy() }]), "row 3"),
         (broken(|s| s.tokens = vec![1; 300]), "300 tokens"),
     ] {
-        let mut ranks = Ranks::start(&golden, 1, CommKind::Local);
+        let mut ranks = Ranks::start(&golden, 1, CommKind::Local, DType::F32);
         ranks.send(&ToRank::Step(StepPlan { step: 9, sequences: vec![plan] }));
         let failure = ranks.receive(|message| match message {
             FromRank::Failed(reason) => reason,

@@ -143,9 +143,7 @@ impl PackedMatrix {
         let (panel, lane) = (column / LANES, column % LANES);
         match self.panels {
             Panels::F32(_) => (panel * self.rows + row) * LANES + lane,
-            Panels::Bf16(_) => {
-                panel * self.rows.next_multiple_of(2) * LANES + row / 2 * 2 * LANES + 2 * lane + row % 2
-            }
+            Panels::Bf16(_) => panel * self.rows.next_multiple_of(2) * LANES + row / 2 * 2 * LANES + 2 * lane + row % 2,
         }
     }
 }
