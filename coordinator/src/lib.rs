@@ -7,5 +7,11 @@
 //! This crate links no tensor library: logits reach it as slices of numbers.
 
 pub mod config;
-pub mod handle;
 pub mod request;
+
+pub mod handle;
+
+#[cfg(test)]
+mod fake_rank;
+mod random;
+mod sampler;
