@@ -11,7 +11,10 @@ pub mod request;
 
 pub mod handle;
 
+mod block_manager;
 #[cfg(test)]
 mod fake_rank;
 mod random;
 mod sampler;
+mod scheduler;
+mod sequence;
