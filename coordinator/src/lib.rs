@@ -12,9 +12,11 @@ pub mod request;
 pub mod handle;
 
 mod block_manager;
+pub mod engine;
 #[cfg(test)]
 mod fake_rank;
 mod random;
 mod sampler;
 mod scheduler;
 mod sequence;
+mod worker_pool;
