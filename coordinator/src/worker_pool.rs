@@ -310,3 +310,52 @@ fn unexpected(Answer { rank, message }: Answer, expected: &str) -> PoolError {
     };
     PoolError::Unexpected { rank, expected: expected.into(), got }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{os::unix::net::UnixStream, sync::atomic::Ordering::Relaxed};
+
+    use nanoinfer_shared::{link::Socket, protocol::SequenceStep};
+
+    use super::*;
+    use crate::fake_rank;
+
+    /// What `kill -STOP` does to a rank, in the worst moment: its socket is full and the order half written.
+    #[test]
+    fn a_rank_that_stops_reading_does_not_hold_up_the_heartbeat() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let link = ControlLink::over(Socket::Unix(ours), 1).unwrap();
+        let (go_on, stopped) = mpsc::channel::<()>();
+        let rank = thread::spawn(move || {
+            let mut link: ControlLink<FromRank, ToRank> = ControlLink::over(Socket::Unix(theirs), 1).unwrap();
+            assert!(matches!(link.receiver.receive(), Ok(ToRank::Load(_))));
+            let report = nanoinfer_shared::protocol::LoadReport {
+                weight_bytes: 0,
+                free_bytes: 0,
+                data_address: Some("here".into()),
+            };
+            link.sender.send(FromRank::Loaded(report)).unwrap();
+            assert!(matches!(link.receiver.receive(), Ok(ToRank::Start(_))));
+            link.sender.send(FromRank::Ready).unwrap();
+            stopped.recv().unwrap_err();
+        });
+        let status = Arc::new(Status::default());
+        let config = fake_rank::config(1, 6);
+        let (mut pool, kv_blocks) = WorkerPool::start(vec![link], &config, status.clone(), || ()).unwrap();
+        assert_eq!(kv_blocks, 6);
+        assert!(status.ready.load(Relaxed));
+
+        let tokens = vec![1 << 20; 1 << 20];
+        let sequences = vec![SequenceStep { tokens, start: 0, blocks: Vec::new(), outputs: Vec::new() }];
+        let step = thread::spawn(move || pool.step(&StepPlan { step: 0, sequences }).unwrap_err().to_string());
+        let since = Instant::now();
+        while status.ready.load(Relaxed) {
+            assert!(since.elapsed() < Duration::from_secs(2));
+            thread::yield_now();
+        }
+        drop(go_on);
+        rank.join().unwrap();
+        assert!(step.join().unwrap().contains("rank 0 is gone"));
+        assert!(!status.ready.load(Relaxed));
+    }
+}
