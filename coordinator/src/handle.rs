@@ -8,15 +8,42 @@ use std::sync::{
     atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
 };
 
-use tokio::sync::mpsc::{self, error::TrySendError};
+use nanoinfer_shared::protocol::TokenId;
+use tokio::sync::{
+    OwnedSemaphorePermit, Semaphore,
+    mpsc::{self, error::TrySendError},
+};
 
 use crate::request::{Event, Request};
 
 /// Submits requests to the engine.
 #[derive(Clone, Debug)]
 pub struct EngineHandle {
-    pub(crate) submissions: mpsc::Sender<Submission>,
-    pub(crate) status: Arc<Status>,
+    commands: mpsc::Sender<Command>,
+    /// One place for each request that waits for its first step.
+    places: Arc<Semaphore>,
+    door: Door,
+    status: Arc<Status>,
+}
+
+/// What every request is held against before it enters.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Door {
+    /// Token ids are below this.
+    pub(crate) vocab_size: usize,
+    /// Most tokens of prompt and generation together.
+    pub(crate) n_positions: usize,
+    /// Most requests waiting for their first step.
+    pub(crate) max_queue: usize,
+}
+
+/// What reaches the engine's thread.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// One more sequence.
+    Submit(Submission),
+    /// Look at the status and at the ranks again; there is nothing to add.
+    Wake,
 }
 
 /// A request on its way to the engine, with the way back.
@@ -25,6 +52,8 @@ pub(crate) struct Submission {
     pub(crate) request: Request,
     /// Holds every event a sequence can have, so that the engine never waits for a slow reader.
     pub(crate) events: mpsc::Sender<Event>,
+    /// Its place in the queue, given back by dropping it.
+    pub(crate) place: OwnedSemaphorePermit,
 }
 
 /// The events of one sequence. Dropping it cancels the sequence within one step.
@@ -65,22 +94,57 @@ pub enum SubmitError {
     /// A rank is gone.
     #[error("the engine has ended: {0}")]
     Ended(String),
+    /// There is nothing to continue.
+    #[error("the prompt has no tokens")]
+    EmptyPrompt,
+    /// A token of the prompt, or one with a bias, that the model does not have.
+    #[error("token id {id} is not below the model's vocabulary size of {vocab_size}")]
+    UnknownToken {
+        /// The token.
+        id: TokenId,
+        /// Size of the vocabulary.
+        vocab_size: usize,
+    },
+    /// The wall of learned positions.
+    #[error(
+        "{prompt} tokens of prompt and {max_tokens} to generate are more than the {n_positions} positions of the model"
+    )]
+    TooLong {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Most tokens to generate.
+        max_tokens: usize,
+        /// Positions of the model.
+        n_positions: usize,
+    },
+}
+
+/// A handle and the engine's end of it.
+pub(crate) fn channel(door: Door) -> (EngineHandle, mpsc::Receiver<Command>) {
+    // Every submission holds a place, so there is always room for one wake-up among them.
+    let (commands, receiver) = mpsc::channel(door.max_queue + 1);
+    let places = Arc::new(Semaphore::new(door.max_queue));
+    (EngineHandle { commands, places, door, status: Arc::default() }, receiver)
 }
 
 impl EngineHandle {
     /// Queues one sequence.
     ///
     /// # Errors
-    /// When the queue is full, or the engine takes nothing more.
+    /// When the request cannot be served by this model, the queue is full, or the engine takes nothing more.
     pub fn submit(&self, request: Request) -> Result<Events, SubmitError> {
+        self.door.check(&request)?;
         if self.status.stopping.load(Relaxed) {
             return Err(SubmitError::Stopping);
         }
+        let Ok(place) = self.places.clone().try_acquire_owned() else {
+            return Err(SubmitError::QueueFull { limit: self.door.max_queue });
+        };
         // A prompt event, one event a token, and the end.
         let (events, receiver) = mpsc::channel(request.limits.max_tokens + 2);
-        match self.submissions.try_send(Submission { request, events }) {
+        match self.commands.try_send(Command::Submit(Submission { request, events, place })) {
             Ok(()) => Ok(Events(receiver)),
-            Err(TrySendError::Full(_)) => Err(SubmitError::QueueFull { limit: self.submissions.max_capacity() }),
+            Err(TrySendError::Full(_)) => Err(SubmitError::QueueFull { limit: self.door.max_queue }),
             Err(TrySendError::Closed(_)) => Err(SubmitError::Ended(self.failure())),
         }
     }
@@ -93,11 +157,29 @@ impl EngineHandle {
     /// Takes no new requests from now on; those under way finish.
     pub fn stop(&self) {
         self.status.stopping.store(true, Relaxed);
+        // Where there is no room for it, the engine has something to read already.
+        let _ = self.commands.try_send(Command::Wake);
     }
 
     /// Waits until the engine's thread has ended, cleanly or not.
     pub async fn ended(&self) {
-        self.submissions.closed().await;
+        self.commands.closed().await;
+    }
+
+    /// What wakes the engine's thread without keeping its queue open.
+    pub(crate) fn waker(&self) -> impl Fn() + Send + Clone + use<> {
+        let commands = self.commands.downgrade();
+        move || {
+            if let Some(commands) = commands.upgrade() {
+                // Where there is no room for it, the engine has something to read already.
+                let _ = commands.try_send(Command::Wake);
+            }
+        }
+    }
+
+    /// The engine's own hand on the status.
+    pub(crate) fn shared_status(&self) -> Arc<Status> {
+        self.status.clone()
     }
 
     fn failure(&self) -> String {
@@ -105,9 +187,79 @@ impl EngineHandle {
     }
 }
 
+impl Door {
+    fn check(&self, request: &Request) -> Result<(), SubmitError> {
+        let (prompt, max_tokens) = (request.prompt.len(), request.limits.max_tokens);
+        if prompt == 0 {
+            return Err(SubmitError::EmptyPrompt);
+        }
+        if prompt.saturating_add(max_tokens) > self.n_positions {
+            return Err(SubmitError::TooLong { prompt, max_tokens, n_positions: self.n_positions });
+        }
+        let biased = request.sampling.logit_bias.iter().map(|&(id, _)| id);
+        let mut ids = request.prompt.iter().copied().chain(biased);
+        match ids.find(|&id| id as usize >= self.vocab_size) {
+            Some(id) => Err(SubmitError::UnknownToken { id, vocab_size: self.vocab_size }),
+            None => Ok(()),
+        }
+    }
+}
+
 impl Events {
     /// The next event; `None` only after the last one.
     pub async fn next(&mut self) -> Option<Event> {
         self.0.recv().await
+    }
+
+    /// The same from a thread outside the runtime.
+    #[cfg(test)]
+    pub(crate) fn blocking_next(&mut self) -> Option<Event> {
+        self.0.blocking_recv()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::{Limits, SamplingParams};
+
+    fn request(prompt: &[TokenId], max_tokens: usize) -> Request {
+        Request {
+            prompt: prompt.to_vec(),
+            sampling: SamplingParams::greedy(),
+            limits: Limits { max_tokens, min_tokens: 0, ignore_eos: false, stop_token_ids: Vec::new() },
+            logprobs: None,
+            prompt_logprobs: None,
+            prompt_index: 0,
+            choice: 0,
+        }
+    }
+
+    #[test]
+    fn what_the_model_cannot_serve_is_refused_at_the_door() {
+        let (handle, _engine) = channel(Door { vocab_size: 10, n_positions: 8, max_queue: 4 });
+        let refused = |request| handle.submit(request).unwrap_err();
+        assert_eq!(refused(request(&[], 1)), SubmitError::EmptyPrompt);
+        assert_eq!(refused(request(&[3, 10], 1)), SubmitError::UnknownToken { id: 10, vocab_size: 10 });
+        assert_eq!(refused(request(&[3; 5], 4)), SubmitError::TooLong { prompt: 5, max_tokens: 4, n_positions: 8 });
+        assert!(matches!(refused(request(&[3], usize::MAX)), SubmitError::TooLong { .. }));
+        let mut biased = request(&[3], 1);
+        biased.sampling.logit_bias = vec![(11, 1.0)];
+        assert_eq!(refused(biased), SubmitError::UnknownToken { id: 11, vocab_size: 10 });
+        handle.submit(request(&[3; 5], 3)).unwrap();
+    }
+
+    #[test]
+    fn the_queue_is_full_until_a_place_is_given_back() {
+        let (handle, mut engine) = channel(Door { vocab_size: 10, n_positions: 8, max_queue: 2 });
+        let waiting: Vec<_> = (0..2).map(|_| handle.submit(request(&[1], 1)).unwrap()).collect();
+        assert_eq!(handle.submit(request(&[1], 1)).unwrap_err(), SubmitError::QueueFull { limit: 2 });
+        let taken = engine.try_recv().unwrap();
+        assert_eq!(handle.submit(request(&[1], 1)).unwrap_err(), SubmitError::QueueFull { limit: 2 });
+        drop(taken);
+        handle.submit(request(&[1], 1)).unwrap();
+        handle.stop();
+        assert_eq!(handle.submit(request(&[1], 1)).unwrap_err(), SubmitError::Stopping);
+        drop((waiting, engine));
     }
 }

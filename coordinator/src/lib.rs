@@ -7,5 +7,16 @@
 //! This crate links no tensor library: logits reach it as slices of numbers.
 
 pub mod config;
-pub mod handle;
 pub mod request;
+
+pub mod handle;
+
+mod block_manager;
+pub mod engine;
+#[cfg(test)]
+mod fake_rank;
+mod random;
+mod sampler;
+mod scheduler;
+mod sequence;
+mod worker_pool;

@@ -1,0 +1,339 @@
+//! The engine over fake ranks: what comes out does not depend on what else runs, and every end is reported.
+
+use std::{
+    sync::mpsc,
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use super::*;
+use crate::{
+    fake_rank::{self, Behaviour},
+    handle::{Events, SubmitError},
+    request::{FinishReason, Limits, Request, SamplingParams, TokenLogprobs},
+};
+
+/// Far more than any of this takes.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+fn request(prompt: &[u32], max_tokens: usize) -> Request {
+    Request {
+        prompt: prompt.to_vec(),
+        sampling: SamplingParams::greedy(),
+        limits: Limits { max_tokens, min_tokens: 0, ignore_eos: true, stop_token_ids: Vec::new() },
+        logprobs: None,
+        prompt_logprobs: None,
+        prompt_index: 0,
+        choice: 0,
+    }
+}
+
+fn prompt(seed: u32, length: usize) -> Vec<u32> {
+    (0..length as u32).map(|i| (seed * 31 + i * 17) % 149).collect()
+}
+
+fn engine(config: EngineConfig, behaviours: Vec<Behaviour>) -> (EngineHandle, Vec<JoinHandle<()>>) {
+    let (links, ranks) = fake_rank::spawn(&config, behaviours);
+    (start(links, config).unwrap(), ranks)
+}
+
+fn well_behaved(world: usize) -> Vec<Behaviour> {
+    (0..world).map(|_| Behaviour::default()).collect()
+}
+
+/// A rank that takes a step for each message, and any once the sender is dropped.
+fn held() -> (mpsc::Sender<()>, Vec<Behaviour>) {
+    let (release, permits) = mpsc::channel();
+    (release, vec![Behaviour { permits: Some(permits), ..Behaviour::default() }])
+}
+
+fn all(mut events: Events) -> Vec<Event> {
+    std::iter::from_fn(|| events.blocking_next()).collect()
+}
+
+fn ids(events: &[Event]) -> Vec<u32> {
+    events.iter().filter_map(|event| if let Event::Token { id, .. } = event { Some(*id) } else { None }).collect()
+}
+
+fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what}");
+        thread::yield_now();
+    }
+}
+
+fn wait_for_end(handle: &EngineHandle, ranks: Vec<JoinHandle<()>>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(handle.ended());
+    for rank in ranks {
+        rank.join().unwrap();
+    }
+}
+
+/// The tokens after `prompt` by the model itself.
+fn greedy(prompt: &[u32], count: usize) -> Vec<u32> {
+    let mut tokens = prompt.to_vec();
+    for _ in 0..count {
+        let logits = fake_rank::logits(&tokens, 0..150);
+        let best = (0..150).rev().max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap();
+        tokens.push(best as u32);
+    }
+    tokens.split_off(prompt.len())
+}
+
+/// Requests of every kind of draw.
+fn mixed() -> Vec<Request> {
+    let sampled = |seed, length, change: &dyn Fn(&mut Request)| {
+        let mut request = request(&prompt(seed, length), 30);
+        request.sampling = SamplingParams::neutral(seed.into());
+        change(&mut request);
+        request
+    };
+    vec![
+        request(&prompt(1, 3), 60),
+        sampled(2, 40, &|r| r.sampling.top_p = 0.8),
+        sampled(3, 1, &|r| r.logprobs = Some(4)),
+        sampled(4, 50, &|r| {
+            r.prompt_logprobs = Some(2);
+            r.sampling.repetition_penalty = 1.3;
+            r.sampling.top_k = 7;
+        }),
+        sampled(5, 17, &|r| r.sampling.typical_p = 0.6),
+        sampled(6, 33, &|r| {
+            r.sampling.presence_penalty = 0.7;
+            r.sampling.min_p = 0.02;
+            r.limits.min_tokens = 10;
+            r.limits.ignore_eos = false;
+        }),
+        request(&prompt(7, 96), 0),
+    ]
+}
+
+fn assert_same(a: &[Event], b: &[Event]) {
+    let close = |a: &TokenLogprobs, b: &TokenLogprobs| {
+        // Ranks' log-sum-exps merge in another order: the last bits differ.
+        let near = |a: f32, b: f32| (a - b).abs() < 1e-5;
+        let top = a.top.iter().zip(&b.top).all(|(a, b)| a.0 == b.0 && near(a.1, b.1));
+        a.id == b.id && near(a.logprob, b.logprob) && top && a.top.len() == b.top.len()
+    };
+    assert_eq!(a.len(), b.len());
+    for (a, b) in a.iter().zip(b) {
+        match (a, b) {
+            (Event::Token { id: a, logprobs: Some(x) }, Event::Token { id: b, logprobs: Some(y) }) => {
+                assert!(a == b && close(x, y), "{x:?} {y:?}");
+            }
+            (Event::Prompt(a), Event::Prompt(b)) => {
+                assert!(a.len() == b.len() && a[0].is_none() && b[0].is_none());
+                let pairs = a.iter().flatten().zip(b.iter().flatten());
+                assert!(pairs.clone().count() == a.len() - 1 && pairs.clone().all(|(a, b)| close(a, b)));
+            }
+            _ => assert_eq!(a, b),
+        }
+    }
+}
+
+#[test]
+fn a_sequence_is_the_same_alone_and_beside_others_chunked_preempted_and_split() {
+    let (handle, _ranks) = engine(fake_rank::config(1, 100), well_behaved(1));
+    let alone: Vec<_> = mixed().into_iter().map(|request| all(handle.submit(request).unwrap())).collect();
+    assert_eq!(ids(&alone[0]), greedy(&prompt(1, 3), 60));
+    assert!(alone.iter().all(|events| matches!(events.last(), Some(Event::Finished(_)))));
+    assert_eq!(alone[6], [Event::Finished(FinishReason::Length)]);
+    for world in 1..=3 {
+        for (kv_blocks, max_batched_tokens) in [(100, 64), (100, 5), (6, 64), (7, 9)] {
+            let config = EngineConfig { max_batched_tokens, ..fake_rank::config(world, kv_blocks) };
+            let (handle, ranks) = engine(config, well_behaved(world));
+            let events: Vec<_> = mixed().into_iter().map(|request| handle.submit(request).unwrap()).collect();
+            for (events, alone) in events.into_iter().zip(&alone) {
+                assert_same(&all(events), alone);
+            }
+            wait_until("every block is free when idle", || {
+                handle.status().blocks_free.load(Relaxed) == kv_blocks && handle.status().running.load(Relaxed) == 0
+            });
+            handle.stop();
+            wait_for_end(&handle, ranks);
+            assert_eq!(handle.status().failure.get(), None);
+        }
+    }
+}
+
+#[test]
+fn a_prompt_is_scored_with_nothing_generated() {
+    let (handle, _ranks) = engine(fake_rank::config(2, 100), well_behaved(2));
+    let tokens = prompt(9, 70);
+    let scored = Request { prompt_logprobs: Some(3), ..request(&tokens, 0) };
+    let events = all(handle.submit(scored).unwrap());
+    assert_eq!(events.len(), 2);
+    assert_eq!(events[1], Event::Finished(FinishReason::Length));
+    let Event::Prompt(scores) = &events[0] else { panic!("{events:?}") };
+    assert_eq!((scores.len(), &scores[0]), (70, &None));
+    for (at, score) in scores.iter().enumerate().skip(1) {
+        let score = score.as_ref().unwrap();
+        let logits = fake_rank::logits(&tokens[..at], 0..150);
+        let sum: f64 = logits.iter().map(|&logit| f64::from(logit).exp()).sum();
+        let expected = f64::from(logits[tokens[at] as usize]) - sum.ln();
+        assert_eq!(score.id, tokens[at]);
+        assert!((f64::from(score.logprob) - expected).abs() < 1e-5, "{at}");
+        assert!(score.top.len() == 3 && score.top[0].1 >= score.top[2].1);
+    }
+}
+
+#[test]
+fn end_of_text_and_stop_tokens_end_a_sequence_after_being_reported() {
+    let expected = greedy(&prompt(1, 3), 10);
+    let at = (3..10).find(|&at| !expected[..at].contains(&expected[at])).unwrap();
+    let mut config = fake_rank::config(1, 20);
+    config.geometry.eos_token_ids = vec![expected[at]];
+    let (handle, _ranks) = engine(config, well_behaved(1));
+    let run = |change: &dyn Fn(&mut Limits)| {
+        let mut request = request(&prompt(1, 3), 10);
+        request.limits.ignore_eos = false;
+        change(&mut request.limits);
+        let events = all(handle.submit(request).unwrap());
+        (ids(&events), events.last().cloned().unwrap())
+    };
+    assert_eq!(run(&|_| ()), (expected[..=at].to_vec(), Event::Finished(FinishReason::Stop)));
+    assert_eq!(run(&|l| l.ignore_eos = true), (expected.clone(), Event::Finished(FinishReason::Length)));
+    let stopped = run(&|l| {
+        l.ignore_eos = true;
+        l.stop_token_ids = vec![expected[0]];
+    });
+    assert_eq!(stopped, (expected[..1].to_vec(), Event::Finished(FinishReason::Stop)));
+    let (longer, _) = run(&|l| l.min_tokens = at + 2);
+    assert!(longer.len() >= at + 2 && longer[..at] == expected[..at] && longer[at] != expected[at]);
+}
+
+#[test]
+fn dropping_the_events_frees_the_blocks() {
+    let (release, behaviours) = held();
+    let (handle, _ranks) = engine(fake_rank::config(1, 20), behaviours);
+    let mut cancelled = handle.submit(request(&prompt(1, 20), 60)).unwrap();
+    release.send(()).unwrap();
+    assert!(matches!(cancelled.blocking_next(), Some(Event::Token { .. })));
+    assert_eq!(handle.status().blocks_free.load(Relaxed), 18);
+    drop(cancelled);
+    // The step that was under way, and none after it.
+    release.send(()).unwrap();
+    wait_until("the blocks come back", || handle.status().blocks_free.load(Relaxed) == 20);
+    drop(release);
+    assert_eq!(ids(&all(handle.submit(request(&prompt(1, 3), 5)).unwrap())), greedy(&prompt(1, 3), 5));
+}
+
+#[test]
+fn the_queue_counts_what_waits_for_its_first_step() {
+    let (release, behaviours) = held();
+    let config = EngineConfig { max_queue: 2, max_seqs: 1, ..fake_rank::config(1, 20) };
+    let (handle, _ranks) = engine(config, behaviours);
+    let submit = || handle.submit(request(&prompt(1, 3), 4));
+    let mut accepted = vec![submit().unwrap()];
+    wait_until("the first one runs", || handle.status().running.load(Relaxed) == 1);
+    accepted.extend([submit().unwrap(), submit().unwrap()]);
+    assert_eq!(submit().unwrap_err(), SubmitError::QueueFull { limit: 2 });
+    drop(accepted.pop());
+    release.send(()).unwrap();
+    wait_until("who hangs up gives the place back", || submit().is_ok());
+    drop(release);
+    for events in accepted {
+        assert_eq!(ids(&all(events)), greedy(&prompt(1, 3), 4));
+    }
+}
+
+#[test]
+fn a_lost_rank_fails_everything_and_is_named() {
+    let fails = Behaviour { fails_at: Some(2), ..Behaviour::default() };
+    let closes = Behaviour { closes_at: Some(2), ..Behaviour::default() };
+    for (behaviour, words) in [(fails, "rank 1 failed: the fake rank was told to"), (closes, "rank 1 is gone")] {
+        let config = EngineConfig { max_seqs: 2, ..fake_rank::config(3, 20) };
+        let (handle, ranks) = engine(config, vec![Behaviour::default(), behaviour, Behaviour::default()]);
+        let events: Vec<_> = (0..4).map(|seed| handle.submit(request(&prompt(seed, 5), 20)).unwrap()).collect();
+        for events in events {
+            let last = all(events).pop().unwrap();
+            assert!(matches!(&last, Event::Failed(reason) if reason.contains(words)), "{last:?}");
+        }
+        wait_for_end(&handle, ranks);
+        assert!(handle.status().failure.get().unwrap().contains(words));
+        assert!(!handle.status().ready.load(Relaxed));
+        let refused = handle.submit(request(&[1], 1)).unwrap_err();
+        assert!(matches!(&refused, SubmitError::Ended(reason) if reason.contains(words)), "{refused:?}");
+    }
+}
+
+#[test]
+fn a_rank_lost_while_idle_ends_the_engine() {
+    let closes = Behaviour { closes_when_pinged: true, ..Behaviour::default() };
+    let (handle, ranks) = engine(fake_rank::config(2, 20), vec![Behaviour::default(), closes]);
+    wait_for_end(&handle, ranks);
+    assert!(handle.status().failure.get().unwrap().contains("rank 1 is gone"));
+    assert!(!handle.status().ready.load(Relaxed));
+}
+
+#[test]
+fn a_silent_rank_is_not_ready_within_two_seconds_and_ready_again_when_it_answers() {
+    let (release, behaviours) = held();
+    let (handle, _ranks) = engine(fake_rank::config(1, 20), behaviours);
+    assert!(handle.status().ready.load(Relaxed));
+    let events = handle.submit(request(&prompt(1, 3), 2)).unwrap();
+    wait_until("the step began", || handle.status().running.load(Relaxed) == 1);
+    let since = Instant::now();
+    wait_until("a silent rank is not ready", || !handle.status().ready.load(Relaxed));
+    assert!(since.elapsed() < Duration::from_secs(2), "{:?}", since.elapsed());
+    drop(release);
+    assert_eq!(ids(&all(events)).len(), 2);
+    wait_until("it answers again", || handle.status().ready.load(Relaxed));
+}
+
+#[test]
+fn stopping_finishes_what_was_taken() {
+    let (release, behaviours) = held();
+    let config = EngineConfig { max_seqs: 1, ..fake_rank::config(1, 20) };
+    let (handle, ranks) = engine(config, behaviours);
+    let events: Vec<_> = (0..3).map(|seed| handle.submit(request(&prompt(seed, 5), 6)).unwrap()).collect();
+    handle.stop();
+    assert_eq!(handle.submit(request(&[1], 1)).unwrap_err(), SubmitError::Stopping);
+    drop(release);
+    for (seed, events) in (0..).zip(events) {
+        assert_eq!(ids(&all(events)), greedy(&prompt(seed, 5), 6));
+    }
+    wait_for_end(&handle, ranks);
+    assert_eq!(handle.status().failure.get(), None);
+    assert!(!handle.status().ready.load(Relaxed));
+}
+
+#[test]
+fn the_engine_ends_with_the_last_handle_or_on_stop_while_idle() {
+    let (handle, ranks) = engine(fake_rank::config(2, 20), well_behaved(2));
+    let events = handle.submit(request(&prompt(1, 5), 6)).unwrap();
+    drop(handle);
+    assert_eq!(ids(&all(events)).len(), 6);
+    ranks.into_iter().for_each(|rank| rank.join().unwrap());
+
+    let (handle, ranks) = engine(fake_rank::config(2, 20), well_behaved(2));
+    handle.stop();
+    wait_for_end(&handle, ranks);
+}
+
+#[test]
+fn what_cannot_start_says_why() {
+    let refused = |config: EngineConfig, ranks: usize| {
+        let (mut links, _ranks) = fake_rank::spawn(&config, well_behaved(config.partition.world()));
+        links.truncate(ranks);
+        start(links, config).unwrap_err().to_string()
+    };
+    assert!(refused(fake_rank::config(2, 20), 1).contains("split over 2 ranks, but there are links to 1"));
+    let message = refused(fake_rank::config(2, 5), 2);
+    assert!(message.contains("rank 0: a sequence of 96 tokens") && message.contains("--kv-memory"), "{message}");
+    assert!(refused(EngineConfig { max_seqs: 0, ..fake_rank::config(1, 20) }, 1).contains("--max-seqs"));
+}
+
+#[test]
+fn a_panic_of_the_engine_is_no_clean_stop() {
+    let (handle, _commands) = handle::channel(Door { vocab_size: 1, n_positions: 1, max_queue: 1 });
+    let report = PanicReport(handle.shared_status());
+    let ended = thread::spawn(move || {
+        let _report = report;
+        panic!("as a bug would");
+    });
+    assert!(ended.join().is_err());
+    assert!(handle.status().failure.get().unwrap().contains("panicked"));
+}

@@ -1,0 +1,218 @@
+//! A rank for tests: the protocol in full, with a model that is a hash of everything before.
+//!
+//! Its KV pool holds a number for each token and position. A row is computed from what is read back through the block
+//! table, so a wrong block, position or order shows in the next token. It panics where a plan breaks the contract.
+
+use std::{
+    collections::HashSet,
+    ops::Range,
+    sync::mpsc,
+    thread::{self, JoinHandle},
+};
+
+use nanoinfer_shared::{
+    Geometry, Partition,
+    link::{ControlLink, in_memory},
+    protocol::{
+        BLOCK_TOKENS, CommKind, DType, FromRank, LoadReport, LogSumExp, RowSlice, SequenceStep, StepOutput, StepPlan,
+        ToRank, TokenId, Wants,
+    },
+};
+
+use crate::config::EngineConfig;
+
+/// How a fake rank behaves besides answering.
+#[derive(Debug, Default)]
+pub(crate) struct Behaviour {
+    /// Each step waits for one of these; once the other end is dropped, none does.
+    pub(crate) permits: Option<mpsc::Receiver<()>>,
+    /// Fails in its own words instead of taking this step.
+    pub(crate) fails_at: Option<u64>,
+    /// Closes the link instead of taking this step.
+    pub(crate) closes_at: Option<u64>,
+    /// Closes the link at its first heartbeat.
+    pub(crate) closes_when_pinged: bool,
+}
+
+/// A small model over `world` ranks with `kv_blocks` blocks.
+pub(crate) fn config(world: usize, kv_blocks: usize) -> EngineConfig {
+    let json = r#"{"n_positions":96,"n_embd":24,"n_head":3,"n_layer":2,"vocab_size":150,"eos_token_id":149}"#;
+    let geometry = Geometry::from_config_json(json).expect("a valid configuration");
+    let partition = Partition::new(&geometry, world).expect("three heads");
+    // K and V of two layers with the heads of the largest share.
+    let block_bytes = (2 * 2 * partition.share(0).heads.len() * 8 * BLOCK_TOKENS * 4) as u64;
+    EngineConfig {
+        geometry,
+        partition,
+        weights: Vec::new(),
+        fingerprint: 0,
+        dtype: DType::F32,
+        threads: 1,
+        comm: CommKind::Tcp,
+        spin: false,
+        kv_memory: Some(kv_blocks as u64 * block_bytes),
+        max_seqs: 8,
+        max_batched_tokens: 64,
+        max_queue: 100,
+    }
+}
+
+/// Ranks on threads, and the coordinator's ends of their links.
+pub(crate) fn spawn(
+    config: &EngineConfig,
+    behaviours: Vec<Behaviour>,
+) -> (Vec<ControlLink<ToRank, FromRank>>, Vec<JoinHandle<()>>) {
+    let start = |(share, behaviour): (&nanoinfer_shared::Share, Behaviour)| {
+        let (ours, theirs) = in_memory();
+        let rank =
+            FakeRank { vocab: share.vocab.clone(), pool: Vec::new(), max_tokens: config.max_batched_tokens, behaviour };
+        (ours, thread::spawn(move || rank.run(theirs)))
+    };
+    config.partition.shares().iter().zip(behaviours).map(start).unzip()
+}
+
+/// Logits of the model after `tokens`.
+pub(crate) fn logits(tokens: &[TokenId], vocab: Range<usize>) -> Vec<f32> {
+    let entries: Vec<u64> = (0..).zip(tokens).map(|(position, &token)| entry(token, position)).collect();
+    logits_of(&entries, vocab)
+}
+
+/// What a rank answers to `wants` of a row, of which it holds `vocab`.
+pub(crate) fn slice(row: &[f32], vocab: Range<usize>, wants: &Wants) -> RowSlice {
+    let (count, temperature, listed_ids, apart) = match wants {
+        Wants::Targets { ids, top } => (*top, 1.0, ids, false),
+        Wants::Candidates { k, temperature, adjusted } => (*k, *temperature, adjusted, true),
+    };
+    let listed_here: Vec<TokenId> = listed_ids.iter().copied().filter(|&id| vocab.contains(&(id as usize))).collect();
+    let of = |id: TokenId| (id, row[id as usize]);
+    let mut rest: Vec<(TokenId, f32)> =
+        vocab.clone().map(|id| id as TokenId).filter(|id| !(apart && listed_here.contains(id))).map(of).collect();
+    let rest_sum = log_sum_exp(rest.iter().map(|&(_, logit)| logit), temperature);
+    // −0 ties with 0.
+    rest.sort_by(|a, b| (b.1 + 0.0).total_cmp(&(a.1 + 0.0)).then(a.0.cmp(&b.0)));
+    rest.truncate(count as usize);
+    RowSlice {
+        all: log_sum_exp(row[vocab].iter().copied(), 1.0),
+        rest: rest_sum,
+        top: rest,
+        listed: listed_here.into_iter().map(of).collect(),
+    }
+}
+
+fn log_sum_exp(logits: impl Iterator<Item = f32> + Clone, temperature: f32) -> LogSumExp {
+    let max = logits.clone().map(|logit| logit / temperature).fold(f32::NEG_INFINITY, f32::max);
+    if max == f32::NEG_INFINITY {
+        return LogSumExp::EMPTY;
+    }
+    let sum = logits.map(|logit| (f64::from(logit) / f64::from(temperature) - f64::from(max)).exp()).sum();
+    LogSumExp { max, sum }
+}
+
+struct FakeRank {
+    vocab: Range<usize>,
+    /// `[block][BLOCK_TOKENS]`.
+    pool: Vec<[u64; BLOCK_TOKENS]>,
+    max_tokens: usize,
+    behaviour: Behaviour,
+}
+
+impl FakeRank {
+    fn run(mut self, mut link: ControlLink<FromRank, ToRank>) {
+        let mut last_rows: Vec<Vec<f32>> = Vec::new();
+        while let Ok(message) = link.receiver.receive() {
+            let answer = match message {
+                ToRank::Load(order) => {
+                    assert_eq!(order.max_batched_tokens, self.max_tokens);
+                    FromRank::Loaded(LoadReport {
+                        weight_bytes: 1,
+                        free_bytes: 1 << 30,
+                        data_address: Some(format!("rank at {}", self.vocab.start)),
+                    })
+                }
+                ToRank::Start(order) => {
+                    assert!(order.peers.contains(&format!("rank at {}", self.vocab.start)));
+                    assert_ne!(order.link_key, [0; 32]);
+                    self.pool = vec![[0; BLOCK_TOKENS]; order.kv_blocks];
+                    FromRank::Ready
+                }
+                ToRank::Step(plan) => {
+                    if self.behaviour.closes_at == Some(plan.step) {
+                        return;
+                    }
+                    if self.behaviour.fails_at == Some(plan.step) {
+                        let _ = link.sender.send(FromRank::Failed("the fake rank was told to".into()));
+                        return;
+                    }
+                    if let Some(permits) = &self.behaviour.permits {
+                        let _ = permits.recv();
+                    }
+                    let (output, rows) = self.step(&plan);
+                    last_rows = rows;
+                    FromRank::Done(output)
+                }
+                ToRank::FetchRows(rows) => {
+                    let slice = |&row: &u32| last_rows[row as usize][self.vocab.clone()].to_vec();
+                    FromRank::Rows(rows.iter().map(slice).collect())
+                }
+                ToRank::Ping(_) if self.behaviour.closes_when_pinged => return,
+                ToRank::Ping(count) => FromRank::Pong(count),
+                ToRank::Shutdown => return,
+            };
+            if link.sender.send(answer).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn step(&mut self, plan: &StepPlan) -> (StepOutput, Vec<Vec<f32>>) {
+        let tokens: usize = plan.sequences.iter().map(|sequence| sequence.tokens.len()).sum();
+        assert!((1..=self.max_tokens).contains(&tokens), "{tokens} tokens in a step");
+        let mut held = HashSet::new();
+        let mut output = StepOutput { step: plan.step, rows: Vec::new() };
+        let mut rows = Vec::new();
+        for sequence in &plan.sequences {
+            assert!(sequence.blocks.iter().all(|block| held.insert(*block)), "a block of two sequences");
+            self.write(sequence);
+            for request in &sequence.outputs {
+                let entries = self.read(sequence, sequence.start as usize + request.row as usize + 1);
+                let whole = logits_of(&entries, 0..150);
+                output.rows.push(slice(&whole, self.vocab.clone(), &request.wants));
+                rows.push(whole);
+            }
+        }
+        (output, rows)
+    }
+
+    fn write(&mut self, sequence: &SequenceStep) {
+        assert!(!sequence.tokens.is_empty());
+        for (position, &token) in (sequence.start as usize..).zip(&sequence.tokens) {
+            let block = sequence.blocks[position / BLOCK_TOKENS];
+            self.pool[block.0 as usize][position % BLOCK_TOKENS] = entry(token, position);
+        }
+    }
+
+    fn read(&self, sequence: &SequenceStep, positions: usize) -> Vec<u64> {
+        let at = |position: usize| {
+            let block = sequence.blocks[position / BLOCK_TOKENS];
+            self.pool[block.0 as usize][position % BLOCK_TOKENS]
+        };
+        (0..positions).map(at).collect()
+    }
+}
+
+fn entry(token: TokenId, position: usize) -> u64 {
+    mix(u64::from(token) << 32 | position as u64)
+}
+
+fn logits_of(entries: &[u64], vocab: Range<usize>) -> Vec<f32> {
+    let state = entries.iter().fold(1, |state, entry| mix(state ^ entry));
+    vocab.map(|id| (mix(state ^ (id as u64) << 40) >> 40) as f32 / (1 << 21) as f32).collect()
+}
+
+/// The finaliser of SplitMix64.
+fn mix(mut x: u64) -> u64 {
+    x = x.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    x ^ (x >> 31)
+}

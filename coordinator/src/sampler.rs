@@ -1,0 +1,219 @@
+//! Draws the next token of a sequence from the ranks' slices of one row.
+//!
+//! ```text
+//! every rank: top k of the tokens left alone, raw logits of the adjusted, log-sum-exps of its slice
+//!      │ merge
+//!      ▼
+//! a prefix of the vocabulary, descending ── filters ── draw ──► token
+//!      ▲                                      │ undecided
+//!      └── more of the prefix ── whole row ◄──┘
+//! ```
+//! Knows the chain of processors of [`SamplingParams`](crate::request::SamplingParams); does not know ranks' links,
+//! blocks or text.
+//! Invariant: candidates and the whole row give the same token, as both are a prefix for the same [`filter`]s.
+
+mod adjust;
+mod filter;
+pub(crate) mod logprobs;
+mod ranked;
+
+use nanoinfer_shared::{
+    Geometry,
+    protocol::{LogSumExp, RowSlice, TokenId, Wants},
+};
+
+use self::{
+    adjust::{Adjustments, orderly},
+    filter::{Candidate, Filter, Known},
+    ranked::Ranked,
+};
+use crate::{
+    random,
+    request::{Request, SamplingParams, TokenLogprobs},
+};
+
+/// Candidates asked of each rank where nothing bounds the choice. Covers most nuclei of a language model; 1 KB a row.
+const OPEN_CANDIDATES: usize = 128;
+/// Most candidates for a draw: beyond, whole rows are no larger.
+const MAX_CANDIDATES: usize = 2048;
+/// How much of a whole row is put in order first; eight times more each time that does not decide.
+const FIRST_SORTED: usize = 1024;
+/// Below this a temperature is taken for 0: logits divided by it would overflow.
+const MIN_TEMPERATURE: f32 = 1e-5;
+
+/// The draw of one token, complete in itself: made when the step is planned, carried out when its row is there.
+#[derive(Clone, Debug)]
+pub(crate) struct Draw {
+    adjustments: Adjustments,
+    method: Method,
+    logprobs: Option<u32>,
+    vocab_size: usize,
+}
+
+#[derive(Clone, Debug)]
+enum Method {
+    /// The most likely, the lowest id on ties.
+    Greedy,
+    /// By inverse of the distribution function at `uniform`.
+    Random { temperature: f32, filters: Vec<Filter>, uniform: f64 },
+}
+
+/// One token of a sequence.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Drawn {
+    pub(crate) id: TokenId,
+    pub(crate) logprobs: Option<TokenLogprobs>,
+}
+
+impl Draw {
+    /// The draw of the token that follows `tokens`, which begin with the prompt.
+    pub(crate) fn new(request: &Request, tokens: &[TokenId], geometry: &Geometry) -> Self {
+        let sampling = &request.sampling;
+        let method = if sampling.temperature >= MIN_TEMPERATURE {
+            Method::Random {
+                temperature: sampling.temperature,
+                filters: filters(sampling),
+                uniform: random::uniform(sampling.seed, request.prompt_index, request.choice, tokens.len() as u32),
+            }
+        } else {
+            Method::Greedy
+        };
+        Self {
+            adjustments: Adjustments::new(request, tokens, &geometry.eos_token_ids, geometry.vocab_size),
+            method,
+            logprobs: request.logprobs,
+            vocab_size: geometry.vocab_size,
+        }
+    }
+
+    /// What to ask the ranks for.
+    pub(crate) fn wants(&self) -> Wants {
+        Wants::Candidates {
+            k: self.candidates() as u32,
+            temperature: self.temperature(),
+            adjusted: self.adjustments.ids().collect(),
+        }
+    }
+
+    /// The token, if the ranks' candidates decide it. `slices` are in rank order.
+    pub(crate) fn by_candidates(&self, slices: &[&RowSlice]) -> Option<Drawn> {
+        let ranked = |pick: fn(&RowSlice) -> &Vec<(TokenId, f32)>| {
+            let tokens = slices.iter().flat_map(|slice| pick(slice));
+            let mut ranked: Vec<_> =
+                tokens.map(|&(id, raw)| Ranked::new(id, self.adjustments.apply(id, raw))).collect();
+            ranked.sort_unstable();
+            ranked
+        };
+        let (mut known, mut adjusted) = (ranked(|slice| &slice.top), ranked(|slice| &slice.listed));
+        let complete = known.len() + adjusted.len() == self.vocab_size;
+        if !complete {
+            // Only what comes before the last candidate has a known place: anything may stand between that and what
+            // follows.
+            known.truncate(self.candidates());
+            let last = *known.last()?;
+            adjusted.retain(|token| *token < last);
+        }
+        known.extend(adjusted);
+        known.sort_unstable();
+        let id = self.decide(&known, complete, self.normaliser(slices))?;
+        let raw = logprobs::raw_logit(id, slices)?;
+        Some(self.drawn(id, raw, slices))
+    }
+
+    /// The token, from the raw logits of the whole vocabulary.
+    pub(crate) fn by_row(&self, slices: &[&RowSlice], row: &[f32]) -> Drawn {
+        let mut tokens: Vec<Ranked> = (0..).zip(row).map(|(id, &raw)| Ranked::new(id, orderly(raw))).collect();
+        for id in self.adjustments.ids() {
+            tokens[id as usize] = Ranked::new(id, self.adjustments.apply(id, row[id as usize]));
+        }
+        let normaliser = self.normaliser(slices);
+        let (mut sorted, mut goal) = (0, FIRST_SORTED);
+        loop {
+            goal = goal.min(tokens.len());
+            let rest = &mut tokens[sorted..];
+            if goal - sorted < rest.len() {
+                rest.select_nth_unstable(goal - sorted);
+            }
+            rest[..goal - sorted].sort_unstable();
+            sorted = goal;
+            if let Some(id) = self.decide(&tokens[..sorted], sorted == tokens.len(), normaliser) {
+                return self.drawn(id, row[id as usize], slices);
+            }
+            assert!(sorted < tokens.len(), "the whole vocabulary always decides");
+            goal *= 8;
+        }
+    }
+
+    /// How many candidates of each rank decide most draws, and answer for the log-probabilities beside it.
+    fn candidates(&self) -> usize {
+        let for_draw = match &self.method {
+            Method::Greedy => 1,
+            Method::Random { filters, .. } => match filters.first() {
+                // One more shows whether the last of them ties with the next.
+                Some(&Filter::TopK(k)) => k + 1,
+                // Never decided by candidates.
+                Some(Filter::Typical(_)) => 1,
+                _ => OPEN_CANDIDATES,
+            },
+        };
+        for_draw.min(MAX_CANDIDATES).max(self.logprobs.unwrap_or(0) as usize)
+    }
+
+    fn temperature(&self) -> f32 {
+        match self.method {
+            Method::Greedy => 1.0,
+            Method::Random { temperature, .. } => temperature,
+        }
+    }
+
+    /// `ln Σ exp(logit / temperature)` over the vocabulary, adjusted logits included.
+    fn normaliser(&self, slices: &[&RowSlice]) -> f64 {
+        let rest = slices.iter().fold(LogSumExp::EMPTY, |sum, slice| sum.merge(slice.rest)).value();
+        let temperature = f64::from(self.temperature());
+        let listed = slices.iter().flat_map(|slice| &slice.listed);
+        let terms: Vec<f64> =
+            listed.map(|&(id, raw)| f64::from(self.adjustments.apply(id, raw)) / temperature).chain([rest]).collect();
+        let max = terms.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        if max == f64::NEG_INFINITY {
+            return max;
+        }
+        max + terms.iter().map(|term| (term - max).exp()).sum::<f64>().ln()
+    }
+
+    /// The token, if `tokens`, the most likely in descending order, decide it.
+    fn decide(&self, tokens: &[Ranked], complete: bool, normaliser: f64) -> Option<TokenId> {
+        let Method::Random { temperature, filters, uniform } = &self.method else {
+            return tokens.first().map(|token| token.id());
+        };
+        if tokens.is_empty() {
+            return None;
+        }
+        let probability = |logit: f32| {
+            let probability = (f64::from(logit) / f64::from(*temperature) - normaliser).exp();
+            // Where every logit is −∞.
+            if probability.is_nan() { 0.0 } else { probability }
+        };
+        let candidate = |token: &Ranked| {
+            let logit = token.logit();
+            Candidate { id: token.id(), logit, probability: probability(logit) }
+        };
+        let known = Known { tokens: tokens.iter().map(candidate).collect(), mass: 1.0, complete };
+        filters.iter().try_fold(known, |known, filter| filter.apply(known))?.draw(*uniform)
+    }
+
+    fn drawn(&self, id: TokenId, raw: f32, slices: &[&RowSlice]) -> Drawn {
+        Drawn { id, logprobs: self.logprobs.map(|top| logprobs::report(id, raw, top, slices)) }
+    }
+}
+
+/// The filters that are not neutral, in their order.
+fn filters(sampling: &SamplingParams) -> Vec<Filter> {
+    let top_k = (sampling.top_k > 0).then_some(Filter::TopK(sampling.top_k as usize));
+    let top_p = (sampling.top_p < 1.0).then_some(Filter::TopP(sampling.top_p.into()));
+    let min_p = (sampling.min_p > 0.0).then_some(Filter::MinP(sampling.min_p.into()));
+    let typical_p = (sampling.typical_p < 1.0).then_some(Filter::Typical(sampling.typical_p.into()));
+    [top_k, top_p, min_p, typical_p].into_iter().flatten().collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,31 @@
+//! Log-probabilities as they are reported: raw, before any processor.
+//!
+//! Does not know how a token was drawn.
+
+use nanoinfer_shared::protocol::{LogSumExp, RowSlice, TokenId};
+
+use super::adjust::orderly;
+use crate::request::TokenLogprobs;
+
+/// The log-probability of `id` with raw logit `logit`, and of the `top` most likely tokens.
+pub(crate) fn report(id: TokenId, logit: f32, top: u32, slices: &[&RowSlice]) -> TokenLogprobs {
+    let all = slices.iter().fold(LogSumExp::EMPTY, |sum, slice| sum.merge(slice.all)).value();
+    let logprob = |logit: f32| (f64::from(logit) - all) as f32;
+    let mut likeliest: Vec<(TokenId, f32)> = known(slices).collect();
+    likeliest.sort_by(|a, b| orderly(b.1).total_cmp(&orderly(a.1)).then(a.0.cmp(&b.0)));
+    // A target may be listed and among the highest.
+    likeliest.dedup_by_key(|&mut (id, _)| id);
+    likeliest.truncate(top as usize);
+    let top = likeliest.into_iter().map(|(id, logit)| (id, logprob(logit))).collect();
+    TokenLogprobs { id, logprob: logprob(logit), top }
+}
+
+/// The raw logit of `id`, if a rank named it.
+pub(crate) fn raw_logit(id: TokenId, slices: &[&RowSlice]) -> Option<f32> {
+    known(slices).find(|&(known, _)| known == id).map(|(_, logit)| logit)
+}
+
+/// Every token that a rank named; one may appear twice.
+fn known(slices: &[&RowSlice]) -> impl Iterator<Item = (TokenId, f32)> {
+    slices.iter().flat_map(|slice| slice.listed.iter().chain(&slice.top).copied())
+}

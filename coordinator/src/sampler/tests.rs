@@ -1,0 +1,238 @@
+//! The chain against a straightforward one over whole rows, and candidates against whole rows.
+
+use std::ops::Range;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{fake_rank, request::Limits};
+
+fn geometry(vocab_size: usize) -> Geometry {
+    Geometry::from_config_json(&format!(r#"{{"vocab_size":{vocab_size},"eos_token_id":0}}"#)).unwrap()
+}
+
+fn request(prompt: Vec<TokenId>, sampling: SamplingParams) -> Request {
+    Request {
+        prompt,
+        sampling,
+        limits: Limits { max_tokens: 100, min_tokens: 0, ignore_eos: false, stop_token_ids: Vec::new() },
+        logprobs: Some(3),
+        prompt_logprobs: None,
+        prompt_index: 0,
+        choice: 0,
+    }
+}
+
+/// What `world` ranks answer to `draw`.
+fn slices(draw: &Draw, row: &[f32], cuts: &[usize]) -> Vec<RowSlice> {
+    let mut edges: Vec<usize> = cuts.iter().map(|cut| cut % (row.len() + 1)).chain([0, row.len()]).collect();
+    edges.sort_unstable();
+    let ranges = edges.windows(2).map(|edge| Range { start: edge[0], end: edge[1] });
+    ranges.map(|range| fake_rank::slice(row, range, &draw.wants())).collect()
+}
+
+/// The chain over a whole row as one would write it first, with every processor a mask.
+fn reference(request: &Request, tokens: &[TokenId], row: &[f32], uniform: f64) -> TokenId {
+    let s = &request.sampling;
+    let generated = &tokens[request.prompt.len()..];
+    let mut logits = row.to_vec();
+    for &(id, bias) in &s.logit_bias {
+        logits[id as usize] += bias;
+    }
+    let window = s.repetition_window.unwrap_or(tokens.len()).min(tokens.len());
+    for (id, logit) in (0..).zip(&mut logits) {
+        if tokens[tokens.len() - window..].contains(&id) {
+            *logit = if *logit < 0.0 { *logit * s.repetition_penalty } else { *logit / s.repetition_penalty };
+        }
+        let count = generated.iter().filter(|&&token| token == id).count() as f32;
+        if count > 0.0 {
+            *logit -= s.presence_penalty + s.frequency_penalty * count;
+        }
+        if id == 0 && generated.len() < request.limits.min_tokens {
+            *logit = f32::NEG_INFINITY;
+        }
+    }
+    let mut order: Vec<usize> = (0..row.len()).collect();
+    // −0 ties with 0.
+    order.sort_by(|&a, &b| (logits[b] + 0.0).total_cmp(&(logits[a] + 0.0)).then(a.cmp(&b)));
+    if s.temperature == 0.0 {
+        return order[0] as TokenId;
+    }
+    let scores: Vec<f64> = order.iter().map(|&id| f64::from(logits[id]) / f64::from(s.temperature)).collect();
+    let mut keep = vec![true; order.len()];
+    let softmax = |keep: &[bool]| {
+        let kept = || scores.iter().zip(keep).map(|(score, &keep)| if keep { *score } else { f64::NEG_INFINITY });
+        let max = kept().fold(f64::NEG_INFINITY, f64::max);
+        let sum: f64 = kept().map(|score| (score - max).exp()).sum();
+        kept().map(|score| (score - max).exp() / sum).collect::<Vec<f64>>()
+    };
+    if s.top_k > 0 {
+        let threshold = scores[(s.top_k as usize).min(scores.len()) - 1];
+        keep.iter_mut().zip(&scores).for_each(|(keep, score)| *keep &= *score >= threshold);
+    }
+    if s.top_p < 1.0 {
+        // Ascending, dropped while the sum stays within 1 − p.
+        let p = softmax(&keep);
+        let mut sum = 0.0;
+        for at in (1..p.len()).rev() {
+            sum += p[at];
+            keep[at] &= sum > 1.0 - f64::from(s.top_p);
+        }
+    }
+    if s.min_p > 0.0 {
+        let p = softmax(&keep);
+        keep.iter_mut().zip(&p).for_each(|(keep, &q)| *keep &= q >= f64::from(s.min_p) * p[0]);
+    }
+    if s.typical_p < 1.0 {
+        let p = softmax(&keep);
+        let entropy: f64 = p.iter().filter(|&&q| q > 0.0).map(|q| -q * q.ln()).sum();
+        let distance: Vec<f64> = p.iter().map(|q| (-q.ln() - entropy).abs()).collect();
+        let mut by_distance: Vec<usize> = (0..p.len()).collect();
+        by_distance.sort_by(|&a, &b| distance[a].total_cmp(&distance[b]));
+        let mut sum = 0.0;
+        let last = by_distance.iter().position(|&at| {
+            sum += p[at];
+            sum >= f64::from(s.typical_p)
+        });
+        let threshold = distance[by_distance[last.unwrap_or(p.len() - 1)]];
+        keep.iter_mut().zip(&distance).for_each(|(keep, d)| *keep &= *d <= threshold);
+    }
+    let p = softmax(&keep);
+    let mut sum = 0.0;
+    let at = p.iter().position(|q| {
+        sum += q;
+        sum > uniform
+    });
+    order[at.unwrap_or_else(|| keep.iter().rposition(|&keep| keep).unwrap())] as TokenId
+}
+
+fn sampling() -> impl Strategy<Value = SamplingParams> {
+    let off = |neutral: f32, range: Range<f32>| prop_oneof![1 => Just(neutral), 1 => range];
+    let penalties = (off(1.0, 0.5..2.0), prop::option::of(0usize..9), off(0.0, -1.0..1.0), off(0.0, -0.5..0.5));
+    let filters = (
+        prop_oneof![1 => Just(0u32), 1 => 1u32..60],
+        off(1.0, 0.05..0.999),
+        off(0.0, 0.001..0.6),
+        prop_oneof![4 => Just(1f32), 1 => 0.05f32..0.99],
+    );
+    let bias = prop::collection::vec((0u32..400, -4f32..4.0), 0..4);
+    (bias, penalties, prop_oneof![1 => Just(0f32), 5 => 0.2f32..3.0], filters, any::<u64>()).prop_map(
+        |(mut logit_bias, penalties, temperature, (top_k, top_p, min_p, typical_p), seed)| {
+            logit_bias.sort_by_key(|&(id, _)| id);
+            logit_bias.dedup_by_key(|&mut (id, _)| id);
+            SamplingParams {
+                logit_bias,
+                repetition_penalty: penalties.0,
+                repetition_window: penalties.1,
+                presence_penalty: penalties.2,
+                frequency_penalty: penalties.3,
+                temperature,
+                top_k,
+                top_p,
+                min_p,
+                typical_p,
+                seed,
+            }
+        },
+    )
+}
+
+/// Logits of `vocab` tokens around a few likely ones; in steps of a quarter where `coarse`, so that many tie.
+fn logits(vocab: usize) -> impl Strategy<Value = Vec<f32>> {
+    (prop::collection::vec(-3f32..3.0, vocab), 0f32..6.0, 1usize..40, any::<bool>()).prop_map(
+        |(mut row, height, every, coarse)| {
+            row.iter_mut().step_by(every).for_each(|logit| *logit += height);
+            if coarse {
+                row.iter_mut().for_each(|logit| *logit = (*logit * 4.0).round() / 4.0);
+            }
+            row
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1500))]
+
+    #[test]
+    fn candidates_whole_rows_and_the_reference_agree(
+        row in prop_oneof![logits(400), logits(2100)],
+        sampling in sampling(),
+        tokens in prop::collection::vec(0u32..400, 1..20),
+        generated in 0usize..10,
+        min_tokens in 0usize..12,
+        cuts in prop::collection::vec(any::<usize>(), 0..3),
+    ) {
+        let prompt = tokens[..tokens.len().saturating_sub(generated).max(1)].to_vec();
+        let mut request = request(prompt, sampling);
+        request.limits.min_tokens = min_tokens;
+        let draw = Draw::new(&request, &tokens, &geometry(row.len()));
+        let slices = slices(&draw, &row, &cuts);
+        let slices: Vec<_> = slices.iter().collect();
+        let by_row = draw.by_row(&slices, &row);
+        let uniform = random::uniform(request.sampling.seed, 0, 0, tokens.len() as u32);
+        prop_assert_eq!(by_row.id, reference(&request, &tokens, &row, uniform));
+        if let Some(drawn) = draw.by_candidates(&slices) {
+            prop_assert_eq!(drawn, by_row);
+        } else {
+            prop_assert!(request.sampling.temperature > 0.0, "candidates always decide the most likely");
+        }
+    }
+}
+
+#[test]
+fn top_k_needs_a_row_only_for_ties() {
+    let sampling = SamplingParams { top_k: 40, top_p: 0.9, ..SamplingParams::neutral(3) };
+    let request = request(vec![1], sampling);
+    let distinct: Vec<f32> = (0..500).map(|id| ((id * 7919) % 500) as f32 * 0.01).collect();
+    let tied = vec![1.0; 500];
+    for (row, decided) in [(distinct, true), (tied, false)] {
+        let draw = Draw::new(&request, &[1], &geometry(500));
+        let slices = slices(&draw, &row, &[200]);
+        assert_eq!(draw.by_candidates(&slices.iter().collect::<Vec<_>>()).is_some(), decided);
+    }
+}
+
+#[test]
+fn reported_log_probabilities_are_raw_and_include_adjusted_tokens() {
+    let mut row = vec![0f32; 300];
+    (row[7], row[150], row[299]) = (5.0, 4.0, 3.0);
+    let sampling = SamplingParams { logit_bias: vec![(7, -100.0), (9, 50.0)], ..SamplingParams::greedy() };
+    let draw = Draw::new(&request(vec![1], sampling), &[1], &geometry(300));
+    let slices = slices(&draw, &row, &[100, 200]);
+    let drawn = draw.by_candidates(&slices.iter().collect::<Vec<_>>()).unwrap();
+    let sum = f64::ln(5f64.exp() + 4f64.exp() + 3f64.exp() + 297.0);
+    let of = |logit: f64| (logit - sum) as f32;
+    assert_eq!(drawn.id, 9);
+    let reported = drawn.logprobs.unwrap();
+    assert!((reported.logprob - of(0.0)).abs() < 1e-6);
+    assert_eq!(reported.top.iter().map(|t| t.0).collect::<Vec<_>>(), [7, 150, 299]);
+    assert!(reported.top.iter().zip([5.0, 4.0, 3.0]).all(|(t, logit)| (t.1 - of(logit)).abs() < 1e-6));
+}
+
+#[test]
+fn draws_follow_the_distribution() {
+    let row = [2.0f32, 1.0, 0.5, 0.0, -0.5, -1.0, 3.0, -2.0];
+    let sum: f64 = row.iter().map(|&x| f64::from(x / 0.7).exp()).sum();
+    let mut counts = [0f64; 8];
+    for seed in 0..20_000 {
+        let sampling = SamplingParams { temperature: 0.7, ..SamplingParams::neutral(seed) };
+        let draw = Draw::new(&request(vec![1], sampling), &[1, 2], &geometry(8));
+        let slices = slices(&draw, &row, &[3]);
+        counts[draw.by_candidates(&slices.iter().collect::<Vec<_>>()).unwrap().id as usize] += 1.0;
+    }
+    let expected = row.map(|x| 20_000.0 * f64::from(x / 0.7).exp() / sum);
+    let chi_square: f64 = counts.iter().zip(expected).map(|(n, e)| (n - e).powi(2) / e).sum();
+    assert!(chi_square < 24.3, "7 degrees of freedom, 0.1 %: {chi_square}");
+}
+
+#[test]
+fn numbers_out_of_order_do_not_stop_a_draw() {
+    for row in [[f32::NAN; 4], [f32::NEG_INFINITY; 4], [f32::INFINITY, 0.0, f32::NAN, -0.0]] {
+        for temperature in [0.0, 1e-4, 1.0, f32::NAN, f32::INFINITY] {
+            let sampling = SamplingParams { temperature, top_p: 0.9, min_p: 0.1, ..SamplingParams::neutral(1) };
+            let draw = Draw::new(&request(vec![1], sampling), &[1], &geometry(4));
+            let slices = slices(&draw, &row, &[2]);
+            assert!(draw.by_row(&slices.iter().collect::<Vec<_>>(), &row).id < 4);
+        }
+    }
+}

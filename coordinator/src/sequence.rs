@@ -1,0 +1,144 @@
+//! One sequence while the engine holds it: its tokens, how far they are computed, and the way back to who asked.
+//!
+//! Does not know when it runs or what else does.
+//! Invariant: `computed < tokens.len()` until it ends, as the last token drawn is never in the KV pool;
+//! `tokens` begins with the prompt and only grows.
+
+use nanoinfer_shared::Geometry;
+use nanoinfer_shared::protocol::{RowRequest, TokenId, Wants};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+
+use crate::{
+    block_manager::BlockTable,
+    handle::Submission,
+    request::{Event, FinishReason, Request, TokenLogprobs},
+    sampler::{Draw, Drawn},
+};
+
+/// Identity of a sequence, in order of arrival.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct SeqId(pub(crate) u64);
+
+/// A request being served.
+#[derive(Debug)]
+pub(crate) struct Sequence {
+    pub(crate) id: SeqId,
+    pub(crate) request: Request,
+    /// The prompt, then what was generated.
+    pub(crate) tokens: Vec<TokenId>,
+    /// How many of the tokens are in the KV pool.
+    pub(crate) computed: usize,
+    pub(crate) blocks: BlockTable,
+    /// Its place in the queue, until its first step.
+    pub(crate) place: Option<OwnedSemaphorePermit>,
+    events: mpsc::Sender<Event>,
+    /// Scores of the first tokens of the prompt; stays empty unless asked for.
+    prompt_logprobs: Vec<Option<TokenLogprobs>>,
+    /// How many entries `prompt_logprobs` has had: survives a preemption and the delivery.
+    scored: usize,
+}
+
+/// What becomes of the answer to one row of a step.
+#[derive(Debug)]
+pub(crate) enum RowUse {
+    /// The next token is drawn from it.
+    Draw(Draw),
+    /// It scores this token of the prompt, with so many alternatives.
+    Score { target: TokenId, top: u32 },
+}
+
+impl Sequence {
+    /// A sequence with nothing computed.
+    pub(crate) fn new(id: SeqId, submission: Submission) -> Self {
+        let Submission { request, events, place } = submission;
+        let mut sequence = Self {
+            id,
+            tokens: request.prompt.clone(),
+            computed: 0,
+            blocks: BlockTable::default(),
+            place: Some(place),
+            events,
+            prompt_logprobs: Vec::new(),
+            scored: 0,
+            request,
+        };
+        if sequence.request.prompt_logprobs.is_some() {
+            // Nothing predicts the first token.
+            sequence.record_score(None);
+        }
+        sequence
+    }
+
+    /// Tokens not yet in the KV pool.
+    pub(crate) fn pending(&self) -> usize {
+        self.tokens.len() - self.computed
+    }
+
+    /// Nobody waits for its events any more.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.events.is_closed()
+    }
+
+    /// What is wanted of the next `count` tokens, and what for.
+    pub(crate) fn outputs(&self, count: usize, geometry: &Geometry) -> (Vec<RowRequest>, Vec<RowUse>) {
+        let (start, end) = (self.computed, self.computed + count);
+        let mut rows = Vec::new();
+        let mut uses = Vec::new();
+        if let Some(top) = self.request.prompt_logprobs {
+            // The row of position i scores token i + 1; those scored before a preemption are not asked for again.
+            for next in (start + 1).max(self.scored)..(end + 1).min(self.request.prompt.len()) {
+                let target = self.request.prompt[next];
+                let wants = Wants::Targets { ids: vec![target], top };
+                rows.push(RowRequest { row: (next - 1 - start) as u32, wants });
+                uses.push(RowUse::Score { target, top });
+            }
+        }
+        if end == self.tokens.len() && self.generated() < self.request.limits.max_tokens {
+            let draw = Draw::new(&self.request, &self.tokens, geometry);
+            rows.push(RowRequest { row: (count - 1) as u32, wants: draw.wants() });
+            uses.push(RowUse::Draw(draw));
+        }
+        (rows, uses)
+    }
+
+    /// Takes the score of the prompt's next token; delivers all once they are there.
+    pub(crate) fn record_score(&mut self, score: Option<TokenLogprobs>) {
+        self.prompt_logprobs.push(score);
+        self.scored += 1;
+        if self.scored == self.request.prompt.len() {
+            let scores = std::mem::take(&mut self.prompt_logprobs);
+            self.send(Event::Prompt(scores));
+        }
+    }
+
+    /// Appends and reports a token.
+    pub(crate) fn append(&mut self, drawn: Drawn) {
+        self.tokens.push(drawn.id);
+        self.send(Event::Token { id: drawn.id, logprobs: drawn.logprobs });
+    }
+
+    /// Whether it is over, after a step.
+    pub(crate) fn finish_reason(&self, eos_token_ids: &[TokenId]) -> Option<FinishReason> {
+        let limits = &self.request.limits;
+        let generated = &self.tokens[self.request.prompt.len()..];
+        let stops =
+            |id: &TokenId| limits.stop_token_ids.contains(id) || (!limits.ignore_eos && eos_token_ids.contains(id));
+        if generated.last().is_some_and(stops) {
+            return Some(FinishReason::Stop);
+        }
+        // A request that generates nothing is over once its prompt is computed.
+        let complete = generated.len() >= limits.max_tokens && (limits.max_tokens > 0 || self.pending() == 0);
+        complete.then_some(FinishReason::Length)
+    }
+
+    /// Reports an event. The channel holds every event that a sequence can have.
+    pub(crate) fn send(&self, event: Event) {
+        if let Err(mpsc::error::TrySendError::Full(event)) = self.events.try_send(event) {
+            unreachable!("the channel of {:?} has no room for {event:?}", self.id);
+        }
+    }
+
+    fn generated(&self) -> usize {
+        self.tokens.len() - self.request.prompt.len()
+    }
+}

@@ -1,0 +1,361 @@
+//! Speaks to the ranks: orders them up, sends every step to all, gathers what they answer, and watches that they live.
+//!
+//! ```text
+//! engine ── step ──► sender of each rank ◄── ping ── heartbeat thread, twice a second
+//!   ▲                                                  │ who answered when ──► Status::ready
+//!   └── one channel ◄── one reader thread a rank ◄─────┘ (pongs stay here)
+//! ```
+//! Knows the protocol; does not know sequences, sampling or how the links came to be.
+//! Invariant: at most one order is under way, and every rank has answered it before the next is sent.
+
+mod heartbeat;
+mod start;
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{self, RecvTimeoutError, TryRecvError},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use nanoinfer_shared::{
+    handshake::HandshakeError,
+    link::{ControlLink, LinkError, Receiver, Sender},
+    protocol::{FromRank, StepOutput, StepPlan, ToRank, TokenId},
+};
+
+use self::heartbeat::Heartbeat;
+use crate::handle::Status;
+
+/// A rank that has not answered a heartbeat for so long has ended or hangs: the pool fails.
+const LOST_AFTER: Duration = Duration::from_secs(60);
+/// How often a wait for answers looks at heartbeats.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Rows fetched at once: bounds the coordinator's memory (200 KB a row of GPT-2) and the frames.
+const MAX_FETCHED_ROWS: usize = 64;
+
+/// The ranks, seen from the coordinator.
+#[derive(Debug)]
+pub(crate) struct WorkerPool {
+    senders: Arc<Senders>,
+    answers: mpsc::Receiver<Answer>,
+    heartbeat: Heartbeat,
+    vocab_size: usize,
+}
+
+/// The engine's thread sends orders and the heartbeat thread pings, each a whole frame: hence a lock for each rank.
+/// The heartbeat thread only ever tries it, as a rank that was stopped can hold a sender for long.
+type Senders = Vec<Mutex<Sender<ToRank>>>;
+
+/// What a reader thread heard from its rank; nothing follows an error.
+#[derive(Debug)]
+struct Answer {
+    rank: usize,
+    message: Result<FromRank, LinkError>,
+}
+
+/// Why the ranks cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum PoolError {
+    /// The rank said so before it ended.
+    #[error("rank {rank} failed: {reason}")]
+    Failed {
+        /// Which rank.
+        rank: usize,
+        /// In its own words.
+        reason: String,
+    },
+    /// The rank's process ended, or the network between.
+    #[error("rank {rank} is gone: {source}")]
+    Gone {
+        /// Which rank.
+        rank: usize,
+        /// What the link says.
+        source: LinkError,
+    },
+    /// The rank's process exists but does not answer.
+    #[error("rank {rank} has not answered for {seconds} s")]
+    Silent {
+        /// Which rank.
+        rank: usize,
+        /// Since its last word.
+        seconds: u64,
+    },
+    /// The rank answers what was not asked.
+    #[error("rank {rank} should have answered {expected}, got {got}")]
+    Unexpected {
+        /// Which rank.
+        rank: usize,
+        /// What the protocol says.
+        expected: String,
+        /// What came.
+        got: String,
+    },
+    /// No rank holds the logit of a token that was to be scored.
+    #[error("no rank answered for token {id}")]
+    MissingTarget {
+        /// The token.
+        id: TokenId,
+    },
+    /// The links do not fit the partition.
+    #[error("the model is split over {expected} ranks, but there are links to {got}")]
+    World {
+        /// Ranks of the partition.
+        expected: usize,
+        /// Links.
+        got: usize,
+    },
+    /// Not one sequence of full length fits.
+    #[error(
+        "rank {rank}: a sequence of {n_positions} tokens needs {needed} bytes of KV pool, its budget is {budget}\n  \
+         hint: --kv-memory {needed} or more, or a smaller model"
+    )]
+    KvMemory {
+        /// The rank with the least room.
+        rank: usize,
+        /// Longest sequence.
+        n_positions: usize,
+        /// Bytes of its blocks on that rank.
+        needed: u64,
+        /// Bytes that rank may use.
+        budget: u64,
+    },
+    /// A rank on another host cannot be reached by its peers.
+    #[error("rank {rank} gave no address for its peers")]
+    NoAddress {
+        /// Which rank.
+        rank: usize,
+    },
+    /// The operating system gave no random numbers for the secret of the data links.
+    #[error(transparent)]
+    LinkKey(HandshakeError),
+    /// The operating system gave no thread.
+    #[error("no thread for the links: {0}")]
+    Thread(std::io::Error),
+}
+
+impl WorkerPool {
+    /// Takes over the links, in rank order. `wake` is called when a rank is gone, whoever waits for it or not.
+    fn connect(
+        links: Vec<ControlLink<ToRank, FromRank>>,
+        vocab_size: usize,
+        status: Arc<Status>,
+        wake: impl Fn() + Send + Clone + 'static,
+    ) -> Result<Self, PoolError> {
+        // A rank answers one order at a time and may fail on top of it.
+        let (inbox, answers) = mpsc::sync_channel(2 * links.len());
+        let heartbeat = Heartbeat::new(links.len(), status);
+        let mut senders = Vec::with_capacity(links.len());
+        for (rank, link) in links.into_iter().enumerate() {
+            let (inbox, pulse, wake) = (inbox.clone(), heartbeat.pulse(rank), wake.clone());
+            senders.push(Mutex::new(link.sender));
+            thread::Builder::new()
+                .name(format!("from-rank-{rank}"))
+                .spawn(move || read(rank, link.receiver, &inbox, &pulse, wake))
+                .map_err(PoolError::Thread)?;
+        }
+        Ok(Self { senders: Arc::new(senders), answers, heartbeat, vocab_size })
+    }
+
+    /// Takes one step on all ranks; their slices in rank order.
+    pub(crate) fn step(&mut self, plan: &StepPlan) -> Result<Vec<StepOutput>, PoolError> {
+        let rows: usize = plan.sequences.iter().map(|sequence| sequence.outputs.len()).sum();
+        let expected = format!("step {} with {rows} rows", plan.step);
+        self.send_all(|_| ToRank::Step(plan.clone()))?;
+        self.collect(&expected, |message| match message {
+            FromRank::Done(output) if output.step == plan.step && output.rows.len() == rows => Ok(output),
+            other => Err(other),
+        })
+    }
+
+    /// The raw logits of rows of the last step, over the whole vocabulary.
+    pub(crate) fn fetch_rows(&mut self, rows: &[u32]) -> Result<Vec<Vec<f32>>, PoolError> {
+        let mut fetched = Vec::with_capacity(rows.len());
+        for rows in rows.chunks(MAX_FETCHED_ROWS) {
+            self.send_all(|_| ToRank::FetchRows(rows.to_vec()))?;
+            let by_rank = self.collect(&format!("{} rows", rows.len()), |message| match message {
+                FromRank::Rows(slices) if slices.len() == rows.len() => Ok(slices),
+                other => Err(other),
+            })?;
+            for row in 0..rows.len() {
+                let whole: Vec<f32> = by_rank.iter().flat_map(|slices| &slices[row]).copied().collect();
+                if whole.len() != self.vocab_size {
+                    let (expected, got) = (self.vocab_size, whole.len());
+                    return Err(PoolError::Unexpected {
+                        rank: by_rank.len() - 1,
+                        expected: format!("its part of {expected} logits"),
+                        got: format!("{got} with those of the ranks before it"),
+                    });
+                }
+                fetched.push(whole);
+            }
+        }
+        Ok(fetched)
+    }
+
+    /// Looks whether a rank has gone while nothing was asked of it.
+    pub(crate) fn check(&mut self) -> Result<(), PoolError> {
+        match self.answers.try_recv() {
+            Ok(answer) => Err(unexpected(answer, "nothing")),
+            Err(TryRecvError::Empty) => Ok(()),
+            Err(TryRecvError::Disconnected) => unreachable!("every reader leaves an error behind"),
+        }
+    }
+
+    /// Tells the ranks to end. Those that are gone already have.
+    pub(crate) fn shut_down(&self) {
+        for sender in self.senders.iter() {
+            // A sender that is held belongs to a rank that does not read; it ends as its link closes.
+            if let Ok(mut sender) = sender.try_lock() {
+                let _ = sender.send(ToRank::Shutdown);
+            }
+        }
+    }
+
+    fn send_all(&self, message: impl Fn(usize) -> ToRank) -> Result<(), PoolError> {
+        for (rank, sender) in self.senders.iter().enumerate() {
+            let mut sender = sender.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Err(source) = sender.send(message(rank)) {
+                drop(sender);
+                return Err(self.last_words(rank).unwrap_or(PoolError::Gone { rank, source }));
+            }
+        }
+        Ok(())
+    }
+
+    /// One answer of each rank, in rank order. `accept` gives back what does not belong here.
+    fn collect<T>(
+        &self,
+        expected: &str,
+        accept: impl Fn(FromRank) -> Result<T, FromRank>,
+    ) -> Result<Vec<T>, PoolError> {
+        let mut gathered: Vec<Option<T>> = self.senders.iter().map(|_| None).collect();
+        while gathered.iter().any(Option::is_none) {
+            let Answer { rank, message } = match self.answers.recv_timeout(LOOK_EVERY) {
+                Ok(answer) => answer,
+                Err(RecvTimeoutError::Timeout) => {
+                    self.heartbeat.lost(LOST_AFTER)?;
+                    continue;
+                }
+                Err(RecvTimeoutError::Disconnected) => unreachable!("every reader leaves an error behind"),
+            };
+            let answer = message.map(&accept);
+            match answer {
+                Ok(Ok(value)) if gathered[rank].is_none() => gathered[rank] = Some(value),
+                Ok(Ok(_)) => {
+                    return Err(PoolError::Unexpected {
+                        rank,
+                        expected: "nothing more".into(),
+                        got: format!("{expected} again"),
+                    });
+                }
+                Ok(Err(other)) => return Err(unexpected(Answer { rank, message: Ok(other) }, expected)),
+                Err(error) => return Err(unexpected(Answer { rank, message: Err(error) }, expected)),
+            }
+        }
+        Ok(gathered.into_iter().flatten().collect())
+    }
+
+    /// What a rank said before its link closed, if its reader has heard it or does soon.
+    fn last_words(&self, of: usize) -> Option<PoolError> {
+        let deadline = Instant::now() + LOOK_EVERY;
+        while let Ok(answer) = self.answers.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            if answer.rank == of {
+                return Some(unexpected(answer, "nothing"));
+            }
+        }
+        None
+    }
+}
+
+/// Hands on what the rank says until its link ends.
+fn read(
+    rank: usize,
+    mut receiver: Receiver<FromRank>,
+    inbox: &mpsc::SyncSender<Answer>,
+    pulse: &heartbeat::Pulse,
+    wake: impl Fn(),
+) {
+    loop {
+        let message = match receiver.receive() {
+            Ok(FromRank::Pong(count)) => {
+                pulse.beat(count);
+                continue;
+            }
+            message => message,
+        };
+        let last = matches!(message, Err(_) | Ok(FromRank::Failed(_)));
+        if last {
+            pulse.stop();
+        }
+        // A closed inbox: the pool has ended before its rank.
+        if inbox.send(Answer { rank, message }).is_err() || last {
+            return wake();
+        }
+    }
+}
+
+/// The error that an answer out of place is.
+fn unexpected(Answer { rank, message }: Answer, expected: &str) -> PoolError {
+    let got = match message {
+        Err(source) => return PoolError::Gone { rank, source },
+        Ok(FromRank::Failed(reason)) => return PoolError::Failed { rank, reason },
+        Ok(FromRank::Loaded(_)) => "the end of loading".into(),
+        Ok(FromRank::Ready) => "that it is ready".into(),
+        Ok(FromRank::Done(output)) => format!("step {} with {} rows", output.step, output.rows.len()),
+        Ok(FromRank::Rows(rows)) => format!("{} rows", rows.len()),
+        Ok(FromRank::Pong(_)) => "a heartbeat".into(),
+    };
+    PoolError::Unexpected { rank, expected: expected.into(), got }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{os::unix::net::UnixStream, sync::atomic::Ordering::Relaxed};
+
+    use nanoinfer_shared::{link::Socket, protocol::SequenceStep};
+
+    use super::*;
+    use crate::fake_rank;
+
+    /// What `kill -STOP` does to a rank, in the worst moment: its socket is full and the order half written.
+    #[test]
+    fn a_rank_that_stops_reading_does_not_hold_up_the_heartbeat() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let link = ControlLink::over(Socket::Unix(ours), 1).unwrap();
+        let (go_on, stopped) = mpsc::channel::<()>();
+        let rank = thread::spawn(move || {
+            let mut link: ControlLink<FromRank, ToRank> = ControlLink::over(Socket::Unix(theirs), 1).unwrap();
+            assert!(matches!(link.receiver.receive(), Ok(ToRank::Load(_))));
+            let report = nanoinfer_shared::protocol::LoadReport {
+                weight_bytes: 0,
+                free_bytes: 0,
+                data_address: Some("here".into()),
+            };
+            link.sender.send(FromRank::Loaded(report)).unwrap();
+            assert!(matches!(link.receiver.receive(), Ok(ToRank::Start(_))));
+            link.sender.send(FromRank::Ready).unwrap();
+            stopped.recv().unwrap_err();
+        });
+        let status = Arc::new(Status::default());
+        let config = fake_rank::config(1, 6);
+        let (mut pool, kv_blocks) = WorkerPool::start(vec![link], &config, status.clone(), || ()).unwrap();
+        assert_eq!(kv_blocks, 6);
+        assert!(status.ready.load(Relaxed));
+
+        let tokens = vec![1 << 20; 1 << 20];
+        let sequences = vec![SequenceStep { tokens, start: 0, blocks: Vec::new(), outputs: Vec::new() }];
+        let step = thread::spawn(move || pool.step(&StepPlan { step: 0, sequences }).unwrap_err().to_string());
+        let since = Instant::now();
+        while status.ready.load(Relaxed) {
+            assert!(since.elapsed() < Duration::from_secs(2));
+            thread::yield_now();
+        }
+        drop(go_on);
+        rank.join().unwrap();
+        assert!(step.join().unwrap().contains("rank 0 is gone"));
+        assert!(!status.ready.load(Relaxed));
+    }
+}
