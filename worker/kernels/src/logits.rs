@@ -77,7 +77,8 @@ pub fn arg_top_k(row: &[f32], k: usize) -> Vec<(usize, f32)> {
         }
         for (i, &x) in chunk.iter().enumerate() {
             if kept.len() < k || x > bar {
-                kept.push((chunk_index * 64 + i, x));
+                // Adding 0 makes −0 a 0, so that the two are a tie.
+                kept.push((chunk_index * 64 + i, x + 0.0));
                 if kept.len() == 2 * k {
                     kept.select_nth_unstable_by(k - 1, better);
                     kept.truncate(k);
