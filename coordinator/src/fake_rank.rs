@@ -34,13 +34,14 @@ pub(crate) struct Behaviour {
     pub(crate) closes_when_pinged: bool,
 }
 
+/// What every fake rank says of a block.
+const KV_BLOCK_BYTES: u64 = 1000;
+
 /// A small model over `world` ranks with `kv_blocks` blocks.
 pub(crate) fn config(world: usize, kv_blocks: usize) -> EngineConfig {
     let json = r#"{"n_positions":96,"n_embd":24,"n_head":3,"n_layer":2,"vocab_size":150,"eos_token_id":149}"#;
     let geometry = Geometry::from_config_json(json).expect("a valid configuration");
     let partition = Partition::new(&geometry, world).expect("three heads");
-    // K and V of two layers with the heads of the largest share.
-    let block_bytes = (2 * 2 * partition.share(0).heads.len() * 8 * BLOCK_TOKENS * 4) as u64;
     EngineConfig {
         geometry,
         partition,
@@ -50,7 +51,7 @@ pub(crate) fn config(world: usize, kv_blocks: usize) -> EngineConfig {
         threads: 1,
         comm: CommKind::Tcp,
         spin: false,
-        kv_memory: Some(kv_blocks as u64 * block_bytes),
+        kv_memory: Some(kv_blocks as u64 * KV_BLOCK_BYTES),
         max_seqs: 8,
         max_batched_tokens: 64,
         max_queue: 100,
@@ -125,6 +126,7 @@ impl FakeRank {
                     assert_eq!(order.max_batched_tokens, self.max_tokens);
                     FromRank::Loaded(LoadReport {
                         weight_bytes: 1,
+                        kv_block_bytes: KV_BLOCK_BYTES,
                         free_bytes: 1 << 30,
                         data_address: Some(format!("rank at {}", self.vocab.start)),
                     })

@@ -116,6 +116,8 @@ pub struct LoadOrder {
 pub struct LoadReport {
     /// Bytes of weights held.
     pub weight_bytes: u64,
+    /// Bytes of one KV block on this rank: its heads, in every layer.
+    pub kv_block_bytes: u64,
     /// Bytes of memory free on the rank's host (or cgroup) after loading, before the KV pool.
     pub free_bytes: u64,
     /// Address its peers can reach it at; with [`CommKind::Tcp`] only.

@@ -172,6 +172,7 @@ impl Rank {
         tracing::info!(rank, weight_bytes, elapsed_ms, "weights loaded");
         let report = LoadReport {
             weight_bytes,
+            kv_block_bytes: KvPool::block_bytes(&load.geometry, &share),
             // A system that does not say gets no default pool beyond what is asked for explicitly.
             free_bytes: memory::free_bytes().unwrap_or(0),
             data_address: listener.as_ref().map(|l| l.address().to_string()),

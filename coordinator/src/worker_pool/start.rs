@@ -90,7 +90,7 @@ fn kv_blocks(config: &EngineConfig, reports: &[LoadReport]) -> Result<usize, Poo
     let sharing = if config.comm == CommKind::Shm { config.partition.world() as u64 } else { 1 };
     let mut fewest = u64::from(u32::MAX);
     for (rank, report) in reports.iter().enumerate() {
-        let block_bytes = block_bytes(config, rank);
+        let block_bytes = report.kv_block_bytes.max(1);
         let enough = block_bytes * full_length * config.max_seqs as u64;
         let budget = config.kv_memory.unwrap_or(enough.min(report.free_bytes / FREE_SHARE / sharing));
         if budget / block_bytes < full_length {
@@ -100,13 +100,6 @@ fn kv_blocks(config: &EngineConfig, reports: &[LoadReport]) -> Result<usize, Poo
         fewest = fewest.min(budget / block_bytes);
     }
     Ok(fewest as usize)
-}
-
-/// Bytes of one block on `rank`: K and V of its heads in every layer, in f32.
-fn block_bytes(config: &EngineConfig, rank: usize) -> u64 {
-    let heads_local = config.partition.share(rank).heads.len();
-    let geometry = &config.geometry;
-    (geometry.n_layer * 2 * heads_local * geometry.head_dim() * BLOCK_TOKENS * size_of::<f32>()) as u64
 }
 
 #[cfg(test)]
@@ -136,20 +129,28 @@ mod tests {
         }
     }
 
+    /// Of one block of 13 heads; the other rank has 12.
+    const BLOCK: u64 = 48 * 2 * 13 * 64 * 16 * 4;
+
     fn free(bytes: [u64; 2]) -> Vec<LoadReport> {
-        bytes.map(|free_bytes| LoadReport { weight_bytes: 0, free_bytes, data_address: None }).into()
+        let kv_block_bytes = [BLOCK, BLOCK / 13 * 12];
+        let report = |rank: usize| LoadReport {
+            weight_bytes: 0,
+            kv_block_bytes: kv_block_bytes[rank],
+            free_bytes: bytes[rank],
+            data_address: None,
+        };
+        vec![report(0), report(1)]
     }
 
     #[test]
     fn the_rank_with_the_least_room_decides() {
-        let block = 48 * 2 * 13 * 64 * 16 * 4;
-        assert_eq!(block_bytes(&config(None, 4), 0), block);
         let plenty = 1 << 40;
         assert_eq!(kv_blocks(&config(None, 4), &free([plenty; 2])).unwrap(), 4 * 64, "no more than can be used");
-        assert_eq!(kv_blocks(&config(None, 4), &free([4 * 100 * block, plenty])).unwrap(), 100);
-        assert_eq!(kv_blocks(&config(Some(80 * block), 4), &free([1, 1])).unwrap(), 80, "what was said counts");
+        assert_eq!(kv_blocks(&config(None, 4), &free([4 * 100 * BLOCK, plenty])).unwrap(), 100);
+        assert_eq!(kv_blocks(&config(Some(80 * BLOCK), 4), &free([1, 1])).unwrap(), 80, "what was said counts");
         let shared = EngineConfig { comm: CommKind::Shm, ..config(None, 4) };
-        assert_eq!(kv_blocks(&shared, &free([8 * 100 * block; 2])).unwrap(), 100);
+        assert_eq!(kv_blocks(&shared, &free([8 * 100 * BLOCK; 2])).unwrap(), 100);
     }
 
     #[test]
