@@ -331,7 +331,7 @@ mod tests {
             assert!(matches!(link.receiver.receive(), Ok(ToRank::Load(_))));
             let report = nanoinfer_shared::protocol::LoadReport {
                 weight_bytes: 0,
-                kv_block_bytes: 1,
+                kv_block_bytes: 1000,
                 free_bytes: 0,
                 data_address: Some("here".into()),
             };
