@@ -76,12 +76,24 @@ impl EngineHandle {
         if self.status.stopping.load(Relaxed) {
             return Err(SubmitError::Stopping);
         }
-        // A prompt event, one event a token, and the end.
-        let (events, receiver) = mpsc::channel(request.limits.max_tokens + 2);
-        match self.submissions.try_send(Submission { request, events }) {
-            Ok(()) => Ok(Events(receiver)),
+        let (submission, events) = submission(request);
+        match self.submissions.try_send(submission) {
+            Ok(()) => Ok(events),
             Err(TrySendError::Full(_)) => Err(SubmitError::QueueFull { limit: self.submissions.max_capacity() }),
             Err(TrySendError::Closed(_)) => Err(SubmitError::Ended(self.failure())),
+        }
+    }
+
+    /// Queues one sequence, and waits as long as the queue is full: for the rest of a request of which a part runs
+    /// already, so that it is taken even while the server is shutting down.
+    ///
+    /// # Errors
+    /// When the engine takes nothing more.
+    pub async fn submit_in_turn(&self, request: Request) -> Result<Events, SubmitError> {
+        let (submission, events) = submission(request);
+        match self.submissions.send(submission).await {
+            Ok(()) => Ok(events),
+            Err(_) => Err(SubmitError::Ended(self.failure())),
         }
     }
 
@@ -103,6 +115,12 @@ impl EngineHandle {
     fn failure(&self) -> String {
         self.status.failure.get().cloned().unwrap_or_else(|| "it was stopped".into())
     }
+}
+
+fn submission(request: Request) -> (Submission, Events) {
+    // A prompt event, one event a token, and the end.
+    let (events, receiver) = mpsc::channel(request.limits.max_tokens + 2);
+    (Submission { request, events }, Events(receiver))
 }
 
 impl Events {

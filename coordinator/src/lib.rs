@@ -6,6 +6,11 @@
 //!
 //! This crate links no tensor library: logits reach it as slices of numbers.
 
+mod clock;
 pub mod config;
 pub mod handle;
+pub mod http;
 pub mod request;
+#[cfg(test)]
+mod testing;
+pub mod text;
