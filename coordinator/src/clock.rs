@@ -63,7 +63,7 @@ impl UtcTime {
         let march_month = (5 * day_of_march_year + 2) / 153;
         let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
         let year = year_of_era + era * 400 + u64::from(month <= 2);
-        let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+        let leap = year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
         let january_and_february = if leap { 60 } else { 59 };
         Self {
             year,

@@ -336,6 +336,27 @@ impl Generation {
         &self.prompts
     }
 
+    /// Waits for the end: one chunk per choice, in order, with all that came.
+    ///
+    /// # Errors
+    /// The first that any choice had.
+    pub async fn whole(mut self) -> Result<Vec<Chunk>, GenerateError> {
+        let mut wholes: Vec<Chunk> = Vec::new();
+        while let Some(chunk) = self.next().await {
+            let chunk = chunk?;
+            if wholes.len() <= chunk.index {
+                wholes.resize_with(chunk.index + 1, Chunk::default);
+            }
+            let whole = &mut wholes[chunk.index];
+            whole.index = chunk.index;
+            whole.text += &chunk.text;
+            whole.tokens.extend(chunk.tokens);
+            whole.prompt_logprobs = whole.prompt_logprobs.take().or(chunk.prompt_logprobs);
+            whole.finish = whole.finish.or(chunk.finish);
+        }
+        Ok(wholes)
+    }
+
     /// What was changed to make the prompts fit, in words for the reply.
     pub fn warnings(&self) -> Vec<String> {
         self.prompts.iter().flat_map(|prompt| prompt.warnings.iter().cloned()).collect()
