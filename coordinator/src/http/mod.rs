@@ -98,7 +98,11 @@ fn router(engine: Engine, options: HttpOptions) -> Router {
         .fallback(error::unknown_route)
         .method_not_allowed_fallback(error::wrong_method)
         .with_state(app);
-    // From the inside out: what panics becomes a failure, what failed gets its body, what was answered is logged.
+    dress(router, max_body_bytes)
+}
+
+/// From the inside out: what panics becomes a failure, what failed gets its body, what was answered is logged.
+fn dress(router: Router, max_body_bytes: usize) -> Router {
     router
         .layer(DefaultBodyLimit::max(max_body_bytes))
         .layer(CatchPanicLayer::custom(error::panicked))

@@ -217,3 +217,21 @@ async fn unknown_paths_and_methods_are_said_in_the_right_form() {
     let reply = server.send("DELETE", "/v1/models", "", "").await;
     assert!(reply.status == 405 && reply.json()["error"]["type"] == "invalid_request_error");
 }
+
+#[tokio::test]
+async fn a_panic_in_a_handler_is_an_answer_and_the_server_goes_on() {
+    async fn broken() -> &'static str {
+        panic!("a bug")
+    }
+    let router = axum::Router::new().route("/api/broken", axum::routing::get(broken));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let router = crate::http::dress(router, 1000);
+    let task = tokio::spawn(async { axum::serve(listener, router).await });
+    let server = Server { address, stop: None, task };
+    for _ in 0..2 {
+        let reply = server.get("/api/broken").await;
+        assert_eq!(reply.status, 500);
+        assert!(reply.json()["error"].as_str().unwrap().contains("the server failed on this request"));
+    }
+}
