@@ -137,9 +137,24 @@ impl EngineHandle {
         if self.status.stopping.load(Relaxed) {
             return Err(SubmitError::Stopping);
         }
-        let Ok(place) = self.places.clone().try_acquire_owned() else {
-            return Err(SubmitError::QueueFull { limit: self.door.max_queue });
-        };
+        match self.places.clone().try_acquire_owned() {
+            Ok(place) => self.enter(request, place),
+            Err(_) => Err(SubmitError::QueueFull { limit: self.door.max_queue }),
+        }
+    }
+
+    /// Queues one sequence, and waits as long as the queue is full: for the rest of a request of which a part runs
+    /// already, so that it is taken even while the server is shutting down.
+    ///
+    /// # Errors
+    /// When the request cannot be served by this model, or the engine takes nothing more.
+    pub async fn submit_in_turn(&self, request: Request) -> Result<Events, SubmitError> {
+        self.door.check(&request)?;
+        let place = self.places.clone().acquire_owned().await.expect("nobody closes the semaphore");
+        self.enter(request, place)
+    }
+
+    fn enter(&self, request: Request, place: OwnedSemaphorePermit) -> Result<Events, SubmitError> {
         // A prompt event, one event a token, and the end.
         let (events, receiver) = mpsc::channel(request.limits.max_tokens + 2);
         match self.commands.try_send(Command::Submit(Submission { request, events, place })) {

@@ -8,15 +8,23 @@
 
 pub mod config;
 pub mod request;
-
 pub mod handle;
 
-mod block_manager;
 pub mod engine;
-#[cfg(test)]
-mod fake_rank;
-mod random;
-mod sampler;
 mod scheduler;
 mod sequence;
+mod block_manager;
 mod worker_pool;
+mod sampler;
+mod random;
+
+pub mod text;
+pub mod http;
+mod clock;
+
+#[cfg(test)]
+mod fake_rank;
+#[cfg(test)]
+mod testing;
+
+pub use text::Engine;

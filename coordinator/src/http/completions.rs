@@ -1,0 +1,164 @@
+//! `POST /v1/completions`: text or token ids, continued.
+//!
+//! With `echo` and `logprobs` it scores prompts, as lm-eval asks for.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use serde_json::{Value, json};
+
+use super::{
+    App,
+    error::Failure,
+    fields::{Fields, show, tokens},
+    logprobs::{CompletionLogprobs, TextOffset},
+    models,
+    openai::{self, Envelope, ReplyOptions, Usage},
+    sampling,
+    stream::{self, Framing, Writer},
+};
+use crate::text::{Chunk, Generation, ModelText, Prompt, prompt::PreparedPrompt};
+
+/// Most alternatives beside a token. OpenAI allows 5.
+const MAX_LOGPROBS: i64 = 20;
+
+pub(super) async fn create(State(app): State<App>, mut fields: Fields) -> Result<Response, Failure> {
+    models::take(&mut fields, app.engine.card())?;
+    fields.refuse("suffix", &[])?;
+    let add_special_tokens = fields.boolean("add_special_tokens")?.unwrap_or(true);
+    let prompts = prompts(fields.value("prompt"), add_special_tokens)?;
+    let echo = fields.boolean("echo")?.unwrap_or(false);
+    let logprobs = fields.integer("logprobs", 0..=MAX_LOGPROBS)?.map(|k| k as u32);
+    let max_tokens = fields.count("max_tokens", 0)?;
+    let best_of = fields.integer("best_of", 1..=i64::MAX)?;
+    let (mut request, reply) = openai::take(&app, &mut fields, prompts, max_tokens, &sampling::COMPLETIONS)?;
+    if best_of.is_some_and(|best_of| best_of != reply.n as i64) {
+        return Err(Failure::unsupported("best_of", "`best_of` is not supported unless it equals `n`"));
+    }
+    fields.finish(&app.unknown_fields);
+    request.logprobs = logprobs;
+    request.prompt_logprobs = logprobs.filter(|_| echo);
+
+    let generation = app.engine.generate(request).await?;
+    let mut writer = CompletionsWriter::new(&app, &generation, reply, echo, logprobs.is_some());
+    if reply.stream {
+        return Ok(stream::respond(Framing::Sse, generation, writer));
+    }
+    let warnings = generation.warnings();
+    let choices = generation.whole().await?.into_iter().map(|chunk| writer.choice(chunk)).collect();
+    let mut body = writer.envelope.around(choices);
+    body["usage"] = writer.usage.to_json();
+    Ok((stream::warnings(&warnings), Json(body)).into_response())
+}
+
+/// A string, strings, token ids, or lists of those.
+fn prompts(value: Option<Value>, add_special_tokens: bool) -> Result<Vec<Prompt>, Failure> {
+    let expected = "`prompt` should be a string, a list of strings, a list of token ids, or a list of such lists";
+    let failure = |got: &Value| Failure::field("prompt", format!("{expected}, got {}", show(got)));
+    let text = |text: &str| Prompt::Text { text: text.to_owned(), add_special_tokens };
+    match value {
+        // OpenAI's default is a new document.
+        None => Ok(vec![text("")]),
+        Some(Value::String(prompt)) => Ok(vec![text(&prompt)]),
+        Some(list @ Value::Array(_)) => {
+            if let Some(ids) = tokens(&list).filter(|ids| !ids.is_empty()) {
+                return Ok(vec![Prompt::Tokens(ids)]);
+            }
+            let entries = list.as_array().map(Vec::as_slice).unwrap_or_default();
+            if entries.is_empty() {
+                return Err(Failure::field("prompt", "`prompt` is an empty list"));
+            }
+            let strings: Option<Vec<Prompt>> = entries.iter().map(|entry| entry.as_str().map(text)).collect();
+            let lists = || entries.iter().map(|entry| tokens(entry).map(Prompt::Tokens)).collect();
+            strings.or_else(lists).ok_or_else(|| Failure::field("prompt", format!("{expected}, got a mixture")))
+        }
+        Some(other) => Err(failure(&other)),
+    }
+}
+
+struct CompletionsWriter {
+    envelope: Envelope,
+    text: Arc<ModelText>,
+    prompts: Vec<PreparedPrompt>,
+    reply: ReplyOptions,
+    echo: bool,
+    logprobs: bool,
+    /// Of each choice: where its next token begins; `None` before its first chunk.
+    offsets: Vec<Option<TextOffset>>,
+    usage: Usage,
+}
+
+impl CompletionsWriter {
+    fn new(app: &App, generation: &Generation, reply: ReplyOptions, echo: bool, logprobs: bool) -> Self {
+        let prompts = generation.prompts().to_vec();
+        let usage = Usage { prompt_tokens: prompts.iter().map(|p| p.ids.len()).sum(), completion_tokens: 0 };
+        let offsets = (0..prompts.len() * reply.n).map(|_| None).collect();
+        let envelope = Envelope::new(app, "cmpl", "text_completion");
+        Self { envelope, text: app.engine.text().clone(), prompts, reply, echo, logprobs, offsets, usage }
+    }
+
+    /// One entry of `choices`: a whole one, or the next piece.
+    fn choice(&mut self, chunk: Chunk) -> Value {
+        self.usage.count(&chunk);
+        let tokenizer = &self.text.tokenizer;
+        let prompt = &self.prompts[chunk.index / self.reply.n];
+        let offset = &mut self.offsets[chunk.index];
+        let first = offset.is_none();
+        let offset = offset.get_or_insert_default();
+        let mut lists = CompletionLogprobs::default();
+        let mut text = String::new();
+        if first && self.echo {
+            text.push_str(&prompt.text);
+            let scores = chunk.prompt_logprobs.unwrap_or_default();
+            for (&id, scores) in prompt.ids.iter().zip(&scores) {
+                // An empty prompt became one token that has no text.
+                lists.push(tokenizer, id, scores.as_ref(), offset, !prompt.text.is_empty());
+            }
+        }
+        text.push_str(&chunk.text);
+        for token in &chunk.tokens {
+            lists.push(tokenizer, token.id, token.logprobs.as_ref(), offset, !tokenizer.is_special(token.id));
+        }
+        let mut choice = json!({
+            "index": chunk.index,
+            "text": text,
+            "logprobs": self.logprobs.then(|| lists.into_json()),
+            "finish_reason": openai::finish_reason(chunk.finish),
+        });
+        if self.reply.token_ids {
+            choice["token_ids"] = chunk.tokens.iter().map(|token| token.id).collect();
+            if first {
+                choice["prompt_token_ids"] = prompt.ids.iter().copied().collect();
+            }
+        }
+        choice
+    }
+}
+
+impl Writer for CompletionsWriter {
+    fn chunk(&mut self, chunk: Chunk) -> Vec<Value> {
+        let choice = self.choice(chunk);
+        let mut object = self.envelope.around(vec![choice]);
+        if self.reply.include_usage {
+            object["usage"] = Value::Null;
+        }
+        vec![object]
+    }
+
+    fn end(&mut self) -> Vec<Value> {
+        if !self.reply.include_usage {
+            return Vec::new();
+        }
+        let mut object = self.envelope.around(Vec::new());
+        object["usage"] = self.usage.to_json();
+        vec![object]
+    }
+
+    fn failure(&mut self, failure: &Failure) -> Value {
+        openai::failure(failure)
+    }
+}

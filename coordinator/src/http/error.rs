@@ -1,0 +1,201 @@
+//! Which HTTP status a failure has, and how its body looks: decided here and nowhere else.
+//!
+//! Handlers return a [`Failure`]; [`render`] gives it the body that the path's clients expect: OpenAI's object, or
+//! `{"error": "…"}` under `/api/`.
+
+use axum::{
+    Json,
+    extract::Request,
+    http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use serde_json::{Value, json};
+
+use crate::{
+    handle::SubmitError,
+    text::{GenerateError, generation::MAX_SEQUENCES},
+};
+
+/// Seconds after which a client may try again when the queue is full.
+const RETRY_AFTER_S: u64 = 1;
+
+/// A request that gets no answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Failure {
+    pub(super) status: StatusCode,
+    /// What is wrong, in lower case.
+    pub(super) message: String,
+    /// What to do about it.
+    hint: Option<String>,
+    /// The field that is wrong.
+    param: Option<String>,
+    /// A word that programs can compare.
+    code: Option<&'static str>,
+}
+
+/// Whose clients are spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// `{"error": {"message", "type", "param", "code"}}`.
+    OpenAi,
+    /// `{"error": "…"}`.
+    Ollama,
+}
+
+impl Form {
+    fn of(path: &str) -> Self {
+        if path == "/api" || path.starts_with("/api/") { Self::Ollama } else { Self::OpenAi }
+    }
+}
+
+impl Failure {
+    fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { status, message: message.into(), hint: None, param: None, code: None }
+    }
+
+    /// 400 that names a field.
+    pub(super) fn field(param: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { param: Some(param.into()), ..Self::new(StatusCode::BAD_REQUEST, message) }
+    }
+
+    /// 400 for a feature that is known, would change the answer, and is not built.
+    pub(super) fn unsupported(param: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { code: Some("unsupported"), ..Self::field(param, message) }
+    }
+
+    /// 400 for a body that is no request at all.
+    pub(super) fn bad_body(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    pub(super) fn body_too_large(limit_bytes: usize) -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the request's body is larger than {limit_bytes} bytes"))
+    }
+
+    pub(super) fn model_not_found(name: &str, served: &str) -> Self {
+        Self {
+            hint: Some(format!("this server serves '{served}'")),
+            param: Some("model".into()),
+            code: Some("model_not_found"),
+            ..Self::new(StatusCode::NOT_FOUND, format!("model '{name}' not found"))
+        }
+    }
+
+    /// The engine is not there, or not yet.
+    pub(super) fn unavailable(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, message)
+    }
+
+    fn panicked() -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "the server failed on this request; its log has the details")
+    }
+
+    fn with_hint(self, hint: impl Into<String>) -> Self {
+        Self { hint: Some(hint.into()), ..self }
+    }
+
+    fn kind(&self) -> &'static str {
+        match self.status {
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            status if status.is_server_error() => "server_error",
+            _ => "invalid_request_error",
+        }
+    }
+
+    /// The body, also as it stands in the middle of a stream.
+    pub(super) fn body(&self, form: Form) -> Value {
+        let hint = self.hint.as_ref().map(|hint| format!("; hint: {hint}")).unwrap_or_default();
+        match form {
+            Form::OpenAi => json!({"error": {
+                "message": format!("{}{hint}", self.message),
+                "type": self.kind(),
+                "param": self.param,
+                "code": self.code,
+            }}),
+            // Ollama's clients know this message to the letter.
+            Form::Ollama if self.code == Some("model_not_found") => json!({"error": self.message}),
+            Form::Ollama => json!({"error": format!("{}{hint}", self.message)}),
+        }
+    }
+}
+
+impl From<GenerateError> for Failure {
+    fn from(error: GenerateError) -> Self {
+        let message = error.to_string();
+        match error {
+            GenerateError::PromptTooLong { .. } => {
+                Self { code: Some("context_length_exceeded"), ..Self::field("prompt", message) }
+            }
+            GenerateError::MaxTokensTooLarge { .. } => {
+                Self { code: Some("context_length_exceeded"), ..Self::field("max_tokens", message) }
+            }
+            GenerateError::EmptyPrompt => Self::field("prompt", message),
+            GenerateError::UnknownToken { field, .. } => Self::field(field, message),
+            GenerateError::TooManySequences { .. } => {
+                Self::field("n", message).with_hint(format!("split the request into parts of {MAX_SEQUENCES}"))
+            }
+            GenerateError::Template { .. } => Self::field("messages", message),
+            GenerateError::Submit(SubmitError::QueueFull { .. }) => {
+                Self { code: Some("queue_full"), ..Self::new(StatusCode::TOO_MANY_REQUESTS, message) }
+            }
+            GenerateError::Submit(SubmitError::EmptyPrompt | SubmitError::UnknownToken { .. }) => {
+                Self::field("prompt", message)
+            }
+            GenerateError::Submit(SubmitError::TooLong { .. }) => Self::field("max_tokens", message),
+            GenerateError::Submit(SubmitError::Stopping | SubmitError::Ended(_)) | GenerateError::Failed { .. } => {
+                Self::unavailable(message)
+            }
+            GenerateError::Deadline { .. } => {
+                Self { code: Some("timeout"), ..Self::new(StatusCode::GATEWAY_TIMEOUT, message) }
+            }
+        }
+    }
+}
+
+impl IntoResponse for Failure {
+    /// Without a body: [`render`] knows the path, and with it the form.
+    fn into_response(self) -> Response {
+        let mut response = self.status.into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+/// Middleware that gives failures their body.
+pub(super) async fn render(request: Request, next: Next) -> Response {
+    let form = Form::of(request.uri().path());
+    let mut response = next.run(request).await;
+    let Some(failure) = response.extensions_mut().remove::<Failure>() else {
+        return response;
+    };
+    let mut headers = HeaderMap::new();
+    if let Some(allow) = response.headers().get(header::ALLOW) {
+        headers.insert(header::ALLOW, allow.clone());
+    }
+    if failure.status == StatusCode::TOO_MANY_REQUESTS {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S));
+    }
+    (failure.status, headers, Json(failure.body(form))).into_response()
+}
+
+/// What becomes of a panic in a handler.
+pub(super) fn panicked(_: Box<dyn std::any::Any + Send>) -> Response {
+    Failure::panicked().into_response()
+}
+
+/// What becomes of a path that nothing answers.
+pub(super) async fn unknown_route(method: Method, uri: Uri) -> Failure {
+    let message = format!("there is no {method} {}", uri.path());
+    let routes = match Form::of(uri.path()) {
+        Form::OpenAi => "POST /v1/chat/completions, POST /v1/completions and GET /v1/models",
+        Form::Ollama => "POST /api/chat, GET /api/tags and GET /api/version",
+    };
+    Failure::new(StatusCode::NOT_FOUND, message).with_hint(format!("there are {routes}"))
+}
+
+/// What becomes of a method that a path does not know.
+pub(super) async fn wrong_method(method: Method, uri: Uri) -> Failure {
+    let message = format!("{} does not answer {method}", uri.path());
+    Failure::new(StatusCode::METHOD_NOT_ALLOWED, message).with_hint("the header `Allow` says what it answers")
+}

@@ -1,0 +1,289 @@
+//! The fields of a request's body, taken out one by one.
+//!
+//! Every route reads its fields through [`Fields`], so that a wrong type or range is always a 400 that names the field,
+//! `null` always means absent, and what nobody took is known: unknown fields are named in the log, once each.
+
+use std::{
+    collections::HashSet,
+    ops::RangeInclusive,
+    sync::{Mutex, PoisonError},
+};
+
+use axum::{
+    body::Bytes,
+    extract::{FromRequest, Request},
+    http::StatusCode,
+    response::IntoResponse,
+};
+use nanoinfer_shared::protocol::TokenId;
+use serde_json::{Map, Value};
+
+use super::{App, error::Failure};
+
+/// Most names of unknown fields to remember; further ones are not logged.
+const MAX_UNKNOWN_NAMES: usize = 256;
+
+/// Longest name of an unknown field in the log, in characters.
+const MAX_NAME_CHARS: usize = 64;
+
+/// A JSON object whose fields are taken out.
+#[derive(Debug)]
+pub(super) struct Fields {
+    map: Map<String, Value>,
+    /// Path of this object in the body, with its dot; empty for the body itself.
+    prefix: String,
+}
+
+/// Names of unknown fields that were logged already.
+#[derive(Debug, Default)]
+pub(super) struct UnknownFields {
+    /// Locked for a look-up, and only when a request has an unknown field.
+    names: Mutex<HashSet<String>>,
+}
+
+impl FromRequest<App> for Fields {
+    type Rejection = Failure;
+
+    /// Any content type is taken for JSON, as Ollama does: `curl -d` sends forms.
+    async fn from_request(request: Request, app: &App) -> Result<Self, Failure> {
+        let bytes = Bytes::from_request(request, app).await.map_err(|rejection| {
+            let message = rejection.body_text();
+            if rejection.into_response().status() == StatusCode::PAYLOAD_TOO_LARGE {
+                Failure::body_too_large(app.max_body_bytes)
+            } else {
+                Failure::bad_body(format!("the request's body could not be read: {message}"))
+            }
+        })?;
+        Self::parse(&bytes)
+    }
+}
+
+impl Fields {
+    pub(super) fn parse(bytes: &[u8]) -> Result<Self, Failure> {
+        if bytes.iter().all(u8::is_ascii_whitespace) {
+            return Err(Failure::bad_body("the request has no body; a JSON object is expected"));
+        }
+        match serde_json::from_slice(bytes) {
+            Ok(Value::Object(map)) => Ok(Self { map, prefix: String::new() }),
+            Ok(other) => {
+                Err(Failure::bad_body(format!("the request's body should be a JSON object, not {}", show(&other))))
+            }
+            Err(error) => Err(Failure::bad_body(format!("the request's body is not JSON: {error}"))),
+        }
+    }
+
+    /// Whether a field is there and not null.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.map.get(name).is_some_and(|value| !value.is_null())
+    }
+
+    /// A field of any type.
+    pub(super) fn value(&mut self, name: &str) -> Option<Value> {
+        self.map.remove(name).filter(|value| !value.is_null())
+    }
+
+    /// Fields that may be there and change nothing.
+    pub(super) fn ignore(&mut self, names: &[&str]) {
+        for name in names {
+            self.map.remove(*name);
+        }
+    }
+
+    /// A field that must not be there, unless its value asks for nothing (`false`, empty, or one of `neutral`).
+    pub(super) fn refuse(&mut self, name: &str, neutral: &[Value]) -> Result<(), Failure> {
+        let path = self.path(name);
+        match self.value(name) {
+            None | Some(Value::Bool(false)) => Ok(()),
+            Some(Value::String(text)) if text.is_empty() => Ok(()),
+            Some(Value::Array(list)) if list.is_empty() => Ok(()),
+            Some(value) if neutral.contains(&value) => Ok(()),
+            Some(value) => Err(Failure::unsupported(&path, format!("`{path}` is not supported, got {}", show(&value)))),
+        }
+    }
+
+    pub(super) fn boolean(&mut self, name: &str) -> Result<Option<bool>, Failure> {
+        self.take(name, "true or false", |value| value.as_bool())
+    }
+
+    pub(super) fn number(&mut self, name: &str, range: RangeInclusive<f64>) -> Result<Option<f32>, Failure> {
+        let expected = format!("a number from {} to {}", range.start(), range.end());
+        let number = |value: &Value| value.as_f64().filter(|x| range.contains(x)).map(|x| x as f32);
+        self.take(name, &expected, number)
+    }
+
+    pub(super) fn integer(&mut self, name: &str, range: RangeInclusive<i64>) -> Result<Option<i64>, Failure> {
+        let expected = match (*range.start(), *range.end()) {
+            (i64::MIN, i64::MAX) => "an integer".to_owned(),
+            (low, i64::MAX) => format!("an integer of at least {low}"),
+            (low, high) => format!("an integer from {low} to {high}"),
+        };
+        self.take(name, &expected, |value| integer(value).filter(|x| range.contains(x)))
+    }
+
+    /// A count from `least` on.
+    pub(super) fn count(&mut self, name: &str, least: i64) -> Result<Option<usize>, Failure> {
+        Ok(self.integer(name, least..=i64::MAX)?.map(|count| usize::try_from(count).unwrap_or(usize::MAX)))
+    }
+
+    pub(super) fn string(&mut self, name: &str) -> Result<Option<String>, Failure> {
+        self.take(name, "a string", |value| value.as_str().map(str::to_owned))
+    }
+
+    pub(super) fn list(&mut self, name: &str) -> Result<Option<Vec<Value>>, Failure> {
+        self.take(name, "a list", |value| value.as_array().cloned())
+    }
+
+    /// A string, or a list of strings; none if absent.
+    pub(super) fn strings(&mut self, name: &str) -> Result<Vec<String>, Failure> {
+        let strings = self.take(name, "a string or a list of strings", |value| match value {
+            Value::String(text) => Some(vec![text.clone()]),
+            Value::Array(list) => list.iter().map(|v| v.as_str().map(str::to_owned)).collect(),
+            _ => None,
+        })?;
+        Ok(strings.unwrap_or_default())
+    }
+
+    /// A list of token ids; none if absent.
+    pub(super) fn tokens(&mut self, name: &str) -> Result<Vec<TokenId>, Failure> {
+        Ok(self.take(name, "a list of token ids", tokens)?.unwrap_or_default())
+    }
+
+    /// An object; an empty one if absent.
+    pub(super) fn object(&mut self, name: &str) -> Result<Self, Failure> {
+        let map = self.take(name, "an object", |value| value.as_object().cloned())?.unwrap_or_default();
+        Ok(Self { map, prefix: format!("{}.", self.path(name)) })
+    }
+
+    /// What is left is unknown: named in the log, once.
+    pub(super) fn finish(self, unknown: &UnknownFields) {
+        for name in self.map.keys() {
+            unknown.report(&self.path(name));
+        }
+    }
+
+    /// A field's name as errors say it.
+    pub(super) fn path(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    fn take<T>(
+        &mut self,
+        name: &str,
+        expected: &str,
+        read: impl FnOnce(&Value) -> Option<T>,
+    ) -> Result<Option<T>, Failure> {
+        let Some(value) = self.value(name) else {
+            return Ok(None);
+        };
+        let path = self.path(name);
+        let failure = || Failure::field(&path, format!("`{path}` should be {expected}, got {}", show(&value)));
+        read(&value).map(Some).ok_or_else(failure)
+    }
+}
+
+impl UnknownFields {
+    fn report(&self, path: &str) {
+        let name: String = path.chars().take(MAX_NAME_CHARS).collect();
+        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        if names.len() < MAX_UNKNOWN_NAMES && names.insert(name.clone()) {
+            tracing::warn!(field = ?name, "unknown field in a request: ignored, and not mentioned again");
+        }
+    }
+}
+
+/// Token ids of a JSON list.
+pub(super) fn tokens(value: &Value) -> Option<Vec<TokenId>> {
+    let id = |value: &Value| integer(value).and_then(|id| TokenId::try_from(id).ok());
+    value.as_array()?.iter().map(id).collect()
+}
+
+/// A JSON number without a fraction. Numbers past `i64` saturate: seeds may be any 64 bits.
+fn integer(value: &Value) -> Option<i64> {
+    let float = || value.as_f64().filter(|x| x.fract() == 0.0 && x.abs() < 9e15).map(|x| x as i64);
+    value.as_i64().or_else(|| value.as_u64().map(|x| i64::try_from(x).unwrap_or(i64::MAX))).or_else(float)
+}
+
+/// A value as errors quote it: short.
+pub(super) fn show(value: &Value) -> String {
+    const MOST_CHARS: usize = 60;
+    match value {
+        Value::Object(_) => "an object".into(),
+        Value::Array(_) => "a list".into(),
+        value => {
+            let text = value.to_string();
+            if text.chars().count() > MOST_CHARS {
+                text.chars().take(MOST_CHARS).chain("…".chars()).collect()
+            } else {
+                text
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn fields(value: &Value) -> Fields {
+        Fields::parse(value.to_string().as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn wrong_types_and_ranges_name_the_field() {
+        let message = |failure: Failure| failure.message;
+        let mut body =
+            fields(&json!({"t": "0.5", "u": -1, "n": 1.5, "b": 1, "s": 3, "o": {"top_p": 2}, "ids": [1, -1]}));
+        assert_eq!(
+            message(body.number("t", 0.0..=2.0).unwrap_err()),
+            "`t` should be a number from 0 to 2, got \"0.5\""
+        );
+        assert_eq!(message(body.number("u", 0.0..=2.0).unwrap_err()), "`u` should be a number from 0 to 2, got -1");
+        assert_eq!(message(body.count("n", 1).unwrap_err()), "`n` should be an integer of at least 1, got 1.5");
+        assert!(body.boolean("b").is_err() && body.string("s").is_err() && body.tokens("ids").is_err());
+        let error = body.object("o").unwrap().number("top_p", 0.0..=1.0).unwrap_err();
+        assert_eq!(message(error), "`o.top_p` should be a number from 0 to 1, got 2");
+    }
+
+    #[test]
+    fn integers_pass_for_floats_and_null_for_nothing() {
+        let mut body = fields(&json!({"t": 1, "n": 3.0, "x": null, "seed": u64::MAX}));
+        assert_eq!(body.number("t", 0.0..=2.0).unwrap(), Some(1.0));
+        assert_eq!(body.count("n", 0).unwrap(), Some(3));
+        assert_eq!(body.string("x").unwrap(), None);
+        assert_eq!(body.integer("seed", i64::MIN..=i64::MAX).unwrap(), Some(i64::MAX));
+    }
+
+    #[test]
+    fn neutral_values_of_refused_fields_pass() {
+        for neutral in [json!(null), json!(false), json!([]), json!(""), json!({"type": "text"})] {
+            fields(&json!({"f": neutral})).refuse("f", &[json!({"type": "text"})]).unwrap();
+        }
+        assert!(fields(&json!({"f": {"type": "json"}})).refuse("f", &[json!({"type": "text"})]).is_err());
+    }
+
+    #[test]
+    fn bodies_that_are_no_objects_are_refused() {
+        for (body, expected) in [
+            ("", "no body"),
+            ("{\"a\": }", "line 1 column 7"),
+            ("[1]", "should be a JSON object, not a list"),
+            ("{} x", "trailing characters"),
+        ] {
+            let failure = Fields::parse(body.as_bytes()).unwrap_err();
+            assert!(failure.message.contains(expected), "{}", failure.message);
+        }
+    }
+
+    #[test]
+    fn unknown_fields_are_remembered_within_bounds() {
+        let unknown = UnknownFields::default();
+        for i in 0..1000 {
+            fields(&json!({(format!("{i}").repeat(100)): 1})).finish(&unknown);
+        }
+        let names = unknown.names.lock().unwrap();
+        assert_eq!(names.len(), MAX_UNKNOWN_NAMES);
+        assert!(names.iter().all(|name| name.chars().count() <= MAX_NAME_CHARS));
+    }
+}

@@ -1,0 +1,148 @@
+//! What `/v1/completions` and `/v1/chat/completions` have in common.
+
+use serde_json::{Value, json};
+
+use super::{
+    App,
+    error::{Failure, Form},
+    fields::Fields,
+    sampling::{self, RouteDefaults},
+};
+use crate::{
+    clock::unix_seconds,
+    request::FinishReason,
+    text::{Chunk, GenerateRequest, Prompt},
+};
+
+/// Most choices for one prompt.
+const MAX_N: i64 = 128;
+
+/// Fields of OpenAI's that change nothing here.
+const IGNORED: [&str; 12] = [
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+    "parallel_tool_calls",
+    "reasoning_effort",
+    "verbosity",
+    "prediction",
+    "skip_special_tokens",
+    "spaces_between_special_tokens",
+];
+
+/// What a reply is to contain.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ReplyOptions {
+    pub(super) stream: bool,
+    /// A last chunk with `usage`.
+    pub(super) include_usage: bool,
+    /// `prompt_token_ids` and `token_ids` in every choice.
+    pub(super) token_ids: bool,
+    /// Choices for each prompt.
+    pub(super) n: usize,
+}
+
+/// Takes the fields that both routes know.
+pub(super) fn take(
+    app: &App,
+    fields: &mut Fields,
+    prompts: Vec<Prompt>,
+    max_tokens: Option<usize>,
+    route: &RouteDefaults,
+) -> Result<(GenerateRequest, ReplyOptions), Failure> {
+    let model = &app.engine.text().defaults;
+    let stream = fields.boolean("stream")?.unwrap_or(false);
+    let mut stream_options = fields.object("stream_options")?;
+    let include_usage = stream_options.boolean("include_usage")?.unwrap_or(false);
+    stream_options.ignore(&["include_obfuscation", "continuous_usage_stats"]);
+    stream_options.finish(&app.unknown_fields);
+    let n = fields.integer("n", 1..=MAX_N)?.unwrap_or(1) as usize;
+    let options =
+        ReplyOptions { stream, include_usage, token_ids: fields.boolean("return_token_ids")?.unwrap_or(false), n };
+    let request = GenerateRequest {
+        prompts,
+        n,
+        sampling: sampling::openai(fields, route, model)?,
+        max_tokens: sampling::max_tokens(max_tokens, route, model),
+        min_tokens: fields.count("min_tokens", 0)?.unwrap_or(0),
+        ignore_eos: fields.boolean("ignore_eos")?.unwrap_or(false),
+        stop: fields.strings("stop")?,
+        stop_token_ids: fields.tokens("stop_token_ids")?,
+        logprobs: None,
+        prompt_logprobs: None,
+        timeout: sampling::timeout(fields)?,
+    };
+    fields.ignore(&IGNORED);
+    Ok((request, options))
+}
+
+/// The object around choices: the same id, time and names in every chunk.
+#[derive(Debug)]
+pub(super) struct Envelope {
+    id: String,
+    object: &'static str,
+    created: u64,
+    model: String,
+    fingerprint: String,
+}
+
+impl Envelope {
+    pub(super) fn new(app: &App, prefix: &str, object: &'static str) -> Self {
+        let card = app.engine.card();
+        Self {
+            id: format!("{prefix}-{:016x}", sampling::random()),
+            object,
+            created: unix_seconds(),
+            model: card.name.clone(),
+            fingerprint: card.build_id.clone(),
+        }
+    }
+
+    pub(super) fn around(&self, choices: Vec<Value>) -> Value {
+        json!({
+            "id": self.id,
+            "object": self.object,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self.fingerprint,
+            "choices": choices,
+        })
+    }
+}
+
+/// Tokens read and written; a prompt counts once, whatever its choices.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Usage {
+    pub(super) prompt_tokens: usize,
+    pub(super) completion_tokens: usize,
+}
+
+impl Usage {
+    pub(super) fn count(&mut self, chunk: &Chunk) {
+        self.completion_tokens += chunk.tokens.len();
+    }
+
+    pub(super) fn to_json(self) -> Value {
+        json!({
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+        })
+    }
+}
+
+pub(super) fn finish_reason(finish: Option<FinishReason>) -> Value {
+    match finish {
+        None => Value::Null,
+        Some(FinishReason::Stop) => "stop".into(),
+        Some(FinishReason::Length) => "length".into(),
+    }
+}
+
+/// A failure in the middle of a stream.
+pub(super) fn failure(failure: &Failure) -> Value {
+    failure.body(Form::OpenAi)
+}

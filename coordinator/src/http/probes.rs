@@ -1,0 +1,55 @@
+//! Is it alive, is it ready: routes that are never refused.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use axum::{
+    Json,
+    extract::State,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use serde_json::{Value, json};
+
+use super::App;
+
+/// `GET /livez`: the process answers.
+pub(super) async fn livez() -> Json<Value> {
+    Json(json!({"status": "alive"}))
+}
+
+/// `GET /readyz` and `GET /health`: a request would be answered.
+pub(super) async fn readyz(State(app): State<App>) -> Response {
+    match obstacle(&app) {
+        None => Json(json!({"status": "ready"})).into_response(),
+        Some(reason) => {
+            (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"status": "not ready", "reason": reason}))).into_response()
+        }
+    }
+}
+
+/// `GET /api/health`.
+pub(super) async fn health(State(app): State<App>) -> Response {
+    match obstacle(&app) {
+        None => Json(json!({"status": "healthy", "model_loaded": true})).into_response(),
+        Some(reason) => {
+            let body = json!({"status": "unhealthy", "model_loaded": false, "reason": reason});
+            (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response()
+        }
+    }
+}
+
+/// `GET /`.
+pub(super) async fn root(State(app): State<App>) -> String {
+    format!("NanoInfer serves {}\n", app.engine.card().name)
+}
+
+fn obstacle(app: &App) -> Option<String> {
+    let status = app.engine.status();
+    if let Some(failure) = status.failure.get() {
+        return Some(failure.clone());
+    }
+    if status.stopping.load(Relaxed) {
+        return Some("the server is shutting down".into());
+    }
+    (!status.ready.load(Relaxed)).then(|| "not every rank answers".into())
+}

@@ -1,0 +1,149 @@
+//! How tokens are drawn, from the fields of a request.
+//!
+//! What a request says wins over the model's `generation_config.json`, which wins over the route's defaults. Knows field
+//! names of both dialects; does not know what the processors do.
+
+use std::{
+    hash::{BuildHasher, Hasher, RandomState},
+    time::Duration,
+};
+
+use nanoinfer_shared::protocol::TokenId;
+
+use super::{error::Failure, fields::Fields};
+use crate::{
+    request::SamplingParams,
+    text::{GenerationDefaults, MaxTokens},
+};
+
+/// What a route does where neither request nor model say anything.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RouteDefaults {
+    temperature: f32,
+    top_k: u32,
+    top_p: f32,
+    repetition_penalty: f32,
+    /// Tokens; `None` for all.
+    repetition_window: Option<usize>,
+    /// Tokens; `None` for as many as fit.
+    max_tokens: Option<usize>,
+}
+
+const NEUTRAL: RouteDefaults = RouteDefaults {
+    temperature: 1.0,
+    top_k: 0,
+    top_p: 1.0,
+    repetition_penalty: 1.0,
+    repetition_window: None,
+    max_tokens: None,
+};
+
+/// `/api/chat` with `prompt`.
+pub(super) const SHORT_FORM: RouteDefaults =
+    RouteDefaults { temperature: 0.8, top_p: 0.9, max_tokens: Some(200), ..NEUTRAL };
+/// `/api/chat` with `messages`.
+pub(super) const OLLAMA: RouteDefaults = RouteDefaults {
+    temperature: 0.8,
+    top_k: 40,
+    top_p: 0.9,
+    repetition_penalty: 1.1,
+    repetition_window: Some(64),
+    max_tokens: None,
+};
+/// `/v1/completions`.
+pub(super) const COMPLETIONS: RouteDefaults = RouteDefaults { max_tokens: Some(16), ..NEUTRAL };
+/// `/v1/chat/completions`.
+pub(super) const CHAT_COMPLETIONS: RouteDefaults = NEUTRAL;
+
+/// OpenAI's names, with the extras of the field.
+pub(super) fn openai(
+    fields: &mut Fields,
+    route: &RouteDefaults,
+    model: &GenerationDefaults,
+) -> Result<SamplingParams, Failure> {
+    let seed = fields.integer("seed", i64::MIN..=i64::MAX)?;
+    let penalty = fields.number("repetition_penalty", 0.01..=100.0)?;
+    let mut sampling = common(fields, route, model, seed, penalty)?;
+    sampling.logit_bias = logit_bias(fields)?;
+    Ok(sampling)
+}
+
+/// Ollama's names.
+pub(super) fn ollama(options: &mut Fields, model: &GenerationDefaults) -> Result<SamplingParams, Failure> {
+    // −1 is Ollama's way to say "any".
+    let seed = options.integer("seed", i64::MIN..=i64::MAX)?.filter(|&seed| seed != -1);
+    let penalty = options.number("repeat_penalty", 0.01..=100.0)?;
+    let window = options.integer("repeat_last_n", -1..=i64::MAX)?;
+    let mut sampling = common(options, &OLLAMA, model, seed, penalty)?;
+    match window {
+        Some(-1) => sampling.repetition_window = None,
+        Some(window) => sampling.repetition_window = Some(usize::try_from(window).unwrap_or(usize::MAX)),
+        None => {}
+    }
+    Ok(sampling)
+}
+
+fn common(
+    fields: &mut Fields,
+    route: &RouteDefaults,
+    model: &GenerationDefaults,
+    seed: Option<i64>,
+    repetition_penalty: Option<f32>,
+) -> Result<SamplingParams, Failure> {
+    let top_k = fields.integer("top_k", -1..=i64::MAX)?;
+    let top_k = top_k.map(|k| if k < 0 { 0 } else { u32::try_from(k).unwrap_or(u32::MAX) });
+    Ok(SamplingParams {
+        logit_bias: Vec::new(),
+        repetition_penalty: repetition_penalty.or(model.repetition_penalty).unwrap_or(route.repetition_penalty),
+        repetition_window: route.repetition_window,
+        presence_penalty: fields.number("presence_penalty", -2.0..=2.0)?.unwrap_or(0.0),
+        frequency_penalty: fields.number("frequency_penalty", -2.0..=2.0)?.unwrap_or(0.0),
+        temperature: fields.number("temperature", 0.0..=100.0)?.or(model.temperature).unwrap_or(route.temperature),
+        top_k: top_k.or(model.top_k).unwrap_or(route.top_k),
+        top_p: fields.number("top_p", 0.0..=1.0)?.or(model.top_p).unwrap_or(route.top_p),
+        min_p: fields.number("min_p", 0.0..=1.0)?.or(model.min_p).unwrap_or(0.0),
+        typical_p: fields.number("typical_p", 0.0..=1.0)?.or(model.typical_p).unwrap_or(1.0),
+        seed: seed.map_or_else(random, |seed| seed as u64),
+    })
+}
+
+/// `{"50256": -100}`: token ids, as JSON has them in keys, with what is added to their logits.
+fn logit_bias(fields: &mut Fields) -> Result<Vec<(TokenId, f32)>, Failure> {
+    let Some(value) = fields.value("logit_bias") else {
+        return Ok(Vec::new());
+    };
+    let failure = |what: String| {
+        Failure::field(
+            "logit_bias",
+            format!("`logit_bias` should map token ids to numbers from -100 to 100, got {what}"),
+        )
+    };
+    let map = value.as_object().ok_or_else(|| failure(super::fields::show(&value)))?;
+    map.iter()
+        .map(|(key, bias)| {
+            let id = key.parse().ok();
+            let bias = bias.as_f64().filter(|bias| (-100.0..=100.0).contains(bias));
+            id.zip(bias).map(|(id, bias)| (id, bias as f32))
+        })
+        .collect::<Option<_>>()
+        .ok_or_else(|| failure("something else".into()))
+}
+
+/// How many tokens: what the request gives, or what the model or the route recommends.
+pub(super) fn max_tokens(given: Option<usize>, route: &RouteDefaults, model: &GenerationDefaults) -> MaxTokens {
+    match (given, model.max_new_tokens.or(route.max_tokens)) {
+        (Some(given), _) => MaxTokens::Given(given),
+        (None, Some(default)) => MaxTokens::Default(default),
+        (None, None) => MaxTokens::Wall,
+    }
+}
+
+/// The request's own deadline.
+pub(super) fn timeout(fields: &mut Fields) -> Result<Option<Duration>, Failure> {
+    Ok(fields.number("timeout_s", 0.001..=86_400.0)?.map(Duration::from_secs_f32))
+}
+
+/// 64 bits that nobody can guess twice: the standard library seeds its hash tables with them.
+pub(super) fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
+}

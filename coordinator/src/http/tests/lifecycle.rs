@@ -1,0 +1,142 @@
+//! Readiness, load, hang-ups and the end.
+
+use std::{sync::atomic::Ordering::Relaxed, time::Duration};
+
+use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::mpsc,
+    time::timeout,
+};
+
+use super::Server;
+use crate::testing::{Act, engine, saying, scripted, silent, speak};
+
+const DEADLINE: Duration = Duration::from_secs(10);
+
+#[tokio::test]
+async fn probes_tell_ready_from_not() {
+    let (handle, _receiver) = silent(1);
+    let status = handle.shared_status();
+    let server = Server::start(engine(handle)).await;
+    let codes = async || {
+        let mut codes = Vec::new();
+        for path in ["/livez", "/readyz", "/health", "/api/health"] {
+            codes.push(server.get(path).await.status);
+        }
+        codes
+    };
+    assert_eq!(codes().await, [200, 503, 503, 503]);
+    status.ready.store(true, Relaxed);
+    assert_eq!(codes().await, [200, 200, 200, 200]);
+    assert_eq!(server.get("/api/health").await.json(), json!({"status": "healthy", "model_loaded": true}));
+    status.failure.set("rank 1 died".into()).unwrap();
+    assert_eq!(codes().await, [200, 503, 503, 503]);
+    assert!(server.get("/readyz").await.body.contains("rank 1 died"));
+}
+
+#[tokio::test]
+async fn who_is_there_is_told() {
+    let server = Server::start(saying("x")).await;
+    assert_eq!(server.get("/api/version").await.json(), json!({"version": "0.1.0-test"}));
+    let tags = server.get("/api/tags").await.json();
+    assert_eq!(
+        (&tags["models"][0]["name"], &tags["models"][0]["model"]),
+        (&json!("someone/nano-chat"), &json!("someone/nano-chat"))
+    );
+    let models = server.get("/v1/models").await.json();
+    assert_eq!((&models["object"], &models["data"][1]["id"]), (&json!("list"), &json!("served")));
+    let info = server.get("/api/model_info").await.json();
+    assert_eq!((&info["config"]["n_positions"], &info["nproc"]), (&json!(256), &json!(1)));
+    assert_eq!(server.get("/").await.status, 200);
+    let head = server.send("HEAD", "/", "", "").await;
+    assert_eq!((head.status, head.body.as_str()), (200, ""));
+}
+
+#[tokio::test]
+async fn a_full_queue_says_when_to_try_again() {
+    let (handle, receiver) = silent(1);
+    let server = Server::start(engine(handle.clone())).await;
+    let _held = engine(handle.clone())
+        .generate(crate::text::GenerateRequest::new(
+            crate::text::Prompt::single_turn("x"),
+            crate::request::SamplingParams::greedy(),
+            crate::text::MaxTokens::Given(1),
+        ))
+        .await
+        .unwrap();
+    for (path, body) in
+        [("/api/chat", json!({"prompt": "x"})), ("/v1/completions", json!({"prompt": "x", "stream": true}))]
+    {
+        let reply = server.post(path, body).await;
+        assert_eq!(reply.status, 429, "{}", reply.body);
+        assert!(reply.head.contains("retry-after: 1"));
+    }
+    handle.stop();
+    assert_eq!(server.post("/api/chat", json!({"prompt": "x"})).await.status, 503);
+    assert_eq!(server.get("/readyz").await.status, 503);
+    drop(receiver);
+}
+
+#[tokio::test]
+async fn a_client_that_hangs_up_cancels_its_sequences() {
+    for stream in [true, false] {
+        let (dropped, mut cancelled) = mpsc::unbounded_channel();
+        let (seen, mut started) = mpsc::unbounded_channel();
+        let handle = scripted(4, move |request| {
+            let _ = seen.send(());
+            Act::Hang(speak(request, " Hello")[..1].to_vec(), dropped.clone())
+        });
+        let server = Server::start(engine(handle)).await;
+        let mut connection = TcpStream::connect(server.address).await.unwrap();
+        let body = json!({"prompt": "x", "stream": stream}).to_string();
+        let request =
+            format!("POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        connection.write_all(request.as_bytes()).await.unwrap();
+        started.recv().await.unwrap();
+        drop(connection);
+        let choice = timeout(DEADLINE, cancelled.recv()).await.expect("cancelled in time");
+        assert_eq!(choice, Some(0), "stream: {stream}");
+    }
+}
+
+#[tokio::test]
+async fn a_deadline_is_kept() {
+    let (dropped, mut cancelled) = mpsc::unbounded_channel();
+    let handle = scripted(4, move |_| Act::Hang(vec![], dropped.clone()));
+    let server = Server::start(engine(handle)).await;
+    let reply = server.post("/v1/completions", json!({"prompt": "x", "timeout_s": 0.05})).await;
+    assert_eq!((reply.status, &reply.json()["error"]["code"]), (504, &json!("timeout")));
+    assert_eq!(cancelled.recv().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shutdown_finishes_what_runs_and_takes_nothing_new() {
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    let (seen, mut started) = mpsc::unbounded_channel();
+    let handle = scripted(4, move |request| {
+        let _ = seen.send(());
+        // Blocks the script's own task only: other worker threads serve.
+        tokio::task::block_in_place(|| wait.recv().ok());
+        Act::Events(speak(request, " Hello"))
+    });
+    let mut server = Server::start(engine(handle)).await;
+    let mut connection = TcpStream::connect(server.address).await.unwrap();
+    let body = json!({"prompt": "x", "stream": true}).to_string();
+    let request = format!("POST /api/chat HTTP/1.0\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    connection.write_all(request.as_bytes()).await.unwrap();
+    started.recv().await.unwrap();
+    server.stop.take().unwrap().send(()).unwrap();
+    let refused = async {
+        while TcpStream::connect(server.address).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(DEADLINE, refused).await.expect("the listener closes");
+    go.send(()).unwrap();
+    let mut reply = String::new();
+    connection.read_to_string(&mut reply).await.unwrap();
+    assert!(reply.ends_with("data: [DONE]\n\n"), "{reply}");
+    timeout(DEADLINE, &mut server.task).await.expect("serve returns").unwrap().unwrap();
+}

@@ -1,0 +1,74 @@
+//! Text to token ids and back, for clients that count.
+
+use axum::{Json, extract::State};
+use serde_json::{Value, json};
+
+use super::{App, error::Failure, fields::Fields, messages, models};
+use crate::text::Specials;
+
+/// `POST /tokenize`: `prompt` or `messages`.
+pub(super) async fn tokenize(State(app): State<App>, mut fields: Fields) -> Result<Json<Value>, Failure> {
+    models::take(&mut fields, app.engine.card())?;
+    let add_special_tokens = fields.boolean("add_special_tokens")?.unwrap_or(true);
+    let with_strings = fields.boolean("return_token_strs")?.unwrap_or(false);
+    fields.ignore(&["add_generation_prompt"]);
+    let is_chat = fields.has("messages");
+    let messages = messages::take(&mut fields)?;
+    let prompt = fields.string("prompt")?;
+    fields.finish(&app.unknown_fields);
+    let text = app.engine.text().clone();
+    // A long text takes a second: not on a thread that serves others.
+    let encoded = tokio::task::spawn_blocking(move || {
+        let tokenizer = &text.tokenizer;
+        let ids = match (prompt, is_chat) {
+            (Some(prompt), false) if add_special_tokens => tokenizer.encode_document(&prompt),
+            (Some(prompt), false) => tokenizer.encode(&prompt, Specials::Match),
+            (None, true) => {
+                text.chat.encode(&messages, tokenizer).map_err(|reason| Failure::field("messages", reason))?
+            }
+            _ => return Err(Failure::field("prompt", "either `prompt` or `messages` is needed, and not both")),
+        };
+        let strings = with_strings.then(|| ids.iter().map(|&id| tokenizer.spell(id)).collect::<Vec<_>>());
+        Ok((ids, strings))
+    });
+    let (ids, strings) = encoded.await.map_err(|error| Failure::unavailable(error.to_string()))??;
+    let mut reply = json!({
+        "tokens": ids,
+        "count": ids.len(),
+        "max_model_len": app.engine.card().geometry.n_positions,
+    });
+    if let Some(strings) = strings {
+        reply["token_strs"] = json!(strings);
+    }
+    Ok(Json(reply))
+}
+
+/// `POST /detokenize`.
+pub(super) async fn detokenize(State(app): State<App>, mut fields: Fields) -> Result<Json<Value>, Failure> {
+    models::take(&mut fields, app.engine.card())?;
+    if !fields.has("tokens") {
+        return Err(Failure::field("tokens", "`tokens` is missing"));
+    }
+    let ids = fields.tokens("tokens")?;
+    fields.finish(&app.unknown_fields);
+    let tokenizer = &app.engine.text().tokenizer;
+    if let Some(id) = ids.iter().find(|&&id| id as usize >= tokenizer.vocab_size()) {
+        let vocab_size = tokenizer.vocab_size();
+        return Err(Failure::field("tokens", format!("token {id} does not exist: the vocabulary has {vocab_size}")));
+    }
+    Ok(Json(json!({"prompt": tokenizer.decode(&ids)})))
+}
+
+/// `GET /tokenizer_info`.
+pub(super) async fn info(State(app): State<App>) -> Json<Value> {
+    let text = app.engine.text();
+    let token = |token: Option<(&str, u32)>| token.map(|(text, id)| json!({"text": text, "id": id}));
+    Json(json!({
+        "tokenizer_class": "GPT2Tokenizer",
+        "vocab_size": text.tokenizer.vocab_size(),
+        "bos_token": token(text.tokenizer.bos()),
+        "eos_token": token(text.tokenizer.eos()),
+        "model_max_length": app.engine.card().geometry.n_positions,
+        "chat_template": text.chat.template(),
+    }))
+}

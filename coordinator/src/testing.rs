@@ -1,0 +1,121 @@
+//! Stand-ins for tests: the demo model's text, and an engine that answers from a script.
+
+use std::{
+    path::Path,
+    sync::{Arc, LazyLock, atomic::Ordering::Relaxed},
+};
+
+use nanoinfer_shared::{
+    Geometry,
+    protocol::{DType, TokenId},
+};
+use tokio::sync::mpsc;
+
+use crate::{
+    config::ModelCard,
+    handle::{self, Command, Door, EngineHandle, Submission},
+    request::{Event, FinishReason, Request, TokenLogprobs},
+    text::{Engine, ModelText, Specials},
+};
+
+static DEMO: LazyLock<(Geometry, Arc<ModelText>)> = LazyLock::new(|| {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../launcher/demo/nano-chat");
+    let config = std::fs::read_to_string(folder.join("config.json")).unwrap();
+    let geometry = Geometry::from_config_json(&config).unwrap();
+    let text = ModelText::load(&folder, &geometry).unwrap();
+    (geometry, Arc::new(text))
+});
+
+pub(crate) fn demo_text() -> Arc<ModelText> {
+    DEMO.1.clone()
+}
+
+pub(crate) fn demo_card() -> ModelCard {
+    ModelCard {
+        name: "someone/nano-chat".into(),
+        served_name: Some("served".into()),
+        geometry: DEMO.0.clone(),
+        dtype: DType::F32,
+        nproc: 1,
+        build_id: "0.1.0-test".into(),
+    }
+}
+
+/// What a scripted engine does with one request.
+pub(crate) enum Act {
+    /// Sends these.
+    Events(Vec<Event>),
+    /// Sends these, and then nothing until the receiver is dropped, which it reports here.
+    Hang(Vec<Event>, mpsc::UnboundedSender<usize>),
+}
+
+/// An engine that takes requests and does nothing with them.
+pub(crate) fn silent(queue: usize) -> (EngineHandle, mpsc::Receiver<Command>) {
+    let geometry = &DEMO.0;
+    let (vocab_size, n_positions) = (geometry.vocab_size, geometry.n_positions);
+    handle::channel(Door { vocab_size, n_positions, max_queue: queue })
+}
+
+/// An engine that handles one request after another by a script.
+pub(crate) fn scripted(queue: usize, script: impl Fn(&Request) -> Act + Send + 'static) -> EngineHandle {
+    let (handle, mut receiver) = silent(queue);
+    handle.status().ready.store(true, Relaxed);
+    tokio::spawn(async move {
+        while let Some(command) = receiver.recv().await {
+            let Command::Submit(Submission { request, events, .. }) = command else { continue };
+            let (list, hang) = match script(&request) {
+                Act::Events(list) => (list, None),
+                Act::Hang(list, dropped) => (list, Some(dropped)),
+            };
+            for event in list {
+                if events.send(event).await.is_err() {
+                    break;
+                }
+            }
+            if let Some(dropped) = hang {
+                tokio::spawn(async move {
+                    events.closed().await;
+                    let _ = dropped.send(request.choice as usize);
+                });
+            }
+        }
+    });
+    handle
+}
+
+/// An engine of the demo model that answers everything with `reply`.
+pub(crate) fn saying(reply: &'static str) -> Engine {
+    engine(scripted(64, move |request| Act::Events(speak(request, reply))))
+}
+
+pub(crate) fn engine(handle: EngineHandle) -> Engine {
+    Engine::new(handle, demo_text(), Arc::new(demo_card()))
+}
+
+/// The events of an engine that says `reply` and then ends the text, as far as the request's limits allow.
+pub(crate) fn speak(request: &Request, reply: &str) -> Vec<Event> {
+    let tokenizer = &demo_text().tokenizer;
+    let mut ids = tokenizer.encode(reply, Specials::Match);
+    ids.push(4095);
+    speak_tokens(request, &ids)
+}
+
+pub(crate) fn speak_tokens(request: &Request, ids: &[TokenId]) -> Vec<Event> {
+    let mut events = Vec::new();
+    if let Some(top) = request.prompt_logprobs {
+        let scores = request.prompt.iter().enumerate().map(|(i, &id)| (i > 0).then(|| score(id, top))).collect();
+        events.push(Event::Prompt(scores));
+    }
+    for &id in ids.iter().take(request.limits.max_tokens) {
+        events.push(Event::Token { id, logprobs: request.logprobs.map(|top| score(id, top)) });
+    }
+    let stopped = ids.len() <= request.limits.max_tokens;
+    events.push(Event::Finished(if stopped { FinishReason::Stop } else { FinishReason::Length }));
+    events
+}
+
+/// A made-up score: the most likely tokens are always 0, 1, 2 …
+pub(crate) fn score(id: TokenId, top: u32) -> TokenLogprobs {
+    let of = |id: TokenId| -0.1 - id as f32 / 7.0;
+    TokenLogprobs { id, logprob: of(id), top: (0..top).map(|id| (id, of(id))).collect() }
+}

@@ -1,0 +1,259 @@
+//! Messages to a prompt.
+//!
+//! Uses the model's chat template, or the plain transcript below where there is none. Knows messages and token ids; does
+//! not know how long a prompt may be. Invariant: what users wrote never becomes a special token, while all text between
+//! two special tokens of the template is encoded as one, so that seams between template and content leave no trace.
+//!
+//! ```text
+//! {system}\n\n          transcript of a model without a template, a heuristic; the reply ends at "\nUser:"
+//! User: …\n
+//! Assistant: …\n
+//! User: …\n
+//! Assistant:
+//! ```
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    fs, io,
+    path::Path,
+};
+
+use nanoinfer_shared::protocol::TokenId;
+
+use super::{
+    TextError,
+    jinja::{JinjaTemplate, TemplateMessage},
+    read_json,
+    tokenizer::{Piece, Specials, Tokenizer},
+};
+
+/// Ends a reply in the plain transcript.
+const TRANSCRIPT_STOP: &str = "\nUser:";
+
+/// Who speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Instructions.
+    System,
+    /// The person.
+    User,
+    /// The model.
+    Assistant,
+}
+
+/// One message of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// Who speaks.
+    pub role: Role,
+    /// What is said.
+    pub content: String,
+}
+
+/// How a model wants conversations to be written.
+#[derive(Debug)]
+pub struct ChatFormat {
+    template: Option<JinjaTemplate>,
+    trims_reply: bool,
+    ignores_system: bool,
+}
+
+impl Role {
+    fn name(self) -> &'static str {
+        match self {
+            Self::System => "system",
+            Self::User => "user",
+            Self::Assistant => "assistant",
+        }
+    }
+}
+
+impl Message {
+    /// A message of the person.
+    pub fn user(content: impl Into<String>) -> Self {
+        Self { role: Role::User, content: content.into() }
+    }
+}
+
+impl ChatFormat {
+    /// Reads `chat_template.jinja`, else `chat_template` of tokenizer_config.json (a string, or a list of named ones of
+    /// which `default` is taken), else falls back to the transcript.
+    ///
+    /// # Errors
+    /// When a template is there but is no Jinja.
+    pub fn load(folder: &Path, tokenizer: &Tokenizer) -> Result<Self, TextError> {
+        let config = folder.join("tokenizer_config.json");
+        let file = folder.join("chat_template.jinja");
+        let (path, source) = match fs::read_to_string(&file) {
+            Ok(source) => (file, Some(source)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let value = read_json(&config)?.unwrap_or_default();
+                let template = &value["chat_template"];
+                let named = template.as_array().and_then(|named| {
+                    let default = named.iter().find(|entry| entry["name"] == "default");
+                    default.or(named.first()).map(|entry| &entry["template"])
+                });
+                (config, named.unwrap_or(template).as_str().map(str::to_owned))
+            }
+            Err(source) => return Err(TextError::Read { path: file, source }),
+        };
+        let template = source
+            .map(|source| JinjaTemplate::new(&source))
+            .transpose()
+            .map_err(|reason| TextError::Invalid { path, reason: format!("chat template: {reason}") })?;
+        if template.is_none() {
+            tracing::info!("the model has no chat template: chats become a plain User/Assistant transcript");
+        }
+        Ok(Self::probe(template, tokenizer))
+    }
+
+    /// Finds out two habits of a template by trying it.
+    fn probe(template: Option<JinjaTemplate>, tokenizer: &Tokenizer) -> Self {
+        let mut format = Self { template, trims_reply: false, ignores_system: false };
+        let message = |role, content: &str| Message { role, content: content.into() };
+        let render = |messages: &[Message], generate| {
+            let visible = messages.iter().map(|m| (m.role, m.content.clone())).collect();
+            format.render(visible, generate, tokenizer).unwrap_or_default()
+        };
+        let question = message(Role::User, "question");
+        let asked = render(std::slice::from_ref(&question), true);
+        let answered = render(&[question.clone(), message(Role::Assistant, "answer")], false);
+        let lead = answered.strip_prefix(&asked).and_then(|rest| rest.split_once("answer")).map(|(lead, _)| lead);
+        let instructed = render(&[message(Role::System, "instruction"), question], true);
+        let trims_reply = lead.is_some_and(|lead| !lead.is_empty() && lead.trim().is_empty());
+        let ignores_system = !instructed.is_empty() && !instructed.contains("instruction");
+        format.trims_reply = trims_reply;
+        format.ignores_system = ignores_system;
+        format
+    }
+
+    /// Whether white space before a reply belongs to the format, not to the reply: after `Assistant:`, models say ` Hi`.
+    pub fn trims_reply(&self) -> bool {
+        self.trims_reply
+    }
+
+    /// Whether the template leaves system messages out.
+    pub fn ignores_system(&self) -> bool {
+        self.ignores_system
+    }
+
+    /// Stop strings that the format itself needs.
+    pub fn stops(&self) -> &'static [&'static str] {
+        if self.template.is_some() { &[] } else { &[TRANSCRIPT_STOP] }
+    }
+
+    /// The model's own template, as it is written in its files.
+    pub fn template(&self) -> Option<&str> {
+        self.template.as_ref().map(JinjaTemplate::source)
+    }
+
+    /// The prompt after which the model's reply follows.
+    ///
+    /// # Errors
+    /// What the template has against these messages.
+    pub fn encode(&self, messages: &[Message], tokenizer: &Tokenizer) -> Result<Vec<TokenId>, String> {
+        let shield = Shield::new(messages, tokenizer, self.template().unwrap_or_default());
+        let hidden = messages.iter().map(|m| (m.role, shield.hide(&m.content))).collect();
+        let text = self.render(hidden, true, tokenizer)?;
+        let mut ids = Vec::new();
+        for piece in tokenizer.split_at_specials(&text) {
+            match piece {
+                Piece::Text(text) => ids.extend(tokenizer.encode(&shield.reveal(text), Specials::Literal)),
+                Piece::Special(id) => ids.push(id),
+            }
+        }
+        Ok(ids)
+    }
+
+    fn render(&self, messages: Vec<(Role, String)>, generate: bool, tokenizer: &Tokenizer) -> Result<String, String> {
+        if let Some(template) = &self.template {
+            let messages: Vec<_> =
+                messages.into_iter().map(|(role, content)| TemplateMessage { role: role.name(), content }).collect();
+            let name = |token: Option<(&'_ str, TokenId)>| token.map(|(text, _)| text.to_owned());
+            let (bos, eos) = (name(tokenizer.bos()), name(tokenizer.eos()));
+            return template.render(&messages, generate, bos.as_deref(), eos.as_deref());
+        }
+        let mut text = String::new();
+        for (role, content) in messages {
+            match role {
+                Role::System => text += &format!("{content}\n\n"),
+                Role::User => text += &format!("User: {content}\n"),
+                Role::Assistant => text += &format!("Assistant: {content}\n"),
+            }
+        }
+        if generate {
+            text.push_str("Assistant:");
+        }
+        Ok(text)
+    }
+}
+
+/// Keeps special tokens that users wrote from being taken for the template's own.
+///
+/// In content, one character of every special token (and of what could become one at a seam) is replaced by a stand-in
+/// from a private-use plane that occurs nowhere else; after the rendered text is split at the template's special
+/// tokens, the characters come back. Templates may trim, slice or compare content as if nothing had happened.
+struct Shield<'t> {
+    specials: Vec<&'t str>,
+    /// The first and last characters of special tokens, each with its stand-in.
+    stand_ins: Vec<(char, char)>,
+}
+
+impl<'t> Shield<'t> {
+    fn new(messages: &[Message], tokenizer: &'t Tokenizer, template: &str) -> Self {
+        let specials: Vec<&str> = tokenizer.special_texts().collect();
+        let ends = specials.iter().flat_map(|special| [special.chars().next(), special.chars().next_back()]);
+        let needed: BTreeSet<char> = ends.flatten().collect();
+        let private = '\u{f0000}'..='\u{ffffd}';
+        let texts = messages.iter().map(|m| m.content.as_str()).chain([template]);
+        let taken: HashSet<char> = texts.flat_map(str::chars).filter(|c| private.contains(c)).collect();
+        // The plane has 65,534 characters; a text that used nearly all of them is longer than any prompt.
+        let stand_ins = needed.into_iter().zip(private.filter(|c| !taken.contains(c))).collect();
+        Self { specials, stand_ins }
+    }
+
+    fn hide(&self, content: &str) -> String {
+        let mut hidden_at = BTreeSet::new();
+        for special in &self.specials {
+            let first_bytes = special.chars().next().map_or(1, char::len_utf8);
+            let last_bytes = special.chars().next_back().map_or(1, char::len_utf8);
+            let mut from = 0;
+            while let Some(at) = content[from..].find(special) {
+                hidden_at.insert(from + at);
+                from += at + first_bytes;
+            }
+            // Templates like to trim, so seams are looked at with and without white space.
+            for (cut, _) in special.char_indices().skip(1) {
+                let (head, tail) = special.split_at(cut);
+                for end in [content, content.trim_end()] {
+                    if end.ends_with(head) {
+                        hidden_at.insert(end.len() - head.len());
+                    }
+                }
+                for (start, skipped) in
+                    [(content, 0), (content.trim_start(), content.len() - content.trim_start().len())]
+                {
+                    if start.starts_with(tail) {
+                        hidden_at.insert(skipped + tail.len() - last_bytes);
+                    }
+                }
+            }
+        }
+        content
+            .char_indices()
+            .map(|(at, c)| if hidden_at.contains(&at) { self.swap(c, |&(real, _)| real, |&(_, s)| s) } else { c })
+            .collect()
+    }
+
+    fn reveal(&self, text: &str) -> String {
+        text.chars().map(|c| self.swap(c, |&(_, s)| s, |&(real, _)| real)).collect()
+    }
+
+    fn swap(&self, c: char, from: fn(&(char, char)) -> char, to: fn(&(char, char)) -> char) -> char {
+        self.stand_ins.iter().find(|pair| from(pair) == c).map_or(c, to)
+    }
+}
+
+#[cfg(test)]
+#[path = "chat_tests.rs"]
+mod tests;

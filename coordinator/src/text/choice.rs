@@ -1,0 +1,146 @@
+//! The events of one sequence, as pieces of text.
+//!
+//! Order of things: bytes of tokens → whole characters → stop strings → white space at the start. Knows one sequence;
+//! does not know what else the request asked for. Invariant: a stop string, the end of text and special tokens are never
+//! part of the text, and after the piece with `finish` nothing follows.
+
+use std::sync::Arc;
+
+use futures_util::{StreamExt, stream, stream::BoxStream};
+use nanoinfer_shared::protocol::TokenId;
+
+use super::{Chunk, Detokenizer, GenerateError, ModelText, StopFinder, generation::GeneratedToken};
+use crate::{
+    handle::{EngineHandle, Events},
+    request::{Event, FinishReason, Request},
+};
+
+/// What all choices of a request have in common.
+#[derive(Debug)]
+pub(super) struct ChoiceFormat {
+    pub(super) text: Arc<ModelText>,
+    /// Strings that end the text.
+    pub(super) stops: Vec<String>,
+    /// Tokens that end a text, whose own text is never shown.
+    pub(super) hidden: Vec<TokenId>,
+    /// Whether white space before the reply belongs to the chat format.
+    pub(super) trim_start: bool,
+}
+
+/// One sequence on its way.
+pub(super) struct Choice {
+    index: usize,
+    source: Source,
+    format: Arc<ChoiceFormat>,
+    detokenizer: Detokenizer,
+    stop: StopFinder,
+    /// Tokens whose text is still held back.
+    tokens: Vec<GeneratedToken>,
+    /// No text was given out yet.
+    at_start: bool,
+}
+
+enum Source {
+    /// Not taken by the engine yet.
+    Waiting(EngineHandle, Box<Request>),
+    Running(Events),
+    Done,
+}
+
+impl Choice {
+    pub(super) fn running(index: usize, events: Events, format: Arc<ChoiceFormat>) -> Self {
+        Self::new(index, Source::Running(events), format)
+    }
+
+    pub(super) fn waiting(index: usize, handle: EngineHandle, request: Request, format: Arc<ChoiceFormat>) -> Self {
+        Self::new(index, Source::Waiting(handle, Box::new(request)), format)
+    }
+
+    fn new(index: usize, source: Source, format: Arc<ChoiceFormat>) -> Self {
+        let stop = StopFinder::new(format.stops.iter().cloned());
+        let detokenizer = Detokenizer::default();
+        Self { index, source, format, detokenizer, stop, tokens: Vec::new(), at_start: true }
+    }
+
+    pub(super) fn into_stream(self) -> BoxStream<'static, Result<Chunk, GenerateError>> {
+        stream::unfold(self, |mut choice| async move { choice.next().await.map(|chunk| (chunk, choice)) }).boxed()
+    }
+
+    async fn next(&mut self) -> Option<Result<Chunk, GenerateError>> {
+        loop {
+            let event = match &mut self.source {
+                Source::Done => return None,
+                Source::Running(events) => events.next().await,
+                Source::Waiting(handle, request) => match handle.submit_in_turn((**request).clone()).await {
+                    Ok(events) => {
+                        self.source = Source::Running(events);
+                        continue;
+                    }
+                    Err(error) => {
+                        self.source = Source::Done;
+                        return Some(Err(error.into()));
+                    }
+                },
+            };
+            let chunk = match event {
+                Some(Event::Prompt(scores)) => Some(Chunk { prompt_logprobs: Some(scores), ..self.chunk("", None) }),
+                Some(Event::Token { id, logprobs }) => self.token(GeneratedToken { id, logprobs }),
+                Some(Event::Finished(reason)) => Some(self.end(reason)),
+                Some(Event::Failed(reason)) => return Some(Err(self.fail(reason))),
+                None => return Some(Err(self.fail("the engine has ended".into()))),
+            };
+            if let Some(chunk) = chunk {
+                return Some(Ok(chunk));
+            }
+        }
+    }
+
+    /// Takes a token; a chunk if that completes some text.
+    fn token(&mut self, token: GeneratedToken) -> Option<Chunk> {
+        let id = token.id;
+        self.tokens.push(token);
+        let tokenizer = &self.format.text.tokenizer;
+        if self.format.hidden.contains(&id) || tokenizer.is_special(id) {
+            return None;
+        }
+        let mut text = String::new();
+        self.detokenizer.push(tokenizer.bytes(id), &mut text);
+        let (text, stopped) = self.stop.push(&text);
+        if stopped {
+            // Dropping the events cancels the sequence.
+            self.source = Source::Done;
+            return Some(self.chunk(&text, Some(FinishReason::Stop)));
+        }
+        let chunk = (!text.is_empty()).then(|| self.chunk(&text, None))?;
+        if chunk.text.is_empty() {
+            // Only white space so far: its tokens go with the next text.
+            self.tokens = chunk.tokens;
+            return None;
+        }
+        Some(chunk)
+    }
+
+    fn end(&mut self, reason: FinishReason) -> Chunk {
+        self.source = Source::Done;
+        let mut tail = String::new();
+        self.detokenizer.flush(&mut tail);
+        // What was cut off may complete a stop string only in theory, but then it counts.
+        let (mut text, stopped) = self.stop.push(&tail);
+        if !stopped {
+            text += &self.stop.flush();
+        }
+        self.chunk(&text, Some(if stopped { FinishReason::Stop } else { reason }))
+    }
+
+    fn fail(&mut self, reason: String) -> GenerateError {
+        self.source = Source::Done;
+        GenerateError::Failed { reason }
+    }
+
+    fn chunk(&mut self, text: &str, finish: Option<FinishReason>) -> Chunk {
+        let text = if self.at_start && self.format.trim_start { text.trim_start() } else { text };
+        self.at_start &= text.is_empty();
+        let tokens = std::mem::take(&mut self.tokens);
+        Chunk { index: self.index, prompt_logprobs: None, text: text.to_owned(), tokens, finish }
+    }
+}

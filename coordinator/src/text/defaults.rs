@@ -1,0 +1,107 @@
+//! What a model's `generation_config.json` says where a request says nothing.
+//!
+//! Knows the file; does not know routes or requests. `do_sample` is not read: temperature 0 is how greedy is said here.
+
+use std::path::Path;
+
+use nanoinfer_shared::protocol::TokenId;
+use serde_json::Value;
+
+use super::{TextError, read_json};
+
+/// Defaults that the model's makers recommend; `None` where they say nothing.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GenerationDefaults {
+    /// See [`crate::request::SamplingParams::temperature`].
+    pub temperature: Option<f32>,
+    /// See [`crate::request::SamplingParams::top_k`].
+    pub top_k: Option<u32>,
+    /// See [`crate::request::SamplingParams::top_p`].
+    pub top_p: Option<f32>,
+    /// See [`crate::request::SamplingParams::min_p`].
+    pub min_p: Option<f32>,
+    /// See [`crate::request::SamplingParams::typical_p`].
+    pub typical_p: Option<f32>,
+    /// See [`crate::request::SamplingParams::repetition_penalty`].
+    pub repetition_penalty: Option<f32>,
+    /// Tokens to generate.
+    pub max_new_tokens: Option<usize>,
+    /// Tokens that end a text; may be more than config.json names.
+    pub eos_token_ids: Vec<TokenId>,
+}
+
+impl GenerationDefaults {
+    /// Reads `generation_config.json` of a model's folder; no file means no opinion.
+    ///
+    /// # Errors
+    /// Names the field that is of the wrong kind or out of range.
+    pub fn load(folder: &Path, vocab_size: usize) -> Result<Self, TextError> {
+        let path = folder.join("generation_config.json");
+        let Some(value) = read_json(&path)? else {
+            return Ok(Self::default());
+        };
+        let invalid = |key: &str, expected: &str| TextError::Invalid {
+            path: path.clone(),
+            reason: format!("`{key}` should be {expected}, got {}", value[key]),
+        };
+        let number = |key: &str, low: f64, high: f64| match &value[key] {
+            Value::Null => Ok(None),
+            number => match number.as_f64() {
+                Some(x) if (low..=high).contains(&x) => Ok(Some(x as f32)),
+                _ => Err(invalid(key, &format!("a number from {low} to {high}"))),
+            },
+        };
+        let count = |key: &str| match &value[key] {
+            Value::Null => Ok(None),
+            number => number.as_u64().map(Some).ok_or_else(|| invalid(key, "a count")),
+        };
+        let eos = match &value["eos_token_id"] {
+            Value::Null => Vec::new(),
+            Value::Array(ids) => ids.clone(),
+            id => vec![id.clone()],
+        };
+        let eos_token_ids = eos
+            .iter()
+            .map(|id| id.as_u64().filter(|&id| id < vocab_size as u64).map(|id| id as TokenId))
+            .collect::<Option<Vec<_>>>()
+            .ok_or_else(|| invalid("eos_token_id", "token ids of the model"))?;
+        Ok(Self {
+            temperature: number("temperature", 0.0, 100.0)?,
+            top_k: count("top_k")?.map(|k| u32::try_from(k).unwrap_or(u32::MAX)),
+            top_p: number("top_p", 0.0, 1.0)?,
+            min_p: number("min_p", 0.0, 1.0)?,
+            typical_p: number("typical_p", 0.0, 1.0)?,
+            repetition_penalty: number("repetition_penalty", 0.01, 100.0)?,
+            max_new_tokens: count("max_new_tokens")?.map(|n| n as usize),
+            eos_token_ids,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn the_file_is_optional_and_its_mistakes_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let load = |text: &str| {
+            fs::write(folder.path().join("generation_config.json"), text).unwrap();
+            GenerationDefaults::load(folder.path(), 100)
+        };
+        assert_eq!(GenerationDefaults::load(&folder.path().join("none"), 100).unwrap(), GenerationDefaults::default());
+        let read = load(r#"{"temperature": 0.3, "top_k": 50, "max_new_tokens": 96, "eos_token_id": [3, 4]}"#).unwrap();
+        assert_eq!((read.temperature, read.top_k, read.max_new_tokens), (Some(0.3), Some(50), Some(96)));
+        assert_eq!(read.eos_token_ids, [3, 4]);
+        for (text, field) in [
+            (r#"{"temperature": -1}"#, "temperature"),
+            (r#"{"top_p": "x"}"#, "top_p"),
+            (r#"{"eos_token_id": 100}"#, "eos_token_id"),
+            ("{", "generation_config.json"),
+        ] {
+            assert!(load(text).unwrap_err().to_string().contains(field));
+        }
+    }
+}

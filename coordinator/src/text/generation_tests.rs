@@ -1,0 +1,156 @@
+use std::time::Instant;
+
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::{
+    request::Event,
+    testing::{Act, demo_text, engine, saying, scripted, silent, speak, speak_tokens},
+    text::Specials,
+};
+
+fn raw(text: &str) -> GenerateRequest {
+    let prompt = Prompt::Text { text: text.into(), add_special_tokens: true };
+    GenerateRequest::new(prompt, SamplingParams::greedy(), MaxTokens::Wall)
+}
+
+fn chat(text: &str) -> GenerateRequest {
+    GenerateRequest::new(Prompt::single_turn(text), SamplingParams::greedy(), MaxTokens::Wall)
+}
+
+async fn chunks(engine: &Engine, request: GenerateRequest) -> Vec<Chunk> {
+    let generation = engine.generate(request).await.unwrap();
+    generation.map(|chunk| chunk.unwrap()).collect().await
+}
+
+fn text_of(chunks: &[Chunk], index: usize) -> String {
+    chunks.iter().filter(|c| c.index == index).map(|c| c.text.as_str()).collect()
+}
+
+#[tokio::test]
+async fn text_comes_in_pieces_and_the_end_is_not_part_of_it() {
+    let engine = saying(" Hello! How can I help 🦀 you today?");
+    let chunks = chunks(&engine, raw("Hi")).await;
+    assert_eq!(text_of(&chunks, 0), " Hello! How can I help 🦀 you today?");
+    assert!(chunks.iter().all(|c| !c.text.contains('\u{fffd}')), "no half characters");
+    let last = chunks.last().unwrap();
+    assert_eq!(last.finish, Some(FinishReason::Stop));
+    assert_eq!(last.tokens.last().unwrap().id, 4095, "the token that ends the text is reported");
+    assert_eq!(chunks.iter().filter(|c| c.finish.is_some()).count(), 1);
+    let ids: Vec<TokenId> = chunks.iter().flat_map(|c| &c.tokens).map(|t| t.id).collect();
+    assert_eq!(demo_text().tokenizer.decode(&ids), " Hello! How can I help 🦀 you today?<|endoftext|>");
+}
+
+#[tokio::test]
+async fn replies_in_chats_lose_the_space_of_the_format() {
+    let chunks = chunks(&saying(" Hello!"), chat("Hi")).await;
+    assert_eq!(text_of(&chunks, 0), "Hello!");
+}
+
+#[tokio::test]
+async fn a_stop_string_ends_the_text_and_cancels_the_sequence() {
+    let (dropped, mut cancelled) = mpsc::unbounded_channel();
+    let handle = scripted(4, move |request| {
+        let mut events = speak(request, "one two three");
+        events.truncate(events.len() - 2);
+        Act::Hang(events, dropped.clone())
+    });
+    let request = GenerateRequest { stop: vec!["o th".into()], ..raw("x") };
+    let chunks = chunks(&engine(handle), request).await;
+    assert_eq!(text_of(&chunks, 0), "one tw");
+    assert_eq!(chunks.last().unwrap().finish, Some(FinishReason::Stop));
+    assert_eq!(cancelled.recv().await, Some(0));
+}
+
+#[tokio::test]
+async fn dropping_a_generation_cancels_every_choice() {
+    let (dropped, mut cancelled) = mpsc::unbounded_channel();
+    let handle = scripted(8, move |_| Act::Hang(vec![], dropped.clone()));
+    let generation = engine(handle).generate(GenerateRequest { n: 3, ..raw("x") }).await.unwrap();
+    drop(generation);
+    let mut choices = vec![cancelled.recv().await, cancelled.recv().await, cancelled.recv().await];
+    choices.sort();
+    assert_eq!(choices, [Some(0), Some(1), Some(2)]);
+}
+
+#[tokio::test]
+async fn choices_and_prompts_are_told_apart() {
+    let handle = scripted(16, |request| {
+        let name = format!("p{}c{}", request.prompt_index, request.choice);
+        Act::Events(speak(request, &name))
+    });
+    let mut request = GenerateRequest { n: 2, ..raw("a") };
+    request.prompts.push(Prompt::Tokens(vec![5]));
+    let chunks = chunks(&engine(handle), request).await;
+    let texts: Vec<String> = (0..4).map(|index| text_of(&chunks, index)).collect();
+    assert_eq!(texts, ["p0c0", "p0c1", "p1c0", "p1c1"]);
+}
+
+#[tokio::test]
+async fn a_request_larger_than_the_queue_runs_in_turn() {
+    let handle = scripted(2, |request| Act::Events(speak(request, "x")));
+    let chunks = chunks(&engine(handle), GenerateRequest { n: 30, ..raw("a") }).await;
+    assert!((0..30).all(|index| text_of(&chunks, index) == "x"));
+}
+
+#[tokio::test]
+async fn a_full_queue_a_stop_and_an_end_are_told_apart() {
+    let (handle, receiver) = silent(1);
+    let engine = engine(handle);
+    let held = engine.generate(raw("x")).await.unwrap();
+    let error = engine.generate(raw("x")).await.unwrap_err();
+    assert_eq!(error, GenerateError::Submit(SubmitError::QueueFull { limit: 1 }));
+    drop((receiver, held));
+    assert!(matches!(engine.generate(raw("x")).await, Err(GenerateError::Submit(SubmitError::Ended(_)))));
+    engine.handle.stop();
+    assert_eq!(engine.generate(raw("x")).await.unwrap_err(), GenerateError::Submit(SubmitError::Stopping));
+}
+
+#[tokio::test]
+async fn failures_end_the_stream() {
+    let failing = |events: Vec<Event>| engine(scripted(4, move |_| Act::Events(events.clone())));
+    for events in [vec![], vec![Event::Failed("rank 1 is gone".into())]] {
+        let mut generation = failing(events).generate(raw("x")).await.unwrap();
+        assert!(matches!(generation.next().await, Some(Err(GenerateError::Failed { .. }))));
+        assert!(generation.next().await.is_none());
+    }
+}
+
+#[tokio::test]
+async fn a_deadline_ends_the_stream_and_cancels() {
+    let (dropped, mut cancelled) = mpsc::unbounded_channel();
+    let handle = scripted(4, move |_| Act::Hang(vec![], dropped.clone()));
+    let timeout = Some(Duration::from_millis(30));
+    let start = Instant::now();
+    let mut generation = engine(handle).generate(GenerateRequest { timeout, ..raw("x") }).await.unwrap();
+    assert!(matches!(generation.next().await, Some(Err(GenerateError::Deadline { .. }))));
+    assert!(start.elapsed() >= Duration::from_millis(30));
+    assert!(generation.next().await.is_none());
+    assert_eq!(cancelled.recv().await, Some(0));
+}
+
+#[tokio::test]
+async fn special_tokens_are_reported_but_never_shown() {
+    let handle = scripted(4, |request| Act::Events(speak_tokens(request, &[4095, 566, 4095, 25, 4095])));
+    let chunks = chunks(&engine(handle), GenerateRequest { ignore_eos: true, ..raw("x") }).await;
+    assert_eq!(text_of(&chunks, 0), "User:");
+    assert_eq!(chunks.iter().map(|c| c.tokens.len()).sum::<usize>(), 5);
+}
+
+#[tokio::test]
+async fn a_character_cut_off_at_the_end_is_shown_as_cut_off() {
+    let half = demo_text().tokenizer.encode("🦀", Specials::Literal)[0];
+    let handle = scripted(4, move |request| Act::Events(speak_tokens(request, &[half])));
+    let chunks = chunks(&engine(handle), raw("x")).await;
+    assert_eq!(text_of(&chunks, 0), "\u{fffd}");
+}
+
+#[tokio::test]
+async fn ids_outside_the_vocabulary_are_named() {
+    let engine = saying("x");
+    let request = GenerateRequest { stop_token_ids: vec![4096], ..raw("x") };
+    let error = engine.generate(request).await.unwrap_err();
+    assert_eq!(error, GenerateError::UnknownToken { field: "stop_token_ids", id: 4096, vocab_size: 4096 });
+    let error = engine.generate(GenerateRequest { n: 2000, ..raw("x") }).await.unwrap_err();
+    assert_eq!(error, GenerateError::TooManySequences { sequences: 2000 });
+}

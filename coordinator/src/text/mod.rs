@@ -1,0 +1,110 @@
+//! Between strings and token ids: tokenizer, chat template, streaming text, and the generation of whole answers.
+//!
+//! Reading order: [`tokenizer`], [`detokenizer`] and [`stop`] turn ids into text and back; [`chat`] turns messages into a
+//! prompt; [`prompt`] decides what fits; [`generation`] runs a request through the engine. Nothing here knows HTTP.
+
+pub mod chat;
+mod choice;
+pub mod defaults;
+pub mod detokenizer;
+pub mod generation;
+mod jinja;
+pub mod prompt;
+pub mod stop;
+pub mod tokenizer;
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use nanoinfer_shared::Geometry;
+
+pub use self::{
+    chat::{ChatFormat, Message, Role},
+    defaults::GenerationDefaults,
+    detokenizer::Detokenizer,
+    generation::{Chunk, Engine, GenerateError, GenerateRequest, Generation},
+    prompt::{MaxTokens, Prompt},
+    stop::StopFinder,
+    tokenizer::{Specials, Tokenizer},
+};
+
+/// Everything of a model that has to do with text.
+#[derive(Debug)]
+pub struct ModelText {
+    /// Text to ids and back.
+    pub tokenizer: Tokenizer,
+    /// Messages to a prompt.
+    pub chat: ChatFormat,
+    /// What the model's makers recommend.
+    pub defaults: GenerationDefaults,
+}
+
+/// Why the text side of a model cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TextError {
+    /// No tokenizer at all.
+    #[error("no tokenizer in {}; hint: it needs tokenizer.json, or vocab.json and merges.txt", folder.display())]
+    Missing {
+        /// Where it was looked for.
+        folder: PathBuf,
+    },
+    /// A file that is there cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file does not hold what its name promises.
+    #[error("{}: {reason}", path.display())]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Tokenizer and model do not belong together.
+    #[error(
+        "{}: token {token:?} is {id}, but the model's vocabulary has {vocab_size} rows; hint: this tokenizer belongs \
+         to another model",
+        path.display()
+    )]
+    OutsideVocabulary {
+        /// The tokenizer's file.
+        path: PathBuf,
+        /// Its last token.
+        token: String,
+        /// That token's id.
+        id: u32,
+        /// Rows of the model.
+        vocab_size: usize,
+    },
+}
+
+impl ModelText {
+    /// Reads tokenizer, chat template and `generation_config.json` from a model's folder.
+    ///
+    /// # Errors
+    /// When a file is missing, unreadable, malformed, or belongs to another model.
+    pub fn load(folder: &Path, geometry: &Geometry) -> Result<Self, TextError> {
+        let tokenizer = Tokenizer::load(folder, geometry.vocab_size)?;
+        let chat = ChatFormat::load(folder, &tokenizer)?;
+        let defaults = GenerationDefaults::load(folder, geometry.vocab_size)?;
+        Ok(Self { tokenizer, chat, defaults })
+    }
+}
+
+/// A JSON file, if it is there.
+fn read_json(path: &Path) -> Result<Option<serde_json::Value>, TextError> {
+    let text = match fs::read(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(TextError::Read { path: path.to_owned(), source }),
+    };
+    serde_json::from_slice(&text)
+        .map(Some)
+        .map_err(|error| TextError::Invalid { path: path.to_owned(), reason: error.to_string() })
+}
