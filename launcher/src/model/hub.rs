@@ -182,17 +182,10 @@ fn cached(id: &str, revision: &str, cache: &Path) -> Option<PathBuf> {
 
 fn list(id: &str, revision: &str, access: &HubAccess) -> Result<Listing, HubError> {
     let url = format!("{}/api/models/{id}/revision/{}", access.endpoint, revision.replace('/', "%2F"));
-    let unreachable = |reason: String| HubError::Unreachable {
-        id: id.into(),
-        url: url.clone(),
-        reason,
-        cache: access.cache.clone(),
-    };
-    let agent: ureq::Agent = ureq::Agent::config_builder()
-        .timeout_global(Some(LISTING_TIMEOUT))
-        .http_status_as_error(false)
-        .build()
-        .into();
+    let unreachable =
+        |reason: String| HubError::Unreachable { id: id.into(), url: url.clone(), reason, cache: access.cache.clone() };
+    let agent: ureq::Agent =
+        ureq::Agent::config_builder().timeout_global(Some(LISTING_TIMEOUT)).http_status_as_error(false).build().into();
     let mut request = agent.get(&url).header("User-Agent", concat!("nanoinfer/", env!("CARGO_PKG_VERSION")));
     if let Some(token) = &access.token {
         request = request.header("Authorization", format!("Bearer {token}"));
