@@ -6,12 +6,12 @@
 //!
 //! This crate does not know HTTP, text, the tensors of any library, CUDA, or scheduling.
 
-pub mod comm;
 pub mod geometry;
-pub mod handshake;
-pub mod link;
 pub mod partition;
 pub mod protocol;
+pub mod link;
+pub mod handshake;
+pub mod comm;
 
 pub use geometry::{Activation, Geometry, GeometryError};
 pub use partition::{Partition, PartitionError, Share};

@@ -1,1 +1,27 @@
-//! End-to-end tests.
+//! End to end: the real binary on a free port, spoken to over HTTP. One binary, so that servers are started in one place.
+//!
+//! Index
+//! - [`chat`]: the README's two commands; `/api/chat` in both forms, streamed and not
+//! - [`golden`]: transformers' greedy ids through HTTP, for nproc 1, 2, 3, 5 over shared memory and TCP; batches
+//! - [`completions`]: `/v1/completions`, log-probabilities, tokenization
+//! - [`bad_input`]: what is refused, how it is said, and that nothing else is disturbed
+//! - [`lifecycle`]: signals, killed ranks, killed launchers, draining
+//! - [`ranks`]: ranks started by hand over TCP with a secret
+//! - [`memory`]: `--plan` against measured memory, gpt2-xl's 25 heads over 2 and 3 ranks
+//! - [`configs`]: every file in `configs/` starts
+//! - [`imports`]: the import rules of docs/architecture.md
+//! - [`example`]: the 100-line program
+
+mod checkpoint;
+mod server;
+
+mod bad_input;
+mod chat;
+mod completions;
+mod configs;
+mod example;
+mod golden;
+mod imports;
+mod lifecycle;
+mod memory;
+mod ranks;

@@ -73,6 +73,11 @@ struct Peer {
 }
 
 impl Tcp {
+    /// Bytes of user memory that a link between `world` ranks can come to hold.
+    pub fn buffer_bytes(world: usize) -> usize {
+        world * (HEADER_BYTES + CHUNK_ELEMENTS * 4)
+    }
+
     /// Meets all peers at `addresses` (in rank order), each of which must hold `key`.
     ///
     /// # Errors

@@ -1,1 +1,50 @@
-//! CPU kernels: packed matrix products, LayerNorm, activations, paged attention.
+//! Arithmetic on the CPU: the only home of `unsafe` arithmetic, and of nothing else.
+//!
+//! Every kernel is written once, over vectors of 16 f32 lanes ([`lanes`]), and compiled for each instruction set;
+//! [`Kernels`] picks one at run time and spreads the work over a [`pool`] of threads by output columns, never over K.
+//!
+//! Invariants: the order of accumulation over K is the same for any number of rows and threads, so a row's result does not
+//! depend on its batch; AVX2 and AVX-512 give the same bits (both fuse multiply and add, in the same order), the portable
+//! form rounds twice.
+//!
+//! Does not know models, processes, or any other crate of this project.
+
+mod lanes;
+mod matmul;
+mod norm;
+mod activation;
+mod attention;
+mod logits;
+mod pool;
+
+pub use activation::Activation;
+pub use attention::{AttentionRow, KvLayout, MAX_HEAD_DIM};
+pub use lanes::Isa;
+pub use logits::{arg_top_k, log_sum_exp};
+pub use matmul::{Epilogue, PackedMatrix};
+pub use pool::ThreadPool;
+
+/// The kernels of one rank: an instruction set and threads to run on.
+#[derive(Debug)]
+pub struct Kernels {
+    isa: Isa,
+    pool: ThreadPool,
+}
+
+impl Kernels {
+    /// Kernels for `isa` on `threads` threads, the caller's included. `spin` lets idle threads wait busily between the
+    /// phases of a step.
+    pub fn new(isa: Isa, threads: usize, spin: bool) -> Self {
+        Self { isa, pool: ThreadPool::new(threads, spin) }
+    }
+
+    /// `[f(0), …, f(count − 1)]`, computed on all threads.
+    pub fn map<T: Send>(&mut self, count: usize, f: impl Fn(usize) -> T + Sync) -> Vec<T> {
+        self.pool.map(count, f)
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+}

@@ -1,0 +1,125 @@
+//! What is refused, how it is said, and that nothing else is disturbed.
+
+use std::{fs, path::Path};
+
+use serde_json::{Value, json};
+
+use crate::server::{Server, golden_folder, launcher, run_to_end};
+
+/// Runs the launcher to its end; it must fail with `code` and say all of `words`.
+#[track_caller]
+fn refused(arguments: &[&str], code: i32, words: &[&str]) {
+    let (status, log) = run_to_end(launcher(arguments));
+    assert_eq!(status.code(), Some(code), "{arguments:?}: {log}");
+    for word in words {
+        assert!(log.contains(word), "{arguments:?} should say {word:?}: {log}");
+    }
+    assert!(!log.contains("panicked"), "{log}");
+}
+
+/// A copy of heads5 to spoil.
+fn copy_of_heads5(to: &Path) {
+    for entry in fs::read_dir(golden_folder("heads5")).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}
+
+#[test]
+fn a_bad_model_is_named_with_what_is_wrong() {
+    refused(&["--model", "./no/such/folder"], 2, &["no/such/folder"]);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_str().unwrap();
+    refused(&["--model", path], 2, &["config.json"]);
+
+    copy_of_heads5(dir.path());
+    let weights = dir.path().join("model.safetensors");
+    let whole = fs::read(&weights).unwrap();
+    for (spoiled, word) in [
+        (whole[..whole.len() - 1000].to_vec(), "not a complete safetensors file"),
+        (whole[..100].to_vec(), "not a complete safetensors file"),
+        (vec![0xff; 5000], "not a complete safetensors file"),
+    ] {
+        fs::write(&weights, spoiled).unwrap();
+        refused(&["--model", path], 2, &["model.safetensors", word]);
+    }
+    fs::write(&weights, &whole).unwrap();
+
+    let config = dir.path().join("config.json");
+    let original: Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+    for (field, value, words) in [
+        ("n_embd", json!(45), &["wte.weight", "45"][..]),
+        ("n_layer", json!(3), &["h.2."]),
+        ("n_layer", json!(1), &["h.1.", "n_layer 1"]),
+        ("n_head", json!(7), &["n_head 7"]),
+        ("vocab_size", json!(308), &["wte.weight", "308"]),
+        ("model_type", json!("llama"), &["llama"]),
+    ] {
+        let mut changed = original.clone();
+        changed[field] = value;
+        fs::write(&config, changed.to_string()).unwrap();
+        refused(&["--model", path], 2, words);
+    }
+    fs::write(&config, "{").unwrap();
+    refused(&["--model", path], 2, &["config.json"]);
+}
+
+#[test]
+fn a_bad_command_line_is_explained() {
+    let heads5 = golden_folder("heads5");
+    let heads5 = heads5.to_str().unwrap();
+    refused(&["--model", heads5, "--nproc", "6"], 2, &["5 attention heads", "1 to 5"]);
+    refused(&["--nproc", "0"], 2, &["nproc"]);
+    refused(&["--nproc", "two"], 2, &["two"]);
+    refused(&["--no-such-flag"], 2, &["--no-such-flag"]);
+    refused(&["--modle", heads5], 2, &["--model"]);
+    refused(&["--kv-memory", "1KiB", "--port", "0"], 2, &["--kv-memory"]);
+    refused(&["--config", "/no/such/file.toml"], 2, &["/no/such/file.toml"]);
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    refused(&["--port", &port], 1, &[&port, "in use"]);
+}
+
+#[test]
+fn a_bad_request_gets_a_clear_answer_and_disturbs_nobody() {
+    let server = Server::start(&["--nproc", "2"]);
+    let healthy = json!({ "prompt": "What is the capital of France?", "temperature": 0 });
+    let expected = server.ask("/api/chat", &healthy)["response"].clone();
+    std::thread::scope(|scope| {
+        let beside = scope.spawn(|| (0..20).map(|_| server.ask("/api/chat", &healthy)["response"].clone()).collect::<Vec<_>>());
+        for (path, body, status, word) in [
+            ("/api/chat", "{", 400, "JSON"),
+            ("/api/chat", "[]", 400, ""),
+            ("/api/chat", "{}", 400, "prompt"),
+            ("/api/chat", r#"{"prompt":"a","messages":[]}"#, 400, "messages"),
+            ("/api/chat", r#"{"prompt":"a","temperature":-1}"#, 400, "temperature"),
+            ("/api/chat", r#"{"prompt":"a","temperature":"hot"}"#, 400, "temperature"),
+            ("/api/chat", r#"{"prompt":"a","max_tokens":100000}"#, 400, "256"),
+            ("/api/chat", r#"{"model":"llama","messages":[{"role":"user","content":"a"}]}"#, 404, "llama"),
+            ("/v1/completions", "{", 400, "JSON"),
+            ("/v1/completions", r#"{"prompt":"a","top_p":2}"#, 400, "top_p"),
+            ("/v1/completions", r#"{"prompt":"a","n":0}"#, 400, "n"),
+            ("/v1/completions", r#"{"prompt":[99999]}"#, 400, "99999"),
+            ("/v1/completions", r#"{"prompt":[]}"#, 400, "prompt"),
+            ("/v1/completions", r#"{"prompt":"a","suffix":"b"}"#, 400, "suffix"),
+            ("/v1/completions", r#"{"model":"nope","prompt":"a"}"#, 404, "nope"),
+            ("/v1/nothing", "{}", 404, "/v1/nothing"),
+            ("/api/nothing", "{}", 404, "/api/nothing"),
+        ] {
+            let (got, text) = server.post_text(path, body);
+            let error = serde_json::from_str::<Value>(&text).unwrap_or_else(|e| panic!("{path} {body}: {e}: {text}"));
+            assert_eq!(got, status, "{path} {body}: {text}");
+            let message = if path.starts_with("/v1") { &error["error"]["message"] } else { &error["error"] };
+            assert!(message.as_str().is_some_and(|m| m.contains(word)), "{path} {body}: {text}");
+        }
+        let long = format!(r#"{{"prompt":"{}"}}"#, "word ".repeat(400));
+        let (status, text) = server.post_text("/v1/completions", &long);
+        assert!(status == 400 && text.contains("256"), "{text}");
+        assert_eq!(server.get("/v1/completions").0, 405);
+        assert!(beside.join().unwrap().iter().all(|response| *response == expected));
+    });
+}

@@ -1,0 +1,71 @@
+//! Ranks started by hand, as Slurm, mpirun or Kubernetes would: over TCP, with a secret from a file.
+
+use serde_json::json;
+
+use crate::server::{Server, golden_folder, launcher, run_to_end};
+
+/// A coordinator waiting for two ranks of `heads5` on a free port, and that address.
+fn coordinator(secret: &str) -> (Server, String) {
+    let model = golden_folder("heads5");
+    let arguments = ["coordinator", "--listen", "127.0.0.1:0", "--secret-file", secret, "--port", "0", "--nproc", "2"];
+    let mut server = Server::spawn(launcher(&[&arguments[..], &["--model", model.to_str().unwrap()]].concat()));
+    let line = server.await_line("waiting for");
+    let address = line.split_whitespace().find(|word| word.starts_with("127.0.0.1:")).unwrap();
+    let address = address.trim_end_matches([',', ':', ';', '.']).to_owned();
+    (server, address)
+}
+
+fn worker(rank: &str, world: &str, address: &str, secret: &str) -> std::process::Command {
+    launcher(&["worker", "--rank", rank, "--world", world, "--connect", address, "--secret-file", secret])
+}
+
+#[test]
+fn ranks_join_by_address_and_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let secret = dir.path().join("secret");
+    std::fs::write(&secret, "a long enough shared secret\n").unwrap();
+    let secret = secret.to_str().unwrap();
+    let (mut server, address) = coordinator(secret);
+    let mut ranks: Vec<_> = ["1", "0"].map(|rank| Server::spawn(worker(rank, "2", &address, secret))).into();
+    server.await_ready();
+    let golden = std::fs::read_to_string(golden_folder("heads5").join("golden.json")).unwrap();
+    let golden: serde_json::Value = serde_json::from_str(&golden).unwrap();
+    let case = &golden["cases"][1];
+    let body = json!({ "prompt": case["prompt_ids"], "max_tokens": 16, "temperature": 0, "return_token_ids": true, "ignore_eos": true });
+    assert_eq!(server.ask("/v1/completions", &body)["choices"][0]["token_ids"], case["greedy_ids"]);
+
+    server.signal(rustix::process::Signal::TERM);
+    assert_eq!(server.wait().code(), Some(0), "{}", server.log());
+    for rank in &mut ranks {
+        assert_eq!(rank.wait().code(), Some(0), "{}", rank.log());
+    }
+}
+
+#[test]
+fn a_stranger_is_refused_and_told_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let (right, wrong) = (file("right", "a long enough shared secret"), file("wrong", "another secret, just as long"));
+    let (_server, address) = coordinator(&right);
+
+    let (status, log) = run_to_end(worker("0", "2", &address, &wrong));
+    assert!(!status.success() && log.contains("secret"), "{log}");
+    let (status, log) = run_to_end(worker("0", "3", &address, &right));
+    assert!(!status.success() && log.contains("expects 3 ranks"), "{log}");
+    let (status, log) = run_to_end(worker("2", "2", &address, &right));
+    assert!(!status.success() && log.contains("rank 2"), "{log}");
+}
+
+#[test]
+fn a_rank_that_cannot_reach_its_coordinator_says_where_it_tried() {
+    let dir = tempfile::tempdir().unwrap();
+    let secret = dir.path().join("secret");
+    std::fs::write(&secret, "a long enough shared secret").unwrap();
+    // Port 9 of loopback: nobody listens there.
+    let (status, log) = run_to_end(worker("0", "2", "127.0.0.1:9", secret.to_str().unwrap()));
+    assert!(!status.success() && log.contains("127.0.0.1:9"), "{log}");
+}

@@ -1,0 +1,126 @@
+//! Non-linearities of the MLP, element by element.
+
+use crate::{
+    Isa,
+    lanes::{LANES, Lanes, versions},
+};
+
+/// Which non-linearity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`.
+    GeluTanh,
+    /// `0.5 x (1 + erf(x / sqrt(2)))`.
+    GeluErf,
+    /// `x sigmoid(1.702 x)`.
+    QuickGelu,
+    /// `max(x, 0)`.
+    Relu,
+    /// `max(x, 0)^2`.
+    Relu2,
+    /// `x sigmoid(x)`.
+    Silu,
+    /// Hyperbolic tangent.
+    Tanh,
+}
+
+/// Applies `activation` to at most 16 values in place.
+pub(crate) fn activate(isa: Isa, activation: Activation, values: &mut [f32]) {
+    match activation {
+        Activation::GeluErf => {
+            for x in values {
+                *x = 0.5 * *x * (1.0 + libm::erff(*x * std::f32::consts::FRAC_1_SQRT_2));
+            }
+        }
+        Activation::Relu => values.iter_mut().for_each(|x| *x = x.max(0.0)),
+        Activation::Relu2 => values.iter_mut().for_each(|x| *x = x.max(0.0) * x.max(0.0)),
+        Activation::Tanh => values.iter_mut().for_each(|x| *x = x.tanh()),
+        Activation::GeluTanh | Activation::QuickGelu | Activation::Silu => {
+            let mut lanes = [0.0; LANES];
+            lanes[..values.len()].copy_from_slice(values);
+            // SAFETY: `isa` was detected or listed as available.
+            unsafe {
+                match activation {
+                    Activation::GeluTanh => gelu_tanh(isa, &mut lanes),
+                    Activation::QuickGelu => scaled_silu(isa, &mut lanes, 1.702),
+                    _ => scaled_silu(isa, &mut lanes, 1.0),
+                }
+            }
+            values.copy_from_slice(&lanes[..values.len()]);
+        }
+    }
+}
+
+versions! { unsafe fn gelu_tanh(lanes: &mut [f32; LANES]) = gelu_tanh_body }
+versions! { unsafe fn scaled_silu(lanes: &mut [f32; LANES], scale: f32) = scaled_silu_body }
+
+/// `0.5 (1 + tanh(z)) = sigmoid(2 z)`, so the tanh form is `x · sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3))`.
+#[inline(always)]
+unsafe fn gelu_tanh_body<V: Lanes>(lanes: &mut [f32; LANES]) {
+    const TWICE_SQRT_2_OVER_PI: f32 = 2.0 * 0.797_884_6;
+    // SAFETY: arrays of 16; the instruction set is the caller's promise.
+    unsafe {
+        let x = V::load(lanes.as_ptr());
+        let cubic = x.mul(x).mul_add(V::splat(0.044715), V::splat(1.0)).mul(x);
+        x_times_sigmoid(x, cubic.mul(V::splat(TWICE_SQRT_2_OVER_PI))).store(lanes.as_mut_ptr());
+    }
+}
+
+#[inline(always)]
+unsafe fn scaled_silu_body<V: Lanes>(lanes: &mut [f32; LANES], scale: f32) {
+    // SAFETY: arrays of 16; the instruction set is the caller's promise.
+    unsafe {
+        let x = V::load(lanes.as_ptr());
+        x_times_sigmoid(x, x.mul(V::splat(scale))).store(lanes.as_mut_ptr());
+    }
+}
+
+/// `x / (1 + e^-z)`.
+#[inline(always)]
+unsafe fn x_times_sigmoid<V: Lanes>(x: V, z: V) -> V {
+    // SAFETY: the instruction set is the caller's promise.
+    unsafe { x.div(V::splat(0.0).sub(z).exp().add(V::splat(1.0))) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exact(activation: Activation, x: f64) -> f64 {
+        let sigmoid = |z: f64| 1.0 / (1.0 + (-z).exp());
+        match activation {
+            Activation::GeluTanh => {
+                0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh())
+            }
+            Activation::GeluErf => 0.5 * x * (1.0 + libm::erf(x / 2f64.sqrt())),
+            Activation::QuickGelu => x * sigmoid(1.702 * x),
+            Activation::Relu => x.max(0.0),
+            Activation::Relu2 => x.max(0.0).powi(2),
+            Activation::Silu => x * sigmoid(x),
+            Activation::Tanh => x.tanh(),
+        }
+    }
+
+    #[test]
+    fn every_activation_follows_its_formula() {
+        use Activation::*;
+        for isa in Isa::available() {
+            for activation in [GeluTanh, GeluErf, QuickGelu, Relu, Relu2, Silu, Tanh] {
+                for start in -40..40 {
+                    let mut values: Vec<f32> = (0..13).map(|i| start as f32 * 0.5 + i as f32 * 0.04).collect();
+                    let inputs = values.clone();
+                    activate(isa, activation, &mut values);
+                    for (x, y) in inputs.into_iter().zip(values) {
+                        let expected = exact(activation, f64::from(x));
+                        // A few roundings, relative to the size of the input.
+                        let tolerance = 4e-7 * (1.0 + expected.abs());
+                        assert!(
+                            (f64::from(y) - expected).abs() < tolerance,
+                            "{isa:?} {activation:?}({x}) = {y}, not {expected}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! Sixteen f32 lanes, the unit in which every kernel is written, for each instruction set.
+//!
+//! Functions here are `inline(always)`: they become instructions of the `target_feature` function that [`versions!`] makes
+//! around a kernel's body.
+
+/// Lanes of a vector on every instruction set.
+pub(crate) const LANES: usize = 16;
+
+/// Instruction sets with a version of every kernel, in ascending order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Isa {
+    /// Plain Rust; the compiler vectorises it for the baseline of the target. The truth in tests.
+    Portable,
+    /// AVX2 and FMA.
+    Avx2,
+    /// AVX-512 F.
+    Avx512,
+}
+
+impl Isa {
+    /// The best that this CPU runs.
+    pub fn detect() -> Self {
+        Self::available().pop().expect("portable is always there")
+    }
+
+    /// All that this CPU runs, in ascending order.
+    pub fn available() -> Vec<Self> {
+        [Self::Portable, Self::Avx2, Self::Avx512].into_iter().filter(|isa| isa.is_available()).collect()
+    }
+
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+        }
+    }
+}
+
+/// A vector of [`LANES`] f32.
+///
+/// # Safety
+/// Methods may only be called where the type's instruction set is available.
+pub(crate) trait Lanes: Copy {
+    /// All lanes `x`.
+    unsafe fn splat(x: f32) -> Self;
+    /// From 16 floats at `from`, of any alignment.
+    unsafe fn load(from: *const f32) -> Self;
+    /// To 16 floats at `to`, of any alignment.
+    unsafe fn store(self, to: *mut f32);
+    /// `self * by + to`; one rounding where the instruction set can.
+    unsafe fn mul_add(self, by: Self, to: Self) -> Self;
+    /// Lane by lane.
+    unsafe fn add(self, other: Self) -> Self;
+    /// Lane by lane.
+    unsafe fn sub(self, other: Self) -> Self;
+    /// Lane by lane.
+    unsafe fn mul(self, other: Self) -> Self;
+    /// Lane by lane.
+    unsafe fn div(self, other: Self) -> Self;
+    /// The larger of each lane.
+    unsafe fn max(self, other: Self) -> Self;
+    /// The smaller of each lane.
+    unsafe fn min(self, other: Self) -> Self;
+    /// To the nearest whole number, ties to even.
+    unsafe fn round(self) -> Self;
+    /// `2^n` for whole `n` in −127..=127, where 2^−127 counts as 0.
+    unsafe fn exp2_whole(self) -> Self;
+
+    /// The lanes in memory.
+    #[inline(always)]
+    unsafe fn to_array(self) -> [f32; LANES] {
+        let mut lanes = [0.0; LANES];
+        // SAFETY: the array has 16 floats; the instruction set is the caller's promise.
+        unsafe { self.store(lanes.as_mut_ptr()) };
+        lanes
+    }
+
+    /// Sum of the lanes, in one order on every instruction set.
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        // SAFETY: the instruction set is the caller's promise.
+        fold(unsafe { self.to_array() }, |a, b| a + b)
+    }
+
+    /// Largest lane.
+    #[inline(always)]
+    unsafe fn largest(self) -> f32 {
+        // SAFETY: the instruction set is the caller's promise.
+        fold(unsafe { self.to_array() }, f32::max)
+    }
+
+    /// `e^x` of each lane, within 2 units in the last place; 0 below −87.7, +∞-free (clamped) above 88.
+    #[inline(always)]
+    unsafe fn exp(self) -> Self {
+        // SAFETY: the instruction set is the caller's promise.
+        unsafe {
+            let x = self.max(Self::splat(-88.5)).min(Self::splat(88.0));
+            let n = x.mul(Self::splat(std::f32::consts::LOG2_E)).round().max(Self::splat(-127.0));
+            // ln 2 in two parts, so that n · ln 2 is subtracted almost exactly (Cody and Waite).
+            let r = n.mul_add(Self::splat(-355.0 / 512.0), x);
+            let r = n.mul_add(Self::splat(2.121_944_4e-4), r);
+            // Taylor series to r^6: |r| ≤ 0.35, so the rest is below 1.2e-7.
+            let mut p = Self::splat(1.0 / 720.0);
+            for c in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+                p = p.mul_add(r, Self::splat(c));
+            }
+            p.mul(n.exp2_whole())
+        }
+    }
+}
+
+#[inline(always)]
+fn fold(mut lanes: [f32; LANES], combine: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] = combine(lanes[i], lanes[i + width]);
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// Plain Rust lanes.
+#[derive(Clone, Copy)]
+pub(crate) struct Portable([f32; LANES]);
+
+impl Portable {
+    #[inline(always)]
+    fn map(self, f: impl Fn(f32) -> f32) -> Self {
+        Self(self.0.map(f))
+    }
+
+    #[inline(always)]
+    fn zip(self, other: Self, f: impl Fn(f32, f32) -> f32) -> Self {
+        Self(std::array::from_fn(|i| f(self.0[i], other.0[i])))
+    }
+}
+
+impl Lanes for Portable {
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        Self([x; LANES])
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller promises 16 readable floats.
+        Self(unsafe { from.cast::<[f32; LANES]>().read_unaligned() })
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller promises 16 writable floats.
+        unsafe { to.cast::<[f32; LANES]>().write_unaligned(self.0) }
+    }
+    #[inline(always)]
+    unsafe fn mul_add(self, by: Self, to: Self) -> Self {
+        Self(std::array::from_fn(|i| self.0[i] * by.0[i] + to.0[i]))
+    }
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        self.zip(other, |a, b| a + b)
+    }
+    #[inline(always)]
+    unsafe fn sub(self, other: Self) -> Self {
+        self.zip(other, |a, b| a - b)
+    }
+    #[inline(always)]
+    unsafe fn mul(self, other: Self) -> Self {
+        self.zip(other, |a, b| a * b)
+    }
+    #[inline(always)]
+    unsafe fn div(self, other: Self) -> Self {
+        self.zip(other, |a, b| a / b)
+    }
+    #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self {
+        self.zip(other, f32::max)
+    }
+    #[inline(always)]
+    unsafe fn min(self, other: Self) -> Self {
+        self.zip(other, f32::min)
+    }
+    #[inline(always)]
+    unsafe fn round(self) -> Self {
+        self.map(f32::round_ties_even)
+    }
+    #[inline(always)]
+    unsafe fn exp2_whole(self) -> Self {
+        self.map(|n| f32::from_bits(((n as i32 + 127) << 23) as u32))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[path = "lanes_x86.rs"]
+mod native;
+#[cfg(not(target_arch = "x86_64"))]
+#[path = "lanes_other.rs"]
+mod native;
+
+pub(crate) use native::versions;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use native::{Avx2, Avx512};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    versions! {
+        unsafe fn exp_of(x: &[f32; LANES]) -> [f32; LANES] = exp_body
+    }
+
+    #[inline(always)]
+    unsafe fn exp_body<V: Lanes>(x: &[f32; LANES]) -> [f32; LANES] {
+        // SAFETY: arrays of 16; the instruction set is the caller's promise.
+        unsafe { V::load(x.as_ptr()).exp().to_array() }
+    }
+
+    #[test]
+    fn exp_is_within_two_units_and_reaches_zero() {
+        for isa in Isa::available() {
+            let mut worst = 0f64;
+            for step in 0..20_000 {
+                let x = -87.0 + step as f32 * (174.0 / 20_000.0);
+                // SAFETY: the ISA is available.
+                let y = unsafe { exp_of(isa, &[x; LANES]) }[7];
+                let exact = f64::from(x).exp();
+                worst = worst.max((f64::from(y) - exact).abs() / exact);
+            }
+            assert!(worst < 2.4e-7, "{isa:?}: relative error {worst}");
+            // SAFETY: the ISA is available.
+            let zeros = unsafe { exp_of(isa, &[f32::NEG_INFINITY; LANES]) };
+            assert_eq!(zeros, [0.0; LANES]);
+            // SAFETY: the ISA is available.
+            assert_eq!(unsafe { exp_of(isa, &[0.0; LANES]) }, [1.0; LANES]);
+        }
+    }
+}

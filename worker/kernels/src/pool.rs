@@ -1,0 +1,245 @@
+//! The threads of one rank.
+//!
+//! A step is a few dozen short phases; between two of them a thread that may spin polls for the next, and parks when none
+//! comes soon. Each phase is a number of tasks that the threads take one by one: which thread runs a task never changes its
+//! result.
+
+use std::{
+    cell::UnsafeCell,
+    hint,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::*},
+    },
+    thread::{self, JoinHandle, Thread},
+};
+
+/// Polls for the next phase before a thread parks: some tens of microseconds, longer than any gap within a step.
+const SPINS: u32 = 10_000;
+
+/// A fixed set of threads that run one phase at a time.
+#[derive(Debug)]
+pub struct ThreadPool {
+    shared: Arc<Shared>,
+    helpers: Vec<JoinHandle<()>>,
+}
+
+struct Shared {
+    /// The phase under way; written only while no helper runs.
+    phase: UnsafeCell<Option<Phase>>,
+    /// Counts phases; a change tells helpers that `phase` is fresh.
+    generation: AtomicU32,
+    /// Next task to take.
+    next: AtomicUsize,
+    /// Helpers that have not finished the phase.
+    active: AtomicUsize,
+    panicked: AtomicBool,
+    stop: AtomicBool,
+    spin: bool,
+}
+
+#[derive(Clone)]
+struct Phase {
+    /// Borrowed from the caller of `run`, which does not return before `active` is 0.
+    body: *const (dyn Fn(usize) + Sync),
+    tasks: usize,
+    caller: Thread,
+}
+
+// SAFETY: `phase` is written by the caller of `run` before it raises `generation` (release) and read by helpers after they
+// see that (acquire); it is not written again before every helper has lowered `active` (release, acquired by the caller).
+// The pointer in it is to a `Sync` closure.
+unsafe impl Sync for Shared {}
+// SAFETY: as above; nothing in it is tied to a thread.
+unsafe impl Send for Shared {}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("generation", &self.generation).finish_non_exhaustive()
+    }
+}
+
+impl ThreadPool {
+    /// A pool of `threads`, the caller of [`ThreadPool::run`] being one of them.
+    pub fn new(threads: usize, spin: bool) -> Self {
+        let shared = Arc::new(Shared {
+            phase: UnsafeCell::new(None),
+            generation: AtomicU32::new(0),
+            next: AtomicUsize::new(0),
+            active: AtomicUsize::new(0),
+            panicked: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            spin,
+        });
+        let helpers = (1..threads)
+            .map(|i| {
+                let shared = Arc::clone(&shared);
+                let builder = thread::Builder::new().name(format!("compute-{i}"));
+                builder.spawn(move || help(&shared)).expect("the operating system has threads to give")
+            })
+            .collect();
+        Self { shared, helpers }
+    }
+
+    /// Threads, the caller's included.
+    pub fn threads(&self) -> usize {
+        self.helpers.len() + 1
+    }
+
+    /// Runs `body(0)` … `body(tasks − 1)`, each once, on all threads; returns when all are done.
+    ///
+    /// # Panics
+    /// When a task panics.
+    pub fn run(&mut self, tasks: usize, body: &(dyn Fn(usize) + Sync)) {
+        if self.helpers.is_empty() || tasks <= 1 {
+            (0..tasks).for_each(body);
+            return;
+        }
+        let shared = &*self.shared;
+        // SAFETY: only the lifetime changes; this function does not return before every helper is done with it.
+        let body: *const (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(std::ptr::from_ref(body)) };
+        // SAFETY: no helper reads `phase` now: the last phase ended with `active` 0, and `&mut self` excludes another caller.
+        unsafe { *shared.phase.get() = Some(Phase { body, tasks, caller: thread::current() }) };
+        shared.next.store(0, Relaxed);
+        shared.active.store(self.helpers.len(), Relaxed);
+        shared.generation.fetch_add(1, Release);
+        for helper in &self.helpers {
+            helper.thread().unpark();
+        }
+        // A panic here must still wait for the helpers, which hold a pointer into the caller's frame.
+        let own = catch_unwind(AssertUnwindSafe(|| take_tasks(shared, body, tasks)));
+        let mut polls = 0;
+        while shared.active.load(Acquire) > 0 {
+            if shared.spin && polls < SPINS {
+                polls += 1;
+                hint::spin_loop();
+            } else {
+                thread::park();
+            }
+        }
+        if let Err(panic) = own {
+            std::panic::resume_unwind(panic);
+        }
+        assert!(!shared.panicked.swap(false, Relaxed), "a compute thread panicked");
+    }
+}
+
+impl ThreadPool {
+    /// `[f(0), …, f(count − 1)]`, computed on all threads.
+    pub fn map<T: Send>(&mut self, count: usize, f: impl Fn(usize) -> T + Sync) -> Vec<T> {
+        let mut results: Vec<Option<T>> = (0..count).map(|_| None).collect();
+        let slots = Shards::new(&mut results);
+        // SAFETY: each task writes its own slot.
+        self.run(count, &|i| unsafe { slots.slice(i, 1) }[0] = Some(f(i)));
+        results.into_iter().map(|result| result.expect("every task ran")).collect()
+    }
+}
+
+impl Drop for ThreadPool {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Relaxed);
+        self.shared.generation.fetch_add(1, Release);
+        for helper in self.helpers.drain(..) {
+            helper.thread().unpark();
+            helper.join().expect("helpers catch their panics");
+        }
+    }
+}
+
+fn take_tasks(shared: &Shared, body: *const (dyn Fn(usize) + Sync), tasks: usize) {
+    loop {
+        let task = shared.next.fetch_add(1, Relaxed);
+        if task >= tasks {
+            return;
+        }
+        // SAFETY: the closure lives until the caller of `run` has seen this thread finish the phase.
+        unsafe { (*body)(task) };
+    }
+}
+
+fn help(shared: &Shared) {
+    let mut seen = 0;
+    loop {
+        let mut polls = 0;
+        while shared.generation.load(Acquire) == seen {
+            if shared.spin && polls < SPINS {
+                polls += 1;
+                hint::spin_loop();
+            } else {
+                thread::park();
+            }
+        }
+        seen = seen.wrapping_add(1);
+        if shared.stop.load(Relaxed) {
+            return;
+        }
+        // SAFETY: the generation rose, so the caller has written the phase and will not again before `active` is lowered.
+        let phase = unsafe { (*shared.phase.get()).clone() }.expect("a phase is written before the generation rises");
+        if catch_unwind(AssertUnwindSafe(|| take_tasks(shared, phase.body, phase.tasks))).is_err() {
+            shared.panicked.store(true, Relaxed);
+        }
+        if shared.active.fetch_sub(1, Release) == 1 {
+            phase.caller.unpark();
+        }
+    }
+}
+
+/// A slice that several tasks write, each its own elements.
+#[derive(Clone, Copy)]
+pub(crate) struct Shards<T>(*mut T, usize);
+
+// SAFETY: the pointer comes from a `&mut [T]` that outlives the phase; tasks write disjoint elements (see `slice`).
+unsafe impl<T: Send> Sync for Shards<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Send for Shards<T> {}
+
+impl<T> Shards<T> {
+    pub(crate) fn new(whole: &mut [T]) -> Self {
+        Self(whole.as_mut_ptr(), whole.len())
+    }
+
+    /// Elements `start .. start + len`.
+    ///
+    /// # Safety
+    /// No other task may touch these elements during the phase.
+    #[allow(clippy::mut_from_ref)]
+    pub(crate) unsafe fn slice(&self, start: usize, len: usize) -> &mut [T] {
+        assert!(start + len <= self.1, "a task stays within its slice");
+        // SAFETY: inside the slice by the check above, and disjoint by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(start), len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_task_runs_once_in_every_phase() {
+        for (threads, spin) in [(1, false), (2, true), (3, false), (5, true)] {
+            let mut pool = ThreadPool::new(threads, spin);
+            for tasks in [0, 1, 2, 7, 100] {
+                let counts: Vec<_> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+                for _ in 0..50 {
+                    pool.run(tasks, &|i| {
+                        counts[i].fetch_add(1, Relaxed);
+                    });
+                }
+                assert!(counts.iter().all(|c| c.load(Relaxed) == 50));
+            }
+        }
+    }
+
+    #[test]
+    fn a_panic_in_a_task_reaches_the_caller_and_the_pool_lives_on() {
+        let mut pool = ThreadPool::new(2, false);
+        let caught = catch_unwind(AssertUnwindSafe(|| pool.run(8, &|i| assert!(i != 5, "task five"))));
+        assert!(caught.is_err());
+        let ran = AtomicUsize::new(0);
+        pool.run(8, &|_| {
+            ran.fetch_add(1, Relaxed);
+        });
+        assert_eq!(ran.into_inner(), 8);
+    }
+}

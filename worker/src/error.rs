@@ -1,0 +1,134 @@
+//! What can go wrong in a rank.
+
+use nanoinfer_shared::{
+    comm::CommError,
+    link::LinkError,
+    protocol::{BlockId, TokenId},
+};
+
+use crate::checkpoint::CheckpointError;
+
+/// Why a rank cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// The control link failed.
+    #[error("the link to the coordinator failed: {0}")]
+    Link(#[from] LinkError),
+    /// The data link failed.
+    #[error(transparent)]
+    Comm(#[from] CommError),
+    /// The checkpoint cannot be used.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// This host's checkpoint is not the coordinator's.
+    #[error(
+        "rank {rank} holds another checkpoint than the coordinator: its layout has digest {got:016x}, not {expected:016x}"
+    )]
+    Fingerprint {
+        /// This rank.
+        rank: usize,
+        /// The coordinator's.
+        expected: u64,
+        /// Ours.
+        got: u64,
+    },
+    /// The link kind ordered cannot be made here.
+    #[error(
+        "rank {rank} was told to use shared memory, but was handed none\n  hint: ranks that were not started by the launcher need --comm tcp"
+    )]
+    NoSegment {
+        /// This rank.
+        rank: usize,
+    },
+    /// A head wider than the kernels' scratch.
+    #[error("heads of {head_dim} are wider than the limit of {limit}")]
+    HeadTooWide {
+        /// The model's.
+        head_dim: usize,
+        /// The kernels'.
+        limit: usize,
+    },
+    /// A message that is not due: a bug of the coordinator.
+    #[error("rank {rank} got `{got}` while it waited for `{expected}`")]
+    OutOfTurn {
+        /// This rank.
+        rank: usize,
+        /// What was due.
+        expected: &'static str,
+        /// What came.
+        got: &'static str,
+    },
+    /// A plan that this rank cannot run: a bug of the coordinator.
+    #[error("step {step}: {fault}")]
+    Plan {
+        /// The step.
+        step: u64,
+        /// What is wrong with it.
+        fault: PlanFault,
+    },
+}
+
+/// What is wrong with a step plan.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlanFault {
+    /// More tokens than the buffers hold.
+    #[error("{tokens} tokens are more than the {limit} that this rank has buffers for")]
+    TooManyTokens {
+        /// In the plan.
+        tokens: usize,
+        /// `max_batched_tokens`.
+        limit: usize,
+    },
+    /// More kept rows than the buffers hold.
+    #[error("{rows} rows of candidates are more than the {limit} that this rank has buffers for")]
+    TooManyRows {
+        /// In the plan.
+        rows: usize,
+        /// `max_seqs`.
+        limit: usize,
+    },
+    /// A sequence without new tokens.
+    #[error("a sequence has no tokens")]
+    NoTokens,
+    /// An id outside the vocabulary.
+    #[error("token {token} is outside the vocabulary of {vocab_size}")]
+    Token {
+        /// The id.
+        token: TokenId,
+        /// Rows of the embedding.
+        vocab_size: usize,
+    },
+    /// A position outside the model.
+    #[error("position {position} is beyond the model's {n_positions}")]
+    Position {
+        /// The position.
+        position: usize,
+        /// The wall.
+        n_positions: usize,
+    },
+    /// A block outside the pool.
+    #[error("block {0:?} is outside the pool")]
+    Block(BlockId),
+    /// A block table that does not cover its sequence.
+    #[error("{blocks} blocks do not cover {positions} positions")]
+    Table {
+        /// In the table.
+        blocks: usize,
+        /// To cover.
+        positions: usize,
+    },
+    /// An answer wanted of a row that is not there.
+    #[error("row {row} is not one of {tokens} tokens")]
+    Row {
+        /// The row.
+        row: u32,
+        /// Tokens of the sequence.
+        tokens: usize,
+    },
+    /// A row fetched that was not kept.
+    #[error("row {row} of the last step was not kept")]
+    NotKept {
+        /// Index into the step's rows.
+        row: u32,
+    },
+}

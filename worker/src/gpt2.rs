@@ -1,0 +1,232 @@
+//! The forward pass of one rank over its shard.
+//!
+//! ```text
+//! tokens ─► embedding (rows of this rank, zeros elsewhere) ─ all-reduce ─► + positions ─► x [T, C]
+//! each layer:  x ─► LayerNorm ─► QKV [T, 3·H_local·D] ─► paged attention ─► projection [T, C] ─ all-reduce ─► x += sum + bias
+//!              x ─► LayerNorm ─► FC, activation [T, F_local] ─────────────► projection [T, C] ─ all-reduce ─► x += sum + bias
+//! wanted rows of x ─► LayerNorm ─► LM head [R, V_local]
+//! ```
+//! Invariant: after each all-reduce `x` has the same bits on every rank. f32 throughout.
+//! Does not know plans beyond rows, positions and block tables, nor what logits are wanted for.
+
+use nanoinfer_kernels::{Activation, AttentionRow, Epilogue, Kernels, KvLayout};
+use nanoinfer_shared::{
+    Activation as Nonlinearity, Geometry, Share,
+    comm::{CommError, Communicator, Elements, ReduceSite},
+    protocol::TokenId,
+};
+
+use crate::{
+    kv_pool::KvPool,
+    shard::{LayerNorm, Shard},
+};
+
+/// One token of a step.
+#[derive(Clone, Copy, Debug)]
+pub struct Row<'a> {
+    /// Its id.
+    pub token: TokenId,
+    /// Its position in its sequence.
+    pub position: usize,
+    /// Block table of its sequence.
+    pub blocks: &'a [u32],
+}
+
+/// A rank's model, ready to run.
+pub struct Gpt2 {
+    geometry: Geometry,
+    share: Share,
+    shard: Shard,
+    kv: KvPool,
+    comm: Box<dyn Communicator>,
+    kernels: Kernels,
+    buffers: Buffers,
+}
+
+/// Activations of one step, allocated once for the largest.
+struct Buffers {
+    /// Residual stream `[T, C]`.
+    x: Vec<f32>,
+    /// LayerNorm's output `[T, C]`; at the end the rows that the LM head reads.
+    normed: Vec<f32>,
+    /// `[T, 3 · H_local · D]`.
+    qkv: Vec<f32>,
+    /// Attention's output `[T, H_local · D]`.
+    mixed: Vec<f32>,
+    /// `[T, F_local]`.
+    hidden: Vec<f32>,
+    /// Partial sums `[T, C]` of a row-parallel layer.
+    partial: Vec<f32>,
+}
+
+impl Buffers {
+    fn new(geometry: &Geometry, share: &Share, tokens: usize) -> Self {
+        let of = |width: usize| vec![0.0; tokens * width];
+        let width = share.heads.len() * geometry.head_dim();
+        Self {
+            x: of(geometry.n_embd),
+            normed: of(geometry.n_embd),
+            qkv: of(3 * width),
+            mixed: of(width),
+            hidden: of(share.ffn.len()),
+            partial: of(geometry.n_embd),
+        }
+    }
+}
+
+impl Gpt2 {
+    /// Bytes of activations for steps of up to `tokens` tokens.
+    pub fn activation_bytes(geometry: &Geometry, share: &Share, tokens: usize) -> u64 {
+        let width = share.heads.len() * geometry.head_dim();
+        (tokens * (3 * geometry.n_embd + 4 * width + share.ffn.len()) * size_of::<f32>()) as u64
+    }
+
+    /// A model over its parts, for steps of up to `max_batched_tokens`.
+    pub fn new(
+        geometry: Geometry,
+        share: Share,
+        shard: Shard,
+        kv: KvPool,
+        comm: Box<dyn Communicator>,
+        kernels: Kernels,
+        max_batched_tokens: usize,
+    ) -> Self {
+        let buffers = Buffers::new(&geometry, &share, max_batched_tokens);
+        Self { geometry, share, shard, kv, comm, kernels, buffers }
+    }
+
+    /// Sizes of the model.
+    pub fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// What of it this rank holds.
+    pub fn share(&self) -> &Share {
+        &self.share
+    }
+
+    /// Blocks of the KV pool.
+    pub fn kv_blocks(&self) -> usize {
+        self.kv.blocks()
+    }
+
+    /// The kernels, for work on logits.
+    pub fn kernels(&mut self) -> &mut Kernels {
+        &mut self.kernels
+    }
+
+    /// Frees peers that wait for this rank.
+    pub fn abort(&self) {
+        self.comm.abort();
+    }
+
+    /// Runs all layers over `rows` and writes their keys and values to the pool; [`Gpt2::logits`] reads the result.
+    ///
+    /// # Errors
+    /// When a reduction fails.
+    ///
+    /// # Panics
+    /// When rows were not checked against the vocabulary, the positions and the pool, or are more than the buffers hold.
+    pub fn forward(&mut self, step: u64, rows: &[Row<'_>]) -> Result<(), CommError> {
+        self.embed(step, rows)?;
+        for layer in 0..self.geometry.n_layer {
+            self.attention(step, layer, rows)?;
+            self.mlp(step, layer, rows.len())?;
+        }
+        Ok(())
+    }
+
+    /// Logits `[R, V_local]` after the given rows of the last forward pass, in `out`.
+    pub fn logits(&mut self, rows: &[usize], out: &mut [f32]) {
+        let c = self.geometry.n_embd;
+        let Buffers { x, normed, partial, .. } = &mut self.buffers;
+        let (gathered, normed) = (&mut partial[..rows.len() * c], &mut normed[..rows.len() * c]);
+        for (to, &row) in gathered.chunks_exact_mut(c).zip(rows) {
+            to.copy_from_slice(&x[row * c..][..c]);
+        }
+        norm(&mut self.kernels, gathered, &self.shard.final_norm, &self.geometry, normed);
+        self.kernels.matmul(normed, &self.shard.embedding, Epilogue::None, out);
+    }
+
+    /// VocabParallelEmbedding: each token's row comes from the one rank that holds it.
+    fn embed(&mut self, step: u64, rows: &[Row<'_>]) -> Result<(), CommError> {
+        let c = self.geometry.n_embd;
+        let x = &mut self.buffers.x[..rows.len() * c];
+        for (to, row) in x.chunks_exact_mut(c).zip(rows) {
+            let token = row.token as usize;
+            if self.share.vocab.contains(&token) {
+                self.shard.embedding.copy_column(token - self.share.vocab.start, to);
+            } else {
+                to.fill(0.0);
+            }
+        }
+        self.comm.all_reduce(Elements::F32(x), ReduceSite { step, layer: None, operation: "token embedding" })?;
+        for (to, row) in x.chunks_exact_mut(c).zip(rows) {
+            let position = &self.shard.positions[row.position * c..][..c];
+            to.iter_mut().zip(position).for_each(|(x, p)| *x += p);
+        }
+        Ok(())
+    }
+
+    fn attention(&mut self, step: u64, layer: usize, rows: &[Row<'_>]) -> Result<(), CommError> {
+        let (t, c) = (rows.len(), self.geometry.n_embd);
+        let layout = self.kv.layout();
+        let width = layout.width();
+        let weights = &self.shard.layers[layer];
+        let Buffers { x, normed, qkv, mixed, partial, .. } = &mut self.buffers;
+        let (x, normed, partial) = (&mut x[..t * c], &mut normed[..t * c], &mut partial[..t * c]);
+        let (qkv, mixed) = (&mut qkv[..t * 3 * width], &mut mixed[..t * width]);
+
+        norm(&mut self.kernels, x, &weights.norm_1, &self.geometry, normed);
+        self.kernels.matmul(normed, &weights.qkv.weights, Epilogue::Bias(&weights.qkv.bias), qkv);
+        for (row, qkv) in rows.iter().zip(qkv.chunks_exact(3 * width)) {
+            let block = row.blocks[row.position / KvLayout::BLOCK] as usize;
+            let (k, v) = qkv[width..].split_at(width);
+            self.kv.write(layer, block, row.position % KvLayout::BLOCK, k, v);
+        }
+        let queries: Vec<_> =
+            rows.iter().map(|row| AttentionRow { blocks: row.blocks, positions: row.position + 1 }).collect();
+        let scale = self.geometry.attention_scale(layer);
+        self.kernels.attention(layout, self.kv.layer(layer), &queries, (qkv, 3 * width), scale, mixed);
+        let projection = &weights.attention_projection;
+        self.kernels.matmul(mixed, &projection.weights, Epilogue::None, partial);
+        let site = ReduceSite { step, layer: Some(layer), operation: "attention projection" };
+        self.comm.all_reduce(Elements::F32(partial), site)?;
+        self.kernels.add_residual(x, partial, &projection.bias);
+        Ok(())
+    }
+
+    fn mlp(&mut self, step: u64, layer: usize, t: usize) -> Result<(), CommError> {
+        let c = self.geometry.n_embd;
+        let weights = &self.shard.layers[layer];
+        let Buffers { x, normed, hidden, partial, .. } = &mut self.buffers;
+        let (x, normed, partial) = (&mut x[..t * c], &mut normed[..t * c], &mut partial[..t * c]);
+        let hidden = &mut hidden[..t * self.share.ffn.len()];
+
+        norm(&mut self.kernels, x, &weights.norm_2, &self.geometry, normed);
+        let activation = Epilogue::BiasActivation(&weights.fc.bias, kernel_of(self.geometry.activation));
+        self.kernels.matmul(normed, &weights.fc.weights, activation, hidden);
+        self.kernels.matmul(hidden, &weights.mlp_projection.weights, Epilogue::None, partial);
+        let site = ReduceSite { step, layer: Some(layer), operation: "MLP projection" };
+        self.comm.all_reduce(Elements::F32(partial), site)?;
+        self.kernels.add_residual(x, partial, &weights.mlp_projection.bias);
+        Ok(())
+    }
+}
+
+fn norm(kernels: &mut Kernels, x: &[f32], norm: &LayerNorm, geometry: &Geometry, out: &mut [f32]) {
+    kernels.layer_norm(x, &norm.gain, &norm.bias, geometry.layer_norm_epsilon, out);
+}
+
+/// The kernels know no configuration, so each side has its own list.
+fn kernel_of(activation: Nonlinearity) -> Activation {
+    match activation {
+        Nonlinearity::GeluTanh => Activation::GeluTanh,
+        Nonlinearity::GeluErf => Activation::GeluErf,
+        Nonlinearity::QuickGelu => Activation::QuickGelu,
+        Nonlinearity::Relu => Activation::Relu,
+        Nonlinearity::Relu2 => Activation::Relu2,
+        Nonlinearity::Silu => Activation::Silu,
+        Nonlinearity::Tanh => Activation::Tanh,
+    }
+}

@@ -1,0 +1,57 @@
+//! The KV pool of one rank: keys and values of its heads, in blocks that the coordinator hands out.
+//!
+//! Knows blocks and slots only; which sequence owns a block is the coordinator's business. Memory becomes resident as blocks
+//! are first written.
+
+use nanoinfer_kernels::KvLayout;
+use nanoinfer_shared::{Geometry, Share, protocol::BLOCK_TOKENS};
+
+// One block is one tile of the attention kernel.
+const _: () = assert!(BLOCK_TOKENS == KvLayout::BLOCK);
+
+/// Keys and values of all layers.
+#[derive(Debug)]
+pub struct KvPool {
+    layout: KvLayout,
+    blocks: usize,
+    /// One slice of `blocks · block_elements` a layer.
+    layers: Vec<Vec<f32>>,
+}
+
+impl KvPool {
+    /// A pool of `blocks` blocks for the heads of `share`.
+    pub fn new(geometry: &Geometry, share: &Share, blocks: usize) -> Self {
+        let layout = layout(geometry, share);
+        let layers = (0..geometry.n_layer).map(|_| vec![0.0; blocks * layout.block_elements()]).collect();
+        Self { layout, blocks, layers }
+    }
+
+    /// Bytes of one block of all layers.
+    pub fn block_bytes(geometry: &Geometry, share: &Share) -> u64 {
+        (geometry.n_layer * layout(geometry, share).block_elements() * size_of::<f32>()) as u64
+    }
+
+    /// Shape of a layer's part.
+    pub fn layout(&self) -> KvLayout {
+        self.layout
+    }
+
+    /// Number of blocks.
+    pub fn blocks(&self) -> usize {
+        self.blocks
+    }
+
+    /// One layer's part.
+    pub fn layer(&self, layer: usize) -> &[f32] {
+        &self.layers[layer]
+    }
+
+    /// Stores keys and values of one position, `[H_local · D]` each.
+    pub fn write(&mut self, layer: usize, block: usize, slot: usize, k: &[f32], v: &[f32]) {
+        self.layout.write(&mut self.layers[layer], block, slot, k, v);
+    }
+}
+
+fn layout(geometry: &Geometry, share: &Share) -> KvLayout {
+    KvLayout { heads_local: share.heads.len(), head_dim: geometry.head_dim() }
+}

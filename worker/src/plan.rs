@@ -1,0 +1,47 @@
+//! How much memory a rank will take, before anything is loaded.
+
+use nanoinfer_shared::{Geometry, Share, comm::ShmSegment, protocol::CommKind};
+
+use crate::{gpt2::Gpt2, kv_pool::KvPool, shard::Shard, step::StepRunner};
+
+/// Bytes of one rank, by what they are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RankMemory {
+    /// Packed weights, biases, position embedding.
+    pub weights: u64,
+    /// KV pool when every block is in use.
+    pub kv: u64,
+    /// Activations and logits of the largest step.
+    pub activations: u64,
+    /// Data link: the segment that the ranks of a host share, or socket buffers.
+    pub link: u64,
+}
+
+impl RankMemory {
+    /// What a rank with `share` will take.
+    pub fn estimate(
+        geometry: &Geometry,
+        share: &Share,
+        (comm, world): (CommKind, usize),
+        kv_blocks: usize,
+        max_batched_tokens: usize,
+        max_seqs: usize,
+    ) -> Self {
+        Self {
+            weights: Shard::bytes(geometry, share),
+            kv: kv_blocks as u64 * KvPool::block_bytes(geometry, share),
+            activations: Gpt2::activation_bytes(geometry, share, max_batched_tokens)
+                + StepRunner::buffer_bytes(share, max_seqs),
+            link: match comm {
+                CommKind::Local => 0,
+                CommKind::Shm => ShmSegment::bytes(world) as u64,
+                CommKind::Tcp => nanoinfer_shared::comm::Tcp::buffer_bytes(world) as u64,
+            },
+        }
+    }
+
+    /// Everything together.
+    pub fn total(&self) -> u64 {
+        self.weights + self.kv + self.activations + self.link
+    }
+}

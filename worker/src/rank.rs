@@ -1,0 +1,244 @@
+//! The life of a rank, message by message: load, start, then steps until told to stop.
+//!
+//! Two threads: this one computes; another reads the control link, answers heartbeats during a step, and ends the process
+//! (or, within the coordinator's own process, this function) when the link closes: compute does not read the link.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError, mpsc},
+    time::Instant,
+};
+
+use nanoinfer_kernels::{Isa, Kernels, MAX_HEAD_DIM};
+use nanoinfer_shared::{
+    Partition,
+    comm::{Communicator, Local, Shm, ShmSegment, Tcp, TcpListenerForPeers},
+    handshake::Identity,
+    link::{ControlLink, LinkError, Receiver, Sender},
+    protocol::{CommKind, FromRank, LoadOrder, LoadReport, StartOrder, ToRank},
+};
+
+use crate::{WorkerError, checkpoint::Checkpoint, gpt2::Gpt2, kv_pool::KvPool, memory, shard::Shard, step::StepRunner};
+
+/// Orders that may wait for the compute thread; the coordinator has one under way at a time.
+const ORDER_BOUND: usize = 4;
+
+/// What a rank needs to begin.
+#[derive(Debug)]
+pub struct RankSetup {
+    /// To the coordinator, past its handshake.
+    pub link: ControlLink<FromRank, ToRank>,
+    /// Who this rank is.
+    pub identity: Identity,
+    /// The cluster's epoch, from the handshake.
+    pub epoch: u32,
+    /// The data link's memory, where the launcher handed it over.
+    pub segment: Option<ShmSegment>,
+    /// Where this host keeps the checkpoint, if not where the coordinator does.
+    pub weights: Option<Vec<PathBuf>>,
+    /// Address of this host that peers can reach, for the TCP data link.
+    pub data_host: String,
+    /// What to do when the coordinator is gone.
+    pub on_lost: OnLost,
+}
+
+/// What to do when the coordinator is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnLost {
+    /// End the function: the rank is a thread of the coordinator's process.
+    Return,
+    /// End the process, also in the middle of a step.
+    Exit,
+}
+
+/// Runs a rank until it is told to stop or loses its coordinator.
+///
+/// # Errors
+/// Whatever ends it early; the coordinator has been told, and the peers freed.
+pub fn run(setup: RankSetup) -> Result<(), WorkerError> {
+    let ControlLink { sender, receiver } = setup.link;
+    // Two threads answer on one link: this one, and the reader with its heartbeats. A message is written whole or not at all.
+    let sender = Arc::new(Mutex::new(sender));
+    let (orders_in, orders) = mpsc::sync_channel(ORDER_BOUND);
+    let pongs = Arc::clone(&sender);
+    let on_lost = setup.on_lost;
+    std::thread::Builder::new()
+        .name("control".into())
+        .spawn(move || read_control(receiver, &pongs, &orders_in, on_lost))
+        .expect("the operating system has threads to give");
+    let rank = Rank {
+        identity: setup.identity,
+        epoch: setup.epoch,
+        sender,
+        orders,
+        segment: setup.segment,
+        weights: setup.weights,
+        data_host: setup.data_host,
+    };
+    rank.live()
+}
+
+type SharedSender = Arc<Mutex<Sender<FromRank>>>;
+
+fn send(sender: &SharedSender, message: FromRank) -> Result<(), LinkError> {
+    // A thread that panicked while sending leaves a broken link, which the next send reports.
+    sender.lock().unwrap_or_else(PoisonError::into_inner).send(message)
+}
+
+fn read_control(
+    mut receiver: Receiver<ToRank>,
+    pongs: &SharedSender,
+    orders: &mpsc::SyncSender<ToRank>,
+    on_lost: OnLost,
+) {
+    loop {
+        let delivered = match receiver.receive() {
+            Ok(ToRank::Ping(n)) => send(pongs, FromRank::Pong(n)).is_ok(),
+            Ok(ToRank::Shutdown) => {
+                // The compute thread may have ended by itself.
+                let _ = orders.send(ToRank::Shutdown);
+                return;
+            }
+            Ok(order) => orders.send(order).is_ok(),
+            Err(error) => {
+                tracing::debug!(%error, "control link ended");
+                false
+            }
+        };
+        if !delivered {
+            match on_lost {
+                OnLost::Return => return,
+                OnLost::Exit => std::process::exit(1),
+            }
+        }
+    }
+}
+
+struct Rank {
+    identity: Identity,
+    epoch: u32,
+    sender: SharedSender,
+    orders: mpsc::Receiver<ToRank>,
+    segment: Option<ShmSegment>,
+    weights: Option<Vec<PathBuf>>,
+    data_host: String,
+}
+
+impl Rank {
+    fn live(mut self) -> Result<(), WorkerError> {
+        let Some(mut runner) = self.prepare().map_err(|error| self.report(error))? else { return Ok(()) };
+        while let Ok(order) = self.orders.recv() {
+            let answer = match order {
+                ToRank::Step(plan) => runner.run(&plan).map(FromRank::Done),
+                ToRank::FetchRows(rows) => {
+                    runner.fetch(&rows).map(FromRank::Rows).map_err(|fault| WorkerError::Plan { step: 0, fault })
+                }
+                ToRank::Shutdown => break,
+                other => Err(self.out_of_turn("Step", &other)),
+            };
+            match answer {
+                Ok(answer) => send(&self.sender, answer)?,
+                Err(error) => {
+                    runner.abort();
+                    return Err(self.report(error));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Loads and starts; `None` when told to stop before that.
+    fn prepare(&mut self) -> Result<Option<StepRunner>, WorkerError> {
+        let load = match self.orders.recv() {
+            Ok(ToRank::Load(order)) => order,
+            Ok(ToRank::Shutdown) | Err(_) => return Ok(None),
+            Ok(other) => return Err(self.out_of_turn("Load", &other)),
+        };
+        let rank = self.identity.rank;
+        let partition =
+            Partition::new(&load.geometry, self.identity.world).expect("the coordinator has dealt this partition");
+        let share = partition.share(rank).clone();
+        let listener = match load.comm {
+            CommKind::Tcp => Some(
+                TcpListenerForPeers::bind(&self.data_host)
+                    .map_err(|source| nanoinfer_shared::comm::CommError::Setup { rank, source })?,
+            ),
+            CommKind::Local | CommKind::Shm => None,
+        };
+        let begun = Instant::now();
+        let shard = self.load_shard(&load, &share)?;
+        let weight_bytes = Shard::bytes(&load.geometry, &share);
+        let elapsed_ms = begun.elapsed().as_millis() as u64;
+        tracing::info!(rank, weight_bytes, elapsed_ms, "weights loaded");
+        let report = LoadReport {
+            weight_bytes,
+            // A system that does not say gets no default pool beyond what is asked for explicitly.
+            free_bytes: memory::free_bytes().unwrap_or(0),
+            data_address: listener.as_ref().map(|l| l.address().to_string()),
+        };
+        send(&self.sender, FromRank::Loaded(report))?;
+        let start = match self.orders.recv() {
+            Ok(ToRank::Start(order)) => order,
+            Ok(ToRank::Shutdown) | Err(_) => return Ok(None),
+            Ok(other) => return Err(self.out_of_turn("Start", &other)),
+        };
+        let kv = KvPool::new(&load.geometry, &share, start.kv_blocks);
+        let comm = self.join_peers(&load, &start, listener)?;
+        let kernels = Kernels::new(Isa::detect(), load.threads, load.spin);
+        tracing::info!(rank, isa = kernels.isa().name(), kv_blocks = start.kv_blocks, "ready");
+        let model = Gpt2::new(load.geometry, share, shard, kv, comm, kernels, load.max_batched_tokens);
+        send(&self.sender, FromRank::Ready)?;
+        Ok(Some(StepRunner::new(model, load.max_batched_tokens, load.max_seqs)))
+    }
+
+    fn load_shard(&self, load: &LoadOrder, share: &nanoinfer_shared::Share) -> Result<Shard, WorkerError> {
+        if load.geometry.head_dim() > MAX_HEAD_DIM {
+            return Err(WorkerError::HeadTooWide { head_dim: load.geometry.head_dim(), limit: MAX_HEAD_DIM });
+        }
+        let checkpoint = Checkpoint::open(self.weights.as_ref().unwrap_or(&load.weights))?;
+        checkpoint.check(&load.geometry)?;
+        let got = checkpoint.fingerprint();
+        if got != load.fingerprint {
+            return Err(WorkerError::Fingerprint { rank: self.identity.rank, expected: load.fingerprint, got });
+        }
+        Ok(Shard::load(&checkpoint, &load.geometry, share)?)
+    }
+
+    fn join_peers(
+        &mut self,
+        load: &LoadOrder,
+        start: &StartOrder,
+        listener: Option<TcpListenerForPeers>,
+    ) -> Result<Box<dyn Communicator>, WorkerError> {
+        let Identity { rank, world, .. } = self.identity;
+        Ok(match (load.comm, listener) {
+            (CommKind::Shm, _) => {
+                let segment = self.segment.take().ok_or(WorkerError::NoSegment { rank })?;
+                Box::new(Shm::open(segment, rank, world, load.spin)?)
+            }
+            (CommKind::Tcp, Some(listener)) => {
+                Box::new(Tcp::connect(listener, &self.identity, &start.peers, &start.link_key, self.epoch)?)
+            }
+            _ => Box::new(Local),
+        })
+    }
+
+    /// Tells the coordinator why this rank ends.
+    fn report(&self, error: WorkerError) -> WorkerError {
+        // The coordinator may be the one that is gone.
+        let _ = send(&self.sender, FromRank::Failed(error.to_string()));
+        error
+    }
+
+    fn out_of_turn(&self, expected: &'static str, got: &ToRank) -> WorkerError {
+        let got = match got {
+            ToRank::Load(_) => "Load",
+            ToRank::Start(_) => "Start",
+            ToRank::Step(_) => "Step",
+            ToRank::FetchRows(_) => "FetchRows",
+            ToRank::Ping(_) => "Ping",
+            ToRank::Shutdown => "Shutdown",
+        };
+        WorkerError::OutOfTurn { rank: self.identity.rank, expected, got }
+    }
+}

@@ -1,0 +1,183 @@
+//! One step plan in, this rank's slices of the wanted rows out.
+//!
+//! Invariant: a step is a pure function of plan, weights and KV pool; the only thing kept between steps is the logits of the
+//! last step's candidate rows, for [`StepRunner::fetch`].
+//! Does not know which request a row belongs to.
+
+use nanoinfer_kernels::{arg_top_k, log_sum_exp};
+use nanoinfer_shared::{
+    Geometry, Share,
+    protocol::{BLOCK_TOKENS, LogSumExp, RowSlice, SequenceStep, StepOutput, StepPlan, TokenId, Wants},
+};
+
+use crate::{
+    WorkerError,
+    error::PlanFault,
+    gpt2::{Gpt2, Row},
+};
+
+/// Rows of logits computed at once: bounds the buffer however long a scored prompt is.
+const LOGIT_ROWS: usize = 32;
+
+/// A rank's model with the buffers for its answers.
+pub struct StepRunner {
+    model: Gpt2,
+    max_batched_tokens: usize,
+    /// `[LOGIT_ROWS, V_local]`.
+    logits: Vec<f32>,
+    /// `[max_seqs, V_local]`: rows of candidates of the last step.
+    kept: Vec<f32>,
+    /// For each kept row its index among the step's rows.
+    kept_rows: Vec<usize>,
+}
+
+impl StepRunner {
+    /// Bytes of the buffers that [`StepRunner::new`] makes.
+    pub fn buffer_bytes(share: &Share, max_seqs: usize) -> u64 {
+        ((LOGIT_ROWS + max_seqs) * share.vocab.len() * size_of::<f32>()) as u64
+    }
+
+    /// A runner for steps of up to `max_batched_tokens` tokens and `max_seqs` rows of candidates.
+    pub fn new(model: Gpt2, max_batched_tokens: usize, max_seqs: usize) -> Self {
+        let width = model.share().vocab.len();
+        let (logits, kept) = (vec![0.0; LOGIT_ROWS * width], vec![0.0; max_seqs * width]);
+        Self { model, max_batched_tokens, logits, kept, kept_rows: Vec::new() }
+    }
+
+    /// Runs one step.
+    ///
+    /// # Errors
+    /// When the plan does not fit this rank, or a reduction fails.
+    pub fn run(&mut self, plan: &StepPlan) -> Result<StepOutput, WorkerError> {
+        let blocks = self.check(plan).map_err(|fault| WorkerError::Plan { step: plan.step, fault })?;
+        let mut rows = Vec::new();
+        let mut wanted = Vec::new();
+        for (sequence, blocks) in plan.sequences.iter().zip(&blocks) {
+            let first = rows.len();
+            let start = sequence.start as usize;
+            let tokens = sequence.tokens.iter().enumerate();
+            rows.extend(tokens.map(|(i, &token)| Row { token, position: start + i, blocks }));
+            wanted.extend(sequence.outputs.iter().map(|output| (first + output.row as usize, &output.wants)));
+        }
+        self.model.forward(plan.step, &rows)?;
+        Ok(StepOutput { step: plan.step, rows: self.answers(&wanted) })
+    }
+
+    /// Logits `[V_local]` of rows of the last step that asked for candidates.
+    ///
+    /// # Errors
+    /// When a row asked for something else, or there is no such row.
+    pub fn fetch(&self, rows: &[u32]) -> Result<Vec<Vec<f32>>, PlanFault> {
+        let width = self.model.share().vocab.len();
+        rows.iter()
+            .map(|&row| {
+                let kept = self.kept_rows.iter().position(|&kept| kept == row as usize);
+                let kept = kept.ok_or(PlanFault::NotKept { row })?;
+                Ok(self.kept[kept * width..][..width].to_vec())
+            })
+            .collect()
+    }
+
+    /// Frees peers that wait for this rank.
+    pub fn abort(&self) {
+        self.model.abort();
+    }
+
+    /// Checks every number that is used as an index, and returns the block tables as indices.
+    fn check(&self, plan: &StepPlan) -> Result<Vec<Vec<u32>>, PlanFault> {
+        let tokens = plan.sequences.iter().map(|s| s.tokens.len()).sum();
+        if tokens > self.max_batched_tokens {
+            return Err(PlanFault::TooManyTokens { tokens, limit: self.max_batched_tokens });
+        }
+        let outputs = plan.sequences.iter().flat_map(|s| &s.outputs);
+        let rows = outputs.filter(|output| matches!(output.wants, Wants::Candidates { .. })).count();
+        let width = self.model.share().vocab.len();
+        if rows * width > self.kept.len() {
+            return Err(PlanFault::TooManyRows { rows, limit: self.kept.len() / width });
+        }
+        plan.sequences.iter().map(|s| check_sequence(s, self.model.geometry(), self.model.kv_blocks())).collect()
+    }
+
+    fn answers(&mut self, wanted: &[(usize, &Wants)]) -> Vec<RowSlice> {
+        let Share { vocab, .. } = self.model.share().clone();
+        let width = vocab.len();
+        let mut answers = Vec::with_capacity(wanted.len());
+        self.kept_rows.clear();
+        for tile in wanted.chunks(LOGIT_ROWS) {
+            let rows: Vec<_> = tile.iter().map(|&(row, _)| row).collect();
+            let logits = &mut self.logits[..tile.len() * width];
+            self.model.logits(&rows, logits);
+            for (i, (_, wants)) in tile.iter().enumerate() {
+                if let Wants::Candidates { .. } = wants {
+                    let slot = self.kept_rows.len() * width;
+                    self.kept[slot..slot + width].copy_from_slice(&logits[i * width..][..width]);
+                    self.kept_rows.push(answers.len() + i);
+                }
+            }
+            let kernels = self.model.kernels();
+            let isa = kernels.isa();
+            answers.extend(kernels.map(tile.len(), |i| {
+                answer(&logits[i * width..][..width], vocab.start, tile[i].1, |row, scale| {
+                    let (max, sum) = log_sum_exp(isa, row, scale);
+                    LogSumExp { max, sum }
+                })
+            }));
+        }
+        answers
+    }
+}
+
+/// One row's answer from its slice of logits, whose first is that of token `first`.
+fn answer(logits: &[f32], first: usize, wants: &Wants, log_sum_exp: impl Fn(&[f32], f32) -> LogSumExp) -> RowSlice {
+    let global = |(i, logit): (usize, f32)| ((first + i) as TokenId, logit);
+    let local = |id: &TokenId| (*id as usize).checked_sub(first).filter(|&i| i < logits.len());
+    let listed = |ids: &[TokenId]| ids.iter().filter_map(|id| Some((*id, logits[local(id)?]))).collect();
+    let all = log_sum_exp(logits, 1.0);
+    match wants {
+        Wants::Targets { ids, top } => {
+            let top = arg_top_k(logits, *top as usize).into_iter().map(global).collect();
+            RowSlice { all, rest: all, top, listed: listed(ids) }
+        }
+        Wants::Candidates { k, temperature, adjusted } => {
+            let mut rest = std::borrow::Cow::Borrowed(logits);
+            for i in adjusted.iter().filter_map(local) {
+                rest.to_mut()[i] = f32::NEG_INFINITY;
+            }
+            let same = *temperature == 1.0 && matches!(rest, std::borrow::Cow::Borrowed(_));
+            let mut top = arg_top_k(&rest, *k as usize);
+            // An adjusted id must not come back as a candidate where there are fewer others than asked for.
+            top.retain(|&(_, logit)| logit > f32::NEG_INFINITY);
+            RowSlice {
+                all,
+                rest: if same { all } else { log_sum_exp(&rest, temperature.recip()) },
+                top: top.into_iter().map(global).collect(),
+                listed: listed(adjusted),
+            }
+        }
+    }
+}
+
+fn check_sequence(sequence: &SequenceStep, geometry: &Geometry, kv_blocks: usize) -> Result<Vec<u32>, PlanFault> {
+    let (tokens, start) = (sequence.tokens.len(), sequence.start as usize);
+    if tokens == 0 {
+        return Err(PlanFault::NoTokens);
+    }
+    if let Some(&token) = sequence.tokens.iter().find(|&&token| token as usize >= geometry.vocab_size) {
+        return Err(PlanFault::Token { token, vocab_size: geometry.vocab_size });
+    }
+    let positions = start + tokens;
+    if positions > geometry.n_positions {
+        return Err(PlanFault::Position { position: positions - 1, n_positions: geometry.n_positions });
+    }
+    if sequence.blocks.len() * BLOCK_TOKENS < positions {
+        return Err(PlanFault::Table { blocks: sequence.blocks.len(), positions });
+    }
+    if let Some(output) = sequence.outputs.iter().find(|output| output.row as usize >= tokens) {
+        return Err(PlanFault::Row { row: output.row, tokens });
+    }
+    let index = |block: &nanoinfer_shared::protocol::BlockId| match block.0 {
+        index if (index as usize) < kv_blocks => Ok(index),
+        _ => Err(PlanFault::Block(*block)),
+    };
+    sequence.blocks.iter().map(index).collect()
+}

@@ -1,0 +1,384 @@
+//! Ranks against transformers: real ranks on threads, driven by the coordinator's messages, over every data link.
+//!
+//! The golden data and the script that made it are in `tests/golden`. Index:
+//! - `logits_and_greedy_ids_agree_with_transformers`: every model, nproc 1, 2, 3, 5, shm and tcp; shm = tcp bit for bit
+//! - `a_batch_equals_each_alone`, `chunks_equal_the_whole`: bit for bit
+//! - `the_reference_agrees_with_transformers`: `worker/src/reference.rs`
+//! - `answers_agree_with_full_rows`: `Targets` and `Candidates` against fetched rows
+//! - `a_plan_that_does_not_fit_ends_the_rank_with_the_reason`
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
+    thread::JoinHandle,
+};
+
+use nanoinfer_shared::{
+    Geometry,
+    comm::ShmSegment,
+    handshake::Identity,
+    link::{ControlLink, in_memory},
+    protocol::*,
+};
+use nanoinfer_worker::{
+    WorkerError,
+    checkpoint::Checkpoint,
+    rank::{OnLost, RankSetup, run},
+    reference::Gpt2Reference,
+};
+use safetensors::SafeTensors;
+use serde_json::Value;
+
+const MODELS: [&str; 4] = ["heads5", "heads7", "inner", "tiny"];
+/// The golden logits' own error is about 5e-6 (see golden.json); the contract is 1e-4, relative to the largest logit.
+const TOLERANCE: f32 = 2e-5;
+
+struct Case {
+    name: String,
+    prompt: Vec<TokenId>,
+    /// `[T][V]`.
+    logits: Vec<Vec<f32>>,
+    greedy: Vec<TokenId>,
+    margins: Vec<f32>,
+}
+
+struct Golden {
+    folder: PathBuf,
+    geometry: Geometry,
+    cases: Vec<Case>,
+}
+
+fn golden(model: &str) -> Arc<Golden> {
+    static LOADED: OnceLock<BTreeMap<&str, Arc<Golden>>> = OnceLock::new();
+    let all = LOADED.get_or_init(|| MODELS.into_iter().map(|model| (model, Arc::new(load_golden(model)))).collect());
+    Arc::clone(&all[model])
+}
+
+fn load_golden(model: &str) -> Golden {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(model);
+    let read = |file: &str| std::fs::read(folder.join(file)).unwrap();
+    let geometry = Geometry::from_config_json(std::str::from_utf8(&read("config.json")).unwrap()).unwrap();
+    let json: Value = serde_json::from_slice(&read("golden.json")).unwrap();
+    let tensors = read("golden.safetensors");
+    let tensors = SafeTensors::deserialize(&tensors).unwrap();
+    let ids = |value: &Value| value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as TokenId).collect();
+    let case = |case: &Value| {
+        let name = case["name"].as_str().unwrap();
+        let (floats, _) = tensors.tensor(&format!("{name}.logits")).unwrap().data().as_chunks::<4>();
+        let floats: Vec<f32> = floats.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
+        Case {
+            name: format!("{model}/{name}"),
+            prompt: ids(&case["prompt_ids"]),
+            logits: floats.chunks(geometry.vocab_size).map(<[f32]>::to_vec).collect(),
+            greedy: ids(&case["greedy_ids"]),
+            margins: case["top2_margins"].as_array().unwrap().iter().map(|m| m.as_f64().unwrap() as f32).collect(),
+        }
+    };
+    let cases = json["cases"].as_array().unwrap().iter().map(case).collect();
+    Golden { geometry, cases, folder }
+}
+
+/// Ranks on threads, and the coordinator's side of their links.
+struct Ranks {
+    links: Vec<ControlLink<ToRank, FromRank>>,
+    threads: Vec<JoinHandle<Result<(), WorkerError>>>,
+    step: u64,
+}
+
+const KV_BLOCKS: usize = 40;
+const MAX_TOKENS: usize = 256;
+const MAX_SEQS: usize = 64;
+
+impl Ranks {
+    fn start(golden: &Golden, world: usize, comm: CommKind) -> Self {
+        let weights = vec![golden.folder.join("model.safetensors")];
+        let fingerprint = Checkpoint::open(&weights).unwrap().fingerprint();
+        let segment = ShmSegment::create(world).unwrap();
+        let (mut links, mut threads) = (Vec::new(), Vec::new());
+        for rank in 0..world {
+            let (ours, theirs) = in_memory();
+            links.push(ours);
+            let setup = RankSetup {
+                link: theirs,
+                identity: Identity { build_id: "test".into(), world, rank },
+                epoch: 0,
+                segment: (comm == CommKind::Shm).then(|| segment.try_clone().unwrap()),
+                weights: None,
+                data_host: "127.0.0.1".into(),
+                on_lost: OnLost::Return,
+            };
+            threads.push(std::thread::spawn(move || run(setup)));
+        }
+        let mut ranks = Self { links, threads, step: 0 };
+        ranks.send(&ToRank::Load(LoadOrder {
+            geometry: golden.geometry.clone(),
+            weights,
+            fingerprint,
+            dtype: DType::F32,
+            threads: 1,
+            comm,
+            spin: false,
+            max_batched_tokens: MAX_TOKENS,
+            max_seqs: MAX_SEQS,
+        }));
+        let peers = ranks.receive(|message| match message {
+            FromRank::Loaded(report) => report.data_address.unwrap_or_default(),
+            other => panic!("{other:?}"),
+        });
+        ranks.send(&ToRank::Start(StartOrder { kv_blocks: KV_BLOCKS, peers, link_key: [3; 32] }));
+        ranks.receive(|message| assert!(matches!(message, FromRank::Ready), "{message:?}"));
+        ranks
+    }
+
+    fn send(&mut self, message: &ToRank) {
+        self.links.iter_mut().for_each(|link| link.sender.send(message.clone()).unwrap());
+    }
+
+    fn receive<T>(&mut self, mut take: impl FnMut(FromRank) -> T) -> Vec<T> {
+        self.links.iter_mut().map(|link| take(link.receiver.receive().unwrap())).collect()
+    }
+
+    fn step(&mut self, sequences: Vec<SequenceStep>) -> Vec<StepOutput> {
+        self.step += 1;
+        self.send(&ToRank::Step(StepPlan { step: self.step, sequences }));
+        self.receive(|message| match message {
+            FromRank::Done(output) => output,
+            other => panic!("{other:?}"),
+        })
+    }
+
+    /// Full rows of logits of candidate rows of the last step.
+    fn fetch(&mut self, rows: Vec<u32>) -> Vec<Vec<f32>> {
+        self.send(&ToRank::FetchRows(rows));
+        let slices = self.receive(|message| match message {
+            FromRank::Rows(rows) => rows,
+            other => panic!("{other:?}"),
+        });
+        (0..slices[0].len()).map(|row| slices.iter().flat_map(|slice| slice[row].clone()).collect()).collect()
+    }
+
+    /// Logits after every one of the new tokens.
+    fn full_rows(&mut self, sequences: Vec<SequenceStep>) -> Vec<Vec<f32>> {
+        let rows = sequences.iter().map(|s| s.tokens.len() as u32).sum();
+        let ask = |mut sequence: SequenceStep| {
+            sequence.outputs =
+                (0..sequence.tokens.len() as u32).map(|row| RowRequest { row, wants: greedy() }).collect();
+            sequence
+        };
+        self.step(sequences.into_iter().map(ask).collect());
+        self.fetch((0..rows).collect())
+    }
+
+    fn stop(mut self) {
+        self.send(&ToRank::Shutdown);
+        for thread in self.threads {
+            thread.join().unwrap().unwrap();
+        }
+    }
+}
+
+fn greedy() -> Wants {
+    Wants::Candidates { k: 1, temperature: 1.0, adjusted: Vec::new() }
+}
+
+/// New tokens of a sequence whose blocks are `first`, `first + 3`, … (never in order of position for two sequences).
+fn sequence(tokens: &[TokenId], start: usize, first: u32) -> SequenceStep {
+    let blocks = (start + tokens.len()).div_ceil(BLOCK_TOKENS) as u32;
+    SequenceStep {
+        tokens: tokens.to_vec(),
+        start: start as u32,
+        blocks: (0..blocks).map(|i| BlockId((first + 7 * i) % KV_BLOCKS as u32)).collect(),
+        outputs: Vec::new(),
+    }
+}
+
+/// The links that a world can have.
+fn links(world: usize) -> Vec<CommKind> {
+    if world == 1 { vec![CommKind::Local] } else { vec![CommKind::Shm, CommKind::Tcp] }
+}
+
+fn argmax(row: &[f32]) -> TokenId {
+    (0..row.len()).rev().max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap() as TokenId
+}
+
+fn bits(rows: &[Vec<f32>]) -> Vec<Vec<u32>> {
+    rows.iter().map(|row| row.iter().map(|x| x.to_bits()).collect()).collect()
+}
+
+fn assert_close(got: &[Vec<f32>], expected: &[Vec<f32>], what: &str) {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    let largest = expected.iter().flatten().fold(1f32, |a, b| a.max(b.abs()));
+    let difference = got.iter().flatten().zip(expected.iter().flatten()).fold(0f32, |a, (x, y)| a.max((x - y).abs()));
+    assert!(difference <= TOLERANCE * largest, "{what}: differs by {difference}, largest logit {largest}");
+}
+
+#[test]
+fn logits_and_greedy_ids_agree_with_transformers() {
+    for model in MODELS {
+        let golden = golden(model);
+        for world in [1, 2, 3, 5].into_iter().filter(|&world| world <= golden.geometry.n_head) {
+            let mut of_links = Vec::new();
+            for comm in links(world) {
+                let mut ranks = Ranks::start(&golden, world, comm);
+                let mut seen = Vec::new();
+                for case in &golden.cases {
+                    let what = format!("{} nproc {world} {comm:?}", case.name);
+                    let rows = ranks.full_rows(vec![sequence(&case.prompt, 0, 5)]);
+                    assert_close(&rows, &case.logits, &what);
+                    let mut next = argmax(rows.last().unwrap());
+                    let mut position = case.prompt.len();
+                    for (i, (&expected, &margin)) in case.greedy.iter().zip(&case.margins).enumerate() {
+                        // Every margin of the golden data is far above the tolerance, so no id may differ.
+                        assert!(margin > 100.0 * TOLERANCE, "{what}");
+                        assert_eq!(next, expected, "{what}: token {i}");
+                        if position == golden.geometry.n_positions {
+                            break;
+                        }
+                        let row = ranks.full_rows(vec![sequence(&[next], position, 5)]).remove(0);
+                        next = argmax(&row);
+                        position += 1;
+                        seen.push(row);
+                    }
+                    seen.extend(rows);
+                }
+                ranks.stop();
+                of_links.push(bits(&seen));
+            }
+            assert!(of_links.windows(2).all(|pair| pair[0] == pair[1]), "{model} nproc {world}: shm and tcp differ");
+        }
+    }
+}
+
+#[test]
+fn a_batch_equals_each_alone() {
+    for (model, world) in [("heads5", 1), ("heads5", 2), ("heads7", 3), ("inner", 5)] {
+        let golden = golden(model);
+        let mut ranks = Ranks::start(&golden, world, links(world)[0]);
+        // 5 sequences whose blocks do not overlap: sequence i takes blocks i, i + 7, i + 14, …
+        let cases = &golden.cases[..5];
+        let alone: Vec<_> =
+            cases.iter().map(|case| bits(&ranks.full_rows(vec![sequence(&case.prompt, 0, 1)]))).collect();
+        let together = ranks.full_rows(cases.iter().zip(0..).map(|(case, i)| sequence(&case.prompt, 0, i)).collect());
+        assert_eq!(bits(&together), alone.concat(), "{model} nproc {world}");
+        // And one more token of each, beside a prompt that starts now.
+        let mut mixed: Vec<_> = cases.iter().zip(0..).map(|(case, i)| sequence(&[7], case.prompt.len(), i)).collect();
+        let decoded_alone: Vec<_> = mixed.iter().map(|s| bits(&ranks.full_rows(vec![s.clone()]))).collect();
+        mixed.push(sequence(&cases[1].prompt, 0, 5));
+        let together = bits(&ranks.full_rows(mixed));
+        assert_eq!(together[..5], decoded_alone.concat()[..], "{model} nproc {world}");
+        assert_eq!(together[5..], alone[1][..], "{model} nproc {world}");
+        ranks.stop();
+    }
+}
+
+#[test]
+fn chunks_equal_the_whole() {
+    for (model, world) in [("heads5", 1), ("heads7", 2), ("inner", 3)] {
+        let golden = golden(model);
+        let case = golden.cases.iter().max_by_key(|case| case.prompt.len()).unwrap();
+        let mut ranks = Ranks::start(&golden, world, links(world)[0]);
+        let whole = bits(&ranks.full_rows(vec![sequence(&case.prompt, 0, 2)]));
+        for chunk in [1, 5, 16, 17, 33] {
+            let mut rows = Vec::new();
+            for (i, tokens) in case.prompt.chunks(chunk).enumerate() {
+                rows.extend(ranks.full_rows(vec![sequence(tokens, i * chunk, 3)]));
+            }
+            assert_eq!(bits(&rows), whole, "{} nproc {world}, chunks of {chunk}", case.name);
+        }
+        ranks.stop();
+    }
+}
+
+#[test]
+fn the_reference_agrees_with_transformers() {
+    for model in MODELS {
+        let golden = golden(model);
+        let weights = [golden.folder.join("model.safetensors")];
+        let reference = Gpt2Reference::load(&weights, golden.geometry.clone()).unwrap();
+        for case in &golden.cases {
+            let logits = reference.logits(&case.prompt).unwrap().to_vec2::<f32>().unwrap();
+            assert_close(&logits, &case.logits, &case.name);
+        }
+    }
+}
+
+#[test]
+fn answers_agree_with_full_rows() {
+    for (model, world) in [("heads5", 1), ("heads5", 3), ("tiny", 3), ("heads7", 7)] {
+        let golden = golden(model);
+        let mut ranks = Ranks::start(&golden, world, links(world)[0]);
+        let case = &golden.cases[3];
+        let targets: Vec<TokenId> = vec![0, 3, golden.geometry.vocab_size as u32 - 1];
+        let (k, temperature) = (6, 0.7);
+        let mut plan = sequence(&case.prompt, 0, 0);
+        let row = plan.tokens.len() as u32 - 1;
+        let ask = |wants| RowRequest { row, wants };
+        plan.outputs = vec![
+            ask(Wants::Targets { ids: targets.clone(), top: k }),
+            ask(Wants::Candidates { k, temperature, adjusted: targets.clone() }),
+        ];
+        let outputs = ranks.step(vec![plan]);
+        let logits = ranks.fetch(vec![1]).remove(0);
+
+        let log_sum = |scale: f32, skip: &[TokenId]| {
+            let terms = logits.iter().zip(0u32..).filter(|(_, id)| !skip.contains(id));
+            terms.map(|(x, _)| f64::from(x * scale).exp()).sum::<f64>().ln()
+        };
+        let sorted = |skip: &[TokenId]| {
+            let mut pairs: Vec<_> = (0u32..).zip(logits.iter().copied()).filter(|(id, _)| !skip.contains(id)).collect();
+            pairs.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+            pairs.truncate(k as usize);
+            pairs
+        };
+        let merged = |row: usize, lse: fn(&RowSlice) -> LogSumExp| {
+            outputs.iter().map(|o| lse(&o.rows[row])).fold(LogSumExp::EMPTY, LogSumExp::merge).value()
+        };
+        let tops = |row: usize| {
+            let mut pairs: Vec<_> = outputs.iter().flat_map(|o| o.rows[row].top.clone()).collect();
+            pairs.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+            pairs.truncate(k as usize);
+            pairs
+        };
+        let close = |a: f64, b: f64| assert!((a - b).abs() < 1e-5, "{model}: {a} {b}");
+        close(merged(0, |r| r.all), log_sum(1.0, &[]));
+        close(merged(1, |r| r.all), log_sum(1.0, &[]));
+        close(merged(1, |r| r.rest), log_sum(1.0 / temperature, &targets));
+        assert_eq!(tops(0), sorted(&[]));
+        assert_eq!(tops(1), sorted(&targets));
+        for row in 0..2 {
+            let listed: Vec<_> = outputs.iter().flat_map(|o| o.rows[row].listed.clone()).collect();
+            assert_eq!(listed, targets.iter().map(|&id| (id, logits[id as usize])).collect::<Vec<_>>());
+        }
+        ranks.stop();
+    }
+}
+
+#[test]
+fn a_plan_that_does_not_fit_ends_the_rank_with_the_reason() {
+    let golden = golden("heads5");
+    let good = sequence(&[1, 2, 3], 0, 0);
+    let broken = |change: fn(&mut SequenceStep)| {
+        let mut plan = good.clone();
+        change(&mut plan);
+        plan
+    };
+    for (plan, word) in [
+        (broken(|s| s.tokens[1] = 307), "token 307"),
+        (broken(|s| s.tokens.clear()), "no tokens"),
+        (broken(|s| s.start = 62), "position 64"),
+        (broken(|s| s.blocks[0] = BlockId(40)), "BlockId(40)"),
+        (broken(|s| s.blocks.clear()), "0 blocks"),
+        (broken(|s| s.outputs = vec![RowRequest { row: 3, wants: greedy() }]), "row 3"),
+        (broken(|s| s.tokens = vec![1; 300]), "300 tokens"),
+    ] {
+        let mut ranks = Ranks::start(&golden, 1, CommKind::Local);
+        ranks.send(&ToRank::Step(StepPlan { step: 9, sequences: vec![plan] }));
+        let failure = ranks.receive(|message| match message {
+            FromRank::Failed(reason) => reason,
+            other => panic!("{other:?}"),
+        });
+        assert!(failure[0].contains(word) && failure[0].contains("step 9"), "{}", failure[0]);
+        ranks.threads.remove(0).join().unwrap().unwrap_err();
+    }
+}
