@@ -6,7 +6,7 @@ mod config;
 pub mod environment;
 mod options;
 
-use std::{ffi::OsString, process::ExitCode};
+use std::{ffi::OsString, net::TcpListener, process::ExitCode};
 
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
@@ -16,10 +16,10 @@ use self::{
     options::{CommandLine, CoordinatorOptions, ServeOptions, Subcommand, WorkerOptions},
 };
 use crate::{
-    cluster::Cluster,
+    cluster::{Cluster, ClusterConfig},
     error::LaunchError,
     gather::Gathering,
-    model,
+    model::{self, ModelError},
     plan::{Placement, Plan},
     rank::{self, Door, RankError, Worker},
     secret::Secret,
@@ -76,38 +76,51 @@ fn serve(options: ServeOptions) -> Result<(), Failure> {
     if let Some(parent) = options.parent {
         rank::die_with_parent(parent).map_err(LaunchError::system("start"))?;
     }
-    let config = Config::new(options, &environment::caches())?;
-    log_to_stderr(&config.cluster.log)?;
-    if config.plan {
-        println!("{}", Plan::new(&config.cluster, Placement::Here)?);
-        return Ok(());
-    }
-    let listener = supervise::bind(&config.host, config.port)?;
+    let Some((config, listener)) = prepare(options, Placement::Here)? else { return Ok(()) };
     let cluster = config.cluster;
-    Ok(runtime()?.block_on(supervise::serve(listener, config.shutdown_timeout, move || {
-        let plan = Plan::new(&cluster, Placement::Here)?;
-        tracing::info!("\n{plan}");
-        Cluster::carry_out(&plan, &cluster)
-    }))?)
+    Ok(supervise::serve(listener, config.shutdown_timeout, move || {
+        Cluster::carry_out(&announced(&cluster, Placement::Here)?, &cluster)
+    })?)
 }
 
 fn coordinate(options: CoordinatorOptions) -> Result<(), Failure> {
-    let config = Config::new(options.serve, &environment::caches())?;
+    let secret = Secret::read(&options.secret_file)?;
+    let Some((config, listener)) = prepare(options.serve, Placement::Elsewhere)? else { return Ok(()) };
+    let cluster = config.cluster;
+    Ok(supervise::serve(listener, config.shutdown_timeout, move || {
+        let plan = announced(&cluster, Placement::Elsewhere)?;
+        // Not before: a rank that is let in waits for its handshake, and that has a deadline.
+        Cluster::gather(&plan, &cluster, Gathering::listen(&options.listen, secret)?)
+    })?)
+}
+
+/// What both servers do first; none where `--plan` was all that was asked for.
+fn prepare(options: ServeOptions, placement: Placement) -> Result<Option<(Config, TcpListener)>, Failure> {
+    let config = Config::new(options, &environment::caches())?;
     log_to_stderr(&config.cluster.log)?;
     if config.plan {
-        println!("{}", Plan::new(&config.cluster, Placement::Elsewhere)?);
-        return Ok(());
+        println!("{}", Plan::new(&config.cluster, placement)?);
+        return Ok(None);
     }
-    let secret = Secret::read(&options.secret_file)?;
-    let gathering = Gathering::listen(&options.listen, secret)?;
-    eprintln!("ranks join at {}", gathering.address()?);
-    let listener = supervise::bind(&config.host, config.port)?;
-    let cluster = config.cluster;
-    Ok(runtime()?.block_on(supervise::serve(listener, config.shutdown_timeout, move || {
-        let plan = Plan::new(&cluster, Placement::Elsewhere)?;
-        tracing::info!("\n{plan}");
-        Cluster::gather(&plan, &cluster, gathering)
-    }))?)
+    match supervise::bind(&config.host, config.port) {
+        Ok(listener) => Ok(Some((config, listener))),
+        // Bad usage is told first, as far as it shows without a download.
+        Err(taken) => {
+            let mut cluster = config.cluster;
+            cluster.caches.hub.offline = true;
+            match Plan::new(&cluster, placement) {
+                Err(LaunchError::Model(ModelError::Hub(_))) | Ok(_) => Err(taken.into()),
+                Err(error) => Err(error.into()),
+            }
+        }
+    }
+}
+
+/// The plan of a cluster, told to whoever reads the log.
+fn announced(cluster: &ClusterConfig, placement: Placement) -> Result<Plan, LaunchError> {
+    let plan = Plan::new(cluster, placement)?;
+    tracing::info!("\n{plan}");
+    Ok(plan)
 }
 
 fn work(options: WorkerOptions) -> Result<(), Failure> {
@@ -132,15 +145,6 @@ fn work(options: WorkerOptions) -> Result<(), Failure> {
         }
     };
     Ok(rank::run(Worker { rank: options.rank, world: options.world, door })?)
-}
-
-fn runtime() -> Result<tokio::runtime::Runtime, LaunchError> {
-    // Front-end work only: the ranks compute on threads of their own.
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .map_err(LaunchError::system("start the threads of the server"))
 }
 
 fn log_to_stderr(filter: &str) -> Result<(), ConfigError> {

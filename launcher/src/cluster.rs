@@ -129,29 +129,23 @@ impl Cluster {
     /// Resolves the model, starts the ranks and the engine; returns when requests can be answered.
     ///
     /// ```no_run
-    /// use nanoinfer_coordinator::request::{Event, Limits, Request, SamplingParams};
-    /// use nanoinfer_launch::cluster::{Cluster, ClusterConfig};
+    /// use futures_util::StreamExt;
+    /// use nanoinfer_coordinator::{request::SamplingParams, text::{GenerateRequest, MaxTokens, Prompt}};
+    /// use nanoinfer_launch::{Cluster, ClusterConfig};
     ///
     /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
     /// let cluster = Cluster::start(ClusterConfig { model: Some("gpt2".into()), ..Default::default() })?;
-    /// let mut events = cluster.handle().submit(Request {
-    ///     prompt: vec![464, 3139, 286, 4881, 318],
-    ///     sampling: SamplingParams::greedy(),
-    ///     limits: Limits { max_tokens: 16, min_tokens: 0, ignore_eos: false, stop_token_ids: vec![] },
-    ///     logprobs: None,
-    ///     prompt_logprobs: None,
-    ///     prompt_index: 0,
-    ///     choice: 0,
-    /// })?;
-    /// while let Some(event) = events.next().await {
-    ///     if let Event::Token { id, .. } = event {
-    ///         println!("{id}");
-    ///     }
+    /// let prompt = Prompt::Text { text: "Once upon a time".into(), add_special_tokens: true };
+    /// let request = GenerateRequest::new(prompt, SamplingParams::neutral(42), MaxTokens::Default(100));
+    /// let mut story = cluster.engine().generate(request).await?;
+    /// while let Some(chunk) = story.next().await {
+    ///     print!("{}", chunk?.text);
     /// }
     /// cluster.shutdown();
     /// # Ok(())
     /// # }
     /// ```
+    /// Blocks: within an async runtime, call it from a blocking thread.
     ///
     /// # Errors
     /// Says what is wrong with the model or the options, or which rank failed and how.

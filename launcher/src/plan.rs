@@ -2,14 +2,14 @@
 //!
 //! `--plan` prints it and stops; a start carries it out. Reads the header of the checkpoint, not its weights.
 
-use std::{fmt, fs};
+use std::fmt;
 
 use nanoinfer_coordinator::config::EngineConfig;
 use nanoinfer_shared::{
     Partition, Share,
     protocol::{BLOCK_TOKENS, CommKind, DType},
 };
-use nanoinfer_worker::{checkpoint::Checkpoint, plan::RankMemory};
+use nanoinfer_worker::{checkpoint::Checkpoint, free_bytes, plan::RankMemory};
 
 use crate::{
     cluster::{ClusterConfig, CommChoice},
@@ -75,7 +75,7 @@ impl Plan {
         let threads = config.threads.unwrap_or_else(|| (cores / world).max(1));
         let estimate = |share: &Share, blocks| {
             let (tokens, seqs) = (config.max_batched_tokens, config.max_seqs);
-            RankMemory::estimate(&model.geometry, share, world, config.dtype, blocks, tokens, seqs)
+            RankMemory::estimate(&model.geometry, share, (comm, world), blocks, tokens, seqs)
         };
         let needs = KvNeeds {
             // A block has the same number on every rank: the rank with most heads decides.
@@ -83,7 +83,7 @@ impl Plan {
             n_positions: model.geometry.n_positions,
             max_seqs: config.max_seqs,
         };
-        let kv_blocks = needs.blocks(config.kv_memory, free_memory())?;
+        let kv_blocks = needs.blocks(config.kv_memory, free_bytes())?;
         Ok(Self {
             memory: partition.shares().iter().map(|share| estimate(share, kv_blocks)).collect(),
             fingerprint: checkpoint.fingerprint(),
@@ -159,20 +159,6 @@ impl KvNeeds {
             }
         }
     }
-}
-
-/// Bytes that this host, or this process's cgroup, has left; none where neither says.
-fn free_memory() -> Option<u64> {
-    let number = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
-    let cgroup = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"]
-        .into_iter()
-        .zip(["/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes"])
-        .find_map(|(limit, used)| Some(number(limit)?.saturating_sub(number(used)?)));
-    let host = fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
-        let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-        Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
-    });
-    [cgroup, host].into_iter().flatten().min()
 }
 
 impl fmt::Display for Plan {

@@ -22,8 +22,9 @@ use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 
 use crate::{build::BUILD_ID, error::LaunchError, secret::Secret, spawn};
 
-/// How long a rank knocks at a coordinator that is not there yet: schedulers start ranks in any order.
-const KNOCK_DEADLINE: Duration = Duration::from_secs(120);
+/// How long a rank knocks at a coordinator that is not there yet: schedulers start them in any order, and the coordinator
+/// opens its door when it has found its model.
+const KNOCK_DEADLINE: Duration = Duration::from_secs(30);
 /// Pause between two attempts.
 const KNOCK_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -78,7 +79,7 @@ pub(crate) enum RankError {
     Launch(#[from] LaunchError),
     /// It failed at its work.
     #[error(transparent)]
-    Worker(#[from] nanoinfer_worker::rank::WorkerError),
+    Worker(#[from] nanoinfer_worker::WorkerError),
 }
 
 /// Asks the kernel to kill this process when the thread that started it ends, unless `parent` is gone already.

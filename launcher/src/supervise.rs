@@ -29,6 +29,8 @@ use tokio::{
 
 use crate::{cluster::Cluster, error::LaunchError};
 
+/// Threads for HTTP and text.
+const FRONT_THREADS: usize = 2;
 /// How often a draining server looks whether all is done.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 /// How long replies that are complete may take to reach their clients after the engine is done.
@@ -132,25 +134,33 @@ pub fn bind(host: &str, port: u16) -> Result<TcpListener, LaunchError> {
 ///
 /// # Errors
 /// Says why the cluster did not start, or ended.
-pub async fn serve(
+pub fn serve(
     listener: TcpListener,
     shutdown_timeout: Duration,
     start: impl FnOnce() -> Result<Cluster, LaunchError> + Send + 'static,
 ) -> Result<(), LaunchError> {
-    let mut signals = Signals::listen()?;
-    let mut cluster = tokio::select! {
-        started = tokio::task::spawn_blocking(start) => started.expect("a start does not panic")?,
-        // Nothing has been promised to anybody yet. The start cannot be interrupted; its ranks die with this process.
-        _ = signals.next() => {
-            tracing::info!("stopped before the model was loaded");
-            std::process::exit(0);
-        }
-    };
-    let handle = cluster.handle().clone();
-    let result = answer(listener, shutdown_timeout, &mut cluster, &handle, &mut signals).await;
-    handle.stop();
-    drop(handle);
-    tokio::task::block_in_place(|| cluster.shutdown());
+    // Front-end work only: the ranks compute on threads of their own.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(FRONT_THREADS)
+        .enable_all()
+        .build()
+        .map_err(LaunchError::system("start the threads of the server"))?;
+    let (cluster, result) = runtime.block_on(async {
+        let mut signals = Signals::listen()?;
+        let mut cluster = tokio::select! {
+            started = tokio::task::spawn_blocking(start) => started.expect("a start does not panic")?,
+            // Nothing has been promised to anybody yet. The start cannot be interrupted; its ranks die with this process.
+            name = signals.next() => {
+                tracing::info!("{name} before the server was ready");
+                std::process::exit(0);
+            }
+        };
+        let result = answer(listener, shutdown_timeout, &mut cluster, &mut signals).await;
+        Ok::<_, LaunchError>((cluster, result))
+    })?;
+    // Drops every connection, and with it every sequence that is still running, so that the engine can end.
+    runtime.shutdown_timeout(FLUSH_DEADLINE);
+    cluster.shutdown();
     result
 }
 
@@ -158,10 +168,10 @@ async fn answer(
     listener: TcpListener,
     shutdown_timeout: Duration,
     cluster: &mut Cluster,
-    handle: &EngineHandle,
     signals: &mut Signals,
 ) -> Result<(), LaunchError> {
     let system = LaunchError::system;
+    let handle = &cluster.handle().clone();
     let address = listener.local_addr().map_err(system("ask for the bound address"))?;
     listener.set_nonblocking(true).map_err(system("prepare the socket"))?;
     let listener = tokio::net::TcpListener::from_std(listener).map_err(system("watch the socket"))?;
@@ -190,11 +200,12 @@ async fn answer(
     }
     if handle.status().running.load(Relaxed) + handle.status().waiting.load(Relaxed) > 0 {
         tracing::warn!("--shutdown-timeout is over: cutting off {}", requests(handle));
+        return Ok(());
     }
     drop(close);
     tokio::select! {
         // A client that does not read, or keeps its connection open, does not hold the server.
-        _ = timeout(FLUSH_DEADLINE, &mut server) => server.abort(),
+        _ = timeout(FLUSH_DEADLINE, &mut server) => {}
         _ = signals.next() => return Err(LaunchError::StoppedTwice),
     }
     Ok(())
