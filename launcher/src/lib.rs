@@ -1,1 +1,27 @@
 //! Starts and watches a NanoInfer cluster.
+//!
+//! Reading order: [`cli`] turns what was typed into a [`cluster::ClusterConfig`]; [`model`] turns a name into files;
+//! [`plan`] decides who holds what, before anything starts; [`cluster`] carries the plan out, with ranks that it spawns
+//! itself (`spawn`) or that join over the network (`gather`); [`supervise`] serves until a signal or a failure. The other
+//! side of a link is the `worker` subcommand, `rank`.
+//!
+//! This crate does not know how a token is made.
+
+pub mod build;
+pub mod cli;
+pub mod cluster;
+pub mod error;
+mod gather;
+pub mod model;
+mod names;
+pub mod plan;
+mod rank;
+mod secret;
+pub mod size;
+mod spawn;
+pub mod supervise;
+
+pub use cluster::{Cluster, ClusterConfig};
+pub use error::LaunchError;
+pub use gather::Gathering;
+pub use spawn::WorkerBinary;

@@ -1,1 +1,0 @@
-//! The NanoInfer client: generate from a server or a model.

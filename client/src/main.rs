@@ -1,0 +1,79 @@
+//! `nanoinfer`: meets a server over HTTP as any client would; starts a private one when given a model.
+//!
+//! [`generate`] is the verb, [`private_server`] the server that it may need. Does not know how text is made.
+
+mod generate;
+mod private_server;
+
+use std::{ffi::OsString, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+use crate::generate::GenerateOptions;
+
+/// Generates text from a server, or from a model.
+#[derive(Debug, Parser)]
+#[command(name = "nanoinfer", version = concat!(env!("CARGO_PKG_VERSION")), disable_version_flag = true)]
+struct CommandLine {
+    /// Print name, version and build.
+    #[arg(long, short = 'V')]
+    version: bool,
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Continue a prompt; only the text goes to standard output.
+    Generate(GenerateOptions),
+}
+
+/// Verbs that are `nanoinfer-launch` in this program, so that it can start servers and ranks without a second file.
+const SERVE: &str = "serve";
+const WORKER: &str = "worker";
+
+fn main() -> ExitCode {
+    let mut args: Vec<OsString> = std::env::args_os().collect();
+    if args.get(1).is_some_and(|verb| verb == SERVE) {
+        args.remove(1);
+        return nanoinfer_launch::cli::main_with(args);
+    }
+    if args.get(1).is_some_and(|verb| verb == WORKER) {
+        return nanoinfer_launch::cli::main_with(args);
+    }
+    let typed = CommandLine::parse_from(args);
+    if typed.version {
+        println!("nanoinfer {} (build {})", env!("CARGO_PKG_VERSION"), nanoinfer_launch::build::BUILD_ID);
+        return ExitCode::SUCCESS;
+    }
+    let Some(Verb::Generate(options)) = typed.verb else {
+        eprintln!("error: nothing to do\n  hint: nanoinfer generate --prompt TEXT, or --help");
+        return ExitCode::from(2);
+    };
+    match generate::run(options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("error: {:#}", failure.error);
+            ExitCode::from(failure.exit_code)
+        }
+    }
+}
+
+/// Why the program ends with an error, and with which code: 2 for usage and models, 1 for everything else.
+#[derive(Debug)]
+struct Failure {
+    error: anyhow::Error,
+    exit_code: u8,
+}
+
+impl Failure {
+    fn usage(error: impl Into<anyhow::Error>) -> Self {
+        Self { error: error.into(), exit_code: 2 }
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self { error, exit_code: 1 }
+    }
+}

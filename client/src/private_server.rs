@@ -1,0 +1,148 @@
+//! A server of our own for one command: this program again, as `nanoinfer serve`, on a free port of loopback.
+//!
+//! It never outlives us: dropping it stops it, and the kernel kills it if we are killed (`--parent`). Ctrl-C in a terminal
+//! reaches only us, since it is a process group of its own.
+
+use std::{
+    collections::VecDeque,
+    io::{BufRead, BufReader},
+    os::unix::process::CommandExt,
+    process::{Child, ChildStderr, Command, Stdio},
+    sync::{Arc, Mutex, PoisonError},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, anyhow};
+use nanoinfer_launch::{cli::environment, model};
+
+use crate::{Failure, SERVE, generate::GenerateOptions};
+
+/// How the server says where it is; everything before is about its start.
+const READY: &str = "ready on ";
+/// Lines of it that are kept, in case it fails.
+const KEPT_LINES: usize = 20;
+/// How long it may take to end before it is killed.
+const END_DEADLINE: Duration = Duration::from_secs(5);
+
+/// The last lines of a server's log. A mutex, as a thread of its own reads them.
+type LastLines = Arc<Mutex<VecDeque<String>>>;
+
+/// A running server. Dropping it stops it.
+#[derive(Debug)]
+pub(crate) struct PrivateServer {
+    child: Child,
+    url: String,
+    last_lines: LastLines,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl PrivateServer {
+    /// Starts it and waits until it is ready.
+    ///
+    /// # Errors
+    /// With its own words, and its exit code, if it does not come up.
+    pub(crate) fn start(options: &GenerateOptions) -> Result<Self, Failure> {
+        // Found here first, so that a download shows its progress on our terminal.
+        model::resolve(options.model.as_deref(), options.revision.as_deref(), &environment::caches())
+            .map_err(Failure::usage)?;
+        // A number, not a path: the same program even if it was replaced on disk since.
+        let program = std::fs::File::open("/proc/self/exe").context("cannot open /proc/self/exe")?;
+        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&program));
+        let mut command = Command::new(path);
+        command.arg0("nanoinfer").args([SERVE, "--host", "127.0.0.1", "--port", "0"]);
+        command.args(["--parent", &std::process::id().to_string()]);
+        for (flag, value) in [
+            ("--model", &options.model),
+            ("--revision", &options.revision),
+            ("--nproc", &options.nproc),
+            ("--device", &options.device),
+            ("--dtype", &options.dtype),
+            ("--threads", &options.threads),
+        ] {
+            command.args(value.iter().flat_map(|value| [flag, value]));
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
+        let mut child = command.spawn().context("cannot start a private server")?;
+        let mut stderr = BufReader::new(child.stderr.take().expect("it was asked for"));
+        let last_lines = LastLines::default();
+        let url = loop {
+            match next_line(&mut stderr) {
+                Some(line) => match line.strip_prefix(READY) {
+                    Some(url) => break url.to_string(),
+                    None => keep(&last_lines, line),
+                },
+                None => {
+                    let status = child.wait().context("cannot wait for the private server")?;
+                    let error = anyhow!("the private server did not start ({status}):\n{}", joined(&last_lines));
+                    return Err(Failure { error, exit_code: if status.code() == Some(2) { 2 } else { 1 } });
+                }
+            }
+        };
+        let kept = last_lines.clone();
+        // Reads on, so that the server never waits for a full pipe.
+        let reader = thread::spawn(move || {
+            while let Some(line) = next_line(&mut stderr) {
+                keep(&kept, line);
+            }
+        });
+        Ok(Self { child, url, last_lines, reader: Some(reader) })
+    }
+
+    /// Where it listens.
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Writes the end of its log to standard error, if it has ended: an answer that says no needs no log.
+    pub(crate) fn tell_its_end(&mut self) {
+        if let Ok(Some(status)) = self.child.try_wait() {
+            eprintln!("the private server has ended ({status}):\n{}", joined(&self.last_lines));
+        }
+    }
+}
+
+impl Drop for PrivateServer {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            let pid = rustix::process::Pid::from_child(&self.child);
+            // Still its own number: a process that has not been waited for keeps it. An error means that it is ending.
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        }
+        let deadline = Instant::now() + END_DEADLINE;
+        while matches!(self.child.try_wait(), Ok(None)) {
+            if Instant::now() >= deadline {
+                // Either it ends now or it has ended.
+                let _ = self.child.kill();
+                let _ = self.child.wait();
+                break;
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        if let Some(reader) = self.reader.take() {
+            // It ends with the pipe; a panic there has been printed.
+            let _ = reader.join();
+        }
+    }
+}
+
+fn next_line(stderr: &mut BufReader<ChildStderr>) -> Option<String> {
+    let mut line = Vec::new();
+    match stderr.read_until(b'\n', &mut line) {
+        Ok(0) | Err(_) => None,
+        Ok(_) => Some(String::from_utf8_lossy(&line).trim_end().to_string()),
+    }
+}
+
+fn keep(lines: &LastLines, line: String) {
+    let mut lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
+    if lines.len() == KEPT_LINES {
+        lines.pop_front();
+    }
+    lines.push_back(line);
+}
+
+fn joined(lines: &LastLines) -> String {
+    let lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
+    lines.iter().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
+}

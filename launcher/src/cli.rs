@@ -1,0 +1,157 @@
+//! The command line, in two stages: what was typed ([`options`]) and what it means ([`config`]).
+//!
+//! The environment is read here ([`environment`], and the `NANOINFER_*` that clap knows) and nowhere else.
+
+mod config;
+pub mod environment;
+mod options;
+
+use std::{ffi::OsString, net::TcpListener, process::ExitCode};
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use self::{
+    config::{Config, ConfigError},
+    options::{CommandLine, CoordinatorOptions, ServeOptions, Subcommand, WorkerOptions},
+};
+use crate::{
+    cluster::{Cluster, ClusterConfig},
+    error::LaunchError,
+    gather::Gathering,
+    model::{self, ModelError},
+    plan::{Placement, Plan},
+    rank::{self, Door, RankError, Worker},
+    secret::Secret,
+    supervise,
+};
+
+/// Does what `nanoinfer-launch` does with these arguments (the first is the program's name), and answers with its exit
+/// code: 0 after a clean stop, 2 for bad usage or a bad model, 1 for everything else.
+pub fn main_with(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let typed = match CommandLine::try_parse_from(args) {
+        Ok(typed) => typed,
+        Err(error) => {
+            // Nothing is left to do if even standard error is closed.
+            let _ = error.print();
+            return ExitCode::from(error.exit_code() as u8);
+        }
+    };
+    let result = match typed.command {
+        None => serve(typed.serve),
+        Some(Subcommand::Coordinator(options)) => coordinate(options),
+        Some(Subcommand::Worker(options)) => work(options),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("error: {failure}");
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+/// Why the program ends with an error.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    #[error(transparent)]
+    Rank(#[from] RankError),
+}
+
+impl Failure {
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::Config(_) => 2,
+            Self::Launch(error) | Self::Rank(RankError::Launch(error)) => error.exit_code(),
+            Self::Rank(RankError::Worker(_)) => 1,
+        }
+    }
+}
+
+fn serve(options: ServeOptions) -> Result<(), Failure> {
+    if let Some(parent) = options.parent {
+        rank::die_with_parent(parent).map_err(LaunchError::system("start"))?;
+    }
+    let Some((config, listener)) = prepare(options, Placement::Here)? else { return Ok(()) };
+    let cluster = config.cluster;
+    Ok(supervise::serve(listener, config.shutdown_timeout, move || {
+        Cluster::carry_out(&announced(&cluster, Placement::Here)?, &cluster)
+    })?)
+}
+
+fn coordinate(options: CoordinatorOptions) -> Result<(), Failure> {
+    let secret = Secret::read(&options.secret_file)?;
+    let Some((config, listener)) = prepare(options.serve, Placement::Elsewhere)? else { return Ok(()) };
+    let cluster = config.cluster;
+    Ok(supervise::serve(listener, config.shutdown_timeout, move || {
+        let plan = announced(&cluster, Placement::Elsewhere)?;
+        // Not before: a rank that is let in waits for its handshake, and that has a deadline.
+        Cluster::gather(&plan, &cluster, Gathering::listen(&options.listen, secret)?)
+    })?)
+}
+
+/// What both servers do first; none where `--plan` was all that was asked for.
+fn prepare(options: ServeOptions, placement: Placement) -> Result<Option<(Config, TcpListener)>, Failure> {
+    let config = Config::new(options, &environment::caches())?;
+    log_to_stderr(&config.cluster.log)?;
+    if config.plan {
+        println!("{}", Plan::new(&config.cluster, placement)?);
+        return Ok(None);
+    }
+    match supervise::bind(&config.host, config.port) {
+        Ok(listener) => Ok(Some((config, listener))),
+        // Bad usage is told first, as far as it shows without a download.
+        Err(taken) => {
+            let mut cluster = config.cluster;
+            cluster.caches.hub.offline = true;
+            match Plan::new(&cluster, placement) {
+                Err(LaunchError::Model(ModelError::Hub(_))) | Ok(_) => Err(taken.into()),
+                Err(error) => Err(error.into()),
+            }
+        }
+    }
+}
+
+/// The plan of a cluster, told to whoever reads the log.
+fn announced(cluster: &ClusterConfig, placement: Placement) -> Result<Plan, LaunchError> {
+    let plan = Plan::new(cluster, placement)?;
+    tracing::info!("\n{plan}");
+    Ok(plan)
+}
+
+fn work(options: WorkerOptions) -> Result<(), Failure> {
+    log_to_stderr(options.log.as_deref().unwrap_or(config::DEFAULT_LOG))?;
+    let door = match (options.parent, options.connect, options.secret_file) {
+        (Some(parent), None, None) if options.inherited => Door::Inherited { parent },
+        (None, Some(address), Some(file)) => {
+            let caches = environment::caches();
+            let weights = options
+                .model
+                .map(|name| model::resolve_weights(&name, options.revision.as_deref(), &caches))
+                .transpose()
+                .map_err(LaunchError::from)?;
+            Door::Connect { address, secret: Secret::read(&file)?, weights, data_host: options.data_host }
+        }
+        _ => {
+            return Err(LaunchError::Usage {
+                problem: "a rank started by hand needs the coordinator's address and the cluster's secret".into(),
+                hint: "worker --rank R --world N --connect HOST:PORT --secret-file FILE".into(),
+            }
+            .into());
+        }
+    };
+    Ok(rank::run(Worker { rank: options.rank, world: options.world, door })?)
+}
+
+fn log_to_stderr(filter: &str) -> Result<(), ConfigError> {
+    let filter = EnvFilter::try_new(filter)
+        .map_err(|error| ConfigError::Log { filter: filter.into(), reason: error.to_string() })?;
+    let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    // An embedding program may have installed its own.
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).try_init();
+    Ok(())
+}

@@ -1,0 +1,268 @@
+//! What the options mean together: flags win over the environment, the environment over the TOML file, that over the
+//! defaults.
+//!
+//! A TOML file is read as the flags it spells, by the same parser: one set of names, values and messages.
+
+use std::{ffi::OsString, fs, path::PathBuf, time::Duration};
+
+use clap::{CommandFactory, Parser};
+
+use super::options::{CommandLine, Device, ServeOptions, TypedComm, TypedDType};
+use crate::{
+    cluster::{ClusterConfig, CommChoice},
+    model::Caches,
+    names::closest,
+    spawn::WorkerBinary,
+};
+use nanoinfer_shared::protocol::DType;
+
+/// Logged unless something else is asked for: lifecycle, no steps.
+pub(super) const DEFAULT_LOG: &str = "info";
+
+/// Everything that `nanoinfer-launch` needs to know.
+#[derive(Debug)]
+pub(super) struct Config {
+    pub(super) cluster: ClusterConfig,
+    pub(super) host: String,
+    pub(super) port: u16,
+    pub(super) shutdown_timeout: Duration,
+    /// Print the plan and stop.
+    pub(super) plan: bool,
+}
+
+/// Options that contradict one another, or a configuration file that says what no option does.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ConfigError {
+    /// The file itself.
+    #[error("cannot read {}: {source}", .path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+    /// Not TOML.
+    #[error("{} is not TOML: {reason}", .path.display())]
+    Syntax { path: PathBuf, reason: String },
+    /// A key that is no option.
+    #[error("{}: unknown key `{key}`{}", .path.display(), .suggestion.as_ref().map_or(String::new(), |s| format!("; did you mean `{s}`?")))]
+    UnknownKey { path: PathBuf, key: String, suggestion: Option<String> },
+    /// A value that its option does not take.
+    #[error("{}: `{key}`: {reason}", .path.display())]
+    Value { path: PathBuf, key: String, reason: String },
+    /// What this build does not have.
+    #[error("{what} is not built yet\n  hint: {hint}")]
+    NotBuilt { what: &'static str, hint: &'static str },
+    /// A log filter that is none.
+    #[error("--log {filter}: {reason}")]
+    Log { filter: String, reason: String },
+}
+
+impl Config {
+    /// Adds the file and the defaults to what was typed.
+    pub(super) fn new(typed: ServeOptions, caches: &Caches) -> Result<Self, ConfigError> {
+        let options = match &typed.config {
+            Some(path) => {
+                let file = read_file(path.clone())?;
+                typed.or(file)
+            }
+            None => typed,
+        };
+        match options.device {
+            None | Some(Device::Auto | Device::Cpu) => {}
+            Some(Device::Cuda) => {
+                return Err(ConfigError::NotBuilt { what: "--device cuda", hint: "--device cpu" });
+            }
+        }
+        let dtype = match options.dtype {
+            None | Some(TypedDType::Auto | TypedDType::F32) => DType::F32,
+            Some(TypedDType::Bf16) => return Err(not_built("--dtype bf16")),
+            Some(TypedDType::Int8) => return Err(not_built("--dtype int8")),
+            Some(TypedDType::F16) => return Err(not_built("--dtype f16")),
+        };
+        let comm = match options.comm {
+            None | Some(TypedComm::Auto) => CommChoice::Auto,
+            Some(TypedComm::Shm) => CommChoice::Shm,
+            Some(TypedComm::Tcp) => CommChoice::Tcp,
+            Some(TypedComm::Nccl) => {
+                return Err(ConfigError::NotBuilt { what: "--comm nccl", hint: "--comm shm or tcp" });
+            }
+        };
+        let defaults = ClusterConfig::new(caches.clone());
+        let count = |typed: Option<u32>, default: usize| typed.map_or(default, |n| n as usize);
+        let cluster = ClusterConfig {
+            model: options.model,
+            revision: options.revision,
+            served_name: options.served_model_name,
+            nproc: count(options.nproc, defaults.nproc),
+            dtype,
+            comm,
+            threads: options.threads.map(|n| n as usize),
+            kv_memory: options.kv_memory,
+            max_seqs: count(options.max_seqs, defaults.max_seqs),
+            max_batched_tokens: count(options.max_batched_tokens, defaults.max_batched_tokens),
+            max_queue: count(options.max_queue, defaults.max_queue),
+            worker_binary: Some(WorkerBinary::ThisProgram),
+            log: options.log.unwrap_or_else(|| DEFAULT_LOG.into()),
+            ..defaults
+        };
+        Ok(Self {
+            cluster,
+            host: options.host.unwrap_or_else(|| "127.0.0.1".into()),
+            port: options.port.unwrap_or(8000),
+            shutdown_timeout: options.shutdown_timeout.unwrap_or(Duration::from_secs(30)),
+            plan: options.plan,
+        })
+    }
+}
+
+fn not_built(what: &'static str) -> ConfigError {
+    ConfigError::NotBuilt { what, hint: "--dtype f32; checkpoints of any element type load into it" }
+}
+
+impl ServeOptions {
+    /// These options, and where one is absent the other's.
+    fn or(self, other: Self) -> Self {
+        Self {
+            config: self.config,
+            model: self.model.or(other.model),
+            revision: self.revision.or(other.revision),
+            served_model_name: self.served_model_name.or(other.served_model_name),
+            nproc: self.nproc.or(other.nproc),
+            device: self.device.or(other.device),
+            dtype: self.dtype.or(other.dtype),
+            host: self.host.or(other.host),
+            port: self.port.or(other.port),
+            threads: self.threads.or(other.threads),
+            comm: self.comm.or(other.comm),
+            kv_memory: self.kv_memory.or(other.kv_memory),
+            max_seqs: self.max_seqs.or(other.max_seqs),
+            max_batched_tokens: self.max_batched_tokens.or(other.max_batched_tokens),
+            max_queue: self.max_queue.or(other.max_queue),
+            shutdown_timeout: self.shutdown_timeout.or(other.shutdown_timeout),
+            plan: self.plan || other.plan,
+            log: self.log.or(other.log),
+            parent: self.parent,
+        }
+    }
+}
+
+/// The options that a TOML file spells. An option that the environment sets too appears here with that value, which
+/// does not matter: the environment has won already.
+fn read_file(path: PathBuf) -> Result<ServeOptions, ConfigError> {
+    let text = fs::read_to_string(&path).map_err(|source| ConfigError::Read { path: path.clone(), source })?;
+    let table: toml::Table =
+        text.parse().map_err(|e: toml::de::Error| ConfigError::Syntax { path: path.clone(), reason: e.to_string() })?;
+    let command = CommandLine::command();
+    let known: Vec<&str> = command
+        .get_arguments()
+        .filter(|arg| !arg.is_hide_set())
+        .filter_map(|arg| arg.get_long())
+        .filter(|name| !matches!(*name, "config" | "help" | "version"))
+        .collect();
+    let mut options = ServeOptions::default();
+    for (key, value) in table {
+        // `max_seqs` is as good as `max-seqs`.
+        let name = key.replace('_', "-");
+        if !known.contains(&name.as_str()) {
+            let suggestion = closest(&name, known.iter().copied()).map(String::from);
+            return Err(ConfigError::UnknownKey { path, key, suggestion });
+        }
+        let wrong = |reason: String| ConfigError::Value { path: path.clone(), key: key.clone(), reason };
+        let value = match value {
+            toml::Value::String(text) => Some(text),
+            toml::Value::Integer(number) => Some(number.to_string()),
+            toml::Value::Boolean(true) if name == "plan" => None,
+            toml::Value::Boolean(false) if name == "plan" => continue,
+            other => return Err(wrong(format!("a {} is not what it takes", other.type_str()))),
+        };
+        let flag = value.map_or(format!("--{name}"), |value| format!("--{name}={value}"));
+        let one = CommandLine::try_parse_from([OsString::from("nanoinfer-launch"), flag.into()])
+            .map_err(|error| wrong(reason(&error.to_string())))?;
+        options = options.or(one.serve);
+    }
+    Ok(options)
+}
+
+/// The first paragraph of a message of the parser, without its "error: ", and what it suggests.
+fn reason(message: &str) -> String {
+    let lines = message.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("For more"));
+    lines.collect::<Vec<_>>().join("; ").trim_start_matches("error: ").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::{model::HubAccess, size::ByteSize};
+
+    fn meaning(args: &[&str]) -> Result<Config, String> {
+        let hub = HubAccess { cache: "hub".into(), endpoint: String::new(), token: None, offline: true };
+        let typed = CommandLine::try_parse_from(["nanoinfer-launch"].iter().chain(args)).map_err(|e| e.to_string())?;
+        Config::new(typed.serve, &Caches { demo: Vec::new(), hub }).map_err(|e| e.to_string())
+    }
+
+    fn with_file(toml: &str, args: &[&str]) -> Result<Config, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("c.toml");
+        fs::write(&path, toml).unwrap();
+        meaning(&[&["--config", path.to_str().unwrap()], args].concat())
+    }
+
+    #[test]
+    fn nothing_typed_serves_the_demo_model_on_loopback() {
+        let config = meaning(&[]).unwrap();
+        assert_eq!((config.host.as_str(), config.port, config.plan), ("127.0.0.1", 8000, false));
+        assert_eq!((config.cluster.model, config.cluster.nproc), (None, 1));
+        assert_eq!(config.shutdown_timeout, Duration::from_secs(30));
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_defaults() {
+        let toml = "model = \"gpt2\"\nport = 9000\nmax_seqs = 4\nkv-memory = \"512MiB\"\nplan = true\n";
+        let config = with_file(toml, &["--port", "0", "--dtype", "fp32"]).unwrap();
+        assert_eq!((config.port, config.plan), (0, true));
+        assert_eq!(config.cluster.model.as_deref(), Some("gpt2"));
+        assert_eq!((config.cluster.max_seqs, config.cluster.max_queue), (4, 256));
+        assert_eq!(config.cluster.kv_memory, Some(ByteSize(512 << 20)));
+    }
+
+    #[test]
+    fn a_file_with_a_slip_is_refused_by_name() {
+        for (toml, parts) in [
+            ("nprocs = 2", &["unknown key `nprocs`", "did you mean `nproc`?"][..]),
+            ("flavour = 2", &["unknown key `flavour`"]),
+            ("parent = 2", &["unknown key `parent`"]),
+            ("nproc = 0", &["`nproc`", "0"]),
+            ("nproc = [1]", &["`nproc`", "array"]),
+            ("comm = \"shn\"", &["`comm`", "shm"]),
+            ("kv-memory = \"lots\"", &["`kv-memory`", "512MiB"]),
+            ("port =", &["not TOML"]),
+        ] {
+            let message = with_file(toml, &[]).unwrap_err();
+            for part in parts {
+                assert!(message.contains(part), "{part} in {message}");
+            }
+        }
+        assert!(meaning(&["--config", "/nonexistent.toml"]).unwrap_err().contains("/nonexistent.toml"));
+    }
+
+    #[test]
+    fn what_is_not_built_is_refused_with_what_is() {
+        for (args, hint) in [
+            (["--device", "cuda"], "--device cpu"),
+            (["--dtype", "bfloat16"], "--dtype f32"),
+            (["--dtype", "int8"], "--dtype f32"),
+            (["--comm", "nccl"], "--comm shm"),
+        ] {
+            let message = meaning(&args).unwrap_err();
+            assert!(message.contains("not built yet") && message.contains(hint), "{message}");
+        }
+    }
+
+    #[test]
+    fn every_example_in_configs_is_understood() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
+        let files: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert!(!files.is_empty());
+        for file in files {
+            meaning(&["--config", file.to_str().unwrap()]).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Where the environment says that models are: the variables that all Hugging Face tools share, and XDG's.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+};
+
+use crate::model::{Caches, HubAccess};
+
+const PUBLIC_HUB: &str = "https://huggingface.co";
+
+/// Caches for downloaded and unpacked models.
+pub fn caches() -> Caches {
+    caches_of(&|name| env::var(name).ok().filter(|value| !value.is_empty()), &env::temp_dir())
+}
+
+/// `variable` looks one up; an empty one counts as none.
+fn caches_of(variable: &dyn Fn(&str) -> Option<String>, temporary: &Path) -> Caches {
+    let path = |name: &str| variable(name).map(PathBuf::from);
+    let user_cache = path("XDG_CACHE_HOME")
+        .filter(|path| path.is_absolute())
+        .or_else(|| path("HOME").map(|home| home.join(".cache")));
+    let user = rustix::process::geteuid().as_raw();
+    let fallback = temporary.join(format!("nanoinfer-{user}"));
+    let hugging_face =
+        path("HF_HOME").unwrap_or_else(|| user_cache.clone().unwrap_or_else(|| fallback.clone()).join("huggingface"));
+    let token_file = path("HF_TOKEN_PATH").unwrap_or_else(|| hugging_face.join("token"));
+    let truthy = |value: String| matches!(value.to_ascii_lowercase().as_str(), "1" | "on" | "yes" | "true");
+    Caches {
+        demo: user_cache.iter().map(|cache| cache.join("nanoinfer")).chain([fallback]).collect(),
+        hub: HubAccess {
+            cache: path("HF_HUB_CACHE").unwrap_or_else(|| hugging_face.join("hub")),
+            endpoint: variable("HF_ENDPOINT").unwrap_or_else(|| PUBLIC_HUB.into()).trim_end_matches('/').into(),
+            token: variable("HF_TOKEN")
+                .or_else(|| fs::read_to_string(token_file).ok())
+                .map(|token| token.trim().to_string())
+                .filter(|token| !token.is_empty()),
+            offline: variable("HF_HUB_OFFLINE").is_some_and(truthy),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(variables: &[(&str, &str)]) -> Caches {
+        let lookup = |name: &str| variables.iter().find(|(n, _)| *n == name).map(|(_, value)| value.to_string());
+        caches_of(&lookup, Path::new("/tmp"))
+    }
+
+    #[test]
+    fn the_variables_of_hugging_face_are_followed() {
+        let caches = with(&[("HOME", "/home/a")]);
+        assert_eq!(caches.hub.cache, Path::new("/home/a/.cache/huggingface/hub"));
+        assert_eq!(caches.demo[0], Path::new("/home/a/.cache/nanoinfer"));
+        assert_eq!((caches.hub.endpoint.as_str(), caches.hub.offline), (PUBLIC_HUB, false));
+
+        let caches = with(&[
+            ("HF_HOME", "/models"),
+            ("HF_ENDPOINT", "https://mirror.example/"),
+            ("HF_TOKEN", " t\n"),
+            ("HF_HUB_OFFLINE", "ON"),
+        ]);
+        assert_eq!(caches.hub.cache, Path::new("/models/hub"));
+        assert_eq!(caches.hub.endpoint, "https://mirror.example");
+        assert_eq!((caches.hub.token.as_deref(), caches.hub.offline), (Some("t"), true));
+        assert!(!format!("{:?}", caches.hub).contains("\"t\""), "a token is not shown");
+    }
+
+    #[test]
+    fn without_a_home_the_temporary_folder_serves() {
+        let caches = with(&[]);
+        assert_eq!(caches.demo.len(), 1);
+        assert!(caches.demo[0].starts_with("/tmp") && caches.hub.cache.starts_with("/tmp"));
+    }
+}

@@ -1,0 +1,235 @@
+//! What was typed: on the command line, in `NANOINFER_*`, or in a TOML file, whose keys are the same words.
+//!
+//! Everything is optional here; [`super::config`] decides what the absence of an option means.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, ValueEnum};
+
+use crate::size::ByteSize;
+
+/// Serves a GPT-2 model over HTTP, split over one or more ranks.
+#[derive(Debug, Parser)]
+#[command(
+    name = "nanoinfer-launch",
+    version = concat!(env!("CARGO_PKG_VERSION"), " (build ", env!("NANOINFER_BUILD_ID"), ")"),
+    args_conflicts_with_subcommands = true,
+    after_help = "Every option can also be set as NANOINFER_<OPTION> in the environment, or as a key of the --config file.\n\
+                  Flags win over the environment, the environment over the file.\n\
+                  Exit codes: 0 clean stop, 2 bad usage or model, 1 everything else."
+)]
+pub(super) struct CommandLine {
+    #[command(subcommand)]
+    pub(super) command: Option<Subcommand>,
+    #[command(flatten)]
+    pub(super) serve: ServeOptions,
+}
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Subcommand {
+    /// Run one rank, started by hand, by Slurm, mpirun or Kubernetes, that joins a coordinator by address.
+    Worker(WorkerOptions),
+    /// Run the coordinator alone, waiting for --nproc ranks that join by address.
+    Coordinator(CoordinatorOptions),
+}
+
+#[derive(Debug, Default, Args)]
+pub(super) struct ServeOptions {
+    /// TOML file with any of these options, without the dashes.
+    #[arg(long, env = "NANOINFER_CONFIG", value_name = "FILE", help_heading = "Configuration")]
+    pub(super) config: Option<PathBuf>,
+    /// Folder, checkpoint file, hub id (org/name) or short name (gpt2 … gpt2-xl) [default: the built-in nano-chat].
+    #[arg(long, env = "NANOINFER_MODEL", value_name = "MODEL")]
+    pub(super) model: Option<String>,
+    /// Branch, tag or commit of a hub model [default: main].
+    #[arg(long, env = "NANOINFER_REVISION", value_name = "REVISION")]
+    pub(super) revision: Option<String>,
+    /// A further name that requests may call the model by.
+    #[arg(long, env = "NANOINFER_SERVED_MODEL_NAME", value_name = "NAME")]
+    pub(super) served_model_name: Option<String>,
+    /// Ranks to split the model over, up to its number of attention heads [default: 1].
+    #[arg(long, env = "NANOINFER_NPROC", value_name = "N", value_parser = positive())]
+    pub(super) nproc: Option<u32>,
+    /// What to compute on [default: auto].
+    #[arg(long, env = "NANOINFER_DEVICE", value_enum)]
+    pub(super) device: Option<Device>,
+    /// Element type of weights and matrix products [default: auto].
+    #[arg(long, env = "NANOINFER_DTYPE", value_enum)]
+    pub(super) dtype: Option<TypedDType>,
+    /// Address to listen on [default: 127.0.0.1].
+    #[arg(long, env = "NANOINFER_HOST", value_name = "HOST")]
+    pub(super) host: Option<String>,
+    /// Port to listen on; 0 takes any free one [default: 8000].
+    #[arg(long, env = "NANOINFER_PORT", value_name = "PORT")]
+    pub(super) port: Option<u16>,
+    /// Compute threads of each rank [default: cores divided by ranks].
+    #[arg(long, env = "NANOINFER_THREADS", value_name = "N", value_parser = positive())]
+    pub(super) threads: Option<u32>,
+    /// How ranks exchange partial sums [default: auto].
+    #[arg(long, env = "NANOINFER_COMM", value_enum)]
+    pub(super) comm: Option<TypedComm>,
+    /// KV cache of each rank, like 512MiB or 2G [default: a quarter of the free memory, or what --max-seqs need].
+    #[arg(long, env = "NANOINFER_KV_MEMORY", value_name = "SIZE")]
+    pub(super) kv_memory: Option<ByteSize>,
+    /// Most sequences in one step [default: 32].
+    #[arg(long, env = "NANOINFER_MAX_SEQS", value_name = "N", value_parser = positive())]
+    pub(super) max_seqs: Option<u32>,
+    /// Most new tokens in one step [default: 512].
+    #[arg(long, env = "NANOINFER_MAX_BATCHED_TOKENS", value_name = "N", value_parser = positive())]
+    pub(super) max_batched_tokens: Option<u32>,
+    /// Most requests waiting for their first step; beyond it 429 [default: 256].
+    #[arg(long, env = "NANOINFER_MAX_QUEUE", value_name = "N", value_parser = positive())]
+    pub(super) max_queue: Option<u32>,
+    /// How long running requests may take to finish after SIGTERM, like 30 or 2m [default: 30].
+    #[arg(long, env = "NANOINFER_SHUTDOWN_TIMEOUT", value_name = "SECONDS", value_parser = duration)]
+    pub(super) shutdown_timeout: Option<Duration>,
+    /// Print what every rank will hold, then stop without loading anything.
+    #[arg(long, env = "NANOINFER_PLAN")]
+    pub(super) plan: bool,
+    /// What to log to standard error: error, warn, info, debug, trace, or a filter like RUST_LOG's [default: info].
+    #[arg(long, env = "NANOINFER_LOG", value_name = "FILTER", help_heading = "Configuration")]
+    pub(super) log: Option<String>,
+    /// End with this process, which started us.
+    #[arg(long, hide = true, value_name = "PID")]
+    pub(super) parent: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CoordinatorOptions {
+    /// Address at which ranks join, HOST:PORT.
+    #[arg(long, value_name = "ADDR")]
+    pub(super) listen: String,
+    /// File with the secret that all processes of the cluster hold.
+    #[arg(long, value_name = "FILE")]
+    pub(super) secret_file: PathBuf,
+    #[command(flatten)]
+    pub(super) serve: ServeOptions,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct WorkerOptions {
+    /// Which rank this is, from 0.
+    #[arg(long, value_name = "R")]
+    pub(super) rank: usize,
+    /// How many ranks there are.
+    #[arg(long, value_name = "N")]
+    pub(super) world: usize,
+    /// Where the coordinator listens for ranks, HOST:PORT.
+    #[arg(long, value_name = "ADDR")]
+    pub(super) connect: Option<String>,
+    /// File with the secret that all processes of the cluster hold.
+    #[arg(long, value_name = "FILE")]
+    pub(super) secret_file: Option<PathBuf>,
+    /// This host's copy of the model [default: the coordinator's paths].
+    #[arg(long, value_name = "MODEL")]
+    pub(super) model: Option<String>,
+    /// Branch, tag or commit of a hub model [default: main].
+    #[arg(long, value_name = "REVISION")]
+    pub(super) revision: Option<String>,
+    /// Address of this host that the other ranks can reach [default: the one that reaches the coordinator].
+    #[arg(long, value_name = "HOST")]
+    pub(super) data_host: Option<String>,
+    /// What to log to standard error [default: info].
+    #[arg(long, env = "NANOINFER_LOG", value_name = "FILTER")]
+    pub(super) log: Option<String>,
+    /// The control link is standard input.
+    #[arg(long, hide = true, requires = "parent", conflicts_with = "connect")]
+    pub(super) inherited: bool,
+    /// The process that must still be our parent.
+    #[arg(long, hide = true, value_name = "PID")]
+    pub(super) parent: Option<u32>,
+}
+
+/// Values of `--device`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Device {
+    /// The best that is there.
+    Auto,
+    /// The processor.
+    Cpu,
+    /// Not built yet.
+    #[value(hide = true)]
+    Cuda,
+}
+
+/// Values of `--dtype`, with the names that other programs use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum TypedDType {
+    /// The best that is there.
+    Auto,
+    /// 32-bit floats.
+    #[value(alias = "fp32", alias = "float32")]
+    F32,
+    /// Not built yet.
+    #[value(hide = true, alias = "bfloat16")]
+    Bf16,
+    /// Not built yet.
+    #[value(hide = true)]
+    Int8,
+    /// Not built yet.
+    #[value(hide = true, alias = "fp16", alias = "float16")]
+    F16,
+}
+
+/// Values of `--comm`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum TypedComm {
+    /// Shared memory within this host, TCP between hosts.
+    Auto,
+    /// Shared memory.
+    Shm,
+    /// TCP.
+    Tcp,
+    /// Not built yet.
+    #[value(hide = true)]
+    Nccl,
+}
+
+fn positive() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..)
+}
+
+/// Seconds, or a number with `ms`, `s`, `m` or `h`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: u32 = number.parse().map_err(|_| "expected seconds, like 30, or 500ms, 2m".to_string())?;
+    match unit.trim() {
+        "ms" => Ok(Duration::from_millis(number.into())),
+        "" | "s" => Ok(Duration::from_secs(number.into())),
+        "m" => Ok(Duration::from_secs(number.into()) * 60),
+        "h" => Ok(Duration::from_secs(number.into()) * 3600),
+        other => Err(format!("`{other}` is no unit of time; use ms, s, m or h")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+    use crate::build::BUILD_ID;
+
+    #[test]
+    fn the_command_line_is_well_formed_and_shows_the_build() {
+        CommandLine::command().debug_assert();
+        let version = CommandLine::command().render_version().to_string();
+        assert!(version.starts_with("nanoinfer-launch ") && version.contains(BUILD_ID), "{version}");
+    }
+
+    #[test]
+    fn durations_are_seconds_unless_they_say_otherwise() {
+        let read = |text| duration(text).ok().map(|duration| duration.as_millis());
+        assert_eq!(["30", "500ms", "2m", "1h"].map(read), [Some(30_000), Some(500), Some(120_000), Some(3_600_000)]);
+        assert_eq!(["", "x", "-1", "3 days"].map(read), [None; 4]);
+    }
+
+    #[test]
+    fn slips_in_flags_and_values_are_named() {
+        let say = |args: &[&str]| CommandLine::try_parse_from(args).unwrap_err().to_string();
+        assert!(say(&["x", "--nprocs", "2"]).contains("--nproc"));
+        assert!(say(&["x", "--comm", "shn"]).contains("shm"));
+        assert!(say(&["x", "--nproc", "0"]).contains("0"));
+        assert!(say(&["x", "worker", "--rank", "0"]).contains("--world"));
+    }
+}

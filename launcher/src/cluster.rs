@@ -1,0 +1,345 @@
+//! A whole cluster as a value: start it, ask it, shut it down.
+
+use std::{
+    os::unix::net::UnixStream,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use nanoinfer_coordinator::{Engine, config::ModelCard, engine, handle::EngineHandle, text::ModelText};
+use nanoinfer_shared::{
+    comm::ShmSegment,
+    handshake::{self, Identity},
+    link::{self, ControlLink, Socket},
+    protocol::{CommKind, DType, FromRank, ToRank},
+};
+use nanoinfer_worker::rank::{self, OnLost, RankSetup};
+use tokio::sync::mpsc;
+
+use crate::{
+    build::BUILD_ID,
+    cli::environment,
+    error::LaunchError,
+    gather::Gathering,
+    model::Caches,
+    plan::{Placement, Plan},
+    size::ByteSize,
+    spawn::{self, RankProcesses, WorkerBinary},
+    supervise::{CAUSE_DEADLINE, HowEnded, RankEnd},
+};
+
+/// Epoch of ranks that this process starts itself: their sockets are new, so no earlier life can speak on them.
+const EPOCH: u32 = 1;
+
+/// What to serve, and on what. Start from [`ClusterConfig::default`].
+#[derive(Clone, Debug)]
+pub struct ClusterConfig {
+    /// Folder, checkpoint file, hub id or short name; `None` for the built-in demo model.
+    pub model: Option<String>,
+    /// Branch, tag or commit of a hub model.
+    pub revision: Option<String>,
+    /// A further name that requests may call the model by.
+    pub served_name: Option<String>,
+    /// Ranks. One runs on a thread of this process, more are processes.
+    pub nproc: usize,
+    /// Element type to compute in.
+    pub dtype: DType,
+    /// Data link between ranks.
+    pub comm: CommChoice,
+    /// Compute threads of each rank; `None` for all cores, divided by the ranks.
+    pub threads: Option<usize>,
+    /// KV pool of each rank; `None` for the smaller of a quarter of the free memory and what `max_seqs` need.
+    pub kv_memory: Option<ByteSize>,
+    /// Most sequences in one step.
+    pub max_seqs: usize,
+    /// Most new tokens in one step.
+    pub max_batched_tokens: usize,
+    /// Most requests waiting for their first step.
+    pub max_queue: usize,
+    /// Where models are kept.
+    pub caches: Caches,
+    /// What runs the ranks, where there are several. A program of its own that embeds this library names a
+    /// `nanoinfer-launch` of the same build.
+    pub worker_binary: Option<WorkerBinary>,
+    /// Filter of the ranks' logs, in the syntax of `RUST_LOG`.
+    pub log: String,
+}
+
+/// Data link, as asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CommChoice {
+    /// Shared memory within a host, TCP between hosts.
+    Auto,
+    /// Shared memory.
+    Shm,
+    /// TCP.
+    Tcp,
+}
+
+impl ClusterConfig {
+    /// The demo model on one rank, with models kept in `caches`.
+    pub fn new(caches: Caches) -> Self {
+        Self {
+            model: None,
+            revision: None,
+            served_name: None,
+            nproc: 1,
+            dtype: DType::F32,
+            comm: CommChoice::Auto,
+            threads: None,
+            kv_memory: None,
+            max_seqs: 32,
+            max_batched_tokens: 512,
+            max_queue: 256,
+            caches,
+            worker_binary: None,
+            log: "info".into(),
+        }
+    }
+}
+
+impl Default for ClusterConfig {
+    /// As [`ClusterConfig::new`], with the caches where the command line has them.
+    fn default() -> Self {
+        Self::new(environment::caches())
+    }
+}
+
+/// A running cluster. Dropping it ends all its ranks.
+#[derive(Debug)]
+pub struct Cluster {
+    engine: Engine,
+    handle: EngineHandle,
+    ranks: Ranks,
+    /// Of ranks on this host; one place for each, and each ends once.
+    ends: mpsc::Receiver<RankEnd>,
+}
+
+/// The ranks' side, as far as this process owns it.
+#[derive(Debug)]
+enum Ranks {
+    Thread(JoinHandle<()>),
+    Processes(RankProcesses),
+    /// They end when their control links close.
+    Elsewhere,
+}
+
+impl Cluster {
+    /// Resolves the model, starts the ranks and the engine; returns when requests can be answered.
+    ///
+    /// ```no_run
+    /// use futures_util::StreamExt;
+    /// use nanoinfer_coordinator::{request::SamplingParams, text::{GenerateRequest, MaxTokens, Prompt}};
+    /// use nanoinfer_launch::{Cluster, ClusterConfig};
+    ///
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// let cluster = Cluster::start(ClusterConfig { model: Some("gpt2".into()), ..Default::default() })?;
+    /// let prompt = Prompt::Text { text: "Once upon a time".into(), add_special_tokens: true };
+    /// let request = GenerateRequest::new(prompt, SamplingParams::neutral(42), MaxTokens::Default(100));
+    /// let mut story = cluster.engine().generate(request).await?;
+    /// while let Some(chunk) = story.next().await {
+    ///     print!("{}", chunk?.text);
+    /// }
+    /// cluster.shutdown();
+    /// # Ok(())
+    /// # }
+    /// ```
+    /// Blocks: within an async runtime, call it from a blocking thread.
+    ///
+    /// # Errors
+    /// Says what is wrong with the model or the options, or which rank failed and how.
+    pub fn start(config: ClusterConfig) -> Result<Self, LaunchError> {
+        let plan = Plan::new(&config, Placement::Here)?;
+        Self::carry_out(&plan, &config)
+    }
+
+    /// Starts the ranks of a plan on this host.
+    ///
+    /// # Errors
+    /// As [`Cluster::start`].
+    pub fn carry_out(plan: &Plan, config: &ClusterConfig) -> Result<Self, LaunchError> {
+        let text = ModelText::load(&plan.model.folder, &plan.model.geometry)?;
+        let world = plan.partition.world();
+        let (report, mut ends) = mpsc::channel(world);
+        let (links, ranks) =
+            if world == 1 { on_a_thread(report)? } else { as_processes(plan, config, report, &mut ends)? };
+        Self::join(plan, config, text, links, ranks, ends)
+    }
+
+    /// Waits for the ranks of a plan to come over the network.
+    ///
+    /// # Errors
+    /// As [`Cluster::start`].
+    pub fn gather(plan: &Plan, config: &ClusterConfig, gathering: Gathering) -> Result<Self, LaunchError> {
+        let text = ModelText::load(&plan.model.folder, &plan.model.geometry)?;
+        let links = gathering.wait(plan.partition.world())?;
+        // Nobody reports: the ranks are other hosts' processes.
+        let (_, ends) = mpsc::channel(1);
+        Self::join(plan, config, text, links, Ranks::Elsewhere, ends)
+    }
+
+    fn join(
+        plan: &Plan,
+        config: &ClusterConfig,
+        text: ModelText,
+        links: Vec<ControlLink<ToRank, FromRank>>,
+        ranks: Ranks,
+        mut ends: mpsc::Receiver<RankEnd>,
+    ) -> Result<Self, LaunchError> {
+        let handle = engine::start(links, plan.engine_config(config)).map_err(|error| {
+            // Where a rank died of it, its own words say more.
+            cause(&mut ends).map_or(LaunchError::Start(error), |end| LaunchError::RankEnded { end })
+        })?;
+        let card = ModelCard {
+            name: plan.model.name.clone(),
+            served_name: config.served_name.clone(),
+            geometry: plan.model.geometry.clone(),
+            dtype: config.dtype,
+            nproc: plan.partition.world(),
+            build_id: BUILD_ID.into(),
+        };
+        let engine = Engine::new(handle.clone(), Arc::new(text), Arc::new(card));
+        Ok(Self { engine, handle, ranks, ends })
+    }
+
+    /// Where text goes in and comes out.
+    pub fn engine(&self) -> Engine {
+        self.engine.clone()
+    }
+
+    /// Where token ids go in and come out.
+    pub fn handle(&self) -> &EngineHandle {
+        &self.handle
+    }
+
+    /// Waits until the cluster fails, and says why; forever, if it does not. An end that was asked for
+    /// ([`EngineHandle::stop`]) is no failure.
+    pub async fn failed(&mut self) -> LaunchError {
+        let status = self.handle.status();
+        loop {
+            tokio::select! {
+                Some(end) = self.ends.recv() => {
+                    if !(end.is_clean() && status.stopping.load(Relaxed)) {
+                        return LaunchError::RankEnded { end };
+                    }
+                }
+                () = self.handle.ended() => break,
+            }
+        }
+        if status.failure.get().is_none() && status.stopping.load(Relaxed) {
+            return std::future::pending().await;
+        }
+        match tokio::time::timeout(CAUSE_DEADLINE, self.ends.recv()).await {
+            Ok(Some(end)) if !end.is_clean() => LaunchError::RankEnded { end },
+            _ => LaunchError::EngineEnded {
+                reason: status.failure.get().cloned().unwrap_or_else(|| "nobody asked it to".into()),
+            },
+        }
+    }
+
+    /// Takes no new requests, cuts off those under way, lets the ranks end, and ends those that do not.
+    pub fn shutdown(self) {
+        let Self { engine, handle, ranks, ends } = self;
+        handle.stop();
+        // The engine ends with its last handle, and tells the ranks.
+        drop((engine, handle));
+        match ranks {
+            Ranks::Thread(watcher) => spawn::wait_for([&watcher]),
+            // What is left after the wait is killed by the drop.
+            Ranks::Processes(processes) => processes.wait(),
+            Ranks::Elsewhere => {}
+        }
+        drop(ends);
+    }
+}
+
+/// Runs the only rank on its own thread.
+fn on_a_thread(report: mpsc::Sender<RankEnd>) -> Result<(Vec<ControlLink<ToRank, FromRank>>, Ranks), LaunchError> {
+    let (ours, theirs) = link::in_memory();
+    let setup = RankSetup {
+        link: theirs,
+        identity: Identity { build_id: BUILD_ID.into(), world: 1, rank: 0 },
+        epoch: EPOCH,
+        segment: None,
+        weights: None,
+        data_host: "127.0.0.1".into(),
+        on_lost: OnLost::Return,
+    };
+    let rank = thread::Builder::new()
+        .name("rank 0".into())
+        .spawn(move || rank::run(setup))
+        .map_err(LaunchError::system("start a thread"))?;
+    let watcher = thread::Builder::new()
+        .name("watch rank 0".into())
+        .spawn(move || {
+            let how = match rank.join() {
+                Ok(Ok(())) => HowEnded::Returned,
+                Ok(Err(error)) => HowEnded::Failed(error.to_string()),
+                Err(_) => HowEnded::Failed("it panicked".into()),
+            };
+            // A closed queue means that nobody asks any more.
+            let _ = report.try_send(RankEnd { rank: 0, how, last_lines: Vec::new() });
+        })
+        .map_err(LaunchError::system("start a thread"))?;
+    Ok((vec![ours], Ranks::Thread(watcher)))
+}
+
+/// Starts one process a rank, and meets them.
+fn as_processes(
+    plan: &Plan,
+    config: &ClusterConfig,
+    report: mpsc::Sender<RankEnd>,
+    ends: &mut mpsc::Receiver<RankEnd>,
+) -> Result<(Vec<ControlLink<ToRank, FromRank>>, Ranks), LaunchError> {
+    let world = plan.partition.world();
+    let binary = config.worker_binary.as_ref().ok_or_else(|| LaunchError::Usage {
+        problem: format!("{world} ranks are {world} processes, and this program has not named one to run them"),
+        hint: "set ClusterConfig::worker_binary to the path of a nanoinfer-launch of the same build".into(),
+    })?;
+    let segment = (plan.comm == CommKind::Shm)
+        .then(|| ShmSegment::create(world))
+        .transpose()
+        .map_err(LaunchError::system("make the shared memory of the data link"))?;
+    let (processes, sockets) = RankProcesses::start(world, binary, &config.log, &report)?;
+    let mut links = Vec::with_capacity(world);
+    for (rank, socket) in sockets.into_iter().enumerate() {
+        links.push(
+            meet(rank, world, socket, segment.as_ref())
+                .map_err(|error| cause(ends).map_or(error, |end| LaunchError::RankEnded { end }))?,
+        );
+    }
+    Ok((links, Ranks::Processes(processes)))
+}
+
+/// Shakes hands with a rank that was just started, and hands it its data link.
+fn meet(
+    rank: usize,
+    world: usize,
+    socket: UnixStream,
+    segment: Option<&ShmSegment>,
+) -> Result<ControlLink<ToRank, FromRank>, LaunchError> {
+    let system = |what: &str| LaunchError::system(format!("{what} rank {rank}"));
+    let expected = Identity { build_id: BUILD_ID.into(), world, rank };
+    let mut handle = Socket::Unix(socket.try_clone().map_err(system("keep the socket of"))?);
+    let only = |joiner| if joiner == rank { Ok(()) } else { Err(format!("rank {joiner} is not rank {rank}")) };
+    // The key is empty: the inherited socket is the proof.
+    handshake::admit(&mut handle, &expected, &[], EPOCH, only)
+        .map_err(|source| LaunchError::Handshake { rank, source })?;
+    spawn::send_segment(&socket, segment).map_err(system("hand the data link to"))?;
+    ControlLink::over(handle, EPOCH).map_err(|source| LaunchError::Link { rank, source })
+}
+
+/// The end of the rank that made something else fail, if one comes to light soon.
+fn cause(ends: &mut mpsc::Receiver<RankEnd>) -> Option<RankEnd> {
+    let deadline = Instant::now() + CAUSE_DEADLINE;
+    loop {
+        match ends.try_recv() {
+            Ok(end) if !end.is_clean() => return Some(end),
+            Ok(_) => {}
+            Err(mpsc::error::TryRecvError::Disconnected) => return None,
+            Err(mpsc::error::TryRecvError::Empty) if Instant::now() >= deadline => return None,
+            Err(mpsc::error::TryRecvError::Empty) => thread::sleep(Duration::from_millis(10)),
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Why a cluster did not start, or ended.
+
+use std::{io, net::SocketAddr, path::PathBuf};
+
+use nanoinfer_coordinator::{engine::StartError, text::TextError};
+use nanoinfer_shared::{PartitionError, handshake::HandshakeError, link::LinkError};
+use nanoinfer_worker::checkpoint::CheckpointError;
+
+use crate::{model::ModelError, size::ByteSize, supervise::RankEnd};
+
+/// Why a cluster did not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// The options contradict one another or ask for what is not there.
+    #[error("{problem}\n  hint: {hint}")]
+    Usage {
+        /// What.
+        problem: String,
+        /// What to do.
+        hint: String,
+    },
+    /// There is no such model.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The checkpoint is not what its configuration says.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// Its tokenizer or chat template is broken.
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// The model cannot be split so.
+    #[error(transparent)]
+    Partition(#[from] PartitionError),
+    /// `--kv-memory` is too small for one sequence.
+    #[error(
+        "--kv-memory {given} on each rank is less than one sequence of {n_positions} tokens needs\n  hint: --kv-memory {needed_bytes} ({needed}) or more"
+    )]
+    KvMemory {
+        /// What was asked for.
+        given: ByteSize,
+        /// What is needed.
+        needed: ByteSize,
+        /// The same, to type.
+        needed_bytes: u64,
+        /// Length of the sequence.
+        n_positions: usize,
+    },
+    /// The port is taken, or not ours to take.
+    #[error("cannot listen on {address}: {source}\n  hint: {hint}")]
+    Bind {
+        /// Where.
+        address: String,
+        /// Why not.
+        source: io::Error,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// The operating system refused a process, a thread, a socket or memory.
+    #[error("cannot {what}: {source}")]
+    System {
+        /// What was tried.
+        what: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A started rank did not introduce itself.
+    #[error("rank {rank} did not join: {source}")]
+    Handshake {
+        /// Which.
+        rank: usize,
+        /// Why.
+        source: HandshakeError,
+    },
+    /// The link of a rank failed at once.
+    #[error("rank {rank}: {source}")]
+    Link {
+        /// Which.
+        rank: usize,
+        /// Why.
+        source: LinkError,
+    },
+    /// The engine did not start.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// A rank ended although nobody asked it to.
+    #[error("{end}")]
+    RankEnded {
+        /// Which, and how.
+        end: RankEnd,
+    },
+    /// The engine ended although nobody asked it to.
+    #[error("the engine ended: {reason}")]
+    EngineEnded {
+        /// Why.
+        reason: String,
+    },
+    /// The HTTP server ended although nobody asked it to.
+    #[error("the HTTP server on {address} ended: {source}")]
+    Http {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The secret of a cluster across hosts cannot be used.
+    #[error("secret file {}: {problem}\n  hint: {hint}", .path.display())]
+    Secret {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// A rank could not reach its coordinator.
+    #[error("rank {rank} cannot join the coordinator at {address}: {reason}")]
+    Join {
+        /// Which.
+        rank: usize,
+        /// Where.
+        address: String,
+        /// Why.
+        reason: String,
+    },
+    /// Told twice to stop.
+    #[error("stopped before all requests were finished")]
+    StoppedTwice,
+}
+
+impl LaunchError {
+    /// What the process answers: 2 for usage and models, 1 for everything else.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Usage { .. }
+            | Self::Model(_)
+            | Self::Checkpoint(_)
+            | Self::Text(_)
+            | Self::Partition(_)
+            | Self::KvMemory { .. }
+            | Self::Secret { .. } => 2,
+            Self::Bind { .. }
+            | Self::System { .. }
+            | Self::Handshake { .. }
+            | Self::Link { .. }
+            | Self::Start(_)
+            | Self::RankEnded { .. }
+            | Self::EngineEnded { .. }
+            | Self::Http { .. }
+            | Self::Join { .. }
+            | Self::StoppedTwice => 1,
+        }
+    }
+
+    /// Wraps an error of the operating system: `cannot {what}: …`.
+    pub(crate) fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let what = what.into();
+        |source| Self::System { what, source }
+    }
+}

@@ -1,0 +1,186 @@
+//! The `coordinator` subcommand's door: waits for ranks that were started elsewhere.
+//!
+//! Every knock gets a thread, so that a silent one does not hold up the others; a rank is taken once.
+
+use std::{
+    net::{SocketAddr, TcpListener, TcpStream},
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nanoinfer_shared::{
+    handshake::{self, HandshakeError, Identity},
+    link::{ControlLink, LinkError, Socket},
+    protocol::{FromRank, ToRank},
+};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    time::Timespec,
+};
+
+use crate::{build::BUILD_ID, error::LaunchError, secret::Secret};
+
+/// How often the missing ranks are named.
+const REMINDER: Duration = Duration::from_secs(5);
+/// How often it is looked whether all are there.
+const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+/// Handshakes under way at the same time; further knocks are turned away.
+const MAX_KNOCKS: usize = 64;
+
+type Link = ControlLink<ToRank, FromRank>;
+
+/// A place where ranks may join.
+#[derive(Debug)]
+pub struct Gathering {
+    listener: TcpListener,
+    secret: Secret,
+}
+
+/// Ranks that have joined, by number. A mutex, as several handshakes may end at once.
+type Joined = Arc<Mutex<Vec<Option<Link>>>>;
+
+impl Gathering {
+    /// Listens at `address` for ranks that hold `secret`.
+    ///
+    /// # Errors
+    /// When the address is taken, or none of this host.
+    pub(crate) fn listen(address: &str, secret: Secret) -> Result<Self, LaunchError> {
+        let listener = TcpListener::bind(address).map_err(|source| LaunchError::Bind {
+            address: address.into(),
+            source,
+            hint: "--listen takes HOST:PORT with an address of this machine that the ranks can reach",
+        })?;
+        Ok(Self { listener, secret })
+    }
+
+    /// Where.
+    pub(crate) fn address(&self) -> Result<SocketAddr, LaunchError> {
+        self.listener.local_addr().map_err(LaunchError::system("ask for the bound address"))
+    }
+
+    /// The links to all `world` ranks, once they are there; says every few seconds who is missing.
+    pub(crate) fn wait(self, world: usize) -> Result<Vec<Link>, LaunchError> {
+        let address = self.address()?;
+        let epoch = epoch()?;
+        let secret = Arc::new(self.secret);
+        let joined: Joined = Arc::new(Mutex::new((0..world).map(|_| None).collect()));
+        let mut knocks: Vec<thread::JoinHandle<()>> = Vec::new();
+        let mut reminded = Instant::now();
+        tracing::info!("waiting for {world} ranks at {address}");
+        loop {
+            let missing = missing(&joined);
+            if missing.is_empty() {
+                // Handshakes that are still under way hold the list for a moment, or find their rank taken.
+                let mut links = joined.lock().unwrap_or_else(PoisonError::into_inner);
+                return Ok(std::mem::take(&mut *links).into_iter().flatten().collect());
+            }
+            if reminded.elapsed() >= REMINDER {
+                tracing::info!("still waiting at {address} for {}", named(&missing, world));
+                reminded = Instant::now();
+            }
+            let mut descriptors = [PollFd::new(&self.listener, PollFlags::IN)];
+            // Interrupted, timed out or readable: all lead to another look.
+            if !matches!(poll(&mut descriptors, Some(&TICK)), Ok(1..)) {
+                continue;
+            }
+            let (stream, from) = self.listener.accept().map_err(LaunchError::system("accept a rank"))?;
+            knocks.retain(|knock| !knock.is_finished());
+            if knocks.len() == MAX_KNOCKS {
+                tracing::warn!("{from} was turned away: {MAX_KNOCKS} others are introducing themselves");
+                continue;
+            }
+            let (joined, secret) = (joined.clone(), secret.clone());
+            let knock = thread::Builder::new().name("knock".into()).spawn(move || {
+                match admit(stream, world, &secret, epoch, &joined) {
+                    Ok(rank) => tracing::info!(rank, "joined from {from}"),
+                    Err(error) => tracing::warn!("{from} was refused: {error}"),
+                }
+            });
+            knocks.push(knock.map_err(LaunchError::system("start a thread"))?);
+        }
+    }
+}
+
+fn admit(
+    stream: TcpStream,
+    world: usize,
+    secret: &Secret,
+    epoch: u32,
+    joined: &Joined,
+) -> Result<usize, HandshakeError> {
+    let list = || joined.lock().unwrap_or_else(PoisonError::into_inner);
+    let free = |rank: usize| match list().get(rank) {
+        Some(None) => Ok(()),
+        _ => Err(format!("rank {rank} has already joined")),
+    };
+    stream.set_nodelay(true).map_err(LinkError::from)?;
+    let mut socket = Socket::Tcp(stream);
+    let expected = Identity { build_id: BUILD_ID.into(), world, rank: 0 };
+    let rank = handshake::admit(&mut socket, &expected, secret.key(), epoch, free)?;
+    let link = Link::over(socket, epoch)?;
+    match list().get_mut(rank) {
+        Some(place @ None) => *place = Some(link),
+        // Two of the same number came at once; the link of the second closes.
+        _ => return Err(HandshakeError::Rejected(format!("rank {rank} has already joined"))),
+    }
+    Ok(rank)
+}
+
+fn missing(joined: &Joined) -> Vec<usize> {
+    let joined = joined.lock().unwrap_or_else(PoisonError::into_inner);
+    joined.iter().enumerate().filter(|(_, link)| link.is_none()).map(|(rank, _)| rank).collect()
+}
+
+fn named(missing: &[usize], world: usize) -> String {
+    let ranks = missing.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+    format!("rank{} {ranks} of {world}", if missing.len() == 1 { "" } else { "s" })
+}
+
+/// A number for this life of the cluster, so that a rank of an earlier one is not taken for one of this.
+fn epoch() -> Result<u32, LaunchError> {
+    let random = handshake::random_key().map_err(|source| LaunchError::Handshake { rank: 0, source })?;
+    Ok(u32::from_le_bytes([random[0], random[1], random[2], random[3]]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn secret(text: &str) -> Secret {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("secret");
+        std::fs::write(&path, text).unwrap();
+        Secret::read(&path).unwrap()
+    }
+
+    #[test]
+    fn all_ranks_come_in_once_and_strangers_do_not() {
+        let gathering = Gathering::listen("127.0.0.1:0", secret("0123456789abcdef")).unwrap();
+        let address = gathering.address().unwrap();
+        let join = |rank: usize, key: &[u8]| {
+            let mut socket = Socket::Tcp(TcpStream::connect(address).unwrap());
+            let identity = Identity { build_id: BUILD_ID.into(), world: 2, rank };
+            // The socket is kept open: a link that closes is no rank.
+            handshake::join(&mut socket, &identity, key).map(|epoch| (socket, epoch)).map_err(|e| e.to_string())
+        };
+        thread::scope(|scope| {
+            let all = scope.spawn(|| gathering.wait(2).unwrap().len());
+            // Says nothing at all.
+            let _silent = TcpStream::connect(address).unwrap();
+            assert!(join(0, b"another secret!!").unwrap_err().contains("secret"));
+            let (_first, epoch) = join(1, b"0123456789abcdef").unwrap();
+            // It is on the list a moment after it was welcomed.
+            let refused = (0..1000).find_map(|_| join(1, b"0123456789abcdef").err()).unwrap();
+            assert!(refused.contains("already joined"), "{refused}");
+            let (_second, same) = join(0, b"0123456789abcdef").unwrap();
+            assert_eq!((epoch, all.join().unwrap()), (same, 2));
+        });
+    }
+
+    #[test]
+    fn the_missing_are_named() {
+        assert_eq!(named(&[1, 3], 4), "ranks 1, 3 of 4");
+        assert_eq!(named(&[0], 4), "rank 0 of 4");
+    }
+}

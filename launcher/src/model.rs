@@ -1,0 +1,320 @@
+//! From what was typed after `--model` to files: once, before any rank starts.
+//!
+//! A name is, in this order: the embedded demo model (`nano-chat`, or nothing typed); a folder; a checkpoint file with
+//! its configuration and tokenizer beside it; a short name of the GPT-2 family; a Hugging Face hub id (`org/name`).
+//! Does not read weights beyond their names.
+
+mod demo;
+mod hub;
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use nanoinfer_shared::{Geometry, GeometryError};
+
+pub use self::{demo::DemoError, hub::HubError};
+use crate::names::closest;
+
+/// Name of the model that is built in.
+pub const DEMO_MODEL: &str = "nano-chat";
+
+/// Names without an organisation, and where the hub has them.
+const SHORT_NAMES: [(&str, &str); 5] = [
+    ("gpt2", "openai-community/gpt2"),
+    ("gpt2-medium", "openai-community/gpt2-medium"),
+    ("gpt2-large", "openai-community/gpt2-large"),
+    ("gpt2-xl", "openai-community/gpt2-xl"),
+    ("distilgpt2", "distilbert/distilgpt2"),
+];
+const CONFIG: &str = "config.json";
+const WEIGHTS: &str = "model.safetensors";
+const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
+
+/// A model that is there to be loaded.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ResolvedModel {
+    /// What was typed; `nano-chat` if nothing was.
+    pub name: String,
+    /// Configuration and tokenizer are here.
+    pub folder: PathBuf,
+    /// Safetensors files, in the order of their names.
+    pub weights: Vec<PathBuf>,
+    /// Sizes, from `config.json`.
+    pub geometry: Geometry,
+}
+
+/// Where models are looked up and kept. Filled by the command line from the environment.
+#[derive(Clone, Debug)]
+pub struct Caches {
+    /// Folders for the extracted demo model, by preference; the first that can be written is taken.
+    pub demo: Vec<PathBuf>,
+    /// The Hugging Face hub.
+    pub hub: HubAccess,
+}
+
+/// The Hugging Face hub, or a mirror, and its local cache in the layout that all Hugging Face tools share.
+#[derive(Clone)]
+pub struct HubAccess {
+    /// Holds `models--org--name` folders; `$HF_HOME/hub`.
+    pub cache: PathBuf,
+    /// Scheme and host, without a trailing slash; `$HF_ENDPOINT`.
+    pub endpoint: String,
+    /// Sent to that host only; `$HF_TOKEN`.
+    pub token: Option<String>,
+    /// Use what the cache has and never ask the hub; `$HF_HUB_OFFLINE`.
+    pub offline: bool,
+}
+
+impl std::fmt::Debug for HubAccess {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { cache, endpoint, token, offline } = self;
+        // The token itself must not reach a log.
+        let token = token.as_ref().map(|_| "…");
+        write!(f, "HubAccess {{ cache: {cache:?}, endpoint: {endpoint:?}, token: {token:?}, offline: {offline} }}")
+    }
+}
+
+/// Why there is no such model.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// Neither a path nor a name that is known.
+    #[error(
+        "no model `{name}`{}\n  hint: --model takes a folder, a checkpoint file, a hub id (org/name), a short name ({}), or {DEMO_MODEL}, which is built in",
+        did_you_mean(.suggestion), SHORT_NAMES.map(|(short, _)| short).join(", ")
+    )]
+    Unknown {
+        /// What was typed.
+        name: String,
+        /// What may have been meant.
+        suggestion: Option<String>,
+    },
+    /// A path to nothing.
+    #[error("there is no file or folder {}{}", .path.display(), did_you_mean(.suggestion))]
+    NoSuchPath {
+        /// What was typed.
+        path: PathBuf,
+        /// A neighbour with nearly this name.
+        suggestion: Option<String>,
+    },
+    /// A part of the model is not there.
+    #[error("{} has no {file}\n  hint: {hint}", .folder.display())]
+    MissingFile {
+        /// Where it should be.
+        folder: PathBuf,
+        /// What is missing.
+        file: &'static str,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// A file is there but cannot be read.
+    #[error("cannot read {}: {source}", .path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Not a GPT-2 that this server runs.
+    #[error("{}: {source}", .path.display())]
+    Geometry {
+        /// Its `config.json`.
+        path: PathBuf,
+        /// What is wrong in it.
+        source: GeometryError,
+    },
+    /// The list of a checkpoint's parts is broken.
+    #[error("{}: {reason}", .path.display())]
+    Index {
+        /// The index.
+        path: PathBuf,
+        /// What is wrong in it.
+        reason: String,
+    },
+    /// Only the hub has revisions.
+    #[error("--revision {revision} is for models of the hub; `{name}` is not one")]
+    Revision {
+        /// What was typed.
+        name: String,
+        /// What else was typed.
+        revision: String,
+    },
+    /// The embedded model could not be unpacked.
+    #[error(transparent)]
+    Demo(#[from] DemoError),
+    /// The hub has no such model, or cannot be reached.
+    #[error(transparent)]
+    Hub(#[from] HubError),
+}
+
+/// Finds `name`, downloading or unpacking it where needed, and reads its configuration.
+///
+/// # Errors
+/// Says what is missing, what was tried, and what may have been meant.
+pub fn resolve(name: Option<&str>, revision: Option<&str>, caches: &Caches) -> Result<ResolvedModel, ModelError> {
+    let place = locate(name, revision, caches)?;
+    let path = place.folder.join(CONFIG);
+    if !path.exists() {
+        return Err(missing(&place.folder, CONFIG, "a model is a folder as Hugging Face publishes it"));
+    }
+    let text = fs::read_to_string(&path).map_err(|source| ModelError::Read { path: path.clone(), source })?;
+    let geometry = Geometry::from_config_json(&text).map_err(|source| ModelError::Geometry { path, source })?;
+    if !has_tokenizer(&place.folder) {
+        return Err(missing(
+            &place.folder,
+            "tokenizer.json (or vocab.json and merges.txt)",
+            "put the tokenizer of the model beside it; GPT-2's is in any gpt2 folder",
+        ));
+    }
+    let name = name.unwrap_or(DEMO_MODEL).to_string();
+    Ok(ResolvedModel { name, weights: place.weights()?, folder: place.folder, geometry })
+}
+
+/// Finds the safetensors files of `name` only, for a rank that was told its own copy.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn resolve_weights(name: &str, revision: Option<&str>, caches: &Caches) -> Result<Vec<PathBuf>, ModelError> {
+    locate(Some(name), revision, caches)?.weights()
+}
+
+/// A folder, and a file in it where one was typed.
+struct Place {
+    folder: PathBuf,
+    file: Option<PathBuf>,
+}
+
+fn locate(name: Option<&str>, revision: Option<&str>, caches: &Caches) -> Result<Place, ModelError> {
+    let folder = |folder| Place { folder, file: None };
+    let local = |name: &str| match revision {
+        Some(revision) => Err(ModelError::Revision { name: name.into(), revision: revision.into() }),
+        None => Ok(()),
+    };
+    let Some(name) = name else {
+        local(DEMO_MODEL)?;
+        return Ok(folder(demo::extract(&caches.demo)?));
+    };
+    let path = Path::new(name);
+    if path.is_dir() {
+        local(name)?;
+        return Ok(folder(path.to_path_buf()));
+    }
+    if path.is_file() {
+        local(name)?;
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        return Ok(Place { folder: parent.to_path_buf(), file: Some(path.to_path_buf()) });
+    }
+    if name == DEMO_MODEL {
+        local(name)?;
+        return Ok(folder(demo::extract(&caches.demo)?));
+    }
+    let id = match SHORT_NAMES.iter().find(|(short, _)| *short == name) {
+        Some((_, id)) => id,
+        None if is_hub_id(name) && !is_in_a_local_folder(path) => name,
+        None if name.contains('/') => {
+            return Err(ModelError::NoSuchPath { path: path.into(), suggestion: similar_neighbour(path) });
+        }
+        None => {
+            let known = SHORT_NAMES.iter().map(|(short, _)| *short).chain([DEMO_MODEL]);
+            let suggestion = closest(name, known).map(String::from).or_else(|| similar_neighbour(path));
+            return Err(ModelError::Unknown { name: name.into(), suggestion });
+        }
+    };
+    Ok(folder(hub::fetch(id, revision.unwrap_or("main"), &caches.hub)?))
+}
+
+impl Place {
+    fn weights(&self) -> Result<Vec<PathBuf>, ModelError> {
+        let folder = &self.folder;
+        if let Some(file) = &self.file {
+            let name = file.file_name().unwrap_or_default().to_string_lossy();
+            if name.ends_with(".safetensors.index.json") {
+                return shards(file);
+            }
+            if !name.ends_with(".safetensors") {
+                return Err(missing(folder, "safetensors file of that name", PICKLE_HINT));
+            }
+            return Ok(vec![file.clone()]);
+        }
+        let whole = folder.join(WEIGHTS);
+        if whole.exists() {
+            return Ok(vec![whole]);
+        }
+        let index = folder.join(WEIGHTS_INDEX);
+        if index.exists() {
+            return shards(&index);
+        }
+        Err(missing(folder, WEIGHTS, PICKLE_HINT))
+    }
+}
+
+const PICKLE_HINT: &str =
+    "weights are read from .safetensors files; transformers' `save_pretrained` writes them from any other form";
+
+/// The files that an index of a split checkpoint names, in the order of their names.
+fn shards(index: &Path) -> Result<Vec<PathBuf>, ModelError> {
+    let text = fs::read_to_string(index).map_err(|source| ModelError::Read { path: index.into(), source })?;
+    let names = shard_names(&text).map_err(|reason| ModelError::Index { path: index.into(), reason })?;
+    let folder = index.parent().unwrap_or(Path::new("."));
+    let files: Vec<_> = names.iter().map(|name| folder.join(name)).collect();
+    match files.iter().find(|file| !file.exists()) {
+        Some(lost) => Err(ModelError::Index { path: index.into(), reason: format!("{} is missing", lost.display()) }),
+        None => Ok(files),
+    }
+}
+
+/// File names in the text of a `model.safetensors.index.json`.
+fn shard_names(text: &str) -> Result<BTreeSet<String>, String> {
+    let index: serde_json::Value = serde_json::from_str(text).map_err(|e| e.to_string())?;
+    let map = index.get("weight_map").and_then(|map| map.as_object()).ok_or("there is no `weight_map`")?;
+    let name = |value: &serde_json::Value| match value.as_str() {
+        Some(name) if Path::new(name).file_name() == Some(name.as_ref()) => Ok(name.to_string()),
+        _ => Err(format!("`weight_map` has {value}, which is no file name")),
+    };
+    let names: BTreeSet<_> = map.values().map(name).collect::<Result<_, _>>()?;
+    if names.is_empty() { Err("`weight_map` is empty".into()) } else { Ok(names) }
+}
+
+fn has_tokenizer(folder: &Path) -> bool {
+    let has = |file: &str| folder.join(file).exists();
+    has("tokenizer.json") || (has("vocab.json") && has("merges.txt"))
+}
+
+fn missing(folder: &Path, file: &'static str, hint: &'static str) -> ModelError {
+    ModelError::MissingFile { folder: folder.into(), file, hint }
+}
+
+/// `org/name` with the characters that the hub allows.
+fn is_hub_id(name: &str) -> bool {
+    let part = |part: &str| {
+        let mut chars = part.chars();
+        chars.next().is_some_and(|c| c.is_ascii_alphanumeric() || c == '_')
+            && chars.all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+    };
+    name.split_once('/').is_some_and(|(org, name)| part(org) && part(name))
+}
+
+/// Whether `path` looks like a slip in a path: its parent is a folder here, so nobody means the hub.
+fn is_in_a_local_folder(path: &Path) -> bool {
+    path.parent().is_some_and(|parent| !parent.as_os_str().is_empty() && parent.is_dir())
+}
+
+/// A file or folder beside `path` with nearly its name.
+fn similar_neighbour(path: &Path) -> Option<String> {
+    let parent = path.parent()?;
+    let listed = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    let names: Vec<String> =
+        fs::read_dir(listed).ok()?.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    let typed = path.file_name()?.to_str()?;
+    let near = closest(typed, names.iter().map(String::as_str))?;
+    Some(parent.join(near).display().to_string())
+}
+
+fn did_you_mean(suggestion: &Option<String>) -> String {
+    suggestion.as_ref().map_or(String::new(), |name| format!("; did you mean `{name}`?"))
+}
+
+#[cfg(test)]
+mod tests;

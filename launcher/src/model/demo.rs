@@ -1,0 +1,137 @@
+//! The demo model that is part of the program: unpacked into a folder once, so that every rank can map its weights.
+//!
+//! The folder appears under its final name complete or not at all. Its content is compared on every start, so that a
+//! damaged or foreign folder is never served.
+
+use std::{
+    fs, io,
+    os::unix::fs::{DirBuilderExt, MetadataExt},
+    path::{Path, PathBuf},
+};
+
+/// Every file of the model. Its golden data and training scripts stay in the repository.
+const FILES: [(&str, &[u8]); 9] = [
+    ("config.json", include_bytes!("../../demo/nano-chat/config.json")),
+    ("generation_config.json", include_bytes!("../../demo/nano-chat/generation_config.json")),
+    ("merges.txt", include_bytes!("../../demo/nano-chat/merges.txt")),
+    ("model.safetensors", include_bytes!("../../demo/nano-chat/model.safetensors")),
+    ("tokenizer.json", include_bytes!("../../demo/nano-chat/tokenizer.json")),
+    ("tokenizer_config.json", include_bytes!("../../demo/nano-chat/tokenizer_config.json")),
+    ("vocab.json", include_bytes!("../../demo/nano-chat/vocab.json")),
+    ("NOTICE.wordnet", include_bytes!("../../demo/nano-chat/NOTICE.wordnet")),
+    ("README.md", include_bytes!("../../demo/nano-chat/README.md")),
+];
+
+/// Why the demo model could not be unpacked.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the built-in model needs a folder to unpack 12 MB into:{}\n  hint: set XDG_CACHE_HOME to a folder that can be written",
+    .tried.iter().map(|(folder, error)| format!("\n  {}: {error}", folder.display())).collect::<String>()
+)]
+pub struct DemoError {
+    /// Every folder that was tried, with what happened.
+    pub tried: Vec<(PathBuf, io::Error)>,
+}
+
+/// The folder with the demo model, under the first of `roots` where it is or can be made.
+pub(super) fn extract(roots: &[PathBuf]) -> Result<PathBuf, DemoError> {
+    let mut tried = Vec::new();
+    for root in roots {
+        match extract_into(root) {
+            Ok(folder) => return Ok(folder),
+            Err(error) => tried.push((root.clone(), error)),
+        }
+    }
+    Err(DemoError { tried })
+}
+
+fn extract_into(root: &Path) -> io::Result<PathBuf> {
+    let folder = root.join(concat!("nano-chat-", env!("NANOINFER_DEMO_DIGEST")));
+    if is_intact(&folder) {
+        return Ok(folder);
+    }
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(root)?;
+    // In a temporary folder that all users share, somebody else may have made ours first.
+    let (owner, us) = (fs::metadata(root)?.uid(), rustix::process::geteuid().as_raw());
+    if owner != us && us != 0 {
+        return Err(io::Error::other(format!("it belongs to user {owner}, not to us ({us})")));
+    }
+    let fresh = root.join(format!(".nano-chat-{}-{:x}", std::process::id(), unique()));
+    let filled = fill(&fresh).and_then(|()| {
+        if is_intact(&folder) {
+            // Another process was faster.
+            return fs::remove_dir_all(&fresh);
+        }
+        if folder.exists() {
+            // Damaged, and readers of it may still have its files mapped: move it away instead of writing into it.
+            fs::rename(&folder, fresh.with_extension("damaged"))?;
+            fs::remove_dir_all(fresh.with_extension("damaged"))?;
+        }
+        fs::rename(&fresh, &folder)
+    });
+    if let Err(error) = filled {
+        // What is left of the attempt is of no use; that it cannot be removed is no further news.
+        let _ = fs::remove_dir_all(&fresh);
+        // Another process may have been faster.
+        return if is_intact(&folder) { Ok(folder) } else { Err(error) };
+    }
+    Ok(folder)
+}
+
+fn fill(folder: &Path) -> io::Result<()> {
+    fs::create_dir(folder)?;
+    FILES.iter().try_for_each(|(name, bytes)| fs::write(folder.join(name), bytes))
+}
+
+fn is_intact(folder: &Path) -> bool {
+    FILES.iter().all(|(name, bytes)| fs::read(folder.join(name)).is_ok_and(|found| found == *bytes))
+}
+
+/// Differs between threads and calls of this process.
+fn unique() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_unpacked_once_and_repaired_when_damaged() {
+        let root = tempfile::tempdir().unwrap();
+        let roots = [root.path().join("cache")];
+        let folder = extract(&roots).unwrap();
+        let made = fs::metadata(&folder).unwrap().ino();
+        assert_eq!(extract(&roots).unwrap(), folder);
+        assert_eq!(fs::metadata(&folder).unwrap().ino(), made, "an intact folder is left alone");
+        fs::write(folder.join("config.json"), "{}").unwrap();
+        assert_eq!(extract(&roots).unwrap(), folder);
+        assert!(is_intact(&folder));
+        assert_eq!(fs::read_dir(&roots[0]).unwrap().count(), 1, "nothing else is left behind");
+    }
+
+    #[test]
+    fn many_at_once_end_with_one_folder() {
+        let root = tempfile::tempdir().unwrap();
+        let roots = [root.path().to_path_buf()];
+        let folders: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| extract(&roots).unwrap())).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert!(folders.iter().all(|folder| folder == &folders[0]) && is_intact(&folders[0]));
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn an_unusable_cache_falls_back_to_the_next_and_names_all() {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("file");
+        fs::write(&file, "").unwrap();
+        let good = root.path().join("good");
+        let folder = extract(&[file.join("below"), good.clone()]).unwrap();
+        assert!(folder.starts_with(&good));
+        let error = extract(&[file.join("below")]).unwrap_err().to_string();
+        assert!(error.contains("below") && error.contains("XDG_CACHE_HOME"), "{error}");
+    }
+}

@@ -1,0 +1,277 @@
+//! Everything that is decided before the first process starts: who holds what, over which link, in how much memory.
+//!
+//! `--plan` prints it and stops; a start carries it out. Reads the header of the checkpoint, not its weights.
+
+use std::fmt;
+
+use nanoinfer_coordinator::config::EngineConfig;
+use nanoinfer_shared::{
+    Partition, Share,
+    protocol::{BLOCK_TOKENS, CommKind, DType},
+};
+use nanoinfer_worker::{checkpoint::Checkpoint, free_bytes, plan::RankMemory};
+
+use crate::{
+    cluster::{ClusterConfig, CommChoice},
+    error::LaunchError,
+    model::{self, ResolvedModel},
+    size::ByteSize,
+};
+
+/// Where the ranks will run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// All on this host.
+    Here,
+    /// Anywhere; they join over TCP.
+    Elsewhere,
+}
+
+/// A cluster on paper.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The model, with its files.
+    pub model: ResolvedModel,
+    /// Who holds what.
+    pub partition: Partition,
+    /// Data link between the ranks.
+    pub comm: CommKind,
+    /// Compute threads of each rank.
+    pub threads: usize,
+    /// Whether all threads of all ranks have a core, so that waiting may spin.
+    pub spin: bool,
+    /// Estimated bytes of each rank, in rank order.
+    pub memory: Vec<RankMemory>,
+    /// KV blocks that the estimate assumes; the pool is sized for good when the weights are loaded.
+    pub kv_blocks: usize,
+    placement: Placement,
+    dtype: DType,
+    fingerprint: u64,
+}
+
+impl Plan {
+    /// Resolves the model and decides everything.
+    ///
+    /// # Errors
+    /// When there is no such model, or it cannot be served as asked.
+    pub fn new(config: &ClusterConfig, placement: Placement) -> Result<Self, LaunchError> {
+        let model = model::resolve(config.model.as_deref(), config.revision.as_deref(), &config.caches)?;
+        let world = config.nproc;
+        let partition = Partition::new(&model.geometry, world)?;
+        let comm = data_link(config.comm, world, placement)?;
+        if config.max_batched_tokens < config.max_seqs {
+            return Err(LaunchError::Usage {
+                problem: format!(
+                    "--max-batched-tokens {} is less than --max-seqs {}",
+                    config.max_batched_tokens, config.max_seqs
+                ),
+                hint: "every sequence takes at least one token of a step".into(),
+            });
+        }
+        let checkpoint = Checkpoint::open(&model.weights)?;
+        checkpoint.check(&model.geometry)?;
+
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = config.threads.unwrap_or_else(|| (cores / world).max(1));
+        let estimate = |share: &Share, blocks| {
+            let (tokens, seqs) = (config.max_batched_tokens, config.max_seqs);
+            RankMemory::estimate(&model.geometry, share, (comm, world), blocks, tokens, seqs)
+        };
+        let needs = KvNeeds {
+            // A block has the same number on every rank: the rank with most heads decides.
+            block_bytes: partition.shares().iter().map(|share| estimate(share, 1).kv).max().unwrap_or(0),
+            n_positions: model.geometry.n_positions,
+            max_seqs: config.max_seqs,
+        };
+        let kv_blocks = needs.blocks(config.kv_memory, free_bytes())?;
+        Ok(Self {
+            memory: partition.shares().iter().map(|share| estimate(share, kv_blocks)).collect(),
+            fingerprint: checkpoint.fingerprint(),
+            spin: placement == Placement::Here && world * threads <= cores,
+            dtype: config.dtype,
+            model,
+            partition,
+            comm,
+            threads,
+            kv_blocks,
+            placement,
+        })
+    }
+
+    /// What the coordinator is told.
+    pub(crate) fn engine_config(&self, config: &ClusterConfig) -> EngineConfig {
+        EngineConfig {
+            geometry: self.model.geometry.clone(),
+            partition: self.partition.clone(),
+            weights: self.model.weights.clone(),
+            fingerprint: self.fingerprint,
+            dtype: self.dtype,
+            threads: self.threads,
+            comm: self.comm,
+            spin: self.spin,
+            kv_memory: config.kv_memory.map(|size| size.0),
+            max_seqs: config.max_seqs,
+            max_batched_tokens: config.max_batched_tokens,
+            max_queue: config.max_queue,
+        }
+    }
+}
+
+fn data_link(choice: CommChoice, world: usize, placement: Placement) -> Result<CommKind, LaunchError> {
+    match (choice, placement) {
+        (CommChoice::Shm, Placement::Elsewhere) => Err(LaunchError::Usage {
+            problem: "--comm shm is for ranks that this process starts itself".into(),
+            hint: "ranks that join by address use --comm tcp, or auto".into(),
+        }),
+        _ if world == 1 => Ok(CommKind::Local),
+        (CommChoice::Auto | CommChoice::Shm, Placement::Here) => Ok(CommKind::Shm),
+        (CommChoice::Tcp, _) | (CommChoice::Auto, Placement::Elsewhere) => Ok(CommKind::Tcp),
+    }
+}
+
+/// What the size of the KV pool depends on.
+struct KvNeeds {
+    /// Of one block on the rank with most heads.
+    block_bytes: u64,
+    n_positions: usize,
+    max_seqs: usize,
+}
+
+impl KvNeeds {
+    /// As many blocks as were asked for; else what `max_seqs` full sequences need, within a quarter of what is free.
+    fn blocks(&self, asked: Option<ByteSize>, free_bytes: Option<u64>) -> Result<usize, LaunchError> {
+        let one_sequence = self.n_positions.div_ceil(BLOCK_TOKENS);
+        let blocks_in = |bytes: u64| usize::try_from(bytes / self.block_bytes.max(1)).unwrap_or(usize::MAX);
+        match asked {
+            Some(size) if blocks_in(size.0) < one_sequence => {
+                let needed_bytes = one_sequence as u64 * self.block_bytes;
+                Err(LaunchError::KvMemory {
+                    given: size,
+                    needed: ByteSize(needed_bytes),
+                    needed_bytes,
+                    n_positions: self.n_positions,
+                })
+            }
+            Some(size) => Ok(blocks_in(size.0)),
+            None => {
+                let quarter = free_bytes.map_or(usize::MAX, |bytes| blocks_in(bytes / 4));
+                Ok((self.max_seqs * one_sequence).min(quarter).max(one_sequence))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let geometry = &self.model.geometry;
+        let counted = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+        writeln!(
+            f,
+            "{}: {} layers, {} heads, width {}, vocabulary {}, {} positions, {:.1} M parameters",
+            self.model.name,
+            geometry.n_layer,
+            geometry.n_head,
+            geometry.n_embd,
+            geometry.vocab_size,
+            geometry.n_positions,
+            geometry.parameters() as f64 / 1e6
+        )?;
+        writeln!(
+            f,
+            "{} {}, {} each, {:?}, data link {}, {} of KV ({} tokens)\n",
+            counted(self.partition.world(), "rank"),
+            match self.placement {
+                Placement::Here => "on this host",
+                Placement::Elsewhere => "joining by address",
+            },
+            counted(self.threads, "thread"),
+            self.dtype,
+            match self.comm {
+                CommKind::Local => "none",
+                CommKind::Shm => "shared memory",
+                CommKind::Tcp => "TCP",
+            },
+            counted(self.kv_blocks, "block"),
+            self.kv_blocks * BLOCK_TOKENS,
+        )?;
+        let header = ["rank", "heads", "ffn", "vocab", "weights", "kv", "activations", "link", "total"];
+        let range = |range: &std::ops::Range<usize>| format!("{}..{}", range.start, range.end);
+        let mut rows = vec![header.map(String::from)];
+        for (rank, (share, memory)) in self.partition.shares().iter().zip(&self.memory).enumerate() {
+            let bytes = [memory.weights, memory.kv, memory.activations, memory.link, memory.total()];
+            let [weights, kv, activations, link, total] = bytes.map(|bytes| ByteSize(bytes).to_string());
+            let (heads, ffn, vocab) = (range(&share.heads), range(&share.ffn), range(&share.vocab));
+            rows.push([rank.to_string(), heads, ffn, vocab, weights, kv, activations, link, total]);
+        }
+        let widths: Vec<usize> =
+            (0..header.len()).map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0)).collect();
+        for row in &rows {
+            let cells: Vec<_> = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:>width$}")).collect();
+            writeln!(f, "{}", cells.join("  "))?;
+        }
+        let total: u64 = self.memory.iter().map(RankMemory::total).sum();
+        write!(f, "\nall ranks: {}", ByteSize(total))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::model::{Caches, HubAccess};
+
+    fn config(root: &Path, nproc: usize) -> ClusterConfig {
+        let hub = HubAccess { cache: root.join("hub"), endpoint: String::new(), token: None, offline: true };
+        ClusterConfig { nproc, ..ClusterConfig::new(Caches { demo: vec![root.join("demo")], hub }) }
+    }
+
+    #[test]
+    fn the_table_has_a_line_a_rank_with_its_ranges() {
+        let root = tempfile::tempdir().unwrap();
+        let plan = Plan::new(&config(root.path(), 3), Placement::Here).unwrap();
+        let text = plan.to_string();
+        assert!(text.starts_with("nano-chat: 6 layers, 8 heads, width 256, vocabulary 4096"), "{text}");
+        assert!(text.contains("data link shared memory"), "{text}");
+        let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert!(lines.iter().any(|line| line.starts_with(&["0", "0..3", "0..384", "0..1408"])), "{text}");
+        assert!(lines.iter().any(|line| line.starts_with(&["2", "6..8", "704..1024", "2752..4096"])), "{text}");
+        let sum: u64 = plan.memory.iter().map(RankMemory::total).sum();
+        assert!(text.ends_with(&format!("all ranks: {}", ByteSize(sum))), "{text}");
+    }
+
+    #[test]
+    fn what_cannot_be_served_is_refused_before_anything_starts() {
+        let root = tempfile::tempdir().unwrap();
+        let base = config(root.path(), 2);
+        let code = |config: ClusterConfig, placement| Plan::new(&config, placement).unwrap_err().exit_code();
+        assert_eq!(code(ClusterConfig { nproc: 9, ..base.clone() }, Placement::Here), 2);
+        assert_eq!(code(ClusterConfig { max_seqs: 600, ..base.clone() }, Placement::Here), 2);
+        assert_eq!(code(ClusterConfig { comm: CommChoice::Shm, ..base.clone() }, Placement::Elsewhere), 2);
+        let tiny = ClusterConfig { kv_memory: Some(ByteSize(1000)), ..base };
+        let message = Plan::new(&tiny, Placement::Here).unwrap_err().to_string();
+        assert!(message.contains("256 tokens") && message.contains("hint: --kv-memory "), "{message}");
+    }
+
+    #[test]
+    fn the_pool_is_what_was_asked_for_or_what_fits() {
+        let needs = KvNeeds { block_bytes: 1 << 20, n_positions: 1024, max_seqs: 8 };
+        assert_eq!(needs.blocks(Some(ByteSize(100 << 20)), None).unwrap(), 100);
+        assert!(needs.blocks(Some(ByteSize(63 << 20)), None).is_err());
+        assert_eq!(needs.blocks(None, None).unwrap(), 512);
+        assert_eq!(needs.blocks(None, Some(400 << 20)).unwrap(), 100);
+        assert_eq!(needs.blocks(None, Some(0)).unwrap(), 64, "one sequence must fit in any case");
+    }
+
+    #[test]
+    fn links_follow_the_placement() {
+        for (choice, world, placement, expected) in [
+            (CommChoice::Auto, 1, Placement::Here, CommKind::Local),
+            (CommChoice::Auto, 2, Placement::Here, CommKind::Shm),
+            (CommChoice::Tcp, 2, Placement::Here, CommKind::Tcp),
+            (CommChoice::Auto, 2, Placement::Elsewhere, CommKind::Tcp),
+        ] {
+            assert_eq!(data_link(choice, world, placement).unwrap(), expected);
+        }
+    }
+}

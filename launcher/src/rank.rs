@@ -1,0 +1,141 @@
+//! The `worker` subcommand: one rank as a process of its own.
+//!
+//! Started by the launcher it inherits its control link as standard input; started by hand, by Slurm, by mpirun or by
+//! Kubernetes it joins a coordinator by address and proves that it holds the cluster's secret.
+
+use std::{
+    io,
+    net::TcpStream,
+    os::{fd::AsFd, unix::net::UnixStream},
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant},
+};
+
+use nanoinfer_shared::{
+    comm::ShmSegment,
+    handshake::{self, Identity},
+    link::{ControlLink, Socket},
+};
+use nanoinfer_worker::rank::{self, OnLost, RankSetup};
+use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
+
+use crate::{build::BUILD_ID, error::LaunchError, secret::Secret, spawn};
+
+/// How long a rank knocks at a coordinator that is not there yet: schedulers start them in any order, and the coordinator
+/// opens its door when it has found its model.
+const KNOCK_DEADLINE: Duration = Duration::from_secs(30);
+/// Pause between two attempts.
+const KNOCK_INTERVAL: Duration = Duration::from_millis(200);
+
+/// One rank of a cluster, and its way to the coordinator.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub(crate) rank: usize,
+    pub(crate) world: usize,
+    pub(crate) door: Door,
+}
+
+/// How a rank meets its coordinator.
+#[derive(Debug)]
+pub(crate) enum Door {
+    /// On standard input, a socket made by the process with this number.
+    Inherited { parent: u32 },
+    /// At an address.
+    Connect {
+        address: String,
+        secret: Secret,
+        /// Own copy of the checkpoint; `None` if the coordinator's paths are valid here.
+        weights: Option<Vec<PathBuf>>,
+        /// Address for the data link; `None` for the one that the coordinator is reached from.
+        data_host: Option<String>,
+    },
+}
+
+/// Serves as a rank until the coordinator ends the cluster.
+///
+/// # Errors
+/// When the rank cannot join, or fails.
+pub(crate) fn run(worker: Worker) -> Result<(), RankError> {
+    // A name for `ps` and `top`; a kernel that refuses it is no reason to stop.
+    let _ = std::ffi::CString::new(format!("rank {}", worker.rank)).map(|name| rustix::thread::set_name(&name));
+    let identity = Identity { build_id: BUILD_ID.into(), world: worker.world, rank: worker.rank };
+    let setup = match worker.door {
+        Door::Inherited { parent } => inherit(identity, parent)?,
+        Door::Connect { address, secret, weights, data_host } => {
+            let (link, epoch, local) = connect(&identity, &address, &secret)?;
+            let data_host = data_host.unwrap_or(local);
+            RankSetup { link, identity, epoch, segment: None, weights, data_host, on_lost: OnLost::Exit }
+        }
+    };
+    Ok(rank::run(setup)?)
+}
+
+/// Why a rank ended.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RankError {
+    /// It did not come in.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    /// It failed at its work.
+    #[error(transparent)]
+    Worker(#[from] nanoinfer_worker::WorkerError),
+}
+
+/// Asks the kernel to kill this process when the thread that started it ends, unless `parent` is gone already.
+pub(crate) fn die_with_parent(parent: u32) -> io::Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    if getppid().map(Pid::as_raw_pid) == i32::try_from(parent).ok() {
+        Ok(())
+    } else {
+        Err(io::Error::other(format!("process {parent}, which started it, is gone")))
+    }
+}
+
+fn inherit(identity: Identity, parent: u32) -> Result<RankSetup, LaunchError> {
+    let rank = identity.rank;
+    let failed = |reason: String| LaunchError::Join { rank, address: "standard input".into(), reason };
+    die_with_parent(parent).map_err(|e| failed(e.to_string()))?;
+    let socket = io::stdin().as_fd().try_clone_to_owned().map_err(|e| failed(e.to_string()))?;
+    let socket = UnixStream::from(socket);
+    let mut handle = Socket::Unix(socket.try_clone().map_err(|e| failed(e.to_string()))?);
+    let epoch = handshake::join(&mut handle, &identity, &[]).map_err(|e| failed(e.to_string()))?;
+    let segment: Option<ShmSegment> = spawn::receive_segment(&socket).map_err(|e| failed(e.to_string()))?;
+    let link = ControlLink::over(handle, epoch).map_err(|e| failed(e.to_string()))?;
+    let data_host = "127.0.0.1".into();
+    Ok(RankSetup { link, identity, epoch, segment, weights: None, data_host, on_lost: OnLost::Exit })
+}
+
+type Link = ControlLink<nanoinfer_shared::protocol::FromRank, nanoinfer_shared::protocol::ToRank>;
+
+/// The link, the cluster's epoch, and the address of this host that reaches the coordinator.
+fn connect(identity: &Identity, address: &str, secret: &Secret) -> Result<(Link, u32, String), LaunchError> {
+    let rank = identity.rank;
+    let failed = |reason: String| LaunchError::Join { rank, address: address.into(), reason };
+    let start = Instant::now();
+    let mut said = false;
+    let stream = loop {
+        match TcpStream::connect(address) {
+            Ok(stream) => break stream,
+            // A name or port that can never work.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Err(failed(error.to_string())),
+            Err(error) if start.elapsed() >= KNOCK_DEADLINE => {
+                return Err(failed(format!("{error}, for {} s", KNOCK_DEADLINE.as_secs())));
+            }
+            Err(error) => {
+                if !said {
+                    tracing::info!(rank, "waiting for the coordinator at {address}: {error}");
+                    said = true;
+                }
+                thread::sleep(KNOCK_INTERVAL);
+            }
+        }
+    };
+    let local = stream.local_addr().map_err(|e| failed(e.to_string()))?.ip().to_string();
+    stream.set_nodelay(true).map_err(|e| failed(e.to_string()))?;
+    let mut socket = Socket::Tcp(stream);
+    let epoch = handshake::join(&mut socket, identity, secret.key()).map_err(|e| failed(e.to_string()))?;
+    let link = ControlLink::over(socket, epoch).map_err(|e| failed(e.to_string()))?;
+    tracing::info!(rank, "joined the coordinator at {address}");
+    Ok((link, epoch, local))
+}

@@ -1,0 +1,65 @@
+//! The secret of a cluster across hosts: the content of a file, never on a command line.
+
+use std::{fmt, fs, os::unix::fs::MetadataExt, path::Path};
+
+use crate::error::LaunchError;
+
+/// Fewer bytes can be guessed.
+const MIN_BYTES: usize = 16;
+/// A file over this is something else.
+const MAX_BYTES: usize = 4096;
+const MAKE_ONE: &str =
+    "make one with `head -c 32 /dev/urandom | base64 > FILE; chmod 600 FILE`, the same on every host";
+
+/// What all processes of one cluster know.
+pub(crate) struct Secret(Vec<u8>);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+impl Secret {
+    /// Reads a file; white space at its ends does not count.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is too short or too long to be a secret.
+    pub(crate) fn read(path: &Path) -> Result<Self, LaunchError> {
+        let wrong = |problem: String| LaunchError::Secret { path: path.into(), problem, hint: MAKE_ONE };
+        let metadata = fs::metadata(path).map_err(|e| wrong(e.to_string()))?;
+        if metadata.len() > MAX_BYTES as u64 {
+            return Err(wrong(format!("{} bytes are too many", metadata.len())));
+        }
+        if metadata.mode() & 0o077 != 0 {
+            tracing::warn!("{} can be read by others; `chmod 600` it", path.display());
+        }
+        let key = fs::read(path).map_err(|e| wrong(e.to_string()))?.trim_ascii().to_vec();
+        if key.len() < MIN_BYTES {
+            return Err(wrong(format!("{} bytes are too few; {MIN_BYTES} is the least", key.len())));
+        }
+        Ok(Self(key))
+    }
+
+    /// For the handshake.
+    pub(crate) fn key(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn white_space_does_not_count_and_short_ones_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("secret");
+        fs::write(&path, "0123456789abcdef\n").unwrap();
+        assert_eq!(Secret::read(&path).unwrap().key(), b"0123456789abcdef");
+        fs::write(&path, "0123456789abcde\n").unwrap();
+        let message = Secret::read(&path).unwrap_err().to_string();
+        assert!(message.contains("15 bytes") && message.contains("urandom"), "{message}");
+        assert!(Secret::read(&folder.path().join("none")).is_err());
+    }
+}

@@ -1,0 +1,291 @@
+//! From a running cluster to its end: requests, signals, deaths, and the exit code.
+//!
+//! ```text
+//!            SIGINT, SIGTERM          nothing running, or --shutdown-timeout
+//!  serving ─────────────────► draining ───────────────────────────────────► stopped, exit 0
+//!     │                          │ a second signal ──────────────────────► stopped at once, exit 1
+//!     └── a rank or the engine ends ──────────────────────────────────────► stopped, exit 1
+//! ```
+//! The port is bound before the model is loaded, so that a taken one is told at once; it answers when all is ready.
+
+use std::{
+    fmt,
+    net::{SocketAddr, TcpListener},
+    os::unix::process::ExitStatusExt,
+    process::ExitStatus,
+    sync::atomic::Ordering::Relaxed,
+    time::Duration,
+};
+
+use nanoinfer_coordinator::{
+    handle::EngineHandle,
+    http::{self, HttpOptions},
+};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::oneshot,
+    time::{Instant, timeout},
+};
+
+use crate::{cluster::Cluster, error::LaunchError};
+
+/// Threads for HTTP and text.
+const FRONT_THREADS: usize = 2;
+/// How often a draining server looks whether all is done.
+const DRAIN_POLL: Duration = Duration::from_millis(20);
+/// How long replies that are complete may take to reach their clients after the engine is done.
+const FLUSH_DEADLINE: Duration = Duration::from_secs(2);
+/// How long to wait for the word of the rank that a failed engine lost: the cause is worth more than the effect.
+pub(crate) const CAUSE_DEADLINE: Duration = Duration::from_secs(1);
+
+/// The end of one rank.
+#[derive(Clone, Debug)]
+pub struct RankEnd {
+    /// Which.
+    pub rank: usize,
+    /// How.
+    pub how: HowEnded,
+    /// What it last wrote to its standard error.
+    pub last_lines: Vec<String>,
+}
+
+/// How a rank ended.
+#[derive(Clone, Debug)]
+pub enum HowEnded {
+    /// A process, with this status.
+    Status(ExitStatus),
+    /// A thread, cleanly.
+    Returned,
+    /// A thread, with this error.
+    Failed(String),
+}
+
+impl RankEnd {
+    /// Without any sign of failure.
+    pub(crate) fn is_clean(&self) -> bool {
+        match &self.how {
+            HowEnded::Status(status) => status.success(),
+            HowEnded::Returned => true,
+            HowEnded::Failed(_) => false,
+        }
+    }
+}
+
+impl fmt::Display for RankEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "rank {} ", self.rank)?;
+        match &self.how {
+            HowEnded::Status(status) => match (status.signal(), status.code()) {
+                (Some(signal), _) => {
+                    write!(f, "was killed by signal {signal}{}", signal_name(signal))?;
+                    if signal == 9 {
+                        write!(
+                            f,
+                            "\n  hint: if nobody did that, the kernel ran out of memory: see `dmesg` and --plan"
+                        )?;
+                    }
+                }
+                (None, Some(code)) => write!(f, "ended with exit status {code}")?,
+                (None, None) => write!(f, "ended with {status}")?,
+            },
+            HowEnded::Returned => write!(f, "ended although nobody asked it to")?,
+            HowEnded::Failed(reason) => write!(f, "failed: {reason}")?,
+        }
+        if !self.last_lines.is_empty() {
+            write!(f, "\n  its last lines:")?;
+            self.last_lines.iter().try_for_each(|line| write!(f, "\n    {line}"))?;
+        }
+        Ok(())
+    }
+}
+
+fn signal_name(signal: i32) -> &'static str {
+    match signal {
+        4 => " (SIGILL)",
+        6 => " (SIGABRT)",
+        7 => " (SIGBUS)",
+        8 => " (SIGFPE)",
+        9 => " (SIGKILL)",
+        11 => " (SIGSEGV)",
+        15 => " (SIGTERM)",
+        _ => "",
+    }
+}
+
+/// The socket of the HTTP server, taken before anything else.
+///
+/// # Errors
+/// Names the address, and what to do.
+pub fn bind(host: &str, port: u16) -> Result<TcpListener, LaunchError> {
+    use std::io::ErrorKind::{AddrInUse, AddrNotAvailable, PermissionDenied};
+    TcpListener::bind((host, port)).map_err(|source| LaunchError::Bind {
+        address: format!("{host}:{port}"),
+        hint: match source.kind() {
+            AddrInUse => "another program listens there; --port 0 takes any free port",
+            PermissionDenied => "ports below 1024 are for root; try --port 8000, or --port 0 for any free one",
+            AddrNotAvailable => "--host must be an address of this machine: 127.0.0.1, or 0.0.0.0 for all of them",
+            _ => "--host takes an address of this machine, --port 0 takes any free port",
+        },
+        source,
+    })
+}
+
+/// Starts a cluster with `start`, serves it on `listener`, and ends it: on a signal, or because it failed.
+///
+/// # Errors
+/// Says why the cluster did not start, or ended.
+pub fn serve(
+    listener: TcpListener,
+    shutdown_timeout: Duration,
+    start: impl FnOnce() -> Result<Cluster, LaunchError> + Send + 'static,
+) -> Result<(), LaunchError> {
+    // Front-end work only: the ranks compute on threads of their own.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(FRONT_THREADS)
+        .enable_all()
+        .build()
+        .map_err(LaunchError::system("start the threads of the server"))?;
+    let (cluster, result) = runtime.block_on(async {
+        let mut signals = Signals::listen()?;
+        let mut cluster = tokio::select! {
+            started = tokio::task::spawn_blocking(start) => started.expect("a start does not panic")?,
+            // Nothing has been promised to anybody yet. The start cannot be interrupted; its ranks die with this process.
+            name = signals.next() => {
+                tracing::info!("{name} before the server was ready");
+                std::process::exit(0);
+            }
+        };
+        let result = answer(listener, shutdown_timeout, &mut cluster, &mut signals).await;
+        Ok::<_, LaunchError>((cluster, result))
+    })?;
+    // Drops every connection, and with it every sequence that is still running, so that the engine can end.
+    runtime.shutdown_timeout(FLUSH_DEADLINE);
+    cluster.shutdown();
+    result
+}
+
+async fn answer(
+    listener: TcpListener,
+    shutdown_timeout: Duration,
+    cluster: &mut Cluster,
+    signals: &mut Signals,
+) -> Result<(), LaunchError> {
+    let system = LaunchError::system;
+    let handle = &cluster.handle().clone();
+    let address = listener.local_addr().map_err(system("ask for the bound address"))?;
+    listener.set_nonblocking(true).map_err(system("prepare the socket"))?;
+    let listener = tokio::net::TcpListener::from_std(listener).map_err(system("watch the socket"))?;
+    let (close, closed) = oneshot::channel::<()>();
+    let closing = async move {
+        // Sent or dropped: either closes.
+        let _ = closed.await;
+    };
+    let mut server = tokio::spawn(http::serve(listener, cluster.engine(), HttpOptions::default(), closing));
+    if !address.ip().is_loopback() {
+        tracing::warn!("{address} can be reached from other machines, and whoever reaches it may use it");
+    }
+    eprintln!("ready on http://{address}");
+
+    tokio::select! {
+        error = cluster.failed() => return Err(error),
+        ended = &mut server => return Err(http_ended(address, ended)),
+        name = signals.next() => tracing::info!("{name}: finishing {}", requests(handle)),
+    }
+    handle.stop();
+    let deadline = Instant::now() + shutdown_timeout;
+    tokio::select! {
+        error = cluster.failed() => return Err(error),
+        () = drained(handle, deadline) => {}
+        _ = signals.next() => return Err(LaunchError::StoppedTwice),
+    }
+    if handle.status().running.load(Relaxed) + handle.status().waiting.load(Relaxed) > 0 {
+        tracing::warn!("--shutdown-timeout is over: cutting off {}", requests(handle));
+        return Ok(());
+    }
+    drop(close);
+    tokio::select! {
+        // A client that does not read, or keeps its connection open, does not hold the server.
+        _ = timeout(FLUSH_DEADLINE, &mut server) => {}
+        _ = signals.next() => return Err(LaunchError::StoppedTwice),
+    }
+    Ok(())
+}
+
+fn http_ended(address: SocketAddr, ended: Result<std::io::Result<()>, tokio::task::JoinError>) -> LaunchError {
+    let source = match ended {
+        Ok(Ok(())) => std::io::Error::other("nobody asked it to"),
+        Ok(Err(error)) => error,
+        Err(error) => std::io::Error::other(error),
+    };
+    LaunchError::Http { address, source }
+}
+
+/// Returns when no sequence runs or waits, the engine has ended, or at `deadline`.
+async fn drained(handle: &EngineHandle, deadline: Instant) {
+    let status = handle.status();
+    let idle = async {
+        // Twice in a row: a sequence on its way from the queue to the engine may be in neither count for a moment.
+        let mut quiet = 0;
+        while quiet < 2 {
+            tokio::time::sleep(DRAIN_POLL).await;
+            let busy = status.running.load(Relaxed) + status.waiting.load(Relaxed);
+            quiet = if busy == 0 { quiet + 1 } else { 0 };
+        }
+    };
+    let done = async {
+        tokio::select! {
+            () = idle => {}
+            () = handle.ended() => {}
+        }
+    };
+    // Whichever comes first; the caller looks at what is left.
+    let _ = tokio::time::timeout_at(deadline, done).await;
+}
+
+fn requests(handle: &EngineHandle) -> String {
+    let (running, waiting) = (handle.status().running.load(Relaxed), handle.status().waiting.load(Relaxed));
+    format!("{running} running and {waiting} waiting requests")
+}
+
+/// The signals that ask a server to stop.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Self, LaunchError> {
+        let listen = |kind| signal(kind).map_err(LaunchError::system("listen for signals"));
+        Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => "SIGTERM",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_rank_names_signal_status_and_last_lines() {
+        let end = |how| RankEnd { rank: 1, how, last_lines: vec!["thread panicked".into()] }.to_string();
+        let killed = end(HowEnded::Status(ExitStatus::from_raw(9)));
+        assert!(killed.starts_with("rank 1 was killed by signal 9 (SIGKILL)"), "{killed}");
+        assert!(killed.contains("out of memory") && killed.ends_with("thread panicked"), "{killed}");
+        assert!(end(HowEnded::Status(ExitStatus::from_raw(101 << 8))).contains("exit status 101"));
+    }
+
+    #[test]
+    fn a_taken_port_is_refused_with_a_hint() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let error = bind("127.0.0.1", taken.local_addr().unwrap().port()).unwrap_err();
+        assert!(error.to_string().contains("hint: another program listens there; --port 0"), "{error}");
+        assert_eq!(error.exit_code(), 1);
+        assert!(bind("192.0.2.1", 0).unwrap_err().to_string().contains("--host"));
+    }
+}
