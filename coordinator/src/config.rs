@@ -7,6 +7,8 @@ use nanoinfer_shared::{
     protocol::{CommKind, DType},
 };
 
+use crate::kv_budget::KvBudget;
+
 /// Everything the engine needs besides links to its ranks.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
@@ -26,9 +28,8 @@ pub struct EngineConfig {
     pub comm: CommKind,
     /// Whether ranks may spin while they wait.
     pub spin: bool,
-    /// Bytes of KV pool on each rank; `None` for the smaller of a quarter of the free memory and what `max_seqs` full
-    /// sequences need.
-    pub kv_memory: Option<u64>,
+    /// What decides the size of the KV pool.
+    pub kv: KvBudget,
     /// Most sequences in one step.
     pub max_seqs: usize,
     /// Most new tokens in one step.

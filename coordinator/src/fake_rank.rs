@@ -19,7 +19,7 @@ use nanoinfer_shared::{
     },
 };
 
-use crate::config::EngineConfig;
+use crate::{config::EngineConfig, kv_budget::KvBudget};
 
 /// How a fake rank behaves besides answering.
 #[derive(Debug, Default)]
@@ -51,7 +51,7 @@ pub(crate) fn config(world: usize, kv_blocks: usize) -> EngineConfig {
         threads: 1,
         comm: CommKind::Tcp,
         spin: false,
-        kv_memory: Some(kv_blocks as u64 * KV_BLOCK_BYTES),
+        kv: KvBudget { kv_memory: Some(kv_blocks as u64 * KV_BLOCK_BYTES), ranks_per_host: 1 },
         max_seqs: 8,
         max_batched_tokens: 64,
         max_queue: 100,

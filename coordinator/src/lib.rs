@@ -10,6 +10,7 @@ pub mod config;
 pub mod request;
 pub mod handle;
 
+pub mod kv_budget;
 pub mod engine;
 mod scheduler;
 mod sequence;

@@ -27,7 +27,7 @@ use nanoinfer_shared::{
 };
 
 use self::heartbeat::Heartbeat;
-use crate::handle::Status;
+use crate::{handle::Status, kv_budget::KvTooSmall};
 
 /// A rank that has not answered a heartbeat for so long has ended or hangs: the pool fails.
 const LOST_AFTER: Duration = Duration::from_secs(60);
@@ -108,20 +108,8 @@ pub enum PoolError {
         got: usize,
     },
     /// Not one sequence of full length fits.
-    #[error(
-        "rank {rank}: a sequence of {n_positions} tokens needs {needed} bytes of KV pool, its budget is {budget}\n  \
-         hint: --kv-memory {needed} or more, or a smaller model"
-    )]
-    KvMemory {
-        /// The rank with the least room.
-        rank: usize,
-        /// Longest sequence.
-        n_positions: usize,
-        /// Bytes of its blocks on that rank.
-        needed: u64,
-        /// Bytes that rank may use.
-        budget: u64,
-    },
+    #[error(transparent)]
+    KvMemory(#[from] KvTooSmall),
     /// A rank on another host cannot be reached by its peers.
     #[error("rank {rank} gave no address for its peers")]
     NoAddress {

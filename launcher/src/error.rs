@@ -2,11 +2,11 @@
 
 use std::{io, net::SocketAddr, path::PathBuf};
 
-use nanoinfer_coordinator::{engine::StartError, text::TextError};
+use nanoinfer_coordinator::{engine::StartError, kv_budget::KvTooSmall, text::TextError};
 use nanoinfer_shared::{PartitionError, handshake::HandshakeError, link::LinkError};
 use nanoinfer_worker::checkpoint::CheckpointError;
 
-use crate::{model::ModelError, size::ByteSize, supervise::RankEnd};
+use crate::{model::ModelError, supervise::RankEnd};
 
 /// Why a cluster did not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -31,20 +31,9 @@ pub enum LaunchError {
     /// The model cannot be split so.
     #[error(transparent)]
     Partition(#[from] PartitionError),
-    /// `--kv-memory` is too small for one sequence.
-    #[error(
-        "--kv-memory {given} on each rank is less than one sequence of {n_positions} tokens needs\n  hint: --kv-memory {needed_bytes} ({needed}) or more"
-    )]
-    KvMemory {
-        /// What was asked for.
-        given: ByteSize,
-        /// What is needed.
-        needed: ByteSize,
-        /// The same, to type.
-        needed_bytes: u64,
-        /// Length of the sequence.
-        n_positions: usize,
-    },
+    /// Not one sequence of full length fits.
+    #[error(transparent)]
+    KvMemory(#[from] KvTooSmall),
     /// The port is taken, or not ours to take.
     #[error("cannot listen on {address}: {source}\n  hint: {hint}")]
     Bind {
@@ -136,7 +125,7 @@ impl LaunchError {
             | Self::Checkpoint(_)
             | Self::Text(_)
             | Self::Partition(_)
-            | Self::KvMemory { .. }
+            | Self::KvMemory(_)
             | Self::Secret { .. } => 2,
             Self::Bind { .. }
             | Self::System { .. }

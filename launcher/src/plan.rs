@@ -4,12 +4,19 @@
 
 use std::fmt;
 
-use nanoinfer_coordinator::config::EngineConfig;
+use nanoinfer_coordinator::{
+    config::EngineConfig,
+    kv_budget::{KvBudget, RankRoom},
+};
 use nanoinfer_shared::{
     Partition, Share,
     protocol::{BLOCK_TOKENS, CommKind, DType},
 };
-use nanoinfer_worker::{checkpoint::Checkpoint, free_bytes, plan::RankMemory};
+use nanoinfer_worker::{
+    checkpoint::Checkpoint,
+    free_bytes,
+    plan::{RankMemory, StepSizes},
+};
 
 use crate::{
     cluster::{ClusterConfig, CommChoice},
@@ -44,6 +51,7 @@ pub struct Plan {
     pub memory: Vec<RankMemory>,
     /// KV blocks that the estimate assumes; the pool is sized for good when the weights are loaded.
     pub kv_blocks: usize,
+    kv: KvBudget,
     placement: Placement,
     dtype: DType,
     fingerprint: u64,
@@ -73,17 +81,23 @@ impl Plan {
 
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = config.threads.unwrap_or_else(|| (cores / world).max(1));
-        let estimate = |share: &Share, blocks| {
-            let (tokens, seqs) = (config.max_batched_tokens, config.max_seqs);
-            RankMemory::estimate(&model.geometry, share, (comm, world), blocks, tokens, seqs)
+        let step = StepSizes { max_batched_tokens: config.max_batched_tokens, max_seqs: config.max_seqs };
+        let estimate = |share: &Share, kv_blocks| {
+            RankMemory::estimate(&model.geometry, share, config.dtype, (comm, world), kv_blocks, step)
         };
-        let needs = KvNeeds {
-            // A block has the same number on every rank: the rank with most heads decides.
-            block_bytes: partition.shares().iter().map(|share| estimate(share, 1).kv).max().unwrap_or(0),
-            n_positions: model.geometry.n_positions,
-            max_seqs: config.max_seqs,
+        let weights: u64 = partition.shares().iter().map(|share| estimate(share, 0).weights).sum();
+        let kv = KvBudget {
+            kv_memory: config.kv_memory.map(|size| size.0),
+            ranks_per_host: if placement == Placement::Here { world } else { 1 },
         };
-        let kv_blocks = needs.blocks(config.kv_memory, free_bytes())?;
+        // What other hosts have free is found out when their ranks have loaded.
+        let free_bytes = match placement {
+            Placement::Here => free_bytes().unwrap_or(0).saturating_sub(weights),
+            Placement::Elsewhere => u64::MAX,
+        };
+        let room = |share: &Share| RankRoom { block_bytes: estimate(share, 1).kv, free_bytes };
+        let rooms: Vec<RankRoom> = partition.shares().iter().map(room).collect();
+        let kv_blocks = kv.blocks(&model.geometry, config.max_seqs, &rooms)?;
         Ok(Self {
             memory: partition.shares().iter().map(|share| estimate(share, kv_blocks)).collect(),
             fingerprint: checkpoint.fingerprint(),
@@ -94,6 +108,7 @@ impl Plan {
             comm,
             threads,
             kv_blocks,
+            kv,
             placement,
         })
     }
@@ -109,7 +124,7 @@ impl Plan {
             threads: self.threads,
             comm: self.comm,
             spin: self.spin,
-            kv_memory: config.kv_memory.map(|size| size.0),
+            kv: self.kv,
             max_seqs: config.max_seqs,
             max_batched_tokens: config.max_batched_tokens,
             max_queue: config.max_queue,
@@ -126,38 +141,6 @@ fn data_link(choice: CommChoice, world: usize, placement: Placement) -> Result<C
         _ if world == 1 => Ok(CommKind::Local),
         (CommChoice::Auto | CommChoice::Shm, Placement::Here) => Ok(CommKind::Shm),
         (CommChoice::Tcp, _) | (CommChoice::Auto, Placement::Elsewhere) => Ok(CommKind::Tcp),
-    }
-}
-
-/// What the size of the KV pool depends on.
-struct KvNeeds {
-    /// Of one block on the rank with most heads.
-    block_bytes: u64,
-    n_positions: usize,
-    max_seqs: usize,
-}
-
-impl KvNeeds {
-    /// As many blocks as were asked for; else what `max_seqs` full sequences need, within a quarter of what is free.
-    fn blocks(&self, asked: Option<ByteSize>, free_bytes: Option<u64>) -> Result<usize, LaunchError> {
-        let one_sequence = self.n_positions.div_ceil(BLOCK_TOKENS);
-        let blocks_in = |bytes: u64| usize::try_from(bytes / self.block_bytes.max(1)).unwrap_or(usize::MAX);
-        match asked {
-            Some(size) if blocks_in(size.0) < one_sequence => {
-                let needed_bytes = one_sequence as u64 * self.block_bytes;
-                Err(LaunchError::KvMemory {
-                    given: size,
-                    needed: ByteSize(needed_bytes),
-                    needed_bytes,
-                    n_positions: self.n_positions,
-                })
-            }
-            Some(size) => Ok(blocks_in(size.0)),
-            None => {
-                let quarter = free_bytes.map_or(usize::MAX, |bytes| blocks_in(bytes / 4));
-                Ok((self.max_seqs * one_sequence).min(quarter).max(one_sequence))
-            }
-        }
     }
 }
 
@@ -251,16 +234,6 @@ mod tests {
         let tiny = ClusterConfig { kv_memory: Some(ByteSize(1000)), ..base };
         let message = Plan::new(&tiny, Placement::Here).unwrap_err().to_string();
         assert!(message.contains("256 tokens") && message.contains("hint: --kv-memory "), "{message}");
-    }
-
-    #[test]
-    fn the_pool_is_what_was_asked_for_or_what_fits() {
-        let needs = KvNeeds { block_bytes: 1 << 20, n_positions: 1024, max_seqs: 8 };
-        assert_eq!(needs.blocks(Some(ByteSize(100 << 20)), None).unwrap(), 100);
-        assert!(needs.blocks(Some(ByteSize(63 << 20)), None).is_err());
-        assert_eq!(needs.blocks(None, None).unwrap(), 512);
-        assert_eq!(needs.blocks(None, Some(400 << 20)).unwrap(), 100);
-        assert_eq!(needs.blocks(None, Some(0)).unwrap(), 64, "one sequence must fit in any case");
     }
 
     #[test]

@@ -21,6 +21,15 @@ pub struct RankMemory {
     pub link: u64,
 }
 
+/// The largest step.
+#[derive(Clone, Copy, Debug)]
+pub struct StepSizes {
+    /// Most new tokens.
+    pub max_batched_tokens: usize,
+    /// Most rows of candidates.
+    pub max_seqs: usize,
+}
+
 impl RankMemory {
     /// What a rank with `share` will take.
     pub fn estimate(
@@ -29,8 +38,7 @@ impl RankMemory {
         dtype: DType,
         (comm, world): (CommKind, usize),
         kv_blocks: usize,
-        max_batched_tokens: usize,
-        max_seqs: usize,
+        StepSizes { max_batched_tokens, max_seqs }: StepSizes,
     ) -> Self {
         Self {
             weights: Shard::bytes(geometry, share, dtype),

@@ -1,0 +1,100 @@
+//! How many blocks the KV pool has.
+//!
+//! The one rule, used before a start (to tell) and after loading (to decide). Does not know where the numbers come from.
+//! Invariant: every rank has as many blocks, and they hold at least one sequence of full length.
+
+use nanoinfer_shared::{Geometry, protocol::BLOCK_TOKENS};
+
+/// Share of the free memory that KV pools take where nothing is said.
+const FREE_SHARE: u64 = 4;
+
+/// What one rank has room for.
+#[derive(Clone, Copy, Debug)]
+pub struct RankRoom {
+    /// Bytes of one block on this rank, which depends on its heads.
+    pub block_bytes: u64,
+    /// Bytes of memory that its host has free once weights are loaded.
+    pub free_bytes: u64,
+}
+
+/// What decides the size of the pool.
+#[derive(Clone, Copy, Debug)]
+pub struct KvBudget {
+    /// Bytes on each rank, if that was said.
+    pub kv_memory: Option<u64>,
+    /// Ranks that share one host's memory.
+    pub ranks_per_host: usize,
+}
+
+/// Not one sequence of full length fits.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "rank {rank}: a sequence of {n_positions} tokens needs {needed} bytes of KV pool, its budget is {budget}\n  \
+     hint: --kv-memory {needed} or more, or a smaller model"
+)]
+pub struct KvTooSmall {
+    /// The rank with too little room.
+    pub rank: usize,
+    /// Longest sequence.
+    pub n_positions: usize,
+    /// Bytes of its blocks on that rank.
+    pub needed: u64,
+    /// Bytes that rank may use.
+    pub budget: u64,
+}
+
+impl KvBudget {
+    /// Blocks of the pool: what fits the rank with the least room. Where no budget was said, the smaller of what
+    /// `max_seqs` full sequences need and this rank's part of a quarter of its host's free memory.
+    ///
+    /// # Errors
+    /// When one sequence of full length does not fit.
+    pub fn blocks(&self, geometry: &Geometry, max_seqs: usize, rooms: &[RankRoom]) -> Result<usize, KvTooSmall> {
+        let full_length = geometry.n_positions.div_ceil(BLOCK_TOKENS) as u64;
+        let mut fewest = u64::from(u32::MAX);
+        for (rank, room) in rooms.iter().enumerate() {
+            let block_bytes = room.block_bytes.max(1);
+            let enough = block_bytes * full_length * max_seqs as u64;
+            let part = room.free_bytes / FREE_SHARE / self.ranks_per_host.max(1) as u64;
+            let budget = self.kv_memory.unwrap_or(enough.min(part));
+            if budget / block_bytes < full_length {
+                let needed = full_length * block_bytes;
+                return Err(KvTooSmall { rank, n_positions: geometry.n_positions, needed, budget });
+            }
+            fewest = fewest.min(budget / block_bytes);
+        }
+        Ok(fewest as usize)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of one block of gpt2-xl with 13 heads; the other rank has 12.
+    const BLOCK: u64 = 48 * 2 * 13 * 64 * 16 * 4;
+
+    fn blocks(kv_memory: Option<u64>, ranks_per_host: usize, free: [u64; 2]) -> Result<usize, KvTooSmall> {
+        let geometry = Geometry::from_config_json(r#"{"n_embd":1600,"n_layer":48,"n_head":25}"#).unwrap();
+        let room = |block_bytes, free_bytes| RankRoom { block_bytes, free_bytes };
+        let rooms = [room(BLOCK, free[0]), room(BLOCK / 13 * 12, free[1])];
+        KvBudget { kv_memory, ranks_per_host }.blocks(&geometry, 4, &rooms)
+    }
+
+    #[test]
+    fn the_rank_with_the_least_room_decides() {
+        let plenty = 1 << 40;
+        assert_eq!(blocks(None, 1, [plenty; 2]), Ok(4 * 64), "no more than can be used");
+        assert_eq!(blocks(None, 1, [4 * 100 * BLOCK, plenty]), Ok(100));
+        assert_eq!(blocks(Some(80 * BLOCK), 1, [1, 1]), Ok(80), "what was said counts");
+        assert_eq!(blocks(None, 2, [8 * 100 * BLOCK; 2]), Ok(100), "two ranks share a host");
+    }
+
+    #[test]
+    fn a_pool_below_one_full_sequence_is_refused_with_the_numbers() {
+        let error = blocks(Some(1000), 1, [1, 1]).unwrap_err().to_string();
+        for part in ["rank 0", "1024 tokens", "327155712 bytes", "budget is 1000", "--kv-memory"] {
+            assert!(error.contains(part), "{part}: {error}");
+        }
+    }
+}
