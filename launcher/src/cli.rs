@@ -1,4 +1,4 @@
-//! The command line, in two stages: what was typed ([`options`]) and what it means ([`config`]).
+//! The command line, in two stages: what was typed (`options`) and what it means (`config`).
 //!
 //! The environment is read here ([`environment`], and the `NANOINFER_*` that clap knows) and nowhere else.
 
@@ -6,7 +6,7 @@ mod config;
 pub mod environment;
 mod options;
 
-use std::{ffi::OsString, net::TcpListener, process::ExitCode};
+use std::{ffi::OsString, io::Write, net::TcpListener, process::ExitCode};
 
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
@@ -45,7 +45,7 @@ pub fn main_with(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("error: {failure}");
+            crate::say(format_args!("error: {failure}"));
             ExitCode::from(failure.exit_code())
         }
     }
@@ -99,7 +99,8 @@ fn prepare(options: ServeOptions, placement: Placement) -> Result<Option<(Config
     let config = Config::new(options, &environment::caches())?;
     log_to_stderr(&config.cluster.log)?;
     if config.plan {
-        println!("{}", Plan::new(&config.cluster, placement)?);
+        // A reader that has seen enough is no failure.
+        let _ = writeln!(std::io::stdout(), "{}", Plan::new(&config.cluster, placement)?);
         return Ok(None);
     }
     match supervise::bind(&config.host, config.port) {

@@ -26,7 +26,7 @@ use crate::{
     plan::{Placement, Plan},
     size::ByteSize,
     spawn::{self, RankProcesses, WorkerBinary},
-    supervise::{CAUSE_DEADLINE, HowEnded, RankEnd},
+    supervise::{CAUSE_DEADLINE, HowEnded, RankEnd, SETTLE},
 };
 
 /// Epoch of ranks that this process starts itself: their sockets are new, so no earlier life can speak on them.
@@ -171,7 +171,7 @@ impl Cluster {
     ///
     /// # Errors
     /// As [`Cluster::start`].
-    pub fn gather(plan: &Plan, config: &ClusterConfig, gathering: Gathering) -> Result<Self, LaunchError> {
+    pub(crate) fn gather(plan: &Plan, config: &ClusterConfig, gathering: Gathering) -> Result<Self, LaunchError> {
         let text = ModelText::load(&plan.model.folder, &plan.model.geometry)?;
         let links = gathering.wait(plan.partition.world())?;
         // Nobody reports: the ranks are other hosts' processes.
@@ -189,7 +189,7 @@ impl Cluster {
     ) -> Result<Self, LaunchError> {
         let handle = engine::start(links, plan.engine_config(config)).map_err(|error| {
             // Where a rank died of it, its own words say more.
-            cause(&mut ends).map_or(LaunchError::Start(error), |end| LaunchError::RankEnded { end })
+            cause(&mut ends).unwrap_or(LaunchError::Start(error))
         })?;
         let card = ModelCard {
             name: plan.model.name.clone(),
@@ -221,7 +221,7 @@ impl Cluster {
             tokio::select! {
                 Some(end) = self.ends.recv() => {
                     if !(end.is_clean() && status.stopping.load(Relaxed)) {
-                        return LaunchError::RankEnded { end };
+                        return self.ended(end).await;
                     }
                 }
                 () = self.handle.ended() => break,
@@ -231,11 +231,21 @@ impl Cluster {
             return std::future::pending().await;
         }
         match tokio::time::timeout(CAUSE_DEADLINE, self.ends.recv()).await {
-            Ok(Some(end)) if !end.is_clean() => LaunchError::RankEnded { end },
+            Ok(Some(end)) if !end.is_clean() => self.ended(end).await,
             _ => LaunchError::EngineEnded {
                 reason: status.failure.get().cloned().unwrap_or_else(|| "nobody asked it to".into()),
             },
         }
+    }
+
+    /// `first` and the ranks that failed with it.
+    async fn ended(&mut self, first: RankEnd) -> LaunchError {
+        tokio::time::sleep(SETTLE).await;
+        let mut ends = vec![first];
+        while let Ok(end) = self.ends.try_recv() {
+            ends.extend((!end.is_clean()).then_some(end));
+        }
+        LaunchError::RanksEnded { ends: RankEnd::sorted(ends) }
     }
 
     /// Takes no new requests, cuts off those under way, lets the ranks end, and ends those that do not.
@@ -304,10 +314,7 @@ fn as_processes(
     let (processes, sockets) = RankProcesses::start(world, binary, &config.log, &report)?;
     let mut links = Vec::with_capacity(world);
     for (rank, socket) in sockets.into_iter().enumerate() {
-        links.push(
-            meet(rank, world, socket, segment.as_ref())
-                .map_err(|error| cause(ends).map_or(error, |end| LaunchError::RankEnded { end }))?,
-        );
+        links.push(meet(rank, world, socket, segment.as_ref()).map_err(|error| cause(ends).unwrap_or(error))?);
     }
     Ok((links, Ranks::Processes(processes)))
 }
@@ -330,16 +337,22 @@ fn meet(
     ControlLink::over(handle, EPOCH).map_err(|source| LaunchError::Link { rank, source })
 }
 
-/// The end of the rank that made something else fail, if one comes to light soon.
-fn cause(ends: &mut mpsc::Receiver<RankEnd>) -> Option<RankEnd> {
-    let deadline = Instant::now() + CAUSE_DEADLINE;
+/// The ends of the ranks that made something else fail, if they come to light soon.
+fn cause(reports: &mut mpsc::Receiver<RankEnd>) -> Option<LaunchError> {
+    let mut ends = Vec::new();
+    let mut deadline = Instant::now() + CAUSE_DEADLINE;
     loop {
-        match ends.try_recv() {
-            Ok(end) if !end.is_clean() => return Some(end),
-            Ok(_) => {}
-            Err(mpsc::error::TryRecvError::Disconnected) => return None,
-            Err(mpsc::error::TryRecvError::Empty) if Instant::now() >= deadline => return None,
-            Err(mpsc::error::TryRecvError::Empty) => thread::sleep(Duration::from_millis(10)),
+        match reports.try_recv() {
+            Ok(end) if end.is_clean() => {}
+            Ok(end) => {
+                ends.push(end);
+                deadline = Instant::now() + SETTLE;
+            }
+            Err(mpsc::error::TryRecvError::Empty) if Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(10));
+            }
+            Err(_) => break,
         }
     }
+    (!ends.is_empty()).then(|| LaunchError::RanksEnded { ends: RankEnd::sorted(ends) })
 }

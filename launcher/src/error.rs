@@ -71,11 +71,11 @@ pub enum LaunchError {
     /// The engine did not start.
     #[error(transparent)]
     Start(#[from] StartError),
-    /// A rank ended although nobody asked it to.
-    #[error("{end}")]
-    RankEnded {
-        /// Which, and how.
-        end: RankEnd,
+    /// Ranks ended although nobody asked them to.
+    #[error("{}", RankEnd::told(.ends))]
+    RanksEnded {
+        /// Which, and how; the likeliest cause first.
+        ends: Vec<RankEnd>,
     },
     /// The engine ended although nobody asked it to.
     #[error("the engine ended: {reason}")]
@@ -132,7 +132,7 @@ impl LaunchError {
             | Self::Handshake { .. }
             | Self::Link { .. }
             | Self::Start(_)
-            | Self::RankEnded { .. }
+            | Self::RanksEnded { .. }
             | Self::EngineEnded { .. }
             | Self::Http { .. }
             | Self::Join { .. }

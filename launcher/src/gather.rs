@@ -32,7 +32,7 @@ type Link = ControlLink<ToRank, FromRank>;
 
 /// A place where ranks may join.
 #[derive(Debug)]
-pub struct Gathering {
+pub(crate) struct Gathering {
     listener: TcpListener,
     secret: Secret,
 }

@@ -23,5 +23,9 @@ pub mod supervise;
 
 pub use cluster::{Cluster, ClusterConfig};
 pub use error::LaunchError;
-pub use gather::Gathering;
 pub use spawn::WorkerBinary;
+
+/// Writes a line to standard error, where nobody may be reading any more: that must not end a server.
+fn say(line: std::fmt::Arguments<'_>) {
+    let _ = std::io::Write::write_fmt(&mut std::io::stderr().lock(), format_args!("{line}\n"));
+}

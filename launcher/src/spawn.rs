@@ -218,7 +218,7 @@ fn forward_lines(rank: usize, stderr: impl Read) -> Vec<String> {
             Ok(0) | Err(_) => return kept.into(),
             Ok(_) => {
                 let line = String::from_utf8_lossy(&line).trim_end().to_string();
-                eprintln!("[rank {rank}] {line}");
+                crate::say(format_args!("[rank {rank}] {line}"));
                 if kept.len() == KEPT_LINES {
                     kept.pop_front();
                 }

@@ -35,6 +35,8 @@ const FRONT_THREADS: usize = 2;
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 /// How long replies that are complete may take to reach their clients after the engine is done.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(2);
+/// How long the ends of further ranks are awaited after the first: the one that came first need not be the cause.
+pub(crate) const SETTLE: Duration = Duration::from_millis(200);
 /// How long to wait for the word of the rank that a failed engine lost: the cause is worth more than the effect.
 pub(crate) const CAUSE_DEADLINE: Duration = Duration::from_secs(1);
 
@@ -61,6 +63,19 @@ pub enum HowEnded {
 }
 
 impl RankEnd {
+    /// Ends in the order in which they explain the most: signals first, else as they came.
+    pub(crate) fn sorted(mut ends: Vec<Self>) -> Vec<Self> {
+        ends.sort_by_key(|end| !matches!(&end.how, HowEnded::Status(status) if status.signal().is_some()));
+        ends
+    }
+
+    /// Several ends in words: the first in full, the others in a line each, as they mostly followed from it.
+    pub(crate) fn told(ends: &[Self]) -> String {
+        let Some((first, others)) = ends.split_first() else { return "a rank ended".into() };
+        let headline = |end: &Self| end.to_string().lines().next().map(|line| format!("\n  then {line}"));
+        first.to_string() + &others.iter().filter_map(headline).collect::<String>()
+    }
+
     /// Without any sign of failure.
     pub(crate) fn is_clean(&self) -> bool {
         match &self.how {
@@ -184,7 +199,7 @@ async fn answer(
     if !address.ip().is_loopback() {
         tracing::warn!("{address} can be reached from other machines, and whoever reaches it may use it");
     }
-    eprintln!("ready on http://{address}");
+    crate::say(format_args!("ready on http://{address}"));
 
     tokio::select! {
         error = cluster.failed() => return Err(error),
@@ -278,6 +293,17 @@ mod tests {
         assert!(killed.starts_with("rank 1 was killed by signal 9 (SIGKILL)"), "{killed}");
         assert!(killed.contains("out of memory") && killed.ends_with("thread panicked"), "{killed}");
         assert!(end(HowEnded::Status(ExitStatus::from_raw(101 << 8))).contains("exit status 101"));
+
+        let one = |rank, status| RankEnd {
+            rank,
+            how: HowEnded::Status(ExitStatus::from_raw(status)),
+            last_lines: vec!["a line".into()],
+        };
+        let told = RankEnd::told(&RankEnd::sorted(vec![one(0, 1 << 8), one(2, 11)]));
+        assert_eq!(
+            told,
+            "rank 2 was killed by signal 11 (SIGSEGV)\n  its last lines:\n    a line\n  then rank 0 ended with exit status 1"
+        );
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What was typed: on the command line, in `NANOINFER_*`, or in a TOML file, whose keys are the same words.
 //!
-//! Everything is optional here; [`super::config`] decides what the absence of an option means.
+//! Everything is optional here; `config` decides what the absence of an option means.
 
 use std::{path::PathBuf, time::Duration};
 
