@@ -90,7 +90,8 @@ fn a_bad_request_gets_a_clear_answer_and_disturbs_nobody() {
     let healthy = json!({ "prompt": "What is the capital of France?", "temperature": 0 });
     let expected = server.ask("/api/chat", &healthy)["response"].clone();
     std::thread::scope(|scope| {
-        let beside = scope.spawn(|| (0..20).map(|_| server.ask("/api/chat", &healthy)["response"].clone()).collect::<Vec<_>>());
+        let beside =
+            scope.spawn(|| (0..20).map(|_| server.ask("/api/chat", &healthy)["response"].clone()).collect::<Vec<_>>());
         for (path, body, status, word) in [
             ("/api/chat", "{", 400, "JSON"),
             ("/api/chat", "[]", 400, ""),

@@ -60,7 +60,9 @@ fn both_forms_stream_what_they_say_at_once() {
     assert_eq!(lines.iter().map(content).collect::<String>().trim(), whole.trim());
     let last = lines.last().unwrap();
     assert_eq!((&last["done"], &last["done_reason"]), (&true.into(), &"stop".into()));
-    for field in ["total_duration", "load_duration", "prompt_eval_count", "prompt_eval_duration", "eval_count", "eval_duration"] {
+    for field in
+        ["total_duration", "load_duration", "prompt_eval_count", "prompt_eval_duration", "eval_count", "eval_duration"]
+    {
         assert!(last[field].is_u64(), "{field} in {last}");
     }
     assert!(lines[..lines.len() - 1].iter().all(|line| line["done"] == false));
@@ -85,7 +87,8 @@ fn a_conversation_continues_and_seeds_repeat() {
     assert!(answer["message"]["content"].as_str().unwrap().contains("Paris"), "{answer}");
 
     let seeded = |seed: u64| {
-        let body = json!({ "prompt": "Tell me something.", "temperature": 1.5, "top_p": 1.0, "seed": seed, "max_tokens": 24 });
+        let body =
+            json!({ "prompt": "Tell me something.", "temperature": 1.5, "top_p": 1.0, "seed": seed, "max_tokens": 24 });
         server.ask("/api/chat", &body)["response"].as_str().unwrap().to_owned()
     };
     assert_eq!(seeded(5), seeded(5));

@@ -28,14 +28,22 @@ pub(crate) fn write_random_gpt2(folder: &Path, tokenizer: &Path, sizes: Sizes) {
     for file in ["vocab.json", "merges.txt"] {
         fs::copy(tokenizer.join(file), folder.join(file)).unwrap();
     }
-    let mut tensors = vec![("wte.weight".to_owned(), vec![VOCABULARY, c]), ("wpe.weight".to_owned(), vec![POSITIONS, c])];
+    let mut tensors =
+        vec![("wte.weight".to_owned(), vec![VOCABULARY, c]), ("wpe.weight".to_owned(), vec![POSITIONS, c])];
     for layer in 0..n_layer {
         for (name, shape) in [
-            ("ln_1.weight", vec![c]), ("ln_1.bias", vec![c]), ("ln_2.weight", vec![c]), ("ln_2.bias", vec![c]),
-            ("attn.c_attn.weight", vec![c, 3 * c]), ("attn.c_attn.bias", vec![3 * c]),
-            ("attn.c_proj.weight", vec![c, c]), ("attn.c_proj.bias", vec![c]),
-            ("mlp.c_fc.weight", vec![c, 4 * c]), ("mlp.c_fc.bias", vec![4 * c]),
-            ("mlp.c_proj.weight", vec![4 * c, c]), ("mlp.c_proj.bias", vec![c]),
+            ("ln_1.weight", vec![c]),
+            ("ln_1.bias", vec![c]),
+            ("ln_2.weight", vec![c]),
+            ("ln_2.bias", vec![c]),
+            ("attn.c_attn.weight", vec![c, 3 * c]),
+            ("attn.c_attn.bias", vec![3 * c]),
+            ("attn.c_proj.weight", vec![c, c]),
+            ("attn.c_proj.bias", vec![c]),
+            ("mlp.c_fc.weight", vec![c, 4 * c]),
+            ("mlp.c_fc.bias", vec![4 * c]),
+            ("mlp.c_proj.weight", vec![4 * c, c]),
+            ("mlp.c_proj.bias", vec![c]),
         ] {
             tensors.push((format!("h.{layer}.{name}"), shape));
         }

@@ -65,7 +65,12 @@ fn choices_prompts_and_streams_agree() {
     assert_eq!(choices.iter().map(|c| c["index"].as_u64().unwrap()).collect::<Vec<_>>(), [0, 1, 2, 3]);
     assert_ne!(choices[2]["token_ids"], choices[3]["token_ids"], "choices are drawn apart");
     assert_eq!(answer["usage"]["completion_tokens"], 24);
-    assert_eq!(answer, { let mut again = server.ask("/v1/completions", &body); again["id"] = answer["id"].clone(); again["created"] = answer["created"].clone(); again });
+    assert_eq!(answer, {
+        let mut again = server.ask("/v1/completions", &body);
+        again["id"] = answer["id"].clone();
+        again["created"] = answer["created"].clone();
+        again
+    });
 
     let mut streamed = body.clone();
     streamed["stream"] = true.into();

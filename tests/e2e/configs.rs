@@ -6,7 +6,8 @@ use crate::server::{Server, root};
 
 #[test]
 fn every_file_in_configs_starts() {
-    let mut files: Vec<_> = std::fs::read_dir(root().join("configs")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut files: Vec<_> =
+        std::fs::read_dir(root().join("configs")).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
     assert!(!files.is_empty());
     for file in files {

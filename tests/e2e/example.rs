@@ -24,5 +24,8 @@ fn the_conversation_fits_a_hundred_lines_and_talks() {
         .expect("`cargo test --workspace` has built the example");
     child.stdin.take().unwrap().write_all(b"What is the capital of France?\nHello!\n").unwrap();
     let output = child.wait_with_output().unwrap();
-    assert_eq!(String::from_utf8_lossy(&output.stdout), " The capital of France is Paris.\n Hello! How can I help you today?\n");
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        " The capital of France is Paris.\n Hello! How can I help you today?\n"
+    );
 }

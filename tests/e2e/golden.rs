@@ -32,7 +32,11 @@ fn every_split_and_link_generates_transformers_ids() {
                     }
                     let answer = server.ask("/v1/completions", &body(&case));
                     let choice = &answer["choices"][0];
-                    assert_eq!(choice["token_ids"], case["greedy_ids"], "{model} {} nproc {nproc} {comm}", case["name"]);
+                    assert_eq!(
+                        choice["token_ids"], case["greedy_ids"],
+                        "{model} {} nproc {nproc} {comm}",
+                        case["name"]
+                    );
                     assert_eq!(choice["prompt_token_ids"], case["prompt_ids"]);
                 }
             }

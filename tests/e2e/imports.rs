@@ -7,7 +7,8 @@ use crate::server::root;
 /// Our crates that `folder` depends on, dev-dependencies aside.
 fn imports(folder: &str) -> BTreeSet<String> {
     let manifest = fs::read_to_string(root().join(folder).join("Cargo.toml")).unwrap();
-    let section = manifest.split("\n[").find(|section| section.starts_with("dependencies]")).unwrap_or_default().to_owned();
+    let section =
+        manifest.split("\n[").find(|section| section.starts_with("dependencies]")).unwrap_or_default().to_owned();
     let names = section.lines().filter_map(|line| line.split(['.', ' ', '=']).next());
     names.filter(|name| name.starts_with("nanoinfer")).map(str::to_owned).collect()
 }

@@ -22,7 +22,8 @@ fn sigterm_and_sigint_stop_everything_with_exit_code_0() {
 #[test]
 fn a_signal_lets_running_requests_finish_and_takes_no_new_ones() {
     let mut server = Server::start(&["--nproc", "2"]);
-    let body = json!({ "prompt": "What is water?", "raw": true, "max_tokens": 200, "temperature": 1.5, "stream": true });
+    let body =
+        json!({ "prompt": "What is water?", "raw": true, "max_tokens": 200, "temperature": 1.5, "stream": true });
     std::thread::scope(|scope| {
         let running = scope.spawn(|| server.post_text("/api/chat", &body.to_string()));
         wait_until("a running request", || server.get("/health").1.contains("running") || running.is_finished());
@@ -73,7 +74,8 @@ fn a_stopped_rank_makes_the_server_unready_and_a_continued_one_ready_again() {
 fn a_client_that_hangs_up_frees_its_place() {
     let server = Server::start(&["--max-seqs", "1"]);
     let url = server.url.strip_prefix("http://").unwrap().to_owned();
-    let body = json!({ "prompt": "Once", "raw": true, "max_tokens": 250, "temperature": 2.0, "stream": true }).to_string();
+    let body =
+        json!({ "prompt": "Once", "raw": true, "max_tokens": 250, "temperature": 2.0, "stream": true }).to_string();
     for _ in 0..3 {
         // A client that sends its request, reads the first bytes of the answer, and is gone.
         use std::io::{Read, Write};

@@ -76,10 +76,19 @@ fn gpt2_xl_runs_on_2_and_3_ranks_within_a_tenth_of_its_plan_also_while_loading()
         for (rank, (&pid, plan)) in ranks.iter().zip(&plan).enumerate() {
             let measured = anonymous_bytes(pid).unwrap() as f64;
             let total = plan["total"];
-            println!("nproc {nproc} rank {rank}: planned {total:.3e} B, measured {measured:.3e} B, {:.3e} B at most while loading", peaks[&rank] as f64);
-            assert!((total / measured - 1.0).abs() < 0.1, "nproc {nproc} rank {rank}: planned {total}, measured {measured}");
+            println!(
+                "nproc {nproc} rank {rank}: planned {total:.3e} B, measured {measured:.3e} B, {:.3e} B at most while loading",
+                peaks[&rank] as f64
+            );
+            assert!(
+                (total / measured - 1.0).abs() < 0.1,
+                "nproc {nproc} rank {rank}: planned {total}, measured {measured}"
+            );
             let loading = peaks[&rank] as f64;
-            assert!(loading > 0.0 && loading < 1.05 * plan["weights"] + 64e6, "nproc {nproc} rank {rank}: {loading} while loading");
+            assert!(
+                loading > 0.0 && loading < 1.05 * plan["weights"] + 64e6,
+                "nproc {nproc} rank {rank}: {loading} while loading"
+            );
         }
     }
 }
