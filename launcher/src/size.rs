@@ -46,7 +46,10 @@ impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let units = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
         let text = match units.into_iter().find(|(_, bits)| self.0 >> bits > 0) {
-            Some((unit, bits)) => format!("{:.1} {unit}", self.0 as f64 / f64::from(1u32 << (bits / 2)).powi(2)),
+            Some((unit, bits)) => {
+                let digits = if bits < 30 { 1 } else { 2 };
+                format!("{:.digits$} {unit}", self.0 as f64 / f64::from(1u32 << (bits / 2)).powi(2))
+            }
             None => format!("{} B", self.0),
         };
         f.pad(&text)
@@ -79,6 +82,6 @@ mod tests {
     #[test]
     fn sizes_are_written_in_the_largest_unit_that_fits() {
         let shown = [5, 2048, 3 << 19, 498 << 20, 6 << 30].map(|bytes| ByteSize(bytes).to_string());
-        assert_eq!(shown, ["5 B", "2.0 KiB", "1.5 MiB", "498.0 MiB", "6.0 GiB"]);
+        assert_eq!(shown, ["5 B", "2.0 KiB", "1.5 MiB", "498.0 MiB", "6.00 GiB"]);
     }
 }

@@ -58,7 +58,7 @@ fn echoed_log_probabilities_are_transformers() {
 #[test]
 fn choices_prompts_and_streams_agree() {
     let server = start();
-    let body = json!({ "prompt": ["the cat", [5, 6, 7]], "n": 2, "max_tokens": 6, "seed": 11, "ignore_eos": true,
+    let body = json!({ "prompt": [[9, 8, 7, 6], [5, 6, 7]], "n": 2, "max_tokens": 6, "seed": 11, "ignore_eos": true,
                        "return_token_ids": true });
     let answer = server.ask("/v1/completions", &body);
     let choices = answer["choices"].as_array().unwrap();
