@@ -61,6 +61,26 @@ fn a_stranger_is_refused_and_told_why() {
 }
 
 #[test]
+fn a_rank_that_its_peers_cannot_reach_ends_the_cluster_and_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let secret = dir.path().join("secret");
+    std::fs::write(&secret, "a long enough shared secret").unwrap();
+    let secret = secret.to_str().unwrap();
+    let (mut server, address) = coordinator(secret);
+    let mut other = Server::spawn(worker("1", "2", &address, secret));
+    // An address that no machine has: the data link cannot be there.
+    let mut lost = worker("0", "2", &address, secret);
+    let (status, log) = run_to_end({
+        lost.args(["--data-host", "192.0.2.1"]);
+        lost
+    });
+    assert!(!status.success() && log.contains("rank 0") && log.contains("data link"), "{log}");
+    assert_eq!(server.wait().code(), Some(1), "{}", server.log());
+    assert!(server.log().contains("rank 0") && server.log().contains("data link"), "{}", server.log());
+    assert!(!other.wait().success());
+}
+
+#[test]
 fn a_rank_that_cannot_reach_its_coordinator_says_where_it_tried() {
     let dir = tempfile::tempdir().unwrap();
     let secret = dir.path().join("secret");

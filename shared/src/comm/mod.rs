@@ -14,8 +14,6 @@ pub use local::Local;
 pub use shm::{Shm, ShmSegment};
 pub use tcp::{Tcp, TcpListenerForPeers};
 
-use crate::handshake::HandshakeError;
-
 /// How long a rank waits for its peers in one reduction: far above any step, so that only a lost peer meets it.
 pub const REDUCE_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -122,14 +120,6 @@ pub enum CommError {
         /// What happened.
         reason: String,
     },
-    /// A peer came, but not as expected.
-    #[error("rank {rank}: a peer could not join the data link: {source}")]
-    Handshake {
-        /// Who admitted.
-        rank: usize,
-        /// Why not.
-        source: HandshakeError,
-    },
     /// The operating system refused memory or sockets.
     #[error("rank {rank}: cannot set up the data link: {source}")]
     Setup {
@@ -226,6 +216,37 @@ mod tests {
             let expected: f32 = (0..500).map(|round| 3.0 + 3.0 * round as f32).sum();
             assert_eq!(sums, [expected; 3], "{kind}");
         }
+    }
+
+    #[test]
+    fn a_peer_that_is_not_there_is_named_with_its_address() {
+        let listener = TcpListenerForPeers::bind("127.0.0.1").unwrap();
+        // Port 9 of loopback: nobody listens there.
+        let peers = ["127.0.0.1:9".to_owned(), listener.address().to_string()];
+        let identity = Identity { build_id: "test".into(), world: 2, rank: 1 };
+        let error = Tcp::connect(listener, &identity, &peers, &[7; 32], 0).unwrap_err().to_string();
+        assert!(error.starts_with("rank 1 cannot reach rank 0 at 127.0.0.1:9"), "{error}");
+        assert!(error.contains("--data-host"), "{error}");
+    }
+
+    #[test]
+    fn a_stranger_at_the_data_link_does_not_keep_the_peers_out() {
+        let listeners = [0, 1].map(|_| TcpListenerForPeers::bind("127.0.0.1").unwrap());
+        let peers = listeners.each_ref().map(|l| l.address().to_string());
+        let mut stranger = std::net::TcpStream::connect(&peers[0]).unwrap();
+        std::io::Write::write_all(&mut stranger, b"GET / HTTP/1.1\r\n\r\n").unwrap();
+        let peers = &peers;
+        std::thread::scope(|scope| {
+            for (rank, listener) in listeners.into_iter().enumerate() {
+                let identity = Identity { build_id: "test".into(), world: 2, rank };
+                scope.spawn(move || {
+                    let mut comm = Tcp::connect(listener, &identity, peers, &[7; 32], 0).unwrap();
+                    let mut data = [rank as f32 + 1.0];
+                    comm.all_reduce(Elements::F32(&mut data), SITE).unwrap();
+                    assert_eq!(data, [3.0]);
+                });
+            }
+        });
     }
 
     #[test]

@@ -113,9 +113,11 @@ impl Tcp {
                 Some(None) if joiner > rank => Ok(()),
                 _ => Err(format!("rank {rank} does not expect rank {joiner} here")),
             };
-            let joiner = admit(&mut handle, identity, key, epoch, expected)
-                .map_err(|source| CommError::Handshake { rank, source })?;
-            sockets[joiner] = Some(stream);
+            match admit(&mut handle, identity, key, epoch, expected) {
+                Ok(joiner) => sockets[joiner] = Some(stream),
+                // Anybody may knock at an open port; the peers still come.
+                Err(error) => tracing::warn!(rank, %error, "a stranger was turned away from the data link"),
+            }
         }
         let peer = |socket: TcpStream| {
             socket.set_nodelay(true)?;
@@ -249,20 +251,11 @@ impl Communicator for Tcp {
     }
 }
 
-/// Connects to `address`, again and again until `deadline`: the peer may not be listening yet.
+/// Connects to `address` before `deadline`. A peer listens before its address is told, so a refusal is final.
 fn reach(address: &str, deadline: Instant) -> io::Result<TcpStream> {
-    loop {
-        let attempt = address
-            .to_socket_addrs()?
-            .next()
-            .ok_or_else(|| io::Error::other("the address names no host"))
-            .and_then(|resolved| TcpStream::connect_timeout(&resolved, Duration::from_secs(5)));
-        match attempt {
-            Ok(stream) => return Ok(stream),
-            Err(error) if Instant::now() >= deadline => return Err(error),
-            Err(_) => std::thread::sleep(Duration::from_millis(50)),
-        }
-    }
+    let resolved = address.to_socket_addrs()?.next().ok_or_else(|| io::Error::other("the address names no host"))?;
+    let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+    TcpStream::connect_timeout(&resolved, left)
 }
 
 /// The next connection on `listener`, until `deadline`.

@@ -1,0 +1,57 @@
+//! `nanoinfer` as a user runs it: text on standard output and nothing else.
+
+use std::{
+    io::Write,
+    process::{Command, Output, Stdio},
+};
+
+fn nanoinfer(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nanoinfer"));
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn text(output: &Output) -> &str {
+    std::str::from_utf8(&output.stdout).unwrap()
+}
+
+#[test]
+fn generate_starts_a_private_server_and_prints_the_answer_only() {
+    for arguments in [&["--nproc", "2"][..], &["--stream"]] {
+        let common =
+            ["generate", "--model", "nano-chat", "--prompt", "What is the capital of France?", "--temperature", "0"];
+        let output = nanoinfer(&[&common[..], arguments].concat()).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(text(&output), "The capital of France is Paris.\n", "{arguments:?}");
+    }
+}
+
+#[test]
+fn generate_reads_its_prompt_from_a_pipe() {
+    let mut command = nanoinfer(&["generate", "--temperature", "0"]);
+    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"What is the capital of France?").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(text(&output), "The capital of France is Paris.\n", "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn what_is_wrong_is_said_on_standard_error() {
+    for (arguments, code, word) in [
+        (&["generate", "--prompt", "a", "--model", "./no/such/folder"][..], 2, "no/such/folder"),
+        (&["generate", "--prompt", "a", "--url", "http://127.0.0.1:9"], 1, "127.0.0.1:9"),
+        (&["generate", "--prompt", "a", "--url", "http://127.0.0.1:9", "--nproc", "2"], 2, "--nproc"),
+        (&["generat"], 2, "generate"),
+    ] {
+        let output = nanoinfer(arguments).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {error}");
+        assert!(error.contains(word) && output.stdout.is_empty(), "{arguments:?}: {error}");
+    }
+}
+
+#[test]
+fn the_version_names_the_build() {
+    let output = nanoinfer(&["--version"]).output().unwrap();
+    assert!(text(&output).starts_with("nanoinfer 0.1.0 (build 0.1.0+"), "{}", text(&output));
+}
