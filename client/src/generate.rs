@@ -9,7 +9,7 @@ use clap::Args;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::{Failure, private_server::PrivateServer};
+use crate::{Failure, model_options::ModelOptions, private_server::PrivateServer};
 
 /// Longest line of a stream that is still an event.
 const MAX_EVENT_BYTES: u64 = 1 << 20;
@@ -21,12 +21,8 @@ pub(crate) struct GenerateOptions {
     /// Server to ask, like http://127.0.0.1:8000.
     #[arg(long, value_name = "URL", conflicts_with_all = ["model", "revision", "nproc", "device", "dtype", "threads"])]
     url: Option<String>,
-    /// Model to start a private server for: folder, checkpoint file, hub id or short name [default: the built-in nano-chat].
-    #[arg(long, value_name = "MODEL")]
-    pub(crate) model: Option<String>,
-    /// Branch, tag or commit of a hub model.
-    #[arg(long, value_name = "REVISION")]
-    pub(crate) revision: Option<String>,
+    #[command(flatten)]
+    pub(crate) model: ModelOptions,
     /// Text to answer; standard input if it is absent and a pipe.
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
@@ -48,18 +44,6 @@ pub(crate) struct GenerateOptions {
     /// Write the text as it comes.
     #[arg(long)]
     stream: bool,
-    /// Ranks of the private server.
-    #[arg(long, value_name = "N")]
-    pub(crate) nproc: Option<String>,
-    /// What the private server computes on.
-    #[arg(long, value_name = "DEVICE")]
-    pub(crate) device: Option<String>,
-    /// Element type of the private server.
-    #[arg(long, value_name = "DTYPE")]
-    pub(crate) dtype: Option<String>,
-    /// Compute threads of each rank of the private server.
-    #[arg(long, value_name = "N")]
-    pub(crate) threads: Option<String>,
 }
 
 /// One event of a streamed answer, or a whole one, or what went wrong.
@@ -75,7 +59,7 @@ pub(crate) fn run(options: GenerateOptions) -> Result<(), Failure> {
     let body = body(&options, prompt);
     let mut server = match &options.url {
         Some(_) => None,
-        None => Some(PrivateServer::start(&options)?),
+        None => Some(PrivateServer::start(&options.model)?),
     };
     let url = options.url.as_deref().or(server.as_ref().map(PrivateServer::url)).expect("one of the two is there");
     let asked = ask(url, &body, io::stdout().lock());

@@ -1,15 +1,17 @@
 //! `nanoinfer`: meets a server over HTTP as any client would; starts a private one when given a model.
 //!
-//! [`generate`] is the verb, [`private_server`] the server that it may need. Does not know how text is made.
+//! [`generate`] asks, over HTTP, [`private_server`] being the server that it may need; [`bench`] measures a cluster without HTTP. Does not know how text is made.
 
 mod generate;
 mod private_server;
+mod model_options;
+mod bench;
 
 use std::{ffi::OsString, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
-use crate::generate::GenerateOptions;
+use crate::{bench::BenchOptions, generate::GenerateOptions};
 
 /// Generates text from a server, or from a model.
 #[derive(Debug, Parser)]
@@ -26,6 +28,8 @@ struct CommandLine {
 enum Verb {
     /// Continue a prompt; only the text goes to standard output.
     Generate(GenerateOptions),
+    /// Measure a model on this machine: a table, then one line of JSON.
+    Bench(BenchOptions),
 }
 
 /// Verbs that are `nanoinfer-launch` in this program, so that it can start servers and ranks without a second file.
@@ -46,11 +50,14 @@ fn main() -> ExitCode {
         println!("nanoinfer {} (build {})", env!("CARGO_PKG_VERSION"), nanoinfer_launch::build::BUILD_ID);
         return ExitCode::SUCCESS;
     }
-    let Some(Verb::Generate(options)) = typed.verb else {
-        eprintln!("error: nothing to do\n  hint: nanoinfer generate --prompt TEXT, or --help");
-        return ExitCode::from(2);
+    let result = match typed.verb {
+        Some(Verb::Generate(options)) => generate::run(options),
+        Some(Verb::Bench(options)) => bench::run(options),
+        None => {
+            Err(Failure::usage(anyhow::anyhow!("nothing to do\n  hint: nanoinfer generate --prompt TEXT, or --help")))
+        }
     };
-    match generate::run(options) {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("error: {:#}", failure.error);

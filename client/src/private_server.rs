@@ -16,7 +16,7 @@ use std::{
 use anyhow::{Context, anyhow};
 use nanoinfer_launch::{cli::environment, model};
 
-use crate::{Failure, SERVE, generate::GenerateOptions};
+use crate::{Failure, SERVE, model_options::ModelOptions};
 
 /// How the server says where it is; everything before is about its start.
 const READY: &str = "ready on ";
@@ -42,7 +42,7 @@ impl PrivateServer {
     ///
     /// # Errors
     /// With its own words, and its exit code, if it does not come up.
-    pub(crate) fn start(options: &GenerateOptions) -> Result<Self, Failure> {
+    pub(crate) fn start(options: &ModelOptions) -> Result<Self, Failure> {
         // Found here first, so that a download shows its progress on our terminal.
         model::resolve(options.model.as_deref(), options.revision.as_deref(), &environment::caches())
             .map_err(Failure::usage)?;
@@ -52,16 +52,7 @@ impl PrivateServer {
         let mut command = Command::new(path);
         command.arg0("nanoinfer").args([SERVE, "--host", "127.0.0.1", "--port", "0"]);
         command.args(["--parent", &std::process::id().to_string()]);
-        for (flag, value) in [
-            ("--model", &options.model),
-            ("--revision", &options.revision),
-            ("--nproc", &options.nproc),
-            ("--device", &options.device),
-            ("--dtype", &options.dtype),
-            ("--threads", &options.threads),
-        ] {
-            command.args(value.iter().flat_map(|value| [flag, value]));
-        }
+        command.args(options.flags());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
         let mut child = command.spawn().context("cannot start a private server")?;
         let mut stderr = BufReader::new(child.stderr.take().expect("it was asked for"));

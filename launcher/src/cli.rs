@@ -72,6 +72,17 @@ impl Failure {
     }
 }
 
+/// What these flags, the environment and a `--config` file say of a cluster.
+///
+/// # Errors
+/// In words, when they are wrong.
+pub fn cluster_config(flags: impl IntoIterator<Item = String>) -> Result<ClusterConfig, String> {
+    let args = std::iter::once("nanoinfer-launch".to_owned()).chain(flags);
+    let typed = CommandLine::try_parse_from(args).map_err(|error| error.to_string())?;
+    let config = Config::new(typed.serve, &environment::caches()).map_err(|error| error.to_string())?;
+    Ok(config.cluster)
+}
+
 fn serve(options: ServeOptions) -> Result<(), Failure> {
     if let Some(parent) = options.parent {
         rank::die_with_parent(parent).map_err(LaunchError::system("start"))?;

@@ -113,6 +113,11 @@ impl Plan {
         })
     }
 
+    /// Element type to compute in.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
     /// What the coordinator is told.
     pub(crate) fn engine_config(&self, config: &ClusterConfig) -> EngineConfig {
         EngineConfig {

@@ -46,7 +46,14 @@ fn every_split_and_link_generates_transformers_ids() {
 
 #[test]
 fn a_crowd_of_mixed_lengths_gets_what_each_gets_alone() {
-    let server = start("heads7", "2", "shm");
+    for dtype in ["f32", "bf16"] {
+        crowd_equals_alone(dtype);
+    }
+}
+
+fn crowd_equals_alone(dtype: &str) {
+    let folder = golden_folder("heads7");
+    let server = Server::start(&["--model", folder.to_str().unwrap(), "--nproc", "2", "--dtype", dtype]);
     let bodies: Vec<Value> = cases("heads7")
         .iter()
         .filter(|case| !case["greedy_ids"].as_array().unwrap().is_empty())
@@ -68,5 +75,5 @@ fn a_crowd_of_mixed_lengths_gets_what_each_gets_alone() {
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
     // Equal JSON, log-probabilities to the last digit.
-    assert_eq!(together, alone);
+    assert_eq!(together, alone, "{dtype}");
 }

@@ -10,6 +10,7 @@
 //! - [`memory`]: `--plan` against measured memory, gpt2-xl's 25 heads over 2 and 3 ranks
 //! - [`configs`]: every file in `configs/` starts
 //! - [`imports`]: the import rules of docs/architecture.md
+//! - [`docs`]: files, links and flags that the documents name exist
 //! - [`example`]: the 100-line program
 
 mod checkpoint;
@@ -19,6 +20,7 @@ mod bad_input;
 mod chat;
 mod completions;
 mod configs;
+mod docs;
 mod example;
 mod golden;
 mod imports;

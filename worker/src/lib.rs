@@ -14,6 +14,7 @@ pub mod step;
 pub mod rank;
 pub mod reference;
 pub mod plan;
+pub mod limits;
 
 mod error;
 mod memory;

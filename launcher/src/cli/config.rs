@@ -71,7 +71,7 @@ impl Config {
         }
         let dtype = match options.dtype {
             None | Some(TypedDType::Auto | TypedDType::F32) => DType::F32,
-            Some(TypedDType::Bf16) => return Err(not_built("--dtype bf16")),
+            Some(TypedDType::Bf16) => DType::Bf16,
             Some(TypedDType::Int8) => return Err(not_built("--dtype int8")),
             Some(TypedDType::F16) => return Err(not_built("--dtype f16")),
         };
@@ -112,7 +112,7 @@ impl Config {
 }
 
 fn not_built(what: &'static str) -> ConfigError {
-    ConfigError::NotBuilt { what, hint: "--dtype f32; checkpoints of any element type load into it" }
+    ConfigError::NotBuilt { what, hint: "--dtype f32 or bf16; checkpoints of any element type load into them" }
 }
 
 impl ServeOptions {
@@ -247,7 +247,7 @@ mod tests {
     fn what_is_not_built_is_refused_with_what_is() {
         for (args, hint) in [
             (["--device", "cuda"], "--device cpu"),
-            (["--dtype", "bfloat16"], "--dtype f32"),
+            (["--dtype", "f16"], "--dtype f32 or bf16"),
             (["--dtype", "int8"], "--dtype f32"),
             (["--comm", "nccl"], "--comm shm"),
         ] {

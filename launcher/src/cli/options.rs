@@ -155,13 +155,13 @@ pub(super) enum Device {
 /// Values of `--dtype`, with the names that other programs use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum TypedDType {
-    /// The best that is there.
+    /// f32.
     Auto,
     /// 32-bit floats.
     #[value(alias = "fp32", alias = "float32")]
     F32,
-    /// Not built yet.
-    #[value(hide = true, alias = "bfloat16")]
+    /// Weights and the inputs of products in bf16, sums in f32: half the memory.
+    #[value(alias = "bfloat16")]
     Bf16,
     /// Not built yet.
     #[value(hide = true)]

@@ -16,6 +16,7 @@ mod norm;
 mod activation;
 mod attention;
 mod logits;
+mod limits;
 mod pool;
 
 pub use activation::Activation;

@@ -1,0 +1,224 @@
+//! `nanoinfer bench`: how fast a model runs on this machine, beside what the machine can do at most.
+//!
+//! Drives the engine by its handle, without HTTP: greedy requests with random prompts of one length, all alike. A decode step is
+//! the time between two tokens of one sequence while all are decoding. Every figure is a median of several runs; figures of
+//! different runs of this program do not compare, ratios within one do.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow};
+use clap::{Args, ValueEnum};
+use nanoinfer_launch::{
+    Cluster, ClusterConfig,
+    cli::cluster_config,
+    handle::EngineHandle,
+    limits::Limits,
+    plan::{Placement, Plan},
+    request::{Event, Limits as Length, Request, SamplingParams},
+};
+use serde_json::{Value, json};
+
+use crate::{Failure, model_options::ModelOptions};
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchOptions {
+    /// What to measure.
+    #[arg(value_enum)]
+    what: What,
+    #[command(flatten)]
+    model: ModelOptions,
+    /// Sequences at a time; several numbers, separated by commas.
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_values_t = [1, 8, 32], value_parser = clap::value_parser!(u32).range(1..=1024))]
+    batch: Vec<u32>,
+    /// Tokens of each prompt.
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    prompt_tokens: usize,
+    /// Tokens that each sequence generates (decode).
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    tokens: usize,
+    /// Runs of each batch, after one to warm up.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    runs: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum What {
+    /// Time of a step that adds one token to each sequence.
+    Decode,
+    /// Time to the first token of all sequences.
+    Prefill,
+}
+
+/// One line of the table.
+struct Row {
+    batch: u32,
+    /// Of a step (decode), or of all prompts (prefill); sorted.
+    seconds: Vec<f64>,
+    tokens_per_s: f64,
+    /// Reached of the limit that applies, 0 to 1.
+    of_limit: f64,
+}
+
+pub(crate) fn run(options: BenchOptions) -> Result<(), Failure> {
+    let config = cluster_config(options.model.flags()).map_err(|reason| Failure::usage(anyhow!(reason)))?;
+    let batch = options.batch.iter().copied().max().unwrap_or(1) as usize;
+    let config =
+        ClusterConfig { max_seqs: batch.max(config.max_seqs), max_queue: batch.max(config.max_queue), ..config };
+    let plan = Plan::new(&config, Placement::Here).context("cannot plan the cluster")?;
+    let geometry = plan.model.geometry.clone();
+    let length = options.prompt_tokens + options.tokens;
+    if options.prompt_tokens == 0 || options.tokens < 2 || length > geometry.n_positions {
+        let n_positions = geometry.n_positions;
+        let error = anyhow!(
+            "{length} tokens a sequence do not fit the model's {n_positions}\n  hint: --prompt-tokens N --tokens M, M at least 2"
+        );
+        return Err(Failure::usage(error));
+    }
+    let ranks = plan.partition.world();
+    let limits = Limits::measure(ranks * plan.threads);
+    let cluster = Cluster::carry_out(&plan, &config).context("cannot start the cluster")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().build().context("cannot start a runtime")?;
+
+    // What a step reads: all weights but the position embedding, of which it reads a few rows.
+    let positions = ranks * geometry.n_positions * geometry.n_embd * size_of::<f32>();
+    let step_bytes = plan.memory.iter().map(|memory| memory.weights).sum::<u64>() - positions as u64;
+    // Two operations for each weight that a token meets; the head is met by the last token of a prompt only.
+    let head = geometry.vocab_size * geometry.n_embd;
+    let body = geometry.parameters() - head - geometry.n_positions * geometry.n_embd;
+    let mut rows = Vec::new();
+    for &batch in &options.batch {
+        let (mut seconds, runs) = (Vec::new(), options.runs + 1);
+        for run in 0..runs {
+            let bench =
+                Batch { handle: cluster.handle(), vocab_size: geometry.vocab_size, run, batch, options: &options };
+            let measured = runtime.block_on(bench.run())?;
+            if run > 0 {
+                seconds.extend(measured);
+            }
+        }
+        seconds.sort_by(f64::total_cmp);
+        let median = seconds[seconds.len() / 2];
+        let batch_tokens =
+            f64::from(batch) * if options.what == What::Decode { 1.0 } else { options.prompt_tokens as f64 };
+        let of_limit = match options.what {
+            What::Decode => step_bytes as f64 / limits.read_bytes_per_s / median,
+            What::Prefill => {
+                let operations = 2.0 * (body as f64 * batch_tokens + head as f64 * f64::from(batch));
+                operations / limits.f32_ops_per_s / median
+            }
+        };
+        rows.push(Row { batch, tokens_per_s: batch_tokens / median, seconds, of_limit });
+    }
+    cluster.shutdown();
+    report(&options, &plan, &limits, step_bytes, &rows);
+    Ok(())
+}
+
+/// One run of one batch.
+struct Batch<'a> {
+    handle: &'a EngineHandle,
+    vocab_size: usize,
+    run: u32,
+    batch: u32,
+    options: &'a BenchOptions,
+}
+
+impl Batch<'_> {
+    /// Seconds of every step (decode), or of the whole (prefill).
+    async fn run(&self) -> anyhow::Result<Vec<f64>> {
+        let begun = Instant::now();
+        let submitted: Result<Vec<_>, _> = (0..self.batch).map(|i| self.handle.submit(self.request(i))).collect();
+        let mut times = Vec::new();
+        // One after the other is enough: events wait in their queues, and the engine stamps none. The first sequence is
+        // read as it goes, and its times are the steps'.
+        let mut sequences = submitted?.into_iter();
+        let mut first = sequences.next().ok_or_else(|| anyhow!("a batch has at least one sequence"))?;
+        let mut others: Vec<_> = sequences.collect();
+        let decode = self.options.what == What::Decode;
+        loop {
+            match first.next().await {
+                Some(Event::Token { .. }) => times.push(Instant::now()),
+                Some(Event::Finished(_)) => break,
+                Some(Event::Prompt(_)) => {}
+                Some(Event::Failed(reason)) => return Err(anyhow!("the engine failed: {reason}")),
+                None => return Err(anyhow!("the engine ended")),
+            }
+        }
+        let mut all_started = begun;
+        for other in &mut others {
+            while let Some(event) = other.next().await {
+                if let Event::Failed(reason) = event {
+                    return Err(anyhow!("the engine failed: {reason}"));
+                }
+            }
+            all_started = Instant::now();
+        }
+        if !decode {
+            let end = if others.is_empty() { times.first().copied() } else { Some(all_started) };
+            return Ok(vec![(end.unwrap_or(begun) - begun).as_secs_f64()]);
+        }
+        // While later prompts are computed, steps take longer: the first sequence's last steps are those of a full batch,
+        // unless the others go on after it. Half of its tokens are left out at the start for that.
+        let steps = times.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64());
+        Ok(steps.skip(times.len() / 2).collect())
+    }
+
+    fn request(&self, index: u32) -> Request {
+        let mut state = (self.run * 1024 + index).wrapping_mul(2_654_435_761) | 1;
+        let mut random = || {
+            // xorshift32: any spread over the vocabulary will do.
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            state % self.vocab_size as u32
+        };
+        let max_tokens = if self.options.what == What::Decode { self.options.tokens } else { 1 };
+        Request {
+            prompt: (0..self.options.prompt_tokens).map(|_| random()).collect(),
+            sampling: SamplingParams::greedy(),
+            limits: Length { max_tokens, min_tokens: 0, ignore_eos: true, stop_token_ids: Vec::new() },
+            logprobs: None,
+            prompt_logprobs: None,
+            prompt_index: index,
+            choice: 0,
+        }
+    }
+}
+
+fn report(options: &BenchOptions, plan: &Plan, limits: &Limits, step_bytes: u64, rows: &[Row]) {
+    let ms = |seconds: f64| Duration::from_secs_f64(seconds).as_secs_f64() * 1e3;
+    let percentile = |row: &Row, p: usize| ms(row.seconds[(row.seconds.len() - 1) * p / 100]);
+    let ranks = plan.partition.world();
+    println!(
+        "{} {:?}, nproc {ranks}, {} threads a rank; this machine reads {:.1} GB/s and does {:.0} GFLOP/s (f32) with them",
+        plan.model.name,
+        plan.dtype(),
+        plan.threads,
+        limits.read_bytes_per_s / 1e9,
+        limits.f32_ops_per_s / 1e9
+    );
+    let (what, limit) = match options.what {
+        What::Decode => ("step", "of reading all weights"),
+        What::Prefill => ("prompts", "of f32 arithmetic"),
+    };
+    println!("{:>6}  {:>12}  {:>19}  {:>10}  {limit}", "batch", format!("{what} (ms)"), "10 % … 90 % (ms)", "tokens/s");
+    for row in rows {
+        let spread = format!("{:.2} … {:.2}", percentile(row, 10), percentile(row, 90));
+        let (median, tokens_per_s) = (percentile(row, 50), row.tokens_per_s);
+        println!("{:>6}  {median:>12.2}  {spread:>19}  {tokens_per_s:>10.1}  {:.0} %", row.batch, row.of_limit * 100.0);
+    }
+    let line = |row: &Row| -> Value {
+        json!({ "batch": row.batch, "ms": percentile(row, 50), "ms_p10": percentile(row, 10), "ms_p90": percentile(row, 90),
+                "tokens_per_s": row.tokens_per_s, "of_limit": row.of_limit })
+    };
+    let name = if options.what == What::Decode { "decode" } else { "prefill" };
+    println!(
+        "{}",
+        json!({
+            "bench": name, "model": plan.model.name, "dtype": format!("{:?}", plan.dtype()).to_lowercase(), "nproc": ranks,
+            "threads": plan.threads, "prompt_tokens": options.prompt_tokens, "tokens": options.tokens, "runs": options.runs,
+            "read_gb_per_s": limits.read_bytes_per_s / 1e9, "f32_gflop_per_s": limits.f32_ops_per_s / 1e9,
+            "step_bytes": step_bytes, "rows": rows.iter().map(line).collect::<Vec<_>>(),
+        })
+    );
+}

@@ -1,0 +1,40 @@
+//! Which model, and how to run it: for verbs that start their own.
+
+use clap::Args;
+
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct ModelOptions {
+    /// Model: folder, checkpoint file, hub id or short name [default: the built-in nano-chat].
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) model: Option<String>,
+    /// Branch, tag or commit of a hub model.
+    #[arg(long, value_name = "REVISION")]
+    pub(crate) revision: Option<String>,
+    /// Ranks.
+    #[arg(long, value_name = "N")]
+    nproc: Option<String>,
+    /// What to compute on.
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<String>,
+    /// Element type of weights and matrix products.
+    #[arg(long, value_name = "DTYPE")]
+    dtype: Option<String>,
+    /// Compute threads of each rank.
+    #[arg(long, value_name = "N")]
+    threads: Option<String>,
+}
+
+impl ModelOptions {
+    /// As flags of `nanoinfer-launch`, which knows what they mean.
+    pub(crate) fn flags(&self) -> Vec<String> {
+        let given = [
+            ("--model", &self.model),
+            ("--revision", &self.revision),
+            ("--nproc", &self.nproc),
+            ("--device", &self.device),
+            ("--dtype", &self.dtype),
+            ("--threads", &self.threads),
+        ];
+        given.into_iter().filter_map(|(flag, value)| Some([flag.to_owned(), value.clone()?])).flatten().collect()
+    }
+}

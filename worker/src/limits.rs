@@ -1,0 +1,48 @@
+//! What this machine can do at most: measured beside every benchmark, as figures of different sittings do not compare.
+
+use std::time::Instant;
+
+use nanoinfer_kernels::{Isa, Kernels};
+
+/// f32 elements read to measure memory: 512 MB, far above any cache.
+const READ_ELEMENTS: usize = 128 << 20;
+/// Multiply-adds of one round of measuring arithmetic: some 20 ms.
+const MULTIPLY_ROUNDS: usize = 5_000_000;
+/// Repetitions; the best counts, as a limit is what is possible.
+const REPEAT: usize = 5;
+
+/// Limits with a number of threads.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Reading memory.
+    pub read_bytes_per_s: f64,
+    /// f32 multiplications and additions, in registers.
+    pub f32_ops_per_s: f64,
+}
+
+impl Limits {
+    /// Measures them on `threads` threads; takes about a second.
+    pub fn measure(threads: usize) -> Self {
+        let mut kernels = Kernels::new(Isa::detect(), threads, true);
+        // Not zeros: untouched zero pages all lie in one place.
+        let data = vec![1.0; READ_ELEMENTS];
+        let read_s = best(|| kernels.read_all(&data));
+        let mut operations = 0;
+        let multiply_s = best(|| {
+            let (done, end) = kernels.multiply_add(MULTIPLY_ROUNDS);
+            operations = done;
+            end
+        });
+        Self { read_bytes_per_s: size_of_val(&data[..]) as f64 / read_s, f32_ops_per_s: operations as f64 / multiply_s }
+    }
+}
+
+/// The shortest time of several runs, in seconds.
+fn best(mut run: impl FnMut() -> f32) -> f64 {
+    let times = (0..REPEAT).map(|_| {
+        let begun = Instant::now();
+        std::hint::black_box(run());
+        begun.elapsed().as_secs_f64()
+    });
+    times.fold(f64::INFINITY, f64::min)
+}
