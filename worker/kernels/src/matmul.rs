@@ -122,9 +122,11 @@ impl Product<'_> {
     }
 }
 
-/// The largest tile that has a version, not above `rows` or `most`.
+/// The height of the next tile where `rows` are left: as few tiles as `most` allows, of about the same height, since a tile of
+/// one row streams the panel as long as one of several.
 fn tile_height(rows: usize, most: usize) -> usize {
-    [12, 8, 6, 4, 3, 2, 1].into_iter().find(|&height| height <= rows.min(most)).expect("1 always fits")
+    let even = rows.div_ceil(rows.div_ceil(most));
+    [12, 10, 8, 6, 5, 4, 3, 2, 1].into_iter().find(|&height| height <= even).expect("1 always fits")
 }
 
 /// Makes `name(isa, x, panel, tile)` that picks the version of `$tile` for the tile's height.
@@ -140,8 +142,10 @@ macro_rules! by_height {
                     2 => $versions::<2>(isa, x, panel, tile),
                     3 => $versions::<3>(isa, x, panel, tile),
                     4 => $versions::<4>(isa, x, panel, tile),
+                    5 => $versions::<5>(isa, x, panel, tile),
                     6 => $versions::<6>(isa, x, panel, tile),
                     8 => $versions::<8>(isa, x, panel, tile),
+                    10 => $versions::<10>(isa, x, panel, tile),
                     12 => $versions::<12>(isa, x, panel, tile),
                     height => unreachable!("no tile of {height} rows"),
                 }
