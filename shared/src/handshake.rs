@@ -77,7 +77,7 @@ enum Answer {
 /// # Errors
 /// When the other side refuses, does not hold the key, or does not answer in time.
 pub fn join(socket: &mut Socket, identity: &Identity, key: &[u8]) -> Result<u32, HandshakeError> {
-    socket.set_deadline(Some(HANDSHAKE_TIMEOUT)).map_err(LinkError::from)?;
+    socket.set_deadlines(Some(HANDSHAKE_TIMEOUT), Some(HANDSHAKE_TIMEOUT)).map_err(LinkError::from)?;
     let ours = nonce()?;
     send(socket, &Hello { protocol: PROTOCOL_VERSION, identity: identity.clone(), nonce: ours })?;
     let theirs = match receive(socket)? {
@@ -107,7 +107,7 @@ pub fn admit(
     epoch: u32,
     accept: impl FnOnce(usize) -> Result<(), String>,
 ) -> Result<usize, HandshakeError> {
-    socket.set_deadline(Some(HANDSHAKE_TIMEOUT)).map_err(LinkError::from)?;
+    socket.set_deadlines(Some(HANDSHAKE_TIMEOUT), Some(HANDSHAKE_TIMEOUT)).map_err(LinkError::from)?;
     let hello: Hello = receive(socket)?;
     let identity = &hello.identity;
     let fit = if hello.protocol != PROTOCOL_VERSION || identity.build_id != expected.build_id {

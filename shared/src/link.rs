@@ -17,6 +17,8 @@ use serde::{Serialize, de::DeserializeOwned};
 
 /// Largest frame: the rows of a full step's `FetchRows` of one rank stay below it.
 pub const MAX_FRAME_BYTES: usize = 256 << 20;
+/// How long a message may take to leave: the other side has stopped reading, and a socket's buffer holds most messages.
+const SEND_DEADLINE: Duration = Duration::from_secs(60);
 /// Messages that may wait in an in-memory link; the protocol has at most a step and a heartbeat under way.
 const CHANNEL_BOUND: usize = 16;
 
@@ -75,10 +77,10 @@ impl Socket {
     ///
     /// # Errors
     /// When the socket refuses the option.
-    pub fn set_deadline(&self, timeout: Option<Duration>) -> io::Result<()> {
+    pub fn set_deadlines(&self, read: Option<Duration>, write: Option<Duration>) -> io::Result<()> {
         match self {
-            Self::Unix(s) => s.set_read_timeout(timeout).and_then(|()| s.set_write_timeout(timeout)),
-            Self::Tcp(s) => s.set_read_timeout(timeout).and_then(|()| s.set_write_timeout(timeout)),
+            Self::Unix(s) => s.set_read_timeout(read).and_then(|()| s.set_write_timeout(write)),
+            Self::Tcp(s) => s.set_read_timeout(read).and_then(|()| s.set_write_timeout(write)),
         }
     }
 
@@ -159,7 +161,7 @@ impl<Out: Serialize, In: DeserializeOwned> ControlLink<Out, In> {
     /// # Errors
     /// When the process is out of file descriptors.
     pub fn over(socket: Socket, epoch: u32) -> Result<Self, LinkError> {
-        socket.set_deadline(None)?;
+        socket.set_deadlines(None, Some(SEND_DEADLINE))?;
         let reader = socket.try_clone()?;
         Ok(Self {
             sender: Sender(SendHalf::Socket { socket, epoch }),

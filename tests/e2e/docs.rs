@@ -71,7 +71,17 @@ fn flags_named_in_the_documents_are_known() {
     }
     assert!(known.contains("--nproc") && known.contains("--secret-file"), "{known:?}");
     // cargo's, and of `nanoinfer generate`, which tests/client covers.
-    let others = ["--release", "--workspace", "--path", "--example", "--format", "--prompt", "--stream"];
+    let others = [
+        "--release",
+        "--workspace",
+        "--path",
+        "--example",
+        "--format",
+        "--prompt",
+        "--stream",
+        "--test",
+        "--nocapture",
+    ];
     for document in documents() {
         let text = fs::read_to_string(&document).unwrap();
         for flag in flags(&text).filter(|flag| !others.contains(flag)) {

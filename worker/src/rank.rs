@@ -1,9 +1,11 @@
 //! The life of a rank, message by message: load, start, then steps until told to stop.
 //!
 //! Two threads: this one computes; another reads the control link, answers heartbeats during a step, and ends the process
-//! (or, within the coordinator's own process, this function) when the link closes: compute does not read the link.
+//! (or, within the coordinator's own process, this function) when it is told to or the link closes: compute does not read the
+//! link.
 
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError, mpsc},
     time::Instant,
@@ -75,7 +77,15 @@ pub fn run(setup: RankSetup) -> Result<(), WorkerError> {
         weights: setup.weights,
         data_host: setup.data_host,
     };
-    rank.live()
+    let sender = Arc::clone(&rank.sender);
+    match catch_unwind(AssertUnwindSafe(|| rank.live())) {
+        Ok(ended) => ended,
+        Err(panic) => {
+            // The control thread keeps the link open, so that without a word the coordinator would wait for ever.
+            let _ = send(&sender, FromRank::Failed("it panicked, which is a bug; its log says where".into()));
+            resume_unwind(panic)
+        }
+    }
 }
 
 type SharedSender = Arc<Mutex<Sender<FromRank>>>;
@@ -94,11 +104,15 @@ fn read_control(
     loop {
         let delivered = match receiver.receive() {
             Ok(ToRank::Ping(n)) => send(pongs, FromRank::Pong(n)).is_ok(),
-            Ok(ToRank::Shutdown) => {
-                // The compute thread may have ended by itself.
-                let _ = orders.send(ToRank::Shutdown);
-                return;
-            }
+            Ok(ToRank::Shutdown) => match on_lost {
+                OnLost::Return => {
+                    // The compute thread may have ended by itself.
+                    let _ = orders.send(ToRank::Shutdown);
+                    return;
+                }
+                // At once: a step that is still under way waits for a peer that is gone, and nobody waits for it.
+                OnLost::Exit => std::process::exit(0),
+            },
             Ok(order) => orders.send(order).is_ok(),
             Err(error) => {
                 tracing::debug!(%error, "control link ended");

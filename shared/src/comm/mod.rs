@@ -233,6 +233,7 @@ mod tests {
     fn a_stranger_at_the_data_link_does_not_keep_the_peers_out() {
         let listeners = [0, 1].map(|_| TcpListenerForPeers::bind("127.0.0.1").unwrap());
         let peers = listeners.each_ref().map(|l| l.address().to_string());
+        let _silent = std::net::TcpStream::connect(&peers[0]).unwrap();
         let mut stranger = std::net::TcpStream::connect(&peers[0]).unwrap();
         std::io::Write::write_all(&mut stranger, b"GET / HTTP/1.1\r\n\r\n").unwrap();
         let peers = &peers;

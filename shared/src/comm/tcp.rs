@@ -8,6 +8,7 @@ use std::{
     io::{self, ErrorKind, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs},
     os::fd::AsFd,
+    sync::mpsc,
     time::{Duration, Instant},
 };
 
@@ -29,6 +30,10 @@ const HEADER_BYTES: usize = 12;
 const TYPE_F32: u32 = 1;
 /// How long the peers of a starting cluster may take to reach one another.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(30);
+/// How often it is looked whether all peers are there.
+const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
+/// Handshakes at a starting data link; further knocks stay at the door.
+const MAX_KNOCKS: usize = 1024;
 
 /// Where a rank awaits its peers.
 #[derive(Debug)]
@@ -100,25 +105,15 @@ impl Tcp {
             join(&mut Socket::Tcp(handle), identity, key).map_err(|e| unreachable(e.to_string()))?;
             sockets[peer] = Some(stream);
         }
-        while let Some(peer) = (rank + 1..world).find(|&peer| sockets[peer].is_none()) {
-            let stream = await_peer(&listener.listener, deadline).map_err(|e| CommError::Unreachable {
+        admit_peers(&listener.listener, identity, key, epoch, deadline, &mut sockets).map_err(|reason| {
+            let peer = (rank + 1..world).find(|&peer| sockets[peer].is_none()).unwrap_or(rank);
+            CommError::Unreachable {
                 rank,
                 peer,
                 address: addresses[peer].clone(),
-                reason: format!("it did not connect: {e}"),
-            })?;
-            let setup = |source| CommError::Setup { rank, source };
-            let mut handle = Socket::Tcp(stream.try_clone().map_err(setup)?);
-            let expected = |joiner: usize| match sockets.get(joiner) {
-                Some(None) if joiner > rank => Ok(()),
-                _ => Err(format!("rank {rank} does not expect rank {joiner} here")),
-            };
-            match admit(&mut handle, identity, key, epoch, expected) {
-                Ok(joiner) => sockets[joiner] = Some(stream),
-                // Anybody may knock at an open port; the peers still come.
-                Err(error) => tracing::warn!(rank, %error, "a stranger was turned away from the data link"),
+                reason: format!("it did not connect: {reason}"),
             }
-        }
+        })?;
         let peer = |socket: TcpStream| {
             socket.set_nodelay(true)?;
             socket.set_nonblocking(true)?;
@@ -258,12 +253,44 @@ fn reach(address: &str, deadline: Instant) -> io::Result<TcpStream> {
     TcpStream::connect_timeout(&resolved, left)
 }
 
-/// The next connection on `listener`, until `deadline`.
-fn await_peer(listener: &TcpListener, deadline: Instant) -> io::Result<TcpStream> {
-    let left = deadline.saturating_duration_since(Instant::now());
-    let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
-    if poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&timeout))? == 0 {
-        return Err(ErrorKind::TimedOut.into());
+/// Lets every rank above this one in, each into its place of `sockets`. Every knock gets a thread, so that a silent stranger does
+/// not hold up the peers.
+fn admit_peers(
+    listener: &TcpListener,
+    identity: &Identity,
+    key: &[u8],
+    epoch: u32,
+    deadline: Instant,
+    sockets: &mut [Option<TcpStream>],
+) -> io::Result<()> {
+    let (joined, arrivals) = mpsc::channel();
+    let (mut knocks, rank) = (0, identity.rank);
+    while sockets[rank + 1..].iter().any(Option::is_none) {
+        if Instant::now() >= deadline {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        if poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&TICK))? > 0 && knocks < MAX_KNOCKS {
+            let (stream, identity, key) = (listener.accept()?.0, identity.clone(), key.to_vec());
+            let (joined, mut handle) = (joined.clone(), Socket::Tcp(stream.try_clone()?));
+            knocks += 1;
+            std::thread::Builder::new().name("knock".into()).spawn(move || {
+                let above = |joiner: usize| match joiner {
+                    _ if joiner > identity.rank => Ok(()),
+                    _ => Err(format!("rank {} does not expect rank {joiner} here", identity.rank)),
+                };
+                match admit(&mut handle, &identity, &key, epoch, above) {
+                    // A closed channel: all peers are there.
+                    Ok(joiner) => drop(joined.send((joiner, stream))),
+                    // Anybody may knock at an open port; the peers still come.
+                    Err(error) => {
+                        tracing::warn!(rank = identity.rank, %error, "a stranger was turned away from the data link")
+                    }
+                }
+            })?;
+        }
+        for (joiner, stream) in arrivals.try_iter() {
+            sockets[joiner].get_or_insert(stream);
+        }
     }
-    Ok(listener.accept()?.0)
+    Ok(())
 }

@@ -118,10 +118,11 @@ impl ThreadPool {
                 thread::park();
             }
         }
+        let helper_panicked = shared.panicked.swap(false, Relaxed);
         if let Err(panic) = own {
             std::panic::resume_unwind(panic);
         }
-        assert!(!shared.panicked.swap(false, Relaxed), "a compute thread panicked");
+        assert!(!helper_panicked, "a compute thread panicked");
     }
 }
 
