@@ -1,9 +1,13 @@
 //! Signals, killed ranks, killed launchers, draining: nothing survives, and every end says why.
 
-use std::time::Duration;
+use std::{
+    io::{BufReader, Read},
+    net::TcpStream,
+    time::Duration,
+};
 
 use rustix::process::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::server::{Server, is_alive, send_signal, wait_until};
 
@@ -19,20 +23,42 @@ fn sigterm_and_sigint_stop_everything_with_exit_code_0() {
     }
 }
 
+/// A request that streams some 250 tokens.
+fn long_stream() -> Value {
+    json!({ "prompt": "Once", "raw": true, "max_tokens": 250, "temperature": 1.5, "seed": 1, "ignore_eos": true, "stream": true })
+}
+
+/// The rest of a stream.
+fn rest(mut stream: BufReader<TcpStream>) -> String {
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
+}
+
 #[test]
 fn a_signal_lets_running_requests_finish_and_takes_no_new_ones() {
     let mut server = Server::start(&["--nproc", "2"]);
-    let body =
-        json!({ "prompt": "What is water?", "raw": true, "max_tokens": 200, "temperature": 1.5, "stream": true });
-    std::thread::scope(|scope| {
-        let running = scope.spawn(|| server.post_text("/api/chat", &body.to_string()));
-        wait_until("a running request", || server.get("/health").1.contains("running") || running.is_finished());
-        server.signal(Signal::TERM);
-        let (status, events) = running.join().unwrap();
-        assert_eq!(status, 200);
-        assert!(events.trim_end().ends_with("data: [DONE]"), "{events}");
-    });
+    let running = server.open_stream("/api/chat", &long_stream());
+    server.signal(Signal::TERM);
+    server.await_line("SIGTERM");
+    let (status, refusal) = server.post_text("/api/chat", r#"{"prompt":"Hello!"}"#);
+    assert_eq!(status, 503, "{refusal}");
+    assert!(rest(running).trim_end().ends_with("data: [DONE]"));
     assert_eq!(server.wait().code(), Some(0), "{}", server.log());
+}
+
+#[test]
+fn a_rank_that_dies_under_load_ends_streams_with_an_error() {
+    let mut server = Server::start(&["--nproc", "3"]);
+    let ranks = server.rank_pids();
+    let running = server.open_stream("/api/chat", &long_stream());
+    send_signal(ranks[2], Signal::KILL);
+    let events = rest(running);
+    let last = events.trim_end().lines().last().unwrap_or_default();
+    assert!(last.starts_with("data: {\"error\""), "{events}");
+    assert_eq!(server.wait().code(), Some(1), "{}", server.log());
+    assert!(server.log().contains("rank 2 was killed"), "{}", server.log());
+    assert!(ranks.iter().all(|&pid| !is_alive(pid)));
 }
 
 #[test]
@@ -78,7 +104,7 @@ fn a_client_that_hangs_up_frees_its_place() {
         json!({ "prompt": "Once", "raw": true, "max_tokens": 250, "temperature": 2.0, "stream": true }).to_string();
     for _ in 0..3 {
         // A client that sends its request, reads the first bytes of the answer, and is gone.
-        use std::io::{Read, Write};
+        use std::io::Write;
         let mut socket = std::net::TcpStream::connect(&url).unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let head = format!("POST /api/chat HTTP/1.1\r\nHost: {url}\r\nContent-Length: {}\r\n\r\n{body}", body.len());

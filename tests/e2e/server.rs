@@ -2,7 +2,8 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Write},
+    net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex},
@@ -178,6 +179,23 @@ impl Server {
         let (status, answer) = self.post(path, body);
         assert_eq!(status, 200, "{answer}");
         answer
+    }
+
+    /// POST whose streamed answer is read only up to its first event: a reader of the rest.
+    pub(crate) fn open_stream(&self, path: &str, body: &Value) -> BufReader<TcpStream> {
+        let address = self.url.strip_prefix("http://").unwrap();
+        let mut socket = TcpStream::connect(address).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        // HTTP/1.0, so that the body comes as it is, without chunks.
+        let body = body.to_string();
+        write!(socket, "POST {path} HTTP/1.0\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+        let mut reader = BufReader::new(socket);
+        let mut line = String::new();
+        while !line.starts_with("data:") {
+            line.clear();
+            assert_ne!(reader.read_line(&mut line).unwrap(), 0, "the stream ended before its first event");
+        }
+        reader
     }
 
     /// GET; status and body as text.
