@@ -43,9 +43,12 @@ impl Kernels {
         let x = match weights.kind() {
             WeightType::F32 => x,
             WeightType::Bf16 => {
-                self.rounded.clear();
                 self.rounded.resize(rows * depth, 0.0);
-                round_rows(x, k, depth, &mut self.rounded);
+                let rounded = Shards::new(&mut self.rounded);
+                self.pool.run(rows, &|row| {
+                    // SAFETY: each task writes its own row.
+                    round_row(&x[row * k..][..k], unsafe { rounded.slice(row * depth, depth) });
+                });
                 &self.rounded
             }
         };
@@ -62,14 +65,10 @@ impl Kernels {
     }
 }
 
-/// Rounds rows of `k` elements to bf16 values, into rows of `depth`.
-fn round_rows(x: &[f32], k: usize, depth: usize, out: &mut [f32]) {
-    if k == 0 {
-        return;
-    }
-    for (x, out) in x.chunks_exact(k).zip(out.chunks_exact_mut(depth)) {
-        out.iter_mut().zip(x).for_each(|(out, &x)| *out = f32::from_bits(u32::from(to_bf16(x)) << 16));
-    }
+/// Rounds a row to bf16 values; what `out` has more than `x` becomes 0.
+fn round_row(x: &[f32], out: &mut [f32]) {
+    out[x.len()..].fill(0.0);
+    out.iter_mut().zip(x).for_each(|(out, &x)| *out = f32::from_bits(u32::from(to_bf16(x)) << 16));
 }
 
 /// One product, but for its weights and where it goes.

@@ -39,9 +39,16 @@ impl Kernels {
     /// When the sizes do not agree.
     pub fn add_residual(&mut self, x: &mut [f32], delta: &[f32], bias: &[f32]) {
         assert!(x.len() == delta.len() && x.len().is_multiple_of(bias.len()), "x and delta are [T, C]");
-        for (x, delta) in x.chunks_exact_mut(bias.len()).zip(delta.chunks_exact(bias.len())) {
-            x.iter_mut().zip(delta).zip(bias).for_each(|((x, delta), bias)| *x += delta + bias);
-        }
+        let width = bias.len();
+        let rows = x.len() / width;
+        let x = Shards::new(x);
+        self.pool.run(rows.div_ceil(ROWS_PER_TASK), &|task| {
+            for row in task * ROWS_PER_TASK..((task + 1) * ROWS_PER_TASK).min(rows) {
+                // SAFETY: rows are disjoint, and each belongs to one task.
+                let x = unsafe { x.slice(row * width, width) };
+                x.iter_mut().zip(&delta[row * width..]).zip(bias).for_each(|((x, delta), bias)| *x += delta + bias);
+            }
+        });
     }
 }
 
