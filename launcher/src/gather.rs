@@ -16,6 +16,8 @@ use nanoinfer_shared::{
 };
 use rustix::{
     event::{PollFd, PollFlags, poll},
+    io::Errno,
+    net::{RecvFlags, recv},
     time::Timespec,
 };
 
@@ -38,7 +40,26 @@ pub(crate) struct Gathering {
 }
 
 /// Ranks that have joined, by number. A mutex, as several handshakes may end at once.
-type Joined = Arc<Mutex<Vec<Option<Link>>>>;
+type Joined = Arc<Mutex<Vec<Option<Guest>>>>;
+
+/// A rank that has joined.
+struct Guest {
+    link: Link,
+    /// The link's socket, to see whether the rank is still there.
+    socket: TcpStream,
+}
+
+impl Guest {
+    /// The rank has gone again: a scheduler that restarts it sends another.
+    fn is_gone(&self) -> bool {
+        // A rank says nothing before it is told to load, so there is either nothing to read or the end.
+        let (_, read) = match recv(&self.socket, &mut [0], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+            Ok(read) => read,
+            Err(errno) => return !matches!(errno, Errno::AGAIN | Errno::INTR),
+        };
+        read == 0
+    }
+}
 
 impl Gathering {
     /// Listens at `address` for ranks that hold `secret`.
@@ -72,8 +93,8 @@ impl Gathering {
             let missing = missing(&joined);
             if missing.is_empty() {
                 // Handshakes that are still under way hold the list for a moment, or find their rank taken.
-                let mut links = joined.lock().unwrap_or_else(PoisonError::into_inner);
-                return Ok(std::mem::take(&mut *links).into_iter().flatten().collect());
+                let mut guests = joined.lock().unwrap_or_else(PoisonError::into_inner);
+                return Ok(std::mem::take(&mut *guests).into_iter().flatten().map(|guest| guest.link).collect());
             }
             if reminded.elapsed() >= REMINDER {
                 tracing::info!("still waiting at {address} for {}", named(&missing, world));
@@ -112,23 +133,31 @@ fn admit(
     let list = || joined.lock().unwrap_or_else(PoisonError::into_inner);
     let free = |rank: usize| match list().get(rank) {
         Some(None) => Ok(()),
+        Some(Some(guest)) if guest.is_gone() => Ok(()),
         _ => Err(format!("rank {rank} has already joined")),
     };
+    let probe = stream.try_clone().map_err(LinkError::from)?;
     stream.set_nodelay(true).map_err(LinkError::from)?;
     let mut socket = Socket::Tcp(stream);
     let expected = Identity { build_id: BUILD_ID.into(), world, rank: 0 };
     let rank = handshake::admit(&mut socket, &expected, secret.key(), epoch, free)?;
     let link = Link::over(socket, epoch)?;
     match list().get_mut(rank) {
-        Some(place @ None) => *place = Some(link),
+        Some(place) if place.as_ref().is_none_or(Guest::is_gone) => *place = Some(Guest { link, socket: probe }),
         // Two of the same number came at once; the link of the second closes.
         _ => return Err(HandshakeError::Rejected(format!("rank {rank} has already joined"))),
     }
     Ok(rank)
 }
 
+/// Who is not there, or not any more.
 fn missing(joined: &Joined) -> Vec<usize> {
-    let joined = joined.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut joined = joined.lock().unwrap_or_else(PoisonError::into_inner);
+    for (rank, place) in joined.iter_mut().enumerate() {
+        if place.take_if(|guest| guest.is_gone()).is_some() {
+            tracing::warn!(rank, "gone again before the cluster started; waiting for it to come back");
+        }
+    }
     joined.iter().enumerate().filter(|(_, link)| link.is_none()).map(|(rank, _)| rank).collect()
 }
 
@@ -169,10 +198,14 @@ mod tests {
             // Says nothing at all.
             let _silent = TcpStream::connect(address).unwrap();
             assert!(join(0, b"another secret!!").unwrap_err().contains("secret"));
-            let (_first, epoch) = join(1, b"0123456789abcdef").unwrap();
+            let (first, epoch) = join(1, b"0123456789abcdef").unwrap();
             // It is on the list a moment after it was welcomed.
             let refused = (0..1000).find_map(|_| join(1, b"0123456789abcdef").err()).unwrap();
             assert!(refused.contains("already joined"), "{refused}");
+            // A rank that is restarted gets its place back.
+            drop(first);
+            let (_again, _) =
+                (0..1000).find_map(|_| join(1, b"0123456789abcdef").ok()).expect("its place is free again");
             let (_second, same) = join(0, b"0123456789abcdef").unwrap();
             assert_eq!((epoch, all.join().unwrap()), (same, 2));
         });
