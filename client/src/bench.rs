@@ -75,7 +75,8 @@ pub(crate) fn run(options: BenchOptions) -> Result<(), Failure> {
         return Err(Failure::usage(error));
     }
     let ranks = plan.partition.world();
-    let limits = Limits::measure(ranks * plan.threads);
+    let threads = plan.threads.unwrap_or(1);
+    let limits = Limits::measure(ranks * threads);
     let cluster = Cluster::carry_out(&plan, &config).context("cannot start the cluster")?;
     let runtime = tokio::runtime::Builder::new_current_thread().build().context("cannot start a runtime")?;
 
@@ -193,7 +194,7 @@ fn report(options: &BenchOptions, plan: &Plan, limits: &Limits, step_bytes: u64,
         "{} {:?}, nproc {ranks}, {} threads a rank; this machine reads {:.1} GB/s and does {:.0} GFLOP/s (f32) with them",
         plan.model.name,
         plan.dtype(),
-        plan.threads,
+        plan.threads.unwrap_or(1),
         limits.read_bytes_per_s / 1e9,
         limits.f32_ops_per_s / 1e9
     );

@@ -22,8 +22,8 @@ pub struct EngineConfig {
     pub fingerprint: u64,
     /// Element type to compute in.
     pub dtype: DType,
-    /// Compute threads of each rank.
-    pub threads: usize,
+    /// Compute threads of each rank; `None` for the cores of its host.
+    pub threads: Option<usize>,
     /// Data link between the ranks.
     pub comm: CommKind,
     /// Whether ranks may spin while they wait.

@@ -48,7 +48,7 @@ pub(crate) fn config(world: usize, kv_blocks: usize) -> EngineConfig {
         weights: Vec::new(),
         fingerprint: 0,
         dtype: DType::F32,
-        threads: 1,
+        threads: Some(1),
         comm: CommKind::Tcp,
         spin: false,
         kv: KvBudget { kv_memory: Some(kv_blocks as u64 * KV_BLOCK_BYTES), ranks_per_host: 1 },

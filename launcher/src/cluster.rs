@@ -159,6 +159,7 @@ impl Cluster {
     /// # Errors
     /// As [`Cluster::start`].
     pub fn carry_out(plan: &Plan, config: &ClusterConfig) -> Result<Self, LaunchError> {
+        plan.check_memory()?;
         let text = ModelText::load(&plan.model.folder, &plan.model.geometry)?;
         let world = plan.partition.world();
         let (report, mut ends) = mpsc::channel(world);

@@ -44,13 +44,15 @@ pub struct Plan {
     /// Data link between the ranks.
     pub comm: CommKind,
     /// Compute threads of each rank.
-    pub threads: usize,
+    pub threads: Option<usize>,
     /// Whether all threads of all ranks have a core, so that waiting may spin.
     pub spin: bool,
     /// Estimated bytes of each rank, in rank order.
     pub memory: Vec<RankMemory>,
     /// KV blocks that the estimate assumes; the pool is sized for good when the weights are loaded.
     pub kv_blocks: usize,
+    /// Free on this host, where the ranks are here and it says.
+    free_bytes: Option<u64>,
     kv: KvBudget,
     placement: Placement,
     dtype: DType,
@@ -80,7 +82,11 @@ impl Plan {
         checkpoint.check(&model.geometry)?;
 
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = config.threads.unwrap_or_else(|| (cores / world).max(1));
+        // Ranks elsewhere know their own cores.
+        let threads = match placement {
+            Placement::Here => Some(config.threads.unwrap_or_else(|| (cores / world).max(1))),
+            Placement::Elsewhere => config.threads,
+        };
         let step = StepSizes { max_batched_tokens: config.max_batched_tokens, max_seqs: config.max_seqs };
         let estimate = |share: &Share, kv_blocks| {
             RankMemory::estimate(&model.geometry, share, config.dtype, (comm, world), kv_blocks, step)
@@ -91,17 +97,16 @@ impl Plan {
             ranks_per_host: if placement == Placement::Here { world } else { 1 },
         };
         // What other hosts have free is found out when their ranks have loaded.
-        let free_bytes = match placement {
-            Placement::Here => free_bytes().unwrap_or(0).saturating_sub(weights),
-            Placement::Elsewhere => u64::MAX,
-        };
-        let room = |share: &Share| RankRoom { block_bytes: estimate(share, 1).kv, free_bytes };
+        let free_bytes = if placement == Placement::Here { free_bytes() } else { None };
+        let free_after = free_bytes.map_or(u64::MAX, |bytes| bytes.saturating_sub(weights));
+        let room = |share: &Share| RankRoom { block_bytes: estimate(share, 1).kv, free_bytes: free_after };
         let rooms: Vec<RankRoom> = partition.shares().iter().map(room).collect();
         let kv_blocks = kv.blocks(&model.geometry, config.max_seqs, &rooms)?;
         Ok(Self {
             memory: partition.shares().iter().map(|share| estimate(share, kv_blocks)).collect(),
             fingerprint: checkpoint.fingerprint(),
-            spin: placement == Placement::Here && world * threads <= cores,
+            spin: placement == Placement::Here && threads.is_some_and(|threads| world * threads <= cores),
+            free_bytes,
             dtype: config.dtype,
             model,
             partition,
@@ -111,6 +116,22 @@ impl Plan {
             kv,
             placement,
         })
+    }
+
+    /// Checks that this host has the memory that its ranks will take.
+    ///
+    /// # Errors
+    /// With both numbers, when it has not.
+    pub(crate) fn check_memory(&self) -> Result<(), LaunchError> {
+        let needed = self.memory.iter().map(RankMemory::total).sum();
+        match self.free_bytes {
+            Some(free) if needed > free => Err(LaunchError::Usage {
+                problem: format!("the ranks need {}, and this host has {} free", ByteSize(needed), ByteSize(free)),
+                hint: "--kv-memory, --max-seqs and --max-batched-tokens take less; --dtype bf16 halves the weights"
+                    .into(),
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// Element type to compute in.
@@ -172,7 +193,7 @@ impl fmt::Display for Plan {
                 Placement::Here => "on this host",
                 Placement::Elsewhere => "joining by address",
             },
-            counted(self.threads, "thread"),
+            self.threads.map_or("threads as their host has cores".into(), |threads| counted(threads, "thread")),
             self.dtype,
             match self.comm {
                 CommKind::Local => "none",
@@ -198,7 +219,11 @@ impl fmt::Display for Plan {
             writeln!(f, "{}", cells.join("  "))?;
         }
         let total: u64 = self.memory.iter().map(RankMemory::total).sum();
-        write!(f, "\nall ranks: {}", ByteSize(total))
+        write!(f, "\nall ranks: {}", ByteSize(total))?;
+        if let Err(error) = self.check_memory() {
+            write!(f, "\nwarning: {error}")?;
+        }
+        Ok(())
     }
 }
 
@@ -239,6 +264,17 @@ mod tests {
         let tiny = ClusterConfig { kv_memory: Some(ByteSize(1000)), ..base };
         let message = Plan::new(&tiny, Placement::Here).unwrap_err().to_string();
         assert!(message.contains("256 tokens") && message.contains("hint: --kv-memory "), "{message}");
+    }
+
+    #[test]
+    fn more_memory_than_there_is_is_refused_and_told() {
+        let root = tempfile::tempdir().unwrap();
+        let greedy = ClusterConfig { kv_memory: Some(ByteSize(1 << 49)), ..config(root.path(), 2) };
+        let plan = Plan::new(&greedy, Placement::Here).unwrap();
+        let error = plan.check_memory().unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(plan.to_string().contains("warning: the ranks need"), "{plan}");
+        Plan::new(&config(root.path(), 2), Placement::Here).unwrap().check_memory().unwrap();
     }
 
     #[test]

@@ -99,8 +99,8 @@ pub struct LoadOrder {
     pub fingerprint: u64,
     /// Element type to compute in.
     pub dtype: DType,
-    /// Compute threads of this rank.
-    pub threads: usize,
+    /// Compute threads of this rank; `None` for the cores of its host.
+    pub threads: Option<usize>,
     /// Data link to use.
     pub comm: CommKind,
     /// Whether waiting may spin: true only where all ranks' threads fit the host's cores.

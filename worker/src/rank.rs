@@ -199,7 +199,8 @@ impl Rank {
         };
         let kv = KvPool::new(&load.geometry, &share, start.kv_blocks);
         let comm = self.join_peers(&load, &start, listener)?;
-        let kernels = Kernels::new(Isa::detect(), load.threads, load.spin);
+        let threads = load.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+        let kernels = Kernels::new(Isa::detect(), threads, load.spin);
         tracing::info!(rank, isa = kernels.isa().name(), kv_blocks = start.kv_blocks, "ready");
         let model = Gpt2::new(load.geometry, share, shard, kv, comm, kernels, load.max_batched_tokens);
         send(&self.sender, FromRank::Ready)?;

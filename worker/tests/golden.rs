@@ -117,7 +117,7 @@ impl Ranks {
             weights,
             fingerprint,
             dtype,
-            threads: 1,
+            threads: Some(1),
             comm,
             spin: false,
             max_batched_tokens: MAX_TOKENS,

@@ -63,7 +63,7 @@ pub(super) struct ServeOptions {
     #[arg(long, env = "NANOINFER_PORT", value_name = "PORT")]
     pub(super) port: Option<u16>,
     /// Compute threads of each rank [default: cores divided by ranks].
-    #[arg(long, env = "NANOINFER_THREADS", value_name = "N", value_parser = positive())]
+    #[arg(long, env = "NANOINFER_THREADS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(super) threads: Option<u32>,
     /// How ranks exchange partial sums [default: auto].
     #[arg(long, env = "NANOINFER_COMM", value_enum)]
