@@ -34,7 +34,7 @@ pub struct EngineConfig {
     pub max_seqs: usize,
     /// Most new tokens in one step.
     pub max_batched_tokens: usize,
-    /// Most requests waiting for their first step.
+    /// Most requests of which a sequence waits for its first step.
     pub max_queue: usize,
 }
 

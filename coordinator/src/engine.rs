@@ -149,9 +149,11 @@ impl Engine {
     }
 
     fn take(&mut self, command: Command) {
-        if let Command::Submit(submission) = command {
-            self.scheduler.add(Sequence::new(SeqId(self.arrived), submission));
-            self.arrived += 1;
+        if let Command::Submit(submissions) = command {
+            for submission in submissions {
+                self.scheduler.add(Sequence::new(SeqId(self.arrived), submission));
+                self.arrived += 1;
+            }
         }
     }
 
@@ -218,7 +220,8 @@ impl Engine {
         drop(self.pool);
         self.commands.close();
         while let Ok(command) = self.commands.try_recv() {
-            if let Command::Submit(Submission { events, .. }) = command {
+            let Command::Submit(submissions) = command else { continue };
+            for Submission { events, .. } in submissions {
                 // Its reader may be gone; there is room otherwise.
                 let _ = events.try_send(failed.clone());
             }

@@ -20,7 +20,7 @@ use crate::request::{Event, Request};
 #[derive(Clone, Debug)]
 pub struct EngineHandle {
     commands: mpsc::Sender<Command>,
-    /// One place for each request that waits for its first step.
+    /// One place for each request of which a sequence waits for its first step.
     places: Arc<Semaphore>,
     door: Door,
     status: Arc<Status>,
@@ -33,27 +33,27 @@ pub(crate) struct Door {
     pub(crate) vocab_size: usize,
     /// Most tokens of prompt and generation together.
     pub(crate) n_positions: usize,
-    /// Most requests waiting for their first step.
+    /// Most requests of which a sequence waits for its first step.
     pub(crate) max_queue: usize,
 }
 
 /// What reaches the engine's thread.
 #[derive(Debug)]
 pub(crate) enum Command {
-    /// One more sequence.
-    Submit(Submission),
+    /// The sequences of one more request, in the order in which they are to run.
+    Submit(Vec<Submission>),
     /// Look at the status and at the ranks again; there is nothing to add.
     Wake,
 }
 
-/// A request on its way to the engine, with the way back.
+/// A sequence on its way to the engine, with the way back.
 #[derive(Debug)]
 pub(crate) struct Submission {
     pub(crate) request: Request,
     /// Holds every event a sequence can have, so that the engine never waits for a slow reader.
     pub(crate) events: mpsc::Sender<Event>,
-    /// Its place in the queue, given back by dropping it.
-    pub(crate) place: OwnedSemaphorePermit,
+    /// The place in the queue of the request that it is part of, given back when its last sequence drops it.
+    pub(crate) place: Arc<OwnedSemaphorePermit>,
 }
 
 /// The events of one sequence. Dropping it cancels the sequence within one step.
@@ -133,33 +133,32 @@ impl EngineHandle {
     /// # Errors
     /// When the request cannot be served by this model, the queue is full, or the engine takes nothing more.
     pub fn submit(&self, request: Request) -> Result<Events, SubmitError> {
-        self.door.check(&request)?;
+        let mut events = self.submit_all(vec![request])?;
+        Ok(events.pop().expect("one sequence has one receiver"))
+    }
+
+    /// Queues the sequences of one request, which take one place together: all of them are taken, or none. Nobody
+    /// has to ask again for any of them, so a client that does not read keeps nobody out.
+    ///
+    /// # Errors
+    /// When one of them cannot be served by this model, the queue is full, or the engine takes nothing more.
+    pub fn submit_all(&self, requests: Vec<Request>) -> Result<Vec<Events>, SubmitError> {
+        requests.iter().try_for_each(|request| self.door.check(request))?;
         if self.status.stopping.load(Relaxed) {
             return Err(SubmitError::Stopping);
         }
-        match self.places.clone().try_acquire_owned() {
-            Ok(place) => self.enter(request, place),
-            Err(_) => Err(SubmitError::QueueFull { limit: self.door.max_queue }),
-        }
-    }
-
-    /// Queues one sequence, and waits as long as the queue is full: for the rest of a request of which a part runs
-    /// already, so that it is taken even while the server is shutting down.
-    ///
-    /// # Errors
-    /// When the request cannot be served by this model, or the engine takes nothing more.
-    pub async fn submit_in_turn(&self, request: Request) -> Result<Events, SubmitError> {
-        self.door.check(&request)?;
-        let place = self.places.clone().acquire_owned().await.expect("nobody closes the semaphore");
-        self.enter(request, place)
-    }
-
-    fn enter(&self, request: Request, place: OwnedSemaphorePermit) -> Result<Events, SubmitError> {
-        // A prompt event, one event a token, and the end.
-        let (events, receiver) = mpsc::channel(request.limits.max_tokens + 2);
-        match self.commands.try_send(Command::Submit(Submission { request, events, place })) {
-            Ok(()) => Ok(Events(receiver)),
-            Err(TrySendError::Full(_)) => Err(SubmitError::QueueFull { limit: self.door.max_queue }),
+        let full = SubmitError::QueueFull { limit: self.door.max_queue };
+        let Ok(place) = self.places.clone().try_acquire_owned() else { return Err(full) };
+        let place = Arc::new(place);
+        let enter = |request: Request| {
+            // A prompt event, one event a token, and the end.
+            let (events, receiver) = mpsc::channel(request.limits.max_tokens + 2);
+            (Submission { request, events, place: place.clone() }, Events(receiver))
+        };
+        let (submissions, events) = requests.into_iter().map(enter).unzip();
+        match self.commands.try_send(Command::Submit(submissions)) {
+            Ok(()) => Ok(events),
+            Err(TrySendError::Full(_)) => Err(full),
             Err(TrySendError::Closed(_)) => Err(SubmitError::Ended(self.failure())),
         }
     }
@@ -276,5 +275,18 @@ mod tests {
         handle.stop();
         assert_eq!(handle.submit(request(&[1], 1)).unwrap_err(), SubmitError::Stopping);
         drop((waiting, engine));
+    }
+
+    #[test]
+    fn the_sequences_of_a_request_take_one_place_until_the_last_has_run() {
+        let (handle, mut engine) = channel(Door { vocab_size: 10, n_positions: 8, max_queue: 1 });
+        let too_long = vec![request(&[1], 1), request(&[1], 8)];
+        assert!(matches!(handle.submit_all(too_long), Err(SubmitError::TooLong { .. })));
+        let _events = handle.submit_all(vec![request(&[1], 1); 5]).unwrap();
+        let Ok(Command::Submit(mut sequences)) = engine.try_recv() else { panic!("all of them at once") };
+        assert_eq!(sequences.len(), 5);
+        while sequences.pop().is_some() {
+            assert_eq!(handle.submit(request(&[1], 1)).is_ok(), sequences.is_empty(), "{} left", sequences.len());
+        }
     }
 }

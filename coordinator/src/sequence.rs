@@ -4,6 +4,8 @@
 //! Invariant: `computed < tokens.len()` until it ends, as the last token drawn is never in the KV pool;
 //! `tokens` begins with the prompt and only grows.
 
+use std::sync::Arc;
+
 use nanoinfer_shared::Geometry;
 use nanoinfer_shared::protocol::{RowRequest, TokenId, Wants};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -29,8 +31,8 @@ pub(crate) struct Sequence {
     /// How many of the tokens are in the KV pool.
     pub(crate) computed: usize,
     pub(crate) blocks: BlockTable,
-    /// Its place in the queue, until its first step.
-    pub(crate) place: Option<OwnedSemaphorePermit>,
+    /// Its share of its request's place in the queue, until its first step.
+    pub(crate) place: Option<Arc<OwnedSemaphorePermit>>,
     events: mpsc::Sender<Event>,
     /// Scores of the first tokens of the prompt; stays empty unless asked for.
     prompt_logprobs: Vec<Option<TokenLogprobs>>,

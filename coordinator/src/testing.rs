@@ -62,21 +62,23 @@ pub(crate) fn scripted(queue: usize, script: impl Fn(&Request) -> Act + Send + '
     handle.status().ready.store(true, Relaxed);
     tokio::spawn(async move {
         while let Some(command) = receiver.recv().await {
-            let Command::Submit(Submission { request, events, .. }) = command else { continue };
-            let (list, hang) = match script(&request) {
-                Act::Events(list) => (list, None),
-                Act::Hang(list, dropped) => (list, Some(dropped)),
-            };
-            for event in list {
-                if events.send(event).await.is_err() {
-                    break;
+            let Command::Submit(submissions) = command else { continue };
+            for Submission { request, events, .. } in submissions {
+                let (list, hang) = match script(&request) {
+                    Act::Events(list) => (list, None),
+                    Act::Hang(list, dropped) => (list, Some(dropped)),
+                };
+                for event in list {
+                    if events.send(event).await.is_err() {
+                        break;
+                    }
                 }
-            }
-            if let Some(dropped) = hang {
-                tokio::spawn(async move {
-                    events.closed().await;
-                    let _ = dropped.send(request.choice as usize);
-                });
+                if let Some(dropped) = hang {
+                    tokio::spawn(async move {
+                        events.closed().await;
+                        let _ = dropped.send(request.choice as usize);
+                    });
+                }
             }
         }
     });

@@ -55,7 +55,7 @@ fn ids(events: &[Event]) -> Vec<u32> {
     events.iter().filter_map(|event| if let Event::Token { id, .. } = event { Some(*id) } else { None }).collect()
 }
 
-fn wait_until(what: &str, condition: impl Fn() -> bool) {
+fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + DEADLINE;
     while !condition() {
         assert!(Instant::now() < deadline, "{what}");
@@ -237,6 +237,28 @@ fn the_queue_counts_what_waits_for_its_first_step() {
     for events in accepted {
         assert_eq!(ids(&all(events)), greedy(&prompt(1, 3), 4));
     }
+}
+
+#[test]
+fn a_request_of_many_sequences_keeps_one_place_until_the_last_began_or_went() {
+    let (release, behaviours) = held();
+    let config = EngineConfig { max_queue: 1, max_seqs: 1, ..fake_rank::config(1, 20) };
+    let (handle, _ranks) = engine(config, behaviours);
+    let mut group = handle.submit_all(vec![request(&prompt(1, 3), 4); 6]).unwrap();
+    wait_until("the first one runs", || handle.status().running.load(Relaxed) == 1);
+    let submit = || handle.submit(request(&prompt(2, 3), 4));
+    assert_eq!(submit().unwrap_err(), SubmitError::QueueFull { limit: 1 });
+    // Only the one that runs is left, and nobody reads what it says.
+    group.truncate(1);
+    release.send(()).unwrap();
+    let mut next = None;
+    wait_until("who never reads keeps nobody out", || {
+        next = submit().ok();
+        next.is_some()
+    });
+    drop(release);
+    assert_eq!(ids(&all(next.unwrap())), greedy(&prompt(2, 3), 4));
+    assert_eq!(ids(&all(group.remove(0))), greedy(&prompt(1, 3), 4));
 }
 
 #[test]

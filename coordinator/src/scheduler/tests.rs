@@ -33,7 +33,7 @@ fn sequence(id: u64, prompt: usize, max_tokens: usize, scored: bool) -> (Sequenc
         choice: 0,
     };
     let (events, receiver) = mpsc::channel(max_tokens + 2);
-    let place = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+    let place = Arc::new(Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap());
     (Sequence::new(SeqId(id), Submission { request, events, place }), receiver)
 }
 

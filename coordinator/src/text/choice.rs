@@ -11,8 +11,8 @@ use nanoinfer_shared::protocol::TokenId;
 
 use super::{Chunk, Detokenizer, GenerateError, ModelText, StopFinder, generation::GeneratedToken};
 use crate::{
-    handle::{EngineHandle, Events},
-    request::{Event, FinishReason, Request},
+    handle::Events,
+    request::{Event, FinishReason},
 };
 
 /// What all choices of a request have in common.
@@ -30,7 +30,8 @@ pub(super) struct ChoiceFormat {
 /// One sequence on its way.
 pub(super) struct Choice {
     index: usize,
-    source: Source,
+    /// The events of its sequence, until its end; dropping them cancels it.
+    events: Option<Events>,
     format: Arc<ChoiceFormat>,
     detokenizer: Detokenizer,
     stop: StopFinder,
@@ -40,26 +41,11 @@ pub(super) struct Choice {
     at_start: bool,
 }
 
-enum Source {
-    /// Not taken by the engine yet.
-    Waiting(EngineHandle, Box<Request>),
-    Running(Events),
-    Done,
-}
-
 impl Choice {
-    pub(super) fn running(index: usize, events: Events, format: Arc<ChoiceFormat>) -> Self {
-        Self::new(index, Source::Running(events), format)
-    }
-
-    pub(super) fn waiting(index: usize, handle: EngineHandle, request: Request, format: Arc<ChoiceFormat>) -> Self {
-        Self::new(index, Source::Waiting(handle, Box::new(request)), format)
-    }
-
-    fn new(index: usize, source: Source, format: Arc<ChoiceFormat>) -> Self {
+    pub(super) fn new(index: usize, events: Events, format: Arc<ChoiceFormat>) -> Self {
         let stop = StopFinder::new(format.stops.iter().cloned());
         let detokenizer = Detokenizer::default();
-        Self { index, source, format, detokenizer, stop, tokens: Vec::new(), at_start: true }
+        Self { index, events: Some(events), format, detokenizer, stop, tokens: Vec::new(), at_start: true }
     }
 
     pub(super) fn into_stream(self) -> BoxStream<'static, Result<Chunk, GenerateError>> {
@@ -68,21 +54,7 @@ impl Choice {
 
     async fn next(&mut self) -> Option<Result<Chunk, GenerateError>> {
         loop {
-            let event = match &mut self.source {
-                Source::Done => return None,
-                Source::Running(events) => events.next().await,
-                Source::Waiting(handle, request) => match handle.submit_in_turn((**request).clone()).await {
-                    Ok(events) => {
-                        self.source = Source::Running(events);
-                        continue;
-                    }
-                    Err(error) => {
-                        self.source = Source::Done;
-                        return Some(Err(error.into()));
-                    }
-                },
-            };
-            let chunk = match event {
+            let chunk = match self.events.as_mut()?.next().await {
                 Some(Event::Prompt(scores)) => Some(Chunk { prompt_logprobs: Some(scores), ..self.chunk("", None) }),
                 Some(Event::Token { id, logprobs }) => self.token(GeneratedToken { id, logprobs }),
                 Some(Event::Finished(reason)) => Some(self.end(reason)),
@@ -108,7 +80,7 @@ impl Choice {
         let (text, stopped) = self.stop.push(&text);
         if stopped {
             // Dropping the events cancels the sequence.
-            self.source = Source::Done;
+            self.events = None;
             return Some(self.chunk(&text, Some(FinishReason::Stop)));
         }
         let chunk = (!text.is_empty()).then(|| self.chunk(&text, None))?;
@@ -121,7 +93,7 @@ impl Choice {
     }
 
     fn end(&mut self, reason: FinishReason) -> Chunk {
-        self.source = Source::Done;
+        self.events = None;
         let mut tail = String::new();
         self.detokenizer.flush(&mut tail);
         // What was cut off may complete a stop string only in theory, but then it counts.
@@ -133,7 +105,7 @@ impl Choice {
     }
 
     fn fail(&mut self, reason: String) -> GenerateError {
-        self.source = Source::Done;
+        self.events = None;
         GenerateError::Failed { reason }
     }
 

@@ -240,22 +240,14 @@ impl Engine {
         let format = Arc::new(self.choice_format(&request));
         let (prompts, request) = self.prepare(request).await?;
 
-        let mut choices = SelectAll::new();
-        for (prompt_index, prompt) in prompts.iter().enumerate() {
-            for choice in 0..request.n {
-                let sequence = self.sequence(&request, prompt, prompt_index, choice);
-                let index = prompt_index * request.n + choice;
-                // One that finds the queue full waits for its turn, if the engine took others of the same request.
-                let state = match self.handle.submit(sequence.clone()) {
-                    Ok(events) => Choice::running(index, events, format.clone()),
-                    Err(SubmitError::QueueFull { .. }) if !choices.is_empty() => {
-                        Choice::waiting(index, self.handle.clone(), sequence, format.clone())
-                    }
-                    Err(error) => return Err(error.into()),
-                };
-                choices.push(state.into_stream());
-            }
-        }
+        let choices_of = |(index, prompt)| {
+            let request = &request;
+            (0..request.n).map(move |choice| self.sequence(request, prompt, index, choice))
+        };
+        let sequences = prompts.iter().enumerate().flat_map(choices_of).collect();
+        let events = self.handle.submit_all(sequences)?;
+        let choices = events.into_iter().enumerate();
+        let choices = choices.map(|(index, events)| Choice::new(index, events, format.clone()).into_stream()).collect();
         Ok(Generation { prompts, choices, deadline })
     }
 

@@ -87,10 +87,22 @@ async fn choices_and_prompts_are_told_apart() {
 }
 
 #[tokio::test]
-async fn a_request_larger_than_the_queue_runs_in_turn() {
-    let handle = scripted(2, |request| Act::Events(speak(request, "x")));
+async fn a_request_of_many_sequences_takes_one_place() {
+    let handle = scripted(1, |request| Act::Events(speak(request, "x")));
     let chunks = chunks(&engine(handle), GenerateRequest { n: 30, ..raw("a") }).await;
     assert!((0..30).all(|index| text_of(&chunks, index) == "x"));
+}
+
+#[tokio::test]
+async fn who_never_reads_keeps_nobody_out() {
+    let engine = engine(scripted(8, |request| Act::Events(speak(request, "x"))));
+    let mut large = GenerateRequest { n: 128, ..raw("a") };
+    large.prompts = vec![large.prompts[0].clone(); 8];
+    // Answered by the engine, and never polled.
+    let _unread = engine.generate(large).await.unwrap();
+    for _ in 0..30 {
+        assert_eq!(text_of(&chunks(&engine, raw("b")).await, 0), "x");
+    }
 }
 
 #[tokio::test]
