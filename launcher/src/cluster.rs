@@ -220,8 +220,9 @@ impl Cluster {
         let status = self.handle.status();
         loop {
             tokio::select! {
+                // A rank that ends cleanly was told to; where it was not, the engine misses it and ends.
                 Some(end) = self.ends.recv() => {
-                    if !(end.is_clean() && status.stopping.load(Relaxed)) {
+                    if !end.is_clean() {
                         return self.ended(end).await;
                     }
                 }
@@ -231,8 +232,17 @@ impl Cluster {
         if status.failure.get().is_none() && status.stopping.load(Relaxed) {
             return std::future::pending().await;
         }
-        match tokio::time::timeout(CAUSE_DEADLINE, self.ends.recv()).await {
-            Ok(Some(end)) if !end.is_clean() => self.ended(end).await,
+        let ends = &mut self.ends;
+        let first_failure = async {
+            loop {
+                match ends.recv().await {
+                    Some(end) if end.is_clean() => {}
+                    end => return end,
+                }
+            }
+        };
+        match tokio::time::timeout(CAUSE_DEADLINE, first_failure).await {
+            Ok(Some(end)) => self.ended(end).await,
             _ => LaunchError::EngineEnded {
                 reason: status.failure.get().cloned().unwrap_or_else(|| "nobody asked it to".into()),
             },
