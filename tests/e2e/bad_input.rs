@@ -117,6 +117,9 @@ fn a_bad_request_gets_a_clear_answer_and_disturbs_nobody() {
             let message = if path.starts_with("/v1") { &error["error"]["message"] } else { &error["error"] };
             assert!(message.as_str().is_some_and(|m| m.contains(word)), "{path} {body}: {text}");
         }
+        let many = (0..65).map(|i| format!("\"{i}\"")).collect::<Vec<_>>().join(",");
+        let (status, text) = server.post_text("/v1/completions", &format!(r#"{{"prompt":"a","stop":[{many}]}}"#));
+        assert!(status == 400 && text.contains("at most 64"), "{text}");
         let long = format!(r#"{{"prompt":"{}"}}"#, "word ".repeat(400));
         let (status, text) = server.post_text("/v1/completions", &long);
         assert!(status == 400 && text.contains("256"), "{text}");

@@ -20,6 +20,11 @@ use serde_json::{Map, Value};
 
 use super::{App, error::Failure};
 
+/// Most stop strings of a request; OpenAI takes 4.
+const MAX_STOPS: usize = 64;
+/// Most bytes of all stop strings together.
+const MAX_STOP_BYTES: usize = 16 << 10;
+
 /// Most names of unknown fields to remember; further ones are not logged.
 const MAX_UNKNOWN_NAMES: usize = 256;
 
@@ -133,14 +138,19 @@ impl Fields {
         self.take(name, "a list", |value| value.as_array().cloned())
     }
 
-    /// A string, or a list of strings; none if absent.
-    pub(super) fn strings(&mut self, name: &str) -> Result<Vec<String>, Failure> {
-        let strings = self.take(name, "a string or a list of strings", |value| match value {
-            Value::String(text) => Some(vec![text.clone()]),
-            Value::Array(list) => list.iter().map(|v| v.as_str().map(str::to_owned)).collect(),
-            _ => None,
+    /// Stop strings: one, or a list; none if absent. Bounded, as every one is looked for in every token of every choice.
+    pub(super) fn stops(&mut self) -> Result<Vec<String>, Failure> {
+        let expected = format!("a string or a list of at most {MAX_STOPS} strings of {MAX_STOP_BYTES} bytes together");
+        let stops = self.take("stop", &expected, |value| {
+            let stops: Vec<String> = match value {
+                Value::String(text) => vec![text.clone()],
+                Value::Array(list) => list.iter().map(|v| v.as_str().map(str::to_owned)).collect::<Option<_>>()?,
+                _ => return None,
+            };
+            let bytes: usize = stops.iter().map(String::len).sum();
+            (stops.len() <= MAX_STOPS && bytes <= MAX_STOP_BYTES).then_some(stops)
         })?;
-        Ok(strings.unwrap_or_default())
+        Ok(stops.unwrap_or_default())
     }
 
     /// A list of token ids; none if absent.

@@ -51,7 +51,7 @@ async fn create(app: &App, mut fields: Fields) -> Result<Response, Failure> {
     let model = &app.engine.text().defaults;
     let num_predict = options.integer("num_predict", -2..=i64::MAX)?;
     let request = GenerateRequest {
-        stop: options.strings("stop")?,
+        stop: options.stops()?,
         logprobs: wants_logprobs.then_some(top),
         timeout,
         ..GenerateRequest::new(

@@ -69,7 +69,7 @@ pub(super) fn take(
         max_tokens: sampling::max_tokens(max_tokens, route, model),
         min_tokens: fields.count("min_tokens", 0)?.unwrap_or(0),
         ignore_eos: fields.boolean("ignore_eos")?.unwrap_or(false),
-        stop: fields.strings("stop")?,
+        stop: fields.stops()?,
         stop_token_ids: fields.tokens("stop_token_ids")?,
         logprobs: None,
         prompt_logprobs: None,

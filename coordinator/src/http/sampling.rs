@@ -107,6 +107,9 @@ fn common(
     })
 }
 
+/// Most tokens with a bias: each is looked at again for every token of every choice. OpenAI takes 300.
+const MAX_LOGIT_BIASES: usize = 1024;
+
 /// `{"50256": -100}`: token ids, as JSON has them in keys, with what is added to their logits.
 fn logit_bias(fields: &mut Fields) -> Result<Vec<(TokenId, f32)>, Failure> {
     let Some(value) = fields.value("logit_bias") else {
@@ -119,6 +122,9 @@ fn logit_bias(fields: &mut Fields) -> Result<Vec<(TokenId, f32)>, Failure> {
         )
     };
     let map = value.as_object().ok_or_else(|| failure(super::fields::show(&value)))?;
+    if map.len() > MAX_LOGIT_BIASES {
+        return Err(failure(format!("{} of them, over the limit of {MAX_LOGIT_BIASES}", map.len())));
+    }
     map.iter()
         .map(|(key, bias)| {
             let id = key.parse().ok();

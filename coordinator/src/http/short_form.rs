@@ -78,7 +78,7 @@ fn take(app: &App, mut fields: Fields, prompts: Vec<Prompt>) -> Result<GenerateR
     let max_tokens = sampling::max_tokens(max_tokens, &sampling::SHORT_FORM, model);
     let request = GenerateRequest {
         prompts,
-        stop: fields.strings("stop")?,
+        stop: fields.stops()?,
         timeout: sampling::timeout(&mut fields)?,
         ..GenerateRequest::new(
             Prompt::Tokens(Vec::new()),

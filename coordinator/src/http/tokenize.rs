@@ -6,6 +6,9 @@ use serde_json::{Value, json};
 use super::{App, error::Failure, fields::Fields, messages, models};
 use crate::text::Specials;
 
+/// Longest text to encode: encoding takes some 150 bytes of memory for each byte of it.
+const MAX_TEXT_BYTES: usize = 1 << 20;
+
 /// `POST /tokenize`: `prompt` or `messages`.
 pub(super) async fn tokenize(State(app): State<App>, mut fields: Fields) -> Result<Json<Value>, Failure> {
     models::take(&mut fields, app.engine.card())?;
@@ -16,6 +19,10 @@ pub(super) async fn tokenize(State(app): State<App>, mut fields: Fields) -> Resu
     let messages = messages::take(&mut fields)?;
     let prompt = fields.string("prompt")?;
     fields.finish(&app.unknown_fields);
+    if let Some(prompt) = prompt.as_ref().filter(|prompt| prompt.len() > MAX_TEXT_BYTES) {
+        let message = format!("`prompt` has {} bytes, over the limit of {MAX_TEXT_BYTES}", prompt.len());
+        return Err(Failure::field("prompt", message));
+    }
     let text = app.engine.text().clone();
     // A long text takes a second: not on a thread that serves others.
     let encoded = tokio::task::spawn_blocking(move || {
