@@ -130,6 +130,9 @@ impl Engine {
                     }
                 }
             }
+            if self.status.cutting_off.load(Relaxed) {
+                return Ok(false);
+            }
             for cancelled in self.scheduler.remove_where(Sequence::is_cancelled) {
                 tracing::debug!(seq = cancelled.id.0, tokens = cancelled.tokens.len(), "cancelled");
             }

@@ -67,6 +67,8 @@ pub struct Status {
     pub ready: AtomicBool,
     /// No new requests are taken.
     pub stopping: AtomicBool,
+    /// Those under way do not finish either.
+    pub cutting_off: AtomicBool,
     /// Sequences in the current step.
     pub running: AtomicUsize,
     /// Sequences that wait for their first step, or again after a preemption.
@@ -173,6 +175,12 @@ impl EngineHandle {
         self.status.stopping.store(true, Relaxed);
         // Where there is no room for it, the engine has something to read already.
         let _ = self.commands.try_send(Command::Wake);
+    }
+
+    /// Ends the engine after its current step: every sequence there still is fails, so that its client is told.
+    pub fn cut_off(&self) {
+        self.status.cutting_off.store(true, Relaxed);
+        self.stop();
     }
 
     /// Waits until the engine's thread has ended, cleanly or not.

@@ -6,6 +6,7 @@
 //!     │                          │ a second signal ──────────────────────► stopped at once, exit 1
 //!     └── a rank or the engine ends ──────────────────────────────────────► stopped, exit 1
 //! ```
+//! Requests that are cut off are told so: their replies end with an error, and have a moment to leave.
 //! The port is bound before the model is loaded, so that a taken one is told at once; it answers when all is ready.
 
 use std::{
@@ -33,7 +34,7 @@ use crate::{cluster::Cluster, error::LaunchError};
 const FRONT_THREADS: usize = 2;
 /// How often a draining server looks whether all is done.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
-/// How long replies that are complete may take to reach their clients after the engine is done.
+/// How long replies that are complete, or cut off, may take to reach their clients.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(2);
 /// How long the ends of further ranks are awaited after the first: the one that came first need not be the cause.
 pub(crate) const SETTLE: Duration = Duration::from_millis(200);
@@ -208,14 +209,15 @@ async fn answer(
     }
     handle.stop();
     let deadline = Instant::now() + shutdown_timeout;
-    tokio::select! {
+    let stopped_twice = tokio::select! {
         error = cluster.failed() => return Err(error),
-        () = drained(handle, deadline) => {}
-        _ = signals.next() => return Err(LaunchError::StoppedTwice),
-    }
-    if handle.status().running.load(Relaxed) + handle.status().waiting.load(Relaxed) > 0 {
-        tracing::warn!("--shutdown-timeout is over: cutting off {}", requests(handle));
-        return Ok(());
+        () = drained(handle, deadline) => false,
+        _ = signals.next() => true,
+    };
+    if stopped_twice || is_busy(handle) {
+        let why = if stopped_twice { "a second signal" } else { "--shutdown-timeout is over" };
+        tracing::warn!("{why}: cutting off {}", requests(handle));
+        handle.cut_off();
     }
     drop(close);
     tokio::select! {
@@ -223,7 +225,7 @@ async fn answer(
         _ = timeout(FLUSH_DEADLINE, &mut server) => {}
         _ = signals.next() => return Err(LaunchError::StoppedTwice),
     }
-    Ok(())
+    if stopped_twice { Err(LaunchError::StoppedTwice) } else { Ok(()) }
 }
 
 fn http_ended(address: SocketAddr, ended: Result<std::io::Result<()>, tokio::task::JoinError>) -> LaunchError {
@@ -237,14 +239,12 @@ fn http_ended(address: SocketAddr, ended: Result<std::io::Result<()>, tokio::tas
 
 /// Returns when no sequence runs or waits, the engine has ended, or at `deadline`.
 async fn drained(handle: &EngineHandle, deadline: Instant) {
-    let status = handle.status();
     let idle = async {
         // Twice in a row: a sequence on its way from the queue to the engine may be in neither count for a moment.
         let mut quiet = 0;
         while quiet < 2 {
             tokio::time::sleep(DRAIN_POLL).await;
-            let busy = status.running.load(Relaxed) + status.waiting.load(Relaxed);
-            quiet = if busy == 0 { quiet + 1 } else { 0 };
+            quiet = if is_busy(handle) { 0 } else { quiet + 1 };
         }
     };
     let done = async {
@@ -255,6 +255,10 @@ async fn drained(handle: &EngineHandle, deadline: Instant) {
     };
     // Whichever comes first; the caller looks at what is left.
     let _ = tokio::time::timeout_at(deadline, done).await;
+}
+
+fn is_busy(handle: &EngineHandle) -> bool {
+    handle.status().running.load(Relaxed) + handle.status().waiting.load(Relaxed) > 0
 }
 
 fn requests(handle: &EngineHandle) -> String {

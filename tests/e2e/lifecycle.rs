@@ -48,6 +48,25 @@ fn a_signal_lets_running_requests_finish_and_takes_no_new_ones() {
 }
 
 #[test]
+fn a_stream_that_is_cut_off_ends_with_an_error() {
+    // Twelve sequences of 250 tokens, one after the other, take far longer than the time-out.
+    let body = json!({ "prompt": "Once", "max_tokens": 250, "n": 12, "ignore_eos": true, "stream": true });
+    for (timeout, second_signal, code) in [("10ms", false, 0), ("1h", true, 1)] {
+        let mut server = Server::start(&["--threads", "1", "--max-seqs", "1", "--shutdown-timeout", timeout]);
+        let running = server.open_stream("/v1/completions", &body);
+        server.signal(Signal::TERM);
+        if second_signal {
+            server.await_line("finishing");
+            server.signal(Signal::TERM);
+        }
+        let events = rest(running);
+        let last = events.trim_end().lines().last().unwrap_or_default();
+        assert!(last.contains("error") && last.contains("shutting down"), "{events}");
+        assert_eq!(server.wait().code(), Some(code), "{}", server.log());
+    }
+}
+
+#[test]
 fn a_rank_that_dies_under_load_ends_streams_with_an_error() {
     let mut server = Server::start(&["--nproc", "3"]);
     let ranks = server.rank_pids();

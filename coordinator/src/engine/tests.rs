@@ -359,3 +359,20 @@ fn a_panic_of_the_engine_is_no_clean_stop() {
     assert!(ended.join().is_err());
     assert!(handle.status().failure.get().unwrap().contains("panicked"));
 }
+
+#[test]
+fn an_engine_that_is_cut_off_fails_what_runs_and_what_waits() {
+    let (release, behaviours) = held();
+    let (handle, ranks) = engine(EngineConfig { max_seqs: 1, ..fake_rank::config(1, 100) }, behaviours);
+    let running = handle.submit(request(&prompt(1, 3), 60)).unwrap();
+    let waiting = handle.submit(request(&prompt(2, 3), 60)).unwrap();
+    wait_until("one runs", || handle.status().running.load(Relaxed) == 1);
+    handle.cut_off();
+    drop(release);
+    for events in [running, waiting] {
+        assert_eq!(all(events).last(), Some(&Event::Failed("the server is shutting down".into())));
+    }
+    assert!(handle.status().failure.get().is_none());
+    assert_eq!(handle.submit(request(&[1], 1)).unwrap_err(), SubmitError::Stopping);
+    wait_for_end(&handle, ranks);
+}
