@@ -3,7 +3,7 @@
 use super::Isa;
 
 impl Isa {
-    pub(super) fn is_available(self) -> bool {
+    pub(crate) fn is_available(self) -> bool {
         self == Self::Portable
     }
 }

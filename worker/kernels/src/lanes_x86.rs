@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use super::{Isa, Lanes};
 
 impl Isa {
-    pub(super) fn is_available(self) -> bool {
+    pub(crate) fn is_available(self) -> bool {
         match self {
             Self::Portable => true,
             Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),

@@ -39,7 +39,11 @@ pub struct Kernels {
 impl Kernels {
     /// Kernels for `isa` on `threads` threads, the caller's included. `spin` lets idle threads wait busily between the
     /// phases of a step.
+    ///
+    /// # Panics
+    /// When this CPU has no `isa`: every kernel relies on it.
     pub fn new(isa: Isa, threads: usize, spin: bool) -> Self {
+        assert!(isa.is_available(), "this CPU has no {}", isa.name());
         Self { isa, pool: ThreadPool::new(threads, spin), rounded: Vec::new() }
     }
 

@@ -1,22 +1,19 @@
 //! What a row of logits is asked for: its largest entries and the logarithm of its sum of exponentials.
 
 use crate::{
-    Isa, Kernels,
+    Isa,
     lanes::{LANES, Lanes, versions},
 };
 
-impl Kernels {
-    /// `(max, Σ exp(x·scale − max))` of a row; see [`log_sum_exp`].
-    pub fn log_sum_exp(&self, row: &[f32], scale: f32) -> (f32, f64) {
-        log_sum_exp(self.isa, row, scale)
-    }
-}
-
 /// `(max, Σ exp(x · scale − max))` with `max` over `x · scale`; `(−∞, 0)` of an empty row. Terms are f32; they are added in
 /// f32 within groups of 1,024 and in f64 across them, in one order for a given row.
+///
+/// # Panics
+/// When this CPU has no `isa`.
 pub fn log_sum_exp(isa: Isa, row: &[f32], scale: f32) -> (f32, f64) {
     const GROUP: usize = 64 * LANES;
-    // SAFETY: `isa` was detected or listed as available.
+    assert!(isa.is_available(), "this CPU has no {}", isa.name());
+    // SAFETY: `isa` is available.
     let max = unsafe { scaled_max(isa, row, scale) };
     if max == f32::NEG_INFINITY {
         return (max, 0.0);
