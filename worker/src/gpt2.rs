@@ -129,8 +129,10 @@ impl Gpt2 {
     /// When rows were not checked against the vocabulary, the positions and the pool, or are more than the buffers hold.
     pub fn forward(&mut self, step: u64, rows: &[Row<'_>]) -> Result<(), CommError> {
         self.embed(step, rows)?;
+        let queries: Vec<_> =
+            rows.iter().map(|row| AttentionRow { blocks: row.blocks, positions: row.position + 1 }).collect();
         for layer in 0..self.geometry.n_layer {
-            self.attention(step, layer, rows)?;
+            self.attention(step, layer, rows, &queries)?;
             self.mlp(step, layer, rows.len())?;
         }
         Ok(())
@@ -168,7 +170,13 @@ impl Gpt2 {
         Ok(())
     }
 
-    fn attention(&mut self, step: u64, layer: usize, rows: &[Row<'_>]) -> Result<(), CommError> {
+    fn attention(
+        &mut self,
+        step: u64,
+        layer: usize,
+        rows: &[Row<'_>],
+        queries: &[AttentionRow<'_>],
+    ) -> Result<(), CommError> {
         let (t, c) = (rows.len(), self.geometry.n_embd);
         let layout = self.kv.layout();
         let width = layout.width();
@@ -184,10 +192,8 @@ impl Gpt2 {
             let (k, v) = qkv[width..].split_at(width);
             self.kv.write(layer, block, row.position % KvLayout::BLOCK, k, v);
         }
-        let queries: Vec<_> =
-            rows.iter().map(|row| AttentionRow { blocks: row.blocks, positions: row.position + 1 }).collect();
         let scale = self.geometry.attention_scale(layer);
-        self.kernels.attention(layout, self.kv.layer(layer), &queries, (qkv, 3 * width), scale, mixed);
+        self.kernels.attention(layout, self.kv.layer(layer), queries, (qkv, 3 * width), scale, mixed);
         let projection = &weights.attention_projection;
         self.kernels.matmul(mixed, &projection.weights, Epilogue::None, partial);
         let site = ReduceSite { step, layer: Some(layer), operation: "attention projection" };
