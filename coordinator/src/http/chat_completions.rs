@@ -165,12 +165,7 @@ impl Writer for ChatWriter {
     }
 
     fn end(&mut self) -> Vec<Value> {
-        if !self.reply.include_usage {
-            return Vec::new();
-        }
-        let mut object = self.envelope.around(Vec::new());
-        object["usage"] = self.usage.to_json();
-        vec![object]
+        self.envelope.end(&self.reply, self.usage)
     }
 
     fn failure(&mut self, failure: &Failure) -> Value {

@@ -101,6 +101,16 @@ impl Envelope {
         }
     }
 
+    /// What a stream ends with: the tokens used, if the request asked for them.
+    pub(super) fn end(&self, reply: &ReplyOptions, usage: Usage) -> Vec<Value> {
+        if !reply.include_usage {
+            return Vec::new();
+        }
+        let mut object = self.around(Vec::new());
+        object["usage"] = usage.to_json();
+        vec![object]
+    }
+
     pub(super) fn around(&self, choices: Vec<Value>) -> Value {
         json!({
             "id": self.id,
