@@ -7,7 +7,11 @@
 use std::{
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError, mpsc},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::SeqCst},
+        mpsc,
+    },
     time::Instant,
 };
 
@@ -64,9 +68,11 @@ pub fn run(setup: RankSetup) -> Result<(), WorkerError> {
     let (orders_in, orders) = mpsc::sync_channel(ORDER_BOUND);
     let pongs = Arc::clone(&sender);
     let on_lost = setup.on_lost;
+    let failing = Arc::new(AtomicBool::new(false));
+    let failed = Arc::clone(&failing);
     std::thread::Builder::new()
         .name("control".into())
-        .spawn(move || read_control(receiver, &pongs, &orders_in, on_lost))
+        .spawn(move || read_control(receiver, &pongs, &orders_in, on_lost, &failed))
         .expect("the operating system has threads to give");
     let rank = Rank {
         identity: setup.identity,
@@ -76,12 +82,14 @@ pub fn run(setup: RankSetup) -> Result<(), WorkerError> {
         segment: setup.segment,
         weights: setup.weights,
         data_host: setup.data_host,
+        failing,
     };
-    let sender = Arc::clone(&rank.sender);
+    let (sender, failing) = (Arc::clone(&rank.sender), Arc::clone(&rank.failing));
     match catch_unwind(AssertUnwindSafe(|| rank.live())) {
         Ok(ended) => ended,
         Err(panic) => {
             // The control thread keeps the link open, so that without a word the coordinator would wait for ever.
+            failing.store(true, SeqCst);
             let _ = send(&sender, FromRank::Failed("it panicked, which is a bug; its log says where".into()));
             resume_unwind(panic)
         }
@@ -100,7 +108,14 @@ fn read_control(
     pongs: &SharedSender,
     orders: &mpsc::SyncSender<ToRank>,
     on_lost: OnLost,
+    failing: &AtomicBool,
 ) {
+    // A rank that has said why it fails ends by itself, when its user has been told too.
+    let exit = |code| {
+        if !failing.load(SeqCst) {
+            std::process::exit(code);
+        }
+    };
     loop {
         let delivered = match receiver.receive() {
             Ok(ToRank::Ping(n)) => send(pongs, FromRank::Pong(n)).is_ok(),
@@ -111,7 +126,7 @@ fn read_control(
                     return;
                 }
                 // At once: a step that is still under way waits for a peer that is gone, and nobody waits for it.
-                OnLost::Exit => std::process::exit(0),
+                OnLost::Exit => return exit(0),
             },
             Ok(order) => orders.send(order).is_ok(),
             Err(error) => {
@@ -122,7 +137,7 @@ fn read_control(
         if !delivered {
             match on_lost {
                 OnLost::Return => return,
-                OnLost::Exit => std::process::exit(1),
+                OnLost::Exit => return exit(1),
             }
         }
     }
@@ -136,6 +151,8 @@ struct Rank {
     segment: Option<ShmSegment>,
     weights: Option<Vec<PathBuf>>,
     data_host: String,
+    /// Set before the coordinator hears of a failure, which it answers by closing the link.
+    failing: Arc<AtomicBool>,
 }
 
 impl Rank {
@@ -241,6 +258,7 @@ impl Rank {
 
     /// Tells the coordinator why this rank ends.
     fn report(&self, error: WorkerError) -> WorkerError {
+        self.failing.store(true, SeqCst);
         // The coordinator may be the one that is gone.
         let _ = send(&self.sender, FromRank::Failed(error.to_string()));
         error
