@@ -24,6 +24,8 @@ const WEEKDAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursd
 /// A moment, split into calendar fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct UtcTime {
+    /// Since 1970.
+    seconds: u64,
     year: u64,
     /// 1 to 12.
     month: usize,
@@ -37,19 +39,19 @@ pub(crate) struct UtcTime {
     nanos: u32,
 }
 
-/// Seconds since 1970.
-pub(crate) fn unix_seconds() -> u64 {
-    since_epoch().as_secs()
-}
-
-fn since_epoch() -> Duration {
-    // A clock before 1970 is a broken host; 1970 in a reply is better than no reply.
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
-}
-
 impl UtcTime {
     pub(crate) fn now() -> Self {
-        Self::from_epoch(since_epoch())
+        Self::of(SystemTime::now())
+    }
+
+    pub(crate) fn of(time: SystemTime) -> Self {
+        // A clock before 1970 is a broken host; 1970 in a reply is better than no reply.
+        Self::from_epoch(time.duration_since(UNIX_EPOCH).unwrap_or_default())
+    }
+
+    /// Seconds since 1970.
+    pub(crate) fn unix_seconds(&self) -> u64 {
+        self.seconds
     }
 
     fn from_epoch(time: Duration) -> Self {
@@ -66,6 +68,7 @@ impl UtcTime {
         let leap = year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
         let january_and_february = if leap { 60 } else { 59 };
         Self {
+            seconds: time.as_secs(),
             year,
             month: month as usize,
             day: day_of_march_year - (153 * march_month + 2) / 5 + 1,

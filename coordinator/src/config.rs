@@ -1,6 +1,6 @@
 //! What a coordinator is told when it starts.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::SystemTime};
 
 use nanoinfer_shared::{
     Geometry, Partition,
@@ -47,10 +47,16 @@ pub struct ModelCard {
     pub served_name: Option<String>,
     /// Sizes of the model.
     pub geometry: Geometry,
+    /// Who holds what of it.
+    pub partition: Partition,
+    /// Bytes of weights that each rank holds.
+    pub weight_bytes: Vec<u64>,
     /// Element type computed in.
     pub dtype: DType,
-    /// Ranks.
-    pub nproc: usize,
+    /// What tells this checkpoint from others.
+    pub digest: String,
+    /// When the server became ready.
+    pub started: SystemTime,
     /// Version and commit of the server.
     pub build_id: String,
 }

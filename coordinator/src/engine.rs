@@ -10,6 +10,7 @@
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
     thread,
+    time::Instant,
 };
 
 use nanoinfer_shared::{
@@ -21,7 +22,7 @@ use tokio::sync::mpsc::{self, error::TryRecvError};
 pub use crate::worker_pool::PoolError;
 use crate::{
     config::EngineConfig,
-    handle::{self, Command, Door, EngineHandle, Status, Submission},
+    handle::{self, Command, Door, EngineHandle, LiveSequence, Status, Submission},
     request::Event,
     sampler::{Draw, Drawn, logprobs},
     scheduler::{Scheduler, Step},
@@ -112,7 +113,12 @@ impl Engine {
     fn step(&mut self) -> Result<(), PoolError> {
         let Some(step) = self.scheduler.schedule() else { return Ok(()) };
         self.report();
+        for part in &step.parts {
+            self.scheduler.get_mut(part.id).meter.started();
+        }
+        let begun = Instant::now();
         let answers = self.pool.step(&step.plan)?;
+        self.status.metrics.step.observe(begun.elapsed().as_secs_f64());
         self.postprocess(&step, &answers)
     }
 
@@ -190,7 +196,7 @@ impl Engine {
         }
         for part in &step.parts {
             if let Some(reason) = self.scheduler.get_mut(part.id).finish_reason(&self.eos_token_ids) {
-                let sequence = self.scheduler.remove(part.id);
+                let mut sequence = self.scheduler.remove(part.id);
                 tracing::debug!(seq = part.id.0, tokens = sequence.tokens.len(), ?reason, "finished");
                 sequence.send(Event::Finished(reason));
             }
@@ -214,7 +220,7 @@ impl Engine {
             None => tracing::info!("the engine ends: it was stopped"),
         }
         let failed = Event::Failed(failure.unwrap_or_else(|| "the server is shutting down".into()));
-        for sequence in self.scheduler.remove_where(|_| true) {
+        for mut sequence in self.scheduler.remove_where(|_| true) {
             sequence.send(failed.clone());
         }
         self.report();
@@ -237,6 +243,7 @@ impl Engine {
         status.waiting.store(self.scheduler.waiting(), Relaxed);
         status.blocks_total.store(self.scheduler.blocks().total(), Relaxed);
         status.blocks_free.store(self.scheduler.blocks().free(), Relaxed);
+        status.live.send_replace(self.scheduler.sequences().map(LiveSequence::of).collect());
     }
 }
 

@@ -9,12 +9,18 @@ use std::sync::{
 };
 
 use nanoinfer_shared::protocol::TokenId;
+use serde::Serialize;
 use tokio::sync::{
     OwnedSemaphorePermit, Semaphore,
     mpsc::{self, error::TrySendError},
+    watch,
 };
 
-use crate::request::{Event, Request};
+use crate::{
+    metrics::{Metrics, SequenceMeter},
+    request::{Event, Request},
+    sequence::Sequence,
+};
 
 /// Submits requests to the engine.
 #[derive(Clone, Debug)]
@@ -54,6 +60,8 @@ pub(crate) struct Submission {
     pub(crate) events: mpsc::Sender<Event>,
     /// The place in the queue of the request that it is part of, given back when its last sequence drops it.
     pub(crate) place: Arc<OwnedSemaphorePermit>,
+    /// Runs from here on.
+    pub(crate) meter: SequenceMeter,
 }
 
 /// The events of one sequence. Dropping it cancels the sequence within one step.
@@ -79,6 +87,37 @@ pub struct Status {
     pub blocks_free: AtomicUsize,
     /// Why the engine ended, once it has.
     pub failure: OnceLock<String>,
+    /// The sequences that hold KV blocks, as of the last step.
+    pub live: watch::Sender<Vec<LiveSequence>>,
+    /// What is counted and timed.
+    pub metrics: Arc<Metrics>,
+}
+
+/// A sequence as the live view shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct LiveSequence {
+    /// Its number, in order of arrival.
+    pub id: u64,
+    /// Tokens of its prompt.
+    pub prompt_tokens: usize,
+    /// Prompt and generated tokens.
+    pub tokens: usize,
+    /// How many of them are in the KV pool.
+    pub computed: usize,
+    /// The blocks that hold them; a block of several sequences is shared.
+    pub blocks: Vec<u32>,
+}
+
+impl LiveSequence {
+    pub(crate) fn of(sequence: &Sequence) -> Self {
+        Self {
+            id: sequence.id.0,
+            prompt_tokens: sequence.request.prompt.len(),
+            tokens: sequence.tokens.len(),
+            computed: sequence.computed,
+            blocks: sequence.blocks.covering(sequence.computed).iter().map(|block| block.0).collect(),
+        }
+    }
 }
 
 /// Why a request was not taken.
@@ -155,7 +194,8 @@ impl EngineHandle {
         let enter = |request: Request| {
             // A prompt event, one event a token, and the end.
             let (events, receiver) = mpsc::channel(request.limits.max_tokens + 2);
-            (Submission { request, events, place: place.clone() }, Events(receiver))
+            let meter = SequenceMeter::new(self.status.metrics.clone(), request.prompt.len());
+            (Submission { request, events, place: place.clone(), meter }, Events(receiver))
         };
         let (submissions, events) = requests.into_iter().map(enter).unzip();
         match self.commands.try_send(Command::Submit(submissions)) {

@@ -21,6 +21,7 @@ mod random;
 
 pub mod text;
 pub mod http;
+pub mod metrics;
 mod clock;
 
 #[cfg(test)]

@@ -136,6 +136,11 @@ impl Scheduler {
         self.running.is_empty() && self.waiting.is_empty()
     }
 
+    /// Those that hold blocks, the oldest first.
+    pub(crate) fn sequences(&self) -> impl Iterator<Item = &Sequence> {
+        self.running.iter()
+    }
+
     /// Sequences that hold blocks.
     pub(crate) fn running(&self) -> usize {
         self.running.len()

@@ -13,6 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use crate::{
     block_manager::BlockTable,
     handle::Submission,
+    metrics::SequenceMeter,
     request::{Event, FinishReason, Request, TokenLogprobs},
     sampler::{Draw, Drawn},
 };
@@ -34,6 +35,7 @@ pub(crate) struct Sequence {
     /// Its share of its request's place in the queue, until its first step.
     pub(crate) place: Option<Arc<OwnedSemaphorePermit>>,
     events: mpsc::Sender<Event>,
+    pub(crate) meter: SequenceMeter,
     /// Scores of the first tokens of the prompt; stays empty unless asked for.
     prompt_logprobs: Vec<Option<TokenLogprobs>>,
     /// How many entries `prompt_logprobs` has had: survives a preemption and the delivery.
@@ -52,7 +54,7 @@ pub(crate) enum RowUse {
 impl Sequence {
     /// A sequence with nothing computed.
     pub(crate) fn new(id: SeqId, submission: Submission) -> Self {
-        let Submission { request, events, place } = submission;
+        let Submission { request, events, place, meter } = submission;
         let mut sequence = Self {
             id,
             tokens: request.prompt.clone(),
@@ -60,6 +62,7 @@ impl Sequence {
             blocks: BlockTable::default(),
             place: Some(place),
             events,
+            meter,
             prompt_logprobs: Vec::new(),
             scored: 0,
             request,
@@ -134,7 +137,8 @@ impl Sequence {
     }
 
     /// Reports an event. The channel holds every event that a sequence can have.
-    pub(crate) fn send(&self, event: Event) {
+    pub(crate) fn send(&mut self, event: Event) {
+        self.meter.reported(&event);
         if let Err(mpsc::error::TrySendError::Full(event)) = self.events.try_send(event) {
             unreachable!("the channel of {:?} has no room for {event:?}", self.id);
         }

@@ -3,10 +3,11 @@
 use std::{
     path::Path,
     sync::{Arc, LazyLock, atomic::Ordering::Relaxed},
+    time::SystemTime,
 };
 
 use nanoinfer_shared::{
-    Geometry,
+    Geometry, Partition,
     protocol::{DType, TokenId},
 };
 use tokio::sync::mpsc;
@@ -36,7 +37,10 @@ pub(crate) fn demo_card() -> ModelCard {
         served_name: Some("served".into()),
         geometry: DEMO.0.clone(),
         dtype: DType::F32,
-        nproc: 1,
+        partition: Partition::new(&DEMO.0, 2).unwrap(),
+        weight_bytes: vec![6_000_000, 5_900_000],
+        digest: "00c0ffee".into(),
+        started: SystemTime::now(),
         build_id: "0.1.0-test".into(),
     }
 }

@@ -89,7 +89,7 @@ fn serve(options: ServeOptions) -> Result<(), Failure> {
     }
     let Some((config, listener)) = prepare(options, Placement::Here)? else { return Ok(()) };
     let cluster = config.cluster;
-    Ok(supervise::serve(listener, config.shutdown_timeout, move || {
+    Ok(supervise::serve(listener, config.http, config.shutdown_timeout, move || {
         Cluster::carry_out(&announced(&cluster, Placement::Here)?, &cluster)
     })?)
 }
@@ -98,7 +98,7 @@ fn coordinate(options: CoordinatorOptions) -> Result<(), Failure> {
     let secret = Secret::read(&options.secret_file)?;
     let Some((config, listener)) = prepare(options.serve, Placement::Elsewhere)? else { return Ok(()) };
     let cluster = config.cluster;
-    Ok(supervise::serve(listener, config.shutdown_timeout, move || {
+    Ok(supervise::serve(listener, config.http, config.shutdown_timeout, move || {
         let plan = announced(&cluster, Placement::Elsewhere)?;
         // Not before: a rank that is let in waits for its handshake, and that has a deadline.
         Cluster::gather(&plan, &cluster, Gathering::listen(&options.listen, secret)?)

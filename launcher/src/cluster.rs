@@ -4,7 +4,7 @@ use std::{
     os::unix::net::UnixStream,
     sync::{Arc, atomic::Ordering::Relaxed},
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use nanoinfer_coordinator::{Engine, config::ModelCard, engine, handle::EngineHandle, text::ModelText};
@@ -197,7 +197,10 @@ impl Cluster {
             served_name: config.served_name.clone(),
             geometry: plan.model.geometry.clone(),
             dtype: config.dtype,
-            nproc: plan.partition.world(),
+            partition: plan.partition.clone(),
+            weight_bytes: plan.memory.iter().map(|memory| memory.weights).collect(),
+            digest: plan.digest(),
+            started: SystemTime::now(),
             build_id: BUILD_ID.into(),
         };
         let engine = Engine::new(handle.clone(), Arc::new(text), Arc::new(card));

@@ -139,6 +139,11 @@ impl Plan {
         self.dtype
     }
 
+    /// What tells this checkpoint from others, in hexadecimal.
+    pub(crate) fn digest(&self) -> String {
+        format!("{:016x}", self.fingerprint)
+    }
+
     /// What the coordinator is told.
     pub(crate) fn engine_config(&self, config: &ClusterConfig) -> EngineConfig {
         EngineConfig {

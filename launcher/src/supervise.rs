@@ -152,6 +152,7 @@ pub fn bind(host: &str, port: u16) -> Result<TcpListener, LaunchError> {
 /// Says why the cluster did not start, or ended.
 pub fn serve(
     listener: TcpListener,
+    options: HttpOptions,
     shutdown_timeout: Duration,
     start: impl FnOnce() -> Result<Cluster, LaunchError> + Send + 'static,
 ) -> Result<(), LaunchError> {
@@ -171,7 +172,7 @@ pub fn serve(
                 std::process::exit(0);
             }
         };
-        let result = answer(listener, shutdown_timeout, &mut cluster, &mut signals).await;
+        let result = answer(listener, options, shutdown_timeout, &mut cluster, &mut signals).await;
         Ok::<_, LaunchError>((cluster, result))
     })?;
     // Drops every connection, and with it every sequence that is still running, so that the engine can end.
@@ -182,6 +183,7 @@ pub fn serve(
 
 async fn answer(
     listener: TcpListener,
+    options: HttpOptions,
     shutdown_timeout: Duration,
     cluster: &mut Cluster,
     signals: &mut Signals,
@@ -196,9 +198,12 @@ async fn answer(
         // Sent or dropped: either closes.
         let _ = closed.await;
     };
-    let mut server = tokio::spawn(http::serve(listener, cluster.engine(), HttpOptions::default(), closing));
-    if !address.ip().is_loopback() {
-        tracing::warn!("{address} can be reached from other machines, and whoever reaches it may use it");
+    let is_open = options.api_key.is_none();
+    let mut server = tokio::spawn(http::serve(listener, cluster.engine(), options, closing));
+    if is_open && !address.ip().is_loopback() {
+        tracing::warn!(
+            "{address} can be reached from other machines, and whoever reaches it may use it: --api-key-file asks for a key"
+        );
     }
     crate::say(format_args!("ready on http://{address}"));
 

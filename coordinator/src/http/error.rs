@@ -82,6 +82,14 @@ impl Failure {
         }
     }
 
+    pub(super) fn unauthorized() -> Self {
+        Self {
+            hint: Some("send the header `Authorization: Bearer KEY`".into()),
+            code: Some("invalid_api_key"),
+            ..Self::new(StatusCode::UNAUTHORIZED, "the API key is missing or wrong")
+        }
+    }
+
     /// The engine is not there, or not yet.
     pub(super) fn unavailable(message: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, message)
@@ -91,7 +99,7 @@ impl Failure {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "the server failed on this request; its log has the details")
     }
 
-    fn with_hint(self, hint: impl Into<String>) -> Self {
+    pub(super) fn with_hint(self, hint: impl Into<String>) -> Self {
         Self { hint: Some(hint.into()), ..self }
     }
 
@@ -173,6 +181,9 @@ pub(super) async fn render(request: Request, next: Next) -> Response {
     if let Some(allow) = response.headers().get(header::ALLOW) {
         headers.insert(header::ALLOW, allow.clone());
     }
+    if failure.status == StatusCode::UNAUTHORIZED {
+        headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
     if failure.status == StatusCode::TOO_MANY_REQUESTS {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S));
     }
@@ -188,8 +199,8 @@ pub(super) fn panicked(_: Box<dyn std::any::Any + Send>) -> Response {
 pub(super) async fn unknown_route(method: Method, uri: Uri) -> Failure {
     let message = format!("there is no {method} {}", uri.path());
     let routes = match Form::of(uri.path()) {
-        Form::OpenAi => "POST /v1/chat/completions, POST /v1/completions and GET /v1/models",
-        Form::Ollama => "POST /api/chat, GET /api/tags and GET /api/version",
+        Form::OpenAi => "POST /v1/chat/completions, POST /v1/completions, GET /v1/models and GET /docs",
+        Form::Ollama => "POST /api/chat, POST /api/generate, GET /api/tags and GET /docs",
     };
     Failure::new(StatusCode::NOT_FOUND, message).with_hint(format!("there are {routes}"))
 }

@@ -1,18 +1,22 @@
 //! The outside: HTTP routes of three dialects over one [`Engine`].
 //!
-//! Reading order: this router; [`fields`] and [`messages`] read requests; [`sampling`] and [`openai`] turn them into a
-//! `GenerateRequest`; the routes [`short_form`], [`ollama`], [`completions`] and [`chat_completions`] answer, whole or
-//! through [`stream`]; [`error`] alone decides statuses. Nothing here knows token ids' meaning, scheduling or ranks.
+//! Reading order: this router; [`access`] lets requests in; [`fields`] and [`messages`] read them; [`sampling`] and
+//! [`openai`] turn them into a `GenerateRequest`; the routes [`short_form`], [`ollama`], [`completions`] and
+//! [`chat_completions`] answer, whole or through [`stream`]; [`pages`] and [`live`] are for browsers; [`error`] alone
+//! decides statuses. Nothing here knows token ids' meaning, scheduling or ranks.
 
+mod access;
 mod chat_completions;
 mod completions;
 mod error;
 mod fields;
+mod live;
 mod logprobs;
 mod messages;
 mod models;
 mod ollama;
 mod openai;
+mod pages;
 mod probes;
 mod sampling;
 mod short_form;
@@ -25,13 +29,19 @@ use axum::{
     Router,
     extract::DefaultBodyLimit,
     middleware,
-    routing::{get, post},
+    routing::{any, get, post},
     serve::ListenerExt,
 };
 use tokio::net::TcpListener;
 use tower_http::{catch_panic::CatchPanicLayer, trace::TraceLayer};
 
-use self::fields::UnknownFields;
+pub use axum::http::HeaderValue;
+
+pub use self::access::ApiKey;
+use self::{
+    fields::UnknownFields,
+    ollama::{chat, generate, library},
+};
 use crate::text::Engine;
 
 /// How the server behaves towards its clients.
@@ -39,6 +49,10 @@ use crate::text::Engine;
 pub struct HttpOptions {
     /// Largest body of a request, in bytes; more is answered with 413.
     pub max_body_bytes: usize,
+    /// What requests must show; none for nothing.
+    pub api_key: Option<ApiKey>,
+    /// Origins of other sites whose pages may read answers; `*` for all.
+    pub cors_origins: Vec<HeaderValue>,
 }
 
 /// What every route can reach.
@@ -51,7 +65,7 @@ struct App {
 
 impl Default for HttpOptions {
     fn default() -> Self {
-        Self { max_body_bytes: 8 << 20 }
+        Self { max_body_bytes: 8 << 20, api_key: None, cors_origins: Vec::new() }
     }
 }
 
@@ -78,16 +92,32 @@ fn router(engine: Engine, options: HttpOptions) -> Router {
     let max_body_bytes = options.max_body_bytes;
     let app = App { engine, unknown_fields: Arc::default(), max_body_bytes };
     let router = Router::new()
-        .route("/", get(probes::root))
+        .route("/", get(pages::chat))
+        .route("/docs", get(pages::docs))
+        .route("/assets/{name}", get(pages::asset))
+        .route("/openapi.json", get(pages::openapi))
         .route("/livez", get(probes::livez))
         .route("/readyz", get(probes::readyz))
         .route("/health", get(probes::readyz))
-        .route("/api/chat", post(ollama::chat))
-        .route("/api/chat/batch", post(short_form::batch))
+        .route("/metrics", get(probes::metrics))
         .route("/api/health", get(probes::health))
+        .route("/api/cluster", get(live::cluster))
         .route("/api/model_info", get(models::info))
-        .route("/api/tags", get(models::tags))
-        .route("/api/version", get(models::version))
+        .route("/api/chat", post(chat::chat))
+        .route("/api/chat/batch", post(short_form::batch))
+        .route("/api/generate", post(generate::generate))
+        .route("/api/version", get(library::version))
+        .route("/api/tags", get(library::tags))
+        .route("/api/ps", get(library::ps))
+        .route("/api/show", post(library::show))
+        .route("/api/pull", post(library::pull))
+        .route("/api/embed", post(library::embed))
+        .route("/api/embeddings", post(library::embed))
+        .route("/api/create", any(library::unchangeable))
+        .route("/api/copy", any(library::unchangeable))
+        .route("/api/delete", any(library::unchangeable))
+        .route("/api/push", any(library::unchangeable))
+        .route("/api/blobs/{digest}", any(library::unchangeable))
         .route("/v1/completions", post(completions::create))
         .route("/v1/chat/completions", post(chat_completions::create))
         .route("/v1/models", get(models::list))
@@ -98,16 +128,22 @@ fn router(engine: Engine, options: HttpOptions) -> Router {
         .fallback(error::unknown_route)
         .method_not_allowed_fallback(error::wrong_method)
         .with_state(app);
-    dress(router, max_body_bytes)
+    dress(router, options)
 }
 
-/// From the inside out: what panics becomes a failure, what failed gets its body, what was answered is logged.
-fn dress(router: Router, max_body_bytes: usize) -> Router {
-    router
-        .layer(DefaultBodyLimit::max(max_body_bytes))
-        .layer(CatchPanicLayer::custom(error::panicked))
-        .layer(middleware::from_fn(error::render))
-        .layer(TraceLayer::new_for_http())
+/// From the inside out: what panics becomes a failure, what shows no key is kept out, what failed gets its body, other
+/// sites' pages are told what they may read (also of failures), what was answered is logged.
+fn dress(router: Router, options: HttpOptions) -> Router {
+    let mut router =
+        router.layer(DefaultBodyLimit::max(options.max_body_bytes)).layer(CatchPanicLayer::custom(error::panicked));
+    if let Some(key) = options.api_key {
+        router = router.layer(middleware::from_fn_with_state(key, access::check));
+    }
+    router = router.layer(middleware::from_fn(error::render));
+    if !options.cors_origins.is_empty() {
+        router = router.layer(access::cors(&options.cors_origins));
+    }
+    router.layer(TraceLayer::new_for_http())
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use axum::{
 use serde_json::{Value, json};
 
 use super::{App, error::Failure, fields::Fields};
-use crate::{clock::unix_seconds, config::ModelCard};
+use crate::{clock::UtcTime, config::ModelCard};
 
 /// Takes the field `model`; an absent one means the model that is served.
 pub(super) fn take(fields: &mut Fields, card: &ModelCard) -> Result<(), Failure> {
@@ -17,7 +17,7 @@ pub(super) fn take(fields: &mut Fields, card: &ModelCard) -> Result<(), Failure>
     }
 }
 
-fn check(name: &str, card: &ModelCard) -> Result<(), Failure> {
+pub(super) fn check(name: &str, card: &ModelCard) -> Result<(), Failure> {
     if names(card).any(|known| known == name || name.strip_suffix(":latest") == Some(known)) {
         Ok(())
     } else {
@@ -51,31 +51,11 @@ fn model(id: &str, card: &ModelCard) -> Value {
     json!({
         "id": id,
         "object": "model",
-        "created": unix_seconds(),
+        "created": UtcTime::of(card.started).unix_seconds(),
         "owned_by": "nanoinfer",
         "root": card.name,
         "max_model_len": card.geometry.n_positions,
     })
-}
-
-/// `GET /api/tags`.
-pub(super) async fn tags(State(app): State<App>) -> Json<Value> {
-    let card = app.engine.card();
-    let entry = json!({
-        "name": card.name,
-        "model": card.name,
-        "modified_at": crate::clock::UtcTime::now().rfc3339(),
-        "size": 0,
-        "digest": "",
-        "details": {
-            "format": "safetensors",
-            "family": "gpt2",
-            "families": ["gpt2"],
-            "parameter_size": parameter_size(parameters(card)),
-            "quantization_level": dtype(card),
-        },
-    });
-    Json(json!({"models": [entry]}))
 }
 
 /// `GET /api/model_info`.
@@ -85,9 +65,9 @@ pub(super) async fn info(State(app): State<App>) -> Json<Value> {
     Json(json!({
         "model": card.name,
         "model_type": "gpt2",
-        "parameters": parameters(card),
-        "dtype": dtype(card).to_lowercase(),
-        "nproc": card.nproc,
+        "parameters": geometry.parameters(),
+        "dtype": dtype(card),
+        "nproc": card.partition.world(),
         "build_id": card.build_id,
         "config": {
             "vocab_size": geometry.vocab_size,
@@ -102,30 +82,9 @@ pub(super) async fn info(State(app): State<App>) -> Json<Value> {
     }))
 }
 
-/// `GET /api/version`.
-pub(super) async fn version(State(app): State<App>) -> Json<Value> {
-    Json(json!({"version": app.engine.card().build_id}))
-}
-
-/// Weights and biases of a GPT-2 whose head is tied to its embedding.
-fn parameters(card: &ModelCard) -> usize {
-    let g = &card.geometry;
-    let attention = g.n_embd * 3 * g.n_embd + 3 * g.n_embd + g.n_embd * g.n_embd + g.n_embd;
-    let mlp = 2 * g.n_embd * g.n_inner + g.n_inner + g.n_embd;
-    let norms = 4 * g.n_embd;
-    (g.vocab_size + g.n_positions) * g.n_embd + g.n_layer * (attention + mlp + norms) + 2 * g.n_embd
-}
-
-/// `124.4M`, as Ollama writes it.
-fn parameter_size(parameters: usize) -> String {
-    match parameters as f64 {
-        n if n >= 1e9 => format!("{:.1}B", n / 1e9),
-        n => format!("{:.1}M", n / 1e6),
-    }
-}
-
-fn dtype(card: &ModelCard) -> String {
-    format!("{:?}", card.dtype)
+/// The element type as command lines spell it.
+pub(super) fn dtype(card: &ModelCard) -> String {
+    format!("{:?}", card.dtype).to_lowercase()
 }
 
 #[cfg(test)]
@@ -149,13 +108,5 @@ mod tests {
         for name in ["", "someone", "nano", "nano-chat:7b", "gpt-4", ":latest"] {
             assert!(check(name, &card).is_err(), "{name}");
         }
-    }
-
-    #[test]
-    fn parameters_are_those_of_the_checkpoints() {
-        let mut card = demo_card();
-        assert_eq!(parameter_size(parameters(&card)), "5.9M");
-        card.geometry = nanoinfer_shared::Geometry::from_config_json(r#"{"model_type": "gpt2"}"#).unwrap();
-        assert_eq!(parameters(&card), 124_439_808);
     }
 }

@@ -1,19 +1,26 @@
-//! `POST /api/chat` with `messages`: Ollama's form.
+//! Ollama's routes.
+//!
+//! [`chat`] and [`generate`] read a request; both answer through the [`OllamaWriter`] here, which knows the objects of an
+//! answer. [`library`] tells of the one model there is, and refuses what would change it.
+
+pub(super) mod chat;
+pub(super) mod generate;
+pub(super) mod library;
 
 use std::{sync::Arc, time::Instant};
 
 use axum::{
     Json,
-    extract::State,
     response::{IntoResponse, Response},
 };
+use futures_util::StreamExt;
 use serde_json::{Value, json};
 
 use super::{
     App,
     error::{Failure, Form},
     fields::Fields,
-    logprobs, messages, models, sampling, short_form,
+    logprobs, sampling,
     stream::{self, Framing, Writer},
 };
 use crate::{
@@ -22,27 +29,48 @@ use crate::{
     text::{Chunk, GenerateRequest, Generation, MaxTokens, ModelText, Prompt, generation::GeneratedToken},
 };
 
-/// `POST /api/chat`: the key that is present decides the form.
-pub(super) async fn chat(State(app): State<App>, fields: Fields) -> Result<Response, Failure> {
-    match (fields.has("messages"), fields.has("prompt")) {
-        (true, false) => create(&app, fields).await,
-        (false, true) => short_form::create(&app, fields).await,
-        (true, true) => Err(Failure::field("prompt", "`messages` and `prompt` are two forms of a request: give one")),
-        (false, false) => Err(Failure::field("messages", "`messages` or `prompt` is missing")),
+/// Which of the two routes answers: their objects carry text in different places.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shape {
+    /// `message: {role, content}`.
+    Chat,
+    /// `response`.
+    Generate,
+}
+
+/// Of a request to either route, what is not its prompt.
+struct Settings {
+    stream: bool,
+    /// Alternatives beside each log-probability; none for no log-probabilities.
+    logprobs: Option<u32>,
+    request: GenerateRequest,
+}
+
+impl Shape {
+    fn object(self, model: &str, text: &str) -> Value {
+        let mut object = json!({"model": model, "created_at": UtcTime::now().rfc3339(), "done": false});
+        match self {
+            Self::Chat => object["message"] = json!({"role": "assistant", "content": text}),
+            Self::Generate => object["response"] = text.into(),
+        }
+        object
+    }
+
+    /// The reply to a request that has nothing to answer: the model is there.
+    fn loaded(self, app: &App) -> Value {
+        let mut object = self.object(&app.engine.card().name, "");
+        object["done"] = true.into();
+        object["done_reason"] = "load".into();
+        object
     }
 }
 
-async fn create(app: &App, mut fields: Fields) -> Result<Response, Failure> {
-    let start = Instant::now();
-    models::take(&mut fields, app.engine.card())?;
-    for name in ["tools", "format", "shift", "images", "think"] {
-        fields.refuse(name, &[])?;
-    }
-    let messages = messages::take(&mut fields)?;
+/// Takes everything but the prompt; what is left then is unknown.
+fn settings(app: &App, mut fields: Fields, prompt: Prompt) -> Result<Settings, Failure> {
     let stream = fields.boolean("stream")?.unwrap_or(true);
-    let truncate = fields.boolean("truncate")?.unwrap_or(true);
     let wants_logprobs = fields.boolean("logprobs")?.unwrap_or(false);
     let top = fields.integer("top_logprobs", 0..=20)?.unwrap_or(0) as u32;
+    let logprobs = wants_logprobs.then_some(top);
     let timeout = sampling::timeout(&mut fields)?;
     fields.ignore(&["keep_alive"]);
     let mut options = fields.object("options")?;
@@ -50,60 +78,40 @@ async fn create(app: &App, mut fields: Fields) -> Result<Response, Failure> {
     options.ignore(&["num_ctx", "num_keep", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread"]);
     let model = &app.engine.text().defaults;
     let num_predict = options.integer("num_predict", -2..=i64::MAX)?;
+    let max_tokens = match num_predict {
+        // −1 and −2 are Ollama's ways to say "all there is room for".
+        Some(..0) => MaxTokens::Wall,
+        given => sampling::max_tokens(given.map(|n| n as usize), &sampling::OLLAMA, model),
+    };
     let request = GenerateRequest {
         stop: options.stops()?,
-        logprobs: wants_logprobs.then_some(top),
+        logprobs,
         timeout,
-        ..GenerateRequest::new(
-            Prompt::Chat { messages, truncate },
-            sampling::ollama(&mut options, model)?,
-            match num_predict {
-                // −1 and −2 are Ollama's ways to say "all there is room for".
-                Some(..0) => MaxTokens::Wall,
-                given => sampling::max_tokens(given.map(|n| n as usize), &sampling::OLLAMA, model),
-            },
-        )
+        ..GenerateRequest::new(prompt, sampling::ollama(&mut options, model)?, max_tokens)
     };
     options.finish(&app.unknown_fields);
     fields.finish(&app.unknown_fields);
-    if let [Prompt::Chat { messages, .. }] = request.prompts.as_slice()
-        && messages.is_empty()
-    {
-        return Ok(Json(loaded(app)).into_response());
-    }
+    Ok(Settings { stream, logprobs, request })
+}
 
-    let generation = app.engine.generate(request).await?;
-    let mut writer = OllamaWriter::new(app, &generation, start);
-    if stream {
+/// Generates, and answers in the shape of the route.
+async fn answer(app: &App, shape: Shape, settings: Settings, start: Instant) -> Result<Response, Failure> {
+    let generation = app.engine.generate(settings.request).await?;
+    let mut writer = OllamaWriter::new(app, shape, &generation, start);
+    if settings.stream {
         return Ok(stream::respond(Framing::Ndjson, generation, writer));
     }
     let warnings = stream::warnings(&generation.warnings());
     let (text, tokens) = writer.drain(generation).await?;
     let mut body = writer.last(&text);
-    if wants_logprobs {
+    if settings.logprobs.is_some() {
         body["logprobs"] = logprobs::chat(&writer.text.tokenizer, &tokens).into();
     }
     Ok((warnings, Json(body)).into_response())
 }
 
-/// The reply to no messages: the model is there.
-fn loaded(app: &App) -> Value {
-    let mut object = object(&app.engine.card().name, "");
-    object["done"] = true.into();
-    object["done_reason"] = "load".into();
-    object
-}
-
-fn object(model: &str, content: &str) -> Value {
-    json!({
-        "model": model,
-        "created_at": UtcTime::now().rfc3339(),
-        "message": {"role": "assistant", "content": content},
-        "done": false,
-    })
-}
-
 struct OllamaWriter {
+    shape: Shape,
     model: String,
     text: Arc<ModelText>,
     warnings: Vec<String>,
@@ -118,8 +126,9 @@ struct OllamaWriter {
 }
 
 impl OllamaWriter {
-    fn new(app: &App, generation: &Generation, start: Instant) -> Self {
+    fn new(app: &App, shape: Shape, generation: &Generation, start: Instant) -> Self {
         Self {
+            shape,
             model: app.engine.card().name.clone(),
             text: app.engine.text().clone(),
             warnings: generation.warnings(),
@@ -139,7 +148,6 @@ impl OllamaWriter {
     }
 
     async fn drain(&mut self, mut generation: Generation) -> Result<(String, Vec<GeneratedToken>), Failure> {
-        use futures_util::StreamExt;
         let (mut text, mut tokens) = (String::new(), Vec::new());
         while let Some(chunk) = generation.next().await {
             let chunk = chunk?;
@@ -151,11 +159,11 @@ impl OllamaWriter {
     }
 
     /// The object that ends an answer. Durations are nanoseconds.
-    fn last(&self, content: &str) -> Value {
+    fn last(&self, text: &str) -> Value {
         let now = Instant::now();
         let first_token = self.first_token.unwrap_or(now);
         let nanos = |from: Instant, to: Instant| to.saturating_duration_since(from).as_nanos() as u64;
-        let mut object = object(&self.model, content);
+        let mut object = self.shape.object(&self.model, text);
         object["done"] = true.into();
         object["done_reason"] = match self.finish {
             Some(FinishReason::Length) => "length".into(),
@@ -181,7 +189,7 @@ impl Writer for OllamaWriter {
         if chunk.text.is_empty() && logprobs.is_empty() {
             return Vec::new();
         }
-        let mut object = object(&self.model, &chunk.text);
+        let mut object = self.shape.object(&self.model, &chunk.text);
         if !logprobs.is_empty() {
             object["logprobs"] = logprobs.into();
         }

@@ -9,7 +9,7 @@ use super::{
     sampling::{self, RouteDefaults},
 };
 use crate::{
-    clock::unix_seconds,
+    clock::UtcTime,
     request::FinishReason,
     text::{Chunk, GenerateRequest, Prompt},
 };
@@ -95,7 +95,7 @@ impl Envelope {
         Self {
             id: format!("{prefix}-{:016x}", sampling::random()),
             object,
-            created: unix_seconds(),
+            created: UtcTime::now().unix_seconds(),
             model: card.name.clone(),
             fingerprint: card.build_id.clone(),
         }

@@ -1,16 +1,17 @@
-//! Is it alive, is it ready: routes that are never refused.
+//! Is it alive, is it ready, how busy is it.
 
 use std::sync::atomic::Ordering::Relaxed;
 
 use axum::{
     Json,
     extract::State,
-    http::StatusCode,
+    http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde_json::{Value, json};
 
 use super::App;
+use crate::metrics::CONTENT_TYPE;
 
 /// `GET /livez`: the process answers.
 pub(super) async fn livez() -> Json<Value> {
@@ -38,9 +39,10 @@ pub(super) async fn health(State(app): State<App>) -> Response {
     }
 }
 
-/// `GET /`.
-pub(super) async fn root(State(app): State<App>) -> String {
-    format!("NanoInfer serves {}\n", app.engine.card().name)
+/// `GET /metrics`, for Prometheus.
+pub(super) async fn metrics(State(app): State<App>) -> Response {
+    let status = app.engine.status();
+    ([(header::CONTENT_TYPE, CONTENT_TYPE)], status.metrics.render(status)).into_response()
 }
 
 fn obstacle(app: &App) -> Option<String> {

@@ -12,6 +12,7 @@ use tokio::sync::{Semaphore, mpsc};
 use super::*;
 use crate::{
     handle::Submission,
+    metrics::SequenceMeter,
     request::{Event, Limits, Request, SamplingParams},
     sampler::Drawn,
 };
@@ -34,7 +35,8 @@ fn sequence(id: u64, prompt: usize, max_tokens: usize, scored: bool) -> (Sequenc
     };
     let (events, receiver) = mpsc::channel(max_tokens + 2);
     let place = Arc::new(Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap());
-    (Sequence::new(SeqId(id), Submission { request, events, place }), receiver)
+    let meter = SequenceMeter::new(Default::default(), request.prompt.len());
+    (Sequence::new(SeqId(id), Submission { request, events, place, meter }), receiver)
 }
 
 impl Scheduler {

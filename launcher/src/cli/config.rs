@@ -6,6 +6,7 @@
 use std::{ffi::OsString, fs, path::PathBuf, time::Duration};
 
 use clap::{CommandFactory, Parser};
+use nanoinfer_coordinator::http::{ApiKey, HeaderValue, HttpOptions};
 
 use super::options::{CommandLine, Device, ServeOptions, TypedComm, TypedDType};
 use crate::{
@@ -25,6 +26,7 @@ pub(super) struct Config {
     pub(super) cluster: ClusterConfig,
     pub(super) host: String,
     pub(super) port: u16,
+    pub(super) http: HttpOptions,
     pub(super) shutdown_timeout: Duration,
     /// Print the plan and stop.
     pub(super) plan: bool,
@@ -48,6 +50,14 @@ pub(super) enum ConfigError {
     /// What this build does not have.
     #[error("{what} is not built yet\n  hint: {hint}")]
     NotBuilt { what: &'static str, hint: &'static str },
+    /// An API key that cannot be sent in a header, or is none.
+    #[error("{from}: an API key is one line of visible ASCII characters\n  hint: openssl rand -hex 32 makes one")]
+    ApiKey { from: String },
+    /// An origin that no browser sends.
+    #[error(
+        "--cors-origin {origin} is no origin\n  hint: scheme, host and port, like https://chat.example or http://localhost:3000"
+    )]
+    Origin { origin: String },
     /// A log filter that is none.
     #[error("--log {filter}: {reason}")]
     Log { filter: String, reason: String },
@@ -105,6 +115,11 @@ impl Config {
             cluster,
             host: options.host.unwrap_or_else(|| "127.0.0.1".into()),
             port: options.port.unwrap_or(8000),
+            http: HttpOptions {
+                api_key: api_key(options.api_key, options.api_key_file)?,
+                cors_origins: cors_origins(options.cors_origin.unwrap_or_default())?,
+                ..HttpOptions::default()
+            },
             shutdown_timeout: options.shutdown_timeout.unwrap_or(Duration::from_secs(30)),
             plan: options.plan,
         })
@@ -113,6 +128,29 @@ impl Config {
 
 fn not_built(what: &'static str) -> ConfigError {
     ConfigError::NotBuilt { what, hint: "--dtype f32 or bf16; checkpoints of any element type load into them" }
+}
+
+fn api_key(key: Option<String>, file: Option<PathBuf>) -> Result<Option<ApiKey>, ConfigError> {
+    let (key, from) = match (key, file) {
+        (Some(key), _) => (key, "--api-key".to_owned()),
+        (None, Some(path)) => {
+            let text = fs::read_to_string(&path).map_err(|source| ConfigError::Read { path: path.clone(), source })?;
+            (text.lines().next().unwrap_or_default().trim().to_owned(), path.display().to_string())
+        }
+        (None, None) => return Ok(None),
+    };
+    let sendable = !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_graphic());
+    if sendable { Ok(Some(ApiKey::new(&key))) } else { Err(ConfigError::ApiKey { from }) }
+}
+
+fn cors_origins(origins: Vec<String>) -> Result<Vec<HeaderValue>, ConfigError> {
+    let read = |origin: String| {
+        let trimmed = origin.trim().trim_end_matches('/');
+        let has_scheme = trimmed.split_once("://").is_some_and(|(_, host)| !host.is_empty() && !host.contains('/'));
+        let value = HeaderValue::from_str(trimmed).ok().filter(|_| has_scheme || trimmed == "*");
+        value.ok_or(ConfigError::Origin { origin })
+    };
+    origins.into_iter().map(read).collect()
 }
 
 impl ServeOptions {
@@ -128,6 +166,10 @@ impl ServeOptions {
             dtype: self.dtype.or(other.dtype),
             host: self.host.or(other.host),
             port: self.port.or(other.port),
+            // A key and a file of one exclude one another, wherever they stand.
+            api_key: if self.api_key_file.is_some() { self.api_key } else { self.api_key.or(other.api_key) },
+            api_key_file: self.api_key_file.or(other.api_key_file),
+            cors_origin: self.cors_origin.or(other.cors_origin),
             threads: self.threads.or(other.threads),
             comm: self.comm.or(other.comm),
             kv_memory: self.kv_memory.or(other.kv_memory),
@@ -241,6 +283,27 @@ mod tests {
             }
         }
         assert!(meaning(&["--config", "/nonexistent.toml"]).unwrap_err().contains("/nonexistent.toml"));
+    }
+
+    #[test]
+    fn keys_and_origins_are_read_and_their_slips_named() {
+        let config = meaning(&["--cors-origin", "https://chat.example/,http://localhost:3000"]).unwrap();
+        assert_eq!(config.http.cors_origins, ["https://chat.example", "http://localhost:3000"]);
+        assert_eq!(config.http.api_key, None);
+        assert!(meaning(&["--cors-origin", "chat.example"]).unwrap_err().contains("https://chat.example"));
+
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("key");
+        fs::write(&file, "s3cret\n# of the house\n").unwrap();
+        let file = file.to_str().unwrap();
+        assert_eq!(meaning(&["--api-key-file", file]).unwrap().http.api_key, Some(ApiKey::new("s3cret")));
+        assert_eq!(
+            with_file("api-key = \"other\"", &["--api-key-file", file]).unwrap().http.api_key,
+            Some(ApiKey::new("s3cret"))
+        );
+        assert!(meaning(&["--api-key", "two words"]).unwrap_err().contains("--api-key: an API key is one line"));
+        assert!(meaning(&["--api-key", "a", "--api-key-file", file]).unwrap_err().contains("cannot be used with"));
+        assert!(meaning(&["--api-key-file", "/nonexistent"]).unwrap_err().contains("/nonexistent"));
     }
 
     #[test]

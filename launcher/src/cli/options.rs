@@ -62,6 +62,23 @@ pub(super) struct ServeOptions {
     /// Port to listen on; 0 takes any free one [default: 8000].
     #[arg(long, env = "NANOINFER_PORT", value_name = "PORT")]
     pub(super) port: Option<u16>,
+    /// Key that requests must show as `Authorization: Bearer KEY`; other users of this host can see it here, unlike
+    /// in a file.
+    #[arg(
+        long,
+        env = "NANOINFER_API_KEY",
+        value_name = "KEY",
+        hide_env_values = true,
+        conflicts_with = "api_key_file"
+    )]
+    pub(super) api_key: Option<String>,
+    /// File whose first line is that key.
+    #[arg(long, env = "NANOINFER_API_KEY_FILE", value_name = "FILE")]
+    pub(super) api_key_file: Option<PathBuf>,
+    /// Sites whose pages may use this server, like https://chat.example, separated by commas; * for all
+    /// [default: none].
+    #[arg(long, env = "NANOINFER_CORS_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
+    pub(super) cors_origin: Option<Vec<String>>,
     /// Compute threads of each rank [default: cores divided by ranks].
     #[arg(long, env = "NANOINFER_THREADS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(super) threads: Option<u32>,

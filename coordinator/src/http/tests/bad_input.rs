@@ -196,7 +196,7 @@ async fn bodies_that_are_no_json_say_where() {
 
 #[tokio::test]
 async fn bodies_are_bounded() {
-    let server = Server::with(saying("x"), HttpOptions { max_body_bytes: 1000 }).await;
+    let server = Server::with(saying("x"), HttpOptions { max_body_bytes: 1000, ..HttpOptions::default() }).await;
     let (message, _) = refused(&server, "/v1/completions", json!({"prompt": "x".repeat(2000)}), 413).await;
     assert!(message.contains("larger than 1000 bytes"));
     refused(&server, "/api/chat", json!({"prompt": "x".repeat(2000)}), 413).await;
@@ -226,7 +226,7 @@ async fn a_panic_in_a_handler_is_an_answer_and_the_server_goes_on() {
     let router = axum::Router::new().route("/api/broken", axum::routing::get(broken));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let router = crate::http::dress(router, 1000);
+    let router = crate::http::dress(router, HttpOptions::default());
     let task = tokio::spawn(async { axum::serve(listener, router).await });
     let server = Server { address, stop: None, task };
     for _ in 0..2 {

@@ -48,7 +48,7 @@ async fn who_is_there_is_told() {
     let models = server.get("/v1/models").await.json();
     assert_eq!((&models["object"], &models["data"][1]["id"]), (&json!("list"), &json!("served")));
     let info = server.get("/api/model_info").await.json();
-    assert_eq!((&info["config"]["n_positions"], &info["nproc"]), (&json!(256), &json!(1)));
+    assert_eq!((&info["config"]["n_positions"], &info["nproc"]), (&json!(256), &json!(2)));
     assert_eq!(server.get("/").await.status, 200);
     let head = server.send("HEAD", "/", "", "").await;
     assert_eq!((head.status, head.body.as_str()), (200, ""));

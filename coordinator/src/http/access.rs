@@ -1,0 +1,58 @@
+//! Who may ask: the key that requests must show, and the pages of other sites that may use this server.
+
+use axum::{
+    extract::{Request, State},
+    http::{HeaderValue, Method, header},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use sha2::{Digest, Sha256};
+use tower_http::cors::{AllowOrigin, Any, CorsLayer};
+
+use super::error::Failure;
+
+/// Routes that need no key, besides what the pages load: probes, and pages that hold nothing and ask for the key
+/// themselves.
+const OPEN: [&str; 5] = ["/livez", "/readyz", "/health", "/", "/docs"];
+
+/// What every request must carry, as `Authorization: Bearer KEY`. Kept as a digest, so that comparing takes the same
+/// time wherever two keys differ, and no log can show it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApiKey([u8; 32]);
+
+impl ApiKey {
+    /// A key as it was given.
+    pub fn new(key: &str) -> Self {
+        Self(Sha256::digest(key).into())
+    }
+
+    fn opens(&self, request: &Request) -> bool {
+        let shown = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let key =
+            shown.and_then(|value| value.split_once(' ')).filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+        key.is_some_and(|(_, key)| Self::new(key.trim()) == *self)
+    }
+}
+
+/// Middleware that lets in what shows the key, and what needs none.
+pub(super) async fn check(State(key): State<ApiKey>, request: Request, next: Next) -> Response {
+    let path = request.uri().path();
+    if OPEN.contains(&path) || path.starts_with("/assets/") || key.opens(&request) {
+        next.run(request).await
+    } else {
+        Failure::unauthorized().into_response()
+    }
+}
+
+/// Lets pages of `origins` read answers; `*` stands for all of them.
+pub(super) fn cors(origins: &[HeaderValue]) -> CorsLayer {
+    let allowed = if origins.iter().any(|origin| origin == "*") {
+        AllowOrigin::any()
+    } else {
+        AllowOrigin::list(origins.iter().cloned())
+    };
+    let methods = [Method::GET, Method::POST, Method::HEAD];
+    // Named, as `*` does not cover the header that carries the key.
+    let headers = [header::AUTHORIZATION, header::CONTENT_TYPE];
+    CorsLayer::new().allow_origin(allowed).allow_methods(methods).allow_headers(headers).expose_headers(Any)
+}

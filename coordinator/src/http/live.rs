@@ -1,0 +1,44 @@
+//! `GET /api/cluster`: who holds what, and what is under way: the live view of the page.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use axum::{Json, extract::State};
+use nanoinfer_shared::{Share, protocol::BLOCK_TOKENS};
+use serde_json::{Value, json};
+
+use super::{App, models};
+
+pub(super) async fn cluster(State(app): State<App>) -> Json<Value> {
+    let card = app.engine.card();
+    let status = app.engine.status();
+    let range = |range: &std::ops::Range<usize>| [range.start, range.end];
+    let rank = |(rank, (share, bytes)): (usize, (&Share, &u64))| {
+        json!({
+            "rank": rank,
+            "heads": range(&share.heads),
+            "ffn": range(&share.ffn),
+            "vocab": range(&share.vocab),
+            "weight_bytes": bytes,
+        })
+    };
+    let ranks: Vec<Value> = card.partition.shares().iter().zip(&card.weight_bytes).enumerate().map(rank).collect();
+    let geometry = &card.geometry;
+    Json(json!({
+        "model": card.name,
+        "dtype": models::dtype(card),
+        "n_layer": geometry.n_layer,
+        "n_head": geometry.n_head,
+        "n_embd": geometry.n_embd,
+        "n_inner": geometry.n_inner,
+        "n_positions": geometry.n_positions,
+        "vocab_size": geometry.vocab_size,
+        "ready": status.ready.load(Relaxed),
+        "ranks": ranks,
+        "block_tokens": BLOCK_TOKENS,
+        "blocks_total": status.blocks_total.load(Relaxed),
+        "blocks_free": status.blocks_free.load(Relaxed),
+        "running": status.running.load(Relaxed),
+        "waiting": status.waiting.load(Relaxed),
+        "sequences": *status.live.borrow(),
+    }))
+}

@@ -1,0 +1,41 @@
+//! `POST /api/chat`: with `messages` Ollama's form, with `prompt` the short form.
+
+use std::time::Instant;
+
+use axum::{
+    Json,
+    extract::State,
+    response::{IntoResponse, Response},
+};
+
+use super::{
+    super::{App, error::Failure, fields::Fields, messages, models, short_form},
+    Shape, answer, settings,
+};
+use crate::text::Prompt;
+
+/// The key that is present decides the form.
+pub(in crate::http) async fn chat(State(app): State<App>, fields: Fields) -> Result<Response, Failure> {
+    match (fields.has("messages"), fields.has("prompt")) {
+        (true, false) => create(&app, fields).await,
+        (false, true) => short_form::create(&app, fields).await,
+        (true, true) => Err(Failure::field("prompt", "`messages` and `prompt` are two forms of a request: give one")),
+        (false, false) => Err(Failure::field("messages", "`messages` or `prompt` is missing")),
+    }
+}
+
+async fn create(app: &App, mut fields: Fields) -> Result<Response, Failure> {
+    let start = Instant::now();
+    models::take(&mut fields, app.engine.card())?;
+    for name in ["tools", "format", "shift", "images", "think"] {
+        fields.refuse(name, &[])?;
+    }
+    let messages = messages::take(&mut fields)?;
+    let truncate = fields.boolean("truncate")?.unwrap_or(true);
+    let is_empty = messages.is_empty();
+    let settings = settings(app, fields, Prompt::Chat { messages, truncate })?;
+    if is_empty {
+        return Ok(Json(Shape::Chat.loaded(app)).into_response());
+    }
+    answer(app, Shape::Chat, settings, start).await
+}

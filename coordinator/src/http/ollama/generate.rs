@@ -1,0 +1,40 @@
+//! `POST /api/generate`: one prompt as a single turn, or continued as it stands (`raw`).
+
+use std::time::Instant;
+
+use axum::{
+    Json,
+    extract::State,
+    response::{IntoResponse, Response},
+};
+
+use super::{
+    super::{App, error::Failure, fields::Fields, models},
+    Shape, answer, settings,
+};
+use crate::text::{Message, Prompt, Role};
+
+pub(in crate::http) async fn generate(State(app): State<App>, mut fields: Fields) -> Result<Response, Failure> {
+    let start = Instant::now();
+    models::take(&mut fields, app.engine.card())?;
+    // `context` was an earlier reply's tokens; a conversation is what /api/chat is for.
+    for name in ["suffix", "template", "context", "format", "shift", "images", "think"] {
+        fields.refuse(name, &[])?;
+    }
+    let text = fields.string("prompt")?.unwrap_or_default();
+    let system = fields.string("system")?.filter(|system| !system.is_empty());
+    let raw = fields.boolean("raw")?.unwrap_or(false);
+    let truncate = fields.boolean("truncate")?.unwrap_or(true);
+    let is_empty = text.is_empty();
+    let prompt = if raw {
+        Prompt::Text { text, add_special_tokens: true }
+    } else {
+        let system = system.map(|content| Message { role: Role::System, content });
+        Prompt::Chat { messages: system.into_iter().chain([Message::user(text)]).collect(), truncate }
+    };
+    let settings = settings(&app, fields, prompt)?;
+    if is_empty {
+        return Ok(Json(Shape::Generate.loaded(&app)).into_response());
+    }
+    answer(&app, Shape::Generate, settings, start).await
+}

@@ -1,0 +1,152 @@
+//! The one model of this server, as a library of Ollama's: what can be asked of it, and what cannot be done to it.
+
+use axum::{
+    Json,
+    extract::State,
+    http::Method,
+    response::{IntoResponse, Response},
+};
+use serde_json::{Value, json};
+
+use super::super::{App, error::Failure, fields::Fields, models};
+use crate::{clock::UtcTime, config::ModelCard};
+
+/// A time that does not come: the model stays loaded as long as the server runs.
+const NEVER: &str = "9999-12-31T23:59:59Z";
+
+/// `GET /api/version`.
+pub(in crate::http) async fn version(State(app): State<App>) -> Json<Value> {
+    Json(json!({"version": app.engine.card().build_id}))
+}
+
+/// `GET /api/tags`: what there is.
+pub(in crate::http) async fn tags(State(app): State<App>) -> Json<Value> {
+    let card = app.engine.card();
+    let mut entry = entry(card);
+    entry["modified_at"] = UtcTime::of(card.started).rfc3339().into();
+    Json(json!({"models": [entry]}))
+}
+
+/// `GET /api/ps`: what is loaded.
+pub(in crate::http) async fn ps(State(app): State<App>) -> Json<Value> {
+    let card = app.engine.card();
+    let mut entry = entry(card);
+    entry["expires_at"] = NEVER.into();
+    entry["size_vram"] = 0.into();
+    entry["context_length"] = card.geometry.n_positions.into();
+    Json(json!({"models": [entry]}))
+}
+
+/// `POST /api/show`: everything about a model.
+pub(in crate::http) async fn show(State(app): State<App>, mut fields: Fields) -> Result<Json<Value>, Failure> {
+    named(&app, &mut fields)?;
+    fields.ignore(&["verbose"]);
+    fields.finish(&app.unknown_fields);
+    let card = app.engine.card();
+    let geometry = &card.geometry;
+    let text = app.engine.text();
+    let defaults = &text.defaults;
+    let parameters: Vec<String> = [
+        ("temperature", defaults.temperature.map(|x| x.to_string())),
+        ("top_k", defaults.top_k.map(|x| x.to_string())),
+        ("top_p", defaults.top_p.map(|x| x.to_string())),
+        ("num_predict", defaults.max_new_tokens.map(|x| x.to_string())),
+    ]
+    .into_iter()
+    .filter_map(|(name, value)| Some(format!("{name} {}", value?)))
+    .collect();
+    Ok(Json(json!({
+        "modelfile": format!("FROM {}", card.name),
+        "parameters": parameters.join("\n"),
+        "template": text.chat.template().unwrap_or_default(),
+        "modified_at": UtcTime::of(card.started).rfc3339(),
+        "details": details(card),
+        "capabilities": ["completion"],
+        "model_info": {
+            "general.architecture": "gpt2",
+            "general.parameter_count": geometry.parameters(),
+            "gpt2.block_count": geometry.n_layer,
+            "gpt2.context_length": geometry.n_positions,
+            "gpt2.embedding_length": geometry.n_embd,
+            "gpt2.feed_forward_length": geometry.n_inner,
+            "gpt2.attention.head_count": geometry.n_head,
+            "gpt2.vocab_size": geometry.vocab_size,
+        },
+    })))
+}
+
+/// `POST /api/pull`: what is served is there already, and nothing else can be had.
+pub(in crate::http) async fn pull(State(app): State<App>, mut fields: Fields) -> Result<Response, Failure> {
+    named(&app, &mut fields)?;
+    fields.ignore(&["insecure", "username", "password"]);
+    let stream = fields.boolean("stream")?.unwrap_or(true);
+    fields.finish(&app.unknown_fields);
+    let success = json!({"status": "success"});
+    if !stream {
+        return Ok(Json(success).into_response());
+    }
+    let lines = format!("{}\n{success}\n", json!({"status": "pulling manifest"}));
+    Ok(([("content-type", "application/x-ndjson")], lines).into_response())
+}
+
+/// `POST /api/embed` and `/api/embeddings`: known, and not what this model does.
+pub(in crate::http) async fn embed(State(app): State<App>, mut fields: Fields) -> Result<Response, Failure> {
+    named(&app, &mut fields)?;
+    let message = format!("\"{}\" does not support embeddings", app.engine.card().name);
+    Err(Failure::unsupported("model", message))
+}
+
+/// `create`, `copy`, `delete`, `push` and the blobs behind them.
+pub(in crate::http) async fn unchangeable(method: Method) -> Failure {
+    let message = format!("this server serves one model, which a {method} cannot change");
+    Failure::unsupported("model", message).with_hint("nanoinfer-launch --model chooses another")
+}
+
+/// Takes the model's name, which Ollama spells in two ways.
+fn named(app: &App, fields: &mut Fields) -> Result<(), Failure> {
+    let card = app.engine.card();
+    let field = if fields.has("model") { "model" } else { "name" };
+    match fields.string(field)? {
+        Some(name) => models::check(&name, card),
+        None => Err(Failure::field("model", "`model` is missing")),
+    }
+}
+
+fn entry(card: &ModelCard) -> Value {
+    json!({
+        "name": card.name,
+        "model": card.name,
+        "size": card.weight_bytes.iter().sum::<u64>(),
+        "digest": card.digest,
+        "details": details(card),
+    })
+}
+
+fn details(card: &ModelCard) -> Value {
+    json!({
+        "parent_model": "",
+        "format": "safetensors",
+        "family": "gpt2",
+        "families": ["gpt2"],
+        "parameter_size": parameter_size(card.geometry.parameters()),
+        "quantization_level": models::dtype(card).to_uppercase(),
+    })
+}
+
+/// `124.4M`, as Ollama writes it.
+fn parameter_size(parameters: usize) -> String {
+    match parameters as f64 {
+        n if n >= 1e9 => format!("{:.1}B", n / 1e9),
+        n => format!("{:.1}M", n / 1e6),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_written_as_ollama_writes_them() {
+        assert_eq!([5_900_000, 124_439_808, 1_557_611_200].map(parameter_size), ["5.9M", "124.4M", "1.6B"]);
+    }
+}

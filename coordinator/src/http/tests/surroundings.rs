@@ -1,0 +1,160 @@
+//! What stands around the chats: Ollama's library, keys, other sites' pages, metrics, documents.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+
+use super::Server;
+use crate::{
+    http::{ApiKey, HeaderValue, HttpOptions, pages},
+    testing::saying,
+};
+
+#[tokio::test]
+async fn ollama_generates_from_one_prompt() {
+    let server = Server::start(saying(" Hello there!")).await;
+    let body = json!({"model": "nano-chat", "prompt": "Hi", "system": "Be kind.", "stream": false, "keep_alive": "5m"});
+    let reply = server.ask("/api/generate", body).await;
+    assert_eq!((&reply["response"], &reply["done_reason"]), (&json!("Hello there!"), &json!("stop")));
+    assert!(reply.get("message").is_none() && reply["eval_count"].as_u64() > Some(2));
+
+    let lines = server.post("/api/generate", json!({"model": "nano-chat", "prompt": "Hi", "raw": true})).await.lines();
+    let (last, pieces) = lines.split_last().unwrap();
+    let text: String = pieces.iter().map(|line| line["response"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(text, " Hello there!", "raw text keeps its space");
+    assert_eq!((&last["done"], &last["response"]), (&json!(true), &json!("")));
+
+    let loaded = server.ask("/api/generate", json!({"model": "nano-chat"})).await;
+    assert_eq!((&loaded["done_reason"], &loaded["response"]), (&json!("load"), &json!("")));
+    let refused = server.post("/api/generate", json!({"prompt": "Hi", "suffix": "end"})).await;
+    assert_eq!(refused.status, 400, "{}", refused.body);
+}
+
+#[tokio::test]
+async fn ollamas_library_has_one_model_that_nothing_changes() {
+    let server = Server::start(saying("x")).await;
+    let of = |body: Value| body["models"][0].clone();
+    let (tags, ps) = (of(server.get("/api/tags").await.json()), of(server.get("/api/ps").await.json()));
+    for entry in [&tags, &ps] {
+        assert_eq!((&entry["model"], &entry["size"]), (&json!("someone/nano-chat"), &json!(11_900_000)));
+        assert_eq!((&entry["details"]["parameter_size"], &entry["digest"]), (&json!("5.9M"), &json!("00c0ffee")));
+    }
+    assert!(tags["modified_at"].is_string() && ps["expires_at"].is_string());
+    let show = server.ask("/api/show", json!({"model": "nano-chat:latest"})).await;
+    assert_eq!(show["model_info"]["gpt2.context_length"], 256);
+    assert_eq!(show["capabilities"], json!(["completion"]));
+    assert_eq!(server.post("/api/show", json!({"name": "llama3"})).await.status, 404);
+    assert_eq!(server.ask("/api/pull", json!({"model": "nano-chat", "stream": false})).await["status"], "success");
+    let pulled = server.post("/api/pull", json!({"model": "nano-chat"})).await.lines();
+    assert_eq!(pulled.last().unwrap()["status"], "success");
+    let embed = server.post("/api/embed", json!({"model": "nano-chat", "input": "x"})).await;
+    assert_eq!(embed.status, 400);
+    assert!(embed.json()["error"].as_str().unwrap().contains("does not support embeddings"), "{}", embed.body);
+    for (method, path) in [("DELETE", "/api/delete"), ("POST", "/api/copy"), ("HEAD", "/api/blobs/sha256:00")] {
+        assert_eq!(server.send(method, path, "", "{}").await.status, 400, "{method} {path}");
+    }
+    let head = server.send("HEAD", "/", "", "").await;
+    assert_eq!((head.status, head.body.as_str()), (200, ""));
+}
+
+#[tokio::test]
+async fn a_key_opens_every_route_and_pages_need_none() {
+    let options = HttpOptions { api_key: Some(ApiKey::new("s3cret")), ..HttpOptions::default() };
+    let server = Server::with(saying(" ok"), options).await;
+    for path in ["/", "/docs", "/assets/chat.js", "/livez", "/readyz", "/health"] {
+        assert_eq!(server.get(path).await.status, 200, "{path}");
+    }
+    for header in
+        ["", "Authorization: Bearer wrong\r\n", "Authorization: Basic s3cret\r\n", "Authorization: s3cret\r\n"]
+    {
+        for path in ["/v1/models", "/metrics", "/openapi.json", "/api/cluster", "/nowhere"] {
+            let reply = server.send("GET", path, header, "").await;
+            assert_eq!(reply.status, 401, "{path} with {header:?}");
+            assert!(reply.head.contains("www-authenticate: bearer"), "{}", reply.head);
+        }
+    }
+    assert_eq!(server.get("/v1/models").await.json()["error"]["code"], "invalid_api_key");
+    assert!(server.get("/api/tags").await.json()["error"].is_string(), "Ollama's form");
+    for scheme in ["Bearer", "bearer"] {
+        let header = format!("Authorization: {scheme} s3cret\r\n");
+        assert_eq!(server.send("GET", "/v1/models", &header, "").await.status, 200);
+        let body = json!({"prompt": "x"}).to_string();
+        assert_eq!(server.send("POST", "/api/chat", &header, &body).await.status, 200);
+    }
+}
+
+#[tokio::test]
+async fn pages_of_named_sites_may_read_answers() {
+    let preflight = "Access-Control-Request-Method: POST\r\nAccess-Control-Request-Headers: authorization\r\n";
+    let with = |origins: &[&'static str]| {
+        let cors_origins = origins.iter().copied().map(HeaderValue::from_static).collect();
+        HttpOptions { cors_origins, api_key: Some(ApiKey::new("k")), ..HttpOptions::default() }
+    };
+    for (origins, asking, allowed) in [
+        (&["https://chat.example"][..], "https://chat.example", true),
+        (&["https://chat.example"], "https://evil.example", false),
+        (&["*"], "https://any.example", true),
+        (&[], "https://chat.example", false),
+    ] {
+        let server = Server::with(saying("x"), with(origins)).await;
+        let headers = format!("Origin: {asking}\r\n{preflight}");
+        let reply = server.send("OPTIONS", "/v1/chat/completions", &headers, "").await;
+        assert_eq!(reply.head.contains("access-control-allow-origin"), allowed, "{origins:?}: {}", reply.head);
+        if allowed {
+            assert_eq!(reply.status, 200, "a preflight carries no key");
+            assert!(reply.head.contains("access-control-allow-headers: authorization"), "{}", reply.head);
+            let failed = server.send("GET", "/v1/models", &format!("Origin: {asking}\r\n"), "").await;
+            assert!(failed.status == 401 && failed.head.contains("access-control-allow-origin"), "{}", failed.head);
+        }
+    }
+}
+
+#[tokio::test]
+async fn metrics_and_the_live_view_tell_of_an_idle_server() {
+    let server = Server::start(saying(" ok")).await;
+    let metrics = server.get("/metrics").await;
+    assert!(metrics.head.contains("content-type: text/plain; version=0.0.4"), "{}", metrics.head);
+    assert!(metrics.body.contains("\nnanoinfer_num_requests_running 0\n"), "{}", metrics.body);
+    let cluster = server.get("/api/cluster").await.json();
+    assert_eq!(cluster["ranks"][1]["heads"], json!([4, 8]));
+    assert_eq!((&cluster["block_tokens"], &cluster["sequences"]), (&json!(16), &json!([])));
+}
+
+#[tokio::test]
+async fn pages_name_no_other_host() {
+    let server = Server::start(saying("x")).await;
+    for path in ["/", "/docs", "/assets/chat.css", "/assets/chat.js", "/assets/docs.css", "/assets/docs.js"] {
+        let page = server.get(path).await;
+        assert!(page.status == 200 && page.head.contains("default-src 'none'"), "{path}: {}", page.head);
+        // The namespace of SVG is a name, not an address.
+        let rest = page.body.replace("http://www.w3.org/2000/svg", "");
+        assert!(!rest.contains("http://") && !rest.contains("https://"), "{path} names a host");
+    }
+    assert_eq!(server.get("/assets/mod.rs").await.status, 404);
+}
+
+#[tokio::test]
+async fn the_document_and_the_router_know_the_same_routes() {
+    let routed: BTreeSet<String> = include_str!("../mod.rs")
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix(".route(\"")?.split('"').next())
+        .map(|path| path.replace("{*id}", "{id}"))
+        .collect();
+    let document = pages::document();
+    let documented: BTreeSet<String> = document["paths"].as_object().unwrap().keys().cloned().collect();
+    assert_eq!(routed, documented);
+
+    let server = Server::start(saying("x")).await;
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for method in methods.as_object().unwrap().keys().filter(|method| *method != "parameters") {
+            let path = path.replace("{id}", "nano-chat").replace("{digest}", "sha256:00").replace("{name}", "chat.js");
+            let reply = server.send(&method.to_uppercase(), &path, "", "").await;
+            assert!(![404, 405].contains(&reply.status), "{method} {path}: {}", reply.status);
+            assert!(
+                methods[method]["responses"][reply.status.to_string()].is_object(),
+                "{method} {path}: {}",
+                reply.status
+            );
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! What is counted and timed, for Prometheus; the names are vLLM's behind `nanoinfer_`.
+//!
+//! Knows names and buckets; does not know when something happens: the engine's side calls [`SequenceMeter`] and the
+//! fields of [`Metrics`]. Gauges are read from [`Status`] when they are asked for, so that there is one truth.
+//! Invariant: nothing here waits; a counter is an atomic, a histogram a lock held for one addition.
+//! Reference: <https://docs.vllm.ai/en/latest/usage/metrics.html>.
+
+use std::{
+    fmt,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Instant,
+};
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, prometheus_text},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::Registry,
+};
+
+use crate::{
+    handle::Status,
+    request::{Event, FinishReason},
+};
+
+/// Media type of [`Metrics::render`].
+pub use prometheus_text::CONTENT_TYPE;
+
+/// Upper ends of the buckets of times between tokens, of steps and of reductions, in seconds.
+const SHORT_S: [f64; 16] =
+    [1e-5, 5e-5, 1e-4, 5e-4, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.5, 5.0];
+/// Upper ends of the buckets of whole requests and of their parts, in seconds.
+const LONG_S: [f64; 16] =
+    [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
+
+/// Everything that is counted.
+pub struct Metrics {
+    registry: Registry,
+    running: Gauge,
+    waiting: Gauge,
+    kv_cache_usage: Gauge<f64, std::sync::atomic::AtomicU64>,
+    prompt_tokens: Counter,
+    generation_tokens: Counter,
+    requests: Family<Finished, Counter>,
+    time_to_first_token: Histogram,
+    inter_token_latency: Histogram,
+    e2e_request_latency: Histogram,
+    request_queue_time: Histogram,
+    /// One step of all ranks, as the coordinator waits for it.
+    pub(crate) step: Histogram,
+}
+
+/// Why a request ended.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Finished {
+    finished_reason: &'static str,
+}
+
+/// The times of one sequence, from its submission on.
+#[derive(Debug)]
+pub(crate) struct SequenceMeter {
+    metrics: Arc<Metrics>,
+    prompt_tokens: u64,
+    submitted: Instant,
+    started: bool,
+    last_token: Option<Instant>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("nanoinfer");
+        let mut histogram = |name: &str, help: &str, buckets: [f64; 16]| {
+            let histogram = Histogram::new(buckets);
+            registry.register(name, help, histogram.clone());
+            histogram
+        };
+        let time_to_first_token =
+            histogram("time_to_first_token_seconds", "From submission to the first token", LONG_S);
+        let inter_token_latency = histogram("inter_token_latency_seconds", "Between two tokens of a sequence", SHORT_S);
+        let e2e_request_latency = histogram("e2e_request_latency_seconds", "From submission to the end", LONG_S);
+        let request_queue_time = histogram("request_queue_time_seconds", "From submission to the first step", LONG_S);
+        let step = histogram("step_seconds", "One step of all ranks, as the coordinator waits for it", SHORT_S);
+        let metrics = Self {
+            running: Gauge::default(),
+            waiting: Gauge::default(),
+            kv_cache_usage: Gauge::default(),
+            prompt_tokens: Counter::default(),
+            generation_tokens: Counter::default(),
+            requests: Family::default(),
+            time_to_first_token,
+            inter_token_latency,
+            e2e_request_latency,
+            request_queue_time,
+            step,
+            registry: Registry::default(),
+        };
+        registry.register("num_requests_running", "Sequences in the current step", metrics.running.clone());
+        registry.register("num_requests_waiting", "Sequences waiting for a step", metrics.waiting.clone());
+        registry.register("kv_cache_usage_perc", "KV blocks held, from 0 to 1", metrics.kv_cache_usage.clone());
+        registry.register("prompt_tokens", "Tokens of prompts", metrics.prompt_tokens.clone());
+        registry.register("generation_tokens", "Tokens generated", metrics.generation_tokens.clone());
+        registry.register("request_success", "Sequences that ended by themselves", metrics.requests.clone());
+        for reason in [FinishReason::Stop, FinishReason::Length] {
+            // There from the start, so that a rate has something to begin at.
+            drop(metrics.requests.get_or_create(&Finished::because(reason)));
+        }
+        Self { registry, ..metrics }
+    }
+}
+
+impl Metrics {
+    /// Everything in Prometheus' text format.
+    pub(crate) fn render(&self, status: &Status) -> String {
+        self.running.set(status.running.load(Relaxed) as i64);
+        self.waiting.set(status.waiting.load(Relaxed) as i64);
+        let (total, free) = (status.blocks_total.load(Relaxed), status.blocks_free.load(Relaxed));
+        let held = total.saturating_sub(free);
+        self.kv_cache_usage.set(if total == 0 { 0.0 } else { held as f64 / total as f64 });
+        let mut text = String::new();
+        prometheus_text::encode(&mut text, &self.registry).expect("writing to a string does not fail");
+        text
+    }
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+impl Finished {
+    fn because(reason: FinishReason) -> Self {
+        let finished_reason = match reason {
+            FinishReason::Stop => "stop",
+            FinishReason::Length => "length",
+        };
+        Self { finished_reason }
+    }
+}
+
+impl SequenceMeter {
+    pub(crate) fn new(metrics: Arc<Metrics>, prompt_tokens: usize) -> Self {
+        let prompt_tokens = prompt_tokens as u64;
+        Self { metrics, prompt_tokens, submitted: Instant::now(), started: false, last_token: None }
+    }
+
+    /// It takes part in a step: the first time ends its wait.
+    pub(crate) fn started(&mut self) {
+        if !self.started {
+            self.started = true;
+            self.metrics.request_queue_time.observe(self.submitted.elapsed().as_secs_f64());
+            self.metrics.prompt_tokens.inc_by(self.prompt_tokens);
+        }
+    }
+
+    /// What is reported of it.
+    pub(crate) fn reported(&mut self, event: &Event) {
+        match event {
+            Event::Token { .. } => {
+                let now = Instant::now();
+                let (histogram, since) = match self.last_token {
+                    None => (&self.metrics.time_to_first_token, self.submitted),
+                    Some(last) => (&self.metrics.inter_token_latency, last),
+                };
+                histogram.observe(now.duration_since(since).as_secs_f64());
+                self.last_token = Some(now);
+                self.metrics.generation_tokens.inc();
+            }
+            Event::Finished(reason) => {
+                self.metrics.e2e_request_latency.observe(self.submitted.elapsed().as_secs_f64());
+                self.metrics.requests.get_or_create(&Finished::because(*reason)).inc();
+            }
+            Event::Prompt(_) | Event::Failed(_) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sequence_is_counted_once_in_each_place() {
+        let status = Status::default();
+        status.blocks_total.store(8, Relaxed);
+        status.blocks_free.store(6, Relaxed);
+        let mut meter = SequenceMeter::new(status.metrics.clone(), 5);
+        meter.started();
+        meter.started();
+        for _ in 0..3 {
+            meter.reported(&Event::Token { id: 1, logprobs: None });
+        }
+        meter.reported(&Event::Finished(FinishReason::Length));
+        let text = status.metrics.render(&status);
+        for line in [
+            "nanoinfer_prompt_tokens_total 5",
+            "nanoinfer_generation_tokens_total 3",
+            "nanoinfer_kv_cache_usage_perc 0.25",
+            "nanoinfer_request_success_total{finished_reason=\"length\"} 1",
+            "nanoinfer_request_success_total{finished_reason=\"stop\"} 0",
+            "nanoinfer_request_queue_time_seconds_count 1",
+            "nanoinfer_time_to_first_token_seconds_count 1",
+            "nanoinfer_inter_token_latency_seconds_count 2",
+            "nanoinfer_e2e_request_latency_seconds_count 1",
+            "# TYPE nanoinfer_step_seconds histogram",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
+        }
+    }
+}
