@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Installs the peers that run GPT-2 on a CPU into DIR (default ~/.cache/nanoinfer-peers): transformers + PyTorch, CTranslate2, and
+# llama.cpp, built from its Python package's source, 10 to 20 minutes on 2 cores. About 10 GB. Then makes the models of random
+# weights that all are timed on. What is there already is left as it is. usage: setup.sh [DIR]
+set -euo pipefail
+dir=${1:-$HOME/.cache/nanoinfer-peers}
+here=$(cd "$(dirname "$0")" && pwd)
+mkdir -p "$dir/models"
+cd "$dir"
+[ -d hf ] || { python3 -m venv hf && hf/bin/pip install -q torch transformers safetensors ctranslate2 numpy; }
+[ -d lcpp ] || { python3 -m venv lcpp && CMAKE_ARGS="-DGGML_NATIVE=ON" lcpp/bin/pip install -q llama-cpp-python gguf safetensors; }
+while read -r name geometry; do
+  model=models/gpt2-$name
+  # shellcheck disable=SC2086 # three numbers
+  [ -d "$model" ] || hf/bin/python "$here/make_model.py" "$model" $geometry
+  for type in bfloat16 int8; do
+    [ -d "$model-ct2-$type" ] ||
+      hf/bin/ct2-transformers-converter --model "$model" --output_dir "$model-ct2-$type" --quantization "$type"
+  done
+  for type in BF16 Q8_0; do
+    [ -f "$model-$type.gguf" ] || lcpp/bin/python "$here/make_gguf.py" "$model" "$model-$type.gguf" "$type"
+  done
+done <<'MODELS'
+124m 12 12 768
+medium 24 16 1024
+MODELS
+echo "the peers are in $dir"
