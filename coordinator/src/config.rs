@@ -24,6 +24,8 @@ pub struct EngineConfig {
     pub dtype: DType,
     /// Compute threads of each rank; `None` for the cores of its host.
     pub threads: Option<usize>,
+    /// Instruction set of each rank, by name; `None` for the best that its CPU has.
+    pub isa: Option<String>,
     /// Data link between the ranks.
     pub comm: CommKind,
     /// Whether ranks may spin while they wait.

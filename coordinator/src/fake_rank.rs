@@ -49,6 +49,7 @@ pub(crate) fn config(world: usize, kv_blocks: usize) -> EngineConfig {
         fingerprint: 0,
         dtype: DType::F32,
         threads: Some(1),
+        isa: None,
         comm: CommKind::Tcp,
         spin: false,
         kv: KvBudget { kv_memory: Some(kv_blocks as u64 * KV_BLOCK_BYTES), ranks_per_host: 1 },

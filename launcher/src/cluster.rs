@@ -49,6 +49,8 @@ pub struct ClusterConfig {
     pub comm: CommChoice,
     /// Compute threads of each rank; `None` for all cores, divided by the ranks.
     pub threads: Option<usize>,
+    /// Instruction set of each rank, by name; `None` for the best that its CPU has.
+    pub isa: Option<String>,
     /// KV pool of each rank; `None` for the smaller of a quarter of the free memory and what `max_seqs` need.
     pub kv_memory: Option<ByteSize>,
     /// Most sequences in one step.
@@ -85,9 +87,10 @@ impl ClusterConfig {
             revision: None,
             served_name: None,
             nproc: 1,
-            dtype: DType::F32,
+            dtype: nanoinfer_worker::default_dtype(),
             comm: CommChoice::Auto,
             threads: None,
+            isa: None,
             kv_memory: None,
             max_seqs: 32,
             max_batched_tokens: 512,

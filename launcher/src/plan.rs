@@ -127,7 +127,7 @@ impl Plan {
         match self.free_bytes {
             Some(free) if needed > free => Err(LaunchError::Usage {
                 problem: format!("the ranks need {}, and this host has {} free", ByteSize(needed), ByteSize(free)),
-                hint: "--kv-memory, --max-seqs and --max-batched-tokens take less; --dtype bf16 halves the weights"
+                hint: "--kv-memory, --max-seqs and --max-batched-tokens take less; --dtype bf16 halves the weights, int8 quarters them"
                     .into(),
             }),
             _ => Ok(()),
@@ -153,6 +153,7 @@ impl Plan {
             fingerprint: self.fingerprint,
             dtype: self.dtype,
             threads: self.threads,
+            isa: config.isa.clone(),
             comm: self.comm,
             spin: self.spin,
             kv: self.kv,

@@ -41,6 +41,9 @@ pub enum DType {
     F32,
     /// Weights are bf16, and so are the inputs of products with them, rounded to nearest even; sums and all else are f32.
     Bf16,
+    /// Weights are bytes with a scale for each output channel and canonical unit of K (a head, a block of 64); the inputs of
+    /// products likewise, with a scale for each token and unit; sums are exact within a unit, f32 across units and in all else.
+    Int8,
 }
 
 /// How ranks exchange partial sums.
@@ -101,6 +104,8 @@ pub struct LoadOrder {
     pub dtype: DType,
     /// Compute threads of this rank; `None` for the cores of its host.
     pub threads: Option<usize>,
+    /// Instruction set to use, by name; `None` for the best that the rank's CPU has.
+    pub isa: Option<String>,
     /// Data link to use.
     pub comm: CommKind,
     /// Whether waiting may spin: true only where all ranks' threads fit the host's cores.

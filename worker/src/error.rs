@@ -48,6 +48,14 @@ pub enum WorkerError {
         /// The kernels'.
         limit: usize,
     },
+    /// An instruction set that this CPU has not.
+    #[error("this CPU has no instruction set `{name}`\n  hint: it has {available}")]
+    Isa {
+        /// As it was asked for.
+        name: String,
+        /// Those it has.
+        available: String,
+    },
     /// A message that is not due: a bug of the coordinator.
     #[error("rank {rank} got `{got}` while it waited for `{expected}`")]
     OutOfTurn {

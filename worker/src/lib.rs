@@ -17,7 +17,14 @@ pub mod plan;
 pub mod limits;
 
 mod error;
+mod pack;
 mod memory;
 
 pub use error::WorkerError;
 pub use memory::free_bytes;
+
+/// The element type for who does not choose: bf16 where this CPU multiplies it, else f32.
+pub fn default_dtype() -> nanoinfer_shared::protocol::DType {
+    use nanoinfer_shared::protocol::DType::{Bf16, F32};
+    if nanoinfer_kernels::Isa::detect() == nanoinfer_kernels::Isa::Avx512Bf16 { Bf16 } else { F32 }
+}

@@ -143,6 +143,21 @@ fn read_control(
     }
 }
 
+/// Compute threads of this rank.
+fn threads_of(load: &LoadOrder) -> usize {
+    load.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+}
+
+/// The instruction set ordered, or the best there is.
+fn isa_of(load: &LoadOrder) -> Result<Isa, WorkerError> {
+    let Some(name) = &load.isa else { return Ok(Isa::detect()) };
+    let available = Isa::available();
+    Isa::from_name(name).filter(|isa| available.contains(isa)).ok_or_else(|| WorkerError::Isa {
+        name: name.clone(),
+        available: available.iter().map(|isa| isa.name()).collect::<Vec<_>>().join(", "),
+    })
+}
+
 struct Rank {
     identity: Identity,
     epoch: u32,
@@ -189,6 +204,7 @@ impl Rank {
         let partition =
             Partition::new(&load.geometry, self.identity.world).expect("the coordinator has dealt this partition");
         let share = partition.share(rank).clone();
+        let isa = isa_of(&load)?;
         let listener = match load.comm {
             CommKind::Tcp => Some(
                 TcpListenerForPeers::bind(&self.data_host)
@@ -216,8 +232,7 @@ impl Rank {
         };
         let kv = KvPool::new(&load.geometry, &share, start.kv_blocks);
         let comm = self.join_peers(&load, &start, listener)?;
-        let threads = load.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-        let kernels = Kernels::new(Isa::detect(), threads, load.spin);
+        let kernels = Kernels::new(isa, threads_of(&load), load.spin);
         tracing::info!(rank, isa = kernels.isa().name(), kv_blocks = start.kv_blocks, "ready");
         let model = Gpt2::new(load.geometry, share, shard, kv, comm, kernels, load.max_batched_tokens);
         send(&self.sender, FromRank::Ready)?;
@@ -234,7 +249,7 @@ impl Rank {
         if got != load.fingerprint {
             return Err(WorkerError::Fingerprint { rank: self.identity.rank, expected: load.fingerprint, got });
         }
-        Ok(Shard::load(&checkpoint, &load.geometry, share, load.dtype)?)
+        Ok(Shard::load(&checkpoint, &load.geometry, share, load.dtype, threads_of(load))?)
     }
 
     fn join_peers(

@@ -8,10 +8,18 @@
 //! ```
 //! Only this rank's slices are ever copied: resident anonymous memory stays at its share, also while loading.
 
-use nanoinfer_kernels::{PackedMatrix, WeightType};
-use nanoinfer_shared::{Geometry, Share, protocol::DType};
+use std::{
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    thread,
+};
 
-use crate::checkpoint::{Checkpoint, CheckpointError, TensorSlice};
+use nanoinfer_kernels::{PackedMatrix, WeightType};
+use nanoinfer_shared::{Geometry, Share, partition::FFN_BLOCK, protocol::DType};
+
+use crate::{
+    checkpoint::{Checkpoint, CheckpointError},
+    pack::{self, Columns, UNIT},
+};
 
 /// Everything that a rank holds of a model.
 #[derive(Debug)]
@@ -62,22 +70,42 @@ pub struct LayerNorm {
 }
 
 impl Shard {
-    /// Copies `share` of a checked checkpoint.
+    /// Copies `share` of a checked checkpoint, on `threads` threads.
     ///
     /// # Errors
     /// When the checkpoint has a head that is not the embedding.
+    ///
+    /// # Panics
+    /// When the system gives no thread.
     pub fn load(
         checkpoint: &Checkpoint,
         geometry: &Geometry,
         share: &Share,
         dtype: DType,
+        threads: usize,
     ) -> Result<Self, CheckpointError> {
         let kind = weight_type(dtype);
-        let layers = (0..geometry.n_layer).map(|layer| LayerShard::load(checkpoint, geometry, share, kind, layer));
+        let next = AtomicUsize::new(0);
+        // Each thread takes one layer after the other; the first begins with the embedding, the largest matrix there is.
+        let load_layers = || {
+            let taken =
+                std::iter::repeat_with(|| next.fetch_add(1, Relaxed)).take_while(|&layer| layer < geometry.n_layer);
+            let load = |layer| Ok((layer, LayerShard::load(checkpoint, geometry, share, kind, layer)?));
+            taken.map(load).collect::<Result<Vec<_>, CheckpointError>>()
+        };
+        let (embedding, layers) = thread::scope(|scope| {
+            let others: Vec<_> = (1..threads).map(|_| scope.spawn(load_layers)).collect();
+            let embedding = load_embedding(checkpoint, geometry, share, kind);
+            let mut layers = vec![load_layers()];
+            layers.extend(others.into_iter().map(|other| other.join().expect("loading does not panic")));
+            (embedding, layers.into_iter().collect::<Result<Vec<_>, _>>())
+        });
+        let mut layers: Vec<_> = layers?.into_iter().flatten().collect();
+        layers.sort_unstable_by_key(|&(layer, _)| layer);
         Ok(Self {
-            embedding: load_embedding(checkpoint, geometry, share, kind)?,
+            embedding: embedding?,
             positions: checkpoint.tensor("wpe.weight")?.read_vector(0..geometry.n_positions * geometry.n_embd),
-            layers: layers.collect::<Result<_, _>>()?,
+            layers: layers.into_iter().map(|(_, layer)| layer).collect(),
             final_norm: LayerNorm::load(checkpoint, geometry, "ln_f")?,
         })
     }
@@ -86,13 +114,13 @@ impl Shard {
     pub fn bytes(geometry: &Geometry, share: &Share, dtype: DType) -> u64 {
         let kind = weight_type(dtype);
         let (c, width, f) = (geometry.n_embd, share.heads.len() * geometry.head_dim(), share.ffn.len());
-        let matrices = PackedMatrix::bytes(kind, c, 3 * width)
-            + PackedMatrix::bytes(kind, width, c)
-            + PackedMatrix::bytes(kind, c, f)
-            + PackedMatrix::bytes(kind, f, c);
+        let matrices = PackedMatrix::bytes(kind, UNIT, c, 3 * width)
+            + PackedMatrix::bytes(kind, geometry.head_dim(), width, c)
+            + PackedMatrix::bytes(kind, UNIT, c, f)
+            + PackedMatrix::bytes(kind, FFN_BLOCK, f, c);
         let vectors = (4 * c + 3 * width + c + f + c) * size_of::<f32>();
-        let outside =
-            PackedMatrix::bytes(kind, c, share.vocab.len()) + (geometry.n_positions * c + 2 * c) * size_of::<f32>();
+        let outside = PackedMatrix::bytes(kind, UNIT, c, share.vocab.len())
+            + (geometry.n_positions * c + 2 * c) * size_of::<f32>();
         (geometry.n_layer * (matrices + vectors) + outside) as u64
     }
 }
@@ -110,23 +138,21 @@ impl LayerShard {
         let (c, d) = (geometry.n_embd, geometry.head_dim());
         let heads = share.heads.start * d..share.heads.end * d;
         let thirds = [0, c, 2 * c].map(|third| third + heads.start..third + heads.end);
+        let mut norm_1 = LayerNorm::load(checkpoint, geometry, &name("ln_1"))?;
+        let mut norm_2 = LayerNorm::load(checkpoint, geometry, &name("ln_2"))?;
+        let qkv = Columns { kind, height: c, ranges: &thirds };
+        let fc = Columns { kind, height: c, ranges: std::slice::from_ref(&share.ffn) };
         Ok(Self {
-            norm_1: LayerNorm::load(checkpoint, geometry, &name("ln_1"))?,
-            qkv: Linear {
-                weights: columns(kind, tensor("attn.c_attn.weight")?, c, &thirds),
-                bias: pieces(tensor("attn.c_attn.bias")?, &thirds),
-            },
+            qkv: qkv.load(tensor("attn.c_attn.weight")?, tensor("attn.c_attn.bias")?, &mut norm_1),
+            norm_1,
             attention_projection: Linear {
-                weights: rows(kind, tensor("attn.c_proj.weight")?, heads, c),
+                weights: pack::rows(kind, d, tensor("attn.c_proj.weight")?, heads, c),
                 bias: tensor("attn.c_proj.bias")?.read_vector(0..c),
             },
-            norm_2: LayerNorm::load(checkpoint, geometry, &name("ln_2"))?,
-            fc: Linear {
-                weights: columns(kind, tensor("mlp.c_fc.weight")?, c, std::slice::from_ref(&share.ffn)),
-                bias: pieces(tensor("mlp.c_fc.bias")?, std::slice::from_ref(&share.ffn)),
-            },
+            fc: fc.load(tensor("mlp.c_fc.weight")?, tensor("mlp.c_fc.bias")?, &mut norm_2),
+            norm_2,
             mlp_projection: Linear {
-                weights: rows(kind, tensor("mlp.c_proj.weight")?, share.ffn.clone(), c),
+                weights: pack::rows(kind, FFN_BLOCK, tensor("mlp.c_proj.weight")?, share.ffn.clone(), c),
                 bias: tensor("mlp.c_proj.bias")?.read_vector(0..c),
             },
         })
@@ -144,40 +170,8 @@ fn weight_type(dtype: DType) -> WeightType {
     match dtype {
         DType::F32 => WeightType::F32,
         DType::Bf16 => WeightType::Bf16,
+        DType::Int8 => WeightType::Int8,
     }
-}
-
-type Range = std::ops::Range<usize>;
-
-/// The given column ranges of a matrix with `height` rows, side by side.
-fn columns(kind: WeightType, tensor: TensorSlice<'_>, height: usize, ranges: &[Range]) -> PackedMatrix {
-    let mut matrix = PackedMatrix::zeros(kind, height, ranges.iter().map(Range::len).sum());
-    let mut values = Vec::new();
-    for row in 0..height {
-        let mut column = 0;
-        for range in ranges {
-            tensor.read_row(row, range.clone(), &mut values);
-            matrix.set_row(row, column, &values);
-            column += values.len();
-        }
-    }
-    matrix
-}
-
-/// The given rows of a matrix with `width` columns.
-fn rows(kind: WeightType, tensor: TensorSlice<'_>, range: Range, width: usize) -> PackedMatrix {
-    let mut matrix = PackedMatrix::zeros(kind, range.len(), width);
-    let mut values = Vec::new();
-    for (to, from) in range.enumerate() {
-        tensor.read_row(from, 0..width, &mut values);
-        matrix.set_row(to, 0, &values);
-    }
-    matrix
-}
-
-/// The given ranges of a vector, one after the other.
-fn pieces(tensor: TensorSlice<'_>, ranges: &[Range]) -> Vec<f32> {
-    ranges.iter().flat_map(|range| tensor.read_vector(range.clone())).collect()
 }
 
 fn load_embedding(
@@ -192,11 +186,5 @@ fn load_embedding(
     {
         return Err(CheckpointError::UntiedHead);
     }
-    let mut matrix = PackedMatrix::zeros(kind, geometry.n_embd, share.vocab.len());
-    let mut values = Vec::new();
-    for (column, token) in share.vocab.clone().enumerate() {
-        tensor.read_row(token, 0..geometry.n_embd, &mut values);
-        matrix.set_column(column, &values);
-    }
-    Ok(matrix)
+    Ok(pack::rows_as_columns(kind, tensor, share.vocab.clone(), geometry.n_embd))
 }

@@ -3,7 +3,8 @@
 //! The golden data and the script that made it are in `tests/golden`. Index:
 //! - `logits_and_greedy_ids_agree_with_transformers`: every model, nproc 1, 2, 3, 5, shm and tcp; shm = tcp bit for bit
 //! - `a_batch_equals_each_alone`, `chunks_equal_the_whole`: bit for bit
-//! - `bf16_stays_near_and_shm_equals_tcp`
+//! - `rounded_types_stay_near_and_shm_equals_tcp`: bf16, int8
+//! - `every_instruction_set_agrees`: each type on each that this CPU has, batched = single, near the best one
 //! - `the_reference_agrees_with_transformers`: `worker/src/reference.rs`
 //! - `answers_agree_with_full_rows`: `Targets` and `Candidates` against fetched rows
 //! - `a_plan_that_does_not_fit_ends_the_rank_with_the_reason`
@@ -93,8 +94,10 @@ const MAX_SEQS: usize = 64;
 
 impl Ranks {
     fn start(golden: &Golden, world: usize, comm: CommKind, dtype: DType) -> Self {
-        let weights = vec![golden.folder.join("model.safetensors")];
-        let fingerprint = Checkpoint::open(&weights).unwrap().fingerprint();
+        Self::start_on(None, golden, world, comm, dtype)
+    }
+
+    fn start_on(isa: Option<&str>, golden: &Golden, world: usize, comm: CommKind, dtype: DType) -> Self {
         let segment = ShmSegment::create(world).unwrap();
         let (mut links, mut threads) = (Vec::new(), Vec::new());
         for rank in 0..world {
@@ -112,17 +115,7 @@ impl Ranks {
             threads.push(std::thread::spawn(move || run(setup)));
         }
         let mut ranks = Self { links, threads, step: 0 };
-        ranks.send(&ToRank::Load(LoadOrder {
-            geometry: golden.geometry.clone(),
-            weights,
-            fingerprint,
-            dtype,
-            threads: Some(1),
-            comm,
-            spin: false,
-            max_batched_tokens: MAX_TOKENS,
-            max_seqs: MAX_SEQS,
-        }));
+        ranks.send(&ToRank::Load(load_order(golden, isa, comm, dtype)));
         let peers = ranks.receive(|message| match message {
             FromRank::Loaded(report) => report.data_address.unwrap_or_default(),
             other => panic!("{other:?}"),
@@ -179,6 +172,22 @@ impl Ranks {
     }
 }
 
+fn load_order(golden: &Golden, isa: Option<&str>, comm: CommKind, dtype: DType) -> LoadOrder {
+    let weights = vec![golden.folder.join("model.safetensors")];
+    LoadOrder {
+        geometry: golden.geometry.clone(),
+        fingerprint: Checkpoint::open(&weights).unwrap().fingerprint(),
+        weights,
+        dtype,
+        threads: Some(1),
+        isa: isa.map(str::to_owned),
+        comm,
+        spin: false,
+        max_batched_tokens: MAX_TOKENS,
+        max_seqs: MAX_SEQS,
+    }
+}
+
 fn greedy() -> Wants {
     Wants::Candidates { k: 1, temperature: 1.0, adjusted: Vec::new() }
 }
@@ -196,7 +205,7 @@ fn sequence(tokens: &[TokenId], start: usize, first: u32) -> SequenceStep {
 
 /// Every case in every element type.
 fn each_type<T: Copy>(cases: &[T]) -> impl Iterator<Item = (T, DType)> {
-    cases.iter().flat_map(|&case| [DType::F32, DType::Bf16].map(|dtype| (case, dtype)))
+    cases.iter().flat_map(|&case| [DType::F32, DType::Bf16, DType::Int8].map(|dtype| (case, dtype)))
 }
 
 /// The links that a world can have.
@@ -296,29 +305,81 @@ fn chunks_equal_the_whole() {
     }
 }
 
+/// `‖got − exact‖ / ‖exact‖` over all logits.
+fn relative_error(got: &[Vec<f32>], exact: &[Vec<f32>]) -> f64 {
+    let (mut error, mut signal) = (0.0, 0.0);
+    for (got, exact) in got.iter().flatten().zip(exact.iter().flatten()) {
+        error += f64::from(got - exact).powi(2);
+        signal += f64::from(*exact).powi(2);
+    }
+    (error / signal).sqrt()
+}
+
 #[test]
-fn bf16_stays_near_and_shm_equals_tcp() {
-    for model in MODELS {
+fn rounded_types_stay_near_and_shm_equals_tcp() {
+    // A bf16 has 8 significant bits: relative rounding up to 2^-9 at each of a handful of products in a row. A byte has 7 below
+    // the largest of its unit.
+    for (model, (dtype, limit)) in MODELS.into_iter().flat_map(|m| [(m, (DType::Bf16, 0.02)), (m, (DType::Int8, 0.05))])
+    {
         let golden = golden(model);
         let case = golden.cases.iter().max_by_key(|case| case.prompt.len()).unwrap();
         let mut of_links = Vec::new();
         for comm in links(3) {
-            let mut ranks = Ranks::start(&golden, 3, comm, DType::Bf16);
+            let mut ranks = Ranks::start(&golden, 3, comm, dtype);
             let rows = ranks.full_rows(vec![sequence(&case.prompt, 0, 5)]);
             ranks.stop();
-            let (mut error, mut signal) = (0.0, 0.0);
-            for (got, exact) in rows.iter().flatten().zip(case.logits.iter().flatten()) {
-                error += f64::from(got - exact).powi(2);
-                signal += f64::from(*exact).powi(2);
-            }
-            let relative = (error / signal).sqrt();
-            // A bf16 has 8 significant bits: relative rounding up to 2^-9 at each of a handful of products in a row.
-            assert!(relative < 0.02, "{} {comm:?}: relative error {relative}", case.name);
-            assert!(relative > 1e-4, "{}: bf16 cannot be this exact: is it f32?", case.name);
+            let relative = relative_error(&rows, &case.logits);
+            assert!(relative < limit, "{} {comm:?} {dtype:?}: relative error {relative}", case.name);
+            assert!(relative > 1e-4, "{}: {dtype:?} cannot be this exact: is it f32?", case.name);
             of_links.push(bits(&rows));
         }
-        assert_eq!(of_links[0], of_links[1], "{model}");
+        assert_eq!(of_links[0], of_links[1], "{model} {dtype:?}");
     }
+}
+
+#[test]
+fn every_instruction_set_agrees() {
+    let golden = golden("heads5");
+    let cases = &golden.cases[..5];
+    for isa in nanoinfer_kernels::Isa::available() {
+        for dtype in [DType::F32, DType::Bf16, DType::Int8] {
+            let what = format!("{} {dtype:?}", isa.name());
+            let mut ranks = Ranks::start_on(Some(isa.name()), &golden, 2, CommKind::Shm, dtype);
+            let alone: Vec<_> =
+                cases.iter().flat_map(|case| ranks.full_rows(vec![sequence(&case.prompt, 0, 1)])).collect();
+            let together =
+                ranks.full_rows(cases.iter().zip(0..).map(|(case, i)| sequence(&case.prompt, 0, i)).collect());
+            ranks.stop();
+            assert_eq!(bits(&together), bits(&alone), "{what}");
+            let exact: Vec<_> = cases.iter().flat_map(|case| case.logits.clone()).collect();
+            let limit = if dtype == DType::F32 { 1e-5 } else { 0.05 };
+            assert!(
+                relative_error(&alone, &exact) < limit,
+                "{what}: relative error {}",
+                relative_error(&alone, &exact)
+            );
+        }
+    }
+}
+
+#[test]
+fn an_instruction_set_that_is_not_there_is_named_with_those_that_are() {
+    let golden = golden("tiny");
+    let (mut link, theirs) = in_memory();
+    let setup = RankSetup {
+        link: theirs,
+        identity: Identity { build_id: "test".into(), world: 1, rank: 0 },
+        epoch: 0,
+        segment: None,
+        weights: None,
+        data_host: "127.0.0.1".into(),
+        on_lost: OnLost::Return,
+    };
+    let rank = std::thread::spawn(move || run(setup));
+    link.sender.send(ToRank::Load(load_order(&golden, Some("sse9"), CommKind::Local, DType::F32))).unwrap();
+    let FromRank::Failed(reason) = link.receiver.receive().unwrap() else { panic!("it cannot have loaded") };
+    assert!(reason.contains("sse9") && reason.contains("portable"), "{reason}");
+    rank.join().unwrap().unwrap_err();
 }
 
 #[test]

@@ -46,6 +46,7 @@ impl WorkerPool {
             fingerprint: config.fingerprint,
             dtype: config.dtype,
             threads: config.threads,
+            isa: config.isa.clone(),
             comm: config.comm,
             spin: config.spin,
             max_batched_tokens: config.max_batched_tokens,

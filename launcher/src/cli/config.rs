@@ -80,10 +80,16 @@ impl Config {
             }
         }
         let dtype = match options.dtype {
-            None | Some(TypedDType::Auto | TypedDType::F32) => DType::F32,
+            None | Some(TypedDType::Auto) => nanoinfer_worker::default_dtype(),
+            Some(TypedDType::F32) => DType::F32,
             Some(TypedDType::Bf16) => DType::Bf16,
-            Some(TypedDType::Int8) => return Err(not_built("--dtype int8")),
-            Some(TypedDType::F16) => return Err(not_built("--dtype f16")),
+            Some(TypedDType::Int8) => DType::Int8,
+            Some(TypedDType::F16) => {
+                return Err(ConfigError::NotBuilt {
+                    what: "--dtype f16",
+                    hint: "--dtype bf16, as f16 is for GPUs; checkpoints of any element type load into it",
+                });
+            }
         };
         let comm = match options.comm {
             None | Some(TypedComm::Auto) => CommChoice::Auto,
@@ -103,6 +109,7 @@ impl Config {
             dtype,
             comm,
             threads: options.threads.map(|n| n as usize),
+            isa: options.isa,
             kv_memory: options.kv_memory,
             max_seqs: count(options.max_seqs, defaults.max_seqs),
             max_batched_tokens: count(options.max_batched_tokens, defaults.max_batched_tokens),
@@ -124,10 +131,6 @@ impl Config {
             plan: options.plan,
         })
     }
-}
-
-fn not_built(what: &'static str) -> ConfigError {
-    ConfigError::NotBuilt { what, hint: "--dtype f32 or bf16; checkpoints of any element type load into them" }
 }
 
 fn api_key(key: Option<String>, file: Option<PathBuf>) -> Result<Option<ApiKey>, ConfigError> {
@@ -171,6 +174,7 @@ impl ServeOptions {
             api_key_file: self.api_key_file.or(other.api_key_file),
             cors_origin: self.cors_origin.or(other.cors_origin),
             threads: self.threads.or(other.threads),
+            isa: self.isa.or(other.isa),
             comm: self.comm.or(other.comm),
             kv_memory: self.kv_memory.or(other.kv_memory),
             max_seqs: self.max_seqs.or(other.max_seqs),
@@ -310,8 +314,7 @@ mod tests {
     fn what_is_not_built_is_refused_with_what_is() {
         for (args, hint) in [
             (["--device", "cuda"], "--device cpu"),
-            (["--dtype", "f16"], "--dtype f32 or bf16"),
-            (["--dtype", "int8"], "--dtype f32"),
+            (["--dtype", "f16"], "--dtype bf16"),
             (["--comm", "nccl"], "--comm shm"),
         ] {
             let message = meaning(&args).unwrap_err();

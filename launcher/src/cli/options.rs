@@ -82,6 +82,9 @@ pub(super) struct ServeOptions {
     /// Compute threads of each rank [default: cores divided by ranks].
     #[arg(long, env = "NANOINFER_THREADS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(super) threads: Option<u32>,
+    /// Instruction set of the kernels: portable, avx2, avx512 or avx512-bf16 [default: the best there is].
+    #[arg(long, env = "NANOINFER_ISA", value_name = "LEVEL", hide = true)]
+    pub(super) isa: Option<String>,
     /// How ranks exchange partial sums [default: auto].
     #[arg(long, env = "NANOINFER_COMM", value_enum)]
     pub(super) comm: Option<TypedComm>,
@@ -172,7 +175,7 @@ pub(super) enum Device {
 /// Values of `--dtype`, with the names that other programs use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum TypedDType {
-    /// f32.
+    /// bf16 where the CPU multiplies it (AVX-512 BF16), else f32.
     Auto,
     /// 32-bit floats.
     #[value(alias = "fp32", alias = "float32")]
@@ -180,10 +183,9 @@ pub(super) enum TypedDType {
     /// Weights and the inputs of products in bf16, sums in f32: half the memory.
     #[value(alias = "bfloat16")]
     Bf16,
-    /// Not built yet.
-    #[value(hide = true)]
+    /// Weights and the inputs of products in bytes with scales: a quarter of the memory.
     Int8,
-    /// Not built yet.
+    /// For GPUs.
     #[value(hide = true, alias = "fp16", alias = "float16")]
     F16,
 }

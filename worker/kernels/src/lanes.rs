@@ -6,6 +6,9 @@
 /// Lanes of a vector on every instruction set.
 pub(crate) const LANES: usize = 16;
 
+/// Bytes that a product asks for ahead of where it reads: far enough to hide the latency of memory, near enough to stay cached.
+pub(crate) const AHEAD: usize = 4096;
+
 /// Instruction sets with a version of every kernel, in ascending order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
@@ -13,8 +16,10 @@ pub enum Isa {
     Portable,
     /// AVX2 and FMA.
     Avx2,
-    /// AVX-512 F.
+    /// AVX-512 F, BW, VL and VNNI: Ice Lake, Zen 4 and later.
     Avx512,
+    /// The same with products of bf16 pairs: Sapphire Rapids, Zen 4 and later.
+    Avx512Bf16,
 }
 
 impl Isa {
@@ -25,7 +30,15 @@ impl Isa {
 
     /// All that this CPU runs, in ascending order.
     pub fn available() -> Vec<Self> {
-        [Self::Portable, Self::Avx2, Self::Avx512].into_iter().filter(|isa| isa.is_available()).collect()
+        Self::ALL.into_iter().filter(|isa| isa.is_available()).collect()
+    }
+
+    /// Every level, in ascending order.
+    pub const ALL: [Self; 4] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
+
+    /// The level of this name, whether or not this CPU has it.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|isa| isa.name() == name)
     }
 
     /// Its name on the command line.
@@ -34,6 +47,7 @@ impl Isa {
             Self::Portable => "portable",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Avx512Bf16 => "avx512-bf16",
         }
     }
 }
@@ -49,6 +63,8 @@ pub(crate) trait Lanes: Copy {
     unsafe fn load(from: *const f32) -> Self;
     /// From 16 pairs of bf16 at `from`, of any alignment: the first of each pair, and the second.
     unsafe fn load_bf16_pairs(from: *const u16) -> (Self, Self);
+    /// From 16 bf16 at `from`, of any alignment.
+    unsafe fn load_bf16(from: *const u16) -> Self;
     /// To 16 floats at `to`, of any alignment.
     unsafe fn store(self, to: *mut f32);
     /// `self * by + to`; one rounding where the instruction set can.
@@ -69,6 +85,19 @@ pub(crate) trait Lanes: Copy {
     unsafe fn round(self) -> Self;
     /// `2^n` for whole `n` in −127..=127, where 2^−127 counts as 0.
     unsafe fn exp2_whole(self) -> Self;
+
+    /// Chains of multiply-adds that hide its latency, and fit the registers with two to spare.
+    const CHAINS: usize;
+
+    /// Sixteen i32 sums of products of bytes.
+    type Sums: Copy;
+    /// The sums before the first product, where the `x` of all products to come add up to `x_sum`.
+    unsafe fn start_sums(x_sum: i32) -> Self::Sums;
+    /// Adds to each lane the four products of its weights, at `weights[4 · lane ..]` (64 bytes of −127..=127, of any
+    /// alignment), with the four bytes of `x` (−127..=127).
+    unsafe fn dot4(sums: Self::Sums, weights: *const i8, x: i32) -> Self::Sums;
+    /// The sums, once every product is added, as floats.
+    unsafe fn sums_to_f32(sums: Self::Sums) -> Self;
 
     /// The lanes in memory.
     #[inline(always)]
@@ -142,6 +171,8 @@ impl Portable {
 }
 
 impl Lanes for Portable {
+    const CHAINS: usize = 2;
+
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
         Self([x; LANES])
@@ -157,6 +188,30 @@ impl Lanes for Portable {
         let pairs = unsafe { from.cast::<[[u16; 2]; LANES]>().read_unaligned() };
         let widen = |i: usize| Self(std::array::from_fn(|lane| f32::from_bits(u32::from(pairs[lane][i]) << 16)));
         (widen(0), widen(1))
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> Self {
+        // SAFETY: the caller promises 16 readable numbers.
+        let bits = unsafe { from.cast::<[u16; LANES]>().read_unaligned() };
+        Self(bits.map(|bits| f32::from_bits(u32::from(bits) << 16)))
+    }
+    type Sums = [i32; LANES];
+    #[inline(always)]
+    unsafe fn start_sums(_: i32) -> [i32; LANES] {
+        [0; LANES]
+    }
+    #[inline(always)]
+    unsafe fn dot4(sums: [i32; LANES], weights: *const i8, x: i32) -> [i32; LANES] {
+        // SAFETY: the caller promises 64 readable bytes.
+        let weights = unsafe { weights.cast::<[[i8; 4]; LANES]>().read_unaligned() };
+        let x = x.to_le_bytes().map(|byte| i32::from(byte.cast_signed()));
+        std::array::from_fn(|lane| {
+            weights[lane].iter().zip(x).fold(sums[lane], |sum, (&weight, x)| sum + i32::from(weight) * x)
+        })
+    }
+    #[inline(always)]
+    unsafe fn sums_to_f32(sums: [i32; LANES]) -> Self {
+        Self(sums.map(|sum| sum as f32))
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
@@ -208,9 +263,9 @@ mod native;
 #[path = "lanes_other.rs"]
 mod native;
 
-pub(crate) use native::versions;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use native::{Avx2, Avx512};
+pub(crate) use native::{bf16_pairs_tile, prefetch, versions};
 
 #[cfg(test)]
 mod tests {

@@ -19,3 +19,12 @@ macro_rules! versions {
     };
 }
 pub(crate) use versions;
+
+/// Nothing to wish for.
+#[inline(always)]
+pub(crate) fn prefetch<T>(_: *const T) {}
+
+/// See the x86-64 form.
+pub(crate) unsafe fn bf16_pairs_tile<const M: usize>(_: &[u16], _: &[u16], _: &mut [[f32; super::LANES]]) {
+    unreachable!("the level of this instruction is not available here");
+}

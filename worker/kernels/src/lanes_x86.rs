@@ -2,14 +2,21 @@
 
 use std::arch::x86_64::*;
 
-use super::{Isa, Lanes};
+use super::{AHEAD, Isa, LANES, Lanes};
 
 impl Isa {
     pub(crate) fn is_available(self) -> bool {
         match self {
             Self::Portable => true,
             Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
-            Self::Avx512 => is_x86_feature_detected!("avx512f"),
+            Self::Avx512 => {
+                Self::Avx2.is_available()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512vnni")
+            }
+            Self::Avx512Bf16 => Self::Avx512.is_available() && is_x86_feature_detected!("avx512bf16"),
         }
     }
 }
@@ -28,9 +35,9 @@ macro_rules! versions {
                 // SAFETY: the features are enabled here; the rest is the caller's promise.
                 unsafe { $body::<$crate::lanes::Avx2, $($c)?>($($arg),*) }
             }
-            #[target_feature(enable = "avx512f")]
+            #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
             unsafe fn avx512 $(<const $c: usize>)? ($($arg: $type),*) $(-> $ret)? {
-                // SAFETY: the feature is enabled here; the rest is the caller's promise.
+                // SAFETY: the features are enabled here; the rest is the caller's promise.
                 unsafe { $body::<$crate::lanes::Avx512, $($c)?>($($arg),*) }
             }
             // SAFETY: the caller promises that the CPU has `isa`.
@@ -38,7 +45,7 @@ macro_rules! versions {
                 match isa {
                     $crate::lanes::Isa::Portable => $body::<$crate::lanes::Portable, $($c)?>($($arg),*),
                     $crate::lanes::Isa::Avx2 => avx2 $(::<$c>)? ($($arg),*),
-                    $crate::lanes::Isa::Avx512 => avx512 $(::<$c>)? ($($arg),*),
+                    $crate::lanes::Isa::Avx512 | $crate::lanes::Isa::Avx512Bf16 => avx512 $(::<$c>)? ($($arg),*),
                 }
             }
         }
@@ -78,6 +85,8 @@ macro_rules! avx512_lanewise {
 
 // SAFETY of every block below: the caller promises the instruction set, and 16 floats behind every pointer.
 impl Lanes for Avx2 {
+    const CHAINS: usize = 6;
+
     avx2_lanewise!(
         add = _mm256_add_ps,
         sub = _mm256_sub_ps,
@@ -116,6 +125,39 @@ impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> Self {
+        // SAFETY: see the impl.
+        unsafe {
+            let widen = |half| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(half)));
+            Self(widen(_mm_loadu_si128(from.cast())), widen(_mm_loadu_si128(from.add(8).cast())))
+        }
+    }
+    type Sums = (__m256i, __m256i);
+    #[inline(always)]
+    unsafe fn start_sums(_: i32) -> (__m256i, __m256i) {
+        // SAFETY: see the impl.
+        unsafe { (_mm256_setzero_si256(), _mm256_setzero_si256()) }
+    }
+    #[inline(always)]
+    unsafe fn dot4(sums: (__m256i, __m256i), weights: *const i8, x: i32) -> (__m256i, __m256i) {
+        // SAFETY: see the impl. Unsigned times signed bytes in pairs is the instruction there is: |x| times the weight with the
+        // sign of x. Its sums saturate at 2^15, which 2 · 127 · 127 does not reach.
+        unsafe {
+            let x = _mm256_set1_epi32(x);
+            let (magnitude, ones) = (_mm256_abs_epi8(x), _mm256_set1_epi16(1));
+            let add = |sum, at| {
+                let weights = _mm256_sign_epi8(_mm256_loadu_si256(at), x);
+                _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(magnitude, weights), ones))
+            };
+            (add(sums.0, weights.cast()), add(sums.1, weights.add(32).cast()))
+        }
+    }
+    #[inline(always)]
+    unsafe fn sums_to_f32(sums: (__m256i, __m256i)) -> Self {
+        // SAFETY: see the impl.
+        unsafe { Self(_mm256_cvtepi32_ps(sums.0), _mm256_cvtepi32_ps(sums.1)) }
+    }
+    #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: see the impl.
         unsafe {
@@ -147,6 +189,8 @@ impl Lanes for Avx2 {
 
 // SAFETY of every block below: the caller promises the instruction set, and 16 floats behind every pointer.
 impl Lanes for Avx512 {
+    const CHAINS: usize = 12;
+
     avx512_lanewise!(
         add = _mm512_add_ps,
         sub = _mm512_sub_ps,
@@ -177,6 +221,33 @@ impl Lanes for Avx512 {
         }
     }
     #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> Self {
+        // SAFETY: see the impl.
+        unsafe {
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+            Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide)))
+        }
+    }
+    type Sums = __m512i;
+    #[inline(always)]
+    unsafe fn start_sums(x_sum: i32) -> __m512i {
+        // SAFETY: see the impl. What `dot4` adds to every weight is taken back here.
+        unsafe { _mm512_set1_epi32(-128 * x_sum) }
+    }
+    #[inline(always)]
+    unsafe fn dot4(sums: __m512i, weights: *const i8, x: i32) -> __m512i {
+        // SAFETY: see the impl. The instruction wants one side unsigned: the weights, plus 128.
+        unsafe {
+            let weights = _mm512_xor_si512(_mm512_loadu_si512(weights.cast()), _mm512_set1_epi8(-128));
+            _mm512_dpbusd_epi32(sums, weights, _mm512_set1_epi32(x))
+        }
+    }
+    #[inline(always)]
+    unsafe fn sums_to_f32(sums: __m512i) -> Self {
+        // SAFETY: see the impl.
+        unsafe { Self(_mm512_cvtepi32_ps(sums)) }
+    }
+    #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: see the impl.
         unsafe { _mm512_storeu_ps(to, self.0) }
@@ -197,6 +268,41 @@ impl Lanes for Avx512 {
         unsafe {
             let biased = _mm512_add_epi32(_mm512_cvtps_epi32(self.0), _mm512_set1_epi32(127));
             Self(_mm512_castsi512_ps(_mm512_slli_epi32::<23>(biased)))
+        }
+    }
+}
+
+/// Wishes for the cache line at `at`, which need not exist.
+#[inline(always)]
+pub(crate) fn prefetch<T>(at: *const T) {
+    // SAFETY: a prefetch never faults; SSE is part of x86-64.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+}
+
+/// `tile[m] = Σ_k x[m, k] · panel[k]` over pairs of bf16, by the instruction that does just that. It treats denormals as zeros
+/// and rounds the two products of a pair its own way: these bits are those of no other level.
+///
+/// # Safety
+/// The CPU has [`Isa::Avx512Bf16`].
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub(crate) unsafe fn bf16_pairs_tile<const M: usize>(x: &[u16], panel: &[u16], tile: &mut [[f32; LANES]]) {
+    let depth = panel.len() / LANES;
+    assert!(x.len() == M * depth && depth.is_multiple_of(2) && tile.len() == M);
+    // SAFETY: offsets are below the lengths just checked; a pair of bf16 is as large as an i32, of any alignment.
+    unsafe {
+        let mut sums = [_mm512_setzero_ps(); M];
+        let (x, panel) = (x.as_ptr(), panel.as_ptr());
+        for k in (0..depth).step_by(2) {
+            prefetch(panel.wrapping_add(k * LANES + AHEAD / 2));
+            let weights: __m512bh = std::mem::transmute(_mm512_loadu_si512(panel.add(k * LANES).cast()));
+            for (m, sum) in sums.iter_mut().enumerate() {
+                let pair = x.add(m * depth + k).cast::<i32>().read_unaligned();
+                *sum =
+                    _mm512_dpbf16_ps(*sum, weights, std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(pair)));
+            }
+        }
+        for (sum, row) in sums.iter().zip(tile) {
+            _mm512_storeu_ps(row.as_mut_ptr(), *sum);
         }
     }
 }

@@ -10,8 +10,11 @@
 //! Does not know models, processes, or any other crate of this project.
 
 mod lanes;
-mod matmul;
+mod buffer;
 mod packed;
+mod inputs;
+mod tiles;
+mod matmul;
 mod norm;
 mod activation;
 mod attention;
@@ -32,8 +35,7 @@ pub use pool::ThreadPool;
 pub struct Kernels {
     isa: Isa,
     pool: ThreadPool,
-    /// Rows of the last product with bf16 weights, rounded.
-    rounded: Vec<f32>,
+    inputs: inputs::InputBuffers,
 }
 
 impl Kernels {
@@ -44,7 +46,7 @@ impl Kernels {
     /// When this CPU has no `isa`: every kernel relies on it.
     pub fn new(isa: Isa, threads: usize, spin: bool) -> Self {
         assert!(isa.is_available(), "this CPU has no {}", isa.name());
-        Self { isa, pool: ThreadPool::new(threads, spin), rounded: Vec::new() }
+        Self { isa, pool: ThreadPool::new(threads, spin), inputs: inputs::InputBuffers::default() }
     }
 
     /// `[f(0), …, f(count − 1)]`, computed on all threads.

@@ -4,11 +4,15 @@
 //! [K, N] in panels of 16 columns; the last panel is padded with zeros
 //!   f32    panel p:  [k = 0: columns 16p … 16p + 15][k = 1: …] … [k = K − 1: …]
 //!   bf16   panel p:  [k = 0, 1: column 16p (k, k + 1), column 16p + 1 (k, k + 1), …][k = 2, 3: …] …   an odd K is padded
+//!   int8   panel p:  [scales of unit 0: 16 bf16][unit 1] … padded to 64 bytes, then
+//!                    [k = 0 … 3: column 16p (k … k + 3), column 16p + 1 …][k = 4 … 7] …   each unit of K is padded to fours
 //! ```
-//! The pairs of the bf16 form are what instructions that multiply pairs take; a bf16 is the upper half of an f32, so that others
-//! widen them with a shift and a mask.
+//! The pairs and fours are what instructions that multiply pairs and fours take; a bf16 is the upper half of an f32, so that
+//! others widen it with a shift and a mask. K comes in canonical units (a head, a block of the FFN): an int8 matrix has one scale
+//! for each unit and column, which depends on no other unit, so that a rank needs only its own part of K and finds the same
+//! scales however K is split.
 
-use crate::lanes::LANES;
+use crate::{buffer::Buffer, lanes::LANES};
 
 /// Element type of a weight matrix, and with it the arithmetic of products with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,95 +21,203 @@ pub enum WeightType {
     F32,
     /// The upper half of one, rounded to nearest even; the other factor is rounded likewise, sums are f32.
     Bf16,
+    /// −127..=127 with a scale for each unit of K and column; the other factor likewise, with a scale for each row and unit.
+    /// Sums are exact within a unit, f32 across units.
+    Int8,
 }
 
 /// A weight matrix `[K, N]` in panels of 16 columns.
 #[derive(Clone, Debug)]
 pub struct PackedMatrix {
-    rows: usize,
-    columns: usize,
+    shape: Shape,
     panels: Panels,
 }
 
 #[derive(Clone, Debug)]
 pub(crate) enum Panels {
-    F32(Vec<f32>),
-    Bf16(Vec<u16>),
+    F32(Buffer<f32>),
+    Bf16(Buffer<u16>),
+    Int8(Buffer<i8>),
 }
 
-impl WeightType {
-    fn bytes(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::Bf16 => 2,
+/// Sizes of a matrix, and where its elements lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shape {
+    kind: WeightType,
+    rows: usize,
+    columns: usize,
+    unit: usize,
+}
+
+impl Shape {
+    /// Units of K; the last may be short.
+    pub(crate) fn units(self) -> usize {
+        self.rows.div_ceil(self.unit)
+    }
+
+    /// K of one unit in an int8 matrix, padded to fours.
+    pub(crate) fn padded_unit(self) -> usize {
+        self.unit.next_multiple_of(4)
+    }
+
+    pub(crate) fn kind(self) -> WeightType {
+        self.kind
+    }
+
+    /// K of one unit.
+    pub(crate) fn unit(self) -> usize {
+        self.unit
+    }
+
+    /// K as it lies in memory.
+    pub(crate) fn depth(self) -> usize {
+        match self.kind {
+            WeightType::F32 => self.rows,
+            WeightType::Bf16 => self.rows.next_multiple_of(2),
+            WeightType::Int8 => self.units() * self.padded_unit(),
         }
     }
 
-    /// Rows that a panel has in memory.
-    pub(crate) fn padded_rows(self, rows: usize) -> usize {
-        match self {
-            Self::F32 => rows,
-            Self::Bf16 => rows.next_multiple_of(2),
+    /// Bytes of an int8 panel's scales.
+    pub(crate) fn scale_bytes(self) -> usize {
+        (self.units() * LANES * size_of::<u16>()).next_multiple_of(64)
+    }
+
+    /// Elements of a panel; bytes, with the scales, where they are int8.
+    pub(crate) fn panel_len(self) -> usize {
+        match self.kind {
+            WeightType::F32 | WeightType::Bf16 => self.depth() * LANES,
+            WeightType::Int8 => self.scale_bytes() + self.depth() * LANES,
         }
+    }
+
+    fn panels(self) -> usize {
+        self.columns.div_ceil(LANES)
+    }
+
+    fn bytes(self) -> usize {
+        let element = match self.kind {
+            WeightType::F32 => 4,
+            WeightType::Bf16 => 2,
+            WeightType::Int8 => 1,
+        };
+        self.panels() * self.panel_len() * element
+    }
+
+    /// Where an element lies.
+    fn at(self, row: usize, column: usize) -> usize {
+        let (panel, lane) = (column / LANES * self.panel_len(), column % LANES);
+        panel
+            + match self.kind {
+                WeightType::F32 => row * LANES + lane,
+                WeightType::Bf16 => row / 2 * 2 * LANES + 2 * lane + row % 2,
+                WeightType::Int8 => {
+                    let k = row / self.unit * self.padded_unit() + row % self.unit;
+                    self.scale_bytes() + k / 4 * 4 * LANES + 4 * lane + k % 4
+                }
+            }
+    }
+
+    /// Where the two bytes of a scale lie.
+    fn scale_at(self, unit: usize, column: usize) -> usize {
+        column / LANES * self.panel_len() + (unit * LANES + column % LANES) * 2
+    }
+
+    /// Rows of one unit.
+    fn rows_of(self, unit: usize) -> std::ops::Range<usize> {
+        unit * self.unit..((unit + 1) * self.unit).min(self.rows)
     }
 }
 
 impl PackedMatrix {
-    /// A matrix `[K = rows, N = columns]` of zeros; memory becomes resident as it is filled.
-    pub fn zeros(kind: WeightType, rows: usize, columns: usize) -> Self {
-        let len = columns.div_ceil(LANES) * kind.padded_rows(rows) * LANES;
+    /// A matrix `[K = rows, N = columns]` of zeros, whose K comes in units of `unit`; memory becomes resident as it is filled.
+    ///
+    /// # Panics
+    /// When a unit is empty.
+    pub fn zeros(kind: WeightType, unit: usize, rows: usize, columns: usize) -> Self {
+        assert!(unit > 0, "a unit of K has rows");
+        let shape = Shape { kind, rows, columns, unit };
+        let len = shape.panels() * shape.panel_len();
         let panels = match kind {
-            WeightType::F32 => Panels::F32(vec![0.0; len]),
-            WeightType::Bf16 => Panels::Bf16(vec![0; len]),
+            WeightType::F32 => Panels::F32(Buffer::zeros(len)),
+            WeightType::Bf16 => Panels::Bf16(Buffer::zeros(len)),
+            WeightType::Int8 => Panels::Int8(Buffer::zeros(len)),
         };
-        Self { rows, columns, panels }
+        Self { shape, panels }
     }
 
     /// Bytes that such a matrix takes.
-    pub fn bytes(kind: WeightType, rows: usize, columns: usize) -> usize {
-        columns.div_ceil(LANES) * kind.padded_rows(rows) * LANES * kind.bytes()
+    pub fn bytes(kind: WeightType, unit: usize, rows: usize, columns: usize) -> usize {
+        Shape { kind, rows, columns, unit }.bytes()
     }
 
     /// K.
     pub fn rows(&self) -> usize {
-        self.rows
+        self.shape.rows
     }
 
     /// N.
     pub fn columns(&self) -> usize {
-        self.columns
+        self.shape.columns
     }
 
     /// Element type.
     pub fn kind(&self) -> WeightType {
-        match self.panels {
-            Panels::F32(_) => WeightType::F32,
-            Panels::Bf16(_) => WeightType::Bf16,
-        }
+        self.shape.kind
+    }
+
+    /// Units of K; the last may be short.
+    pub fn units(&self) -> usize {
+        self.shape.units()
+    }
+
+    pub(crate) fn shape(&self) -> Shape {
+        self.shape
     }
 
     pub(crate) fn panels(&self) -> &Panels {
         &self.panels
     }
 
-    /// Sets part of one row: `values[i]` goes to column `column + i`, rounded to the element type.
+    /// Sets the rows of one unit, `[unit, N]`, rounded to the element type.
     ///
     /// # Panics
-    /// When the values do not lie inside the matrix.
-    pub fn set_row(&mut self, row: usize, column: usize, values: &[f32]) {
-        assert!(row < self.rows && column + values.len() <= self.columns, "the values lie inside the matrix");
-        let mut done = 0;
-        while done < values.len() {
-            let run = (LANES - (column + done) % LANES).min(values.len() - done);
-            let at = self.at(row, column + done);
-            let values = &values[done..done + run];
-            match &mut self.panels {
-                Panels::F32(panels) => panels[at..at + run].copy_from_slice(values),
-                Panels::Bf16(panels) => {
-                    values.iter().enumerate().for_each(|(i, &value)| panels[at + 2 * i] = to_bf16(value));
+    /// When the matrix has no such unit, or of another size.
+    pub fn set_unit(&mut self, unit: usize, values: &[f32]) {
+        let (shape, n) = (self.shape, self.shape.columns);
+        let rows = shape.rows_of(unit);
+        assert!(unit < shape.units() && values.len() == rows.len() * n, "a unit is [unit, N]");
+        if n == 0 {
+            return;
+        }
+        let mut quantised = Vec::new();
+        if shape.kind == WeightType::Int8 {
+            let mut largest = vec![0.0f32; n];
+            for row in values.chunks_exact(n) {
+                largest.iter_mut().zip(row).for_each(|(largest, x)| *largest = largest.max(x.abs()));
+            }
+            quantised
+                .extend(largest.into_iter().enumerate().map(|(column, largest)| self.set_scale(unit, column, largest)));
+        }
+        for (row, values) in rows.zip(values.chunks_exact(n)) {
+            for column in (0..n).step_by(LANES) {
+                let (at, values) = (shape.at(row, column), &values[column..n.min(column + LANES)]);
+                match &mut self.panels {
+                    Panels::F32(panels) => panels.as_mut_slice()[at..at + values.len()].copy_from_slice(values),
+                    Panels::Bf16(panels) => {
+                        let panel = panels.as_mut_slice()[at..].iter_mut().step_by(2);
+                        panel.zip(values).for_each(|(to, &value)| *to = to_bf16(value));
+                    }
+                    Panels::Int8(panels) => {
+                        let panel = panels.as_mut_slice()[at..].iter_mut().step_by(4);
+                        let inverses = &quantised[column..];
+                        panel
+                            .zip(values)
+                            .zip(inverses)
+                            .for_each(|((to, value), inverse)| *to = to_int8(value * inverse));
+                    }
                 }
             }
-            done += run;
         }
     }
 
@@ -114,12 +226,24 @@ impl PackedMatrix {
     /// # Panics
     /// When the matrix has no such column, or of another length.
     pub fn set_column(&mut self, column: usize, values: &[f32]) {
-        assert!(column < self.columns && values.len() == self.rows, "one column has K elements");
-        for (row, &value) in values.iter().enumerate() {
-            let at = self.at(row, column);
-            match &mut self.panels {
-                Panels::F32(panels) => panels[at] = value,
-                Panels::Bf16(panels) => panels[at] = to_bf16(value),
+        let shape = self.shape;
+        assert!(column < shape.columns && values.len() == shape.rows, "one column has K elements");
+        for unit in 0..shape.units() {
+            let rows = shape.rows_of(unit);
+            let inverse = match shape.kind {
+                WeightType::F32 | WeightType::Bf16 => 1.0,
+                WeightType::Int8 => {
+                    let largest = values[rows.clone()].iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+                    self.set_scale(unit, column, largest)
+                }
+            };
+            for row in rows {
+                let (at, value) = (shape.at(row, column), values[row]);
+                match &mut self.panels {
+                    Panels::F32(panels) => panels.as_mut_slice()[at] = value,
+                    Panels::Bf16(panels) => panels.as_mut_slice()[at] = to_bf16(value),
+                    Panels::Int8(panels) => panels.as_mut_slice()[at] = to_int8(value * inverse),
+                }
             }
         }
     }
@@ -129,23 +253,45 @@ impl PackedMatrix {
     /// # Panics
     /// When the matrix has no such column, or of another length.
     pub fn copy_column(&self, column: usize, to: &mut [f32]) {
-        assert!(column < self.columns && to.len() == self.rows, "one column has K elements");
+        let shape = self.shape;
+        assert!(column < shape.columns && to.len() == shape.rows, "one column has K elements");
         for (row, value) in to.iter_mut().enumerate() {
-            let at = self.at(row, column);
+            let at = shape.at(row, column);
             *value = match &self.panels {
-                Panels::F32(panels) => panels[at],
-                Panels::Bf16(panels) => f32::from_bits(u32::from(panels[at]) << 16),
+                Panels::F32(panels) => panels.as_slice()[at],
+                Panels::Bf16(panels) => from_bf16(panels.as_slice()[at]),
+                Panels::Int8(panels) => {
+                    let bytes = panels.as_slice();
+                    let scale = shape.scale_at(row / shape.unit, column);
+                    let scale = u16::from_le_bytes([bytes[scale].cast_unsigned(), bytes[scale + 1].cast_unsigned()]);
+                    f32::from(bytes[at]) * from_bf16(scale)
+                }
             };
         }
     }
 
-    fn at(&self, row: usize, column: usize) -> usize {
-        let (panel, lane) = (column / LANES, column % LANES);
-        match self.panels {
-            Panels::F32(_) => (panel * self.rows + row) * LANES + lane,
-            Panels::Bf16(_) => panel * self.rows.next_multiple_of(2) * LANES + row / 2 * 2 * LANES + 2 * lane + row % 2,
+    /// Stores the scale of a unit's column whose largest magnitude is `largest`; returns its inverse.
+    fn set_scale(&mut self, unit: usize, column: usize, largest: f32) -> f32 {
+        let Panels::Int8(panels) = &mut self.panels else { unreachable!("only int8 matrices have scales") };
+        // Rounded before anything is divided by it, so that the rounding costs no accuracy.
+        let scale = to_bf16(largest / 127.0);
+        let at = self.shape.scale_at(unit, column);
+        for (to, byte) in panels.as_mut_slice()[at..].iter_mut().zip(scale.to_le_bytes()) {
+            *to = byte.cast_signed();
         }
+        let scale = from_bf16(scale);
+        if scale > 0.0 { scale.recip() } else { 0.0 }
     }
+}
+
+/// The nearest of −127..=127, ties to even; a NaN is 0.
+pub(crate) fn to_int8(value: f32) -> i8 {
+    value.round_ties_even().clamp(-127.0, 127.0) as i8
+}
+
+/// The f32 that a bf16 is the upper half of.
+pub(crate) fn from_bf16(bits: u16) -> f32 {
+    f32::from_bits(u32::from(bits) << 16)
 }
 
 /// The nearest bf16, ties to even; a NaN stays one.
@@ -162,28 +308,44 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_and_columns_write_the_same_matrix_and_read_back() {
-        for (kind, rows, columns) in [(WeightType::F32, 9, 35), (WeightType::Bf16, 9, 35), (WeightType::Bf16, 4, 16)] {
+    fn units_and_columns_write_the_same_matrix_and_read_back() {
+        use WeightType::{Bf16, F32, Int8};
+        for (kind, unit, rows, columns) in [
+            (F32, 4, 9, 35),
+            (Bf16, 4, 9, 35),
+            (Bf16, 2, 4, 16),
+            (Int8, 4, 9, 35),
+            (Int8, 5, 23, 16),
+            (Int8, 64, 64, 1),
+        ] {
             let value = |row: usize, column: usize| (row * columns + column) as f32 / 8.0 - 3.0;
-            let mut by_row = PackedMatrix::zeros(kind, rows, columns);
-            let mut by_column = by_row.clone();
-            for row in 0..rows {
-                let values: Vec<_> = (0..columns).map(|column| value(row, column)).collect();
-                let (left, right) = values.split_at(columns / 3);
-                by_row.set_row(row, 0, left);
-                by_row.set_row(row, columns / 3, right);
+            let mut by_unit = PackedMatrix::zeros(kind, unit, rows, columns);
+            let mut by_column = by_unit.clone();
+            for index in 0..by_unit.units() {
+                let rows = index * unit..rows.min((index + 1) * unit);
+                let values: Vec<_> = rows.flat_map(|row| (0..columns).map(move |column| value(row, column))).collect();
+                by_unit.set_unit(index, &values);
             }
             for column in 0..columns {
                 let values: Vec<_> = (0..rows).map(|row| value(row, column)).collect();
                 by_column.set_column(column, &values);
                 let mut read = vec![0.0; rows];
-                by_row.copy_column(column, &mut read);
-                // Eighths below 2^8 are exact in bf16 up to 8 significant bits; the others round.
-                assert!(read.iter().zip(&values).all(|(a, b)| (a - b).abs() <= b.abs() / 256.0), "{kind:?}");
-                by_column.copy_column(column, &mut read);
-                assert!(read.iter().zip(&values).all(|(a, b)| (a - b).abs() <= b.abs() / 256.0), "{kind:?}");
+                by_unit.copy_column(column, &mut read);
+                for (unit, (read, values)) in read.chunks(unit).zip(values.chunks(unit)).enumerate() {
+                    let largest = values.iter().fold(0.0f32, |a, b| a.max(b.abs()));
+                    // bf16 has 8 significant bits; int8 half a step of 1/127 of the largest, the scale's rounding included.
+                    let error = |value: f32| match kind {
+                        F32 => 0.0,
+                        Bf16 => value.abs() / 256.0,
+                        Int8 => largest / 127.0 * 0.75,
+                    };
+                    assert!(
+                        read.iter().zip(values).all(|(a, b)| (a - b).abs() <= error(*b)),
+                        "{kind:?} unit {unit}: {read:?} {values:?}"
+                    );
+                }
             }
-            assert_eq!(format!("{by_row:?}"), format!("{by_column:?}"));
+            assert_eq!(format!("{by_unit:?}"), format!("{by_column:?}"));
         }
     }
 

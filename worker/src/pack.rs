@@ -1,0 +1,96 @@
+//! From a checkpoint's tensors to the packed matrices that a rank multiplies with.
+//!
+//! Reads a canonical unit of K at a time (a head, a block of the FFN, 64 rows), which is what an int8 scale covers: no scale
+//! depends on rows or columns of other ranks.
+//! An int8 matrix behind a LayerNorm takes that norm's gain into its rows, and its bias into its own: the same function, but
+//! what is quantised are then plain normalised activations, without the few channels that a gain makes large.
+//! Does not know which part of a model a matrix is.
+
+use std::ops::Range;
+
+use nanoinfer_kernels::{PackedMatrix, WeightType};
+
+use crate::{
+    checkpoint::TensorSlice,
+    shard::{LayerNorm, Linear},
+};
+
+/// Rows of K in a unit where they are neither heads nor the FFN's.
+pub(crate) const UNIT: usize = 64;
+
+/// How a column-parallel matrix is cut and packed.
+pub(crate) struct Columns<'a> {
+    pub(crate) kind: WeightType,
+    /// K, all of it.
+    pub(crate) height: usize,
+    /// This rank's columns, side by side.
+    pub(crate) ranges: &'a [Range<usize>],
+}
+
+impl Columns<'_> {
+    /// Reads weights and bias; what a quantised matrix takes over from `norm`, which computes its input, leaves that neutral.
+    pub(crate) fn load(&self, weights: TensorSlice<'_>, bias: TensorSlice<'_>, norm: &mut LayerNorm) -> Linear {
+        let width = self.ranges.iter().map(Range::len).sum();
+        let mut matrix = PackedMatrix::zeros(self.kind, UNIT, self.height, width);
+        let mut bias: Vec<f32> = self.ranges.iter().flat_map(|range| bias.read_vector(range.clone())).collect();
+        let absorbs = self.kind == WeightType::Int8;
+        let (mut unit, mut row) = (Vec::new(), Vec::new());
+        for index in 0..matrix.units() {
+            unit.clear();
+            for k in index * UNIT..self.height.min((index + 1) * UNIT) {
+                let start = unit.len();
+                for range in self.ranges {
+                    weights.read_row(k, range.clone(), &mut row);
+                    unit.extend_from_slice(&row);
+                }
+                if absorbs {
+                    bias.iter_mut().zip(&unit[start..]).for_each(|(bias, weight)| *bias += norm.bias[k] * weight);
+                    unit[start..].iter_mut().for_each(|weight| *weight *= norm.gain[k]);
+                }
+            }
+            matrix.set_unit(index, &unit);
+        }
+        if absorbs {
+            norm.gain.fill(1.0);
+            norm.bias.fill(0.0);
+        }
+        Linear { weights: matrix, bias }
+    }
+}
+
+/// A row-parallel matrix: the given rows, in units of `unit`, of a tensor with `width` columns.
+pub(crate) fn rows(
+    kind: WeightType,
+    unit: usize,
+    tensor: TensorSlice<'_>,
+    range: Range<usize>,
+    width: usize,
+) -> PackedMatrix {
+    let mut matrix = PackedMatrix::zeros(kind, unit, range.len(), width);
+    let (mut values, mut row) = (Vec::new(), Vec::new());
+    for index in 0..matrix.units() {
+        values.clear();
+        for from in range.clone().skip(index * unit).take(unit) {
+            tensor.read_row(from, 0..width, &mut row);
+            values.extend_from_slice(&row);
+        }
+        matrix.set_unit(index, &values);
+    }
+    matrix
+}
+
+/// The given rows of an embedding `[V, C]`, as the columns of a head `[C, V_local]`.
+pub(crate) fn rows_as_columns(
+    kind: WeightType,
+    tensor: TensorSlice<'_>,
+    range: Range<usize>,
+    width: usize,
+) -> PackedMatrix {
+    let mut matrix = PackedMatrix::zeros(kind, UNIT, width, range.len());
+    let mut values = Vec::new();
+    for (column, row) in range.enumerate() {
+        tensor.read_row(row, 0..width, &mut values);
+        matrix.set_column(column, &values);
+    }
+    matrix
+}
