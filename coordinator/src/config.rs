@@ -38,6 +38,10 @@ pub struct EngineConfig {
     pub max_batched_tokens: usize,
     /// Most requests of which a sequence waits for its first step.
     pub max_queue: usize,
+    /// Most tokens of prompts that wait for their first step; one request may have more if it waits alone.
+    pub max_queue_tokens: usize,
+    /// Whether a sequence may begin with KV blocks that another computed.
+    pub prefix_cache: bool,
 }
 
 /// What clients are told of the model.

@@ -1,16 +1,24 @@
 //! The engine: the one owner of every sequence, on a thread of its own.
 //!
 //! ```text
-//! loop { admit what was submitted ─► schedule ─► the ranks step ─► postprocess: draw, append, report, free }
+//! ranks    ── step n ──────────────────►│                 │── step n+1 ──────────
+//! engine     deliver  schedule (n+1)    │ draw, append,   │ deliver  schedule …
+//!            what n−1 drew              │ admit, plan n+1 │ what n drew
 //! ```
+//! While the ranks compute, the tokens of the last step are delivered, and the next step is chosen with its blocks; once
+//! they have answered, the tokens drawn are patched in and the next step goes out.
+//!
 //! Knows the order of things; the rest is in [`scheduler`](crate::scheduler), [`worker_pool`](crate::worker_pool) and
-//! [`sampler`](crate::sampler). Does not know text.
+//! [`sampler`](crate::sampler). Does not know text. No decision depends on a clock: it is read to report how long steps took.
 //! Invariant: every submission ends in exactly one of `Finished` or `Failed`, or its receiver was dropped.
 
 use std::{
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use nanoinfer_shared::{
@@ -24,10 +32,10 @@ use crate::{
     config::EngineConfig,
     handle::{self, Command, Door, EngineHandle, LiveSequence, Status, Submission},
     request::Event,
-    sampler::{Draw, Drawn, logprobs},
-    scheduler::{Scheduler, Step},
+    sampler::{Draw, logprobs},
+    scheduler::{Counters, PlannedStep, Scheduler, SchedulerLimits},
     sequence::{RowUse, SeqId, Sequence},
-    worker_pool::WorkerPool,
+    worker_pool::{Ranks, WorkerPool},
 };
 
 /// Why there is no engine.
@@ -56,103 +64,155 @@ pub fn start(links: Vec<ControlLink<ToRank, FromRank>>, config: EngineConfig) ->
         ("--max-seqs", config.max_seqs),
         ("--max-batched-tokens", config.max_batched_tokens),
         ("--max-queue", config.max_queue),
+        ("--max-queue-tokens", config.max_queue_tokens),
     ] {
         if limit == 0 {
             return Err(StartError::Zero { name });
         }
     }
-    let (vocab_size, n_positions) = (config.geometry.vocab_size, config.geometry.n_positions);
-    let (handle, commands) = handle::channel(Door { vocab_size, n_positions, max_queue: config.max_queue });
-    let (pool, kv_blocks) = WorkerPool::start(links, &config, handle.shared_status(), handle.waker())?;
-    let scheduler = Scheduler::new(config.geometry.clone(), kv_blocks, config.max_seqs, config.max_batched_tokens);
-    let engine = Engine {
-        _panic_report: PanicReport(handle.shared_status()),
-        eos_token_ids: config.geometry.eos_token_ids,
-        scheduler,
-        pool,
-        commands,
-        abandoned: false,
-        arrived: 0,
-        status: handle.shared_status(),
+    let door = Door {
+        vocab_size: config.geometry.vocab_size,
+        n_positions: config.geometry.n_positions,
+        max_queue: config.max_queue,
+        max_queue_tokens: config.max_queue_tokens,
     };
-    engine.report();
+    let (handle, commands) = handle::channel(door);
+    let (pool, kv_blocks) = WorkerPool::start(links, &config, handle.shared_status(), handle.waker())?;
+    let engine = Engine::new(config, kv_blocks, pool, commands, handle.shared_status());
     thread::Builder::new().name("engine".into()).spawn(move || engine.run()).map_err(StartError::Thread)?;
     Ok(handle)
 }
 
-struct Engine {
+struct Engine<R> {
     /// First, so that the failure is there before the queue closes.
     _panic_report: PanicReport,
     eos_token_ids: Vec<u32>,
     scheduler: Scheduler,
-    pool: WorkerPool,
+    ranks: R,
     commands: mpsc::Receiver<Command>,
     /// Every handle has been dropped: nothing more can come.
     abandoned: bool,
     /// Sequences taken so far.
     arrived: u64,
+    /// What the ranks compute, since when.
+    under_way: Option<(PlannedStep, Instant)>,
+    /// Sequences that ended; their last events were not delivered yet.
+    ended: Vec<Sequence>,
     status: Arc<Status>,
 }
 
-impl Engine {
+/// What a turn left behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    /// The ranks compute.
+    Busy,
+    /// There is nothing to do until a command comes.
+    Idle,
+    /// Nothing more will be done.
+    Over,
+}
+
+impl<R: Ranks> Engine<R> {
+    fn new(
+        config: EngineConfig,
+        kv_blocks: usize,
+        ranks: R,
+        commands: mpsc::Receiver<Command>,
+        status: Arc<Status>,
+    ) -> Self {
+        let limits = SchedulerLimits {
+            kv_blocks,
+            max_seqs: config.max_seqs,
+            max_batched_tokens: config.max_batched_tokens,
+            prefix_cache: config.prefix_cache,
+        };
+        let engine = Self {
+            _panic_report: PanicReport(status.clone()),
+            eos_token_ids: config.geometry.eos_token_ids.clone(),
+            scheduler: Scheduler::new(config.geometry, limits),
+            ranks,
+            commands,
+            abandoned: false,
+            arrived: 0,
+            under_way: None,
+            ended: Vec::new(),
+            status,
+        };
+        engine.report();
+        engine
+    }
+
     fn run(mut self) {
         let served = self.serve();
         self.end(served.err());
     }
 
-    /// Steps until there is nothing left to do and nothing more to come.
+    /// Takes turns until there is nothing left to do and nothing more to come.
     fn serve(&mut self) -> Result<(), PoolError> {
-        while self.admit()? {
-            self.step()?;
-            self.report();
-        }
-        Ok(())
-    }
-
-    /// The whole system in three calls.
-    fn step(&mut self) -> Result<(), PoolError> {
-        let Some(step) = self.scheduler.schedule() else { return Ok(()) };
-        self.report();
-        for part in &step.parts {
-            self.scheduler.get_mut(part.id).meter.started();
-        }
-        let begun = Instant::now();
-        let answers = self.pool.step(&step.plan)?;
-        self.status.metrics.step.observe(begun.elapsed().as_secs_f64());
-        self.postprocess(&step, &answers)
-    }
-
-    /// Drops what was cancelled and takes what was submitted; waits where there is neither work nor an end. Tells
-    /// whether there is work.
-    fn admit(&mut self) -> Result<bool, PoolError> {
         loop {
-            loop {
-                match self.commands.try_recv() {
-                    Ok(command) => self.take(command),
-                    Err(TryRecvError::Empty) => break,
-                    Err(TryRecvError::Disconnected) => {
-                        self.abandoned = true;
-                        break;
+            match self.turn()? {
+                Turn::Busy => {}
+                Turn::Idle => {
+                    self.ranks.check()?;
+                    match self.commands.blocking_recv() {
+                        Some(command) => self.take(command),
+                        None => self.abandoned = true,
                     }
                 }
+                Turn::Over => return Ok(()),
             }
-            if self.status.cutting_off.load(Relaxed) {
-                return Ok(false);
+        }
+    }
+
+    /// From one step to the next: the ranks compute when it begins and, if there is work, when it ends.
+    fn turn(&mut self) -> Result<Turn, PoolError> {
+        let mut chosen = None;
+        if let Some((step, since)) = self.under_way.take() {
+            chosen = self.scheduler.schedule(true);
+            let answers = self.ranks.finish_step()?;
+            self.status.metrics.step.observe(since.elapsed().as_secs_f64());
+            self.postprocess(&step, &answers)?;
+        }
+        self.take_commands();
+        if self.status.cutting_off.load(Relaxed) {
+            self.deliver();
+            return Ok(Turn::Over);
+        }
+        for cancelled in self.scheduler.remove_where(Sequence::is_cancelled) {
+            tracing::debug!(seq = cancelled.id.0, tokens = cancelled.tokens.len(), "cancelled");
+        }
+        let step = match chosen.filter(|step| self.scheduler.holds(step)) {
+            Some(mut step) => {
+                // For those who came while the ranks computed.
+                self.scheduler.admit(&mut step);
+                Some(step)
             }
-            for cancelled in self.scheduler.remove_where(Sequence::is_cancelled) {
-                tracing::debug!(seq = cancelled.id.0, tokens = cancelled.tokens.len(), "cancelled");
-            }
-            if !self.scheduler.is_idle() {
-                return Ok(true);
-            }
-            self.report();
-            if self.abandoned || self.status.stopping.load(Relaxed) {
-                return Ok(false);
-            }
-            self.pool.check()?;
-            match self.commands.blocking_recv() {
-                Some(command) => self.take(command),
-                None => self.abandoned = true,
+            None => self.scheduler.schedule(false),
+        };
+        if let Some(step) = step.and_then(|step| self.scheduler.plan(step)) {
+            step.parts.iter().for_each(|part| self.scheduler.get_mut(part.id).meter.started());
+            self.ranks.begin_step(&step.plan)?;
+            self.under_way = Some((step, Instant::now()));
+        }
+        self.report();
+        self.deliver();
+        if self.under_way.is_some() {
+            return Ok(Turn::Busy);
+        }
+        assert!(self.scheduler.is_idle(), "there are sequences, and none of them can take a step");
+        self.check_invariants();
+        Ok(if self.abandoned || self.status.stopping.load(Relaxed) { Turn::Over } else { Turn::Idle })
+    }
+
+    fn take_commands(&mut self) {
+        loop {
+            match self.commands.try_recv() {
+                Ok(command) => self.take(command),
+                Err(TryRecvError::Empty) => return,
+                Err(TryRecvError::Disconnected) => {
+                    self.abandoned = true;
+                    return;
+                }
             }
         }
     }
@@ -166,46 +226,53 @@ impl Engine {
         }
     }
 
-    /// Draws, appends, reports and frees.
-    fn postprocess(&mut self, step: &Step, answers: &[StepOutput]) -> Result<(), PoolError> {
-        self.scheduler.advance(step);
+    /// Draws, appends and frees, after a step. Sequences that were taken out while it ran are not there any more.
+    fn postprocess(&mut self, step: &PlannedStep, answers: &[StepOutput]) -> Result<(), PoolError> {
+        let begun = Instant::now();
+        self.scheduler.complete(step);
         let mut undecided: Vec<(u32, SeqId, &Draw)> = Vec::new();
-        let mut drawn: Vec<(SeqId, Drawn)> = Vec::new();
         let uses = step.parts.iter().flat_map(|part| part.uses.iter().map(|row_use| (part.id, row_use)));
         for (row, (id, row_use)) in uses.enumerate() {
             let slices = slices(answers, row);
+            let sequence = self.scheduler.get_mut(id);
             match row_use {
                 RowUse::Score { target, top } => {
                     let raw = logprobs::raw_logit(*target, &slices).ok_or(PoolError::MissingTarget { id: *target })?;
-                    let score = logprobs::report(*target, raw, *top, &slices);
-                    self.scheduler.get_mut(id).record_score(Some(score));
+                    sequence.record_score(Some(logprobs::report(*target, raw, *top, &slices)));
                 }
                 RowUse::Draw(draw) => match draw.by_candidates(&slices) {
-                    Some(token) => drawn.push((id, token)),
+                    Some(token) => sequence.append(token),
                     None => undecided.push((row as u32, id, draw)),
                 },
             }
         }
         let rows: Vec<u32> = undecided.iter().map(|&(row, ..)| row).collect();
-        let whole_rows = if rows.is_empty() { Vec::new() } else { self.pool.fetch_rows(&rows)? };
+        let whole_rows = if rows.is_empty() { Vec::new() } else { self.ranks.fetch_rows(&rows)? };
         for ((row, id, draw), whole) in undecided.into_iter().zip(&whole_rows) {
-            drawn.push((id, draw.by_row(&slices(answers, row as usize), whole)));
-        }
-        for (id, token) in drawn {
+            let token = draw.by_row(&slices(answers, row as usize), whole);
             self.scheduler.get_mut(id).append(token);
         }
+        count(&self.status.draw_ns, begun.elapsed());
+        self.status.rows_fetched.fetch_add(rows.len() as u64, Relaxed);
         for part in &step.parts {
             if let Some(reason) = self.scheduler.get_mut(part.id).finish_reason(&self.eos_token_ids) {
                 let mut sequence = self.scheduler.remove(part.id);
                 tracing::debug!(seq = part.id.0, tokens = sequence.tokens.len(), ?reason, "finished");
-                sequence.send(Event::Finished(reason));
+                sequence.end(Event::Finished(reason));
+                self.ended.push(sequence);
             }
         }
         let sequences = step.parts.len();
-        let tokens: usize = step.parts.iter().map(|part| part.count).sum();
+        let tokens: usize = step.plan.sequences.iter().map(|sequence| sequence.tokens.len()).sum();
         let blocks_free = self.scheduler.blocks().free();
         tracing::debug!(step = step.plan.step, sequences, tokens, rows_fetched = rows.len(), blocks_free, "step");
         Ok(())
+    }
+
+    /// Tells what the last step brought. A slow reader holds nobody up: every channel has room for all its events.
+    fn deliver(&mut self) {
+        self.ended.drain(..).for_each(|mut sequence| sequence.deliver());
+        self.scheduler.begun_mut().for_each(Sequence::deliver);
     }
 
     /// Ends the ranks, and every sequence there still is.
@@ -219,14 +286,16 @@ impl Engine {
             }
             None => tracing::info!("the engine ends: it was stopped"),
         }
+        self.deliver();
         let failed = Event::Failed(failure.unwrap_or_else(|| "the server is shutting down".into()));
         for mut sequence in self.scheduler.remove_where(|_| true) {
-            sequence.send(failed.clone());
+            sequence.end(failed.clone());
+            sequence.deliver();
         }
         self.report();
-        self.pool.shut_down();
+        self.ranks.shut_down();
         // `ready` is false from here.
-        drop(self.pool);
+        drop(self.ranks);
         self.commands.close();
         while let Ok(command) = self.commands.try_recv() {
             let Command::Submit(submissions) = command else { continue };
@@ -237,14 +306,37 @@ impl Engine {
         }
     }
 
+    /// Looks whether all is as it must be while nothing runs, so that a leak is seen in production too.
+    fn check_invariants(&self) {
+        let leaked = || match self.scheduler.blocks().total() - self.scheduler.blocks().free() {
+            0 => Ok(()),
+            held => Err(format!("{held} KV blocks are held although nothing runs")),
+        };
+        if let Err(broken) = self.scheduler.check().and_then(|()| leaked()) {
+            tracing::error!("an invariant of the scheduler is broken, which is a bug: {broken}");
+            // The first says most.
+            let _ = self.status.broken_invariant.set(broken);
+        }
+    }
+
     fn report(&self) {
         let status = &self.status;
+        let blocks = self.scheduler.blocks();
         status.running.store(self.scheduler.running(), Relaxed);
         status.waiting.store(self.scheduler.waiting(), Relaxed);
-        status.blocks_total.store(self.scheduler.blocks().total(), Relaxed);
-        status.blocks_free.store(self.scheduler.blocks().free(), Relaxed);
+        status.blocks_total.store(blocks.total(), Relaxed);
+        status.blocks_free.store(blocks.free(), Relaxed);
+        status.blocks_cached.store(blocks.cached(), Relaxed);
+        let Counters { preemptions, prefix_queries, prefix_hits } = self.scheduler.counters();
+        status.preemptions.store(preemptions, Relaxed);
+        status.prefix_queries.store(prefix_queries, Relaxed);
+        status.prefix_hits.store(prefix_hits, Relaxed);
         status.live.send_replace(self.scheduler.sequences().map(LiveSequence::of).collect());
     }
+}
+
+fn count(total_ns: &AtomicU64, time: Duration) {
+    total_ns.fetch_add(time.as_nanos() as u64, Relaxed);
 }
 
 /// Says that the engine failed where its thread ends by a bug of ours, so that nobody takes that for a clean stop.
@@ -266,3 +358,5 @@ fn slices(answers: &[StepOutput], row: usize) -> Vec<&RowSlice> {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod simulation;

@@ -4,7 +4,6 @@
 //! table, so a wrong block, position or order shows in the next token. It panics where a plan breaks the contract.
 
 use std::{
-    collections::HashSet,
     ops::Range,
     sync::mpsc,
     thread::{self, JoinHandle},
@@ -56,6 +55,8 @@ pub(crate) fn config(world: usize, kv_blocks: usize) -> EngineConfig {
         max_seqs: 8,
         max_batched_tokens: 64,
         max_queue: 100,
+        max_queue_tokens: 10_000,
+        prefix_cache: true,
     }
 }
 
@@ -66,9 +67,8 @@ pub(crate) fn spawn(
 ) -> (Vec<ControlLink<ToRank, FromRank>>, Vec<JoinHandle<()>>) {
     let start = |(share, behaviour): (&nanoinfer_shared::Share, Behaviour)| {
         let (ours, theirs) = in_memory();
-        let rank =
-            FakeRank { vocab: share.vocab.clone(), pool: Vec::new(), max_tokens: config.max_batched_tokens, behaviour };
-        (ours, thread::spawn(move || rank.run(theirs)))
+        let rank = FakeRank::new(share.vocab.clone(), config.max_batched_tokens);
+        (ours, thread::spawn(move || rank.run(theirs, &behaviour)))
     };
     config.partition.shares().iter().zip(behaviours).map(start).unzip()
 }
@@ -110,17 +110,29 @@ fn log_sum_exp(logits: impl Iterator<Item = f32> + Clone, temperature: f32) -> L
     LogSumExp { max, sum }
 }
 
-struct FakeRank {
+/// One rank: what it holds of the vocabulary and of the KV pool.
+#[derive(Debug)]
+pub(crate) struct FakeRank {
     vocab: Range<usize>,
     /// `[block][BLOCK_TOKENS]`.
     pool: Vec<[u64; BLOCK_TOKENS]>,
     max_tokens: usize,
-    behaviour: Behaviour,
+    /// Whole rows of the last step.
+    last_rows: Vec<Vec<f32>>,
 }
 
 impl FakeRank {
-    fn run(mut self, mut link: ControlLink<FromRank, ToRank>) {
-        let mut last_rows: Vec<Vec<f32>> = Vec::new();
+    /// A rank without a pool.
+    pub(crate) fn new(vocab: Range<usize>, max_tokens: usize) -> Self {
+        Self { vocab, pool: Vec::new(), max_tokens, last_rows: Vec::new() }
+    }
+
+    /// Makes its pool.
+    pub(crate) fn allocate(&mut self, kv_blocks: usize) {
+        self.pool = vec![[0; BLOCK_TOKENS]; kv_blocks];
+    }
+
+    fn run(mut self, mut link: ControlLink<FromRank, ToRank>, behaviour: &Behaviour) {
         while let Ok(message) = link.receiver.receive() {
             let answer = match message {
                 ToRank::Load(order) => {
@@ -135,29 +147,24 @@ impl FakeRank {
                 ToRank::Start(order) => {
                     assert!(order.peers.contains(&format!("rank at {}", self.vocab.start)));
                     assert_ne!(order.link_key, [0; 32]);
-                    self.pool = vec![[0; BLOCK_TOKENS]; order.kv_blocks];
+                    self.allocate(order.kv_blocks);
                     FromRank::Ready
                 }
                 ToRank::Step(plan) => {
-                    if self.behaviour.closes_at == Some(plan.step) {
+                    if behaviour.closes_at == Some(plan.step) {
                         return;
                     }
-                    if self.behaviour.fails_at == Some(plan.step) {
+                    if behaviour.fails_at == Some(plan.step) {
                         let _ = link.sender.send(FromRank::Failed("the fake rank was told to".into()));
                         return;
                     }
-                    if let Some(permits) = &self.behaviour.permits {
+                    if let Some(permits) = &behaviour.permits {
                         let _ = permits.recv();
                     }
-                    let (output, rows) = self.step(&plan);
-                    last_rows = rows;
-                    FromRank::Done(output)
+                    FromRank::Done(self.step(&plan))
                 }
-                ToRank::FetchRows(rows) => {
-                    let slice = |&row: &u32| last_rows[row as usize][self.vocab.clone()].to_vec();
-                    FromRank::Rows(rows.iter().map(slice).collect())
-                }
-                ToRank::Ping(_) if self.behaviour.closes_when_pinged => return,
+                ToRank::FetchRows(rows) => FromRank::Rows(self.fetch(&rows)),
+                ToRank::Ping(_) if behaviour.closes_when_pinged => return,
                 ToRank::Ping(count) => FromRank::Pong(count),
                 ToRank::Shutdown => return,
             };
@@ -167,23 +174,32 @@ impl FakeRank {
         }
     }
 
-    fn step(&mut self, plan: &StepPlan) -> (StepOutput, Vec<Vec<f32>>) {
+    /// Its slices of rows of the last step.
+    pub(crate) fn fetch(&self, rows: &[u32]) -> Vec<Vec<f32>> {
+        rows.iter().map(|&row| self.last_rows[row as usize][self.vocab.clone()].to_vec()).collect()
+    }
+
+    /// Takes a step.
+    pub(crate) fn step(&mut self, plan: &StepPlan) -> StepOutput {
         let tokens: usize = plan.sequences.iter().map(|sequence| sequence.tokens.len()).sum();
         assert!((1..=self.max_tokens).contains(&tokens), "{tokens} tokens in a step");
-        let mut held = HashSet::new();
         let mut output = StepOutput { step: plan.step, rows: Vec::new() };
-        let mut rows = Vec::new();
+        self.last_rows.clear();
         for sequence in &plan.sequences {
-            assert!(sequence.blocks.iter().all(|block| held.insert(*block)), "a block of two sequences");
+            let first_written = sequence.start as usize / BLOCK_TOKENS;
+            for block in &sequence.blocks[first_written..] {
+                let holders = plan.sequences.iter().filter(|other| other.blocks.contains(block)).count();
+                assert_eq!(holders, 1, "block {} is written although shared", block.0);
+            }
             self.write(sequence);
             for request in &sequence.outputs {
                 let entries = self.read(sequence, sequence.start as usize + request.row as usize + 1);
                 let whole = logits_of(&entries, 0..150);
                 output.rows.push(slice(&whole, self.vocab.clone(), &request.wants));
-                rows.push(whole);
+                self.last_rows.push(whole);
             }
         }
-        (output, rows)
+        output
     }
 
     fn write(&mut self, sequence: &SequenceStep) {

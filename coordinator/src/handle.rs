@@ -5,7 +5,7 @@
 
 use std::sync::{
     Arc, OnceLock,
-    atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
 };
 
 use nanoinfer_shared::protocol::TokenId;
@@ -26,10 +26,18 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct EngineHandle {
     commands: mpsc::Sender<Command>,
-    /// One place for each request of which a sequence waits for its first step.
-    places: Arc<Semaphore>,
+    queue: Queue,
     door: Door,
     status: Arc<Status>,
+}
+
+/// The room there is for requests of which a sequence waits for its first step.
+#[derive(Clone, Debug)]
+struct Queue {
+    /// One place for each request.
+    requests: Arc<Semaphore>,
+    /// One place for each token of its prompts.
+    tokens: Arc<Semaphore>,
 }
 
 /// What every request is held against before it enters.
@@ -41,6 +49,8 @@ pub(crate) struct Door {
     pub(crate) n_positions: usize,
     /// Most requests of which a sequence waits for its first step.
     pub(crate) max_queue: usize,
+    /// Most tokens of the prompts of such sequences, unless one request alone has more.
+    pub(crate) max_queue_tokens: usize,
 }
 
 /// What reaches the engine's thread.
@@ -58,10 +68,18 @@ pub(crate) struct Submission {
     pub(crate) request: Request,
     /// Holds every event a sequence can have, so that the engine never waits for a slow reader.
     pub(crate) events: mpsc::Sender<Event>,
-    /// The place in the queue of the request that it is part of, given back when its last sequence drops it.
-    pub(crate) place: Arc<OwnedSemaphorePermit>,
+    pub(crate) place: Place,
     /// Runs from here on.
     pub(crate) meter: SequenceMeter,
+}
+
+/// A sequence's share of the queue. Dropping it gives it back.
+#[derive(Debug)]
+pub(crate) struct Place {
+    /// The place of the request that it is part of, given back with its last sequence.
+    _request: Arc<OwnedSemaphorePermit>,
+    /// Those of its own prompt.
+    _tokens: Option<OwnedSemaphorePermit>,
 }
 
 /// The events of one sequence. Dropping it cancels the sequence within one step.
@@ -83,8 +101,22 @@ pub struct Status {
     pub waiting: AtomicUsize,
     /// KV blocks in the pool.
     pub blocks_total: AtomicUsize,
-    /// KV blocks that nobody holds.
+    /// KV blocks that nobody holds, those that can be found by their content included.
     pub blocks_free: AtomicUsize,
+    /// KV blocks that can be found by their content, held or not.
+    pub blocks_cached: AtomicUsize,
+    /// Tokens of prompts that were looked up in the prefix cache.
+    pub prefix_queries: AtomicU64,
+    /// How many of them were there.
+    pub prefix_hits: AtomicU64,
+    /// Times that a sequence gave its blocks back to an older one.
+    pub preemptions: AtomicU64,
+    /// Drawing tokens from answers, whole rows included, in all.
+    pub draw_ns: AtomicU64,
+    /// Draws for which the candidates did not suffice.
+    pub rows_fetched: AtomicU64,
+    /// What was found broken while nothing ran: a bug of ours.
+    pub broken_invariant: OnceLock<String>,
     /// Why the engine ended, once it has.
     pub failure: OnceLock<String>,
     /// The sequences that hold KV blocks, as of the last step.
@@ -129,6 +161,12 @@ pub enum SubmitError {
         /// `--max-queue`.
         limit: usize,
     },
+    /// Try again later.
+    #[error("the queue is full: with this request more than {limit} tokens of prompts would be waiting")]
+    QueueTokensFull {
+        /// `--max-queue-tokens`.
+        limit: usize,
+    },
     /// The server is shutting down.
     #[error("the server is shutting down")]
     Stopping,
@@ -164,8 +202,9 @@ pub enum SubmitError {
 pub(crate) fn channel(door: Door) -> (EngineHandle, mpsc::Receiver<Command>) {
     // Every submission holds a place, so there is always room for one wake-up among them.
     let (commands, receiver) = mpsc::channel(door.max_queue + 1);
-    let places = Arc::new(Semaphore::new(door.max_queue));
-    (EngineHandle { commands, places, door, status: Arc::default() }, receiver)
+    let room = |places: usize| Arc::new(Semaphore::new(places.min(Semaphore::MAX_PERMITS)));
+    let queue = Queue { requests: room(door.max_queue), tokens: room(door.max_queue_tokens) };
+    (EngineHandle { commands, queue, door, status: Arc::default() }, receiver)
 }
 
 impl EngineHandle {
@@ -188,19 +227,17 @@ impl EngineHandle {
         if self.status.stopping.load(Relaxed) {
             return Err(SubmitError::Stopping);
         }
-        let full = SubmitError::QueueFull { limit: self.door.max_queue };
-        let Ok(place) = self.places.clone().try_acquire_owned() else { return Err(full) };
-        let place = Arc::new(place);
-        let enter = |request: Request| {
+        let places = self.queue.enter(&self.door, &requests)?;
+        let enter = |(request, place): (Request, Place)| {
             // A prompt event, one event a token, and the end.
             let (events, receiver) = mpsc::channel(request.limits.max_tokens + 2);
             let meter = SequenceMeter::new(self.status.metrics.clone(), request.prompt.len());
-            (Submission { request, events, place: place.clone(), meter }, Events(receiver))
+            (Submission { request, events, place, meter }, Events(receiver))
         };
-        let (submissions, events) = requests.into_iter().map(enter).unzip();
+        let (submissions, events) = requests.into_iter().zip(places).map(enter).unzip();
         match self.commands.try_send(Command::Submit(submissions)) {
             Ok(()) => Ok(events),
-            Err(TrySendError::Full(_)) => Err(full),
+            Err(TrySendError::Full(_)) => Err(SubmitError::QueueFull { limit: self.door.max_queue }),
             Err(TrySendError::Closed(_)) => Err(SubmitError::Ended(self.failure())),
         }
     }
@@ -239,6 +276,12 @@ impl EngineHandle {
         }
     }
 
+    /// Places that are free in the queue: for requests, and for tokens.
+    #[cfg(test)]
+    pub(crate) fn room(&self) -> (usize, usize) {
+        (self.queue.requests.available_permits(), self.queue.tokens.available_permits())
+    }
+
     /// The engine's own hand on the status.
     pub(crate) fn shared_status(&self) -> Arc<Status> {
         self.status.clone()
@@ -246,6 +289,24 @@ impl EngineHandle {
 
     fn failure(&self) -> String {
         self.status.failure.get().cloned().unwrap_or_else(|| "it was stopped".into())
+    }
+}
+
+impl Queue {
+    /// Places for the sequences of one request. One with more tokens than the queue may hold gets in when no other waits.
+    fn enter(&self, door: &Door, requests: &[Request]) -> Result<Vec<Place>, SubmitError> {
+        let request = self.requests.clone().try_acquire_owned();
+        let request = Arc::new(request.map_err(|_| SubmitError::QueueFull { limit: door.max_queue })?);
+        let limit = door.max_queue_tokens;
+        let all: usize = requests.iter().map(|request| request.prompt.len()).sum();
+        let all = u32::try_from(all.min(limit)).unwrap_or(u32::MAX);
+        let tokens = self.tokens.clone().try_acquire_many_owned(all);
+        let mut tokens = tokens.map_err(|_| SubmitError::QueueTokensFull { limit })?;
+        let place = |one: &Request| {
+            let own = one.prompt.len().min(tokens.num_permits());
+            Place { _request: request.clone(), _tokens: tokens.split(own) }
+        };
+        Ok(requests.iter().map(place).collect())
     }
 }
 
@@ -273,6 +334,12 @@ impl Events {
         self.0.recv().await
     }
 
+    /// The next event if there is one already.
+    #[cfg(test)]
+    pub(crate) fn try_next(&mut self) -> Option<Event> {
+        self.0.try_recv().ok()
+    }
+
     /// The same from a thread outside the runtime.
     #[cfg(test)]
     pub(crate) fn blocking_next(&mut self) -> Option<Event> {
@@ -297,9 +364,13 @@ mod tests {
         }
     }
 
+    fn door(max_queue: usize, max_queue_tokens: usize) -> Door {
+        Door { vocab_size: 10, n_positions: 8, max_queue, max_queue_tokens }
+    }
+
     #[test]
     fn what_the_model_cannot_serve_is_refused_at_the_door() {
-        let (handle, _engine) = channel(Door { vocab_size: 10, n_positions: 8, max_queue: 4 });
+        let (handle, _engine) = channel(door(4, 100));
         let refused = |request| handle.submit(request).unwrap_err();
         assert_eq!(refused(request(&[], 1)), SubmitError::EmptyPrompt);
         assert_eq!(refused(request(&[3, 10], 1)), SubmitError::UnknownToken { id: 10, vocab_size: 10 });
@@ -313,7 +384,7 @@ mod tests {
 
     #[test]
     fn the_queue_is_full_until_a_place_is_given_back() {
-        let (handle, mut engine) = channel(Door { vocab_size: 10, n_positions: 8, max_queue: 2 });
+        let (handle, mut engine) = channel(door(2, 100));
         let waiting: Vec<_> = (0..2).map(|_| handle.submit(request(&[1], 1)).unwrap()).collect();
         assert_eq!(handle.submit(request(&[1], 1)).unwrap_err(), SubmitError::QueueFull { limit: 2 });
         let taken = engine.try_recv().unwrap();
@@ -327,7 +398,7 @@ mod tests {
 
     #[test]
     fn the_sequences_of_a_request_take_one_place_until_the_last_has_run() {
-        let (handle, mut engine) = channel(Door { vocab_size: 10, n_positions: 8, max_queue: 1 });
+        let (handle, mut engine) = channel(door(1, 100));
         let too_long = vec![request(&[1], 1), request(&[1], 8)];
         assert!(matches!(handle.submit_all(too_long), Err(SubmitError::TooLong { .. })));
         let _events = handle.submit_all(vec![request(&[1], 1); 5]).unwrap();
@@ -336,5 +407,27 @@ mod tests {
         while sequences.pop().is_some() {
             assert_eq!(handle.submit(request(&[1], 1)).is_ok(), sequences.is_empty(), "{} left", sequences.len());
         }
+    }
+
+    #[test]
+    fn the_queue_is_bounded_in_tokens_too_and_a_larger_request_waits_alone() {
+        let (handle, mut engine) = channel(door(9, 10));
+        let full = Some(SubmitError::QueueTokensFull { limit: 10 });
+        let first = handle.submit_all(vec![request(&[1; 4], 1), request(&[1; 4], 1)]).unwrap();
+        assert_eq!(handle.submit(request(&[1; 3], 1)).err(), full);
+        let second = handle.submit(request(&[1; 2], 1)).unwrap();
+        let Ok(Command::Submit(mut sequences)) = engine.try_recv() else { panic!("the first request") };
+        assert_eq!(handle.submit_all(vec![request(&[1; 5], 1); 3]).err(), full);
+        sequences.pop();
+        let third = handle.submit(request(&[1; 4], 1)).unwrap();
+        assert_eq!(handle.submit(request(&[1], 1)).err(), full, "its sequences give back what is theirs");
+        drop(sequences);
+        drop((engine.try_recv().unwrap(), engine.try_recv().unwrap()));
+        let large = handle.submit_all(vec![request(&[1; 5], 1); 3]).unwrap();
+        assert_eq!(handle.submit(request(&[1], 1)).err(), full);
+        let Ok(Command::Submit(mut sequences)) = engine.try_recv() else { panic!("the large request") };
+        while sequences.pop().is_some() {}
+        handle.submit(request(&[1; 7], 1)).unwrap();
+        drop((first, second, third, large));
     }
 }

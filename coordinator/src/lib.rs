@@ -15,6 +15,7 @@ pub mod engine;
 mod scheduler;
 mod sequence;
 mod block_manager;
+mod prefix;
 mod worker_pool;
 mod sampler;
 mod random;

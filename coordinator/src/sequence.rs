@@ -1,19 +1,24 @@
 //! One sequence while the engine holds it: its tokens, how far they are computed, and the way back to who asked.
 //!
+//! ```text
+//! tokens   prompt ─────────────── generated ──── (being drawn)
+//! computed ────────────────────────────►│ pending
+//! ```
 //! Does not know when it runs or what else does.
-//! Invariant: `computed < tokens.len()` until it ends, as the last token drawn is never in the KV pool;
-//! `tokens` begins with the prompt and only grows.
+//! Invariant: `tokens` begins with the prompt and only grows; something is pending until it ends, as the last token drawn
+//! is never in the KV pool.
 
-use std::sync::Arc;
-
-use nanoinfer_shared::Geometry;
-use nanoinfer_shared::protocol::{RowRequest, TokenId, Wants};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use nanoinfer_shared::{
+    Geometry,
+    protocol::{BLOCK_TOKENS, RowRequest, TokenId, Wants},
+};
+use tokio::sync::mpsc;
 
 use crate::{
     block_manager::BlockTable,
-    handle::Submission,
+    handle::{Place, Submission},
     metrics::SequenceMeter,
+    prefix::PrefixHashes,
     request::{Event, FinishReason, Request, TokenLogprobs},
     sampler::{Draw, Drawn},
 };
@@ -29,13 +34,19 @@ pub(crate) struct Sequence {
     pub(crate) request: Request,
     /// The prompt, then what was generated.
     pub(crate) tokens: Vec<TokenId>,
-    /// How many of the tokens are in the KV pool.
+    /// How many of the tokens are in the KV pool once the step under way is done.
     pub(crate) computed: usize,
+    /// The step under way draws the token that follows `tokens`.
+    pub(crate) drawing: bool,
     pub(crate) blocks: BlockTable,
+    /// Names of its full blocks.
+    pub(crate) hashes: PrefixHashes,
     /// Its share of its request's place in the queue, until its first step.
-    pub(crate) place: Option<Arc<OwnedSemaphorePermit>>,
+    pub(crate) place: Option<Place>,
     events: mpsc::Sender<Event>,
     pub(crate) meter: SequenceMeter,
+    /// What happened and was not told yet.
+    outbox: Vec<Event>,
     /// Scores of the first tokens of the prompt; stays empty unless asked for.
     prompt_logprobs: Vec<Option<TokenLogprobs>>,
     /// How many entries `prompt_logprobs` has had: survives a preemption and the delivery.
@@ -59,10 +70,13 @@ impl Sequence {
             id,
             tokens: request.prompt.clone(),
             computed: 0,
+            drawing: false,
             blocks: BlockTable::default(),
+            hashes: PrefixHashes::default(),
             place: Some(place),
             events,
             meter,
+            outbox: Vec::new(),
             prompt_logprobs: Vec::new(),
             scored: 0,
             request,
@@ -74,9 +88,19 @@ impl Sequence {
         sequence
     }
 
-    /// Tokens not yet in the KV pool.
+    /// Tokens that the next step can compute, the one being drawn included.
     pub(crate) fn pending(&self) -> usize {
-        self.tokens.len() - self.computed
+        if self.drawing && self.generated() + 1 >= self.request.limits.max_tokens {
+            // Its last token: nothing follows from it.
+            return 0;
+        }
+        self.tokens.len() + usize::from(self.drawing) - self.computed
+    }
+
+    /// How many of its first blocks it may take over from others: at least one token must be computed, to draw from, and
+    /// all must be where their log-probabilities are wanted.
+    pub(crate) fn reusable_blocks(&self) -> usize {
+        if self.request.prompt_logprobs.is_some() { 0 } else { (self.tokens.len() - 1) / BLOCK_TOKENS }
     }
 
     /// Nobody waits for its events any more.
@@ -84,7 +108,7 @@ impl Sequence {
         self.events.is_closed()
     }
 
-    /// What is wanted of the next `count` tokens, and what for.
+    /// What is wanted of the next `count` tokens, all of them known, and what for.
     pub(crate) fn outputs(&self, count: usize, geometry: &Geometry) -> (Vec<RowRequest>, Vec<RowUse>) {
         let (start, end) = (self.computed, self.computed + count);
         let mut rows = Vec::new();
@@ -112,14 +136,30 @@ impl Sequence {
         self.scored += 1;
         if self.scored == self.request.prompt.len() {
             let scores = std::mem::take(&mut self.prompt_logprobs);
-            self.send(Event::Prompt(scores));
+            self.outbox.push(Event::Prompt(scores));
         }
     }
 
-    /// Appends and reports a token.
+    /// Appends the token that was being drawn.
     pub(crate) fn append(&mut self, drawn: Drawn) {
+        self.drawing = false;
         self.tokens.push(drawn.id);
-        self.send(Event::Token { id: drawn.id, logprobs: drawn.logprobs });
+        self.outbox.push(Event::Token { id: drawn.id, logprobs: drawn.logprobs });
+    }
+
+    /// Notes how it ended; nothing may follow.
+    pub(crate) fn end(&mut self, last: Event) {
+        self.outbox.push(last);
+    }
+
+    /// Tells what happened. The channel holds every event that a sequence can have.
+    pub(crate) fn deliver(&mut self) {
+        for event in self.outbox.drain(..) {
+            self.meter.reported(&event);
+            if let Err(mpsc::error::TrySendError::Full(event)) = self.events.try_send(event) {
+                unreachable!("the channel of {:?} has no room for {event:?}", self.id);
+            }
+        }
     }
 
     /// Whether it is over, after a step.
@@ -132,16 +172,9 @@ impl Sequence {
             return Some(FinishReason::Stop);
         }
         // A request that generates nothing is over once its prompt is computed.
-        let complete = generated.len() >= limits.max_tokens && (limits.max_tokens > 0 || self.pending() == 0);
+        let complete =
+            generated.len() >= limits.max_tokens && (limits.max_tokens > 0 || self.computed == self.tokens.len());
         complete.then_some(FinishReason::Length)
-    }
-
-    /// Reports an event. The channel holds every event that a sequence can have.
-    pub(crate) fn send(&mut self, event: Event) {
-        self.meter.reported(&event);
-        if let Err(mpsc::error::TrySendError::Full(event)) = self.events.try_send(event) {
-            unreachable!("the channel of {:?} has no room for {event:?}", self.id);
-        }
     }
 
     fn generated(&self) -> usize {

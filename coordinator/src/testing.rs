@@ -57,7 +57,7 @@ pub(crate) enum Act {
 pub(crate) fn silent(queue: usize) -> (EngineHandle, mpsc::Receiver<Command>) {
     let geometry = &DEMO.0;
     let (vocab_size, n_positions) = (geometry.vocab_size, geometry.n_positions);
-    handle::channel(Door { vocab_size, n_positions, max_queue: queue })
+    handle::channel(Door { vocab_size, n_positions, max_queue: queue, max_queue_tokens: 1 << 20 })
 }
 
 /// An engine that handles one request after another by a script.

@@ -36,6 +36,20 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Rows fetched at once: bounds the coordinator's memory (200 KB a row of GPT-2) and the frames.
 const MAX_FETCHED_ROWS: usize = 64;
 
+/// What the engine asks of its ranks; its tests have ranks without threads and processes.
+pub(crate) trait Ranks {
+    /// Starts a step on all ranks.
+    fn begin_step(&mut self, plan: &StepPlan) -> Result<(), PoolError>;
+    /// Waits for the step that was started: the ranks' slices in rank order.
+    fn finish_step(&mut self) -> Result<Vec<StepOutput>, PoolError>;
+    /// The raw logits of rows of the last step, over the whole vocabulary.
+    fn fetch_rows(&mut self, rows: &[u32]) -> Result<Vec<Vec<f32>>, PoolError>;
+    /// Looks whether a rank has gone while nothing was asked of it.
+    fn check(&mut self) -> Result<(), PoolError>;
+    /// Tells the ranks to end. Those that are gone already have.
+    fn shut_down(&self);
+}
+
 /// The ranks, seen from the coordinator.
 #[derive(Debug)]
 pub(crate) struct WorkerPool {
@@ -43,6 +57,8 @@ pub(crate) struct WorkerPool {
     answers: mpsc::Receiver<Answer>,
     heartbeat: Heartbeat,
     vocab_size: usize,
+    /// Number and rows of the step that was started.
+    step: (u64, usize),
 }
 
 /// The engine's thread sends orders and the heartbeat thread pings, each a whole frame: hence a lock for each rank.
@@ -144,62 +160,7 @@ impl WorkerPool {
                 .spawn(move || read(rank, link.receiver, &inbox, &pulse, wake))
                 .map_err(PoolError::Thread)?;
         }
-        Ok(Self { senders: Arc::new(senders), answers, heartbeat, vocab_size })
-    }
-
-    /// Takes one step on all ranks; their slices in rank order.
-    pub(crate) fn step(&mut self, plan: &StepPlan) -> Result<Vec<StepOutput>, PoolError> {
-        let rows: usize = plan.sequences.iter().map(|sequence| sequence.outputs.len()).sum();
-        let expected = format!("step {} with {rows} rows", plan.step);
-        self.send_all(|_| ToRank::Step(plan.clone()))?;
-        self.collect(&expected, |message| match message {
-            FromRank::Done(output) if output.step == plan.step && output.rows.len() == rows => Ok(output),
-            other => Err(other),
-        })
-    }
-
-    /// The raw logits of rows of the last step, over the whole vocabulary.
-    pub(crate) fn fetch_rows(&mut self, rows: &[u32]) -> Result<Vec<Vec<f32>>, PoolError> {
-        let mut fetched = Vec::with_capacity(rows.len());
-        for rows in rows.chunks(MAX_FETCHED_ROWS) {
-            self.send_all(|_| ToRank::FetchRows(rows.to_vec()))?;
-            let by_rank = self.collect(&format!("{} rows", rows.len()), |message| match message {
-                FromRank::Rows(slices) if slices.len() == rows.len() => Ok(slices),
-                other => Err(other),
-            })?;
-            for row in 0..rows.len() {
-                let whole: Vec<f32> = by_rank.iter().flat_map(|slices| &slices[row]).copied().collect();
-                if whole.len() != self.vocab_size {
-                    let (expected, got) = (self.vocab_size, whole.len());
-                    return Err(PoolError::Unexpected {
-                        rank: by_rank.len() - 1,
-                        expected: format!("its part of {expected} logits"),
-                        got: format!("{got} with those of the ranks before it"),
-                    });
-                }
-                fetched.push(whole);
-            }
-        }
-        Ok(fetched)
-    }
-
-    /// Looks whether a rank has gone while nothing was asked of it.
-    pub(crate) fn check(&mut self) -> Result<(), PoolError> {
-        match self.answers.try_recv() {
-            Ok(answer) => Err(unexpected(answer, "nothing")),
-            Err(TryRecvError::Empty) => Ok(()),
-            Err(TryRecvError::Disconnected) => unreachable!("every reader leaves an error behind"),
-        }
-    }
-
-    /// Tells the ranks to end. Those that are gone already have.
-    pub(crate) fn shut_down(&self) {
-        for sender in self.senders.iter() {
-            // A sender that is held belongs to a rank that does not read; it ends as its link closes.
-            if let Ok(mut sender) = sender.try_lock() {
-                let _ = sender.send(ToRank::Shutdown);
-            }
-        }
+        Ok(Self { senders: Arc::new(senders), answers, heartbeat, vocab_size, step: (0, 0) })
     }
 
     fn send_all(&self, message: impl Fn(usize) -> ToRank) -> Result<(), PoolError> {
@@ -255,6 +216,62 @@ impl WorkerPool {
             }
         }
         None
+    }
+}
+
+impl Ranks for WorkerPool {
+    fn begin_step(&mut self, plan: &StepPlan) -> Result<(), PoolError> {
+        self.step = (plan.step, plan.sequences.iter().map(|sequence| sequence.outputs.len()).sum());
+        self.send_all(|_| ToRank::Step(plan.clone()))
+    }
+
+    fn finish_step(&mut self) -> Result<Vec<StepOutput>, PoolError> {
+        let (step, rows) = self.step;
+        self.collect(&format!("step {step} with {rows} rows"), |message| match message {
+            FromRank::Done(output) if output.step == step && output.rows.len() == rows => Ok(output),
+            other => Err(other),
+        })
+    }
+
+    fn fetch_rows(&mut self, rows: &[u32]) -> Result<Vec<Vec<f32>>, PoolError> {
+        let mut fetched = Vec::with_capacity(rows.len());
+        for rows in rows.chunks(MAX_FETCHED_ROWS) {
+            self.send_all(|_| ToRank::FetchRows(rows.to_vec()))?;
+            let by_rank = self.collect(&format!("{} rows", rows.len()), |message| match message {
+                FromRank::Rows(slices) if slices.len() == rows.len() => Ok(slices),
+                other => Err(other),
+            })?;
+            for row in 0..rows.len() {
+                let whole: Vec<f32> = by_rank.iter().flat_map(|slices| &slices[row]).copied().collect();
+                if whole.len() != self.vocab_size {
+                    let (expected, got) = (self.vocab_size, whole.len());
+                    return Err(PoolError::Unexpected {
+                        rank: by_rank.len() - 1,
+                        expected: format!("its part of {expected} logits"),
+                        got: format!("{got} with those of the ranks before it"),
+                    });
+                }
+                fetched.push(whole);
+            }
+        }
+        Ok(fetched)
+    }
+
+    fn check(&mut self) -> Result<(), PoolError> {
+        match self.answers.try_recv() {
+            Ok(answer) => Err(unexpected(answer, "nothing")),
+            Err(TryRecvError::Empty) => Ok(()),
+            Err(TryRecvError::Disconnected) => unreachable!("every reader leaves an error behind"),
+        }
+    }
+
+    fn shut_down(&self) {
+        for sender in self.senders.iter() {
+            // A sender that is held belongs to a rank that does not read; it ends as its link closes.
+            if let Ok(mut sender) = sender.try_lock() {
+                let _ = sender.send(ToRank::Shutdown);
+            }
+        }
     }
 }
 
@@ -336,7 +353,10 @@ mod tests {
 
         let tokens = vec![1 << 20; 1 << 20];
         let sequences = vec![SequenceStep { tokens, start: 0, blocks: Vec::new(), outputs: Vec::new() }];
-        let step = thread::spawn(move || pool.step(&StepPlan { step: 0, sequences }).unwrap_err().to_string());
+        let step = thread::spawn(move || {
+            let plan = StepPlan { step: 0, sequences };
+            pool.begin_step(&plan).and_then(|()| pool.finish_step().map(drop)).unwrap_err().to_string()
+        });
         let since = Instant::now();
         while status.ready.load(Relaxed) {
             assert!(since.elapsed() < Duration::from_secs(2));

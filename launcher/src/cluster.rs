@@ -59,6 +59,10 @@ pub struct ClusterConfig {
     pub max_batched_tokens: usize,
     /// Most requests waiting for their first step.
     pub max_queue: usize,
+    /// Most tokens of prompts waiting for their first step; one request may have more if it waits alone.
+    pub max_queue_tokens: usize,
+    /// Whether a prompt may begin with KV blocks that were computed for another.
+    pub prefix_cache: bool,
     /// Where models are kept.
     pub caches: Caches,
     /// What runs the ranks, where there are several. A program of its own that embeds this library names a
@@ -95,6 +99,9 @@ impl ClusterConfig {
             max_seqs: 32,
             max_batched_tokens: 512,
             max_queue: 256,
+            // A minute of prefill at a thousand tokens a second: who waits longer is better told so.
+            max_queue_tokens: 65_536,
+            prefix_cache: true,
             caches,
             worker_binary: None,
             log: "info".into(),

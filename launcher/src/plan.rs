@@ -160,6 +160,8 @@ impl Plan {
             max_seqs: config.max_seqs,
             max_batched_tokens: config.max_batched_tokens,
             max_queue: config.max_queue,
+            max_queue_tokens: config.max_queue_tokens,
+            prefix_cache: config.prefix_cache,
         }
     }
 }

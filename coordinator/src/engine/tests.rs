@@ -350,7 +350,8 @@ fn what_cannot_start_says_why() {
 
 #[test]
 fn a_panic_of_the_engine_is_no_clean_stop() {
-    let (handle, _commands) = handle::channel(Door { vocab_size: 1, n_positions: 1, max_queue: 1 });
+    let (handle, _commands) =
+        handle::channel(Door { vocab_size: 1, n_positions: 1, max_queue: 1, max_queue_tokens: 1 });
     let report = PanicReport(handle.shared_status());
     let ended = thread::spawn(move || {
         let _report = report;

@@ -144,7 +144,7 @@ impl From<GenerateError> for Failure {
                 Self::field("n", message).with_hint(format!("split the request into parts of {MAX_SEQUENCES}"))
             }
             GenerateError::Template { .. } => Self::field("messages", message),
-            GenerateError::Submit(SubmitError::QueueFull { .. }) => {
+            GenerateError::Submit(SubmitError::QueueFull { .. } | SubmitError::QueueTokensFull { .. }) => {
                 Self { code: Some("queue_full"), ..Self::new(StatusCode::TOO_MANY_REQUESTS, message) }
             }
             GenerateError::Submit(SubmitError::EmptyPrompt | SubmitError::UnknownToken { .. }) => {

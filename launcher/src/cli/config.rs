@@ -114,6 +114,8 @@ impl Config {
             max_seqs: count(options.max_seqs, defaults.max_seqs),
             max_batched_tokens: count(options.max_batched_tokens, defaults.max_batched_tokens),
             max_queue: count(options.max_queue, defaults.max_queue),
+            max_queue_tokens: count(options.max_queue_tokens, defaults.max_queue_tokens),
+            prefix_cache: !options.no_prefix_cache,
             worker_binary: Some(WorkerBinary::ThisProgram),
             log: options.log.unwrap_or_else(|| DEFAULT_LOG.into()),
             ..defaults
@@ -180,6 +182,8 @@ impl ServeOptions {
             max_seqs: self.max_seqs.or(other.max_seqs),
             max_batched_tokens: self.max_batched_tokens.or(other.max_batched_tokens),
             max_queue: self.max_queue.or(other.max_queue),
+            max_queue_tokens: self.max_queue_tokens.or(other.max_queue_tokens),
+            no_prefix_cache: self.no_prefix_cache || other.no_prefix_cache,
             shutdown_timeout: self.shutdown_timeout.or(other.shutdown_timeout),
             plan: self.plan || other.plan,
             log: self.log.or(other.log),
@@ -201,6 +205,9 @@ fn read_file(path: PathBuf) -> Result<ServeOptions, ConfigError> {
         .filter_map(|arg| arg.get_long())
         .filter(|name| !matches!(*name, "config" | "help" | "version"))
         .collect();
+    let is_switch = |name: &str| {
+        command.get_arguments().any(|arg| arg.get_long() == Some(name) && !arg.get_action().takes_values())
+    };
     let mut options = ServeOptions::default();
     for (key, value) in table {
         // `max_seqs` is as good as `max-seqs`.
@@ -213,8 +220,8 @@ fn read_file(path: PathBuf) -> Result<ServeOptions, ConfigError> {
         let value = match value {
             toml::Value::String(text) => Some(text),
             toml::Value::Integer(number) => Some(number.to_string()),
-            toml::Value::Boolean(true) if name == "plan" => None,
-            toml::Value::Boolean(false) if name == "plan" => continue,
+            toml::Value::Boolean(true) if is_switch(&name) => None,
+            toml::Value::Boolean(false) if is_switch(&name) => continue,
             other => return Err(wrong(format!("a {} is not what it takes", other.type_str()))),
         };
         let flag = value.map_or(format!("--{name}"), |value| format!("--{name}={value}"));
@@ -261,9 +268,9 @@ mod tests {
 
     #[test]
     fn flags_win_over_the_file_and_the_file_over_defaults() {
-        let toml = "model = \"gpt2\"\nport = 9000\nmax_seqs = 4\nkv-memory = \"512MiB\"\nplan = true\n";
+        let toml = "model = \"gpt2\"\nport = 9000\nmax_seqs = 4\nkv-memory = \"512MiB\"\nplan = true\nno_prefix_cache = true\n";
         let config = with_file(toml, &["--port", "0", "--dtype", "fp32"]).unwrap();
-        assert_eq!((config.port, config.plan), (0, true));
+        assert_eq!((config.port, config.plan, config.cluster.prefix_cache), (0, true, false));
         assert_eq!(config.cluster.model.as_deref(), Some("gpt2"));
         assert_eq!((config.cluster.max_seqs, config.cluster.max_queue), (4, 256));
         assert_eq!(config.cluster.kv_memory, Some(ByteSize(512 << 20)));

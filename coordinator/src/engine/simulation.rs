@@ -1,0 +1,462 @@
+//! Thousands of days in the life of an engine, each from a seed: the real engine, scheduler, block manager and queue on
+//! one thread, with ranks that answer when a clock that only counts says so.
+//!
+//! ```text
+//! engine.turn() ─► begin_step ─► finish_step: the clock advances by as long as the slowest rank takes, and
+//!                                             who arrives, hangs up or runs out of time until then does so
+//! ```
+//! Every answer must be, event for event, what the same request gets alone, uncut, without a cache and with all the memory
+//! it wants. A rank dies on some days: then everybody must be told once.
+//! A day that fails names its seed; `NANOINFER_SIMULATION_SEED=n cargo test -p nanoinfer-coordinator simulation` lives it again.
+//! Reference: FoundationDB's and TigerBeetle's simulators.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, HashMap},
+    hash::{DefaultHasher, Hash, Hasher},
+    rc::Rc,
+};
+
+use nanoinfer_shared::protocol::{StepPlan, TokenId};
+
+use super::*;
+use crate::{
+    fake_rank::{self, FakeRank},
+    handle::{Events, SubmitError},
+    random,
+    request::{Limits, Request, SamplingParams},
+};
+
+/// Days to live through.
+const DAYS: u64 = 2000;
+/// Different requests that clients make.
+const REQUESTS: u64 = 60;
+/// More turns than any day takes.
+const MAX_TURNS: usize = 50_000;
+
+#[test]
+fn every_answer_is_as_if_alone_whatever_the_day_brings() {
+    let mut solo = Solo::default();
+    let seeds = match std::env::var("NANOINFER_SIMULATION_SEED") {
+        Ok(seed) => vec![seed.parse().unwrap()],
+        Err(_) => (0..DAYS).collect(),
+    };
+    let mut sum = Tally::default();
+    for &seed in &seeds {
+        let _names = NamesSeed(seed);
+        sum.add(&Day::new(seed).live(&mut solo));
+    }
+    println!("{} days: {sum:?}", seeds.len());
+    if seeds.len() > 1 {
+        // Days on which nothing happens prove nothing.
+        let Tally { finished, hung_up, late, refused, died, preemptions, prefix_hits, .. } = sum;
+        assert!(finished > DAYS && hung_up > DAYS / 4 && late > DAYS / 8, "{sum:?}");
+        assert!(refused > 0 && died > 0 && preemptions > DAYS / 4 && prefix_hits > DAYS, "{sum:?}");
+    }
+}
+
+#[test]
+fn a_seed_repeats_its_day() {
+    let mut solo = Solo::default();
+    for seed in 0..20 {
+        let [first, again] = [(); 2].map(|()| Day::new(seed).live(&mut solo).digest);
+        assert_eq!(first, again, "seed {seed}");
+    }
+    assert_ne!(Day::new(1).live(&mut solo).digest, Day::new(2).live(&mut solo).digest);
+}
+
+/// Says which day it was when a test fails.
+struct NamesSeed(u64);
+
+impl Drop for NamesSeed {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            println!("NANOINFER_SIMULATION_SEED={} lives this day again", self.0);
+        }
+    }
+}
+
+/// Numbers that a seed decides.
+struct Dice {
+    seed: u64,
+    thrown: u32,
+}
+
+impl Dice {
+    fn new(seed: u64) -> Self {
+        Self { seed, thrown: 0 }
+    }
+
+    /// From `from` to `to`, both included.
+    fn roll(&mut self, from: u64, to: u64) -> u64 {
+        self.thrown += 1;
+        from + (random::uniform(self.seed, 0, 0, self.thrown) * (to - from + 1) as f64) as u64
+    }
+
+    fn percent(&mut self, chance: u64) -> bool {
+        self.roll(1, 100) <= chance
+    }
+}
+
+/// One of the requests that clients make. Many begin alike.
+fn a_request(number: u64) -> Request {
+    let dice = &mut Dice::new(1 << 40 | number);
+    let (text, shared) = (dice.roll(0, 3), dice.roll(0, 80) as usize);
+    let length = dice.roll(1, 90) as usize;
+    let token = |at: usize| (at as u64 * 17 + text * 31 + if at < shared { 0 } else { number }) % 149;
+    let sampling = SamplingParams {
+        temperature: if dice.percent(30) { 0.0 } else { 1.0 },
+        top_k: if dice.percent(30) { 7 } else { 0 },
+        top_p: if dice.percent(40) { 0.8 } else { 1.0 },
+        min_p: if dice.percent(10) { 0.02 } else { 0.0 },
+        typical_p: if dice.percent(10) { 0.6 } else { 1.0 },
+        repetition_penalty: if dice.percent(20) { 1.3 } else { 1.0 },
+        presence_penalty: if dice.percent(10) { 0.7 } else { 0.0 },
+        ..SamplingParams::neutral(number)
+    };
+    let max_tokens = dice.roll(0, 40.min(96 - length as u64)) as usize;
+    Request {
+        prompt: (0..length).map(|at| token(at) as TokenId).collect(),
+        sampling,
+        limits: Limits {
+            max_tokens,
+            min_tokens: dice.roll(0, 3).min(max_tokens as u64) as usize,
+            ignore_eos: dice.percent(50),
+            stop_token_ids: if dice.percent(20) { vec![3, 50, 77] } else { Vec::new() },
+        },
+        logprobs: dice.percent(20).then_some(3),
+        prompt_logprobs: dice.percent(15).then_some(2),
+        prompt_index: 0,
+        choice: 0,
+    }
+}
+
+/// What each request gets alone, by ranks, number and choice.
+#[derive(Default)]
+struct Solo(HashMap<(usize, u64, u32), Vec<Event>>);
+
+impl Solo {
+    fn events(&mut self, world: usize, number: u64, choice: u32) -> &[Event] {
+        self.0.entry((world, number, choice)).or_insert_with(|| {
+            let config = EngineConfig {
+                max_batched_tokens: 96,
+                prefix_cache: false,
+                max_seqs: 1,
+                ..fake_rank::config(world, 100)
+            };
+            let mut day = Day::of(config, 100, Dice::new(number), None);
+            let request = Request { choice, ..a_request(number) };
+            let mut events = day.world.borrow().handle.submit(request).unwrap();
+            day.world.borrow().handle.stop();
+            while day.engine.turn().unwrap() != Turn::Over {}
+            received(&mut events)
+        })
+    }
+}
+
+fn received(events: &mut Events) -> Vec<Event> {
+    std::iter::from_fn(|| events.try_next()).collect()
+}
+
+/// What happened, over one day or many.
+#[derive(Debug, Default)]
+struct Tally {
+    finished: u64,
+    hung_up: u64,
+    late: u64,
+    refused: u64,
+    died: u64,
+    steps: u64,
+    preemptions: u64,
+    prefix_hits: u64,
+    /// Of every plan and when it was carried out.
+    digest: u64,
+}
+
+impl Tally {
+    fn add(&mut self, day: &Tally) {
+        self.finished += day.finished;
+        self.hung_up += day.hung_up;
+        self.late += day.late;
+        self.refused += day.refused;
+        self.died += day.died;
+        self.steps += day.steps;
+        self.preemptions += day.preemptions;
+        self.prefix_hits += day.prefix_hits;
+    }
+}
+
+/// All that is outside of the engine.
+struct World {
+    now_us: u64,
+    dice: Dice,
+    handle: EngineHandle,
+    /// What is to come, by time; the second number keeps apart what happens at once.
+    agenda: BTreeMap<(u64, usize), Happening>,
+    clients: Vec<Client>,
+    refused: u64,
+    hung_up: u64,
+    late: u64,
+    digest: DefaultHasher,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Happening {
+    Arrival { request: u64, choices: u32, patience_us: Option<u64>, hangs_up_us: Option<u64> },
+    HangUp(usize),
+    Deadline(usize),
+}
+
+struct Client {
+    request: u64,
+    /// None once it has gone.
+    choices: Option<Vec<Events>>,
+    /// What each choice had told it when it went, until that was looked at.
+    left_with: Option<Vec<Vec<Event>>>,
+}
+
+impl World {
+    /// Lets time pass, and what it brings happen.
+    fn advance(&mut self, duration_us: u64) {
+        self.now_us += duration_us;
+        while let Some(entry) = self.agenda.first_entry()
+            && entry.key().0 <= self.now_us
+        {
+            let (time_us, _) = *entry.key();
+            let happening = entry.remove();
+            self.happen(time_us, happening);
+        }
+    }
+
+    fn note(&mut self, time_us: u64, happening: Happening) {
+        self.agenda.insert((time_us, self.agenda.len() + self.clients.len() * 1000), happening);
+    }
+
+    fn happen(&mut self, now_us: u64, happening: Happening) {
+        match happening {
+            Happening::Arrival { request, choices, patience_us, hangs_up_us } => {
+                let sequences = (0..choices).map(|choice| Request { choice, ..a_request(request) }).collect();
+                let submitted = self.handle.submit_all(sequences);
+                if let Err(error) = &submitted {
+                    let full = matches!(error, SubmitError::QueueFull { .. } | SubmitError::QueueTokensFull { .. });
+                    assert!(full || matches!(error, SubmitError::Ended(_)), "{error}");
+                    self.refused += 1;
+                    return;
+                }
+                let client = self.clients.len();
+                self.clients.push(Client { request, choices: submitted.ok(), left_with: None });
+                if let Some(after_us) = patience_us {
+                    self.note(now_us + after_us, Happening::Deadline(client));
+                }
+                if let Some(after_us) = hangs_up_us {
+                    self.note(now_us + after_us, Happening::HangUp(client));
+                }
+            }
+            Happening::HangUp(client) | Happening::Deadline(client) => {
+                let client = &mut self.clients[client];
+                let Some(mut choices) = client.choices.take() else { return };
+                client.left_with = Some(choices.iter_mut().map(received).collect());
+                let late = matches!(happening, Happening::Deadline(_));
+                *if late { &mut self.late } else { &mut self.hung_up } += 1;
+            }
+        }
+    }
+}
+
+/// Ranks that compute at once and answer when their time has come.
+struct SimulatedRanks {
+    world: Rc<RefCell<World>>,
+    solo: bool,
+    ranks: Vec<FakeRank>,
+    /// Which of them takes how many times as long.
+    slow: (usize, u64),
+    /// The step at which one dies.
+    last_step: Option<u64>,
+    under_way: Option<StepPlan>,
+}
+
+impl Ranks for SimulatedRanks {
+    fn begin_step(&mut self, plan: &StepPlan) -> Result<(), PoolError> {
+        assert!(self.under_way.replace(plan.clone()).is_none(), "one step at a time");
+        Ok(())
+    }
+
+    fn finish_step(&mut self) -> Result<Vec<StepOutput>, PoolError> {
+        let plan = self.under_way.take().expect("a step was begun");
+        let tokens: usize = plan.sequences.iter().map(|sequence| sequence.tokens.len()).sum();
+        if !self.solo {
+            let world = &mut *self.world.borrow_mut();
+            let durations = (0..self.ranks.len()).map(|rank| {
+                let factor = if rank == self.slow.0 { self.slow.1 } else { 1 };
+                factor * (1000 + 30 * tokens as u64 + world.dice.roll(0, 500))
+            });
+            let slowest = durations.max().expect("there is a rank");
+            world.advance(slowest);
+            world.now_us.hash(&mut world.digest);
+            for sequence in &plan.sequences {
+                (sequence.start, &sequence.tokens, &sequence.blocks).hash(&mut world.digest);
+            }
+        }
+        if self.last_step.is_some_and(|last| plan.step >= last) {
+            return Err(PoolError::Failed { rank: 0, reason: "it died".into() });
+        }
+        Ok(self.ranks.iter_mut().map(|rank| rank.step(&plan)).collect())
+    }
+
+    fn fetch_rows(&mut self, rows: &[u32]) -> Result<Vec<Vec<f32>>, PoolError> {
+        assert!(self.under_way.is_none(), "rows are those of the last step");
+        let slices: Vec<_> = self.ranks.iter().map(|rank| rank.fetch(rows)).collect();
+        Ok((0..rows.len()).map(|row| slices.iter().flat_map(|slice| slice[row].clone()).collect()).collect())
+    }
+
+    fn check(&mut self) -> Result<(), PoolError> {
+        Ok(())
+    }
+
+    fn shut_down(&self) {}
+}
+
+struct Day {
+    engine: Engine<SimulatedRanks>,
+    world: Rc<RefCell<World>>,
+    ranks: usize,
+    room: (usize, usize),
+}
+
+impl Day {
+    fn new(seed: u64) -> Self {
+        let mut dice = Dice::new(seed);
+        let ranks = dice.roll(1, 3) as usize;
+        let kv_blocks = dice.roll(6, 14) as usize;
+        let max_seqs = dice.roll(1, 8) as usize;
+        let config = EngineConfig {
+            max_seqs,
+            max_batched_tokens: dice.roll(1, 40) as usize,
+            prefix_cache: dice.percent(85),
+            max_queue: dice.roll(1, 20) as usize,
+            max_queue_tokens: dice.roll(50, 2000) as usize,
+            ..fake_rank::config(ranks, kv_blocks)
+        };
+        let last_step = dice.percent(4).then(|| dice.roll(0, 60));
+        let day = Self::of(config, kv_blocks, dice, last_step);
+        let mut world = day.world.borrow_mut();
+        let mut time_us = 0;
+        for _ in 0..world.dice.roll(2, 14) {
+            let dice = &mut world.dice;
+            // Bursts, and times of silence.
+            time_us += if dice.percent(50) { dice.roll(0, 500) } else { dice.roll(1000, 30_000) };
+            let arrival = Happening::Arrival {
+                request: dice.roll(0, REQUESTS - 1),
+                choices: if dice.percent(25) { dice.roll(2, 4) as u32 } else { 1 },
+                patience_us: dice.percent(20).then(|| dice.roll(100, 60_000)),
+                hangs_up_us: dice.percent(25).then(|| dice.roll(0, 60_000)),
+            };
+            world.note(time_us, arrival);
+        }
+        drop(world);
+        day
+    }
+
+    fn of(config: EngineConfig, kv_blocks: usize, mut dice: Dice, last_step: Option<u64>) -> Self {
+        let door = Door {
+            vocab_size: config.geometry.vocab_size,
+            n_positions: config.geometry.n_positions,
+            max_queue: config.max_queue,
+            max_queue_tokens: config.max_queue_tokens,
+        };
+        let (handle, commands) = handle::channel(door);
+        let status = handle.shared_status();
+        let new_rank = |share: &nanoinfer_shared::Share| {
+            let mut rank = FakeRank::new(share.vocab.clone(), config.max_batched_tokens);
+            rank.allocate(kv_blocks);
+            rank
+        };
+        let ranks: Vec<_> = config.partition.shares().iter().map(new_rank).collect();
+        let slow = (dice.roll(0, ranks.len() as u64 - 1) as usize, if dice.percent(20) { 20 } else { 1 });
+        let (room, world_size) = (handle.room(), ranks.len());
+        let world = Rc::new(RefCell::new(World {
+            now_us: 0,
+            dice,
+            handle,
+            agenda: BTreeMap::new(),
+            clients: Vec::new(),
+            refused: 0,
+            hung_up: 0,
+            late: 0,
+            digest: DefaultHasher::new(),
+        }));
+        let solo = !config.prefix_cache && config.max_seqs == 1 && config.max_batched_tokens == 96;
+        let ranks = SimulatedRanks { world: world.clone(), solo, ranks, slow, last_step, under_way: None };
+        Self { engine: Engine::new(config, kv_blocks, ranks, commands, status), world, ranks: world_size, room }
+    }
+
+    /// From the first arrival to the last answer.
+    fn live(mut self, solo: &mut Solo) -> Tally {
+        let mut tally = Tally::default();
+        let mut failure = None;
+        for turn in 0.. {
+            assert!(turn < MAX_TURNS, "somebody waits for ever");
+            match self.engine.turn() {
+                Ok(Turn::Busy) => {}
+                Ok(Turn::Idle) => {
+                    let mut world = self.world.borrow_mut();
+                    let Some((&(next_us, _), _)) = world.agenda.first_key_value() else { break };
+                    let wait_us = next_us.saturating_sub(world.now_us);
+                    world.advance(wait_us);
+                }
+                Ok(Turn::Over) => panic!("nobody asked it to end"),
+                Err(error) => {
+                    failure = Some(error);
+                    break;
+                }
+            }
+            self.engine.scheduler.check().unwrap();
+            assert!(
+                self.engine.scheduler.begun_mut().all(|s| !s.is_cancelled()),
+                "a hang-up takes effect within a step"
+            );
+            self.see_off(solo);
+        }
+        let Self { engine, world, room, .. } = self;
+        let status = world.borrow().handle.shared_status();
+        let died = failure.is_some();
+        if !died {
+            assert_eq!(engine.scheduler.blocks().free(), engine.scheduler.blocks().total(), "every block is free");
+            assert_eq!(world.borrow().handle.room(), room, "every place in the queue is free");
+        }
+        assert_eq!(status.broken_invariant.get(), None);
+        tally.steps = engine.scheduler.steps();
+        tally.preemptions = status.preemptions.load(Relaxed);
+        tally.prefix_hits = status.prefix_hits.load(Relaxed);
+        engine.end(failure);
+        let mut world = world.borrow_mut();
+        (tally.refused, tally.hung_up, tally.late) = (world.refused, world.hung_up, world.late);
+        tally.died = u64::from(died);
+        tally.digest = world.digest.finish();
+        for client in &mut world.clients {
+            for (choice, events) in (0..).zip(client.choices.iter_mut().flatten()) {
+                let mut events = received(events);
+                let expected = solo.events(self.ranks, client.request, choice);
+                if died && matches!(events.last(), Some(Event::Failed(_))) {
+                    events.pop();
+                    assert_eq!(events, expected[..events.len()], "what came before the failure");
+                } else {
+                    assert_eq!(events, expected, "request {} choice {choice}", client.request);
+                    tally.finished += 1;
+                }
+            }
+        }
+        tally
+    }
+
+    /// Looks at what those had who went: the beginning of what they would have got.
+    fn see_off(&self, solo: &mut Solo) {
+        let mut world = self.world.borrow_mut();
+        for client in &mut world.clients {
+            for (choice, events) in (0..).zip(client.left_with.take().into_iter().flatten()) {
+                let expected = solo.events(self.ranks, client.request, choice);
+                assert!(expected.starts_with(&events), "request {} choice {choice}: {events:?}", client.request);
+            }
+        }
+    }
+}
