@@ -23,7 +23,7 @@ use std::{
 
 use nanoinfer_shared::{
     link::ControlLink,
-    protocol::{FromRank, RowSlice, StepOutput, ToRank},
+    protocol::{FromRank, LogSumExp, RowSlice, StepOutput, ToRank},
 };
 use tokio::sync::mpsc::{self, error::TryRecvError};
 
@@ -98,8 +98,13 @@ struct Engine<R> {
     under_way: Option<(PlannedStep, Instant)>,
     /// Sequences that ended; their last events were not delivered yet.
     ended: Vec<Sequence>,
+    /// To draw from whole rows on.
+    threads: usize,
     status: Arc<Status>,
 }
+
+/// Below so many draws from whole rows, a thread takes longer to start than it saves.
+const MIN_DRAWS_A_THREAD: usize = 4;
 
 /// What a turn left behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,6 +141,7 @@ impl<R: Ranks> Engine<R> {
             arrived: 0,
             under_way: None,
             ended: Vec::new(),
+            threads: thread::available_parallelism().map_or(1, usize::from),
             status,
         };
         engine.report();
@@ -248,12 +254,16 @@ impl<R: Ranks> Engine<R> {
         }
         let rows: Vec<u32> = undecided.iter().map(|&(row, ..)| row).collect();
         let whole_rows = if rows.is_empty() { Vec::new() } else { self.ranks.fetch_rows(&rows)? };
-        for ((row, id, draw), whole) in undecided.into_iter().zip(&whole_rows) {
-            let token = draw.by_row(&slices(answers, row as usize), whole);
-            self.scheduler.get_mut(id).append(token);
+        let draws: Vec<_> =
+            undecided.iter().zip(&whole_rows).map(|(&(row, _, draw), whole)| (row, draw, whole)).collect();
+        let tokens =
+            on_threads(self.threads, &draws, |&(row, draw, whole)| draw.by_row(&slices(answers, row as usize), whole));
+        for ((_, id, _), token) in undecided.iter().zip(tokens) {
+            self.scheduler.get_mut(*id).append(token);
         }
         count(&self.status.draw_ns, begun.elapsed());
         self.status.rows_fetched.fetch_add(rows.len() as u64, Relaxed);
+        self.status.answer_bytes.fetch_add(answer_bytes(answers, &whole_rows), Relaxed);
         for part in &step.parts {
             if let Some(reason) = self.scheduler.get_mut(part.id).finish_reason(&self.eos_token_ids) {
                 let mut sequence = self.scheduler.remove(part.id);
@@ -333,6 +343,28 @@ impl<R: Ranks> Engine<R> {
         status.prefix_hits.store(prefix_hits, Relaxed);
         status.live.send_replace(self.scheduler.sequences().map(LiveSequence::of).collect());
     }
+}
+
+/// `f` of each, spread over threads: the ranks wait for their next step meanwhile, so their cores are free.
+fn on_threads<T: Sync, U: Send>(threads: usize, items: &[T], f: impl Fn(&T) -> U + Sync) -> Vec<U> {
+    let each = items.len().div_ceil(threads).max(MIN_DRAWS_A_THREAD);
+    let mut parts = items.chunks(each);
+    let first = parts.next().unwrap_or_default();
+    thread::scope(|scope| {
+        let others: Vec<_> = parts.map(|part| scope.spawn(|| part.iter().map(&f).collect::<Vec<U>>())).collect();
+        let mut all: Vec<U> = first.iter().map(&f).collect();
+        for part in others {
+            all.extend(part.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        }
+        all
+    })
+}
+
+/// Bytes of what the ranks answered, as numbers: eight for a token with its logit, four for a logit of a whole row.
+fn answer_bytes(answers: &[StepOutput], whole_rows: &[Vec<f32>]) -> u64 {
+    let rows = answers.iter().flat_map(|answer| &answer.rows);
+    let of = |row: &RowSlice| 2 * size_of::<LogSumExp>() + 8 * (row.top.len() + row.listed.len());
+    (rows.map(of).sum::<usize>() + whole_rows.iter().map(|row| 4 * row.len()).sum::<usize>()) as u64
 }
 
 fn count(total_ns: &AtomicU64, time: Duration) {

@@ -115,6 +115,8 @@ pub struct Status {
     pub draw_ns: AtomicU64,
     /// Draws for which the candidates did not suffice.
     pub rows_fetched: AtomicU64,
+    /// Bytes of what ranks answered to steps: candidates, targets and whole rows.
+    pub answer_bytes: AtomicU64,
     /// What was found broken while nothing ran: a bug of ours.
     pub broken_invariant: OnceLock<String>,
     /// Why the engine ended, once it has.

@@ -38,6 +38,11 @@ pub struct Metrics {
     running: Gauge,
     waiting: Gauge,
     kv_cache_usage: Gauge<f64, std::sync::atomic::AtomicU64>,
+    kv_blocks_cached: Gauge,
+    invariants_hold: Gauge,
+    prefix_cache_queries: Counter,
+    prefix_cache_hits: Counter,
+    preemptions: Counter,
     prompt_tokens: Counter,
     generation_tokens: Counter,
     requests: Family<Finished, Counter>,
@@ -83,6 +88,11 @@ impl Default for Metrics {
             running: Gauge::default(),
             waiting: Gauge::default(),
             kv_cache_usage: Gauge::default(),
+            kv_blocks_cached: Gauge::default(),
+            invariants_hold: Gauge::default(),
+            prefix_cache_queries: Counter::default(),
+            prefix_cache_hits: Counter::default(),
+            preemptions: Counter::default(),
             prompt_tokens: Counter::default(),
             generation_tokens: Counter::default(),
             requests: Family::default(),
@@ -96,6 +106,15 @@ impl Default for Metrics {
         registry.register("num_requests_running", "Sequences in the current step", metrics.running.clone());
         registry.register("num_requests_waiting", "Sequences waiting for a step", metrics.waiting.clone());
         registry.register("kv_cache_usage_perc", "KV blocks held, from 0 to 1", metrics.kv_cache_usage.clone());
+        let cached = "KV blocks that can be found by their content, held or not";
+        registry.register("kv_blocks_cached", cached, metrics.kv_blocks_cached.clone());
+        let hold = "1 unless the scheduler, looked at while idle, was not as it must be";
+        registry.register("scheduler_invariants_hold", hold, metrics.invariants_hold.clone());
+        let queries = "Tokens of prompts looked up in the prefix cache";
+        registry.register("prefix_cache_queries", queries, metrics.prefix_cache_queries.clone());
+        registry.register("prefix_cache_hits", "Those of them that were there", metrics.prefix_cache_hits.clone());
+        let preemptions = "Times that a sequence gave its KV blocks to an older one";
+        registry.register("num_preemptions", preemptions, metrics.preemptions.clone());
         registry.register("prompt_tokens", "Tokens of prompts", metrics.prompt_tokens.clone());
         registry.register("generation_tokens", "Tokens generated", metrics.generation_tokens.clone());
         registry.register("request_success", "Sequences that ended by themselves", metrics.requests.clone());
@@ -115,6 +134,15 @@ impl Metrics {
         let (total, free) = (status.blocks_total.load(Relaxed), status.blocks_free.load(Relaxed));
         let held = total.saturating_sub(free);
         self.kv_cache_usage.set(if total == 0 { 0.0 } else { held as f64 / total as f64 });
+        self.kv_blocks_cached.set(status.blocks_cached.load(Relaxed) as i64);
+        self.invariants_hold.set(status.broken_invariant.get().is_none().into());
+        for (counter, counted) in [
+            (&self.prefix_cache_queries, &status.prefix_queries),
+            (&self.prefix_cache_hits, &status.prefix_hits),
+            (&self.preemptions, &status.preemptions),
+        ] {
+            counter.inner().store(counted.load(Relaxed), Relaxed);
+        }
         let mut text = String::new();
         prometheus_text::encode(&mut text, &self.registry).expect("writing to a string does not fail");
         text
@@ -183,6 +211,7 @@ mod tests {
         let status = Status::default();
         status.blocks_total.store(8, Relaxed);
         status.blocks_free.store(6, Relaxed);
+        status.prefix_hits.store(32, Relaxed);
         let mut meter = SequenceMeter::new(status.metrics.clone(), 5);
         meter.started();
         meter.started();
@@ -195,6 +224,9 @@ mod tests {
             "nanoinfer_prompt_tokens_total 5",
             "nanoinfer_generation_tokens_total 3",
             "nanoinfer_kv_cache_usage_perc 0.25",
+            "nanoinfer_prefix_cache_hits_total 32",
+            "nanoinfer_scheduler_invariants_hold 1",
+            "nanoinfer_num_preemptions_total 0",
             "nanoinfer_request_success_total{finished_reason=\"length\"} 1",
             "nanoinfer_request_success_total{finished_reason=\"stop\"} 0",
             "nanoinfer_request_queue_time_seconds_count 1",

@@ -25,10 +25,10 @@ impl PrefixHashes {
     /// The hashes of the first `blocks` full blocks of `tokens`, which begin with what they were at every earlier call.
     pub(crate) fn of(&mut self, tokens: &[TokenId], blocks: usize) -> &[BlockHash] {
         let (full, _) = tokens.as_chunks::<BLOCK_TOKENS>();
-        for block in self.0.len()..blocks {
+        for block in full.iter().take(blocks).skip(self.0.len()) {
             let mut hash = Sha256::new();
             hash.update(self.0.last().map_or([0; 32], |parent| parent.0));
-            full[block].iter().for_each(|token| hash.update(token.to_le_bytes()));
+            block.iter().for_each(|token| hash.update(token.to_le_bytes()));
             self.0.push(BlockHash(hash.finalize().into()));
         }
         &self.0[..blocks]

@@ -10,10 +10,13 @@
 //! ```
 //! Knows the chain of processors of [`SamplingParams`](crate::request::SamplingParams); does not know ranks' links,
 //! blocks or text.
-//! Invariant: candidates and the whole row give the same token, as both are a prefix for the same [`filter`]s.
+//! Invariant: whether the candidates decide depends on the row alone, so the way a token is drawn does not depend on what
+//! else runs. Candidates and the sorted row give the same token, as both are a prefix for the same [`filter`]s; where no
+//! order is needed, [`masses`] gives it but for the rounding of f32.
 
 mod adjust;
 mod filter;
+mod masses;
 pub(crate) mod logprobs;
 mod ranked;
 
@@ -25,6 +28,7 @@ use nanoinfer_shared::{
 use self::{
     adjust::{Adjustments, orderly},
     filter::{Candidate, Filter, Known},
+    masses::Masses,
     ranked::Ranked,
 };
 use crate::{
@@ -122,11 +126,33 @@ impl Draw {
 
     /// The token, from the raw logits of the whole vocabulary.
     pub(crate) fn by_row(&self, slices: &[&RowSlice], row: &[f32]) -> Drawn {
-        let mut tokens: Vec<Ranked> = (0..).zip(row).map(|(id, &raw)| Ranked::new(id, orderly(raw))).collect();
+        let logits = self.adjusted(row);
+        let id = self.by_masses(&logits).unwrap_or_else(|| self.by_order(&logits, self.normaliser(slices)));
+        self.drawn(id, row[id as usize], slices)
+    }
+
+    /// The row after penalties and biases.
+    fn adjusted(&self, row: &[f32]) -> Vec<f32> {
+        let mut logits: Vec<f32> = row.iter().map(|&raw| orderly(raw)).collect();
         for id in self.adjustments.ids() {
-            tokens[id as usize] = Ranked::new(id, self.adjustments.apply(id, row[id as usize]));
+            logits[id as usize] = self.adjustments.apply(id, row[id as usize]);
         }
-        let normaliser = self.normaliser(slices);
+        logits
+    }
+
+    /// The token, where it can be found without putting the row in order.
+    fn by_masses(&self, logits: &[f32]) -> Option<TokenId> {
+        match &self.method {
+            Method::Random { temperature, filters, uniform } if Masses::can(filters) => {
+                Some(Masses::new(logits, *temperature)?.draw(filters, *uniform))
+            }
+            _ => None,
+        }
+    }
+
+    /// The token, from as much of the descending order as it takes.
+    fn by_order(&self, logits: &[f32], normaliser: f64) -> TokenId {
+        let mut tokens: Vec<Ranked> = (0..).zip(logits).map(|(id, &logit)| Ranked::new(id, logit)).collect();
         let (mut sorted, mut goal) = (0, FIRST_SORTED);
         loop {
             goal = goal.min(tokens.len());
@@ -137,7 +163,7 @@ impl Draw {
             rest[..goal - sorted].sort_unstable();
             sorted = goal;
             if let Some(id) = self.decide(&tokens[..sorted], sorted == tokens.len(), normaliser) {
-                return self.drawn(id, row[id as usize], slices);
+                return id;
             }
             assert!(sorted < tokens.len(), "the whole vocabulary always decides");
             goal *= 8;

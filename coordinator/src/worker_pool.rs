@@ -241,18 +241,20 @@ impl Ranks for WorkerPool {
                 FromRank::Rows(slices) if slices.len() == rows.len() => Ok(slices),
                 other => Err(other),
             })?;
-            for row in 0..rows.len() {
-                let whole: Vec<f32> = by_rank.iter().flat_map(|slices| &slices[row]).copied().collect();
-                if whole.len() != self.vocab_size {
-                    let (expected, got) = (self.vocab_size, whole.len());
-                    return Err(PoolError::Unexpected {
-                        rank: by_rank.len() - 1,
-                        expected: format!("its part of {expected} logits"),
-                        got: format!("{got} with those of the ranks before it"),
-                    });
-                }
-                fetched.push(whole);
+            let mut by_rank = by_rank.into_iter();
+            let mut whole = by_rank.next().expect("there is a rank");
+            for slices in by_rank {
+                whole.iter_mut().zip(slices).for_each(|(row, slice)| row.extend_from_slice(&slice));
             }
+            if let Some(row) = whole.iter().find(|row| row.len() != self.vocab_size) {
+                let (expected, got) = (self.vocab_size, row.len());
+                return Err(PoolError::Unexpected {
+                    rank: self.senders.len() - 1,
+                    expected: format!("its part of {expected} logits"),
+                    got: format!("{got} with those of the ranks before it"),
+                });
+            }
+            fetched.extend(whole);
         }
         Ok(fetched)
     }

@@ -352,7 +352,7 @@ proptest! {
                         let start = planned.start as usize;
                         match computed.insert(part.id, part.end) {
                             // Preempted: it begins again, perhaps with blocks that are there by now.
-                            Some(done) => prop_assert!(start == done || start % BLOCK_TOKENS == 0),
+                            Some(done) => prop_assert!(start == done || start.is_multiple_of(BLOCK_TOKENS)),
                             None => {
                                 prop_assert!(begun < Some(part.id), "first come, first served");
                                 begun = Some(part.id);

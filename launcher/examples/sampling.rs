@@ -1,0 +1,142 @@
+//! What each kind of sampling costs beside greedy: the time of a step, the coordinator's part of it, and the bytes that cross
+//! the control links.
+//!
+//! ```sh
+//! cargo run --release -p nanoinfer-launch --example sampling -- MODEL [SEQUENCES]
+//! ```
+//! Kinds take turns in one run, so that a noisy machine treats them alike; medians. One rank on all cores.
+
+use std::{
+    sync::atomic::Ordering::Relaxed,
+    time::{Duration, Instant},
+};
+
+use nanoinfer_launch::{
+    Cluster, ClusterConfig,
+    handle::Status,
+    request::{Event, Limits, Request, SamplingParams},
+};
+
+const ROUNDS: usize = 5;
+const PROMPT_TOKENS: usize = 32;
+const TOKENS: usize = 24;
+
+type Failure = Box<dyn std::error::Error>;
+
+fn main() -> Result<(), Failure> {
+    let mut arguments = std::env::args().skip(1);
+    let model = arguments.next();
+    let sequences = arguments.next().map_or(Ok(32), |typed| typed.parse())?;
+    // Equal prompts compute their steps alike only without the cache.
+    let config = ClusterConfig { model, max_seqs: sequences, prefix_cache: false, ..ClusterConfig::default() };
+    let cluster = Cluster::start(config)?;
+    let vocabulary = cluster.engine().card().geometry.vocab_size as u32;
+    let neutral = |change: fn(&mut SamplingParams)| {
+        let mut sampling = SamplingParams::neutral(7);
+        change(&mut sampling);
+        sampling
+    };
+    let kinds = [
+        ("greedy", SamplingParams::greedy()),
+        ("top-k 40", neutral(|s| s.top_k = 40)),
+        ("top-p 0.9", neutral(|s| s.top_p = 0.9)),
+        ("temperature 1", neutral(|_| ())),
+        ("penalties, top-k 40", neutral(|s| (s.repetition_penalty, s.presence_penalty, s.top_k) = (1.1, 0.5, 40))),
+        ("penalties, top-p 0.9", neutral(|s| (s.repetition_penalty, s.presence_penalty, s.top_p) = (1.1, 0.5, 0.9))),
+    ];
+    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    let mut costs: Vec<Vec<Cost>> = kinds.iter().map(|_| Vec::new()).collect();
+    for round in 0..=ROUNDS {
+        for ((_, sampling), costs) in kinds.iter().zip(&mut costs) {
+            let cost = runtime.block_on(measure(&cluster, sampling, sequences, vocabulary))?;
+            // The first round warms up.
+            if round > 0 {
+                costs.push(cost);
+            }
+        }
+    }
+    cluster.shutdown();
+    println!("{sequences} sequences, vocabulary of {vocabulary}, medians of {ROUNDS} rounds");
+    println!(
+        "{:22} {:>9} {:>12} {:>9} {:>12} {:>10}",
+        "", "step ms", "drawing ms", "of step", "KB a step", "whole rows"
+    );
+    for ((name, _), costs) in kinds.iter().zip(&costs) {
+        let median = |of: fn(&Cost) -> f64| {
+            let mut values: Vec<f64> = costs.iter().map(of).collect();
+            values.sort_by(f64::total_cmp);
+            values[values.len() / 2]
+        };
+        let (step, draw) = (median(|c| c.step_ms), median(|c| c.draw_ms));
+        let (bytes, rows) = (median(|c| c.kilobytes), median(|c| c.rows));
+        println!("{name:22} {step:9.2} {draw:12.3} {:7.1} % {bytes:12.1} {rows:10.1}", draw / step * 100.0);
+    }
+    Ok(())
+}
+
+/// Of one step, on average over one batch.
+struct Cost {
+    /// From one step's end to the next's.
+    step_ms: f64,
+    /// The coordinator's part: merging, filters, the draw, whole rows fetched.
+    draw_ms: f64,
+    kilobytes: f64,
+    rows: f64,
+}
+
+async fn measure(
+    cluster: &Cluster,
+    sampling: &SamplingParams,
+    sequences: usize,
+    vocabulary: u32,
+) -> Result<Cost, Failure> {
+    let request = |choice: u32| Request {
+        prompt: (0..PROMPT_TOKENS as u32).map(|i| (i * 7919 + choice * 104_729) % vocabulary).collect(),
+        sampling: sampling.clone(),
+        limits: Limits { max_tokens: TOKENS, min_tokens: 0, ignore_eos: true, stop_token_ids: Vec::new() },
+        logprobs: None,
+        prompt_logprobs: None,
+        prompt_index: 0,
+        choice,
+    };
+    let mut events = cluster.handle().submit_all((0..sequences as u32).map(request).collect())?;
+    // The youngest begins last: from its first token on, all decode.
+    let last = events.last_mut().ok_or("there is at least one sequence")?;
+    let mut begun = None;
+    let status = cluster.handle().status();
+    let mut tokens = 0;
+    while let Some(event) = last.next().await {
+        match event {
+            Event::Token { .. } if begun.is_none() => begun = Some((Instant::now(), Counted::of(status))),
+            Event::Token { .. } => tokens += 1,
+            Event::Failed(reason) => return Err(reason.into()),
+            _ => {}
+        }
+    }
+    let (since, before) = begun.ok_or("no token came")?;
+    let (elapsed, after) = (since.elapsed(), Counted::of(status));
+    let a_step = |total: f64| total / f64::from(tokens);
+    let ms = |time: Duration| time.as_secs_f64() * 1e3;
+    Ok(Cost {
+        step_ms: a_step(ms(elapsed)),
+        draw_ms: a_step((after.draw_ns - before.draw_ns) as f64 / 1e6),
+        kilobytes: a_step((after.bytes - before.bytes) as f64 / 1e3),
+        rows: a_step((after.rows - before.rows) as f64),
+    })
+}
+
+struct Counted {
+    draw_ns: u64,
+    bytes: u64,
+    rows: u64,
+}
+
+impl Counted {
+    fn of(status: &Status) -> Self {
+        Self {
+            draw_ns: status.draw_ns.load(Relaxed),
+            bytes: status.answer_bytes.load(Relaxed),
+            rows: status.rows_fetched.load(Relaxed),
+        }
+    }
+}
