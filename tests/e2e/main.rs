@@ -5,6 +5,7 @@
 //! - [`golden`]: transformers' greedy ids through HTTP, for nproc 1, 2, 3, 5 over shared memory and TCP; batches
 //! - [`completions`]: `/v1/completions`, log-probabilities, tokenization
 //! - [`bad_input`]: what is refused, how it is said, and that nothing else is disturbed
+//! - [`load`]: 200 clients in a pool far too small; hang-ups; the same bits whatever batch, chunks, cache and preemption
 //! - [`lifecycle`]: signals, killed ranks, killed launchers, draining
 //! - [`ranks`]: ranks started by hand over TCP with a secret
 //! - [`memory`]: `--plan` against measured memory, gpt2-xl's 25 heads over 2 and 3 ranks
@@ -25,5 +26,6 @@ mod example;
 mod golden;
 mod imports;
 mod lifecycle;
+mod load;
 mod memory;
 mod ranks;
