@@ -39,7 +39,7 @@ pub fn main_with(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let result = match typed.command {
         None => serve(typed.serve),
-        Some(Subcommand::Coordinator(options)) => coordinate(options),
+        Some(Subcommand::Coordinator(options)) => coordinate(*options),
         Some(Subcommand::Worker(options)) => work(options),
     };
     match result {

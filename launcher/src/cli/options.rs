@@ -30,7 +30,7 @@ pub(super) enum Subcommand {
     /// Run one rank, started by hand, by Slurm, mpirun or Kubernetes, that joins a coordinator by address.
     Worker(WorkerOptions),
     /// Run the coordinator alone, waiting for --nproc ranks that join by address.
-    Coordinator(CoordinatorOptions),
+    Coordinator(Box<CoordinatorOptions>),
 }
 
 #[derive(Debug, Default, Args)]
