@@ -6,6 +6,7 @@ mod generate;
 mod private_server;
 mod model_options;
 mod bench;
+mod eval;
 
 use std::{ffi::OsString, process::ExitCode};
 

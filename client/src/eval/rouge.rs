@@ -1,0 +1,214 @@
+//! ROUGE-1, -2, -L and -Lsum as rouge_score computes them, 0 to 1.
+//!
+//! Tokens are runs of ASCII letters and digits in lower case; ROUGE-Lsum takes each line for a sentence. Of several
+//! references the best counts, for each measure by itself; a corpus is the mean.
+//! References: Lin 2004; rouge_score 0.1.2, whose numbers the tests hold.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    hash::Hash,
+};
+
+use super::porter;
+
+/// Tokens up to this length are not stemmed.
+const SHORT: usize = 3;
+
+/// Precision, recall and their harmonic mean.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Overlap {
+    pub(super) precision: f64,
+    pub(super) recall: f64,
+    pub(super) f: f64,
+}
+
+/// One number for each measure.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Rouge {
+    pub(super) rouge1: Overlap,
+    pub(super) rouge2: Overlap,
+    pub(super) rouge_l: Overlap,
+    pub(super) rouge_lsum: Overlap,
+}
+
+/// Of one hypothesis; the first of the best references, for each measure.
+pub(super) fn score(hypothesis: &str, references: &[&str], stemmer: bool) -> Rouge {
+    let mut best: Option<Rouge> = None;
+    for reference in references {
+        let one = score_one(hypothesis, reference, stemmer);
+        best = Some(match best {
+            None => one,
+            Some(best) => {
+                let better = |a: Overlap, b: Overlap| if b.f > a.f { b } else { a };
+                Rouge {
+                    rouge1: better(best.rouge1, one.rouge1),
+                    rouge2: better(best.rouge2, one.rouge2),
+                    rouge_l: better(best.rouge_l, one.rouge_l),
+                    rouge_lsum: better(best.rouge_lsum, one.rouge_lsum),
+                }
+            }
+        });
+    }
+    best.unwrap_or_default()
+}
+
+/// Of a corpus: the mean of every number.
+pub(super) fn mean(scores: &[Rouge]) -> Rouge {
+    let of = |measure: fn(&Rouge) -> Overlap| {
+        let mean = |number: fn(&Overlap) -> f64| {
+            scores.iter().map(|score| number(&measure(score))).sum::<f64>() / scores.len().max(1) as f64
+        };
+        Overlap { precision: mean(|o| o.precision), recall: mean(|o| o.recall), f: mean(|o| o.f) }
+    };
+    Rouge {
+        rouge1: of(|score| score.rouge1),
+        rouge2: of(|score| score.rouge2),
+        rouge_l: of(|score| score.rouge_l),
+        rouge_lsum: of(|score| score.rouge_lsum),
+    }
+}
+
+fn score_one(hypothesis: &str, reference: &str, stemmer: bool) -> Rouge {
+    let (h, r) = (tokens(hypothesis, stemmer), tokens(reference, stemmer));
+    let sentences = |text: &str| -> Vec<Vec<String>> {
+        text.split('\n').filter(|line| !line.is_empty()).map(|line| tokens(line, stemmer)).collect()
+    };
+    Rouge {
+        rouge1: ngram_overlap(&h, &r, 1),
+        rouge2: ngram_overlap(&h, &r, 2),
+        rouge_l: if h.is_empty() || r.is_empty() {
+            Overlap::default()
+        } else {
+            let common = lcs_table(&r, &h)[r.len()][h.len()] as usize;
+            overlap(common, h.len(), r.len())
+        },
+        rouge_lsum: summary_overlap(&sentences(hypothesis), &sentences(reference)),
+    }
+}
+
+fn ngram_overlap(hypothesis: &[String], reference: &[String], n: usize) -> Overlap {
+    let (h, r) = (counts(hypothesis.windows(n)), counts(reference.windows(n)));
+    let common = h.iter().map(|(ngram, count)| count.min(r.get(ngram).unwrap_or(&0))).sum();
+    let number = |tokens: &[String]| (tokens.len() + 1).saturating_sub(n).max(1);
+    overlap(common, number(hypothesis), number(reference))
+}
+
+/// ROUGE-Lsum: for each sentence of the reference the union of its longest common subsequences with all sentences of the
+/// hypothesis; a token hits as often as both sides have it.
+fn summary_overlap(hypothesis: &[Vec<String>], reference: &[Vec<String>]) -> Overlap {
+    let length = |sentences: &[Vec<String>]| sentences.iter().map(Vec::len).sum::<usize>();
+    let (h, r) = (length(hypothesis), length(reference));
+    if h == 0 || r == 0 {
+        return Overlap::default();
+    }
+    let mut left_h = counts(hypothesis.iter().flatten());
+    let mut left_r = counts(reference.iter().flatten());
+    let mut hits = 0;
+    for sentence in reference {
+        let union: BTreeSet<usize> = hypothesis.iter().flat_map(|other| lcs_indices(sentence, other)).collect();
+        for token in union.iter().map(|&i| &sentence[i]) {
+            if let (Some(h @ 1..), Some(r @ 1..)) = (left_h.get_mut(token), left_r.get_mut(token)) {
+                (*h, *r) = (*h - 1, *r - 1);
+                hits += 1;
+            }
+        }
+    }
+    overlap(hits, h, r)
+}
+
+/// `[len(a) + 1][len(b) + 1]` lengths of the longest common subsequences of prefixes.
+fn lcs_table(a: &[String], b: &[String]) -> Vec<Vec<u32>> {
+    let mut table = vec![vec![0; b.len() + 1]; a.len() + 1];
+    for i in 1..=a.len() {
+        for j in 1..=b.len() {
+            table[i][j] =
+                if a[i - 1] == b[j - 1] { table[i - 1][j - 1] + 1 } else { table[i - 1][j].max(table[i][j - 1]) };
+        }
+    }
+    table
+}
+
+/// Which tokens of `a` are part of that longest common subsequence with `b` that rouge_score finds.
+fn lcs_indices(a: &[String], b: &[String]) -> Vec<usize> {
+    let table = lcs_table(a, b);
+    let (mut i, mut j) = (a.len(), b.len());
+    let mut indices = Vec::new();
+    while i > 0 && j > 0 {
+        if a[i - 1] == b[j - 1] {
+            (i, j) = (i - 1, j - 1);
+            indices.push(i);
+        } else if table[i][j - 1] > table[i - 1][j] {
+            j -= 1;
+        } else {
+            i -= 1;
+        }
+    }
+    indices
+}
+
+fn overlap(common: usize, hypothesis: usize, reference: usize) -> Overlap {
+    let (precision, recall) = (common as f64 / hypothesis as f64, common as f64 / reference as f64);
+    let f = if precision + recall > 0.0 { 2.0 * precision * recall / (precision + recall) } else { 0.0 };
+    Overlap { precision, recall, f }
+}
+
+fn counts<T: Hash + Eq>(items: impl Iterator<Item = T>) -> HashMap<T, usize> {
+    let mut counts = HashMap::new();
+    for item in items {
+        *counts.entry(item).or_insert(0) += 1;
+    }
+    counts
+}
+
+fn tokens(text: &str, stemmer: bool) -> Vec<String> {
+    let text = text.to_lowercase();
+    let words = text.split(|c: char| !c.is_ascii_lowercase() && !c.is_ascii_digit()).filter(|word| !word.is_empty());
+    words.map(|word| if stemmer && word.len() > SHORT { porter::stem(word) } else { word.to_owned() }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    fn check(ours: &Rouge, theirs: &Value, what: &str) {
+        let measures = [
+            ("rouge1", ours.rouge1),
+            ("rouge2", ours.rouge2),
+            ("rougeL", ours.rouge_l),
+            ("rougeLsum", ours.rouge_lsum),
+        ];
+        for (name, overlap) in measures {
+            for (number, ours) in [("p", overlap.precision), ("r", overlap.recall), ("f", overlap.f)] {
+                let theirs = theirs[name][number].as_f64().unwrap();
+                // They are printed with six digits.
+                assert!((ours - theirs).abs() <= 5.1e-7, "{what} {name}.{number}: {ours}, not {theirs}");
+            }
+        }
+    }
+
+    #[test]
+    fn scores_are_those_of_rouge_score() {
+        let vectors: Value =
+            serde_json::from_str(include_str!("../../../tests/data/vectors/rouge_vectors.json")).unwrap();
+        let vectors = vectors["vectors"].as_array().unwrap();
+        assert_eq!(vectors.len(), 27);
+        for vector in vectors {
+            let id = vector["id"].as_str().unwrap();
+            let stemmer = vector["options"]["use_stemmer"].as_bool().unwrap();
+            let strings = |value: &Value| -> Vec<String> {
+                value.as_array().unwrap().iter().map(|text| text.as_str().unwrap().to_owned()).collect()
+            };
+            let hypotheses = strings(&vector["hypotheses"]);
+            let mut scores = Vec::new();
+            for (i, hypothesis) in hypotheses.iter().enumerate() {
+                let references = strings(&vector["references"][i]);
+                let references: Vec<&str> = references.iter().map(String::as_str).collect();
+                scores.push(score(hypothesis, &references, stemmer));
+                check(&scores[i], &vector["expected"]["per_example"][i], &format!("{id} {i}"));
+            }
+            check(&mean(&scores), &vector["expected"]["mean"], id);
+        }
+    }
+}
