@@ -1,6 +1,7 @@
 //! `nanoinfer`: meets a server over HTTP as any client would; starts a private one when given a model.
 //!
-//! [`generate`] asks, over HTTP, [`private_server`] being the server that it may need; [`bench`] measures a cluster without HTTP. Does not know how text is made.
+//! [`generate`] asks, over HTTP, [`private_server`] being the server that it may need; [`bench`] measures a cluster without HTTP;
+//! [`eval`] measures how good a model is. Does not know how text is made.
 
 mod generate;
 mod private_server;
@@ -12,7 +13,7 @@ use std::{ffi::OsString, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
-use crate::{bench::BenchOptions, generate::GenerateOptions};
+use crate::{bench::BenchOptions, eval::EvalOptions, generate::GenerateOptions};
 
 /// Generates text from a server, or from a model.
 #[derive(Debug, Parser)]
@@ -31,6 +32,8 @@ enum Verb {
     Generate(GenerateOptions),
     /// Measure a model on this machine: a table, then one line of JSON.
     Bench(BenchOptions),
+    /// Measure how good a model is: perplexity, BLEU, ROUGE, CORE.
+    Eval(Box<EvalOptions>),
 }
 
 /// Verbs that are `nanoinfer-launch` in this program, so that it can start servers and ranks without a second file.
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
     let result = match typed.verb {
         Some(Verb::Generate(options)) => generate::run(options),
         Some(Verb::Bench(options)) => bench::run(options),
+        Some(Verb::Eval(options)) => eval::run(*options),
         None => {
             Err(Failure::usage(anyhow::anyhow!("nothing to do\n  hint: nanoinfer generate --prompt TEXT, or --help")))
         }

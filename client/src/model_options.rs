@@ -25,6 +25,11 @@ pub(crate) struct ModelOptions {
 }
 
 impl ModelOptions {
+    /// The same on so many ranks.
+    pub(crate) fn with_nproc(&self, nproc: u32) -> Self {
+        Self { nproc: Some(nproc.to_string()), ..self.clone() }
+    }
+
     /// As flags of `nanoinfer-launch`, which knows what they mean.
     pub(crate) fn flags(&self) -> Vec<String> {
         let given = [

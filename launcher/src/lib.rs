@@ -24,7 +24,7 @@ pub mod supervise;
 pub use cluster::{Cluster, ClusterConfig};
 pub use error::LaunchError;
 pub use nanoinfer_coordinator::{handle, request};
-pub use nanoinfer_worker::limits;
+pub use nanoinfer_worker::{limits, reference};
 pub use spawn::WorkerBinary;
 
 /// Writes a line to standard error, where nobody may be reading any more: that must not end a server.

@@ -1,5 +1,7 @@
 //! `nanoinfer` as a user runs it: text on standard output and nothing else.
 
+mod eval;
+
 use std::{
     io::Write,
     process::{Command, Output, Stdio},

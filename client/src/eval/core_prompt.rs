@@ -15,7 +15,7 @@ use serde_json::Value;
 use super::{python_random::PythonRandom, python_text::strip};
 
 /// Seed of an item's examples, plus its index.
-const FEW_SHOT_SEED: u64 = 1234;
+pub(super) const FEW_SHOT_SEED: u64 = 1234;
 /// What stands between examples.
 const GAP: &str = "\n\n";
 

@@ -1,0 +1,74 @@
+//! Prompts with references: generate, then compare by BLEU and ROUGE.
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    bleu::{self, Bleu, BleuOptions},
+    rouge::{self, Rouge},
+    server::Server,
+    work::Work,
+};
+
+/// A question and the answer that is hoped for. Both keys must be there.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Pair {
+    pub(super) prompt: String,
+    pub(super) reference: String,
+}
+
+/// How to generate.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct Sampling {
+    /// As a turn of a chat, or as text to continue.
+    pub(super) as_chat: bool,
+    pub(super) max_tokens: u32,
+    pub(super) temperature: f64,
+    pub(super) seed: u64,
+}
+
+/// What a pair came to.
+#[derive(Clone, Debug)]
+pub(super) struct Answer {
+    pub(super) hypothesis: String,
+    pub(super) rouge: Rouge,
+}
+
+/// What they came to together.
+#[derive(Clone, Debug)]
+pub(super) struct Comparison {
+    pub(super) bleu: Bleu,
+    pub(super) rouge: Rouge,
+    pub(super) answers: Vec<Answer>,
+}
+
+/// Generates an answer to every prompt and compares it with its reference.
+///
+/// # Errors
+/// When the server fails.
+pub(super) fn measure(
+    server: &Server,
+    work: &mut Work,
+    pairs: &[Pair],
+    sampling: Sampling,
+    bleu_options: &BleuOptions,
+    stemmer: bool,
+) -> anyhow::Result<Comparison> {
+    let Sampling { as_chat, max_tokens, temperature, seed } = sampling;
+    let hypotheses: Vec<String> = work.map(
+        "generation",
+        pairs,
+        |_| 1,
+        |pair| Ok(server.generate(&pair.prompt, as_chat, max_tokens, temperature, seed)?.trim().to_owned()),
+    )?;
+    let compared: Vec<(&str, Vec<&str>)> = hypotheses
+        .iter()
+        .zip(pairs)
+        .map(|(hypothesis, pair)| (hypothesis.as_str(), vec![pair.reference.as_str()]))
+        .collect();
+    let bleu = bleu::corpus(&compared, bleu_options);
+    let scores: Vec<Rouge> =
+        compared.iter().map(|(hypothesis, references)| rouge::score(hypothesis, references, stemmer)).collect();
+    let rouge = rouge::mean(&scores);
+    let answers = hypotheses.into_iter().zip(scores).map(|(hypothesis, rouge)| Answer { hypothesis, rouge }).collect();
+    Ok(Comparison { bleu, rouge, answers })
+}

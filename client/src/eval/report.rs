@@ -1,0 +1,138 @@
+//! What an evaluation says: a table on standard output, JSON, and a page.
+//!
+//! Holds results and where they come from; computes nothing.
+
+use std::{fs, path::Path};
+
+use anyhow::Context;
+use serde_json::{Map, Value, json};
+
+use super::{
+    core,
+    core::TaskResult,
+    generation::{Comparison, Pair},
+    html,
+    perplexity::{Perplexity, PerplexityMethod},
+};
+
+/// Everything there is to say.
+#[derive(Debug)]
+pub(super) struct Report {
+    /// What was evaluated, on what, how: names, versions, settings, seeds.
+    pub(super) conditions: Value,
+    pub(super) perplexity: Option<(PerplexityMethod, Perplexity)>,
+    pub(super) comparison: Option<(Vec<Pair>, Comparison)>,
+    /// Which of `bleu`, `rouge` were asked for.
+    pub(super) bleu: bool,
+    pub(super) rouge: bool,
+    pub(super) tasks: Option<Vec<TaskResult>>,
+    pub(super) elapsed_s: f64,
+}
+
+impl Report {
+    /// The numbers that were asked for, by their names.
+    pub(super) fn metrics(&self) -> Vec<(&'static str, f64)> {
+        let mut metrics = Vec::new();
+        if let Some((_, p)) = &self.perplexity {
+            metrics.push(("ppl", p.ppl));
+            let by_text = [("word_ppl", p.word_ppl), ("byte_ppl", p.byte_ppl), ("bits_per_byte", p.bits_per_byte)];
+            metrics.extend(by_text.into_iter().filter_map(|(name, number)| Some((name, number?))));
+        }
+        if let Some((_, comparison)) = &self.comparison {
+            if self.bleu {
+                metrics.push(("bleu", comparison.bleu.score));
+            }
+            if self.rouge {
+                let rouge = &comparison.rouge;
+                metrics.extend([
+                    ("rouge1", rouge.rouge1.f),
+                    ("rouge2", rouge.rouge2.f),
+                    ("rougeL", rouge.rouge_l.f),
+                    ("rougeLsum", rouge.rouge_lsum.f),
+                ]);
+            }
+        }
+        if let Some(tasks) = &self.tasks {
+            metrics.push(("core", core::metric(tasks)));
+        }
+        metrics
+    }
+
+    /// The whole as JSON.
+    pub(super) fn to_json(&self) -> Value {
+        let metrics: Map<String, Value> =
+            self.metrics().into_iter().map(|(name, number)| (name.to_owned(), json!(number))).collect();
+        let mut report = json!({"metrics": metrics, "conditions": self.conditions, "elapsed_s": self.elapsed_s});
+        if let Some((method, perplexity)) = &self.perplexity {
+            report["perplexity"] =
+                json!({"method": method, "tokens": perplexity.tokens, "documents": perplexity.by_document});
+        }
+        if let Some((pairs, Comparison { bleu, answers, .. })) = &self.comparison {
+            if self.bleu {
+                report["bleu"] = json!({
+                    "signature": bleu.signature, "precisions": bleu.precisions, "brevity_penalty": bleu.brevity_penalty,
+                    "hypothesis_tokens": bleu.hypothesis_tokens, "reference_tokens": bleu.reference_tokens,
+                    "counts": bleu.counts, "totals": bleu.totals,
+                });
+            }
+            let answer = |(pair, answer): (&Pair, &super::generation::Answer)| {
+                json!({
+                    "prompt": pair.prompt, "reference": pair.reference, "hypothesis": answer.hypothesis,
+                    "rougeL": answer.rouge.rouge_l.f,
+                })
+            };
+            report["answers"] = pairs.iter().zip(answers).map(answer).collect();
+        }
+        if let Some(tasks) = &self.tasks {
+            let tasks: Map<String, Value> = tasks.iter().map(|task| (task.label.clone(), json!(task))).collect();
+            report["tasks"] = tasks.into();
+            report["core"] = json!({"protocol": "CORE (nanochat protocol)"});
+        }
+        report
+    }
+
+    /// As lines for a terminal.
+    pub(super) fn to_table(&self) -> String {
+        let mut table = String::new();
+        if let Some(tasks) = &self.tasks {
+            // As nanochat writes it.
+            table += &format!("{:<35}, {:<10}, {:<10}\n", "Task", "Accuracy", "Centered");
+            for task in tasks {
+                table += &format!("{:<35}, {:<10.6}, {:<10.6}\n", task.label, task.accuracy, task.centered);
+            }
+            table += &format!("{:<35}, {:<10}, {:<10.6}\n", "CORE", "", core::metric(tasks));
+            let sum = |number: fn(&TaskResult) -> usize| tasks.iter().map(number).sum::<usize>();
+            let (cropped, cut) = (sum(|t| t.departures.cropped), sum(|t| t.departures.span_cut));
+            let not_prefix = sum(|t| t.departures.context_not_prefix);
+            table += &format!(
+                "rows cropped to the context: {cropped}, of these into their span: {cut}; contexts that are no prefix of their row: {not_prefix}\n"
+            );
+        }
+        for (name, number) in self.metrics().iter().filter(|(name, _)| *name != "core") {
+            let digits = if *number >= 100.0 { 2 } else { 4 };
+            table += &format!("{name:<15}{number:>12.digits$}\n");
+        }
+        if let Some((method, perplexity)) = &self.perplexity {
+            let how = serde_json::to_value(method.mode).unwrap_or_default();
+            let how = how.as_str().unwrap_or_default();
+            table += &format!("perplexity over {} tokens, {how}, windows of {}", perplexity.tokens, method.length);
+            table += &if how == "rolling" { "\n".into() } else { format!(", stride {}\n", method.stride) };
+        }
+        if let Some((pairs, comparison)) = &self.comparison {
+            table += &format!("{} answers; BLEU {}\n", pairs.len(), comparison.bleu.signature);
+        }
+        table
+    }
+
+    /// Writes the JSON to `path`, and the page beside it.
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub(super) fn write(&self, path: &Path) -> anyhow::Result<()> {
+        let page = path.with_extension("html");
+        for (path, text) in [(path, format!("{:#}\n", self.to_json())), (&page, html::page(self))] {
+            fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        Ok(())
+    }
+}

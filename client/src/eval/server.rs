@@ -1,0 +1,256 @@
+//! The server under evaluation, as any client of OpenAI's dialect meets it: tokenize, score, generate.
+//!
+//! Needs `/v1/models`, `/tokenize` and `/v1/completions` with `echo` and `logprobs`, which vLLM's server has too.
+//! Invariant: a score is the model's own log-probability of a token after those before it; the first token has none.
+
+use std::{thread, time::Duration};
+
+use anyhow::{Context, anyhow, bail};
+use serde_json::{Value, json};
+
+/// Largest reply that is read.
+const MAX_REPLY_BYTES: u64 = 256 << 20;
+/// Most bytes of text in one request to `/tokenize`; our server takes 1 MiB.
+const MAX_TOKENIZE_BYTES: usize = 512 << 10;
+/// How often a full queue is met with patience, and how long each time.
+const MAX_RETRIES: u32 = 600;
+const RETRY_AFTER: Duration = Duration::from_millis(100);
+/// Connections that are kept open for the next request.
+const KEPT_CONNECTIONS: usize = 1024;
+
+/// Cheap to clone; clones share connections.
+#[derive(Clone, Debug)]
+pub(super) struct Server {
+    agent: ureq::Agent,
+    url: String,
+    /// As the server names it.
+    pub(super) model: String,
+    /// Longest prompt that can be scored.
+    pub(super) n_positions: usize,
+    /// Begins a document; `None` if the tokenizer has no such token.
+    pub(super) document_token: Option<u32>,
+    /// What `/api/model_info` says, if there is such a page.
+    pub(super) about: Value,
+}
+
+/// Of one token after those before it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct TokenScore {
+    /// Natural logarithm.
+    pub(super) logprob: f64,
+    /// No other token is as likely. Known only where an alternative was asked for.
+    pub(super) is_first: bool,
+}
+
+impl Server {
+    /// Finds out what is served.
+    ///
+    /// # Errors
+    /// When nobody answers, or not like an OpenAI server.
+    pub(super) fn connect(url: &str) -> anyhow::Result<Self> {
+        let config = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .max_idle_connections(KEPT_CONNECTIONS)
+            .max_idle_connections_per_host(KEPT_CONNECTIONS);
+        let agent: ureq::Agent = config.build().into();
+        let url = url.trim_end_matches('/').to_owned();
+        let mut server =
+            Self { agent, url, model: String::new(), n_positions: 0, document_token: None, about: Value::Null };
+        let models = server.get("/v1/models")?;
+        let model = &models["data"][0];
+        server.model = model["id"].as_str().ok_or_else(|| anyhow!("{} serves no model", server.url))?.to_owned();
+        server.about = server.get("/api/model_info").unwrap_or(Value::Null);
+        let length = match model["max_model_len"].as_u64() {
+            Some(length) => length,
+            None => server.post("/tokenize", json!({"model": server.model, "prompt": "a"}))?["max_model_len"]
+                .as_u64()
+                .ok_or_else(|| anyhow!("{} does not say how long a prompt may be", server.url))?,
+        };
+        server.n_positions = length as usize;
+        for text in ["<|bos|>", "<|endoftext|>"] {
+            if let [id] = server.tokenize(text)?[..] {
+                server.document_token = Some(id);
+                break;
+            }
+        }
+        Ok(server)
+    }
+
+    /// The token that begins a document.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub(super) fn document_token(&self) -> anyhow::Result<u32> {
+        self.document_token.ok_or_else(|| {
+            anyhow!(
+                "the tokenizer of {} has neither <|bos|> nor <|endoftext|>\n  hint: --ppl-mode exact needs none",
+                self.model
+            )
+        })
+    }
+
+    /// Tokens of a text of any length, special tokens in it taken as such, nothing added.
+    pub(super) fn tokenize(&self, text: &str) -> anyhow::Result<Vec<u32>> {
+        let mut ids = Vec::new();
+        for piece in pieces(text, MAX_TOKENIZE_BYTES) {
+            let body = json!({"model": self.model, "prompt": piece, "add_special_tokens": false});
+            let reply = self.post("/tokenize", body)?;
+            let tokens = reply["tokens"].as_array().ok_or_else(|| anyhow!("/tokenize answered no tokens: {reply}"))?;
+            for token in tokens {
+                ids.push(token.as_u64().ok_or_else(|| anyhow!("/tokenize answered a token {token}"))? as u32);
+            }
+        }
+        Ok(ids)
+    }
+
+    /// Scores every token of each prompt; with `alternatives`, also whether it is the model's first choice.
+    pub(super) fn score(&self, prompts: &[&[u32]], alternatives: bool) -> anyhow::Result<Vec<Vec<Option<TokenScore>>>> {
+        let body = json!({
+            "model": self.model, "prompt": prompts, "max_tokens": 0, "echo": true, "temperature": 0,
+            "logprobs": u8::from(alternatives),
+        });
+        let reply = self.post("/v1/completions", body)?;
+        let choices = reply["choices"].as_array().filter(|choices| choices.len() == prompts.len());
+        let choices = choices.ok_or_else(|| anyhow!("{} answered another number of choices", self.url))?;
+        let mut scores = vec![Vec::new(); prompts.len()];
+        for choice in choices {
+            let index = choice["index"].as_u64().map(|index| index as usize).filter(|&index| index < prompts.len());
+            let index = index.ok_or_else(|| anyhow!("{} answered a choice that was not asked for", self.url))?;
+            scores[index] = token_scores(&choice["logprobs"], prompts[index].len()).with_context(|| {
+                format!("{} does not score prompts\n  hint: it must support echo with logprobs", self.url)
+            })?;
+        }
+        Ok(scores)
+    }
+
+    /// Continues a text, or answers it as a turn of a chat.
+    pub(super) fn generate(
+        &self,
+        prompt: &str,
+        as_chat: bool,
+        max_tokens: u32,
+        temperature: f64,
+        seed: u64,
+    ) -> anyhow::Result<String> {
+        let mut body = json!({
+            "model": self.model, "max_tokens": max_tokens, "temperature": temperature, "seed": seed,
+        });
+        let (path, pointer) = if as_chat {
+            body["messages"] = json!([{"role": "user", "content": prompt}]);
+            ("/v1/chat/completions", "/choices/0/message/content")
+        } else {
+            body["prompt"] = prompt.into();
+            ("/v1/completions", "/choices/0/text")
+        };
+        let reply = self.post(path, body)?;
+        let text = reply.pointer(pointer).and_then(Value::as_str);
+        text.map(str::to_owned).ok_or_else(|| anyhow!("{path} answered no text: {reply}"))
+    }
+
+    /// Tokens drawn greedily after a prompt of tokens. Needs a server that tells ids, as ours does.
+    pub(super) fn greedy(&self, prompt: &[u32], max_tokens: usize) -> anyhow::Result<Vec<u32>> {
+        let body = json!({
+            "model": self.model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": true,
+            "return_token_ids": true,
+        });
+        let reply = self.post("/v1/completions", body)?;
+        let ids = reply.pointer("/choices/0/token_ids").and_then(Value::as_array);
+        let ids = ids.and_then(|ids| ids.iter().map(|id| Some(id.as_u64()? as u32)).collect());
+        ids.ok_or_else(|| anyhow!("{} answered no token ids: {reply}", self.url))
+    }
+
+    fn get(&self, path: &str) -> anyhow::Result<Value> {
+        let url = format!("{}{path}", self.url);
+        let response = self.agent.get(&url).call().with_context(|| format!("cannot reach {url}"))?;
+        read(&url, response)
+    }
+
+    fn post(&self, path: &str, body: Value) -> anyhow::Result<Value> {
+        let url = format!("{}{path}", self.url);
+        for _ in 0..MAX_RETRIES {
+            let response = self.agent.post(&url).send_json(&body).with_context(|| format!("cannot reach {url}"))?;
+            if response.status().as_u16() != 429 {
+                return read(&url, response);
+            }
+            thread::sleep(RETRY_AFTER);
+        }
+        bail!("{url} was busy for a minute\n  hint: --batch-size N, with fewer requests at a time")
+    }
+}
+
+fn read(url: &str, response: ureq::http::Response<ureq::Body>) -> anyhow::Result<Value> {
+    let status = response.status();
+    let reply = response.into_body().into_with_config().limit(MAX_REPLY_BYTES).read_to_string();
+    let reply = reply.with_context(|| format!("{url} broke off"))?;
+    let value: Option<Value> = serde_json::from_str(&reply).ok();
+    match value {
+        Some(value) if status.is_success() => Ok(value),
+        Some(value) => {
+            let message = value.pointer("/error/message").or(value.get("error")).unwrap_or(&value).clone();
+            bail!("{url} answered {status}: {}", message.as_str().map_or_else(|| message.to_string(), str::to_owned))
+        }
+        None => bail!("{url} answered {status}: {}", reply.trim()),
+    }
+}
+
+/// The `logprobs` of a choice, one score a token of the prompt.
+fn token_scores(logprobs: &Value, tokens: usize) -> anyhow::Result<Vec<Option<TokenScore>>> {
+    let numbers = logprobs["token_logprobs"].as_array().filter(|numbers| numbers.len() == tokens);
+    let numbers = numbers.ok_or_else(|| anyhow!("there is no log-probability for each token of the prompt"))?;
+    let score = |(i, number): (usize, &Value)| {
+        let logprob = number.as_f64()?;
+        let (own, top) = (logprobs["tokens"][i].as_str(), logprobs["top_logprobs"][i].as_object());
+        // With one alternative asked for, a rival is there only if the server would rather draw it.
+        let rival = |top: &serde_json::Map<String, Value>| {
+            top.iter().any(|(text, other)| Some(text.as_str()) != own && other.as_f64() >= Some(logprob))
+        };
+        Some(TokenScore { logprob, is_first: !top.is_some_and(rival) })
+    };
+    Ok(numbers.iter().enumerate().map(score).collect())
+}
+
+/// Pieces of a long text that have the same tokens as the whole: cut before the space between two words, where every
+/// GPT-2 tokenizer splits anyway.
+fn pieces(text: &str, max_bytes: usize) -> Vec<&str> {
+    let mut pieces = Vec::new();
+    let mut rest = text;
+    while rest.len() > max_bytes {
+        let window = &rest.as_bytes()[..max_bytes];
+        let letters = |at: usize| window[at - 1].is_ascii_alphabetic() && window[at + 1].is_ascii_alphabetic();
+        let Some(cut) = (1..max_bytes - 1).rev().find(|&at| window[at] == b' ' && letters(at)) else { break };
+        let (piece, after) = rest.split_at(cut);
+        pieces.push(piece);
+        rest = after;
+    }
+    pieces.push(rest);
+    pieces
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_texts_are_cut_between_words() {
+        assert_eq!(pieces("one two three", 9), ["one two", " three"]);
+        assert_eq!(pieces("one  two, 3 x", 9), ["one  two, 3 x"]);
+        assert_eq!(pieces("", 9), [""]);
+        let text = "a word and another ".repeat(50);
+        let cut = pieces(&text, 100);
+        assert!(cut.len() > 5 && cut.concat() == text);
+    }
+
+    #[test]
+    fn a_token_is_the_first_choice_if_no_other_is_as_likely() {
+        let logprobs = json!({
+            "tokens": ["a", "b", "c", "d"],
+            "token_logprobs": [null, -1.0, -1.0, -1.0],
+            "top_logprobs": [null, {"b": -1.0}, {"x": -0.5, "c": -1.0}, {"x": -1.0, "d": -1.0}],
+        });
+        let scores = token_scores(&logprobs, 4).unwrap();
+        assert_eq!(scores[0], None);
+        let first: Vec<bool> = scores.iter().flatten().map(|score| score.is_first).collect();
+        assert_eq!(first, [true, false, false]);
+        assert!(token_scores(&logprobs, 5).is_err() && token_scores(&Value::Null, 1).is_err());
+    }
+}

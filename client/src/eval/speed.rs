@@ -1,0 +1,135 @@
+//! `nanoinfer eval speed`: scoring through a server beside the engine's own speed for the same prompts.
+//!
+//! Both score every position of random prompts. The engine is driven by its handle, as `nanoinfer bench` does; the server
+//! is a private one, met as every evaluation meets it. Runs take turns, so that a busy machine slows both alike.
+
+use std::time::Instant;
+
+use anyhow::{Context, anyhow};
+use clap::Args;
+use nanoinfer_launch::{
+    Cluster, ClusterConfig,
+    cli::cluster_config,
+    handle::EngineHandle,
+    plan::{Placement, Plan},
+    request::{Event, Limits, Request, SamplingParams},
+};
+use serde_json::json;
+
+use super::{server::Server, with_server, work::Work};
+use crate::{Failure, model_options::ModelOptions};
+
+/// Multiplies the state of the generator of token ids (Knuth's MMIX).
+const MULTIPLIER: u64 = 6_364_136_223_846_793_005;
+
+#[derive(Debug, Args)]
+pub(super) struct SpeedOptions {
+    #[command(flatten)]
+    model: ModelOptions,
+    /// Prompts of each run.
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    prompts: u32,
+    /// Tokens of each prompt [default: the model's context].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
+    prompt_tokens: Option<u32>,
+    /// Requests at a time, over HTTP.
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=512))]
+    batch_size: u32,
+    /// Runs of each, after one to warm up.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    runs: u32,
+}
+
+pub(super) fn run(options: &SpeedOptions) -> Result<(), Failure> {
+    let config = cluster_config(options.model.flags()).map_err(|reason| Failure::usage(anyhow!(reason)))?;
+    let config = ClusterConfig { max_queue: config.max_queue.max(options.prompts as usize), ..config };
+    let plan = Plan::new(&config, Placement::Here).context("cannot plan the cluster")?;
+    let geometry = plan.model.geometry.clone();
+    let length = options.prompt_tokens.map_or(geometry.n_positions, |n| (n as usize).min(geometry.n_positions));
+    let prompts = prompts(options.prompts as usize, length, geometry.vocab_size as u64);
+    let cluster = Cluster::carry_out(&plan, &config).context("cannot start the cluster")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().build().context("cannot start a runtime")?;
+    let mut ratios = Vec::new();
+    let (mut engine_seconds, mut server_seconds) = (Vec::new(), Vec::new());
+    with_server(None, &options.model, |server| {
+        for run in 0..=options.runs {
+            let engine = timed(|| runtime.block_on(score_by_engine(cluster.handle(), &prompts)))?;
+            let http = timed(|| score_by_server(server, &prompts, options.batch_size as usize))?;
+            if run > 0 {
+                ratios.push(engine / http);
+                engine_seconds.push(engine);
+                server_seconds.push(http);
+            }
+        }
+        Ok(())
+    })?;
+    cluster.shutdown();
+    let tokens = (prompts.len() * length) as f64;
+    let (engine, server) = (tokens / median(&mut engine_seconds), tokens / median(&mut server_seconds));
+    let ratio = median(&mut ratios);
+    println!(
+        "{}: {} prompts of {length} tokens, all scored; medians of {} runs",
+        plan.model.name,
+        prompts.len(),
+        options.runs
+    );
+    println!("engine {engine:>10.0} tokens/s\nserver {server:>10.0} tokens/s, {:.1} % of the engine's", ratio * 100.0);
+    println!(
+        "{}",
+        json!({"model": plan.model.name, "prompts": prompts.len(), "prompt_tokens": length, "runs": options.runs,
+               "engine_tokens_per_s": engine, "server_tokens_per_s": server, "ratio": ratio})
+    );
+    Ok(())
+}
+
+async fn score_by_engine(handle: &EngineHandle, prompts: &[Vec<u32>]) -> anyhow::Result<()> {
+    let request = |prompt: &Vec<u32>| Request {
+        prompt: prompt.clone(),
+        sampling: SamplingParams::greedy(),
+        limits: Limits { max_tokens: 0, min_tokens: 0, ignore_eos: true, stop_token_ids: Vec::new() },
+        logprobs: None,
+        prompt_logprobs: Some(0),
+        prompt_index: 0,
+        choice: 0,
+    };
+    let submitted: Result<Vec<_>, _> = prompts.iter().map(|prompt| handle.submit(request(prompt))).collect();
+    for mut events in submitted? {
+        while let Some(event) = events.next().await {
+            if let Event::Failed(reason) = event {
+                return Err(anyhow!("the engine failed: {reason}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn score_by_server(server: &Server, prompts: &[Vec<u32>], batch_size: usize) -> anyhow::Result<()> {
+    let mut work = Work::new(batch_size, None, &json!(null))?;
+    let sums: Vec<f64> = work.map("server", prompts, Vec::len, |prompt| {
+        let scores = server.score(&[prompt], false)?.remove(0);
+        Ok(scores.iter().flatten().map(|score| score.logprob).sum())
+    })?;
+    anyhow::ensure!(sums.iter().all(|sum| sum.is_finite()), "a prompt was not scored");
+    Ok(())
+}
+
+/// Random ids: no prompt begins like another.
+fn prompts(number: usize, length: usize, vocab_size: u64) -> Vec<Vec<u32>> {
+    let mut state = 1_u64;
+    let mut id = || {
+        state = state.wrapping_mul(MULTIPLIER).wrapping_add(1);
+        ((state >> 33) % vocab_size) as u32
+    };
+    (0..number).map(|_| (0..length).map(|_| id()).collect()).collect()
+}
+
+fn timed(work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<f64> {
+    let begun = Instant::now();
+    work()?;
+    Ok(begun.elapsed().as_secs_f64())
+}
+
+fn median(numbers: &mut [f64]) -> f64 {
+    numbers.sort_by(f64::total_cmp);
+    numbers[numbers.len() / 2]
+}
