@@ -17,9 +17,9 @@ use nanoinfer_launch::{
     request::{Event, Limits, Request, SamplingParams},
 };
 
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 3;
 const PROMPT_TOKENS: usize = 32;
-const TOKENS: usize = 24;
+const TOKENS: usize = 12;
 
 type Failure = Box<dyn std::error::Error>;
 
