@@ -69,12 +69,17 @@ pub(super) async fn detokenize(State(app): State<App>, mut fields: Fields) -> Re
 /// `GET /tokenizer_info`.
 pub(super) async fn info(State(app): State<App>) -> Json<Value> {
     let text = app.engine.text();
-    let token = |token: Option<(&str, u32)>| token.map(|(text, id)| json!({"text": text, "id": id}));
+    let (bos, eos) = (text.tokenizer.bos(), text.tokenizer.eos());
+    let spelled = |token: Option<(&str, u32)>| token.map(|(text, _)| text.to_owned());
+    let id = |token: Option<(&str, u32)>| token.map(|(_, id)| id);
     Json(json!({
         "tokenizer_class": "GPT2Tokenizer",
         "vocab_size": text.tokenizer.vocab_size(),
-        "bos_token": token(text.tokenizer.bos()),
-        "eos_token": token(text.tokenizer.eos()),
+        // Texts, as tokenizer_config.json has them: lm-eval encodes them again.
+        "bos_token": spelled(bos),
+        "eos_token": spelled(eos),
+        "bos_token_id": id(bos),
+        "eos_token_id": id(eos),
         "model_max_length": app.engine.card().geometry.n_positions,
         "chat_template": text.chat.template(),
     }))

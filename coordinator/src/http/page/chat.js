@@ -109,7 +109,10 @@ async function answer() {
   } catch (error) {
     if (!abort.signal.aborted) {
       message.error = error.message;
-      if (error.status === 401) askForKey();
+      if (error.status === 401) {
+        keyRefused = false;
+        askForKey();
+      }
     }
   }
   if (times.length) message.stats = statistics(start, times, finish);
@@ -344,7 +347,7 @@ function blocks(cluster) {
     });
   }
   const width = canvas.clientWidth || 270;
-  const side = total <= 400 ? 12 : total <= 2000 ? 7 : 4;
+  const side = total <= 300 ? 12 : total <= 800 ? 9 : total <= 3000 ? 6 : 4;
   const columns = Math.max(1, Math.floor(width / side)), rows = Math.max(1, Math.ceil(total / columns));
   const scale = devicePixelRatio || 1;
   canvas.width = width * scale;
@@ -356,7 +359,7 @@ function blocks(cluster) {
   const [empty, ink] = [style.getPropertyValue("--empty-block"), style.getPropertyValue("--ink")];
   let shared = 0;
   for (let block = 0; block < total; block++) {
-    const x = (block % columns) * side, y = Math.floor(block / columns) * side, size = side - (side > 5 ? 2 : 1);
+    const x = (block % columns) * side, y = Math.floor(block / columns) * side, size = side - (side > 6 ? 2 : 1);
     pen.fillStyle = empty;
     pen.fillRect(x, y, size, size);
     const held = holders.get(block);
@@ -378,7 +381,7 @@ function blocks(cluster) {
   $("sequences").replaceChildren(...cluster.sequences.slice(0, 12).map((sequence) => {
     const mark = make("i");
     mark.style.setProperty("--hue", hue(sequence.id));
-    const words = `#${sequence.id} · ${sequence.tokens} tokens (${sequence.prompt_tokens} of them prompt) · ${sequence.blocks.length} blocks`;
+    const words = `#${sequence.id} · ${sequence.prompt_tokens} + ${sequence.tokens - sequence.prompt_tokens} tokens · ${sequence.blocks.length} blocks`;
     return make("li", {}, mark, words);
   }));
 }
@@ -418,6 +421,7 @@ function askForKey() {
   $("key-value").value = "";
   $("key").showModal();
 }
+$("no-key").onclick = () => $("key").close("");
 $("key").addEventListener("close", () => {
   keyRefused = $("key").returnValue !== "use";
   if (!keyRefused) {
