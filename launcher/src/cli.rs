@@ -21,6 +21,7 @@ use crate::{
     gather::Gathering,
     model::{self, ModelError},
     plan::{Placement, Plan},
+    progress::LoadProgress,
     rank::{self, Door, RankError, Worker},
     secret::Secret,
     supervise,
@@ -90,7 +91,9 @@ fn serve(options: ServeOptions) -> Result<(), Failure> {
     let Some((config, listener)) = prepare(options, Placement::Here)? else { return Ok(()) };
     let cluster = config.cluster;
     Ok(supervise::serve(listener, config.http, config.shutdown_timeout, move || {
-        Cluster::carry_out(&announced(&cluster, Placement::Here)?, &cluster)
+        let plan = announced(&cluster, Placement::Here)?;
+        let _progress = LoadProgress::begin(&plan);
+        Cluster::carry_out(&plan, &cluster)
     })?)
 }
 
@@ -100,6 +103,7 @@ fn coordinate(options: CoordinatorOptions) -> Result<(), Failure> {
     let cluster = config.cluster;
     Ok(supervise::serve(listener, config.http, config.shutdown_timeout, move || {
         let plan = announced(&cluster, Placement::Elsewhere)?;
+        let _progress = LoadProgress::begin(&plan);
         // Not before: a rank that is let in waits for its handshake, and that has a deadline.
         Cluster::gather(&plan, &cluster, Gathering::listen(&options.listen, secret)?)
     })?)
@@ -136,7 +140,7 @@ fn announced(cluster: &ClusterConfig, placement: Placement) -> Result<Plan, Laun
 }
 
 fn work(options: WorkerOptions) -> Result<(), Failure> {
-    log_to_stderr(options.log.as_deref().unwrap_or(config::DEFAULT_LOG))?;
+    log_to_stderr(options.log.as_deref().unwrap_or(config::default_log()))?;
     let door = match (options.parent, options.connect, options.secret_file) {
         (Some(parent), None, None) if options.inherited => Door::Inherited { parent },
         (None, Some(address), Some(file)) => {

@@ -15,6 +15,7 @@ mod gather;
 pub mod model;
 mod names;
 pub mod plan;
+mod progress;
 mod rank;
 mod secret;
 pub mod size;
@@ -23,6 +24,7 @@ pub mod supervise;
 
 pub use cluster::{Cluster, ClusterConfig};
 pub use error::LaunchError;
+pub use names::closest;
 pub use nanoinfer_coordinator::{handle, request};
 pub use nanoinfer_worker::{limits, reference};
 pub use spawn::WorkerBinary;

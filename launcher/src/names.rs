@@ -1,7 +1,7 @@
 //! "did you mean": the known name that a typed one is nearest to.
 
 /// The name among `known` that `typed` is a slip of the keyboard away from; none if `typed` is not near any.
-pub(crate) fn closest<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub fn closest<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let limit = (typed.chars().count() / 3).max(1);
     known
         .into_iter()

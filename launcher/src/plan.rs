@@ -134,6 +134,11 @@ impl Plan {
         }
     }
 
+    /// Where the ranks will run.
+    pub(crate) fn placement(&self) -> Placement {
+        self.placement
+    }
+
     /// Element type to compute in.
     pub fn dtype(&self) -> DType {
         self.dtype

@@ -28,7 +28,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::{cluster::Cluster, error::LaunchError};
+use crate::{cluster::Cluster, error::LaunchError, progress};
 
 /// Threads for HTTP and text.
 const FRONT_THREADS: usize = 2;
@@ -206,6 +206,7 @@ async fn answer(
         );
     }
     crate::say(format_args!("ready on http://{address}"));
+    progress::tell_where(address);
 
     tokio::select! {
         error = cluster.failed() => return Err(error),

@@ -13,12 +13,15 @@ use crate::{
     cluster::{ClusterConfig, CommChoice},
     model::Caches,
     names::closest,
+    progress,
     spawn::WorkerBinary,
 };
 use nanoinfer_shared::protocol::DType;
 
-/// Logged unless something else is asked for: lifecycle, no steps.
-pub(super) const DEFAULT_LOG: &str = "info";
+/// Logged unless something else is asked for: lifecycle, no steps. A terminal is told of a start in other ways.
+pub(super) fn default_log() -> &'static str {
+    if progress::is_watched() { "warn,nanoinfer_launch::supervise=info" } else { "info" }
+}
 
 /// Everything that `nanoinfer-launch` needs to know.
 #[derive(Debug)]
@@ -117,7 +120,7 @@ impl Config {
             max_queue_tokens: count(options.max_queue_tokens, defaults.max_queue_tokens),
             prefix_cache: !options.no_prefix_cache,
             worker_binary: Some(WorkerBinary::ThisProgram),
-            log: options.log.unwrap_or_else(|| DEFAULT_LOG.into()),
+            log: options.log.unwrap_or_else(|| default_log().into()),
             ..defaults
         };
         Ok(Self {

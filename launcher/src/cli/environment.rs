@@ -9,6 +9,13 @@ use crate::model::{Caches, HubAccess};
 
 const PUBLIC_HUB: &str = "https://huggingface.co";
 
+/// Where programs keep what they remember of their user, as XDG has it; none without a home.
+pub fn state_folder() -> Option<PathBuf> {
+    let absolute = |name: &str| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let state = absolute("XDG_STATE_HOME").or_else(|| Some(absolute("HOME")?.join(".local/state")))?;
+    Some(state.join("nanoinfer"))
+}
+
 /// Caches for downloaded and unpacked models.
 pub fn caches() -> Caches {
     caches_of(&|name| env::var(name).ok().filter(|value| !value.is_empty()), &env::temp_dir())

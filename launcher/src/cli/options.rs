@@ -14,7 +14,13 @@ use crate::size::ByteSize;
     name = "nanoinfer-launch",
     version = concat!(env!("CARGO_PKG_VERSION"), " (build ", env!("NANOINFER_BUILD_ID"), ")"),
     args_conflicts_with_subcommands = true,
-    after_help = "Every option can also be set as NANOINFER_<OPTION> in the environment, or as a key of the --config file.\n\
+    after_help = "Examples:\n  \
+                    nanoinfer-launch                                    the built-in demo model, on http://127.0.0.1:8000\n  \
+                    nanoinfer-launch --model gpt2-xl --nproc 2          25 heads as 13 + 12, downloaded once\n  \
+                    nanoinfer-launch --model ./my-gpt2 --dtype bf16     a folder, in half the memory\n  \
+                    nanoinfer-launch --model gpt2-xl --nproc 3 --plan   who would hold what; loads nothing\n  \
+                    nanoinfer-launch --host 0.0.0.0 --api-key-file key  for other machines, with a key\n\n\
+                  Every option can also be set as NANOINFER_<OPTION> in the environment, or as a key of the --config file.\n\
                   Flags win over the environment, the environment over the file.\n\
                   Exit codes: 0 clean stop, 2 bad usage or model, 1 everything else."
 )]
@@ -39,28 +45,28 @@ pub(super) struct ServeOptions {
     #[arg(long, env = "NANOINFER_CONFIG", value_name = "FILE", help_heading = "Configuration")]
     pub(super) config: Option<PathBuf>,
     /// Folder, checkpoint file, hub id (org/name) or short name (gpt2 … gpt2-xl) [default: the built-in nano-chat].
-    #[arg(long, env = "NANOINFER_MODEL", value_name = "MODEL")]
+    #[arg(long, env = "NANOINFER_MODEL", value_name = "MODEL", help_heading = "Model")]
     pub(super) model: Option<String>,
     /// Branch, tag or commit of a hub model [default: main].
-    #[arg(long, env = "NANOINFER_REVISION", value_name = "REVISION")]
+    #[arg(long, env = "NANOINFER_REVISION", value_name = "REVISION", help_heading = "Model")]
     pub(super) revision: Option<String>,
     /// A further name that requests may call the model by.
-    #[arg(long, env = "NANOINFER_SERVED_MODEL_NAME", value_name = "NAME")]
+    #[arg(long, env = "NANOINFER_SERVED_MODEL_NAME", value_name = "NAME", help_heading = "Model")]
     pub(super) served_model_name: Option<String>,
     /// Ranks to split the model over, up to its number of attention heads [default: 1].
-    #[arg(long, env = "NANOINFER_NPROC", value_name = "N", value_parser = positive())]
+    #[arg(long, env = "NANOINFER_NPROC", value_name = "N", value_parser = positive(), help_heading = "Cluster")]
     pub(super) nproc: Option<u32>,
     /// What to compute on [default: auto].
-    #[arg(long, env = "NANOINFER_DEVICE", value_enum)]
+    #[arg(long, env = "NANOINFER_DEVICE", value_enum, help_heading = "Cluster")]
     pub(super) device: Option<Device>,
     /// Element type of weights and matrix products [default: auto].
-    #[arg(long, env = "NANOINFER_DTYPE", value_enum)]
+    #[arg(long, env = "NANOINFER_DTYPE", value_enum, help_heading = "Cluster")]
     pub(super) dtype: Option<TypedDType>,
     /// Address to listen on [default: 127.0.0.1].
-    #[arg(long, env = "NANOINFER_HOST", value_name = "HOST")]
+    #[arg(long, env = "NANOINFER_HOST", value_name = "HOST", help_heading = "Server")]
     pub(super) host: Option<String>,
     /// Port to listen on; 0 takes any free one [default: 8000].
-    #[arg(long, env = "NANOINFER_PORT", value_name = "PORT")]
+    #[arg(long, env = "NANOINFER_PORT", value_name = "PORT", help_heading = "Server")]
     pub(super) port: Option<u16>,
     /// Key that requests must show as `Authorization: Bearer KEY`; other users of this host can see it here, unlike
     /// in a file.
@@ -69,36 +75,37 @@ pub(super) struct ServeOptions {
         env = "NANOINFER_API_KEY",
         value_name = "KEY",
         hide_env_values = true,
-        conflicts_with = "api_key_file"
+        conflicts_with = "api_key_file",
+        help_heading = "Server"
     )]
     pub(super) api_key: Option<String>,
     /// File whose first line is that key.
-    #[arg(long, env = "NANOINFER_API_KEY_FILE", value_name = "FILE")]
+    #[arg(long, env = "NANOINFER_API_KEY_FILE", value_name = "FILE", help_heading = "Server")]
     pub(super) api_key_file: Option<PathBuf>,
     /// Sites whose pages may use this server, like https://chat.example, separated by commas; * for all
     /// [default: none].
-    #[arg(long, env = "NANOINFER_CORS_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
+    #[arg(long, env = "NANOINFER_CORS_ORIGIN", value_name = "ORIGIN", value_delimiter = ',', help_heading = "Server")]
     pub(super) cors_origin: Option<Vec<String>>,
     /// Compute threads of each rank [default: cores divided by ranks].
-    #[arg(long, env = "NANOINFER_THREADS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    #[arg(long, env = "NANOINFER_THREADS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024), help_heading = "Cluster")]
     pub(super) threads: Option<u32>,
     /// Instruction set of the kernels: portable, avx2, avx512 or avx512-bf16 [default: the best there is].
     #[arg(long, env = "NANOINFER_ISA", value_name = "LEVEL", hide = true)]
     pub(super) isa: Option<String>,
     /// How ranks exchange partial sums [default: auto].
-    #[arg(long, env = "NANOINFER_COMM", value_enum)]
+    #[arg(long, env = "NANOINFER_COMM", value_enum, help_heading = "Cluster")]
     pub(super) comm: Option<TypedComm>,
     /// KV cache of each rank, like 512MiB or 2G [default: a quarter of the free memory, or what --max-seqs need].
-    #[arg(long, env = "NANOINFER_KV_MEMORY", value_name = "SIZE")]
+    #[arg(long, env = "NANOINFER_KV_MEMORY", value_name = "SIZE", help_heading = "Limits")]
     pub(super) kv_memory: Option<ByteSize>,
     /// Most sequences in one step [default: 32].
-    #[arg(long, env = "NANOINFER_MAX_SEQS", value_name = "N", value_parser = positive())]
+    #[arg(long, env = "NANOINFER_MAX_SEQS", value_name = "N", value_parser = positive(), help_heading = "Limits")]
     pub(super) max_seqs: Option<u32>,
     /// Most new tokens in one step [default: 512].
-    #[arg(long, env = "NANOINFER_MAX_BATCHED_TOKENS", value_name = "N", value_parser = positive())]
+    #[arg(long, env = "NANOINFER_MAX_BATCHED_TOKENS", value_name = "N", value_parser = positive(), help_heading = "Limits")]
     pub(super) max_batched_tokens: Option<u32>,
     /// Most requests waiting for their first step; beyond it 429 [default: 256].
-    #[arg(long, env = "NANOINFER_MAX_QUEUE", value_name = "N", value_parser = positive())]
+    #[arg(long, env = "NANOINFER_MAX_QUEUE", value_name = "N", value_parser = positive(), help_heading = "Limits")]
     pub(super) max_queue: Option<u32>,
     /// Most tokens of prompts waiting for their first step, or one larger request; beyond it 429 [default: 65536].
     #[arg(long, env = "NANOINFER_MAX_QUEUE_TOKENS", value_name = "N", value_parser = positive())]
@@ -107,10 +114,10 @@ pub(super) struct ServeOptions {
     #[arg(long, env = "NANOINFER_NO_PREFIX_CACHE")]
     pub(super) no_prefix_cache: bool,
     /// How long running requests may take to finish after SIGTERM, like 30 or 2m [default: 30].
-    #[arg(long, env = "NANOINFER_SHUTDOWN_TIMEOUT", value_name = "SECONDS", value_parser = duration)]
+    #[arg(long, env = "NANOINFER_SHUTDOWN_TIMEOUT", value_name = "SECONDS", value_parser = duration, help_heading = "Server")]
     pub(super) shutdown_timeout: Option<Duration>,
     /// Print what every rank will hold, then stop without loading anything.
-    #[arg(long, env = "NANOINFER_PLAN")]
+    #[arg(long, env = "NANOINFER_PLAN", help_heading = "Cluster")]
     pub(super) plan: bool,
     /// What to log to standard error: error, warn, info, debug, trace, or a filter like RUST_LOG's [default: info].
     #[arg(long, env = "NANOINFER_LOG", value_name = "FILTER", help_heading = "Configuration")]

@@ -1,0 +1,117 @@
+//! What a terminal is told while a cluster starts: the plan, a bar while weights are loaded, and where to go then.
+//!
+//! Logs and pipes get none of it: there the log says the same. Does not know how a cluster starts.
+//! The bar compares the memory of this process and its children with what the plan says that weights will take.
+
+use std::{
+    fs,
+    io::{self, IsTerminal},
+    net::SocketAddr,
+    sync::mpsc::{self, RecvTimeoutError},
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::plan::{Placement, Plan};
+
+/// How often the bar is drawn.
+const DRAW_EVERY: Duration = Duration::from_millis(100);
+
+/// A bar that is drawn until it is dropped.
+#[derive(Debug)]
+pub(crate) struct LoadProgress {
+    /// Dropped to end the thread.
+    stop: Option<mpsc::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Whether a person sees standard error.
+pub(crate) fn is_watched() -> bool {
+    io::stderr().is_terminal()
+}
+
+impl LoadProgress {
+    /// Tells the plan and begins to draw; nothing where nobody sees it.
+    pub(crate) fn begin(plan: &Plan) -> Option<Self> {
+        if !is_watched() {
+            return None;
+        }
+        crate::say(format_args!("\n{plan}\n"));
+        let weights = plan.memory.iter().map(|memory| memory.weights).sum();
+        let world = plan.partition.world();
+        let here = plan.placement() == Placement::Here;
+        let (stop, stopped) = mpsc::channel::<()>();
+        let thread = thread::Builder::new().name("progress".into()).spawn(move || {
+            let bar = if here { bar(weights) } else { waiting(world) };
+            let before = resident_bytes();
+            while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(DRAW_EVERY) {
+                // Other memory grows too: the bar is full at most.
+                bar.set_position(resident_bytes().saturating_sub(before).min(weights));
+                bar.tick();
+            }
+            bar.finish_and_clear();
+        });
+        // Without a thread there is no bar, and all else goes on.
+        thread.ok().map(|thread| Self { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for LoadProgress {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // A panic there has been printed.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What a person can do now.
+pub(crate) fn tell_where(address: SocketAddr) {
+    if is_watched() {
+        crate::say(format_args!(
+            "  chat      http://{address}/\n  reference http://{address}/docs\n  OpenAI    http://{address}/v1\n  \
+             Ollama    http://{address}\n  Ctrl-C stops it; a second Ctrl-C at once"
+        ));
+    }
+}
+
+fn bar(weights: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("loading weights {wide_bar} {bytes} of {total_bytes}, {elapsed}");
+    ProgressBar::new(weights).with_style(style.expect("the template is well-formed"))
+}
+
+fn waiting(world: usize) -> ProgressBar {
+    let style = ProgressStyle::with_template("{spinner} {msg}, {elapsed}").expect("the template is well-formed");
+    ProgressBar::new_spinner().with_style(style).with_message(format!("waiting for {world} ranks and their weights"))
+}
+
+/// Anonymous memory of this process and its children; what cannot be read counts as none.
+fn resident_bytes() -> u64 {
+    let tasks = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let children = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    let children = children.flat_map(|pids| pids.split_whitespace().map(str::to_owned).collect::<Vec<_>>());
+    std::iter::once("self".to_owned()).chain(children).filter_map(|pid| anonymous_bytes(&pid)).sum()
+}
+
+fn anonymous_bytes(pid: &str) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let kib = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?.trim().strip_suffix("kB")?;
+    Some(kib.trim().parse::<u64>().ok()? * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_is_touched_is_counted() {
+        let before = resident_bytes();
+        let touched = vec![1u8; 64 << 20];
+        let after = resident_bytes();
+        // Other tests of this process give memory back meanwhile.
+        assert!(after > before.max(32 << 20), "{before} then {after} with {} more", touched.len());
+    }
+}
