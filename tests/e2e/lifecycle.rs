@@ -38,7 +38,7 @@ fn rest(mut stream: BufReader<TcpStream>) -> String {
 #[test]
 fn a_signal_lets_running_requests_finish_and_takes_no_new_ones() {
     let mut server = Server::start(&["--nproc", "2"]);
-    let running = server.open_stream("/api/chat", &long_stream());
+    let (running, _) = server.open_stream("/api/chat", &long_stream());
     server.signal(Signal::TERM);
     server.await_line("SIGTERM");
     let (status, refusal) = server.post_text("/api/chat", r#"{"prompt":"Hello!"}"#);
@@ -53,7 +53,7 @@ fn a_stream_that_is_cut_off_ends_with_an_error() {
     let body = json!({ "prompt": "Once", "max_tokens": 250, "n": 12, "ignore_eos": true, "stream": true });
     for (timeout, second_signal, code) in [("10ms", false, 0), ("1h", true, 1)] {
         let mut server = Server::start(&["--threads", "1", "--max-seqs", "1", "--shutdown-timeout", timeout]);
-        let running = server.open_stream("/v1/completions", &body);
+        let (running, _) = server.open_stream("/v1/completions", &body);
         server.signal(Signal::TERM);
         if second_signal {
             server.await_line("finishing");
@@ -70,7 +70,7 @@ fn a_stream_that_is_cut_off_ends_with_an_error() {
 fn a_rank_that_dies_under_load_ends_streams_with_an_error() {
     let mut server = Server::start(&["--nproc", "3"]);
     let ranks = server.rank_pids();
-    let running = server.open_stream("/api/chat", &long_stream());
+    let (running, _) = server.open_stream("/api/chat", &long_stream());
     send_signal(ranks[2], Signal::KILL);
     let events = rest(running);
     let last = events.trim_end().lines().last().unwrap_or_default();

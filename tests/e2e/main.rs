@@ -9,6 +9,7 @@
 //! - [`lifecycle`]: signals, killed ranks, killed launchers, draining
 //! - [`ranks`]: ranks started by hand over TCP with a secret
 //! - [`memory`]: `--plan` against measured memory, gpt2-xl's 25 heads over 2 and 3 ranks
+//! - [`streams`]: two hundred at once
 //! - [`configs`]: every file in `configs/` starts
 //! - [`imports`]: the import rules of docs/architecture.md
 //! - [`docs`]: files, links and flags that the documents name exist
@@ -29,3 +30,4 @@ mod lifecycle;
 mod load;
 mod memory;
 mod ranks;
+mod streams;

@@ -181,8 +181,9 @@ impl Server {
         answer
     }
 
-    /// POST whose streamed answer is read only up to its first event: a reader of the rest.
-    pub(crate) fn open_stream(&self, path: &str, body: &Value) -> BufReader<TcpStream> {
+    /// POST whose streamed answer is read only up to its first event: a reader of the rest, and
+    /// that event's line.
+    pub(crate) fn open_stream(&self, path: &str, body: &Value) -> (BufReader<TcpStream>, String) {
         let address = self.url.strip_prefix("http://").unwrap();
         let mut socket = TcpStream::connect(address).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -195,7 +196,7 @@ impl Server {
             line.clear();
             assert_ne!(reader.read_line(&mut line).unwrap(), 0, "the stream ended before its first event");
         }
-        reader
+        (reader, line)
     }
 
     /// GET; status and body as text.
