@@ -108,10 +108,10 @@ pub(super) struct ServeOptions {
     #[arg(long, env = "NANOINFER_MAX_QUEUE", value_name = "N", value_parser = positive(), help_heading = "Limits")]
     pub(super) max_queue: Option<u32>,
     /// Most tokens of prompts waiting for their first step, or one larger request; beyond it 429 [default: 65536].
-    #[arg(long, env = "NANOINFER_MAX_QUEUE_TOKENS", value_name = "N", value_parser = positive())]
+    #[arg(long, env = "NANOINFER_MAX_QUEUE_TOKENS", value_name = "N", value_parser = positive(), help_heading = "Limits")]
     pub(super) max_queue_tokens: Option<u32>,
     /// Compute every prompt from its start, instead of beginning with KV blocks computed for another.
-    #[arg(long, env = "NANOINFER_NO_PREFIX_CACHE")]
+    #[arg(long, env = "NANOINFER_NO_PREFIX_CACHE", help_heading = "Limits")]
     pub(super) no_prefix_cache: bool,
     /// How long running requests may take to finish after SIGTERM, like 30 or 2m [default: 30].
     #[arg(long, env = "NANOINFER_SHUTDOWN_TIMEOUT", value_name = "SECONDS", value_parser = duration, help_heading = "Server")]
