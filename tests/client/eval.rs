@@ -63,7 +63,7 @@ fn core_is_that_of_nanochats_algorithm_from_a_bundle_and_from_one_file() {
     assert!(converted.status.success(), "{}", String::from_utf8_lossy(&converted.stderr));
     let golden = &golden()["core"];
     for set in [&data("bundle"), &file] {
-        let (output, report) = report(&folder, &["--model", "nano-chat", "--eval-set", set]);
+        let (output, report) = report(&folder, &["--model", "nano-chat", "--eval-set", set, "--log-items"]);
         for (label, theirs) in golden["tasks"].as_object().unwrap() {
             let ours = &report["tasks"][label];
             for number in ["accuracy", "centered"] {
@@ -71,6 +71,9 @@ fn core_is_that_of_nanochats_algorithm_from_a_bundle_and_from_one_file() {
                 assert!(difference.abs() < 1e-12, "{set}, {label}: {ours}, not {theirs}");
             }
             assert_eq!(ours["n"], 14);
+            let right =
+                report["items"][label].as_array().unwrap().iter().filter(|item| item["correct"] == true).count();
+            assert_eq!(ours["correct"], right);
         }
         let difference = report["metrics"]["core"].as_f64().unwrap() - golden["core"].as_f64().unwrap();
         assert!(difference.abs() < 1e-12, "{}", report["metrics"]);
@@ -113,5 +116,21 @@ fn what_a_set_cannot_give_is_refused_before_a_model_is_loaded() {
         let error = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{error}");
         assert!(error.contains(word), "{error}");
+    }
+}
+
+#[test]
+fn flags_named_on_the_evaluators_page_are_known() {
+    let mut known = String::new();
+    for verb in [&["eval", "--help"][..], &["eval", "verify", "--help"], &["eval", "speed", "--help"]] {
+        known += text(&nanoinfer(verb).output().unwrap());
+    }
+    let page = fs::read_to_string(root().join("docs/evaluation.md")).unwrap();
+    let words = page.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-' || c == '_'));
+    // `--eval_set` is as good as `--eval-set`.
+    let flags: Vec<String> = words.filter(|word| word.starts_with("--")).map(|word| word.replace('_', "-")).collect();
+    assert!(flags.len() > 10);
+    for flag in flags {
+        assert!(known.contains(&flag), "docs/evaluation.md names {flag}");
     }
 }

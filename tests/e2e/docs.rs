@@ -82,7 +82,8 @@ fn flags_named_in_the_documents_are_known() {
         "--test",
         "--nocapture",
     ];
-    for document in documents() {
+    // The evaluator's page names flags of `nanoinfer eval`, which tests/client covers.
+    for document in documents().into_iter().filter(|document| !document.ends_with("docs/evaluation.md")) {
         let text = fs::read_to_string(&document).unwrap();
         for flag in flags(&text).filter(|flag| !others.contains(flag)) {
             assert!(known.contains(flag), "{} names {flag}", document.display());

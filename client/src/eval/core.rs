@@ -38,12 +38,19 @@ pub(super) struct TaskResult {
     pub(super) departures: Departures,
     /// Percent.
     pub(super) random_baseline: f64,
+    /// Every item, in the shuffled order.
+    #[serde(skip)]
+    pub(super) items: Vec<ItemResult>,
 }
 
 /// What became of one item, as the journal keeps it.
-#[derive(Serialize, Deserialize)]
-struct ItemResult {
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct ItemResult {
     correct: bool,
+    /// Which item of the data set it is.
+    item: usize,
+    /// Sum of log-probabilities of each row's span.
+    logprobs: Vec<f64>,
     departures: Departures,
 }
 
@@ -64,14 +71,20 @@ pub(super) fn measure(
             CoreItem::from_json(task.icl_task_type, item)
                 .map_err(|reason| anyhow!("{}, item {i}: {reason}", task.label))
         });
-        let mut items: Vec<CoreItem> = items.collect::<anyhow::Result<_>>()?;
-        PythonRandom::new(SHUFFLE_SEED).shuffle(&mut items);
-        items.truncate(limit.unwrap_or(usize::MAX));
+        let items: Vec<CoreItem> = items.collect::<anyhow::Result<_>>()?;
+        let mut order: Vec<usize> = (0..items.len()).collect();
+        PythonRandom::new(SHUFFLE_SEED).shuffle(&mut order);
+        order.truncate(limit.unwrap_or(usize::MAX));
+        let items: Vec<CoreItem> = order.iter().map(|&item| items[item].clone()).collect();
         anyhow::ensure!(!items.is_empty(), "task {} has no items", task.label);
         let indices: Vec<usize> = (0..items.len()).collect();
         let phase = format!("{} ({} of {})", task.label, i + 1, tasks.len());
-        let outcomes: Vec<ItemResult> =
-            work.map(&phase, &indices, |_| 1, |&index| answer(server, task, &items, index))?;
+        let outcomes: Vec<ItemResult> = work.map(
+            &phase,
+            &indices,
+            |_| 1,
+            |&index| Ok(ItemResult { item: order[index], ..answer(server, task, &items, index)? }),
+        )?;
 
         let correct = outcomes.iter().filter(|outcome| outcome.correct).count();
         let mut departures = Departures::default();
@@ -91,6 +104,7 @@ pub(super) fn measure(
             shots: task.shots().min(items.len() - 1),
             departures,
             random_baseline: task.random_baseline,
+            items: outcomes,
         });
     }
     Ok(results)
@@ -120,7 +134,8 @@ fn answer(server: &Server, task: &TaskSpec, items: &[CoreItem], index: usize) ->
         Some(gold) => least(spans.iter().map(|span| mean_nll(span))) == gold,
         None => spans[0].iter().flatten().all(|score| score.is_first),
     };
-    Ok(ItemResult { correct, departures })
+    let sum = |span: &&[Option<TokenScore>]| span.iter().flatten().map(|score| score.logprob).sum();
+    Ok(ItemResult { correct, item: index, logprobs: spans.iter().map(sum).collect(), departures })
 }
 
 /// Not a number where the span is empty.

@@ -116,6 +116,9 @@ struct MeasureOptions {
     /// CORE tasks to run, by label [default: all].
     #[arg(long, value_delimiter = ',', value_name = "LABEL,…")]
     tasks: Vec<String>,
+    /// List every item of every CORE task in the report, with its log-probabilities.
+    #[arg(long, requires = "output")]
+    log_items: bool,
     /// How to lay windows over a text, and what to average.
     #[arg(long, alias = "ppl_mode", value_enum, value_name = "MODE", default_value_t = PerplexityMode::Exact)]
     ppl_mode: PerplexityMode,
@@ -228,6 +231,7 @@ fn evaluate(
         bleu: wants(Metric::Bleu),
         rouge: wants(Metric::Rouge),
         tasks: None,
+        log_items: options.log_items,
         elapsed_s: 0.0,
     };
     if wants(Metric::Ppl) {

@@ -26,6 +26,8 @@ pub(super) struct Report {
     pub(super) bleu: bool,
     pub(super) rouge: bool,
     pub(super) tasks: Option<Vec<TaskResult>>,
+    /// Whether the JSON lists every item of every task.
+    pub(super) log_items: bool,
     pub(super) elapsed_s: f64,
 }
 
@@ -82,6 +84,10 @@ impl Report {
                 })
             };
             report["answers"] = pairs.iter().zip(answers).map(answer).collect();
+        }
+        if let Some(tasks) = self.tasks.as_ref().filter(|_| self.log_items) {
+            let items: Map<String, Value> = tasks.iter().map(|task| (task.label.clone(), json!(task.items))).collect();
+            report["items"] = items.into();
         }
         if let Some(tasks) = &self.tasks {
             let tasks: Map<String, Value> = tasks.iter().map(|task| (task.label.clone(), json!(task))).collect();
