@@ -1,28 +1,30 @@
-//! `nanoinfer generate`: one prompt in, its continuation on standard output and nothing else.
+//! `nanoinfer generate`: one prompt in, its answer on standard output and nothing else.
 //!
 //! Speaks the short form of `POST /api/chat`, whole or as server-sent events.
 
-use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
+use std::io::{self, IsTerminal, Read, Write};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow};
 use clap::Args;
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::{Failure, model_options::ModelOptions, private_server::PrivateServer};
+use crate::{
+    Failure,
+    events::Events,
+    target::{self, Target, TargetOptions},
+};
 
-/// Longest line of a stream that is still an event.
-const MAX_EVENT_BYTES: u64 = 1 << 20;
 /// Longest prompt that is read from standard input.
 const MAX_PROMPT_BYTES: u64 = 16 << 20;
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    nanoinfer generate --model gpt2 --prompt \"Once upon a time\" --stream\n  \
+    echo \"What is a cat?\" | nanoinfer generate > answer.txt\n  \
+    nanoinfer generate --url http://127.0.0.1:8000 --prompt Hello --temperature 0")]
 pub(crate) struct GenerateOptions {
-    /// Server to ask, like http://127.0.0.1:8000.
-    #[arg(long, value_name = "URL", conflicts_with_all = ["model", "revision", "nproc", "device", "dtype", "threads"])]
-    url: Option<String>,
     #[command(flatten)]
-    pub(crate) model: ModelOptions,
+    target: TargetOptions,
     /// Text to answer; standard input if it is absent and a pipe.
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
@@ -46,27 +48,14 @@ pub(crate) struct GenerateOptions {
     stream: bool,
 }
 
-/// One event of a streamed answer, or a whole one, or what went wrong.
-#[derive(Deserialize)]
-struct Piece {
-    token: Option<String>,
-    response: Option<String>,
-    error: Option<Value>,
-}
-
 pub(crate) fn run(options: GenerateOptions) -> Result<(), Failure> {
     let prompt = prompt(&options, io::stdin().lock(), io::stdin().is_terminal())?;
     let body = body(&options, prompt);
-    let mut server = match &options.url {
-        Some(_) => None,
-        None => Some(PrivateServer::start(&options.model)?),
-    };
-    let url = options.url.as_deref().or(server.as_ref().map(PrivateServer::url)).expect("one of the two is there");
-    let asked = ask(url, &body, io::stdout().lock());
-    if let (Err(_), Some(server)) = (&asked, &mut server) {
-        server.tell_its_end();
+    let mut target = Target::open(&options.target)?;
+    let asked = ask(&target, &body, io::stdout().lock());
+    if asked.is_err() {
+        target.tell_its_end();
     }
-    drop(server);
     Ok(asked?)
 }
 
@@ -107,29 +96,16 @@ fn number(typed: f32) -> Value {
 }
 
 /// Sends the request and writes the text of the answer, ended by a line end.
-fn ask(url: &str, body: &Value, mut out: impl Write) -> anyhow::Result<()> {
-    let url = format!("{}/api/chat", url.trim_end_matches('/'));
-    let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
-    let response = agent.post(&url).send_json(body).with_context(|| format!("cannot reach {url}"))?;
-    let status = response.status();
-    let stream =
-        response.headers().get("content-type").is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
-    let mut reader = BufReader::new(response.into_body().into_reader());
-    let written = if stream && status.is_success() {
-        write_events(&mut reader, &mut out)
+fn ask(target: &Target, body: &Value, mut out: impl Write) -> anyhow::Result<()> {
+    let (is_stream, reply) = target.post("/api/chat", body)?;
+    let written = if is_stream {
+        write_events(Events::new(reply), &mut out)?
     } else {
-        let mut text = String::new();
-        reader.read_to_string(&mut text).with_context(|| format!("{url} broke off"))?;
-        let answer: Option<Piece> = serde_json::from_str(&text).ok();
-        match answer {
-            Some(Piece { response: Some(response), .. }) if status.is_success() => {
-                Ok(out.write_all(response.as_bytes()))
-            }
-            Some(Piece { error: Some(error), .. }) => bail!("{url} answered {status}: {}", said(&error)),
-            _ => bail!("{url} answered {status}: {}", text.trim()),
-        }
+        let answer = target::whole(reply)?;
+        let text = answer["response"].as_str().with_context(|| format!("the server sent no answer: {answer}"))?;
+        out.write_all(text.as_bytes())
     };
-    match written?.and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush()) {
+    match written.and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush()) {
         // Whoever read our output has seen enough.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => other.context("cannot write to standard output"),
@@ -137,34 +113,18 @@ fn ask(url: &str, body: &Value, mut out: impl Write) -> anyhow::Result<()> {
 }
 
 /// Writes the tokens of a stream as they come. The outer result is the server's, the inner one standard output's.
-fn write_events(events: &mut impl BufRead, out: &mut impl Write) -> anyhow::Result<io::Result<()>> {
-    loop {
-        let mut line = String::new();
-        let read = events.take(MAX_EVENT_BYTES).read_line(&mut line).context("the answer broke off")?;
-        if read == 0 {
-            bail!("the answer broke off before its end");
-        }
-        let Some(data) = line.trim_end().strip_prefix("data:") else { continue };
-        let data = data.trim_start();
-        if data == "[DONE]" {
-            return Ok(Ok(()));
-        }
-        let piece: Piece = serde_json::from_str(data).with_context(|| format!("the server sent no event: {data}"))?;
-        if let Some(error) = piece.error {
-            bail!("the server gave up: {}", said(&error));
-        }
-        if let Some(token) = piece.token
+fn write_events(
+    events: impl Iterator<Item = anyhow::Result<Value>>,
+    out: &mut impl Write,
+) -> anyhow::Result<io::Result<()>> {
+    for event in events {
+        if let Some(token) = event?["token"].as_str()
             && let Err(error) = out.write_all(token.as_bytes()).and_then(|()| out.flush())
         {
             return Ok(Err(error));
         }
     }
-}
-
-/// An error in words: a string, or an object with a `message`.
-fn said(error: &Value) -> String {
-    let message = error.as_str().or_else(|| error.get("message").and_then(Value::as_str));
-    message.map_or_else(|| error.to_string(), String::from)
+    Ok(Ok(()))
 }
 
 #[cfg(test)]
@@ -198,18 +158,11 @@ mod tests {
     }
 
     #[test]
-    fn events_become_text_and_errors_are_told() {
-        let write = |events: &str| {
-            let mut out = Vec::new();
-            let result = write_events(&mut events.as_bytes(), &mut out).map(|_| ()).map_err(|e| e.to_string());
-            (String::from_utf8(out).unwrap(), result)
-        };
-        let events = "data: {\"token\":\"He\"}\n\n: comment\ndata: {\"token\":\"llo\"}\n\ndata: [DONE]\n\n";
-        assert_eq!(write(events), ("Hello".into(), Ok(())));
-        let (text, result) = write("data: {\"token\":\"He\"}\n\ndata: {\"error\":\"rank 1 is gone\"}\n\n");
-        assert_eq!(text, "He");
-        assert!(result.unwrap_err().contains("rank 1 is gone"));
-        assert!(write("data: {\"token\":\"He\"}\n\n").1.unwrap_err().contains("broke off"));
+    fn tokens_are_written_up_to_an_error() {
+        let events = vec![Ok(json!({"token": "He"})), Ok(json!({"token": "llo"})), Err(anyhow!("rank 1 is gone"))];
+        let mut out = Vec::new();
+        let error = write_events(events.into_iter(), &mut out).unwrap_err();
+        assert_eq!((out.as_slice(), error.to_string().as_str()), (&b"Hello"[..], "rank 1 is gone"));
     }
 
     #[test]

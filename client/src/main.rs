@@ -1,9 +1,12 @@
 //! `nanoinfer`: meets a server over HTTP as any client would; starts a private one when given a model.
 //!
-//! [`generate`] asks, over HTTP, [`private_server`] being the server that it may need; [`bench`] measures a cluster without HTTP;
-//! [`eval`] measures how good a model is. Does not know how text is made.
+//! [`generate`] and [`chat`] ask a [`target`], which may be a [`private_server`], and read its [`events`]; [`bench`] measures
+//! a cluster without HTTP; [`eval`] measures how good a model is. Does not know how text is made.
 
 mod generate;
+mod chat;
+mod target;
+mod events;
 mod private_server;
 mod model_options;
 mod bench;
@@ -13,7 +16,7 @@ use std::{ffi::OsString, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
-use crate::{bench::BenchOptions, eval::EvalOptions, generate::GenerateOptions};
+use crate::{bench::BenchOptions, chat::ChatOptions, eval::EvalOptions, generate::GenerateOptions};
 
 /// Generates text from a server, or from a model.
 #[derive(Debug, Parser)]
@@ -28,8 +31,10 @@ struct CommandLine {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Continue a prompt; only the text goes to standard output.
+    /// Answer a prompt; only the text goes to standard output.
     Generate(GenerateOptions),
+    /// Talk in the terminal: history, commands, Ctrl-C stops an answer.
+    Chat(ChatOptions),
     /// Measure a model on this machine: a table, then one line of JSON.
     Bench(BenchOptions),
     /// Measure how good a model is: perplexity, BLEU, ROUGE, CORE.
@@ -56,11 +61,12 @@ fn main() -> ExitCode {
     }
     let result = match typed.verb {
         Some(Verb::Generate(options)) => generate::run(options),
+        Some(Verb::Chat(options)) => chat::run(options),
         Some(Verb::Bench(options)) => bench::run(options),
         Some(Verb::Eval(options)) => eval::run(*options),
-        None => {
-            Err(Failure::usage(anyhow::anyhow!("nothing to do\n  hint: nanoinfer generate --prompt TEXT, or --help")))
-        }
+        None => Err(Failure::usage(anyhow::anyhow!(
+            "nothing to do\n  hint: nanoinfer chat, nanoinfer generate --prompt TEXT, or --help"
+        ))),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

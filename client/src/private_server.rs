@@ -53,6 +53,8 @@ impl PrivateServer {
         command.arg0("nanoinfer").args([SERVE, "--host", "127.0.0.1", "--port", "0"]);
         command.args(["--parent", &std::process::id().to_string()]);
         command.args(options.flags());
+        // Keys are for servers that others can reach.
+        command.env_remove("NANOINFER_API_KEY").env_remove("NANOINFER_API_KEY_FILE");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
         let mut child = command.spawn().context("cannot start a private server")?;
         let mut stderr = BufReader::new(child.stderr.take().expect("it was asked for"));

@@ -1,0 +1,183 @@
+//! What has been said, and how answers are to be sampled: lines in, the next request out.
+//!
+//! Knows commands and messages; does not know terminals or servers.
+
+use std::fs;
+
+use nanoinfer_launch::closest;
+use serde_json::{Map, Value, json};
+
+const COMMANDS: [&str; 9] = ["/system", "/params", "/reset", "/retry", "/save", "/stats", "/help", "/quit", "/exit"];
+const PARAMETERS: [&str; 7] = ["temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "seed"];
+
+/// A conversation so far.
+#[derive(Debug, Default)]
+pub(super) struct Conversation {
+    system: Option<String>,
+    messages: Vec<Value>,
+    parameters: Map<String, Value>,
+}
+
+/// What a line asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Said {
+    /// An answer.
+    Turn,
+    /// These are to be shown.
+    Words(String),
+    Help,
+    /// Statistics on, or off again.
+    Statistics,
+    Quit,
+}
+
+impl Conversation {
+    pub(super) fn new(system: Option<String>) -> Self {
+        Self { system: system.filter(|text| !text.is_empty()), ..Self::default() }
+    }
+
+    /// Takes a line; the error says what is wrong with a command.
+    pub(super) fn take(&mut self, line: &str) -> Result<Said, String> {
+        if !line.starts_with('/') {
+            self.messages.push(json!({"role": "user", "content": line}));
+            return Ok(Said::Turn);
+        }
+        let (command, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+        let rest = rest.trim();
+        match command {
+            "/system" => {
+                self.system = Some(rest.to_owned()).filter(|text| !text.is_empty());
+                let state = if self.system.is_some() { "set" } else { "gone" };
+                Ok(Said::Words(format!("the system text is {state}")))
+            }
+            "/params" => self.parameter(rest).map(Said::Words),
+            "/reset" => {
+                self.messages.clear();
+                Ok(Said::Words("the conversation is forgotten".into()))
+            }
+            "/retry" => self.retry(),
+            "/save" => self.save(rest).map(Said::Words),
+            "/stats" => Ok(Said::Statistics),
+            "/help" => Ok(Said::Help),
+            "/quit" | "/exit" => Ok(Said::Quit),
+            other => Err(match closest(other, COMMANDS) {
+                Some(near) => format!("there is no {other}; did you mean {near}?"),
+                None => format!("there is no {other}; /help lists the commands"),
+            }),
+        }
+    }
+
+    /// The request that the next answer answers.
+    pub(super) fn request(&self) -> Value {
+        let mut request = self.parameters.clone();
+        request.insert("messages".into(), self.all().into());
+        request.insert("stream".into(), true.into());
+        request.insert("stream_options".into(), json!({"include_usage": true}));
+        request.into()
+    }
+
+    /// What came of it. Where nothing did, the turn is forgotten: it can be said again.
+    pub(super) fn answered(&mut self, text: String) {
+        if text.is_empty() {
+            self.messages.pop();
+        } else {
+            self.messages.push(json!({"role": "assistant", "content": text}));
+        }
+    }
+
+    fn all(&self) -> Vec<Value> {
+        let system = self.system.iter().map(|text| json!({"role": "system", "content": text}));
+        system.chain(self.messages.iter().cloned()).collect()
+    }
+
+    fn retry(&mut self) -> Result<Said, String> {
+        if self.messages.pop_if(|message| message["role"] == "assistant").is_some() && !self.messages.is_empty() {
+            Ok(Said::Turn)
+        } else {
+            Err("there is no answer yet".into())
+        }
+    }
+
+    fn parameter(&mut self, words: &str) -> Result<String, String> {
+        let (name, value) = words.split_once(char::is_whitespace).unwrap_or((words, ""));
+        if name.is_empty() {
+            let line = |name: &&str| match self.parameters.get(*name) {
+                Some(value) => format!("  {name} {value}"),
+                None => format!("  {name} as the server likes"),
+            };
+            return Ok(PARAMETERS.iter().map(line).collect::<Vec<_>>().join("\n"));
+        }
+        if !PARAMETERS.contains(&name) {
+            return Err(match closest(name, PARAMETERS) {
+                Some(near) => format!("there is no parameter {name}; did you mean {near}?"),
+                None => format!("there is no parameter {name}; there are {}", PARAMETERS.join(", ")),
+            });
+        }
+        match value.trim() {
+            "" => {
+                self.parameters.remove(name);
+                Ok(format!("{name} is the server's again"))
+            }
+            value => {
+                // Whether it is in range is for the server to say.
+                let number: Value = serde_json::from_str(value)
+                    .ok()
+                    .filter(Value::is_number)
+                    .ok_or_else(|| format!("{name} should be a number, got {value}"))?;
+                let said = format!("{name} is {number}");
+                self.parameters.insert(name.into(), number);
+                Ok(said)
+            }
+        }
+    }
+
+    fn save(&self, path: &str) -> Result<String, String> {
+        if path.is_empty() {
+            return Err("/save FILE: which file?".into());
+        }
+        let mut text = format!("{:#}", json!({"messages": self.all()}));
+        text.push('\n');
+        fs::write(path, text).map_err(|error| format!("cannot write {path}: {error}"))?;
+        Ok(format!("{} messages are in {path}", self.all().len()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn turns_and_instructions_make_a_request() {
+        let mut conversation = Conversation::new(None);
+        conversation.take("/system Be brief.").unwrap();
+        conversation.take("/params temperature 0.5").unwrap();
+        assert_eq!(conversation.take("Hi"), Ok(Said::Turn));
+        conversation.answered("Hello.".into());
+        assert_eq!(conversation.take("Bye"), Ok(Said::Turn));
+        let request = conversation.request();
+        let roles: Vec<_> = request["messages"].as_array().unwrap().iter().map(|m| m["role"].clone()).collect();
+        assert_eq!(roles, ["system", "user", "assistant", "user"]);
+        assert_eq!((&request["temperature"], &request["stream"]), (&json!(0.5), &json!(true)));
+
+        conversation.answered(String::new());
+        assert_eq!(conversation.request()["messages"].as_array().unwrap().len(), 3, "an unanswered turn is forgotten");
+        assert_eq!(conversation.take("/retry"), Ok(Said::Turn));
+        assert_eq!(conversation.request()["messages"].as_array().unwrap().len(), 2);
+        conversation.take("/reset").unwrap();
+        conversation.take("/params temperature").unwrap();
+        assert_eq!(conversation.request()["messages"], json!([{"role": "system", "content": "Be brief."}]));
+        assert!(conversation.request().get("temperature").is_none());
+    }
+
+    #[test]
+    fn slips_are_named() {
+        let mut conversation = Conversation::new(None);
+        assert!(conversation.take("/sytem x").unwrap_err().contains("did you mean /system?"));
+        assert!(conversation.take("/wat").unwrap_err().contains("/help"));
+        assert!(conversation.take("/params temprature 1").unwrap_err().contains("did you mean temperature?"));
+        assert!(conversation.take("/params seed x").unwrap_err().contains("a number"));
+        assert!(conversation.take("/save").unwrap_err().contains("which file"));
+        assert!(conversation.take("/save /nonexistent/x").unwrap_err().contains("cannot write"));
+        assert!(conversation.take("/retry").is_err());
+    }
+}

@@ -1,0 +1,120 @@
+//! Where a verb sends its requests: a server by its address, or a private one for a model.
+
+use std::io::{BufReader, Read};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use serde_json::Value;
+
+use crate::{Failure, model_options::ModelOptions, private_server::PrivateServer};
+
+/// Longest answer that is no stream.
+const MAX_REPLY_BYTES: u64 = 64 << 20;
+
+#[derive(Debug, Args)]
+pub(crate) struct TargetOptions {
+    /// Server to ask, like http://127.0.0.1:8000.
+    #[arg(long, value_name = "URL", help_heading = "Server", conflicts_with_all = ["model", "revision", "nproc", "device", "dtype", "threads"])]
+    url: Option<String>,
+    /// Key that the server wants.
+    #[arg(long, env = "NANOINFER_API_KEY", value_name = "KEY", help_heading = "Server", hide_env_values = true)]
+    api_key: Option<String>,
+    #[command(flatten)]
+    model: ModelOptions,
+}
+
+/// A server to ask.
+#[derive(Debug)]
+pub(crate) struct Target {
+    url: String,
+    api_key: Option<String>,
+    agent: ureq::Agent,
+    private: Option<PrivateServer>,
+}
+
+/// The body of an answer that said yes.
+pub(crate) type Body = BufReader<ureq::BodyReader<'static>>;
+
+impl Target {
+    /// Starts a private server where no address was given.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub(crate) fn open(options: &TargetOptions) -> Result<Self, Failure> {
+        let private = match &options.url {
+            Some(_) => None,
+            None => Some(PrivateServer::start(&options.model)?),
+        };
+        let url = options.url.as_deref().or(private.as_ref().map(PrivateServer::url)).expect("one of the two is there");
+        let url = url.trim_end_matches('/').to_owned();
+        let agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
+        Ok(Self { url, api_key: options.api_key.clone(), agent, private })
+    }
+
+    /// Asks, and hands out the answer's body, with whether it is a stream of events.
+    ///
+    /// # Errors
+    /// When the server cannot be reached or says no: in its words.
+    pub(crate) fn post(&self, path: &str, body: &Value) -> anyhow::Result<(bool, Body)> {
+        let url = format!("{}{path}", self.url);
+        let request = match &self.api_key {
+            Some(key) => self.agent.post(&url).header("authorization", format!("Bearer {key}")),
+            None => self.agent.post(&url),
+        };
+        self.read(&url, request.send_json(body))
+    }
+
+    /// The same for what needs no body.
+    ///
+    /// # Errors
+    /// As [`Target::post`].
+    pub(crate) fn get(&self, path: &str) -> anyhow::Result<Value> {
+        let url = format!("{}{path}", self.url);
+        let request = match &self.api_key {
+            Some(key) => self.agent.get(&url).header("authorization", format!("Bearer {key}")),
+            None => self.agent.get(&url),
+        };
+        let (_, body) = self.read(&url, request.call())?;
+        whole(body)
+    }
+
+    fn read(
+        &self,
+        url: &str,
+        answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
+    ) -> anyhow::Result<(bool, Body)> {
+        let response = answer.with_context(|| format!("cannot reach {url}"))?;
+        let status = response.status();
+        let kind = response.headers().get("content-type");
+        let is_stream = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
+        let mut body = BufReader::new(response.into_body().into_reader());
+        if status.is_success() {
+            return Ok((is_stream, body));
+        }
+        let mut text = String::new();
+        // What it said so far is all there is to tell.
+        let _ = body.by_ref().take(MAX_REPLY_BYTES).read_to_string(&mut text);
+        let said_why = serde_json::from_str(&text).ok().and_then(|answer: Value| answer.get("error").map(said));
+        bail!("{url} answered {status}: {}", said_why.unwrap_or_else(|| text.trim().into()))
+    }
+
+    /// Writes the end of a private server's log to standard error, if it has ended.
+    pub(crate) fn tell_its_end(&mut self) {
+        if let Some(private) = &mut self.private {
+            private.tell_its_end();
+        }
+    }
+}
+
+/// An answer that is one JSON value.
+pub(crate) fn whole(body: Body) -> anyhow::Result<Value> {
+    let mut text = String::new();
+    body.take(MAX_REPLY_BYTES).read_to_string(&mut text).context("the answer broke off")?;
+    serde_json::from_str(&text).with_context(|| format!("the server sent no JSON: {}", text.trim()))
+}
+
+/// An error in words: a string, or an object with a `message`.
+pub(crate) fn said(error: &Value) -> String {
+    let message = error.as_str().or_else(|| error.get("message").and_then(Value::as_str));
+    message.map_or_else(|| error.to_string(), String::from)
+}
