@@ -4,7 +4,6 @@ use std::{io, net::SocketAddr, path::PathBuf};
 
 use nanoinfer_coordinator::{engine::StartError, kv_budget::KvTooSmall, text::TextError};
 use nanoinfer_shared::{PartitionError, handshake::HandshakeError, link::LinkError};
-use nanoinfer_worker::checkpoint::CheckpointError;
 
 use crate::{model::ModelError, supervise::RankEnd};
 
@@ -22,9 +21,6 @@ pub enum LaunchError {
     /// There is no such model.
     #[error(transparent)]
     Model(#[from] ModelError),
-    /// The checkpoint is not what its configuration says.
-    #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
     /// Its tokenizer or chat template is broken.
     #[error(transparent)]
     Text(#[from] TextError),
@@ -122,7 +118,6 @@ impl LaunchError {
         match self {
             Self::Usage { .. }
             | Self::Model(_)
-            | Self::Checkpoint(_)
             | Self::Text(_)
             | Self::Partition(_)
             | Self::KvMemory(_)

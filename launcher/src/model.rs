@@ -2,18 +2,19 @@
 //!
 //! A name is, in this order: the embedded demo model (`nano-chat`, or nothing typed); a folder; a checkpoint file with
 //! its configuration and tokenizer beside it; a short name of the GPT-2 family; a Hugging Face hub id (`org/name`).
-//! Does not read weights beyond their names.
+//! Reads names and shapes of the weights, to know what the configuration leaves open.
 
 mod demo;
 mod hub;
+mod weights;
 
 use std::{
-    collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
 };
 
 use nanoinfer_shared::{Geometry, GeometryError};
+use nanoinfer_worker::checkpoint::{Checkpoint, CheckpointError};
 
 pub use self::{demo::DemoError, hub::HubError};
 use crate::names::closest;
@@ -30,8 +31,6 @@ const SHORT_NAMES: [(&str, &str); 5] = [
     ("distilgpt2", "distilbert/distilgpt2"),
 ];
 const CONFIG: &str = "config.json";
-const WEIGHTS: &str = "model.safetensors";
-const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
 
 /// A model that is there to be loaded.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,10 +39,12 @@ pub struct ResolvedModel {
     pub name: String,
     /// Configuration and tokenizer are here.
     pub folder: PathBuf,
-    /// Safetensors files, in the order of their names.
+    /// Files of the checkpoint, in the order of their names.
     pub weights: Vec<PathBuf>,
-    /// Sizes, from `config.json`.
+    /// Sizes, from `config.json` or the checkpoint itself; the checkpoint agrees with them.
     pub geometry: Geometry,
+    /// Digest of the checkpoint's layout.
+    pub fingerprint: u64,
 }
 
 /// Where models are looked up and kept. Filled by the command line from the environment.
@@ -125,6 +126,9 @@ pub enum ModelError {
         /// What is wrong in it.
         source: GeometryError,
     },
+    /// The checkpoint is none, or not what its configuration says.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     /// The list of a checkpoint's parts is broken.
     #[error("{}: {reason}", .path.display())]
     Index {
@@ -154,30 +158,80 @@ pub enum ModelError {
 /// # Errors
 /// Says what is missing, what was tried, and what may have been meant.
 pub fn resolve(name: Option<&str>, revision: Option<&str>, caches: &Caches) -> Result<ResolvedModel, ModelError> {
-    let place = locate(name, revision, caches)?;
+    read(name, locate(name, revision, caches, Freshness::Cached)?, true)
+}
+
+/// As [`resolve`], but asks the hub whether it has something newer.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn pull(name: &str, revision: Option<&str>, caches: &Caches) -> Result<ResolvedModel, ModelError> {
+    read(Some(name), locate(Some(name), revision, caches, Freshness::Newest)?, true)
+}
+
+/// As [`resolve`], but without a tokenizer it is a model too: to look at, and to convert.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn resolve_checkpoint(
+    name: Option<&str>,
+    revision: Option<&str>,
+    caches: &Caches,
+) -> Result<ResolvedModel, ModelError> {
+    read(name, locate(name, revision, caches, Freshness::Cached)?, false)
+}
+
+/// Finds the files of the weights of `name` only, for a rank that was told its own copy.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn resolve_weights(name: &str, revision: Option<&str>, caches: &Caches) -> Result<Vec<PathBuf>, ModelError> {
+    locate(Some(name), revision, caches, Freshness::Cached)?.weights()
+}
+
+fn read(name: Option<&str>, place: Place, needs_tokenizer: bool) -> Result<ResolvedModel, ModelError> {
     let path = place.folder.join(CONFIG);
-    if !path.exists() {
-        return Err(missing(&place.folder, CONFIG, "a model is a folder as Hugging Face publishes it"));
-    }
-    let text = fs::read_to_string(&path).map_err(|source| ModelError::Read { path: path.clone(), source })?;
-    let geometry = Geometry::from_config_json(&text).map_err(|source| ModelError::Geometry { path, source })?;
-    if !has_tokenizer(&place.folder) {
+    let parse = |path: &Path, text: &str| {
+        Geometry::from_config_json(text).map_err(|source| ModelError::Geometry { path: path.into(), source })
+    };
+    let beside = match fs::read_to_string(&path) {
+        Ok(text) => Some(parse(&path, &text)?),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(source) => return Err(ModelError::Read { path, source }),
+    };
+    let no_config = || missing(&place.folder, CONFIG, "a model is a folder as Hugging Face publishes it");
+    let weights = match place.weights() {
+        // The first thing to say of a folder that holds no model at all.
+        Err(ModelError::MissingFile { .. }) if beside.is_none() => return Err(no_config()),
+        other => other,
+    };
+    if needs_tokenizer && !has_tokenizer(&place.folder) {
         return Err(missing(
             &place.folder,
             "tokenizer.json (or vocab.json and merges.txt)",
             "put the tokenizer of the model beside it; GPT-2's is in any gpt2 folder",
         ));
     }
+    let weights = weights?;
+    let checkpoint = Checkpoint::open(&weights)?;
+    // What a checkpoint says of itself cannot belong to another one.
+    let geometry = match checkpoint.config() {
+        Some(text) => parse(&weights[0], text)?,
+        None => beside.ok_or_else(no_config)?,
+    };
+    let geometry = checkpoint.refine(geometry);
+    checkpoint.check(&geometry)?;
     let name = name.unwrap_or(DEMO_MODEL).to_string();
-    Ok(ResolvedModel { name, weights: place.weights()?, folder: place.folder, geometry })
+    Ok(ResolvedModel { name, folder: place.folder, weights, geometry, fingerprint: checkpoint.fingerprint() })
 }
 
-/// Finds the safetensors files of `name` only, for a rank that was told its own copy.
-///
-/// # Errors
-/// As [`resolve`].
-pub fn resolve_weights(name: &str, revision: Option<&str>, caches: &Caches) -> Result<Vec<PathBuf>, ModelError> {
-    locate(Some(name), revision, caches)?.weights()
+/// Whether what the cache has of a hub model is good enough.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Freshness {
+    /// Yes.
+    Cached,
+    /// Only if the hub has nothing newer.
+    Newest,
 }
 
 /// A folder, and a file in it where one was typed.
@@ -186,7 +240,12 @@ struct Place {
     file: Option<PathBuf>,
 }
 
-fn locate(name: Option<&str>, revision: Option<&str>, caches: &Caches) -> Result<Place, ModelError> {
+fn locate(
+    name: Option<&str>,
+    revision: Option<&str>,
+    caches: &Caches,
+    freshness: Freshness,
+) -> Result<Place, ModelError> {
     let folder = |folder| Place { folder, file: None };
     let local = |name: &str| match revision {
         Some(revision) => Err(ModelError::Revision { name: name.into(), revision: revision.into() }),
@@ -222,62 +281,20 @@ fn locate(name: Option<&str>, revision: Option<&str>, caches: &Caches) -> Result
             return Err(ModelError::Unknown { name: name.into(), suggestion });
         }
     };
-    Ok(folder(hub::fetch(id, revision.unwrap_or("main"), &caches.hub)?))
+    Ok(folder(hub::fetch(id, revision.unwrap_or("main"), &caches.hub, freshness)?))
 }
 
 impl Place {
     fn weights(&self) -> Result<Vec<PathBuf>, ModelError> {
-        let folder = &self.folder;
-        if let Some(file) = &self.file {
-            let name = file.file_name().unwrap_or_default().to_string_lossy();
-            if name.ends_with(".safetensors.index.json") {
-                return shards(file);
-            }
-            if !name.ends_with(".safetensors") {
-                return Err(missing(folder, "safetensors file of that name", PICKLE_HINT));
-            }
-            return Ok(vec![file.clone()]);
+        match &self.file {
+            Some(file) => weights::of_file(file),
+            None => weights::in_folder(&self.folder),
         }
-        let whole = folder.join(WEIGHTS);
-        if whole.exists() {
-            return Ok(vec![whole]);
-        }
-        let index = folder.join(WEIGHTS_INDEX);
-        if index.exists() {
-            return shards(&index);
-        }
-        Err(missing(folder, WEIGHTS, PICKLE_HINT))
     }
 }
 
-const PICKLE_HINT: &str =
-    "weights are read from .safetensors files; transformers' `save_pretrained` writes them from any other form";
-
-/// The files that an index of a split checkpoint names, in the order of their names.
-fn shards(index: &Path) -> Result<Vec<PathBuf>, ModelError> {
-    let text = fs::read_to_string(index).map_err(|source| ModelError::Read { path: index.into(), source })?;
-    let names = shard_names(&text).map_err(|reason| ModelError::Index { path: index.into(), reason })?;
-    let folder = index.parent().unwrap_or(Path::new("."));
-    let files: Vec<_> = names.iter().map(|name| folder.join(name)).collect();
-    match files.iter().find(|file| !file.exists()) {
-        Some(lost) => Err(ModelError::Index { path: index.into(), reason: format!("{} is missing", lost.display()) }),
-        None => Ok(files),
-    }
-}
-
-/// File names in the text of a `model.safetensors.index.json`.
-fn shard_names(text: &str) -> Result<BTreeSet<String>, String> {
-    let index: serde_json::Value = serde_json::from_str(text).map_err(|e| e.to_string())?;
-    let map = index.get("weight_map").and_then(|map| map.as_object()).ok_or("there is no `weight_map`")?;
-    let name = |value: &serde_json::Value| match value.as_str() {
-        Some(name) if Path::new(name).file_name() == Some(name.as_ref()) => Ok(name.to_string()),
-        _ => Err(format!("`weight_map` has {value}, which is no file name")),
-    };
-    let names: BTreeSet<_> = map.values().map(name).collect::<Result<_, _>>()?;
-    if names.is_empty() { Err("`weight_map` is empty".into()) } else { Ok(names) }
-}
-
-fn has_tokenizer(folder: &Path) -> bool {
+/// Whether a folder has what a tokenizer is made of.
+pub fn has_tokenizer(folder: &Path) -> bool {
     let has = |file: &str| folder.join(file).exists();
     has("tokenizer.json") || (has("vocab.json") && has("merges.txt"))
 }

@@ -1,6 +1,6 @@
 //! Everything that is decided before the first process starts: who holds what, over which link, in how much memory.
 //!
-//! `--plan` prints it and stops; a start carries it out. Reads the header of the checkpoint, not its weights.
+//! `--plan` prints it and stops; a start carries it out. Reads no weights.
 
 use std::fmt;
 
@@ -13,7 +13,6 @@ use nanoinfer_shared::{
     protocol::{BLOCK_TOKENS, CommKind, DType},
 };
 use nanoinfer_worker::{
-    checkpoint::Checkpoint,
     free_bytes,
     plan::{RankMemory, StepSizes},
 };
@@ -56,7 +55,6 @@ pub struct Plan {
     kv: KvBudget,
     placement: Placement,
     dtype: DType,
-    fingerprint: u64,
 }
 
 impl Plan {
@@ -78,9 +76,6 @@ impl Plan {
                 hint: "every sequence takes at least one token of a step".into(),
             });
         }
-        let checkpoint = Checkpoint::open(&model.weights)?;
-        checkpoint.check(&model.geometry)?;
-
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         // Ranks elsewhere know their own cores.
         let threads = match placement {
@@ -104,7 +99,6 @@ impl Plan {
         let kv_blocks = kv.blocks(&model.geometry, config.max_seqs, &rooms)?;
         Ok(Self {
             memory: partition.shares().iter().map(|share| estimate(share, kv_blocks)).collect(),
-            fingerprint: checkpoint.fingerprint(),
             spin: placement == Placement::Here && threads.is_some_and(|threads| world * threads <= cores),
             free_bytes,
             dtype: config.dtype,
@@ -146,7 +140,7 @@ impl Plan {
 
     /// What tells this checkpoint from others, in hexadecimal.
     pub(crate) fn digest(&self) -> String {
-        format!("{:016x}", self.fingerprint)
+        format!("{:016x}", self.model.fingerprint)
     }
 
     /// What the coordinator is told.
@@ -155,7 +149,7 @@ impl Plan {
             geometry: self.model.geometry.clone(),
             partition: self.partition.clone(),
             weights: self.model.weights.clone(),
-            fingerprint: self.fingerprint,
+            fingerprint: self.model.fingerprint,
             dtype: self.dtype,
             threads: self.threads,
             isa: config.isa.clone(),

@@ -29,6 +29,8 @@ pub struct Geometry {
     pub scale_attn_weights: bool,
     /// Scores of layer `l` are further divided by `l + 1`.
     pub scale_attn_by_inverse_layer_idx: bool,
+    /// The head that makes logits is the token embedding.
+    pub tie_word_embeddings: bool,
     /// Ids that end a text; GPT-2 has one, 50256.
     pub eos_token_ids: Vec<u32>,
 }
@@ -52,6 +54,21 @@ pub enum Activation {
     Tanh,
 }
 
+impl Activation {
+    /// As `activation_function` spells it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::GeluTanh => "gelu_new",
+            Self::GeluErf => "gelu",
+            Self::QuickGelu => "quick_gelu",
+            Self::Relu => "relu",
+            Self::Relu2 => "relu2",
+            Self::Silu => "silu",
+            Self::Tanh => "tanh",
+        }
+    }
+}
+
 /// Why a `config.json` is not one that this server can run.
 #[derive(Debug, thiserror::Error)]
 pub enum GeometryError {
@@ -59,10 +76,12 @@ pub enum GeometryError {
     #[error("config.json is not a JSON object: {0}")]
     NotJson(String),
     /// Another architecture.
-    #[error("config.json describes a `{model_type}` model; only `gpt2` is supported")]
+    #[error("config.json describes a `{model_type}` model, which is not GPT-2: {why}")]
     NotGpt2 {
         /// What `model_type` says.
         model_type: String,
+        /// What sets it apart.
+        why: &'static str,
     },
     /// A field is missing or of the wrong kind.
     #[error("config.json: `{field}` should be {expected}, got {got}")]
@@ -97,7 +116,7 @@ impl Geometry {
         if let Some(model_type) = value.get("model_type").and_then(Value::as_str)
             && model_type != "gpt2"
         {
-            return Err(GeometryError::NotGpt2 { model_type: model_type.into() });
+            return Err(GeometryError::NotGpt2 { model_type: model_type.into(), why: what_sets_apart(model_type) });
         }
         if flag(&value, "add_cross_attention", false)? {
             return Err(GeometryError::Field {
@@ -122,6 +141,7 @@ impl Geometry {
             layer_norm_epsilon: epsilon(&value)?,
             scale_attn_weights: flag(&value, "scale_attn_weights", true)?,
             scale_attn_by_inverse_layer_idx: flag(&value, "scale_attn_by_inverse_layer_idx", false)?,
+            tie_word_embeddings: flag(&value, "tie_word_embeddings", true)?,
             eos_token_ids: token_ids(&value, "eos_token_id", 50256)?,
         })
     }
@@ -138,11 +158,57 @@ impl Geometry {
         by_width * by_layer
     }
 
-    /// Number of parameters, the tied head counted once.
+    /// Number of parameters, a tied head counted once.
     pub fn parameters(&self) -> usize {
         let (c, f) = (self.n_embd, self.n_inner);
         let layer = 4 * c + (c * 3 * c + 3 * c) + (c * c + c) + (c * f + f) + (f * c + c);
-        (self.vocab_size + self.n_positions) * c + self.n_layer * layer + 2 * c
+        let head = if self.tie_word_embeddings { 0 } else { self.vocab_size * c };
+        (self.vocab_size + self.n_positions) * c + self.n_layer * layer + 2 * c + head
+    }
+
+    /// The text of a `config.json` that [`Geometry::from_config_json`] reads as this geometry, and transformers too.
+    pub fn to_config_json(&self) -> String {
+        let eos: Value = match self.eos_token_ids[..] {
+            [] => Value::Null,
+            [one] => one.into(),
+            _ => self.eos_token_ids.clone().into(),
+        };
+        let config = serde_json::json!({
+            "architectures": ["GPT2LMHeadModel"],
+            "model_type": "gpt2",
+            "vocab_size": self.vocab_size,
+            "n_positions": self.n_positions,
+            "n_embd": self.n_embd,
+            "n_layer": self.n_layer,
+            "n_head": self.n_head,
+            "n_inner": self.n_inner,
+            "activation_function": self.activation.name(),
+            // By way of its decimal form, so that 1e-5 does not become 9.999999747378752e-6.
+            "layer_norm_epsilon": self.layer_norm_epsilon.to_string().parse::<f64>().unwrap_or(1e-5),
+            "scale_attn_weights": self.scale_attn_weights,
+            "scale_attn_by_inverse_layer_idx": self.scale_attn_by_inverse_layer_idx,
+            "tie_word_embeddings": self.tie_word_embeddings,
+            "bos_token_id": self.eos_token_ids.first(),
+            "eos_token_id": eos,
+        });
+        format!("{config:#}\n")
+    }
+}
+
+/// Why a model of another type cannot run as GPT-2.
+fn what_sets_apart(model_type: &str) -> &'static str {
+    match model_type {
+        "gpt_neo" => "every other layer attends to 256 tokens only, and scores are not scaled",
+        "gpt_bigcode" => "all heads share one pair of keys and values",
+        "gptj" => "positions are rotations, and attention and MLP run side by side",
+        "gpt_neox" | "phi" => "positions are rotations",
+        "bloom" | "mpt" => "positions are biases of attention",
+        "opt" => "queries, keys and values are separate, and positions are offset",
+        "llama" | "mistral" | "qwen2" | "qwen3" | "gemma" | "gemma2" | "gemma3" | "phi3" | "olmo" | "olmo2" => {
+            "positions are rotations, norms are RMS, and the MLP is gated"
+        }
+        "nanochat" => "positions are rotations, norms have no weights, and the MLP is squared ReLU without biases",
+        _ => "only models of type `gpt2` are served",
     }
 }
 
@@ -243,6 +309,19 @@ mod tests {
         for bad in [r#"{"n_layer":0}"#, r#"{"n_layer":-1}"#, r#"{"n_layer":"x"}"#, r#"{"vocab_size":1e30}"#, "[]", "x"]
         {
             assert!(Geometry::from_config_json(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_geometry_survives_being_written() {
+        for text in [
+            "{}",
+            r#"{"n_embd":30,"n_head":6,"n_inner":77,"activation_function":"relu2","layer_norm_epsilon":0.001,
+                "scale_attn_by_inverse_layer_idx":true,"tie_word_embeddings":false,"eos_token_id":[1,2]}"#,
+            r#"{"eos_token_id":null,"scale_attn_weights":false,"activation_function":"gelu"}"#,
+        ] {
+            let geometry = Geometry::from_config_json(text).unwrap();
+            assert_eq!(Geometry::from_config_json(&geometry.to_config_json()).unwrap(), geometry);
         }
     }
 

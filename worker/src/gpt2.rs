@@ -147,7 +147,7 @@ impl Gpt2 {
             to.copy_from_slice(&x[row * c..][..c]);
         }
         norm(&mut self.kernels, gathered, &self.shard.final_norm, &self.geometry, normed);
-        self.kernels.matmul(normed, &self.shard.embedding, Epilogue::None, out);
+        self.kernels.matmul(normed, self.shard.head(), Epilogue::None, out);
     }
 
     /// VocabParallelEmbedding: each token's row comes from the one rank that holds it.

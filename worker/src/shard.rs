@@ -4,7 +4,7 @@
 //! c_attn [C, 3C], columns q | k | v, each of H heads of D:   this rank's columns are its heads in each third:
 //!     q₀ q₁ q₂ q₃ │ k₀ k₁ k₂ k₃ │ v₀ v₁ v₂ v₃                 heads 1..3 → q₁ q₂ │ k₁ k₂ │ v₁ v₂
 //! c_proj (attention), mlp.c_proj: rows of this rank's heads or FFN columns; the bias is whole, added after the reduction
-//! wte: this rank's vocabulary rows, as columns of the LM head; the embedding is read back from there
+//! wte: this rank's vocabulary rows, as columns of the LM head; the embedding is read back from there. An untied head is cut alike
 //! ```
 //! Only this rank's slices are ever copied: resident anonymous memory stays at its share, also while loading.
 
@@ -24,8 +24,10 @@ use crate::{
 /// Everything that a rank holds of a model.
 #[derive(Debug)]
 pub struct Shard {
-    /// Token embedding and LM head: `[C, V_local]`, the token's row as a column.
+    /// Token embedding, and LM head where that is tied: `[C, V_local]`, the token's row as a column.
     pub embedding: PackedMatrix,
+    /// An LM head of its own: `[C, V_local]`.
+    pub untied_head: Option<PackedMatrix>,
     /// Position embedding `[P, C]`, on every rank.
     pub positions: Vec<f32>,
     /// Transformer blocks.
@@ -73,7 +75,7 @@ impl Shard {
     /// Copies `share` of a checked checkpoint, on `threads` threads.
     ///
     /// # Errors
-    /// When the checkpoint has a head that is not the embedding.
+    /// When a tensor is missing.
     ///
     /// # Panics
     /// When the system gives no thread.
@@ -93,21 +95,31 @@ impl Shard {
             let load = |layer| Ok((layer, LayerShard::load(checkpoint, geometry, share, kind, layer)?));
             taken.map(load).collect::<Result<Vec<_>, CheckpointError>>()
         };
-        let (embedding, layers) = thread::scope(|scope| {
+        let (outside, layers) = thread::scope(|scope| {
             let others: Vec<_> = (1..threads).map(|_| scope.spawn(load_layers)).collect();
-            let embedding = load_embedding(checkpoint, geometry, share, kind);
+            let vocabulary =
+                |name| Ok(pack::rows_as_columns(kind, checkpoint.tensor(name)?, share.vocab.clone(), geometry.n_embd));
+            let untied_head = (!geometry.tie_word_embeddings).then(|| vocabulary("lm_head.weight")).transpose();
+            let outside = vocabulary("wte.weight").and_then(|embedding| Ok((embedding, untied_head?)));
             let mut layers = vec![load_layers()];
             layers.extend(others.into_iter().map(|other| other.join().expect("loading does not panic")));
-            (embedding, layers.into_iter().collect::<Result<Vec<_>, _>>())
+            (outside, layers.into_iter().collect::<Result<Vec<_>, _>>())
         });
         let mut layers: Vec<_> = layers?.into_iter().flatten().collect();
         layers.sort_unstable_by_key(|&(layer, _)| layer);
+        let (embedding, untied_head) = outside?;
         Ok(Self {
-            embedding: embedding?,
-            positions: checkpoint.tensor("wpe.weight")?.read_vector(0..geometry.n_positions * geometry.n_embd),
+            embedding,
+            untied_head,
+            positions: checkpoint.tensor("wpe.weight")?.read_matrix(),
             layers: layers.into_iter().map(|(_, layer)| layer).collect(),
             final_norm: LayerNorm::load(checkpoint, geometry, "ln_f")?,
         })
+    }
+
+    /// What logits are made with.
+    pub fn head(&self) -> &PackedMatrix {
+        self.untied_head.as_ref().unwrap_or(&self.embedding)
     }
 
     /// Bytes that [`Shard::load`] will take for `share`.
@@ -119,7 +131,8 @@ impl Shard {
             + PackedMatrix::bytes(kind, UNIT, c, f)
             + PackedMatrix::bytes(kind, FFN_BLOCK, f, c);
         let vectors = (4 * c + 3 * width + c + f + c) * size_of::<f32>();
-        let outside = PackedMatrix::bytes(kind, UNIT, c, share.vocab.len())
+        let vocabularies = if geometry.tie_word_embeddings { 1 } else { 2 };
+        let outside = vocabularies * PackedMatrix::bytes(kind, UNIT, c, share.vocab.len())
             + (geometry.n_positions * c + 2 * c) * size_of::<f32>();
         (geometry.n_layer * (matrices + vectors) + outside) as u64
     }
@@ -135,6 +148,7 @@ impl LayerShard {
     ) -> Result<Self, CheckpointError> {
         let name = |part: &str| format!("h.{layer}.{part}");
         let tensor = |part: &str| checkpoint.tensor(&name(part));
+        let bias = |part: &str, len| checkpoint.vector(&name(part), len);
         let (c, d) = (geometry.n_embd, geometry.head_dim());
         let heads = share.heads.start * d..share.heads.end * d;
         let thirds = [0, c, 2 * c].map(|third| third + heads.start..third + heads.end);
@@ -143,17 +157,17 @@ impl LayerShard {
         let qkv = Columns { kind, height: c, ranges: &thirds };
         let fc = Columns { kind, height: c, ranges: std::slice::from_ref(&share.ffn) };
         Ok(Self {
-            qkv: qkv.load(tensor("attn.c_attn.weight")?, tensor("attn.c_attn.bias")?, &mut norm_1),
+            qkv: qkv.load(tensor("attn.c_attn.weight")?, bias("attn.c_attn.bias", 3 * c)?, &mut norm_1),
             norm_1,
             attention_projection: Linear {
                 weights: pack::rows(kind, d, tensor("attn.c_proj.weight")?, heads, c),
-                bias: tensor("attn.c_proj.bias")?.read_vector(0..c),
+                bias: bias("attn.c_proj.bias", c)?.read_vector(0..c),
             },
-            fc: fc.load(tensor("mlp.c_fc.weight")?, tensor("mlp.c_fc.bias")?, &mut norm_2),
+            fc: fc.load(tensor("mlp.c_fc.weight")?, bias("mlp.c_fc.bias", geometry.n_inner)?, &mut norm_2),
             norm_2,
             mlp_projection: Linear {
                 weights: pack::rows(kind, FFN_BLOCK, tensor("mlp.c_proj.weight")?, share.ffn.clone(), c),
-                bias: tensor("mlp.c_proj.bias")?.read_vector(0..c),
+                bias: bias("mlp.c_proj.bias", c)?.read_vector(0..c),
             },
         })
     }
@@ -161,7 +175,8 @@ impl LayerShard {
 
 impl LayerNorm {
     fn load(checkpoint: &Checkpoint, geometry: &Geometry, name: &str) -> Result<Self, CheckpointError> {
-        let vector = |part: &str| Ok(checkpoint.tensor(&format!("{name}.{part}"))?.read_vector(0..geometry.n_embd));
+        let c = geometry.n_embd;
+        let vector = |part: &str| Ok(checkpoint.vector(&format!("{name}.{part}"), c)?.read_vector(0..c));
         Ok(Self { gain: vector("weight")?, bias: vector("bias")? })
     }
 }
@@ -172,19 +187,4 @@ fn weight_type(dtype: DType) -> WeightType {
         DType::Bf16 => WeightType::Bf16,
         DType::Int8 => WeightType::Int8,
     }
-}
-
-fn load_embedding(
-    checkpoint: &Checkpoint,
-    geometry: &Geometry,
-    share: &Share,
-    kind: WeightType,
-) -> Result<PackedMatrix, CheckpointError> {
-    let tensor = checkpoint.tensor("wte.weight")?;
-    if let Ok(head) = checkpoint.tensor("lm_head.weight")
-        && head.row_bytes(share.vocab.clone()) != tensor.row_bytes(share.vocab.clone())
-    {
-        return Err(CheckpointError::UntiedHead);
-    }
-    Ok(pack::rows_as_columns(kind, tensor, share.vocab.clone(), geometry.n_embd))
 }

@@ -16,10 +16,17 @@ use hf_hub::{
 use indicatif::ProgressBar;
 use serde::Deserialize;
 
-use super::{CONFIG, HubAccess, WEIGHTS, WEIGHTS_INDEX, has_tokenizer, shard_names};
+use super::{CONFIG, Freshness, HubAccess, has_tokenizer, weights};
+use crate::{say, size::ByteSize};
 
 /// Small files that are taken if the repository has them.
-const OPTIONAL: [&str; 3] = ["generation_config.json", "tokenizer_config.json", "chat_template.jinja"];
+const OPTIONAL: [&str; 5] = [
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+];
 /// How often a broken transfer is taken up again where it broke.
 const RETRIES: usize = 4;
 /// How long the hub may take to name a repository's files.
@@ -79,12 +86,26 @@ pub enum HubError {
         hint: &'static str,
     },
     /// The list of a checkpoint's parts is broken.
-    #[error("{id}: {WEIGHTS_INDEX}: {reason}")]
+    #[error("{id}: {index}: {reason}")]
     Index {
         /// Repository.
         id: String,
+        /// The index.
+        index: &'static str,
         /// What is wrong in it.
         reason: String,
+    },
+    /// What came is not what the hub announced.
+    #[error("{id}: {file} has {got} bytes, but the hub announced {expected}; it was removed\n  hint: try again")]
+    Size {
+        /// Repository.
+        id: String,
+        /// File.
+        file: String,
+        /// Announced.
+        expected: u64,
+        /// Come.
+        got: u64,
     },
     /// The cache could not be written.
     #[error("cannot write to the cache {}: {source}\n  hint: set HF_HOME to a folder that can be written", .cache.display())]
@@ -106,17 +127,32 @@ struct Listing {
 #[derive(Deserialize)]
 struct Sibling {
     rfilename: String,
+    /// Bytes; mirrors may leave it out.
+    size: Option<u64>,
 }
 
 /// The folder that holds the files of `id` at `revision`.
-pub(super) fn fetch(id: &str, revision: &str, access: &HubAccess) -> Result<PathBuf, HubError> {
-    if let Some(folder) = cached(id, revision, &access.cache) {
+pub(super) fn fetch(id: &str, revision: &str, access: &HubAccess, freshness: Freshness) -> Result<PathBuf, HubError> {
+    if let Some(folder) = cached(id, revision, &access.cache)
+        && (freshness == Freshness::Cached || access.offline)
+    {
         return Ok(folder);
     }
     if access.offline {
         return Err(HubError::Offline { id: id.into(), cache: access.cache.clone() });
     }
     let listing = list(id, revision, access)?;
+    let cache = Cache::new(access.cache.clone());
+    let known_as = |revision: &str| {
+        cache
+            .repo(Repo::with_revision(id.into(), RepoType::Model, revision.into()))
+            .create_ref(&listing.sha)
+            .map_err(|source| HubError::Cache { cache: access.cache.clone(), source })
+    };
+    if let Some(folder) = cached(id, &listing.sha, &access.cache) {
+        known_as(revision)?;
+        return Ok(folder);
+    }
     let has = |file: &str| listing.siblings.iter().any(|sibling| sibling.rfilename == file);
     let missing = |file, hint| HubError::MissingFile { id: id.into(), file, hint };
     if !has(CONFIG) {
@@ -129,15 +165,9 @@ pub(super) fn fetch(id: &str, revision: &str, access: &HubAccess) -> Result<Path
         (false, true) => wanted.extend(["vocab.json", "merges.txt"]),
         (false, false) => return Err(missing("tokenizer.json, or vocab.json and merges.txt", "it cannot be served")),
     }
-    let weights = match (has(WEIGHTS), has(WEIGHTS_INDEX)) {
-        (true, _) => WEIGHTS,
-        (false, true) => WEIGHTS_INDEX,
-        (false, false) => {
-            return Err(missing(WEIGHTS, "only weights in safetensors are read; convert the model with transformers"));
-        }
-    };
+    let chosen = weights::CANDIDATES.into_iter().find(|file| has(file));
+    let chosen = chosen.ok_or_else(|| missing(weights::CANDIDATES[0], "it holds no weights of a known name"))?;
 
-    let cache = Cache::new(access.cache.clone());
     let api = ApiBuilder::from_cache(cache.clone())
         .with_endpoint(access.endpoint.clone())
         .with_token(access.token.clone())
@@ -148,21 +178,22 @@ pub(super) fn fetch(id: &str, revision: &str, access: &HubAccess) -> Result<Path
     // Pinned: a push to the repository during the download does not mix two commits.
     let pinned = Repo::with_revision(id.into(), RepoType::Model, listing.sha.clone());
     let repo = api.repo(pinned.clone());
-    let get = |file: &str| get(&repo, &cache.repo(pinned.clone()), id, file, access);
+    let get = |file: &str| {
+        let size = listing.siblings.iter().find(|sibling| sibling.rfilename == file).and_then(|sibling| sibling.size);
+        get(&repo, &cache.repo(pinned.clone()), id, (file, size), access)
+    };
     for file in wanted {
         get(file)?;
     }
-    let last = get(weights)?;
-    if weights == WEIGHTS_INDEX {
+    let last = get(chosen)?;
+    if weights::is_index(&last) {
         let text = fs::read_to_string(&last).unwrap_or_default();
-        for shard in shard_names(&text).map_err(|reason| HubError::Index { id: id.into(), reason })? {
-            get(&shard)?;
+        let broken = |reason| HubError::Index { id: id.into(), index: chosen, reason };
+        for part in weights::parts(&text).map_err(broken)? {
+            get(&part)?;
         }
     }
-    cache
-        .repo(Repo::with_revision(id.into(), RepoType::Model, revision.into()))
-        .create_ref(&listing.sha)
-        .map_err(|source| HubError::Cache { cache: access.cache.clone(), source })?;
+    known_as(revision)?;
     Ok(last.parent().expect("a file lies in a folder").to_path_buf())
 }
 
@@ -172,16 +203,13 @@ fn cached(id: &str, revision: &str, cache: &Path) -> Option<PathBuf> {
     let commit = fs::read_to_string(folder.join("refs").join(revision)).unwrap_or(revision.into());
     let snapshot = folder.join("snapshots").join(commit.trim());
     let has = |file: &str| snapshot.join(file).exists();
-    let has_weights = has(WEIGHTS)
-        || fs::read_to_string(snapshot.join(WEIGHTS_INDEX))
-            .ok()
-            .and_then(|text| shard_names(&text).ok())
-            .is_some_and(|shards| shards.iter().all(|shard| has(shard)));
+    let has_weights = weights::in_folder(&snapshot).is_ok();
     (has(CONFIG) && has_weights && has_tokenizer(&snapshot)).then_some(snapshot)
 }
 
 fn list(id: &str, revision: &str, access: &HubAccess) -> Result<Listing, HubError> {
-    let url = format!("{}/api/models/{id}/revision/{}", access.endpoint, revision.replace('/', "%2F"));
+    let revision_in_url = revision.replace('/', "%2F");
+    let url = format!("{}/api/models/{id}/revision/{revision_in_url}?blobs=true", access.endpoint);
     let unreachable =
         |reason: String| HubError::Unreachable { id: id.into(), url: url.clone(), reason, cache: access.cache.clone() };
     let agent: ureq::Agent =
@@ -211,15 +239,27 @@ fn get(
     repo: &ApiRepo,
     cache: &hf_hub::CacheRepo,
     id: &str,
-    file: &str,
+    (file, size): (&str, Option<u64>),
     access: &HubAccess,
 ) -> Result<PathBuf, HubError> {
     if let Some(path) = cache.get(file) {
         return Ok(path);
     }
-    tracing::debug!(file, url = repo.url(file), "download");
+    say(format_args!("downloading {id}: {file}{}", size.map_or(String::new(), |size| format!(", {}", ByteSize(size)))));
     // The bar shows itself on a terminal only.
-    repo.download_with_progress(file, ProgressBar::new(0)).map_err(|error| failed(id, &repo.url(file), &error, access))
+    let path = repo
+        .download_with_progress(file, ProgressBar::new(0))
+        .map_err(|error| failed(id, &repo.url(file), &error, access))?;
+    let got = fs::metadata(&path).map(|metadata| metadata.len());
+    match (size, got) {
+        (Some(expected), Ok(got)) if got != expected => {
+            // The content and the name that points to it: neither may be taken for a download that is whole.
+            let _ = fs::canonicalize(&path).and_then(fs::remove_file);
+            let _ = fs::remove_file(&path);
+            Err(HubError::Size { id: id.into(), file: file.into(), expected, got })
+        }
+        _ => Ok(path),
+    }
 }
 
 fn failed(id: &str, url: &str, error: &ApiError, access: &HubAccess) -> HubError {

@@ -4,60 +4,88 @@ use std::{
     collections::BTreeMap,
     io::{BufRead, BufReader, Write},
     net::{TcpListener, TcpStream},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
 };
 
 use super::*;
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+/// Of no content that has any size.
 const CONFIG_TEXT: &str = r#"{"model_type":"gpt2","n_embd":40,"n_head":5}"#;
 
 /// A hub with one repository.
 struct FakeHub {
     endpoint: String,
-    /// Paths asked for, in order; a mutex because every connection has its thread.
-    asked: Arc<Mutex<Vec<String>>>,
+    state: Arc<State>,
+}
+
+struct State {
+    id: &'static str,
+    files: BTreeMap<&'static str, Vec<u8>>,
+    /// Without it the hub says 401.
+    token: Option<&'static str>,
+    /// How many more answers break off in the middle.
+    breaks: AtomicUsize,
+    /// Paths asked for and the byte from which, in order; a mutex because every connection has its thread.
+    asked: Mutex<Vec<(String, usize)>>,
 }
 
 impl FakeHub {
     fn start(id: &'static str, files: BTreeMap<&'static str, Vec<u8>>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        let asked = Arc::new(Mutex::new(Vec::new()));
-        let (log, files) = (asked.clone(), Arc::new(files));
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let (log, files) = (log.clone(), files.clone());
-                std::thread::spawn(move || converse(stream.unwrap(), id, &files, &log));
-            }
-        });
-        Self { endpoint, asked }
+        Self::start_with(id, files, None)
     }
 
-    fn asked(&self) -> Vec<String> {
-        std::mem::take(&mut self.asked.lock().unwrap())
+    fn start_with(id: &'static str, files: BTreeMap<&'static str, Vec<u8>>, token: Option<&'static str>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let state = Arc::new(State { id, files, token, breaks: AtomicUsize::new(0), asked: Mutex::default() });
+        let served = Arc::clone(&state);
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let served = Arc::clone(&served);
+                std::thread::spawn(move || converse(stream.unwrap(), &served));
+            }
+        });
+        Self { endpoint, state }
+    }
+
+    fn asked(&self) -> Vec<(String, usize)> {
+        std::mem::take(&mut self.state.asked.lock().unwrap())
     }
 }
 
-fn converse(mut stream: TcpStream, id: &str, files: &BTreeMap<&str, Vec<u8>>, log: &Mutex<Vec<String>>) {
+fn converse(mut stream: TcpStream, hub: &State) {
     let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
     while let Some(request) = lines.next() {
-        let head: Vec<String> = lines.by_ref().take_while(|line| !line.is_empty()).collect();
-        let path = request.split(' ').nth(1).unwrap();
-        log.lock().unwrap().push(path.to_string());
-        let range = head.iter().find_map(|line| {
-            let (name, value) = line.split_once(':')?;
-            let (from, to) = value.trim().strip_prefix("bytes=")?.split_once('-')?;
-            name.eq_ignore_ascii_case("range").then(|| (from.parse::<usize>().unwrap(), to.parse::<usize>().ok()))
+        let head: Vec<(String, String)> = lines
+            .by_ref()
+            .take_while(|line| !line.is_empty())
+            .filter_map(|line| line.split_once(": ").map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned())))
+            .collect();
+        let header = |name: &str| head.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str());
+        let path = request.split([' ', '?']).nth(1).unwrap();
+        let range = header("range").and_then(|value| {
+            let (from, to) = value.strip_prefix("bytes=")?.split_once('-')?;
+            Some((from.parse::<usize>().unwrap(), to.parse::<usize>().ok()))
         });
-        let listing = path == format!("/api/models/{id}/revision/main");
-        let file = path.strip_prefix(&format!("/{id}/resolve/{COMMIT}/")).and_then(|name| files.get_key_value(name));
-        let (status, headers, body) = if listing {
-            let siblings: Vec<_> = files.keys().map(|name| serde_json::json!({"rfilename": name})).collect();
+        let (from, to) = range.unwrap_or((0, None));
+        hub.asked.lock().unwrap().push((path.to_string(), from));
+        let allowed = hub.token.is_none_or(|token| header("authorization") == Some(&format!("Bearer {token}")));
+        let listing = path == format!("/api/models/{}/revision/main", hub.id);
+        let file =
+            path.strip_prefix(&format!("/{}/resolve/{COMMIT}/", hub.id)).and_then(|name| hub.files.get_key_value(name));
+        let (status, headers, body) = if !allowed {
+            ("401 Unauthorized", String::new(), Vec::new())
+        } else if listing {
+            let sibling =
+                |(name, content): (&&str, &Vec<u8>)| serde_json::json!({"rfilename": name, "size": content.len()});
+            let siblings: Vec<_> = hub.files.iter().map(sibling).collect();
             let body = serde_json::json!({"sha": COMMIT, "siblings": siblings}).to_string();
             ("200 OK", String::new(), body.into_bytes())
         } else if let Some((name, content)) = file {
-            let (from, to) = range.unwrap_or((0, None));
             let to = to.map_or(content.len(), |to| to + 1).min(content.len());
             let headers = format!(
                 "ETag: \"tag-{}\"\r\nX-Repo-Commit: {COMMIT}\r\nContent-Range: bytes {from}-{}/{}\r\n",
@@ -70,20 +98,27 @@ fn converse(mut stream: TcpStream, id: &str, files: &BTreeMap<&str, Vec<u8>>, lo
             ("404 Not Found", String::new(), Vec::new())
         };
         let head = format!("HTTP/1.1 {status}\r\n{headers}Content-Length: {}\r\n\r\n", body.len());
-        if stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body)).is_err() {
+        let breaks = body.len() > 4096 && hub.breaks.fetch_update(SeqCst, SeqCst, |n| n.checked_sub(1)).is_ok();
+        let sent = if breaks { body.len() / 2 } else { body.len() };
+        if stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body[..sent])).is_err() || breaks {
+            // A client that reads on must see the end.
+            let _ = stream.shutdown(std::net::Shutdown::Both);
             return;
         }
     }
 }
 
+fn golden(path: &str) -> Vec<u8> {
+    fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(path)).unwrap()
+}
+
 fn files() -> BTreeMap<&'static str, Vec<u8>> {
-    let weights: Vec<u8> = (0..300_000u32).flat_map(u32::to_le_bytes).collect();
     BTreeMap::from([
-        ("config.json", CONFIG_TEXT.into()),
-        ("merges.txt", b"#version: 0.2\n".to_vec()),
-        ("vocab.json", b"{}".to_vec()),
+        ("config.json", golden("tiny/config.json")),
+        ("merges.txt", golden("tiny/merges.txt")),
+        ("vocab.json", golden("tiny/vocab.json")),
         ("generation_config.json", b"{}".to_vec()),
-        ("model.safetensors", weights),
+        ("model.safetensors", golden("tiny/model.safetensors")),
         ("pytorch_model.bin", b"never asked for".to_vec()),
     ])
 }
@@ -99,7 +134,7 @@ fn a_hub_id_is_downloaded_whole_once_and_then_taken_from_the_cache() {
     let hub = FakeHub::start("openai-community/gpt2", files());
     let mut caches = caches(root.path(), &hub.endpoint);
     let model = resolve(Some("gpt2"), None, &caches).unwrap();
-    assert_eq!((model.name.as_str(), model.geometry.n_head), ("gpt2", 5));
+    assert_eq!((model.name.as_str(), model.geometry.n_head), ("gpt2", 3));
     for (name, content) in files() {
         let path = model.folder.join(name);
         if name == "pytorch_model.bin" {
@@ -108,13 +143,131 @@ fn a_hub_id_is_downloaded_whole_once_and_then_taken_from_the_cache() {
             assert_eq!(fs::read(path).unwrap(), content, "{name}");
         }
     }
-    assert!(hub.asked().last().unwrap().ends_with("/model.safetensors"), "weights come last");
+    assert!(hub.asked().last().unwrap().0.ends_with("/model.safetensors"), "weights come last");
 
     assert_eq!(resolve(Some("openai-community/gpt2"), None, &caches).unwrap().weights, model.weights);
     assert_eq!(resolve(Some("gpt2"), Some(COMMIT), &caches).unwrap().weights, model.weights);
     caches.hub.offline = true;
     assert_eq!(resolve(Some("gpt2"), None, &caches).unwrap(), model);
-    assert_eq!(hub.asked(), [""; 0], "a complete snapshot needs no hub");
+    assert_eq!(hub.asked(), [], "a complete snapshot needs no hub");
+}
+
+#[test]
+fn a_pull_asks_for_what_is_new_and_fetches_nothing_twice() {
+    let root = tempfile::tempdir().unwrap();
+    let hub = FakeHub::start("openai-community/gpt2", files());
+    let mut caches = caches(root.path(), &hub.endpoint);
+    let model = pull("gpt2", None, &caches).unwrap();
+    hub.asked();
+    assert_eq!(pull("gpt2", None, &caches).unwrap(), model);
+    assert_eq!(hub.asked(), [("/api/models/openai-community/gpt2/revision/main".into(), 0)]);
+    caches.hub.offline = true;
+    assert_eq!(pull("gpt2", None, &caches).unwrap(), model, "offline, what is there will do");
+    assert_eq!(hub.asked(), []);
+}
+
+#[test]
+fn a_download_that_broke_off_goes_on_where_it_did() {
+    let weights = files()["model.safetensors"].clone();
+    // In the middle of a pull.
+    let root = tempfile::tempdir().unwrap();
+    let hub = FakeHub::start("openai-community/gpt2", files());
+    hub.state.breaks.store(1, SeqCst);
+    let model = pull("gpt2", None, &caches(root.path(), &hub.endpoint)).unwrap();
+    assert_eq!(fs::read(&model.weights[0]).unwrap(), weights);
+    let asked = |hub: &FakeHub| {
+        hub.asked()
+            .into_iter()
+            .filter(|(path, _)| path.ends_with("model.safetensors"))
+            .map(|(_, from)| from)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(asked(&hub), [0, 0, weights.len() / 2], "its size, the first half, the second half");
+
+    // Between two pulls: the first one was killed.
+    let root = tempfile::tempdir().unwrap();
+    let blobs = root.path().join("hub/models--openai-community--gpt2/blobs");
+    fs::create_dir_all(&blobs).unwrap();
+    fs::write(blobs.join("tag-model-safetensors.part"), &weights[..5000]).unwrap();
+    let model = pull("gpt2", None, &caches(root.path(), &hub.endpoint)).unwrap();
+    assert_eq!(fs::read(&model.weights[0]).unwrap(), weights);
+    assert_eq!(asked(&hub), [0, 5000]);
+
+    // What does not have the announced length is not taken, nor kept.
+    let root = tempfile::tempdir().unwrap();
+    let mut shorter = files();
+    shorter.insert("model.safetensors", weights[..weights.len() - 8].to_vec());
+    let blobs = root.path().join("hub/models--org--changed/blobs");
+    let hub = FakeHub::start("org/changed", shorter);
+    fs::create_dir_all(&blobs).unwrap();
+    fs::write(blobs.join("tag-model-safetensors.part"), &weights).unwrap();
+    pull("org/changed", None, &caches(root.path(), &hub.endpoint)).unwrap_err();
+}
+
+#[test]
+fn a_token_opens_what_is_closed() {
+    let root = tempfile::tempdir().unwrap();
+    let hub = FakeHub::start_with("org/gated", files(), Some("secret"));
+    let mut caches = caches(root.path(), &hub.endpoint);
+    let error = pull("org/gated", None, &caches).unwrap_err().to_string();
+    assert!(error.contains("401") && error.contains("HF_TOKEN"), "{error}");
+    caches.hub.token = Some("other".into());
+    let error = pull("org/gated", None, &caches).unwrap_err().to_string();
+    assert!(error.contains("the token in use") && !error.contains("other"), "{error}");
+    caches.hub.token = Some("secret".into());
+    pull("org/gated", None, &caches).unwrap();
+}
+
+#[test]
+fn weights_of_torch_are_taken_where_there_are_no_others() {
+    let root = tempfile::tempdir().unwrap();
+    let mut torch = files();
+    torch.remove("model.safetensors");
+    torch.insert("config.json", golden("formats/legacy/config.json"));
+    torch.insert("pytorch_model.bin", golden("formats/legacy/pytorch_model.bin"));
+    let hub = FakeHub::start("org/old", torch);
+    let model = resolve(Some("org/old"), None, &caches(root.path(), &hub.endpoint)).unwrap();
+    assert_eq!(model.weights, [model.folder.join("pytorch_model.bin")]);
+}
+
+#[test]
+fn every_format_is_found_in_its_folder() {
+    let root = tempfile::tempdir().unwrap();
+    let caches = caches(root.path(), "http://127.0.0.1:9");
+    for (format, weights, n_parts) in [
+        ("split-safetensors", "model-00001-of-00002.safetensors", 2),
+        ("split-bin", "pytorch_model-00001-of-00002.bin", 2),
+        ("dialogpt", "pytorch_model.bin", 1),
+        ("legacy", "pytorch_model.bin", 1),
+        ("untied", "model.safetensors", 1),
+        ("nanogpt", "ckpt.pt", 1),
+    ] {
+        let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/formats").join(format);
+        let folder = root.path().join(format);
+        fs::create_dir(&folder).unwrap();
+        for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+            fs::copy(entry.path(), folder.join(entry.file_name())).unwrap();
+        }
+        let name = folder.to_str().unwrap();
+        assert!(resolve(Some(name), None, &caches).unwrap_err().to_string().contains("tokenizer"), "{format}");
+        let bare = resolve_checkpoint(Some(name), None, &caches).unwrap();
+        for file in ["vocab.json", "merges.txt"] {
+            fs::write(folder.join(file), golden(&format!("tiny/{file}"))).unwrap();
+        }
+        let model = resolve(Some(name), None, &caches).unwrap();
+        assert_eq!(model, bare);
+        assert_eq!((&model.weights[0], model.weights.len()), (&folder.join(weights), n_parts), "{format}");
+        assert_eq!(model.geometry.tie_word_embeddings, format != "untied");
+        assert_eq!(model.geometry.vocab_size, if format == "nanogpt" { 64 } else { 61 });
+        // The same by the name of the file, or of the index.
+        let file = match n_parts {
+            1 => folder.join(weights),
+            _ => {
+                fs::read_dir(&folder).unwrap().map(|e| e.unwrap().path()).find(|path| weights::is_index(path)).unwrap()
+            }
+        };
+        assert_eq!(resolve(Some(file.to_str().unwrap()), None, &caches).unwrap().weights, model.weights);
+    }
 }
 
 #[test]
@@ -122,28 +275,30 @@ fn a_split_checkpoint_comes_with_all_its_parts() {
     let root = tempfile::tempdir().unwrap();
     let mut parts = files();
     parts.remove("model.safetensors");
-    let index = r#"{"weight_map":{"a":"model-2.safetensors","b":"model-1.safetensors","c":"model-2.safetensors"}}"#;
-    parts.insert("model.safetensors.index.json", index.into());
-    parts.insert("model-1.safetensors", b"one".to_vec());
-    parts.insert("model-2.safetensors", b"two".to_vec());
+    for file in ["model.safetensors.index.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    {
+        parts.insert(file, golden(&format!("formats/split-safetensors/{file}")));
+    }
+    parts.insert("config.json", golden("formats/split-safetensors/config.json"));
     let hub = FakeHub::start("org/split", parts);
     let model = resolve(Some("org/split"), None, &caches(root.path(), &hub.endpoint)).unwrap();
     let names: Vec<_> = model.weights.iter().map(|path| path.file_name().unwrap().to_str().unwrap()).collect();
-    assert_eq!(names, ["model-1.safetensors", "model-2.safetensors"]);
-    let index = model.folder.join(WEIGHTS_INDEX).display().to_string();
+    assert_eq!(names, ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]);
+    let index = model.folder.join("model.safetensors.index.json").display().to_string();
     assert_eq!(resolve_weights(&index, None, &caches(root.path(), "")).unwrap(), model.weights);
 }
 
 #[test]
 fn what_the_hub_does_not_have_is_said_with_what_to_do() {
     let root = tempfile::tempdir().unwrap();
-    let mut pickled = files();
-    pickled.remove("model.safetensors");
-    let hub = FakeHub::start("org/pickled", pickled);
+    let mut empty = files();
+    empty.remove("model.safetensors");
+    empty.remove("pytorch_model.bin");
+    let hub = FakeHub::start("org/empty", empty);
     let mut caches = caches(root.path(), &hub.endpoint);
     let say = |name: &str, caches: &Caches| resolve(Some(name), None, caches).unwrap_err().to_string();
 
-    let message = say("org/pickled", &caches);
+    let message = say("org/empty", &caches);
     assert!(message.contains("model.safetensors") && message.contains("hint: "), "{message}");
     let message = say("org/other", &caches);
     assert!(message.contains("404") && message.contains("HF_TOKEN"), "{message}");
@@ -196,8 +351,12 @@ fn incomplete_folders_and_slips_are_named() {
     fs::write(folder.join("config.json"), CONFIG_TEXT).unwrap();
     assert!(say(&path).contains("tokenizer.json"));
     fs::write(folder.join("tokenizer.json"), "{}").unwrap();
-    fs::write(folder.join("pytorch_model.bin"), "").unwrap();
     assert!(say(&path).contains("model.safetensors"));
-    fs::write(folder.join(WEIGHTS_INDEX), r#"{"weight_map":{"a":"../../etc/passwd"}}"#).unwrap();
+    fs::write(folder.join("pytorch_model.bin"), "PK").unwrap();
+    assert!(say(&path).contains("pytorch_model.bin is not a complete checkpoint"));
+    let index = folder.join("model.safetensors.index.json");
+    fs::write(&index, r#"{"weight_map":{"a":"../../etc/passwd"}}"#).unwrap();
     assert!(say(&path).contains("no file name"));
+    fs::write(&index, r#"{"weight_map":{"a":"absent.safetensors"}}"#).unwrap();
+    assert!(say(&path).contains("absent.safetensors is missing"));
 }

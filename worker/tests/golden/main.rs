@@ -1,6 +1,7 @@
 //! Ranks against transformers: real ranks on threads, driven by the coordinator's messages, over every data link.
 //!
-//! The golden data and the script that made it are in `tests/golden`. Index:
+//! The golden data and the scripts that made it are in `tests/golden`. Index:
+//! - [`formats`]: every format of checkpoints and every option of a configuration
 //! - `logits_and_greedy_ids_agree_with_transformers`: every model, nproc 1, 2, 3, 5, shm and tcp; shm = tcp bit for bit
 //! - `a_batch_equals_each_alone`, `chunks_equal_the_whole`: bit for bit
 //! - `rounded_types_stay_near_and_shm_equals_tcp`: bf16, int8
@@ -9,47 +10,26 @@
 //! - `answers_agree_with_full_rows`: `Targets` and `Candidates` against fetched rows
 //! - `a_plan_that_does_not_fit_ends_the_rank_with_the_reason`
 
+mod formats;
+mod ranks;
+
 use std::{
     collections::BTreeMap,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, OnceLock},
-    thread::JoinHandle,
 };
 
-use nanoinfer_shared::{
-    Geometry,
-    comm::ShmSegment,
-    handshake::Identity,
-    link::{ControlLink, in_memory},
-    protocol::*,
-};
+use nanoinfer_shared::{Geometry, handshake::Identity, link::in_memory, protocol::*};
 use nanoinfer_worker::{
-    WorkerError,
-    checkpoint::Checkpoint,
     rank::{OnLost, RankSetup, run},
     reference::Gpt2Reference,
 };
 use safetensors::SafeTensors;
 use serde_json::Value;
 
+use crate::ranks::{Case, Golden, Ranks, TOLERANCE, assert_close, bits, greedy, links, load_order, sequence};
+
 const MODELS: [&str; 4] = ["heads5", "heads7", "inner", "tiny"];
-/// The golden logits' own error is about 5e-6 (see golden.json); the contract is 1e-4, relative to the largest logit.
-const TOLERANCE: f32 = 2e-5;
-
-struct Case {
-    name: String,
-    prompt: Vec<TokenId>,
-    /// `[T][V]`.
-    logits: Vec<Vec<f32>>,
-    greedy: Vec<TokenId>,
-    margins: Vec<f32>,
-}
-
-struct Golden {
-    folder: PathBuf,
-    geometry: Geometry,
-    cases: Vec<Case>,
-}
 
 fn golden(model: &str) -> Arc<Golden> {
     static LOADED: OnceLock<BTreeMap<&str, Arc<Golden>>> = OnceLock::new();
@@ -78,129 +58,7 @@ fn load_golden(model: &str) -> Golden {
         }
     };
     let cases = json["cases"].as_array().unwrap().iter().map(case).collect();
-    Golden { geometry, cases, folder }
-}
-
-/// Ranks on threads, and the coordinator's side of their links.
-struct Ranks {
-    links: Vec<ControlLink<ToRank, FromRank>>,
-    threads: Vec<JoinHandle<Result<(), WorkerError>>>,
-    step: u64,
-}
-
-const KV_BLOCKS: usize = 40;
-const MAX_TOKENS: usize = 256;
-const MAX_SEQS: usize = 64;
-
-impl Ranks {
-    fn start(golden: &Golden, world: usize, comm: CommKind, dtype: DType) -> Self {
-        Self::start_on(None, golden, world, comm, dtype)
-    }
-
-    fn start_on(isa: Option<&str>, golden: &Golden, world: usize, comm: CommKind, dtype: DType) -> Self {
-        let segment = ShmSegment::create(world).unwrap();
-        let (mut links, mut threads) = (Vec::new(), Vec::new());
-        for rank in 0..world {
-            let (ours, theirs) = in_memory();
-            links.push(ours);
-            let setup = RankSetup {
-                link: theirs,
-                identity: Identity { build_id: "test".into(), world, rank },
-                epoch: 0,
-                segment: (comm == CommKind::Shm).then(|| segment.try_clone().unwrap()),
-                weights: None,
-                data_host: "127.0.0.1".into(),
-                on_lost: OnLost::Return,
-            };
-            threads.push(std::thread::spawn(move || run(setup)));
-        }
-        let mut ranks = Self { links, threads, step: 0 };
-        ranks.send(&ToRank::Load(load_order(golden, isa, comm, dtype)));
-        let peers = ranks.receive(|message| match message {
-            FromRank::Loaded(report) => report.data_address.unwrap_or_default(),
-            other => panic!("{other:?}"),
-        });
-        ranks.send(&ToRank::Start(StartOrder { kv_blocks: KV_BLOCKS, peers, link_key: [3; 32] }));
-        ranks.receive(|message| assert!(matches!(message, FromRank::Ready), "{message:?}"));
-        ranks
-    }
-
-    fn send(&mut self, message: &ToRank) {
-        self.links.iter_mut().for_each(|link| link.sender.send(message.clone()).unwrap());
-    }
-
-    fn receive<T>(&mut self, mut take: impl FnMut(FromRank) -> T) -> Vec<T> {
-        self.links.iter_mut().map(|link| take(link.receiver.receive().unwrap())).collect()
-    }
-
-    fn step(&mut self, sequences: Vec<SequenceStep>) -> Vec<StepOutput> {
-        self.step += 1;
-        self.send(&ToRank::Step(StepPlan { step: self.step, sequences }));
-        self.receive(|message| match message {
-            FromRank::Done(output) => output,
-            other => panic!("{other:?}"),
-        })
-    }
-
-    /// Full rows of logits of candidate rows of the last step.
-    fn fetch(&mut self, rows: Vec<u32>) -> Vec<Vec<f32>> {
-        self.send(&ToRank::FetchRows(rows));
-        let slices = self.receive(|message| match message {
-            FromRank::Rows(rows) => rows,
-            other => panic!("{other:?}"),
-        });
-        (0..slices[0].len()).map(|row| slices.iter().flat_map(|slice| slice[row].clone()).collect()).collect()
-    }
-
-    /// Logits after every one of the new tokens.
-    fn full_rows(&mut self, sequences: Vec<SequenceStep>) -> Vec<Vec<f32>> {
-        let rows = sequences.iter().map(|s| s.tokens.len() as u32).sum();
-        let ask = |mut sequence: SequenceStep| {
-            sequence.outputs =
-                (0..sequence.tokens.len() as u32).map(|row| RowRequest { row, wants: greedy() }).collect();
-            sequence
-        };
-        self.step(sequences.into_iter().map(ask).collect());
-        self.fetch((0..rows).collect())
-    }
-
-    fn stop(mut self) {
-        self.send(&ToRank::Shutdown);
-        for thread in self.threads {
-            thread.join().unwrap().unwrap();
-        }
-    }
-}
-
-fn load_order(golden: &Golden, isa: Option<&str>, comm: CommKind, dtype: DType) -> LoadOrder {
-    let weights = vec![golden.folder.join("model.safetensors")];
-    LoadOrder {
-        geometry: golden.geometry.clone(),
-        fingerprint: Checkpoint::open(&weights).unwrap().fingerprint(),
-        weights,
-        dtype,
-        threads: Some(1),
-        isa: isa.map(str::to_owned),
-        comm,
-        spin: false,
-        max_batched_tokens: MAX_TOKENS,
-        max_seqs: MAX_SEQS,
-    }
-}
-
-fn greedy() -> Wants {
-    Wants::Candidates { k: 1, temperature: 1.0, adjusted: Vec::new() }
-}
-
-/// New tokens of a sequence whose blocks are `first`, `first + 3`, … (never in order of position for two sequences).
-fn sequence(tokens: &[TokenId], start: usize, first: u32) -> SequenceStep {
-    let blocks = (start + tokens.len()).div_ceil(BLOCK_TOKENS) as u32;
-    SequenceStep {
-        tokens: tokens.to_vec(),
-        start: start as u32,
-        blocks: (0..blocks).map(|i| BlockId((first + 7 * i) % KV_BLOCKS as u32)).collect(),
-        outputs: Vec::new(),
-    }
+    Golden { weights: vec![folder.join("model.safetensors")], geometry, cases }
 }
 
 /// Every case in every element type.
@@ -208,24 +66,8 @@ fn each_type<T: Copy>(cases: &[T]) -> impl Iterator<Item = (T, DType)> {
     cases.iter().flat_map(|&case| [DType::F32, DType::Bf16, DType::Int8].map(|dtype| (case, dtype)))
 }
 
-/// The links that a world can have.
-fn links(world: usize) -> Vec<CommKind> {
-    if world == 1 { vec![CommKind::Local] } else { vec![CommKind::Shm, CommKind::Tcp] }
-}
-
 fn argmax(row: &[f32]) -> TokenId {
     (0..row.len()).rev().max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap() as TokenId
-}
-
-fn bits(rows: &[Vec<f32>]) -> Vec<Vec<u32>> {
-    rows.iter().map(|row| row.iter().map(|x| x.to_bits()).collect()).collect()
-}
-
-fn assert_close(got: &[Vec<f32>], expected: &[Vec<f32>], what: &str) {
-    assert_eq!(got.len(), expected.len(), "{what}");
-    let largest = expected.iter().flatten().fold(1f32, |a, b| a.max(b.abs()));
-    let difference = got.iter().flatten().zip(expected.iter().flatten()).fold(0f32, |a, (x, y)| a.max((x - y).abs()));
-    assert!(difference <= TOLERANCE * largest, "{what}: differs by {difference}, largest logit {largest}");
 }
 
 #[test]
@@ -386,8 +228,7 @@ fn an_instruction_set_that_is_not_there_is_named_with_those_that_are() {
 fn the_reference_agrees_with_transformers() {
     for model in MODELS {
         let golden = golden(model);
-        let weights = [golden.folder.join("model.safetensors")];
-        let reference = Gpt2Reference::load(&weights, golden.geometry.clone()).unwrap();
+        let reference = Gpt2Reference::load(&golden.weights, golden.geometry.clone()).unwrap();
         for case in &golden.cases {
             let logits = reference.logits(&case.prompt).unwrap().to_vec2::<f32>().unwrap();
             assert_close(&logits, &case.logits, &case.name);

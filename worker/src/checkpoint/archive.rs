@@ -1,0 +1,146 @@
+//! The ZIP archives that torch.save writes: where each entry lies in the mapped file.
+//!
+//! Entries of such an archive are stored, not compressed, so that nothing needs to be unpacked: a compressed one is refused,
+//! and names are keys, never paths. Knows nothing of tensors. Invariant: every range lies inside the file.
+//! Reference: PKWARE's APPNOTE.TXT, sections 4.3.7, 4.3.12, 4.3.14 to 4.3.16, 4.5.3.
+
+use std::{collections::HashMap, ops::Range};
+
+/// Most entries: each tensor has one; gpt2-xl with its optimizer has some 1,800.
+const MAX_ENTRIES: u64 = 1 << 17;
+/// A comment of 64 KB may follow the end record of 22 bytes.
+const END_SEARCH_BYTES: usize = 22 + (1 << 16);
+const END: u32 = 0x0605_4b50;
+const END_64: u32 = 0x0606_4b50;
+const END_64_LOCATOR: u32 = 0x0706_4b50;
+const CENTRAL: u32 = 0x0201_4b50;
+const LOCAL: u32 = 0x0403_4b50;
+/// In a field of 32 bits: the value is in the ZIP64 extra field.
+const IN_EXTRA: u64 = u32::MAX as u64;
+const EXTRA_64: u16 = 1;
+const STORED: u16 = 0;
+
+/// Entries of an archive, by name.
+#[derive(Debug)]
+pub(super) struct Archive {
+    entries: HashMap<String, Range<usize>>,
+    /// Folder that all entries are in, with its `/`; may be empty.
+    pub(super) root: String,
+}
+
+impl Archive {
+    /// Reads the directory at the end of the archive.
+    pub(super) fn read(bytes: &[u8]) -> Result<Self, String> {
+        let (count, mut at) = directory(bytes)?;
+        if count > MAX_ENTRIES {
+            return Err(format!("the archive has {count} entries, more than {MAX_ENTRIES}"));
+        }
+        let mut entries = HashMap::new();
+        let mut root = None;
+        for _ in 0..count {
+            let field = Fields(bytes.get(at..).unwrap_or_default());
+            if field.u32(0)? != CENTRAL {
+                return Err("its directory is broken".into());
+            }
+            let (name_len, extra_len, comment_len) =
+                (usize::from(field.u16(28)?), usize::from(field.u16(30)?), usize::from(field.u16(32)?));
+            let name = String::from_utf8_lossy(field.slice(46, name_len)?).into_owned();
+            let extra = field.slice(46 + name_len, extra_len)?;
+            let sizes = [field.u32(24)?, field.u32(20)?, field.u32(42)?].map(u64::from);
+            let [size, packed, local] = with_extra(sizes, extra)?;
+            let method = field.u16(10)?;
+            if method != STORED || size != packed {
+                return Err(format!("`{name}` is compressed (method {method}); torch.save stores, use it again"));
+            }
+            if let Some(folder) = name.strip_suffix("data.pkl")
+                && (folder.is_empty() || folder.ends_with('/'))
+            {
+                root.get_or_insert(folder.to_owned());
+            }
+            let range = content(bytes, local, size).map_err(|reason| format!("`{name}`: {reason}"))?;
+            if entries.insert(name, range).is_some() {
+                return Err("it has two entries of one name".into());
+            }
+            at += 46 + name_len + extra_len + comment_len;
+        }
+        let root = root.ok_or("it has no data.pkl, so that torch.save did not write it")?;
+        Ok(Self { entries, root })
+    }
+
+    /// Where the entry `name`, below the root, lies.
+    pub(super) fn entry(&self, name: &str) -> Option<Range<usize>> {
+        self.entries.get(&format!("{}{name}", self.root)).cloned()
+    }
+}
+
+/// Number of entries, and where the directory begins.
+fn directory(bytes: &[u8]) -> Result<(u64, usize), String> {
+    let from = bytes.len().saturating_sub(END_SEARCH_BYTES);
+    let signature = END.to_le_bytes();
+    let end = bytes[from..].windows(4).rposition(|window| window == signature).map(|at| from + at);
+    let end = end.ok_or("it has no end record, so that its end is missing")?;
+    let record = Fields(&bytes[end..]);
+    let (mut count, mut start) = (u64::from(record.u16(10)?), u64::from(record.u32(16)?));
+    // torch writes ZIP64 records always, and the old ones with what fits into them.
+    if let Some(locator_at) = end.checked_sub(20)
+        && Fields(&bytes[locator_at..]).u32(0)? == END_64_LOCATOR
+    {
+        let at = usize::try_from(Fields(&bytes[locator_at..]).u64(8)?).unwrap_or(usize::MAX);
+        let record = Fields(bytes.get(at..).unwrap_or_default());
+        if record.u32(0)? != END_64 {
+            return Err("its ZIP64 end record is not where it should be".into());
+        }
+        (count, start) = (record.u64(32)?, record.u64(48)?);
+    }
+    Ok((count, usize::try_from(start).unwrap_or(usize::MAX)))
+}
+
+/// Sizes and offset, taken from the ZIP64 extra field where 32 bits are too few for them.
+fn with_extra(mut values: [u64; 3], mut extra: &[u8]) -> Result<[u64; 3], String> {
+    while extra.len() >= 4 {
+        let (id, len) = (Fields(extra).u16(0)?, usize::from(Fields(extra).u16(2)?));
+        let field = Fields(extra.get(4..4 + len).ok_or("an extra field is cut short")?);
+        if id == EXTRA_64 {
+            let wide = values.iter_mut().filter(|value| **value == IN_EXTRA);
+            for (i, value) in wide.enumerate() {
+                *value = field.u64(8 * i)?;
+            }
+        }
+        extra = &extra[4 + len..];
+    }
+    Ok(values)
+}
+
+/// Where the content of the entry with this local header lies.
+fn content(bytes: &[u8], local: u64, size: u64) -> Result<Range<usize>, String> {
+    let outside = || "it lies outside of the file".to_owned();
+    let at = usize::try_from(local).ok().filter(|&at| at < bytes.len()).ok_or_else(outside)?;
+    let header = Fields(&bytes[at..]);
+    if header.u32(0)? != LOCAL {
+        return Err("there is no local header where the directory says".into());
+    }
+    let start = at + 30 + usize::from(header.u16(26)?) + usize::from(header.u16(28)?);
+    let end = usize::try_from(size).ok().and_then(|size| start.checked_add(size));
+    end.filter(|&end| end <= bytes.len()).map(|end| start..end).ok_or_else(outside)
+}
+
+/// Little-endian fields of a record.
+struct Fields<'a>(&'a [u8]);
+
+impl Fields<'_> {
+    fn slice(&self, at: usize, len: usize) -> Result<&[u8], String> {
+        self.0.get(at..at + len).ok_or_else(|| "a record is cut short".into())
+    }
+
+    fn u16(&self, at: usize) -> Result<u16, String> {
+        Ok(u16::from_le_bytes(self.slice(at, 2)?.try_into().expect("2 bytes")))
+    }
+
+    fn u32(&self, at: usize) -> Result<u32, String> {
+        Ok(u32::from_le_bytes(self.slice(at, 4)?.try_into().expect("4 bytes")))
+    }
+
+    fn u64(&self, at: usize) -> Result<u64, String> {
+        Ok(u64::from_le_bytes(self.slice(at, 8)?.try_into().expect("8 bytes")))
+    }
+}

@@ -1,0 +1,83 @@
+//! Every format of checkpoints, and every option of a configuration, against transformers.
+//!
+//! The checkpoints were made by torch and transformers: `tests/golden/make_formats.py`. Index:
+//! - `logits_agree_with_transformers`: each case of golden.json, nproc 1, 2, 3
+//! - `convert_keeps_the_logits`: each checkpoint, written as safetensors and read back
+
+use std::path::{Path, PathBuf};
+
+use nanoinfer_shared::{Geometry, protocol::*};
+use nanoinfer_worker::checkpoint::Checkpoint;
+use safetensors::SafeTensors;
+use serde_json::Value;
+
+use crate::ranks::{Case, Golden, Ranks, assert_close, bits, links, sequence};
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/formats")
+}
+
+/// All cases; the geometry as the launcher makes it from configuration and checkpoint.
+fn cases() -> Vec<Golden> {
+    let read = |file: &str| std::fs::read(folder().join(file)).unwrap();
+    let json: Value = serde_json::from_slice(&read("golden.json")).unwrap();
+    let tensors = read("golden.safetensors");
+    let tensors = SafeTensors::deserialize(&tensors).unwrap();
+    let prompt: Vec<TokenId> = serde_json::from_value(json["prompt_ids"].clone()).unwrap();
+    let case = |case: &Value| {
+        let name = case["name"].as_str().unwrap();
+        let files: Vec<String> = serde_json::from_value(case["files"].clone()).unwrap();
+        let weights: Vec<PathBuf> = files.iter().map(|file| folder().join(file)).collect();
+        let checkpoint = Checkpoint::open(&weights).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let config = match &case["config"] {
+            Value::Null => checkpoint.config().unwrap().to_owned(),
+            config => config.to_string(),
+        };
+        let geometry = checkpoint.refine(Geometry::from_config_json(&config).unwrap());
+        checkpoint.check(&geometry).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let view = tensors.tensor(name).unwrap();
+        let (floats, _) = view.data().as_chunks::<4>();
+        let floats: Vec<f32> = floats.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
+        let logits = floats.chunks(geometry.vocab_size).map(<[f32]>::to_vec).collect();
+        let case = Case { name: name.into(), prompt: prompt.clone(), logits, greedy: Vec::new(), margins: Vec::new() };
+        Golden { weights, geometry, cases: vec![case] }
+    };
+    json["cases"].as_array().unwrap().iter().map(case).collect()
+}
+
+fn logits(golden: &Golden, world: usize) -> Vec<Vec<f32>> {
+    let mut ranks = Ranks::start(golden, world, links(world)[0], DType::F32);
+    let rows = ranks.full_rows(vec![sequence(&golden.cases[0].prompt, 0, 5)]);
+    ranks.stop();
+    rows
+}
+
+#[test]
+fn logits_agree_with_transformers() {
+    let cases = cases();
+    assert!(cases.len() >= 24);
+    for golden in &cases {
+        let case = &golden.cases[0];
+        for world in [1, 2, 3] {
+            assert_close(&logits(golden, world), &case.logits, &format!("{} nproc {world}", case.name));
+        }
+    }
+}
+
+#[test]
+fn convert_keeps_the_logits() {
+    let dir = tempfile::tempdir().unwrap();
+    for golden in cases() {
+        let converted = dir.path().join(&golden.cases[0].name).with_extension("safetensors");
+        let checkpoint = Checkpoint::open(&golden.weights).unwrap();
+        checkpoint.write_safetensors(&golden.geometry, &converted).unwrap();
+        let config = Geometry::from_config_json(&golden.geometry.to_config_json()).unwrap();
+        let reopened = Checkpoint::open(std::slice::from_ref(&converted)).unwrap();
+        let geometry = reopened.refine(config);
+        reopened.check(&geometry).unwrap();
+        assert_eq!(geometry, golden.geometry);
+        let before = bits(&logits(&golden, 2));
+        let converted = Golden { weights: vec![converted], geometry, cases: golden.cases };
+        assert_eq!(bits(&logits(&converted, 2)), before, "{}", converted.cases[0].name);
+    }
+}

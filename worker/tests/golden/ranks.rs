@@ -1,0 +1,173 @@
+//! Real ranks on threads, driven by the coordinator's messages: what every test of this folder talks to.
+
+use std::{path::PathBuf, thread::JoinHandle};
+
+use nanoinfer_shared::{
+    Geometry,
+    comm::ShmSegment,
+    handshake::Identity,
+    link::{ControlLink, in_memory},
+    protocol::*,
+};
+use nanoinfer_worker::{
+    WorkerError,
+    checkpoint::Checkpoint,
+    rank::{OnLost, RankSetup, run},
+};
+
+/// The golden logits' own error is about 5e-6 (see golden.json); the contract is 1e-4, relative to the largest logit.
+pub(crate) const TOLERANCE: f32 = 2e-5;
+pub(crate) const KV_BLOCKS: usize = 40;
+const MAX_TOKENS: usize = 256;
+const MAX_SEQS: usize = 64;
+
+/// A text, and what transformers makes of it.
+pub(crate) struct Case {
+    pub(crate) name: String,
+    pub(crate) prompt: Vec<TokenId>,
+    /// `[T][V]`.
+    pub(crate) logits: Vec<Vec<f32>>,
+    pub(crate) greedy: Vec<TokenId>,
+    pub(crate) margins: Vec<f32>,
+}
+
+/// A checkpoint, and what transformers makes of it.
+pub(crate) struct Golden {
+    pub(crate) weights: Vec<PathBuf>,
+    pub(crate) geometry: Geometry,
+    pub(crate) cases: Vec<Case>,
+}
+
+/// Ranks on threads, and the coordinator's side of their links.
+pub(crate) struct Ranks {
+    links: Vec<ControlLink<ToRank, FromRank>>,
+    pub(crate) threads: Vec<JoinHandle<Result<(), WorkerError>>>,
+    step: u64,
+}
+
+impl Ranks {
+    pub(crate) fn start(golden: &Golden, world: usize, comm: CommKind, dtype: DType) -> Self {
+        Self::start_on(None, golden, world, comm, dtype)
+    }
+
+    pub(crate) fn start_on(isa: Option<&str>, golden: &Golden, world: usize, comm: CommKind, dtype: DType) -> Self {
+        let segment = ShmSegment::create(world).unwrap();
+        let (mut links, mut threads) = (Vec::new(), Vec::new());
+        for rank in 0..world {
+            let (ours, theirs) = in_memory();
+            links.push(ours);
+            let setup = RankSetup {
+                link: theirs,
+                identity: Identity { build_id: "test".into(), world, rank },
+                epoch: 0,
+                segment: (comm == CommKind::Shm).then(|| segment.try_clone().unwrap()),
+                weights: None,
+                data_host: "127.0.0.1".into(),
+                on_lost: OnLost::Return,
+            };
+            threads.push(std::thread::spawn(move || run(setup)));
+        }
+        let mut ranks = Self { links, threads, step: 0 };
+        ranks.send(&ToRank::Load(load_order(golden, isa, comm, dtype)));
+        let peers = ranks.receive(|message| match message {
+            FromRank::Loaded(report) => report.data_address.unwrap_or_default(),
+            other => panic!("{other:?}"),
+        });
+        ranks.send(&ToRank::Start(StartOrder { kv_blocks: KV_BLOCKS, peers, link_key: [3; 32] }));
+        ranks.receive(|message| assert!(matches!(message, FromRank::Ready), "{message:?}"));
+        ranks
+    }
+
+    pub(crate) fn send(&mut self, message: &ToRank) {
+        self.links.iter_mut().for_each(|link| link.sender.send(message.clone()).unwrap());
+    }
+
+    pub(crate) fn receive<T>(&mut self, mut take: impl FnMut(FromRank) -> T) -> Vec<T> {
+        self.links.iter_mut().map(|link| take(link.receiver.receive().unwrap())).collect()
+    }
+
+    pub(crate) fn step(&mut self, sequences: Vec<SequenceStep>) -> Vec<StepOutput> {
+        self.step += 1;
+        self.send(&ToRank::Step(StepPlan { step: self.step, sequences }));
+        self.receive(|message| match message {
+            FromRank::Done(output) => output,
+            other => panic!("{other:?}"),
+        })
+    }
+
+    /// Full rows of logits of candidate rows of the last step.
+    pub(crate) fn fetch(&mut self, rows: Vec<u32>) -> Vec<Vec<f32>> {
+        self.send(&ToRank::FetchRows(rows));
+        let slices = self.receive(|message| match message {
+            FromRank::Rows(rows) => rows,
+            other => panic!("{other:?}"),
+        });
+        (0..slices[0].len()).map(|row| slices.iter().flat_map(|slice| slice[row].clone()).collect()).collect()
+    }
+
+    /// Logits after every one of the new tokens.
+    pub(crate) fn full_rows(&mut self, sequences: Vec<SequenceStep>) -> Vec<Vec<f32>> {
+        let rows = sequences.iter().map(|s| s.tokens.len() as u32).sum();
+        let ask = |mut sequence: SequenceStep| {
+            sequence.outputs =
+                (0..sequence.tokens.len() as u32).map(|row| RowRequest { row, wants: greedy() }).collect();
+            sequence
+        };
+        self.step(sequences.into_iter().map(ask).collect());
+        self.fetch((0..rows).collect())
+    }
+
+    pub(crate) fn stop(mut self) {
+        self.send(&ToRank::Shutdown);
+        for thread in self.threads {
+            thread.join().unwrap().unwrap();
+        }
+    }
+}
+
+pub(crate) fn load_order(golden: &Golden, isa: Option<&str>, comm: CommKind, dtype: DType) -> LoadOrder {
+    let weights = golden.weights.clone();
+    LoadOrder {
+        geometry: golden.geometry.clone(),
+        fingerprint: Checkpoint::open(&weights).unwrap().fingerprint(),
+        weights,
+        dtype,
+        threads: Some(1),
+        isa: isa.map(str::to_owned),
+        comm,
+        spin: false,
+        max_batched_tokens: MAX_TOKENS,
+        max_seqs: MAX_SEQS,
+    }
+}
+
+pub(crate) fn greedy() -> Wants {
+    Wants::Candidates { k: 1, temperature: 1.0, adjusted: Vec::new() }
+}
+
+/// New tokens of a sequence whose blocks are `first`, `first + 3`, … (never in order of position for two sequences).
+pub(crate) fn sequence(tokens: &[TokenId], start: usize, first: u32) -> SequenceStep {
+    let blocks = (start + tokens.len()).div_ceil(BLOCK_TOKENS) as u32;
+    SequenceStep {
+        tokens: tokens.to_vec(),
+        start: start as u32,
+        blocks: (0..blocks).map(|i| BlockId((first + 7 * i) % KV_BLOCKS as u32)).collect(),
+        outputs: Vec::new(),
+    }
+}
+
+/// The links that a world can have.
+pub(crate) fn links(world: usize) -> Vec<CommKind> {
+    if world == 1 { vec![CommKind::Local] } else { vec![CommKind::Shm, CommKind::Tcp] }
+}
+
+pub(crate) fn bits(rows: &[Vec<f32>]) -> Vec<Vec<u32>> {
+    rows.iter().map(|row| row.iter().map(|x| x.to_bits()).collect()).collect()
+}
+
+pub(crate) fn assert_close(got: &[Vec<f32>], expected: &[Vec<f32>], what: &str) {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    let largest = expected.iter().flatten().fold(1f32, |a, b| a.max(b.abs()));
+    let difference = got.iter().flatten().zip(expected.iter().flatten()).fold(0f32, |a, (x, y)| a.max((x - y).abs()));
+    assert!(difference <= TOLERANCE * largest, "{what}: differs by {difference}, largest logit {largest}");
+}
