@@ -29,6 +29,9 @@ use super::{
 
 /// Ends a reply in the plain transcript.
 const TRANSCRIPT_STOP: &str = "\nUser:";
+/// DialoGPT's form, which its older copies do not write down: each turn ends with the end of text. It knows no system turn,
+/// so that instructions go before the first turn.
+const DIALOGUE: &str = "{% for message in messages %}{{ message.content }}{% if message.role == 'system' %}{{ '\n' }}{% else %}{{ eos_token }}{% endif %}{% endfor %}";
 
 /// Who speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,7 +80,8 @@ impl Message {
 
 impl ChatFormat {
     /// Reads `chat_template.jinja`, else `chat_template` of tokenizer_config.json (a string, or a list of named ones of
-    /// which `default` is taken), else falls back to the transcript.
+    /// which `default` is taken), else DialoGPT's where config.json says that the model converses, else falls back to the
+    /// transcript.
     ///
     /// # Errors
     /// When a template is there but is no Jinja.
@@ -93,7 +97,8 @@ impl ChatFormat {
                     let default = named.iter().find(|entry| entry["name"] == "default");
                     default.or(named.first()).map(|entry| &entry["template"])
                 });
-                (config, named.unwrap_or(template).as_str().map(str::to_owned))
+                let source = named.unwrap_or(template).as_str().map(str::to_owned);
+                (config, source.map_or_else(|| dialogue_template(folder), |source| Ok(Some(source)))?)
             }
             Err(source) => return Err(TextError::Read { path: file, source }),
         };
@@ -169,9 +174,7 @@ impl ChatFormat {
         if let Some(template) = &self.template {
             let messages: Vec<_> =
                 messages.into_iter().map(|(role, content)| TemplateMessage { role: role.name(), content }).collect();
-            let name = |token: Option<(&'_ str, TokenId)>| token.map(|(text, _)| text.to_owned());
-            let (bos, eos) = (name(tokenizer.bos()), name(tokenizer.eos()));
-            return template.render(&messages, generate, bos.as_deref(), eos.as_deref());
+            return template.render(&messages, generate, tokenizer.named_tokens());
         }
         let mut text = String::new();
         for (role, content) in messages {
@@ -186,6 +189,12 @@ impl ChatFormat {
         }
         Ok(text)
     }
+}
+
+/// DialoGPT's template, for a model that is of its kind: its config.json has settings for conversations.
+fn dialogue_template(folder: &Path) -> Result<Option<String>, TextError> {
+    let config = read_json(&folder.join("config.json"))?.unwrap_or_default();
+    Ok(config["task_specific_params"]["conversational"].is_object().then(|| DIALOGUE.to_owned()))
 }
 
 /// Keeps special tokens that users wrote from being taken for the template's own.

@@ -105,6 +105,22 @@ fn dialogue_with_separators_only() {
 }
 
 #[test]
+fn dialogpt_is_known_by_its_configuration() {
+    let folder = tempfile::tempdir().unwrap();
+    let tokenizer = demo();
+    let config = fs::read(data("tests/golden/formats/dialogpt/config.json")).unwrap();
+    fs::write(folder.path().join("config.json"), config).unwrap();
+    let chat = ChatFormat::load(folder.path(), &tokenizer).unwrap();
+    let turns = [Message::user("Hello"), message(Role::Assistant, "Hi"), Message::user("Bye")];
+    let expected = "Hello<|endoftext|>Hi<|endoftext|>Bye<|endoftext|>";
+    assert_eq!(chat.encode(&turns, &tokenizer).unwrap(), tokenizer.encode(expected, Specials::Match));
+    let with_system = [message(Role::System, "Be kind."), Message::user("Hello")];
+    let expected = "Be kind.\nHello<|endoftext|>";
+    assert_eq!(chat.encode(&with_system, &tokenizer).unwrap(), tokenizer.encode(expected, Specials::Match));
+    assert!(chat.stops().is_empty() && !chat.ignores_system());
+}
+
+#[test]
 fn without_a_template_chats_become_a_transcript() {
     let tokenizer = demo();
     let chat = transcript(&tokenizer);

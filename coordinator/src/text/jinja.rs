@@ -5,18 +5,23 @@
 //! are neutral. Knows strings; does not know tokens.
 //! Reference: `_compile_jinja_template` of transformers' utils/chat_template_utils.py.
 
+use std::collections::BTreeMap;
+
 use minijinja::{
     Environment, Error, ErrorKind, Value, context,
     syntax::SyntaxConfig,
     value::{Kwargs, Serde},
 };
 use serde::Serialize;
-use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
+use super::python_json::{JsonStyle, to_json};
 use crate::clock::UtcTime;
 
 /// Name of the one template in the environment; without a suffix, so that nothing is escaped for HTML.
 const NAME: &str = "chat";
+/// Instructions that a template may take, and 64-byte pieces of text that it may make: 64 MB. A long conversation takes
+/// some ten thousand.
+const FUEL: u64 = 1 << 20;
 
 /// A compiled chat template.
 #[derive(Debug)]
@@ -39,12 +44,13 @@ impl JinjaTemplate {
         let syntax =
             SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(|e| e.to_string())?;
         environment.set_syntax(syntax);
+        environment.set_fuel(Some(FUEL));
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });
         environment.add_function("strftime_now", |format: String| UtcTime::now().strftime(&format));
-        environment.add_filter("tojson", to_json);
+        environment.add_filter("tojson", tojson);
         environment.add_template_owned(NAME, neutralise_generation(source)).map_err(|e| explain(&e))?;
         Ok(Self { environment, source: source.to_owned() })
     }
@@ -54,21 +60,20 @@ impl JinjaTemplate {
         &self.source
     }
 
-    /// The text of a conversation; the error is what the template, or Jinja, has against it.
+    /// The text of a conversation; the error is what the template, or Jinja, has against it. `tokens` are the special tokens
+    /// by the names that templates know them by, like `eos_token`.
     pub(super) fn render(
         &self,
         messages: &[TemplateMessage],
         add_generation_prompt: bool,
-        bos_token: Option<&str>,
-        eos_token: Option<&str>,
+        tokens: &BTreeMap<String, String>,
     ) -> Result<String, String> {
         let context = context! {
             messages => Value::from(Serde(messages)),
             tools => (),
             documents => (),
             add_generation_prompt,
-            bos_token => bos_token.unwrap_or_default(),
-            eos_token => eos_token.unwrap_or_default(),
+            ..Value::from(Serde(tokens))
         };
         let template = self.environment.get_template(NAME).map_err(|e| explain(&e))?;
         template.render(context).map_err(|e| explain(&e))
@@ -104,38 +109,22 @@ fn neutralise_generation(source: &str) -> String {
     out + rest
 }
 
-/// Python's `json.dumps(value, ensure_ascii=False, indent=indent)`.
-fn to_json(value: &Value, options: Kwargs) -> Result<Value, Error> {
-    let indent: Option<usize> = options.get("indent")?;
-    let mut out = Vec::new();
-    let written = match indent {
-        Some(width) => {
-            let spaces = " ".repeat(width.min(16));
-            let pretty = PrettyFormatter::with_indent(spaces.as_bytes());
-            value.serialize(&mut Serializer::with_formatter(&mut out, pretty))
-        }
-        None => value.serialize(&mut Serializer::with_formatter(&mut out, PythonStyle)),
+/// transformers' filter: `json.dumps` with its options, nothing escaped for HTML.
+fn tojson(value: &Value, options: Kwargs) -> Result<Value, Error> {
+    let separators: Option<Vec<String>> = options.get("separators")?;
+    let style = JsonStyle {
+        ascii: options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
+        indent: options.get("indent")?,
+        separators: match separators.as_deref() {
+            None => None,
+            Some([item, key]) => Some((item.clone(), key.clone())),
+            Some(_) => return Err(Error::new(ErrorKind::InvalidOperation, "tojson: `separators` are two")),
+        },
+        sort_keys: options.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
     };
+    options.assert_all_used()?;
     let failed = |e: &dyn std::fmt::Display| Error::new(ErrorKind::InvalidOperation, format!("tojson: {e}"));
-    written.map_err(|e| failed(&e))?;
-    String::from_utf8(out).map(Value::from).map_err(|e| failed(&e))
-}
-
-/// `{"a": 1, "b": [1, 2]}`: a space after every comma and colon.
-struct PythonStyle;
-
-impl Formatter for PythonStyle {
-    fn begin_array_value<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, first: bool) -> std::io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
-    }
-
-    fn begin_object_key<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, first: bool) -> std::io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
-    }
-
-    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, writer: &mut W) -> std::io::Result<()> {
-        writer.write_all(b": ")
-    }
+    to_json(value, &style).map(Value::from).map_err(|e| failed(&e))
 }
 
 #[cfg(test)]
@@ -145,7 +134,8 @@ mod tests {
     fn render(source: &str) -> Result<String, String> {
         let message = |role, content: &str| TemplateMessage { role, content: content.into() };
         let messages = [message("system", "Be <kind>."), message("user", " Hi 'you' ")];
-        JinjaTemplate::new(source)?.render(&messages, true, Some("<s>"), None)
+        let tokens = BTreeMap::from([("bos_token".into(), "<s>".into()), ("eos_token".into(), String::new())]);
+        JinjaTemplate::new(source)?.render(&messages, true, &tokens)
     }
 
     #[test]
@@ -168,15 +158,34 @@ mod tests {
     }
 
     #[test]
-    fn json_is_pythons_and_not_escaped_for_html() {
-        assert_eq!(
-            render("{{ [messages[0].content, messages[1].content, {'a<b': 1.5}] | tojson }}").unwrap(),
-            r#"["Be <kind>.", " Hi 'you' ", {"a<b": 1.5}]"#
-        );
-        assert_eq!(
-            render("{{ {'é': [1, true]} | tojson(indent=2) }}").unwrap(),
-            "{\n  \"é\": [\n    1,\n    true\n  ]\n}"
-        );
+    fn templates_render_as_in_transformers() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/vectors/chat_templates.json");
+        let vectors: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let tokens: BTreeMap<String, String> = serde_json::from_value(vectors["tokens"].clone()).unwrap();
+        for case in vectors["cases"].as_array().unwrap() {
+            let messages: Vec<TemplateMessage> = case["messages"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|message| TemplateMessage {
+                    role: ["system", "user", "assistant"].into_iter().find(|role| message["role"] == *role).unwrap(),
+                    content: message["content"].as_str().unwrap().into(),
+                })
+                .collect();
+            let template = JinjaTemplate::new(case["template"].as_str().unwrap()).unwrap();
+            let text = template.render(&messages, case["add_generation_prompt"] == true, &tokens);
+            assert_eq!(text.as_deref(), Ok(case["text"].as_str().unwrap()), "{}", case["name"]);
+        }
+    }
+
+    #[test]
+    fn a_template_that_never_ends_is_stopped() {
+        let error =
+            render("{% for i in range(9999) %}{% for j in range(9999) %}x{% endfor %}{% endfor %}").unwrap_err();
+        assert!(error.contains("fuel"), "{error}");
+        let doubling = "{% set n = namespace(x='xx') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}";
+        render(doubling).unwrap_err();
+        render("{{ 'x' * 9999999999 }}").unwrap_err();
     }
 
     #[test]

@@ -9,12 +9,14 @@ pub mod defaults;
 pub mod detokenizer;
 pub mod generation;
 mod jinja;
+mod python_json;
 pub mod prompt;
 pub mod stop;
 pub mod tokenizer;
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Read},
     path::{Path, PathBuf},
 };
 
@@ -97,9 +99,22 @@ impl ModelText {
     }
 }
 
+/// Largest file of a tokenizer: those with a million tokens have 60 MB.
+const MAX_FILE_BYTES: u64 = 256 << 20;
+
+/// A file, if it is not larger than any of its kind.
+fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    fs::File::open(path)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
+    match bytes.len() as u64 > MAX_FILE_BYTES {
+        true => Err(io::Error::other(format!("it is larger than {} MB", MAX_FILE_BYTES >> 20))),
+        false => Ok(bytes),
+    }
+}
+
 /// A JSON file, if it is there.
 fn read_json(path: &Path) -> Result<Option<serde_json::Value>, TextError> {
-    let text = match fs::read(path) {
+    let text = match read_file(path) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(TextError::Read { path: path.to_owned(), source }),

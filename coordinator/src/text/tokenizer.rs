@@ -7,7 +7,10 @@
 //! `<|endoftext|>` is a token) and what users typed (where it is thirteen characters). The flags `lstrip`, `rstrip` and
 //! `single_word` of special tokens, which no GPT-2 tokenizer sets, are not honoured.
 
-use std::{collections::HashMap, fs, path::Path};
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::Path,
+};
 
 use nanoinfer_shared::protocol::TokenId;
 use serde_json::Value;
@@ -43,15 +46,19 @@ pub struct Tokenizer {
     affixes: (Vec<TokenId>, Vec<TokenId>),
     bos: Option<(String, TokenId)>,
     eos: Option<(String, TokenId)>,
+    /// Special tokens by the names that chat templates know them by.
+    named: BTreeMap<String, String>,
     longest_token_bytes: usize,
 }
 
-/// The parts of tokenizer_config.json that matter here.
+/// Names that templates know special tokens by.
+const NAMES: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+
+/// What tokenizer_config.json, and in older models special_tokens_map.json and added_tokens.json, say that matters here.
 struct Config {
     add_prefix_space: Option<bool>,
     add_bos_token: bool,
-    bos: Option<String>,
-    eos: Option<String>,
+    named: BTreeMap<String, String>,
     /// Special tokens to add, with their id where the file says it.
     added: Vec<(String, Option<TokenId>)>,
 }
@@ -103,14 +110,14 @@ impl Tokenizer {
         }
         // From here on the library never matches special tokens by itself.
         inner.set_encode_special_tokens(true);
-        Self::build(inner, &path, vocab_size, (config.bos, config.eos), config.add_bos_token)
+        Self::build(inner, &path, vocab_size, config.named, config.add_bos_token)
     }
 
     fn build(
         inner: tokenizers::Tokenizer,
         path: &Path,
         vocab_size: usize,
-        (bos, eos): (Option<String>, Option<String>),
+        mut named: BTreeMap<String, String>,
         add_bos: bool,
     ) -> Result<Self, TextError> {
         let vocabulary = inner.get_vocab(true);
@@ -151,13 +158,16 @@ impl Tokenizer {
             ends.push(blob.len());
         }
 
-        let named = |name: Option<String>| {
-            let name = name.or_else(|| Some(END_OF_TEXT.into()))?;
-            vocabulary.get(&name).map(|id| (name, *id))
+        let token = |name: &str| {
+            let text = named.get(name).cloned().unwrap_or_else(|| END_OF_TEXT.into());
+            vocabulary.get(&text).map(|id| (text, *id))
         };
-        let (bos, eos) = (named(bos), named(eos));
-        let mut tokenizer =
-            Self { inner, blob, ends, specials, affixes: Default::default(), bos, eos, longest_token_bytes };
+        let (bos, eos) = (token("bos_token"), token("eos_token"));
+        for (name, token) in [("bos_token", &bos), ("eos_token", &eos)] {
+            named.insert(name.into(), token.as_ref().map_or(String::new(), |(text, _)| text.clone()));
+        }
+        let affixes = Default::default();
+        let mut tokenizer = Self { inner, blob, ends, specials, affixes, bos, eos, named, longest_token_bytes };
         tokenizer.affixes = tokenizer.probe_affixes().map_err(|e| invalid(path, e))?;
         if let (true, Some((_, bos))) = (add_bos, &tokenizer.bos)
             && tokenizer.affixes.0.first() != Some(bos)
@@ -282,6 +292,11 @@ impl Tokenizer {
         self.eos.as_ref().map(|(text, id)| (text.as_str(), *id))
     }
 
+    /// Special tokens by the names that chat templates know them by, like `eos_token`.
+    pub(super) fn named_tokens(&self) -> &BTreeMap<String, String> {
+        &self.named
+    }
+
     /// Rows of the model that are no token: padding of the vocabulary.
     pub fn unused_ids(&self) -> Vec<TokenId> {
         (0..self.ends.len() as TokenId).filter(|&id| self.bytes(id).is_empty()).collect()
@@ -313,22 +328,26 @@ pub(super) enum Piece<'t> {
 
 impl Config {
     fn read(folder: &Path) -> Result<Self, TextError> {
-        let value = super::read_json(&folder.join("tokenizer_config.json"))?.unwrap_or(Value::Null);
-        let text = |key: &str| token_text(&value[key]);
-        let (bos, eos) = (text("bos_token"), text("eos_token"));
+        let read = |file: &str| Ok::<_, TextError>(super::read_json(&folder.join(file))?.unwrap_or(Value::Null));
+        let (value, map) = (read("tokenizer_config.json")?, read("special_tokens_map.json")?);
+        let text =
+            |name: &&str| Some((name.to_string(), token_text(&value[*name]).or_else(|| token_text(&map[*name]))?));
+        let named: BTreeMap<String, String> = NAMES.iter().filter_map(text).collect();
         // transformers 4 wrote ids here, and added_tokens.json before that.
-        let mut numbered: Vec<(TokenId, String)> = value["added_tokens_decoder"]
-            .as_object()
-            .into_iter()
-            .flatten()
+        let decoder = value["added_tokens_decoder"].as_object().into_iter().flatten();
+        let before = read("added_tokens.json")?;
+        let mut numbered: Vec<(TokenId, String)> = decoder
             .filter(|(_, token)| token["special"].as_bool().unwrap_or(true))
             .filter_map(|(id, token)| Some((id.parse().ok()?, token_text(token)?)))
             .collect();
+        let before = before.as_object().into_iter().flatten();
+        numbered.extend(before.filter_map(|(token, id)| Some((id.as_u64()?.try_into().ok()?, token.clone()))));
         numbered.sort();
+        numbered.dedup();
         let mut added: Vec<(String, Option<TokenId>)> =
             numbered.into_iter().map(|(id, text)| (text, Some(id))).collect();
         let further = value["additional_special_tokens"].as_array().into_iter().flatten().filter_map(token_text);
-        for token in [Some(END_OF_TEXT.into()), bos.clone(), eos.clone()].into_iter().flatten().chain(further) {
+        for token in [END_OF_TEXT.to_owned()].into_iter().chain(named.values().cloned()).chain(further) {
             if added.iter().all(|(known, _)| *known != token) {
                 added.push((token, None));
             }
@@ -336,8 +355,7 @@ impl Config {
         Ok(Self {
             add_prefix_space: value["add_prefix_space"].as_bool(),
             add_bos_token: value["add_bos_token"].as_bool().unwrap_or(false),
-            bos,
-            eos,
+            named,
             added,
         })
     }
@@ -393,7 +411,7 @@ fn byte_of_char() -> HashMap<char, u8> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, TextError> {
-    fs::read(path).map_err(|source| TextError::Read { path: path.to_owned(), source })
+    super::read_file(path).map_err(|source| TextError::Read { path: path.to_owned(), source })
 }
 
 fn invalid(path: &Path, reason: impl ToString) -> TextError {

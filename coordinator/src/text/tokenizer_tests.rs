@@ -1,4 +1,4 @@
-use std::path::PathBuf;
+use std::{fs, path::PathBuf};
 
 use super::*;
 use crate::text::Detokenizer;
@@ -135,6 +135,26 @@ fn longer_special_tokens_win_and_given_ids_are_checked() {
     fs::write(folder.path().join("tokenizer_config.json"), config(4100)).unwrap();
     let error = Tokenizer::load(folder.path(), 5000).unwrap_err().to_string();
     assert!(error.contains("should be 4100, is Some(4096)"), "{error}");
+}
+
+#[test]
+fn older_models_name_their_special_tokens_in_other_files() {
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["vocab.json", "merges.txt"] {
+        fs::copy(data("launcher/demo/nano-chat").join(file), folder.path().join(file)).unwrap();
+    }
+    let write = |file: &str, text: &str| fs::write(folder.path().join(file), text).unwrap();
+    write("special_tokens_map.json", r#"{"eos_token": {"content": "<end>"}, "pad_token": "<pad>"}"#);
+    write("added_tokens.json", r#"{"<|endoftext|>": 4095, "<end>": 4096, "<pad>": 4097}"#);
+    let tokenizer = Tokenizer::load(folder.path(), 4200).unwrap();
+    assert_eq!(tokenizer.eos(), Some(("<end>", 4096)));
+    assert_eq!(tokenizer.bos(), Some(("<|endoftext|>", 4095)));
+    assert_eq!(tokenizer.named_tokens()["pad_token"], "<pad>");
+    assert_eq!(tokenizer.encode("<end><pad>", Specials::Match), [4096, 4097]);
+    assert!(!tokenizer.encode("<end><pad>", Specials::Literal).contains(&4096));
+    // What tokenizer_config.json says comes first.
+    write("tokenizer_config.json", r#"{"eos_token": "<|endoftext|>"}"#);
+    assert_eq!(Tokenizer::load(folder.path(), 4200).unwrap().eos(), Some(("<|endoftext|>", 4095)));
 }
 
 #[test]

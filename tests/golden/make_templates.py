@@ -1,0 +1,95 @@
+#!/usr/bin/env python3
+"""Chat templates and what transformers renders from them: ../data/vectors/chat_templates.json.
+
+    VENV/bin/python make_templates.py           # VENV: see README.md
+"""
+
+import json
+import platform
+from pathlib import Path
+
+import jinja2
+import transformers
+from transformers.utils.chat_template_utils import _compile_jinja_template
+
+SYSTEM = {"role": "system", "content": "Be <kind> & 'brief'."}
+USER = {"role": "user", "content": "  Héllo \"you\" <b>\n\ttab \\ 日本 \u0001 "}
+ASSISTANT = {"role": "assistant", "content": "Hi!"}
+BYE = {"role": "user", "content": "Bye"}
+CHAT = [SYSTEM, USER, ASSISTANT, BYE]
+SHORT = [{"role": "user", "content": "Hi"}]
+
+TEMPLATES = {
+    "turns with markers": """{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}""",
+    "only separators": "{% for message in messages %}{{ message.content }}{{ eos_token }}{% endfor %}",
+    "system folded into the first turn": """{% if messages[0]['role'] == 'system' %}{% set system_message = messages[0]['content'] | trim + '\\n\\n' %}{% set loop_messages = messages[1:] %}{% else %}{% set system_message = '' %}{% set loop_messages = messages %}{% endif %}
+{% for message in loop_messages %}
+    {% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}
+        {{ raise_exception('roles must alternate') }}
+    {% endif %}
+    {% if loop.first %}{% set content = system_message + message['content'] %}{% else %}{% set content = message['content'] %}{% endif %}
+    {% if message['role'] == 'user' %}
+        {{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}
+    {% elif message['role'] == 'assistant' %}
+        {{ ' ' + content | trim + ' ' + eos_token }}
+    {% endif %}
+{% endfor %}""",
+    "whitespace control": """{%- for message in messages -%}
+    {%- if not loop.first %}
+
+    {% endif -%}
+    {{- '### ' ~ message.role | capitalize ~ ':' }}
+{{ message.content | trim -}}
+{%- endfor %}
+{%- if add_generation_prompt %}
+
+### Assistant:
+{% endif %}""",
+    "generation marks": """{% for m in messages %}{% if m.role == 'assistant' %}A: {% generation %}{{ m.content }}{{ eos_token }}{% endgeneration %}{% else %}{{ m.role }}: {{ m.content }}
+{% endif %}{% endfor %}""",
+    "generation marks that trim": "{% for m in messages %}[ {%- generation -%}  {{ m.role }}  {%- endgeneration -%} ]{% endfor %}",
+    "tojson": "{{ messages | tojson }}",
+    "tojson of everything": "{{ {'b': [1, 2.0, 1e16, 1.5e-7, -0.0, 0.1, 100000.0, true, none], 'a': {}, 'é<&>': [], \"q'\": 'x\u2028/'} | tojson }}",
+    "tojson indented": "{{ {'b': [1, {'c': []}], 'a': {'é': 'ü'}} | tojson(indent=4) }}",
+    "tojson ascii": "{{ 'é日\U0001f600' | tojson(ensure_ascii=true) }}",
+    "tojson sorted": "{{ {'b': 1, 'a': {'d': 1, 'c': 2}} | tojson(sort_keys=true) }}",
+    "tojson separators": "{{ {'b': [1, 2], 'a': 'x'} | tojson(separators=(',', ':')) }}",
+    "loop controls": "{% for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif %}{% if loop.index > 2 %}{% break %}{% endif %}{{ loop.index }}{{ m.role }};{% endfor %}",
+    "namespace": "{% set ns = namespace(n=0, last='') %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% set ns.last = m.role %}{% endfor %}{{ ns.n }}{{ ns.last }}",
+    "python methods": "{% for m in messages %}{{ m['content'].strip().upper().replace('I', 'i').split(' ')[0] }}|{{ m.get('name', 'none') }}|{{ m.role.startswith('u') }}|{{ m.role.title() }};{% endfor %}{{ messages[0].items() | list | length }}",
+    "slices and tests": "{{ messages[-1].content }}{{ messages[1:3] | length }}{{ messages[::-1][0].role }}{% if tools is none %}T{% endif %}{% if x is not defined %}D{% endif %}{% if messages[0].content is string %}S{% endif %}{% if messages is iterable and messages is not mapping %}I{% endif %}",
+    "macros and filters": "{% macro turn(m, tag='x') %}<{{ tag }}>{{ m.content | trim | replace('\\n', ' ') | length }}</{{ tag }}>{% endmacro %}{% for m in messages %}{{ turn(m, tag=m.role) }}{% endfor %}{{ messages | map(attribute='role') | join(',') }}{{ messages | selectattr('role', 'equalto', 'user') | list | length }}",
+    "conditions": "{{ 'a' if messages | length > 2 else 'b' }}{{ messages[0].name | default('anon') }}{{ (messages[9] is defined) }}{% if 'kind' in messages[0].content %}in{% endif %}",
+    "special tokens": "{{ bos_token }}{{ eos_token }}{{ unk_token }}{{ pad_token }}",
+    "no escaping": "{{ messages[0].content }}{{ '<b>' ~ \"&\" }}",
+    "comments and blocks": "a\n{# a comment #}\n  {% if true %}\n  b\n  {% endif %}\nc{{ '\\n' }}",
+}
+
+CASES = {"chat": (CHAT, True), "short": (SHORT, False)}
+TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+
+
+def render(template: str, messages: list, add_generation_prompt: bool) -> dict:
+    try:
+        text = _compile_jinja_template(template).render(messages=messages, tools=None, documents=None,
+                                                        add_generation_prompt=add_generation_prompt, **TOKENS)
+        return {"text": text}
+    except jinja2.exceptions.TemplateError as error:
+        return {"error": str(error)}
+
+
+def main():
+    cases = [{"name": f"{name}, {case}", "template": template, "messages": messages,
+              "add_generation_prompt": prompt} | render(template, messages, prompt)
+             for name, template in TEMPLATES.items() for case, (messages, prompt) in CASES.items()]
+    out = {"made_by": "make_templates.py",
+           "versions": {"python": platform.python_version(), "transformers": transformers.__version__,
+                        "jinja2": jinja2.__version__},
+           "tokens": TOKENS, "cases": cases}
+    path = Path(__file__).resolve().parent.parent / "data/vectors/chat_templates.json"
+    path.write_text(json.dumps(out, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(len(cases), "cases,", sum("error" in case for case in cases), "of them errors")
+
+
+if __name__ == "__main__":
+    main()
