@@ -1,7 +1,8 @@
 //! `nanoinfer`: meets a server over HTTP as any client would; starts a private one when given a model.
 //!
 //! [`generate`] and [`chat`] ask a [`target`], which may be a [`private_server`], and read its [`events`]; [`bench`] measures
-//! a cluster without HTTP; [`eval`] measures how good a model is. Does not know how text is made.
+//! a cluster without HTTP; [`eval`] measures how good a model is; [`pull`],
+//! [`inspect`] and [`convert`] fetch, describe and rewrite checkpoints. Does not know how text is made.
 
 mod generate;
 mod chat;
@@ -11,12 +12,18 @@ mod private_server;
 mod model_options;
 mod bench;
 mod eval;
+mod pull;
+mod inspect;
+mod convert;
 
 use std::{ffi::OsString, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
-use crate::{bench::BenchOptions, chat::ChatOptions, eval::EvalOptions, generate::GenerateOptions};
+use crate::{
+    bench::BenchOptions, chat::ChatOptions, convert::ConvertOptions, eval::EvalOptions, generate::GenerateOptions,
+    inspect::InspectOptions, pull::PullOptions,
+};
 
 /// Generates text from a server, or from a model.
 #[derive(Debug, Parser)]
@@ -39,6 +46,12 @@ enum Verb {
     Bench(BenchOptions),
     /// Measure how good a model is: perplexity, BLEU, ROUGE, CORE.
     Eval(Box<EvalOptions>),
+    /// Download a model, or what is new of it; print its folder.
+    Pull(PullOptions),
+    /// Say what a model holds.
+    Inspect(InspectOptions),
+    /// Write a checkpoint of any format as safetensors.
+    Convert(ConvertOptions),
 }
 
 /// Verbs that are `nanoinfer-launch` in this program, so that it can start servers and ranks without a second file.
@@ -64,6 +77,9 @@ fn main() -> ExitCode {
         Some(Verb::Chat(options)) => chat::run(options),
         Some(Verb::Bench(options)) => bench::run(options),
         Some(Verb::Eval(options)) => eval::run(*options),
+        Some(Verb::Pull(options)) => pull::run(&options),
+        Some(Verb::Inspect(options)) => inspect::run(&options),
+        Some(Verb::Convert(options)) => convert::run(&options),
         None => Err(Failure::usage(anyhow::anyhow!(
             "nothing to do\n  hint: nanoinfer chat, nanoinfer generate --prompt TEXT, or --help"
         ))),

@@ -25,8 +25,8 @@ pub mod supervise;
 pub use cluster::{Cluster, ClusterConfig};
 pub use error::LaunchError;
 pub use names::closest;
-pub use nanoinfer_coordinator::{handle, request};
-pub use nanoinfer_worker::{limits, reference};
+pub use nanoinfer_coordinator::{handle, request, text};
+pub use nanoinfer_worker::{checkpoint, limits, reference};
 pub use spawn::WorkerBinary;
 
 /// Writes a line to standard error, where nobody may be reading any more: that must not end a server.

@@ -1,5 +1,6 @@
 //! `nanoinfer` as a user runs it: text on standard output and nothing else.
 
+mod checkpoints;
 mod eval;
 
 use std::{

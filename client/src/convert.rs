@@ -1,0 +1,80 @@
+//! `nanoinfer convert`: any checkpoint that can be read, as a folder that Hugging Face's libraries read too.
+//!
+//! `model.safetensors` with transformers' names and layout, `config.json`, and whatever of a tokenizer there is.
+
+use std::{fs, io, path::PathBuf};
+
+use anyhow::{Context, anyhow};
+use clap::Args;
+use nanoinfer_launch::{
+    checkpoint::Checkpoint,
+    cli::environment,
+    model::{self, ResolvedModel},
+};
+use serde_json::{Map, Value};
+
+use crate::Failure;
+
+/// Files that belong to a model and are no weights.
+const COMPANIONS: [&str; 8] = [
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+    "chat_template.jinja",
+];
+
+#[derive(Debug, Args)]
+pub(crate) struct ConvertOptions {
+    /// Folder, checkpoint file, hub id or short name.
+    #[arg(value_name = "MODEL")]
+    model: String,
+    /// Folder to write; made if it is not there.
+    #[arg(value_name = "FOLDER")]
+    to: PathBuf,
+    /// Branch, tag or commit of a hub model.
+    #[arg(long, value_name = "REVISION")]
+    revision: Option<String>,
+}
+
+pub(crate) fn run(options: &ConvertOptions) -> Result<(), Failure> {
+    let caches = environment::caches();
+    let model = model::resolve_checkpoint(Some(&options.model), options.revision.as_deref(), &caches)
+        .map_err(Failure::usage)?;
+    let to = &options.to;
+    let weights = to.join("model.safetensors");
+    if weights.exists() {
+        let error = anyhow!("{} exists\n  hint: name another folder, or move it away", weights.display());
+        return Err(Failure::usage(error));
+    }
+    fs::create_dir_all(to).with_context(|| format!("cannot make {}", to.display()))?;
+    let checkpoint = Checkpoint::open(&model.weights).map_err(Failure::usage)?;
+    // Under its name only when it is whole.
+    let part = weights.with_extension("part");
+    checkpoint.write_safetensors(&model.geometry, &part).map_err(anyhow::Error::from)?;
+    fs::rename(&part, &weights).with_context(|| format!("cannot rename {}", part.display()))?;
+    let config = to.join("config.json");
+    fs::write(&config, config_text(&model)?).with_context(|| format!("cannot write {}", config.display()))?;
+    for name in COMPANIONS {
+        match fs::copy(model.folder.join(name), to.join(name)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            other => drop(other.with_context(|| format!("cannot copy {name}"))?),
+        }
+    }
+    println!("{}", to.display());
+    Ok(())
+}
+
+/// The model's own configuration, where it has one, with what the checkpoint knew better.
+fn config_text(model: &ResolvedModel) -> anyhow::Result<String> {
+    let mut config: Map<String, Value> = match fs::read(model.folder.join("config.json")) {
+        Ok(text) => serde_json::from_slice(&text).context("config.json")?,
+        Err(_) => Map::new(),
+    };
+    let known: Map<String, Value> = serde_json::from_str(&model.geometry.to_config_json()).context("our own JSON")?;
+    config.extend(known);
+    Ok(format!("{:#}\n", Value::Object(config)))
+}

@@ -1,0 +1,25 @@
+//! `nanoinfer pull`: a model of the hub into the cache that all Hugging Face tools share.
+//!
+//! `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean what they mean to those. A download that
+//! broke off goes on where it did. Progress goes to standard error, the folder to standard output.
+
+use clap::Args;
+use nanoinfer_launch::{cli::environment, model};
+
+use crate::Failure;
+
+#[derive(Debug, Args)]
+pub(crate) struct PullOptions {
+    /// Hub id or short name, like gpt2 or org/name.
+    #[arg(value_name = "MODEL")]
+    model: String,
+    /// Branch, tag or commit.
+    #[arg(long, value_name = "REVISION")]
+    revision: Option<String>,
+}
+
+pub(crate) fn run(options: &PullOptions) -> Result<(), Failure> {
+    let pulled = model::pull(&options.model, options.revision.as_deref(), &environment::caches());
+    println!("{}", pulled.map_err(Failure::usage)?.folder.display());
+    Ok(())
+}

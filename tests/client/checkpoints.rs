@@ -1,0 +1,75 @@
+//! `pull`, `inspect` and `convert` as a user runs them. What a hub answers is tested in `launcher/src/model/tests.rs`.
+
+use std::{fs, path::Path};
+
+use crate::{nanoinfer, text};
+
+fn golden(path: &str) -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(path).display().to_string()
+}
+
+/// Standard output of a command that succeeds.
+fn said(arguments: &[&str]) -> String {
+    let output = nanoinfer(arguments).output().unwrap();
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    text(&output).to_owned()
+}
+
+#[test]
+fn inspect_tells_what_a_model_holds_and_how_it_is_split() {
+    let text = said(&["inspect", "nano-chat", "--nproc", "3"]);
+    for part in [
+        "6 layers, width 256, 8 heads of 32, MLP of 1024 with gelu_new, vocabulary of 4096, 256 positions",
+        "the head is the embedding",
+        "checkpoint: safetensors; BF16",
+        "tokenizer: 4096 tokens, a text ends with <|endoftext|> (4095)",
+        "chat template:",
+        "h.*.attn.c_attn.weight  BF16  [256, 768]  × 6",
+        "3 ranks on this host",
+        "0..3",
+    ] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    let text = said(&["inspect", &golden("formats/nanogpt/ckpt.pt")]);
+    for part in ["torch.save, zip", "nn.Linear", "with gelu,", "vocabulary of 64", "tokenizer: none"] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+}
+
+#[test]
+fn convert_makes_a_folder_that_is_a_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let to = dir.path().join("converted");
+    let to = to.to_str().unwrap();
+    assert_eq!(said(&["convert", &golden("formats/nanogpt/ckpt.pt"), to]), format!("{to}\n"));
+    let text = said(&["inspect", to]);
+    for part in ["safetensors; F32", "matrices as Conv1D", "with gelu,", "h.*.mlp.c_fc.bias", "vocabulary of 64"] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    assert!(!Path::new(to).join("model.part").exists());
+    // Never over what is there.
+    let output = nanoinfer(&["convert", &golden("formats/nanogpt/ckpt.pt"), to]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    // A tokenizer and a configuration go along, and what they say that concerns others stays.
+    let to = dir.path().join("dialogpt");
+    said(&["convert", &golden("formats/dialogpt"), to.to_str().unwrap()]);
+    let config: serde_json::Value = serde_json::from_slice(&fs::read(to.join("config.json")).unwrap()).unwrap();
+    assert_eq!(config["task_specific_params"]["conversational"]["max_length"], 1000);
+    assert_eq!(config["vocab_size"], 61);
+}
+
+#[test]
+fn pull_follows_the_environment() {
+    let dir = tempfile::tempdir().unwrap();
+    let home = dir.path().to_str().unwrap();
+    let pull = |variables: &[(&str, &str)]| {
+        let mut command = nanoinfer(&["pull", "gpt2"]);
+        command.env_remove("HF_HUB_CACHE").env("HF_HOME", home).envs(variables.iter().copied());
+        let output = command.output().unwrap();
+        assert_eq!((output.status.code(), text(&output)), (Some(2), ""));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let error = pull(&[("HF_ENDPOINT", "http://127.0.0.1:9")]);
+    assert!(error.contains("http://127.0.0.1:9/api/models/openai-community/gpt2") && error.contains(home), "{error}");
+    assert!(pull(&[("HF_HUB_OFFLINE", "1")]).contains("HF_HUB_OFFLINE is set"));
+}
