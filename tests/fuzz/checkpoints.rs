@@ -1,0 +1,69 @@
+//! Checkpoint files: opened, checked, and where they still pass, cut into a shard.
+
+use std::{fs, path::Path};
+
+use nanoinfer_shared::{Geometry, Partition, protocol::DType};
+use nanoinfer_worker::{checkpoint::Checkpoint, shard::Shard};
+
+use crate::{bound_memory, mutate::Mutator, root};
+
+const ROUNDS: u64 = 1500;
+/// Largest geometry that is loaded: a broken file may describe a consistent model that is merely large.
+const MAX_PARAMETERS: usize = 1 << 20;
+
+/// Opens a file as a launcher and a rank do. Whether it passed.
+fn use_file(path: &Path, config: &str) -> bool {
+    let files = [path.to_path_buf()];
+    let Ok(checkpoint) = Checkpoint::open(&files) else { return false };
+    let Ok(geometry) = Geometry::from_config_json(checkpoint.config().unwrap_or(config)) else { return false };
+    let geometry = checkpoint.refine(geometry);
+    if checkpoint.check(&geometry).is_err() || geometry.parameters() > MAX_PARAMETERS {
+        return false;
+    }
+    let partition = Partition::new(&geometry, 1).unwrap();
+    Shard::load(&checkpoint, &geometry, partition.share(0), DType::F32, 1).unwrap();
+    true
+}
+
+#[test]
+fn mutated_checkpoints_give_values_or_errors() {
+    bound_memory();
+    let dir = tempfile::tempdir().unwrap();
+    let formats = root().join("tests/golden/formats");
+    let words: [&[u8]; 10] = [
+        b"cos\nsystem\n",
+        b"(lp0\n",
+        b"\x8d\xff\xff\xff\xff\xff\xff\xff\x7f",
+        b"PK\x01\x02",
+        b"PK\x06\x07",
+        b"R",
+        b"Q",
+        b"\x93",
+        b"\"",
+        b"\x85\x85",
+    ];
+    for (number, file) in [
+        "untied/model.safetensors",
+        "dialogpt/pytorch_model.bin",
+        "strided/pytorch_model.bin",
+        "legacy/pytorch_model.bin",
+        "nanogpt/ckpt.pt",
+        "nanoinfer/model.pt",
+    ]
+    .iter()
+    .enumerate()
+    {
+        let seed = fs::read(formats.join(file)).unwrap();
+        let config = fs::read_to_string(formats.join(file).with_file_name("config.json")).unwrap_or_default();
+        let path = dir.path().join("checkpoint");
+        fs::write(&path, &seed).unwrap();
+        assert!(use_file(&path, &config), "{file} itself is good");
+        let mut mutator = Mutator::new(number as u64);
+        let mut passed = 0;
+        for _ in 0..ROUNDS {
+            fs::write(&path, mutator.mutated(&seed, &words)).unwrap();
+            passed += u64::from(use_file(&path, &config));
+        }
+        assert!(passed < ROUNDS, "no mutation of {file} did any harm, which is no test");
+    }
+}

@@ -1,0 +1,92 @@
+//! Tokenizers and chat templates: loaded, and where they still load, used.
+
+use std::fs;
+
+use nanoinfer_launch::text::{Message, ModelText, Specials};
+use nanoinfer_shared::Geometry;
+
+use crate::{bound_memory, mutate::Mutator, root};
+
+const ROUNDS: u64 = 600;
+
+/// Loads the text side of `folder` and, if that works, encodes with it.
+fn use_folder(folder: &std::path::Path, geometry: &Geometry) -> bool {
+    let Ok(text) = ModelText::load(folder, geometry) else { return false };
+    let ids = text.tokenizer.encode("Hi there, who are you? <|endoftext|>", Specials::Match);
+    assert!(ids.iter().all(|&id| (id as usize) < geometry.vocab_size));
+    let _ = text.tokenizer.decode(&ids);
+    // A template may have something against these messages.
+    let _ = text.chat.encode(&[Message::user("What's the <|endoftext|> time?")], &text.tokenizer);
+    true
+}
+
+#[test]
+fn mutated_tokenizers_and_templates_give_values_or_errors() {
+    bound_memory();
+    let template = "{% for message in messages %}{% if message['role'] == 'user' %}{{ 'User: ' + message['content'].strip() + '\\n' }}\
+                    {% elif loop.first %}{{ raise_exception('no') }}{% else %}{% generation %}{{ message.content | tojson(indent=2) }}\
+                    {% endgeneration %}{{ eos_token * 2 }}{% endif %}{% endfor %}{% for i in range(3) %}{{ i ** 2 }}{% endfor %}\
+                    {% set ns = namespace(x='ab') %}{% if add_generation_prompt %}{{ ns.x[:1] ~ strftime_now('%Y') }}{% endif %}";
+    let words: [&[u8]; 12] = [
+        b"{% for i in range(99999) %}",
+        b"{% set x = x ~ x %}",
+        b"{{ 'x' * 999999999 }}",
+        b"{{ [[]] * 99999999 }}",
+        b"{{ '%99999999d' | format(1) }}",
+        b"{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+        b"((((((((",
+        b"[[[[[[[[",
+        b"\"",
+        b"\\",
+        b"null",
+        b"-1",
+    ];
+    for (number, (from, files)) in [
+        ("tiny", &["vocab.json", "merges.txt", "tokenizer_config.json", "chat_template.jinja"][..]),
+        ("inner", &["tokenizer.json", "tokenizer_config.json"]),
+    ]
+    .iter()
+    .enumerate()
+    {
+        let folder = root().join("tests/golden").join(from);
+        let geometry = Geometry::from_config_json(&fs::read_to_string(folder.join("config.json")).unwrap()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let seeds: Vec<(&str, Vec<u8>)> = files
+            .iter()
+            .map(|&file| (file, fs::read(folder.join(file)).unwrap_or_else(|_| template.as_bytes().to_vec())))
+            .collect();
+        let write = |(file, bytes): &(&str, Vec<u8>)| fs::write(dir.path().join(file), bytes).unwrap();
+        seeds.iter().for_each(write);
+        assert!(use_folder(dir.path(), &geometry), "{from} itself is good");
+        let mut mutator = Mutator::new(number as u64);
+        for (file, seed) in &seeds {
+            for _ in 0..ROUNDS {
+                write(&(file, mutator.mutated(seed, &words)));
+                use_folder(dir.path(), &geometry);
+            }
+            write(&(file, seed.clone()));
+        }
+    }
+}
+
+#[test]
+fn templates_that_never_end_or_explode_are_stopped() {
+    bound_memory();
+    let folder = root().join("tests/golden/tiny");
+    let geometry = Geometry::from_config_json(&fs::read_to_string(folder.join("config.json")).unwrap()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    for file in ["vocab.json", "merges.txt"] {
+        fs::copy(folder.join(file), dir.path().join(file)).unwrap();
+    }
+    for template in [
+        "{% for i in range(99999) %}{% for j in range(99999) %}x{% endfor %}{% endfor %}",
+        "{% set ns = namespace(x='xx') %}{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}",
+        "{{ 'x' * 9999999999 }}",
+        "{% macro m(n) %}{{ m(n + 1) }}{% endmacro %}{{ m(0) }}",
+    ] {
+        fs::write(dir.path().join("chat_template.jinja"), template).unwrap();
+        let text = ModelText::load(dir.path(), &geometry).unwrap();
+        let error = text.chat.encode(&[Message::user("Hi")], &text.tokenizer).unwrap_err();
+        assert!(!error.is_empty(), "{template}");
+    }
+}
