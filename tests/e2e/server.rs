@@ -47,7 +47,7 @@ pub(crate) fn run_to_end(mut command: Command) -> (ExitStatus, String) {
     let mut child = command.spawn().unwrap();
     let stderr = collect(child.stderr.take().unwrap());
     let status = wait(&mut child);
-    // The pipe closes with the last process that holds it; its lines follow the end of the process.
+    // As in [`Server::wait`].
     wait_until("end of stderr", || Arc::strong_count(&stderr) == 1);
     let text = stderr.lock().unwrap().join("\n");
     (status, text)
@@ -156,9 +156,12 @@ impl Server {
         send_signal(self.pid(), signal);
     }
 
-    /// Waits for the launcher's end.
+    /// Waits for the launcher's end, and for all that it said.
     pub(crate) fn wait(&mut self) -> ExitStatus {
-        wait(&mut self.child)
+        let status = wait(&mut self.child);
+        // The pipe closes with the last process that holds it; its lines follow the end of the process.
+        wait_until("end of stderr", || Arc::strong_count(&self.stderr) == 1);
+        status
     }
 
     /// POST with a JSON body; status and body as text.
