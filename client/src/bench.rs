@@ -1,13 +1,15 @@
-//! `nanoinfer bench`: how fast a model runs on this machine, beside what the machine can do at most.
+//! `nanoinfer bench`: how fast a model runs on this machine, beside what the machine can do at most; [`serve`] times any server.
 //!
 //! Drives the engine by its handle, without HTTP: greedy requests with random prompts of one length, all alike. A decode step is
 //! the time between two tokens of one sequence while all are decoding. Every figure is a median of several runs; figures of
 //! different runs of this program do not compare, ratios within one do.
 
+mod serve;
+
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use clap::{Args, ValueEnum};
+use clap::{Args, Subcommand};
 use nanoinfer_launch::{
     Cluster, ClusterConfig,
     cli::cluster_config,
@@ -20,11 +22,20 @@ use serde_json::{Value, json};
 
 use crate::{Failure, model_options::ModelOptions};
 
+use self::serve::ServeBenchOptions;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BenchVerb {
+    /// Time of a step that adds one token to each sequence, without HTTP.
+    Decode(EngineBenchOptions),
+    /// Time to the first token of all sequences, without HTTP.
+    Prefill(EngineBenchOptions),
+    /// Latencies of a server under a load of requests.
+    Serve(ServeBenchOptions),
+}
+
 #[derive(Debug, Args)]
-pub(crate) struct BenchOptions {
-    /// What to measure.
-    #[arg(value_enum)]
-    what: What,
+pub(crate) struct EngineBenchOptions {
     #[command(flatten)]
     model: ModelOptions,
     /// Sequences at a time; several numbers, separated by commas.
@@ -41,11 +52,9 @@ pub(crate) struct BenchOptions {
     runs: u32,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum What {
-    /// Time of a step that adds one token to each sequence.
     Decode,
-    /// Time to the first token of all sequences.
     Prefill,
 }
 
@@ -55,11 +64,36 @@ struct Row {
     /// Of a step (decode), or of all prompts (prefill); sorted.
     seconds: Vec<f64>,
     tokens_per_s: f64,
-    /// Reached of the limit that applies, 0 to 1.
-    of_limit: f64,
+    /// What the limits alone would take.
+    limit: Work,
 }
 
-pub(crate) fn run(options: BenchOptions) -> Result<(), Failure> {
+/// What a run has to do at least.
+enum Work {
+    Read { bytes: f64 },
+    Compute { operations: f64 },
+}
+
+impl Row {
+    /// Reached of the limit that applies, 0 to 1.
+    fn of_limit(&self, limits: &Limits) -> f64 {
+        let least_s = match self.limit {
+            Work::Read { bytes } => bytes / limits.read_bytes_per_s,
+            Work::Compute { operations } => operations / limits.f32_ops_per_s,
+        };
+        least_s / self.seconds[self.seconds.len() / 2]
+    }
+}
+
+pub(crate) fn run(verb: BenchVerb) -> Result<(), Failure> {
+    match verb {
+        BenchVerb::Decode(options) => engine(What::Decode, &options),
+        BenchVerb::Prefill(options) => engine(What::Prefill, &options),
+        BenchVerb::Serve(options) => serve::run(options),
+    }
+}
+
+fn engine(what: What, options: &EngineBenchOptions) -> Result<(), Failure> {
     let config = cluster_config(options.model.flags()).map_err(|reason| Failure::usage(anyhow!(reason)))?;
     let batch = options.batch.iter().copied().max().unwrap_or(1) as usize;
     let config =
@@ -90,8 +124,7 @@ pub(crate) fn run(options: BenchOptions) -> Result<(), Failure> {
     for &batch in &options.batch {
         let (mut seconds, runs) = (Vec::new(), options.runs + 1);
         for run in 0..runs {
-            let bench =
-                Batch { handle: cluster.handle(), vocab_size: geometry.vocab_size, run, batch, options: &options };
+            let bench = Batch { handle: cluster.handle(), vocab_size: geometry.vocab_size, run, batch, what, options };
             let measured = runtime.block_on(bench.run())?;
             if run > 0 {
                 seconds.extend(measured);
@@ -99,19 +132,19 @@ pub(crate) fn run(options: BenchOptions) -> Result<(), Failure> {
         }
         seconds.sort_by(f64::total_cmp);
         let median = seconds[seconds.len() / 2];
-        let batch_tokens =
-            f64::from(batch) * if options.what == What::Decode { 1.0 } else { options.prompt_tokens as f64 };
-        let of_limit = match options.what {
-            What::Decode => step_bytes as f64 / limits.read_bytes_per_s / median,
+        let batch_tokens = f64::from(batch) * if what == What::Decode { 1.0 } else { options.prompt_tokens as f64 };
+        let limit = match what {
+            What::Decode => Work::Read { bytes: step_bytes as f64 },
             What::Prefill => {
-                let operations = 2.0 * (body as f64 * batch_tokens + head as f64 * f64::from(batch));
-                operations / limits.f32_ops_per_s / median
+                Work::Compute { operations: 2.0 * (body as f64 * batch_tokens + head as f64 * f64::from(batch)) }
             }
         };
-        rows.push(Row { batch, tokens_per_s: batch_tokens / median, seconds, of_limit });
+        rows.push(Row { batch, tokens_per_s: batch_tokens / median, seconds, limit });
     }
     cluster.shutdown();
-    report(&options, &plan, &limits, step_bytes, &rows);
+    // Once more, as a busy machine may have been slower before.
+    let limits = limits.best_of(Limits::measure(ranks * threads));
+    report(what, options, &plan, &limits, step_bytes, &rows);
     Ok(())
 }
 
@@ -121,7 +154,8 @@ struct Batch<'a> {
     vocab_size: usize,
     run: u32,
     batch: u32,
-    options: &'a BenchOptions,
+    what: What,
+    options: &'a EngineBenchOptions,
 }
 
 impl Batch<'_> {
@@ -135,7 +169,7 @@ impl Batch<'_> {
         let mut sequences = submitted?.into_iter();
         let mut first = sequences.next().ok_or_else(|| anyhow!("a batch has at least one sequence"))?;
         let mut others: Vec<_> = sequences.collect();
-        let decode = self.options.what == What::Decode;
+        let decode = self.what == What::Decode;
         loop {
             match first.next().await {
                 Some(Event::Token { .. }) => times.push(Instant::now()),
@@ -173,7 +207,7 @@ impl Batch<'_> {
             state ^= state << 5;
             state % self.vocab_size as u32
         };
-        let max_tokens = if self.options.what == What::Decode { self.options.tokens } else { 1 };
+        let max_tokens = if self.what == What::Decode { self.options.tokens } else { 1 };
         Request {
             prompt: (0..self.options.prompt_tokens).map(|_| random()).collect(),
             sampling: SamplingParams::greedy(),
@@ -186,7 +220,7 @@ impl Batch<'_> {
     }
 }
 
-fn report(options: &BenchOptions, plan: &Plan, limits: &Limits, step_bytes: u64, rows: &[Row]) {
+fn report(what: What, options: &EngineBenchOptions, plan: &Plan, limits: &Limits, step_bytes: u64, rows: &[Row]) {
     let ms = |seconds: f64| Duration::from_secs_f64(seconds).as_secs_f64() * 1e3;
     let percentile = |row: &Row, p: usize| ms(row.seconds[(row.seconds.len() - 1) * p / 100]);
     let ranks = plan.partition.world();
@@ -198,21 +232,31 @@ fn report(options: &BenchOptions, plan: &Plan, limits: &Limits, step_bytes: u64,
         limits.read_bytes_per_s / 1e9,
         limits.f32_ops_per_s / 1e9
     );
-    let (what, limit) = match options.what {
+    let (column, limit) = match what {
         What::Decode => ("step", "of reading all weights"),
         What::Prefill => ("prompts", "of f32 arithmetic"),
     };
-    println!("{:>6}  {:>12}  {:>19}  {:>10}  {limit}", "batch", format!("{what} (ms)"), "10 % … 90 % (ms)", "tokens/s");
+    println!(
+        "{:>6}  {:>12}  {:>19}  {:>10}  {limit}",
+        "batch",
+        format!("{column} (ms)"),
+        "10 % … 90 % (ms)",
+        "tokens/s"
+    );
     for row in rows {
         let spread = format!("{:.2} … {:.2}", percentile(row, 10), percentile(row, 90));
         let (median, tokens_per_s) = (percentile(row, 50), row.tokens_per_s);
-        println!("{:>6}  {median:>12.2}  {spread:>19}  {tokens_per_s:>10.1}  {:.0} %", row.batch, row.of_limit * 100.0);
+        println!(
+            "{:>6}  {median:>12.2}  {spread:>19}  {tokens_per_s:>10.1}  {:.0} %",
+            row.batch,
+            row.of_limit(limits) * 100.0
+        );
     }
     let line = |row: &Row| -> Value {
         json!({ "batch": row.batch, "ms": percentile(row, 50), "ms_p10": percentile(row, 10), "ms_p90": percentile(row, 90),
-                "tokens_per_s": row.tokens_per_s, "of_limit": row.of_limit })
+                "tokens_per_s": row.tokens_per_s, "of_limit": row.of_limit(limits) })
     };
-    let name = if options.what == What::Decode { "decode" } else { "prefill" };
+    let name = if what == What::Decode { "decode" } else { "prefill" };
     println!(
         "{}",
         json!({

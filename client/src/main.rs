@@ -21,7 +21,7 @@ use std::{ffi::OsString, process::ExitCode};
 use clap::{Parser, Subcommand};
 
 use crate::{
-    bench::BenchOptions, chat::ChatOptions, convert::ConvertOptions, eval::EvalOptions, generate::GenerateOptions,
+    bench::BenchVerb, chat::ChatOptions, convert::ConvertOptions, eval::EvalOptions, generate::GenerateOptions,
     inspect::InspectOptions, pull::PullOptions,
 };
 
@@ -43,7 +43,8 @@ enum Verb {
     /// Talk in the terminal: history, commands, Ctrl-C stops an answer.
     Chat(ChatOptions),
     /// Measure a model on this machine: a table, then one line of JSON.
-    Bench(BenchOptions),
+    #[command(subcommand)]
+    Bench(BenchVerb),
     /// Measure how good a model is: perplexity, BLEU, ROUGE, CORE.
     Eval(Box<EvalOptions>),
     /// Download a model, or what is new of it; print its folder.
@@ -75,7 +76,7 @@ fn main() -> ExitCode {
     let result = match typed.verb {
         Some(Verb::Generate(options)) => generate::run(options),
         Some(Verb::Chat(options)) => chat::run(options),
-        Some(Verb::Bench(options)) => bench::run(options),
+        Some(Verb::Bench(verb)) => bench::run(verb),
         Some(Verb::Eval(options)) => eval::run(*options),
         Some(Verb::Pull(options)) => pull::run(&options),
         Some(Verb::Inspect(options)) => inspect::run(&options),

@@ -42,6 +42,8 @@ pub struct EngineConfig {
     pub max_queue_tokens: usize,
     /// Whether a sequence may begin with KV blocks that another computed.
     pub prefix_cache: bool,
+    /// File that ranks append a timeline of every step to.
+    pub trace: Option<PathBuf>,
 }
 
 /// What clients are told of the model.

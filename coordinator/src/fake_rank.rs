@@ -57,6 +57,7 @@ pub(crate) fn config(world: usize, kv_blocks: usize) -> EngineConfig {
         max_queue: 100,
         max_queue_tokens: 10_000,
         prefix_cache: true,
+        trace: None,
     }
 }
 

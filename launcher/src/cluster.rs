@@ -2,6 +2,7 @@
 
 use std::{
     os::unix::net::UnixStream,
+    path::PathBuf,
     sync::{Arc, atomic::Ordering::Relaxed},
     thread::{self, JoinHandle},
     time::{Duration, Instant, SystemTime},
@@ -14,7 +15,10 @@ use nanoinfer_shared::{
     link::{self, ControlLink, Socket},
     protocol::{CommKind, DType, FromRank, ToRank},
 };
-use nanoinfer_worker::rank::{self, OnLost, RankSetup};
+use nanoinfer_worker::{
+    rank::{self, OnLost, RankSetup},
+    trace::TraceFile,
+};
 use tokio::sync::mpsc;
 
 use crate::{
@@ -63,6 +67,8 @@ pub struct ClusterConfig {
     pub max_queue_tokens: usize,
     /// Whether a prompt may begin with KV blocks that were computed for another.
     pub prefix_cache: bool,
+    /// File for a timeline of every rank's steps, in Chrome's trace format. An absolute path, as ranks open it too.
+    pub trace: Option<PathBuf>,
     /// Where models are kept.
     pub caches: Caches,
     /// What runs the ranks, where there are several. A program of its own that embeds this library names a
@@ -102,6 +108,7 @@ impl ClusterConfig {
             // A minute of prefill at a thousand tokens a second: who waits longer is better told so.
             max_queue_tokens: 65_536,
             prefix_cache: true,
+            trace: None,
             caches,
             worker_binary: None,
             log: "info".into(),
@@ -124,6 +131,8 @@ pub struct Cluster {
     ranks: Ranks,
     /// Of ranks on this host; one place for each, and each ends once.
     ends: mpsc::Receiver<RankEnd>,
+    /// Closed when it is dropped: after the ranks, which append to it.
+    trace: Option<TraceFile>,
 }
 
 /// The ranks' side, as far as this process owns it.
@@ -198,6 +207,11 @@ impl Cluster {
         ranks: Ranks,
         mut ends: mpsc::Receiver<RankEnd>,
     ) -> Result<Self, LaunchError> {
+        let trace = config.trace.as_ref().map(|path| {
+            TraceFile::create(path, plan.partition.world())
+                .map_err(LaunchError::system(format!("write the trace {}", path.display())))
+        });
+        let trace = trace.transpose()?;
         let handle = engine::start(links, plan.engine_config(config)).map_err(|error| {
             // Where a rank died of it, its own words say more.
             cause(&mut ends).unwrap_or(LaunchError::Start(error))
@@ -214,7 +228,7 @@ impl Cluster {
             build_id: BUILD_ID.into(),
         };
         let engine = Engine::new(handle.clone(), Arc::new(text), Arc::new(card));
-        Ok(Self { engine, handle, ranks, ends })
+        Ok(Self { engine, handle, ranks, ends, trace })
     }
 
     /// Where text goes in and comes out.
@@ -274,7 +288,7 @@ impl Cluster {
 
     /// Takes no new requests, cuts off those under way, lets the ranks end, and ends those that do not.
     pub fn shutdown(self) {
-        let Self { engine, handle, ranks, ends } = self;
+        let Self { engine, handle, ranks, ends, trace } = self;
         handle.stop();
         // The engine ends with its last handle, and tells the ranks.
         drop((engine, handle));
@@ -284,7 +298,7 @@ impl Cluster {
             Ranks::Processes(processes) => processes.wait(),
             Ranks::Elsewhere => {}
         }
-        drop(ends);
+        drop((ends, trace));
     }
 }
 

@@ -161,6 +161,7 @@ impl Plan {
             max_queue: config.max_queue,
             max_queue_tokens: config.max_queue_tokens,
             prefix_cache: config.prefix_cache,
+            trace: config.trace.clone(),
         }
     }
 }

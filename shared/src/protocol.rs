@@ -114,6 +114,8 @@ pub struct LoadOrder {
     pub max_batched_tokens: usize,
     /// Most sequences in one step.
     pub max_seqs: usize,
+    /// File to append a timeline of every step to; on a rank elsewhere a file of its own host.
+    pub trace: Option<PathBuf>,
 }
 
 /// What a rank found.

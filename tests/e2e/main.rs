@@ -10,6 +10,7 @@
 //! - [`ranks`]: ranks started by hand over TCP with a secret
 //! - [`memory`]: `--plan` against measured memory, gpt2-xl's 25 heads over 2 and 3 ranks
 //! - [`streams`]: two hundred at once
+//! - [`trace`]: `--trace` is a file for Perfetto in which steps, layers and their parts nest
 //! - [`configs`]: every file in `configs/` starts
 //! - [`imports`]: the import rules of docs/architecture.md
 //! - [`docs`]: files, links and flags that the documents name exist
@@ -31,3 +32,4 @@ mod load;
 mod memory;
 mod ranks;
 mod streams;
+mod trace;

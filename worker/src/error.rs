@@ -1,5 +1,7 @@
 //! What can go wrong in a rank.
 
+use std::{io, path::PathBuf};
+
 use nanoinfer_shared::{
     comm::CommError,
     link::LinkError,
@@ -39,6 +41,16 @@ pub enum WorkerError {
     NoSegment {
         /// This rank.
         rank: usize,
+    },
+    /// The timeline cannot be written.
+    #[error("rank {rank} cannot write the trace {}: {source}", .path.display())]
+    Trace {
+        /// This rank.
+        rank: usize,
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
     },
     /// A head wider than the kernels' scratch.
     #[error("heads of {head_dim} are wider than the limit of {limit}")]

@@ -19,6 +19,7 @@ use nanoinfer_shared::{
 use crate::{
     kv_pool::KvPool,
     shard::{LayerNorm, Shard},
+    trace::{Category, Trace},
 };
 
 /// One token of a step.
@@ -40,6 +41,7 @@ pub struct Gpt2 {
     kv: KvPool,
     comm: Box<dyn Communicator>,
     kernels: Kernels,
+    trace: Trace,
     buffers: Buffers,
 }
 
@@ -92,7 +94,12 @@ impl Gpt2 {
         max_batched_tokens: usize,
     ) -> Self {
         let buffers = Buffers::new(&geometry, &share, max_batched_tokens);
-        Self { geometry, share, shard, kv, comm, kernels, buffers }
+        Self { geometry, share, shard, kv, comm, kernels, trace: Trace::default(), buffers }
+    }
+
+    /// The same, with a timeline of its steps.
+    pub fn with_trace(self, trace: Trace) -> Self {
+        Self { trace, ..self }
     }
 
     /// Sizes of the model.
@@ -115,6 +122,11 @@ impl Gpt2 {
         &mut self.kernels
     }
 
+    /// The timeline, for marks outside the model.
+    pub(crate) fn trace(&mut self) -> &mut Trace {
+        &mut self.trace
+    }
+
     /// Frees peers that wait for this rank.
     pub fn abort(&self) {
         self.comm.abort();
@@ -132,9 +144,13 @@ impl Gpt2 {
         let queries: Vec<_> =
             rows.iter().map(|row| AttentionRow { blocks: row.blocks, positions: row.position + 1 }).collect();
         for layer in 0..self.geometry.n_layer {
+            self.trace.layer(Some(layer));
+            let begun = self.trace.begin();
             self.attention(step, layer, rows, &queries)?;
             self.mlp(step, layer, rows.len())?;
+            self.trace.end("layer", begun);
         }
+        self.trace.layer(None);
         Ok(())
     }
 
@@ -147,7 +163,9 @@ impl Gpt2 {
             to.copy_from_slice(&x[row * c..][..c]);
         }
         norm(&mut self.kernels, gathered, &self.shard.final_norm, &self.geometry, normed);
+        self.trace.lap(Category::Rows, "LayerNorm");
         self.kernels.matmul(normed, self.shard.head(), Epilogue::None, out);
+        self.trace.lap(Category::Product, "LM head");
     }
 
     /// VocabParallelEmbedding: each token's row comes from the one rank that holds it.
@@ -162,11 +180,15 @@ impl Gpt2 {
                 to.fill(0.0);
             }
         }
-        self.comm.all_reduce(Elements::F32(x), ReduceSite { step, layer: None, operation: "token embedding" })?;
+        self.trace.lap(Category::Rows, "gather");
+        let site = ReduceSite { step, layer: None, operation: "token embedding" };
+        let waited = self.comm.all_reduce(Elements::F32(x), site)?;
+        self.trace.reduction(site.operation, waited);
         for (to, row) in x.chunks_exact_mut(c).zip(rows) {
             let position = &self.shard.positions[row.position * c..][..c];
             to.iter_mut().zip(position).for_each(|(x, p)| *x += p);
         }
+        self.trace.lap(Category::Rows, "positions");
         Ok(())
     }
 
@@ -186,19 +208,26 @@ impl Gpt2 {
         let (qkv, mixed) = (&mut qkv[..t * 3 * width], &mut mixed[..t * width]);
 
         norm(&mut self.kernels, x, &weights.norm_1, &self.geometry, normed);
+        self.trace.lap(Category::Rows, "LayerNorm");
         self.kernels.matmul(normed, &weights.qkv.weights, Epilogue::Bias(&weights.qkv.bias), qkv);
+        self.trace.lap(Category::Product, "QKV");
         for (row, qkv) in rows.iter().zip(qkv.chunks_exact(3 * width)) {
             let block = row.blocks[row.position / KvLayout::BLOCK] as usize;
             let (k, v) = qkv[width..].split_at(width);
             self.kv.write(layer, block, row.position % KvLayout::BLOCK, k, v);
         }
+        self.trace.lap(Category::Rows, "KV write");
         let scale = self.geometry.attention_scale(layer);
         self.kernels.attention(layout, self.kv.layer(layer), queries, (qkv, 3 * width), scale, mixed);
+        self.trace.lap(Category::Attention, "attention");
         let projection = &weights.attention_projection;
         self.kernels.matmul(mixed, &projection.weights, Epilogue::None, partial);
+        self.trace.lap(Category::Product, "projection");
         let site = ReduceSite { step, layer: Some(layer), operation: "attention projection" };
-        self.comm.all_reduce(Elements::F32(partial), site)?;
+        let waited = self.comm.all_reduce(Elements::F32(partial), site)?;
+        self.trace.reduction(site.operation, waited);
         self.kernels.add_residual(x, partial, &projection.bias);
+        self.trace.lap(Category::Rows, "residual");
         Ok(())
     }
 
@@ -211,11 +240,16 @@ impl Gpt2 {
 
         norm(&mut self.kernels, x, &weights.norm_2, &self.geometry, normed);
         let activation = Epilogue::BiasActivation(&weights.fc.bias, kernel_of(self.geometry.activation));
+        self.trace.lap(Category::Rows, "LayerNorm");
         self.kernels.matmul(normed, &weights.fc.weights, activation, hidden);
+        self.trace.lap(Category::Product, "FC");
         self.kernels.matmul(hidden, &weights.mlp_projection.weights, Epilogue::None, partial);
+        self.trace.lap(Category::Product, "MLP projection");
         let site = ReduceSite { step, layer: Some(layer), operation: "MLP projection" };
-        self.comm.all_reduce(Elements::F32(partial), site)?;
+        let waited = self.comm.all_reduce(Elements::F32(partial), site)?;
+        self.trace.reduction(site.operation, waited);
         self.kernels.add_residual(x, partial, &weights.mlp_projection.bias);
+        self.trace.lap(Category::Rows, "residual");
         Ok(())
     }
 }

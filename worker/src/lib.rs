@@ -2,7 +2,7 @@
 //!
 //! Reading order: a [`checkpoint`] is opened and checked; [`shard`] copies this rank's slices of it into packed form;
 //! [`gpt2`] is the forward pass, over a [`kv_pool`]; [`step`] turns a plan into rows of answers; [`rank`] is the life of a
-//! rank, message by message. [`reference`](mod@reference) is the same model in plain candle: the truth in tests. [`plan`] foretells the memory.
+//! rank, message by message. [`reference`](mod@reference) is the same model in plain candle: the truth in tests. [`plan`] foretells the memory; [`trace`] draws where the time of a step goes.
 //!
 //! Does not know requests, text or policy, and has no async.
 
@@ -15,6 +15,7 @@ pub mod rank;
 pub mod reference;
 pub mod plan;
 pub mod limits;
+pub mod trace;
 
 mod error;
 mod pack;

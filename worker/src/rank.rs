@@ -24,7 +24,10 @@ use nanoinfer_shared::{
     protocol::{CommKind, FromRank, LoadOrder, LoadReport, StartOrder, ToRank},
 };
 
-use crate::{WorkerError, checkpoint::Checkpoint, gpt2::Gpt2, kv_pool::KvPool, memory, shard::Shard, step::StepRunner};
+use crate::{
+    WorkerError, checkpoint::Checkpoint, gpt2::Gpt2, kv_pool::KvPool, memory, shard::Shard, step::StepRunner,
+    trace::Trace,
+};
 
 /// Orders that may wait for the compute thread; the coordinator has one under way at a time.
 const ORDER_BOUND: usize = 4;
@@ -174,6 +177,7 @@ impl Rank {
     fn live(mut self) -> Result<(), WorkerError> {
         let Some(mut runner) = self.prepare().map_err(|error| self.report(error))? else { return Ok(()) };
         while let Ok(order) = self.orders.recv() {
+            let step = if let ToRank::Step(plan) = &order { Some(plan.step) } else { None };
             let answer = match order {
                 ToRank::Step(plan) => runner.run(&plan).map(FromRank::Done),
                 ToRank::FetchRows(rows) => {
@@ -183,7 +187,13 @@ impl Rank {
                 other => Err(self.out_of_turn("Step", &other)),
             };
             match answer {
-                Ok(answer) => send(&self.sender, answer)?,
+                Ok(answer) => {
+                    send(&self.sender, answer)?;
+                    // Where nobody waits for it.
+                    if let Some(step) = step {
+                        runner.write_trace(step);
+                    }
+                }
                 Err(error) => {
                     runner.abort();
                     return Err(self.report(error));
@@ -234,7 +244,16 @@ impl Rank {
         let comm = self.join_peers(&load, &start, listener)?;
         let kernels = Kernels::new(isa, threads_of(&load), load.spin);
         tracing::info!(rank, isa = kernels.isa().name(), kv_blocks = start.kv_blocks, "ready");
-        let model = Gpt2::new(load.geometry, share, shard, kv, comm, kernels, load.max_batched_tokens);
+        let trace = match &load.trace {
+            Some(path) => Trace::append_to(path, rank).map_err(|source| WorkerError::Trace {
+                rank,
+                path: path.clone(),
+                source,
+            })?,
+            None => Trace::default(),
+        };
+        let model =
+            Gpt2::new(load.geometry, share, shard, kv, comm, kernels, load.max_batched_tokens).with_trace(trace);
         send(&self.sender, FromRank::Ready)?;
         Ok(Some(StepRunner::new(model, load.max_batched_tokens, load.max_seqs)))
     }

@@ -14,6 +14,7 @@ use crate::{
     WorkerError,
     error::PlanFault,
     gpt2::{Gpt2, Row},
+    trace::Category,
 };
 
 /// Rows of logits computed at once: bounds the buffer however long a scored prompt is.
@@ -49,6 +50,7 @@ impl StepRunner {
     /// # Errors
     /// When the plan does not fit this rank, or a reduction fails.
     pub fn run(&mut self, plan: &StepPlan) -> Result<StepOutput, WorkerError> {
+        let begun = self.model.trace().begin();
         let blocks = self.check(plan).map_err(|fault| WorkerError::Plan { step: plan.step, fault })?;
         let mut rows = Vec::new();
         let mut wanted = Vec::new();
@@ -60,7 +62,9 @@ impl StepRunner {
             wanted.extend(sequence.outputs.iter().map(|output| (first + output.row as usize, &output.wants)));
         }
         self.model.forward(plan.step, &rows)?;
-        Ok(StepOutput { step: plan.step, rows: self.answers(&wanted) })
+        let output = StepOutput { step: plan.step, rows: self.answers(&wanted) };
+        self.model.trace().end("step", begun);
+        Ok(output)
     }
 
     /// Logits `[V_local]` of rows of the last step that asked for candidates.
@@ -76,6 +80,11 @@ impl StepRunner {
                 Ok(self.kept[kept * width..][..width].to_vec())
             })
             .collect()
+    }
+
+    /// Writes the timeline of a step that was answered.
+    pub(crate) fn write_trace(&mut self, step: u64) {
+        self.model.trace().write(step);
     }
 
     /// Frees peers that wait for this rank.
@@ -122,6 +131,7 @@ impl StepRunner {
                     LogSumExp { max, sum }
                 })
             }));
+            self.model.trace().lap(Category::Rows, "candidates");
         }
         answers
     }

@@ -51,6 +51,7 @@ impl WorkerPool {
             spin: config.spin,
             max_batched_tokens: config.max_batched_tokens,
             max_seqs: config.max_seqs,
+            trace: config.trace.clone(),
         };
         self.send_all(|_| ToRank::Load(order.clone()))?;
         let reports = self.collect("the end of loading", |message| match message {

@@ -119,6 +119,7 @@ impl Config {
             max_queue: count(options.max_queue, defaults.max_queue),
             max_queue_tokens: count(options.max_queue_tokens, defaults.max_queue_tokens),
             prefix_cache: !options.no_prefix_cache,
+            trace: options.trace.map(|path| std::path::absolute(&path).unwrap_or(path)),
             worker_binary: Some(WorkerBinary::ThisProgram),
             log: options.log.unwrap_or_else(|| default_log().into()),
             ..defaults
@@ -187,6 +188,7 @@ impl ServeOptions {
             max_queue: self.max_queue.or(other.max_queue),
             max_queue_tokens: self.max_queue_tokens.or(other.max_queue_tokens),
             no_prefix_cache: self.no_prefix_cache || other.no_prefix_cache,
+            trace: self.trace.or(other.trace),
             shutdown_timeout: self.shutdown_timeout.or(other.shutdown_timeout),
             plan: self.plan || other.plan,
             log: self.log.or(other.log),

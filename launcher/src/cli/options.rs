@@ -119,6 +119,9 @@ pub(super) struct ServeOptions {
     /// Print what every rank will hold, then stop without loading anything.
     #[arg(long, env = "NANOINFER_PLAN", help_heading = "Cluster")]
     pub(super) plan: bool,
+    /// Write a timeline of every rank's steps to this file, for ui.perfetto.dev.
+    #[arg(long, env = "NANOINFER_TRACE", value_name = "FILE")]
+    pub(super) trace: Option<PathBuf>,
     /// What to log to standard error: error, warn, info, debug, trace, or a filter like RUST_LOG's [default: info].
     #[arg(long, env = "NANOINFER_LOG", value_name = "FILTER", help_heading = "Configuration")]
     pub(super) log: Option<String>,

@@ -2,10 +2,11 @@
 //!
 //! A rank connects to every lower rank and admits every higher one. In a round each rank sends up to
 //! [`CHUNK_ELEMENTS`] to all others and receives theirs, both ways at once, then adds up all contributions in rank order.
-//! A chunk on the wire: `[round: u32][element type: u32][elements: u32]`, then the elements, all little-endian.
+//! A chunk on the wire: `[round: u32][element type: u32][elements: u32]`, then the elements, all little-endian. It goes out
+//! from where the caller has it, and comes in where it is added up: the kernel's copies are the only ones.
 
 use std::{
-    io::{self, ErrorKind, Read, Write},
+    io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs},
     os::fd::AsFd,
     sync::mpsc,
@@ -17,7 +18,7 @@ use rustix::{
     time::Timespec,
 };
 
-use super::{CommError, Communicator, Elements, REDUCE_DEADLINE, ReduceSite};
+use super::{CommError, Communicator, Elements, REDUCE_DEADLINE, ReduceSite, add_in_rank_order};
 use crate::{
     handshake::{Identity, admit, join},
     link::Socket,
@@ -28,6 +29,8 @@ const CHUNK_ELEMENTS: usize = 64 << 10;
 const HEADER_BYTES: usize = 12;
 /// Value of the element type field for f32.
 const TYPE_F32: u32 = 1;
+// Elements are sent as they lie in memory.
+const _: () = assert!(cfg!(target_endian = "little"), "the wire is little-endian");
 /// How long the peers of a starting cluster may take to reach one another.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(30);
 /// How often it is looked whether all peers are there.
@@ -66,21 +69,23 @@ pub struct Tcp {
     /// By rank; none at this rank's place.
     peers: Vec<Option<Peer>>,
     round: u32,
-    outgoing: Vec<u8>,
 }
 
 #[derive(Debug)]
 struct Peer {
     socket: TcpStream,
+    /// Bytes of this round, the header's among them.
     sent: usize,
-    incoming: Vec<u8>,
     received: usize,
+    header: [u8; HEADER_BYTES],
+    /// The peer's contribution.
+    incoming: Vec<f32>,
 }
 
 impl Tcp {
     /// Bytes of user memory that a link between `world` ranks can come to hold.
     pub fn buffer_bytes(world: usize) -> usize {
-        world * (HEADER_BYTES + CHUNK_ELEMENTS * 4)
+        world.saturating_sub(1) * CHUNK_ELEMENTS * size_of::<f32>()
     }
 
     /// Meets all peers at `addresses` (in rank order), each of which must hold `key`.
@@ -117,60 +122,45 @@ impl Tcp {
         let peer = |socket: TcpStream| {
             socket.set_nodelay(true)?;
             socket.set_nonblocking(true)?;
-            Ok(Peer { socket, sent: 0, incoming: Vec::new(), received: 0 })
+            Ok(Peer { socket, sent: 0, received: 0, header: [0; HEADER_BYTES], incoming: Vec::new() })
         };
         let peers = sockets.into_iter().map(|socket| socket.map(peer).transpose()).collect::<io::Result<_>>();
-        Ok(Self {
-            rank,
-            peers: peers.map_err(|source| CommError::Setup { rank, source })?,
-            round: 0,
-            outgoing: Vec::new(),
-        })
+        Ok(Self { rank, peers: peers.map_err(|source| CommError::Setup { rank, source })?, round: 0 })
     }
 
-    fn reduce_round(&mut self, data: &mut [f32], site: ReduceSite) -> Result<(), CommError> {
-        let header = [self.round, TYPE_F32, data.len() as u32];
-        self.outgoing.clear();
-        self.outgoing.extend(header.iter().flat_map(|word| word.to_le_bytes()));
-        self.outgoing.extend(data.iter().flat_map(|x| x.to_le_bytes()));
+    fn reduce_round(&mut self, data: &mut [f32], site: ReduceSite) -> Result<Duration, CommError> {
+        let words = [self.round, TYPE_F32, data.len() as u32].map(u32::to_le_bytes);
+        let header: &[u8] = words.as_flattened();
         for peer in self.peers.iter_mut().flatten() {
             (peer.sent, peer.received) = (0, 0);
-            peer.incoming.resize(self.outgoing.len(), 0);
+            peer.incoming.resize(data.len(), 0.0);
         }
-        self.exchange(site)?;
-        let rank = self.rank;
-        for (other, peer) in self.peers.iter().enumerate() {
-            if let Some(peer) = peer
-                && peer.incoming[..HEADER_BYTES] != self.outgoing[..HEADER_BYTES]
-            {
-                return Err(CommError::OutOfStep { rank, peer: other, site });
-            }
+        let waited = self.exchange(header, bytemuck::cast_slice(data), site)?;
+        let (rank, world) = (self.rank, self.peers.len());
+        let strange = |peer: &Option<Peer>| peer.as_ref().is_some_and(|peer| peer.header != header);
+        if let Some(peer) = self.peers.iter().position(strange) {
+            return Err(CommError::OutOfStep { rank, peer, site });
         }
-        for (other, peer) in self.peers.iter().enumerate() {
-            let bytes = peer.as_ref().map_or(&self.outgoing, |peer| &peer.incoming);
-            let (elements, _) = bytes[HEADER_BYTES..].as_chunks::<4>();
-            let values = elements.iter().map(|&bytes| f32::from_le_bytes(bytes));
-            if other == 0 {
-                data.iter_mut().zip(values).for_each(|(sum, x)| *sum = x);
-            } else {
-                data.iter_mut().zip(values).for_each(|(sum, x)| *sum += x);
-            }
-        }
+        let peers = &self.peers;
+        add_in_rank_order(data, rank, world, |peer, range, reader| {
+            let peer = peers[peer].as_ref().expect("every rank but this one has a socket");
+            reader(&peer.incoming[range]);
+        });
         self.round = self.round.wrapping_add(1);
-        Ok(())
+        Ok(waited)
     }
 
-    /// Sends `outgoing` to every peer and fills every peer's `incoming`.
-    fn exchange(&mut self, site: ReduceSite) -> Result<(), CommError> {
+    /// Sends header and data to every peer, and fills every peer's `header` and `incoming`; returns how long it waited.
+    fn exchange(&mut self, header: &[u8], data: &[u8], site: ReduceSite) -> Result<Duration, CommError> {
         let rank = self.rank;
-        let start = Instant::now();
+        let mut begun: Option<Instant> = None;
         loop {
             let mut waiting = Vec::with_capacity(self.peers.len());
             let mut late = None;
             for (other, peer) in self.peers.iter_mut().enumerate() {
                 let Some(peer) = peer else { continue };
                 let failed = |source| CommError::Link { rank, peer: other, site, source };
-                let sending = !peer.send(&self.outgoing).map_err(failed)?;
+                let sending = !peer.send(header, data).map_err(failed)?;
                 let receiving = !peer.receive().map_err(failed)?;
                 if sending || receiving {
                     late = late.or(Some(other));
@@ -180,8 +170,9 @@ impl Tcp {
                     waiting.push(PollFd::from_borrowed_fd(peer.socket.as_fd(), flags));
                 }
             }
-            let Some(peer) = late else { return Ok(()) };
-            let waited = start.elapsed();
+            let waited = begun.map_or(Duration::ZERO, |begun| begun.elapsed());
+            let Some(peer) = late else { return Ok(waited) };
+            begun.get_or_insert_with(Instant::now);
             if waited >= REDUCE_DEADLINE {
                 return Err(CommError::Deadline { rank, peer, waited, site });
             }
@@ -195,10 +186,11 @@ impl Tcp {
 }
 
 impl Peer {
-    /// Sends what the socket takes; true when all of `bytes` is sent.
-    fn send(&mut self, bytes: &[u8]) -> io::Result<bool> {
-        while self.sent < bytes.len() {
-            match self.socket.write(&bytes[self.sent..]) {
+    /// Sends what the socket takes; true when all is sent.
+    fn send(&mut self, header: &[u8], data: &[u8]) -> io::Result<bool> {
+        while self.sent < header.len() + data.len() {
+            let (header, data) = (rest(header, self.sent), rest(data, self.sent.saturating_sub(header.len())));
+            match self.socket.write_vectored(&[IoSlice::new(header), IoSlice::new(data)]) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(n) => self.sent += n,
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(false),
@@ -209,10 +201,13 @@ impl Peer {
         Ok(true)
     }
 
-    /// Receives what is there; true when `incoming` is full.
+    /// Receives what is there; true when header and data are full.
     fn receive(&mut self) -> io::Result<bool> {
-        while self.received < self.incoming.len() {
-            match self.socket.read(&mut self.incoming[self.received..]) {
+        let data: &mut [u8] = bytemuck::cast_slice_mut(&mut self.incoming);
+        while self.received < HEADER_BYTES + data.len() {
+            let in_header = self.received.min(HEADER_BYTES);
+            let (header, data) = (&mut self.header[in_header..], &mut data[self.received - in_header..]);
+            match self.socket.read_vectored(&mut [IoSliceMut::new(header), IoSliceMut::new(data)]) {
                 Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
                 Ok(n) => self.received += n,
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(false),
@@ -224,6 +219,11 @@ impl Peer {
     }
 }
 
+/// What of `bytes` follows the first `done`.
+fn rest(bytes: &[u8], done: usize) -> &[u8] {
+    &bytes[done.min(bytes.len())..]
+}
+
 impl Communicator for Tcp {
     fn rank(&self) -> usize {
         self.rank
@@ -233,9 +233,9 @@ impl Communicator for Tcp {
         self.peers.len()
     }
 
-    fn all_reduce(&mut self, data: Elements<'_>, site: ReduceSite) -> Result<(), CommError> {
+    fn all_reduce(&mut self, data: Elements<'_>, site: ReduceSite) -> Result<Duration, CommError> {
         let Elements::F32(data) = data;
-        data.chunks_mut(CHUNK_ELEMENTS).try_for_each(|chunk| self.reduce_round(chunk, site))
+        data.chunks_mut(CHUNK_ELEMENTS).map(|chunk| self.reduce_round(chunk, site)).sum()
     }
 
     fn abort(&self) {

@@ -138,6 +138,7 @@ pub(crate) fn load_order(golden: &Golden, isa: Option<&str>, comm: CommKind, dty
         spin: false,
         max_batched_tokens: MAX_TOKENS,
         max_seqs: MAX_SEQS,
+        trace: None,
     }
 }
 

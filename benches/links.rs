@@ -1,0 +1,155 @@
+//! Reductions between two ranks, each beside the bare exchange that it cannot beat: a cache line that goes to and fro between
+//! two cores, and a message that goes to and fro over a loopback socket.
+//!
+//! `cargo bench -p nanoinfer-benches --bench links`. The sizes are those of one row, a batch and a chunk of a prompt in GPT-2
+//! 124M. Both ends run on threads of this process, each on a core of its own where there are two.
+
+use std::{
+    hint,
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
+    sync::{
+        Barrier,
+        atomic::{
+            AtomicU32,
+            Ordering::{Acquire, Release},
+        },
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use nanoinfer_shared::{
+    comm::{Communicator, Elements, ReduceSite, Shm, ShmSegment, Tcp, TcpListenerForPeers},
+    handshake::Identity,
+};
+
+const WORLD: usize = 2;
+const SITE: ReduceSite = ReduceSite { step: 0, layer: None, operation: "bench" };
+/// Elements: a row of width 768, 32 rows, 512 rows.
+const SIZES: [usize; 3] = [768, 32 * 768, 512 * 768];
+
+/// Runs `rank(r)` on two threads at once, each on its core, and returns the time that rank 0 took.
+fn timed<T: Send>(ends: [T; WORLD], rank: impl Fn(usize, &mut T) + Sync) -> Duration {
+    let start = Barrier::new(WORLD);
+    let (rank, start) = (&rank, &start);
+    thread::scope(|scope| {
+        let times = ends.into_iter().enumerate().map(|(r, mut end)| {
+            scope.spawn(move || {
+                pin_to(r);
+                start.wait();
+                let begun = Instant::now();
+                rank(r, &mut end);
+                begun.elapsed()
+            })
+        });
+        let handles: Vec<_> = times.collect();
+        let times: Vec<_> = handles.into_iter().map(|handle| handle.join().expect("no rank panics")).collect();
+        times[0]
+    })
+}
+
+/// Keeps the thread on one core; where that is refused it runs as it may.
+fn pin_to(core: usize) {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let mut set = rustix::thread::CpuSet::new();
+    set.set(core % cores);
+    let _ = rustix::thread::sched_setaffinity(None, &set);
+}
+
+/// A counter alone on its cache line.
+#[derive(Default)]
+#[repr(align(128))]
+struct Line(AtomicU32);
+
+/// One line for each way, as a reduction has.
+fn line_ping_pong(rounds: u64) -> Duration {
+    let lines = [Line::default(), Line::default()];
+    timed([(), ()], |rank, ()| {
+        for round in 1..=rounds as u32 {
+            if rank == 0 {
+                lines[0].0.store(round, Release);
+            }
+            while lines[1 - rank].0.load(Acquire) != round {
+                hint::spin_loop();
+            }
+            if rank == 1 {
+                lines[1].0.store(round, Release);
+            }
+        }
+    })
+}
+
+fn socket_ping_pong(bytes: usize, rounds: u64) -> Duration {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has ports");
+    let there = TcpStream::connect(listener.local_addr().expect("it is bound")).expect("it listens");
+    let ends = [there, listener.accept().expect("it was called").0];
+    for end in &ends {
+        end.set_nodelay(true).expect("a socket takes options");
+    }
+    timed(ends, |rank, socket| {
+        let mut message = vec![0; bytes];
+        for _ in 0..rounds {
+            if rank == 0 {
+                socket.write_all(&message).expect("the peer reads");
+                socket.read_exact(&mut message).expect("the peer writes");
+            } else {
+                socket.read_exact(&mut message).expect("the peer writes");
+                socket.write_all(&message).expect("the peer reads");
+            }
+        }
+    })
+}
+
+fn reduce(ends: [Box<dyn Communicator>; WORLD], elements: usize, rounds: u64) -> Duration {
+    timed(ends, |_, comm| {
+        let mut data = vec![0.0_f32; elements];
+        for _ in 0..rounds {
+            comm.all_reduce(Elements::F32(&mut data), SITE).expect("both ranks are there");
+        }
+    })
+}
+
+fn shm(spin: bool) -> [Box<dyn Communicator>; WORLD] {
+    let segment = ShmSegment::create(WORLD).expect("there is memory");
+    [0, 1].map(|rank| {
+        let segment = segment.try_clone().expect("there are descriptors");
+        Box::new(Shm::open(segment, rank, WORLD, spin).expect("it fits")) as Box<dyn Communicator>
+    })
+}
+
+fn tcp() -> [Box<dyn Communicator>; WORLD] {
+    let listeners = [0, 1].map(|_| TcpListenerForPeers::bind("127.0.0.1").expect("loopback has ports"));
+    let addresses = &listeners.each_ref().map(|listener| listener.address().to_string());
+    thread::scope(|scope| {
+        let mut rank = 0;
+        let joining = listeners.map(|listener| {
+            let identity = Identity { build_id: "bench".into(), world: WORLD, rank };
+            rank += 1;
+            scope.spawn(move || Tcp::connect(listener, &identity, addresses, &[7; 32], 0).expect("the peer comes"))
+        });
+        joining.map(|rank| Box::new(rank.join().expect("no rank panics")) as Box<dyn Communicator>)
+    })
+}
+
+fn links(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("links");
+    group.measurement_time(Duration::from_secs(2)).warm_up_time(Duration::from_millis(500)).sample_size(20);
+    group.bench_function("limit: cache line to and fro", |b| b.iter_custom(line_ping_pong));
+    for elements in SIZES {
+        let bytes = elements * size_of::<f32>();
+        group.throughput(Throughput::Bytes(bytes as u64));
+        let name = |what| BenchmarkId::new(what, format!("{} KB", bytes >> 10));
+        group.bench_function(name("shm"), |b| b.iter_custom(|rounds| reduce(shm(true), elements, rounds)));
+        group.bench_function(name("shm, sleeping"), |b| b.iter_custom(|rounds| reduce(shm(false), elements, rounds)));
+        group.bench_function(name("limit: loopback to and fro"), |b| {
+            b.iter_custom(|rounds| socket_ping_pong(bytes, rounds));
+        });
+        group.bench_function(name("tcp"), |b| b.iter_custom(|rounds| reduce(tcp(), elements, rounds)));
+    }
+    group.finish();
+}
+
+criterion_group!(benches, links);
+criterion_main!(benches);

@@ -1,0 +1,85 @@
+//! The kernels in the shapes of GPT-2 124M, for the benchmarks and for counting instructions.
+
+use nanoinfer_kernels::{
+    Activation, AttentionRow, Epilogue, Isa, Kernels, KvLayout, PackedMatrix, WeightType, arg_top_k, log_sum_exp,
+};
+
+/// Width of the model.
+pub const WIDTH: usize = 768;
+/// Tokens of its vocabulary.
+pub const VOCABULARY: usize = 50257;
+/// Heads, of 64 each.
+const HEADS: usize = 12;
+/// K that has a scale of its own in int8.
+pub const UNIT: usize = 64;
+
+/// A weight matrix `[k, n]` of no particular values.
+pub fn weights(kind: WeightType, k: usize, n: usize) -> PackedMatrix {
+    let mut matrix = PackedMatrix::zeros(kind, UNIT, k, n);
+    let column = activations(k);
+    (0..n).for_each(|i| matrix.set_column(i, &column));
+    matrix
+}
+
+/// Values between −1 and 1.
+pub fn activations(len: usize) -> Vec<f32> {
+    (0..len).map(|i| ((i * 7919) as f32).sin()).collect()
+}
+
+/// Something to run again and again.
+pub struct Work {
+    /// Its name in tables and baselines.
+    pub name: String,
+    run: Box<dyn FnMut(&mut Kernels)>,
+}
+
+impl Work {
+    fn new(name: impl Into<String>, run: impl FnMut(&mut Kernels) + 'static) -> Self {
+        Self { name: name.into(), run: Box::new(run) }
+    }
+
+    /// Once.
+    pub fn run(&mut self, kernels: &mut Kernels) {
+        (self.run)(kernels);
+    }
+}
+
+/// `rows` rows times a matrix of the MLP, with bias and GELU, as a layer has it.
+pub fn product(kind: WeightType, rows: usize) -> Work {
+    let (weights, bias, x) = (weights(kind, WIDTH, 4 * WIDTH), activations(4 * WIDTH), activations(rows * WIDTH));
+    let mut out = vec![0.0; rows * 4 * WIDTH];
+    let name = format!("product {} x{rows}", format!("{kind:?}").to_lowercase());
+    Work::new(name, move |kernels| {
+        let epilogue = Epilogue::BiasActivation(&bias, Activation::GeluTanh);
+        kernels.matmul(&x, &weights, epilogue, &mut out);
+    })
+}
+
+/// LayerNorm of `rows` rows.
+pub fn layer_norm(rows: usize) -> Work {
+    let (x, gain, bias) = (activations(rows * WIDTH), activations(WIDTH), activations(WIDTH));
+    let mut out = vec![0.0; rows * WIDTH];
+    Work::new(format!("layer norm x{rows}"), move |kernels| kernels.layer_norm(&x, &gain, &bias, 1e-5, &mut out))
+}
+
+/// Attention of `rows` sequences that decode after `positions` positions each.
+pub fn attention(rows: usize, positions: usize) -> Work {
+    let layout = KvLayout { heads_local: HEADS, head_dim: WIDTH / HEADS };
+    let blocks = positions.div_ceil(KvLayout::BLOCK);
+    let pool = activations(rows * blocks * layout.block_elements());
+    let tables: Vec<Vec<u32>> =
+        (0..rows).map(|row| (row * blocks..(row + 1) * blocks).map(|block| block as u32).collect()).collect();
+    let (q, mut out) = (activations(rows * WIDTH), vec![0.0; rows * WIDTH]);
+    Work::new(format!("attention x{rows}, {positions} positions"), move |kernels| {
+        let rows: Vec<_> = tables.iter().map(|blocks| AttentionRow { blocks, positions }).collect();
+        kernels.attention(layout, &pool, &rows, (&q, WIDTH), 0.125, &mut out);
+    })
+}
+
+/// What a worker does with a row of logits.
+pub fn candidates(isa: Isa) -> Work {
+    let logits = activations(VOCABULARY);
+    Work::new("log-sum-exp and 64 best", move |_| {
+        std::hint::black_box((log_sum_exp(isa, &logits, 1.0), arg_top_k(&logits, 64)));
+    })
+}

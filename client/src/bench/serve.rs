@@ -1,0 +1,284 @@
+//! `nanoinfer bench serve`: what a server's users see, over HTTP, at a given load.
+//!
+//! Replays a trace: requests arrive as a Poisson process, whether or not earlier ones are answered, with lengths from a log-normal
+//! distribution; one seed makes one trace, so that servers are compared on the same work. Any server with OpenAI's
+//! `/v1/completions` can be asked. Times are those of the client: the wait for the first token counts from the arrival.
+//!
+//! Does not know what serves.
+
+use std::{
+    sync::{Arc, mpsc},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, anyhow};
+use clap::Args;
+use hdrhistogram::Histogram;
+use serde_json::{Value, json};
+
+use crate::{
+    Failure,
+    events::Events,
+    target::{Target, TargetOptions},
+};
+
+/// Ids that prompts are made of: so few that every model knows them, and no special ones among the first.
+const PROMPT_IDS: u32 = 200;
+/// Lengths lie within this factor of their median.
+const LONGEST: f64 = 4.0;
+/// Microseconds that can be recorded: an hour.
+const MAX_US: u64 = 3_600_000_000;
+
+#[derive(Debug, Args)]
+pub(crate) struct ServeBenchOptions {
+    #[command(flatten)]
+    target: TargetOptions,
+    /// Name to call the model by [default: the first of /v1/models].
+    #[arg(long, value_name = "NAME")]
+    served_model_name: Option<String>,
+    /// Requests in the trace; each has a thread here while it is answered.
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    requests: u32,
+    /// Arrivals a second, on average.
+    #[arg(long, value_name = "R", default_value_t = 4.0)]
+    rate: f64,
+    /// Median length of a prompt.
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
+    prompt_tokens: u32,
+    /// Median length of an answer.
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(2..))]
+    tokens: u32,
+    /// Spread of both lengths, as the standard deviation of their logarithm; 0 makes all alike.
+    #[arg(long, value_name = "SIGMA", default_value_t = 0.5)]
+    spread: f64,
+    /// The same seed replays the same trace.
+    #[arg(long, value_name = "SEED", default_value_t = 1)]
+    seed: u64,
+}
+
+/// One request of the trace.
+#[derive(Debug, PartialEq)]
+struct Arrival {
+    /// After the start.
+    at: Duration,
+    prompt: Vec<u32>,
+    tokens: u32,
+}
+
+/// What became of a request.
+#[derive(Debug)]
+struct Answer {
+    first: Duration,
+    gaps: Vec<Duration>,
+    whole: Duration,
+    tokens: u64,
+}
+
+pub(crate) fn run(options: ServeBenchOptions) -> Result<(), Failure> {
+    if !(options.rate > 0.0 && options.rate.is_finite() && options.spread >= 0.0 && options.spread.is_finite()) {
+        return Err(Failure::usage(anyhow!("--rate is more than 0 and --spread not less than 0")));
+    }
+    let target = Arc::new(Target::open(&options.target)?);
+    let measured = measure(&options, &target);
+    if let (Err(_), Ok(mut target)) = (&measured, Arc::try_unwrap(target)) {
+        target.tell_its_end();
+    }
+    Ok(measured?)
+}
+
+fn measure(options: &ServeBenchOptions, target: &Arc<Target>) -> anyhow::Result<()> {
+    let model = match &options.served_model_name {
+        Some(name) => name.clone(),
+        None => first_model(target)?,
+    };
+    let trace = trace(options);
+    let asked_tokens: u64 = trace.iter().map(|arrival| u64::from(arrival.tokens)).sum();
+    let (answers, answered) = mpsc::channel();
+    let begun = Instant::now();
+    let threads: Vec<_> = trace
+        .into_iter()
+        .map(|arrival| {
+            thread::sleep(arrival.at.saturating_sub(begun.elapsed()));
+            let (target, model, answers) = (Arc::clone(target), model.clone(), answers.clone());
+            thread::spawn(move || {
+                // Whoever counts lives as long as this thread.
+                let _ = answers.send(ask(&target, &model, &arrival));
+            })
+        })
+        .collect();
+    drop(answers);
+    let answers: Vec<_> = answered.iter().collect();
+    let elapsed = begun.elapsed();
+    threads.into_iter().for_each(|thread| thread.join().expect("it only asks and sends"));
+    report(options, &model, &answers, asked_tokens, elapsed)
+}
+
+fn first_model(target: &Target) -> anyhow::Result<String> {
+    let models = target.get("/v1/models")?;
+    let name = models.pointer("/data/0/id").and_then(Value::as_str);
+    name.map(String::from).context("the server names no model\n  hint: --served-model-name NAME")
+}
+
+/// The requests in order of arrival.
+fn trace(options: &ServeBenchOptions) -> Vec<Arrival> {
+    let mut random = Random(options.seed);
+    let mut at = 0.0;
+    let requests = 0..options.requests;
+    requests
+        .map(|_| {
+            // The time between two arrivals of a Poisson process is exponential.
+            at += -(1.0 - random.unit()).ln() / options.rate;
+            let prompt = random.length(options.prompt_tokens, options.spread);
+            let tokens = random.length(options.tokens, options.spread);
+            let prompt = (0..prompt).map(|_| (random.unit() * f64::from(PROMPT_IDS)) as u32).collect();
+            Arrival { at: Duration::from_secs_f64(at), prompt, tokens }
+        })
+        .collect()
+}
+
+/// SplitMix64: any even spread will do, and it is the same on every machine.
+struct Random(u64);
+
+impl Random {
+    /// In [0, 1).
+    fn unit(&mut self) -> f64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// Log-normal around a median, by Box and Muller's method.
+    fn length(&mut self, median: u32, spread: f64) -> u32 {
+        let radius = (-2.0 * (1.0 - self.unit()).ln()).sqrt();
+        let normal = radius * (std::f64::consts::TAU * self.unit()).cos();
+        let factor = (spread * normal).exp().clamp(LONGEST.recip(), LONGEST);
+        ((f64::from(median) * factor).round() as u32).max(2)
+    }
+}
+
+fn ask(target: &Target, model: &str, arrival: &Arrival) -> anyhow::Result<Answer> {
+    let arrived = Instant::now();
+    let body = json!({
+        "model": model, "prompt": arrival.prompt, "max_tokens": arrival.tokens, "temperature": 0, "ignore_eos": true,
+        "stream": true, "stream_options": { "include_usage": true },
+    });
+    let (is_stream, answer) = target.post("/v1/completions", &body)?;
+    if !is_stream {
+        return Err(anyhow!("the server does not stream"));
+    }
+    let (mut times, mut counted) = (Vec::new(), None);
+    for event in Events::new(answer) {
+        let event = event?;
+        let has_text = event.pointer("/choices/0/text").and_then(Value::as_str).is_some_and(|text| !text.is_empty());
+        if has_text {
+            times.push(Instant::now());
+        }
+        counted = event.pointer("/usage/completion_tokens").and_then(Value::as_u64).or(counted);
+    }
+    let (Some(first), Some(last)) = (times.first(), times.last()) else { return Err(anyhow!("the answer is empty")) };
+    Ok(Answer {
+        first: *first - arrived,
+        whole: *last - arrived,
+        gaps: times.windows(2).map(|pair| pair[1] - pair[0]).collect(),
+        tokens: counted.unwrap_or(times.len() as u64),
+    })
+}
+
+fn report(
+    options: &ServeBenchOptions,
+    model: &str,
+    answers: &[anyhow::Result<Answer>],
+    asked_tokens: u64,
+    elapsed: Duration,
+) -> anyhow::Result<()> {
+    let good: Vec<&Answer> = answers.iter().filter_map(|answer| answer.as_ref().ok()).collect();
+    let failed = answers.iter().filter_map(|answer| answer.as_ref().err());
+    let seconds = elapsed.as_secs_f64();
+    let tokens: u64 = good.iter().map(|answer| answer.tokens).sum();
+    let rows = [
+        ("time to first token", "ttft_ms", percentiles(good.iter().map(|answer| answer.first))),
+        ("between tokens", "inter_token_ms", percentiles(good.iter().flat_map(|answer| answer.gaps.iter().copied()))),
+        ("whole answer", "answer_ms", percentiles(good.iter().map(|answer| answer.whole))),
+    ];
+    println!("{model}: {} requests at {} a second, {} answered", options.requests, options.rate, good.len());
+    println!("{:<22}{:>10}{:>10}{:>10}", "ms", "p50", "p90", "p99");
+    for (name, _, [p50, p90, p99]) in &rows {
+        println!("{name:<22}{p50:>10.1}{p90:>10.1}{p99:>10.1}");
+    }
+    println!(
+        "{:.1} tokens/s and {:.2} answers/s over {seconds:.1} s",
+        tokens as f64 / seconds,
+        good.len() as f64 / seconds
+    );
+    let mut line = json!({
+        "bench": "serve", "model": model, "requests": options.requests, "rate": options.rate, "answered": good.len(),
+        "prompt_tokens": options.prompt_tokens, "tokens": options.tokens, "spread": options.spread, "seed": options.seed,
+        "asked_tokens": asked_tokens, "answered_tokens": tokens, "seconds": seconds, "tokens_per_s": tokens as f64 / seconds,
+    });
+    for (_, key, [p50, p90, p99]) in rows {
+        line[key] = json!({ "p50": p50, "p90": p90, "p99": p99 });
+    }
+    println!("{line}");
+    match failed.clone().next() {
+        None => Ok(()),
+        Some(first) => Err(anyhow!("{} of {} requests failed, the first: {first:#}", failed.count(), answers.len())),
+    }
+}
+
+/// p50, p90 and p99 in milliseconds.
+fn percentiles(times: impl Iterator<Item = Duration>) -> [f64; 3] {
+    let mut histogram = Histogram::<u64>::new_with_max(MAX_US, 3).expect("three digits of an hour fit");
+    for time in times {
+        histogram.saturating_record(time.as_micros() as u64);
+    }
+    [0.5, 0.9, 0.99].map(|quantile| histogram.value_at_quantile(quantile) as f64 / 1e3)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Typed {
+        #[command(flatten)]
+        options: ServeBenchOptions,
+    }
+
+    fn options(args: &[&str]) -> ServeBenchOptions {
+        Typed::try_parse_from(["x"].iter().chain(args)).map(|typed| typed.options).unwrap()
+    }
+
+    #[test]
+    fn a_seed_makes_one_trace_with_the_rate_and_lengths_asked_for() {
+        let asked = options(&["--requests", "1000", "--rate", "20"]);
+        let made = trace(&asked);
+        assert_eq!(made, trace(&asked));
+        assert_ne!(made, trace(&options(&["--requests", "1000", "--rate", "20", "--seed", "2"])));
+        assert!(made.windows(2).all(|pair| pair[0].at <= pair[1].at));
+        // 1000 arrivals at 20 a second: 50 s, with a standard deviation of 1.6 s.
+        let seconds = made[999].at.as_secs_f64();
+        assert!((45.0..55.0).contains(&seconds), "{seconds}");
+        let mut lengths: Vec<_> = made.iter().map(|arrival| arrival.prompt.len()).collect();
+        lengths.sort_unstable();
+        assert!((118..139).contains(&lengths[500]), "{}", lengths[500]);
+        assert!(lengths[0] >= 32 && lengths[999] <= 512 && lengths[100] < 90 && lengths[900] > 180);
+        assert!(made.iter().flat_map(|arrival| &arrival.prompt).all(|&id| id < PROMPT_IDS));
+    }
+
+    #[test]
+    fn without_spread_all_are_alike() {
+        let made = trace(&options(&["--spread", "0", "--prompt-tokens", "7", "--tokens", "3"]));
+        assert!(made.iter().all(|arrival| arrival.prompt.len() == 7 && arrival.tokens == 3));
+    }
+
+    #[test]
+    fn percentiles_are_of_what_was_recorded() {
+        let [p50, p90, p99] = percentiles((1..=100).map(Duration::from_millis));
+        assert!((p50 - 50.0).abs() < 0.1 && (p90 - 90.0).abs() < 0.1 && (p99 - 99.0).abs() < 0.1);
+    }
+}
