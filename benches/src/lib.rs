@@ -1,7 +1,8 @@
 //! The kernels in the shapes of GPT-2 124M, for the benchmarks and for counting instructions.
 
 use nanoinfer_kernels::{
-    Activation, AttentionRow, Epilogue, Isa, Kernels, KvLayout, PackedMatrix, WeightType, arg_top_k, log_sum_exp,
+    Activation, AttentionRow, Epilogue, Isa, Kernels, KvLayer, KvLayout, KvType, PackedMatrix, WeightType, arg_top_k,
+    log_sum_exp,
 };
 
 /// Width of the model.
@@ -66,13 +67,13 @@ pub fn layer_norm(rows: usize) -> Work {
 pub fn attention(rows: usize, positions: usize) -> Work {
     let layout = KvLayout { heads_local: HEADS, head_dim: WIDTH / HEADS };
     let blocks = positions.div_ceil(KvLayout::BLOCK);
-    let pool = activations(rows * blocks * layout.block_elements());
+    let layer = KvLayer::zeros(KvType::F32, layout, rows * blocks);
     let tables: Vec<Vec<u32>> =
         (0..rows).map(|row| (row * blocks..(row + 1) * blocks).map(|block| block as u32).collect()).collect();
     let (q, mut out) = (activations(rows * WIDTH), vec![0.0; rows * WIDTH]);
     Work::new(format!("attention x{rows}, {positions} positions"), move |kernels| {
         let rows: Vec<_> = tables.iter().map(|blocks| AttentionRow { blocks, positions }).collect();
-        kernels.attention(layout, &pool, &rows, (&q, WIDTH), 0.125, &mut out);
+        kernels.attention(&layer, &rows, (&q, WIDTH), 0.125, &mut out);
     })
 }
 

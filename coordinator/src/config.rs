@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::SystemTime};
 
 use nanoinfer_shared::{
     Geometry, Partition,
-    protocol::{CommKind, DType},
+    protocol::{CommKind, DType, KvDType},
 };
 
 use crate::kv_budget::KvBudget;
@@ -22,6 +22,8 @@ pub struct EngineConfig {
     pub fingerprint: u64,
     /// Element type to compute in.
     pub dtype: DType,
+    /// Element type of the KV cache.
+    pub kv_dtype: KvDType,
     /// Compute threads of each rank; `None` for the cores of its host.
     pub threads: Option<usize>,
     /// Instruction set of each rank, by name; `None` for the best that its CPU has.

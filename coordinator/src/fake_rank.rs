@@ -13,8 +13,8 @@ use nanoinfer_shared::{
     Geometry, Partition,
     link::{ControlLink, in_memory},
     protocol::{
-        BLOCK_TOKENS, CommKind, DType, FromRank, LoadReport, LogSumExp, RowSlice, SequenceStep, StepOutput, StepPlan,
-        ToRank, TokenId, Wants,
+        BLOCK_TOKENS, CommKind, DType, FromRank, KvDType, LoadReport, LogSumExp, RowSlice, SequenceStep, StepOutput,
+        StepPlan, ToRank, TokenId, Wants,
     },
 };
 
@@ -47,6 +47,7 @@ pub(crate) fn config(world: usize, kv_blocks: usize) -> EngineConfig {
         weights: Vec::new(),
         fingerprint: 0,
         dtype: DType::F32,
+        kv_dtype: KvDType::F32,
         threads: Some(1),
         isa: None,
         comm: CommKind::Tcp,

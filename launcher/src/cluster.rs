@@ -13,7 +13,7 @@ use nanoinfer_shared::{
     comm::ShmSegment,
     handshake::{self, Identity},
     link::{self, ControlLink, Socket},
-    protocol::{CommKind, DType, FromRank, ToRank},
+    protocol::{CommKind, DType, FromRank, KvDType, ToRank},
 };
 use nanoinfer_worker::{
     rank::{self, OnLost, RankSetup},
@@ -49,6 +49,8 @@ pub struct ClusterConfig {
     pub nproc: usize,
     /// Element type to compute in.
     pub dtype: DType,
+    /// Element type of the KV cache.
+    pub kv_dtype: KvDType,
     /// Data link between ranks.
     pub comm: CommChoice,
     /// Compute threads of each rank; `None` for all cores, divided by the ranks.
@@ -98,6 +100,7 @@ impl ClusterConfig {
             served_name: None,
             nproc: 1,
             dtype: nanoinfer_worker::default_dtype(),
+            kv_dtype: KvDType::F32,
             comm: CommChoice::Auto,
             threads: None,
             isa: None,

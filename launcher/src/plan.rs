@@ -84,7 +84,14 @@ impl Plan {
         };
         let step = StepSizes { max_batched_tokens: config.max_batched_tokens, max_seqs: config.max_seqs };
         let estimate = |share: &Share, kv_blocks| {
-            RankMemory::estimate(&model.geometry, share, config.dtype, (comm, world), kv_blocks, step)
+            RankMemory::estimate(
+                &model.geometry,
+                share,
+                config.dtype,
+                (comm, world),
+                (config.kv_dtype, kv_blocks),
+                step,
+            )
         };
         let weights: u64 = partition.shares().iter().map(|share| estimate(share, 0).weights).sum();
         let kv = KvBudget {
@@ -151,6 +158,7 @@ impl Plan {
             weights: self.model.weights.clone(),
             fingerprint: self.model.fingerprint,
             dtype: self.dtype,
+            kv_dtype: config.kv_dtype,
             threads: self.threads,
             isa: config.isa.clone(),
             comm: self.comm,

@@ -46,6 +46,15 @@ pub enum DType {
     Int8,
 }
 
+/// Element type of the KV cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum KvDType {
+    /// 32-bit floats.
+    F32,
+    /// Keys and values rounded to nearest even as they are written: half the memory.
+    Bf16,
+}
+
 /// How ranks exchange partial sums.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CommKind {
@@ -102,6 +111,8 @@ pub struct LoadOrder {
     pub fingerprint: u64,
     /// Element type to compute in.
     pub dtype: DType,
+    /// Element type of the KV cache.
+    pub kv_dtype: KvDType,
     /// Compute threads of this rank; `None` for the cores of its host.
     pub threads: Option<usize>,
     /// Instruction set to use, by name; `None` for the best that the rank's CPU has.

@@ -218,7 +218,7 @@ impl Gpt2 {
         }
         self.trace.lap(Category::Rows, "KV write");
         let scale = self.geometry.attention_scale(layer);
-        self.kernels.attention(layout, self.kv.layer(layer), queries, (qkv, 3 * width), scale, mixed);
+        self.kernels.attention(self.kv.layer(layer), queries, (qkv, 3 * width), scale, mixed);
         self.trace.lap(Category::Attention, "attention");
         let projection = &weights.attention_projection;
         self.kernels.matmul(mixed, &projection.weights, Epilogue::None, partial);

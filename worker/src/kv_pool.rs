@@ -3,8 +3,11 @@
 //! Knows blocks and slots only; which sequence owns a block is the coordinator's business. Memory becomes resident as blocks
 //! are first written.
 
-use nanoinfer_kernels::KvLayout;
-use nanoinfer_shared::{Geometry, Share, protocol::BLOCK_TOKENS};
+use nanoinfer_kernels::{KvLayer, KvLayout, KvType};
+use nanoinfer_shared::{
+    Geometry, Share,
+    protocol::{BLOCK_TOKENS, KvDType},
+};
 
 // One block is one tile of the attention kernel.
 const _: () = assert!(BLOCK_TOKENS == KvLayout::BLOCK);
@@ -14,21 +17,20 @@ const _: () = assert!(BLOCK_TOKENS == KvLayout::BLOCK);
 pub struct KvPool {
     layout: KvLayout,
     blocks: usize,
-    /// One slice of `blocks · block_elements` a layer.
-    layers: Vec<Vec<f32>>,
+    layers: Vec<KvLayer>,
 }
 
 impl KvPool {
     /// A pool of `blocks` blocks for the heads of `share`.
-    pub fn new(geometry: &Geometry, share: &Share, blocks: usize) -> Self {
+    pub fn new(geometry: &Geometry, share: &Share, dtype: KvDType, blocks: usize) -> Self {
         let layout = layout(geometry, share);
-        let layers = (0..geometry.n_layer).map(|_| vec![0.0; blocks * layout.block_elements()]).collect();
+        let layers = (0..geometry.n_layer).map(|_| KvLayer::zeros(kv_type(dtype), layout, blocks)).collect();
         Self { layout, blocks, layers }
     }
 
     /// Bytes of one block of all layers.
-    pub fn block_bytes(geometry: &Geometry, share: &Share) -> u64 {
-        (geometry.n_layer * layout(geometry, share).block_elements() * size_of::<f32>()) as u64
+    pub fn block_bytes(geometry: &Geometry, share: &Share, dtype: KvDType) -> u64 {
+        (geometry.n_layer * layout(geometry, share).block_elements() * kv_type(dtype).bytes()) as u64
     }
 
     /// Shape of a layer's part.
@@ -42,13 +44,20 @@ impl KvPool {
     }
 
     /// One layer's part.
-    pub fn layer(&self, layer: usize) -> &[f32] {
+    pub fn layer(&self, layer: usize) -> &KvLayer {
         &self.layers[layer]
     }
 
     /// Stores keys and values of one position, `[H_local · D]` each.
     pub fn write(&mut self, layer: usize, block: usize, slot: usize, k: &[f32], v: &[f32]) {
-        self.layout.write(&mut self.layers[layer], block, slot, k, v);
+        self.layers[layer].write(block, slot, k, v);
+    }
+}
+
+fn kv_type(dtype: KvDType) -> KvType {
+    match dtype {
+        KvDType::F32 => KvType::F32,
+        KvDType::Bf16 => KvType::Bf16,
     }
 }
 

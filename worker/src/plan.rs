@@ -3,7 +3,7 @@
 use nanoinfer_shared::{
     Geometry, Share,
     comm::ShmSegment,
-    protocol::{CommKind, DType},
+    protocol::{CommKind, DType, KvDType},
 };
 
 use crate::{gpt2::Gpt2, kv_pool::KvPool, shard::Shard, step::StepRunner};
@@ -37,12 +37,12 @@ impl RankMemory {
         share: &Share,
         dtype: DType,
         (comm, world): (CommKind, usize),
-        kv_blocks: usize,
+        (kv_dtype, kv_blocks): (KvDType, usize),
         StepSizes { max_batched_tokens, max_seqs }: StepSizes,
     ) -> Self {
         Self {
             weights: Shard::bytes(geometry, share, dtype),
-            kv: kv_blocks as u64 * KvPool::block_bytes(geometry, share),
+            kv: kv_blocks as u64 * KvPool::block_bytes(geometry, share, kv_dtype),
             activations: Gpt2::activation_bytes(geometry, share, max_batched_tokens)
                 + StepRunner::buffer_bytes(share, max_seqs),
             link: match comm {

@@ -229,7 +229,7 @@ impl Rank {
         tracing::info!(rank, weight_bytes, elapsed_ms, "weights loaded");
         let report = LoadReport {
             weight_bytes,
-            kv_block_bytes: KvPool::block_bytes(&load.geometry, &share),
+            kv_block_bytes: KvPool::block_bytes(&load.geometry, &share, load.kv_dtype),
             // A system that does not say gets no default pool beyond what is asked for explicitly.
             free_bytes: memory::free_bytes().unwrap_or(0),
             data_address: listener.as_ref().map(|l| l.address().to_string()),
@@ -240,7 +240,7 @@ impl Rank {
             Ok(ToRank::Shutdown) | Err(_) => return Ok(None),
             Ok(other) => return Err(self.out_of_turn("Start", &other)),
         };
-        let kv = KvPool::new(&load.geometry, &share, start.kv_blocks);
+        let kv = KvPool::new(&load.geometry, &share, load.kv_dtype, start.kv_blocks);
         let comm = self.join_peers(&load, &start, listener)?;
         let kernels = Kernels::new(isa, threads_of(&load), load.spin);
         tracing::info!(rank, isa = kernels.isa().name(), kv_blocks = start.kv_blocks, "ready");

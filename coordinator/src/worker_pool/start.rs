@@ -45,6 +45,7 @@ impl WorkerPool {
             weights: config.weights.clone(),
             fingerprint: config.fingerprint,
             dtype: config.dtype,
+            kv_dtype: config.kv_dtype,
             threads: config.threads,
             isa: config.isa.clone(),
             comm: config.comm,

@@ -8,7 +8,7 @@ use std::{ffi::OsString, fs, path::PathBuf, time::Duration};
 use clap::{CommandFactory, Parser};
 use nanoinfer_coordinator::http::{ApiKey, HeaderValue, HttpOptions};
 
-use super::options::{CommandLine, Device, ServeOptions, TypedComm, TypedDType};
+use super::options::{CommandLine, Device, ServeOptions, TypedComm, TypedDType, TypedKvDType};
 use crate::{
     cluster::{ClusterConfig, CommChoice},
     model::Caches,
@@ -16,7 +16,7 @@ use crate::{
     progress,
     spawn::WorkerBinary,
 };
-use nanoinfer_shared::protocol::DType;
+use nanoinfer_shared::protocol::{DType, KvDType};
 
 /// Logged unless something else is asked for: lifecycle, no steps. A terminal is told of a start in other ways.
 pub(super) fn default_log() -> &'static str {
@@ -110,6 +110,10 @@ impl Config {
             served_name: options.served_model_name,
             nproc: count(options.nproc, defaults.nproc),
             dtype,
+            kv_dtype: match options.kv_dtype {
+                None | Some(TypedKvDType::Auto | TypedKvDType::F32) => KvDType::F32,
+                Some(TypedKvDType::Bf16) => KvDType::Bf16,
+            },
             comm,
             threads: options.threads.map(|n| n as usize),
             isa: options.isa,
@@ -173,6 +177,7 @@ impl ServeOptions {
             nproc: self.nproc.or(other.nproc),
             device: self.device.or(other.device),
             dtype: self.dtype.or(other.dtype),
+            kv_dtype: self.kv_dtype.or(other.kv_dtype),
             host: self.host.or(other.host),
             port: self.port.or(other.port),
             // A key and a file of one exclude one another, wherever they stand.

@@ -62,6 +62,9 @@ pub(super) struct ServeOptions {
     /// Element type of weights and matrix products [default: auto].
     #[arg(long, env = "NANOINFER_DTYPE", value_enum, help_heading = "Cluster")]
     pub(super) dtype: Option<TypedDType>,
+    /// Element type of the KV cache [default: auto].
+    #[arg(long, env = "NANOINFER_KV_DTYPE", value_enum)]
+    pub(super) kv_dtype: Option<TypedKvDType>,
     /// Address to listen on [default: 127.0.0.1].
     #[arg(long, env = "NANOINFER_HOST", value_name = "HOST", help_heading = "Server")]
     pub(super) host: Option<String>,
@@ -204,6 +207,19 @@ pub(super) enum TypedDType {
     /// For GPUs.
     #[value(hide = true, alias = "fp16", alias = "float16")]
     F16,
+}
+
+/// Values of `--kv-dtype`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum TypedKvDType {
+    /// f32.
+    Auto,
+    /// 32-bit floats.
+    #[value(alias = "fp32", alias = "float32")]
+    F32,
+    /// Half the memory, rounded.
+    #[value(alias = "bfloat16")]
+    Bf16,
 }
 
 /// Values of `--comm`.

@@ -11,6 +11,7 @@
 use crate::{
     Kernels,
     lanes::{LANES, Lanes, versions},
+    packed::to_bf16,
     pool::Shards,
 };
 
@@ -30,7 +31,7 @@ impl KvLayout {
     /// Positions of one block.
     pub const BLOCK: usize = LANES;
 
-    /// f32 elements of one block of one layer.
+    /// Elements of one block of one layer.
     pub fn block_elements(self) -> usize {
         self.heads_local * self.head_elements()
     }
@@ -48,19 +49,106 @@ impl KvLayout {
         self.heads_local * self.head_dim
     }
 
-    /// Stores `k` and `v` of one position, `[H_local · D]` each, at slot `slot` of `block`.
-    ///
-    /// # Panics
-    /// When block or slot lie outside the pool.
-    pub fn write(self, pool: &mut [f32], block: usize, slot: usize, k: &[f32], v: &[f32]) {
+    fn write<T: Cell>(self, pool: &mut [T], block: usize, slot: usize, k: &[f32], v: &[f32]) {
         assert!(slot < Self::BLOCK && k.len() == self.width() && v.len() == self.width(), "one position of all heads");
         let block = &mut pool[block * self.block_elements()..][..self.block_elements()];
         let heads = block.chunks_exact_mut(self.head_elements());
         for ((tile, k), v) in heads.zip(k.chunks_exact(self.head_dim)).zip(v.chunks_exact(self.head_dim)) {
             let (keys, values) = tile.split_at_mut(LANES * self.head_dim);
-            keys.chunks_exact_mut(LANES).zip(k).for_each(|(lanes, &k)| lanes[slot] = k);
-            values[slot * self.value_stride()..][..self.head_dim].copy_from_slice(v);
+            keys.chunks_exact_mut(LANES).zip(k).for_each(|(lanes, &k)| lanes[slot] = T::from_f32(k));
+            values[slot * self.value_stride()..].iter_mut().zip(v).for_each(|(cell, &v)| *cell = T::from_f32(v));
         }
+    }
+}
+
+/// Element type of a KV pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvType {
+    /// 32-bit floats.
+    F32,
+    /// The upper half of one, rounded to nearest even.
+    Bf16,
+}
+
+impl KvType {
+    /// Bytes of an element.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+}
+
+/// Keys and values of one layer: blocks of a [`KvLayout`].
+#[derive(Debug)]
+pub struct KvLayer {
+    layout: KvLayout,
+    cells: Cells,
+}
+
+#[derive(Debug)]
+enum Cells {
+    F32(Vec<f32>),
+    Bf16(Vec<u16>),
+}
+
+impl KvLayer {
+    /// `blocks` blocks of zeros; memory becomes resident as it is written.
+    pub fn zeros(kind: KvType, layout: KvLayout, blocks: usize) -> Self {
+        let len = blocks * layout.block_elements();
+        let cells = match kind {
+            KvType::F32 => Cells::F32(vec![0.0; len]),
+            KvType::Bf16 => Cells::Bf16(vec![0; len]),
+        };
+        Self { layout, cells }
+    }
+
+    /// Stores `k` and `v` of one position, `[H_local · D]` each, at slot `slot` of `block`.
+    ///
+    /// # Panics
+    /// When block or slot lie outside the pool.
+    pub fn write(&mut self, block: usize, slot: usize, k: &[f32], v: &[f32]) {
+        match &mut self.cells {
+            Cells::F32(cells) => self.layout.write(cells, block, slot, k, v),
+            Cells::Bf16(cells) => self.layout.write(cells, block, slot, k, v),
+        }
+    }
+}
+
+/// An element of a pool.
+trait Cell: Copy + Sync {
+    fn from_f32(x: f32) -> Self;
+
+    /// Sixteen of them.
+    ///
+    /// # Safety
+    /// 16 readable elements at `from`; the instruction set of `V` is available.
+    unsafe fn load<V: Lanes>(from: *const Self) -> V;
+}
+
+impl Cell for f32 {
+    #[inline(always)]
+    fn from_f32(x: f32) -> Self {
+        x
+    }
+    #[inline(always)]
+    unsafe fn load<V: Lanes>(from: *const Self) -> V {
+        // SAFETY: the caller's promise.
+        unsafe { V::load(from) }
+    }
+}
+
+/// A bf16.
+impl Cell for u16 {
+    #[inline(always)]
+    fn from_f32(x: f32) -> Self {
+        to_bf16(x)
+    }
+    #[inline(always)]
+    unsafe fn load<V: Lanes>(from: *const Self) -> V {
+        // SAFETY: the caller's promise.
+        unsafe { V::load_bf16(from) }
     }
 }
 
@@ -75,19 +163,19 @@ pub struct AttentionRow<'a> {
 
 impl Kernels {
     /// `out[t] = softmax(q[t] · K^T · scale) · V` for every row and head: `q` holds rows of `q_stride` elements whose first
-    /// `H_local · D` are the query, `out` is `[T, H_local · D]`; f32 throughout.
+    /// `H_local · D` are the query, `out` is `[T, H_local · D]`; f32 but for what the pool holds.
     ///
     /// # Panics
     /// When sizes do not agree, or a block lies outside the pool.
     pub fn attention(
         &mut self,
-        layout: KvLayout,
-        pool: &[f32],
+        layer: &KvLayer,
         rows: &[AttentionRow<'_>],
         (q, q_stride): (&[f32], usize),
         scale: f32,
         out: &mut [f32],
     ) {
+        let layout = layer.layout;
         let (heads, dim) = (layout.heads_local, layout.head_dim);
         assert!(dim <= MAX_HEAD_DIM, "heads are at most {MAX_HEAD_DIM} wide");
         assert!(q.len() == rows.len() * q_stride && out.len() == rows.len() * layout.width(), "q and out have T rows");
@@ -98,23 +186,65 @@ impl Kernels {
             let q = &q[row * q_stride + head * dim..][..dim];
             // SAFETY: each row and head is written by one task.
             let out = unsafe { out.slice((row * heads + head) * dim, dim) };
+            let row = rows[row];
             // SAFETY: `isa` was detected or listed as available.
-            unsafe { attend(isa, layout, pool, rows[row], head, q, scale, out) };
+            unsafe {
+                match &layer.cells {
+                    Cells::F32(cells) => attend_f32(isa, layout, cells, row, head, q, scale, out),
+                    Cells::Bf16(cells) => attend_bf16(isa, layout, cells, row, head, q, scale, out),
+                }
+            };
         });
     }
 }
 
 versions! {
     #[allow(clippy::too_many_arguments, reason = "one call site; a struct would only rename its locals")]
-    unsafe fn attend(
+    unsafe fn attend_f32(
         layout: KvLayout, pool: &[f32], row: AttentionRow<'_>, head: usize, q: &[f32], scale: f32, out: &mut [f32],
-    ) = attend_body
+    ) = attend_f32_body
+}
+versions! {
+    #[allow(clippy::too_many_arguments, reason = "one call site; a struct would only rename its locals")]
+    unsafe fn attend_bf16(
+        layout: KvLayout, pool: &[u16], row: AttentionRow<'_>, head: usize, q: &[f32], scale: f32, out: &mut [f32],
+    ) = attend_bf16_body
 }
 
 #[inline(always)]
-unsafe fn attend_body<V: Lanes>(
+#[allow(clippy::too_many_arguments, reason = "as above")]
+unsafe fn attend_f32_body<V: Lanes>(
     layout: KvLayout,
     pool: &[f32],
+    row: AttentionRow<'_>,
+    head: usize,
+    q: &[f32],
+    scale: f32,
+    out: &mut [f32],
+) {
+    // SAFETY: the caller's promise.
+    unsafe { attend_body::<V, f32>(layout, pool, row, head, q, scale, out) }
+}
+
+#[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "as above")]
+unsafe fn attend_bf16_body<V: Lanes>(
+    layout: KvLayout,
+    pool: &[u16],
+    row: AttentionRow<'_>,
+    head: usize,
+    q: &[f32],
+    scale: f32,
+    out: &mut [f32],
+) {
+    // SAFETY: the caller's promise.
+    unsafe { attend_body::<V, u16>(layout, pool, row, head, q, scale, out) }
+}
+
+#[inline(always)]
+unsafe fn attend_body<V: Lanes, T: Cell>(
+    layout: KvLayout,
+    pool: &[T],
     row: AttentionRow<'_>,
     head: usize,
     q: &[f32],
@@ -133,7 +263,7 @@ unsafe fn attend_body<V: Lanes>(
                 [..layout.head_elements()];
             let (keys, values) = (tile.as_ptr(), tile.as_ptr().add(LANES * dim));
 
-            let mut scores = scores::<V>(q, keys).mul(V::splat(scale));
+            let mut scores = scores::<V, T>(q, keys).mul(V::splat(scale));
             if valid < LANES {
                 let mut lanes = scores.to_array();
                 lanes[valid..].fill(f32::NEG_INFINITY);
@@ -150,7 +280,7 @@ unsafe fn attend_body<V: Lanes>(
                 let mut sum = V::load(sums.as_ptr().add(j)).mul(shrink);
                 // Slots past the end hold what an earlier owner left: never touched, so that not even a NaN could leak.
                 for (t, &weight) in weights[..valid].iter().enumerate() {
-                    sum = V::splat(weight).mul_add(V::load(values.add(t * stride + j)), sum);
+                    sum = V::splat(weight).mul_add(T::load::<V>(values.add(t * stride + j)), sum);
                 }
                 sum.store(sums.as_mut_ptr().add(j));
             }
@@ -162,20 +292,20 @@ unsafe fn attend_body<V: Lanes>(
 /// `q · K` for the 16 positions of a tile: four chains over D, so that their latencies overlap.
 ///
 /// # Safety
-/// `keys` points to `[q.len()][16]` floats; the instruction set is available.
+/// `keys` points to `[q.len()][16]` elements; the instruction set is available.
 #[inline(always)]
-unsafe fn scores<V: Lanes>(q: &[f32], keys: *const f32) -> V {
+unsafe fn scores<V: Lanes, T: Cell>(q: &[f32], keys: *const T) -> V {
     let (fours, tail) = q.as_chunks::<4>();
     // SAFETY: offsets stay below `q.len() · 16`; the rest is the caller's promise.
     unsafe {
         let mut chains = [V::splat(0.0); 4];
         for (i, four) in fours.iter().enumerate() {
             for c in 0..4 {
-                chains[c] = V::splat(four[c]).mul_add(V::load(keys.add((4 * i + c) * LANES)), chains[c]);
+                chains[c] = V::splat(four[c]).mul_add(T::load(keys.add((4 * i + c) * LANES)), chains[c]);
             }
         }
         for (c, &q) in tail.iter().enumerate() {
-            chains[c] = V::splat(q).mul_add(V::load(keys.add((4 * fours.len() + c) * LANES)), chains[c]);
+            chains[c] = V::splat(q).mul_add(T::load(keys.add((4 * fours.len() + c) * LANES)), chains[c]);
         }
         chains[0].add(chains[1]).add(chains[2].add(chains[3]))
     }
@@ -187,26 +317,30 @@ mod tests {
     use crate::Isa;
 
     fn value(position: usize, i: usize, kind: usize) -> f32 {
-        ((position * 131 + i * 17 + kind * 71) % 97) as f32 / 48.0 - 1.0
+        ((position * 131 + i * 17 + kind * 71) % 97) as f32 / 64.0 - 1.0
     }
 
     #[test]
     fn rows_agree_with_f64_and_ignore_stale_slots() {
-        for isa in Isa::available() {
+        for (isa, kind) in Isa::available().into_iter().flat_map(|isa| [(isa, KvType::F32), (isa, KvType::Bf16)]) {
             for (heads, dim) in [(5, 8), (3, 64), (2, 5), (1, 80)] {
                 let layout = KvLayout { heads_local: heads, head_dim: dim };
                 let width = layout.width();
                 let blocks = [4u32, 0, 2];
-                let mut pool = vec![f32::NAN; 5 * layout.block_elements()];
+                let mut layer = KvLayer::zeros(kind, layout, 5);
+                match &mut layer.cells {
+                    Cells::F32(cells) => cells.fill(f32::NAN),
+                    Cells::Bf16(cells) => cells.fill(to_bf16(f32::NAN)),
+                }
                 for position in 0..37 {
                     let k: Vec<_> = (0..width).map(|i| value(position, i, 0)).collect();
                     let v: Vec<_> = (0..width).map(|i| value(position, i, 1)).collect();
-                    layout.write(&mut pool, blocks[position / 16] as usize, position % 16, &k, &v);
+                    layer.write(blocks[position / 16] as usize, position % 16, &k, &v);
                 }
                 let rows: Vec<_> = (0..37).map(|t| AttentionRow { blocks: &blocks, positions: t + 1 }).collect();
                 let q: Vec<_> = (0..37 * 3 * width).map(|i| value(i / width, i, 2)).collect();
                 let mut out = vec![0.0; 37 * width];
-                Kernels::new(isa, 2, false).attention(layout, &pool, &rows, (&q, 3 * width), 0.7, &mut out);
+                Kernels::new(isa, 2, false).attention(&layer, &rows, (&q, 3 * width), 0.7, &mut out);
                 for t in 0..37 {
                     for head in 0..heads {
                         let dot = |s: usize| -> f64 {
@@ -224,7 +358,10 @@ mod tests {
                                 (0..=t).map(|s| weights[s] * f64::from(value(s, head * dim + d, 1))).sum::<f64>()
                                     / mass;
                             let got = f64::from(out[t * width + head * dim + d]);
-                            assert!((got - exact).abs() < 2e-6, "{isa:?} {heads}x{dim} row {t}: {got} {exact}");
+                            assert!(
+                                (got - exact).abs() < 2e-6,
+                                "{isa:?} {kind:?} {heads}x{dim} row {t}: {got} {exact}"
+                            );
                         }
                     }
                 }

@@ -23,7 +23,7 @@ mod limits;
 mod pool;
 
 pub use activation::Activation;
-pub use attention::{AttentionRow, KvLayout, MAX_HEAD_DIM};
+pub use attention::{AttentionRow, KvLayer, KvLayout, KvType, MAX_HEAD_DIM};
 pub use lanes::Isa;
 pub use logits::{arg_top_k, log_sum_exp};
 pub use matmul::Epilogue;

@@ -1,6 +1,7 @@
 //! Ranks against transformers: real ranks on threads, driven by the coordinator's messages, over every data link.
 //!
 //! The golden data and the scripts that made it are in `tests/golden`. Index:
+//! - [`quality`]: perplexity of rounded types beside f32, also where channels are large; a rounded KV cache
 //! - [`formats`]: every format of checkpoints and every option of a configuration
 //! - `logits_and_greedy_ids_agree_with_transformers`: every model, nproc 1, 2, 3, 5, shm and tcp; shm = tcp bit for bit
 //! - `a_batch_equals_each_alone`, `chunks_equal_the_whole`: bit for bit
@@ -11,6 +12,7 @@
 //! - `a_plan_that_does_not_fit_ends_the_rank_with_the_reason`
 
 mod formats;
+mod quality;
 mod ranks;
 
 use std::{

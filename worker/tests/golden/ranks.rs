@@ -51,6 +51,11 @@ impl Ranks {
     }
 
     pub(crate) fn start_on(isa: Option<&str>, golden: &Golden, world: usize, comm: CommKind, dtype: DType) -> Self {
+        Self::start_with(load_order(golden, isa, comm, dtype), world)
+    }
+
+    pub(crate) fn start_with(order: LoadOrder, world: usize) -> Self {
+        let comm = order.comm;
         let segment = ShmSegment::create(world).unwrap();
         let (mut links, mut threads) = (Vec::new(), Vec::new());
         for rank in 0..world {
@@ -68,7 +73,7 @@ impl Ranks {
             threads.push(std::thread::spawn(move || run(setup)));
         }
         let mut ranks = Self { links, threads, step: 0 };
-        ranks.send(&ToRank::Load(load_order(golden, isa, comm, dtype)));
+        ranks.send(&ToRank::Load(order));
         let peers = ranks.receive(|message| match message {
             FromRank::Loaded(report) => report.data_address.unwrap_or_default(),
             other => panic!("{other:?}"),
@@ -132,6 +137,7 @@ pub(crate) fn load_order(golden: &Golden, isa: Option<&str>, comm: CommKind, dty
         fingerprint: Checkpoint::open(&weights).unwrap().fingerprint(),
         weights,
         dtype,
+        kv_dtype: KvDType::F32,
         threads: Some(1),
         isa: isa.map(str::to_owned),
         comm,
