@@ -17,7 +17,8 @@ class Server:
     """A running nanoinfer-launch; `url` is where it listens."""
 
     def __init__(self, *arguments):
-        command = [LAUNCH, "--port", "0", *arguments]
+        # The reference computes in f32, which the default is not on every CPU.
+        command = [LAUNCH, "--port", "0", "--dtype", "f32", *arguments]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
         self.log = []
         self.url = None

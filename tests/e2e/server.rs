@@ -39,6 +39,8 @@ pub(crate) fn launcher(arguments: &[&str]) -> Command {
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("NANOINFER_")) {
         command.env_remove(name);
     }
+    // Golden data is of f32, which the default is not on every CPU. A flag wins.
+    command.env("NANOINFER_DTYPE", "f32");
     command
 }
 
