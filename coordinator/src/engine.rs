@@ -70,13 +70,7 @@ pub fn start(links: Vec<ControlLink<ToRank, FromRank>>, config: EngineConfig) ->
             return Err(StartError::Zero { name });
         }
     }
-    let door = Door {
-        vocab_size: config.geometry.vocab_size,
-        n_positions: config.geometry.n_positions,
-        max_queue: config.max_queue,
-        max_queue_tokens: config.max_queue_tokens,
-    };
-    let (handle, commands) = handle::channel(door);
+    let (handle, commands) = handle::channel(Door::of(&config));
     let (pool, kv_blocks) = WorkerPool::start(links, &config, handle.shared_status(), handle.waker())?;
     let engine = Engine::new(config, kv_blocks, pool, commands, handle.shared_status());
     thread::Builder::new().name("engine".into()).spawn(move || engine.run()).map_err(StartError::Thread)?;

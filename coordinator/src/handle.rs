@@ -17,6 +17,7 @@ use tokio::sync::{
 };
 
 use crate::{
+    config::EngineConfig,
     metrics::{Metrics, SequenceMeter},
     request::{Event, Request},
     sequence::Sequence,
@@ -313,6 +314,16 @@ impl Queue {
 }
 
 impl Door {
+    /// That of an engine so configured.
+    pub(crate) fn of(config: &EngineConfig) -> Self {
+        Self {
+            vocab_size: config.geometry.vocab_size,
+            n_positions: config.geometry.n_positions,
+            max_queue: config.max_queue,
+            max_queue_tokens: config.max_queue_tokens,
+        }
+    }
+
     fn check(&self, request: &Request) -> Result<(), SubmitError> {
         let (prompt, max_tokens) = (request.prompt.len(), request.limits.max_tokens);
         if prompt == 0 {

@@ -6,7 +6,8 @@
 //!              x ─► LayerNorm ─► FC, activation [T, F_local] ─────────────► projection [T, C] ─ all-reduce ─► x += sum + bias
 //! wanted rows of x ─► LayerNorm ─► LM head [R, V_local]
 //! ```
-//! Invariant: after each all-reduce `x` has the same bits on every rank. f32 throughout.
+//! Invariant: after each all-reduce `x` has the same bits on every rank. f32, but for what weights, their
+//! inputs and the KV cache are rounded to.
 //! Does not know plans beyond rows, positions and block tables, nor what logits are wanted for.
 
 use nanoinfer_kernels::{Activation, AttentionRow, Epilogue, Kernels, KvLayout};

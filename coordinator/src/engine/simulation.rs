@@ -358,13 +358,7 @@ impl Day {
     }
 
     fn of(config: EngineConfig, kv_blocks: usize, mut dice: Dice, last_step: Option<u64>) -> Self {
-        let door = Door {
-            vocab_size: config.geometry.vocab_size,
-            n_positions: config.geometry.n_positions,
-            max_queue: config.max_queue,
-            max_queue_tokens: config.max_queue_tokens,
-        };
-        let (handle, commands) = handle::channel(door);
+        let (handle, commands) = handle::channel(Door::of(&config));
         let status = handle.shared_status();
         let new_rank = |share: &nanoinfer_shared::Share| {
             let mut rank = FakeRank::new(share.vocab.clone(), config.max_batched_tokens);

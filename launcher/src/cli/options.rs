@@ -63,7 +63,7 @@ pub(super) struct ServeOptions {
     #[arg(long, env = "NANOINFER_DTYPE", value_enum, help_heading = "Cluster")]
     pub(super) dtype: Option<TypedDType>,
     /// Element type of the KV cache [default: auto].
-    #[arg(long, env = "NANOINFER_KV_DTYPE", value_enum)]
+    #[arg(long, env = "NANOINFER_KV_DTYPE", value_enum, help_heading = "Cluster")]
     pub(super) kv_dtype: Option<TypedKvDType>,
     /// Address to listen on [default: 127.0.0.1].
     #[arg(long, env = "NANOINFER_HOST", value_name = "HOST", help_heading = "Server")]
@@ -123,7 +123,7 @@ pub(super) struct ServeOptions {
     #[arg(long, env = "NANOINFER_PLAN", help_heading = "Cluster")]
     pub(super) plan: bool,
     /// Write a timeline of every rank's steps to this file, for ui.perfetto.dev.
-    #[arg(long, env = "NANOINFER_TRACE", value_name = "FILE")]
+    #[arg(long, env = "NANOINFER_TRACE", value_name = "FILE", help_heading = "Configuration")]
     pub(super) trace: Option<PathBuf>,
     /// What to log to standard error: error, warn, info, debug, trace, or a filter like RUST_LOG's [default: info].
     #[arg(long, env = "NANOINFER_LOG", value_name = "FILTER", help_heading = "Configuration")]

@@ -202,43 +202,13 @@ versions! {
     #[allow(clippy::too_many_arguments, reason = "one call site; a struct would only rename its locals")]
     unsafe fn attend_f32(
         layout: KvLayout, pool: &[f32], row: AttentionRow<'_>, head: usize, q: &[f32], scale: f32, out: &mut [f32],
-    ) = attend_f32_body
+    ) = attend_body<f32>
 }
 versions! {
     #[allow(clippy::too_many_arguments, reason = "one call site; a struct would only rename its locals")]
     unsafe fn attend_bf16(
         layout: KvLayout, pool: &[u16], row: AttentionRow<'_>, head: usize, q: &[f32], scale: f32, out: &mut [f32],
-    ) = attend_bf16_body
-}
-
-#[inline(always)]
-#[allow(clippy::too_many_arguments, reason = "as above")]
-unsafe fn attend_f32_body<V: Lanes>(
-    layout: KvLayout,
-    pool: &[f32],
-    row: AttentionRow<'_>,
-    head: usize,
-    q: &[f32],
-    scale: f32,
-    out: &mut [f32],
-) {
-    // SAFETY: the caller's promise.
-    unsafe { attend_body::<V, f32>(layout, pool, row, head, q, scale, out) }
-}
-
-#[inline(always)]
-#[allow(clippy::too_many_arguments, reason = "as above")]
-unsafe fn attend_bf16_body<V: Lanes>(
-    layout: KvLayout,
-    pool: &[u16],
-    row: AttentionRow<'_>,
-    head: usize,
-    q: &[f32],
-    scale: f32,
-    out: &mut [f32],
-) {
-    // SAFETY: the caller's promise.
-    unsafe { attend_body::<V, u16>(layout, pool, row, head, q, scale, out) }
+    ) = attend_body<u16>
 }
 
 #[inline(always)]

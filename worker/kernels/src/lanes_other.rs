@@ -10,11 +10,11 @@ impl Isa {
 
 /// Makes `name(isa, …)` out of a generic body; see the x86-64 form.
 macro_rules! versions {
-    ($(#[$meta:meta])* unsafe fn $name:ident $(<const $c:ident: usize>)? ($($arg:ident: $type:ty),* $(,)?) $(-> $ret:ty)? = $body:ident) => {
+    ($(#[$meta:meta])* unsafe fn $name:ident $(<const $c:ident: usize>)? ($($arg:ident: $type:ty),* $(,)?) $(-> $ret:ty)? = $body:ident $(<$element:ty>)?) => {
         $(#[$meta])*
         pub(crate) unsafe fn $name $(<const $c: usize>)? (_isa: $crate::lanes::Isa, $($arg: $type),*) $(-> $ret)? {
             // SAFETY: portable code runs everywhere; the rest is the caller's promise.
-            unsafe { $body::<$crate::lanes::Portable, $($c)?>($($arg),*) }
+            unsafe { $body::<$crate::lanes::Portable, $($c)? $($element)?>($($arg),*) }
         }
     };
 }

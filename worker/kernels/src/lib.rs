@@ -5,7 +5,7 @@
 //!
 //! Invariants: the order of accumulation over K is the same for any number of rows and threads, so a row's result does not
 //! depend on its batch; AVX2 and AVX-512 give the same bits (both fuse multiply and add, in the same order), the portable
-//! form rounds twice.
+//! form rounds twice; AVX-512 BF16 multiplies pairs of bf16 its own way.
 //!
 //! Does not know models, processes, or any other crate of this project.
 

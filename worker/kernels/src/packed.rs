@@ -190,13 +190,13 @@ impl PackedMatrix {
         if n == 0 {
             return;
         }
-        let mut quantised = Vec::new();
+        let mut inverse_scales = Vec::new();
         if shape.kind == WeightType::Int8 {
             let mut largest = vec![0.0f32; n];
             for row in values.chunks_exact(n) {
                 largest.iter_mut().zip(row).for_each(|(largest, x)| *largest = largest.max(x.abs()));
             }
-            quantised
+            inverse_scales
                 .extend(largest.into_iter().enumerate().map(|(column, largest)| self.set_scale(unit, column, largest)));
         }
         for (row, values) in rows.zip(values.chunks_exact(n)) {
@@ -210,7 +210,7 @@ impl PackedMatrix {
                     }
                     Panels::Int8(panels) => {
                         let panel = panels.as_mut_slice()[at..].iter_mut().step_by(4);
-                        let inverses = &quantised[column..];
+                        let inverses = &inverse_scales[column..];
                         panel
                             .zip(values)
                             .zip(inverses)
