@@ -62,7 +62,6 @@ PROGRAMS = [
     ("int8", "llama.cpp, Q8_0", llama_cpp, "Q8_0"),
     ("bf16", "**NanoInfer**, bf16", ours, "bf16"),
     ("bf16", "transformers, bf16", transformers, "bfloat16"),
-    ("bf16", "CTranslate2, bf16", ctranslate2, "bfloat16"),
     ("bf16", "llama.cpp, BF16", llama_cpp, "BF16"),
 ]
 

@@ -13,10 +13,9 @@ while read -r name geometry; do
   model=models/gpt2-$name
   # shellcheck disable=SC2086 # three numbers
   [ -d "$model" ] || hf/bin/python "$here/make_model.py" "$model" $geometry
-  for type in bfloat16 int8; do
-    [ -d "$model-ct2-$type" ] ||
-      hf/bin/ct2-transformers-converter --model "$model" --output_dir "$model-ct2-$type" --quantization "$type"
-  done
+  # CTranslate2's bf16 is not for CPUs.
+  [ -d "$model-ct2-int8" ] ||
+    hf/bin/ct2-transformers-converter --model "$model" --output_dir "$model-ct2-int8" --quantization int8
   for type in BF16 Q8_0; do
     [ -f "$model-$type.gguf" ] || lcpp/bin/python "$here/make_gguf.py" "$model" "$model-$type.gguf" "$type"
   done

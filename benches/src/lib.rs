@@ -70,10 +70,10 @@ pub fn attention(rows: usize, positions: usize) -> Work {
     let layer = KvLayer::zeros(KvType::F32, layout, rows * blocks);
     let tables: Vec<Vec<u32>> =
         (0..rows).map(|row| (row * blocks..(row + 1) * blocks).map(|block| block as u32).collect()).collect();
-    let (q, mut out) = (activations(rows * WIDTH), vec![0.0; rows * WIDTH]);
+    let (qkv, mut out) = (activations(rows * 3 * WIDTH), vec![0.0; rows * WIDTH]);
     Work::new(format!("attention x{rows}, {positions} positions"), move |kernels| {
         let rows: Vec<_> = tables.iter().map(|blocks| AttentionRow { blocks, positions }).collect();
-        kernels.attention(&layer, &rows, (&q, WIDTH), 0.125, &mut out);
+        kernels.attention(&layer, &rows, &qkv, 0.125, &mut out);
     })
 }
 
@@ -81,6 +81,6 @@ pub fn attention(rows: usize, positions: usize) -> Work {
 pub fn candidates(isa: Isa) -> Work {
     let logits = activations(VOCABULARY);
     Work::new("log-sum-exp and 64 best", move |_| {
-        std::hint::black_box((log_sum_exp(isa, &logits, 1.0), arg_top_k(&logits, 64)));
+        std::hint::black_box((log_sum_exp(isa, &logits, 1.0), arg_top_k(isa, &logits, 64)));
     })
 }

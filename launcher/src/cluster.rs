@@ -49,8 +49,8 @@ pub struct ClusterConfig {
     pub nproc: usize,
     /// Element type to compute in.
     pub dtype: DType,
-    /// Element type of the KV cache.
-    pub kv_dtype: KvDType,
+    /// Element type of the KV cache; `None` for what goes with `dtype`.
+    pub kv_dtype: Option<KvDType>,
     /// Data link between ranks.
     pub comm: CommChoice,
     /// Compute threads of each rank; `None` for all cores, divided by the ranks.
@@ -100,7 +100,7 @@ impl ClusterConfig {
             served_name: None,
             nproc: 1,
             dtype: nanoinfer_worker::default_dtype(),
-            kv_dtype: KvDType::F32,
+            kv_dtype: None,
             comm: CommChoice::Auto,
             threads: None,
             isa: None,

@@ -10,7 +10,7 @@ use nanoinfer_coordinator::{
 };
 use nanoinfer_shared::{
     Partition, Share,
-    protocol::{BLOCK_TOKENS, CommKind, DType},
+    protocol::{BLOCK_TOKENS, CommKind, DType, KvDType},
 };
 use nanoinfer_worker::{
     free_bytes,
@@ -55,6 +55,7 @@ pub struct Plan {
     kv: KvBudget,
     placement: Placement,
     dtype: DType,
+    kv_dtype: KvDType,
 }
 
 impl Plan {
@@ -82,16 +83,10 @@ impl Plan {
             Placement::Here => Some(config.threads.unwrap_or_else(|| (cores / world).max(1))),
             Placement::Elsewhere => config.threads,
         };
+        let kv_dtype = config.kv_dtype.unwrap_or_else(|| KvDType::beside(config.dtype));
         let step = StepSizes { max_batched_tokens: config.max_batched_tokens, max_seqs: config.max_seqs };
         let estimate = |share: &Share, kv_blocks| {
-            RankMemory::estimate(
-                &model.geometry,
-                share,
-                config.dtype,
-                (comm, world),
-                (config.kv_dtype, kv_blocks),
-                step,
-            )
+            RankMemory::estimate(&model.geometry, share, config.dtype, (comm, world), (kv_dtype, kv_blocks), step)
         };
         let weights: u64 = partition.shares().iter().map(|share| estimate(share, 0).weights).sum();
         let kv = KvBudget {
@@ -109,6 +104,7 @@ impl Plan {
             spin: placement == Placement::Here && threads.is_some_and(|threads| world * threads <= cores),
             free_bytes,
             dtype: config.dtype,
+            kv_dtype,
             model,
             partition,
             comm,
@@ -158,7 +154,7 @@ impl Plan {
             weights: self.model.weights.clone(),
             fingerprint: self.model.fingerprint,
             dtype: self.dtype,
-            kv_dtype: config.kv_dtype,
+            kv_dtype: self.kv_dtype,
             threads: self.threads,
             isa: config.isa.clone(),
             comm: self.comm,

@@ -55,6 +55,16 @@ pub enum KvDType {
     Bf16,
 }
 
+impl KvDType {
+    /// What goes with weights of this type: rounded where they are.
+    pub fn beside(weights: DType) -> Self {
+        match weights {
+            DType::F32 => Self::F32,
+            DType::Bf16 | DType::Int8 => Self::Bf16,
+        }
+    }
+}
+
 /// How ranks exchange partial sums.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CommKind {

@@ -15,7 +15,8 @@ use crate::server::{Server, golden_folder, wait_until};
 const CLIENTS: usize = 200;
 /// Requests that each client makes, one after the other.
 const REQUESTS: usize = 3;
-const DTYPES: [&str; 2] = ["f32", "bf16"];
+/// With the bytes of an element of the KV cache that goes with each.
+const DTYPES: [(&str, usize); 3] = [("f32", 4), ("bf16", 2), ("int8", 2)];
 
 /// Numbers that are the same in every run.
 struct Dice(u64);
@@ -227,7 +228,7 @@ fn kinds() -> Vec<Value> {
 fn no_bit_depends_on_batch_chunks_cache_or_preemption() {
     let folder = golden_folder("heads5");
     let choices = |server: &Server, body: &Value| server.ask("/v1/completions", body)["choices"].clone();
-    for dtype in DTYPES {
+    for (dtype, kv_bytes) in DTYPES {
         for nproc in ["1", "2", "3", "4", "5"] {
             let start = |options: &[&str]| {
                 let model = ["--model", folder.to_str().unwrap(), "--nproc", nproc, "--dtype", dtype];
@@ -240,7 +241,7 @@ fn no_bit_depends_on_batch_chunks_cache_or_preemption() {
             // All at once, in pieces, or in a pool of five blocks.
             let heads = 5usize.div_ceil(nproc.parse().unwrap());
             // Two layers; keys of 8 for each head and position, values padded to 16.
-            let five_blocks = (5 * 2 * heads * (8 + 16) * 16 * 4).to_string();
+            let five_blocks = (5 * 2 * heads * (8 + 16) * 16 * kv_bytes).to_string();
             for options in [&["--max-batched-tokens", "7", "--max-seqs", "7"][..], &["--kv-memory", &five_blocks]] {
                 let server = start(options);
                 for pass in ["cold", "warm"] {

@@ -10,7 +10,7 @@
 //! inputs and the KV cache are rounded to.
 //! Does not know plans beyond rows, positions and block tables, nor what logits are wanted for.
 
-use nanoinfer_kernels::{Activation, AttentionRow, Epilogue, Kernels, KvLayout};
+use nanoinfer_kernels::{Activation, AttentionRow, Epilogue, Kernels};
 use nanoinfer_shared::{
     Activation as Nonlinearity, Geometry, Share,
     comm::{CommError, Communicator, Elements, ReduceSite},
@@ -142,12 +142,12 @@ impl Gpt2 {
     /// When rows were not checked against the vocabulary, the positions and the pool, or are more than the buffers hold.
     pub fn forward(&mut self, step: u64, rows: &[Row<'_>]) -> Result<(), CommError> {
         self.embed(step, rows)?;
-        let queries: Vec<_> =
+        let attending: Vec<_> =
             rows.iter().map(|row| AttentionRow { blocks: row.blocks, positions: row.position + 1 }).collect();
         for layer in 0..self.geometry.n_layer {
             self.trace.layer(Some(layer));
             let begun = self.trace.begin();
-            self.attention(step, layer, rows, &queries)?;
+            self.attention(step, layer, &attending)?;
             self.mlp(step, layer, rows.len())?;
             self.trace.end("layer", begun);
         }
@@ -193,16 +193,9 @@ impl Gpt2 {
         Ok(())
     }
 
-    fn attention(
-        &mut self,
-        step: u64,
-        layer: usize,
-        rows: &[Row<'_>],
-        queries: &[AttentionRow<'_>],
-    ) -> Result<(), CommError> {
+    fn attention(&mut self, step: u64, layer: usize, rows: &[AttentionRow<'_>]) -> Result<(), CommError> {
         let (t, c) = (rows.len(), self.geometry.n_embd);
-        let layout = self.kv.layout();
-        let width = layout.width();
+        let width = self.kv.layout().width();
         let weights = &self.shard.layers[layer];
         let Buffers { x, normed, qkv, mixed, partial, .. } = &mut self.buffers;
         let (x, normed, partial) = (&mut x[..t * c], &mut normed[..t * c], &mut partial[..t * c]);
@@ -212,14 +205,10 @@ impl Gpt2 {
         self.trace.lap(Category::Rows, "LayerNorm");
         self.kernels.matmul(normed, &weights.qkv.weights, Epilogue::Bias(&weights.qkv.bias), qkv);
         self.trace.lap(Category::Product, "QKV");
-        for (row, qkv) in rows.iter().zip(qkv.chunks_exact(3 * width)) {
-            let block = row.blocks[row.position / KvLayout::BLOCK] as usize;
-            let (k, v) = qkv[width..].split_at(width);
-            self.kv.write(layer, block, row.position % KvLayout::BLOCK, k, v);
-        }
+        self.kernels.write_kv(self.kv.layer_mut(layer), rows, qkv);
         self.trace.lap(Category::Rows, "KV write");
         let scale = self.geometry.attention_scale(layer);
-        self.kernels.attention(self.kv.layer(layer), queries, (qkv, 3 * width), scale, mixed);
+        self.kernels.attention(self.kv.layer(layer), rows, qkv, scale, mixed);
         self.trace.lap(Category::Attention, "attention");
         let projection = &weights.attention_projection;
         self.kernels.matmul(mixed, &projection.weights, Epilogue::None, partial);

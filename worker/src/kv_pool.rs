@@ -48,9 +48,9 @@ impl KvPool {
         &self.layers[layer]
     }
 
-    /// Stores keys and values of one position, `[H_local · D]` each.
-    pub fn write(&mut self, layer: usize, block: usize, slot: usize, k: &[f32], v: &[f32]) {
-        self.layers[layer].write(block, slot, k, v);
+    /// One layer's part, to write to.
+    pub fn layer_mut(&mut self, layer: usize) -> &mut KvLayer {
+        &mut self.layers[layer]
     }
 }
 

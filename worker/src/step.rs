@@ -4,7 +4,7 @@
 //! last step's candidate rows, for [`StepRunner::fetch`].
 //! Does not know which request a row belongs to.
 
-use nanoinfer_kernels::{arg_top_k, log_sum_exp};
+use nanoinfer_kernels::{Isa, arg_top_k, log_sum_exp};
 use nanoinfer_shared::{
     Geometry, Share,
     protocol::{BLOCK_TOKENS, LogSumExp, RowSlice, SequenceStep, StepOutput, StepPlan, TokenId, Wants},
@@ -125,12 +125,9 @@ impl StepRunner {
             }
             let kernels = self.model.kernels();
             let isa = kernels.isa();
-            answers.extend(kernels.map(tile.len(), |i| {
-                answer(&logits[i * width..][..width], vocab.start, tile[i].1, |row, scale| {
-                    let (max, sum) = log_sum_exp(isa, row, scale);
-                    LogSumExp { max, sum }
-                })
-            }));
+            answers.extend(
+                kernels.map(tile.len(), |i| answer(isa, &logits[i * width..][..width], vocab.start, tile[i].1)),
+            );
             self.model.trace().lap(Category::Rows, "candidates");
         }
         answers
@@ -138,14 +135,18 @@ impl StepRunner {
 }
 
 /// One row's answer from its slice of logits, whose first is that of token `first`.
-fn answer(logits: &[f32], first: usize, wants: &Wants, log_sum_exp: impl Fn(&[f32], f32) -> LogSumExp) -> RowSlice {
+fn answer(isa: Isa, logits: &[f32], first: usize, wants: &Wants) -> RowSlice {
+    let log_sum_exp = |row: &[f32], scale| {
+        let (max, sum) = log_sum_exp(isa, row, scale);
+        LogSumExp { max, sum }
+    };
     let global = |(i, logit): (usize, f32)| ((first + i) as TokenId, logit);
     let local = |id: &TokenId| (*id as usize).checked_sub(first).filter(|&i| i < logits.len());
     let listed = |ids: &[TokenId]| ids.iter().filter_map(|id| Some((*id, logits[local(id)?]))).collect();
     let all = log_sum_exp(logits, 1.0);
     match wants {
         Wants::Targets { ids, top } => {
-            let top = arg_top_k(logits, *top as usize).into_iter().map(global).collect();
+            let top = arg_top_k(isa, logits, *top as usize).into_iter().map(global).collect();
             RowSlice { all, rest: all, top, listed: listed(ids) }
         }
         Wants::Candidates { k, temperature, adjusted } => {
@@ -154,7 +155,7 @@ fn answer(logits: &[f32], first: usize, wants: &Wants, log_sum_exp: impl Fn(&[f3
                 rest.to_mut()[i] = f32::NEG_INFINITY;
             }
             let same = *temperature == 1.0 && matches!(rest, std::borrow::Cow::Borrowed(_));
-            let mut top = arg_top_k(&rest, *k as usize);
+            let mut top = arg_top_k(isa, &rest, *k as usize);
             // An adjusted id must not come back as a candidate where there are fewer others than asked for.
             top.retain(|&(_, logit)| logit > f32::NEG_INFINITY);
             RowSlice {

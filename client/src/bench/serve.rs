@@ -43,12 +43,12 @@ pub(crate) struct ServeBenchOptions {
     /// Arrivals a second, on average.
     #[arg(long, value_name = "R", default_value_t = 4.0)]
     rate: f64,
-    /// Median length of a prompt.
-    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
-    prompt_tokens: u32,
-    /// Median length of an answer.
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(2..))]
-    tokens: u32,
+    /// Median length of a prompt [default: 128, less where the model has few positions].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    prompt_tokens: Option<u32>,
+    /// Median length of an answer [default: 64, less where the model has few positions].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
+    tokens: Option<u32>,
     /// Spread of both lengths, as the standard deviation of their logarithm; 0 makes all alike.
     #[arg(long, value_name = "SIGMA", default_value_t = 0.5)]
     spread: f64,
@@ -88,11 +88,13 @@ pub(crate) fn run(options: ServeBenchOptions) -> Result<(), Failure> {
 }
 
 fn measure(options: &ServeBenchOptions, target: &Arc<Target>) -> anyhow::Result<()> {
-    let model = match &options.served_model_name {
-        Some(name) => name.clone(),
-        None => first_model(target)?,
-    };
-    let trace = trace(options);
+    let models = target.get("/v1/models")?;
+    let first = models.pointer("/data/0/id").and_then(Value::as_str);
+    let model = options.served_model_name.as_deref().or(first);
+    let model = model.context("the server names no model\n  hint: --served-model-name NAME")?;
+    let listed = models["data"].as_array().and_then(|models| models.iter().find(|listed| listed["id"] == *model));
+    let lengths = Lengths::new(options, listed.and_then(|listed| listed["max_model_len"].as_u64()));
+    let trace = trace(options, lengths);
     let asked_tokens: u64 = trace.iter().map(|arrival| u64::from(arrival.tokens)).sum();
     let (answers, answered) = mpsc::channel();
     let begun = Instant::now();
@@ -100,7 +102,7 @@ fn measure(options: &ServeBenchOptions, target: &Arc<Target>) -> anyhow::Result<
         .into_iter()
         .map(|arrival| {
             thread::sleep(arrival.at.saturating_sub(begun.elapsed()));
-            let (target, model, answers) = (Arc::clone(target), model.clone(), answers.clone());
+            let (target, model, answers) = (Arc::clone(target), model.to_owned(), answers.clone());
             thread::spawn(move || {
                 // Whoever counts lives as long as this thread.
                 let _ = answers.send(ask(&target, &model, &arrival));
@@ -111,17 +113,29 @@ fn measure(options: &ServeBenchOptions, target: &Arc<Target>) -> anyhow::Result<
     let answers: Vec<_> = answered.iter().collect();
     let elapsed = begun.elapsed();
     threads.into_iter().for_each(|thread| thread.join().expect("it only asks and sends"));
-    report(options, &model, &answers, asked_tokens, elapsed)
+    report(options, lengths, model, &answers, asked_tokens, elapsed)
 }
 
-fn first_model(target: &Target) -> anyhow::Result<String> {
-    let models = target.get("/v1/models")?;
-    let name = models.pointer("/data/0/id").and_then(Value::as_str);
-    name.map(String::from).context("the server names no model\n  hint: --served-model-name NAME")
+/// Median lengths of a trace.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Lengths {
+    prompt_tokens: u32,
+    tokens: u32,
+}
+
+impl Lengths {
+    /// What was asked for; what was not is such that the longest prompt and answer together fit `positions`.
+    fn new(options: &ServeBenchOptions, positions: Option<u64>) -> Self {
+        let at_most = |share: f64, most: u32| positions.map_or(most, |n| most.min((n as f64 * share / LONGEST) as u32));
+        Self {
+            prompt_tokens: options.prompt_tokens.unwrap_or_else(|| at_most(2.0 / 3.0, 128).max(1)),
+            tokens: options.tokens.unwrap_or_else(|| at_most(1.0 / 3.0, 64).max(2)),
+        }
+    }
 }
 
 /// The requests in order of arrival.
-fn trace(options: &ServeBenchOptions) -> Vec<Arrival> {
+fn trace(options: &ServeBenchOptions, lengths: Lengths) -> Vec<Arrival> {
     let mut random = Random(options.seed);
     let mut at = 0.0;
     let requests = 0..options.requests;
@@ -129,8 +143,8 @@ fn trace(options: &ServeBenchOptions) -> Vec<Arrival> {
         .map(|_| {
             // The time between two arrivals of a Poisson process is exponential.
             at += -(1.0 - random.unit()).ln() / options.rate;
-            let prompt = random.length(options.prompt_tokens, options.spread);
-            let tokens = random.length(options.tokens, options.spread);
+            let prompt = random.length(lengths.prompt_tokens, options.spread);
+            let tokens = random.length(lengths.tokens, options.spread);
             let prompt = (0..prompt).map(|_| (random.unit() * f64::from(PROMPT_IDS)) as u32).collect();
             Arrival { at: Duration::from_secs_f64(at), prompt, tokens }
         })
@@ -189,6 +203,7 @@ fn ask(target: &Target, model: &str, arrival: &Arrival) -> anyhow::Result<Answer
 
 fn report(
     options: &ServeBenchOptions,
+    lengths: Lengths,
     model: &str,
     answers: &[anyhow::Result<Answer>],
     asked_tokens: u64,
@@ -215,7 +230,7 @@ fn report(
     );
     let mut line = json!({
         "bench": "serve", "model": model, "requests": options.requests, "rate": options.rate, "answered": good.len(),
-        "prompt_tokens": options.prompt_tokens, "tokens": options.tokens, "spread": options.spread, "seed": options.seed,
+        "prompt_tokens": lengths.prompt_tokens, "tokens": lengths.tokens, "spread": options.spread, "seed": options.seed,
         "asked_tokens": asked_tokens, "answered_tokens": tokens, "seconds": seconds, "tokens_per_s": tokens as f64 / seconds,
     });
     for (_, key, [p50, p90, p99]) in rows {
@@ -256,9 +271,10 @@ mod tests {
     #[test]
     fn a_seed_makes_one_trace_with_the_rate_and_lengths_asked_for() {
         let asked = options(&["--requests", "1000", "--rate", "20"]);
-        let made = trace(&asked);
-        assert_eq!(made, trace(&asked));
-        assert_ne!(made, trace(&options(&["--requests", "1000", "--rate", "20", "--seed", "2"])));
+        let lengths = Lengths::new(&asked, Some(1024));
+        let made = trace(&asked, lengths);
+        assert_eq!(made, trace(&asked, lengths));
+        assert_ne!(made, trace(&options(&["--requests", "1000", "--rate", "20", "--seed", "2"]), lengths));
         assert!(made.windows(2).all(|pair| pair[0].at <= pair[1].at));
         // 1000 arrivals at 20 a second: 50 s, with a standard deviation of 1.6 s.
         let seconds = made[999].at.as_secs_f64();
@@ -272,8 +288,19 @@ mod tests {
 
     #[test]
     fn without_spread_all_are_alike() {
-        let made = trace(&options(&["--spread", "0", "--prompt-tokens", "7", "--tokens", "3"]));
+        let options = options(&["--spread", "0", "--prompt-tokens", "7", "--tokens", "3"]);
+        let made = trace(&options, Lengths::new(&options, None));
         assert!(made.iter().all(|arrival| arrival.prompt.len() == 7 && arrival.tokens == 3));
+    }
+
+    #[test]
+    fn the_longest_request_fits_a_model_with_few_positions() {
+        let asked = options(&["--requests", "1000", "--spread", "3"]);
+        for positions in [64, 256, 1024] {
+            let made = trace(&asked, Lengths::new(&asked, Some(positions)));
+            let longest = made.iter().map(|arrival| arrival.prompt.len() as u64 + u64::from(arrival.tokens)).max();
+            assert!(longest.is_some_and(|longest| longest <= positions && longest > positions / 2), "{longest:?}");
+        }
     }
 
     #[test]

@@ -111,8 +111,9 @@ impl Config {
             nproc: count(options.nproc, defaults.nproc),
             dtype,
             kv_dtype: match options.kv_dtype {
-                None | Some(TypedKvDType::Auto | TypedKvDType::F32) => KvDType::F32,
-                Some(TypedKvDType::Bf16) => KvDType::Bf16,
+                None | Some(TypedKvDType::Auto) => None,
+                Some(TypedKvDType::F32) => Some(KvDType::F32),
+                Some(TypedKvDType::Bf16) => Some(KvDType::Bf16),
             },
             comm,
             threads: options.threads.map(|n| n as usize),

@@ -212,7 +212,7 @@ pub(super) enum TypedDType {
 /// Values of `--kv-dtype`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum TypedKvDType {
-    /// f32.
+    /// f32 where weights are, else bf16.
     Auto,
     /// 32-bit floats.
     #[value(alias = "fp32", alias = "float32")]

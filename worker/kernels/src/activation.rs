@@ -24,54 +24,49 @@ pub enum Activation {
     Tanh,
 }
 
-/// Applies `activation` to at most 16 values in place.
-pub(crate) fn activate(isa: Isa, activation: Activation, values: &mut [f32]) {
+/// Applies `activation` to vectors in place.
+pub(crate) fn activate(isa: Isa, activation: Activation, values: &mut [[f32; LANES]]) {
+    let each =
+        |values: &mut [[f32; LANES]], f: fn(f32) -> f32| values.as_flattened_mut().iter_mut().for_each(|x| *x = f(*x));
     match activation {
-        Activation::GeluErf => {
-            for x in values {
-                *x = 0.5 * *x * (1.0 + libm::erff(*x * std::f32::consts::FRAC_1_SQRT_2));
-            }
-        }
-        Activation::Relu => values.iter_mut().for_each(|x| *x = x.max(0.0)),
-        Activation::Relu2 => values.iter_mut().for_each(|x| *x = x.max(0.0) * x.max(0.0)),
-        Activation::Tanh => values.iter_mut().for_each(|x| *x = x.tanh()),
-        Activation::GeluTanh | Activation::QuickGelu | Activation::Silu => {
-            let mut lanes = [0.0; LANES];
-            lanes[..values.len()].copy_from_slice(values);
-            // SAFETY: `isa` was detected or listed as available.
-            unsafe {
-                match activation {
-                    Activation::GeluTanh => gelu_tanh(isa, &mut lanes),
-                    Activation::QuickGelu => scaled_silu(isa, &mut lanes, 1.702),
-                    _ => scaled_silu(isa, &mut lanes, 1.0),
-                }
-            }
-            values.copy_from_slice(&lanes[..values.len()]);
-        }
+        Activation::GeluErf => each(values, |x| 0.5 * x * (1.0 + libm::erff(x * std::f32::consts::FRAC_1_SQRT_2))),
+        Activation::Relu => each(values, |x| x.max(0.0)),
+        Activation::Relu2 => each(values, |x| x.max(0.0) * x.max(0.0)),
+        Activation::Tanh => each(values, f32::tanh),
+        // SAFETY: `isa` was detected or listed as available.
+        Activation::GeluTanh => unsafe { gelu_tanh(isa, values) },
+        // SAFETY: as above.
+        Activation::QuickGelu => unsafe { scaled_silu(isa, values, 1.702) },
+        // SAFETY: as above.
+        Activation::Silu => unsafe { scaled_silu(isa, values, 1.0) },
     }
 }
 
-versions! { unsafe fn gelu_tanh(lanes: &mut [f32; LANES]) = gelu_tanh_body }
-versions! { unsafe fn scaled_silu(lanes: &mut [f32; LANES], scale: f32) = scaled_silu_body }
+versions! { unsafe fn gelu_tanh(values: &mut [[f32; LANES]]) = gelu_tanh_body }
+versions! { unsafe fn scaled_silu(values: &mut [[f32; LANES]], scale: f32) = scaled_silu_body }
 
 /// `0.5 (1 + tanh(z)) = sigmoid(2 z)`, so the tanh form is `x · sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3))`.
 #[inline(always)]
-unsafe fn gelu_tanh_body<V: Lanes>(lanes: &mut [f32; LANES]) {
+unsafe fn gelu_tanh_body<V: Lanes>(values: &mut [[f32; LANES]]) {
     const TWICE_SQRT_2_OVER_PI: f32 = 2.0 * 0.797_884_6;
-    // SAFETY: arrays of 16; the instruction set is the caller's promise.
-    unsafe {
-        let x = V::load(lanes.as_ptr());
-        let cubic = x.mul(x).mul_add(V::splat(0.044715), V::splat(1.0)).mul(x);
-        x_times_sigmoid(x, cubic.mul(V::splat(TWICE_SQRT_2_OVER_PI))).store(lanes.as_mut_ptr());
+    for lanes in values {
+        // SAFETY: arrays of 16; the instruction set is the caller's promise.
+        unsafe {
+            let x = V::load(lanes.as_ptr());
+            let cubic = x.mul(x).mul_add(V::splat(0.044715), V::splat(1.0)).mul(x);
+            x_times_sigmoid(x, cubic.mul(V::splat(TWICE_SQRT_2_OVER_PI))).store(lanes.as_mut_ptr());
+        }
     }
 }
 
 #[inline(always)]
-unsafe fn scaled_silu_body<V: Lanes>(lanes: &mut [f32; LANES], scale: f32) {
-    // SAFETY: arrays of 16; the instruction set is the caller's promise.
-    unsafe {
-        let x = V::load(lanes.as_ptr());
-        x_times_sigmoid(x, x.mul(V::splat(scale))).store(lanes.as_mut_ptr());
+unsafe fn scaled_silu_body<V: Lanes>(values: &mut [[f32; LANES]], scale: f32) {
+    for lanes in values {
+        // SAFETY: arrays of 16; the instruction set is the caller's promise.
+        unsafe {
+            let x = V::load(lanes.as_ptr());
+            x_times_sigmoid(x, x.mul(V::splat(scale))).store(lanes.as_mut_ptr());
+        }
     }
 }
 
@@ -107,10 +102,11 @@ mod tests {
         for isa in Isa::available() {
             for activation in [GeluTanh, GeluErf, QuickGelu, Relu, Relu2, Silu, Tanh] {
                 for start in -40..40 {
-                    let mut values: Vec<f32> = (0..13).map(|i| start as f32 * 0.5 + i as f32 * 0.04).collect();
-                    let inputs = values.clone();
+                    let inputs: [f32; LANES] = std::array::from_fn(|i| start as f32 * 0.5 + i as f32 * 0.04);
+                    let mut values = [inputs; 3];
                     activate(isa, activation, &mut values);
-                    for (x, y) in inputs.into_iter().zip(values) {
+                    assert!(values[1] == values[0] && values[2] == values[0]);
+                    for (x, y) in inputs.into_iter().zip(values[0]) {
                         let expected = exact(activation, f64::from(x));
                         // A few roundings, relative to the size of the input.
                         let tolerance = 4e-7 * (1.0 + expected.abs());

@@ -8,10 +8,11 @@
 //! and prefill alike, and rows read K and V back from the pool even within their own chunk: a row's result depends on its
 //! position and history only, not on how it was batched or chunked.
 
+use std::{mem::MaybeUninit, ops::Range};
+
 use crate::{
     Kernels,
-    lanes::{LANES, Lanes, versions},
-    packed::to_bf16,
+    lanes::{LANES, Lanes, prefetch, versions},
     pool::Shards,
 };
 
@@ -47,17 +48,6 @@ impl KvLayout {
     /// Width of one of q, k, v of a row: `H_local · D`.
     pub fn width(self) -> usize {
         self.heads_local * self.head_dim
-    }
-
-    fn write<T: Cell>(self, pool: &mut [T], block: usize, slot: usize, k: &[f32], v: &[f32]) {
-        assert!(slot < Self::BLOCK && k.len() == self.width() && v.len() == self.width(), "one position of all heads");
-        let block = &mut pool[block * self.block_elements()..][..self.block_elements()];
-        let heads = block.chunks_exact_mut(self.head_elements());
-        for ((tile, k), v) in heads.zip(k.chunks_exact(self.head_dim)).zip(v.chunks_exact(self.head_dim)) {
-            let (keys, values) = tile.split_at_mut(LANES * self.head_dim);
-            keys.chunks_exact_mut(LANES).zip(k).for_each(|(lanes, &k)| lanes[slot] = T::from_f32(k));
-            values[slot * self.value_stride()..].iter_mut().zip(v).for_each(|(cell, &v)| *cell = T::from_f32(v));
-        }
     }
 }
 
@@ -103,95 +93,130 @@ impl KvLayer {
         };
         Self { layout, cells }
     }
-
-    /// Stores `k` and `v` of one position, `[H_local · D]` each, at slot `slot` of `block`.
-    ///
-    /// # Panics
-    /// When block or slot lie outside the pool.
-    pub fn write(&mut self, block: usize, slot: usize, k: &[f32], v: &[f32]) {
-        match &mut self.cells {
-            Cells::F32(cells) => self.layout.write(cells, block, slot, k, v),
-            Cells::Bf16(cells) => self.layout.write(cells, block, slot, k, v),
-        }
-    }
 }
 
 /// An element of a pool.
-trait Cell: Copy + Sync {
-    fn from_f32(x: f32) -> Self;
-
+trait Cell: Copy + Send + Sync {
     /// Sixteen of them.
     ///
     /// # Safety
     /// 16 readable elements at `from`; the instruction set of `V` is available.
     unsafe fn load<V: Lanes>(from: *const Self) -> V;
+
+    /// The same, written, rounded to nearest even.
+    ///
+    /// # Safety
+    /// 16 writable elements at `to`; the instruction set of `V` is available.
+    unsafe fn store<V: Lanes>(lanes: V, to: *mut Self);
 }
 
 impl Cell for f32 {
     #[inline(always)]
-    fn from_f32(x: f32) -> Self {
-        x
-    }
-    #[inline(always)]
     unsafe fn load<V: Lanes>(from: *const Self) -> V {
         // SAFETY: the caller's promise.
         unsafe { V::load(from) }
+    }
+    #[inline(always)]
+    unsafe fn store<V: Lanes>(lanes: V, to: *mut Self) {
+        // SAFETY: the caller's promise.
+        unsafe { lanes.store(to) }
     }
 }
 
 /// A bf16.
 impl Cell for u16 {
     #[inline(always)]
-    fn from_f32(x: f32) -> Self {
-        to_bf16(x)
-    }
-    #[inline(always)]
     unsafe fn load<V: Lanes>(from: *const Self) -> V {
         // SAFETY: the caller's promise.
         unsafe { V::load_bf16(from) }
     }
+    #[inline(always)]
+    unsafe fn store<V: Lanes>(lanes: V, to: *mut Self) {
+        // SAFETY: the caller's promise.
+        unsafe { lanes.round_to_bf16().store_upper_halves(to) }
+    }
 }
 
-/// One query row: which positions it sees.
+/// One row of a step: where in its sequence it is, and where that sequence's keys and values are.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionRow<'a> {
     /// Block table of its sequence.
     pub blocks: &'a [u32],
-    /// It attends to positions `0 .. positions`, its own included.
+    /// It attends to positions `0 .. positions`; the last is its own.
     pub positions: usize,
 }
 
+impl AttentionRow<'_> {
+    /// Whether `next` is the row behind this one in the same sequence.
+    fn is_followed_by(&self, next: &Self) -> bool {
+        std::ptr::eq(self.blocks, next.blocks) && self.positions + 1 == next.positions
+    }
+}
+
+/// Rows of one sequence, one behind the other, that read keys and values together.
+const MOST_TOGETHER: usize = 4;
+
 impl Kernels {
-    /// `out[t] = softmax(q[t] · K^T · scale) · V` for every row and head: `q` holds rows of `q_stride` elements whose first
-    /// `H_local · D` are the query, `out` is `[T, H_local · D]`; f32 but for what the pool holds.
+    /// Stores the keys and values of `rows`, each at its own position: `qkv` is `[T, 3 · H_local · D]`.
     ///
     /// # Panics
     /// When sizes do not agree, or a block lies outside the pool.
-    pub fn attention(
-        &mut self,
-        layer: &KvLayer,
-        rows: &[AttentionRow<'_>],
-        (q, q_stride): (&[f32], usize),
-        scale: f32,
-        out: &mut [f32],
-    ) {
+    pub fn write_kv(&mut self, layer: &mut KvLayer, rows: &[AttentionRow<'_>], qkv: &[f32]) {
+        let (isa, layout) = (self.isa, layer.layout);
+        assert_eq!(qkv.len(), rows.len() * 3 * layout.width(), "qkv is [T, 3 · H_local · D]");
+        // By heads, as rows of one sequence share the cache lines of their keys.
+        match &mut layer.cells {
+            Cells::F32(cells) => {
+                let cells = Shards::new(cells);
+                // SAFETY: `isa` was detected or listed as available; each head is one task.
+                self.pool.run(layout.heads_local, &|head| unsafe { write_f32(isa, layout, &cells, rows, head, qkv) });
+            }
+            Cells::Bf16(cells) => {
+                let cells = Shards::new(cells);
+                // SAFETY: as above.
+                self.pool.run(layout.heads_local, &|head| unsafe { write_bf16(isa, layout, &cells, rows, head, qkv) });
+            }
+        }
+    }
+
+    /// `out[t] = softmax(q[t] · K^T · scale) · V` for every row and head: `qkv` is `[T, 3 · H_local · D]`, of which the queries
+    /// are read, `out` is `[T, H_local · D]`; f32 but for what the pool holds.
+    ///
+    /// # Panics
+    /// When sizes do not agree, or a block lies outside the pool.
+    pub fn attention(&mut self, layer: &KvLayer, rows: &[AttentionRow<'_>], qkv: &[f32], scale: f32, out: &mut [f32]) {
         let layout = layer.layout;
-        let (heads, dim) = (layout.heads_local, layout.head_dim);
+        let (heads, dim, width) = (layout.heads_local, layout.head_dim, layout.width());
         assert!(dim <= MAX_HEAD_DIM, "heads are at most {MAX_HEAD_DIM} wide");
-        assert!(q.len() == rows.len() * q_stride && out.len() == rows.len() * layout.width(), "q and out have T rows");
+        assert!(qkv.len() == rows.len() * 3 * width && out.len() == rows.len() * width, "qkv and out have T rows");
         let isa = self.isa;
         let out = Shards::new(out);
-        self.pool.run(rows.len() * heads, &|task| {
-            let (row, head) = (task / heads, task % heads);
-            let q = &q[row * q_stride + head * dim..][..dim];
-            // SAFETY: each row and head is written by one task.
-            let out = unsafe { out.slice((row * heads + head) * dim, dim) };
-            let row = rows[row];
+        let mut groups = Vec::with_capacity(rows.len());
+        let mut first = 0;
+        while first < rows.len() {
+            let behind =
+                rows[first..].windows(2).take(MOST_TOGETHER - 1).take_while(|pair| pair[0].is_followed_by(&pair[1]));
+            // Three rows together would be a version of its own, for the ends of few prompts.
+            let together = [1, 2, 2, 4][behind.count()];
+            groups.push(first..first + together);
+            first += together;
+        }
+        self.pool.run(groups.len() * heads, &|task| {
+            let (group, head) = (groups[task / heads].clone(), task % heads);
+            let queries = Queries { rows: &rows[group.clone()], qkv: &qkv[group.start * 3 * width..], scale };
+            let out = |row: usize| {
+                // SAFETY: each row and head is written by one task.
+                unsafe { out.slice(((group.start + row) * heads + head) * dim, dim) }
+            };
             // SAFETY: `isa` was detected or listed as available.
             unsafe {
-                match &layer.cells {
-                    Cells::F32(cells) => attend_f32(isa, layout, cells, row, head, q, scale, out),
-                    Cells::Bf16(cells) => attend_bf16(isa, layout, cells, row, head, q, scale, out),
+                match (&layer.cells, group.len()) {
+                    (Cells::F32(cells), 1) => attend_f32::<1>(isa, layout, cells, head, queries, &out),
+                    (Cells::F32(cells), 2) => attend_f32::<2>(isa, layout, cells, head, queries, &out),
+                    (Cells::F32(cells), _) => attend_f32::<4>(isa, layout, cells, head, queries, &out),
+                    (Cells::Bf16(cells), 1) => attend_bf16::<1>(isa, layout, cells, head, queries, &out),
+                    (Cells::Bf16(cells), 2) => attend_bf16::<2>(isa, layout, cells, head, queries, &out),
+                    (Cells::Bf16(cells), _) => attend_bf16::<4>(isa, layout, cells, head, queries, &out),
                 }
             };
         });
@@ -199,92 +224,236 @@ impl Kernels {
 }
 
 versions! {
-    #[allow(clippy::too_many_arguments, reason = "one call site; a struct would only rename its locals")]
-    unsafe fn attend_f32(
-        layout: KvLayout, pool: &[f32], row: AttentionRow<'_>, head: usize, q: &[f32], scale: f32, out: &mut [f32],
+    unsafe fn write_f32(layout: KvLayout, pool: &Shards<f32>, rows: &[AttentionRow<'_>], head: usize, qkv: &[f32])
+        = write_body<f32>
+}
+versions! {
+    unsafe fn write_bf16(layout: KvLayout, pool: &Shards<u16>, rows: &[AttentionRow<'_>], head: usize, qkv: &[f32])
+        = write_body<u16>
+}
+
+/// # Safety
+/// No other task writes this head.
+#[inline(always)]
+unsafe fn write_body<V: Lanes, T: Cell + Default>(
+    layout: KvLayout,
+    pool: &Shards<T>,
+    rows: &[AttentionRow<'_>],
+    head: usize,
+    qkv: &[f32],
+) {
+    let (dim, width) = (layout.head_dim, layout.width());
+    for (row, qkv) in rows.iter().zip(qkv.chunks_exact(3 * width)) {
+        let (index, slot) = ((row.positions - 1) / LANES, (row.positions - 1) % LANES);
+        let at = row.blocks[index] as usize * layout.block_elements() + head * layout.head_elements();
+        // SAFETY: the caller's promise.
+        let (keys, values) = unsafe { pool.slice(at, layout.head_elements()) }.split_at_mut(LANES * dim);
+        let values = &mut values[slot * layout.value_stride()..][..layout.value_stride()];
+        let (k, v) = (&qkv[width + head * dim..][..dim], &qkv[2 * width + head * dim..][..dim]);
+        let ((k, k_tail), (v, v_tail)) = (k.as_chunks::<LANES>(), v.as_chunks::<LANES>());
+        for (i, (k, v)) in k.iter().zip(v).enumerate() {
+            // SAFETY: the instruction set is the caller's promise.
+            unsafe { write_lanes::<V, T>(k, v, &mut keys[i * LANES * LANES..], slot, &mut values[i * LANES..]) };
+        }
+        if !k_tail.is_empty() {
+            let (whole, mut lanes) = (k.len() * LANES, [[0.0; LANES]; 2]);
+            lanes[0][..k_tail.len()].copy_from_slice(k_tail);
+            lanes[1][..k_tail.len()].copy_from_slice(v_tail);
+            // SAFETY: as above.
+            unsafe {
+                write_lanes::<V, T>(&lanes[0], &lanes[1], &mut keys[whole * LANES..], slot, &mut values[whole..])
+            };
+        }
+    }
+}
+
+/// Stores 16 elements of a position's key, down a column of `keys` as far as that goes, and of its value, padded to 16.
+///
+/// # Safety
+/// The instruction set of `V` is available.
+#[inline(always)]
+unsafe fn write_lanes<V: Lanes, T: Cell + Default>(
+    k: &[f32; LANES],
+    v: &[f32; LANES],
+    keys: &mut [T],
+    slot: usize,
+    values: &mut [T],
+) {
+    let (mut cells, values) = ([T::default(); LANES], &mut values[..LANES]);
+    // SAFETY: 16 elements each; the instruction set is the caller's promise.
+    unsafe {
+        T::store(V::load(k.as_ptr()), cells.as_mut_ptr());
+        T::store(V::load(v.as_ptr()), values.as_mut_ptr());
+    }
+    keys.chunks_exact_mut(LANES).zip(cells).for_each(|(lanes, cell)| lanes[slot] = cell);
+}
+
+/// Rows that attend together: `qkv` begins with that of the first.
+#[derive(Clone, Copy)]
+pub(crate) struct Queries<'a> {
+    rows: &'a [AttentionRow<'a>],
+    qkv: &'a [f32],
+    scale: f32,
+}
+
+type Out<'a> = &'a dyn Fn(usize) -> &'a mut [f32];
+
+versions! {
+    unsafe fn attend_f32<const R: usize>(
+        layout: KvLayout, pool: &[f32], head: usize, queries: Queries<'_>, out: Out<'_>,
     ) = attend_body<f32>
 }
 versions! {
-    #[allow(clippy::too_many_arguments, reason = "one call site; a struct would only rename its locals")]
-    unsafe fn attend_bf16(
-        layout: KvLayout, pool: &[u16], row: AttentionRow<'_>, head: usize, q: &[f32], scale: f32, out: &mut [f32],
+    unsafe fn attend_bf16<const R: usize>(
+        layout: KvLayout, pool: &[u16], head: usize, queries: Queries<'_>, out: Out<'_>,
     ) = attend_body<u16>
 }
 
+/// What a row does is the same, in the same order, whether or not others are with it.
 #[inline(always)]
-unsafe fn attend_body<V: Lanes, T: Cell>(
+unsafe fn attend_body<V: Lanes, const R: usize, T: Cell>(
     layout: KvLayout,
     pool: &[T],
-    row: AttentionRow<'_>,
     head: usize,
-    q: &[f32],
-    scale: f32,
-    out: &mut [f32],
+    queries: Queries<'_>,
+    out: Out<'_>,
 ) {
-    let (dim, stride) = (layout.head_dim, layout.value_stride());
-    let mut sums = [0.0f32; MAX_HEAD_DIM];
-    let (mut max, mut mass) = (f32::NEG_INFINITY, 0.0);
-    // SAFETY: tiles are checked slices of `layout`'s size, in which all offsets stay; `sums` has room for D′ ≤ its length;
-    // the instruction set is the caller's promise.
+    let (dim, width, stride) = (layout.head_dim, layout.width(), layout.value_stride());
+    let (first, last) = (queries.rows[0].positions, queries.rows[R - 1].positions);
+    let q: [&[f32]; R] = std::array::from_fn(|r| &queries.qkv[r * 3 * width + head * dim..][..dim]);
+    let blocks = &queries.rows[0].blocks[..last.div_ceil(LANES)];
+    let tile_of = |block: u32| {
+        &pool[block as usize * layout.block_elements() + head * layout.head_elements()..][..layout.head_elements()]
+    };
+    // Only what a head needs of it is written, and read.
+    let mut scratch = [MaybeUninit::<[f32; MAX_HEAD_DIM]>::uninit(); R];
+    let sums = scratch.each_mut().map(|sums| sums.as_mut_ptr().cast::<f32>());
+    let (mut max, mut mass) = ([f32::NEG_INFINITY; R], [0.0; R]);
+    // SAFETY: tiles are checked slices of `layout`'s size, in which all offsets stay; `sums` have room for D′ ≤ their length,
+    // all of which is written first; the instruction set is the caller's promise.
     unsafe {
-        for (index, &block) in row.blocks.iter().enumerate().take(row.positions.div_ceil(LANES)) {
-            let valid = LANES.min(row.positions - index * LANES);
-            let tile = &pool[block as usize * layout.block_elements() + head * layout.head_elements()..]
-                [..layout.head_elements()];
+        for sums in sums {
+            (0..stride).step_by(LANES).for_each(|j| V::splat(0.0).store(sums.add(j)));
+        }
+        for (index, &block) in blocks.iter().enumerate() {
+            let tile = tile_of(block);
+            let ahead = tile_of(blocks.get(index + 1).copied().unwrap_or(block)).as_ptr();
             let (keys, values) = (tile.as_ptr(), tile.as_ptr().add(LANES * dim));
-
-            let mut scores = scores::<V, T>(q, keys).mul(V::splat(scale));
-            if valid < LANES {
-                let mut lanes = scores.to_array();
-                lanes[valid..].fill(f32::NEG_INFINITY);
-                scores = V::load(lanes.as_ptr());
-            }
-            let new_max = scores.largest().max(max);
-            let weights = scores.sub(V::splat(new_max)).exp();
-            let shrink = V::splat(max - new_max).exp();
-            mass = mass * shrink.to_array()[0] + weights.sum();
-            max = new_max;
-
-            let weights = weights.to_array();
-            for j in (0..stride).step_by(LANES) {
-                let mut sum = V::load(sums.as_ptr().add(j)).mul(shrink);
-                // Slots past the end hold what an earlier owner left: never touched, so that not even a NaN could leak.
-                for (t, &weight) in weights[..valid].iter().enumerate() {
-                    sum = V::splat(weight).mul_add(T::load::<V>(values.add(t * stride + j)), sum);
+            // Slots past a row's own hold what an earlier owner left, or later rows: never touched, so that not even a NaN
+            // could leak.
+            let valid: [usize; R] = std::array::from_fn(|r| (first + r).saturating_sub(index * LANES).min(LANES));
+            let mut scores = scores::<V, R, T>(q, keys, ahead);
+            let mut weights = [[0.0; LANES]; R];
+            for r in 0..R {
+                scores[r] = scores[r].mul(V::splat(queries.scale));
+                if valid[r] < LANES {
+                    let mut lanes = scores[r].to_array();
+                    lanes[valid[r]..].fill(f32::NEG_INFINITY);
+                    scores[r] = V::load(lanes.as_ptr());
                 }
-                sum.store(sums.as_mut_ptr().add(j));
+                let new_max = scores[r].largest().max(max[r]);
+                if new_max > max[r] {
+                    let shrink = V::splat(max[r] - new_max).exp();
+                    for j in (0..stride).step_by(LANES) {
+                        let sum = sums[r].add(j);
+                        V::load(sum).mul(shrink).store(sum);
+                    }
+                    mass[r] *= shrink.to_array()[0];
+                    max[r] = new_max;
+                }
+                let exponentials = scores[r].sub(V::splat(max[r])).exp();
+                mass[r] += exponentials.sum();
+                weights[r] = exponentials.to_array();
+            }
+            // What all rows see, four vectors at a time; then what later rows see besides.
+            let whole = stride / (4 * LANES) * 4 * LANES;
+            for j in (0..whole).step_by(4 * LANES) {
+                add_values::<V, R, 4, T>(sums.map(|sums| sums.add(j)), &weights, values.add(j), stride, 0..valid[0]);
+            }
+            for j in (whole..stride).step_by(LANES) {
+                add_values::<V, R, 1, T>(sums.map(|sums| sums.add(j)), &weights, values.add(j), stride, 0..valid[0]);
+            }
+            for r in 1..R {
+                for j in (0..stride).step_by(LANES) {
+                    let (sums, weights) = ([sums[r].add(j)], std::array::from_ref(&weights[r]));
+                    add_values::<V, 1, 1, T>(sums, weights, values.add(j), stride, valid[0]..valid[r]);
+                }
+            }
+        }
+        for r in 0..R {
+            out(r).iter_mut().enumerate().for_each(|(i, out)| *out = *sums[r].add(i) / mass[r]);
+        }
+    }
+}
+
+/// Adds `positions` of a tile's values to sums of R rows: I vectors of each, with the rows' weights.
+///
+/// # Safety
+/// `sums` and `values` have I vectors from there on, `values` one such every `stride`; the instruction set is available.
+#[inline(always)]
+unsafe fn add_values<V: Lanes, const R: usize, const I: usize, T: Cell>(
+    sums: [*mut f32; R],
+    weights: &[[f32; LANES]; R],
+    values: *const T,
+    stride: usize,
+    positions: Range<usize>,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut totals: [[V; I]; R] = [[V::splat(0.0); I]; R];
+        for r in 0..R {
+            for i in 0..I {
+                totals[r][i] = V::load(sums[r].add(i * LANES));
+            }
+        }
+        for t in positions {
+            for i in 0..I {
+                let value: V = T::load(values.add(t * stride + i * LANES));
+                for r in 0..R {
+                    totals[r][i] = V::splat(*weights[r].get_unchecked(t)).mul_add(value, totals[r][i]);
+                }
+            }
+        }
+        for r in 0..R {
+            for i in 0..I {
+                totals[r][i].store(sums[r].add(i * LANES));
             }
         }
     }
-    out.iter_mut().zip(&sums).for_each(|(out, sum)| *out = sum / mass);
 }
 
-/// `q · K` for the 16 positions of a tile: four chains over D, so that their latencies overlap.
+/// `q · K` of each row for the 16 positions of a tile: four chains over D, so that their latencies overlap. Meanwhile asks for
+/// the tile `ahead`, which is one 64th of memory's latency away for each of a head's usual 64 elements.
 ///
 /// # Safety
-/// `keys` points to `[q.len()][16]` elements; the instruction set is available.
+/// `keys` points to `[D][16]` elements, where D is the length of each of `q`; the instruction set is available.
 #[inline(always)]
-unsafe fn scores<V: Lanes, T: Cell>(q: &[f32], keys: *const T) -> V {
-    let (fours, tail) = q.as_chunks::<4>();
-    // SAFETY: offsets stay below `q.len() · 16`; the rest is the caller's promise.
+unsafe fn scores<V: Lanes, const R: usize, T: Cell>(q: [&[f32]; R], keys: *const T, ahead: *const T) -> [V; R] {
+    let dim = q[0].len();
+    // SAFETY: offsets stay below `D · 16`, and below D in each of `q`; the rest is the caller's promise.
     unsafe {
-        let mut chains = [V::splat(0.0); 4];
-        for (i, four) in fours.iter().enumerate() {
-            for c in 0..4 {
-                chains[c] = V::splat(four[c]).mul_add(T::load(keys.add((4 * i + c) * LANES)), chains[c]);
+        let mut chains = [[V::splat(0.0); 4]; R];
+        for i in (0..dim).step_by(4) {
+            for c in 0..4.min(dim - i) {
+                // A tile is K and V: twice as much as `keys`.
+                prefetch(ahead.wrapping_add((i + c) * 2 * LANES));
+                if size_of::<T>() == 4 {
+                    prefetch(ahead.wrapping_add((i + c) * 2 * LANES + LANES));
+                }
+                let key: V = T::load(keys.add((i + c) * LANES));
+                for r in 0..R {
+                    chains[r][c] = V::splat(*q[r].get_unchecked(i + c)).mul_add(key, chains[r][c]);
+                }
             }
         }
-        for (c, &q) in tail.iter().enumerate() {
-            chains[c] = V::splat(q).mul_add(T::load(keys.add((4 * fours.len() + c) * LANES)), chains[c]);
-        }
-        chains[0].add(chains[1]).add(chains[2].add(chains[3]))
+        chains.map(|chains| chains[0].add(chains[1]).add(chains[2].add(chains[3])))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Isa;
+    use crate::{Isa, packed::to_bf16};
 
     fn value(position: usize, i: usize, kind: usize) -> f32 {
         ((position * 131 + i * 17 + kind * 71) % 97) as f32 / 64.0 - 1.0
@@ -302,22 +471,26 @@ mod tests {
                     Cells::F32(cells) => cells.fill(f32::NAN),
                     Cells::Bf16(cells) => cells.fill(to_bf16(f32::NAN)),
                 }
-                for position in 0..37 {
-                    let k: Vec<_> = (0..width).map(|i| value(position, i, 0)).collect();
-                    let v: Vec<_> = (0..width).map(|i| value(position, i, 1)).collect();
-                    layer.write(blocks[position / 16] as usize, position % 16, &k, &v);
-                }
                 let rows: Vec<_> = (0..37).map(|t| AttentionRow { blocks: &blocks, positions: t + 1 }).collect();
-                let q: Vec<_> = (0..37 * 3 * width).map(|i| value(i / width, i, 2)).collect();
+                // Queries, keys and values of each row.
+                let part = |t: usize, kind: usize| (0..width).map(move |i| value(t, i, kind));
+                let qkv: Vec<_> =
+                    (0..37).flat_map(|t| [2, 0, 1].into_iter().flat_map(move |kind| part(t, kind))).collect();
                 let mut out = vec![0.0; 37 * width];
-                Kernels::new(isa, 2, false).attention(&layer, &rows, (&q, 3 * width), 0.7, &mut out);
+                let mut kernels = Kernels::new(isa, 2, false);
+                kernels.write_kv(&mut layer, &rows, &qkv);
+                kernels.attention(&layer, &rows, &qkv, 0.7, &mut out);
+                for t in 0..37 {
+                    let mut alone = vec![0.0; width];
+                    kernels.attention(&layer, &rows[t..=t], &qkv[t * 3 * width..][..3 * width], 0.7, &mut alone);
+                    assert_eq!(alone, out[t * width..][..width], "{isa:?} {kind:?} row {t} alone");
+                }
                 for t in 0..37 {
                     for head in 0..heads {
                         let dot = |s: usize| -> f64 {
                             (0..dim)
                                 .map(|d| {
-                                    f64::from(q[t * 3 * width + head * dim + d])
-                                        * f64::from(value(s, head * dim + d, 0))
+                                    f64::from(value(t, head * dim + d, 2)) * f64::from(value(s, head * dim + d, 0))
                                 })
                                 .sum()
                         };

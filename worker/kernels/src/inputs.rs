@@ -5,7 +5,7 @@
 
 use crate::{
     Isa, Kernels,
-    lanes::LANES,
+    lanes::{LANES, Lanes, versions},
     packed::{Shape, WeightType, from_bf16, to_bf16, to_int8},
     pool::Shards,
 };
@@ -17,7 +17,7 @@ pub(crate) struct InputBuffers {
     pairs: Vec<u16>,
     bytes: Vec<i8>,
     scales: Vec<f32>,
-    sums: Vec<i32>,
+    offsets: Vec<i32>,
 }
 
 /// Rows of a product, `[rows, depth]`, where `depth` is K as it lies in the weights' memory.
@@ -27,21 +27,31 @@ pub(crate) enum Inputs<'a> {
     F32(&'a [f32]),
     /// bf16, for the instruction that multiplies pairs.
     Bf16(&'a [u16]),
-    /// Bytes, with a scale and the bytes' sum for each row and unit, `[rows, units]`.
-    Int8 { values: &'a [i8], scales: &'a [f32], sums: &'a [i32] },
+    /// Bytes, with a scale and what sums begin with for each row and unit, `[rows, units]`.
+    Int8 { values: &'a [i8], scales: &'a [f32], offsets: &'a [i32] },
 }
 
 impl Inputs<'_> {
+    /// Bytes of a row.
+    pub(crate) fn row_bytes(self, shape: Shape) -> usize {
+        shape.depth()
+            * match self {
+                Self::F32(_) => 4,
+                Self::Bf16(_) => 2,
+                Self::Int8 { .. } => 1,
+            }
+    }
+
     /// Of `count` rows from `row` on.
     pub(crate) fn rows(self, row: usize, count: usize, shape: Shape) -> Self {
         let (depth, units) = (shape.depth(), shape.units());
         match self {
             Self::F32(x) => Self::F32(&x[row * depth..][..count * depth]),
             Self::Bf16(x) => Self::Bf16(&x[row * depth..][..count * depth]),
-            Self::Int8 { values, scales, sums } => Self::Int8 {
+            Self::Int8 { values, scales, offsets } => Self::Int8 {
                 values: &values[row * depth..][..count * depth],
                 scales: &scales[row * units..][..count * units],
-                sums: &sums[row * units..][..count * units],
+                offsets: &offsets[row * units..][..count * units],
             },
         }
     }
@@ -56,18 +66,16 @@ impl Kernels {
         shape: Shape,
         buffers: &'a mut InputBuffers,
     ) -> Inputs<'a> {
-        let (depth, k) = (shape.depth(), x.len() / rows.max(1));
+        let (isa, depth, k) = (self.isa, shape.depth(), x.len() / rows.max(1));
         let row_of = |row: usize| &x[row * k..][..k];
         match shape.kind() {
             WeightType::F32 => Inputs::F32(x),
-            WeightType::Bf16 if self.isa == Isa::Avx512Bf16 => {
+            WeightType::Bf16 if isa == Isa::Avx512Bf16 => {
                 buffers.pairs.resize(rows * depth, 0);
                 let pairs = Shards::new(&mut buffers.pairs);
                 self.pool.run(rows, &|row| {
-                    // SAFETY: each task writes its own row.
-                    let to = unsafe { pairs.slice(row * depth, depth) };
-                    to[k..].fill(0);
-                    to.iter_mut().zip(row_of(row)).for_each(|(to, &x)| *to = to_bf16(x));
+                    // SAFETY: each task writes its own row; the instruction set is available.
+                    unsafe { halves(isa, row_of(row), pairs.slice(row * depth, depth)) };
                 });
                 Inputs::Bf16(&buffers.pairs)
             }
@@ -75,10 +83,8 @@ impl Kernels {
                 buffers.floats.resize(rows * depth, 0.0);
                 let floats = Shards::new(&mut buffers.floats);
                 self.pool.run(rows, &|row| {
-                    // SAFETY: each task writes its own row.
-                    let to = unsafe { floats.slice(row * depth, depth) };
-                    to[k..].fill(0.0);
-                    to.iter_mut().zip(row_of(row)).for_each(|(to, &x)| *to = from_bf16(to_bf16(x)));
+                    // SAFETY: each task writes its own row; the instruction set is available.
+                    unsafe { rounded(isa, row_of(row), floats.slice(row * depth, depth)) };
                 });
                 Inputs::F32(&buffers.floats)
             }
@@ -86,49 +92,91 @@ impl Kernels {
                 let units = shape.units();
                 buffers.bytes.resize(rows * depth, 0);
                 buffers.scales.resize(rows * units, 0.0);
-                buffers.sums.resize(rows * units, 0);
+                buffers.offsets.resize(rows * units, 0);
                 let bytes = Shards::new(&mut buffers.bytes);
-                let (scales, sums) = (Shards::new(&mut buffers.scales), Shards::new(&mut buffers.sums));
+                let (scales, offsets) = (Shards::new(&mut buffers.scales), Shards::new(&mut buffers.offsets));
                 self.pool.run(rows, &|row| {
-                    let whole = row_of(row).chunks(shape.unit());
-                    for (unit, x) in whole.enumerate() {
-                        let (at, len) = (row * depth + unit * shape.padded_unit(), shape.padded_unit());
-                        // SAFETY: each task writes its own row.
-                        let (to, scale, sum) = unsafe {
-                            (
-                                bytes.slice(at, len),
-                                scales.slice(row * units + unit, 1),
-                                sums.slice(row * units + unit, 1),
-                            )
+                    // SAFETY: each task writes its own row; the instruction set is available.
+                    unsafe {
+                        let to = Quantised {
+                            values: bytes.slice(row * depth, depth),
+                            scales: scales.slice(row * units, units),
+                            offsets: offsets.slice(row * units, units),
                         };
-                        (scale[0], sum[0]) = quantise(x, to);
+                        quantise(isa, row_of(row), shape, to);
                     }
                 });
-                let InputBuffers { bytes, scales, sums, .. } = buffers;
-                Inputs::Int8 { values: bytes, scales, sums }
+                let InputBuffers { bytes, scales, offsets, .. } = buffers;
+                Inputs::Int8 { values: bytes, scales, offsets }
             }
         }
     }
 }
 
-/// Writes a unit of a row as bytes, with zeros behind it; returns its scale and the sum of the bytes.
-fn quantise(x: &[f32], to: &mut [i8]) -> (f32, i32) {
-    // Sixteen maxima side by side, which the compiler makes vectors of.
-    let (groups, tail) = x.as_chunks::<LANES>();
-    let mut largest = [0.0f32; LANES];
-    for group in groups {
-        largest
-            .iter_mut()
-            .zip(group)
-            .for_each(|(largest, x)| *largest = if x.abs() > *largest { x.abs() } else { *largest });
-    }
-    let largest = largest.iter().chain(tail).fold(0.0f32, |largest, x| largest.max(x.abs()));
-    let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
-    let mut sum = 0;
+versions! { unsafe fn halves(x: &[f32], to: &mut [u16]) = halves_body }
+versions! { unsafe fn rounded(x: &[f32], to: &mut [f32]) = rounded_body }
+versions! { unsafe fn quantise(x: &[f32], shape: Shape, to: Quantised<'_>) = quantise_body }
+
+/// Rounds a row to bf16, with zeros behind it.
+#[inline(always)]
+unsafe fn halves_body<V: Lanes>(x: &[f32], to: &mut [u16]) {
+    let (whole, tail) = x.as_chunks::<LANES>();
     to[x.len()..].fill(0);
-    for (to, x) in to.iter_mut().zip(x) {
-        *to = to_int8(x * inverse);
-        sum += i32::from(*to);
+    let (to_whole, to_tail) = to.as_chunks_mut::<LANES>();
+    for (x, to) in whole.iter().zip(to_whole) {
+        // SAFETY: arrays of 16; the instruction set is the caller's promise.
+        unsafe { V::load(x.as_ptr()).round_to_bf16().store_upper_halves(to.as_mut_ptr()) };
     }
-    (largest / 127.0, sum)
+    to_tail.iter_mut().zip(tail).for_each(|(to, &x)| *to = to_bf16(x));
+}
+
+/// The same, as f32.
+#[inline(always)]
+unsafe fn rounded_body<V: Lanes>(x: &[f32], to: &mut [f32]) {
+    let (whole, tail) = x.as_chunks::<LANES>();
+    to[x.len()..].fill(0.0);
+    let (to_whole, to_tail) = to.as_chunks_mut::<LANES>();
+    for (x, to) in whole.iter().zip(to_whole) {
+        // SAFETY: arrays of 16; the instruction set is the caller's promise.
+        unsafe { V::load(x.as_ptr()).round_to_bf16().store(to.as_mut_ptr()) };
+    }
+    to_tail.iter_mut().zip(tail).for_each(|(to, &x)| *to = from_bf16(to_bf16(x)));
+}
+
+/// A row in bytes: values with zeros behind each unit, and for each unit a scale and what its sums begin with.
+pub(crate) struct Quantised<'a> {
+    values: &'a mut [i8],
+    scales: &'a mut [f32],
+    offsets: &'a mut [i32],
+}
+
+#[inline(always)]
+unsafe fn quantise_body<V: Lanes>(x: &[f32], shape: Shape, to: Quantised<'_>) {
+    let units = x.chunks(shape.unit()).zip(to.values.chunks_mut(shape.padded_unit()));
+    for ((x, to), (scale, offset)) in units.zip(to.scales.iter_mut().zip(to.offsets)) {
+        to[x.len()..].fill(0);
+        let (whole, tail) = x.as_chunks::<LANES>();
+        let (to_whole, to_tail) = to.as_chunks_mut::<LANES>();
+        // SAFETY: arrays of 16; the instruction set is the caller's promise.
+        unsafe {
+            let mut largest = V::splat(0.0);
+            for x in whole {
+                largest = largest.max(V::load(x.as_ptr()).abs());
+            }
+            let largest = tail.iter().fold(largest.largest(), |largest, x| largest.max(x.abs()));
+            let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+            let mut bytes = V::splat(0.0);
+            for (x, to) in whole.iter().zip(to_whole) {
+                let x = V::load(x.as_ptr()).mul(V::splat(inverse)).round();
+                let x = x.max(V::splat(-127.0)).min(V::splat(127.0));
+                // Whole numbers, whose sums f32 holds exactly.
+                bytes = bytes.add(x);
+                x.store_bytes(to.as_mut_ptr());
+            }
+            to_tail.iter_mut().zip(tail).for_each(|(to, x)| *to = to_int8(x * inverse));
+            let tail_bytes: i32 = to_tail[..tail.len()].iter().map(|&byte| i32::from(byte)).sum();
+            *offset = -V::WEIGHT_OFFSET * (bytes.sum() as i32 + tail_bytes);
+            *scale = largest / 127.0;
+        }
+    }
 }

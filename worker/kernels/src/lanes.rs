@@ -3,11 +3,10 @@
 //! Functions here are `inline(always)`: they become instructions of the `target_feature` function that [`versions!`] makes
 //! around a kernel's body.
 
+use crate::packed::{from_bf16, to_bf16};
+
 /// Lanes of a vector on every instruction set.
 pub(crate) const LANES: usize = 16;
-
-/// Bytes that a product asks for ahead of where it reads: far enough to hide the latency of memory, near enough to stay cached.
-pub(crate) const AHEAD: usize = 4096;
 
 /// Instruction sets with a version of every kernel, in ascending order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -83,6 +82,14 @@ pub(crate) trait Lanes: Copy {
     unsafe fn min(self, other: Self) -> Self;
     /// To the nearest whole number, ties to even.
     unsafe fn round(self) -> Self;
+    /// Without the sign.
+    unsafe fn abs(self) -> Self;
+    /// To the nearest bf16, ties to even, as an f32; a NaN stays one.
+    unsafe fn round_to_bf16(self) -> Self;
+    /// The upper halves, to 16 numbers at `to`, of any alignment: of what was rounded, the bf16.
+    unsafe fn store_upper_halves(self, to: *mut u16);
+    /// Whole numbers of −127..=127, to 16 bytes at `to`, of any alignment.
+    unsafe fn store_bytes(self, to: *mut i8);
     /// `2^n` for whole `n` in −127..=127, where 2^−127 counts as 0.
     unsafe fn exp2_whole(self) -> Self;
 
@@ -91,11 +98,16 @@ pub(crate) trait Lanes: Copy {
 
     /// Sixteen i32 sums of products of bytes.
     type Sums: Copy;
-    /// The sums before the first product, where the `x` of all products to come add up to `x_sum`.
-    unsafe fn start_sums(x_sum: i32) -> Self::Sums;
-    /// Adds to each lane the four products of its weights, at `weights[4 · lane ..]` (64 bytes of −127..=127, of any
-    /// alignment), with the four bytes of `x` (−127..=127).
-    unsafe fn dot4(sums: Self::Sums, weights: *const i8, x: i32) -> Self::Sums;
+    /// What [`Lanes::load_weights`] adds to each weight; sums begin with what takes that back.
+    const WEIGHT_OFFSET: i32;
+    /// Sums that begin with `*offset`: −[`Lanes::WEIGHT_OFFSET`] times the sum of the `x` to come.
+    unsafe fn start_sums(offset: *const i32) -> Self::Sums;
+    /// Four bytes a lane, as `dot4` takes them.
+    type Weights: Copy;
+    /// From 64 bytes of −127..=127, of any alignment, four for each lane.
+    unsafe fn load_weights(from: *const i8) -> Self::Weights;
+    /// Adds to each lane the four products of its weights with the four bytes of `x` (−127..=127).
+    unsafe fn dot4(sums: Self::Sums, weights: Self::Weights, x: i32) -> Self::Sums;
     /// The sums, once every product is added, as floats.
     unsafe fn sums_to_f32(sums: Self::Sums) -> Self;
 
@@ -108,19 +120,11 @@ pub(crate) trait Lanes: Copy {
         lanes
     }
 
-    /// Sum of the lanes, in one order on every instruction set.
-    #[inline(always)]
-    unsafe fn sum(self) -> f32 {
-        // SAFETY: the instruction set is the caller's promise.
-        fold(unsafe { self.to_array() }, |a, b| a + b)
-    }
+    /// Sum of the lanes, in one order on every instruction set: halves are added to halves.
+    unsafe fn sum(self) -> f32;
 
     /// Largest lane.
-    #[inline(always)]
-    unsafe fn largest(self) -> f32 {
-        // SAFETY: the instruction set is the caller's promise.
-        fold(unsafe { self.to_array() }, f32::max)
-    }
+    unsafe fn largest(self) -> f32;
 
     /// `e^x` of each lane, within 2 units in the last place; 0 below −87.7, +∞-free (clamped) above 88.
     #[inline(always)]
@@ -196,14 +200,19 @@ impl Lanes for Portable {
         Self(bits.map(|bits| f32::from_bits(u32::from(bits) << 16)))
     }
     type Sums = [i32; LANES];
+    const WEIGHT_OFFSET: i32 = 0;
     #[inline(always)]
-    unsafe fn start_sums(_: i32) -> [i32; LANES] {
+    unsafe fn start_sums(_: *const i32) -> [i32; LANES] {
         [0; LANES]
     }
+    type Weights = [[i8; 4]; LANES];
     #[inline(always)]
-    unsafe fn dot4(sums: [i32; LANES], weights: *const i8, x: i32) -> [i32; LANES] {
+    unsafe fn load_weights(from: *const i8) -> [[i8; 4]; LANES] {
         // SAFETY: the caller promises 64 readable bytes.
-        let weights = unsafe { weights.cast::<[[i8; 4]; LANES]>().read_unaligned() };
+        unsafe { from.cast::<[[i8; 4]; LANES]>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn dot4(sums: [i32; LANES], weights: [[i8; 4]; LANES], x: i32) -> [i32; LANES] {
         let x = x.to_le_bytes().map(|byte| i32::from(byte.cast_signed()));
         std::array::from_fn(|lane| {
             weights[lane].iter().zip(x).fold(sums[lane], |sum, (&weight, x)| sum + i32::from(weight) * x)
@@ -251,6 +260,32 @@ impl Lanes for Portable {
         self.map(f32::round_ties_even)
     }
     #[inline(always)]
+    unsafe fn abs(self) -> Self {
+        self.map(f32::abs)
+    }
+    #[inline(always)]
+    unsafe fn round_to_bf16(self) -> Self {
+        self.map(|x| from_bf16(to_bf16(x)))
+    }
+    #[inline(always)]
+    unsafe fn store_upper_halves(self, to: *mut u16) {
+        // SAFETY: the caller promises 16 writable numbers.
+        unsafe { to.cast::<[u16; LANES]>().write_unaligned(self.0.map(|x| (x.to_bits() >> 16) as u16)) }
+    }
+    #[inline(always)]
+    unsafe fn store_bytes(self, to: *mut i8) {
+        // SAFETY: the caller promises 16 writable bytes.
+        unsafe { to.cast::<[i8; LANES]>().write_unaligned(self.0.map(|x| x as i8)) }
+    }
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        fold(self.0, |a, b| a + b)
+    }
+    #[inline(always)]
+    unsafe fn largest(self) -> f32 {
+        fold(self.0, f32::max)
+    }
+    #[inline(always)]
     unsafe fn exp2_whole(self) -> Self {
         self.map(|n| f32::from_bits(((n as i32 + 127) << 23) as u32))
     }
@@ -265,7 +300,7 @@ mod native;
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) use native::{Avx2, Avx512};
-pub(crate) use native::{bf16_pairs_tile, prefetch, versions};
+pub(crate) use native::{bf16_pairs_tile, prefetch, prefetch_far, versions};
 
 #[cfg(test)]
 mod tests {

@@ -58,7 +58,13 @@ unsafe fn sum_exp_body<V: Lanes>(row: &[f32], scale: f32, max: f32) -> f32 {
 }
 
 /// The `k` largest of `row` as (index, value), descending, the lower index first on ties; fewer if the row is shorter.
-pub fn arg_top_k(row: &[f32], k: usize) -> Vec<(usize, f32)> {
+///
+/// # Panics
+/// When this CPU has no `isa`.
+pub fn arg_top_k(isa: Isa, row: &[f32], k: usize) -> Vec<(usize, f32)> {
+    /// Elements that are passed over at once where none is large enough.
+    const CHUNK: usize = 16 * LANES;
+    assert!(isa.is_available(), "this CPU has no {}", isa.name());
     let k = k.min(row.len());
     if k == 0 {
         return Vec::new();
@@ -67,15 +73,15 @@ pub fn arg_top_k(row: &[f32], k: usize) -> Vec<(usize, f32)> {
     // Candidates so far, at most 2 k of them; whoever is not above the k-th best of the last pruning cannot matter.
     let mut kept: Vec<(usize, f32)> = Vec::with_capacity(2 * k);
     let mut bar = f32::NEG_INFINITY;
-    for (chunk_index, chunk) in row.chunks(64).enumerate() {
-        let largest = chunk.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
-        if kept.len() >= k && largest <= bar {
+    for (chunk_index, chunk) in row.chunks(CHUNK).enumerate() {
+        // SAFETY: `isa` is available.
+        if kept.len() >= k && unsafe { scaled_max(isa, chunk, 1.0) } <= bar {
             continue;
         }
         for (i, &x) in chunk.iter().enumerate() {
             if kept.len() < k || x > bar {
                 // Adding 0 makes −0 a 0, so that the two are a tie.
-                kept.push((chunk_index * 64 + i, x + 0.0));
+                kept.push((chunk_index * CHUNK + i, x + 0.0));
                 if kept.len() == 2 * k {
                     kept.select_nth_unstable_by(k - 1, better);
                     kept.truncate(k);
@@ -115,12 +121,14 @@ mod tests {
 
     #[test]
     fn top_k_equals_a_full_sort() {
-        for len in [0, 1, 5, 63, 64, 65, 1000] {
+        for (isa, len) in
+            Isa::available().into_iter().flat_map(|isa| [0, 1, 5, 255, 256, 257, 1000].map(|len| (isa, len)))
+        {
             let row = row(len);
             let mut sorted: Vec<_> = row.iter().copied().enumerate().collect();
             sorted.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
             for k in [0, 1, 2, 7, 64, 2000] {
-                assert_eq!(arg_top_k(&row, k), sorted[..k.min(len)], "{k} of {len}");
+                assert_eq!(arg_top_k(isa, &row, k), sorted[..k.min(len)], "{isa:?} {k} of {len}");
             }
         }
     }

@@ -6,12 +6,17 @@
 use std::ops::Range;
 
 use crate::{
-    Activation, Isa, Kernels, activation::activate, inputs::Inputs, lanes::LANES, packed::PackedMatrix, pool::Shards,
-    tiles,
+    Activation, Isa, Kernels,
+    activation::activate,
+    inputs::Inputs,
+    lanes::{LANES, Lanes, versions},
+    packed::PackedMatrix,
+    pool::Shards,
+    tiles::{self, Ahead},
 };
 
 /// Bytes of rows that are multiplied with a group of panels before the next rows: they stay in a core's second-level cache.
-const ROWS_BYTES: usize = 256 << 10;
+const ROWS_BYTES: usize = 512 << 10;
 
 /// What happens to a product before it is stored.
 #[derive(Clone, Copy, Debug)]
@@ -47,7 +52,8 @@ impl Kernels {
         let out = Shards::new(out);
         // Several panels a task where there are many, so that taking tasks costs nothing beside running them.
         let panels = n.div_ceil(LANES);
-        let per_task = panels.div_ceil(self.pool.threads() * 8).max(1);
+        let group = tiles::group(self.isa, shape).min(panels.div_ceil(self.pool.threads()));
+        let per_task = panels.div_ceil(self.pool.threads() * 8).next_multiple_of(group);
         self.pool.run(panels.div_ceil(per_task), &|task| {
             product.panels(task * per_task..((task + 1) * per_task).min(panels), &out);
         });
@@ -68,41 +74,90 @@ impl Product<'_> {
     /// The columns of some panels, of every row: as many rows at a time as stay cached while the panels stream by.
     fn panels(&self, panels: Range<usize>, out: &Shards<f32>) {
         let shape = self.weights.shape();
-        let most = tiles::most_rows(self.isa, &self.x);
-        let cached = (ROWS_BYTES / (shape.depth().max(1) * size_of::<f32>()) / most).max(1) * most;
+        let (most, group) = (tiles::most_rows(self.isa, &self.x), tiles::group(self.isa, shape));
+        let cached = (ROWS_BYTES / self.x.row_bytes(shape).max(1) / most).max(1) * most;
+        let mut tile = [[0.0; LANES]; tiles::MOST_VECTORS];
         for first in (0..self.rows).step_by(cached) {
-            for panel in panels.clone() {
-                self.panel(panel, first..self.rows.min(first + cached), most, out);
+            let rows = first..self.rows.min(first + cached);
+            for panel in panels.clone().step_by(group) {
+                self.group(panel..panels.end.min(panel + group), rows.clone(), most, &mut tile, out);
             }
         }
     }
 
-    fn panel(&self, panel: usize, rows: Range<usize>, most: usize, out: &Shards<f32>) {
-        let (shape, columns, column) = (self.weights.shape(), self.weights.columns(), panel * LANES);
-        let width = LANES.min(columns - column);
+    fn group(
+        &self,
+        panels: Range<usize>,
+        rows: Range<usize>,
+        most: usize,
+        tile: &mut [[f32; LANES]; tiles::MOST_VECTORS],
+        out: &Shards<f32>,
+    ) {
+        let (shape, columns) = (self.weights.shape(), self.weights.columns());
+        let weights = (self.weights.panels(), shape);
+        // Rows come in tiles of about one height, so that all read the panels in tiles of one width.
+        let tiles_of_rows = rows.len().div_ceil(most);
+        let width = tiles::tile_panels(rows.len().div_ceil(tiles_of_rows), most, panels.len());
+        let tiles = tiles_of_rows * panels.len().div_ceil(width);
+        let next = panels.end..columns.div_ceil(LANES).min(panels.end + panels.len());
+        let mut done = 0;
         let mut row = rows.start;
         while row < rows.end {
-            let height = tiles::tile_height(rows.end - row, most);
-            let mut tile = [[0.0; LANES]; tiles::MOST_ROWS];
-            let tile = &mut tile[..height];
-            // SAFETY: `isa` was detected or listed as available; `x` was made for these weights.
-            unsafe { tiles::run(self.isa, self.x.rows(row, height, shape), self.weights.panels(), shape, panel, tile) };
-            for (i, sums) in tile.iter_mut().enumerate() {
-                let sums = &mut sums[..width];
-                self.finish(sums, column);
-                // SAFETY: each task writes the columns of its own panels only.
-                unsafe { out.slice((row + i) * columns + column, width) }.copy_from_slice(sums);
+            let height = tiles::tile_rows(rows.end - row, most);
+            let mut panel = panels.start;
+            while panel < panels.end {
+                let width = tiles::tile_panels(height, most, panels.end - panel);
+                let tile = &mut tile[..height * width];
+                let x = (self.x.rows(row, height, shape), height);
+                let ahead = Ahead::new(weights.0, shape, next.clone(), (done, tiles));
+                // SAFETY: `isa` was detected or listed as available; `x` was made for these weights.
+                unsafe { tiles::run(self.isa, x, weights, panel..panel + width, ahead, tile) };
+                for (i, sums) in tile.chunks_exact_mut(height).enumerate() {
+                    let column = (panel + i) * LANES;
+                    // SAFETY: each task writes the columns of its own panels only; `isa` as above.
+                    unsafe { self.finish(sums, column, LANES.min(columns - column), row, out) };
+                }
+                panel += width;
+                done += 1;
             }
             row += height;
         }
     }
 
-    fn finish(&self, sums: &mut [f32], column: usize) {
+    /// Applies the epilogue to the rows of one panel and stores them.
+    ///
+    /// # Safety
+    /// No other task writes these columns.
+    unsafe fn finish(&self, sums: &mut [[f32; LANES]], column: usize, width: usize, row: usize, out: &Shards<f32>) {
+        let mut lanes = [0.0; LANES];
         if let Epilogue::Bias(bias) | Epilogue::BiasActivation(bias, _) = self.epilogue {
-            sums.iter_mut().zip(&bias[column..]).for_each(|(sum, b)| *sum += b);
+            lanes[..width].copy_from_slice(&bias[column..][..width]);
+            // SAFETY: `isa` was detected or listed as available.
+            unsafe { add_to_all(self.isa, sums, &lanes) };
         }
         if let Epilogue::BiasActivation(_, activation) = self.epilogue {
             activate(self.isa, activation, sums);
+        }
+        for (i, sums) in sums.iter().enumerate() {
+            // SAFETY: the caller's promise.
+            let to = unsafe { out.slice((row + i) * self.weights.columns() + column, width) };
+            match to.as_mut_array() {
+                Some(whole) => *whole = *sums,
+                None => to.copy_from_slice(&sums[..width]),
+            }
+        }
+    }
+}
+
+versions! { unsafe fn add_to_all(rows: &mut [[f32; LANES]], lanes: &[f32; LANES]) = add_to_all_body }
+
+#[inline(always)]
+unsafe fn add_to_all_body<V: Lanes>(rows: &mut [[f32; LANES]], lanes: &[f32; LANES]) {
+    // SAFETY: arrays of 16; the instruction set is the caller's promise.
+    unsafe {
+        let lanes = V::load(lanes.as_ptr());
+        for row in rows {
+            V::load(row.as_ptr()).add(lanes).store(row.as_mut_ptr());
         }
     }
 }

@@ -95,13 +95,17 @@ impl Shape {
         self.columns.div_ceil(LANES)
     }
 
-    fn bytes(self) -> usize {
+    pub(crate) fn panel_bytes(self) -> usize {
         let element = match self.kind {
             WeightType::F32 => 4,
             WeightType::Bf16 => 2,
             WeightType::Int8 => 1,
         };
-        self.panels() * self.panel_len() * element
+        self.panel_len() * element
+    }
+
+    fn bytes(self) -> usize {
+        self.panels() * self.panel_bytes()
     }
 
     /// Where an element lies.

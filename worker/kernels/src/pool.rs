@@ -1,12 +1,13 @@
 //! The threads of one rank.
 //!
 //! A step is a few dozen short phases; between two of them a thread that may spin polls for the next, and parks when none
-//! comes soon. Each phase is a number of tasks that the threads take one by one: which thread runs a task never changes its
-//! result.
+//! comes soon. Each phase is a number of tasks, of which every thread has a range: it takes them one by one, so that what
+//! the next will read can be fetched ahead, then helps others with theirs. Which thread runs a task never changes its result.
 
 use std::{
     cell::UnsafeCell,
     hint,
+    ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
@@ -30,14 +31,18 @@ struct Shared {
     phase: UnsafeCell<Option<Phase>>,
     /// Counts phases; a change tells helpers that `phase` is fresh.
     generation: AtomicU32,
-    /// Next task to take.
-    next: AtomicUsize,
+    /// For each thread the next task of its range.
+    next: Box<[Next]>,
     /// Helpers that have not finished the phase.
     active: AtomicUsize,
     panicked: AtomicBool,
     stop: AtomicBool,
     spin: bool,
 }
+
+/// On a cache line of its own, with the one that is fetched along with it.
+#[repr(align(128))]
+struct Next(AtomicUsize);
 
 #[derive(Clone)]
 struct Phase {
@@ -66,7 +71,7 @@ impl ThreadPool {
         let shared = Arc::new(Shared {
             phase: UnsafeCell::new(None),
             generation: AtomicU32::new(0),
-            next: AtomicUsize::new(0),
+            next: (0..threads.max(1)).map(|_| Next(AtomicUsize::new(0))).collect(),
             active: AtomicUsize::new(0),
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
@@ -76,7 +81,7 @@ impl ThreadPool {
             .map(|i| {
                 let shared = Arc::clone(&shared);
                 let builder = thread::Builder::new().name(format!("compute-{i}"));
-                builder.spawn(move || help(&shared)).expect("the operating system has threads to give")
+                builder.spawn(move || help(&shared, i)).expect("the operating system has threads to give")
             })
             .collect();
         Self { shared, helpers }
@@ -101,14 +106,16 @@ impl ThreadPool {
         let body: *const (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(std::ptr::from_ref(body)) };
         // SAFETY: no helper reads `phase` now: the last phase ended with `active` 0, and `&mut self` excludes another caller.
         unsafe { *shared.phase.get() = Some(Phase { body, tasks, caller: thread::current() }) };
-        shared.next.store(0, Relaxed);
+        for (thread, next) in shared.next.iter().enumerate() {
+            next.0.store(range(shared, tasks, thread).start, Relaxed);
+        }
         shared.active.store(self.helpers.len(), Relaxed);
         shared.generation.fetch_add(1, Release);
         for helper in &self.helpers {
             helper.thread().unpark();
         }
         // A panic here must still wait for the helpers, which hold a pointer into the caller's frame.
-        let own = catch_unwind(AssertUnwindSafe(|| take_tasks(shared, body, tasks)));
+        let own = catch_unwind(AssertUnwindSafe(|| take_tasks(shared, 0, body, tasks)));
         let mut polls = 0;
         while shared.active.load(Acquire) > 0 {
             if shared.spin && polls < SPINS {
@@ -148,18 +155,28 @@ impl Drop for ThreadPool {
     }
 }
 
-fn take_tasks(shared: &Shared, body: *const (dyn Fn(usize) + Sync), tasks: usize) {
-    loop {
-        let task = shared.next.fetch_add(1, Relaxed);
-        if task >= tasks {
-            return;
+/// The tasks that are a thread's own.
+fn range(shared: &Shared, tasks: usize, thread: usize) -> Range<usize> {
+    let threads = shared.next.len();
+    thread * tasks / threads..(thread + 1) * tasks / threads
+}
+
+fn take_tasks(shared: &Shared, thread: usize, body: *const (dyn Fn(usize) + Sync), tasks: usize) {
+    let threads = shared.next.len();
+    for owner in (thread..thread + threads).map(|owner| owner % threads) {
+        let end = range(shared, tasks, owner).end;
+        loop {
+            let task = shared.next[owner].0.fetch_add(1, Relaxed);
+            if task >= end {
+                break;
+            }
+            // SAFETY: the closure lives until the caller of `run` has seen this thread finish the phase.
+            unsafe { (*body)(task) };
         }
-        // SAFETY: the closure lives until the caller of `run` has seen this thread finish the phase.
-        unsafe { (*body)(task) };
     }
 }
 
-fn help(shared: &Shared) {
+fn help(shared: &Shared, thread: usize) {
     let mut seen = 0;
     loop {
         let mut polls = 0;
@@ -177,7 +194,7 @@ fn help(shared: &Shared) {
         }
         // SAFETY: the generation rose, so the caller has written the phase and will not again before `active` is lowered.
         let phase = unsafe { (*shared.phase.get()).clone() }.expect("a phase is written before the generation rises");
-        if catch_unwind(AssertUnwindSafe(|| take_tasks(shared, phase.body, phase.tasks))).is_err() {
+        if catch_unwind(AssertUnwindSafe(|| take_tasks(shared, thread, phase.body, phase.tasks))).is_err() {
             shared.panicked.store(true, Relaxed);
         }
         if shared.active.fetch_sub(1, Release) == 1 {

@@ -1,75 +1,133 @@
-//! The inner loops of products: M rows × one panel of 16 columns, held in registers while the panel streams by once, front to
+//! The inner loops of products: M rows × P panels of 16 columns, held in registers while the panels stream by once, front to
 //! back.
 //!
-//! Every element of a result is one chain over K in ascending order, whatever M is: a row's result does not depend on its batch.
-//! Does not know where rows come from or where results go.
+//! Every element of a result is one chain over K in ascending order, whatever M and P are: a row's result does not depend on
+//! its batch. A tile is `[P, M]` vectors of 16 columns. Does not know where rows come from or where results go.
+
+use std::ops::Range;
 
 use crate::{
     Isa,
     inputs::Inputs,
-    lanes::{AHEAD, LANES, Lanes, bf16_pairs_tile, prefetch, versions},
+    lanes::{LANES, Lanes, bf16_pairs_tile, prefetch_far, versions},
     packed::{Panels, Shape},
 };
 
-/// Calls the version of a tile function for the tile's height.
-macro_rules! by_height {
-    ($tile:ident, $name:ident($($arg:expr),*)) => {
-        match $tile.len() {
-            1 => $name::<1>($($arg),*),
-            2 => $name::<2>($($arg),*),
-            3 => $name::<3>($($arg),*),
-            4 => $name::<4>($($arg),*),
-            5 => $name::<5>($($arg),*),
-            6 => $name::<6>($($arg),*),
-            8 => $name::<8>($($arg),*),
-            10 => $name::<10>($($arg),*),
-            12 => $name::<12>($($arg),*),
-            height => unreachable!("no tile of {height} rows"),
+/// Calls the version of a tile function for the tile's rows and panels.
+macro_rules! by_size {
+    ($size:expr, $name:ident $args:tt) => {
+        by_size!($size, $name $args,
+            1 4, 2 4, 3 4, 4 4, 5 4, 6 4,
+            4 2, 5 2, 6 2, 7 2, 8 2, 9 2, 10 2, 11 2, 12 2,
+            1 1, 2 1, 3 1, 4 1, 5 1, 6 1, 7 1, 8 1, 9 1, 10 1, 11 1, 12 1)
+    };
+    ($size:expr, $name:ident $args:tt, $($m:literal $p:literal),*) => {
+        match $size {
+            $(($m, $p) => by_size!(@call $name $m $p $args),)*
+            (rows, panels) => unreachable!("no tile of {rows} rows and {panels} panels"),
         }
     };
+    (@call $name:ident $m:literal $p:literal ($($arg:expr),*)) => { $name::<$m, $p>($($arg),*) };
 }
 
-/// Rows of the highest tile there is.
-pub(crate) const MOST_ROWS: usize = 12;
+/// What a tile asks memory for while it computes: its share of the panels that come next.
+#[derive(Clone, Copy)]
+pub(crate) struct Ahead {
+    from: *const u8,
+    /// For each step over K.
+    bytes_per_step: usize,
+}
 
-/// Rows of the highest tile that an instruction set has registers for.
+impl Ahead {
+    /// The share that is tile `tile` of `tiles` of the panels in `next`, which need not exist.
+    pub(crate) fn new(weights: &Panels, shape: Shape, next: Range<usize>, (tile, tiles): (usize, usize)) -> Self {
+        let (start, steps) = match weights {
+            Panels::F32(all) => (all.as_slice().as_ptr().cast::<u8>(), shape.depth()),
+            Panels::Bf16(all) => (all.as_slice().as_ptr().cast(), shape.depth() / 2),
+            Panels::Int8(all) => (all.as_slice().as_ptr().cast(), shape.depth() / 4),
+        };
+        let panel = shape.panel_bytes();
+        let share = next.len() * panel / tiles;
+        Self {
+            from: start.wrapping_add(next.start * panel + tile * share),
+            bytes_per_step: share.div_ceil(steps.max(1)),
+        }
+    }
+
+    /// Asks for what belongs to a step: a cache line for each of P panels, which may be one that was asked for before.
+    #[inline(always)]
+    pub(crate) fn fetch<const P: usize>(self, step: usize) {
+        let at = self.from.wrapping_add(step * self.bytes_per_step);
+        (0..P).for_each(|line| prefetch_far(at.wrapping_add(line * 64)));
+    }
+}
+
+/// Vectors of the largest tile there is.
+pub(crate) const MOST_VECTORS: usize = 24;
+
+/// Rows of the highest tile that an instruction set has registers for. Bytes take two sums each: of the unit, and of all.
 pub(crate) fn most_rows(isa: Isa, inputs: &Inputs<'_>) -> usize {
     match (isa, inputs) {
-        (Isa::Avx512 | Isa::Avx512Bf16, _) => MOST_ROWS,
+        (Isa::Avx512 | Isa::Avx512Bf16, Inputs::Int8 { .. }) => 6,
+        (Isa::Avx512 | Isa::Avx512Bf16, _) => 12,
         (_, Inputs::Int8 { .. }) => 4,
         _ => 6,
     }
 }
 
-/// The height of the next tile where `rows` are left: as few tiles as `most` allows, of about the same height, since a tile of
-/// one row streams the panel as long as one of several.
-pub(crate) fn tile_height(rows: usize, most: usize) -> usize {
-    let even = rows.div_ceil(rows.div_ceil(most));
-    [12, 10, 8, 6, 5, 4, 3, 2, 1].into_iter().find(|&height| height <= even).expect("1 always fits")
+/// Panels that are best read side by side: a tile of few rows needs several to hide the latency of its sums. As the next are
+/// fetched meanwhile, both must stay in a core's second-level cache.
+pub(crate) fn group(isa: Isa, shape: Shape) -> usize {
+    const BYTES: usize = 256 << 10;
+    match isa {
+        Isa::Avx512 | Isa::Avx512Bf16 => {
+            if 4 * shape.panel_bytes() <= BYTES {
+                4
+            } else {
+                2
+            }
+        }
+        Isa::Avx2 | Isa::Portable => 1,
+    }
 }
 
-/// `tile[m] = Σ_k x[m, k] · w[k, 16 · panel ..]` for the rows of `x`, as many as `tile` has.
+/// The rows of the next tile where `rows` are left: as few tiles as `most` allows, of about the same height.
+pub(crate) fn tile_rows(rows: usize, most: usize) -> usize {
+    rows.div_ceil(rows.div_ceil(most))
+}
+
+/// The panels of the next tile of so many rows, of at most `most`, where `panels` of a group are left.
+pub(crate) fn tile_panels(rows: usize, most: usize, panels: usize) -> usize {
+    match panels {
+        4 if 2 * rows <= most => 4,
+        2.. if 2 * rows > most => 2,
+        _ => 1,
+    }
+}
+
+/// `tile[p, m] = Σ_k x[m, k] · w[k, 16 · (panels.start + p) ..]` for `rows` of the inputs.
 ///
 /// # Safety
-/// The CPU has `isa`, and `x` and `panels` are of `shape`.
+/// The CPU has `isa`, and `x` and `weights` are of `shape`.
 pub(crate) unsafe fn run(
     isa: Isa,
-    x: Inputs<'_>,
-    panels: &Panels,
-    shape: Shape,
-    panel: usize,
+    (x, rows): (Inputs<'_>, usize),
+    (weights, shape): (&Panels, Shape),
+    panels: Range<usize>,
+    ahead: Ahead,
     tile: &mut [[f32; LANES]],
 ) {
-    let range = panel * shape.panel_len()..(panel + 1) * shape.panel_len();
+    let range = panels.start * shape.panel_len()..panels.end * shape.panel_len();
+    let size = (rows, panels.len());
     // SAFETY: the caller's promise.
     unsafe {
-        match (panels, x) {
-            (Panels::F32(all), Inputs::F32(x)) => by_height!(tile, f32_tile(isa, x, all.get(range), tile)),
-            (Panels::Bf16(all), Inputs::F32(x)) => by_height!(tile, bf16_tile(isa, x, all.get(range), tile)),
-            (Panels::Bf16(all), Inputs::Bf16(x)) => by_height!(tile, bf16_pairs_tile(x, all.get(range), tile)),
-            (Panels::Int8(all), Inputs::Int8 { values, scales, sums }) => {
-                let x = Bytes { values, scales, sums };
-                by_height!(tile, int8_tile(isa, x, all.get(range), shape, tile));
+        match (weights, x) {
+            (Panels::F32(all), Inputs::F32(x)) => by_size!(size, f32_tile(isa, x, all.get(range), ahead, tile)),
+            (Panels::Bf16(all), Inputs::F32(x)) => by_size!(size, bf16_tile(isa, x, all.get(range), ahead, tile)),
+            (Panels::Bf16(all), Inputs::Bf16(x)) => by_size!(size, bf16_pairs_tile(x, all.get(range), ahead, tile)),
+            (Panels::Int8(all), Inputs::Int8 { values, scales, offsets }) => {
+                let x = Bytes { values, scales, offsets };
+                by_size!(size, int8_tile(isa, x, all.get(range), shape, ahead, tile));
             }
             _ => unreachable!("rows come in the form of their weights"),
         }
@@ -81,90 +139,151 @@ pub(crate) unsafe fn run(
 pub(crate) struct Bytes<'a> {
     values: &'a [i8],
     scales: &'a [f32],
-    sums: &'a [i32],
+    offsets: &'a [i32],
 }
 
 versions! {
-    unsafe fn f32_tile<const M: usize>(x: &[f32], panel: &[f32], tile: &mut [[f32; LANES]]) = f32_body
+    unsafe fn f32_tile<const M: usize, const P: usize>(x: &[f32], panels: &[f32], ahead: Ahead, tile: &mut [[f32; LANES]]) = f32_body
 }
 versions! {
-    unsafe fn bf16_tile<const M: usize>(x: &[f32], panel: &[u16], tile: &mut [[f32; LANES]]) = bf16_body
+    unsafe fn bf16_tile<const M: usize, const P: usize>(x: &[f32], panels: &[u16], ahead: Ahead, tile: &mut [[f32; LANES]]) = bf16_body
 }
 versions! {
-    unsafe fn int8_tile<const M: usize>(x: Bytes<'_>, panel: &[i8], shape: Shape, tile: &mut [[f32; LANES]]) = int8_body
+    unsafe fn int8_tile<const M: usize, const P: usize>(x: Bytes<'_>, panels: &[i8], shape: Shape, ahead: Ahead, tile: &mut [[f32; LANES]]) = int8_body
 }
 
 #[inline(always)]
-unsafe fn f32_body<V: Lanes, const M: usize>(x: &[f32], panel: &[f32], tile: &mut [[f32; LANES]]) {
-    let depth = panel.len() / LANES;
-    assert!(x.len() == M * depth && tile.len() == M);
+unsafe fn f32_body<V: Lanes, const M: usize, const P: usize>(
+    x: &[f32],
+    panels: &[f32],
+    ahead: Ahead,
+    tile: &mut [[f32; LANES]],
+) {
+    let len = panels.len() / P;
+    let depth = len / LANES;
+    assert!(x.len() == M * depth && tile.len() == P * M);
     // SAFETY: offsets are below the lengths just checked; the instruction set is the caller's promise.
     unsafe {
-        let mut sums = [V::splat(0.0); M];
-        let (x, panel) = (x.as_ptr(), panel.as_ptr());
+        let mut sums = [[V::splat(0.0); M]; P];
+        let (x, panels) = (x.as_ptr(), panels.as_ptr());
         for k in 0..depth {
-            prefetch(panel.wrapping_add(k * LANES + AHEAD / 4));
-            let weights = V::load(panel.add(k * LANES));
-            for (m, sum) in sums.iter_mut().enumerate() {
-                *sum = V::splat(*x.add(m * depth + k)).mul_add(weights, *sum);
+            ahead.fetch::<P>(k);
+            let weights: [V; P] = std::array::from_fn(|p| V::load(panels.add(p * len + k * LANES)));
+            for m in 0..M {
+                let x = V::splat(*x.add(m * depth + k));
+                for p in 0..P {
+                    sums[p][m] = x.mul_add(weights[p], sums[p][m]);
+                }
             }
         }
-        for (sum, row) in sums.iter().zip(tile) {
-            sum.store(row.as_mut_ptr());
-        }
+        store(&sums, tile);
     }
 }
 
 /// The same over pairs of bf16.
 #[inline(always)]
-unsafe fn bf16_body<V: Lanes, const M: usize>(x: &[f32], panel: &[u16], tile: &mut [[f32; LANES]]) {
-    let depth = panel.len() / LANES;
-    assert!(x.len() == M * depth && depth.is_multiple_of(2) && tile.len() == M);
+unsafe fn bf16_body<V: Lanes, const M: usize, const P: usize>(
+    x: &[f32],
+    panels: &[u16],
+    ahead: Ahead,
+    tile: &mut [[f32; LANES]],
+) {
+    let len = panels.len() / P;
+    let depth = len / LANES;
+    assert!(x.len() == M * depth && depth.is_multiple_of(2) && tile.len() == P * M);
     // SAFETY: offsets are below the lengths just checked; the instruction set is the caller's promise.
     unsafe {
-        let mut sums = [V::splat(0.0); M];
-        let (x, panel) = (x.as_ptr(), panel.as_ptr());
+        let mut sums = [[V::splat(0.0); M]; P];
+        let (x, panels) = (x.as_ptr(), panels.as_ptr());
         for k in (0..depth).step_by(2) {
-            prefetch(panel.wrapping_add(k * LANES + AHEAD / 2));
-            let (first, second) = V::load_bf16_pairs(panel.add(k * LANES));
-            for (m, sum) in sums.iter_mut().enumerate() {
+            ahead.fetch::<P>(k / 2);
+            let weights: [(V, V); P] = std::array::from_fn(|p| V::load_bf16_pairs(panels.add(p * len + k * LANES)));
+            for m in 0..M {
                 let x = x.add(m * depth + k);
-                *sum = V::splat(*x).mul_add(first, *sum);
-                *sum = V::splat(*x.add(1)).mul_add(second, *sum);
+                let (first, second) = (V::splat(*x), V::splat(*x.add(1)));
+                for p in 0..P {
+                    sums[p][m] = second.mul_add(weights[p].1, first.mul_add(weights[p].0, sums[p][m]));
+                }
             }
         }
-        for (sum, row) in sums.iter().zip(tile) {
-            sum.store(row.as_mut_ptr());
-        }
+        store(&sums, tile);
+    }
+}
+
+/// # Safety
+/// The instruction set of `V` is available.
+#[inline(always)]
+unsafe fn store<V: Lanes, const M: usize, const P: usize>(sums: &[[V; M]; P], tile: &mut [[f32; LANES]]) {
+    for (sum, row) in sums.as_flattened().iter().zip(tile) {
+        // SAFETY: an array of 16; the rest is the caller's promise.
+        unsafe { sum.store(row.as_mut_ptr()) };
     }
 }
 
 /// The same over fours of bytes: exact sums within a unit, scaled and added up in f32 across units.
 #[inline(always)]
-unsafe fn int8_body<V: Lanes, const M: usize>(x: Bytes<'_>, panel: &[i8], shape: Shape, tile: &mut [[f32; LANES]]) {
+unsafe fn int8_body<V: Lanes, const M: usize, const P: usize>(
+    x: Bytes<'_>,
+    panels: &[i8],
+    shape: Shape,
+    ahead: Ahead,
+    tile: &mut [[f32; LANES]],
+) {
     let (depth, units, unit) = (shape.depth(), shape.units(), shape.padded_unit());
-    assert!(x.values.len() == M * depth && x.scales.len() == M * units && x.sums.len() == M * units && tile.len() == M);
-    assert!(panel.len() == shape.scale_bytes() + depth * LANES);
-    tile.fill([0.0; LANES]);
+    let len = shape.panel_len();
+    assert!(x.values.len() == M * depth && x.scales.len() == M * units && x.offsets.len() == M * units);
+    assert!(panels.len() == P * len && tile.len() == P * M);
     // SAFETY: offsets are below the lengths just checked: `depth = units · unit`, and `unit` is a multiple of 4; scales are read
-    // from the first `units · 32` bytes. The instruction set is the caller's promise.
+    // from the first `units · 32` bytes of each panel. The instruction set is the caller's promise.
     unsafe {
-        let (values, scales) = (x.values.as_ptr(), panel.as_ptr().cast::<u16>());
-        let weights = panel.as_ptr().add(shape.scale_bytes());
+        let (values, panels) = (x.values.as_ptr(), panels.as_ptr());
+        let mut totals = [[V::splat(0.0); M]; P];
         for u in 0..units {
-            let mut sums: [V::Sums; M] = std::array::from_fn(|m| V::start_sums(*x.sums.get_unchecked(m * units + u)));
-            for k in (u * unit..(u + 1) * unit).step_by(4) {
-                let at = weights.add(k * LANES);
-                prefetch(at.wrapping_add(AHEAD));
-                for (m, sums) in sums.iter_mut().enumerate() {
-                    let x = values.add(m * depth + k).cast::<i32>().read_unaligned();
-                    *sums = V::dot4(*sums, at, i32::from_le(x));
+            let starts: [V::Sums; M] = std::array::from_fn(|m| V::start_sums(x.offsets.as_ptr().add(m * units + u)));
+            let mut sums = [starts; P];
+            let weights = panels.add(shape.scale_bytes());
+            let (first, end) = (u * unit, (u + 1) * unit);
+            // Eight at a time, so that the end of the loop is foreseen.
+            let whole = first + unit / 32 * 32;
+            for k in (first..whole).step_by(32) {
+                for k in (k..k + 32).step_by(4) {
+                    ahead.fetch::<P>(k / 4);
+                    add_four::<V, M, P>(&mut sums, (values.add(k), depth), (weights.add(k * LANES), len));
                 }
             }
-            let weight_scales = V::load_bf16(scales.add(u * LANES));
-            for (m, (row, sums)) in tile.iter_mut().zip(sums).enumerate() {
-                let scale = weight_scales.mul(V::splat(*x.scales.get_unchecked(m * units + u)));
-                V::sums_to_f32(sums).mul_add(scale, V::load(row.as_ptr())).store(row.as_mut_ptr());
+            for k in (whole..end).step_by(4) {
+                ahead.fetch::<P>(k / 4);
+                add_four::<V, M, P>(&mut sums, (values.add(k), depth), (weights.add(k * LANES), len));
+            }
+            for p in 0..P {
+                let weight_scales = V::load_bf16(panels.add(p * len).cast::<u16>().add(u * LANES));
+                for m in 0..M {
+                    let scale = weight_scales.mul(V::splat(*x.scales.get_unchecked(m * units + u)));
+                    totals[p][m] = V::sums_to_f32(sums[p][m]).mul_add(scale, totals[p][m]);
+                }
+            }
+        }
+        store(&totals, tile);
+    }
+}
+
+/// Adds four products to each sum: of the bytes at `x`, a row every `depth`, and those at `weights`, a panel every `len`.
+///
+/// # Safety
+/// All of these can be read; the instruction set of `V` is available.
+#[inline(always)]
+unsafe fn add_four<V: Lanes, const M: usize, const P: usize>(
+    sums: &mut [[V::Sums; M]; P],
+    (x, depth): (*const i8, usize),
+    (weights, len): (*const i8, usize),
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let weights: [V::Weights; P] = std::array::from_fn(|p| V::load_weights(weights.add(p * len)));
+        for m in 0..M {
+            let x = i32::from_le(x.add(m * depth).cast::<i32>().read_unaligned());
+            for p in 0..P {
+                sums[p][m] = V::dot4(sums[p][m], weights[p], x);
             }
         }
     }
