@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::SystemTime};
 
 use nanoinfer_shared::{
     Geometry, Partition,
-    protocol::{CommKind, DType, KvDType},
+    protocol::{CommKind, Cores, DType, KvDType},
 };
 
 use crate::kv_budget::KvBudget;
@@ -30,8 +30,8 @@ pub struct EngineConfig {
     pub isa: Option<String>,
     /// Data link between the ranks.
     pub comm: CommKind,
-    /// Whether ranks may spin while they wait.
-    pub spin: bool,
+    /// What there is for the ranks' threads to run on.
+    pub cores: Cores,
     /// What decides the size of the KV pool.
     pub kv: KvBudget,
     /// Most sequences in one step.

@@ -13,8 +13,8 @@ use nanoinfer_shared::{
     Geometry, Partition,
     link::{ControlLink, in_memory},
     protocol::{
-        BLOCK_TOKENS, CommKind, DType, FromRank, KvDType, LoadReport, LogSumExp, RowSlice, SequenceStep, StepOutput,
-        StepPlan, ToRank, TokenId, Wants,
+        BLOCK_TOKENS, CommKind, Cores, DType, FromRank, KvDType, LoadReport, LogSumExp, RowSlice, SequenceStep,
+        StepOutput, StepPlan, ToRank, TokenId, Wants,
     },
 };
 
@@ -51,7 +51,7 @@ pub(crate) fn config(world: usize, kv_blocks: usize) -> EngineConfig {
         threads: Some(1),
         isa: None,
         comm: CommKind::Tcp,
-        spin: false,
+        cores: Cores::Shared,
         kv: KvBudget { kv_memory: Some(kv_blocks as u64 * KV_BLOCK_BYTES), ranks_per_host: 1 },
         max_seqs: 8,
         max_batched_tokens: 64,

@@ -10,7 +10,7 @@ use nanoinfer_coordinator::{
 };
 use nanoinfer_shared::{
     Partition, Share,
-    protocol::{BLOCK_TOKENS, CommKind, DType, KvDType},
+    protocol::{BLOCK_TOKENS, CommKind, Cores, DType, KvDType},
 };
 use nanoinfer_worker::{
     free_bytes,
@@ -44,8 +44,8 @@ pub struct Plan {
     pub comm: CommKind,
     /// Compute threads of each rank.
     pub threads: Option<usize>,
-    /// Whether all threads of all ranks have a core, so that waiting may spin.
-    pub spin: bool,
+    /// What there is for the threads of all ranks to run on.
+    pub cores: Cores,
     /// Estimated bytes of each rank, in rank order.
     pub memory: Vec<RankMemory>,
     /// KV blocks that the estimate assumes; the pool is sized for good when the weights are loaded.
@@ -101,7 +101,10 @@ impl Plan {
         let kv_blocks = kv.blocks(&model.geometry, config.max_seqs, &rooms)?;
         Ok(Self {
             memory: partition.shares().iter().map(|share| estimate(share, kv_blocks)).collect(),
-            spin: placement == Placement::Here && threads.is_some_and(|threads| world * threads <= cores),
+            cores: match (placement, threads) {
+                (Placement::Here, Some(threads)) => Cores::for_threads(world * threads, cores),
+                _ => Cores::Shared,
+            },
             free_bytes,
             dtype: config.dtype,
             kv_dtype,
@@ -158,7 +161,7 @@ impl Plan {
             threads: self.threads,
             isa: config.isa.clone(),
             comm: self.comm,
-            spin: self.spin,
+            cores: self.cores,
             kv: self.kv,
             max_seqs: config.max_seqs,
             max_batched_tokens: config.max_batched_tokens,

@@ -15,7 +15,7 @@
 //! ```
 //! Invariant: a step is a pure function of plan, weights and KV pool. Ranks keep no request state.
 
-use std::path::PathBuf;
+use std::{cmp::Ordering, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -62,6 +62,33 @@ impl KvDType {
             DType::F32 => Self::F32,
             DType::Bf16 | DType::Int8 => Self::Bf16,
         }
+    }
+}
+
+/// What the threads of all ranks of a host run on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Cores {
+    /// They may be more than the cores, or nobody knows: waiting sleeps.
+    Shared,
+    /// Each has a core: waiting may spin.
+    Own,
+    /// As before, and no core is left: each may stay on one for good.
+    All,
+}
+
+impl Cores {
+    /// For `threads` threads where there are `cores`.
+    pub fn for_threads(threads: usize, cores: usize) -> Self {
+        match threads.cmp(&cores) {
+            Ordering::Less => Self::Own,
+            Ordering::Equal => Self::All,
+            Ordering::Greater => Self::Shared,
+        }
+    }
+
+    /// Whether waiting may spin.
+    pub fn may_spin(self) -> bool {
+        self != Self::Shared
     }
 }
 
@@ -129,8 +156,8 @@ pub struct LoadOrder {
     pub isa: Option<String>,
     /// Data link to use.
     pub comm: CommKind,
-    /// Whether waiting may spin: true only where all ranks' threads fit the host's cores.
-    pub spin: bool,
+    /// What there is for its threads to run on.
+    pub cores: Cores,
     /// Most new tokens in one step.
     pub max_batched_tokens: usize,
     /// Most sequences in one step.

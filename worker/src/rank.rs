@@ -21,7 +21,7 @@ use nanoinfer_shared::{
     comm::{Communicator, Local, Shm, ShmSegment, Tcp, TcpListenerForPeers},
     handshake::Identity,
     link::{ControlLink, LinkError, Receiver, Sender},
-    protocol::{CommKind, FromRank, LoadOrder, LoadReport, StartOrder, ToRank},
+    protocol::{CommKind, Cores, FromRank, LoadOrder, LoadReport, StartOrder, ToRank},
 };
 
 use crate::{
@@ -242,7 +242,11 @@ impl Rank {
         };
         let kv = KvPool::new(&load.geometry, &share, load.kv_dtype, start.kv_blocks);
         let comm = self.join_peers(&load, &start, listener)?;
-        let kernels = Kernels::new(isa, threads_of(&load), load.spin);
+        let threads = threads_of(&load);
+        let mut kernels = Kernels::new(isa, threads, load.cores.may_spin());
+        if load.cores == Cores::All {
+            kernels.pin(rank * threads);
+        }
         tracing::info!(rank, isa = kernels.isa().name(), kv_blocks = start.kv_blocks, "ready");
         let trace = match &load.trace {
             Some(path) => Trace::append_to(path, rank).map_err(|source| WorkerError::Trace {
@@ -281,7 +285,7 @@ impl Rank {
         Ok(match (load.comm, listener) {
             (CommKind::Shm, _) => {
                 let segment = self.segment.take().ok_or(WorkerError::NoSegment { rank })?;
-                Box::new(Shm::open(segment, rank, world, load.spin)?)
+                Box::new(Shm::open(segment, rank, world, load.cores.may_spin())?)
             }
             (CommKind::Tcp, Some(listener)) => {
                 Box::new(Tcp::connect(listener, &self.identity, &start.peers, &start.link_key, self.epoch)?)

@@ -49,7 +49,7 @@ impl WorkerPool {
             threads: config.threads,
             isa: config.isa.clone(),
             comm: config.comm,
-            spin: config.spin,
+            cores: config.cores,
             max_batched_tokens: config.max_batched_tokens,
             max_seqs: config.max_seqs,
             trace: config.trace.clone(),

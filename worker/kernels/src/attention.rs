@@ -12,6 +12,7 @@ use std::{mem::MaybeUninit, ops::Range};
 
 use crate::{
     Kernels,
+    buffer::Buffer,
     lanes::{LANES, Lanes, prefetch, versions},
     pool::Shards,
 };
@@ -79,8 +80,8 @@ pub struct KvLayer {
 
 #[derive(Debug)]
 enum Cells {
-    F32(Vec<f32>),
-    Bf16(Vec<u16>),
+    F32(Buffer<f32>),
+    Bf16(Buffer<u16>),
 }
 
 impl KvLayer {
@@ -88,8 +89,8 @@ impl KvLayer {
     pub fn zeros(kind: KvType, layout: KvLayout, blocks: usize) -> Self {
         let len = blocks * layout.block_elements();
         let cells = match kind {
-            KvType::F32 => Cells::F32(vec![0.0; len]),
-            KvType::Bf16 => Cells::Bf16(vec![0; len]),
+            KvType::F32 => Cells::F32(Buffer::zeros(len)),
+            KvType::Bf16 => Cells::Bf16(Buffer::zeros(len)),
         };
         Self { layout, cells }
     }
@@ -167,12 +168,12 @@ impl Kernels {
         // By heads, as rows of one sequence share the cache lines of their keys.
         match &mut layer.cells {
             Cells::F32(cells) => {
-                let cells = Shards::new(cells);
+                let cells = Shards::new(cells.as_mut_slice());
                 // SAFETY: `isa` was detected or listed as available; each head is one task.
                 self.pool.run(layout.heads_local, &|head| unsafe { write_f32(isa, layout, &cells, rows, head, qkv) });
             }
             Cells::Bf16(cells) => {
-                let cells = Shards::new(cells);
+                let cells = Shards::new(cells.as_mut_slice());
                 // SAFETY: as above.
                 self.pool.run(layout.heads_local, &|head| unsafe { write_bf16(isa, layout, &cells, rows, head, qkv) });
             }
@@ -211,12 +212,12 @@ impl Kernels {
             // SAFETY: `isa` was detected or listed as available.
             unsafe {
                 match (&layer.cells, group.len()) {
-                    (Cells::F32(cells), 1) => attend_f32::<1>(isa, layout, cells, head, queries, &out),
-                    (Cells::F32(cells), 2) => attend_f32::<2>(isa, layout, cells, head, queries, &out),
-                    (Cells::F32(cells), _) => attend_f32::<4>(isa, layout, cells, head, queries, &out),
-                    (Cells::Bf16(cells), 1) => attend_bf16::<1>(isa, layout, cells, head, queries, &out),
-                    (Cells::Bf16(cells), 2) => attend_bf16::<2>(isa, layout, cells, head, queries, &out),
-                    (Cells::Bf16(cells), _) => attend_bf16::<4>(isa, layout, cells, head, queries, &out),
+                    (Cells::F32(cells), 1) => attend_f32::<1>(isa, layout, cells.as_slice(), head, queries, &out),
+                    (Cells::F32(cells), 2) => attend_f32::<2>(isa, layout, cells.as_slice(), head, queries, &out),
+                    (Cells::F32(cells), _) => attend_f32::<4>(isa, layout, cells.as_slice(), head, queries, &out),
+                    (Cells::Bf16(cells), 1) => attend_bf16::<1>(isa, layout, cells.as_slice(), head, queries, &out),
+                    (Cells::Bf16(cells), 2) => attend_bf16::<2>(isa, layout, cells.as_slice(), head, queries, &out),
+                    (Cells::Bf16(cells), _) => attend_bf16::<4>(isa, layout, cells.as_slice(), head, queries, &out),
                 }
             };
         });
@@ -468,8 +469,8 @@ mod tests {
                 let blocks = [4u32, 0, 2];
                 let mut layer = KvLayer::zeros(kind, layout, 5);
                 match &mut layer.cells {
-                    Cells::F32(cells) => cells.fill(f32::NAN),
-                    Cells::Bf16(cells) => cells.fill(to_bf16(f32::NAN)),
+                    Cells::F32(cells) => cells.as_mut_slice().fill(f32::NAN),
+                    Cells::Bf16(cells) => cells.as_mut_slice().fill(to_bf16(f32::NAN)),
                 }
                 let rows: Vec<_> = (0..37).map(|t| AttentionRow { blocks: &blocks, positions: t + 1 }).collect();
                 // Queries, keys and values of each row.

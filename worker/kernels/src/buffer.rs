@@ -1,17 +1,71 @@
-//! Memory for weights: mapped, zeroed, aligned to huge pages, and resident only as it is filled.
+//! Memory for weights and the KV cache: mapped, zeroed, in huge pages where the system has them, and resident only as it is
+//! filled.
 //!
-//! Weights are read front to back once a step, hundreds of megabytes: with pages of 4 KiB the walk for addresses costs part of
-//! the bandwidth. The kernel is asked for huge pages; where it has none, or they are switched off, nothing else changes.
+//! Weights are read front to back once a step, hundreds of megabytes: with pages of 4 KiB the walk for addresses costs a third
+//! of the bandwidth. Matrices are smaller than a few huge pages, so buffers lie one behind the other in large regions; a region
+//! is given back with its last buffer. Where the kernel has no huge pages, nothing else changes.
 //! Does not know what the bytes mean.
 
-use std::{ops::Range, slice};
+use std::{
+    ops::Range,
+    slice,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 #[cfg(target_os = "linux")]
-use rustix::mm::Advice;
-use rustix::mm::{MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+use rustix::mm::{Advice, madvise};
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
-/// Alignment of what is large enough: a huge page of x86-64.
+/// Alignment of a region: a huge page of x86-64.
 const HUGE_PAGE: usize = 2 << 20;
+/// Address space of a region; larger buffers have one of their own.
+const REGION: usize = 64 << 20;
+/// Alignment of a buffer: a cache line.
+const LINE: usize = 64;
+
+/// The region that has room for the next buffer, and how much of it is given away. Only addresses are shared: which buffer lies
+/// where changes no result.
+static CURRENT: Mutex<Option<(Arc<Region>, usize)>> = Mutex::new(None);
+
+/// A mapping, and where in it the first huge page begins.
+#[derive(Debug)]
+struct Region {
+    mapping: *mut u8,
+    mapped: usize,
+    start: *mut u8,
+}
+
+// SAFETY: the mapping is owned like a Vec's; the pointers are only handed to the one buffer that owns their bytes.
+unsafe impl Send for Region {}
+// SAFETY: as above.
+unsafe impl Sync for Region {}
+
+impl Region {
+    fn new(bytes: usize) -> Self {
+        // Room to move the start to a huge page's; the rest is never touched and costs no memory.
+        let mapped = bytes + HUGE_PAGE;
+        // SAFETY: a fresh mapping at an address of the kernel's choice aliases nothing.
+        let mapping = unsafe {
+            mmap_anonymous(std::ptr::null_mut(), mapped, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)
+        };
+        let mapping = mapping.unwrap_or_else(|error| panic!("no memory for {mapped} bytes: {error}")).cast::<u8>();
+        // SAFETY: less than a huge page further, so `bytes` from there on lie in the mapping.
+        let start = unsafe { mapping.add(mapping.align_offset(HUGE_PAGE)) };
+        // A wish: a refusal changes nothing.
+        #[cfg(target_os = "linux")]
+        // SAFETY: the range lies in the mapping; the advice changes no contents.
+        let _ = unsafe { madvise(start.cast(), bytes, Advice::LinuxHugepage) };
+        Self { mapping, mapped, start }
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and nobody borrows from it any more.
+        // An error would mean that it is not, which `new` excludes.
+        let _ = unsafe { munmap(self.mapping.cast(), self.mapped) };
+    }
+}
 
 /// Plain numbers of which all-zero bytes are a valid value.
 ///
@@ -25,15 +79,14 @@ unsafe impl Plain for u16 {}
 // SAFETY: numbers.
 unsafe impl Plain for i8 {}
 
-/// A fixed number of elements in a mapping of its own.
+/// A fixed number of elements in a region that it keeps alive.
 pub(crate) struct Buffer<T> {
-    mapping: *mut u8,
-    mapped: usize,
     start: *mut T,
     len: usize,
+    _region: Option<Arc<Region>>,
 }
 
-// SAFETY: the mapping is owned like a Vec's; `T` is plain numbers.
+// SAFETY: its bytes of the region are owned like a Vec's; `T` is plain numbers.
 unsafe impl<T: Plain> Send for Buffer<T> {}
 // SAFETY: as above; shared access only reads.
 unsafe impl<T: Plain> Sync for Buffer<T> {}
@@ -44,34 +97,29 @@ impl<T: Plain> Buffer<T> {
     /// # Panics
     /// When the system has no address space left, as a Vec does.
     pub(crate) fn zeros(len: usize) -> Self {
-        let bytes = len.checked_mul(size_of::<T>()).expect("the size of a matrix fits an address");
+        let bytes = len.checked_mul(size_of::<T>()).and_then(|bytes| bytes.checked_next_multiple_of(LINE));
+        let bytes = bytes.expect("the size of a matrix fits an address");
         if bytes == 0 {
-            let dangling = std::ptr::NonNull::<T>::dangling().as_ptr();
-            return Self { mapping: dangling.cast(), mapped: 0, start: dangling, len };
+            return Self { start: std::ptr::NonNull::<T>::dangling().as_ptr(), len, _region: None };
         }
-        // Room to move the start to a huge page's; the rest is never touched and costs no memory.
-        let slack = if bytes >= HUGE_PAGE { HUGE_PAGE } else { 0 };
-        let mapped = bytes + slack;
-        // SAFETY: a fresh mapping at an address of the kernel's choice aliases nothing.
-        let mapping = unsafe {
-            mmap_anonymous(std::ptr::null_mut(), mapped, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)
+        let (region, at) = if bytes > REGION / 2 {
+            (Arc::new(Region::new(bytes)), 0)
+        } else {
+            let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
+            let (region, used) = match current.take() {
+                Some((region, used)) if used + bytes <= REGION => (region, used),
+                _ => (Arc::new(Region::new(REGION)), 0),
+            };
+            *current = Some((Arc::clone(&region), used + bytes));
+            (region, used)
         };
-        let mapping =
-            mapping.unwrap_or_else(|error| panic!("no memory for {mapped} bytes of weights: {error}")).cast::<u8>();
-        let skip = if slack > 0 { mapping.align_offset(HUGE_PAGE) } else { 0 };
-        // SAFETY: `skip` is below `slack`, so the start and all `bytes` behind it lie in the mapping.
-        let start = unsafe { mapping.add(skip) };
-        #[cfg(target_os = "linux")]
-        if slack > 0 {
-            // Only whole huge pages, so that no memory beyond the weights becomes resident. A wish: a refusal changes nothing.
-            // SAFETY: the range lies in the mapping; the advice changes no contents.
-            let _ = unsafe { madvise(start.cast(), bytes / HUGE_PAGE * HUGE_PAGE, Advice::LinuxHugepage) };
-        }
-        Self { mapping, mapped, start: start.cast(), len }
+        // SAFETY: `bytes` from `at` on lie in the region; they are given to no other buffer, and were zeroed by the kernel.
+        let start = unsafe { region.start.add(at) };
+        Self { start: start.cast(), len, _region: Some(region) }
     }
 
     pub(crate) fn as_slice(&self) -> &[T] {
-        // SAFETY: `len` elements from `start` lie in the mapping, were zeroed by the kernel, and any bits are a valid `T`.
+        // SAFETY: `len` elements from `start` are this buffer's, were zeroed by the kernel, and any bits are a valid `T`.
         unsafe { slice::from_raw_parts(self.start, self.len) }
     }
 
@@ -82,16 +130,6 @@ impl<T: Plain> Buffer<T> {
 
     pub(crate) fn get(&self, range: Range<usize>) -> &[T] {
         &self.as_slice()[range]
-    }
-}
-
-impl<T> Drop for Buffer<T> {
-    fn drop(&mut self) {
-        if self.mapped > 0 {
-            // SAFETY: the mapping is ours, and nobody borrows from it any more.
-            // An error would mean that it is not, which `zeros` excludes.
-            let _ = unsafe { munmap(self.mapping.cast(), self.mapped) };
-        }
     }
 }
 
@@ -114,17 +152,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn is_zero_aligned_when_large_and_keeps_what_is_written() {
-        for len in [0, 1, 1000, HUGE_PAGE / 4, HUGE_PAGE + 3] {
-            let mut buffer = Buffer::<f32>::zeros(len);
-            assert!(buffer.as_slice().iter().all(|&x| x == 0.0) && buffer.as_slice().len() == len);
-            if size_of_val(buffer.as_slice()) >= HUGE_PAGE {
-                assert!(buffer.as_slice().as_ptr().addr().is_multiple_of(HUGE_PAGE));
-            }
-            buffer.as_mut_slice().iter_mut().enumerate().for_each(|(i, x)| *x = i as f32);
-            let copy = buffer.clone();
-            drop(buffer);
-            assert!(copy.as_slice().iter().enumerate().all(|(i, &x)| x == i as f32));
+    fn buffers_are_zero_aligned_and_apart_and_keep_what_is_written() {
+        let lens = [0, 1, 1000, HUGE_PAGE / 4, HUGE_PAGE + 3, REGION / 4 + 1];
+        let mut buffers = lens.map(Buffer::<f32>::zeros);
+        for (buffer, len) in buffers.iter_mut().zip(lens) {
+            assert!(buffer.as_slice().len() == len && buffer.as_slice().iter().all(|&x| x == 0.0));
+            assert!(buffer.as_slice().is_empty() || buffer.as_slice().as_ptr().addr().is_multiple_of(LINE));
+            buffer.as_mut_slice().iter_mut().enumerate().for_each(|(i, x)| *x = (i + len) as f32);
+        }
+        let copies = buffers.clone();
+        drop(buffers);
+        for (copy, len) in copies.into_iter().zip(lens) {
+            assert!(copy.as_slice().iter().enumerate().all(|(i, &x)| x == (i + len) as f32));
         }
     }
 }

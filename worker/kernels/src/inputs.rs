@@ -122,9 +122,9 @@ versions! { unsafe fn quantise(x: &[f32], shape: Shape, to: Quantised<'_>) = qua
 unsafe fn halves_body<V: Lanes>(x: &[f32], to: &mut [u16]) {
     let (whole, tail) = x.as_chunks::<LANES>();
     to[x.len()..].fill(0);
-    let (to_whole, to_tail) = to.as_chunks_mut::<LANES>();
-    for (x, to) in whole.iter().zip(to_whole) {
-        // SAFETY: arrays of 16; the instruction set is the caller's promise.
+    let (to_whole, to_tail) = to.split_at_mut(whole.len() * LANES);
+    for (x, to) in whole.iter().zip(to_whole.chunks_exact_mut(LANES)) {
+        // SAFETY: slices of 16; the instruction set is the caller's promise.
         unsafe { V::load(x.as_ptr()).round_to_bf16().store_upper_halves(to.as_mut_ptr()) };
     }
     to_tail.iter_mut().zip(tail).for_each(|(to, &x)| *to = to_bf16(x));
@@ -135,9 +135,9 @@ unsafe fn halves_body<V: Lanes>(x: &[f32], to: &mut [u16]) {
 unsafe fn rounded_body<V: Lanes>(x: &[f32], to: &mut [f32]) {
     let (whole, tail) = x.as_chunks::<LANES>();
     to[x.len()..].fill(0.0);
-    let (to_whole, to_tail) = to.as_chunks_mut::<LANES>();
-    for (x, to) in whole.iter().zip(to_whole) {
-        // SAFETY: arrays of 16; the instruction set is the caller's promise.
+    let (to_whole, to_tail) = to.split_at_mut(whole.len() * LANES);
+    for (x, to) in whole.iter().zip(to_whole.chunks_exact_mut(LANES)) {
+        // SAFETY: slices of 16; the instruction set is the caller's promise.
         unsafe { V::load(x.as_ptr()).round_to_bf16().store(to.as_mut_ptr()) };
     }
     to_tail.iter_mut().zip(tail).for_each(|(to, &x)| *to = from_bf16(to_bf16(x)));
@@ -156,7 +156,7 @@ unsafe fn quantise_body<V: Lanes>(x: &[f32], shape: Shape, to: Quantised<'_>) {
     for ((x, to), (scale, offset)) in units.zip(to.scales.iter_mut().zip(to.offsets)) {
         to[x.len()..].fill(0);
         let (whole, tail) = x.as_chunks::<LANES>();
-        let (to_whole, to_tail) = to.as_chunks_mut::<LANES>();
+        let (to_whole, to_tail) = to.split_at_mut(whole.len() * LANES);
         // SAFETY: arrays of 16; the instruction set is the caller's promise.
         unsafe {
             let mut largest = V::splat(0.0);
@@ -166,7 +166,7 @@ unsafe fn quantise_body<V: Lanes>(x: &[f32], shape: Shape, to: Quantised<'_>) {
             let largest = tail.iter().fold(largest.largest(), |largest, x| largest.max(x.abs()));
             let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
             let mut bytes = V::splat(0.0);
-            for (x, to) in whole.iter().zip(to_whole) {
+            for (x, to) in whole.iter().zip(to_whole.chunks_exact_mut(LANES)) {
                 let x = V::load(x.as_ptr()).mul(V::splat(inverse)).round();
                 let x = x.max(V::splat(-127.0)).min(V::splat(127.0));
                 // Whole numbers, whose sums f32 holds exactly.

@@ -49,6 +49,12 @@ impl Kernels {
         Self { isa, pool: ThreadPool::new(threads, spin), inputs: inputs::InputBuffers::default() }
     }
 
+    /// Keeps each thread on a core of its own from now on: the `first` of those that this process may use, and those behind it.
+    /// A wish, where the system does not grant it.
+    pub fn pin(&mut self, first: usize) {
+        self.pool.pin(first);
+    }
+
     /// `[f(0), …, f(count − 1)]`, computed on all threads.
     pub fn map<T: Send>(&mut self, count: usize, f: impl Fn(usize) -> T + Sync) -> Vec<T> {
         self.pool.map(count, f)

@@ -174,10 +174,11 @@ mod tests {
     }
 
     const KINDS: [WeightType; 3] = [WeightType::F32, WeightType::Bf16, WeightType::Int8];
-    const UNIT: usize = 9;
+    /// Of which neither is a whole number of lanes, with their padding or without.
+    const UNITS: [usize; 2] = [9, 31];
 
     /// A row of `x` as a product with weights of this type sees it.
-    fn rounded(kind: WeightType, x: &[f32]) -> Vec<f64> {
+    fn rounded(kind: WeightType, unit_len: usize, x: &[f32]) -> Vec<f64> {
         let unit = |x: &[f32]| {
             let scale = x.iter().fold(0.0f32, |a, b| a.max(b.abs())) / 127.0;
             x.iter().map(|&x| f64::from(to_int8(x / scale)) * f64::from(scale)).collect::<Vec<_>>()
@@ -185,28 +186,44 @@ mod tests {
         match kind {
             WeightType::F32 => x.iter().map(|&x| f64::from(x)).collect(),
             WeightType::Bf16 => x.iter().map(|&x| f64::from(from_bf16(to_bf16(x)))).collect(),
-            WeightType::Int8 => x.chunks(UNIT).flat_map(unit).collect(),
+            WeightType::Int8 => x.chunks(unit_len).flat_map(unit).collect(),
         }
     }
 
-    fn packed(kind: WeightType, k: usize, n: usize) -> PackedMatrix {
+    fn packed(kind: WeightType, unit_len: usize, k: usize, n: usize) -> PackedMatrix {
         let dense = noise(k * n, 3);
-        let mut matrix = PackedMatrix::zeros(kind, UNIT, k, n);
-        for (unit, values) in dense.chunks(UNIT * n).enumerate() {
+        let mut matrix = PackedMatrix::zeros(kind, unit_len, k, n);
+        for (unit, values) in dense.chunks(unit_len * n).enumerate() {
             matrix.set_unit(unit, values);
         }
         matrix
     }
 
+    fn cases() -> impl Iterator<Item = (Isa, WeightType, usize)> {
+        let kinds = || KINDS.into_iter().flat_map(|kind| UNITS.map(|unit_len| (kind, unit_len)));
+        Isa::available().into_iter().flat_map(move |isa| kinds().map(move |(kind, unit_len)| (isa, kind, unit_len)))
+    }
+
     #[test]
     fn products_agree_with_f64_on_odd_sizes_every_isa_and_type() {
-        for (isa, kind) in Isa::available().into_iter().flat_map(|isa| KINDS.map(|kind| (isa, kind))) {
-            for (m, k, n) in [(1, 1, 1), (1, 40, 120), (5, 77, 33), (13, 64, 16), (31, 129, 47), (2, 0, 5)] {
-                let matrix = packed(kind, k, n);
+        const SIZES: [(usize, usize, usize); 9] = [
+            (1, 1, 1),
+            (1, 40, 120),
+            (5, 77, 33),
+            (13, 64, 16),
+            (31, 129, 47),
+            (2, 0, 5),
+            (7, 15, 80),
+            (9, 31, 70),
+            (24, 95, 144),
+        ];
+        for (isa, kind, unit_len) in cases() {
+            for (m, k, n) in SIZES {
+                let matrix = packed(kind, unit_len, k, n);
                 let (x, bias) = (noise(m * k, 1), noise(n, 2));
                 let mut out = vec![f32::NAN; m * n];
                 Kernels::new(isa, 2, false).matmul(&x, &matrix, Epilogue::Bias(&bias), &mut out);
-                let x: Vec<_> = (0..m).map(|row| rounded(kind, &x[row * k..][..k])).collect();
+                let x: Vec<_> = (0..m).map(|row| rounded(kind, unit_len, &x[row * k..][..k])).collect();
                 let mut weights = vec![0.0; k];
                 for (row, column) in (0..m).flat_map(|row| (0..n).map(move |column| (row, column))) {
                     matrix.copy_column(column, &mut weights);
@@ -216,7 +233,7 @@ mod tests {
                     // Rounding of K products near 1: K · 2^-24 at worst.
                     assert!(
                         (got - exact).abs() < 1e-6 * (k as f64 + 1.0),
-                        "{isa:?} {kind:?} {m}x{k}x{n}: {got} {exact}"
+                        "{isa:?} {kind:?} units of {unit_len} {m}x{k}x{n}: {got} {exact}"
                     );
                 }
             }
@@ -225,10 +242,10 @@ mod tests {
 
     #[test]
     fn a_row_has_the_same_bits_in_any_batch_and_on_any_number_of_threads() {
-        let (k, n) = (77, 50);
+        let (k, n) = (77, 150);
         let x = noise(29 * k, 9);
-        for (isa, kind) in Isa::available().into_iter().flat_map(|isa| KINDS.map(|kind| (isa, kind))) {
-            let matrix = packed(kind, k, n);
+        for (isa, kind, unit_len) in cases() {
+            let matrix = packed(kind, unit_len, k, n);
             let mut whole = vec![0.0; 29 * n];
             Kernels::new(isa, 3, false).matmul(&x, &matrix, Epilogue::None, &mut whole);
             for batch in [1, 2, 3, 4, 5, 7, 12, 13] {

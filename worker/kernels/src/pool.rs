@@ -10,7 +10,7 @@ use std::{
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc,
+        Arc, Barrier,
         atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::*},
     },
     thread::{self, JoinHandle, Thread},
@@ -134,6 +134,18 @@ impl ThreadPool {
 }
 
 impl ThreadPool {
+    /// Keeps each thread, the caller's included, on a core of its own: the `first` of those that this process may use, and
+    /// those behind it. A wish, where the system does not grant it.
+    pub(crate) fn pin(&mut self, first: usize) {
+        // Nobody finishes before all have begun, so that every thread takes one task.
+        let (threads, barrier) = (self.threads(), Barrier::new(self.threads()));
+        self.run(threads, &|i| {
+            #[cfg(target_os = "linux")]
+            pin_to(first + i);
+            barrier.wait();
+        });
+    }
+
     /// `[f(0), …, f(count − 1)]`, computed on all threads.
     pub fn map<T: Send>(&mut self, count: usize, f: impl Fn(usize) -> T + Sync) -> Vec<T> {
         let mut results: Vec<Option<T>> = (0..count).map(|_| None).collect();
@@ -153,6 +165,18 @@ impl Drop for ThreadPool {
             helper.join().expect("helpers catch their panics");
         }
     }
+}
+
+#[cfg(target_os = "linux")]
+fn pin_to(core: usize) {
+    use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
+    let Ok(allowed) = sched_getaffinity(None) else { return };
+    let mut one = CpuSet::new();
+    let Some(core) = (0..CpuSet::MAX_CPU).filter(|&core| allowed.is_set(core)).nth(core) else { return };
+    one.set(core);
+    // A refusal leaves the thread where the system puts it.
+    let _ = sched_setaffinity(None, &one);
 }
 
 /// The tasks that are a thread's own.
@@ -247,6 +271,31 @@ mod tests {
                 assert!(counts.iter().all(|c| c.load(Relaxed) == 50));
             }
         }
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn pinned_threads_stay_on_cores_of_their_own() {
+        let cores = thread::available_parallelism().unwrap().get();
+        // On a thread of its own, whose core no other test minds.
+        let stayed = thread::spawn(move || {
+            let mut pool = ThreadPool::new(cores, false);
+            pool.pin(0);
+            let barrier = Barrier::new(cores);
+            pool.map(cores, |_| {
+                barrier.wait();
+                rustix::thread::sched_getaffinity(None).unwrap()
+            })
+        });
+        let stayed = stayed.join().unwrap();
+        let all = |set: &rustix::thread::CpuSet| {
+            (0..rustix::thread::CpuSet::MAX_CPU).filter(|&core| set.is_set(core)).collect()
+        };
+        let mut used: Vec<Vec<usize>> = stayed.iter().map(all).collect();
+        assert!(used.iter().all(|cores| cores.len() == 1), "{used:?}");
+        used.sort();
+        used.dedup();
+        assert_eq!(used.len(), cores);
     }
 
     #[test]

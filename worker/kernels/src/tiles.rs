@@ -65,10 +65,10 @@ impl Ahead {
 /// Vectors of the largest tile there is.
 pub(crate) const MOST_VECTORS: usize = 24;
 
-/// Rows of the highest tile that an instruction set has registers for. Bytes take two sums each: of the unit, and of all.
+/// Rows of the highest tile that an instruction set has registers for. Bytes take two sums each, of the unit and of all.
 pub(crate) fn most_rows(isa: Isa, inputs: &Inputs<'_>) -> usize {
     match (isa, inputs) {
-        (Isa::Avx512 | Isa::Avx512Bf16, Inputs::Int8 { .. }) => 6,
+        (Isa::Avx512 | Isa::Avx512Bf16, Inputs::Int8 { .. }) => 8,
         (Isa::Avx512 | Isa::Avx512Bf16, _) => 12,
         (_, Inputs::Int8 { .. }) => 4,
         _ => 6,
@@ -168,7 +168,10 @@ unsafe fn f32_body<V: Lanes, const M: usize, const P: usize>(
         let (x, panels) = (x.as_ptr(), panels.as_ptr());
         for k in 0..depth {
             ahead.fetch::<P>(k);
-            let weights: [V; P] = std::array::from_fn(|p| V::load(panels.add(p * len + k * LANES)));
+            let mut weights = [V::splat(0.0); P];
+            for p in 0..P {
+                weights[p] = V::load(panels.add(p * len + k * LANES));
+            }
             for m in 0..M {
                 let x = V::splat(*x.add(m * depth + k));
                 for p in 0..P {
@@ -197,12 +200,16 @@ unsafe fn bf16_body<V: Lanes, const M: usize, const P: usize>(
         let (x, panels) = (x.as_ptr(), panels.as_ptr());
         for k in (0..depth).step_by(2) {
             ahead.fetch::<P>(k / 2);
-            let weights: [(V, V); P] = std::array::from_fn(|p| V::load_bf16_pairs(panels.add(p * len + k * LANES)));
+            // A closure might not be inlined, and then lacks the instruction set.
+            let (mut first, mut second) = ([V::splat(0.0); P], [V::splat(0.0); P]);
+            for p in 0..P {
+                (first[p], second[p]) = V::load_bf16_pairs(panels.add(p * len + k * LANES));
+            }
             for m in 0..M {
                 let x = x.add(m * depth + k);
-                let (first, second) = (V::splat(*x), V::splat(*x.add(1)));
                 for p in 0..P {
-                    sums[p][m] = second.mul_add(weights[p].1, first.mul_add(weights[p].0, sums[p][m]));
+                    sums[p][m] = V::splat(*x).mul_add(first[p], sums[p][m]);
+                    sums[p][m] = V::splat(*x.add(1)).mul_add(second[p], sums[p][m]);
                 }
             }
         }
@@ -239,7 +246,10 @@ unsafe fn int8_body<V: Lanes, const M: usize, const P: usize>(
         let (values, panels) = (x.values.as_ptr(), panels.as_ptr());
         let mut totals = [[V::splat(0.0); M]; P];
         for u in 0..units {
-            let starts: [V::Sums; M] = std::array::from_fn(|m| V::start_sums(x.offsets.as_ptr().add(m * units + u)));
+            let mut starts = [V::start_sums(x.offsets.as_ptr().add(u)); M];
+            for m in 1..M {
+                starts[m] = V::start_sums(x.offsets.as_ptr().add(m * units + u));
+            }
             let mut sums = [starts; P];
             let weights = panels.add(shape.scale_bytes());
             let (first, end) = (u * unit, (u + 1) * unit);
@@ -279,11 +289,14 @@ unsafe fn add_four<V: Lanes, const M: usize, const P: usize>(
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        let weights: [V::Weights; P] = std::array::from_fn(|p| V::load_weights(weights.add(p * len)));
+        let mut four = [V::load_weights(weights); P];
+        for p in 1..P {
+            four[p] = V::load_weights(weights.add(p * len));
+        }
         for m in 0..M {
             let x = i32::from_le(x.add(m * depth).cast::<i32>().read_unaligned());
             for p in 0..P {
-                sums[p][m] = V::dot4(sums[p][m], weights[p], x);
+                sums[p][m] = V::dot4(sums[p][m], four[p], x);
             }
         }
     }

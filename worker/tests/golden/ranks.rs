@@ -141,7 +141,7 @@ pub(crate) fn load_order(golden: &Golden, isa: Option<&str>, comm: CommKind, dty
         threads: Some(1),
         isa: isa.map(str::to_owned),
         comm,
-        spin: false,
+        cores: Cores::Shared,
         max_batched_tokens: MAX_TOKENS,
         max_seqs: MAX_SEQS,
         trace: None,
