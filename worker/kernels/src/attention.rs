@@ -323,9 +323,11 @@ unsafe fn attend_body<V: Lanes, const R: usize, T: Cell>(
     let (first, last) = (queries.rows[0].positions, queries.rows[R - 1].positions);
     let q: [&[f32]; R] = std::array::from_fn(|r| &queries.qkv[r * 3 * width + head * dim..][..dim]);
     let blocks = &queries.rows[0].blocks[..last.div_ceil(LANES)];
-    let tile_of = |block: u32| {
+    let tile_of = |block: u32, head: usize| {
         &pool[block as usize * layout.block_elements() + head * layout.head_elements()..][..layout.head_elements()]
     };
+    // The same thread's next task is most likely the next head.
+    let then = tile_of(blocks[0], (head + 1) % layout.heads_local);
     // Only what a head needs of it is written, and read.
     let mut scratch = [MaybeUninit::<[f32; MAX_HEAD_DIM]>::uninit(); R];
     let sums = scratch.each_mut().map(|sums| sums.as_mut_ptr().cast::<f32>());
@@ -337,8 +339,8 @@ unsafe fn attend_body<V: Lanes, const R: usize, T: Cell>(
             (0..stride).step_by(LANES).for_each(|j| V::splat(0.0).store(sums.add(j)));
         }
         for (index, &block) in blocks.iter().enumerate() {
-            let tile = tile_of(block);
-            let ahead = tile_of(blocks.get(index + 1).copied().unwrap_or(block)).as_ptr();
+            let tile = tile_of(block, head);
+            let ahead = blocks.get(index + 1).map_or(then, |&block| tile_of(block, head)).as_ptr();
             let (keys, values) = (tile.as_ptr(), tile.as_ptr().add(LANES * dim));
             // Slots past a row's own hold what an earlier owner left, or later rows: never touched, so that not even a NaN
             // could leak.
