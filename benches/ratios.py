@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""NanoInfer against itself: what ranks, HTTP and the timeline cost, how long it takes to be ready, what it burns idle. Prints a
-Markdown table.
+"""NanoInfer against itself: what ranks, HTTP and the timeline cost, how long it takes to be ready, what it burns idle, what
+the parts of the scheduler buy. Prints Markdown tables.
 
 A machine's speed drifts, so that only figures of one run compare: the two sides of a ratio take turns, round by round, and a
 ratio is the median of the rounds' ratios.
@@ -123,7 +123,31 @@ def idle(options):
         row(f"idle for 5 s, a second after an answer{', `--nproc 2`' if arguments else ''} (% of one core)", f"{share:.1f}", "")
 
 
-PARTS = {"ranks": ranks, "crowd": crowd, "http": http, "trace": trace, "ready": ready, "idle": idle}
+def scheduler(options):
+    """What each part of the scheduler buys, on one trace: prompts that share their first 256 tokens, some of them long."""
+    load = ["--requests", "48", "--rate", str(options.rate), "--prefix-tokens", "256", "--prompt-tokens", "120", "--tokens", "64", "--spread", "0.7"]
+    policies = {"all of it": [], "pieces of 128 tokens": ["--max-batched-tokens", "128"], "pieces of 256": ["--max-batched-tokens", "256"],
+                "whole prompts": ["--max-batched-tokens", "4096"], "no prefix cache": ["--no-prefix-cache"],
+                "neither": ["--max-batched-tokens", "4096", "--no-prefix-cache"]}
+    results = {name: [] for name in policies}
+    for turn in range(options.rounds):
+        for name, arguments in policies.items():
+            with Server(options, *arguments) as server:
+                command = [BIN / "nanoinfer", "bench", "serve", "--url", server.url, *load]
+                done = subprocess.run(command, capture_output=True, text=True, check=True)
+            results[name].append(json.loads(done.stdout.splitlines()[-1]))
+            print(f"{name}, round {turn + 1}: {done.stdout.splitlines()[-1]}", file=sys.stderr)
+    median = lambda name, *path: statistics.median(get(line, *path) for line in results[name])
+    get = lambda line, *path: line if not path else get(line[path[0]], *path[1:])
+    print()
+    row(f"ms, {options.rate} requests a second", "first token p50", "p99", "between tokens p50", "p99", "tokens/s")
+    row(*["---"] * 6)
+    for name in policies:
+        times = [median(name, what, p) for what in ("ttft_ms", "inter_token_ms") for p in ("p50", "p99")]
+        row(name, *(f"{value:.1f}" for value in times), f"{median(name, 'tokens_per_s'):.0f}")
+
+
+PARTS = {"ranks": ranks, "crowd": crowd, "http": http, "trace": trace, "ready": ready, "idle": idle, "scheduler": scheduler}
 
 
 def main():
@@ -131,6 +155,7 @@ def main():
     parser.add_argument("model")
     parser.add_argument("--dtype", default="int8")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rate", type=float, default=12, help="requests a second (scheduler)")
     parser.add_argument("--only", nargs="+", default=list(PARTS), choices=list(PARTS))
     options = parser.parse_args()
     row(f"{pathlib.Path(options.model).name}, {options.dtype}, {options.rounds} rounds", "median", "least … most")

@@ -1,8 +1,8 @@
 //! The kernels in the shapes of GPT-2 124M, for the benchmarks and for counting instructions.
 
 use nanoinfer_kernels::{
-    Activation, AttentionRow, Epilogue, Isa, Kernels, KvLayer, KvLayout, KvType, PackedMatrix, WeightType, arg_top_k,
-    log_sum_exp,
+    Activation, Arena, AttentionRow, Epilogue, Isa, Kernels, KvLayer, KvLayout, KvType, PackedMatrix, WeightType,
+    arg_top_k, log_sum_exp,
 };
 
 /// Width of the model.
@@ -16,7 +16,7 @@ pub const UNIT: usize = 64;
 
 /// A weight matrix `[k, n]` of no particular values.
 pub fn weights(kind: WeightType, k: usize, n: usize) -> PackedMatrix {
-    let mut matrix = PackedMatrix::zeros(kind, UNIT, k, n);
+    let mut matrix = PackedMatrix::zeros(&Arena::default(), kind, UNIT, k, n);
     let column = activations(k);
     (0..n).for_each(|i| matrix.set_column(i, &column));
     matrix
@@ -67,7 +67,7 @@ pub fn layer_norm(rows: usize) -> Work {
 pub fn attention(rows: usize, positions: usize) -> Work {
     let layout = KvLayout { heads_local: HEADS, head_dim: WIDTH / HEADS };
     let blocks = positions.div_ceil(KvLayout::BLOCK);
-    let layer = KvLayer::zeros(KvType::F32, layout, rows * blocks);
+    let layer = KvLayer::zeros(&Arena::default(), KvType::F32, layout, rows * blocks);
     let tables: Vec<Vec<u32>> =
         (0..rows).map(|row| (row * blocks..(row + 1) * blocks).map(|block| block as u32).collect()).collect();
     let (qkv, mut out) = (activations(rows * 3 * WIDTH), vec![0.0; rows * WIDTH]);

@@ -171,6 +171,8 @@ impl<R: Ranks> Engine<R> {
             chosen = self.scheduler.schedule(true);
             let answers = self.ranks.finish_step()?;
             self.status.metrics.step.observe(since.elapsed().as_secs_f64());
+            let reducing = answers.iter().map(|answer| answer.reducing).max().unwrap_or_default();
+            self.status.metrics.allreduce.observe(reducing.as_secs_f64());
             self.postprocess(&step, &answers)?;
         }
         self.take_commands();

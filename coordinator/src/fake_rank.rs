@@ -185,7 +185,7 @@ impl FakeRank {
     pub(crate) fn step(&mut self, plan: &StepPlan) -> StepOutput {
         let tokens: usize = plan.sequences.iter().map(|sequence| sequence.tokens.len()).sum();
         assert!((1..=self.max_tokens).contains(&tokens), "{tokens} tokens in a step");
-        let mut output = StepOutput { step: plan.step, rows: Vec::new() };
+        let mut output = StepOutput { step: plan.step, ..StepOutput::default() };
         self.last_rows.clear();
         for sequence in &plan.sequences {
             let first_written = sequence.start as usize / BLOCK_TOKENS;

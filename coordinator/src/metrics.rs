@@ -52,6 +52,8 @@ pub struct Metrics {
     request_queue_time: Histogram,
     /// One step of all ranks, as the coordinator waits for it.
     pub(crate) step: Histogram,
+    /// All reductions of a step, of the rank that they took longest on.
+    pub(crate) allreduce: Histogram,
 }
 
 /// Why a request ended.
@@ -84,6 +86,8 @@ impl Default for Metrics {
         let e2e_request_latency = histogram("e2e_request_latency_seconds", "From submission to the end", LONG_S);
         let request_queue_time = histogram("request_queue_time_seconds", "From submission to the first step", LONG_S);
         let step = histogram("step_seconds", "One step of all ranks, as the coordinator waits for it", SHORT_S);
+        let allreduce = "All reductions of a step, of the rank that they took longest on";
+        let allreduce = histogram("allreduce_seconds", allreduce, SHORT_S);
         let metrics = Self {
             running: Gauge::default(),
             waiting: Gauge::default(),
@@ -101,6 +105,7 @@ impl Default for Metrics {
             e2e_request_latency,
             request_queue_time,
             step,
+            allreduce,
             registry: Registry::default(),
         };
         registry.register("num_requests_running", "Sequences in the current step", metrics.running.clone());

@@ -15,7 +15,7 @@
 //! ```
 //! Invariant: a step is a pure function of plan, weights and KV pool. Ranks keep no request state.
 
-use std::{cmp::Ordering, path::PathBuf};
+use std::{cmp::Ordering, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -250,6 +250,8 @@ pub struct StepOutput {
     pub step: u64,
     /// One entry per [`RowRequest`].
     pub rows: Vec<RowSlice>,
+    /// Time in all its reductions, waiting for other ranks included.
+    pub reducing: Duration,
 }
 
 /// One rank's view of one row: its slice of the vocabulary only.

@@ -1,8 +1,8 @@
-//! `pull`, `inspect` and `convert` as a user runs them. What a hub answers is tested in `launcher/src/model/tests.rs`.
+//! `pull`, `inspect` and `convert` as a user runs them. What a hub may answer is tested in `launcher/src/model/tests.rs`.
 
-use std::{fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path};
 
-use crate::{nanoinfer, text};
+use crate::{hub::FakeHub, nanoinfer, text};
 
 fn golden(path: &str) -> String {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(path).display().to_string()
@@ -72,4 +72,33 @@ fn pull_follows_the_environment() {
     let error = pull(&[("HF_ENDPOINT", "http://127.0.0.1:9")]);
     assert!(error.contains("http://127.0.0.1:9/api/models/openai-community/gpt2") && error.contains(home), "{error}");
     assert!(pull(&[("HF_HUB_OFFLINE", "1")]).contains("HF_HUB_OFFLINE is set"));
+}
+
+#[test]
+fn pull_fetches_a_model_that_then_needs_no_hub() {
+    let files = ["config.json", "merges.txt", "vocab.json", "model.safetensors"];
+    let content = |name: &str| fs::read(golden(&format!("tiny/{name}"))).unwrap();
+    let files: BTreeMap<_, _> = files.into_iter().map(|name| (name, content(name))).collect();
+    let hub = FakeHub::start("org/tiny", files.clone(), Some("secret"));
+    hub.break_off(1);
+    let dir = tempfile::tempdir().unwrap();
+    let run = |arguments: &[&str], variables: &[(&str, &str)]| {
+        let mut command = nanoinfer(arguments);
+        command.env_remove("HF_HUB_CACHE").env("HF_HOME", dir.path()).envs(variables.iter().copied());
+        let output = command.output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{arguments:?}: {errors}");
+        text(&output).to_owned()
+    };
+    let folder = run(&["pull", "org/tiny"], &[("HF_ENDPOINT", &hub.endpoint), ("HF_TOKEN", "secret")]);
+    assert!(folder.starts_with(dir.path().to_str().unwrap()), "{folder}");
+    for (name, content) in files {
+        assert_eq!(fs::read(Path::new(folder.trim()).join(name)).unwrap(), content, "{name}");
+    }
+    let asked = hub.asked();
+    assert!(asked.iter().any(|(path, from)| path.ends_with("model.safetensors") && *from > 0), "it went on: {asked:?}");
+    let answer =
+        run(&["generate", "--model", "org/tiny", "--prompt", "a", "--max-tokens", "3"], &[("HF_HUB_OFFLINE", "1")]);
+    assert!(!answer.trim().is_empty());
+    assert_eq!(hub.asked(), []);
 }

@@ -2,6 +2,8 @@
 
 mod checkpoints;
 mod eval;
+#[path = "../hub.rs"]
+mod hub;
 
 use std::{
     io::Write,

@@ -9,7 +9,7 @@ use std::{
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::server::{Server, is_alive, send_signal, wait_until};
+use crate::server::{Server, cpu_time, is_alive, send_signal, wait_until};
 
 #[test]
 fn sigterm_and_sigint_stop_everything_with_exit_code_0() {
@@ -132,4 +132,19 @@ fn a_client_that_hangs_up_frees_its_place() {
     }
     // The only place is free again.
     server.ask("/api/chat", &json!({ "prompt": "Hello!", "max_tokens": 3 }));
+}
+
+#[test]
+fn a_second_after_an_answer_nothing_spins() {
+    for nproc in ["1", "2"] {
+        let server = Server::start(&["--nproc", nproc]);
+        server.ask("/api/chat", &json!({ "prompt": "What is a cat?" }));
+        std::thread::sleep(Duration::from_secs(1));
+        let pids = || [&[server.pid()][..], &server.rank_pids()].concat();
+        let used = || pids().into_iter().map(cpu_time).sum::<Duration>();
+        let (before, watched) = (used(), Duration::from_secs(5));
+        std::thread::sleep(watched);
+        // Its own time, which no other process lengthens: 1 % of a core.
+        assert!(used() - before < watched / 100, "nproc {nproc}: {:?}", used() - before);
+    }
 }

@@ -10,6 +10,8 @@
 //! inputs and the KV cache are rounded to.
 //! Does not know plans beyond rows, positions and block tables, nor what logits are wanted for.
 
+use std::time::{Duration, Instant};
+
 use nanoinfer_kernels::{Activation, AttentionRow, Epilogue, Kernels};
 use nanoinfer_shared::{
     Activation as Nonlinearity, Geometry, Share,
@@ -43,6 +45,8 @@ pub struct Gpt2 {
     comm: Box<dyn Communicator>,
     kernels: Kernels,
     trace: Trace,
+    /// Time in reductions since it was last asked for.
+    reducing: Duration,
     buffers: Buffers,
 }
 
@@ -95,7 +99,7 @@ impl Gpt2 {
         max_batched_tokens: usize,
     ) -> Self {
         let buffers = Buffers::new(&geometry, &share, max_batched_tokens);
-        Self { geometry, share, shard, kv, comm, kernels, trace: Trace::default(), buffers }
+        Self { geometry, share, shard, kv, comm, kernels, trace: Trace::default(), reducing: Duration::ZERO, buffers }
     }
 
     /// The same, with a timeline of its steps.
@@ -126,6 +130,11 @@ impl Gpt2 {
     /// The timeline, for marks outside the model.
     pub(crate) fn trace(&mut self) -> &mut Trace {
         &mut self.trace
+    }
+
+    /// Time in reductions since the last call, waiting for others included.
+    pub(crate) fn take_reducing(&mut self) -> Duration {
+        std::mem::take(&mut self.reducing)
     }
 
     /// Frees peers that wait for this rank.
@@ -173,18 +182,15 @@ impl Gpt2 {
     fn embed(&mut self, step: u64, rows: &[Row<'_>]) -> Result<(), CommError> {
         let c = self.geometry.n_embd;
         let x = &mut self.buffers.x[..rows.len() * c];
-        for (to, row) in x.chunks_exact_mut(c).zip(rows) {
-            let token = row.token as usize;
-            if self.share.vocab.contains(&token) {
-                self.shard.embedding.copy_column(token - self.share.vocab.start, to);
-            } else {
-                to.fill(0.0);
-            }
-        }
+        let vocab = &self.share.vocab;
+        let local = |row: &Row<'_>| {
+            Some(row.token as usize).filter(|token| vocab.contains(token)).map(|token| token - vocab.start)
+        };
+        let columns: Vec<_> = rows.iter().map(local).collect();
+        self.kernels.gather(&self.shard.embedding, &columns, x);
         self.trace.lap(Category::Rows, "gather");
         let site = ReduceSite { step, layer: None, operation: "token embedding" };
-        let waited = self.comm.all_reduce(Elements::F32(x), site)?;
-        self.trace.reduction(site.operation, waited);
+        self.reducing += reduce(&mut *self.comm, x, site, &mut self.trace)?;
         for (to, row) in x.chunks_exact_mut(c).zip(rows) {
             let position = &self.shard.positions[row.position * c..][..c];
             to.iter_mut().zip(position).for_each(|(x, p)| *x += p);
@@ -214,8 +220,7 @@ impl Gpt2 {
         self.kernels.matmul(mixed, &projection.weights, Epilogue::None, partial);
         self.trace.lap(Category::Product, "projection");
         let site = ReduceSite { step, layer: Some(layer), operation: "attention projection" };
-        let waited = self.comm.all_reduce(Elements::F32(partial), site)?;
-        self.trace.reduction(site.operation, waited);
+        self.reducing += reduce(&mut *self.comm, partial, site, &mut self.trace)?;
         self.kernels.add_residual(x, partial, &projection.bias);
         self.trace.lap(Category::Rows, "residual");
         Ok(())
@@ -236,8 +241,7 @@ impl Gpt2 {
         self.kernels.matmul(hidden, &weights.mlp_projection.weights, Epilogue::None, partial);
         self.trace.lap(Category::Product, "MLP projection");
         let site = ReduceSite { step, layer: Some(layer), operation: "MLP projection" };
-        let waited = self.comm.all_reduce(Elements::F32(partial), site)?;
-        self.trace.reduction(site.operation, waited);
+        self.reducing += reduce(&mut *self.comm, partial, site, &mut self.trace)?;
         self.kernels.add_residual(x, partial, &weights.mlp_projection.bias);
         self.trace.lap(Category::Rows, "residual");
         Ok(())
@@ -246,6 +250,19 @@ impl Gpt2 {
 
 fn norm(kernels: &mut Kernels, x: &[f32], norm: &LayerNorm, geometry: &Geometry, out: &mut [f32]) {
     kernels.layer_norm(x, &norm.gain, &norm.bias, geometry.layer_norm_epsilon, out);
+}
+
+/// Adds up over ranks; returns how long that took, waiting for others included.
+fn reduce(
+    comm: &mut dyn Communicator,
+    data: &mut [f32],
+    site: ReduceSite,
+    trace: &mut Trace,
+) -> Result<Duration, CommError> {
+    let begun = Instant::now();
+    let waited = comm.all_reduce(Elements::F32(data), site)?;
+    trace.reduction(site.operation, waited);
+    Ok(begun.elapsed())
 }
 
 /// The kernels know no configuration, so each side has its own list.

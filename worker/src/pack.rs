@@ -8,7 +8,7 @@
 
 use std::ops::Range;
 
-use nanoinfer_kernels::{PackedMatrix, WeightType};
+use nanoinfer_kernels::{Arena, PackedMatrix, WeightType};
 
 use crate::{
     checkpoint::TensorSlice,
@@ -18,28 +18,36 @@ use crate::{
 /// Rows of K in a unit where they are neither heads nor the FFN's.
 pub(crate) const UNIT: usize = 64;
 
-/// How a column-parallel matrix is cut and packed.
-pub(crate) struct Columns<'a> {
-    pub(crate) kind: WeightType,
-    /// K, all of it.
-    pub(crate) height: usize,
-    /// This rank's columns, side by side.
-    pub(crate) ranges: &'a [Range<usize>],
+/// Packs a rank's matrices, all of one type and into one arena.
+pub(crate) struct Packer {
+    kind: WeightType,
+    arena: Arena,
 }
 
-impl Columns<'_> {
-    /// Reads weights and bias; what a quantised matrix takes over from `norm`, which computes its input, leaves that neutral.
-    pub(crate) fn load(&self, weights: TensorSlice<'_>, bias: TensorSlice<'_>, norm: &mut LayerNorm) -> Linear {
-        let width = self.ranges.iter().map(Range::len).sum();
-        let mut matrix = PackedMatrix::zeros(self.kind, UNIT, self.height, width);
-        let mut bias: Vec<f32> = self.ranges.iter().flat_map(|range| bias.read_vector(range.clone())).collect();
+impl Packer {
+    pub(crate) fn new(kind: WeightType) -> Self {
+        Self { kind, arena: Arena::default() }
+    }
+
+    /// A column-parallel matrix of `height` rows and its bias: this rank's columns, side by side. What a quantised matrix takes
+    /// over from `norm`, which computes its input, leaves that neutral.
+    pub(crate) fn columns(
+        &self,
+        height: usize,
+        ranges: &[Range<usize>],
+        (weights, bias): (TensorSlice<'_>, TensorSlice<'_>),
+        norm: &mut LayerNorm,
+    ) -> Linear {
+        let width = ranges.iter().map(Range::len).sum();
+        let mut matrix = PackedMatrix::zeros(&self.arena, self.kind, UNIT, height, width);
+        let mut bias: Vec<f32> = ranges.iter().flat_map(|range| bias.read_vector(range.clone())).collect();
         let absorbs = self.kind == WeightType::Int8;
         let (mut unit, mut row) = (Vec::new(), Vec::new());
         for index in 0..matrix.units() {
             unit.clear();
-            for k in index * UNIT..self.height.min((index + 1) * UNIT) {
+            for k in index * UNIT..height.min((index + 1) * UNIT) {
                 let start = unit.len();
-                for range in self.ranges {
+                for range in ranges {
                     weights.read_row(k, range.clone(), &mut row);
                     unit.extend_from_slice(&row);
                 }
@@ -56,41 +64,30 @@ impl Columns<'_> {
         }
         Linear { weights: matrix, bias }
     }
-}
 
-/// A row-parallel matrix: the given rows, in units of `unit`, of a tensor with `width` columns.
-pub(crate) fn rows(
-    kind: WeightType,
-    unit: usize,
-    tensor: TensorSlice<'_>,
-    range: Range<usize>,
-    width: usize,
-) -> PackedMatrix {
-    let mut matrix = PackedMatrix::zeros(kind, unit, range.len(), width);
-    let (mut values, mut row) = (Vec::new(), Vec::new());
-    for index in 0..matrix.units() {
-        values.clear();
-        for from in range.clone().skip(index * unit).take(unit) {
-            tensor.read_row(from, 0..width, &mut row);
-            values.extend_from_slice(&row);
+    /// A row-parallel matrix: the given rows, in units of `unit`, of a tensor with `width` columns.
+    pub(crate) fn rows(&self, unit: usize, tensor: TensorSlice<'_>, range: Range<usize>, width: usize) -> PackedMatrix {
+        let mut matrix = PackedMatrix::zeros(&self.arena, self.kind, unit, range.len(), width);
+        let (mut values, mut row) = (Vec::new(), Vec::new());
+        for index in 0..matrix.units() {
+            values.clear();
+            for from in range.clone().skip(index * unit).take(unit) {
+                tensor.read_row(from, 0..width, &mut row);
+                values.extend_from_slice(&row);
+            }
+            matrix.set_unit(index, &values);
         }
-        matrix.set_unit(index, &values);
+        matrix
     }
-    matrix
-}
 
-/// The given rows of an embedding `[V, C]`, as the columns of a head `[C, V_local]`.
-pub(crate) fn rows_as_columns(
-    kind: WeightType,
-    tensor: TensorSlice<'_>,
-    range: Range<usize>,
-    width: usize,
-) -> PackedMatrix {
-    let mut matrix = PackedMatrix::zeros(kind, UNIT, width, range.len());
-    let mut values = Vec::new();
-    for (column, row) in range.enumerate() {
-        tensor.read_row(row, 0..width, &mut values);
-        matrix.set_column(column, &values);
+    /// The given rows of an embedding `[V, C]`, as the columns of a head `[C, V_local]`.
+    pub(crate) fn rows_as_columns(&self, tensor: TensorSlice<'_>, range: Range<usize>, width: usize) -> PackedMatrix {
+        let mut matrix = PackedMatrix::zeros(&self.arena, self.kind, UNIT, width, range.len());
+        let mut values = Vec::new();
+        for (column, row) in range.enumerate() {
+            tensor.read_row(row, 0..width, &mut values);
+            matrix.set_column(column, &values);
+        }
+        matrix
     }
-    matrix
 }

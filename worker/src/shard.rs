@@ -18,7 +18,7 @@ use nanoinfer_shared::{Geometry, Share, partition::FFN_BLOCK, protocol::DType};
 
 use crate::{
     checkpoint::{Checkpoint, CheckpointError},
-    pack::{self, Columns, UNIT},
+    pack::{Packer, UNIT},
 };
 
 /// Everything that a rank holds of a model.
@@ -86,19 +86,19 @@ impl Shard {
         dtype: DType,
         threads: usize,
     ) -> Result<Self, CheckpointError> {
-        let kind = weight_type(dtype);
+        let packer = Packer::new(weight_type(dtype));
         let next = AtomicUsize::new(0);
         // Each thread takes one layer after the other; the first begins with the embedding, the largest matrix there is.
         let load_layers = || {
             let taken =
                 std::iter::repeat_with(|| next.fetch_add(1, Relaxed)).take_while(|&layer| layer < geometry.n_layer);
-            let load = |layer| Ok((layer, LayerShard::load(checkpoint, geometry, share, kind, layer)?));
+            let load = |layer| Ok((layer, LayerShard::load(checkpoint, geometry, share, &packer, layer)?));
             taken.map(load).collect::<Result<Vec<_>, CheckpointError>>()
         };
         let (outside, layers) = thread::scope(|scope| {
             let others: Vec<_> = (1..threads).map(|_| scope.spawn(load_layers)).collect();
             let vocabulary =
-                |name| Ok(pack::rows_as_columns(kind, checkpoint.tensor(name)?, share.vocab.clone(), geometry.n_embd));
+                |name| Ok(packer.rows_as_columns(checkpoint.tensor(name)?, share.vocab.clone(), geometry.n_embd));
             let untied_head = (!geometry.tie_word_embeddings).then(|| vocabulary("lm_head.weight")).transpose();
             let outside = vocabulary("wte.weight").and_then(|embedding| Ok((embedding, untied_head?)));
             let mut layers = vec![load_layers()];
@@ -143,7 +143,7 @@ impl LayerShard {
         checkpoint: &Checkpoint,
         geometry: &Geometry,
         share: &Share,
-        kind: WeightType,
+        packer: &Packer,
         layer: usize,
     ) -> Result<Self, CheckpointError> {
         let name = |part: &str| format!("h.{layer}.{part}");
@@ -154,19 +154,19 @@ impl LayerShard {
         let thirds = [0, c, 2 * c].map(|third| third + heads.start..third + heads.end);
         let mut norm_1 = LayerNorm::load(checkpoint, geometry, &name("ln_1"))?;
         let mut norm_2 = LayerNorm::load(checkpoint, geometry, &name("ln_2"))?;
-        let qkv = Columns { kind, height: c, ranges: &thirds };
-        let fc = Columns { kind, height: c, ranges: std::slice::from_ref(&share.ffn) };
+        let qkv = (tensor("attn.c_attn.weight")?, bias("attn.c_attn.bias", 3 * c)?);
+        let fc = (tensor("mlp.c_fc.weight")?, bias("mlp.c_fc.bias", geometry.n_inner)?);
         Ok(Self {
-            qkv: qkv.load(tensor("attn.c_attn.weight")?, bias("attn.c_attn.bias", 3 * c)?, &mut norm_1),
+            qkv: packer.columns(c, &thirds, qkv, &mut norm_1),
             norm_1,
             attention_projection: Linear {
-                weights: pack::rows(kind, d, tensor("attn.c_proj.weight")?, heads, c),
+                weights: packer.rows(d, tensor("attn.c_proj.weight")?, heads, c),
                 bias: bias("attn.c_proj.bias", c)?.read_vector(0..c),
             },
-            fc: fc.load(tensor("mlp.c_fc.weight")?, bias("mlp.c_fc.bias", geometry.n_inner)?, &mut norm_2),
+            fc: packer.columns(c, std::slice::from_ref(&share.ffn), fc, &mut norm_2),
             norm_2,
             mlp_projection: Linear {
-                weights: pack::rows(kind, FFN_BLOCK, tensor("mlp.c_proj.weight")?, share.ffn.clone(), c),
+                weights: packer.rows(FFN_BLOCK, tensor("mlp.c_proj.weight")?, share.ffn.clone(), c),
                 bias: bias("mlp.c_proj.bias", c)?.read_vector(0..c),
             },
         })

@@ -62,7 +62,8 @@ impl StepRunner {
             wanted.extend(sequence.outputs.iter().map(|output| (first + output.row as usize, &output.wants)));
         }
         self.model.forward(plan.step, &rows)?;
-        let output = StepOutput { step: plan.step, rows: self.answers(&wanted) };
+        let rows = self.answers(&wanted);
+        let output = StepOutput { step: plan.step, rows, reducing: self.model.take_reducing() };
         self.model.trace().end("step", begun);
         Ok(output)
     }

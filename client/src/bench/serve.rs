@@ -46,6 +46,9 @@ pub(crate) struct ServeBenchOptions {
     /// Median length of a prompt [default: 128, less where the model has few positions].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     prompt_tokens: Option<u32>,
+    /// Tokens that all prompts begin with, before those of their own.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    prefix_tokens: u32,
     /// Median length of an answer [default: 64, less where the model has few positions].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
     tokens: Option<u32>,
@@ -138,6 +141,9 @@ impl Lengths {
 fn trace(options: &ServeBenchOptions, lengths: Lengths) -> Vec<Arrival> {
     let mut random = Random(options.seed);
     let mut at = 0.0;
+    // From a seed of its own, so that the rest of the trace does not depend on it.
+    let mut shared = Random(!options.seed);
+    let prefix: Vec<u32> = (0..options.prefix_tokens).map(|_| shared.id()).collect();
     let requests = 0..options.requests;
     requests
         .map(|_| {
@@ -145,7 +151,8 @@ fn trace(options: &ServeBenchOptions, lengths: Lengths) -> Vec<Arrival> {
             at += -(1.0 - random.unit()).ln() / options.rate;
             let prompt = random.length(lengths.prompt_tokens, options.spread);
             let tokens = random.length(lengths.tokens, options.spread);
-            let prompt = (0..prompt).map(|_| (random.unit() * f64::from(PROMPT_IDS)) as u32).collect();
+            let own = (0..prompt).map(|_| random.id());
+            let prompt = prefix.iter().copied().chain(own).collect();
             Arrival { at: Duration::from_secs_f64(at), prompt, tokens }
         })
         .collect()
@@ -162,6 +169,11 @@ impl Random {
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// One that a prompt may hold.
+    fn id(&mut self) -> u32 {
+        (self.unit() * f64::from(PROMPT_IDS)) as u32
     }
 
     /// Log-normal around a median, by Box and Muller's method.
@@ -230,7 +242,7 @@ fn report(
     );
     let mut line = json!({
         "bench": "serve", "model": model, "requests": options.requests, "rate": options.rate, "answered": good.len(),
-        "prompt_tokens": lengths.prompt_tokens, "tokens": lengths.tokens, "spread": options.spread, "seed": options.seed,
+        "prompt_tokens": lengths.prompt_tokens, "prefix_tokens": options.prefix_tokens, "tokens": lengths.tokens, "spread": options.spread, "seed": options.seed,
         "asked_tokens": asked_tokens, "answered_tokens": tokens, "seconds": seconds, "tokens_per_s": tokens as f64 / seconds,
     });
     for (_, key, [p50, p90, p99]) in rows {
@@ -291,6 +303,17 @@ mod tests {
         let options = options(&["--spread", "0", "--prompt-tokens", "7", "--tokens", "3"]);
         let made = trace(&options, Lengths::new(&options, None));
         assert!(made.iter().all(|arrival| arrival.prompt.len() == 7 && arrival.tokens == 3));
+    }
+
+    #[test]
+    fn a_prefix_is_the_same_in_all_prompts_and_changes_nothing_else() {
+        let lengths = Lengths { prompt_tokens: 20, tokens: 9 };
+        let (plain, longer) = (trace(&options(&[]), lengths), trace(&options(&["--prefix-tokens", "33"]), lengths));
+        let prefix = &longer[0].prompt[..33];
+        for (plain, longer) in plain.iter().zip(&longer) {
+            assert!(longer.prompt == [prefix, &plain.prompt].concat());
+            assert_eq!((plain.at, plain.tokens), (longer.at, longer.tokens));
+        }
     }
 
     #[test]

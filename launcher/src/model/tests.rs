@@ -1,112 +1,16 @@
-//! Names to files, with a hub of our own on loopback: the routes that the real one answers, and nothing else.
+//! Names to files, with a hub of our own on loopback.
 
-use std::{
-    collections::BTreeMap,
-    io::{BufRead, BufReader, Write},
-    net::{TcpListener, TcpStream},
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering::SeqCst},
-    },
-};
+use std::collections::BTreeMap;
 
 use super::*;
 
-const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+#[path = "../../../tests/hub.rs"]
+mod hub;
+
+use hub::{COMMIT, FakeHub};
+
 /// Of no content that has any size.
 const CONFIG_TEXT: &str = r#"{"model_type":"gpt2","n_embd":40,"n_head":5}"#;
-
-/// A hub with one repository.
-struct FakeHub {
-    endpoint: String,
-    state: Arc<State>,
-}
-
-struct State {
-    id: &'static str,
-    files: BTreeMap<&'static str, Vec<u8>>,
-    /// Without it the hub says 401.
-    token: Option<&'static str>,
-    /// How many more answers break off in the middle.
-    breaks: AtomicUsize,
-    /// Paths asked for and the byte from which, in order; a mutex because every connection has its thread.
-    asked: Mutex<Vec<(String, usize)>>,
-}
-
-impl FakeHub {
-    fn start(id: &'static str, files: BTreeMap<&'static str, Vec<u8>>) -> Self {
-        Self::start_with(id, files, None)
-    }
-
-    fn start_with(id: &'static str, files: BTreeMap<&'static str, Vec<u8>>, token: Option<&'static str>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        let state = Arc::new(State { id, files, token, breaks: AtomicUsize::new(0), asked: Mutex::default() });
-        let served = Arc::clone(&state);
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let served = Arc::clone(&served);
-                std::thread::spawn(move || converse(stream.unwrap(), &served));
-            }
-        });
-        Self { endpoint, state }
-    }
-
-    fn asked(&self) -> Vec<(String, usize)> {
-        std::mem::take(&mut self.state.asked.lock().unwrap())
-    }
-}
-
-fn converse(mut stream: TcpStream, hub: &State) {
-    let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
-    while let Some(request) = lines.next() {
-        let head: Vec<(String, String)> = lines
-            .by_ref()
-            .take_while(|line| !line.is_empty())
-            .filter_map(|line| line.split_once(": ").map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned())))
-            .collect();
-        let header = |name: &str| head.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str());
-        let path = request.split([' ', '?']).nth(1).unwrap();
-        let range = header("range").and_then(|value| {
-            let (from, to) = value.strip_prefix("bytes=")?.split_once('-')?;
-            Some((from.parse::<usize>().unwrap(), to.parse::<usize>().ok()))
-        });
-        let (from, to) = range.unwrap_or((0, None));
-        hub.asked.lock().unwrap().push((path.to_string(), from));
-        let allowed = hub.token.is_none_or(|token| header("authorization") == Some(&format!("Bearer {token}")));
-        let listing = path == format!("/api/models/{}/revision/main", hub.id);
-        let file =
-            path.strip_prefix(&format!("/{}/resolve/{COMMIT}/", hub.id)).and_then(|name| hub.files.get_key_value(name));
-        let (status, headers, body) = if !allowed {
-            ("401 Unauthorized", String::new(), Vec::new())
-        } else if listing {
-            let sibling =
-                |(name, content): (&&str, &Vec<u8>)| serde_json::json!({"rfilename": name, "size": content.len()});
-            let siblings: Vec<_> = hub.files.iter().map(sibling).collect();
-            let body = serde_json::json!({"sha": COMMIT, "siblings": siblings}).to_string();
-            ("200 OK", String::new(), body.into_bytes())
-        } else if let Some((name, content)) = file {
-            let to = to.map_or(content.len(), |to| to + 1).min(content.len());
-            let headers = format!(
-                "ETag: \"tag-{}\"\r\nX-Repo-Commit: {COMMIT}\r\nContent-Range: bytes {from}-{}/{}\r\n",
-                name.replace('.', "-"),
-                to.saturating_sub(1),
-                content.len()
-            );
-            ("206 Partial Content", headers, content[from..to].to_vec())
-        } else {
-            ("404 Not Found", String::new(), Vec::new())
-        };
-        let head = format!("HTTP/1.1 {status}\r\n{headers}Content-Length: {}\r\n\r\n", body.len());
-        let breaks = body.len() > 4096 && hub.breaks.fetch_update(SeqCst, SeqCst, |n| n.checked_sub(1)).is_ok();
-        let sent = if breaks { body.len() / 2 } else { body.len() };
-        if stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body[..sent])).is_err() || breaks {
-            // A client that reads on must see the end.
-            let _ = stream.shutdown(std::net::Shutdown::Both);
-            return;
-        }
-    }
-}
 
 fn golden(path: &str) -> Vec<u8> {
     fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(path)).unwrap()
@@ -131,7 +35,7 @@ fn caches(root: &Path, endpoint: &str) -> Caches {
 #[test]
 fn a_hub_id_is_downloaded_whole_once_and_then_taken_from_the_cache() {
     let root = tempfile::tempdir().unwrap();
-    let hub = FakeHub::start("openai-community/gpt2", files());
+    let hub = FakeHub::start("openai-community/gpt2", files(), None);
     let mut caches = caches(root.path(), &hub.endpoint);
     let model = resolve(Some("gpt2"), None, &caches).unwrap();
     assert_eq!((model.name.as_str(), model.geometry.n_head), ("gpt2", 3));
@@ -155,7 +59,7 @@ fn a_hub_id_is_downloaded_whole_once_and_then_taken_from_the_cache() {
 #[test]
 fn a_pull_asks_for_what_is_new_and_fetches_nothing_twice() {
     let root = tempfile::tempdir().unwrap();
-    let hub = FakeHub::start("openai-community/gpt2", files());
+    let hub = FakeHub::start("openai-community/gpt2", files(), None);
     let mut caches = caches(root.path(), &hub.endpoint);
     let model = pull("gpt2", None, &caches).unwrap();
     hub.asked();
@@ -171,8 +75,8 @@ fn a_download_that_broke_off_goes_on_where_it_did() {
     let weights = files()["model.safetensors"].clone();
     // In the middle of a pull.
     let root = tempfile::tempdir().unwrap();
-    let hub = FakeHub::start("openai-community/gpt2", files());
-    hub.state.breaks.store(1, SeqCst);
+    let hub = FakeHub::start("openai-community/gpt2", files(), None);
+    hub.break_off(1);
     let model = pull("gpt2", None, &caches(root.path(), &hub.endpoint)).unwrap();
     assert_eq!(fs::read(&model.weights[0]).unwrap(), weights);
     let asked = |hub: &FakeHub| {
@@ -198,7 +102,7 @@ fn a_download_that_broke_off_goes_on_where_it_did() {
     let mut shorter = files();
     shorter.insert("model.safetensors", weights[..weights.len() - 8].to_vec());
     let blobs = root.path().join("hub/models--org--changed/blobs");
-    let hub = FakeHub::start("org/changed", shorter);
+    let hub = FakeHub::start("org/changed", shorter, None);
     fs::create_dir_all(&blobs).unwrap();
     fs::write(blobs.join("tag-model-safetensors.part"), &weights).unwrap();
     pull("org/changed", None, &caches(root.path(), &hub.endpoint)).unwrap_err();
@@ -207,7 +111,7 @@ fn a_download_that_broke_off_goes_on_where_it_did() {
 #[test]
 fn a_token_opens_what_is_closed() {
     let root = tempfile::tempdir().unwrap();
-    let hub = FakeHub::start_with("org/gated", files(), Some("secret"));
+    let hub = FakeHub::start("org/gated", files(), Some("secret"));
     let mut caches = caches(root.path(), &hub.endpoint);
     let error = pull("org/gated", None, &caches).unwrap_err().to_string();
     assert!(error.contains("401") && error.contains("HF_TOKEN"), "{error}");
@@ -225,7 +129,7 @@ fn weights_of_torch_are_taken_where_there_are_no_others() {
     torch.remove("model.safetensors");
     torch.insert("config.json", golden("formats/legacy/config.json"));
     torch.insert("pytorch_model.bin", golden("formats/legacy/pytorch_model.bin"));
-    let hub = FakeHub::start("org/old", torch);
+    let hub = FakeHub::start("org/old", torch, None);
     let model = resolve(Some("org/old"), None, &caches(root.path(), &hub.endpoint)).unwrap();
     assert_eq!(model.weights, [model.folder.join("pytorch_model.bin")]);
 }
@@ -280,7 +184,7 @@ fn a_split_checkpoint_comes_with_all_its_parts() {
         parts.insert(file, golden(&format!("formats/split-safetensors/{file}")));
     }
     parts.insert("config.json", golden("formats/split-safetensors/config.json"));
-    let hub = FakeHub::start("org/split", parts);
+    let hub = FakeHub::start("org/split", parts, None);
     let model = resolve(Some("org/split"), None, &caches(root.path(), &hub.endpoint)).unwrap();
     let names: Vec<_> = model.weights.iter().map(|path| path.file_name().unwrap().to_str().unwrap()).collect();
     assert_eq!(names, ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]);
@@ -294,7 +198,7 @@ fn what_the_hub_does_not_have_is_said_with_what_to_do() {
     let mut empty = files();
     empty.remove("model.safetensors");
     empty.remove("pytorch_model.bin");
-    let hub = FakeHub::start("org/empty", empty);
+    let hub = FakeHub::start("org/empty", empty, None);
     let mut caches = caches(root.path(), &hub.endpoint);
     let say = |name: &str, caches: &Caches| resolve(Some(name), None, caches).unwrap_err().to_string();
 

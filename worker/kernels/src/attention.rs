@@ -12,7 +12,7 @@ use std::{mem::MaybeUninit, ops::Range};
 
 use crate::{
     Kernels,
-    buffer::Buffer,
+    buffer::{Arena, Buffer},
     lanes::{LANES, Lanes, prefetch, versions},
     pool::Shards,
 };
@@ -86,11 +86,11 @@ enum Cells {
 
 impl KvLayer {
     /// `blocks` blocks of zeros; memory becomes resident as it is written.
-    pub fn zeros(kind: KvType, layout: KvLayout, blocks: usize) -> Self {
+    pub fn zeros(arena: &Arena, kind: KvType, layout: KvLayout, blocks: usize) -> Self {
         let len = blocks * layout.block_elements();
         let cells = match kind {
-            KvType::F32 => Cells::F32(Buffer::zeros(len)),
-            KvType::Bf16 => Cells::Bf16(Buffer::zeros(len)),
+            KvType::F32 => Cells::F32(Buffer::zeros(arena, len)),
+            KvType::Bf16 => Cells::Bf16(Buffer::zeros(arena, len)),
         };
         Self { layout, cells }
     }
@@ -148,6 +148,11 @@ pub struct AttentionRow<'a> {
 }
 
 impl AttentionRow<'_> {
+    /// The block of its own position.
+    fn own_block(&self) -> u32 {
+        self.blocks[(self.positions - 1) / LANES]
+    }
+
     /// Whether `next` is the row behind this one in the same sequence.
     fn is_followed_by(&self, next: &Self) -> bool {
         std::ptr::eq(self.blocks, next.blocks) && self.positions + 1 == next.positions
@@ -161,21 +166,33 @@ impl Kernels {
     /// Stores the keys and values of `rows`, each at its own position: `qkv` is `[T, 3 · H_local · D]`.
     ///
     /// # Panics
-    /// When sizes do not agree, or a block lies outside the pool.
+    /// When sizes do not agree, or a block lies outside the pool or is written by two sequences.
     pub fn write_kv(&mut self, layer: &mut KvLayer, rows: &[AttentionRow<'_>], qkv: &[f32]) {
         let (isa, layout) = (self.isa, layer.layout);
         assert_eq!(qkv.len(), rows.len() * 3 * layout.width(), "qkv is [T, 3 · H_local · D]");
-        // By heads, as rows of one sequence share the cache lines of their keys.
+        // Rows of one block share the cache lines of their keys.
+        let mut blocks = Vec::with_capacity(rows.len());
+        for (i, row) in rows.iter().enumerate() {
+            let begins = i == 0 || !rows[i - 1].is_followed_by(row) || (row.positions - 1).is_multiple_of(LANES);
+            if begins {
+                blocks.push(i..i);
+            }
+            blocks.last_mut().expect("the first row begins one").end = i + 1;
+        }
+        let mut written: Vec<u32> = blocks.iter().map(|part| rows[part.start].own_block()).collect();
+        written.sort_unstable();
+        assert!(written.is_sorted_by(|a, b| a < b), "a block is written by one sequence");
+        let part = |task: usize| (&rows[blocks[task].clone()], &qkv[blocks[task].start * 3 * layout.width()..]);
         match &mut layer.cells {
             Cells::F32(cells) => {
                 let cells = Shards::new(cells.as_mut_slice());
-                // SAFETY: `isa` was detected or listed as available; each head is one task.
-                self.pool.run(layout.heads_local, &|head| unsafe { write_f32(isa, layout, &cells, rows, head, qkv) });
+                // SAFETY: `isa` was detected or listed as available; each position is written by one task.
+                self.pool.run(blocks.len(), &|task| unsafe { write_f32(isa, layout, &cells, part(task)) });
             }
             Cells::Bf16(cells) => {
                 let cells = Shards::new(cells.as_mut_slice());
                 // SAFETY: as above.
-                self.pool.run(layout.heads_local, &|head| unsafe { write_bf16(isa, layout, &cells, rows, head, qkv) });
+                self.pool.run(blocks.len(), &|task| unsafe { write_bf16(isa, layout, &cells, part(task)) });
             }
         }
     }
@@ -225,45 +242,42 @@ impl Kernels {
 }
 
 versions! {
-    unsafe fn write_f32(layout: KvLayout, pool: &Shards<f32>, rows: &[AttentionRow<'_>], head: usize, qkv: &[f32])
-        = write_body<f32>
+    unsafe fn write_f32(layout: KvLayout, pool: &Shards<f32>, part: (&[AttentionRow<'_>], &[f32])) = write_body<f32>
 }
 versions! {
-    unsafe fn write_bf16(layout: KvLayout, pool: &Shards<u16>, rows: &[AttentionRow<'_>], head: usize, qkv: &[f32])
-        = write_body<u16>
+    unsafe fn write_bf16(layout: KvLayout, pool: &Shards<u16>, part: (&[AttentionRow<'_>], &[f32])) = write_body<u16>
 }
 
 /// # Safety
-/// No other task writes this head.
+/// No other task writes the blocks of these rows.
 #[inline(always)]
 unsafe fn write_body<V: Lanes, T: Cell + Default>(
     layout: KvLayout,
     pool: &Shards<T>,
-    rows: &[AttentionRow<'_>],
-    head: usize,
-    qkv: &[f32],
+    (rows, qkv): (&[AttentionRow<'_>], &[f32]),
 ) {
     let (dim, width) = (layout.head_dim, layout.width());
     for (row, qkv) in rows.iter().zip(qkv.chunks_exact(3 * width)) {
-        let (index, slot) = ((row.positions - 1) / LANES, (row.positions - 1) % LANES);
-        let at = row.blocks[index] as usize * layout.block_elements() + head * layout.head_elements();
+        let slot = (row.positions - 1) % LANES;
         // SAFETY: the caller's promise.
-        let (keys, values) = unsafe { pool.slice(at, layout.head_elements()) }.split_at_mut(LANES * dim);
-        let values = &mut values[slot * layout.value_stride()..][..layout.value_stride()];
-        let (k, v) = (&qkv[width + head * dim..][..dim], &qkv[2 * width + head * dim..][..dim]);
-        let ((k, k_tail), (v, v_tail)) = (k.as_chunks::<LANES>(), v.as_chunks::<LANES>());
-        for (i, (k, v)) in k.iter().zip(v).enumerate() {
-            // SAFETY: the instruction set is the caller's promise.
-            unsafe { write_lanes::<V, T>(k, v, &mut keys[i * LANES * LANES..], slot, &mut values[i * LANES..]) };
-        }
-        if !k_tail.is_empty() {
-            let (whole, mut lanes) = (k.len() * LANES, [[0.0; LANES]; 2]);
-            lanes[0][..k_tail.len()].copy_from_slice(k_tail);
-            lanes[1][..k_tail.len()].copy_from_slice(v_tail);
-            // SAFETY: as above.
-            unsafe {
-                write_lanes::<V, T>(&lanes[0], &lanes[1], &mut keys[whole * LANES..], slot, &mut values[whole..])
-            };
+        let block = unsafe { pool.slice(row.own_block() as usize * layout.block_elements(), layout.block_elements()) };
+        for (head, tile) in block.chunks_exact_mut(layout.head_elements()).enumerate() {
+            let (keys, values) = tile.split_at_mut(LANES * dim);
+            let values = &mut values[slot * layout.value_stride()..][..layout.value_stride()];
+            let (k, v) = (&qkv[width + head * dim..][..dim], &qkv[2 * width + head * dim..][..dim]);
+            let ((k, k_tail), (v, v_tail)) = (k.as_chunks::<LANES>(), v.as_chunks::<LANES>());
+            for (i, (k, v)) in k.iter().zip(v).enumerate() {
+                // SAFETY: the instruction set is the caller's promise.
+                unsafe { write_lanes::<V, T>(k, v, &mut keys[i * LANES * LANES..], slot, &mut values[i * LANES..]) };
+            }
+            if !k_tail.is_empty() {
+                let (whole, mut lanes) = (k.len() * LANES, [[0.0; LANES]; 2]);
+                lanes[0][..k_tail.len()].copy_from_slice(k_tail);
+                lanes[1][..k_tail.len()].copy_from_slice(v_tail);
+                let (keys, values) = (&mut keys[whole * LANES..], &mut values[whole..]);
+                // SAFETY: as above.
+                unsafe { write_lanes::<V, T>(&lanes[0], &lanes[1], keys, slot, values) };
+            }
         }
     }
 }
@@ -435,21 +449,46 @@ unsafe fn scores<V: Lanes, const R: usize, T: Cell>(q: [&[f32]; R], keys: *const
     let dim = q[0].len();
     // SAFETY: offsets stay below `D · 16`, and below D in each of `q`; the rest is the caller's promise.
     unsafe {
-        let mut chains = [[V::splat(0.0); 4]; R];
-        for i in (0..dim).step_by(4) {
-            for c in 0..4.min(dim - i) {
-                // A tile is K and V: twice as much as `keys`.
-                prefetch(ahead.wrapping_add((i + c) * 2 * LANES));
-                if size_of::<T>() == 4 {
-                    prefetch(ahead.wrapping_add((i + c) * 2 * LANES + LANES));
-                }
-                let key: V = T::load(keys.add((i + c) * LANES));
-                for r in 0..R {
-                    chains[r][c] = V::splat(*q[r].get_unchecked(i + c)).mul_add(key, chains[r][c]);
-                }
+        let mut chains = [[V::splat(0.0); R]; 4];
+        for i in (0..dim / 4 * 4).step_by(4) {
+            for c in 0..4 {
+                add_scores::<V, R, T>(&mut chains[c], q, keys, ahead, i + c);
             }
         }
-        chains.map(|chains| chains[0].add(chains[1]).add(chains[2].add(chains[3])))
+        for i in dim / 4 * 4..dim {
+            add_scores::<V, R, T>(&mut chains[i % 4], q, keys, ahead, i);
+        }
+        let mut sums = [V::splat(0.0); R];
+        for r in 0..R {
+            sums[r] = chains[0][r].add(chains[1][r]).add(chains[2][r].add(chains[3][r]));
+        }
+        sums
+    }
+}
+
+/// Adds what element `i` of the queries contributes.
+///
+/// # Safety
+/// As for [`scores`], with `i` below D.
+#[inline(always)]
+unsafe fn add_scores<V: Lanes, const R: usize, T: Cell>(
+    sums: &mut [V; R],
+    q: [&[f32]; R],
+    keys: *const T,
+    ahead: *const T,
+    i: usize,
+) {
+    // SAFETY: the caller's promise; what is prefetched need not exist.
+    unsafe {
+        // A tile is K and V: twice as much as `keys`.
+        prefetch(ahead.wrapping_add(i * 2 * LANES));
+        if size_of::<T>() == 4 {
+            prefetch(ahead.wrapping_add(i * 2 * LANES + LANES));
+        }
+        let key: V = T::load(keys.add(i * LANES));
+        for r in 0..R {
+            sums[r] = V::splat(*q[r].get_unchecked(i)).mul_add(key, sums[r]);
+        }
     }
 }
 
@@ -469,7 +508,7 @@ mod tests {
                 let layout = KvLayout { heads_local: heads, head_dim: dim };
                 let width = layout.width();
                 let blocks = [4u32, 0, 2];
-                let mut layer = KvLayer::zeros(kind, layout, 5);
+                let mut layer = KvLayer::zeros(&Arena::default(), kind, layout, 5);
                 match &mut layer.cells {
                     Cells::F32(cells) => cells.as_mut_slice().fill(f32::NAN),
                     Cells::Bf16(cells) => cells.as_mut_slice().fill(to_bf16(f32::NAN)),

@@ -23,9 +23,29 @@ const REGION: usize = 64 << 20;
 /// Alignment of a buffer: a cache line.
 const LINE: usize = 64;
 
-/// The region that has room for the next buffer, and how much of it is given away. Only addresses are shared: which buffer lies
-/// where changes no result.
-static CURRENT: Mutex<Option<(Arc<Region>, usize)>> = Mutex::new(None);
+/// Hands out memory for many matrices, side by side. A mutex, as several threads load a model; it is held to add two numbers, or
+/// to map a region.
+#[derive(Debug, Default)]
+pub struct Arena {
+    /// The region that has room, and how much of it is given away.
+    current: Mutex<Option<(Arc<Region>, usize)>>,
+}
+
+impl Arena {
+    /// A region, and where in it `bytes` are the caller's.
+    fn take(&self, bytes: usize) -> (Arc<Region>, usize) {
+        if bytes > REGION / 2 {
+            return (Arc::new(Region::new(bytes)), 0);
+        }
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let (region, used) = match current.take() {
+            Some((region, used)) if used + bytes <= REGION => (region, used),
+            _ => (Arc::new(Region::new(REGION)), 0),
+        };
+        *current = Some((Arc::clone(&region), used + bytes));
+        (region, used)
+    }
+}
 
 /// A mapping, and where in it the first huge page begins.
 #[derive(Debug)]
@@ -96,23 +116,13 @@ impl<T: Plain> Buffer<T> {
     ///
     /// # Panics
     /// When the system has no address space left, as a Vec does.
-    pub(crate) fn zeros(len: usize) -> Self {
+    pub(crate) fn zeros(arena: &Arena, len: usize) -> Self {
         let bytes = len.checked_mul(size_of::<T>()).and_then(|bytes| bytes.checked_next_multiple_of(LINE));
         let bytes = bytes.expect("the size of a matrix fits an address");
         if bytes == 0 {
             return Self { start: std::ptr::NonNull::<T>::dangling().as_ptr(), len, _region: None };
         }
-        let (region, at) = if bytes > REGION / 2 {
-            (Arc::new(Region::new(bytes)), 0)
-        } else {
-            let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
-            let (region, used) = match current.take() {
-                Some((region, used)) if used + bytes <= REGION => (region, used),
-                _ => (Arc::new(Region::new(REGION)), 0),
-            };
-            *current = Some((Arc::clone(&region), used + bytes));
-            (region, used)
-        };
+        let (region, at) = arena.take(bytes);
         // SAFETY: `bytes` from `at` on lie in the region; they are given to no other buffer, and were zeroed by the kernel.
         let start = unsafe { region.start.add(at) };
         Self { start: start.cast(), len, _region: Some(region) }
@@ -135,7 +145,7 @@ impl<T: Plain> Buffer<T> {
 
 impl<T: Plain> Clone for Buffer<T> {
     fn clone(&self) -> Self {
-        let mut copy = Self::zeros(self.len);
+        let mut copy = Self::zeros(&Arena::default(), self.len);
         copy.as_mut_slice().copy_from_slice(self.as_slice());
         copy
     }
@@ -154,7 +164,9 @@ mod tests {
     #[test]
     fn buffers_are_zero_aligned_and_apart_and_keep_what_is_written() {
         let lens = [0, 1, 1000, HUGE_PAGE / 4, HUGE_PAGE + 3, REGION / 4 + 1];
-        let mut buffers = lens.map(Buffer::<f32>::zeros);
+        let arena = Arena::default();
+        let mut buffers = lens.map(|len| Buffer::<f32>::zeros(&arena, len));
+        drop(arena);
         for (buffer, len) in buffers.iter_mut().zip(lens) {
             assert!(buffer.as_slice().len() == len && buffer.as_slice().iter().all(|&x| x == 0.0));
             assert!(buffer.as_slice().is_empty() || buffer.as_slice().as_ptr().addr().is_multiple_of(LINE));

@@ -24,6 +24,7 @@ mod pool;
 
 pub use activation::Activation;
 pub use attention::{AttentionRow, KvLayer, KvLayout, KvType, MAX_HEAD_DIM};
+pub use buffer::Arena;
 pub use lanes::Isa;
 pub use logits::{arg_top_k, log_sum_exp};
 pub use matmul::Epilogue;

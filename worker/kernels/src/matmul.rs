@@ -165,7 +165,10 @@ unsafe fn add_to_all_body<V: Lanes>(rows: &mut [[f32; LANES]], lanes: &[f32; LAN
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::packed::{WeightType, from_bf16, to_bf16, to_int8};
+    use crate::{
+        Arena,
+        packed::{WeightType, from_bf16, to_bf16, to_int8},
+    };
 
     fn noise(len: usize, seed: u32) -> Vec<f32> {
         (0..len as u32)
@@ -192,7 +195,7 @@ mod tests {
 
     fn packed(kind: WeightType, unit_len: usize, k: usize, n: usize) -> PackedMatrix {
         let dense = noise(k * n, 3);
-        let mut matrix = PackedMatrix::zeros(kind, unit_len, k, n);
+        let mut matrix = PackedMatrix::zeros(&Arena::default(), kind, unit_len, k, n);
         for (unit, values) in dense.chunks(unit_len * n).enumerate() {
             matrix.set_unit(unit, values);
         }

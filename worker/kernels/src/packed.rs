@@ -12,7 +12,12 @@
 //! for each unit and column, which depends on no other unit, so that a rank needs only its own part of K and finds the same
 //! scales however K is split.
 
-use crate::{buffer::Buffer, lanes::LANES};
+use crate::{
+    Kernels,
+    buffer::{Arena, Buffer},
+    lanes::LANES,
+    pool::Shards,
+};
 
 /// Element type of a weight matrix, and with it the arithmetic of products with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,14 +143,14 @@ impl PackedMatrix {
     ///
     /// # Panics
     /// When a unit is empty.
-    pub fn zeros(kind: WeightType, unit: usize, rows: usize, columns: usize) -> Self {
+    pub fn zeros(arena: &Arena, kind: WeightType, unit: usize, rows: usize, columns: usize) -> Self {
         assert!(unit > 0, "a unit of K has rows");
         let shape = Shape { kind, rows, columns, unit };
         let len = shape.panels() * shape.panel_len();
         let panels = match kind {
-            WeightType::F32 => Panels::F32(Buffer::zeros(len)),
-            WeightType::Bf16 => Panels::Bf16(Buffer::zeros(len)),
-            WeightType::Int8 => Panels::Int8(Buffer::zeros(len)),
+            WeightType::F32 => Panels::F32(Buffer::zeros(arena, len)),
+            WeightType::Bf16 => Panels::Bf16(Buffer::zeros(arena, len)),
+            WeightType::Int8 => Panels::Int8(Buffer::zeros(arena, len)),
         };
         Self { shape, panels }
     }
@@ -288,6 +293,26 @@ impl PackedMatrix {
     }
 }
 
+impl Kernels {
+    /// Copies columns of `matrix`, `[K]` each, to the rows of `out`, `[T, K]`; zeros for none.
+    ///
+    /// # Panics
+    /// When the sizes do not agree, or there is no such column.
+    pub fn gather(&mut self, matrix: &PackedMatrix, columns: &[Option<usize>], out: &mut [f32]) {
+        let width = matrix.rows();
+        assert_eq!(out.len(), columns.len() * width, "out is [T, K]");
+        let out = Shards::new(out);
+        self.pool.run(columns.len(), &|row| {
+            // SAFETY: each row is one task.
+            let to = unsafe { out.slice(row * width, width) };
+            match columns[row] {
+                Some(column) => matrix.copy_column(column, to),
+                None => to.fill(0.0),
+            }
+        });
+    }
+}
+
 /// The nearest of −127..=127, ties to even; a NaN is 0.
 pub(crate) fn to_int8(value: f32) -> i8 {
     value.round_ties_even().clamp(-127.0, 127.0) as i8
@@ -323,7 +348,7 @@ mod tests {
             (Int8, 64, 64, 1),
         ] {
             let value = |row: usize, column: usize| (row * columns + column) as f32 / 8.0 - 3.0;
-            let mut by_unit = PackedMatrix::zeros(kind, unit, rows, columns);
+            let mut by_unit = PackedMatrix::zeros(&Arena::default(), kind, unit, rows, columns);
             let mut by_column = by_unit.clone();
             for index in 0..by_unit.units() {
                 let rows = index * unit..rows.min((index + 1) * unit);
