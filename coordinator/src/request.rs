@@ -15,12 +15,22 @@ pub struct Request {
     pub limits: Limits,
     /// Log-probabilities of generated tokens: how many alternatives beside each; `None` for no log-probabilities.
     pub logprobs: Option<u32>,
-    /// The same for the tokens of the prompt, from the second on.
-    pub prompt_logprobs: Option<u32>,
+    /// The same for tokens of the prompt.
+    pub prompt_logprobs: Option<PromptLogprobs>,
     /// Which prompt of the HTTP request this is; part of the key of its random draws.
     pub prompt_index: u32,
     /// Which choice of that prompt; part of the key of its random draws.
     pub choice: u32,
+}
+
+/// Which log-probabilities of a prompt are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PromptLogprobs {
+    /// Alternatives beside each.
+    pub top: u32,
+    /// The first token that has one, the second of the prompt at the earliest. What leads up to it may come from the prefix
+    /// cache.
+    pub from: usize,
 }
 
 /// The chain of logits processors, in the order in which it is applied: bias, repetition, presence and frequency

@@ -19,7 +19,7 @@ use crate::{
     handle::{Place, Submission},
     metrics::SequenceMeter,
     prefix::PrefixHashes,
-    request::{Event, FinishReason, Request, TokenLogprobs},
+    request::{Event, FinishReason, PromptLogprobs, Request, TokenLogprobs},
     sampler::{Draw, Drawn},
 };
 
@@ -81,9 +81,9 @@ impl Sequence {
             scored: 0,
             request,
         };
-        if sequence.request.prompt_logprobs.is_some() {
-            // Nothing predicts the first token.
-            sequence.record_score(None);
+        if let Some(PromptLogprobs { from, .. }) = sequence.request.prompt_logprobs {
+            // Nothing predicts the first token, and nobody asks for those before `from`.
+            (0..from.clamp(1, sequence.tokens.len())).for_each(|_| sequence.record_score(None));
         }
         sequence
     }
@@ -97,10 +97,12 @@ impl Sequence {
         self.tokens.len() + usize::from(self.drawing) - self.computed
     }
 
-    /// How many of its first blocks it may take over from others: at least one token must be computed, to draw from, and
-    /// all must be where their log-probabilities are wanted.
+    /// How many of its first blocks it may take over from others: at least one token must be computed, to draw from, or the one
+    /// before the first that is to be scored.
     pub(crate) fn reusable_blocks(&self) -> usize {
-        if self.request.prompt_logprobs.is_some() { 0 } else { (self.tokens.len() - 1) / BLOCK_TOKENS }
+        let scores = self.request.prompt_logprobs.is_some() && self.scored < self.request.prompt.len();
+        let first_computed = if scores { self.scored - 1 } else { self.tokens.len() - 1 };
+        first_computed / BLOCK_TOKENS
     }
 
     /// Nobody waits for its events any more.
@@ -113,7 +115,7 @@ impl Sequence {
         let (start, end) = (self.computed, self.computed + count);
         let mut rows = Vec::new();
         let mut uses = Vec::new();
-        if let Some(top) = self.request.prompt_logprobs {
+        if let Some(PromptLogprobs { top, .. }) = self.request.prompt_logprobs {
             // The row of position i scores token i + 1; those scored before a preemption are not asked for again.
             for next in (start + 1).max(self.scored)..(end + 1).min(self.request.prompt.len()) {
                 let target = self.request.prompt[next];

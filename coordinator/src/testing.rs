@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use crate::{
     config::ModelCard,
     handle::{self, Command, Door, EngineHandle, Submission},
-    request::{Event, FinishReason, Request, TokenLogprobs},
+    request::{Event, FinishReason, PromptLogprobs, Request, TokenLogprobs},
     text::{Engine, ModelText, Specials},
 };
 
@@ -108,8 +108,9 @@ pub(crate) fn speak(request: &Request, reply: &str) -> Vec<Event> {
 
 pub(crate) fn speak_tokens(request: &Request, ids: &[TokenId]) -> Vec<Event> {
     let mut events = Vec::new();
-    if let Some(top) = request.prompt_logprobs {
-        let scores = request.prompt.iter().enumerate().map(|(i, &id)| (i > 0).then(|| score(id, top))).collect();
+    if let Some(PromptLogprobs { top, from }) = request.prompt_logprobs {
+        let scored = |i: usize| i >= from.max(1);
+        let scores = request.prompt.iter().enumerate().map(|(i, &id)| scored(i).then(|| score(id, top))).collect();
         events.push(Event::Prompt(scores));
     }
     for &id in ids.iter().take(request.limits.max_tokens) {

@@ -127,7 +127,8 @@ fn answer(server: &Server, task: &TaskSpec, items: &[CoreItem], index: usize) ->
     let rows = core_prompt::spans(kind, context.as_deref(), tokens, &mut departures);
     let rows: Vec<Row> = rows.into_iter().map(|row| row.crop(server.n_positions, &mut departures)).collect();
     let prompts: Vec<&[u32]> = rows.iter().map(|row| row.tokens.as_slice()).collect();
-    let scores = server.score(&prompts, kind == TaskKind::LanguageModeling)?;
+    let from = rows.iter().map(|row| row.start.min(row.end)).min().unwrap_or(0);
+    let scores = server.score(&prompts, from, kind == TaskKind::LanguageModeling)?;
     let spans: Vec<&[Option<TokenScore>]> =
         rows.iter().zip(&scores).map(|(row, scores)| &scores[row.start.min(row.end)..row.end]).collect();
     let correct = match items[index].gold() {

@@ -90,7 +90,7 @@ pub(super) fn measure(
         &requests,
         |request| request.ids.len(),
         |request| {
-            let scores = server.score(&[&request.ids], false)?.remove(0);
+            let scores = server.score(&[&request.ids], 0, false)?.remove(0);
             let scored = &scores[scores.len() - request.window.scored..];
             Ok(-scored.iter().flatten().map(|score| score.logprob).sum::<f64>())
         },

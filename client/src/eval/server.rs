@@ -12,6 +12,8 @@ use serde_json::{Value, json};
 const MAX_REPLY_BYTES: u64 = 256 << 20;
 /// Most bytes of text in one request to `/tokenize`; our server takes 1 MiB.
 const MAX_TOKENIZE_BYTES: usize = 512 << 10;
+/// Tokens that prompts have in common from which on they are not asked for all at once: two KV blocks.
+const WORTH_SHARING: usize = 32;
 /// How often a full queue is met with patience, and how long each time.
 const MAX_RETRIES: u32 = 600;
 const RETRY_AFTER: Duration = Duration::from_millis(100);
@@ -103,11 +105,32 @@ impl Server {
         Ok(ids)
     }
 
-    /// Scores every token of each prompt; with `alternatives`, also whether it is the model's first choice.
-    pub(super) fn score(&self, prompts: &[&[u32]], alternatives: bool) -> anyhow::Result<Vec<Vec<Option<TokenScore>>>> {
+    /// Scores the tokens of each prompt from the one at `from` on, and before it where the server can't leave that out; with
+    /// `alternatives`, also whether each is the model's first choice.
+    pub(super) fn score(
+        &self,
+        prompts: &[&[u32]],
+        from: usize,
+        alternatives: bool,
+    ) -> anyhow::Result<Vec<Vec<Option<TokenScore>>>> {
+        // What prompts have in common is computed with the first, and then found in the server's cache.
+        let (first, others) = prompts.split_at(if from >= WORTH_SHARING { 1 } else { prompts.len() });
+        let mut scores = self.score_together(first, from, alternatives)?;
+        if !others.is_empty() {
+            scores.extend(self.score_together(others, from, alternatives)?);
+        }
+        Ok(scores)
+    }
+
+    fn score_together(
+        &self,
+        prompts: &[&[u32]],
+        from: usize,
+        alternatives: bool,
+    ) -> anyhow::Result<Vec<Vec<Option<TokenScore>>>> {
         let body = json!({
             "model": self.model, "prompt": prompts, "max_tokens": 0, "echo": true, "temperature": 0,
-            "logprobs": u8::from(alternatives),
+            "logprobs": u8::from(alternatives), "logprob_start_len": from,
         });
         let reply = self.post("/v1/completions", body)?;
         let choices = reply["choices"].as_array().filter(|choices| choices.len() == prompts.len());

@@ -12,7 +12,7 @@ use nanoinfer_launch::{
     cli::cluster_config,
     handle::EngineHandle,
     plan::{Placement, Plan},
-    request::{Event, Limits, Request, SamplingParams},
+    request::{Event, Limits, PromptLogprobs, Request, SamplingParams},
 };
 use serde_json::json;
 
@@ -88,7 +88,7 @@ async fn score_by_engine(handle: &EngineHandle, prompts: &[Vec<u32>]) -> anyhow:
         sampling: SamplingParams::greedy(),
         limits: Limits { max_tokens: 0, min_tokens: 0, ignore_eos: true, stop_token_ids: Vec::new() },
         logprobs: None,
-        prompt_logprobs: Some(0),
+        prompt_logprobs: Some(PromptLogprobs { top: 0, from: 0 }),
         prompt_index: 0,
         choice: 0,
     };
@@ -106,7 +106,7 @@ async fn score_by_engine(handle: &EngineHandle, prompts: &[Vec<u32>]) -> anyhow:
 fn score_by_server(server: &Server, prompts: &[Vec<u32>], batch_size: usize) -> anyhow::Result<()> {
     let mut work = Work::new(batch_size, None, &json!(null))?;
     let sums: Vec<f64> = work.map("server", prompts, Vec::len, |prompt| {
-        let scores = server.score(&[prompt], false)?.remove(0);
+        let scores = server.score(&[prompt], 0, false)?.remove(0);
         Ok(scores.iter().flatten().map(|score| score.logprob).sum())
     })?;
     anyhow::ensure!(sums.iter().all(|sum| sum.is_finite()), "a prompt was not scored");

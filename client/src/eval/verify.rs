@@ -98,7 +98,7 @@ pub(super) fn run(options: &VerifyOptions) -> Result<(), Failure> {
 fn read_by_server(server: &Server, name: String, ids: &[u32], tokens: usize) -> anyhow::Result<Reading> {
     let mut logprobs = Vec::new();
     for window in windows::strided(ids.len(), server.n_positions, server.n_positions) {
-        let scores = server.score(&[&ids[window.tokens]], false)?.remove(0);
+        let scores = server.score(&[&ids[window.tokens]], 0, false)?.remove(0);
         logprobs.extend(scores.iter().flatten().map(|score| score.logprob));
     }
     let greedy = server.greedy(&ids[..GREEDY_PROMPT], tokens)?;

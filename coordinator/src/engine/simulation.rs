@@ -24,7 +24,7 @@ use crate::{
     fake_rank::{self, FakeRank},
     handle::{Events, SubmitError},
     random,
-    request::{Limits, Request, SamplingParams},
+    request::{Limits, PromptLogprobs, Request, SamplingParams},
 };
 
 /// Days to live through.
@@ -125,7 +125,7 @@ fn a_request(number: u64) -> Request {
             stop_token_ids: if dice.percent(20) { vec![3, 50, 77] } else { Vec::new() },
         },
         logprobs: dice.percent(20).then_some(3),
-        prompt_logprobs: dice.percent(15).then_some(2),
+        prompt_logprobs: dice.percent(15).then(|| PromptLogprobs { top: 2, from: dice.roll(0, 40) as usize }),
         prompt_index: 0,
         choice: 0,
     }

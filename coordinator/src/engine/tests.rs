@@ -10,7 +10,7 @@ use super::*;
 use crate::{
     fake_rank::{self, Behaviour},
     handle::{Events, SubmitError},
-    request::{FinishReason, Limits, Request, SamplingParams, TokenLogprobs},
+    request::{FinishReason, Limits, PromptLogprobs, Request, SamplingParams, TokenLogprobs},
 };
 
 /// Far more than any of this takes.
@@ -95,7 +95,7 @@ fn mixed() -> Vec<Request> {
         sampled(2, 40, &|r| r.sampling.top_p = 0.8),
         sampled(3, 1, &|r| r.logprobs = Some(4)),
         sampled(4, 50, &|r| {
-            r.prompt_logprobs = Some(2);
+            r.prompt_logprobs = Some(PromptLogprobs { top: 2, from: 0 });
             r.sampling.repetition_penalty = 1.3;
             r.sampling.top_k = 7;
         }),
@@ -162,7 +162,7 @@ fn a_sequence_is_the_same_alone_and_beside_others_chunked_preempted_and_split() 
 fn a_prompt_is_scored_with_nothing_generated() {
     let (handle, _ranks) = engine(fake_rank::config(2, 100), well_behaved(2));
     let tokens = prompt(9, 70);
-    let scored = Request { prompt_logprobs: Some(3), ..request(&tokens, 0) };
+    let scored = Request { prompt_logprobs: Some(PromptLogprobs { top: 3, from: 0 }), ..request(&tokens, 0) };
     let events = all(handle.submit(scored).unwrap());
     assert_eq!(events.len(), 2);
     assert_eq!(events[1], Event::Finished(FinishReason::Length));
@@ -176,6 +176,29 @@ fn a_prompt_is_scored_with_nothing_generated() {
         assert_eq!(score.id, tokens[at]);
         assert!((f64::from(score.logprob) - expected).abs() < 1e-5, "{at}");
         assert!(score.top.len() == 3 && score.top[0].1 >= score.top[2].1);
+    }
+}
+
+#[test]
+fn what_leads_up_to_the_first_score_comes_from_the_cache() {
+    let (handle, _ranks) = engine(fake_rank::config(2, 100), well_behaved(2));
+    let tokens = prompt(9, 70);
+    let scores = |from| {
+        let scored = Request { prompt_logprobs: Some(PromptLogprobs { top: 1, from }), ..request(&tokens, 0) };
+        let Some(Event::Prompt(scores)) = all(handle.submit(scored).unwrap()).into_iter().next() else {
+            panic!("no scores")
+        };
+        scores
+    };
+    let whole = scores(0);
+    assert_eq!(handle.status().prefix_hits.load(Relaxed), 0, "all of them are wanted");
+    for from in [1, 17, 33, 34, 64, 65, 69, 70, 1000] {
+        let before = handle.status().prefix_hits.load(Relaxed);
+        let some = scores(from);
+        let first = from.min(70);
+        assert!(some[..first].iter().all(Option::is_none) && some[first..] == whole[first..], "{from}");
+        let hits = handle.status().prefix_hits.load(Relaxed) - before;
+        assert_eq!(hits, ((first - 1) / 16 * 16) as u64, "{from}");
     }
 }
 

@@ -21,7 +21,10 @@ use super::{
     sampling,
     stream::{self, Framing, Writer},
 };
-use crate::text::{Chunk, Generation, ModelText, Prompt, prompt::PreparedPrompt};
+use crate::{
+    request::PromptLogprobs,
+    text::{Chunk, Generation, ModelText, Prompt, prompt::PreparedPrompt},
+};
 
 /// Most alternatives beside a token. OpenAI allows 5.
 const MAX_LOGPROBS: i64 = 20;
@@ -33,6 +36,7 @@ pub(super) async fn create(State(app): State<App>, mut fields: Fields) -> Result
     let prompts = prompts(fields.value("prompt"), add_special_tokens)?;
     let echo = fields.boolean("echo")?.unwrap_or(false);
     let logprobs = fields.integer("logprobs", 0..=MAX_LOGPROBS)?.map(|k| k as u32);
+    let from = fields.count("logprob_start_len", 0)?.unwrap_or(0);
     let max_tokens = fields.count("max_tokens", 0)?;
     let best_of = fields.integer("best_of", 1..=i64::MAX)?;
     let (mut request, reply) = openai::take(&app, &mut fields, prompts, max_tokens, &sampling::COMPLETIONS)?;
@@ -41,7 +45,7 @@ pub(super) async fn create(State(app): State<App>, mut fields: Fields) -> Result
     }
     fields.finish(&app.unknown_fields);
     request.logprobs = logprobs;
-    request.prompt_logprobs = logprobs.filter(|_| echo);
+    request.prompt_logprobs = logprobs.filter(|_| echo).map(|top| PromptLogprobs { top, from });
 
     let generation = app.engine.generate(request).await?;
     let mut writer = CompletionsWriter::new(&app, &generation, reply, echo, logprobs.is_some());

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     handle::{self, Command, Door, Events},
-    request::{Event, Limits, Request, SamplingParams},
+    request::{Event, Limits, PromptLogprobs, Request, SamplingParams},
     sampler::Drawn,
 };
 
@@ -35,7 +35,7 @@ fn sequence(id: u64, prompt: Vec<TokenId>, max_tokens: usize, scored: bool) -> (
         sampling: SamplingParams::greedy(),
         limits: Limits { max_tokens, min_tokens: 0, ignore_eos: true, stop_token_ids: Vec::new() },
         logprobs: None,
-        prompt_logprobs: scored.then_some(0),
+        prompt_logprobs: scored.then_some(PromptLogprobs { top: 0, from: 0 }),
         prompt_index: 0,
         choice: 0,
     };
@@ -134,13 +134,14 @@ fn the_youngest_gives_way_and_keeps_its_tokens_and_scores() {
         scheduler.add(sequence);
         events.push(receiver);
     }
+    // How far each piece of more than a token reaches.
     let mut prefills = HashMap::<u64, Vec<usize>>::new();
     let mut scores = 0;
     while let Some(step) = scheduler.next() {
         scheduler.check().unwrap();
         for (part, planned) in step.parts.iter().zip(&step.plan.sequences) {
-            if planned.start == 0 {
-                prefills.entry(part.id.0).or_default().push(planned.tokens.len());
+            if planned.tokens.len() > 1 {
+                prefills.entry(part.id.0).or_default().push(planned.start as usize + planned.tokens.len());
             }
         }
         scores += rows(&step).iter().filter(|(_, target)| target.is_some()).count();

@@ -25,7 +25,7 @@ use super::{
 use crate::{
     config::ModelCard,
     handle::{EngineHandle, Status, SubmitError},
-    request::{FinishReason, Limits, Request, SamplingParams, TokenLogprobs},
+    request::{FinishReason, Limits, PromptLogprobs, Request, SamplingParams, TokenLogprobs},
 };
 
 /// Most sequences that one request may ask for: prompts times choices.
@@ -69,8 +69,8 @@ pub struct GenerateRequest {
     pub stop_token_ids: Vec<TokenId>,
     /// Alternatives beside each token's log-probability; `None` for no log-probabilities.
     pub logprobs: Option<u32>,
-    /// The same for the tokens of the prompt.
-    pub prompt_logprobs: Option<u32>,
+    /// The same for tokens of the prompt.
+    pub prompt_logprobs: Option<PromptLogprobs>,
     /// Give up after this long.
     pub timeout: Option<Duration>,
 }
