@@ -158,8 +158,9 @@ def main():
     parser.add_argument("--rate", type=float, default=12, help="requests a second (scheduler)")
     parser.add_argument("--only", nargs="+", default=list(PARTS), choices=list(PARTS))
     options = parser.parse_args()
-    row(f"{pathlib.Path(options.model).name}, {options.dtype}, {options.rounds} rounds", "median", "least … most")
-    row("---", "---", "---")
+    if options.only != ["scheduler"]:
+        row(f"{pathlib.Path(options.model).name}, {options.dtype}, {options.rounds} rounds", "median", "least … most")
+        row("---", "---", "---")
     for part in options.only:
         PARTS[part](options)
 

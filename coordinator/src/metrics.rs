@@ -239,6 +239,7 @@ mod tests {
             "nanoinfer_inter_token_latency_seconds_count 2",
             "nanoinfer_e2e_request_latency_seconds_count 1",
             "# TYPE nanoinfer_step_seconds histogram",
+            "# TYPE nanoinfer_allreduce_seconds histogram",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
         }
