@@ -67,7 +67,7 @@ pub fn layer_norm(rows: usize) -> Work {
 pub fn attention(rows: usize, positions: usize) -> Work {
     let layout = KvLayout { heads_local: HEADS, head_dim: WIDTH / HEADS };
     let blocks = positions.div_ceil(KvLayout::BLOCK);
-    let layer = KvLayer::zeros(&Arena::default(), KvType::F32, layout, rows * blocks);
+    let layer = KvLayer::zeros(KvType::F32, layout, rows * blocks);
     let tables: Vec<Vec<u32>> =
         (0..rows).map(|row| (row * blocks..(row + 1) * blocks).map(|block| block as u32).collect()).collect();
     let (qkv, mut out) = (activations(rows * 3 * WIDTH), vec![0.0; rows * WIDTH]);

@@ -3,7 +3,7 @@
 //! Knows blocks and slots only; which sequence owns a block is the coordinator's business. Memory becomes resident as blocks
 //! are first written.
 
-use nanoinfer_kernels::{Arena, KvLayer, KvLayout, KvType};
+use nanoinfer_kernels::{KvLayer, KvLayout, KvType};
 use nanoinfer_shared::{
     Geometry, Share,
     protocol::{BLOCK_TOKENS, KvDType},
@@ -24,8 +24,7 @@ impl KvPool {
     /// A pool of `blocks` blocks for the heads of `share`.
     pub fn new(geometry: &Geometry, share: &Share, dtype: KvDType, blocks: usize) -> Self {
         let layout = layout(geometry, share);
-        let arena = Arena::default();
-        let layers = (0..geometry.n_layer).map(|_| KvLayer::zeros(&arena, kv_type(dtype), layout, blocks)).collect();
+        let layers = (0..geometry.n_layer).map(|_| KvLayer::zeros(kv_type(dtype), layout, blocks)).collect();
         Self { layout, blocks, layers }
     }
 

@@ -12,7 +12,6 @@ use std::{mem::MaybeUninit, ops::Range};
 
 use crate::{
     Kernels,
-    buffer::{Arena, Buffer},
     lanes::{LANES, Lanes, prefetch, versions},
     pool::Shards,
 };
@@ -80,17 +79,18 @@ pub struct KvLayer {
 
 #[derive(Debug)]
 enum Cells {
-    F32(Buffer<f32>),
-    Bf16(Buffer<u16>),
+    F32(Vec<f32>),
+    Bf16(Vec<u16>),
 }
 
 impl KvLayer {
-    /// `blocks` blocks of zeros; memory becomes resident as it is written.
-    pub fn zeros(arena: &Arena, kind: KvType, layout: KvLayout, blocks: usize) -> Self {
+    /// `blocks` blocks of zeros; memory becomes resident as it is written, in small pages: clearing a huge one
+    /// takes longer than a step.
+    pub fn zeros(kind: KvType, layout: KvLayout, blocks: usize) -> Self {
         let len = blocks * layout.block_elements();
         let cells = match kind {
-            KvType::F32 => Cells::F32(Buffer::zeros(arena, len)),
-            KvType::Bf16 => Cells::Bf16(Buffer::zeros(arena, len)),
+            KvType::F32 => Cells::F32(vec![0.0; len]),
+            KvType::Bf16 => Cells::Bf16(vec![0; len]),
         };
         Self { layout, cells }
     }
@@ -185,12 +185,12 @@ impl Kernels {
         let part = |task: usize| (&rows[blocks[task].clone()], &qkv[blocks[task].start * 3 * layout.width()..]);
         match &mut layer.cells {
             Cells::F32(cells) => {
-                let cells = Shards::new(cells.as_mut_slice());
+                let cells = Shards::new(cells);
                 // SAFETY: `isa` was detected or listed as available; each position is written by one task.
                 self.pool.run(blocks.len(), &|task| unsafe { write_f32(isa, layout, &cells, part(task)) });
             }
             Cells::Bf16(cells) => {
-                let cells = Shards::new(cells.as_mut_slice());
+                let cells = Shards::new(cells);
                 // SAFETY: as above.
                 self.pool.run(blocks.len(), &|task| unsafe { write_bf16(isa, layout, &cells, part(task)) });
             }
@@ -229,12 +229,12 @@ impl Kernels {
             // SAFETY: `isa` was detected or listed as available.
             unsafe {
                 match (&layer.cells, group.len()) {
-                    (Cells::F32(cells), 1) => attend_f32::<1>(isa, layout, cells.as_slice(), head, queries, &out),
-                    (Cells::F32(cells), 2) => attend_f32::<2>(isa, layout, cells.as_slice(), head, queries, &out),
-                    (Cells::F32(cells), _) => attend_f32::<4>(isa, layout, cells.as_slice(), head, queries, &out),
-                    (Cells::Bf16(cells), 1) => attend_bf16::<1>(isa, layout, cells.as_slice(), head, queries, &out),
-                    (Cells::Bf16(cells), 2) => attend_bf16::<2>(isa, layout, cells.as_slice(), head, queries, &out),
-                    (Cells::Bf16(cells), _) => attend_bf16::<4>(isa, layout, cells.as_slice(), head, queries, &out),
+                    (Cells::F32(cells), 1) => attend_f32::<1>(isa, layout, cells, head, queries, &out),
+                    (Cells::F32(cells), 2) => attend_f32::<2>(isa, layout, cells, head, queries, &out),
+                    (Cells::F32(cells), _) => attend_f32::<4>(isa, layout, cells, head, queries, &out),
+                    (Cells::Bf16(cells), 1) => attend_bf16::<1>(isa, layout, cells, head, queries, &out),
+                    (Cells::Bf16(cells), 2) => attend_bf16::<2>(isa, layout, cells, head, queries, &out),
+                    (Cells::Bf16(cells), _) => attend_bf16::<4>(isa, layout, cells, head, queries, &out),
                 }
             };
         });
@@ -508,10 +508,10 @@ mod tests {
                 let layout = KvLayout { heads_local: heads, head_dim: dim };
                 let width = layout.width();
                 let blocks = [4u32, 0, 2];
-                let mut layer = KvLayer::zeros(&Arena::default(), kind, layout, 5);
+                let mut layer = KvLayer::zeros(kind, layout, 5);
                 match &mut layer.cells {
-                    Cells::F32(cells) => cells.as_mut_slice().fill(f32::NAN),
-                    Cells::Bf16(cells) => cells.as_mut_slice().fill(to_bf16(f32::NAN)),
+                    Cells::F32(cells) => cells.fill(f32::NAN),
+                    Cells::Bf16(cells) => cells.fill(to_bf16(f32::NAN)),
                 }
                 let rows: Vec<_> = (0..37).map(|t| AttentionRow { blocks: &blocks, positions: t + 1 }).collect();
                 // Queries, keys and values of each row.

@@ -1,4 +1,4 @@
-//! Memory for weights and the KV cache: mapped, zeroed, in huge pages where the system has them, and resident only as it is
+//! Memory for weights: mapped, zeroed, in huge pages where the system has them, and resident only as it is
 //! filled.
 //!
 //! Weights are read front to back once a step, hundreds of megabytes: with pages of 4 KiB the walk for addresses costs a third
