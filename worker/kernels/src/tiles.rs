@@ -18,7 +18,7 @@ macro_rules! by_size {
     ($size:expr, $name:ident $args:tt) => {
         by_size!($size, $name $args,
             1 4, 2 4, 3 4, 4 4, 5 4, 6 4,
-            4 2, 5 2, 6 2, 7 2, 8 2, 9 2, 10 2, 11 2, 12 2,
+            5 2, 6 2, 7 2, 8 2, 9 2, 10 2, 11 2, 12 2,
             1 1, 2 1, 3 1, 4 1, 5 1, 6 1, 7 1, 8 1, 9 1, 10 1, 11 1, 12 1)
     };
     ($size:expr, $name:ident $args:tt, $($m:literal $p:literal),*) => {
