@@ -1,8 +1,8 @@
 //! The kernels in the shapes of GPT-2 124M, for the benchmarks and for counting instructions.
 
 use nanoinfer_kernels::{
-    Activation, Arena, AttentionRow, Epilogue, Isa, Kernels, KvLayer, KvLayout, KvType, PackedMatrix, WeightType,
-    arg_top_k, log_sum_exp,
+    Activation, Arena, AttentionRow, AttentionRows, Epilogue, Isa, Kernels, KvLayer, KvLayout, KvType, PackedMatrix,
+    WeightType, arg_top_k, log_sum_exp,
 };
 
 /// Width of the model.
@@ -72,7 +72,7 @@ pub fn attention(rows: usize, positions: usize) -> Work {
         (0..rows).map(|row| (row * blocks..(row + 1) * blocks).map(|block| block as u32).collect()).collect();
     let (qkv, mut out) = (activations(rows * 3 * WIDTH), vec![0.0; rows * WIDTH]);
     Work::new(format!("attention x{rows}, {positions} positions"), move |kernels| {
-        let rows: Vec<_> = tables.iter().map(|blocks| AttentionRow { blocks, positions }).collect();
+        let rows = AttentionRows::new(tables.iter().map(|blocks| AttentionRow { blocks, positions }).collect());
         kernels.attention(&layer, &rows, &qkv, 0.125, &mut out);
     })
 }

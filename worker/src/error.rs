@@ -129,6 +129,9 @@ pub enum PlanFault {
     /// A block outside the pool.
     #[error("block {0:?} is outside the pool")]
     Block(BlockId),
+    /// A block that two sequences would write, or one twice.
+    #[error("block {0:?} would be written by two")]
+    WrittenTwice(BlockId),
     /// A block table that does not cover its sequence.
     #[error("{blocks} blocks do not cover {positions} positions")]
     Table {

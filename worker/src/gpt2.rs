@@ -12,7 +12,7 @@
 
 use std::time::{Duration, Instant};
 
-use nanoinfer_kernels::{Activation, AttentionRow, Epilogue, Kernels};
+use nanoinfer_kernels::{Activation, AttentionRow, AttentionRows, Epilogue, Kernels};
 use nanoinfer_shared::{
     Activation as Nonlinearity, Geometry, Share,
     comm::{CommError, Communicator, Elements, ReduceSite},
@@ -151,8 +151,8 @@ impl Gpt2 {
     /// When rows were not checked against the vocabulary, the positions and the pool, or are more than the buffers hold.
     pub fn forward(&mut self, step: u64, rows: &[Row<'_>]) -> Result<(), CommError> {
         self.embed(step, rows)?;
-        let attending: Vec<_> =
-            rows.iter().map(|row| AttentionRow { blocks: row.blocks, positions: row.position + 1 }).collect();
+        let attending = rows.iter().map(|row| AttentionRow { blocks: row.blocks, positions: row.position + 1 });
+        let attending = AttentionRows::new(attending.collect());
         for layer in 0..self.geometry.n_layer {
             self.trace.layer(Some(layer));
             let begun = self.trace.begin();
@@ -199,7 +199,7 @@ impl Gpt2 {
         Ok(())
     }
 
-    fn attention(&mut self, step: u64, layer: usize, rows: &[AttentionRow<'_>]) -> Result<(), CommError> {
+    fn attention(&mut self, step: u64, layer: usize, rows: &AttentionRows<'_>) -> Result<(), CommError> {
         let (t, c) = (rows.len(), self.geometry.n_embd);
         let width = self.kv.layout().width();
         let weights = &self.shard.layers[layer];

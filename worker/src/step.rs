@@ -105,7 +105,10 @@ impl StepRunner {
         if rows * width > self.kept.len() {
             return Err(PlanFault::TooManyRows { rows, limit: self.kept.len() / width });
         }
-        plan.sequences.iter().map(|s| check_sequence(s, self.model.geometry(), self.model.kv_blocks())).collect()
+        let check = |s| check_sequence(s, self.model.geometry(), self.model.kv_blocks());
+        let tables = plan.sequences.iter().map(check).collect::<Result<_, _>>()?;
+        check_written(plan)?;
+        Ok(tables)
     }
 
     fn answers(&mut self, wanted: &[(usize, &Wants)]) -> Vec<RowSlice> {
@@ -192,4 +195,18 @@ fn check_sequence(sequence: &SequenceStep, geometry: &Geometry, kv_blocks: usize
         _ => Err(PlanFault::Block(*block)),
     };
     sequence.blocks.iter().map(index).collect()
+}
+
+/// Blocks are shared only when full: whoever writes to one has it alone.
+fn check_written(plan: &StepPlan) -> Result<(), PlanFault> {
+    let blocks = |s: &SequenceStep| {
+        let (first, end) = (s.start as usize, s.start as usize + s.tokens.len());
+        s.blocks[first / BLOCK_TOKENS..end.div_ceil(BLOCK_TOKENS)].to_vec()
+    };
+    let mut written: Vec<_> = plan.sequences.iter().flat_map(blocks).collect();
+    written.sort_unstable_by_key(|block| block.0);
+    match written.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => Err(PlanFault::WrittenTwice(pair[0])),
+        None => Ok(()),
+    }
 }

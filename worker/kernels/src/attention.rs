@@ -1,17 +1,13 @@
-//! Attention of single rows over a paged KV pool, with an online softmax.
+//! Attention of single rows over a paged KV pool ([`crate::KvLayout`]), with an online softmax.
 //!
-//! ```text
-//! one layer's pool:  block 0 │ block 1 │ …          a block: head 0 │ head 1 │ …  (this rank's heads)
-//! one head of one block:  K as [D][16 positions], then V as [16 positions][D′]   D′ = D rounded up to 16
-//! ```
-//! K is laid out so that 16 scores are one vector; V so that 16 outputs are. A block is the tile of the softmax for decode
-//! and prefill alike, and rows read K and V back from the pool even within their own chunk: a row's result depends on its
-//! position and history only, not on how it was batched or chunked.
+//! A block is the tile of the softmax for decode and prefill alike, and rows read K and V back from the pool even within their
+//! own chunk: a row's result depends on its position and history only, not on how it was batched or chunked.
 
 use std::{mem::MaybeUninit, ops::Range};
 
 use crate::{
-    Kernels,
+    AttentionRow, AttentionRows, Kernels, KvLayer, KvLayout,
+    kv::{Cell, Cells},
     lanes::{LANES, Lanes, prefetch, versions},
     pool::Shards,
 };
@@ -19,209 +15,21 @@ use crate::{
 /// Widest head that the kernel has scratch for.
 pub const MAX_HEAD_DIM: usize = 512;
 
-/// Shape of a layer's KV pool on one rank.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KvLayout {
-    /// Heads of this rank.
-    pub heads_local: usize,
-    /// Width D of a head.
-    pub head_dim: usize,
-}
-
-impl KvLayout {
-    /// Positions of one block.
-    pub const BLOCK: usize = LANES;
-
-    /// Elements of one block of one layer.
-    pub fn block_elements(self) -> usize {
-        self.heads_local * self.head_elements()
-    }
-
-    fn head_elements(self) -> usize {
-        LANES * (self.head_dim + self.value_stride())
-    }
-
-    fn value_stride(self) -> usize {
-        self.head_dim.next_multiple_of(LANES)
-    }
-
-    /// Width of one of q, k, v of a row: `H_local · D`.
-    pub fn width(self) -> usize {
-        self.heads_local * self.head_dim
-    }
-}
-
-/// Element type of a KV pool.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KvType {
-    /// 32-bit floats.
-    F32,
-    /// The upper half of one, rounded to nearest even.
-    Bf16,
-}
-
-impl KvType {
-    /// Bytes of an element.
-    pub fn bytes(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::Bf16 => 2,
-        }
-    }
-}
-
-/// Keys and values of one layer: blocks of a [`KvLayout`].
-#[derive(Debug)]
-pub struct KvLayer {
-    layout: KvLayout,
-    cells: Cells,
-}
-
-#[derive(Debug)]
-enum Cells {
-    F32(Vec<f32>),
-    Bf16(Vec<u16>),
-}
-
-impl KvLayer {
-    /// `blocks` blocks of zeros; memory becomes resident as it is written, in small pages: clearing a huge one
-    /// takes longer than a step.
-    pub fn zeros(kind: KvType, layout: KvLayout, blocks: usize) -> Self {
-        let len = blocks * layout.block_elements();
-        let cells = match kind {
-            KvType::F32 => Cells::F32(vec![0.0; len]),
-            KvType::Bf16 => Cells::Bf16(vec![0; len]),
-        };
-        Self { layout, cells }
-    }
-}
-
-/// An element of a pool.
-trait Cell: Copy + Send + Sync {
-    /// Sixteen of them.
-    ///
-    /// # Safety
-    /// 16 readable elements at `from`; the instruction set of `V` is available.
-    unsafe fn load<V: Lanes>(from: *const Self) -> V;
-
-    /// The same, written, rounded to nearest even.
-    ///
-    /// # Safety
-    /// 16 writable elements at `to`; the instruction set of `V` is available.
-    unsafe fn store<V: Lanes>(lanes: V, to: *mut Self);
-}
-
-impl Cell for f32 {
-    #[inline(always)]
-    unsafe fn load<V: Lanes>(from: *const Self) -> V {
-        // SAFETY: the caller's promise.
-        unsafe { V::load(from) }
-    }
-    #[inline(always)]
-    unsafe fn store<V: Lanes>(lanes: V, to: *mut Self) {
-        // SAFETY: the caller's promise.
-        unsafe { lanes.store(to) }
-    }
-}
-
-/// A bf16.
-impl Cell for u16 {
-    #[inline(always)]
-    unsafe fn load<V: Lanes>(from: *const Self) -> V {
-        // SAFETY: the caller's promise.
-        unsafe { V::load_bf16(from) }
-    }
-    #[inline(always)]
-    unsafe fn store<V: Lanes>(lanes: V, to: *mut Self) {
-        // SAFETY: the caller's promise.
-        unsafe { lanes.round_to_bf16().store_upper_halves(to) }
-    }
-}
-
-/// One row of a step: where in its sequence it is, and where that sequence's keys and values are.
-#[derive(Clone, Copy, Debug)]
-pub struct AttentionRow<'a> {
-    /// Block table of its sequence.
-    pub blocks: &'a [u32],
-    /// It attends to positions `0 .. positions`; the last is its own.
-    pub positions: usize,
-}
-
-impl AttentionRow<'_> {
-    /// The block of its own position.
-    fn own_block(&self) -> u32 {
-        self.blocks[(self.positions - 1) / LANES]
-    }
-
-    /// Whether `next` is the row behind this one in the same sequence.
-    fn is_followed_by(&self, next: &Self) -> bool {
-        std::ptr::eq(self.blocks, next.blocks) && self.positions + 1 == next.positions
-    }
-}
-
-/// Rows of one sequence, one behind the other, that read keys and values together.
-const MOST_TOGETHER: usize = 4;
-
 impl Kernels {
-    /// Stores the keys and values of `rows`, each at its own position: `qkv` is `[T, 3 · H_local · D]`.
-    ///
-    /// # Panics
-    /// When sizes do not agree, or a block lies outside the pool or is written by two sequences.
-    pub fn write_kv(&mut self, layer: &mut KvLayer, rows: &[AttentionRow<'_>], qkv: &[f32]) {
-        let (isa, layout) = (self.isa, layer.layout);
-        assert_eq!(qkv.len(), rows.len() * 3 * layout.width(), "qkv is [T, 3 · H_local · D]");
-        // Rows of one block share the cache lines of their keys.
-        let mut blocks = Vec::with_capacity(rows.len());
-        for (i, row) in rows.iter().enumerate() {
-            let begins = i == 0 || !rows[i - 1].is_followed_by(row) || (row.positions - 1).is_multiple_of(LANES);
-            if begins {
-                blocks.push(i..i);
-            }
-            blocks.last_mut().expect("the first row begins one").end = i + 1;
-        }
-        let mut written: Vec<u32> = blocks.iter().map(|part| rows[part.start].own_block()).collect();
-        written.sort_unstable();
-        assert!(written.is_sorted_by(|a, b| a < b), "a block is written by one sequence");
-        let part = |task: usize| (&rows[blocks[task].clone()], &qkv[blocks[task].start * 3 * layout.width()..]);
-        match &mut layer.cells {
-            Cells::F32(cells) => {
-                let cells = Shards::new(cells);
-                // SAFETY: `isa` was detected or listed as available; each position is written by one task.
-                self.pool.run(blocks.len(), &|task| unsafe { write_f32(isa, layout, &cells, part(task)) });
-            }
-            Cells::Bf16(cells) => {
-                let cells = Shards::new(cells);
-                // SAFETY: as above.
-                self.pool.run(blocks.len(), &|task| unsafe { write_bf16(isa, layout, &cells, part(task)) });
-            }
-        }
-    }
-
     /// `out[t] = softmax(q[t] · K^T · scale) · V` for every row and head: `qkv` is `[T, 3 · H_local · D]`, of which the queries
     /// are read, `out` is `[T, H_local · D]`; f32 but for what the pool holds.
     ///
     /// # Panics
     /// When sizes do not agree, or a block lies outside the pool.
-    pub fn attention(&mut self, layer: &KvLayer, rows: &[AttentionRow<'_>], qkv: &[f32], scale: f32, out: &mut [f32]) {
-        let layout = layer.layout;
+    pub fn attention(&mut self, layer: &KvLayer, rows: &AttentionRows<'_>, qkv: &[f32], scale: f32, out: &mut [f32]) {
+        let (isa, layout, groups) = (self.isa, layer.layout, rows.together());
         let (heads, dim, width) = (layout.heads_local, layout.head_dim, layout.width());
         assert!(dim <= MAX_HEAD_DIM, "heads are at most {MAX_HEAD_DIM} wide");
         assert!(qkv.len() == rows.len() * 3 * width && out.len() == rows.len() * width, "qkv and out have T rows");
-        let isa = self.isa;
         let out = Shards::new(out);
-        let mut groups = Vec::with_capacity(rows.len());
-        let mut first = 0;
-        while first < rows.len() {
-            let behind =
-                rows[first..].windows(2).take(MOST_TOGETHER - 1).take_while(|pair| pair[0].is_followed_by(&pair[1]));
-            // Three rows together would be a version of its own, for the ends of few prompts.
-            let together = [1, 2, 2, 4][behind.count()];
-            groups.push(first..first + together);
-            first += together;
-        }
         self.pool.run(groups.len() * heads, &|task| {
-            let (group, head) = (groups[task / heads].clone(), task % heads);
-            let queries = Queries { rows: &rows[group.clone()], qkv: &qkv[group.start * 3 * width..], scale };
+            let (group, head) = (&groups[task / heads], task % heads);
+            let queries = Queries { rows: rows.part(group), qkv: &qkv[group.start * 3 * width..], scale };
             let out = |row: usize| {
                 // SAFETY: each row and head is written by one task.
                 unsafe { out.slice(((group.start + row) * heads + head) * dim, dim) }
@@ -239,68 +47,6 @@ impl Kernels {
             };
         });
     }
-}
-
-versions! {
-    unsafe fn write_f32(layout: KvLayout, pool: &Shards<f32>, part: (&[AttentionRow<'_>], &[f32])) = write_body<f32>
-}
-versions! {
-    unsafe fn write_bf16(layout: KvLayout, pool: &Shards<u16>, part: (&[AttentionRow<'_>], &[f32])) = write_body<u16>
-}
-
-/// # Safety
-/// No other task writes the blocks of these rows.
-#[inline(always)]
-unsafe fn write_body<V: Lanes, T: Cell + Default>(
-    layout: KvLayout,
-    pool: &Shards<T>,
-    (rows, qkv): (&[AttentionRow<'_>], &[f32]),
-) {
-    let (dim, width) = (layout.head_dim, layout.width());
-    for (row, qkv) in rows.iter().zip(qkv.chunks_exact(3 * width)) {
-        let slot = (row.positions - 1) % LANES;
-        // SAFETY: the caller's promise.
-        let block = unsafe { pool.slice(row.own_block() as usize * layout.block_elements(), layout.block_elements()) };
-        for (head, tile) in block.chunks_exact_mut(layout.head_elements()).enumerate() {
-            let (keys, values) = tile.split_at_mut(LANES * dim);
-            let values = &mut values[slot * layout.value_stride()..][..layout.value_stride()];
-            let (k, v) = (&qkv[width + head * dim..][..dim], &qkv[2 * width + head * dim..][..dim]);
-            let ((k, k_tail), (v, v_tail)) = (k.as_chunks::<LANES>(), v.as_chunks::<LANES>());
-            for (i, (k, v)) in k.iter().zip(v).enumerate() {
-                // SAFETY: the instruction set is the caller's promise.
-                unsafe { write_lanes::<V, T>(k, v, &mut keys[i * LANES * LANES..], slot, &mut values[i * LANES..]) };
-            }
-            if !k_tail.is_empty() {
-                let (whole, mut lanes) = (k.len() * LANES, [[0.0; LANES]; 2]);
-                lanes[0][..k_tail.len()].copy_from_slice(k_tail);
-                lanes[1][..k_tail.len()].copy_from_slice(v_tail);
-                let (keys, values) = (&mut keys[whole * LANES..], &mut values[whole..]);
-                // SAFETY: as above.
-                unsafe { write_lanes::<V, T>(&lanes[0], &lanes[1], keys, slot, values) };
-            }
-        }
-    }
-}
-
-/// Stores 16 elements of a position's key, down a column of `keys` as far as that goes, and of its value, padded to 16.
-///
-/// # Safety
-/// The instruction set of `V` is available.
-#[inline(always)]
-unsafe fn write_lanes<V: Lanes, T: Cell + Default>(
-    k: &[f32; LANES],
-    v: &[f32; LANES],
-    keys: &mut [T],
-    slot: usize,
-    values: &mut [T],
-) {
-    let (mut cells, values) = ([T::default(); LANES], &mut values[..LANES]);
-    // SAFETY: 16 elements each; the instruction set is the caller's promise.
-    unsafe {
-        T::store(V::load(k.as_ptr()), cells.as_mut_ptr());
-        T::store(V::load(v.as_ptr()), values.as_mut_ptr());
-    }
-    keys.chunks_exact_mut(LANES).zip(cells).for_each(|(lanes, cell)| lanes[slot] = cell);
 }
 
 /// Rows that attend together: `qkv` begins with that of the first.
@@ -495,7 +241,7 @@ unsafe fn add_scores<V: Lanes, const R: usize, T: Cell>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Isa, packed::to_bf16};
+    use crate::{Isa, KvType, packed::to_bf16};
 
     fn value(position: usize, i: usize, kind: usize) -> f32 {
         ((position * 131 + i * 17 + kind * 71) % 97) as f32 / 64.0 - 1.0
@@ -513,18 +259,20 @@ mod tests {
                     Cells::F32(cells) => cells.fill(f32::NAN),
                     Cells::Bf16(cells) => cells.fill(to_bf16(f32::NAN)),
                 }
-                let rows: Vec<_> = (0..37).map(|t| AttentionRow { blocks: &blocks, positions: t + 1 }).collect();
+                let row = |t: usize| AttentionRow { blocks: &blocks, positions: t + 1 };
                 // Queries, keys and values of each row.
                 let part = |t: usize, kind: usize| (0..width).map(move |i| value(t, i, kind));
                 let qkv: Vec<_> =
                     (0..37).flat_map(|t| [2, 0, 1].into_iter().flat_map(move |kind| part(t, kind))).collect();
                 let mut out = vec![0.0; 37 * width];
                 let mut kernels = Kernels::new(isa, 2, false);
+                let rows = AttentionRows::new((0..37).map(row).collect());
                 kernels.write_kv(&mut layer, &rows, &qkv);
                 kernels.attention(&layer, &rows, &qkv, 0.7, &mut out);
                 for t in 0..37 {
                     let mut alone = vec![0.0; width];
-                    kernels.attention(&layer, &rows[t..=t], &qkv[t * 3 * width..][..3 * width], 0.7, &mut alone);
+                    let (row, qkv) = (AttentionRows::new(vec![row(t)]), &qkv[t * 3 * width..][..3 * width]);
+                    kernels.attention(&layer, &row, qkv, 0.7, &mut alone);
                     assert_eq!(alone, out[t * width..][..width], "{isa:?} {kind:?} row {t} alone");
                 }
                 for t in 0..37 {

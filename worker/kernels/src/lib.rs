@@ -17,19 +17,23 @@ mod tiles;
 mod matmul;
 mod norm;
 mod activation;
+mod kv;
+mod rows;
 mod attention;
 mod logits;
 mod limits;
 mod pool;
 
 pub use activation::Activation;
-pub use attention::{AttentionRow, KvLayer, KvLayout, KvType, MAX_HEAD_DIM};
+pub use attention::MAX_HEAD_DIM;
 pub use buffer::Arena;
+pub use kv::{KvLayer, KvLayout, KvType};
 pub use lanes::Isa;
 pub use logits::{arg_top_k, log_sum_exp};
 pub use matmul::Epilogue;
 pub use packed::{PackedMatrix, WeightType};
 pub use pool::ThreadPool;
+pub use rows::{AttentionRow, AttentionRows};
 
 /// The kernels of one rank: an instruction set and threads to run on.
 #[derive(Debug)]
