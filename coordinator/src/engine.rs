@@ -32,7 +32,7 @@ use crate::{
     config::EngineConfig,
     handle::{self, Command, Door, EngineHandle, LiveSequence, Status, Submission},
     request::Event,
-    sampler::{Draw, logprobs},
+    sampler::{Draw, Masses, logprobs},
     scheduler::{Counters, PlannedStep, Scheduler, SchedulerLimits},
     sequence::{RowUse, SeqId, Sequence},
     worker_pool::{Ranks, WorkerPool},
@@ -249,11 +249,16 @@ impl<R: Ranks> Engine<R> {
             }
         }
         let rows: Vec<u32> = undecided.iter().map(|&(row, ..)| row).collect();
-        let whole_rows = if rows.is_empty() { Vec::new() } else { self.ranks.fetch_rows(&rows)? };
-        let draws: Vec<_> =
-            undecided.iter().zip(&whole_rows).map(|(&(row, _, draw), whole)| (row, draw, whole)).collect();
-        let tokens =
-            on_threads(self.threads, &draws, |&(row, draw, whole)| draw.by_row(&slices(answers, row as usize), whole));
+        let mut whole_rows = if rows.is_empty() { Vec::new() } else { self.ranks.fetch_rows(&rows)? };
+        let mut draws: Vec<_> =
+            undecided.iter().zip(&mut whole_rows).map(|(&(row, _, draw), whole)| (row, draw, whole)).collect();
+        let tokens = on_threads(self.threads, &mut draws, |draws| {
+            let mut masses = Masses::default();
+            let draw = |(row, draw, whole): &mut (u32, &Draw, &mut Vec<f32>)| {
+                draw.by_row(&slices(answers, *row as usize), whole, &mut masses)
+            };
+            draws.iter_mut().map(draw).collect()
+        });
         for ((_, id, _), token) in undecided.iter().zip(tokens) {
             self.scheduler.get_mut(*id).append(token);
         }
@@ -341,14 +346,14 @@ impl<R: Ranks> Engine<R> {
     }
 }
 
-/// `f` of each, spread over threads: the ranks wait for their next step meanwhile, so their cores are free.
-fn on_threads<T: Sync, U: Send>(threads: usize, items: &[T], f: impl Fn(&T) -> U + Sync) -> Vec<U> {
+/// `f` of parts of `items`, each on a thread: the ranks wait for their next step meanwhile, so their cores are free.
+fn on_threads<T: Send, U: Send>(threads: usize, items: &mut [T], f: impl Fn(&mut [T]) -> Vec<U> + Sync) -> Vec<U> {
     let each = items.len().div_ceil(threads).max(MIN_DRAWS_A_THREAD);
-    let mut parts = items.chunks(each);
+    let mut parts = items.chunks_mut(each);
     let first = parts.next().unwrap_or_default();
     thread::scope(|scope| {
-        let others: Vec<_> = parts.map(|part| scope.spawn(|| part.iter().map(&f).collect::<Vec<U>>())).collect();
-        let mut all: Vec<U> = first.iter().map(&f).collect();
+        let others: Vec<_> = parts.map(|part| scope.spawn(|| f(part))).collect();
+        let mut all = f(first);
         for part in others {
             all.extend(part.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
         }

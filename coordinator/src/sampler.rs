@@ -25,10 +25,10 @@ use nanoinfer_shared::{
     protocol::{LogSumExp, RowSlice, TokenId, Wants},
 };
 
+pub(crate) use self::masses::Masses;
 use self::{
     adjust::{Adjustments, orderly},
     filter::{Candidate, Filter, Known},
-    masses::Masses,
     ranked::Ranked,
 };
 use crate::{
@@ -124,27 +124,29 @@ impl Draw {
         Some(self.drawn(id, raw, slices))
     }
 
-    /// The token, from the raw logits of the whole vocabulary.
-    pub(crate) fn by_row(&self, slices: &[&RowSlice], row: &[f32]) -> Drawn {
-        let logits = self.adjusted(row);
-        let id = self.by_masses(&logits).unwrap_or_else(|| self.by_order(&logits, self.normaliser(slices)));
-        self.drawn(id, row[id as usize], slices)
+    /// The token, from the raw logits of the whole vocabulary, which are adjusted in place: a copy would cost fresh pages.
+    pub(crate) fn by_row(&self, slices: &[&RowSlice], row: &mut [f32], masses: &mut Masses) -> Drawn {
+        let raws = self.adjust(row);
+        let id = self.by_masses(row, masses).unwrap_or_else(|| self.by_order(row, self.normaliser(slices)));
+        let raw = raws.iter().find(|&&(adjusted, _)| adjusted == id).map_or(row[id as usize], |&(_, raw)| raw);
+        self.drawn(id, raw, slices)
     }
 
-    /// The row after penalties and biases.
-    fn adjusted(&self, row: &[f32]) -> Vec<f32> {
-        let mut logits: Vec<f32> = row.iter().map(|&raw| orderly(raw)).collect();
-        for id in self.adjustments.ids() {
-            logits[id as usize] = self.adjustments.apply(id, row[id as usize]);
+    /// Applies penalties and biases; returns what the tokens that they change had before.
+    fn adjust(&self, row: &mut [f32]) -> Vec<(TokenId, f32)> {
+        let raws: Vec<_> = self.adjustments.ids().map(|id| (id, row[id as usize])).collect();
+        row.iter_mut().for_each(|logit| *logit = orderly(*logit));
+        for &(id, raw) in &raws {
+            row[id as usize] = self.adjustments.apply(id, raw);
         }
-        logits
+        raws
     }
 
     /// The token, where it can be found without putting the row in order.
-    fn by_masses(&self, logits: &[f32]) -> Option<TokenId> {
+    fn by_masses(&self, logits: &[f32], masses: &mut Masses) -> Option<TokenId> {
         match &self.method {
             Method::Random { temperature, filters, uniform } if Masses::can(filters) => {
-                Some(Masses::new(logits, *temperature)?.draw(filters, *uniform))
+                masses.draw(logits, *temperature, filters, *uniform)
             }
             _ => None,
         }

@@ -13,54 +13,93 @@ use nanoinfer_shared::protocol::TokenId;
 
 use super::{filter::Filter, ranked::Ranked};
 
-/// Enough that a bucket of a flat row has some dozen tokens.
-const BUCKETS: usize = 4096;
-const _: () = assert!(BUCKETS <= 1 << 16);
+/// Adding it to a small number leaves the nearest integer in the low bits of the mantissa.
+const TO_LOW_BITS: f32 = 12_582_912.0;
+/// Enough that a bucket of a flat row has some dozen tokens; one less than a power of two, for the one behind.
+const BUCKETS: usize = 4095;
+const _: () = assert!(BUCKETS < 1 << 16);
 /// Below this `exp` is nothing beside 1.
 const LOWEST: f32 = -87.0;
 
-/// The tokens of a row in buckets of descending logit.
-pub(super) struct Masses<'a> {
-    /// With a place in a total order; −∞ where a token must not come.
-    logits: &'a [f32],
-    temperature: f32,
-    max: f32,
+/// The tokens of a row in buckets of descending logit; used for one row after the other, to keep its memory.
+#[derive(Debug, Default)]
+pub(crate) struct Masses {
     /// Of each logit.
     buckets: Vec<u16>,
     /// Of each bucket: the sum of `exp((logit − max) / temperature)`.
     mass: Vec<f64>,
 }
 
-impl<'a> Masses<'a> {
-    /// `None` where nothing can be drawn, or all logits are alike: then order says nothing.
-    pub(super) fn new(logits: &'a [f32], temperature: f32) -> Option<Self> {
+/// A row in its buckets.
+struct Row<'a> {
+    /// With a place in a total order; −∞ where a token must not come.
+    logits: &'a [f32],
+    temperature: f32,
+    max: f32,
+    masses: &'a Masses,
+}
+
+impl Masses {
+    /// The token at `uniform` of the mass that `filters`, all of them top-p or min-p, leave of `logits`, which have a place in
+    /// a total order. `None` where nothing can be drawn, or all logits are alike: then order says nothing.
+    pub(super) fn draw(
+        &mut self,
+        logits: &[f32],
+        temperature: f32,
+        filters: &[Filter],
+        uniform: f64,
+    ) -> Option<TokenId> {
         let max = fold(logits, f32::NEG_INFINITY, |max, x| if x > max { x } else { max });
         let floor = max + LOWEST * temperature;
         let min = fold(logits, max, |min, x| if x >= floor && x < min { x } else { min });
         let scale = (BUCKETS - 1) as f32 / (max - min);
-        if !max.is_finite() || !scale.is_finite() {
+        // Of a bucket, in what `exp` takes.
+        let width = (scale * temperature).recip();
+        if !max.is_finite() || !scale.is_finite() || !width.is_finite() {
             return None;
         }
-        // Saturates: −∞ and what weighs nothing fall into the last.
-        let bucket = |&logit: &f32| (((max - logit) * scale) as i32).min(BUCKETS as i32 - 1) as u16;
-        let buckets: Vec<u16> = logits.iter().map(bucket).collect();
-        let mut mass = vec![0.0; BUCKETS];
-        let mut weights = [0.0; 64];
-        for (logits, buckets) in logits.chunks(weights.len()).zip(buckets.chunks(weights.len())) {
-            for (weight, &logit) in weights.iter_mut().zip(logits) {
-                *weight = exp((logit - max) / temperature);
-            }
-            for (&weight, &bucket) in weights.iter().zip(buckets) {
-                mass[usize::from(bucket)] += f64::from(weight);
-            }
-        }
-        Some(Self { logits, temperature, max, buckets, mass })
+        self.fill(logits, max, scale, width);
+        Some(Row { logits, temperature, max, masses: self }.draw(filters, uniform))
     }
 
-    /// The token at `uniform` of the mass that `filters`, all of them top-p or min-p, leave.
-    pub(super) fn draw(&self, filters: &[Filter], uniform: f64) -> TokenId {
+    /// Whether `filters` are of the kind that [`Masses::draw`] knows.
+    pub(super) fn can(filters: &[Filter]) -> bool {
+        filters.iter().all(|filter| matches!(filter, Filter::TopP(_) | Filter::MinP(_)))
+    }
+
+    /// `exp` of a logit is that of its bucket's middle times that of the small rest, for which three terms are exact enough.
+    fn fill(&mut self, logits: &[f32], max: f32, scale: f32, width: f32) {
+        // What weighs nothing gets a bucket of its own, behind the others.
+        const BEHIND: f32 = BUCKETS as f32;
+        self.buckets.resize(logits.len(), 0);
+        self.mass.clear();
+        self.mass.resize(BUCKETS + 1, 0.0);
+        let mass: &mut [f64; BUCKETS + 1] = self.mass.as_mut_slice().try_into().expect("of that length");
+        let mut rests = [0.0; 64];
+        for (logits, buckets) in logits.chunks(rests.len()).zip(self.buckets.chunks_mut(rests.len())) {
+            for ((rest, bucket), &logit) in rests.iter_mut().zip(&mut *buckets).zip(logits) {
+                let place = (max - logit) * scale;
+                let place = if place < BEHIND { place } else { BEHIND };
+                let rounded = place + TO_LOW_BITS;
+                let below = (rounded - TO_LOW_BITS - place) * width;
+                *rest = 1.0 + below * (1.0 + 0.5 * below);
+                *bucket = rounded.to_bits() as u16;
+            }
+            for (&rest, &bucket) in rests.iter().zip(&*buckets) {
+                mass[usize::from(bucket) % (BUCKETS + 1)] += f64::from(rest);
+            }
+        }
+        self.mass.truncate(BUCKETS);
+        for (bucket, mass) in self.mass.iter_mut().enumerate() {
+            *mass *= f64::from(exp(-(bucket as f32) * width));
+        }
+    }
+}
+
+impl Row<'_> {
+    fn draw(&self, filters: &[Filter], uniform: f64) -> TokenId {
         // All of these keep a prefix of the descending order, so a prefix is known by its mass.
-        let all: f64 = self.mass.iter().sum();
+        let all: f64 = self.masses.mass.iter().sum();
         let kept = filters.iter().fold(all, |kept, filter| match *filter {
             Filter::TopP(p) => kept.min(self.at(|sum| sum >= p * kept).1),
             Filter::MinP(ratio) => kept.min(self.at_least(ratio)),
@@ -69,11 +108,6 @@ impl<'a> Masses<'a> {
         // The last token is reached in any case: rounding must not lead beyond it.
         let target = (uniform * kept).min(kept.next_down());
         self.at(|sum| sum > target).0
-    }
-
-    /// Whether `filters` are of the kind that [`Masses::draw`] knows.
-    pub(super) fn can(filters: &[Filter]) -> bool {
-        filters.iter().all(|filter| matches!(filter, Filter::TopP(_) | Filter::MinP(_)))
     }
 
     /// Mass of the tokens that are at least `ratio` times as likely as the most likely, which weighs 1.
@@ -87,12 +121,12 @@ impl<'a> Masses<'a> {
     fn at(&self, reached: impl Fn(f64) -> bool) -> (TokenId, f64) {
         let mut before = 0.0;
         let mut last = None;
-        for (bucket, &mass) in self.mass.iter().enumerate().filter(|(_, mass)| **mass > 0.0) {
+        for (bucket, &mass) in self.masses.mass.iter().enumerate().filter(|(_, mass)| **mass > 0.0) {
             if !reached(before + mass) {
                 (before, last) = (before + mass, Some(bucket));
                 continue;
             }
-            let mut tokens: Vec<Ranked> = self.tokens(bucket).collect();
+            let mut tokens = self.tokens(bucket);
             tokens.sort_unstable();
             let mut sum = before;
             for token in tokens {
@@ -105,14 +139,22 @@ impl<'a> Masses<'a> {
             (before, last) = (before + mass, Some(bucket));
         }
         let last = last.expect("the most likely token has a weight");
-        let weighs = |token: &Ranked| self.weight(token.logit()) > 0.0;
-        let token = self.tokens(last).filter(weighs).max().expect("a bucket with a mass has a token");
+        let may_come = |token: &Ranked| token.logit() > f32::NEG_INFINITY;
+        let token = self.tokens(last).into_iter().filter(may_come).max().expect("a bucket with a mass has a token");
         (token.id(), before)
     }
 
-    fn tokens(&self, bucket: usize) -> impl Iterator<Item = Ranked> {
-        let of_bucket = move |&(_, &of): &(usize, &u16)| usize::from(of) == bucket;
-        self.buckets.iter().enumerate().filter(of_bucket).map(|(i, _)| Ranked::new(i as TokenId, self.logits[i]))
+    fn tokens(&self, bucket: usize) -> Vec<Ranked> {
+        let bucket = bucket as u16;
+        let mut tokens = Vec::new();
+        for (part, buckets) in self.masses.buckets.chunks(64).enumerate() {
+            // Most parts have none, which a vector sees at once.
+            if buckets.iter().fold(false, |any, &of| any | (of == bucket)) {
+                let of_bucket = (64 * part..).zip(buckets).filter(|&(_, &of)| of == bucket);
+                tokens.extend(of_bucket.map(|(i, _)| Ranked::new(i as TokenId, self.logits[i])));
+            }
+        }
+        tokens
     }
 
     fn weight(&self, logit: f32) -> f32 {
@@ -133,11 +175,9 @@ fn fold(values: &[f32], first: f32, pick: impl Fn(f32, f32) -> f32) -> f32 {
 /// `e^x` for `x` ≤ 0 to 2 ulp, 0 below [`LOWEST`]; without branches, so that the compiler makes vectors of it.
 /// Reference: Cephes' `expf`.
 fn exp(x: f32) -> f32 {
-    /// Adding it leaves the nearest integer in the low bits of the mantissa.
-    const ROUND: f32 = 12_582_912.0;
     let bounded = x.max(LOWEST);
-    let shifted = bounded * std::f32::consts::LOG2_E + ROUND;
-    let power = shifted - ROUND;
+    let shifted = bounded * std::f32::consts::LOG2_E + TO_LOW_BITS;
+    let power = shifted - TO_LOW_BITS;
     // ln 2 in two parts, the first with few bits, so that the product is exact.
     let rest = (bounded - power * 0.693_359_4) + power * 2.121_944_4e-4;
     let mut value = 1.987_569_1e-4;
@@ -217,16 +257,15 @@ mod tests {
             &[Filter::TopP(0.5), Filter::MinP(0.6)],
             &[Filter::TopP(0.0)],
         ];
-        let (mut draws, mut different) = (0, 0);
+        let (mut draws, mut different, mut masses) = (0, 0, Masses::default());
         for (seed, spread) in [0.0001, 0.3, 2.0, 20.0, 200.0].into_iter().enumerate() {
             for (len, temperature) in [(3, 1.0), (700, 0.7), (5003, 1.0), (5003, 2.0)] {
                 let row = row(len, spread, seed as u64);
-                let masses = Masses::new(&row, temperature).unwrap();
                 for filters in chains {
                     for i in 0..40 {
                         let uniform = if i == 0 { 0.0 } else { random::uniform(9, 0, 0, i) };
                         let (_, expected) = sorted(&row, temperature, filters, uniform);
-                        let drawn = masses.draw(filters, uniform);
+                        let drawn = masses.draw(&row, temperature, filters, uniform).unwrap();
                         assert!(row[drawn as usize].is_finite(), "a token that must not come");
                         draws += 1;
                         different += u32::from(drawn != expected);
@@ -240,8 +279,8 @@ mod tests {
 
     #[test]
     fn a_row_without_order_is_left_to_others() {
-        assert!(Masses::new(&[f32::NEG_INFINITY; 9], 1.0).is_none());
-        assert!(Masses::new(&[1.0; 9], 1.0).is_none());
+        assert_eq!(Masses::default().draw(&[f32::NEG_INFINITY; 9], 1.0, &[], 0.5), None);
+        assert_eq!(Masses::default().draw(&[1.0; 9], 1.0, &[], 0.5), None);
         assert!(!Masses::can(&[Filter::TopP(0.5), Filter::Typical(0.5)]) && Masses::can(&[]));
     }
 }
