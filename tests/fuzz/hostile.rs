@@ -4,7 +4,7 @@ use std::fs;
 
 use nanoinfer_worker::checkpoint::Checkpoint;
 
-use crate::bound_memory;
+use crate::{bound_memory, zip::zip};
 
 /// What opening these bytes is answered with.
 fn refusal(bytes: &[u8]) -> String {
@@ -14,41 +14,6 @@ fn refusal(bytes: &[u8]) -> String {
     let error = Checkpoint::open(&[path]).unwrap_err().to_string();
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing was written");
     error
-}
-
-/// A zip archive of stored entries, as torch.save writes it.
-fn zip(entries: &[(&str, &[u8])]) -> Vec<u8> {
-    let (mut file, mut directory) = (Vec::new(), Vec::new());
-    for (name, content) in entries {
-        let at = file.len() as u32;
-        // Sizes twice, then the lengths of the name and of no extra field.
-        let mut fields = Vec::new();
-        fields.extend([0; 4]); // version, flags
-        fields.extend([0; 2]); // stored
-        fields.extend([0; 8]); // time, CRC-32
-        fields.extend((content.len() as u32).to_le_bytes());
-        fields.extend((content.len() as u32).to_le_bytes());
-        fields.extend((name.len() as u16).to_le_bytes());
-        fields.extend([0; 2]);
-        file.extend(b"PK\x03\x04");
-        file.extend(&fields);
-        file.extend(name.as_bytes());
-        file.extend(*content);
-        directory.extend(b"PK\x01\x02\0\0");
-        directory.extend(&fields);
-        directory.extend([0; 10]); // comment, disk, attributes
-        directory.extend(at.to_le_bytes());
-        directory.extend(name.as_bytes());
-    }
-    let (start, size, count) = (file.len() as u32, directory.len() as u32, entries.len() as u16);
-    file.extend(directory);
-    file.extend(b"PK\x05\x06\0\0\0\0");
-    file.extend(count.to_le_bytes());
-    file.extend(count.to_le_bytes());
-    file.extend(size.to_le_bytes());
-    file.extend(start.to_le_bytes());
-    file.extend([0; 2]);
-    file
 }
 
 fn pickled(pickle: &[u8]) -> String {

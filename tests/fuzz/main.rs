@@ -8,6 +8,8 @@
 //! - `hostile`: pickles and archives made to do harm; each error names the reason
 
 mod mutate;
+#[path = "../zip.rs"]
+mod zip;
 
 mod checkpoints;
 mod configurations;

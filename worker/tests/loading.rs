@@ -2,6 +2,9 @@
 //!
 //! One test, so that nothing else of this process allocates while it measures.
 
+#[path = "../../tests/zip.rs"]
+mod zip;
+
 use std::{
     fs::{self, File},
     io::{BufWriter, Write},
@@ -14,6 +17,8 @@ use nanoinfer_worker::{
     checkpoint::{Checkpoint, Layout},
     shard::Shard,
 };
+
+use crate::zip::zip;
 
 /// 28 MB in f32, of which one of four ranks holds a quarter and the positions.
 const CONFIG: &str = r#"{"n_layer":6,"n_head":4,"n_embd":256,"vocab_size":8192,"n_positions":64}"#;
@@ -75,14 +80,19 @@ fn write_safetensors(path: &Path, tensors: &[(String, Vec<usize>)]) {
     file.flush().unwrap();
 }
 
-/// As torch before 1.6 wrote it, every tensor a storage of its own.
-fn write_legacy(path: &Path, tensors: &[(String, Vec<usize>)]) {
-    let text = |text: &str| [b"X", &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat();
-    let int = |n: usize| [b"J", &(n as u32).to_le_bytes()[..]].concat();
+fn count(shape: &[usize]) -> usize {
+    shape.iter().product()
+}
+
+fn pickled_text(text: &str) -> Vec<u8> {
+    [b"X", &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat()
+}
+
+/// The pickle of a state dict whose every tensor is a storage of its own. `view` ends a storage's description.
+fn pickled_tensors(tensors: &[(String, Vec<usize>)], view: &[u8]) -> Vec<u8> {
+    let (text, int) = (pickled_text, |n: usize| [b"J", &(n as u32).to_le_bytes()[..]].concat());
     let tuple = |items: &[usize]| [vec![b'('], items.iter().flat_map(|&n| int(n)).collect(), vec![b't']].concat();
-    let count = |shape: &[usize]| shape.iter().product::<usize>();
     let mut object = b"\x80\x02}(".to_vec();
-    let mut keys = b"\x80\x02](".to_vec();
     for (key, (name, shape)) in tensors.iter().enumerate() {
         let strides = if let &[_, columns] = &shape[..] { vec![columns, 1] } else { vec![1] };
         object.extend(text(name));
@@ -90,20 +100,43 @@ fn write_legacy(path: &Path, tensors: &[(String, Vec<usize>)]) {
         object.extend(
             [text("storage"), b"ctorch\nFloatStorage\n".to_vec(), text(&key.to_string()), text("cpu")].concat(),
         );
-        object.extend(
-            [int(count(shape)), b"NtQ".to_vec(), int(0), tuple(shape), tuple(&strides), b"\x89NtR".to_vec()].concat(),
-        );
-        keys.extend(text(&key.to_string()));
+        object.extend([int(count(shape)), view.to_vec(), b"tQ".to_vec(), int(0), tuple(shape)].concat());
+        object.extend([tuple(&strides), b"\x89NtR".to_vec()].concat());
     }
+    object.extend(b"u.");
+    object
+}
+
+/// As torch before 1.6 wrote it.
+fn write_legacy(path: &Path, tensors: &[(String, Vec<usize>)]) {
+    let text = pickled_text;
+    let keys: Vec<u8> = (0..tensors.len()).flat_map(|key| text(&key.to_string())).collect();
     let mut file = BufWriter::new(File::create(path).unwrap());
     file.write_all(b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.\x80\x02}").unwrap();
-    file.write_all(&[text("little_endian"), b"\x88s.".to_vec(), object, b"u.".to_vec(), keys, b"e.".to_vec()].concat())
-        .unwrap();
+    let object = pickled_tensors(tensors, b"N");
+    let keys = [b"\x80\x02](", &keys[..], b"e."].concat();
+    file.write_all(&[text("little_endian"), b"\x88s.".to_vec(), object, keys].concat()).unwrap();
     for (_, shape) in tensors {
         file.write_all(&(count(shape) as u64).to_le_bytes()).unwrap();
         write_floats(&mut file, count(shape));
     }
     file.flush().unwrap();
+}
+
+/// As torch writes it since.
+fn write_zip(path: &Path, tensors: &[(String, Vec<usize>)]) {
+    let object = pickled_tensors(tensors, b"");
+    let storages: Vec<Vec<u8>> = tensors
+        .iter()
+        .map(|(_, shape)| {
+            let mut storage = Vec::new();
+            write_floats(&mut storage, count(shape));
+            storage
+        })
+        .collect();
+    let data = (0..).zip(&storages).map(|(key, storage)| (format!("archive/data/{key}"), &storage[..]));
+    let entries: Vec<_> = [("archive/data.pkl".to_owned(), &object[..])].into_iter().chain(data).collect();
+    fs::write(path, zip(&entries)).unwrap();
 }
 
 #[test]
@@ -114,6 +147,7 @@ fn loading_takes_a_share_and_at_most_one_tensor() {
     let largest = (geometry.vocab_size * geometry.n_embd * 4) as u64;
     for (layout, write) in [
         (Layout::Conv1d, write_safetensors as fn(&Path, &[(String, Vec<usize>)])),
+        (Layout::Conv1d, write_zip),
         (Layout::Conv1d, write_legacy),
         (Layout::Linear, write_legacy),
     ] {
