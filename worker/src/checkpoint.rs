@@ -266,6 +266,22 @@ impl Checkpoint {
         Ok(if self.layout == Layout::Linear && is_layer_matrix(name) { slice.transposed() } else { slice })
     }
 
+    /// All tensors that `geometry` has, with their names and shapes, matrices as `[in, out]`, and zeros for biases that the model
+    /// does without.
+    ///
+    /// # Errors
+    /// When one is missing.
+    pub fn of_geometry(
+        &self,
+        geometry: &Geometry,
+    ) -> Result<Vec<(String, Vec<usize>, TensorSlice<'_>)>, CheckpointError> {
+        let slice = |(name, shape): (String, Vec<usize>)| {
+            let slice = if shape.len() == 1 { self.vector(&name, shape[0])? } else { self.tensor(&name)? };
+            Ok((name, shape, slice))
+        };
+        names::expected(geometry).map(slice).collect()
+    }
+
     /// A vector by its name: zeros where it is a bias that the model does without.
     ///
     /// # Errors

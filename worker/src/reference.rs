@@ -4,11 +4,11 @@
 //! width of a head, `F` width of the MLP, `V` vocabulary.
 //! Reference: `transformers/models/gpt2/modeling_gpt2.py`.
 
-use std::path::PathBuf;
-
 use candle_core::{DType, Device, Result, Tensor};
-use candle_nn::{Embedding, LayerNorm, Module, VarBuilder, ops::softmax_last_dim};
+use candle_nn::{Embedding, LayerNorm, Linear, Module, VarBuilder, ops::softmax_last_dim};
 use nanoinfer_shared::{Activation, Geometry};
+
+use crate::checkpoint::Checkpoint;
 
 /// A whole model on one device.
 pub struct Gpt2Reference {
@@ -17,6 +17,7 @@ pub struct Gpt2Reference {
     wpe: Embedding,
     blocks: Vec<Block>,
     ln_f: LayerNorm,
+    lm_head: Linear,
 }
 
 struct Block {
@@ -46,15 +47,16 @@ impl Conv1D {
 }
 
 impl Gpt2Reference {
-    /// Loads a checkpoint, its types widened to f32.
+    /// Loads a checkpoint that was checked against `geometry`, its types widened to f32.
     ///
     /// # Errors
-    /// When a file or a tensor is missing or misshapen.
-    #[allow(unsafe_code)]
-    pub fn load(weights: &[PathBuf], geometry: Geometry) -> Result<Self> {
-        // SAFETY: the files are mapped read-only and not changed while the model lives.
-        let vb = unsafe { VarBuilder::from_mmaped_safetensors(weights, DType::F32, &Device::Cpu)? };
-        let vb = if vb.contains_tensor("transformer.wte.weight") { vb.pp("transformer") } else { vb };
+    /// When a tensor is missing or misshapen.
+    pub fn load(checkpoint: &Checkpoint, geometry: Geometry) -> Result<Self> {
+        let tensors = checkpoint.of_geometry(&geometry).map_err(candle_core::Error::wrap)?;
+        let tensors = tensors
+            .into_iter()
+            .map(|(name, shape, slice)| Ok((name, Tensor::from_vec(slice.read_matrix(), shape, &Device::Cpu)?)));
+        let vb = VarBuilder::from_tensors(tensors.collect::<Result<_>>()?, DType::F32, &Device::Cpu);
         let (c, f) = (geometry.n_embd, geometry.n_inner);
         let norm = |vb: VarBuilder<'_>| candle_nn::layer_norm(c, f64::from(geometry.layer_norm_epsilon), vb);
         let block = |vb: VarBuilder<'_>| {
@@ -67,11 +69,15 @@ impl Gpt2Reference {
                 mlp_c_proj: Conv1D::load(vb.pp("mlp.c_proj"), f, c)?,
             })
         };
+        let wte = candle_nn::embedding(geometry.vocab_size, c, vb.pp("wte"))?;
+        let tied = geometry.tie_word_embeddings.then(|| wte.embeddings().clone());
+        let head = tied.map_or_else(|| vb.get((geometry.vocab_size, c), "lm_head.weight"), Ok)?;
         Ok(Self {
-            wte: candle_nn::embedding(geometry.vocab_size, c, vb.pp("wte"))?,
+            wte,
             wpe: candle_nn::embedding(geometry.n_positions, c, vb.pp("wpe"))?,
             blocks: (0..geometry.n_layer).map(|l| block(vb.pp(format!("h.{l}")))).collect::<Result<_>>()?,
             ln_f: norm(vb.pp("ln_f"))?,
+            lm_head: Linear::new(head, None),
             geometry,
         })
     }
@@ -89,7 +95,7 @@ impl Gpt2Reference {
             x = (&x + self.attention(layer, block, &block.ln_1.forward(&x)?)?)?;
             x = (&x + self.mlp(block, &block.ln_2.forward(&x)?)?)?;
         }
-        self.ln_f.forward(&x)?.matmul(&self.wte.embeddings().t()?)
+        self.lm_head.forward(&self.ln_f.forward(&x)?)
     }
 
     fn attention(&self, layer: usize, block: &Block, x: &Tensor) -> Result<Tensor> {

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, anyhow};
 use clap::Args;
-use nanoinfer_launch::{cli::environment, model, reference::Gpt2Reference};
+use nanoinfer_launch::{checkpoint::Checkpoint, cli::environment, model, reference::Gpt2Reference};
 use serde_json::json;
 
 use super::{documents, server::Server, windows, with_server};
@@ -72,8 +72,9 @@ pub(super) fn run(options: &VerifyOptions) -> Result<(), Failure> {
             .map_err(Failure::usage)?,
         None => documents::joined(&documents::from_json_lines("built-in", DOCUMENTS)?).remove(0).scored,
     };
-    let reference = Gpt2Reference::load(&resolved.weights, resolved.geometry.clone())
-        .context("the reference cannot load this model")?;
+    let checkpoint = Checkpoint::open(&resolved.weights).context("the checkpoint cannot be read")?;
+    let reference =
+        Gpt2Reference::load(&checkpoint, resolved.geometry.clone()).context("the reference cannot load this model")?;
     let mut truth = None;
     let mut readings = Vec::new();
     let mut dtype = String::new();

@@ -11,7 +11,7 @@ use std::{
 
 use nanoinfer_shared::Geometry;
 
-use super::{Checkpoint, CheckpointError, TensorSlice, names, tensor::element_bytes};
+use super::{Checkpoint, CheckpointError, TensorSlice, tensor::element_bytes};
 
 impl Checkpoint {
     /// Writes all tensors of `geometry`, against which the checkpoint was checked, to `path`.
@@ -19,12 +19,7 @@ impl Checkpoint {
     /// # Errors
     /// When the file cannot be written.
     pub fn write_safetensors(&self, geometry: &Geometry, path: &Path) -> Result<(), CheckpointError> {
-        let tensors: Vec<(String, Vec<usize>, TensorSlice<'_>)> = names::expected(geometry)
-            .map(|(name, shape)| {
-                let slice = if shape.len() == 1 { self.vector(&name, shape[0])? } else { self.tensor(&name)? };
-                Ok((name, shape, slice))
-            })
-            .collect::<Result<_, CheckpointError>>()?;
+        let tensors = self.of_geometry(geometry)?;
         write(&tensors, path).map_err(|source| CheckpointError::Write { path: path.to_owned(), source })
     }
 }

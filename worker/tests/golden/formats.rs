@@ -2,12 +2,13 @@
 //!
 //! The checkpoints were made by torch and transformers: `tests/golden/make_formats.py`. Index:
 //! - `logits_agree_with_transformers`: each case of golden.json, nproc 1, 2, 3
+//! - `the_reference_agrees_with_transformers`: `worker/src/reference.rs` on each
 //! - `convert_keeps_the_logits`: each checkpoint, written as safetensors and read back
 
 use std::path::{Path, PathBuf};
 
 use nanoinfer_shared::{Geometry, protocol::*};
-use nanoinfer_worker::checkpoint::Checkpoint;
+use nanoinfer_worker::{checkpoint::Checkpoint, reference::Gpt2Reference};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -61,6 +62,16 @@ fn logits_agree_with_transformers() {
         for world in [1, 2, 3] {
             assert_close(&logits(golden, world), &case.logits, &format!("{} nproc {world}", case.name));
         }
+    }
+}
+
+#[test]
+fn the_reference_agrees_with_transformers() {
+    for golden in &cases() {
+        let case = &golden.cases[0];
+        let checkpoint = Checkpoint::open(&golden.weights).unwrap();
+        let reference = Gpt2Reference::load(&checkpoint, golden.geometry.clone()).unwrap();
+        assert_close(&reference.logits(&case.prompt).unwrap().to_vec2::<f32>().unwrap(), &case.logits, &case.name);
     }
 }
 

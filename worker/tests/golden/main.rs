@@ -23,6 +23,7 @@ use std::{
 
 use nanoinfer_shared::{Geometry, handshake::Identity, link::in_memory, protocol::*};
 use nanoinfer_worker::{
+    checkpoint::Checkpoint,
     rank::{OnLost, RankSetup, run},
     reference::Gpt2Reference,
 };
@@ -230,7 +231,8 @@ fn an_instruction_set_that_is_not_there_is_named_with_those_that_are() {
 fn the_reference_agrees_with_transformers() {
     for model in MODELS {
         let golden = golden(model);
-        let reference = Gpt2Reference::load(&golden.weights, golden.geometry.clone()).unwrap();
+        let checkpoint = Checkpoint::open(&golden.weights).unwrap();
+        let reference = Gpt2Reference::load(&checkpoint, golden.geometry.clone()).unwrap();
         for case in &golden.cases {
             let logits = reference.logits(&case.prompt).unwrap().to_vec2::<f32>().unwrap();
             assert_close(&logits, &case.logits, &case.name);
