@@ -78,6 +78,11 @@ impl BlockManager {
         self.cached.len()
     }
 
+    /// Blocks that nobody holds and that can be found by their content, the longest idle first.
+    pub(crate) fn idle(&self) -> impl Iterator<Item = BlockId> {
+        self.idle.values().copied()
+    }
+
     /// Extends `table` to cover `positions`. Takes all that is needed or, where the pool has too few, nothing.
     #[must_use]
     pub(crate) fn grow(&mut self, table: &mut BlockTable, positions: usize) -> bool {
@@ -242,9 +247,13 @@ mod tests {
         assert!(manager.grow(&mut tables[1], 48));
         assert_eq!((manager.free(), manager.cached()), (2, 2));
         manager.check(tables.iter()).unwrap();
+        let mut shared = tables[0].covering(32).to_vec();
         manager.release(&mut tables[0]);
+        assert_eq!(manager.idle().count(), 0, "still held");
         manager.release(&mut tables[1]);
         assert_eq!((manager.free(), manager.cached()), (6, 2), "idle, and still known");
+        shared.reverse();
+        assert_eq!(manager.idle().collect::<Vec<_>>(), shared, "the end of a text is the longest idle");
         assert_eq!(manager.reuse(&mut tables[2], &contents(5, 2, 3)), 2, "another text with the same beginning");
         manager.check(tables.iter()).unwrap();
     }

@@ -30,7 +30,7 @@ use tokio::sync::mpsc::{self, error::TryRecvError};
 pub use crate::worker_pool::PoolError;
 use crate::{
     config::EngineConfig,
-    handle::{self, Command, Door, EngineHandle, LiveSequence, Status, Submission},
+    handle::{self, Command, Door, EngineHandle, LiveBlocks, LiveSequence, Status, Submission},
     request::Event,
     sampler::{Draw, Masses, logprobs},
     scheduler::{Counters, PlannedStep, Scheduler, SchedulerLimits},
@@ -342,7 +342,10 @@ impl<R: Ranks> Engine<R> {
         status.preemptions.store(preemptions, Relaxed);
         status.prefix_queries.store(prefix_queries, Relaxed);
         status.prefix_hits.store(prefix_hits, Relaxed);
-        status.live.send_replace(self.scheduler.sequences().map(LiveSequence::of).collect());
+        status.live.send_replace(LiveBlocks {
+            sequences: self.scheduler.sequences().map(LiveSequence::of).collect(),
+            idle: blocks.idle().map(|block| block.0).collect(),
+        });
     }
 }
 

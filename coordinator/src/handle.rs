@@ -122,10 +122,19 @@ pub struct Status {
     pub broken_invariant: OnceLock<String>,
     /// Why the engine ended, once it has.
     pub failure: OnceLock<String>,
-    /// The sequences that hold KV blocks, as of the last step.
-    pub live: watch::Sender<Vec<LiveSequence>>,
+    /// Who holds KV blocks, as of the last step.
+    pub live: watch::Sender<LiveBlocks>,
     /// What is counted and timed.
     pub metrics: Arc<Metrics>,
+}
+
+/// The KV blocks in use, as the live view shows them.
+#[derive(Clone, Debug, Default)]
+pub struct LiveBlocks {
+    /// The sequences that hold some.
+    pub sequences: Vec<LiveSequence>,
+    /// Those that nobody holds and that a prompt may find again.
+    pub idle: Vec<u32>,
 }
 
 /// A sequence as the live view shows it.

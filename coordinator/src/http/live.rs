@@ -23,6 +23,7 @@ pub(super) async fn cluster(State(app): State<App>) -> Json<Value> {
     };
     let ranks: Vec<Value> = card.partition.shares().iter().zip(&card.weight_bytes).enumerate().map(rank).collect();
     let geometry = &card.geometry;
+    let live = status.live.borrow().clone();
     Json(json!({
         "model": card.name,
         "dtype": models::dtype(card),
@@ -37,8 +38,9 @@ pub(super) async fn cluster(State(app): State<App>) -> Json<Value> {
         "block_tokens": BLOCK_TOKENS,
         "blocks_total": status.blocks_total.load(Relaxed),
         "blocks_free": status.blocks_free.load(Relaxed),
+        "blocks_idle": live.idle,
         "running": status.running.load(Relaxed),
         "waiting": status.waiting.load(Relaxed),
-        "sequences": *status.live.borrow(),
+        "sequences": live.sequences,
     }))
 }

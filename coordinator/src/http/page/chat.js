@@ -346,6 +346,7 @@ function blocks(cluster) {
       holders.set(block, held);
     });
   }
+  const idle = new Set(cluster.blocks_idle);
   const width = canvas.clientWidth || 270;
   const side = total <= 300 ? 12 : total <= 800 ? 9 : total <= 3000 ? 6 : 4;
   const columns = Math.max(1, Math.floor(width / side)), rows = Math.max(1, Math.ceil(total / columns));
@@ -356,11 +357,11 @@ function blocks(cluster) {
   const pen = canvas.getContext("2d");
   pen.scale(scale, scale);
   const style = getComputedStyle(document.documentElement);
-  const [empty, ink] = [style.getPropertyValue("--empty-block"), style.getPropertyValue("--ink")];
+  const [empty, kept, ink] = ["--empty-block", "--kept-block", "--ink"].map((name) => style.getPropertyValue(name));
   let shared = 0;
   for (let block = 0; block < total; block++) {
     const x = (block % columns) * side, y = Math.floor(block / columns) * side, size = side - (side > 6 ? 2 : 1);
-    pen.fillStyle = empty;
+    pen.fillStyle = idle.has(block) ? kept : empty;
     pen.fillRect(x, y, size, size);
     const held = holders.get(block);
     if (!held) continue;
@@ -375,6 +376,7 @@ function blocks(cluster) {
   }
   const held = total - cluster.blocks_free;
   const note = `${held} of ${total} blocks of ${cluster.block_tokens} positions held${shared ? `, ${shared} shared (framed)` : ""}` +
+    `${idle.size ? `, ${idle.size} kept for prompts that begin alike` : ""}` +
     (cluster.waiting ? `; ${cluster.waiting} waiting` : "");
   $("blocks-note").textContent = note;
   canvas.setAttribute("aria-label", note);

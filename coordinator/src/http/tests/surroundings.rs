@@ -118,6 +118,7 @@ async fn metrics_and_the_live_view_tell_of_an_idle_server() {
     let cluster = server.get("/api/cluster").await.json();
     assert_eq!(cluster["ranks"][1]["heads"], json!([4, 8]));
     assert_eq!((&cluster["block_tokens"], &cluster["sequences"]), (&json!(16), &json!([])));
+    assert_eq!(cluster["blocks_idle"], json!([]));
 }
 
 #[tokio::test]
