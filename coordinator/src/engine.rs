@@ -23,7 +23,7 @@ use std::{
 
 use nanoinfer_shared::{
     link::ControlLink,
-    protocol::{FromRank, LogSumExp, RowSlice, StepOutput, ToRank},
+    protocol::{FromRank, LogSumExp, LogitSlice, RowSlice, StepOutput, ToRank},
 };
 use tokio::sync::mpsc::{self, error::TryRecvError};
 
@@ -32,7 +32,7 @@ use crate::{
     config::EngineConfig,
     handle::{self, Command, Door, EngineHandle, LiveBlocks, LiveSequence, Status, Submission},
     request::Event,
-    sampler::{Draw, Masses, logprobs},
+    sampler::{Draw, RowDraw, RowDrawer, logprobs},
     scheduler::{Counters, PlannedStep, Scheduler, SchedulerLimits},
     sequence::{RowUse, SeqId, Sequence},
     worker_pool::{Ranks, WorkerPool},
@@ -92,13 +92,9 @@ struct Engine<R> {
     under_way: Option<(PlannedStep, Instant)>,
     /// Sequences that ended; their last events were not delivered yet.
     ended: Vec<Sequence>,
-    /// To draw from whole rows on.
-    threads: usize,
+    row_drawer: RowDrawer,
     status: Arc<Status>,
 }
-
-/// Below so many draws from whole rows, a thread takes longer to start than it saves.
-const MIN_DRAWS_A_THREAD: usize = 4;
 
 /// What a turn left behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,7 +131,7 @@ impl<R: Ranks> Engine<R> {
             arrived: 0,
             under_way: None,
             ended: Vec::new(),
-            threads: thread::available_parallelism().map_or(1, usize::from),
+            row_drawer: RowDrawer::new(thread::available_parallelism().map_or(1, usize::from)),
             status,
         };
         engine.report();
@@ -249,16 +245,18 @@ impl<R: Ranks> Engine<R> {
             }
         }
         let rows: Vec<u32> = undecided.iter().map(|&(row, ..)| row).collect();
-        let mut whole_rows = if rows.is_empty() { Vec::new() } else { self.ranks.fetch_rows(&rows)? };
-        let mut draws: Vec<_> =
-            undecided.iter().zip(&mut whole_rows).map(|(&(row, _, draw), whole)| (row, draw, whole)).collect();
-        let tokens = on_threads(self.threads, &mut draws, |draws| {
-            let mut masses = Masses::default();
-            let draw = |(row, draw, whole): &mut (u32, &Draw, &mut Vec<f32>)| {
-                draw.by_row(&slices(answers, *row as usize), whole, &mut masses)
-            };
-            draws.iter_mut().map(draw).collect()
-        });
+        let whole_rows = if rows.is_empty() { Vec::new() } else { self.ranks.fetch_rows(&rows)? };
+        let draws: Vec<_> = undecided
+            .iter()
+            .enumerate()
+            .map(|(i, &(row, _, draw))| RowDraw {
+                draw,
+                slices: slices(answers, row as usize),
+                logits: whole_rows.iter().map(|of_rank| &*of_rank[i]).collect(),
+            })
+            .collect();
+        let tokens = self.row_drawer.draw(&draws);
+        drop(draws);
         for ((_, id, _), token) in undecided.iter().zip(tokens) {
             self.scheduler.get_mut(*id).append(token);
         }
@@ -349,26 +347,11 @@ impl<R: Ranks> Engine<R> {
     }
 }
 
-/// `f` of parts of `items`, each on a thread: the ranks wait for their next step meanwhile, so their cores are free.
-fn on_threads<T: Send, U: Send>(threads: usize, items: &mut [T], f: impl Fn(&mut [T]) -> Vec<U> + Sync) -> Vec<U> {
-    let each = items.len().div_ceil(threads).max(MIN_DRAWS_A_THREAD);
-    let mut parts = items.chunks_mut(each);
-    let first = parts.next().unwrap_or_default();
-    thread::scope(|scope| {
-        let others: Vec<_> = parts.map(|part| scope.spawn(|| f(part))).collect();
-        let mut all = f(first);
-        for part in others {
-            all.extend(part.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-        }
-        all
-    })
-}
-
 /// Bytes of what the ranks answered, as numbers: eight for a token with its logit, four for a logit of a whole row.
-fn answer_bytes(answers: &[StepOutput], whole_rows: &[Vec<f32>]) -> u64 {
+fn answer_bytes(answers: &[StepOutput], whole_rows: &[Vec<LogitSlice>]) -> u64 {
     let rows = answers.iter().flat_map(|answer| &answer.rows);
     let of = |row: &RowSlice| 2 * size_of::<LogSumExp>() + 8 * (row.top.len() + row.listed.len());
-    (rows.map(of).sum::<usize>() + whole_rows.iter().map(|row| 4 * row.len()).sum::<usize>()) as u64
+    (rows.map(of).sum::<usize>() + whole_rows.iter().flatten().map(|slice| 4 * slice.len()).sum::<usize>()) as u64
 }
 
 fn count(total_ns: &AtomicU64, time: Duration) {

@@ -13,8 +13,8 @@ use nanoinfer_shared::{
     Geometry, Partition,
     link::{ControlLink, in_memory},
     protocol::{
-        BLOCK_TOKENS, CommKind, Cores, DType, FromRank, KvDType, LoadReport, LogSumExp, RowSlice, SequenceStep,
-        StepOutput, StepPlan, ToRank, TokenId, Wants,
+        BLOCK_TOKENS, CommKind, Cores, DType, FromRank, KvDType, LoadReport, LogSumExp, LogitSlice, RowSlice,
+        SequenceStep, StepOutput, StepPlan, ToRank, TokenId, Wants,
     },
 };
 
@@ -177,8 +177,8 @@ impl FakeRank {
     }
 
     /// Its slices of rows of the last step.
-    pub(crate) fn fetch(&self, rows: &[u32]) -> Vec<Vec<f32>> {
-        rows.iter().map(|&row| self.last_rows[row as usize][self.vocab.clone()].to_vec()).collect()
+    pub(crate) fn fetch(&self, rows: &[u32]) -> Vec<LogitSlice> {
+        rows.iter().map(|&row| self.last_rows[row as usize][self.vocab.clone()].to_vec().into()).collect()
     }
 
     /// Takes a step.

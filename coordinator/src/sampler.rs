@@ -17,6 +17,7 @@
 mod adjust;
 mod filter;
 mod masses;
+mod row_drawer;
 pub(crate) mod logprobs;
 mod ranked;
 
@@ -25,11 +26,13 @@ use nanoinfer_shared::{
     protocol::{LogSumExp, RowSlice, TokenId, Wants},
 };
 
-pub(crate) use self::masses::Masses;
+pub(crate) use self::row_drawer::{RowDraw, RowDrawer};
 use self::{
     adjust::{Adjustments, orderly},
     filter::{Candidate, Filter, Known},
+    masses::Masses,
     ranked::Ranked,
+    row_drawer::RowScratch,
 };
 use crate::{
     random,
@@ -124,22 +127,23 @@ impl Draw {
         Some(self.drawn(id, raw, slices))
     }
 
-    /// The token, from the raw logits of the whole vocabulary, which are adjusted in place: a copy would cost fresh pages.
-    pub(crate) fn by_row(&self, slices: &[&RowSlice], row: &mut [f32], masses: &mut Masses) -> Drawn {
-        let raws = self.adjust(row);
-        let id = self.by_masses(row, masses).unwrap_or_else(|| self.by_order(row, self.normaliser(slices)));
-        let raw = raws.iter().find(|&&(adjusted, _)| adjusted == id).map_or(row[id as usize], |&(_, raw)| raw);
-        self.drawn(id, raw, slices)
+    /// The token, from the raw logits of the whole vocabulary, in slices of ranks.
+    fn by_row(&self, slices: &[&RowSlice], row: &[&[f32]], scratch: &mut RowScratch) -> Drawn {
+        let RowScratch { logits, masses } = scratch;
+        self.adjust(row, logits);
+        let id = self.by_masses(logits, masses).unwrap_or_else(|| self.by_order(logits, self.normaliser(slices)));
+        let raw = row.iter().flat_map(|slice| slice.iter()).nth(id as usize);
+        self.drawn(id, *raw.expect("the token is one of the row's"), slices)
     }
 
-    /// Applies penalties and biases; returns what the tokens that they change had before.
-    fn adjust(&self, row: &mut [f32]) -> Vec<(TokenId, f32)> {
-        let raws: Vec<_> = self.adjustments.ids().map(|id| (id, row[id as usize])).collect();
-        row.iter_mut().for_each(|logit| *logit = orderly(*logit));
-        for &(id, raw) in &raws {
-            row[id as usize] = self.adjustments.apply(id, raw);
+    /// Gathers `row` in `logits`, after penalties and biases.
+    fn adjust(&self, row: &[&[f32]], logits: &mut Vec<f32>) {
+        logits.clear();
+        row.iter().for_each(|slice| logits.extend(slice.iter().map(|&raw| orderly(raw))));
+        for id in self.adjustments.ids() {
+            let logit = &mut logits[id as usize];
+            *logit = self.adjustments.apply(id, *logit);
         }
-        raws
     }
 
     /// The token, where it can be found without putting the row in order.

@@ -23,7 +23,7 @@ use std::{
 use nanoinfer_shared::{
     handshake::HandshakeError,
     link::{ControlLink, LinkError, Receiver, Sender},
-    protocol::{FromRank, StepOutput, StepPlan, ToRank, TokenId},
+    protocol::{FromRank, LogitSlice, StepOutput, StepPlan, ToRank, TokenId},
 };
 
 use self::heartbeat::Heartbeat;
@@ -42,8 +42,8 @@ pub(crate) trait Ranks {
     fn begin_step(&mut self, plan: &StepPlan) -> Result<(), PoolError>;
     /// Waits for the step that was started: the ranks' slices in rank order.
     fn finish_step(&mut self) -> Result<Vec<StepOutput>, PoolError>;
-    /// The raw logits of rows of the last step, over the whole vocabulary.
-    fn fetch_rows(&mut self, rows: &[u32]) -> Result<Vec<Vec<f32>>, PoolError>;
+    /// The raw logits of rows of the last step: for each rank its slices of them.
+    fn fetch_rows(&mut self, rows: &[u32]) -> Result<Vec<Vec<LogitSlice>>, PoolError>;
     /// Looks whether a rank has gone while nothing was asked of it.
     fn check(&mut self) -> Result<(), PoolError>;
     /// Tells the ranks to end. Those that are gone already have.
@@ -233,28 +233,25 @@ impl Ranks for WorkerPool {
         })
     }
 
-    fn fetch_rows(&mut self, rows: &[u32]) -> Result<Vec<Vec<f32>>, PoolError> {
-        let mut fetched = Vec::with_capacity(rows.len());
+    fn fetch_rows(&mut self, rows: &[u32]) -> Result<Vec<Vec<LogitSlice>>, PoolError> {
+        let mut fetched = vec![Vec::<LogitSlice>::new(); self.senders.len()];
         for rows in rows.chunks(MAX_FETCHED_ROWS) {
             self.send_all(|_| ToRank::FetchRows(rows.to_vec()))?;
             let by_rank = self.collect(&format!("{} rows", rows.len()), |message| match message {
                 FromRank::Rows(slices) if slices.len() == rows.len() => Ok(slices),
                 other => Err(other),
             })?;
-            let mut by_rank = by_rank.into_iter();
-            let mut whole = by_rank.next().expect("there is a rank");
-            for slices in by_rank {
-                whole.iter_mut().zip(slices).for_each(|(row, slice)| row.extend_from_slice(&slice));
+            for row in 0..rows.len() {
+                let got = by_rank.iter().map(|slices| slices[row].len()).sum::<usize>();
+                if got != self.vocab_size {
+                    return Err(PoolError::Unexpected {
+                        rank: self.senders.len() - 1,
+                        expected: format!("its part of {} logits", self.vocab_size),
+                        got: format!("{got} with those of the ranks before it"),
+                    });
+                }
             }
-            if let Some(row) = whole.iter().find(|row| row.len() != self.vocab_size) {
-                let (expected, got) = (self.vocab_size, row.len());
-                return Err(PoolError::Unexpected {
-                    rank: self.senders.len() - 1,
-                    expected: format!("its part of {expected} logits"),
-                    got: format!("{got} with those of the ranks before it"),
-                });
-            }
-            fetched.extend(whole);
+            fetched.iter_mut().zip(by_rank).for_each(|(all, slices)| all.extend(slices));
         }
         Ok(fetched)
     }

@@ -15,9 +15,9 @@
 //! ```
 //! Invariant: a step is a pure function of plan, weights and KV pool. Ranks keep no request state.
 
-use std::{cmp::Ordering, path::PathBuf, time::Duration};
+use std::{cmp::Ordering, ops::Deref, path::PathBuf, sync::Arc, time::Duration};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::geometry::Geometry;
 
@@ -129,12 +129,58 @@ pub enum FromRank {
     Ready,
     /// A step is done.
     Done(StepOutput),
-    /// This rank's slices of the rows asked for, in that order: `[rows][V_local]` raw logits.
-    Rows(Vec<Vec<f32>>),
+    /// This rank's slices of the rows asked for, in that order.
+    Rows(Vec<LogitSlice>),
     /// Echo of [`ToRank::Ping`].
     Pong(u64),
     /// The rank cannot go on; it ends after this message.
     Failed(String),
+}
+
+/// A rank's slice `[V_local]` of a row of raw logits.
+///
+/// Lent rather than copied where both sides are one process: whole rows are megabytes a step, and fresh memory for them costs
+/// as much as the draw.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LogitSlice(Arc<Vec<f32>>);
+
+impl LogitSlice {
+    /// Holds `logits` from now on: in the same memory, unless somebody still reads what was there.
+    pub fn refill(&mut self, logits: &[f32]) {
+        match Arc::get_mut(&mut self.0) {
+            Some(memory) => {
+                memory.clear();
+                memory.extend_from_slice(logits);
+            }
+            None => self.0 = Arc::new(logits.to_vec()),
+        }
+    }
+}
+
+impl From<Vec<f32>> for LogitSlice {
+    fn from(logits: Vec<f32>) -> Self {
+        Self(Arc::new(logits))
+    }
+}
+
+impl Deref for LogitSlice {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &self.0
+    }
+}
+
+impl Serialize for LogitSlice {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.as_slice().serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for LogitSlice {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Vec::deserialize(deserializer).map(Self::from)
+    }
 }
 
 /// What a rank is to hold.

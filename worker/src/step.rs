@@ -7,7 +7,7 @@
 use nanoinfer_kernels::{Isa, arg_top_k, log_sum_exp};
 use nanoinfer_shared::{
     Geometry, Share,
-    protocol::{BLOCK_TOKENS, LogSumExp, RowSlice, SequenceStep, StepOutput, StepPlan, TokenId, Wants},
+    protocol::{BLOCK_TOKENS, LogSumExp, LogitSlice, RowSlice, SequenceStep, StepOutput, StepPlan, TokenId, Wants},
 };
 
 use crate::{
@@ -26,8 +26,8 @@ pub struct StepRunner {
     max_batched_tokens: usize,
     /// `[LOGIT_ROWS, V_local]`.
     logits: Vec<f32>,
-    /// `[max_seqs, V_local]`: rows of candidates of the last step.
-    kept: Vec<f32>,
+    /// Rows of candidates of the last step, up to `max_seqs`; memory is taken as they come to be.
+    kept: Vec<LogitSlice>,
     /// For each kept row its index among the step's rows.
     kept_rows: Vec<usize>,
 }
@@ -41,7 +41,7 @@ impl StepRunner {
     /// A runner for steps of up to `max_batched_tokens` tokens and `max_seqs` rows of candidates.
     pub fn new(model: Gpt2, max_batched_tokens: usize, max_seqs: usize) -> Self {
         let width = model.share().vocab.len();
-        let (logits, kept) = (vec![0.0; LOGIT_ROWS * width], vec![0.0; max_seqs * width]);
+        let (logits, kept) = (vec![0.0; LOGIT_ROWS * width], vec![LogitSlice::default(); max_seqs]);
         Self { model, max_batched_tokens, logits, kept, kept_rows: Vec::new() }
     }
 
@@ -72,13 +72,11 @@ impl StepRunner {
     ///
     /// # Errors
     /// When a row asked for something else, or there is no such row.
-    pub fn fetch(&self, rows: &[u32]) -> Result<Vec<Vec<f32>>, PlanFault> {
-        let width = self.model.share().vocab.len();
+    pub fn fetch(&self, rows: &[u32]) -> Result<Vec<LogitSlice>, PlanFault> {
         rows.iter()
             .map(|&row| {
                 let kept = self.kept_rows.iter().position(|&kept| kept == row as usize);
-                let kept = kept.ok_or(PlanFault::NotKept { row })?;
-                Ok(self.kept[kept * width..][..width].to_vec())
+                Ok(self.kept[kept.ok_or(PlanFault::NotKept { row })?].clone())
             })
             .collect()
     }
@@ -101,9 +99,8 @@ impl StepRunner {
         }
         let outputs = plan.sequences.iter().flat_map(|s| &s.outputs);
         let rows = outputs.filter(|output| matches!(output.wants, Wants::Candidates { .. })).count();
-        let width = self.model.share().vocab.len();
-        if rows * width > self.kept.len() {
-            return Err(PlanFault::TooManyRows { rows, limit: self.kept.len() / width });
+        if rows > self.kept.len() {
+            return Err(PlanFault::TooManyRows { rows, limit: self.kept.len() });
         }
         let check = |s| check_sequence(s, self.model.geometry(), self.model.kv_blocks());
         let tables = plan.sequences.iter().map(check).collect::<Result<_, _>>()?;
@@ -122,8 +119,7 @@ impl StepRunner {
             self.model.logits(&rows, logits);
             for (i, (_, wants)) in tile.iter().enumerate() {
                 if let Wants::Candidates { .. } = wants {
-                    let slot = self.kept_rows.len() * width;
-                    self.kept[slot..slot + width].copy_from_slice(&logits[i * width..][..width]);
+                    self.kept[self.kept_rows.len()].refill(&logits[i * width..][..width]);
                     self.kept_rows.push(answers.len() + i);
                 }
             }

@@ -17,7 +17,7 @@ use std::{
     rc::Rc,
 };
 
-use nanoinfer_shared::protocol::{StepPlan, TokenId};
+use nanoinfer_shared::protocol::{LogitSlice, StepPlan, TokenId};
 
 use super::*;
 use crate::{
@@ -303,10 +303,9 @@ impl Ranks for SimulatedRanks {
         Ok(self.ranks.iter_mut().map(|rank| rank.step(&plan)).collect())
     }
 
-    fn fetch_rows(&mut self, rows: &[u32]) -> Result<Vec<Vec<f32>>, PoolError> {
+    fn fetch_rows(&mut self, rows: &[u32]) -> Result<Vec<Vec<LogitSlice>>, PoolError> {
         assert!(self.under_way.is_none(), "rows are those of the last step");
-        let slices: Vec<_> = self.ranks.iter().map(|rank| rank.fetch(rows)).collect();
-        Ok((0..rows.len()).map(|row| slices.iter().flat_map(|slice| slice[row].clone()).collect()).collect())
+        Ok(self.ranks.iter().map(|rank| rank.fetch(rows)).collect())
     }
 
     fn check(&mut self) -> Result<(), PoolError> {

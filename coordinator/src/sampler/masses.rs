@@ -23,7 +23,7 @@ const LOWEST: f32 = -87.0;
 
 /// The tokens of a row in buckets of descending logit; used for one row after the other, to keep its memory.
 #[derive(Debug, Default)]
-pub(crate) struct Masses {
+pub(super) struct Masses {
     /// Of each logit.
     buckets: Vec<u16>,
     /// Of each bucket: the sum of `exp((logit − max) / temperature)`.

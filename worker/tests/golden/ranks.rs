@@ -107,7 +107,7 @@ impl Ranks {
             FromRank::Rows(rows) => rows,
             other => panic!("{other:?}"),
         });
-        (0..slices[0].len()).map(|row| slices.iter().flat_map(|slice| slice[row].clone()).collect()).collect()
+        (0..slices[0].len()).map(|row| slices.iter().flat_map(|slice| slice[row].to_vec()).collect()).collect()
     }
 
     /// Logits after every one of the new tokens.
