@@ -92,7 +92,7 @@ pub(super) struct ServeOptions {
     /// Compute threads of each rank [default: cores divided by ranks].
     #[arg(long, env = "NANOINFER_THREADS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024), help_heading = "Cluster")]
     pub(super) threads: Option<u32>,
-    /// Instruction set of the kernels: portable, avx2, avx512 or avx512-bf16 [default: the best there is].
+    /// Instruction set of the kernels: portable, avx2, avx-vnni, avx512 or avx512-bf16 [default: the best there is].
     #[arg(long, env = "NANOINFER_ISA", value_name = "LEVEL", hide = true)]
     pub(super) isa: Option<String>,
     /// How ranks exchange partial sums [default: auto].

@@ -15,6 +15,8 @@ pub enum Isa {
     Portable,
     /// AVX2 and FMA.
     Avx2,
+    /// The same with products of bytes: Alder Lake, Zen 5 and later, also where AVX-512 is missing.
+    AvxVnni,
     /// AVX-512 F, BW, VL and VNNI: Ice Lake, Zen 4 and later.
     Avx512,
     /// The same with products of bf16 pairs: Sapphire Rapids, Zen 4 and later.
@@ -33,7 +35,7 @@ impl Isa {
     }
 
     /// Every level, in ascending order.
-    pub const ALL: [Self; 4] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
+    pub const ALL: [Self; 5] = [Self::Portable, Self::Avx2, Self::AvxVnni, Self::Avx512, Self::Avx512Bf16];
 
     /// The level of this name, whether or not this CPU has it.
     pub fn from_name(name: &str) -> Option<Self> {
@@ -45,6 +47,7 @@ impl Isa {
         match self {
             Self::Portable => "portable",
             Self::Avx2 => "avx2",
+            Self::AvxVnni => "avx-vnni",
             Self::Avx512 => "avx512",
             Self::Avx512Bf16 => "avx512-bf16",
         }
@@ -299,7 +302,7 @@ mod native;
 mod native;
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use native::{Avx2, Avx512};
+pub(crate) use native::{Avx2, Avx512, AvxVnni};
 pub(crate) use native::{bf16_pairs_tile, prefetch, prefetch_far, versions};
 
 #[cfg(test)]

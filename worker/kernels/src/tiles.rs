@@ -87,7 +87,7 @@ pub(crate) fn group(isa: Isa, shape: Shape) -> usize {
                 2
             }
         }
-        Isa::Avx2 | Isa::Portable => 1,
+        Isa::AvxVnni | Isa::Avx2 | Isa::Portable => 1,
     }
 }
 
