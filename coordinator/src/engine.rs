@@ -30,11 +30,12 @@ use tokio::sync::mpsc::{self, error::TryRecvError};
 pub use crate::worker_pool::PoolError;
 use crate::{
     config::EngineConfig,
-    handle::{self, Command, Door, EngineHandle, LiveBlocks, LiveSequence, Status, Submission},
+    handle::{self, Command, Door, EngineHandle, Submission},
     request::Event,
     sampler::{Draw, RowDraw, RowDrawer, logprobs},
     scheduler::{Counters, PlannedStep, Scheduler, SchedulerLimits},
     sequence::{RowUse, SeqId, Sequence},
+    status::{LiveBlocks, LiveSequence, Status},
     worker_pool::{Ranks, WorkerPool},
 };
 

@@ -9,6 +9,7 @@
 pub mod config;
 pub mod request;
 pub mod handle;
+pub mod status;
 
 pub mod kv_budget;
 pub mod engine;

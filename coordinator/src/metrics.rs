@@ -18,8 +18,8 @@ use prometheus_client::{
 };
 
 use crate::{
-    handle::Status,
     request::{Event, FinishReason},
+    status::Status,
 };
 
 /// Media type of [`Metrics::render`].

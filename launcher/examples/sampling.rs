@@ -13,8 +13,8 @@ use std::{
 
 use nanoinfer_launch::{
     Cluster, ClusterConfig,
-    handle::Status,
     request::{Event, Limits, Request, SamplingParams},
+    status::Status,
 };
 
 const ROUNDS: usize = 3;

@@ -25,7 +25,7 @@ pub mod supervise;
 pub use cluster::{Cluster, ClusterConfig};
 pub use error::LaunchError;
 pub use names::closest;
-pub use nanoinfer_coordinator::{handle, request, text};
+pub use nanoinfer_coordinator::{handle, request, status, text};
 pub use nanoinfer_worker::{checkpoint, limits, reference};
 pub use spawn::WorkerBinary;
 

@@ -24,8 +24,9 @@ use super::{
 };
 use crate::{
     config::ModelCard,
-    handle::{EngineHandle, Status, SubmitError},
+    handle::{EngineHandle, SubmitError},
     request::{FinishReason, Limits, PromptLogprobs, Request, SamplingParams, TokenLogprobs},
+    status::Status,
 };
 
 /// Most sequences that one request may ask for: prompts times choices.

@@ -20,7 +20,7 @@ use std::{
 use nanoinfer_shared::{link::Sender, protocol::ToRank};
 
 use super::PoolError;
-use crate::handle::Status;
+use crate::status::Status;
 
 /// Between two pings.
 const PING_EVERY: Duration = Duration::from_millis(500);
