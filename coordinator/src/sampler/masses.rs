@@ -18,6 +18,8 @@ const TO_LOW_BITS: f32 = 12_582_912.0;
 /// Enough that a bucket of a flat row has some dozen tokens; one less than a power of two, for the one behind.
 const BUCKETS: usize = 4095;
 const _: () = assert!(BUCKETS < 1 << 16);
+/// Buckets that are passed over at once where what is looked for is not in them.
+const PART: usize = 64;
 /// Below this `exp` is nothing beside 1.
 const LOWEST: f32 = -87.0;
 
@@ -28,6 +30,8 @@ pub(super) struct Masses {
     buckets: Vec<u16>,
     /// Of each bucket: the sum of `exp((logit − max) / temperature)`.
     mass: Vec<f64>,
+    /// Of each part of the buckets.
+    parts: Vec<f64>,
 }
 
 /// A row in its buckets.
@@ -51,7 +55,10 @@ impl Masses {
     ) -> Option<TokenId> {
         let max = fold(logits, f32::NEG_INFINITY, |max, x| if x > max { x } else { max });
         let floor = max + LOWEST * temperature;
-        let min = fold(logits, max, |min, x| if x >= floor && x < min { x } else { min });
+        let min = fold(logits, max, |min, x| {
+            let weighs = if x >= floor { x } else { max };
+            if weighs < min { weighs } else { min }
+        });
         let scale = (BUCKETS - 1) as f32 / (max - min);
         // Of a bucket, in what `exp` takes.
         let width = (scale * temperature).recip();
@@ -93,13 +100,15 @@ impl Masses {
         for (bucket, mass) in self.mass.iter_mut().enumerate() {
             *mass *= f64::from(exp(-(bucket as f32) * width));
         }
+        self.parts.clear();
+        self.parts.extend(self.mass.chunks(PART).map(|part| part.iter().sum::<f64>()));
     }
 }
 
 impl Row<'_> {
     fn draw(&self, filters: &[Filter], uniform: f64) -> TokenId {
         // All of these keep a prefix of the descending order, so a prefix is known by its mass.
-        let all: f64 = self.masses.mass.iter().sum();
+        let all: f64 = self.masses.parts.iter().sum();
         let kept = filters.iter().fold(all, |kept, filter| match *filter {
             Filter::TopP(p) => kept.min(self.at(|sum| sum >= p * kept).1),
             Filter::MinP(ratio) => kept.min(self.at_least(ratio)),
@@ -119,26 +128,30 @@ impl Row<'_> {
     /// The first token at which the sum of weights, in descending order, is such; and that sum. The last token with a
     /// weight, if none is.
     fn at(&self, reached: impl Fn(f64) -> bool) -> (TokenId, f64) {
+        let Masses { mass, parts, .. } = self.masses;
         let mut before = 0.0;
-        let mut last = None;
-        for (bucket, &mass) in self.masses.mass.iter().enumerate().filter(|(_, mass)| **mass > 0.0) {
-            if !reached(before + mass) {
-                (before, last) = (before + mass, Some(bucket));
+        for (part, &of_part) in parts.iter().enumerate() {
+            if !reached(before + of_part) {
+                before += of_part;
                 continue;
             }
-            let mut tokens = self.tokens(bucket);
-            tokens.sort_unstable();
-            let mut sum = before;
-            for token in tokens {
-                sum += f64::from(self.weight(token.logit()));
-                if reached(sum) {
-                    return (token.id(), sum);
+            for (bucket, &of_bucket) in mass.iter().enumerate().skip(part * PART).take(PART) {
+                if reached(before + of_bucket) {
+                    let mut tokens = self.tokens(bucket);
+                    tokens.sort_unstable();
+                    let mut sum = before;
+                    for token in tokens {
+                        sum += f64::from(self.weight(token.logit()));
+                        if reached(sum) {
+                            return (token.id(), sum);
+                        }
+                    }
                 }
+                // In another order a sum may be a little less: then it is reached further on.
+                before += of_bucket;
             }
-            // In another order the bucket's weights sum to a little less.
-            (before, last) = (before + mass, Some(bucket));
         }
-        let last = last.expect("the most likely token has a weight");
+        let last = mass.iter().rposition(|&mass| mass > 0.0).expect("the most likely token has a weight");
         let may_come = |token: &Ranked| token.logit() > f32::NEG_INFINITY;
         let token = self.tokens(last).into_iter().filter(may_come).max().expect("a bucket with a mass has a token");
         (token.id(), before)
