@@ -225,6 +225,15 @@ impl Draw {
             // Where every logit is −∞.
             if probability.is_nan() { 0.0 } else { probability }
         };
+        // Where not even as many as likely as the first would do, the others need not be looked at.
+        let enough = match filters.first() {
+            None => *uniform,
+            Some(&Filter::TopP(p)) => p,
+            Some(_) => 0.0,
+        };
+        if !complete && tokens.len() as f64 * probability(tokens[0].logit()) < enough {
+            return None;
+        }
         let candidate = |token: &Ranked| {
             let logit = token.logit();
             Candidate { id: token.id(), logit, probability: probability(logit) }
