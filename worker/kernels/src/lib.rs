@@ -1,4 +1,4 @@
-//! Arithmetic on the CPU: the only home of `unsafe` arithmetic, and of nothing else.
+//! Arithmetic: on the CPU, the only home of `unsafe` arithmetic; for GPUs as PTX ([`cuda`]); and nothing else.
 //!
 //! Every kernel is written once, over vectors of 16 f32 lanes ([`lanes`]), and compiled for each instruction set;
 //! [`Kernels`] picks one at run time and spreads the work over a [`pool`] of threads by output columns, never over K.
@@ -23,6 +23,8 @@ mod attention;
 mod logits;
 mod limits;
 mod pool;
+
+pub mod cuda;
 
 pub use activation::Activation;
 pub use attention::MAX_HEAD_DIM;

@@ -1,0 +1,81 @@
+// What a kernel is written with: CUDA where it is compiled for a GPU, else whatever `emulator.h` makes of the same words, so that
+// tests run the very same sources on a CPU. Hence the common subset of C and CUDA C++: no templates, constants as arguments of
+// inlined functions instead.
+#ifdef __CUDACC__
+
+// One struct is all a kernel takes: the host passes the same bytes (`src/cuda.rs`).
+#define KERNEL(name, threads, Arguments) \
+    extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Arguments a)
+#define DEVICE static __device__ __forceinline__
+#define SHARED __shared__
+#define DYNAMIC_SHARED(name) extern __shared__ float name[]
+#define UNROLL _Pragma("unroll")
+#define BARRIER() __syncthreads()
+#define SHUFFLE(value, lane) __shfl_sync(0xffffffffu, value, lane)
+#define SHUFFLE_XOR(value, mask) __shfl_xor_sync(0xffffffffu, value, mask)
+#define ATOMIC_ADD(address, value) atomicAdd(address, value)
+#define FLOAT_BITS(value) __float_as_uint(value)
+#define FLOAT_OF(bits) __uint_as_float(bits)
+
+#else
+#include "emulator.h"
+#endif
+
+#define MINUS_INFINITY FLOAT_OF(0xff800000u)
+
+// The element of weights, of what is multiplied with them, and of the KV cache: ELEMENT is 32 (f32), 16 (f16) or 19 (bf16).
+#if ELEMENT == 32
+typedef float element;
+DEVICE float widen(element x) { return x; }
+DEVICE element narrow(float x) { return x; }
+#elif ELEMENT == 16
+typedef unsigned short element;
+#ifdef __CUDACC__
+DEVICE float widen(element x) {
+    float y;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x));
+    return y;
+}
+DEVICE element narrow(float x) {
+    element y;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y) : "f"(x));
+    return y;
+}
+#else
+DEVICE float widen(element x) { return emulated_from_f16(x); }
+DEVICE element narrow(float x) { return emulated_to_f16(x); }
+#endif
+#elif ELEMENT == 19
+typedef unsigned short element;
+DEVICE float widen(element x) { return FLOAT_OF((unsigned)x << 16); }
+// To nearest, ties to even; a NaN stays one.
+DEVICE element narrow(float x) {
+    const unsigned bits = FLOAT_BITS(x);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return (element)(bits >> 16 | 0x40u);
+    return (element)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+#else
+#error "ELEMENT is 32, 16 or 19"
+#endif
+
+// The sum over a block's threads, the same in each of them, added in one order. `scratch` has a place for every warp.
+DEVICE float block_sum(float value, float *scratch) {
+    for (int mask = 16; mask; mask /= 2) value += SHUFFLE_XOR(value, mask);
+    if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
+    BARRIER();
+    value = 0.0f;
+    for (unsigned warp = 0; warp < blockDim.x / 32; warp++) value += scratch[warp];
+    BARRIER();
+    return value;
+}
+
+// The largest of a block's values, likewise.
+DEVICE float block_max(float value, float *scratch) {
+    for (int mask = 16; mask; mask /= 2) value = fmaxf(value, SHUFFLE_XOR(value, mask));
+    if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
+    BARRIER();
+    value = MINUS_INFINITY;
+    for (unsigned warp = 0; warp < blockDim.x / 32; warp++) value = fmaxf(value, scratch[warp]);
+    BARRIER();
+    return value;
+}

@@ -1,0 +1,356 @@
+//! The kernels for GPUs: their PTX, what they take, and how they are launched. Runs nothing itself.
+//!
+//! Sources are in `cuda/`; `cuda/build_ptx.py` compiles them. Every kernel takes one struct, which stands here and in
+//! `cuda/arguments.h` field by field: pointers are addresses on the device, `T` rows of a step, `C` the model's width. Shapes and
+//! meanings are in that header.
+//!
+//! Invariant: sums are f32 in one order that a row's neighbours do not change.
+
+/// Element type of weights, of what is multiplied with them, and of the KV cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Element {
+    /// 32-bit floats.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// The upper half of an f32, rounded to nearest even.
+    Bf16,
+}
+
+impl Element {
+    /// Bytes of one.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+
+    /// All kernels for it, as text that the driver compiles: PTX 8.4 for compute capability 8.0 and later.
+    pub fn ptx(self) -> &'static str {
+        match self {
+            Self::F32 => include_str!("../cuda/gpt2_f32.ptx"),
+            Self::F16 => include_str!("../cuda/gpt2_f16.ptx"),
+            Self::Bf16 => include_str!("../cuda/gpt2_bf16.ptx"),
+        }
+    }
+}
+
+/// Least compute capability that the PTX is for.
+pub const LEAST_COMPUTE_CAPABILITY: (i32, i32) = (8, 0);
+/// Widest head that attention has registers for.
+pub const MAX_HEAD_DIM: usize = 256;
+/// Positions of a block of the KV cache.
+pub const BLOCK: usize = 16;
+/// Rows of one sequence that attend together in a prompt.
+pub const TILE_ROWS: usize = 4;
+
+const ROW_THREADS: u32 = 256;
+const ATTENTION_THREADS: u32 = 256;
+const ANSWER_THREADS: u32 = 512;
+/// Heads up to this width have kernels of their own.
+const NARROW_HEAD_DIM: usize = 64;
+
+/// How many blocks of how many threads, with how much shared memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Launch {
+    /// Blocks, in x and y.
+    pub grid: (u32, u32),
+    /// Threads of a block.
+    pub threads: u32,
+    /// Bytes of shared memory beside what the kernel declares.
+    pub shared_bytes: u32,
+}
+
+/// What a kernel takes.
+///
+/// # Safety
+/// The implementor has the layout of the struct of the same name in `cuda/arguments.h`, which `NAME` takes.
+pub unsafe trait Arguments: Copy {
+    /// The kernel's name; of attention the one for narrow heads and single rows.
+    const NAME: &'static str;
+}
+
+macro_rules! arguments {
+    ($(#[$meta:meta])* $name:ident for $kernel:literal { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* }) => {
+        $(#[$meta])*
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug)]
+        pub struct $name { $($(#[$field_meta])* pub $field: $type,)* }
+        // SAFETY: the fields of `cuda/arguments.h` in its order; the tests below compare names and sizes.
+        unsafe impl Arguments for $name { const NAME: &'static str = $kernel; }
+    };
+}
+
+/// Where rows stand in the KV cache.
+#[allow(missing_docs)]
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Placement {
+    pub positions: u64,
+    pub sequences: u64,
+    pub tables: u64,
+}
+
+arguments! {
+    /// Of `embed`, one block a row.
+    #[allow(missing_docs)]
+    EmbedArguments for "embed" {
+        tokens: u64,
+        positions: u64,
+        embedding: u64,
+        position_embedding: u64,
+        x: u64,
+        first_token: u32,
+        tokens_local: u32,
+        width: u32,
+        padding: u32,
+    }
+}
+
+arguments! {
+    /// Of `residual_norm`, one block a row.
+    #[allow(missing_docs)]
+    NormArguments for "residual_norm" {
+        x: u64,
+        delta: u64,
+        bias: u64,
+        gain: u64,
+        shift: u64,
+        rows: u64,
+        out: u64,
+        width: u32,
+        epsilon: f32,
+    }
+}
+
+arguments! {
+    /// Of `activate`, one thread an element.
+    #[allow(missing_docs)]
+    ActivateArguments for "activate" {
+        sums: u64,
+        bias: u64,
+        out: u64,
+        count: u32,
+        width: u32,
+        activation: u32,
+        padding: u32,
+    }
+}
+
+arguments! {
+    /// Of `write_kv`, one block a row.
+    #[allow(missing_docs)]
+    WriteKvArguments for "write_kv" {
+        qkv: u64,
+        bias: u64,
+        cache: u64,
+        at: Placement,
+        heads: u32,
+        head_dim: u32,
+        table_blocks: u32,
+        padding: u32,
+    }
+}
+
+arguments! {
+    /// Of the attention kernels, one block a head of a tile.
+    #[allow(missing_docs)]
+    AttendArguments for "attend_rows" {
+        qkv: u64,
+        cache: u64,
+        out: u64,
+        tiles: u64,
+        at: Placement,
+        heads: u32,
+        head_dim: u32,
+        table_blocks: u32,
+        scale: f32,
+    }
+}
+
+arguments! {
+    /// Of `answer`, one block a row.
+    #[allow(missing_docs)]
+    AnswerArguments for "answer" {
+        logits: u64,
+        wants: u64,
+        ids: u64,
+        answers: u64,
+        width: u32,
+        stride: u32,
+    }
+}
+
+/// What is wanted of one row of logits.
+#[allow(missing_docs)]
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct RowWants {
+    pub wanted: u32,
+    pub k: u32,
+    pub listed: u32,
+    pub first_listed: u32,
+    pub leave_out: u32,
+    pub scale: f32,
+    pub listed_at: u32,
+    pub largest_at: u32,
+}
+
+/// The head of one row's answer.
+#[allow(missing_docs)]
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct RowAnswer {
+    pub sum_all: f64,
+    pub sum_rest: f64,
+    pub max_all: f32,
+    pub max_rest: f32,
+    pub found: u32,
+    pub padding: u32,
+}
+
+/// Names of all kernels, in the order of the sources.
+pub const KERNELS: [&str; 9] = [
+    "embed",
+    "residual_norm",
+    "activate",
+    "write_kv",
+    "attend_rows",
+    "attend_tiles",
+    "attend_wide_rows",
+    "attend_wide_tiles",
+    "answer",
+];
+
+impl Launch {
+    /// One block for each of `rows` rows: `embed`, `residual_norm`, `write_kv`.
+    pub fn rows(rows: usize) -> Self {
+        Self { grid: (rows as u32, 1), threads: ROW_THREADS, shared_bytes: 0 }
+    }
+
+    /// One thread for each of `count` elements: `activate`.
+    pub fn elements(count: usize) -> Self {
+        Self::rows(count.div_ceil(ROW_THREADS as usize))
+    }
+
+    /// One block for each of `rows` rows of logits: `answer`.
+    pub fn answers(rows: usize) -> Self {
+        Self { grid: (rows as u32, 1), threads: ANSWER_THREADS, shared_bytes: 0 }
+    }
+
+    /// One block for each head of `tiles` tiles, single rows unless `tiled`; and the name of the kernel for such heads.
+    pub fn attention(tiles: usize, heads: usize, head_dim: usize, tiled: bool) -> (&'static str, Self) {
+        let name = match (head_dim <= NARROW_HEAD_DIM, tiled) {
+            (true, false) => "attend_rows",
+            (true, true) => "attend_tiles",
+            (false, false) => "attend_wide_rows",
+            (false, true) => "attend_wide_tiles",
+        };
+        let rows = if tiled { TILE_ROWS } else { 1 };
+        // The rows' queries; then of each warp and row the largest score, the sum and the mixed values.
+        let floats = rows * head_dim + (ATTENTION_THREADS / 32) as usize * rows * (2 + head_dim);
+        let shared_bytes = (floats * size_of::<f32>()) as u32;
+        (name, Self { grid: (tiles as u32, heads as u32), threads: ATTENTION_THREADS, shared_bytes })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sha2::{Digest, Sha256};
+
+    use super::*;
+
+    const ELEMENTS: [(Element, &str); 3] = [(Element::F32, "f32"), (Element::F16, "f16"), (Element::Bf16, "bf16")];
+
+    const HEADER: &str = include_str!("../cuda/arguments.h");
+
+    #[test]
+    fn ptx_is_of_the_sources_that_stand_beside_it() {
+        let sources = [
+            include_str!("../cuda/gpt2.cu"),
+            include_str!("../cuda/device.h"),
+            HEADER,
+            include_str!("../cuda/rows.h"),
+            include_str!("../cuda/attention.h"),
+            include_str!("../cuda/answer.h"),
+        ];
+        let digest: String = Sha256::digest(sources.concat()).iter().map(|byte| format!("{byte:02x}")).collect();
+        for (element, name) in ELEMENTS {
+            let first = element.ptx().lines().next().unwrap();
+            assert_eq!(first, format!("// {name}, sources {digest}"), "run worker/kernels/cuda/build_ptx.py");
+        }
+    }
+
+    /// Bytes of the one parameter of a kernel.
+    fn parameter_bytes(ptx: &str, kernel: &str) -> usize {
+        let entry = ptx.split(".visible .entry ").find_map(|entry| entry.strip_prefix(&format!("{kernel}(")));
+        let parameters = entry.unwrap_or_else(|| panic!("no kernel {kernel}")).split(')').next().unwrap();
+        assert_eq!(parameters.matches(".param").count(), 1, "{kernel} takes one struct");
+        parameters.split('[').nth(1).unwrap().split(']').next().unwrap().parse().unwrap()
+    }
+
+    #[test]
+    fn kernels_take_as_many_bytes_as_they_are_given() {
+        for (element, _) in ELEMENTS {
+            let ptx = element.ptx();
+            assert!(ptx.contains("\n.version 8.4\n.target sm_80\n"));
+            assert_eq!(ptx.matches(".visible .entry ").count(), KERNELS.len());
+            for (kernel, bytes) in [
+                (EmbedArguments::NAME, size_of::<EmbedArguments>()),
+                (NormArguments::NAME, size_of::<NormArguments>()),
+                (ActivateArguments::NAME, size_of::<ActivateArguments>()),
+                (WriteKvArguments::NAME, size_of::<WriteKvArguments>()),
+                (AnswerArguments::NAME, size_of::<AnswerArguments>()),
+                (AttendArguments::NAME, size_of::<AttendArguments>()),
+                ("attend_tiles", size_of::<AttendArguments>()),
+                ("attend_wide_rows", size_of::<AttendArguments>()),
+                ("attend_wide_tiles", size_of::<AttendArguments>()),
+            ] {
+                assert_eq!(parameter_bytes(ptx, kernel), bytes, "{kernel}");
+            }
+        }
+    }
+
+    /// Names of the fields of a struct in a text, in order: the last word before `end`.
+    fn fields(text: &str, begin: &str, close: &str, end: char) -> Vec<String> {
+        let from = text.find(begin).unwrap_or_else(|| panic!("no {begin}"));
+        let body = text[..from].rfind(close).map_or(&text[from..], |at| &text[at..from]);
+        let word = |line: &str| {
+            let field = line.split("//").next()?.split_once(end)?.0;
+            let name = field.rsplit(|c: char| !(c.is_alphanumeric() || c == '_')).next()?;
+            (!name.is_empty()).then(|| name.trim_start_matches('*').to_owned())
+        };
+        body.lines().skip(1).filter_map(word).collect()
+    }
+
+    #[test]
+    fn both_languages_have_the_same_fields() {
+        let rust = include_str!("cuda.rs");
+        for (name, begin) in [
+            ("Placement", "pub struct Placement {"),
+            ("EmbedArguments", "EmbedArguments for"),
+            ("NormArguments", "NormArguments for"),
+            ("ActivateArguments", "ActivateArguments for"),
+            ("WriteKvArguments", "WriteKvArguments for"),
+            ("AttendArguments", "AttendArguments for"),
+            ("RowWants", "pub struct RowWants {"),
+            ("RowAnswer", "pub struct RowAnswer {"),
+            ("AnswerArguments", "AnswerArguments for"),
+        ] {
+            let theirs = fields(HEADER, &format!("}} {name};"), "typedef struct {", ';');
+            let body = &rust[rust.find(begin).unwrap()..];
+            let body = &body[..body.find("\n}").unwrap()];
+            let mut ours: Vec<_> = body
+                .lines()
+                .filter_map(|line| {
+                    let (field, _) = line.trim().trim_start_matches("pub ").split_once(": ")?;
+                    Some(field.to_owned())
+                })
+                .collect();
+            ours.retain(|field| field != "padding");
+            let theirs: Vec<_> = theirs.into_iter().filter(|field| field != "unused").collect();
+            assert_eq!(ours, theirs, "{name}");
+        }
+    }
+}
