@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::SystemTime};
 
 use nanoinfer_shared::{
     Geometry, Partition,
-    protocol::{CommKind, Cores, DType, KvDType},
+    protocol::{CommKind, Cores, DType, Device, KvDType},
 };
 
 use crate::kv_budget::KvBudget;
@@ -20,6 +20,8 @@ pub struct EngineConfig {
     pub weights: Vec<PathBuf>,
     /// Digest of the checkpoint's layout.
     pub fingerprint: u64,
+    /// What to compute on.
+    pub device: Device,
     /// Element type to compute in.
     pub dtype: DType,
     /// Element type of the KV cache.

@@ -13,7 +13,7 @@ use nanoinfer_shared::{
     Geometry, Partition,
     link::{ControlLink, in_memory},
     protocol::{
-        BLOCK_TOKENS, CommKind, Cores, DType, FromRank, KvDType, LoadReport, LogSumExp, LogitSlice, RowSlice,
+        BLOCK_TOKENS, CommKind, Cores, DType, Device, FromRank, KvDType, LoadReport, LogSumExp, LogitSlice, RowSlice,
         SequenceStep, StepOutput, StepPlan, ToRank, TokenId, Wants,
     },
 };
@@ -46,13 +46,14 @@ pub(crate) fn config(world: usize, kv_blocks: usize) -> EngineConfig {
         partition,
         weights: Vec::new(),
         fingerprint: 0,
+        device: Device::Cpu,
         dtype: DType::F32,
         kv_dtype: KvDType::F32,
         threads: Some(1),
         isa: None,
         comm: CommKind::Tcp,
         cores: Cores::Shared,
-        kv: KvBudget { kv_memory: Some(kv_blocks as u64 * KV_BLOCK_BYTES), ranks_per_host: 1 },
+        kv: KvBudget { kv_memory: Some(kv_blocks as u64 * KV_BLOCK_BYTES), ranks_per_memory: 1 },
         max_seqs: 8,
         max_batched_tokens: 64,
         max_queue: 100,
@@ -144,6 +145,7 @@ impl FakeRank {
                         kv_block_bytes: KV_BLOCK_BYTES,
                         free_bytes: 1 << 30,
                         data_address: Some(format!("rank at {}", self.vocab.start)),
+                        nccl_id: None,
                     })
                 }
                 ToRank::Start(order) => {

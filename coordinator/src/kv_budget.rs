@@ -22,8 +22,8 @@ pub struct RankRoom {
 pub struct KvBudget {
     /// Bytes on each rank, if that was said.
     pub kv_memory: Option<u64>,
-    /// Ranks that share one host's memory.
-    pub ranks_per_host: usize,
+    /// Ranks that share one memory: a host's, or a GPU's.
+    pub ranks_per_memory: usize,
 }
 
 /// Not one sequence of full length fits.
@@ -45,7 +45,7 @@ pub struct KvTooSmall {
 
 impl KvBudget {
     /// Blocks of the pool: what fits the rank with the least room. Where no budget was said, the smaller of what
-    /// `max_seqs` full sequences need and this rank's part of a quarter of its host's free memory.
+    /// `max_seqs` full sequences need and this rank's part of a quarter of its host's or GPU's free memory.
     ///
     /// # Errors
     /// When one sequence of full length does not fit.
@@ -55,7 +55,7 @@ impl KvBudget {
         for (rank, room) in rooms.iter().enumerate() {
             let block_bytes = room.block_bytes.max(1);
             let enough = block_bytes * full_length * max_seqs as u64;
-            let part = room.free_bytes / FREE_SHARE / self.ranks_per_host.max(1) as u64;
+            let part = room.free_bytes / FREE_SHARE / self.ranks_per_memory.max(1) as u64;
             let budget = self.kv_memory.unwrap_or(enough.min(part));
             if budget / block_bytes < full_length {
                 let needed = full_length * block_bytes;
@@ -74,11 +74,11 @@ mod tests {
     /// Of one block of gpt2-xl with 13 heads; the other rank has 12.
     const BLOCK: u64 = 48 * 2 * 13 * 64 * 16 * 4;
 
-    fn blocks(kv_memory: Option<u64>, ranks_per_host: usize, free: [u64; 2]) -> Result<usize, KvTooSmall> {
+    fn blocks(kv_memory: Option<u64>, ranks_per_memory: usize, free: [u64; 2]) -> Result<usize, KvTooSmall> {
         let geometry = Geometry::from_config_json(r#"{"n_embd":1600,"n_layer":48,"n_head":25}"#).unwrap();
         let room = |block_bytes, free_bytes| RankRoom { block_bytes, free_bytes };
         let rooms = [room(BLOCK, free[0]), room(BLOCK / 13 * 12, free[1])];
-        KvBudget { kv_memory, ranks_per_host }.blocks(&geometry, 4, &rooms)
+        KvBudget { kv_memory, ranks_per_memory }.blocks(&geometry, 4, &rooms)
     }
 
     #[test]

@@ -338,6 +338,7 @@ mod tests {
                 kv_block_bytes: 1000,
                 free_bytes: 0,
                 data_address: Some("here".into()),
+                nccl_id: None,
             };
             link.sender.send(FromRank::Loaded(report)).unwrap();
             assert!(matches!(link.receiver.receive(), Ok(ToRank::Start(_))));

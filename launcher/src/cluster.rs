@@ -24,6 +24,7 @@ use tokio::sync::mpsc;
 use crate::{
     build::BUILD_ID,
     cli::environment,
+    device::DeviceChoice,
     error::LaunchError,
     gather::Gathering,
     model::Caches,
@@ -47,8 +48,10 @@ pub struct ClusterConfig {
     pub served_name: Option<String>,
     /// Ranks. One runs on a thread of this process, more are processes.
     pub nproc: usize,
-    /// Element type to compute in.
-    pub dtype: DType,
+    /// What to compute on.
+    pub device: DeviceChoice,
+    /// Element type to compute in; `None` for what goes with the device.
+    pub dtype: Option<DType>,
     /// Element type of the KV cache; `None` for what goes with `dtype`.
     pub kv_dtype: Option<KvDType>,
     /// Data link between ranks.
@@ -83,12 +86,14 @@ pub struct ClusterConfig {
 /// Data link, as asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CommChoice {
-    /// Shared memory within a host, TCP between hosts.
+    /// NCCL between GPUs of a host, shared memory within a host otherwise, TCP between hosts.
     Auto,
     /// Shared memory.
     Shm,
     /// TCP.
     Tcp,
+    /// From GPU to GPU.
+    Nccl,
 }
 
 impl ClusterConfig {
@@ -99,7 +104,8 @@ impl ClusterConfig {
             revision: None,
             served_name: None,
             nproc: 1,
-            dtype: nanoinfer_worker::default_dtype(),
+            device: DeviceChoice::Auto,
+            dtype: None,
             kv_dtype: None,
             comm: CommChoice::Auto,
             threads: None,
@@ -223,7 +229,7 @@ impl Cluster {
             name: plan.model.name.clone(),
             served_name: config.served_name.clone(),
             geometry: plan.model.geometry.clone(),
-            dtype: config.dtype,
+            dtype: plan.dtype(),
             partition: plan.partition.clone(),
             weight_bytes: plan.memory.iter().map(|memory| memory.weights).collect(),
             digest: plan.digest(),

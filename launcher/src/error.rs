@@ -4,6 +4,7 @@ use std::{io, net::SocketAddr, path::PathBuf};
 
 use nanoinfer_coordinator::{engine::StartError, kv_budget::KvTooSmall, text::TextError};
 use nanoinfer_shared::{PartitionError, handshake::HandshakeError, link::LinkError};
+use nanoinfer_worker::cuda::GpuError;
 
 use crate::{model::ModelError, supervise::RankEnd};
 
@@ -27,6 +28,9 @@ pub enum LaunchError {
     /// The model cannot be split so.
     #[error(transparent)]
     Partition(#[from] PartitionError),
+    /// A GPU that was asked for cannot be used.
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
     /// Not one sequence of full length fits.
     #[error(transparent)]
     KvMemory(#[from] KvTooSmall),
@@ -121,6 +125,7 @@ impl LaunchError {
             | Self::Text(_)
             | Self::Partition(_)
             | Self::KvMemory(_)
+            | Self::Gpu(_)
             | Self::Secret { .. } => 2,
             Self::Bind { .. }
             | Self::System { .. }

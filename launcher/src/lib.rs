@@ -10,6 +10,7 @@
 pub mod build;
 pub mod cli;
 pub mod cluster;
+pub mod device;
 pub mod error;
 mod gather;
 pub mod model;

@@ -10,15 +10,16 @@ use nanoinfer_coordinator::{
 };
 use nanoinfer_shared::{
     Partition, Share,
-    protocol::{BLOCK_TOKENS, CommKind, Cores, DType, KvDType},
+    protocol::{BLOCK_TOKENS, CommKind, Cores, DType, Device},
 };
 use nanoinfer_worker::{
-    free_bytes,
+    cuda, free_bytes,
     plan::{RankMemory, StepSizes},
 };
 
 use crate::{
-    cluster::{ClusterConfig, CommChoice},
+    cluster::ClusterConfig,
+    device::{self, Chosen, Types},
     error::LaunchError,
     model::{self, ResolvedModel},
     size::ByteSize,
@@ -50,12 +51,22 @@ pub struct Plan {
     pub memory: Vec<RankMemory>,
     /// KV blocks that the estimate assumes; the pool is sized for good when the weights are loaded.
     pub kv_blocks: usize,
-    /// Free on this host, where the ranks are here and it says.
-    free_bytes: Option<u64>,
+    /// What the ranks compute on, and in what.
+    chosen: Chosen,
+    /// Why the data link is not the fastest, where that was not asked for.
+    link_note: Option<String>,
+    /// The memories that the ranks share, as far as they are known here.
+    memories: Vec<SharedMemory>,
     kv: KvBudget,
     placement: Placement,
-    dtype: DType,
-    kv_dtype: KvDType,
+}
+
+/// A memory, and the ranks in it.
+#[derive(Clone, Debug)]
+struct SharedMemory {
+    name: String,
+    free_bytes: u64,
+    ranks: Vec<usize>,
 }
 
 impl Plan {
@@ -67,7 +78,9 @@ impl Plan {
         let model = model::resolve(config.model.as_deref(), config.revision.as_deref(), &config.caches)?;
         let world = config.nproc;
         let partition = Partition::new(&model.geometry, world)?;
-        let comm = data_link(config.comm, world, placement)?;
+        let types = Types { dtype: config.dtype, kv_dtype: config.kv_dtype };
+        let chosen = device::choose(&config.device, types, &model.geometry, world, placement, cuda::find)?;
+        let (comm, link_note) = device::data_link(config.comm, world, placement, &chosen.device, cuda::nccl_version)?;
         if config.max_batched_tokens < config.max_seqs {
             return Err(LaunchError::Usage {
                 problem: format!(
@@ -83,31 +96,36 @@ impl Plan {
             Placement::Here => Some(config.threads.unwrap_or_else(|| (cores / world).max(1))),
             Placement::Elsewhere => config.threads,
         };
-        let kv_dtype = config.kv_dtype.unwrap_or_else(|| KvDType::beside(config.dtype));
         let step = StepSizes { max_batched_tokens: config.max_batched_tokens, max_seqs: config.max_seqs };
-        let estimate = |share: &Share, kv_blocks| {
-            RankMemory::estimate(&model.geometry, share, config.dtype, (comm, world), (kv_dtype, kv_blocks), step)
+        let shares: Vec<(usize, &Share)> = partition.shares().iter().enumerate().collect();
+        let estimate = |share: (usize, &Share), kv_blocks| {
+            let (device, dtype, kv) = (&chosen.device, chosen.dtype, (chosen.kv_dtype, kv_blocks));
+            RankMemory::estimate(&model.geometry, share, device, dtype, (comm, world), kv, step)
         };
-        let weights: u64 = partition.shares().iter().map(|share| estimate(share, 0).weights).sum();
+        let memories = shared_memories(&chosen, world, placement);
         let kv = KvBudget {
             kv_memory: config.kv_memory.map(|size| size.0),
-            ranks_per_host: if placement == Placement::Here { world } else { 1 },
+            ranks_per_memory: memories.iter().map(|memory| memory.ranks.len()).max().unwrap_or(1),
         };
         // What other hosts have free is found out when their ranks have loaded.
-        let free_bytes = if placement == Placement::Here { free_bytes() } else { None };
-        let free_after = free_bytes.map_or(u64::MAX, |bytes| bytes.saturating_sub(weights));
-        let room = |share: &Share| RankRoom { block_bytes: estimate(share, 1).kv, free_bytes: free_after };
-        let rooms: Vec<RankRoom> = partition.shares().iter().map(room).collect();
+        let mut free_after = vec![u64::MAX; world];
+        for memory in &memories {
+            let weights: u64 = memory.ranks.iter().map(|&rank| estimate(shares[rank], 0).weights).sum();
+            memory.ranks.iter().for_each(|&rank| free_after[rank] = memory.free_bytes.saturating_sub(weights));
+        }
+        let room =
+            |&share: &(usize, &Share)| RankRoom { block_bytes: estimate(share, 1).kv, free_bytes: free_after[share.0] };
+        let rooms: Vec<RankRoom> = shares.iter().map(room).collect();
         let kv_blocks = kv.blocks(&model.geometry, config.max_seqs, &rooms)?;
         Ok(Self {
-            memory: partition.shares().iter().map(|share| estimate(share, kv_blocks)).collect(),
+            memory: shares.iter().map(|&share| estimate(share, kv_blocks)).collect(),
             cores: match (placement, threads) {
                 (Placement::Here, Some(threads)) => Cores::for_threads(world * threads, cores),
                 _ => Cores::Shared,
             },
-            free_bytes,
-            dtype: config.dtype,
-            kv_dtype,
+            chosen,
+            link_note,
+            memories,
             model,
             partition,
             comm,
@@ -118,20 +136,32 @@ impl Plan {
         })
     }
 
-    /// Checks that this host has the memory that its ranks will take.
+    /// Checks that this host and its GPUs have the memory that the ranks will take.
     ///
     /// # Errors
-    /// With both numbers, when it has not.
+    /// With both numbers, when one has not.
     pub(crate) fn check_memory(&self) -> Result<(), LaunchError> {
-        let needed = self.memory.iter().map(RankMemory::total).sum();
-        match self.free_bytes {
-            Some(free) if needed > free => Err(LaunchError::Usage {
-                problem: format!("the ranks need {}, and this host has {} free", ByteSize(needed), ByteSize(free)),
-                hint: "--kv-memory, --max-seqs and --max-batched-tokens take less; --dtype bf16 halves the weights, int8 quarters them"
-                    .into(),
-            }),
-            _ => Ok(()),
+        for SharedMemory { name, free_bytes, ranks } in &self.memories {
+            let needed: u64 = ranks.iter().map(|&rank| self.memory[rank].total()).sum();
+            if needed > *free_bytes {
+                let on_cpu = self.chosen.device == Device::Cpu;
+                let less = if on_cpu { "halves the weights, int8 quarters them" } else { "halves f32's weights" };
+                return Err(LaunchError::Usage {
+                    problem: format!(
+                        "the ranks need {}, and {name} has {} free",
+                        ByteSize(needed),
+                        ByteSize(*free_bytes)
+                    ),
+                    hint: format!("--kv-memory, --max-seqs and --max-batched-tokens take less; --dtype bf16 {less}"),
+                });
+            }
         }
+        Ok(())
+    }
+
+    /// What the ranks compute on.
+    pub(crate) fn device(&self) -> &Device {
+        &self.chosen.device
     }
 
     /// Where the ranks will run.
@@ -141,7 +171,7 @@ impl Plan {
 
     /// Element type to compute in.
     pub fn dtype(&self) -> DType {
-        self.dtype
+        self.chosen.dtype
     }
 
     /// What tells this checkpoint from others, in hexadecimal.
@@ -156,8 +186,9 @@ impl Plan {
             partition: self.partition.clone(),
             weights: self.model.weights.clone(),
             fingerprint: self.model.fingerprint,
-            dtype: self.dtype,
-            kv_dtype: self.kv_dtype,
+            device: self.chosen.device.clone(),
+            dtype: self.chosen.dtype,
+            kv_dtype: self.chosen.kv_dtype,
             threads: self.threads,
             isa: config.isa.clone(),
             comm: self.comm,
@@ -173,15 +204,23 @@ impl Plan {
     }
 }
 
-fn data_link(choice: CommChoice, world: usize, placement: Placement) -> Result<CommKind, LaunchError> {
-    match (choice, placement) {
-        (CommChoice::Shm, Placement::Elsewhere) => Err(LaunchError::Usage {
-            problem: "--comm shm is for ranks that this process starts itself".into(),
-            hint: "ranks that join by address use --comm tcp, or auto".into(),
-        }),
-        _ if world == 1 => Ok(CommKind::Local),
-        (CommChoice::Auto | CommChoice::Shm, Placement::Here) => Ok(CommKind::Shm),
-        (CommChoice::Tcp, _) | (CommChoice::Auto, Placement::Elsewhere) => Ok(CommKind::Tcp),
+/// Which ranks share which memory; none of ranks elsewhere.
+fn shared_memories(chosen: &Chosen, world: usize, placement: Placement) -> Vec<SharedMemory> {
+    match placement {
+        Placement::Elsewhere => Vec::new(),
+        Placement::Here if chosen.gpus.is_empty() => {
+            let host = |free_bytes| SharedMemory { name: "this host".into(), free_bytes, ranks: (0..world).collect() };
+            free_bytes().map(host).into_iter().collect()
+        }
+        Placement::Here => {
+            let count = chosen.gpus.len();
+            let of = |(i, gpu): (usize, &cuda::GpuInfo)| SharedMemory {
+                name: format!("GPU {} ({})", gpu.ordinal, gpu.name),
+                free_bytes: gpu.free_bytes,
+                ranks: (i..world).step_by(count).collect(),
+            };
+            chosen.gpus.iter().enumerate().map(of).collect()
+        }
     }
 }
 
@@ -202,22 +241,31 @@ impl fmt::Display for Plan {
         )?;
         writeln!(
             f,
-            "{} {}, {} each, {:?}, data link {}, {} of KV ({} tokens)\n",
+            "{} {}, {} each, {:?}, data link {}, {} of KV ({} tokens)",
             counted(self.partition.world(), "rank"),
             match self.placement {
                 Placement::Here => "on this host",
                 Placement::Elsewhere => "joining by address",
             },
             self.threads.map_or("threads as their host has cores".into(), |threads| counted(threads, "thread")),
-            self.dtype,
+            self.chosen.dtype,
             match self.comm {
                 CommKind::Local => "none",
                 CommKind::Shm => "shared memory",
                 CommKind::Tcp => "TCP",
+                CommKind::Nccl => "NCCL",
             },
             counted(self.kv_blocks, "block"),
             self.kv_blocks * BLOCK_TOKENS,
         )?;
+        writeln!(f, "{}", self.chosen)?;
+        if let Some(why) = &self.link_note {
+            writeln!(f, "partial sums go through the host's memory: {why}")?;
+        }
+        if self.chosen.device != Device::Cpu {
+            writeln!(f, "computing on GPUs has not run on hardware yet")?;
+        }
+        writeln!(f)?;
         let header = ["rank", "heads", "ffn", "vocab", "weights", "kv", "activations", "link", "total"];
         let range = |range: &std::ops::Range<usize>| format!("{}..{}", range.start, range.end);
         let mut rows = vec![header.map(String::from)];
@@ -247,7 +295,10 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::model::{Caches, HubAccess};
+    use crate::{
+        cluster::CommChoice,
+        model::{Caches, HubAccess},
+    };
 
     fn config(root: &Path, nproc: usize) -> ClusterConfig {
         let hub = HubAccess { cache: root.join("hub"), endpoint: String::new(), token: None, offline: true };
@@ -290,17 +341,5 @@ mod tests {
         assert_eq!(error.exit_code(), 2);
         assert!(plan.to_string().contains("warning: the ranks need"), "{plan}");
         Plan::new(&config(root.path(), 2), Placement::Here).unwrap().check_memory().unwrap();
-    }
-
-    #[test]
-    fn links_follow_the_placement() {
-        for (choice, world, placement, expected) in [
-            (CommChoice::Auto, 1, Placement::Here, CommKind::Local),
-            (CommChoice::Auto, 2, Placement::Here, CommKind::Shm),
-            (CommChoice::Tcp, 2, Placement::Here, CommKind::Tcp),
-            (CommChoice::Auto, 2, Placement::Elsewhere, CommKind::Tcp),
-        ] {
-            assert_eq!(data_link(choice, world, placement).unwrap(), expected);
-        }
     }
 }

@@ -13,6 +13,7 @@ use std::{
 };
 
 use indicatif::{ProgressBar, ProgressStyle};
+use nanoinfer_shared::protocol::Device;
 
 use crate::plan::{Placement, Plan};
 
@@ -41,10 +42,11 @@ impl LoadProgress {
         crate::say(format_args!("\n{plan}\n"));
         let weights = plan.memory.iter().map(|memory| memory.weights).sum();
         let world = plan.partition.world();
-        let here = plan.placement() == Placement::Here;
+        // Memory of this host that grows as weights arrive.
+        let shows = plan.placement() == Placement::Here && *plan.device() == Device::Cpu;
         let (stop, stopped) = mpsc::channel::<()>();
         let thread = thread::Builder::new().name("progress".into()).spawn(move || {
-            let bar = if here { bar(weights) } else { waiting(world) };
+            let bar = if shows { bar(weights) } else { waiting(world) };
             let before = resident_bytes();
             while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(DRAW_EVERY) {
                 // Other memory grows too: the bar is full at most.

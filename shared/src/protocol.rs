@@ -22,7 +22,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::geometry::Geometry;
 
 /// Changes whenever a message changes; compared in the handshake beside the build id.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// Tokens in one KV block. One block is also the tile of attention.
 pub const BLOCK_TOKENS: usize = 16;
@@ -41,6 +41,8 @@ pub enum DType {
     F32,
     /// Weights are bf16, and so are the inputs of products with them, rounded to nearest even; sums and all else are f32.
     Bf16,
+    /// The same with IEEE half precision in place of bf16; on GPUs only.
+    F16,
     /// Weights are bytes with a scale for each output channel and canonical unit of K (a head, a block of 64); the inputs of
     /// products likewise, with a scale for each token and unit; sums are exact within a unit, f32 across units and in all else.
     Int8,
@@ -53,6 +55,8 @@ pub enum KvDType {
     F32,
     /// Keys and values rounded to nearest even as they are written: half the memory.
     Bf16,
+    /// The same in IEEE half precision; on GPUs only.
+    F16,
 }
 
 impl KvDType {
@@ -61,8 +65,18 @@ impl KvDType {
         match weights {
             DType::F32 => Self::F32,
             DType::Bf16 | DType::Int8 => Self::Bf16,
+            DType::F16 => Self::F16,
         }
     }
+}
+
+/// What ranks compute on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Device {
+    /// The processor.
+    Cpu,
+    /// GPUs of the rank's host by their ordinals: rank `r` takes entry `r`, or begins again where there are fewer.
+    Gpus(Vec<u32>),
 }
 
 /// What the threads of all ranks of a host run on.
@@ -101,6 +115,8 @@ pub enum CommKind {
     Shm,
     /// Ranks anywhere, through sockets.
     Tcp,
+    /// Ranks with a GPU each, from one to the other.
+    Nccl,
 }
 
 /// Coordinator to rank.
@@ -192,6 +208,8 @@ pub struct LoadOrder {
     pub weights: Vec<PathBuf>,
     /// Digest of the checkpoint's layout: names, types, shapes. Ranks on other hosts must hold the same.
     pub fingerprint: u64,
+    /// What to compute on.
+    pub device: Device,
     /// Element type to compute in.
     pub dtype: DType,
     /// Element type of the KV cache.
@@ -219,10 +237,12 @@ pub struct LoadReport {
     pub weight_bytes: u64,
     /// Bytes of one KV block on this rank: its heads, in every layer.
     pub kv_block_bytes: u64,
-    /// Bytes of memory free on the rank's host (or cgroup) after loading, before the KV pool.
+    /// Bytes of memory free after loading, before the KV pool: of the rank's host (or cgroup), or of its GPU.
     pub free_bytes: u64,
     /// Address its peers can reach it at; with [`CommKind::Tcp`] only.
     pub data_address: Option<String>,
+    /// What the peers of rank 0 need to join it; of rank 0 with [`CommKind::Nccl`] only.
+    pub nccl_id: Option<Vec<u8>>,
 }
 
 /// The last word before the first step.
@@ -232,6 +252,8 @@ pub struct StartOrder {
     pub kv_blocks: usize,
     /// Data addresses in rank order; with [`CommKind::Tcp`] only.
     pub peers: Vec<String>,
+    /// What rank 0 reported; with [`CommKind::Nccl`] only.
+    pub nccl_id: Option<Vec<u8>>,
     /// Secret of this cluster's data links, made for this start.
     pub link_key: [u8; 32],
 }

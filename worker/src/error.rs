@@ -8,7 +8,7 @@ use nanoinfer_shared::{
     protocol::{BlockId, TokenId},
 };
 
-use crate::checkpoint::CheckpointError;
+use crate::{checkpoint::CheckpointError, cuda::GpuError};
 
 /// Why a rank cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +59,29 @@ pub enum WorkerError {
         head_dim: usize,
         /// The kernels'.
         limit: usize,
+    },
+    /// A GPU cannot be used, or failed.
+    #[error("rank {rank}: {source}")]
+    Gpu {
+        /// This rank.
+        rank: usize,
+        /// How.
+        source: GpuError,
+    },
+    /// IEEE half precision where no GPU is.
+    #[error("f16 is for GPUs\n  hint: --dtype bf16; checkpoints of any element type load into it")]
+    HalfOnCpu,
+    /// NCCL where no GPU is.
+    #[error("rank {rank} was told to use NCCL, and computes on a CPU\n  hint: --comm shm or tcp")]
+    NcclOnCpu {
+        /// This rank.
+        rank: usize,
+    },
+    /// A start without what rank 0 reported: a bug of the coordinator.
+    #[error("rank {rank} was told to use NCCL without an id to join by")]
+    NoNcclId {
+        /// This rank.
+        rank: usize,
     },
     /// An instruction set that this CPU has not.
     #[error("this CPU has no instruction set `{name}`\n  hint: it has {available}")]

@@ -58,6 +58,7 @@ fn kv_type(dtype: KvDType) -> KvType {
     match dtype {
         KvDType::F32 => KvType::F32,
         KvDType::Bf16 => KvType::Bf16,
+        KvDType::F16 => unreachable!("the CPU's backend refuses it"),
     }
 }
 

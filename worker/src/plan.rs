@@ -3,21 +3,21 @@
 use nanoinfer_shared::{
     Geometry, Share,
     comm::ShmSegment,
-    protocol::{CommKind, DType, KvDType},
+    protocol::{CommKind, DType, Device, KvDType},
 };
 
-use crate::{gpt2::Gpt2, kv_pool::KvPool, shard::Shard, step::StepRunner};
+use crate::{cuda, gpt2::Gpt2, kv_pool::KvPool, shard::Shard, step::StepRunner};
 
-/// Bytes of one rank, by what they are for.
+/// Bytes of one rank, by what they are for: of its host's memory, or of its GPU's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RankMemory {
     /// Packed weights, biases, position embedding.
     pub weights: u64,
     /// KV pool when every block is in use.
     pub kv: u64,
-    /// Activations and logits of the largest step.
+    /// Activations and logits of the largest step; on a GPU also what products need.
     pub activations: u64,
-    /// Data link: the segment that the ranks of a host share, or socket buffers.
+    /// Data link: the segment that the ranks of a host share, or socket buffers. Of the host only.
     pub link: u64,
 }
 
@@ -31,22 +31,28 @@ pub struct StepSizes {
 }
 
 impl RankMemory {
-    /// What a rank with `share` will take.
+    /// What `rank` with `share` will take on `device`.
     pub fn estimate(
         geometry: &Geometry,
-        share: &Share,
+        (rank, share): (usize, &Share),
+        device: &Device,
         dtype: DType,
         (comm, world): (CommKind, usize),
         (kv_dtype, kv_blocks): (KvDType, usize),
         StepSizes { max_batched_tokens, max_seqs }: StepSizes,
     ) -> Self {
+        if let Device::Gpus(_) = device {
+            let (weights, block, activations) =
+                cuda::memory(geometry, rank, share, dtype, (max_batched_tokens, max_seqs));
+            return Self { weights, kv: kv_blocks as u64 * block, activations, link: 0 };
+        }
         Self {
             weights: Shard::bytes(geometry, share, dtype),
             kv: kv_blocks as u64 * KvPool::block_bytes(geometry, share, kv_dtype),
             activations: Gpt2::activation_bytes(geometry, share, max_batched_tokens)
                 + StepRunner::buffer_bytes(share, max_seqs),
             link: match comm {
-                CommKind::Local => 0,
+                CommKind::Local | CommKind::Nccl => 0,
                 CommKind::Shm => ShmSegment::bytes(world) as u64,
                 CommKind::Tcp => nanoinfer_shared::comm::Tcp::buffer_bytes(world) as u64,
             },

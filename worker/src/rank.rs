@@ -15,17 +15,19 @@ use std::{
     time::Instant,
 };
 
-use nanoinfer_kernels::{Isa, Kernels, MAX_HEAD_DIM};
 use nanoinfer_shared::{
     Partition,
     comm::{Communicator, Local, Shm, ShmSegment, Tcp, TcpListenerForPeers},
     handshake::Identity,
     link::{ControlLink, LinkError, Receiver, Sender},
-    protocol::{CommKind, Cores, FromRank, LoadOrder, LoadReport, StartOrder, ToRank},
+    protocol::{CommKind, FromRank, LoadOrder, LoadReport, StartOrder, ToRank},
 };
 
 use crate::{
-    WorkerError, checkpoint::Checkpoint, gpt2::Gpt2, kv_pool::KvPool, memory, shard::Shard, step::StepRunner,
+    WorkerError,
+    backend::{self, Link, Runner},
+    checkpoint::Checkpoint,
+    cuda,
     trace::Trace,
 };
 
@@ -146,21 +148,6 @@ fn read_control(
     }
 }
 
-/// Compute threads of this rank.
-fn threads_of(load: &LoadOrder) -> usize {
-    load.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
-}
-
-/// The instruction set ordered, or the best there is.
-fn isa_of(load: &LoadOrder) -> Result<Isa, WorkerError> {
-    let Some(name) = &load.isa else { return Ok(Isa::detect()) };
-    let available = Isa::available();
-    Isa::from_name(name).filter(|isa| available.contains(isa)).ok_or_else(|| WorkerError::Isa {
-        name: name.clone(),
-        available: available.iter().map(|isa| isa.name()).collect::<Vec<_>>().join(", "),
-    })
-}
-
 struct Rank {
     identity: Identity,
     epoch: u32,
@@ -180,9 +167,7 @@ impl Rank {
             let step = if let ToRank::Step(plan) = &order { Some(plan.step) } else { None };
             let answer = match order {
                 ToRank::Step(plan) => runner.run(&plan).map(FromRank::Done),
-                ToRank::FetchRows(rows) => {
-                    runner.fetch(&rows).map(FromRank::Rows).map_err(|fault| WorkerError::Plan { step: 0, fault })
-                }
+                ToRank::FetchRows(rows) => runner.fetch(&rows).map(FromRank::Rows),
                 ToRank::Shutdown => break,
                 other => Err(self.out_of_turn("Step", &other)),
             };
@@ -204,7 +189,7 @@ impl Rank {
     }
 
     /// Loads and starts; `None` when told to stop before that.
-    fn prepare(&mut self) -> Result<Option<StepRunner>, WorkerError> {
+    fn prepare(&mut self) -> Result<Option<Box<dyn Runner>>, WorkerError> {
         let load = match self.orders.recv() {
             Ok(ToRank::Load(order)) => order,
             Ok(ToRank::Shutdown) | Err(_) => return Ok(None),
@@ -214,25 +199,25 @@ impl Rank {
         let partition =
             Partition::new(&load.geometry, self.identity.world).expect("the coordinator has dealt this partition");
         let share = partition.share(rank).clone();
-        let isa = isa_of(&load)?;
         let listener = match load.comm {
             CommKind::Tcp => Some(
                 TcpListenerForPeers::bind(&self.data_host)
                     .map_err(|source| nanoinfer_shared::comm::CommError::Setup { rank, source })?,
             ),
-            CommKind::Local | CommKind::Shm => None,
+            CommKind::Local | CommKind::Shm | CommKind::Nccl => None,
         };
         let begun = Instant::now();
-        let shard = self.load_shard(&load, &share)?;
-        let weight_bytes = Shard::bytes(&load.geometry, &share, load.dtype);
+        let loaded = backend::load(&load, rank, &share, || self.open(&load))?;
+        let weight_bytes = loaded.weight_bytes();
         let elapsed_ms = begun.elapsed().as_millis() as u64;
         tracing::info!(rank, weight_bytes, elapsed_ms, "weights loaded");
         let report = LoadReport {
             weight_bytes,
-            kv_block_bytes: KvPool::block_bytes(&load.geometry, &share, load.kv_dtype),
+            kv_block_bytes: loaded.kv_block_bytes(),
             // A system that does not say gets no default pool beyond what is asked for explicitly.
-            free_bytes: memory::free_bytes().unwrap_or(0),
+            free_bytes: loaded.free_bytes().unwrap_or(0),
             data_address: listener.as_ref().map(|l| l.address().to_string()),
+            nccl_id: if rank == 0 && load.comm == CommKind::Nccl { Some(cuda::new_nccl_id()?) } else { None },
         };
         send(&self.sender, FromRank::Loaded(report))?;
         let start = match self.orders.recv() {
@@ -240,14 +225,7 @@ impl Rank {
             Ok(ToRank::Shutdown) | Err(_) => return Ok(None),
             Ok(other) => return Err(self.out_of_turn("Start", &other)),
         };
-        let kv = KvPool::new(&load.geometry, &share, load.kv_dtype, start.kv_blocks);
-        let comm = self.join_peers(&load, &start, listener)?;
-        let threads = threads_of(&load);
-        let mut kernels = Kernels::new(isa, threads, load.cores.may_spin());
-        if load.cores == Cores::All {
-            kernels.pin(rank * threads);
-        }
-        tracing::info!(rank, isa = kernels.isa().name(), kv_blocks = start.kv_blocks, "ready");
+        let link = self.join_peers(&load, &start, listener)?;
         let trace = match &load.trace {
             Some(path) => Trace::append_to(path, rank).map_err(|source| WorkerError::Trace {
                 rank,
@@ -256,23 +234,20 @@ impl Rank {
             })?,
             None => Trace::default(),
         };
-        let model =
-            Gpt2::new(load.geometry, share, shard, kv, comm, kernels, load.max_batched_tokens).with_trace(trace);
+        let runner = loaded.start(start.kv_blocks, link, trace)?;
         send(&self.sender, FromRank::Ready)?;
-        Ok(Some(StepRunner::new(model, load.max_batched_tokens, load.max_seqs)))
+        Ok(Some(runner))
     }
 
-    fn load_shard(&self, load: &LoadOrder, share: &nanoinfer_shared::Share) -> Result<Shard, WorkerError> {
-        if load.geometry.head_dim() > MAX_HEAD_DIM {
-            return Err(WorkerError::HeadTooWide { head_dim: load.geometry.head_dim(), limit: MAX_HEAD_DIM });
-        }
+    /// The checkpoint as this host has it, which must be the coordinator's.
+    fn open(&self, load: &LoadOrder) -> Result<Checkpoint, WorkerError> {
         let checkpoint = Checkpoint::open(self.weights.as_ref().unwrap_or(&load.weights))?;
         checkpoint.check(&load.geometry)?;
         let got = checkpoint.fingerprint();
         if got != load.fingerprint {
             return Err(WorkerError::Fingerprint { rank: self.identity.rank, expected: load.fingerprint, got });
         }
-        Ok(Shard::load(&checkpoint, &load.geometry, share, load.dtype, threads_of(load))?)
+        Ok(checkpoint)
     }
 
     fn join_peers(
@@ -280,9 +255,13 @@ impl Rank {
         load: &LoadOrder,
         start: &StartOrder,
         listener: Option<TcpListenerForPeers>,
-    ) -> Result<Box<dyn Communicator>, WorkerError> {
+    ) -> Result<Link, WorkerError> {
         let Identity { rank, world, .. } = self.identity;
-        Ok(match (load.comm, listener) {
+        if load.comm == CommKind::Nccl {
+            let id = start.nccl_id.clone().ok_or(WorkerError::NoNcclId { rank })?;
+            return Ok(Link::Nccl { rank, world, id });
+        }
+        let comm: Box<dyn Communicator> = match (load.comm, listener) {
             (CommKind::Shm, _) => {
                 let segment = self.segment.take().ok_or(WorkerError::NoSegment { rank })?;
                 Box::new(Shm::open(segment, rank, world, load.cores.may_spin())?)
@@ -291,7 +270,8 @@ impl Rank {
                 Box::new(Tcp::connect(listener, &self.identity, &start.peers, &start.link_key, self.epoch)?)
             }
             _ => Box::new(Local),
-        })
+        };
+        Ok(Link::Host(comm))
     }
 
     /// Tells the coordinator why this rank ends.

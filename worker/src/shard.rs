@@ -186,5 +186,6 @@ fn weight_type(dtype: DType) -> WeightType {
         DType::F32 => WeightType::F32,
         DType::Bf16 => WeightType::Bf16,
         DType::Int8 => WeightType::Int8,
+        DType::F16 => unreachable!("the CPU's backend refuses it"),
     }
 }

@@ -1,17 +1,19 @@
 //! One step plan in, this rank's slices of the wanted rows out.
 //!
 //! Invariant: a step is a pure function of plan, weights and KV pool; the only thing kept between steps is the logits of the
-//! last step's candidate rows, for [`StepRunner::fetch`].
+//! last step's candidate rows, to be fetched.
 //! Does not know which request a row belongs to.
 
 use nanoinfer_kernels::{Isa, arg_top_k, log_sum_exp};
 use nanoinfer_shared::{
-    Geometry, Share,
-    protocol::{BLOCK_TOKENS, LogSumExp, LogitSlice, RowSlice, SequenceStep, StepOutput, StepPlan, TokenId, Wants},
+    Share,
+    protocol::{LogSumExp, LogitSlice, RowSlice, StepOutput, StepPlan, TokenId, Wants},
 };
 
 use crate::{
     WorkerError,
+    backend::Runner,
+    bounds::Bounds,
     error::PlanFault,
     gpt2::{Gpt2, Row},
     trace::Category,
@@ -23,13 +25,15 @@ const LOGIT_ROWS: usize = 32;
 /// A rank's model with the buffers for its answers.
 pub struct StepRunner {
     model: Gpt2,
-    max_batched_tokens: usize,
+    bounds: Bounds,
     /// `[LOGIT_ROWS, V_local]`.
     logits: Vec<f32>,
     /// Rows of candidates of the last step, up to `max_seqs`; memory is taken as they come to be.
     kept: Vec<LogitSlice>,
     /// For each kept row its index among the step's rows.
     kept_rows: Vec<usize>,
+    /// The last step.
+    step: u64,
 }
 
 impl StepRunner {
@@ -42,70 +46,8 @@ impl StepRunner {
     pub fn new(model: Gpt2, max_batched_tokens: usize, max_seqs: usize) -> Self {
         let width = model.share().vocab.len();
         let (logits, kept) = (vec![0.0; LOGIT_ROWS * width], vec![LogitSlice::default(); max_seqs]);
-        Self { model, max_batched_tokens, logits, kept, kept_rows: Vec::new() }
-    }
-
-    /// Runs one step.
-    ///
-    /// # Errors
-    /// When the plan does not fit this rank, or a reduction fails.
-    pub fn run(&mut self, plan: &StepPlan) -> Result<StepOutput, WorkerError> {
-        let begun = self.model.trace().begin();
-        let blocks = self.check(plan).map_err(|fault| WorkerError::Plan { step: plan.step, fault })?;
-        let mut rows = Vec::new();
-        let mut wanted = Vec::new();
-        for (sequence, blocks) in plan.sequences.iter().zip(&blocks) {
-            let first = rows.len();
-            let start = sequence.start as usize;
-            let tokens = sequence.tokens.iter().enumerate();
-            rows.extend(tokens.map(|(i, &token)| Row { token, position: start + i, blocks }));
-            wanted.extend(sequence.outputs.iter().map(|output| (first + output.row as usize, &output.wants)));
-        }
-        self.model.forward(plan.step, &rows)?;
-        let rows = self.answers(&wanted);
-        let output = StepOutput { step: plan.step, rows, reducing: self.model.take_reducing() };
-        self.model.trace().end("step", begun);
-        Ok(output)
-    }
-
-    /// Logits `[V_local]` of rows of the last step that asked for candidates.
-    ///
-    /// # Errors
-    /// When a row asked for something else, or there is no such row.
-    pub fn fetch(&self, rows: &[u32]) -> Result<Vec<LogitSlice>, PlanFault> {
-        rows.iter()
-            .map(|&row| {
-                let kept = self.kept_rows.iter().position(|&kept| kept == row as usize);
-                Ok(self.kept[kept.ok_or(PlanFault::NotKept { row })?].clone())
-            })
-            .collect()
-    }
-
-    /// Writes the timeline of a step that was answered.
-    pub(crate) fn write_trace(&mut self, step: u64) {
-        self.model.trace().write(step);
-    }
-
-    /// Frees peers that wait for this rank.
-    pub fn abort(&self) {
-        self.model.abort();
-    }
-
-    /// Checks every number that is used as an index, and returns the block tables as indices.
-    fn check(&self, plan: &StepPlan) -> Result<Vec<Vec<u32>>, PlanFault> {
-        let tokens = plan.sequences.iter().map(|s| s.tokens.len()).sum();
-        if tokens > self.max_batched_tokens {
-            return Err(PlanFault::TooManyTokens { tokens, limit: self.max_batched_tokens });
-        }
-        let outputs = plan.sequences.iter().flat_map(|s| &s.outputs);
-        let rows = outputs.filter(|output| matches!(output.wants, Wants::Candidates { .. })).count();
-        if rows > self.kept.len() {
-            return Err(PlanFault::TooManyRows { rows, limit: self.kept.len() });
-        }
-        let check = |s| check_sequence(s, self.model.geometry(), self.model.kv_blocks());
-        let tables = plan.sequences.iter().map(check).collect::<Result<_, _>>()?;
-        check_written(plan)?;
-        Ok(tables)
+        let bounds = Bounds { max_batched_tokens, max_seqs, kv_blocks: model.kv_blocks() };
+        Self { model, bounds, logits, kept, kept_rows: Vec::new(), step: 0 }
     }
 
     fn answers(&mut self, wanted: &[(usize, &Wants)]) -> Vec<RowSlice> {
@@ -131,6 +73,46 @@ impl StepRunner {
             self.model.trace().lap(Category::Rows, "candidates");
         }
         answers
+    }
+}
+
+impl Runner for StepRunner {
+    fn run(&mut self, plan: &StepPlan) -> Result<StepOutput, WorkerError> {
+        let begun = self.model.trace().begin();
+        self.step = plan.step;
+        let blocks = self.bounds.check(plan, self.model.geometry())?;
+        let mut rows = Vec::new();
+        let mut wanted = Vec::new();
+        for (sequence, blocks) in plan.sequences.iter().zip(&blocks) {
+            let first = rows.len();
+            let start = sequence.start as usize;
+            let tokens = sequence.tokens.iter().enumerate();
+            rows.extend(tokens.map(|(i, &token)| Row { token, position: start + i, blocks }));
+            wanted.extend(sequence.outputs.iter().map(|output| (first + output.row as usize, &output.wants)));
+        }
+        self.model.forward(plan.step, &rows)?;
+        let rows = self.answers(&wanted);
+        let output = StepOutput { step: plan.step, rows, reducing: self.model.take_reducing() };
+        self.model.trace().end("step", begun);
+        Ok(output)
+    }
+
+    fn fetch(&mut self, rows: &[u32]) -> Result<Vec<LogitSlice>, WorkerError> {
+        rows.iter()
+            .map(|&row| {
+                let kept = self.kept_rows.iter().position(|&kept| kept == row as usize);
+                let fault = PlanFault::NotKept { row };
+                Ok(self.kept[kept.ok_or(WorkerError::Plan { step: self.step, fault })?].clone())
+            })
+            .collect()
+    }
+
+    fn write_trace(&mut self, step: u64) {
+        self.model.trace().write(step);
+    }
+
+    fn abort(&self) {
+        self.model.abort();
     }
 }
 
@@ -165,44 +147,5 @@ fn answer(isa: Isa, logits: &[f32], first: usize, wants: &Wants) -> RowSlice {
                 listed: listed(adjusted),
             }
         }
-    }
-}
-
-fn check_sequence(sequence: &SequenceStep, geometry: &Geometry, kv_blocks: usize) -> Result<Vec<u32>, PlanFault> {
-    let (tokens, start) = (sequence.tokens.len(), sequence.start as usize);
-    if tokens == 0 {
-        return Err(PlanFault::NoTokens);
-    }
-    if let Some(&token) = sequence.tokens.iter().find(|&&token| token as usize >= geometry.vocab_size) {
-        return Err(PlanFault::Token { token, vocab_size: geometry.vocab_size });
-    }
-    let positions = start + tokens;
-    if positions > geometry.n_positions {
-        return Err(PlanFault::Position { position: positions - 1, n_positions: geometry.n_positions });
-    }
-    if sequence.blocks.len() * BLOCK_TOKENS < positions {
-        return Err(PlanFault::Table { blocks: sequence.blocks.len(), positions });
-    }
-    if let Some(output) = sequence.outputs.iter().find(|output| output.row as usize >= tokens) {
-        return Err(PlanFault::Row { row: output.row, tokens });
-    }
-    let index = |block: &nanoinfer_shared::protocol::BlockId| match block.0 {
-        index if (index as usize) < kv_blocks => Ok(index),
-        _ => Err(PlanFault::Block(*block)),
-    };
-    sequence.blocks.iter().map(index).collect()
-}
-
-/// Blocks are shared only when full: whoever writes to one has it alone.
-fn check_written(plan: &StepPlan) -> Result<(), PlanFault> {
-    let blocks = |s: &SequenceStep| {
-        let (first, end) = (s.start as usize, s.start as usize + s.tokens.len());
-        s.blocks[first / BLOCK_TOKENS..end.div_ceil(BLOCK_TOKENS)].to_vec()
-    };
-    let mut written: Vec<_> = plan.sequences.iter().flat_map(blocks).collect();
-    written.sort_unstable_by_key(|block| block.0);
-    match written.windows(2).find(|pair| pair[0] == pair[1]) {
-        Some(pair) => Err(PlanFault::WrittenTwice(pair[0])),
-        None => Ok(()),
     }
 }

@@ -44,6 +44,7 @@ impl WorkerPool {
             geometry: config.geometry.clone(),
             weights: config.weights.clone(),
             fingerprint: config.fingerprint,
+            device: config.device.clone(),
             dtype: config.dtype,
             kv_dtype: config.kv_dtype,
             threads: config.threads,
@@ -73,8 +74,11 @@ impl WorkerPool {
                 peers.push(report.data_address.clone().ok_or(PoolError::NoAddress { rank })?);
             }
         }
+        let nccl_id = reports.first().and_then(|report| report.nccl_id.clone());
         let link_key = handshake::random_key().map_err(PoolError::LinkKey)?;
-        self.send_all(|_| ToRank::Start(StartOrder { kv_blocks, peers: peers.clone(), link_key }))?;
+        self.send_all(|_| {
+            ToRank::Start(StartOrder { kv_blocks, peers: peers.clone(), nccl_id: nccl_id.clone(), link_key })
+        })?;
         self.collect("that it is ready", |message| match message {
             FromRank::Ready => Ok(()),
             other => Err(other),

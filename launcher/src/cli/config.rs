@@ -8,9 +8,10 @@ use std::{ffi::OsString, fs, path::PathBuf, time::Duration};
 use clap::{CommandFactory, Parser};
 use nanoinfer_coordinator::http::{ApiKey, HeaderValue, HttpOptions};
 
-use super::options::{CommandLine, Device, ServeOptions, TypedComm, TypedDType, TypedKvDType};
+use super::options::{CommandLine, ServeOptions, TypedComm, TypedDType, TypedKvDType};
 use crate::{
     cluster::{ClusterConfig, CommChoice},
+    device::DeviceChoice,
     model::Caches,
     names::closest,
     progress,
@@ -50,9 +51,6 @@ pub(super) enum ConfigError {
     /// A value that its option does not take.
     #[error("{}: `{key}`: {reason}", .path.display())]
     Value { path: PathBuf, key: String, reason: String },
-    /// What this build does not have.
-    #[error("{what} is not built yet\n  hint: {hint}")]
-    NotBuilt { what: &'static str, hint: &'static str },
     /// An API key that cannot be sent in a header, or is none.
     #[error("{from}: an API key is one line of visible ASCII characters\n  hint: openssl rand -hex 32 makes one")]
     ApiKey { from: String },
@@ -76,31 +74,18 @@ impl Config {
             }
             None => typed,
         };
-        match options.device {
-            None | Some(Device::Auto | Device::Cpu) => {}
-            Some(Device::Cuda) => {
-                return Err(ConfigError::NotBuilt { what: "--device cuda", hint: "--device cpu" });
-            }
-        }
         let dtype = match options.dtype {
-            None | Some(TypedDType::Auto) => nanoinfer_worker::default_dtype(),
-            Some(TypedDType::F32) => DType::F32,
-            Some(TypedDType::Bf16) => DType::Bf16,
-            Some(TypedDType::Int8) => DType::Int8,
-            Some(TypedDType::F16) => {
-                return Err(ConfigError::NotBuilt {
-                    what: "--dtype f16",
-                    hint: "--dtype bf16, as f16 is for GPUs; checkpoints of any element type load into it",
-                });
-            }
+            None | Some(TypedDType::Auto) => None,
+            Some(TypedDType::F32) => Some(DType::F32),
+            Some(TypedDType::Bf16) => Some(DType::Bf16),
+            Some(TypedDType::Int8) => Some(DType::Int8),
+            Some(TypedDType::F16) => Some(DType::F16),
         };
         let comm = match options.comm {
             None | Some(TypedComm::Auto) => CommChoice::Auto,
             Some(TypedComm::Shm) => CommChoice::Shm,
             Some(TypedComm::Tcp) => CommChoice::Tcp,
-            Some(TypedComm::Nccl) => {
-                return Err(ConfigError::NotBuilt { what: "--comm nccl", hint: "--comm shm or tcp" });
-            }
+            Some(TypedComm::Nccl) => CommChoice::Nccl,
         };
         let defaults = ClusterConfig::new(caches.clone());
         let count = |typed: Option<u32>, default: usize| typed.map_or(default, |n| n as usize);
@@ -109,6 +94,7 @@ impl Config {
             revision: options.revision,
             served_name: options.served_model_name,
             nproc: count(options.nproc, defaults.nproc),
+            device: options.device.unwrap_or(DeviceChoice::Auto),
             dtype,
             kv_dtype: match options.kv_dtype {
                 None | Some(TypedKvDType::Auto) => None,
@@ -329,15 +315,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_built_is_refused_with_what_is() {
-        for (args, hint) in [
-            (["--device", "cuda"], "--device cpu"),
-            (["--dtype", "f16"], "--dtype bf16"),
-            (["--comm", "nccl"], "--comm shm"),
-        ] {
-            let message = meaning(&args).unwrap_err();
-            assert!(message.contains("not built yet") && message.contains(hint), "{message}");
-        }
+    fn devices_and_types_are_read_from_flags_and_files() {
+        let config = with_file("device = \"cuda:1,0\"\ndtype = \"f16\"\ncomm = \"nccl\"", &[]).unwrap().cluster;
+        assert_eq!((config.device, config.dtype), (DeviceChoice::Cuda(vec![1, 0]), Some(DType::F16)));
+        assert_eq!(config.comm, CommChoice::Nccl);
+        assert_eq!(meaning(&[]).unwrap().cluster.device, DeviceChoice::Auto);
+        assert!(meaning(&["--device", "tpu"]).unwrap_err().contains("none of auto, cpu, cuda"));
+        assert!(with_file("device = \"cuda:x\"", &[]).unwrap_err().contains("`device`"));
     }
 
     #[test]

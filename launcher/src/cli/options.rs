@@ -6,7 +6,7 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, ValueEnum};
 
-use crate::size::ByteSize;
+use crate::{device::DeviceChoice, size::ByteSize};
 
 /// Serves a GPT-2 model over HTTP, split over one or more ranks.
 #[derive(Debug, Parser)]
@@ -56,9 +56,10 @@ pub(super) struct ServeOptions {
     /// Ranks to split the model over, up to its number of attention heads [default: 1].
     #[arg(long, env = "NANOINFER_NPROC", value_name = "N", value_parser = positive(), help_heading = "Cluster")]
     pub(super) nproc: Option<u32>,
-    /// What to compute on [default: auto].
-    #[arg(long, env = "NANOINFER_DEVICE", value_enum, help_heading = "Cluster")]
-    pub(super) device: Option<Device>,
+    /// What to compute on: auto (GPUs, else the CPU, saying why), cpu, cuda, or GPUs by number like cuda:0,1
+    /// [default: auto].
+    #[arg(long, env = "NANOINFER_DEVICE", value_name = "DEVICE", help_heading = "Cluster")]
+    pub(super) device: Option<DeviceChoice>,
     /// Element type of weights and matrix products [default: auto].
     #[arg(long, env = "NANOINFER_DTYPE", value_enum, help_heading = "Cluster")]
     pub(super) dtype: Option<TypedDType>,
@@ -179,22 +180,10 @@ pub(super) struct WorkerOptions {
     pub(super) parent: Option<u32>,
 }
 
-/// Values of `--device`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum Device {
-    /// The best that is there.
-    Auto,
-    /// The processor.
-    Cpu,
-    /// Not built yet.
-    #[value(hide = true)]
-    Cuda,
-}
-
 /// Values of `--dtype`, with the names that other programs use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum TypedDType {
-    /// bf16 where the CPU multiplies it (AVX-512 BF16), else f32.
+    /// bf16 on GPUs and where the CPU multiplies it (AVX-512 BF16), else f32.
     Auto,
     /// 32-bit floats.
     #[value(alias = "fp32", alias = "float32")]
@@ -202,17 +191,17 @@ pub(super) enum TypedDType {
     /// Weights and the inputs of products in bf16, sums in f32: half the memory.
     #[value(alias = "bfloat16")]
     Bf16,
-    /// Weights and the inputs of products in bytes with scales: a quarter of the memory.
+    /// Weights and the inputs of products in bytes with scales: a quarter of the memory. On CPUs.
     Int8,
-    /// For GPUs.
-    #[value(hide = true, alias = "fp16", alias = "float16")]
+    /// As bf16, in IEEE half precision. On GPUs.
+    #[value(alias = "fp16", alias = "float16")]
     F16,
 }
 
 /// Values of `--kv-dtype`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum TypedKvDType {
-    /// f32 where weights are, else bf16.
+    /// f32 where weights are, f16 where they are, else bf16; on GPUs there is no other.
     Auto,
     /// 32-bit floats.
     #[value(alias = "fp32", alias = "float32")]
@@ -225,14 +214,13 @@ pub(super) enum TypedKvDType {
 /// Values of `--comm`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum TypedComm {
-    /// Shared memory within this host, TCP between hosts.
+    /// NCCL between GPUs, shared memory within this host otherwise, TCP between hosts.
     Auto,
     /// Shared memory.
     Shm,
     /// TCP.
     Tcp,
-    /// Not built yet.
-    #[value(hide = true)]
+    /// From GPU to GPU, one for each rank.
     Nccl,
 }
 

@@ -78,7 +78,7 @@ impl Ranks {
             FromRank::Loaded(report) => report.data_address.unwrap_or_default(),
             other => panic!("{other:?}"),
         });
-        ranks.send(&ToRank::Start(StartOrder { kv_blocks: KV_BLOCKS, peers, link_key: [3; 32] }));
+        ranks.send(&ToRank::Start(StartOrder { kv_blocks: KV_BLOCKS, peers, nccl_id: None, link_key: [3; 32] }));
         ranks.receive(|message| assert!(matches!(message, FromRank::Ready), "{message:?}"));
         ranks
     }
@@ -136,6 +136,7 @@ pub(crate) fn load_order(golden: &Golden, isa: Option<&str>, comm: CommKind, dty
         geometry: golden.geometry.clone(),
         fingerprint: Checkpoint::open(&weights).unwrap().fingerprint(),
         weights,
+        device: Device::Cpu,
         dtype,
         kv_dtype: KvDType::F32,
         threads: Some(1),

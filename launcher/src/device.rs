@@ -1,0 +1,284 @@
+//! What ranks compute on: what was asked for, and what there is.
+//!
+//! Invariant: the CPU takes a GPU's place only where `auto` was asked for, and the plan says why. Does not load anything.
+
+use std::{fmt, str::FromStr};
+
+use nanoinfer_shared::{
+    Geometry,
+    protocol::{CommKind, DType, Device, KvDType},
+};
+use nanoinfer_worker::cuda::{self, GpuError, GpuInfo};
+
+use crate::{cluster::CommChoice, error::LaunchError, plan::Placement};
+
+/// What to compute on, as asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// GPUs where there are any, else the processor.
+    Auto,
+    /// The processor.
+    Cpu,
+    /// GPUs by their ordinals, or all of them.
+    Cuda(Vec<u32>),
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is none of auto, cpu, cuda, cuda:0, cuda:0,1");
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(Vec::new())),
+            _ => {
+                let list = text.strip_prefix("cuda:").ok_or_else(wrong)?;
+                let ordinals: Vec<u32> =
+                    list.split(',').map(|ordinal| ordinal.parse().map_err(|_| wrong())).collect::<Result<_, _>>()?;
+                let repeated = ordinals.iter().enumerate().any(|(i, ordinal)| ordinals[..i].contains(ordinal));
+                if repeated { Err(format!("`{text}` names a GPU twice")) } else { Ok(Self::Cuda(ordinals)) }
+            }
+        }
+    }
+}
+
+/// What ranks will compute on, and in what.
+#[derive(Clone, Debug)]
+pub(crate) struct Chosen {
+    pub(crate) device: Device,
+    /// Those of this host, in the order of `device`; none where the ranks are elsewhere.
+    pub(crate) gpus: Vec<GpuInfo>,
+    pub(crate) dtype: DType,
+    pub(crate) kv_dtype: KvDType,
+    /// Why it is the CPU, where that was not asked for.
+    pub(crate) instead: Option<String>,
+}
+
+/// What was asked for of types.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Types {
+    pub(crate) dtype: Option<DType>,
+    pub(crate) kv_dtype: Option<KvDType>,
+}
+
+impl Types {
+    fn or(self, default: DType) -> (DType, KvDType) {
+        let dtype = self.dtype.unwrap_or(default);
+        (dtype, self.kv_dtype.unwrap_or(KvDType::beside(dtype)))
+    }
+}
+
+/// Decides for `world` ranks. `find` looks for the GPUs of this host.
+///
+/// # Errors
+/// When what was asked for is not there, or does not do what is asked.
+pub(crate) fn choose(
+    choice: &DeviceChoice,
+    types: Types,
+    geometry: &Geometry,
+    world: usize,
+    placement: Placement,
+    find: impl FnOnce() -> Result<Vec<GpuInfo>, GpuError>,
+) -> Result<Chosen, LaunchError> {
+    let on_gpus = |find: &mut dyn FnMut() -> Result<Vec<GpuInfo>, GpuError>, wanted: &[u32]| {
+        let (dtype, kv_dtype) = types.or(DType::Bf16);
+        cuda::fits(geometry, dtype, kv_dtype)?;
+        let mut gpus = cuda::choose(&find()?, wanted)?;
+        gpus.truncate(world);
+        let device = Device::Gpus(gpus.iter().map(|gpu| gpu.ordinal).collect());
+        Ok::<_, GpuError>(Chosen { device, gpus, dtype, kv_dtype, instead: None })
+    };
+    let on_cpu = |instead: Option<String>| {
+        let (dtype, kv_dtype) = types.or(nanoinfer_worker::default_dtype());
+        if dtype == DType::F16 || kv_dtype == KvDType::F16 {
+            let why = instead.as_ref().map_or(String::new(), |why| format!(", and none is used: {why}"));
+            return Err(LaunchError::Usage {
+                problem: format!("f16 is for GPUs{why}"),
+                hint: "--dtype bf16; checkpoints of any element type load into it".into(),
+            });
+        }
+        Ok(Chosen { device: Device::Cpu, gpus: Vec::new(), dtype, kv_dtype, instead })
+    };
+    let mut find = Some(find);
+    let mut find = || find.take().expect("asked once")();
+    match (choice, placement) {
+        (DeviceChoice::Cpu, _) | (DeviceChoice::Auto, Placement::Elsewhere) => on_cpu(None),
+        (DeviceChoice::Cuda(wanted), Placement::Here) => Ok(on_gpus(&mut find, wanted)?),
+        (DeviceChoice::Cuda(wanted), Placement::Elsewhere) => {
+            // Other hosts' GPUs show when their ranks load. Where none is named, each rank takes the first that it sees.
+            let (dtype, kv_dtype) = types.or(DType::Bf16);
+            cuda::fits(geometry, dtype, kv_dtype)?;
+            let ordinals = if wanted.is_empty() { vec![0] } else { wanted.clone() };
+            Ok(Chosen { device: Device::Gpus(ordinals), gpus: Vec::new(), dtype, kv_dtype, instead: None })
+        }
+        (DeviceChoice::Auto, Placement::Here) => match on_gpus(&mut find, &[]) {
+            Ok(chosen) => Ok(chosen),
+            // What to do about it is for whoever asks for a GPU.
+            Err(error) => on_cpu(error.to_string().lines().next().map(str::to_owned)),
+        },
+    }
+}
+
+/// The link between ranks, and why it is not the fastest, where that was not asked for. `nccl` looks for NCCL.
+///
+/// # Errors
+/// When what was asked for does not work so.
+pub(crate) fn data_link(
+    choice: CommChoice,
+    world: usize,
+    placement: Placement,
+    device: &Device,
+    nccl: impl FnOnce() -> Result<String, GpuError>,
+) -> Result<(CommKind, Option<String>), LaunchError> {
+    let usage =
+        |problem: &str, hint: &str| Err(LaunchError::Usage { problem: problem.to_owned(), hint: hint.to_owned() });
+    // Ranks elsewhere each see GPUs of their own.
+    let gpu_each = match device {
+        Device::Cpu => false,
+        Device::Gpus(gpus) => placement == Placement::Elsewhere || gpus.len() >= world,
+    };
+    match (choice, placement) {
+        (CommChoice::Shm, Placement::Elsewhere) => usage(
+            "--comm shm is for ranks that this process starts itself",
+            "ranks that join by address use --comm tcp, or auto",
+        ),
+        (CommChoice::Nccl, _) if *device == Device::Cpu => {
+            usage("--comm nccl is for ranks on GPUs", "--device cuda, or --comm shm or tcp")
+        }
+        (CommChoice::Nccl, _) if !gpu_each => {
+            usage("NCCL does not let two ranks share a GPU", "as many GPUs as ranks, or --comm shm")
+        }
+        _ if world == 1 => Ok((CommKind::Local, None)),
+        (CommChoice::Nccl, Placement::Here) => Ok(nccl().map(|_| (CommKind::Nccl, None))?),
+        (CommChoice::Nccl, Placement::Elsewhere) => Ok((CommKind::Nccl, None)),
+        (CommChoice::Auto, Placement::Here) if gpu_each => match nccl() {
+            Ok(_) => Ok((CommKind::Nccl, None)),
+            Err(error) => Ok((CommKind::Shm, error.to_string().lines().next().map(str::to_owned))),
+        },
+        (CommChoice::Auto | CommChoice::Shm, Placement::Here) => Ok((CommKind::Shm, None)),
+        (CommChoice::Tcp, _) | (CommChoice::Auto, Placement::Elsewhere) => Ok((CommKind::Tcp, None)),
+    }
+}
+
+impl fmt::Display for Chosen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.device, &self.instead) {
+            (Device::Cpu, None) => write!(f, "on the CPU"),
+            (Device::Cpu, Some(why)) => write!(f, "on the CPU, as no GPU can be used: {why}"),
+            (Device::Gpus(ordinals), _) if self.gpus.is_empty() => {
+                write!(f, "on GPUs {ordinals:?} of the ranks' hosts")
+            }
+            (Device::Gpus(_), _) => {
+                let named = self.gpus.iter().map(|gpu| format!("GPU {} ({})", gpu.ordinal, gpu.name));
+                write!(f, "on {}", named.collect::<Vec<_>>().join(", "))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AS_IT_FITS: Types = Types { dtype: None, kv_dtype: None };
+
+    fn gpu(ordinal: u32, major: i32) -> GpuInfo {
+        let name = "H".into();
+        GpuInfo { ordinal, name, compute_capability: (major, 0), free_bytes: 80 << 30, total_bytes: 80 << 30 }
+    }
+
+    fn two() -> Result<Vec<GpuInfo>, GpuError> {
+        Ok(vec![gpu(0, 9), gpu(1, 9)])
+    }
+
+    fn none() -> Result<Vec<GpuInfo>, GpuError> {
+        Err(GpuError::NoGpu)
+    }
+
+    fn here(
+        choice: &str,
+        types: Types,
+        world: usize,
+        find: fn() -> Result<Vec<GpuInfo>, GpuError>,
+    ) -> Result<Chosen, LaunchError> {
+        let geometry = Geometry::from_config_json("{}").unwrap();
+        choose(&choice.parse().unwrap(), types, &geometry, world, Placement::Here, find)
+    }
+
+    #[test]
+    fn devices_are_spelled_out() {
+        let read = |text: &str| text.parse::<DeviceChoice>();
+        assert_eq!(read("cuda").unwrap(), DeviceChoice::Cuda(Vec::new()));
+        assert_eq!(read("cuda:0,3").unwrap(), DeviceChoice::Cuda(vec![0, 3]));
+        for wrong in ["gpu", "cuda:", "cuda:x", "cuda:0,", "cuda:1,1", "CPU"] {
+            assert!(read(wrong).unwrap_err().contains(wrong), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_cpu_takes_a_gpus_place_only_where_nobody_asked() {
+        let chosen = here("auto", AS_IT_FITS, 1, none).unwrap();
+        assert_eq!(chosen.device, Device::Cpu);
+        assert!(chosen.to_string().contains("no GPU can be used: the CUDA driver is there"), "{chosen}");
+        assert!(!chosen.to_string().contains('\n'));
+        assert_eq!(here("cuda", AS_IT_FITS, 1, none).unwrap_err().exit_code(), 2);
+        assert_eq!(here("cpu", AS_IT_FITS, 1, || panic!("nobody asked")).unwrap().device, Device::Cpu);
+    }
+
+    #[test]
+    fn gpus_compute_in_bf16_and_ranks_share_them_where_they_are_fewer() {
+        let chosen = here("auto", AS_IT_FITS, 1, two).unwrap();
+        assert_eq!((&chosen.device, chosen.dtype), (&Device::Gpus(vec![0]), DType::Bf16));
+        let chosen = here("cuda:1,0", AS_IT_FITS, 5, two).unwrap();
+        assert_eq!(chosen.device, Device::Gpus(vec![1, 0]));
+        assert_eq!(chosen.to_string(), "on GPU 1 (H), GPU 0 (H)");
+        assert!(here("cuda:2", AS_IT_FITS, 1, two).unwrap_err().to_string().contains("no GPU 2"));
+    }
+
+    #[test]
+    fn types_decide_too() {
+        let types = |dtype, kv_dtype| Types { dtype: Some(dtype), kv_dtype };
+        let chosen = here("auto", types(DType::Int8, None), 1, two).unwrap();
+        assert_eq!(chosen.device, Device::Cpu);
+        assert!(chosen.instead.unwrap().contains("Int8 is for CPUs"));
+        assert!(here("cuda", types(DType::Int8, None), 1, two).unwrap_err().to_string().contains("--dtype bf16"));
+        let error = here("auto", types(DType::F16, None), 1, none).unwrap_err().to_string();
+        assert!(error.contains("f16 is for GPUs, and none is used: the CUDA driver"), "{error}");
+        assert_eq!(here("cuda", types(DType::F16, None), 1, two).unwrap().kv_dtype, KvDType::F16);
+        let error = here("cuda", types(DType::F16, Some(KvDType::F32)), 1, two).unwrap_err().to_string();
+        assert!(error.contains("--kv-dtype"), "{error}");
+    }
+
+    #[test]
+    fn links_follow_placement_and_devices() {
+        let found = || Ok("2.28.9".to_owned());
+        let link = |choice, world, placement, gpus: &[u32]| {
+            let device = if gpus.is_empty() { Device::Cpu } else { Device::Gpus(gpus.to_vec()) };
+            data_link(choice, world, placement, &device, found).map(|(kind, _)| kind)
+        };
+        for (choice, world, placement, gpus, expected) in [
+            (CommChoice::Auto, 1, Placement::Here, &[][..], CommKind::Local),
+            (CommChoice::Auto, 2, Placement::Here, &[], CommKind::Shm),
+            (CommChoice::Tcp, 2, Placement::Here, &[], CommKind::Tcp),
+            (CommChoice::Auto, 2, Placement::Elsewhere, &[], CommKind::Tcp),
+            (CommChoice::Auto, 2, Placement::Here, &[0, 1], CommKind::Nccl),
+            (CommChoice::Auto, 2, Placement::Here, &[0], CommKind::Shm),
+            (CommChoice::Shm, 2, Placement::Here, &[0, 1], CommKind::Shm),
+            (CommChoice::Auto, 2, Placement::Elsewhere, &[0], CommKind::Tcp),
+            (CommChoice::Nccl, 2, Placement::Elsewhere, &[0], CommKind::Nccl),
+        ] {
+            assert_eq!(link(choice, world, placement, gpus).unwrap(), expected, "{choice:?} {world} {placement:?}");
+        }
+        for (choice, placement, gpus) in [
+            (CommChoice::Shm, Placement::Elsewhere, &[][..]),
+            (CommChoice::Nccl, Placement::Here, &[]),
+            (CommChoice::Nccl, Placement::Here, &[0]),
+        ] {
+            assert_eq!(link(choice, 2, placement, gpus).unwrap_err().exit_code(), 2, "{choice:?} {placement:?}");
+        }
+        let missing = || Err(GpuError::NoGpu);
+        let (kind, why) = data_link(CommChoice::Auto, 2, Placement::Here, &Device::Gpus(vec![0, 1]), missing).unwrap();
+        assert!(kind == CommKind::Shm && why.is_some());
+    }
+}

@@ -1,0 +1,139 @@
+// Runs kernels block by block on one CPU thread.
+//
+// A thread of a block is a fiber; it runs until it meets a barrier or a shuffle, or ends. The lanes of a warp must meet shuffles
+// together, and all threads of a block barriers: where they do not, which on a GPU is undefined, the process ends and says so. Warps and
+// lanes run forwards in one launch and backwards in the next, so that a missing barrier shows as a difference.
+
+#include "emulator.h"
+#include "fake.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <ucontext.h>
+
+#define MOST_THREADS 1024
+#define STACK_BYTES (128 << 10)
+#define MOST_KERNELS 64
+
+Index threadIdx, blockIdx, blockDim, gridDim;
+float *emulated_shared;
+
+enum State { READY, AT_SHUFFLE, AT_BARRIER, DONE };
+
+typedef struct {
+    ucontext_t context;
+    enum State state;
+    unsigned shuffles;
+} Fiber;
+
+static Fiber fibers[MOST_THREADS];
+static char *stacks;
+static float slots[2][MOST_THREADS];
+static ucontext_t scheduler;
+static unsigned current;
+static const struct EmulatedKernel *running;
+static const void *running_arguments;
+static pthread_mutex_t one_launch = PTHREAD_MUTEX_INITIALIZER;
+static struct EmulatedKernel kernels[MOST_KERNELS];
+static int kernel_count;
+static int backwards;
+
+static void fail(const char *what) {
+    fprintf(stderr, "emulator: %s in %s\n", what, running->name);
+    abort();
+}
+
+void emulator_register(int element, const char *name, Kernel kernel, size_t argument_bytes, unsigned most_threads) {
+    const struct EmulatedKernel entry = {element, name, kernel, argument_bytes, most_threads};
+    kernels[kernel_count++] = entry;
+}
+
+const struct EmulatedKernel *emulator_find(int element, const char *name) {
+    for (int i = 0; i < kernel_count; i++) {
+        if (kernels[i].element == element && strcmp(kernels[i].name, name) == 0) return &kernels[i];
+    }
+    return NULL;
+}
+
+static void pause_as(enum State state) {
+    fibers[current].state = state;
+    swapcontext(&fibers[current].context, &scheduler);
+}
+
+void emulator_barrier(void) { pause_as(AT_BARRIER); }
+
+float emulator_shuffle(float value, unsigned lane) {
+    // Two sets of slots: whoever is ahead by one shuffle does not overwrite what others have still to read.
+    const unsigned set = fibers[current].shuffles++ % 2, warp = current / 32 * 32;
+    slots[set][current] = value;
+    pause_as(AT_SHUFFLE);
+    return slots[set][warp + lane % 32];
+}
+
+static void body(void) {
+    running->kernel(running_arguments);
+    fibers[current].state = DONE;
+}
+
+static void run_warp(unsigned first, unsigned count) {
+    enum State state = fibers[first].state;
+    while (state != AT_BARRIER && state != DONE) {
+        for (unsigned i = 0; i < count; i++) {
+            current = first + (backwards ? count - 1 - i : i);
+            threadIdx.x = current;
+            swapcontext(&scheduler, &fibers[current].context);
+        }
+        state = fibers[first].state;
+        for (unsigned i = 0; i < count; i++) {
+            if (fibers[first + i].state != state) fail("lanes of a warp part ways");
+        }
+    }
+}
+
+static void run_block(unsigned threads) {
+    const unsigned warps = (threads + 31) / 32;
+    for (unsigned i = 0; i < threads; i++) {
+        Fiber *fiber = &fibers[i];
+        getcontext(&fiber->context);
+        fiber->context.uc_stack.ss_sp = stacks + (size_t)i * STACK_BYTES;
+        fiber->context.uc_stack.ss_size = STACK_BYTES;
+        fiber->context.uc_link = &scheduler;
+        fiber->state = READY;
+        fiber->shuffles = 0;
+        makecontext(&fiber->context, body, 0);
+    }
+    for (;;) {
+        for (unsigned w = 0; w < warps; w++) {
+            const unsigned first = 32 * (backwards ? warps - 1 - w : w);
+            run_warp(first, threads - first < 32 ? threads - first : 32);
+        }
+        const enum State state = fibers[0].state;
+        for (unsigned i = 0; i < threads; i++) {
+            if (fibers[i].state != state) fail("a barrier that not all threads reach");
+        }
+        if (state == DONE) return;
+        for (unsigned i = 0; i < threads; i++) fibers[i].state = READY;
+    }
+}
+
+void emulator_launch(const struct EmulatedKernel *kernel, const unsigned grid[3], unsigned threads, size_t shared_bytes, const void *arguments) {
+    pthread_mutex_lock(&one_launch);
+    if (!stacks) stacks = malloc((size_t)MOST_THREADS * STACK_BYTES);
+    running = kernel;
+    running_arguments = arguments;
+    emulated_shared = malloc(shared_bytes + 1);
+    backwards = !backwards;
+    const Index dimensions = {grid[0], grid[1], grid[2]}, block = {threads, 1, 1};
+    gridDim = dimensions;
+    blockDim = block;
+    for (blockIdx.y = 0; blockIdx.y < grid[1]; blockIdx.y++) {
+        for (blockIdx.x = 0; blockIdx.x < grid[0]; blockIdx.x++) {
+            // Not a number, until it is written.
+            memset(emulated_shared, 0xff, shared_bytes);
+            run_block(threads);
+        }
+    }
+    free(emulated_shared);
+    pthread_mutex_unlock(&one_launch);
+}

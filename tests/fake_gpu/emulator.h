@@ -1,0 +1,76 @@
+// The words of `worker/kernels/cuda/device.h`, so that its kernels run on a CPU: threads of a block are fibers that take turns, and
+// go on together at barriers and shuffles (`emulator.c`).
+#pragma once
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+typedef struct {
+    unsigned x, y, z;
+} Index;
+
+extern Index threadIdx, blockIdx, blockDim, gridDim;
+extern float *emulated_shared;
+
+typedef void (*Kernel)(const void *arguments);
+void emulator_register(int element, const char *name, Kernel kernel, size_t argument_bytes, unsigned most_threads);
+void emulator_barrier(void);
+float emulator_shuffle(float value, unsigned lane);
+
+#define KERNEL(name, threads, Arguments)                                                    \
+    static void name(const Arguments a);                                                    \
+    static void name##_entry(const void *arguments) { name(*(const Arguments *)arguments); } \
+    __attribute__((constructor)) static void name##_register(void) {                         \
+        emulator_register(ELEMENT, #name, name##_entry, sizeof(Arguments), threads);         \
+    }                                                                                       \
+    static void name(const Arguments a)
+#define DEVICE static inline __attribute__((unused))
+// One block runs at a time.
+#define SHARED static
+#define DYNAMIC_SHARED(name) float *name = emulated_shared
+#define UNROLL
+#define BARRIER() emulator_barrier()
+#define SHUFFLE(value, lane) emulator_shuffle(value, lane)
+#define SHUFFLE_XOR(value, mask) emulator_shuffle(value, (threadIdx.x % 32) ^ (mask))
+#define ATOMIC_ADD(address, value) emulated_add(address, value)
+
+static inline __attribute__((unused)) unsigned emulated_add(unsigned *address, unsigned value) {
+    const unsigned before = *address;
+    *address += value;
+    return before;
+}
+
+static inline __attribute__((unused)) unsigned FLOAT_BITS(float value) {
+    unsigned bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+static inline __attribute__((unused)) float FLOAT_OF(unsigned bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+// Between float and IEEE half precision, to nearest even.
+static inline __attribute__((unused)) float emulated_from_f16(unsigned short half) {
+    const unsigned exponent = half >> 10 & 31, fraction = half & 1023, sign = (unsigned)(half >> 15) << 31;
+    if (exponent == 31) return FLOAT_OF(sign | 0x7f800000u | fraction << 13);
+    const float magnitude = exponent ? ldexpf((float)(fraction | 1024), (int)exponent - 25) : ldexpf((float)fraction, -24);
+    return sign ? -magnitude : magnitude;
+}
+
+static inline __attribute__((unused)) unsigned short emulated_to_f16(float value) {
+    const unsigned short sign = (unsigned short)(FLOAT_BITS(value) >> 16 & 0x8000u);
+    const float magnitude = fabsf(value);
+    if (isnan(value)) return sign | 0x7e00u;
+    if (magnitude >= 65520.0f) return sign | 0x7c00u;
+    int exponent;
+    frexpf(magnitude, &exponent);
+    // Subnormal halves have the spacing of the smallest normal ones. `rintf` rounds ties to even.
+    const int shift = exponent < -13 ? 24 : 11 - exponent;
+    const unsigned steps = (unsigned)rintf(ldexpf(magnitude, shift));
+    return exponent < -13 ? sign | (unsigned short)steps : sign | (unsigned short)(((unsigned)(exponent + 13) << 10) + steps);
+}

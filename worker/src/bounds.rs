@@ -1,0 +1,84 @@
+//! Whether a step plan fits a rank: every number that will be an index is checked here, whatever the rank computes on.
+
+use nanoinfer_shared::{
+    Geometry,
+    protocol::{BLOCK_TOKENS, SequenceStep, StepPlan, Wants},
+};
+
+use crate::{WorkerError, error::PlanFault};
+
+/// What a rank has buffers for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    /// Most new tokens in one step.
+    pub(crate) max_batched_tokens: usize,
+    /// Most rows of candidates.
+    pub(crate) max_seqs: usize,
+    /// Blocks of the KV pool.
+    pub(crate) kv_blocks: usize,
+}
+
+impl Bounds {
+    /// The block tables of the plan's sequences as indices.
+    ///
+    /// # Errors
+    /// Says what does not fit.
+    pub(crate) fn check(&self, plan: &StepPlan, geometry: &Geometry) -> Result<Vec<Vec<u32>>, WorkerError> {
+        self.fits(plan, geometry).map_err(|fault| WorkerError::Plan { step: plan.step, fault })
+    }
+
+    fn fits(&self, plan: &StepPlan, geometry: &Geometry) -> Result<Vec<Vec<u32>>, PlanFault> {
+        let tokens = plan.sequences.iter().map(|s| s.tokens.len()).sum();
+        if tokens > self.max_batched_tokens {
+            return Err(PlanFault::TooManyTokens { tokens, limit: self.max_batched_tokens });
+        }
+        let outputs = plan.sequences.iter().flat_map(|s| &s.outputs);
+        let rows = outputs.filter(|output| matches!(output.wants, Wants::Candidates { .. })).count();
+        if rows > self.max_seqs {
+            return Err(PlanFault::TooManyRows { rows, limit: self.max_seqs });
+        }
+        let check = |s| check_sequence(s, geometry, self.kv_blocks);
+        let tables = plan.sequences.iter().map(check).collect::<Result<_, _>>()?;
+        check_written(plan)?;
+        Ok(tables)
+    }
+}
+
+fn check_sequence(sequence: &SequenceStep, geometry: &Geometry, kv_blocks: usize) -> Result<Vec<u32>, PlanFault> {
+    let (tokens, start) = (sequence.tokens.len(), sequence.start as usize);
+    if tokens == 0 {
+        return Err(PlanFault::NoTokens);
+    }
+    if let Some(&token) = sequence.tokens.iter().find(|&&token| token as usize >= geometry.vocab_size) {
+        return Err(PlanFault::Token { token, vocab_size: geometry.vocab_size });
+    }
+    let positions = start + tokens;
+    if positions > geometry.n_positions {
+        return Err(PlanFault::Position { position: positions - 1, n_positions: geometry.n_positions });
+    }
+    if sequence.blocks.len() * BLOCK_TOKENS < positions {
+        return Err(PlanFault::Table { blocks: sequence.blocks.len(), positions });
+    }
+    if let Some(output) = sequence.outputs.iter().find(|output| output.row as usize >= tokens) {
+        return Err(PlanFault::Row { row: output.row, tokens });
+    }
+    let index = |block: &nanoinfer_shared::protocol::BlockId| match block.0 {
+        index if (index as usize) < kv_blocks => Ok(index),
+        _ => Err(PlanFault::Block(*block)),
+    };
+    sequence.blocks.iter().map(index).collect()
+}
+
+/// Blocks are shared only when full: whoever writes to one has it alone.
+fn check_written(plan: &StepPlan) -> Result<(), PlanFault> {
+    let blocks = |s: &SequenceStep| {
+        let (first, end) = (s.start as usize, s.start as usize + s.tokens.len());
+        s.blocks[first / BLOCK_TOKENS..end.div_ceil(BLOCK_TOKENS)].to_vec()
+    };
+    let mut written: Vec<_> = plan.sequences.iter().flat_map(blocks).collect();
+    written.sort_unstable_by_key(|block| block.0);
+    match written.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => Err(PlanFault::WrittenTwice(pair[0])),
+        None => Ok(()),
+    }
+}

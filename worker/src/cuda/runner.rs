@@ -1,0 +1,341 @@
+//! One step plan in, this rank's answers out, on a GPU.
+//!
+//! ```text
+//! decode of up to max_seqs rows:  copy inputs and questions ─► one captured graph, for the next power of two ─► copy answers
+//! anything else:                  copy inputs ─► kernels one by one ─► for each group of wanted rows: questions, answers
+//! ```
+//! A graph is captured for every size when the rank starts, after the same step has run plainly once. It finds everything at fixed
+//! addresses, and rows that only fill a batch write to a block that nobody owns.
+//! Invariant: a step is a pure function of plan, weights and KV pool; the logits of the last step's candidates stay for a fetch.
+
+use cudarc::driver::{
+    CudaGraph,
+    sys::{CUgraphInstantiate_flags, CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL},
+};
+use nanoinfer_shared::protocol::{LogitSlice, RowSlice, StepOutput, StepPlan, Wants};
+
+use super::{
+    answers::{self, Asked, Questions},
+    error::{GpuError, While},
+    gpu::{Memory, Pinned},
+    inputs::{self, Inputs},
+    model::{Model, PassError},
+};
+use crate::{
+    WorkerError, backend,
+    bounds::Bounds,
+    error::PlanFault,
+    trace::{Category, Trace},
+};
+
+/// Rows of logits of scored prompts computed at once: bounds the buffer however long they are.
+const SCORED_ROWS: usize = 32;
+
+/// A decode step for a number of rows.
+struct Bucket {
+    inputs: Inputs,
+    graph: CudaGraph,
+}
+
+/// A rank's model with the buffers for its steps.
+pub(crate) struct Runner {
+    /// Smallest first; before the model, whose communicator must not end before graphs that captured it.
+    buckets: Vec<Bucket>,
+    model: Model,
+    rank: usize,
+    bounds: Bounds,
+    trace: Trace,
+    /// The last step.
+    step: u64,
+    /// Which answers of the last step were candidates, and in which row of the logits they are.
+    kept: Vec<(usize, usize)>,
+    /// f32 `[max_seqs + SCORED_ROWS, V_local rounded up]`: rows of candidates, then rows of scored prompts.
+    logits: Memory,
+    inputs: Memory,
+    questions: Memory,
+    answers: Memory,
+    /// Words of `answers`.
+    answer_limit: usize,
+    inputs_host: Pinned,
+    questions_host: Pinned,
+    answers_host: Pinned,
+}
+
+/// Bytes of a runner's buffers.
+pub(super) fn buffer_bytes(model: &ModelSizes<'_>) -> u64 {
+    let rows = model.max_seqs + SCORED_ROWS;
+    let (questions, answers) = answers::most_words(model.max_seqs.max(SCORED_ROWS), model.share.vocab.len());
+    let inputs = Inputs::most_words(model.max_batched_tokens, inputs::table_blocks(model.geometry));
+    (4 * (rows * Model::logit_stride(model.share) + questions + answers + inputs)) as u64
+}
+
+/// What decides the size of the buffers.
+pub(super) struct ModelSizes<'a> {
+    pub(super) geometry: &'a nanoinfer_shared::Geometry,
+    pub(super) share: &'a nanoinfer_shared::Share,
+    pub(super) max_batched_tokens: usize,
+    pub(super) max_seqs: usize,
+}
+
+/// Rows that logits may be wanted of at once.
+pub(super) fn rows_at_once(max_seqs: usize) -> usize {
+    max_seqs.max(SCORED_ROWS)
+}
+
+impl Runner {
+    /// A runner, with its graphs captured where `with_graphs`.
+    pub(super) fn new(
+        model: Model,
+        rank: usize,
+        bounds: Bounds,
+        trace: Trace,
+        with_graphs: bool,
+    ) -> Result<Self, WorkerError> {
+        let failed = |source| WorkerError::Gpu { rank, source };
+        let width = model.share.vocab.len();
+        let rows = rows_at_once(bounds.max_seqs);
+        let (question_words, answer_words) = answers::most_words(rows, width);
+        let input_words = Inputs::most_words(bounds.max_batched_tokens, inputs::table_blocks(&model.geometry));
+        let logit_rows = bounds.max_seqs + SCORED_ROWS;
+        let gpu = &model.gpu;
+        let zeroed = |words: usize| gpu.zeroed(words * 4, "activations").map_err(failed);
+        let pinned = |words: usize| gpu.pinned(words).map_err(failed);
+        let mut runner = Self {
+            buckets: Vec::new(),
+            rank,
+            bounds,
+            trace,
+            step: 0,
+            kept: Vec::new(),
+            logits: zeroed(logit_rows * Model::logit_stride(&model.share))?,
+            inputs: zeroed(input_words)?,
+            questions: zeroed(question_words)?,
+            answers: zeroed(answer_words)?,
+            answer_limit: answer_words,
+            inputs_host: pinned(input_words)?,
+            questions_host: pinned(question_words)?,
+            answers_host: pinned(answer_words)?,
+            model,
+        };
+        if with_graphs && runner.model.is_capturable() {
+            runner.capture_all()?;
+        }
+        Ok(runner)
+    }
+
+    fn capture_all(&mut self) -> Result<(), WorkerError> {
+        let table_blocks = inputs::table_blocks(&self.model.geometry);
+        let most = self.bounds.max_seqs.min(self.bounds.max_batched_tokens);
+        let mut rows = 1;
+        loop {
+            let inputs = Inputs::decode(rows, table_blocks);
+            inputs.write_decode(&[], &[], self.bounds.kv_blocks as u32, &mut self.inputs_host);
+            self.upload_inputs(&inputs)?;
+            let questions = Questions::of_batch(&[], rows, &self.model.share.vocab, self.answer_limit);
+            self.upload_questions(&questions.expect("nothing is asked"))?;
+            // Chooses algorithms, joins the peers, and finds faults while there is somebody to tell.
+            self.decode_pass(&inputs)?;
+            self.wait()?;
+            // Only what is asked of the GPU here is captured; errors of reductions over the host cannot be among it.
+            let graph = self.capture(&inputs)?;
+            self.buckets.push(Bucket { inputs, graph });
+            if rows == most {
+                break;
+            }
+            rows = (2 * rows).min(most);
+        }
+        tracing::info!(rank = self.rank, graphs = self.buckets.len(), most_rows = most, "decode steps captured");
+        Ok(())
+    }
+
+    fn capture(&mut self, inputs: &Inputs) -> Result<CudaGraph, WorkerError> {
+        let stream = self.model.gpu.stream().clone();
+        self.said(stream.begin_capture(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).doing("begin a capture"))?;
+        let queued = self.decode_pass(inputs);
+        // Also after an error, or the stream would capture for ever.
+        let graph = stream.end_capture(CUgraphInstantiate_flags(0)).doing("make a graph");
+        queued?;
+        Ok(self.said(graph)?.expect("a captured stream gives a graph"))
+    }
+
+    /// Queues a whole decode step.
+    fn decode_pass(&mut self, inputs: &Inputs) -> Result<(), WorkerError> {
+        let step = self.step;
+        let passed = self.model.forward(step, inputs, &self.inputs);
+        self.passed(passed)?;
+        self.queue_answers(inputs.rows, 0)
+    }
+
+    /// Queues the answers to `places` questions that have been copied, with their logits from row `first` of the buffer on.
+    fn queue_answers(&mut self, places: usize, first: usize) -> Result<(), WorkerError> {
+        let stride = Model::logit_stride(&self.model.share) * 4;
+        let (wants, ids) = Questions::offsets(places);
+        let questions = self.questions.address();
+        let logits = self.logits.at(first * stride, places * stride);
+        let answered = self.model.answer(
+            (questions, places),
+            logits,
+            questions + 4 * wants as u64,
+            questions + 4 * ids as u64,
+            self.answers.address(),
+        );
+        self.said(answered)
+    }
+
+    fn upload_inputs(&mut self, inputs: &Inputs) -> Result<(), WorkerError> {
+        let words = inputs.words();
+        let to = self.inputs.at(0, words * 4);
+        self.said(self.model.gpu.upload(&self.inputs_host, words, to))
+    }
+
+    fn upload_questions(&mut self, questions: &Questions) -> Result<(), WorkerError> {
+        let words = questions.write(&mut self.questions_host);
+        let to = self.questions.at(0, words * 4);
+        self.said(self.model.gpu.upload(&self.questions_host, words, to))
+    }
+
+    /// Brings the answers, and waits for them.
+    fn bring_answers(&mut self, questions: &Questions) -> Result<(), WorkerError> {
+        let words = questions.answer_words();
+        let from = self.answers.at(0, words * 4);
+        let brought = self.model.gpu.download(from, &mut self.answers_host, words);
+        self.said(brought)?;
+        self.wait()
+    }
+
+    fn wait(&self) -> Result<(), WorkerError> {
+        self.said(self.model.wait())
+    }
+
+    fn said<T>(&self, result: Result<T, GpuError>) -> Result<T, WorkerError> {
+        result.map_err(|source| WorkerError::Gpu { rank: self.rank, source })
+    }
+
+    fn passed(&self, result: Result<(), PassError>) -> Result<(), WorkerError> {
+        result.map_err(|error| match error {
+            PassError::Gpu(source) => WorkerError::Gpu { rank: self.rank, source },
+            PassError::Comm(error) => error.into(),
+        })
+    }
+
+    /// Answers with a captured step, where the plan is a decode of a size that there is one for, and the answers fit.
+    fn decode(
+        &mut self,
+        plan: &StepPlan,
+        tables: &[Vec<u32>],
+        asked: &[Asked<'_>],
+    ) -> Result<Option<Vec<RowSlice>>, WorkerError> {
+        let is_decode = plan.sequences.iter().all(|s| s.tokens.len() == 1 && s.outputs.len() <= 1);
+        let bucket = self.buckets.iter().position(|bucket| bucket.inputs.rows >= plan.sequences.len());
+        let (true, Some(index)) = (is_decode, bucket) else { return Ok(None) };
+        let inputs = self.buckets[index].inputs;
+        let vocab = self.model.share.vocab.clone();
+        let Some(questions) = Questions::of_batch(asked, inputs.rows, &vocab, self.answer_limit) else {
+            return Ok(None);
+        };
+        inputs.write_decode(&plan.sequences, tables, self.bounds.kv_blocks as u32, &mut self.inputs_host);
+        self.upload_inputs(&inputs)?;
+        self.upload_questions(&questions)?;
+        self.trace.lap(Category::Rows, "inputs");
+        let launched = self.buckets[index].graph.launch().doing("launch a graph");
+        self.said(launched)?;
+        self.bring_answers(&questions)?;
+        self.trace.lap(Category::Product, "graph");
+        let words = self.answers_host.words();
+        let slices = asked.iter().map(|asked| questions.answer(words, asked.row, asked.wants, &vocab)).collect();
+        let candidates = asked.iter().filter(|asked| matches!(asked.wants, Wants::Candidates { .. }));
+        self.kept.extend(candidates.map(|asked| (asked.answer, asked.row)));
+        Ok(Some(slices))
+    }
+
+    /// Answers with kernels launched one by one.
+    fn general(
+        &mut self,
+        plan: &StepPlan,
+        tables: &[Vec<u32>],
+        asked: &[Asked<'_>],
+    ) -> Result<Vec<RowSlice>, WorkerError> {
+        let table_blocks = inputs::table_blocks(&self.model.geometry);
+        let inputs = Inputs::write(&plan.sequences, tables, table_blocks, &mut self.inputs_host);
+        self.upload_inputs(&inputs)?;
+        let passed = self.model.forward(plan.step, &inputs, &self.inputs);
+        self.passed(passed)?;
+        // Before the host writes inputs again.
+        self.wait()?;
+        self.trace.lap(Category::Product, "layers");
+        let (mut candidates, scored): (Vec<_>, Vec<_>) =
+            asked.iter().copied().partition(|asked| matches!(asked.wants, Wants::Candidates { .. }));
+        self.kept.extend(candidates.iter().enumerate().map(|(row, asked)| (asked.answer, row)));
+        let mut slices = vec![None; asked.len()];
+        let vocab = self.model.share.vocab.clone();
+        let mut first = 0;
+        candidates.extend(scored);
+        let (kept, mut left) = (self.kept.len(), &candidates[..]);
+        while !left.is_empty() {
+            // Rows of candidates stay where they are; those of scored prompts take turns behind them.
+            let (at, most) = if first < kept { (first, kept - first) } else { (self.bounds.max_seqs, SCORED_ROWS) };
+            let most = most.min(rows_at_once(self.bounds.max_seqs));
+            let (questions, taken) = Questions::of(left, most, &vocab, self.answer_limit);
+            self.upload_questions(&questions)?;
+            self.queue_answers(questions.len(), at)?;
+            self.bring_answers(&questions)?;
+            let words = self.answers_host.words();
+            for (place, asked) in left[..taken].iter().enumerate() {
+                slices[asked.answer] = Some(questions.answer(words, place, asked.wants, &vocab));
+            }
+            first += taken;
+            left = &left[taken..];
+        }
+        self.trace.lap(Category::Rows, "answers");
+        Ok(slices.into_iter().map(|slice| slice.expect("every row was answered")).collect())
+    }
+}
+
+impl backend::Runner for Runner {
+    fn run(&mut self, plan: &StepPlan) -> Result<StepOutput, WorkerError> {
+        let begun = self.trace.begin();
+        self.step = plan.step;
+        self.kept.clear();
+        let tables = self.bounds.check(plan, &self.model.geometry)?;
+        let mut asked = Vec::new();
+        let mut first = 0;
+        for sequence in &plan.sequences {
+            for output in &sequence.outputs {
+                asked.push(Asked { answer: asked.len(), row: first + output.row as usize, wants: &output.wants });
+            }
+            first += sequence.tokens.len();
+        }
+        let rows = match self.decode(plan, &tables, &asked)? {
+            Some(rows) => rows,
+            None => self.general(plan, &tables, &asked)?,
+        };
+        self.trace.end("step", begun);
+        Ok(StepOutput { step: plan.step, rows, reducing: self.model.take_reducing() })
+    }
+
+    fn fetch(&mut self, rows: &[u32]) -> Result<Vec<LogitSlice>, WorkerError> {
+        let width = self.model.share.vocab.len();
+        let stride = Model::logit_stride(&self.model.share) * 4;
+        let mut fetched = Vec::with_capacity(rows.len());
+        for &row in rows {
+            let kept = self.kept.iter().find(|&&(answer, _)| answer == row as usize);
+            let fault = PlanFault::NotKept { row };
+            let &(_, at) = kept.ok_or(WorkerError::Plan { step: self.step, fault })?;
+            // The answers' memory is wider than a row.
+            let from = self.logits.at(at * stride, width * 4);
+            let brought = self.model.gpu.download(from, &mut self.answers_host, width);
+            self.said(brought)?;
+            self.wait()?;
+            fetched.push(LogitSlice::from(self.answers_host.floats_mut()[..width].to_vec()));
+        }
+        Ok(fetched)
+    }
+
+    fn write_trace(&mut self, step: u64) {
+        self.trace.write(step);
+    }
+
+    fn abort(&self) {
+        self.model.abort();
+    }
+}
