@@ -4,6 +4,7 @@
 
 mod config;
 pub mod environment;
+mod gpu_check;
 mod options;
 
 use std::{ffi::OsString, io::Write, net::TcpListener, process::ExitCode};
@@ -42,6 +43,11 @@ pub fn main_with(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         None => serve(typed.serve),
         Some(Subcommand::Coordinator(options)) => coordinate(*options),
         Some(Subcommand::Worker(options)) => work(options),
+        Some(Subcommand::GpuCheck(options)) => match gpu_check::run(&options.gpu) {
+            // The table has said why.
+            Ok(false) => return ExitCode::FAILURE,
+            checked => checked.map(drop).map_err(Failure::from),
+        },
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

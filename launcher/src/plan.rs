@@ -263,7 +263,10 @@ impl fmt::Display for Plan {
             writeln!(f, "partial sums go through the host's memory: {why}")?;
         }
         if self.chosen.device != Device::Cpu {
-            writeln!(f, "computing on GPUs has not run on hardware yet")?;
+            writeln!(
+                f,
+                "computing on GPUs has not run on hardware yet: `nanoinfer-launch gpu-check` tells whether it is right"
+            )?;
         }
         writeln!(f)?;
         let header = ["rank", "heads", "ffn", "vocab", "weights", "kv", "activations", "link", "total"];

@@ -9,6 +9,7 @@
 //! - [`lifecycle`]: signals, killed ranks, killed launchers, draining
 //! - [`ranks`]: ranks started by hand over TCP with a secret
 //! - [`memory`]: `--plan` against measured memory, gpt2-xl's 25 heads over 2 and 3 ranks
+//! - [`gpu`]: ranks on an emulated GPU: golden ids, graphs, NCCL, what is missing, `gpu-check`
 //! - [`streams`]: two hundred at once
 //! - [`trace`]: `--trace` is a file for Perfetto in which steps, layers and their parts nest
 //! - [`configs`]: every file in `configs/` starts
@@ -17,6 +18,7 @@
 //! - [`example`]: the 100-line program
 
 mod checkpoint;
+mod fake_gpu;
 mod server;
 
 mod bad_input;
@@ -26,6 +28,7 @@ mod configs;
 mod docs;
 mod example;
 mod golden;
+mod gpu;
 mod imports;
 mod lifecycle;
 mod load;

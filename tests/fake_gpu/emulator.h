@@ -70,7 +70,7 @@ static inline __attribute__((unused)) unsigned short emulated_to_f16(float value
     int exponent;
     frexpf(magnitude, &exponent);
     // Subnormal halves have the spacing of the smallest normal ones. `rintf` rounds ties to even.
-    const int shift = exponent < -13 ? 24 : 11 - exponent;
+    const int subnormal = magnitude == 0.0f || exponent < -13, shift = subnormal ? 24 : 11 - exponent;
     const unsigned steps = (unsigned)rintf(ldexpf(magnitude, shift));
-    return exponent < -13 ? sign | (unsigned short)steps : sign | (unsigned short)(((unsigned)(exponent + 13) << 10) + steps);
+    return sign | (unsigned short)(subnormal ? steps : ((unsigned)(exponent + 13) << 10) + steps);
 }

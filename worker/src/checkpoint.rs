@@ -29,6 +29,7 @@ use memmap2::Mmap;
 use nanoinfer_shared::Geometry;
 use safetensors::{Dtype, SafeTensors};
 
+pub(crate) use self::names::expected;
 pub use self::{error::CheckpointError, pickle::PickleError, tensor::TensorSlice};
 use self::{
     tensor::Stored,

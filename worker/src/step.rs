@@ -117,7 +117,7 @@ impl Runner for StepRunner {
 }
 
 /// One row's answer from its slice of logits, whose first is that of token `first`.
-fn answer(isa: Isa, logits: &[f32], first: usize, wants: &Wants) -> RowSlice {
+pub(crate) fn answer(isa: Isa, logits: &[f32], first: usize, wants: &Wants) -> RowSlice {
     let log_sum_exp = |row: &[f32], scale| {
         let (max, sum) = log_sum_exp(isa, row, scale);
         LogSumExp { max, sum }

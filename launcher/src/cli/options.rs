@@ -19,6 +19,8 @@ use crate::{device::DeviceChoice, size::ByteSize};
                     nanoinfer-launch --model gpt2-xl --nproc 2          25 heads as 13 + 12, downloaded once\n  \
                     nanoinfer-launch --model ./my-gpt2 --dtype bf16     a folder, in half the memory\n  \
                     nanoinfer-launch --model gpt2-xl --nproc 3 --plan   who would hold what; loads nothing\n  \
+                    nanoinfer-launch --device cuda:0,1 --nproc 2        a rank on each of two GPUs\n  \
+                    nanoinfer-launch gpu-check                          whether GPUs compute what the CPU does\n  \
                     nanoinfer-launch --host 0.0.0.0 --api-key-file key  for other machines, with a key\n\n\
                   Every option can also be set as NANOINFER_<OPTION> in the environment, or as a key of the --config file.\n\
                   Flags win over the environment, the environment over the file.\n\
@@ -37,6 +39,8 @@ pub(super) enum Subcommand {
     Worker(WorkerOptions),
     /// Run the coordinator alone, waiting for --nproc ranks that join by address.
     Coordinator(Box<CoordinatorOptions>),
+    /// Compare what GPUs compute with the CPU, and measure what they cost.
+    GpuCheck(GpuCheckOptions),
 }
 
 #[derive(Debug, Default, Args)]
@@ -178,6 +182,13 @@ pub(super) struct WorkerOptions {
     /// The process that must still be our parent.
     #[arg(long, hide = true, value_name = "PID")]
     pub(super) parent: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct GpuCheckOptions {
+    /// Which GPUs, by number, separated by commas [default: all].
+    #[arg(long, value_name = "GPUS", value_delimiter = ',')]
+    pub(super) gpu: Vec<u32>,
 }
 
 /// Values of `--dtype`, with the names that other programs use.

@@ -13,8 +13,8 @@ use std::{
 };
 
 use cudarc::driver::{
-    CudaContext, CudaEvent, CudaStream, result,
-    sys::{CUfunction, CUmodule},
+    CudaContext, CudaEvent, CudaGraph, CudaStream, result,
+    sys::{CUfunction, CUgraphInstantiate_flags, CUmodule, CUstreamCaptureMode},
 };
 use nanoinfer_kernels::cuda::{Arguments, Element, KERNELS, Launch};
 
@@ -164,6 +164,17 @@ impl Gpu {
             )
         }
         .doing("launch a kernel")
+    }
+
+    /// What is queued from now on becomes a graph, and is not run.
+    pub(super) fn begin_capture(&self) -> Result<(), GpuError> {
+        self.stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).doing("begin a capture")
+    }
+
+    /// What was queued since [`Gpu::begin_capture`]. To be called also after a failure, or the stream would capture for ever.
+    pub(super) fn end_capture(&self) -> Result<CudaGraph, GpuError> {
+        let graph = self.stream.end_capture(CUgraphInstantiate_flags(0)).doing("make a graph")?;
+        Ok(graph.expect("a captured stream gives a graph"))
     }
 
     /// Waits until all that is queued is done. `check` is asked now and then, and ends the wait with its error.

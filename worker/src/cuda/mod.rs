@@ -2,10 +2,11 @@
 //!
 //! Reading order: [`find`](mod@find) looks for libraries and GPUs; [`gpu`] is one GPU with its stream, memory and kernels; [`weights`] copies a
 //! rank's slices there; [`model`] queues a forward pass of kernels, [`products`] and reductions ([`nccl`], or over the host);
-//! [`inputs`] and [`answers`] are what goes up and comes back; [`runner`] turns plans into steps, decode steps as captured graphs.
+//! [`inputs`] and [`answers`] are what goes up and comes back; [`runner`] turns plans into steps, decode steps as captured graphs. [`check`](mod@check) tries all of it.
 //! The kernels are in `worker/kernels/cuda/`. See `docs/gpu.md`.
 
 mod answers;
+mod check;
 mod error;
 #[allow(unsafe_code)]
 mod find;
@@ -27,6 +28,7 @@ use nanoinfer_shared::{
 };
 
 pub use self::{
+    check::{Finding, check},
     error::GpuError,
     find::{GpuInfo, choose, find},
 };

@@ -8,10 +8,7 @@
 //! addresses, and rows that only fill a batch write to a block that nobody owns.
 //! Invariant: a step is a pure function of plan, weights and KV pool; the logits of the last step's candidates stay for a fetch.
 
-use cudarc::driver::{
-    CudaGraph,
-    sys::{CUgraphInstantiate_flags, CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL},
-};
+use cudarc::driver::CudaGraph;
 use nanoinfer_shared::protocol::{LogitSlice, RowSlice, StepOutput, StepPlan, Wants};
 
 use super::{
@@ -149,13 +146,11 @@ impl Runner {
     }
 
     fn capture(&mut self, inputs: &Inputs) -> Result<CudaGraph, WorkerError> {
-        let stream = self.model.gpu.stream().clone();
-        self.said(stream.begin_capture(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).doing("begin a capture"))?;
+        self.said(self.model.gpu.begin_capture())?;
         let queued = self.decode_pass(inputs);
-        // Also after an error, or the stream would capture for ever.
-        let graph = stream.end_capture(CUgraphInstantiate_flags(0)).doing("make a graph");
+        let graph = self.model.gpu.end_capture();
         queued?;
-        Ok(self.said(graph)?.expect("a captured stream gives a graph"))
+        self.said(graph)
     }
 
     /// Queues a whole decode step.

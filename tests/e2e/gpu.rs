@@ -1,0 +1,232 @@
+//! Ranks on GPUs, without one: the real binary finds the libraries of `tests/fake_gpu`, whose driver runs the kernels' sources on the
+//! CPU and logs what is asked of it. What a GPU's compiler makes of those sources is not tried here; `gpu-check` tries it.
+
+use std::{fs, path::Path, process::Command};
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::{
+    fake_gpu::{DRIVER, NCCL, PRODUCTS, compile, launcher_with, libraries, only},
+    server::{Server, golden_folder, run_to_end},
+};
+
+const ADJUSTED: &str = r#"{"5": 2.0, "17": -100}"#;
+
+/// A served golden model, and the log of its GPUs.
+struct OnGpus {
+    server: Server,
+    folder: tempfile::TempDir,
+    golden: Value,
+}
+
+impl OnGpus {
+    fn start(model: &str, settings: &[(&str, &str)], arguments: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = golden_folder(model);
+        let common = ["--model", path.to_str().unwrap(), "--device", "cuda", "--port", "0", "--max-seqs", "4"];
+        let mut command = launcher_with(libraries(), settings, &[&common, arguments].concat());
+        command.env("FAKE_GPU_LOG", folder.path().join("log"));
+        let mut server = Server::spawn(command);
+        server.await_ready();
+        let golden = fs::read_to_string(path.join("golden.json")).unwrap();
+        Self { server, folder, golden: serde_json::from_str(&golden).unwrap() }
+    }
+
+    /// The log from line `from` on.
+    fn log(&self, from: usize) -> Vec<String> {
+        let text = fs::read_to_string(self.folder.path().join("log")).unwrap();
+        text.lines().skip(from).map(str::to_owned).collect()
+    }
+
+    /// Asks for the golden ids of case `index`.
+    fn check(&self, index: usize) {
+        let case = &self.golden["cases"][index];
+        let expected = case["greedy_ids"].as_array().unwrap();
+        let body = json!({ "prompt": case["prompt_ids"], "max_tokens": expected.len(), "temperature": 0, "return_token_ids": true,
+                           "ignore_eos": true });
+        assert_eq!(self.server.ask("/v1/completions", &body)["choices"][0]["token_ids"], case["greedy_ids"], "{index}");
+    }
+
+    fn stop(mut self) -> Vec<String> {
+        self.server.signal(Signal::TERM);
+        assert_eq!(self.server.wait().code(), Some(0), "{}", self.server.log());
+        self.log(0)
+    }
+}
+
+fn count(log: &[String], what: &str) -> usize {
+    log.iter().filter(|line| line.starts_with(what)).count()
+}
+
+#[test]
+fn golden_ids_come_out_of_captured_steps() {
+    for (model, layers) in [("heads5", 2), ("heads7", 3), ("inner", 3), ("tiny", 1)] {
+        let gpus = OnGpus::start(model, &[], &["--dtype", "f32"]);
+        let log = gpus.log(0);
+        // Batches of 1, 2 and 4. A layer is 5 kernels and 4 products more; outside: embedding, LayerNorm, head, answers.
+        assert_eq!(count(&log, "captured "), 3, "{log:?}");
+        assert_eq!(count(&log, &format!("captured {}", 9 * layers + 4)), 3, "{log:?}");
+
+        for case in 0..5 {
+            let before = gpus.log(0).len();
+            gpus.check(case);
+            let steps = gpus.log(before);
+            let tokens = gpus.golden["cases"][case]["greedy_ids"].as_array().unwrap().len();
+            // The first comes out of the prompt, which is a decode step too where it is one token.
+            let is_decode = gpus.golden["cases"][case]["prompt_ids"].as_array().unwrap().len() == 1;
+            assert_eq!(count(&steps, "graph of"), tokens - usize::from(!is_decode), "{model} {case}: {steps:?}");
+            let decode = steps.iter().position(|line| line.starts_with("graph of")).unwrap();
+            let launched = steps[decode..].iter().filter(|line| line.starts_with("launch") || *line == "product");
+            assert_eq!(launched.count(), 0, "a decode step is a graph and nothing else");
+            // A step brings back bytes: the head of an answer, one pair.
+            assert!(steps[decode..].iter().all(|line| !line.starts_with("copy down") || line == "copy down 40"));
+        }
+        let log = gpus.stop();
+        assert_eq!(log.last().unwrap(), "exit: 0 allocations, 0 graphs");
+    }
+}
+
+#[test]
+fn two_ranks_share_a_gpu_through_the_hosts_memory() {
+    let gpus = OnGpus::start("heads5", &[], &["--dtype", "f32", "--nproc", "2"]);
+    (0..3).for_each(|case| gpus.check(case));
+    assert!(gpus.server.log().contains("data link shared memory"), "{}", gpus.server.log());
+    let log = gpus.stop();
+    assert_eq!(count(&log, "captured "), 0, "a step that needs the host cannot be captured");
+    assert_eq!(count(&log, "nccl"), 0);
+}
+
+#[test]
+fn ranks_with_a_gpu_each_add_up_within_their_graphs() {
+    for (model, world, layers) in [("heads7", 2, 3), ("inner", 3, 3)] {
+        let (nproc, devices) = (world.to_string(), world.to_string());
+        let settings = [("FAKE_GPU_DEVICES", devices.as_str())];
+        let gpus = OnGpus::start(model, &settings, &["--dtype", "f32", "--nproc", &nproc]);
+        (0..3).for_each(|case| gpus.check(case));
+        let log = gpus.stop();
+        for rank in 0..world {
+            assert_eq!(count(&log, &format!("nccl rank {rank} of {world}")), 1, "{log:?}");
+        }
+        // Of `inner` the last rank has no part of the MLP, and does without two of its kernels a layer.
+        let nodes = 9 * layers + 4 + 2 * layers + 1;
+        let whole = count(&log, &format!("captured {nodes}"));
+        let without = count(&log, &format!("captured {}", nodes - 2 * layers));
+        assert_eq!((whole, without), (3 * 2, 3 * (world - 2)), "{log:?}");
+    }
+}
+
+#[test]
+fn other_answers_come_from_the_gpu_as_from_the_cpu() {
+    let path = golden_folder("heads7");
+    let common = ["--model", path.to_str().unwrap(), "--max-seqs", "4", "--dtype", "f32"];
+    let on_cpu = Server::start(&[&common[..], &["--device", "cpu"]].concat());
+    let on_gpu = OnGpus::start("heads7", &[], &["--dtype", "f32"]);
+    let bias: Value = serde_json::from_str(ADJUSTED).unwrap();
+    for body in [
+        // Every position scored: answers to rows that are not kept.
+        json!({ "prompt": (0..40).collect::<Vec<_>>(), "max_tokens": 1, "temperature": 0, "echo": true, "logprobs": 5 }),
+        // Ids left alone, a temperature, and several texts at once.
+        json!({ "prompt": [1, 2, 3], "max_tokens": 12, "temperature": 0.8, "top_p": 0.9, "seed": 7, "n": 3, "ignore_eos": true,
+                "logit_bias": bias, "frequency_penalty": 0.3, "return_token_ids": true }),
+        // Whole rows fetched.
+        json!({ "prompt": [[4, 5], [6, 7, 8]], "max_tokens": 6, "temperature": 5.0, "seed": 1, "ignore_eos": true,
+                "return_token_ids": true }),
+    ] {
+        let choices = |server: &Server| server.ask("/v1/completions", &body)["choices"].as_array().unwrap().clone();
+        for (gpu, cpu) in choices(&on_gpu.server).iter().zip(&choices(&on_cpu)) {
+            assert_eq!((&gpu["text"], &gpu["token_ids"]), (&cpu["text"], &cpu["token_ids"]), "{body}");
+            let scores = |choice: &Value| {
+                let scores = choice["logprobs"]["token_logprobs"].as_array().cloned().unwrap_or_default();
+                scores.iter().filter_map(Value::as_f64).collect::<Vec<_>>()
+            };
+            let close = scores(gpu).iter().zip(scores(cpu)).all(|(a, b)| (a - b).abs() < 1e-3);
+            assert!(close, "{:?} {:?}", scores(gpu), scores(cpu));
+        }
+    }
+    on_gpu.stop();
+}
+
+/// What the launcher says with `--plan`, on stdout or stderr.
+fn plan(folder: &Path, settings: &[(&str, &str)], arguments: &[&str]) -> (Option<i32>, String) {
+    let mut command = launcher_with(folder, settings, &[&["--plan"], arguments].concat());
+    let output = command.env_remove("NANOINFER_DTYPE").output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8(text).unwrap())
+}
+
+#[test]
+fn what_is_missing_is_named_and_auto_goes_on_with_the_cpu() {
+    let (nothing, no_products, no_nccl) = (only(&[]), only(&[DRIVER]), only(&[DRIVER, PRODUCTS]));
+    let stub = only(&[]);
+    let source = stub.path().join("empty.c");
+    fs::write(&source, "int nothing_at_all;\n").unwrap();
+    let made = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(stub.path().join(DRIVER)).arg(&source).status();
+    assert!(made.unwrap().success());
+    let all = libraries();
+    for (folder, settings, words) in [
+        (nothing.path(), &[][..], &["no CUDA driver", "libcuda.so.1", "LD_LIBRARY_PATH"][..]),
+        (stub.path(), &[], &["libcuda.so.1 has no cuInit", "stub"]),
+        (no_products.path(), &[], &["no cublasLt", "libcublasLt.so.13", "/usr/local/cuda/lib64"]),
+        (all, &[("FAKE_GPU_DEVICES", "0")], &["sees no GPU"]),
+        (all, &[("FAKE_GPU_DRIVER", "12020")], &["driver is of CUDA 12.2", "need 12.4"]),
+        (all, &[("FAKE_GPU_CAPABILITY", "75")], &["GPU 0 (Emulated GPU 0)", "capability 7.5", "need 8.0"]),
+    ] {
+        let (code, text) = plan(folder, settings, &["--device", "cuda"]);
+        assert_eq!(code, Some(2), "{text}");
+        assert!(words.iter().all(|word| text.contains(word)), "{words:?} in {text}");
+        assert!(!text.contains("panicked"), "{text}");
+
+        let (code, text) = plan(folder, settings, &[]);
+        assert_eq!(code, Some(0), "{text}");
+        assert!(text.contains("on the CPU, as no GPU can be used: ") && text.contains(words[0]), "{text}");
+        let (code, text) = plan(folder, settings, &["--device", "cpu"]);
+        assert!(code == Some(0) && text.contains("\non the CPU\n"), "{text}");
+    }
+
+    let (code, text) = plan(all, &[], &["--device", "cuda:3"]);
+    assert!(code == Some(2) && text.contains("no GPU 3: the driver sees 1"), "{text}");
+    let two = [("FAKE_GPU_DEVICES", "2")];
+    let (_, text) = plan(no_nccl.path(), &two, &["--nproc", "2"]);
+    assert!(text.contains("data link shared memory") && text.contains("no NCCL: looked for libnccl.so.2"), "{text}");
+    let (code, text) = plan(no_nccl.path(), &two, &["--nproc", "2", "--comm", "nccl"]);
+    assert!(code == Some(2) && text.contains("no NCCL") && text.contains("--comm shm"), "{text}");
+    let with_nccl = only(&[DRIVER, PRODUCTS, NCCL]);
+    let (_, text) = plan(with_nccl.path(), &two, &["--nproc", "2"]);
+    assert!(text.contains("data link NCCL") && text.contains("GPU 1 (Emulated GPU 1)"), "{text}");
+    assert!(text.contains("not run on hardware"), "{text}");
+}
+
+#[test]
+fn too_little_memory_is_told_before_anything_is_loaded() {
+    let settings = [("FAKE_GPU_MEMORY", "40000000")];
+    let (code, text) = plan(libraries(), &settings, &["--device", "cuda"]);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(
+        text.contains("warning: the ranks need") && text.contains("GPU 0 (Emulated GPU 0) has 38.1 MiB free"),
+        "{text}"
+    );
+    let (status, log) = run_to_end(launcher_with(libraries(), &settings, &["--device", "cuda", "--port", "0"]));
+    assert_eq!(status.code(), Some(2), "{log}");
+    assert!(log.contains("GPU 0 (Emulated GPU 0) has"), "{log}");
+}
+
+#[test]
+fn the_check_passes_here_and_fails_where_something_is_wrong() {
+    let check = |folder: &Path, settings: &[(&str, &str)]| {
+        let output = launcher_with(folder, settings, &["gpu-check"]).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (code, text) = check(libraries(), &[]);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.lines().last().unwrap().starts_with("GPU 0 passed: "), "{text}");
+    for part in ["bf16: attend_wide_tiles", "f16: captured steps", "world size 1, captured", "two ranks on this GPU", "GB/s"] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+
+    // Half of the exchange between lanes left out: a fault that only some kernels show.
+    let (code, text) = check(&compile("broken", &["-DBROKEN_SHUFFLE"]), &[]);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("FAILED  bf16: attend_rows") && text.contains("ok      f32: embed"), "{text}");
+    assert!(text.lines().last().unwrap().starts_with("GPU 0 FAILED: "), "{text}");
+}

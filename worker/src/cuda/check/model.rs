@@ -1,0 +1,265 @@
+//! Whole steps of a small model with odd sizes: against the CPU, captured against launched one by one, and over each link.
+
+use std::{
+    fs::File,
+    io::{self, BufWriter, Write},
+    path::{Path, PathBuf},
+};
+
+use nanoinfer_kernels::cuda::Element;
+use nanoinfer_shared::{
+    Geometry, Partition,
+    comm::{Communicator, Local, Shm, ShmSegment},
+    protocol::{
+        BLOCK_TOKENS, BlockId, CommKind, Cores, DType, Device, KvDType, LoadOrder, RowRequest, SequenceStep, StepPlan,
+        TokenId, Wants,
+    },
+};
+
+use super::{
+    super::{
+        GpuError, Held,
+        error::While,
+        nccl::{self, Nccl},
+    },
+    Lab, Section, values,
+};
+use crate::{
+    WorkerError,
+    backend::{self, Link, Runner},
+    checkpoint::{self, Checkpoint, CheckpointError},
+    trace::Trace,
+};
+
+/// Five heads of 64, a hidden layer of three blocks and a bit, a vocabulary of two blocks and a bit.
+const CONFIG: &str = r#"{"n_layer":2,"n_head":5,"n_embd":320,"n_inner":200,"vocab_size":157,"n_positions":64}"#;
+const KV_BLOCKS: usize = 12;
+const MAX_SEQS: usize = 4;
+const MAX_TOKENS: usize = 40;
+/// Rows of the last step, which a captured one fills up to four: products of another size may have other bits.
+const PADDED: usize = 3;
+/// Logits of f32 against the CPU's, relative to the largest.
+const F32_TOLERANCE: f64 = 1e-4;
+/// Of rounded types, whose rounding takes other ways: relative error over all logits, as for the CPU's own.
+const ROUNDED_TOLERANCE: f64 = 0.02;
+
+/// Why a check could not be made.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Trouble {
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error("the system refused a file or memory: {0}")]
+    System(#[from] io::Error),
+    #[error("a rank panicked")]
+    Panicked,
+}
+
+pub(super) fn check(gpu: u32, element: Element, scratch: &Path, section: &mut Section<'_>) -> Result<(), Trouble> {
+    let dtype = dtype(element);
+    let model = Small::write(scratch)?;
+    // The CPU has no f16; f32 is what both are near to.
+    let on_cpu = model.order(Device::Cpu, if dtype == DType::F16 { DType::F32 } else { dtype }, CommKind::Local);
+    let exact = run_all(&mut *model.start(&on_cpu, 0, 1, Link::Host(Box::new(Local)))?)?;
+    let order = model.order(Device::Gpus(vec![gpu]), dtype, CommKind::Local);
+    let mut logits = Vec::new();
+    for with_graphs in [true, false] {
+        let held = Held::load(&order, gpu, 0, model.partition(1).share(0), &Checkpoint::open(&order.weights)?)?;
+        let mut runner = held.runner(KV_BLOCKS, Link::Host(Box::new(Local)), Trace::default(), with_graphs)?;
+        logits.push(run_all(&mut runner)?);
+    }
+    compare(section, "steps on the GPU and on the CPU", &logits[1], &exact, dtype);
+    let of_one_size = |logits: &[Vec<f32>]| bits(&logits[..logits.len() - PADDED]);
+    section.same("captured steps and plain launches", of_one_size(&logits[0]) == of_one_size(&logits[1]));
+    compare(section, "captured steps of a batch that is filled up", &logits[0], &exact, dtype);
+    Ok(())
+}
+
+/// Adds up over one rank, plainly and captured.
+pub(super) fn check_nccl(gpu: u32, section: &mut Section<'_>) -> Result<(), Trouble> {
+    let what = "NCCL, world size 1";
+    let library = match Nccl::load() {
+        Ok(library) => library,
+        Err(error) => {
+            section.tell(what, error.to_string().lines().next().unwrap_or_default().into(), None);
+            return Ok(());
+        }
+    };
+    let version = library.version;
+    let lab = Lab::new(gpu, Element::F32)?;
+    let id = library.new_id()?;
+    let communicator = nccl::Communicator::join(library, 0, 1, &id)?;
+    let numbers = values(1001, 1);
+    let memory = lab.floats(&numbers)?;
+    let queue = || communicator.all_reduce(memory.address(), numbers.len(), lab.gpu.stream().cu_stream());
+    queue()?;
+    let plain = lab.read(&memory, numbers.len())? == numbers;
+    lab.gpu.begin_capture()?;
+    let queued = queue();
+    let graph = lab.gpu.end_capture()?;
+    queued?;
+    graph.launch().doing("launch a graph")?;
+    let captured = lab.read(&memory, numbers.len())? == numbers;
+    section.same(&format!("{what}, version {version}"), plain);
+    section.same(&format!("{what}, captured"), captured);
+    Ok(())
+}
+
+/// Two ranks, whose partial sums go through the host's memory.
+pub(super) fn check_shared_gpu(gpu: u32, scratch: &Path, section: &mut Section<'_>) -> Result<(), Trouble> {
+    let model = Small::write(scratch)?;
+    let on_cpu = model.order(Device::Cpu, DType::F32, CommKind::Local);
+    let exact = run_all(&mut *model.start(&on_cpu, 0, 1, Link::Host(Box::new(Local)))?)?;
+    let segment = ShmSegment::create(2)?;
+    let order = model.order(Device::Gpus(vec![gpu]), DType::F32, CommKind::Shm);
+    let run = |rank: usize| {
+        let comm: Box<dyn Communicator> =
+            Box::new(Shm::open(segment.try_clone()?, rank, 2, false).map_err(WorkerError::from)?);
+        let mut runner = model.start(&order, rank, 2, Link::Host(comm))?;
+        let rows = run_all(&mut *runner);
+        if rows.is_err() {
+            runner.abort();
+        }
+        rows
+    };
+    let slices: Vec<_> = std::thread::scope(|scope| {
+        let ranks: Vec<_> = (0..2).map(|rank| scope.spawn(move || run(rank))).collect();
+        ranks.into_iter().map(|rank| rank.join().map_err(|_| Trouble::Panicked)?).collect::<Result<_, _>>()
+    })?;
+    let rows: Vec<Vec<f32>> =
+        (0..slices[0].len()).map(|row| slices.iter().flat_map(|s: &Vec<Vec<f32>>| s[row].clone()).collect()).collect();
+    compare(section, "two ranks on this GPU, through the host's memory", &rows, &exact, DType::F32);
+    Ok(())
+}
+
+fn dtype(element: Element) -> DType {
+    match element {
+        Element::F32 => DType::F32,
+        Element::F16 => DType::F16,
+        Element::Bf16 => DType::Bf16,
+    }
+}
+
+fn bits(rows: &[Vec<f32>]) -> Vec<u32> {
+    rows.iter().flatten().map(|x| x.to_bits()).collect()
+}
+
+fn compare(section: &mut Section<'_>, what: &str, got: &[Vec<f32>], exact: &[Vec<f32>], dtype: DType) {
+    let (got, exact): (Vec<f32>, Vec<f32>) = (got.concat(), exact.concat());
+    let pairs = || got.iter().zip(&exact).map(|(&got, &exact)| (f64::from(got), f64::from(exact)));
+    let (found, limit) = if dtype == DType::F32 {
+        let largest = pairs().fold(1.0, |largest: f64, (_, exact)| largest.max(exact.abs()));
+        (pairs().fold(0.0, |worst: f64, (a, b)| worst.max((a - b).abs())) / largest, F32_TOLERANCE)
+    } else {
+        let error: f64 = pairs().map(|(a, b)| (a - b).powi(2)).sum();
+        ((error / pairs().map(|(_, b)| b * b).sum::<f64>()).sqrt(), ROUNDED_TOLERANCE)
+    };
+    let whole = got.len() == exact.len() && got.iter().all(|x| x.is_finite());
+    section.tell(what, format!("relative difference {found:.1e}, of {limit:.0e}"), Some(whole && found <= limit));
+}
+
+/// Logits of prompts, of batches of 1, 2 and 4 that continue them, of a chunk beside a decode, and of a batch of 3.
+fn run_all(runner: &mut dyn Runner) -> Result<Vec<Vec<f32>>, Trouble> {
+    let sequence = |tokens: &[TokenId], start: usize, first_block: u32| {
+        let blocks = (start + tokens.len()).div_ceil(BLOCK_TOKENS) as u32;
+        let wants = Wants::Candidates { k: 3, temperature: 0.8, adjusted: vec![5, 150] };
+        SequenceStep {
+            tokens: tokens.to_vec(),
+            start: start as u32,
+            blocks: (0..blocks).map(|i| BlockId(first_block + i)).collect(),
+            outputs: vec![RowRequest { row: tokens.len() as u32 - 1, wants }],
+        }
+    };
+    let prompt = |seed: u32, length: u32| (0..length).map(|i| (i * 31 + seed * 17) % 157).collect::<Vec<_>>();
+    let mut plans = vec![
+        vec![sequence(&prompt(1, 33), 0, 0)],
+        vec![sequence(&prompt(2, 5), 0, 3), sequence(&prompt(3, 17), 0, 6), sequence(&prompt(4, 1), 0, 9)],
+    ];
+    let mut sequences = [(33, 0), (5, 3), (17, 6), (1, 9)];
+    let round = |sequences: &mut [(usize, u32)]| {
+        let token = 7 * sequences.len() as u32;
+        let of = |(length, first_block): &mut (usize, u32)| {
+            *length += 1;
+            sequence(&[token], *length - 1, *first_block)
+        };
+        sequences.iter_mut().map(of).collect::<Vec<_>>()
+    };
+    plans.extend([1, 2, MAX_SEQS].map(|batch| round(&mut sequences[..batch])));
+    plans.push(vec![sequence(&prompt(5, 9), sequences[1].0, 3), sequence(&[11], sequences[0].0, 0)]);
+    (sequences[1].0, sequences[0].0) = (sequences[1].0 + 9, sequences[0].0 + 1);
+    plans.push(round(&mut sequences[..PADDED]));
+    let mut rows = Vec::new();
+    for (step, sequences) in (0..).zip(plans) {
+        let count = sequences.len() as u32;
+        runner.run(&StepPlan { step, sequences })?;
+        rows.extend(runner.fetch(&(0..count).collect::<Vec<_>>())?.iter().map(|row| row.to_vec()));
+    }
+    Ok(rows)
+}
+
+/// A checkpoint with numbers that are the same at every run.
+struct Small {
+    geometry: Geometry,
+    path: PathBuf,
+}
+
+impl Small {
+    fn write(scratch: &Path) -> Result<Self, Trouble> {
+        let geometry = Geometry::from_config_json(CONFIG).expect("the configuration above is sound");
+        let path = scratch.join("gpu-check.safetensors");
+        let (mut header, mut end) = (String::from(r#"{"__metadata__":{"format":"pt"}"#), 0);
+        let tensors: Vec<(String, Vec<usize>)> = checkpoint::expected(&geometry).collect();
+        for (name, shape) in &tensors {
+            let begin = end;
+            end += shape.iter().product::<usize>() * size_of::<f32>();
+            header += &format!(r#","{name}":{{"dtype":"F32","shape":{shape:?},"data_offsets":[{begin},{end}]}}"#);
+        }
+        header.push('}');
+        header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
+        let mut file = BufWriter::new(File::create(&path)?);
+        file.write_all(&(header.len() as u64).to_le_bytes())?;
+        file.write_all(header.as_bytes())?;
+        for (seed, (name, shape)) in tensors.iter().enumerate() {
+            let is_gain = name.contains("ln_") && name.ends_with("weight");
+            for x in values(shape.iter().product(), seed + 1) {
+                // Gains around 1, matrices small enough that attention does not become a choice of one.
+                let x = if is_gain { 1.0 + 0.1 * x } else { 0.05 * x };
+                file.write_all(&x.to_le_bytes())?;
+            }
+        }
+        file.flush()?;
+        Ok(Self { geometry, path })
+    }
+
+    fn partition(&self, world: usize) -> Partition {
+        Partition::new(&self.geometry, world).expect("there are five heads")
+    }
+
+    fn order(&self, device: Device, dtype: DType, comm: CommKind) -> LoadOrder {
+        LoadOrder {
+            geometry: self.geometry.clone(),
+            weights: vec![self.path.clone()],
+            fingerprint: 0,
+            device,
+            dtype,
+            kv_dtype: KvDType::beside(dtype),
+            threads: Some(1),
+            isa: None,
+            comm,
+            cores: Cores::Shared,
+            max_batched_tokens: MAX_TOKENS,
+            max_seqs: MAX_SEQS,
+            trace: None,
+        }
+    }
+
+    fn start(&self, order: &LoadOrder, rank: usize, world: usize, link: Link) -> Result<Box<dyn Runner>, Trouble> {
+        let partition = self.partition(world);
+        let open = || Ok(Checkpoint::open(&order.weights)?);
+        let loaded = backend::load(order, rank, partition.share(rank), open)?;
+        Ok(loaded.start(KV_BLOCKS, link, Trace::default())?)
+    }
+}

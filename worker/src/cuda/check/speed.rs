@@ -1,0 +1,90 @@
+//! What memory, launches and products cost on this GPU: figures, not verdicts.
+
+use std::time::Instant;
+
+use nanoinfer_kernels::cuda::{ActivateArguments, Element, Launch};
+
+use super::{
+    super::{
+        GpuError, GpuInfo,
+        error::While,
+        products::{Products, Shape},
+    },
+    Lab, Section,
+};
+
+const COPY_BYTES: usize = 64 << 20;
+const CLEAR_BYTES: usize = 256 << 20;
+const LAUNCHES: usize = 200;
+/// Width of a square matrix that a step of one row reads: 128 MiB in bf16 would not fit any cache; this is half of it.
+const WIDTH: usize = 4096;
+const PRODUCTS: usize = 8;
+
+pub(super) fn measure(gpu: &GpuInfo, section: &mut Section<'_>) -> Result<(), GpuError> {
+    let GpuInfo { compute_capability: (major, minor), free_bytes, total_bytes, .. } = gpu;
+    section.tell("compute capability", format!("{major}.{minor}"), None);
+    let gb = |bytes: u64| bytes as f64 / 1e9;
+    section.tell("memory", format!("{:.1} GB, {:.1} GB free", gb(*total_bytes), gb(*free_bytes)), None);
+    let lab = Lab::new(gpu.ordinal, Element::Bf16)?;
+    copies(&lab, section)?;
+    launches(&lab, section)?;
+    products(&lab, section)
+}
+
+/// Seconds of `queue` and all that it queues, the second time.
+fn seconds(lab: &Lab, mut queue: impl FnMut() -> Result<(), GpuError>) -> Result<f64, GpuError> {
+    queue()?;
+    lab.gpu.wait("warm up", || Ok(()))?;
+    let begun = Instant::now();
+    queue()?;
+    lab.gpu.wait("be measured", || Ok(()))?;
+    Ok(begun.elapsed().as_secs_f64())
+}
+
+fn rate(section: &mut Section<'_>, what: &str, bytes: usize, seconds: f64) {
+    section.tell(what, format!("{:.1} GB/s", bytes as f64 / seconds / 1e9), None);
+}
+
+fn copies(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
+    let memory = lab.gpu.allocate(CLEAR_BYTES, "check")?;
+    let mut host = lab.gpu.pinned(COPY_BYTES / 4)?;
+    let up = seconds(lab, || lab.gpu.upload(&host, COPY_BYTES / 4, memory.address()))?;
+    rate(section, "copy to the GPU, pinned", COPY_BYTES, up);
+    let down = seconds(lab, || lab.gpu.download(memory.address(), &mut host, COPY_BYTES / 4))?;
+    rate(section, "copy from the GPU, pinned", COPY_BYTES, down);
+    let clear = seconds(lab, || lab.gpu.clear(memory.address(), CLEAR_BYTES))?;
+    rate(section, "writing the GPU's memory", CLEAR_BYTES, clear);
+    Ok(())
+}
+
+fn launches(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
+    let memory = lab.empty(256, 4)?;
+    let (count, width) = (1, 1);
+    let at = memory.address();
+    let nothing = ActivateArguments { sums: at, bias: at, out: at, count, width, activation: 3, padding: 0 };
+    let queue = || (0..LAUNCHES).try_for_each(|_| lab.gpu.launch(Launch::elements(1), &nothing));
+    let us = |seconds: f64| format!("{:.2} µs", seconds / LAUNCHES as f64 * 1e6);
+    section.tell("a launch, one after the other", us(seconds(lab, queue)?), None);
+    lab.gpu.begin_capture()?;
+    let queued = queue();
+    let graph = lab.gpu.end_capture()?;
+    queued?;
+    let launch = || graph.launch().doing("launch a graph");
+    section.tell("a launch in a graph", us(seconds(lab, launch)?), None);
+    section.tell("a wait for nothing", us(seconds(lab, || Ok(()))? * LAUNCHES as f64), None);
+    Ok(())
+}
+
+/// Products of one row read a matrix once, and hardly compute: as decode steps do.
+fn products(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
+    let mut products = Products::new(&lab.gpu, lab.element)?;
+    let weights = lab.empty(WIDTH * WIDTH, lab.element.bytes())?;
+    let (input, out) = (lab.empty(WIDTH, lab.element.bytes())?, lab.empty(WIDTH, 4)?);
+    let shape = Shape { rows: 1, inputs: WIDTH, outputs: WIDTH, by_output: false, stride: WIDTH };
+    let elapsed = seconds(lab, || {
+        (0..PRODUCTS)
+            .try_for_each(|_| products.multiply(&lab.gpu, shape, weights.address(), input.address(), out.address()))
+    })?;
+    rate(section, "reading weights, bf16 products of one row", PRODUCTS * WIDTH * WIDTH * 2, elapsed);
+    Ok(())
+}
