@@ -27,7 +27,7 @@ pub struct KvBudget {
 }
 
 /// Not one sequence of full length fits.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "rank {rank}: a sequence of {n_positions} tokens needs {needed} bytes of KV pool, its budget is {budget}\n  \
      hint: --kv-memory {needed} or more, or a smaller model"

@@ -89,21 +89,10 @@ pub(crate) fn choose(
         let device = Device::Gpus(gpus.iter().map(|gpu| gpu.ordinal).collect());
         Ok::<_, GpuError>(Chosen { device, gpus, dtype, kv_dtype, instead: None })
     };
-    let on_cpu = |instead: Option<String>| {
-        let (dtype, kv_dtype) = types.or(nanoinfer_worker::default_dtype());
-        if dtype == DType::F16 || kv_dtype == KvDType::F16 {
-            let why = instead.as_ref().map_or(String::new(), |why| format!(", and none is used: {why}"));
-            return Err(LaunchError::Usage {
-                problem: format!("f16 is for GPUs{why}"),
-                hint: "--dtype bf16; checkpoints of any element type load into it".into(),
-            });
-        }
-        Ok(Chosen { device: Device::Cpu, gpus: Vec::new(), dtype, kv_dtype, instead })
-    };
     let mut find = Some(find);
     let mut find = || find.take().expect("asked once")();
     match (choice, placement) {
-        (DeviceChoice::Cpu, _) | (DeviceChoice::Auto, Placement::Elsewhere) => on_cpu(None),
+        (DeviceChoice::Cpu, _) | (DeviceChoice::Auto, Placement::Elsewhere) => on_cpu(types, None),
         (DeviceChoice::Cuda(wanted), Placement::Here) => Ok(on_gpus(&mut find, wanted)?),
         (DeviceChoice::Cuda(wanted), Placement::Elsewhere) => {
             // Other hosts' GPUs show when their ranks load. Where none is named, each rank takes the first that it sees.
@@ -114,10 +103,27 @@ pub(crate) fn choose(
         }
         (DeviceChoice::Auto, Placement::Here) => match on_gpus(&mut find, &[]) {
             Ok(chosen) => Ok(chosen),
-            // What to do about it is for whoever asks for a GPU.
-            Err(error) => on_cpu(error.to_string().lines().next().map(str::to_owned)),
+            Err(error) => on_cpu(types, Some(&error)),
         },
     }
+}
+
+/// The CPU: because it was asked for, or because of `instead`.
+///
+/// # Errors
+/// When the types are not for CPUs.
+pub(crate) fn on_cpu(types: Types, instead: Option<&dyn fmt::Display>) -> Result<Chosen, LaunchError> {
+    // What to do about it is for whoever asks for a GPU.
+    let instead = instead.and_then(|why| why.to_string().lines().next().map(str::to_owned));
+    let (dtype, kv_dtype) = types.or(nanoinfer_worker::default_dtype());
+    if dtype == DType::F16 || kv_dtype == KvDType::F16 {
+        let why = instead.as_ref().map_or(String::new(), |why| format!(", and none is used: {why}"));
+        return Err(LaunchError::Usage {
+            problem: format!("f16 is for GPUs{why}"),
+            hint: "--dtype bf16; checkpoints of any element type load into it".into(),
+        });
+    }
+    Ok(Chosen { device: Device::Cpu, gpus: Vec::new(), dtype, kv_dtype, instead })
 }
 
 /// The link between ranks, and why it is not the fastest, where that was not asked for. `nccl` looks for NCCL.

@@ -19,7 +19,7 @@ use nanoinfer_worker::{
 
 use crate::{
     cluster::ClusterConfig,
-    device::{self, Chosen, Types},
+    device::{self, Chosen, DeviceChoice, Types},
     error::LaunchError,
     model::{self, ResolvedModel},
     size::ByteSize,
@@ -76,10 +76,34 @@ impl Plan {
     /// When there is no such model, or it cannot be served as asked.
     pub fn new(config: &ClusterConfig, placement: Placement) -> Result<Self, LaunchError> {
         let model = model::resolve(config.model.as_deref(), config.revision.as_deref(), &config.caches)?;
+        Partition::new(&model.geometry, config.nproc)?;
+        let types = Types { dtype: config.dtype, kv_dtype: config.kv_dtype };
+        let chosen = device::choose(&config.device, types, &model.geometry, config.nproc, placement, cuda::find)?;
+        let may_be_cpu = config.device == DeviceChoice::Auto && chosen.device != Device::Cpu;
+        let plan = Self::on(chosen, config, placement, model.clone());
+        if !may_be_cpu {
+            return plan;
+        }
+        let too_little = match &plan {
+            Ok(plan) => plan.check_memory().err(),
+            Err(LaunchError::KvMemory(error)) => Some(LaunchError::KvMemory(error.clone())),
+            Err(_) => None,
+        };
+        match too_little {
+            Some(error) => Self::on(device::on_cpu(types, Some(&error))?, config, placement, model),
+            None => plan,
+        }
+    }
+
+    /// Decides the rest, once it is known what to compute on.
+    fn on(
+        chosen: Chosen,
+        config: &ClusterConfig,
+        placement: Placement,
+        model: ResolvedModel,
+    ) -> Result<Self, LaunchError> {
         let world = config.nproc;
         let partition = Partition::new(&model.geometry, world)?;
-        let types = Types { dtype: config.dtype, kv_dtype: config.kv_dtype };
-        let chosen = device::choose(&config.device, types, &model.geometry, world, placement, cuda::find)?;
         let (comm, link_note) = device::data_link(config.comm, world, placement, &chosen.device, cuda::nccl_version)?;
         if config.max_batched_tokens < config.max_seqs {
             return Err(LaunchError::Usage {

@@ -64,8 +64,10 @@ fn files_named_in_the_documents_exist() {
 #[test]
 fn flags_named_in_the_documents_are_known() {
     let mut known = BTreeSet::new();
-    for command in [&["--help"][..], &["worker", "--help"], &["coordinator", "--help"]] {
-        let output = launcher(command).output().unwrap();
+    let verbs = [&[][..], &["worker"], &["coordinator"], &["gpu-check"]];
+    for verb in verbs {
+        let command: Vec<_> = verb.iter().copied().chain(["--help"]).collect();
+        let output = launcher(&command).output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         known.extend(flags(&text).map(str::to_owned));
     }
@@ -80,6 +82,8 @@ fn flags_named_in_the_documents_are_known() {
         "--prompt",
         "--stream",
         "--test",
+        // Of worker/kernels/cuda/build_ptx.py.
+        "--check",
         "--nocapture",
     ];
     // The evaluator's page names flags of `nanoinfer eval`, which tests/client covers.

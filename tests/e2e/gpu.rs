@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::{
     fake_gpu::{DRIVER, NCCL, PRODUCTS, compile, launcher_with, libraries, only},
-    server::{Server, golden_folder, run_to_end},
+    server::{Server, golden_folder, is_alive, run_to_end, send_signal},
 };
 
 const ADJUSTED: &str = r#"{"5": 2.0, "17": -100}"#;
@@ -147,6 +147,20 @@ fn other_answers_come_from_the_gpu_as_from_the_cpu() {
     on_gpu.stop();
 }
 
+#[test]
+fn a_rank_that_dies_ends_its_peer_within_an_all_reduce() {
+    let settings = [("FAKE_GPU_DEVICES", "2")];
+    let mut gpus = OnGpus::start("heads7", &settings, &["--dtype", "f32", "--nproc", "2"]);
+    let body = json!({ "prompt": [1, 2], "max_tokens": 60, "ignore_eos": true, "stream": true });
+    let (stream, _) = gpus.server.open_stream("/v1/completions", &body);
+    let ranks = gpus.server.rank_pids();
+    send_signal(ranks[1], Signal::KILL);
+    assert_eq!(gpus.server.wait().code(), Some(1), "{}", gpus.server.log());
+    assert!(gpus.server.log().contains("rank 1 was killed by signal 9"), "{}", gpus.server.log());
+    assert!(!is_alive(ranks[0]), "it would wait for its peer for ever");
+    drop(stream);
+}
+
 /// What the launcher says with `--plan`, on stdout or stderr.
 fn plan(folder: &Path, settings: &[(&str, &str)], arguments: &[&str]) -> (Option<i32>, String) {
     let mut command = launcher_with(folder, settings, &[&["--plan"], arguments].concat());
@@ -206,6 +220,9 @@ fn too_little_memory_is_told_before_anything_is_loaded() {
         text.contains("warning: the ranks need") && text.contains("GPU 0 (Emulated GPU 0) has 38.1 MiB free"),
         "{text}"
     );
+    let (code, text) = plan(libraries(), &settings, &[]);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("on the CPU, as no GPU can be used: the ranks need"), "{text}");
     let (status, log) = run_to_end(launcher_with(libraries(), &settings, &["--device", "cuda", "--port", "0"]));
     assert_eq!(status.code(), Some(2), "{log}");
     assert!(log.contains("GPU 0 (Emulated GPU 0) has"), "{log}");
@@ -220,7 +237,9 @@ fn the_check_passes_here_and_fails_where_something_is_wrong() {
     let (code, text) = check(libraries(), &[]);
     assert_eq!(code, Some(0), "{text}");
     assert!(text.lines().last().unwrap().starts_with("GPU 0 passed: "), "{text}");
-    for part in ["bf16: attend_wide_tiles", "f16: captured steps", "world size 1, captured", "two ranks on this GPU", "GB/s"] {
+    for part in
+        ["bf16: attend_wide_tiles", "f16: captured steps", "world size 1, captured", "two ranks on this GPU", "GB/s"]
+    {
         assert!(text.contains(part), "{part} in {text}");
     }
 

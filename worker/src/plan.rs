@@ -39,13 +39,12 @@ impl RankMemory {
         dtype: DType,
         (comm, world): (CommKind, usize),
         (kv_dtype, kv_blocks): (KvDType, usize),
-        StepSizes { max_batched_tokens, max_seqs }: StepSizes,
+        step: StepSizes,
     ) -> Self {
         if let Device::Gpus(_) = device {
-            let (weights, block, activations) =
-                cuda::memory(geometry, rank, share, dtype, (max_batched_tokens, max_seqs));
-            return Self { weights, kv: kv_blocks as u64 * block, activations, link: 0 };
+            return cuda::memory(geometry, (rank, share), dtype, kv_blocks, step);
         }
+        let StepSizes { max_batched_tokens, max_seqs } = step;
         Self {
             weights: Shard::bytes(geometry, share, dtype),
             kv: kv_blocks as u64 * KvPool::block_bytes(geometry, share, kv_dtype),

@@ -19,7 +19,7 @@ const DRIVER_NAMES: &[&str] = &["libcuda.so.1", "libcuda.so"];
 const PRODUCT_NAMES: &[&str] = &["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"];
 
 /// What is called of the driver, so that a missing function is found before it is needed.
-const DRIVER_SYMBOLS: [&str; 34] = [
+const DRIVER_SYMBOLS: [&str; 35] = [
     "cuInit",
     "cuDriverGetVersion",
     "cuGetErrorString",
@@ -52,6 +52,7 @@ const DRIVER_SYMBOLS: [&str; 34] = [
     "cuGraphExecDestroy",
     "cuGraphDestroy",
     "cuEventCreate",
+    "cuEventDestroy_v2",
     "cuEventRecord",
     "cuEventQuery",
 ];

@@ -37,7 +37,7 @@ use self::{
     model::{Model, Reduction, Room},
     nccl::{Communicator, Nccl},
     products::Products,
-    runner::{ModelSizes, Runner},
+    runner::Runner,
     weights::Weights,
 };
 use crate::{
@@ -45,6 +45,7 @@ use crate::{
     backend::{self, Link, Loaded},
     bounds::Bounds,
     checkpoint::Checkpoint,
+    plan::{RankMemory, StepSizes},
     trace::Trace,
 };
 
@@ -65,23 +66,23 @@ pub fn nccl_version() -> Result<String, GpuError> {
     Nccl::load().map(|nccl| format!("{}.{}.{}", nccl.version / 10_000, nccl.version / 100 % 100, nccl.version % 100))
 }
 
-/// Bytes of a rank on its GPU: weights, one block of the KV cache, and everything else for the largest step.
-pub fn memory(
+/// Bytes of a rank on its GPU with a KV cache of `kv_blocks` blocks. What the driver takes for itself, graphs and NCCL is not in it.
+pub(crate) fn memory(
     geometry: &Geometry,
-    rank: usize,
-    share: &Share,
+    (rank, share): (usize, &Share),
     dtype: DType,
-    (max_batched_tokens, max_seqs): (usize, usize),
-) -> (u64, u64, u64) {
+    kv_blocks: usize,
+    step: StepSizes,
+) -> RankMemory {
     let element = element(dtype);
-    let sizes = ModelSizes { geometry, share, max_batched_tokens, max_seqs };
-    (
-        Weights::bytes(geometry, rank, share, element),
-        Model::block_bytes(geometry, share, element),
-        Model::activation_bytes(geometry, share, element, max_batched_tokens)
-            + runner::buffer_bytes(&sizes)
+    RankMemory {
+        weights: Weights::bytes(geometry, rank, share, element),
+        kv: kv_blocks as u64 * Model::block_bytes(geometry, share, element),
+        activations: Model::activation_bytes(geometry, share, element, step.max_batched_tokens)
+            + runner::buffer_bytes(geometry, share, step)
             + Products::bytes(),
-    )
+        link: 0,
+    }
 }
 
 /// What the peers of this rank, the first, need to join it over NCCL.

@@ -9,7 +9,10 @@
 //! Invariant: a step is a pure function of plan, weights and KV pool; the logits of the last step's candidates stay for a fetch.
 
 use cudarc::driver::CudaGraph;
-use nanoinfer_shared::protocol::{LogitSlice, RowSlice, StepOutput, StepPlan, Wants};
+use nanoinfer_shared::{
+    Geometry, Share,
+    protocol::{LogitSlice, RowSlice, StepOutput, StepPlan, Wants},
+};
 
 use super::{
     answers::{self, Asked, Questions},
@@ -22,6 +25,7 @@ use crate::{
     WorkerError, backend,
     bounds::Bounds,
     error::PlanFault,
+    plan::StepSizes,
     trace::{Category, Trace},
 };
 
@@ -59,19 +63,11 @@ pub(crate) struct Runner {
 }
 
 /// Bytes of a runner's buffers.
-pub(super) fn buffer_bytes(model: &ModelSizes<'_>) -> u64 {
-    let rows = model.max_seqs + SCORED_ROWS;
-    let (questions, answers) = answers::most_words(model.max_seqs.max(SCORED_ROWS), model.share.vocab.len());
-    let inputs = Inputs::most_words(model.max_batched_tokens, inputs::table_blocks(model.geometry));
-    (4 * (rows * Model::logit_stride(model.share) + questions + answers + inputs)) as u64
-}
-
-/// What decides the size of the buffers.
-pub(super) struct ModelSizes<'a> {
-    pub(super) geometry: &'a nanoinfer_shared::Geometry,
-    pub(super) share: &'a nanoinfer_shared::Share,
-    pub(super) max_batched_tokens: usize,
-    pub(super) max_seqs: usize,
+pub(super) fn buffer_bytes(geometry: &Geometry, share: &Share, step: StepSizes) -> u64 {
+    let rows = step.max_seqs + SCORED_ROWS;
+    let (questions, answers) = answers::most_words(rows_at_once(step.max_seqs), share.vocab.len());
+    let inputs = Inputs::most_words(step.max_batched_tokens, inputs::table_blocks(geometry));
+    (4 * (rows * Model::logit_stride(share) + questions + answers + inputs)) as u64
 }
 
 /// Rows that logits may be wanted of at once.
