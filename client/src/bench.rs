@@ -110,12 +110,15 @@ fn engine(what: What, options: &EngineBenchOptions) -> Result<(), Failure> {
     }
     let ranks = plan.partition.world();
     let threads = plan.threads.unwrap_or(1);
-    let limits = Limits::measure(ranks * threads);
+    // The limits are the processor's.
+    let measure = || (!plan.on_gpus()).then(|| Limits::measure(ranks * threads));
+    let limits = measure();
     let cluster = Cluster::carry_out(&plan, &config).context("cannot start the cluster")?;
     let runtime = tokio::runtime::Builder::new_current_thread().build().context("cannot start a runtime")?;
 
     // What a step reads: all weights but the position embedding, of which it reads a few rows.
-    let positions = ranks * geometry.n_positions * geometry.n_embd * size_of::<f32>();
+    let holding_positions = if plan.on_gpus() { 1 } else { ranks };
+    let positions = holding_positions * geometry.n_positions * geometry.n_embd * size_of::<f32>();
     let step_bytes = plan.memory.iter().map(|memory| memory.weights).sum::<u64>() - positions as u64;
     // Two operations for each weight that a token meets; the head is met by the last token of a prompt only.
     let head = geometry.vocab_size * geometry.n_embd;
@@ -143,8 +146,8 @@ fn engine(what: What, options: &EngineBenchOptions) -> Result<(), Failure> {
     }
     cluster.shutdown();
     // Once more, as a busy machine may have been slower before.
-    let limits = limits.best_of(Limits::measure(ranks * threads));
-    report(what, options, &plan, &limits, step_bytes, &rows);
+    let limits = limits.zip(measure()).map(|(before, after)| before.best_of(after));
+    report(what, options, &plan, limits.as_ref(), step_bytes, &rows);
     Ok(())
 }
 
@@ -220,18 +223,26 @@ impl Batch<'_> {
     }
 }
 
-fn report(what: What, options: &EngineBenchOptions, plan: &Plan, limits: &Limits, step_bytes: u64, rows: &[Row]) {
+fn report(
+    what: What,
+    options: &EngineBenchOptions,
+    plan: &Plan,
+    limits: Option<&Limits>,
+    step_bytes: u64,
+    rows: &[Row],
+) {
     let ms = |seconds: f64| Duration::from_secs_f64(seconds).as_secs_f64() * 1e3;
     let percentile = |row: &Row, p: usize| ms(row.seconds[(row.seconds.len() - 1) * p / 100]);
     let ranks = plan.partition.world();
-    println!(
-        "{} {:?}, nproc {ranks}, {} threads a rank; this machine reads {:.1} GB/s and does {:.0} GFLOP/s (f32) with them",
-        plan.model.name,
-        plan.dtype(),
-        plan.threads.unwrap_or(1),
-        limits.read_bytes_per_s / 1e9,
-        limits.f32_ops_per_s / 1e9
-    );
+    let with = limits.map_or("on GPUs".into(), |limits| {
+        format!(
+            "{} threads a rank; this machine reads {:.1} GB/s and does {:.0} GFLOP/s (f32) with them",
+            plan.threads.unwrap_or(1),
+            limits.read_bytes_per_s / 1e9,
+            limits.f32_ops_per_s / 1e9
+        )
+    });
+    println!("{} {:?}, nproc {ranks}, {with}", plan.model.name, plan.dtype());
     let (column, limit) = match what {
         What::Decode => ("step", "of reading all weights"),
         What::Prefill => ("prompts", "of f32 arithmetic"),
@@ -246,15 +257,12 @@ fn report(what: What, options: &EngineBenchOptions, plan: &Plan, limits: &Limits
     for row in rows {
         let spread = format!("{:.2} … {:.2}", percentile(row, 10), percentile(row, 90));
         let (median, tokens_per_s) = (percentile(row, 50), row.tokens_per_s);
-        println!(
-            "{:>6}  {median:>12.2}  {spread:>19}  {tokens_per_s:>10.1}  {:.0} %",
-            row.batch,
-            row.of_limit(limits) * 100.0
-        );
+        let reached = limits.map_or("-".into(), |limits| format!("{:.0} %", row.of_limit(limits) * 100.0));
+        println!("{:>6}  {median:>12.2}  {spread:>19}  {tokens_per_s:>10.1}  {reached}", row.batch);
     }
     let line = |row: &Row| -> Value {
         json!({ "batch": row.batch, "ms": percentile(row, 50), "ms_p10": percentile(row, 10), "ms_p90": percentile(row, 90),
-                "tokens_per_s": row.tokens_per_s, "of_limit": row.of_limit(limits) })
+                "tokens_per_s": row.tokens_per_s, "of_limit": limits.map(|limits| row.of_limit(limits)) })
     };
     let name = if what == What::Decode { "decode" } else { "prefill" };
     println!(
@@ -262,7 +270,8 @@ fn report(what: What, options: &EngineBenchOptions, plan: &Plan, limits: &Limits
         json!({
             "bench": name, "model": plan.model.name, "dtype": format!("{:?}", plan.dtype()).to_lowercase(), "nproc": ranks,
             "threads": plan.threads, "prompt_tokens": options.prompt_tokens, "tokens": options.tokens, "runs": options.runs,
-            "read_gb_per_s": limits.read_bytes_per_s / 1e9, "f32_gflop_per_s": limits.f32_ops_per_s / 1e9,
+            "read_gb_per_s": limits.map(|limits| limits.read_bytes_per_s / 1e9),
+            "f32_gflop_per_s": limits.map(|limits| limits.f32_ops_per_s / 1e9),
             "step_bytes": step_bytes, "rows": rows.iter().map(line).collect::<Vec<_>>(),
         })
     );

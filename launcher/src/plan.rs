@@ -168,8 +168,8 @@ impl Plan {
         for SharedMemory { name, free_bytes, ranks } in &self.memories {
             let needed: u64 = ranks.iter().map(|&rank| self.memory[rank].total()).sum();
             if needed > *free_bytes {
-                let on_cpu = self.chosen.device == Device::Cpu;
-                let less = if on_cpu { "halves the weights, int8 quarters them" } else { "halves f32's weights" };
+                let less =
+                    if self.on_gpus() { "halves f32's weights" } else { "halves the weights, int8 quarters them" };
                 return Err(LaunchError::Usage {
                     problem: format!(
                         "the ranks need {}, and {name} has {} free",
@@ -183,9 +183,9 @@ impl Plan {
         Ok(())
     }
 
-    /// What the ranks compute on.
-    pub(crate) fn device(&self) -> &Device {
-        &self.chosen.device
+    /// Whether the ranks compute on GPUs.
+    pub fn on_gpus(&self) -> bool {
+        self.chosen.device != Device::Cpu
     }
 
     /// Where the ranks will run.
@@ -286,7 +286,7 @@ impl fmt::Display for Plan {
         if let Some(why) = &self.link_note {
             writeln!(f, "partial sums go through the host's memory: {why}")?;
         }
-        if self.chosen.device != Device::Cpu {
+        if self.on_gpus() {
             writeln!(
                 f,
                 "computing on GPUs has not run on hardware yet: `nanoinfer-launch gpu-check` tells whether it is right"

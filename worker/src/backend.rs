@@ -7,6 +7,8 @@
 //!             └─ Gpus: cuda::Held ─► cuda::Runner over streams, graphs and cublasLt
 //! ```
 
+pub mod cuda;
+
 use nanoinfer_kernels::{Isa, Kernels, MAX_HEAD_DIM};
 use nanoinfer_shared::{
     Geometry, Share,
@@ -15,7 +17,7 @@ use nanoinfer_shared::{
 };
 
 use crate::{
-    WorkerError, checkpoint::Checkpoint, cuda, gpt2::Gpt2, kv_pool::KvPool, memory, shard::Shard, step::StepRunner,
+    WorkerError, checkpoint::Checkpoint, gpt2::Gpt2, kv_pool::KvPool, memory, shard::Shard, step::StepRunner,
     trace::Trace,
 };
 

@@ -12,7 +12,6 @@ pub mod kv_pool;
 pub mod gpt2;
 pub mod step;
 pub mod rank;
-pub mod cuda;
 pub mod reference;
 pub mod plan;
 pub mod limits;
@@ -24,6 +23,7 @@ mod error;
 mod pack;
 mod memory;
 
+pub use backend::cuda;
 pub use error::WorkerError;
 pub use memory::free_bytes;
 

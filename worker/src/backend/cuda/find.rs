@@ -95,8 +95,26 @@ impl GpuInfo {
 /// # Errors
 /// Names the library, the function or the GPU that is not there, and where it was looked for.
 pub fn find() -> Result<Vec<GpuInfo>, GpuError> {
-    // The bindings panic where a library is not what it seems.
-    catch_unwind(AssertUnwindSafe(survey)).unwrap_or_else(|panic| {
+    guarded(|| (0..load_libraries()?).map(describe).collect())
+}
+
+/// One of them, without opening the others, which other ranks do.
+///
+/// # Errors
+/// As [`find()`], and when that one is not there or too old.
+pub(super) fn find_one(ordinal: u32) -> Result<(), GpuError> {
+    guarded(|| {
+        let count = load_libraries()?;
+        if ordinal >= count {
+            return Err(GpuError::NoSuchGpu { ordinal, count: count as usize });
+        }
+        describe(ordinal)?.check()
+    })
+}
+
+/// The bindings panic where a library is not what it seems.
+fn guarded<T>(first_use: impl FnOnce() -> Result<T, GpuError>) -> Result<T, GpuError> {
+    catch_unwind(AssertUnwindSafe(first_use)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
         Err(GpuError::Panicked { reason: text.unwrap_or("it panicked").to_owned() })
     })
@@ -131,7 +149,8 @@ pub(super) fn open(names: &[&str], folders: &[&str]) -> Option<Library> {
     candidates.map(|name| unsafe { Library::new(name) }).find_map(Result::ok)
 }
 
-fn survey() -> Result<Vec<GpuInfo>, GpuError> {
+/// Loads the driver and cublasLt; returns how many GPUs the driver sees.
+fn load_libraries() -> Result<u32, GpuError> {
     // SAFETY: loads the driver's library, which may be loaded at any time.
     if !unsafe { sys::is_culib_present() } {
         return Err(GpuError::NoLibrary {
@@ -159,7 +178,7 @@ fn survey() -> Result<Vec<GpuInfo>, GpuError> {
         other => other.doing("start the CUDA driver")?,
     };
     load_products()?;
-    (0..count as u32).map(describe).collect()
+    Ok(count as u32)
 }
 
 /// Loads cublasLt, also from where cudarc would not look; once loaded it is found by its name.
