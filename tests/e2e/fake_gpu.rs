@@ -10,7 +10,7 @@ use std::{
 
 use crate::server::{launcher, root};
 
-/// What the fake libraries are compiled from: a folder each, with these files.
+/// The libraries' names, as they are looked for.
 pub(crate) const DRIVER: &str = "libcuda.so.1";
 pub(crate) const PRODUCTS: &str = "libcublasLt.so.12";
 pub(crate) const NCCL: &str = "libnccl.so.2";
@@ -23,7 +23,7 @@ pub(crate) fn libraries() -> &'static Path {
 
 /// The same, compiled with further options, in a folder of its own.
 pub(crate) fn compile(name: &str, options: &[&str]) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("fake-gpu-{name}-{}", std::process::id()));
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("fake-gpu-{name}"));
     fs::create_dir_all(&folder).unwrap();
     let (fake, kernels) = (root().join("tests/fake_gpu"), root().join("worker/kernels/cuda"));
     let cc = |arguments: &[&str]| {
