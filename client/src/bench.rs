@@ -242,7 +242,7 @@ fn report(
             limits.f32_ops_per_s / 1e9
         )
     });
-    println!("{} {:?}, nproc {ranks}, {with}", plan.model.name, plan.dtype());
+    println!("{} {}, nproc {ranks}, {with}", plan.model.name, plan.dtype());
     let (column, limit) = match what {
         What::Decode => ("step", "of reading all weights"),
         What::Prefill => ("prompts", "of f32 arithmetic"),
@@ -268,7 +268,7 @@ fn report(
     println!(
         "{}",
         json!({
-            "bench": name, "model": plan.model.name, "dtype": format!("{:?}", plan.dtype()).to_lowercase(), "nproc": ranks,
+            "bench": name, "model": plan.model.name, "dtype": plan.dtype().to_string(), "nproc": ranks,
             "threads": plan.threads, "prompt_tokens": options.prompt_tokens, "tokens": options.tokens, "runs": options.runs,
             "read_gb_per_s": limits.map(|limits| limits.read_bytes_per_s / 1e9),
             "f32_gflop_per_s": limits.map(|limits| limits.f32_ops_per_s / 1e9),

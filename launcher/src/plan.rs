@@ -265,7 +265,7 @@ impl fmt::Display for Plan {
         )?;
         writeln!(
             f,
-            "{} {}, {} each, {:?}, data link {}, {} of KV ({} tokens)",
+            "{} {}, {} each, {}, data link {}, {} of KV ({} tokens)",
             counted(self.partition.world(), "rank"),
             match self.placement {
                 Placement::Here => "on this host",

@@ -15,7 +15,7 @@
 //! ```
 //! Invariant: a step is a pure function of plan, weights and KV pool. Ranks keep no request state.
 
-use std::{cmp::Ordering, ops::Deref, path::PathBuf, sync::Arc, time::Duration};
+use std::{cmp::Ordering, fmt, ops::Deref, path::PathBuf, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -57,6 +57,29 @@ pub enum KvDType {
     Bf16,
     /// The same in IEEE half precision; on GPUs only.
     F16,
+}
+
+/// As on the command line.
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+            Self::Int8 => "int8",
+        })
+    }
+}
+
+/// As on the command line.
+impl fmt::Display for KvDType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+        })
+    }
 }
 
 impl KvDType {

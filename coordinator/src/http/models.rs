@@ -84,7 +84,7 @@ pub(super) async fn info(State(app): State<App>) -> Json<Value> {
 
 /// The element type as command lines spell it.
 pub(super) fn dtype(card: &ModelCard) -> String {
-    format!("{:?}", card.dtype).to_lowercase()
+    card.dtype.to_string()
 }
 
 #[cfg(test)]

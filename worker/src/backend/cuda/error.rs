@@ -81,14 +81,14 @@ pub enum GpuError {
         what: &'static str,
     },
     /// An element type that the kernels have not.
-    #[error("{dtype:?} is for CPUs\n  hint: --dtype bf16 or f16, or --device cpu")]
+    #[error("{dtype} is for CPUs\n  hint: --dtype bf16 or f16, or --device cpu")]
     DType {
         /// As asked for.
         dtype: DType,
     },
     /// A KV cache of another type than the weights.
     #[error(
-        "on a GPU the KV cache has the type of the weights, {dtype:?}, not {kv_dtype:?}\n  hint: leave --kv-dtype away"
+        "on a GPU the KV cache has the type of the weights, {dtype}, not {kv_dtype}\n  hint: leave --kv-dtype away"
     )]
     KvDType {
         /// Of the weights.
