@@ -247,7 +247,7 @@ mod tests {
         let types = |dtype, kv_dtype| Types { dtype: Some(dtype), kv_dtype };
         let chosen = here("auto", types(DType::Int8, None), 1, two).unwrap();
         assert_eq!(chosen.device, Device::Cpu);
-        assert!(chosen.instead.unwrap().contains("Int8 is for CPUs"));
+        assert!(chosen.instead.unwrap().contains("int8 is for CPUs"));
         assert!(here("cuda", types(DType::Int8, None), 1, two).unwrap_err().to_string().contains("--dtype bf16"));
         let error = here("auto", types(DType::F16, None), 1, none).unwrap_err().to_string();
         assert!(error.contains("f16 is for GPUs, and none is used: the CUDA driver"), "{error}");
