@@ -217,6 +217,7 @@ impl Batch<'_> {
             limits: Length { max_tokens, min_tokens: 0, ignore_eos: true, stop_token_ids: Vec::new() },
             logprobs: None,
             prompt_logprobs: None,
+            explain: false,
             prompt_index: index,
             choice: 0,
         }

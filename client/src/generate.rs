@@ -1,4 +1,4 @@
-//! `nanoinfer generate`: one prompt in, its answer on standard output and nothing else.
+//! `nanoinfer generate`: one prompt in, its answer on standard output and nothing else; with `--explain`, how it came about.
 //!
 //! Speaks the short form of `POST /api/chat`, whole or as server-sent events.
 
@@ -10,7 +10,9 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     Failure,
+    bars::Bars,
     events::Events,
+    explain,
     target::{self, Target, TargetOptions},
 };
 
@@ -21,6 +23,7 @@ const MAX_PROMPT_BYTES: u64 = 16 << 20;
 #[command(after_help = "Examples:\n  \
     nanoinfer generate --model gpt2 --prompt \"Once upon a time\" --stream\n  \
     echo \"What is a cat?\" | nanoinfer generate > answer.txt\n  \
+    nanoinfer generate --prompt \"What is a cat?\" --nproc 2 --explain\n  \
     nanoinfer generate --url http://127.0.0.1:8000 --prompt Hello --temperature 0")]
 pub(crate) struct GenerateOptions {
     #[command(flatten)]
@@ -46,6 +49,10 @@ pub(crate) struct GenerateOptions {
     /// Write the text as it comes.
     #[arg(long)]
     stream: bool,
+    /// After the text, or as it comes with --stream, tell of each token: its alternatives, what each processor of the sampling
+    /// chain removed, and the time of each stage of its step on each rank.
+    #[arg(long)]
+    explain: bool,
 }
 
 pub(crate) fn run(options: GenerateOptions) -> Result<(), Failure> {
@@ -79,6 +86,9 @@ fn body(options: &GenerateOptions, prompt: String) -> Value {
     let mut body = Map::new();
     body.insert("prompt".into(), prompt.into());
     body.insert("stream".into(), options.stream.into());
+    if options.explain {
+        body.insert("explain".into(), true.into());
+    }
     let given = [
         ("max_tokens", options.max_tokens.map(|n| json!(n))),
         // As typed: 0.3, not 0.30000001192092896.
@@ -103,7 +113,11 @@ fn ask(target: &Target, body: &Value, mut out: impl Write) -> anyhow::Result<()>
     } else {
         let answer = target::whole(reply)?;
         let text = answer["response"].as_str().with_context(|| format!("the server sent no answer: {answer}"))?;
-        out.write_all(text.as_bytes())
+        let explained = match answer.get("explain") {
+            Some(list) => format!("\n{}", explain::tokens(list, 1, Bars::of_stdout()).trim_end()),
+            None => String::new(),
+        };
+        out.write_all(text.as_bytes()).and_then(|()| out.write_all(explained.as_bytes()))
     };
     match written.and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush()) {
         // Whoever read our output has seen enough.
@@ -117,10 +131,16 @@ fn write_events(
     events: impl Iterator<Item = anyhow::Result<Value>>,
     out: &mut impl Write,
 ) -> anyhow::Result<io::Result<()>> {
+    let mut explained = 0;
     for event in events {
-        if let Some(token) = event?["token"].as_str()
-            && let Err(error) = out.write_all(token.as_bytes()).and_then(|()| out.flush())
-        {
+        let event = event?;
+        let mut text = event["token"].as_str().unwrap_or_default().to_owned();
+        if let Some(list) = event.get("explain") {
+            // Of the text, the headings say what there is.
+            text = explain::tokens(list, explained + 1, Bars::of_stdout());
+            explained += list.as_array().map_or(0, Vec::len);
+        }
+        if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
             return Ok(Err(error));
         }
     }

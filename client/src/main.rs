@@ -5,6 +5,8 @@
 //! [`inspect`] and [`convert`] fetch, describe and rewrite checkpoints. Does not know how text is made.
 
 mod generate;
+mod explain;
+mod bars;
 mod chat;
 mod target;
 mod events;

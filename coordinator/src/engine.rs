@@ -23,13 +23,14 @@ use std::{
 
 use nanoinfer_shared::{
     link::ControlLink,
-    protocol::{FromRank, LogSumExp, LogitSlice, RowSlice, StepOutput, ToRank},
+    protocol::{FromRank, LogSumExp, LogitSlice, RowSlice, StepOutput, StepPlan, ToRank},
 };
 use tokio::sync::mpsc::{self, error::TryRecvError};
 
 pub use crate::worker_pool::PoolError;
 use crate::{
     config::EngineConfig,
+    explanation::StepReport,
     handle::{self, Command, Door, EngineHandle, Submission},
     request::Event,
     sampler::{Draw, RowDraw, RowDrawer, logprobs},
@@ -167,10 +168,12 @@ impl<R: Ranks> Engine<R> {
         if let Some((step, since)) = self.under_way.take() {
             chosen = self.scheduler.schedule(true);
             let answers = self.ranks.finish_step()?;
-            self.status.metrics.step.observe(since.elapsed().as_secs_f64());
+            let elapsed = since.elapsed();
+            self.status.metrics.step.observe(elapsed.as_secs_f64());
             let reducing = answers.iter().map(|answer| answer.reducing).max().unwrap_or_default();
             self.status.metrics.allreduce.observe(reducing.as_secs_f64());
-            self.postprocess(&step, &answers)?;
+            let report = step.plan.timed.then(|| Arc::new(report(&step.plan, elapsed, &answers)));
+            self.postprocess(&step, &answers, report.as_ref())?;
         }
         self.take_commands();
         if self.status.cutting_off.load(Relaxed) {
@@ -190,8 +193,10 @@ impl<R: Ranks> Engine<R> {
         };
         if let Some(step) = step.and_then(|step| self.scheduler.plan(step)) {
             step.parts.iter().for_each(|part| self.scheduler.get_mut(part.id).meter.started());
+            // A rank begins while others are still being told.
+            let since = Instant::now();
             self.ranks.begin_step(&step.plan)?;
-            self.under_way = Some((step, Instant::now()));
+            self.under_way = Some((step, since));
         }
         self.report();
         self.deliver();
@@ -226,7 +231,13 @@ impl<R: Ranks> Engine<R> {
     }
 
     /// Draws, appends and frees, after a step. Sequences that were taken out while it ran are not there any more.
-    fn postprocess(&mut self, step: &PlannedStep, answers: &[StepOutput]) -> Result<(), PoolError> {
+    /// `report` is there where a token is to be explained.
+    fn postprocess(
+        &mut self,
+        step: &PlannedStep,
+        answers: &[StepOutput],
+        report: Option<&Arc<StepReport>>,
+    ) -> Result<(), PoolError> {
         let begun = Instant::now();
         self.scheduler.complete(step);
         let mut undecided: Vec<(u32, SeqId, &Draw)> = Vec::new();
@@ -240,7 +251,7 @@ impl<R: Ranks> Engine<R> {
                     sequence.record_score(Some(logprobs::report(*target, raw, *top, &slices)));
                 }
                 RowUse::Draw(draw) => match draw.by_candidates(&slices) {
-                    Some(token) => sequence.append(token),
+                    Some(token) => sequence.append(token, report),
                     None => undecided.push((row as u32, id, draw)),
                 },
             }
@@ -259,7 +270,7 @@ impl<R: Ranks> Engine<R> {
         let tokens = self.row_drawer.draw(&draws);
         drop(draws);
         for ((_, id, _), token) in undecided.iter().zip(tokens) {
-            self.scheduler.get_mut(*id).append(token);
+            self.scheduler.get_mut(*id).append(token, report);
         }
         count(&self.status.draw_ns, begun.elapsed());
         self.status.rows_fetched.fetch_add(rows.len() as u64, Relaxed);
@@ -345,6 +356,17 @@ impl<R: Ranks> Engine<R> {
             sequences: self.scheduler.sequences().map(LiveSequence::of).collect(),
             idle: blocks.idle().map(|block| block.0).collect(),
         });
+    }
+}
+
+/// What there is to tell of a step that was timed.
+fn report(plan: &StepPlan, elapsed: Duration, answers: &[StepOutput]) -> StepReport {
+    StepReport {
+        step: plan.step,
+        sequences: plan.sequences.len(),
+        tokens: plan.sequences.iter().map(|sequence| sequence.tokens.len()).sum(),
+        elapsed,
+        ranks: answers.iter().filter_map(|answer| answer.times.clone()).collect(),
     }
 }
 

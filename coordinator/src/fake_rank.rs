@@ -7,6 +7,7 @@ use std::{
     ops::Range,
     sync::mpsc,
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use nanoinfer_shared::{
@@ -14,7 +15,7 @@ use nanoinfer_shared::{
     link::{ControlLink, in_memory},
     protocol::{
         BLOCK_TOKENS, CommKind, Cores, DType, Device, FromRank, KvDType, LoadReport, LogSumExp, LogitSlice, RowSlice,
-        SequenceStep, StepOutput, StepPlan, ToRank, TokenId, Wants,
+        SequenceStep, StepOutput, StepPlan, StepTimes, ToRank, TokenId, Wants,
     },
 };
 
@@ -187,7 +188,9 @@ impl FakeRank {
     pub(crate) fn step(&mut self, plan: &StepPlan) -> StepOutput {
         let tokens: usize = plan.sequences.iter().map(|sequence| sequence.tokens.len()).sum();
         assert!((1..=self.max_tokens).contains(&tokens), "{tokens} tokens in a step");
-        let mut output = StepOutput { step: plan.step, ..StepOutput::default() };
+        let times = StepTimes { whole: Duration::from_millis(1), stages: Vec::new() };
+        let times = plan.timed.then_some(times);
+        let mut output = StepOutput { step: plan.step, times, ..StepOutput::default() };
         self.last_rows.clear();
         for sequence in &plan.sequences {
             let first_written = sequence.start as usize / BLOCK_TOKENS;

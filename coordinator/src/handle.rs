@@ -299,6 +299,7 @@ mod tests {
             limits: Limits { max_tokens, min_tokens: 0, ignore_eos: false, stop_token_ids: Vec::new() },
             logprobs: None,
             prompt_logprobs: None,
+            explain: false,
             prompt_index: 0,
             choice: 0,
         }

@@ -8,6 +8,7 @@
 
 pub mod config;
 pub mod request;
+pub mod explanation;
 pub mod handle;
 pub mod status;
 

@@ -221,7 +221,7 @@ mod tests {
         meter.started();
         meter.started();
         for _ in 0..3 {
-            meter.reported(&Event::Token { id: 1, logprobs: None });
+            meter.reported(&Event::Token { id: 1, logprobs: None, explanation: None });
         }
         meter.reported(&Event::Finished(FinishReason::Length));
         let text = status.metrics.render(&status);

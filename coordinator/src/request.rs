@@ -4,6 +4,8 @@
 
 use nanoinfer_shared::protocol::TokenId;
 
+use crate::explanation::Explanation;
+
 /// One sequence to generate. A request with `n` choices or several prompts is that many of these.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -17,6 +19,8 @@ pub struct Request {
     pub logprobs: Option<u32>,
     /// The same for tokens of the prompt.
     pub prompt_logprobs: Option<PromptLogprobs>,
+    /// Whether each generated token is explained.
+    pub explain: bool,
     /// Which prompt of the HTTP request this is; part of the key of its random draws.
     pub prompt_index: u32,
     /// Which choice of that prompt; part of the key of its random draws.
@@ -109,6 +113,8 @@ pub enum Event {
         id: TokenId,
         /// If asked for.
         logprobs: Option<TokenLogprobs>,
+        /// If asked for.
+        explanation: Option<Box<Explanation>>,
     },
     /// Nothing follows.
     Finished(FinishReason),

@@ -15,6 +15,7 @@
 //! order is needed, [`masses`] gives it but for the rounding of f32.
 
 mod adjust;
+mod explain;
 mod filter;
 mod masses;
 mod row_drawer;
@@ -29,12 +30,14 @@ use nanoinfer_shared::{
 pub(crate) use self::row_drawer::{RowDraw, RowDrawer};
 use self::{
     adjust::{Adjustments, orderly},
+    explain::ALTERNATIVES,
     filter::{Candidate, Filter, Known},
     masses::Masses,
     ranked::Ranked,
     row_drawer::RowScratch,
 };
 use crate::{
+    explanation::Narrowing,
     random,
     request::{Request, SamplingParams, TokenLogprobs},
 };
@@ -54,6 +57,7 @@ pub(crate) struct Draw {
     adjustments: Adjustments,
     method: Method,
     logprobs: Option<u32>,
+    explain: bool,
     vocab_size: usize,
 }
 
@@ -70,6 +74,7 @@ enum Method {
 pub(crate) struct Drawn {
     pub(crate) id: TokenId,
     pub(crate) logprobs: Option<TokenLogprobs>,
+    pub(crate) narrowing: Option<Narrowing>,
 }
 
 impl Draw {
@@ -89,6 +94,7 @@ impl Draw {
             adjustments: Adjustments::new(request, tokens, &geometry.eos_token_ids, geometry.vocab_size),
             method,
             logprobs: request.logprobs,
+            explain: request.explain,
             vocab_size: geometry.vocab_size,
         }
     }
@@ -104,14 +110,14 @@ impl Draw {
 
     /// The token, if the ranks' candidates decide it. `slices` are in rank order.
     pub(crate) fn by_candidates(&self, slices: &[&RowSlice]) -> Option<Drawn> {
-        let ranked = |pick: fn(&RowSlice) -> &Vec<(TokenId, f32)>| {
+        let sorted = |pick: fn(&RowSlice) -> &Vec<(TokenId, f32)>| {
             let tokens = slices.iter().flat_map(|slice| pick(slice));
             let mut ranked: Vec<_> =
                 tokens.map(|&(id, raw)| Ranked::new(id, self.adjustments.apply(id, raw))).collect();
             ranked.sort_unstable();
             ranked
         };
-        let (mut known, mut adjusted) = (ranked(|slice| &slice.top), ranked(|slice| &slice.listed));
+        let (mut known, mut adjusted) = (sorted(|slice| &slice.top), sorted(|slice| &slice.listed));
         let complete = known.len() + adjusted.len() == self.vocab_size;
         if !complete {
             // Only what comes before the last candidate has a known place: anything may stand between that and what
@@ -124,7 +130,8 @@ impl Draw {
         known.sort_unstable();
         let id = self.decide(&known, complete, self.normaliser(slices))?;
         let raw = logprobs::raw_logit(id, slices)?;
-        Some(self.drawn(id, raw, slices))
+        let narrowing = self.explain.then(|| self.narrowing((id, raw), (&known, complete), slices));
+        Some(Drawn { narrowing, ..self.drawn(id, raw, slices) })
     }
 
     /// The token, from the raw logits of the whole vocabulary, in slices of ranks.
@@ -133,7 +140,13 @@ impl Draw {
         self.adjust(row, logits);
         let id = self.by_masses(logits, masses).unwrap_or_else(|| self.by_order(logits, self.normaliser(slices)));
         let raw = row.iter().flat_map(|slice| slice.iter()).nth(id as usize);
-        self.drawn(id, *raw.expect("the token is one of the row's"), slices)
+        let raw = *raw.expect("the token is one of the row's");
+        let narrowing = self.explain.then(|| {
+            let mut order = ranked(logits);
+            order.sort_unstable();
+            self.narrowing((id, raw), (&order, true), slices)
+        });
+        Drawn { narrowing, ..self.drawn(id, raw, slices) }
     }
 
     /// Gathers `row` in `logits`, after penalties and biases.
@@ -158,7 +171,7 @@ impl Draw {
 
     /// The token, from as much of the descending order as it takes.
     fn by_order(&self, logits: &[f32], normaliser: f64) -> TokenId {
-        let mut tokens: Vec<Ranked> = (0..).zip(logits).map(|(id, &logit)| Ranked::new(id, logit)).collect();
+        let mut tokens = ranked(logits);
         let (mut sorted, mut goal) = (0, FIRST_SORTED);
         loop {
             goal = goal.min(tokens.len());
@@ -188,7 +201,8 @@ impl Draw {
                 _ => OPEN_CANDIDATES,
             },
         };
-        for_draw.min(MAX_CANDIDATES).max(self.logprobs.unwrap_or(0) as usize)
+        let told = if self.explain { ALTERNATIVES } else { 0 };
+        for_draw.min(MAX_CANDIDATES).max(told).max(self.logprobs.unwrap_or(0) as usize)
     }
 
     fn temperature(&self) -> f32 {
@@ -214,37 +228,49 @@ impl Draw {
 
     /// The token, if `tokens`, the most likely in descending order, decide it.
     fn decide(&self, tokens: &[Ranked], complete: bool, normaliser: f64) -> Option<TokenId> {
-        let Method::Random { temperature, filters, uniform } = &self.method else {
+        let Method::Random { filters, uniform, .. } = &self.method else {
             return tokens.first().map(|token| token.id());
         };
         if tokens.is_empty() {
             return None;
         }
-        let probability = |logit: f32| {
-            let probability = (f64::from(logit) / f64::from(*temperature) - normaliser).exp();
-            // Where every logit is −∞.
-            if probability.is_nan() { 0.0 } else { probability }
-        };
         // Where not even as many as likely as the first would do, the others need not be looked at.
         let enough = match filters.first() {
             None => *uniform,
             Some(&Filter::TopP(p)) => p,
             Some(_) => 0.0,
         };
-        if !complete && tokens.len() as f64 * probability(tokens[0].logit()) < enough {
+        if !complete && tokens.len() as f64 * self.probability(tokens[0].logit(), normaliser) < enough {
             return None;
         }
-        let candidate = |token: &Ranked| {
-            let logit = token.logit();
-            Candidate { id: token.id(), logit, probability: probability(logit) }
-        };
-        let known = Known { tokens: tokens.iter().map(candidate).collect(), mass: 1.0, complete };
+        let known = self.known(tokens, complete, normaliser);
         filters.iter().try_fold(known, |known, filter| filter.apply(known))?.draw(*uniform)
     }
 
-    fn drawn(&self, id: TokenId, raw: f32, slices: &[&RowSlice]) -> Drawn {
-        Drawn { id, logprobs: self.logprobs.map(|top| logprobs::report(id, raw, top, slices)) }
+    /// The most likely tokens with their probabilities, before any filter.
+    fn known(&self, tokens: &[Ranked], complete: bool, normaliser: f64) -> Known {
+        let candidate = |token: &Ranked| {
+            let logit = token.logit();
+            Candidate { id: token.id(), logit, probability: self.probability(logit, normaliser) }
+        };
+        Known { tokens: tokens.iter().map(candidate).collect(), mass: 1.0, complete }
     }
+
+    /// Probability over the whole vocabulary, after temperature.
+    fn probability(&self, logit: f32, normaliser: f64) -> f64 {
+        let probability = (f64::from(logit) / f64::from(self.temperature()) - normaliser).exp();
+        // Where every logit is −∞.
+        if probability.is_nan() { 0.0 } else { probability }
+    }
+
+    fn drawn(&self, id: TokenId, raw: f32, slices: &[&RowSlice]) -> Drawn {
+        Drawn { id, logprobs: self.logprobs.map(|top| logprobs::report(id, raw, top, slices)), narrowing: None }
+    }
+}
+
+/// A row, not in order yet.
+fn ranked(logits: &[f32]) -> Vec<Ranked> {
+    (0..).zip(logits).map(|(id, &logit)| Ranked::new(id, logit)).collect()
 }
 
 /// The filters that are not neutral, in their order.

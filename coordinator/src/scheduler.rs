@@ -170,7 +170,7 @@ impl Scheduler {
     /// The step as the ranks get it; `None` where nobody takes part. Every token it computes is known by now.
     pub(crate) fn plan(&mut self, step: Step) -> Option<PlannedStep> {
         let mut planned = PlannedStep {
-            plan: StepPlan { step: self.next_step, sequences: Vec::with_capacity(step.parts.len()) },
+            plan: StepPlan { step: self.next_step, sequences: Vec::with_capacity(step.parts.len()), timed: false },
             parts: Vec::with_capacity(step.parts.len()),
         };
         for Part { id, count } in step.parts {
@@ -186,6 +186,7 @@ impl Scheduler {
             });
             sequence.computed = end;
             sequence.drawing = uses.iter().any(|row| matches!(row, RowUse::Draw(_)));
+            planned.plan.timed |= sequence.drawing && sequence.request.explain;
             planned.parts.push(PlannedPart { id, end, uses });
         }
         if planned.parts.is_empty() {

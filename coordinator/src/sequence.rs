@@ -8,6 +8,8 @@
 //! Invariant: `tokens` begins with the prompt and only grows; something is pending until it ends, as the last token drawn
 //! is never in the KV pool.
 
+use std::sync::Arc;
+
 use nanoinfer_shared::{
     Geometry,
     protocol::{BLOCK_TOKENS, RowRequest, TokenId, Wants},
@@ -16,6 +18,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     block_manager::BlockTable,
+    explanation::{Explanation, StepReport},
     handle::{Place, Submission},
     metrics::SequenceMeter,
     prefix::PrefixHashes,
@@ -142,11 +145,14 @@ impl Sequence {
         }
     }
 
-    /// Appends the token that was being drawn.
-    pub(crate) fn append(&mut self, drawn: Drawn) {
+    /// Appends the token that was being drawn; `step` is there where it is to be explained.
+    pub(crate) fn append(&mut self, drawn: Drawn, step: Option<&Arc<StepReport>>) {
         self.drawing = false;
         self.tokens.push(drawn.id);
-        self.outbox.push(Event::Token { id: drawn.id, logprobs: drawn.logprobs });
+        let explained =
+            |(narrowing, step): (_, &Arc<StepReport>)| Box::new(Explanation { narrowing, step: step.clone() });
+        let explanation = drawn.narrowing.zip(step).map(explained);
+        self.outbox.push(Event::Token { id: drawn.id, logprobs: drawn.logprobs, explanation });
     }
 
     /// Notes how it ended; nothing may follow.

@@ -3,17 +3,18 @@
 use std::{
     path::Path,
     sync::{Arc, LazyLock, atomic::Ordering::Relaxed},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use nanoinfer_shared::{
     Geometry, Partition,
-    protocol::{DType, TokenId},
+    protocol::{Category, DType, Stage, StepTimes, TokenId},
 };
 use tokio::sync::mpsc;
 
 use crate::{
     config::ModelCard,
+    explanation::{Alternative, Explanation, Narrowing, Processed, StepReport},
     handle::{self, Command, Door, EngineHandle, Submission},
     request::{Event, FinishReason, PromptLogprobs, Request, TokenLogprobs},
     text::{Engine, ModelText, Specials},
@@ -114,7 +115,11 @@ pub(crate) fn speak_tokens(request: &Request, ids: &[TokenId]) -> Vec<Event> {
         events.push(Event::Prompt(scores));
     }
     for &id in ids.iter().take(request.limits.max_tokens) {
-        events.push(Event::Token { id, logprobs: request.logprobs.map(|top| score(id, top)) });
+        events.push(Event::Token {
+            id,
+            logprobs: request.logprobs.map(|top| score(id, top)),
+            explanation: request.explain.then(|| Box::new(explanation(id))),
+        });
     }
     let stopped = ids.len() <= request.limits.max_tokens;
     events.push(Event::Finished(if stopped { FinishReason::Stop } else { FinishReason::Length }));
@@ -125,4 +130,17 @@ pub(crate) fn speak_tokens(request: &Request, ids: &[TokenId]) -> Vec<Event> {
 pub(crate) fn score(id: TokenId, top: u32) -> TokenLogprobs {
     let of = |id: TokenId| -0.1 - id as f32 / 7.0;
     TokenLogprobs { id, logprob: of(id), top: (0..top).map(|id| (id, of(id))).collect() }
+}
+
+/// A made-up explanation: greedy, in a step of two ranks.
+fn explanation(id: TokenId) -> Explanation {
+    let stage = |category, name: &str| Stage { category, name: name.into(), time: Duration::from_micros(300) };
+    let stages = vec![stage(Category::Product, "QKV"), stage(Category::Waiting, "waiting for peers")];
+    let times = StepTimes { whole: Duration::from_micros(700), stages };
+    let ranks = vec![times.clone(), times];
+    let step = StepReport { step: 3, sequences: 1, tokens: 1, elapsed: Duration::from_millis(1), ranks };
+    let greedy =
+        Processed { processor: "temperature", value: Some(0.0), changed: 0, removed: 4095, removed_mass: 0.25 };
+    let alternatives = vec![Alternative { id, logprob: -0.1, probability: 1.0, removed_by: None }];
+    Explanation { narrowing: Narrowing { chain: vec![greedy], alternatives }, step: Arc::new(step) }
 }

@@ -354,7 +354,7 @@ mod tests {
         let tokens = vec![1 << 20; 1 << 20];
         let sequences = vec![SequenceStep { tokens, start: 0, blocks: Vec::new(), outputs: Vec::new() }];
         let step = thread::spawn(move || {
-            let plan = StepPlan { step: 0, sequences };
+            let plan = StepPlan { step: 0, sequences, timed: false };
             pool.begin_step(&plan).and_then(|()| pool.finish_step().map(drop)).unwrap_err().to_string()
         });
         let since = Instant::now();

@@ -96,6 +96,7 @@ async fn measure(
         limits: Limits { max_tokens: TOKENS, min_tokens: 0, ignore_eos: true, stop_token_ids: Vec::new() },
         logprobs: None,
         prompt_logprobs: None,
+        explain: false,
         prompt_index: 0,
         choice,
     };

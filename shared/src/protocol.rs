@@ -288,6 +288,8 @@ pub struct StepPlan {
     pub step: u64,
     /// Sequences with their new tokens. Order does not change any result.
     pub sequences: Vec<SequenceStep>,
+    /// Ranks are to tell where their time went.
+    pub timed: bool,
 }
 
 /// New tokens of one sequence.
@@ -343,6 +345,60 @@ pub struct StepOutput {
     pub rows: Vec<RowSlice>,
     /// Time in all its reductions, waiting for other ranks included.
     pub reducing: Duration,
+    /// Where its time went, if the plan asked.
+    pub times: Option<StepTimes>,
+}
+
+/// Where one rank's time went in one step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepTimes {
+    /// From taking up the plan to having the answer.
+    pub whole: Duration,
+    /// In the order in which they first happened; each is summed over layers. They lie within `whole`, and waiting lies
+    /// within reductions.
+    pub stages: Vec<Stage>,
+}
+
+/// One kind of work.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stage {
+    /// What sort of thing it is.
+    pub category: Category,
+    /// What it is.
+    pub name: String,
+    /// How long it took in all.
+    pub time: Duration,
+}
+
+/// Where the time of a step goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Category {
+    /// Holds other spans.
+    Whole,
+    /// A matrix product with its epilogue.
+    Product,
+    /// Attention over the KV pool.
+    Attention,
+    /// Everything done to rows one by one.
+    Rows,
+    /// Adding up over ranks.
+    Reduction,
+    /// Part of a reduction: peers had not arrived.
+    Waiting,
+}
+
+impl Category {
+    /// In one word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Whole => "whole",
+            Self::Product => "product",
+            Self::Attention => "attention",
+            Self::Rows => "rows",
+            Self::Reduction => "reduction",
+            Self::Waiting => "waiting",
+        }
+    }
 }
 
 /// One rank's view of one row: its slice of the vocabulary only.

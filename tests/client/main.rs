@@ -43,6 +43,24 @@ fn generate_reads_its_prompt_from_a_pipe() {
 }
 
 #[test]
+fn generate_explains_every_token_on_every_rank() {
+    let prompt = ["generate", "--prompt", "What is the capital of France?", "--seed", "1", "--nproc", "2", "--explain"];
+    for arguments in [&[][..], &["--stream"]] {
+        let output = nanoinfer(&[&prompt[..], arguments].concat()).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = text(&output);
+        for part in ["> \" Par\"", "temperature 0.3: changed 4096 logits", "top_p 0.9: removed", "removed by top_p"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        let tokens = text.matches("   alternatives").count();
+        assert!(tokens > 5 && text.matches("rank 0    rank 1").count() == tokens, "{text}");
+        for stage in ["QKV", "attention", "all-reduce: MLP projection", "LM head", "the step, on the rank"] {
+            assert_eq!(text.matches(&format!("     {stage} ")).count(), tokens, "{stage}: {text}");
+        }
+    }
+}
+
+#[test]
 fn what_is_wrong_is_said_on_standard_error() {
     for (arguments, code, word) in [
         (&["generate", "--prompt", "a", "--model", "./no/such/folder"][..], 2, "no/such/folder"),

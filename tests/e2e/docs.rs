@@ -80,6 +80,7 @@ fn flags_named_in_the_documents_are_known() {
         "--example",
         "--format",
         "--prompt",
+        "--explain",
         "--stream",
         "--test",
         // Of worker/kernels/cuda/build_ptx.py.

@@ -78,6 +78,9 @@ impl StepRunner {
 
 impl Runner for StepRunner {
     fn run(&mut self, plan: &StepPlan) -> Result<StepOutput, WorkerError> {
+        if plan.timed {
+            self.model.trace().time_step();
+        }
         let begun = self.model.trace().begin();
         self.step = plan.step;
         let blocks = self.bounds.check(plan, self.model.geometry())?;
@@ -92,9 +95,10 @@ impl Runner for StepRunner {
         }
         self.model.forward(plan.step, &rows)?;
         let rows = self.answers(&wanted);
-        let output = StepOutput { step: plan.step, rows, reducing: self.model.take_reducing() };
+        let reducing = self.model.take_reducing();
         self.model.trace().end("step", begun);
-        Ok(output)
+        let times = if plan.timed { self.model.trace().times(begun) } else { None };
+        Ok(StepOutput { step: plan.step, rows, reducing, times })
     }
 
     fn fetch(&mut self, rows: &[u32]) -> Result<Vec<LogitSlice>, WorkerError> {

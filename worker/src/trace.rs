@@ -10,6 +10,8 @@
 //! One array of events is shared by all ranks: the launcher opens it, each rank appends the events of a step in one write, and
 //! the launcher closes it. Perfetto opens it unclosed as well. Times are the host's monotonic clock, one for all its processes.
 //!
+//! A step whose plan asks for it is recorded without a file too, and summed up stage by stage for its answer.
+//!
 //! Invariant: off, a mark costs one branch. Does not know what it times.
 
 use std::{
@@ -20,54 +22,35 @@ use std::{
     time::Duration,
 };
 
+pub(crate) use nanoinfer_shared::protocol::Category;
+use nanoinfer_shared::protocol::{Stage, StepTimes};
 use rustix::time::{ClockId, clock_gettime};
 
 /// Steps that are recorded: some 200 MB of a model with 12 layers. Later ones are left out.
 const MAX_STEPS: u32 = 10_000;
 
-/// Where the time of a step goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Category {
-    /// Holds other spans.
-    Whole,
-    /// A matrix product with its epilogue.
-    Product,
-    /// Attention over the KV pool.
-    Attention,
-    /// Everything done to rows one by one.
-    Rows,
-    /// Adding up over ranks.
-    Reduction,
-    /// Part of a reduction: peers had not arrived.
-    Waiting,
-}
-
-impl Category {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Whole => "whole",
-            Self::Product => "product",
-            Self::Attention => "attention",
-            Self::Rows => "rows",
-            Self::Reduction => "reduction",
-            Self::Waiting => "waiting",
-        }
-    }
-}
-
-/// A rank's recorder; without a file it does nothing.
+/// A rank's recorder; without a file it does nothing, but in a step that is timed.
 #[derive(Debug, Default)]
-pub struct Trace(Option<Recording>);
+pub struct Trace {
+    file: Option<Timeline>,
+    recording: Option<Recording>,
+}
 
+/// Where the spans of all steps go.
 #[derive(Debug)]
-struct Recording {
+struct Timeline {
     file: File,
     rank: usize,
+    steps: u32,
+}
+
+/// The spans of one step.
+#[derive(Debug, Default)]
+struct Recording {
     spans: Vec<Span>,
     /// End of the last span, where the next lap begins; nanoseconds.
     last: u64,
     layer: Option<usize>,
-    steps: u32,
 }
 
 #[derive(Debug)]
@@ -87,12 +70,17 @@ impl Trace {
     pub fn append_to(path: &Path, rank: usize) -> io::Result<Self> {
         let mut file = OpenOptions::new().create(true).append(true).open(path)?;
         file.write_all(named_process(rank, &format!("rank {rank}")).as_bytes())?;
-        Ok(Self(Some(Recording { file, rank, spans: Vec::new(), last: 0, layer: None, steps: 0 })))
+        Ok(Self { file: Some(Timeline { file, rank, steps: 0 }), recording: Some(Recording::default()) })
+    }
+
+    /// Records the step that begins, whether there is a file or not.
+    pub(crate) fn time_step(&mut self) {
+        self.recording.get_or_insert_default();
     }
 
     /// Begins a span that holds others; [`Trace::end`] takes what it returns.
     pub(crate) fn begin(&mut self) -> u64 {
-        self.0.as_mut().map_or(0, |recording| {
+        self.recording.as_mut().map_or(0, |recording| {
             recording.last = now();
             recording.last
         })
@@ -100,21 +88,21 @@ impl Trace {
 
     /// Ends a span that holds others.
     pub(crate) fn end(&mut self, name: &'static str, begun: u64) {
-        if let Some(recording) = &mut self.0 {
+        if let Some(recording) = &mut self.recording {
             recording.push(Category::Whole, name, begun, now());
         }
     }
 
     /// Later spans belong to this layer.
     pub(crate) fn layer(&mut self, layer: Option<usize>) {
-        if let Some(recording) = &mut self.0 {
+        if let Some(recording) = &mut self.recording {
             recording.layer = layer;
         }
     }
 
     /// What was done since the last mark.
     pub(crate) fn lap(&mut self, category: Category, name: &'static str) {
-        if let Some(recording) = &mut self.0 {
+        if let Some(recording) = &mut self.recording {
             let (begun, ended) = (recording.last, now());
             recording.push(category, name, begun, ended);
             recording.last = ended;
@@ -123,7 +111,7 @@ impl Trace {
 
     /// A reduction since the last mark, which waited so long in all; drawn at its start.
     pub(crate) fn reduction(&mut self, name: &'static str, waited: Duration) {
-        if let Some(recording) = &mut self.0 {
+        if let Some(recording) = &mut self.recording {
             let (begun, ended) = (recording.last, now());
             recording.push(Category::Reduction, name, begun, ended);
             if waited > Duration::ZERO {
@@ -134,18 +122,36 @@ impl Trace {
         }
     }
 
+    /// Where the time since `begun` went, stage by stage.
+    pub(crate) fn times(&self, begun: u64) -> Option<StepTimes> {
+        let recording = self.recording.as_ref()?;
+        let mut stages: Vec<Stage> = Vec::new();
+        for span in recording.spans.iter().filter(|span| span.category != Category::Whole) {
+            let time = Duration::from_nanos(span.ended - span.begun);
+            match stages.iter_mut().find(|stage| stage.category == span.category && stage.name == span.name) {
+                Some(stage) => stage.time += time,
+                None => stages.push(Stage { category: span.category, name: span.name.into(), time }),
+            }
+        }
+        Some(StepTimes { whole: Duration::from_nanos(now() - begun), stages })
+    }
+
     /// Writes what was recorded in this step. A file that takes no more ends the recording, not the rank.
     pub(crate) fn write(&mut self, step: u64) {
-        let Some(recording) = &mut self.0 else { return };
-        let written = recording.write(step);
-        let (rank, steps) = (recording.rank, recording.steps);
+        let Some(recording) = &mut self.recording else { return };
+        let Some(timeline) = &mut self.file else {
+            self.recording = None;
+            return;
+        };
+        let written = timeline.write(step, recording.spans.drain(..));
+        let (rank, steps) = (timeline.rank, timeline.steps);
         if let Err(error) = &written {
             tracing::warn!(rank, %error, "the trace cannot be written and ends here");
         } else if steps >= MAX_STEPS {
             tracing::warn!(rank, steps, "the trace is full and ends here");
         }
         if written.is_err() || steps >= MAX_STEPS {
-            self.0 = None;
+            *self = Self::default();
         }
     }
 }
@@ -154,10 +160,12 @@ impl Recording {
     fn push(&mut self, category: Category, name: &'static str, begun: u64, ended: u64) {
         self.spans.push(Span { category, name, layer: self.layer, begun, ended });
     }
+}
 
-    fn write(&mut self, step: u64) -> io::Result<()> {
+impl Timeline {
+    fn write(&mut self, step: u64, spans: impl Iterator<Item = Span>) -> io::Result<()> {
         let mut events = String::new();
-        for Span { category, name, layer, begun, ended } in self.spans.drain(..) {
+        for Span { category, name, layer, begun, ended } in spans {
             let (category, rank) = (category.name(), self.rank);
             // Microseconds, with the nanoseconds as their fraction.
             let (us, ns) = (begun / 1000, begun % 1000);
@@ -252,6 +260,28 @@ mod tests {
         trace.lap(Category::Rows, "LayerNorm");
         trace.end("step", begun);
         trace.write(0);
-        assert!(begun == 0 && trace.0.is_none());
+        assert!(begun == 0 && trace.recording.is_none() && trace.times(begun).is_none());
+    }
+
+    #[test]
+    fn a_timed_step_tells_its_stages_and_the_next_records_nothing() {
+        let mut trace = Trace::default();
+        trace.time_step();
+        let begun = trace.begin();
+        for layer in 0..3 {
+            trace.layer(Some(layer));
+            trace.lap(Category::Product, "QKV");
+            trace.reduction("projection", Duration::from_nanos(1));
+        }
+        trace.end("step", begun);
+        let times = trace.times(begun).unwrap();
+        let stages: Vec<_> = times.stages.iter().map(|stage| (stage.category, stage.name.as_str())).collect();
+        let expected =
+            [(Category::Product, "QKV"), (Category::Reduction, "projection"), (Category::Waiting, "waiting for peers")];
+        assert_eq!(stages, expected, "once each, whatever the layers");
+        let within: Duration = times.stages[..2].iter().map(|stage| stage.time).sum();
+        assert!(within <= times.whole && times.stages[2].time <= times.stages[1].time);
+        trace.write(0);
+        assert!(trace.recording.is_none());
     }
 }

@@ -89,6 +89,7 @@ async fn score_by_engine(handle: &EngineHandle, prompts: &[Vec<u32>]) -> anyhow:
         limits: Limits { max_tokens: 0, min_tokens: 0, ignore_eos: true, stop_token_ids: Vec::new() },
         logprobs: None,
         prompt_logprobs: Some(PromptLogprobs { top: 0, from: 0 }),
+        explain: false,
         prompt_index: 0,
         choice: 0,
     };

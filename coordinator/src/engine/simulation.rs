@@ -126,6 +126,7 @@ fn a_request(number: u64) -> Request {
         },
         logprobs: dice.percent(20).then_some(3),
         prompt_logprobs: dice.percent(15).then(|| PromptLogprobs { top: 2, from: dice.roll(0, 40) as usize }),
+        explain: false,
         prompt_index: 0,
         choice: 0,
     }

@@ -23,6 +23,7 @@ fn request(prompt: &[u32], max_tokens: usize) -> Request {
         limits: Limits { max_tokens, min_tokens: 0, ignore_eos: true, stop_token_ids: Vec::new() },
         logprobs: None,
         prompt_logprobs: None,
+        explain: false,
         prompt_index: 0,
         choice: 0,
     }
@@ -120,7 +121,7 @@ fn assert_same(a: &[Event], b: &[Event]) {
     assert_eq!(a.len(), b.len());
     for (a, b) in a.iter().zip(b) {
         match (a, b) {
-            (Event::Token { id: a, logprobs: Some(x) }, Event::Token { id: b, logprobs: Some(y) }) => {
+            (Event::Token { id: a, logprobs: Some(x), .. }, Event::Token { id: b, logprobs: Some(y), .. }) => {
                 assert!(a == b && close(x, y), "{x:?} {y:?}");
             }
             (Event::Prompt(a), Event::Prompt(b)) => {
@@ -399,4 +400,28 @@ fn an_engine_that_is_cut_off_fails_what_runs_and_what_waits() {
     assert!(handle.status().failure.get().is_none());
     assert_eq!(handle.submit(request(&[1], 1)).unwrap_err(), SubmitError::Stopping);
     wait_for_end(&handle, ranks);
+}
+
+#[test]
+fn explained_tokens_tell_of_their_step_on_every_rank_and_others_do_not() {
+    let (handle, ranks) = engine(fake_rank::config(2, 20), well_behaved(2));
+    let explained = Request { explain: true, ..request(&prompt(1, 20), 4) };
+    let (explained, plain) = (handle.submit(explained).unwrap(), handle.submit(request(&prompt(2, 20), 4)).unwrap());
+    let (explained, plain) = (all(explained), all(plain));
+    let told = |events: &[Event]| -> Vec<_> {
+        let token =
+            |event: &Event| if let Event::Token { explanation, .. } = event { explanation.clone() } else { None };
+        events.iter().filter_map(token).collect()
+    };
+    let tokens = told(&explained);
+    assert!(tokens.len() == 4 && told(&plain).is_empty());
+    for token in &tokens {
+        assert!(token.step.ranks.len() == 2 && (1..=2).contains(&token.step.sequences), "{token:?}");
+        assert!(token.narrowing.alternatives.len() == 8 && token.narrowing.chain[0].processor == "temperature");
+    }
+    assert!(tokens[0].step.tokens >= 20 && tokens.windows(2).all(|pair| pair[0].step.step < pair[1].step.step));
+    let alone = all(handle.submit(request(&prompt(1, 20), 4)).unwrap());
+    assert_eq!(ids(&alone), ids(&explained));
+    drop(handle);
+    ranks.into_iter().for_each(|rank| rank.join().unwrap());
 }

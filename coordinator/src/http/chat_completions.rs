@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::{
     App,
     error::Failure,
+    explain,
     fields::Fields,
     logprobs, messages, models,
     openai::{self, Envelope, ReplyOptions, Usage},
@@ -121,6 +122,9 @@ impl ChatWriter {
             "finish_reason": openai::finish_reason(chunk.finish),
         });
         choice[key] = message;
+        if self.reply.explain {
+            choice["explain"] = explain::tokens(&self.text.tokenizer, &chunk.tokens).into();
+        }
         if self.reply.token_ids {
             choice["token_ids"] = chunk.tokens.iter().map(|token| token.id).collect();
             if key == "message" {

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use super::{
     App,
     error::Failure,
+    explain,
     fields::{Fields, show, tokens},
     logprobs::{CompletionLogprobs, TextOffset},
     models,
@@ -133,6 +134,9 @@ impl CompletionsWriter {
             "logprobs": self.logprobs.then(|| lists.into_json()),
             "finish_reason": openai::finish_reason(chunk.finish),
         });
+        if self.reply.explain {
+            choice["explain"] = explain::tokens(tokenizer, &chunk.tokens).into();
+        }
         if self.reply.token_ids {
             choice["token_ids"] = chunk.tokens.iter().map(|token| token.id).collect();
             if first {

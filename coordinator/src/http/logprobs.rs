@@ -88,7 +88,8 @@ pub(super) fn chat(tokenizer: &Tokenizer, tokens: &[GeneratedToken]) -> Vec<Valu
     tokens.iter().filter_map(|token| token.logprobs.as_ref().map(with_top)).collect()
 }
 
-fn number(logprob: f32) -> Value {
+/// −∞ as a number that JSON has.
+pub(super) fn number(logprob: f32) -> Value {
     let finite = if logprob.is_finite() { logprob } else { LEAST };
     Value::from(f64::from(finite))
 }

@@ -12,6 +12,7 @@ mod error;
 mod fields;
 mod live;
 mod logprobs;
+mod explain;
 mod messages;
 mod models;
 mod ollama;

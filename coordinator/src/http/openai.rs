@@ -41,6 +41,8 @@ pub(super) struct ReplyOptions {
     pub(super) include_usage: bool,
     /// `prompt_token_ids` and `token_ids` in every choice.
     pub(super) token_ids: bool,
+    /// `explain` in every choice.
+    pub(super) explain: bool,
     /// Choices for each prompt.
     pub(super) n: usize,
 }
@@ -60,8 +62,9 @@ pub(super) fn take(
     stream_options.ignore(&["include_obfuscation", "continuous_usage_stats"]);
     stream_options.finish(&app.unknown_fields);
     let n = fields.integer("n", 1..=MAX_N)?.unwrap_or(1) as usize;
-    let options =
-        ReplyOptions { stream, include_usage, token_ids: fields.boolean("return_token_ids")?.unwrap_or(false), n };
+    let token_ids = fields.boolean("return_token_ids")?.unwrap_or(false);
+    let explain = fields.boolean("explain")?.unwrap_or(false);
+    let options = ReplyOptions { stream, include_usage, token_ids, explain, n };
     let request = GenerateRequest {
         prompts,
         n,
@@ -73,6 +76,7 @@ pub(super) fn take(
         stop_token_ids: fields.tokens("stop_token_ids")?,
         logprobs: None,
         prompt_logprobs: None,
+        explain,
         timeout: sampling::timeout(fields)?,
     };
     fields.ignore(&IGNORED);

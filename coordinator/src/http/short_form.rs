@@ -1,6 +1,6 @@
 //! `POST /api/chat` with `prompt`, and its batch: a question in, an answer out.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use axum::{
     Json,
@@ -12,11 +12,12 @@ use serde_json::{Value, json};
 use super::{
     App,
     error::{Failure, Form},
+    explain,
     fields::{Fields, show},
     models, sampling,
     stream::{self, Framing, Writer},
 };
-use crate::text::{Chunk, GenerateRequest, Prompt};
+use crate::text::{Chunk, GenerateRequest, ModelText, Prompt};
 
 /// Answers one prompt.
 pub(super) async fn create(app: &App, mut fields: Fields) -> Result<Response, Failure> {
@@ -24,15 +25,20 @@ pub(super) async fn create(app: &App, mut fields: Fields) -> Result<Response, Fa
     let text = fields.string("prompt")?.unwrap_or_default();
     let prompt = prompt(text, fields.boolean("raw")?.unwrap_or(false));
     let stream = fields.boolean("stream")?.unwrap_or(false);
-    let request = take(app, fields, vec![prompt])?;
+    let explained = fields.boolean("explain")?.unwrap_or(false);
+    let request = GenerateRequest { explain: explained, ..take(app, fields, vec![prompt])? };
     let generation = app.engine.generate(request).await?;
+    let text = app.engine.text().clone();
     if stream {
-        return Ok(stream::respond(Framing::Sse, generation, ShortFormWriter));
+        return Ok(stream::respond(Framing::Sse, generation, ShortFormWriter { text, explain: explained }));
     }
     let warnings = generation.warnings();
     let chunk = generation.whole().await?.pop().unwrap_or_default();
     let mut body = timing(chunk.tokens.len(), start);
     body["response"] = chunk.text.into();
+    if explained {
+        body["explain"] = explain::tokens(&text.tokenizer, &chunk.tokens).into();
+    }
     if !warnings.is_empty() {
         body["warnings"] = json!(warnings);
     }
@@ -100,11 +106,20 @@ fn timing(tokens: usize, start: Instant) -> Value {
     })
 }
 
-struct ShortFormWriter;
+struct ShortFormWriter {
+    text: Arc<ModelText>,
+    explain: bool,
+}
 
 impl Writer for ShortFormWriter {
     fn chunk(&mut self, chunk: Chunk) -> Vec<Value> {
-        if chunk.text.is_empty() { Vec::new() } else { vec![json!({"token": chunk.text})] }
+        let mut event = json!({"token": chunk.text});
+        if self.explain && !chunk.tokens.is_empty() {
+            event["explain"] = explain::tokens(&self.text.tokenizer, &chunk.tokens).into();
+        } else if chunk.text.is_empty() {
+            return Vec::new();
+        }
+        vec![event]
     }
 
     fn failure(&mut self, failure: &Failure) -> Value {

@@ -6,7 +6,8 @@
 
 use nanoinfer_shared::protocol::TokenId;
 
-use crate::request::Request;
+use super::explain::neutral;
+use crate::{explanation::Processed, request::Request};
 
 /// What happens to the logits of some tokens before a draw, ascending by id without repeats.
 #[derive(Clone, Debug)]
@@ -73,6 +74,28 @@ impl Adjustments {
         self.effects.iter().map(|&(id, _)| id)
     }
 
+    /// Whether `id` must not come.
+    pub(crate) fn forbids(&self, id: TokenId) -> bool {
+        self.effects.iter().any(|&(other, effect)| other == id && effect.forbidden)
+    }
+
+    /// What each processor does, in their order, those left out that change nothing.
+    pub(crate) fn told(&self) -> Vec<Processed> {
+        let count = |of: fn(&Effect) -> bool| self.effects.iter().filter(|(_, effect)| of(effect)).count();
+        let changed = |name, value: f32, of| Processed { changed: count(of), ..neutral(name, f64::from(value)) };
+        let generated: fn(&Effect) -> bool = |effect| effect.generated > 0;
+        let presence = changed("presence_penalty", self.presence_penalty, generated);
+        let frequency = changed("frequency_penalty", self.frequency_penalty, generated);
+        let mut told = vec![
+            Processed { removed: count(|effect| effect.forbidden), value: None, ..neutral("min_tokens", 0.0) },
+            Processed { value: None, ..changed("logit_bias", 0.0, |effect| effect.bias != 0.0) },
+            changed("repetition_penalty", self.repetition_penalty, |effect| effect.repeated),
+        ];
+        told.extend([presence, frequency].into_iter().filter(|processed| processed.value != Some(0.0)));
+        told.retain(|processed| processed.changed + processed.removed > 0);
+        told
+    }
+
     /// The logit of `id` after bias, repetition, presence and frequency penalty; −∞ where it must not come.
     pub(crate) fn apply(&self, id: TokenId, raw: f32) -> f32 {
         let Ok(at) = self.effects.binary_search_by_key(&id, |&(id, _)| id) else {
@@ -110,6 +133,7 @@ mod tests {
             limits: Limits { max_tokens: 9, min_tokens: 0, ignore_eos: false, stop_token_ids: vec![6] },
             logprobs: None,
             prompt_logprobs: None,
+            explain: false,
             prompt_index: 0,
             choice: 0,
         };

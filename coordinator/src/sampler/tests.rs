@@ -5,7 +5,7 @@ use std::ops::Range;
 use proptest::prelude::*;
 
 use super::*;
-use crate::{fake_rank, request::Limits};
+use crate::{explanation::Narrowing, fake_rank, request::Limits};
 
 fn geometry(vocab_size: usize) -> Geometry {
     Geometry::from_config_json(&format!(r#"{{"vocab_size":{vocab_size},"eos_token_id":0}}"#)).unwrap()
@@ -18,6 +18,7 @@ fn request(prompt: Vec<TokenId>, sampling: SamplingParams) -> Request {
         limits: Limits { max_tokens: 100, min_tokens: 0, ignore_eos: false, stop_token_ids: Vec::new() },
         logprobs: Some(3),
         prompt_logprobs: None,
+        explain: false,
         prompt_index: 0,
         choice: 0,
     }
@@ -239,5 +240,81 @@ fn numbers_out_of_order_do_not_stop_a_draw() {
                     < 4
             );
         }
+    }
+}
+
+/// The parts of an explanation that a test can name.
+fn told(draw: &Draw, row: &[f32], cuts: &[usize]) -> (TokenId, Narrowing) {
+    let slices = slices(draw, row, cuts);
+    let slices: Vec<_> = slices.iter().collect();
+    let drawn = draw.by_candidates(&slices).unwrap_or_else(|| draw.by_row(&slices, &[row], &mut RowScratch::default()));
+    (drawn.id, drawn.narrowing.unwrap())
+}
+
+#[test]
+fn an_explanation_counts_what_each_processor_removed() {
+    // Probabilities 0.5, 0.25, 0.125 … of 20 tokens, so that each cut is known.
+    let row: Vec<f32> = (0..20).map(|i| -(i as f32) * 2f32.ln()).collect();
+    let sampling = SamplingParams { top_k: 5, top_p: 0.95, min_p: 0.4, ..SamplingParams::neutral(1) };
+    let request = Request { explain: true, ..request(vec![1, 2], sampling) };
+    let draw = Draw::new(&request, &[1, 2], &geometry(20));
+    for cuts in [&[][..], &[7], &[1, 13]] {
+        let (id, narrowing) = told(&draw, &row, cuts);
+        let chain: Vec<_> = narrowing.chain.iter().map(|p| (p.processor, p.removed, p.changed)).collect();
+        // Five of 31 / 32: 16, 8, 4, 2, 1; the first four are 30 / 31; of these 8 is at least 0.4 times 16.
+        assert_eq!(chain, [("top_k", 15, 0), ("top_p", 1, 0), ("min_p", 2, 0)], "{cuts:?}");
+        let close = |a: f64, b: f64| (a - b).abs() < 1e-5;
+        assert!(close(narrowing.chain[1].removed_mass, 1.0 / 31.0), "{narrowing:?}");
+        assert!(close(narrowing.chain[2].removed_mass, 6.0 / 30.0), "{narrowing:?}");
+        let alternatives = &narrowing.alternatives;
+        assert!(alternatives.iter().map(|a| a.id).eq(0..8) && alternatives[id as usize].removed_by.is_none());
+        assert!(close(alternatives[0].probability, 2.0 / 3.0) && close(alternatives[1].probability, 1.0 / 3.0));
+        let by: Vec<_> = alternatives.iter().map(|a| a.removed_by).collect();
+        let (k, p, m) = (Some("top_k"), Some("top_p"), Some("min_p"));
+        assert_eq!(by, [None, None, m, m, p, k, k, k]);
+    }
+}
+
+#[test]
+fn an_explanation_of_penalties_and_of_a_greedy_draw() {
+    let row: Vec<f32> = (0..20).map(|i| if i == 3 { 5.0 } else { 0.0 }).collect();
+    let sampling = SamplingParams { repetition_penalty: 100.0, logit_bias: vec![(9, 2.0)], ..SamplingParams::greedy() };
+    let mut request = Request { explain: true, ..request(vec![3], sampling) };
+    request.limits.min_tokens = 1;
+    let (id, narrowing) = told(&Draw::new(&request, &[3], &geometry(20)), &row, &[4]);
+    assert_eq!(id, 9, "the token of the prompt has lost its lead");
+    let chain: Vec<_> = narrowing.chain.iter().map(|p| (p.processor, p.changed, p.removed)).collect();
+    let expected = [("min_tokens", 0, 1), ("logit_bias", 1, 0), ("repetition_penalty", 1, 0), ("temperature", 0, 18)];
+    assert_eq!(chain, expected);
+    let first = &narrowing.alternatives[0];
+    assert_eq!((first.id, first.removed_by), (3, Some("temperature")));
+    let drawn = narrowing.alternatives.last().unwrap();
+    assert_eq!((drawn.id, drawn.removed_by, drawn.probability), (9, None, 1.0));
+    let end = narrowing.alternatives.iter().find(|a| a.id == 0).unwrap();
+    assert_eq!(end.removed_by, Some("min_tokens"));
+}
+
+#[test]
+fn an_explained_draw_is_the_same_draw() {
+    for seed in 0..300 {
+        let noise = |i: u32| random::uniform(seed, 0, 0, i) as f32;
+        let row: Vec<f32> = (0..3000).map(|i| 4.0 * (noise(i) + noise(i + 3000))).collect();
+        let filters: [fn(&mut SamplingParams); 4] =
+            [|_| (), |s| s.top_k = 3, |s| s.top_p = 0.95, |s| s.typical_p = 0.5];
+        let mut sampling = SamplingParams::neutral(seed);
+        filters[seed as usize % 4](&mut sampling);
+        let plain = request(vec![1], sampling);
+        let explained = Request { explain: true, ..plain.clone() };
+        let [plain, explained] = [plain, explained].map(|request| {
+            let draw = Draw::new(&request, &[1], &geometry(3000));
+            let slices = slices(&draw, &row, &[1000]);
+            let slices: Vec<_> = slices.iter().collect();
+            let drawn = draw
+                .by_candidates(&slices)
+                .unwrap_or_else(|| draw.by_row(&slices, &[&row], &mut RowScratch::default()));
+            (drawn.id, drawn.narrowing.is_some())
+        });
+        assert_eq!((plain.0, true), (explained.0, explained.1));
+        assert!(!plain.1);
     }
 }

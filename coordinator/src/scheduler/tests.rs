@@ -36,6 +36,7 @@ fn sequence(id: u64, prompt: Vec<TokenId>, max_tokens: usize, scored: bool) -> (
         limits: Limits { max_tokens, min_tokens: 0, ignore_eos: true, stop_token_ids: Vec::new() },
         logprobs: None,
         prompt_logprobs: scored.then_some(PromptLogprobs { top: 0, from: 0 }),
+        explain: false,
         prompt_index: 0,
         choice: 0,
     };
@@ -61,7 +62,9 @@ impl Scheduler {
         for part in &step.parts {
             for row in &part.uses {
                 match row {
-                    RowUse::Draw(_) => self.get_mut(part.id).append(Drawn { id: drawn, logprobs: None }),
+                    RowUse::Draw(_) => {
+                        self.get_mut(part.id).append(Drawn { id: drawn, logprobs: None, narrowing: None }, None);
+                    }
                     RowUse::Score { .. } => self.get_mut(part.id).record_score(None),
                 }
             }

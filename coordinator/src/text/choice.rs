@@ -56,7 +56,9 @@ impl Choice {
         loop {
             let chunk = match self.events.as_mut()?.next().await {
                 Some(Event::Prompt(scores)) => Some(Chunk { prompt_logprobs: Some(scores), ..self.chunk("", None) }),
-                Some(Event::Token { id, logprobs }) => self.token(GeneratedToken { id, logprobs }),
+                Some(Event::Token { id, logprobs, explanation }) => {
+                    self.token(GeneratedToken { id, logprobs, explanation })
+                }
                 Some(Event::Finished(reason)) => Some(self.end(reason)),
                 Some(Event::Failed(reason)) => return Some(Err(self.fail(reason))),
                 None => return Some(Err(self.fail("the engine has ended".into()))),

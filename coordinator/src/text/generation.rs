@@ -24,6 +24,7 @@ use super::{
 };
 use crate::{
     config::ModelCard,
+    explanation::Explanation,
     handle::{EngineHandle, SubmitError},
     request::{FinishReason, Limits, PromptLogprobs, Request, SamplingParams, TokenLogprobs},
     status::Status,
@@ -72,6 +73,8 @@ pub struct GenerateRequest {
     pub logprobs: Option<u32>,
     /// The same for tokens of the prompt.
     pub prompt_logprobs: Option<PromptLogprobs>,
+    /// Whether each generated token is explained.
+    pub explain: bool,
     /// Give up after this long.
     pub timeout: Option<Duration>,
 }
@@ -169,6 +172,8 @@ pub struct GeneratedToken {
     pub id: TokenId,
     /// If asked for.
     pub logprobs: Option<TokenLogprobs>,
+    /// If asked for.
+    pub explanation: Option<Box<Explanation>>,
 }
 
 /// An answer under way: a stream of [`Chunk`]s, which ends after the last choice has finished or after an error.
@@ -192,6 +197,7 @@ impl GenerateRequest {
             stop_token_ids: Vec::new(),
             logprobs: None,
             prompt_logprobs: None,
+            explain: false,
             timeout: None,
         }
     }
@@ -317,6 +323,7 @@ impl Engine {
             },
             logprobs: request.logprobs,
             prompt_logprobs: request.prompt_logprobs,
+            explain: request.explain,
             prompt_index: prompt_index as u32,
             choice: choice as u32,
         }

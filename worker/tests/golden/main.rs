@@ -311,7 +311,7 @@ fn a_plan_that_does_not_fit_ends_the_rank_with_the_reason() {
         (broken(|s| (s.tokens, s.blocks) = (vec![1; 17], vec![s.blocks[0]; 2])), "written by two"),
     ] {
         let mut ranks = Ranks::start(&golden, 1, CommKind::Local, DType::F32);
-        ranks.send(&ToRank::Step(StepPlan { step: 9, sequences: vec![plan] }));
+        ranks.send(&ToRank::Step(StepPlan { step: 9, sequences: vec![plan], timed: false }));
         let failure = ranks.receive(|message| match message {
             FromRank::Failed(reason) => reason,
             other => panic!("{other:?}"),

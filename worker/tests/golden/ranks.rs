@@ -93,7 +93,7 @@ impl Ranks {
 
     pub(crate) fn step(&mut self, sequences: Vec<SequenceStep>) -> Vec<StepOutput> {
         self.step += 1;
-        self.send(&ToRank::Step(StepPlan { step: self.step, sequences }));
+        self.send(&ToRank::Step(StepPlan { step: self.step, sequences, timed: false }));
         self.receive(|message| match message {
             FromRank::Done(output) => output,
             other => panic!("{other:?}"),

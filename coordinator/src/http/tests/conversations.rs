@@ -39,6 +39,39 @@ async fn short_form_answers_whole_or_as_events() {
 }
 
 #[tokio::test]
+async fn explained_tokens_come_with_every_dialect_that_has_them() {
+    let server = Server::start(saying(" Hello there!")).await;
+    let messages = user("Hi");
+    let check = |list: &Value, tokens: usize| {
+        let list = list.as_array().unwrap();
+        assert_eq!(list.len(), tokens);
+        for token in list {
+            assert_eq!(token["token"], token["alternatives"][0]["token"]);
+            assert_eq!(
+                (&token["chain"][0]["processor"], &token["chain"][0]["removed"]),
+                (&json!("temperature"), &json!(4095))
+            );
+            assert_eq!((&token["step"]["ms"], &token["step"]["ranks"][1]["rank"]), (&json!(1.0), &json!(1)));
+            let stage = json!({"stage": "waiting for peers", "kind": "waiting", "ms": 0.3});
+            assert_eq!(token["step"]["ranks"][0]["stages"][1], stage);
+        }
+    };
+    let tokens = |reply: &Value| reply["usage"]["completion_tokens"].as_u64().unwrap() as usize;
+    let reply = server.ask("/v1/chat/completions", json!({"messages": messages, "explain": true})).await;
+    check(&reply["choices"][0]["explain"], tokens(&reply));
+    let reply = server.ask("/v1/completions", json!({"prompt": "Hi", "explain": true})).await;
+    check(&reply["choices"][0]["explain"], tokens(&reply));
+    let count = tokens(&reply);
+    let reply = server.ask("/api/chat", json!({"prompt": "Hi", "explain": true})).await;
+    check(&reply["explain"], count);
+    let reply = server.post("/api/chat", json!({"prompt": "Hi", "explain": true, "stream": true})).await;
+    let lists = reply.objects().into_iter().flat_map(|event| event["explain"].as_array().unwrap().clone()).collect();
+    check(&lists, count);
+    let reply = server.ask("/api/chat", json!({"prompt": "Hi"})).await;
+    assert!(reply.get("explain").is_none());
+}
+
+#[tokio::test]
 async fn short_form_is_a_single_turn_unless_raw() {
     let (server, requests) = observed().await;
     let tokenizer = &demo_text().tokenizer;

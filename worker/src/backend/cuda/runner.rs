@@ -284,6 +284,9 @@ impl Runner {
 
 impl backend::Runner for Runner {
     fn run(&mut self, plan: &StepPlan) -> Result<StepOutput, WorkerError> {
+        if plan.timed {
+            self.trace.time_step();
+        }
         let begun = self.trace.begin();
         self.step = plan.step;
         self.kept.clear();
@@ -301,7 +304,8 @@ impl backend::Runner for Runner {
             None => self.general(plan, &tables, &asked)?,
         };
         self.trace.end("step", begun);
-        Ok(StepOutput { step: plan.step, rows, reducing: self.model.take_reducing() })
+        let times = if plan.timed { self.trace.times(begun) } else { None };
+        Ok(StepOutput { step: plan.step, rows, reducing: self.model.take_reducing(), times })
     }
 
     fn fetch(&mut self, rows: &[u32]) -> Result<Vec<LogitSlice>, WorkerError> {

@@ -207,7 +207,7 @@ fn run_all(runner: &mut dyn Runner) -> Result<Vec<Vec<f32>>, Trouble> {
     let mut rows = Vec::new();
     for (step, sequences) in (0..).zip(plans) {
         let count = sequences.len() as u32;
-        runner.run(&StepPlan { step, sequences })?;
+        runner.run(&StepPlan { step, sequences, timed: false })?;
         rows.extend(runner.fetch(&(0..count).collect::<Vec<_>>())?.iter().map(|row| row.to_vec()));
     }
     Ok(rows)
@@ -222,7 +222,7 @@ fn alone_and_in_company(runner: &mut dyn Runner) -> Result<(Vec<f32>, Vec<f32>),
         outputs: vec![RowRequest { row: 0, wants: Wants::Candidates { k: 1, temperature: 1.0, adjusted: Vec::new() } }],
     };
     let mut first = |texts: &[(u32, u32)]| {
-        runner.run(&StepPlan { step: 100, sequences: texts.iter().copied().map(one).collect() })?;
+        runner.run(&StepPlan { step: 100, sequences: texts.iter().copied().map(one).collect(), timed: false })?;
         Ok::<_, Trouble>(runner.fetch(&[0])?[0].to_vec())
     };
     Ok((first(&[(30, 0)])?, first(&[(30, 0), (5, 3), (16, 6), (0, 9)])?))
