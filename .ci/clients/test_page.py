@@ -82,6 +82,13 @@ def test_a_chat_its_tokens_and_a_reload(browser, server):
     assert len(page.all(".rank")) == 2 and len(page.all(".rank:first-child .own")) == 4
     assert "of 512 blocks" in page.find("#blocks-note").text
 
+    pieces[2].click()
+    wait_until(lambda: len(page.all("#token.pinned section")) == 1, "the token explained")
+    text = page.find("#token").text
+    assert all(word in text for word in ("temperature 0", "rank 1", "QKV", "all-reduce: MLP projection", "LM head"))
+    ActionChains(browser).send_keys(Keys.ESCAPE).perform()
+    assert not page.all("#token.pinned")
+
     page.ask("Hello!")
     said = page.answers()
     browser.refresh()

@@ -33,7 +33,7 @@ const store = (name, value) => {
 };
 
 const state = {
-  /** {role, content, pieces?, stats?, error?, warnings?}; a piece is {text, tokens}, as one chunk of the stream has it. */
+  /** {role, content, pieces?, stats?, error?, warnings?}; a piece is {text, tokens, explain?}, as one chunk of the stream has it. */
   messages: stored("messages", []),
   settings: stored("settings", { system: "", tint: false, sampling: {} }),
   /** Aborts the answer under way. */
@@ -86,7 +86,7 @@ async function answer() {
   const times = [];
   let finish = "stopped";
   try {
-    const body = { messages, stream: true, logprobs: true, top_logprobs: ALTERNATIVES, ...sampling };
+    const body = { messages, stream: true, logprobs: true, top_logprobs: ALTERNATIVES, explain: true, ...sampling };
     const response = await ask("v1/chat/completions", { method: "POST", body: JSON.stringify(body), signal: abort.signal });
     for await (const chunk of events(response.body)) {
       if (chunk.warnings) message.warnings = chunk.warnings;
@@ -95,7 +95,7 @@ async function answer() {
         const text = choice.delta.content ?? "";
         if (tokens.length) {
           times.push(...tokens.map(() => performance.now()));
-          message.pieces.push({ text, tokens: tokens.map(slim) });
+          message.pieces.push({ text, tokens: tokens.map(slim), explain: choice.explain });
           view.append(message.pieces.at(-1));
         } else if (text) {
           message.pieces.push({ text, tokens: [] });
@@ -144,7 +144,8 @@ const told = ({ tokens, first, rate, finish }) =>
 
 function save() {
   if (state.messages.length > MAX_MESSAGES) state.messages = state.messages.slice(-MAX_MESSAGES);
-  store("messages", state.messages);
+  // Explanations are kept until the page is left: they are a hundred times the text.
+  store("messages", state.messages.map((message) => ({ ...message, pieces: message.pieces?.map(({ text, tokens }) => ({ text, tokens })) })));
 }
 
 function say(text) {
@@ -246,21 +247,28 @@ function pieceView(piece) {
   return span;
 }
 
-function showToken(span) {
+/** Shows what there is to say of a piece; all of it, and until it is closed, if `pinned`. */
+function showToken(span, pinned = false) {
   document.querySelector(".piece.shown")?.classList.remove("shown");
   const box = $("token");
+  box.classList.toggle("pinned", pinned);
   if (!span?.piece?.tokens.length) {
     box.hidePopover();
     return;
   }
   span.classList.add("shown");
-  box.replaceChildren(...span.piece.tokens.map(tokenTable));
+  const explained = span.piece.explain ?? [];
+  if (pinned && explained.length) box.replaceChildren(...explained.map(explanation));
+  else box.replaceChildren(...span.piece.tokens.map(tokenTable));
+  if (!pinned && explained.length) box.append(make("p", { className: "note", textContent: "click: the sampling chain and the step" }));
   box.showPopover();
   const at = span.getClientRects()[0], size = box.getBoundingClientRect();
   const left = Math.min(Math.max(8, at.left), innerWidth - size.width - 8);
   const below = at.bottom + 6 + size.height < innerHeight;
   box.style.left = `${left}px`;
-  box.style.top = `${below ? at.bottom + 6 : at.top - size.height - 6}px`;
+  const top = below ? at.bottom + 6 : at.top - size.height - 6;
+  // What fits neither below nor above covers some of the text.
+  box.style.top = `${top < 8 ? Math.max(8, innerHeight - size.height - 8) : top}px`;
 }
 
 function tokenTable(token) {
@@ -278,14 +286,54 @@ function tokenTable(token) {
   return make("table", {}, make("caption", { textContent: caption }), make("tbody", {}, ...rows.map(row)));
 }
 
+/** One token of `explain`: alternatives, what the sampling chain did, and where the time of its step went, rank by rank. */
+function explanation({ token, id, alternatives, chain, step }) {
+  const cell = (textContent, className = "num") => make("td", { textContent, className });
+  const bar = (share, className = "") => {
+    const fill = make("i", { className });
+    fill.style.setProperty("--p", `${Math.min(1, share) * 100}%`);
+    return make("td", { className: "bar" }, fill);
+  };
+  const table = (caption, head, rows) => make("table", {}, make("caption", { textContent: caption }),
+    make("thead", {}, make("tr", {}, ...head.map((textContent) => make("th", { textContent })))), make("tbody", {}, ...rows));
+  const choices = alternatives.map((a) => make("tr", { className: `${a.id === id ? "chosen" : ""} ${a.removed_by ? "removed" : ""}` },
+    make("td", {}, make("code", { textContent: visible(a.token) })), cell(percent(Math.exp(a.logprob))),
+    cell(a.removed_by ? a.removed_by : percent(a.probability)), bar(a.probability)));
+  const processors = chain.map((p) => make("tr", {},
+    cell([p.processor, p.value === null ? "" : Number(p.value.toPrecision(4))].join(" "), ""),
+    cell(p.removed ? `${p.removed} tokens, ${percent(p.removed_mass)}` : p.changed ? `${p.changed} logits changed` : "nothing")));
+  const stages = step.ranks[0]?.stages.toSorted((a, b) => (a.kind === "waiting") - (b.kind === "waiting")) ?? [];
+  const of = (rank, { stage, kind }) => rank.stages.find((other) => other.stage === stage && other.kind === kind)?.ms;
+  const name = ({ stage, kind }) => ({ reduction: `all-reduce: ${stage}`, waiting: "all-reduce: of these, waiting" })[kind] ?? stage;
+  const times = stages.map((stage) => make("tr", {}, cell(name(stage), ""),
+    ...step.ranks.map((rank) => cell(of(rank, stage)?.toFixed(3) ?? "–")), bar(stage.ms / step.ranks[0].ms, stage.kind)));
+  times.push(make("tr", { className: "whole" }, cell("the step", ""), ...step.ranks.map((rank) => cell(rank.ms.toFixed(3)))));
+  const many = (n, what) => `${n} ${what}${n === 1 ? "" : "s"}`;
+  const title = make("p", {}, make("code", { textContent: visible(token) }));
+  const close = make("button", { type: "button", textContent: "Close", onclick: () => showToken(null) });
+  return make("section", {}, make("header", {}, title, close), make("div", {},
+    table("alternatives", ["", "model", "drawn", ""], choices),
+    processors.length ? table("what the sampling chain removed", [], processors) : make("p", { className: "note", textContent: "Every processor is neutral." })),
+    table(`step ${step.number}: ${many(step.sequences, "sequence")}, ${many(step.tokens, "token")}, ${step.ms.toFixed(2)} ms`,
+      ["ms", ...step.ranks.map(({ rank }) => `rank ${rank}`), ""], times));
+}
+
 const visible = (text) => text.replaceAll(" ", "·").replaceAll("\n", "↵").replaceAll("\t", "⇥") || "∅";
 const percent = (p) => (p >= 0.1 ? `${(p * 100).toFixed(0)} %` : p >= 0.001 ? `${(p * 100).toFixed(1)} %` : "< 0.1 %");
 
 const messages = $("messages");
-messages.addEventListener("pointerover", (event) => showToken(event.target.closest(".piece")));
-messages.addEventListener("pointerleave", () => showToken(null));
-messages.addEventListener("focusout", () => showToken(null));
+const isPinned = () => $("token").classList.contains("pinned");
+messages.addEventListener("pointerover", (event) => isPinned() || showToken(event.target.closest(".piece")));
+messages.addEventListener("pointerleave", () => isPinned() || showToken(null));
+messages.addEventListener("focusout", () => isPinned() || showToken(null));
+document.addEventListener("click", (event) => {
+  const piece = event.target.closest("#messages .piece");
+  if (piece) showToken(piece, true);
+  else if (isPinned() && !event.target.closest("#token")) showToken(null);
+});
 messages.addEventListener("keydown", (event) => {
+  const shown = event.target.querySelector(".piece.shown");
+  if (event.key === "Enter" && shown) showToken(shown, true);
   const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
   if (!step || !event.target.classList.contains("text")) return;
   const pieces = [...event.target.querySelectorAll(".piece")];
@@ -295,7 +343,7 @@ messages.addEventListener("keydown", (event) => {
   showToken(next);
   $("announce").textContent = next.piece.tokens.map((token) => `${token.t}, ${percent(token.p)}`).join("; ");
 });
-$("chat").addEventListener("scroll", () => showToken(null), { passive: true });
+$("chat").addEventListener("scroll", () => isPinned() || showToken(null), { passive: true });
 
 // ---- the live view ----
 
@@ -474,7 +522,11 @@ $("compose").onsubmit = (event) => {
   say(text);
 };
 $("stop").onclick = () => state.abort?.abort();
-document.addEventListener("keydown", (event) => { if (event.key === "Escape" && !document.querySelector("dialog[open]")) state.abort?.abort(); });
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "Escape" || document.querySelector("dialog[open]")) return;
+  if (isPinned()) showToken(null);
+  else state.abort?.abort();
+});
 $("new").onclick = () => { state.abort?.abort(); state.messages = []; state.editing = -1; save(); render(); prompt.focus(); };
 
 function showLive(shown) {
