@@ -53,7 +53,7 @@ pub(crate) struct EngineBenchOptions {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum What {
+pub(crate) enum What {
     Decode,
     Prefill,
 }
@@ -127,7 +127,10 @@ fn engine(what: What, options: &EngineBenchOptions) -> Result<(), Failure> {
     for &batch in &options.batch {
         let (mut seconds, runs) = (Vec::new(), options.runs + 1);
         for run in 0..runs {
-            let bench = Batch { handle: cluster.handle(), vocab_size: geometry.vocab_size, run, batch, what, options };
+            let (prompt_tokens, tokens) = (options.prompt_tokens, options.tokens);
+            let handle = cluster.handle();
+            let vocab_size = geometry.vocab_size;
+            let bench = Batch { handle, vocab_size, run, batch, what, prompt_tokens, tokens };
             let measured = runtime.block_on(bench.run())?;
             if run > 0 {
                 seconds.extend(measured);
@@ -152,18 +155,22 @@ fn engine(what: What, options: &EngineBenchOptions) -> Result<(), Failure> {
 }
 
 /// One run of one batch.
-struct Batch<'a> {
-    handle: &'a EngineHandle,
-    vocab_size: usize,
-    run: u32,
-    batch: u32,
-    what: What,
-    options: &'a EngineBenchOptions,
+pub(crate) struct Batch<'a> {
+    pub(crate) handle: &'a EngineHandle,
+    pub(crate) vocab_size: usize,
+    /// Prompts of different runs differ.
+    pub(crate) run: u32,
+    pub(crate) batch: u32,
+    pub(crate) what: What,
+    /// Of each prompt.
+    pub(crate) prompt_tokens: usize,
+    /// Of each text (decode).
+    pub(crate) tokens: usize,
 }
 
 impl Batch<'_> {
     /// Seconds of every step (decode), or of the whole (prefill).
-    async fn run(&self) -> anyhow::Result<Vec<f64>> {
+    pub(crate) async fn run(&self) -> anyhow::Result<Vec<f64>> {
         let begun = Instant::now();
         let submitted: Result<Vec<_>, _> = (0..self.batch).map(|i| self.handle.submit(self.request(i))).collect();
         let mut times = Vec::new();
@@ -210,9 +217,9 @@ impl Batch<'_> {
             state ^= state << 5;
             state % self.vocab_size as u32
         };
-        let max_tokens = if self.what == What::Decode { self.options.tokens } else { 1 };
+        let max_tokens = if self.what == What::Decode { self.tokens } else { 1 };
         Request {
-            prompt: (0..self.options.prompt_tokens).map(|_| random()).collect(),
+            prompt: (0..self.prompt_tokens).map(|_| random()).collect(),
             sampling: SamplingParams::greedy(),
             limits: Length { max_tokens, min_tokens: 0, ignore_eos: true, stop_token_ids: Vec::new() },
             logprobs: None,

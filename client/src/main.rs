@@ -1,18 +1,25 @@
 //! `nanoinfer`: meets a server over HTTP as any client would; starts a private one when given a model.
 //!
 //! [`generate`] and [`chat`] ask a [`target`], which may be a [`private_server`], and read its [`events`]; [`bench`] measures
-//! a cluster without HTTP; [`eval`] measures how good a model is; [`pull`],
+//! a cluster without HTTP; [`lesson`] measures what the chapters of docs/learn explain; [`eval`] measures how good a model is; [`pull`],
 //! [`inspect`] and [`convert`] fetch, describe and rewrite checkpoints. Does not know how text is made.
 
 mod generate;
 mod explain;
 mod bars;
+mod plot;
+mod page;
 mod chat;
 mod target;
 mod events;
 mod private_server;
 mod model_options;
 mod bench;
+mod lesson;
+/// The 100-line program, which the lessons measure as it is.
+#[path = "../../worker/examples/conversation.rs"]
+#[allow(dead_code)]
+mod conversation;
 mod eval;
 mod pull;
 mod inspect;
@@ -24,7 +31,7 @@ use clap::{Parser, Subcommand};
 
 use crate::{
     bench::BenchVerb, chat::ChatOptions, convert::ConvertOptions, eval::EvalOptions, generate::GenerateOptions,
-    inspect::InspectOptions, pull::PullOptions,
+    inspect::InspectOptions, lesson::LessonOptions, pull::PullOptions,
 };
 
 /// Generates text from a server, or from a model.
@@ -47,6 +54,8 @@ enum Verb {
     /// Measure a model on this machine: a table, then one line of JSON.
     #[command(subcommand)]
     Bench(BenchVerb),
+    /// Measure what a chapter of docs/learn explains: tables and plots.
+    Lesson(LessonOptions),
     /// Measure how good a model is: perplexity, BLEU, ROUGE, CORE.
     Eval(Box<EvalOptions>),
     /// Download a model, or what is new of it; print its folder.
@@ -79,6 +88,7 @@ fn main() -> ExitCode {
         Some(Verb::Generate(options)) => generate::run(options),
         Some(Verb::Chat(options)) => chat::run(options),
         Some(Verb::Bench(verb)) => bench::run(verb),
+        Some(Verb::Lesson(options)) => lesson::run(&options),
         Some(Verb::Eval(options)) => eval::run(*options),
         Some(Verb::Pull(options)) => pull::run(&options),
         Some(Verb::Inspect(options)) => inspect::run(&options),

@@ -30,6 +30,11 @@ impl ModelOptions {
         Self { nproc: Some(nproc.to_string()), ..self.clone() }
     }
 
+    /// The same on the processor, unless a device was named.
+    pub(crate) fn or_on_cpu(&self) -> Self {
+        Self { device: self.device.clone().or(Some("cpu".into())), ..self.clone() }
+    }
+
     /// As flags of `nanoinfer-launch`, which knows what they mean.
     pub(crate) fn flags(&self) -> Vec<String> {
         let given = [

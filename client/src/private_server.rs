@@ -87,6 +87,28 @@ impl PrivateServer {
         &self.url
     }
 
+    /// Its process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for its end, and returns its exit code and last lines.
+    ///
+    /// # Errors
+    /// When it does not end in time.
+    pub(crate) fn wait(&mut self, deadline: Duration) -> anyhow::Result<(Option<i32>, String)> {
+        let begun = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().context("cannot wait for the private server")? {
+                return Ok((status.code(), joined(&self.last_lines)));
+            }
+            if begun.elapsed() > deadline {
+                return Err(anyhow!("the private server has not ended after {deadline:?}"));
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Writes the end of its log to standard error, if it has ended: an answer that says no needs no log.
     pub(crate) fn tell_its_end(&mut self) {
         if let Ok(Some(status)) = self.child.try_wait() {

@@ -26,7 +26,11 @@ pub mod supervise;
 pub use cluster::{Cluster, ClusterConfig};
 pub use error::LaunchError;
 pub use names::closest;
-pub use nanoinfer_coordinator::{handle, request, status, text};
+pub use nanoinfer_coordinator::{explanation, handle, request, status, text};
+pub use nanoinfer_shared::{
+    Geometry, Partition, Share,
+    protocol::{BLOCK_TOKENS, Category, DType, StepTimes},
+};
 pub use nanoinfer_worker::{checkpoint, limits, reference};
 pub use spawn::WorkerBinary;
 

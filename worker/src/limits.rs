@@ -46,6 +46,14 @@ impl Limits {
     }
 }
 
+/// Seconds that reading `bytes` takes at least, over and over, wherever the machine keeps them: what fits a cache is read faster
+/// than memory.
+pub fn reading_s(bytes: u64, threads: usize) -> f64 {
+    let mut kernels = Kernels::new(Isa::detect(), threads, true);
+    let data = vec![1.0; (bytes as usize).div_ceil(size_of::<f32>()).max(1)];
+    best(|| kernels.read_all(&data))
+}
+
 /// The shortest time of several runs, in seconds.
 fn best(mut run: impl FnMut() -> f32) -> f64 {
     let begun = Instant::now();

@@ -1,25 +1,13 @@
 //! One self-contained page: numbers, plots, answers; opens without a server or a network.
 
-use super::{
-    core,
+use super::{core, published, report::Report};
+use crate::{
+    page::{self, section},
     plot::{self, Bar, escape},
-    published,
-    report::Report,
 };
 
 /// Most documents and answers on a page; the JSON has all.
 const MAX_ROWS: usize = 200;
-
-const STYLE: &str = "\
-:root{color-scheme:light dark}
-body{font:15px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem}
-h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}
-table{border-collapse:collapse;width:100%}td,th{text-align:left;vertical-align:top;padding:.25rem .6rem;border-bottom:1px solid #8884}
-td.number{text-align:right;font-variant-numeric:tabular-nums}
-svg{width:100%;font-size:12px;fill:currentColor}
-rect.ours{fill:#3b7dd8}rect.foreign{fill:#9aa3ad}line.reference{stroke:#d8593b;stroke-width:2}
-pre{overflow:auto;background:#8881;padding:.6rem}p.note{opacity:.75}
-";
 
 /// The report as a page.
 pub(super) fn page(report: &Report) -> String {
@@ -60,9 +48,7 @@ pub(super) fn page(report: &Report) -> String {
     }
     let conditions = format!("<pre>{}</pre>\n", escape(&format!("{:#}", report.conditions)));
     body += &section("Conditions", &format!("{:.1} s", report.elapsed_s), &conditions);
-    format!(
-        "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" content=\"width=device-width\">\n<title>{title}</title>\n<style>\n{STYLE}</style>\n<body>\n{body}</body>\n</html>\n"
-    )
+    page::document(&title, &body)
 }
 
 fn tasks(report: &Report) -> String {
@@ -98,8 +84,4 @@ fn foreign(label: &str, value: f64) -> Bar {
 
 fn note(rows: usize) -> String {
     if rows > MAX_ROWS { format!("The first {MAX_ROWS} of {rows}; the JSON report has all.") } else { String::new() }
-}
-
-fn section(title: &str, note: &str, content: &str) -> String {
-    format!("<h2>{title}</h2>\n<p class=\"note\">{note}</p>\n{content}")
 }

@@ -27,7 +27,6 @@ mod python_random;
 mod python_text;
 mod report;
 mod html;
-mod plot;
 mod published;
 mod verify;
 mod speed;

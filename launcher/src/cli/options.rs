@@ -98,7 +98,7 @@ pub(super) struct ServeOptions {
     #[arg(long, env = "NANOINFER_THREADS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024), help_heading = "Cluster")]
     pub(super) threads: Option<u32>,
     /// Instruction set of the kernels: portable, avx2, avx-vnni, avx512 or avx512-bf16 [default: the best there is].
-    #[arg(long, env = "NANOINFER_ISA", value_name = "LEVEL", hide = true)]
+    #[arg(long, env = "NANOINFER_ISA", value_name = "LEVEL", help_heading = "Cluster")]
     pub(super) isa: Option<String>,
     /// How ranks exchange partial sums [default: auto].
     #[arg(long, env = "NANOINFER_COMM", value_enum, help_heading = "Cluster")]

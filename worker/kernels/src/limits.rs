@@ -8,7 +8,7 @@ use crate::{
 /// The most chains of multiply-adds of any instruction set.
 const MOST_CHAINS: usize = 12;
 /// f32 elements that one task reads.
-const READ_TASK: usize = 1 << 20;
+const READ_TASK: usize = 1 << 16;
 
 impl Kernels {
     /// Reads all of `data` once, on all threads. Returns a sum, so that the reading is not optimised away.

@@ -2,13 +2,13 @@
 
 /// One bar.
 #[derive(Clone, Debug)]
-pub(super) struct Bar {
-    pub(super) label: String,
-    pub(super) value: f64,
+pub(crate) struct Bar {
+    pub(crate) label: String,
+    pub(crate) value: f64,
     /// What others got, as a line across the bar.
-    pub(super) reference: Option<f64>,
+    pub(crate) reference: Option<f64>,
     /// Somebody else's value altogether, in another colour.
-    pub(super) foreign: bool,
+    pub(crate) foreign: bool,
 }
 
 const ROW: usize = 22;
@@ -19,12 +19,34 @@ const NUMBER_WIDTH: usize = 80;
 const MAX_LABEL: usize = 40;
 
 /// Horizontal bars from 0, one below the other; values below 0 go to the left of it.
-pub(super) fn bars(bars: &[Bar]) -> String {
+pub(crate) fn bars(bars: &[Bar]) -> String {
     let finite = |x: &f64| x.is_finite();
     let numbers = || bars.iter().flat_map(|bar| [Some(bar.value), bar.reference]).flatten().filter(finite);
     let (low, high) = (numbers().fold(0.0, f64::min), numbers().fold(0.0, f64::max));
     let span = if high > low { high - low } else { 1.0 };
-    let x = |value: f64| LABEL_WIDTH as f64 + (value - low) / span * PLOT_WIDTH as f64;
+    drawn(bars, |value| (value - low) / span)
+}
+
+/// Horizontal bars by the logarithm: equal factors are equal lengths.
+pub(crate) fn log_bars(bars: &[Bar]) -> String {
+    let values: Vec<f64> = bars.iter().map(|bar| bar.value).collect();
+    let share = log_share(&values);
+    // A bar begins where nothing would be.
+    drawn(bars, |value| if value > 0.0 { share(value) } else { 0.0 })
+}
+
+/// How far along a logarithmic scale a value lies that begins at half of the least of `values` and ends at the most.
+pub(crate) fn log_share(values: &[f64]) -> impl Fn(f64) -> f64 + use<> {
+    let positive = || values.iter().copied().filter(|value| *value > 0.0 && value.is_finite());
+    let low = positive().fold(f64::INFINITY, f64::min) / 2.0;
+    let high = positive().fold(low * 2.0, f64::max);
+    move |value: f64| (value / low).ln() / (high / low).ln()
+}
+
+/// Bars whose ends `place` puts between 0 and 1.
+fn drawn(bars: &[Bar], place: impl Fn(f64) -> f64) -> String {
+    let finite = |x: &f64| x.is_finite();
+    let x = |value: f64| LABEL_WIDTH as f64 + place(value) * PLOT_WIDTH as f64;
     let (width, height) = (LABEL_WIDTH + PLOT_WIDTH + NUMBER_WIDTH, ROW * bars.len() + 8);
     let mut svg = format!("<svg viewBox=\"0 0 {width} {height}\" role=\"img\">\n");
     for (i, bar) in bars.iter().enumerate() {
@@ -53,7 +75,7 @@ pub(super) fn bars(bars: &[Bar]) -> String {
 }
 
 /// With four digits that matter.
-pub(super) fn number(value: f64) -> String {
+pub(crate) fn number(value: f64) -> String {
     match value.abs() {
         x if !x.is_finite() => "–".into(),
         x if x >= 1000.0 => format!("{value:.0}"),
@@ -63,7 +85,7 @@ pub(super) fn number(value: f64) -> String {
 }
 
 /// Text as HTML and SVG show it.
-pub(super) fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
@@ -77,6 +99,15 @@ fn shortened(label: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn on_a_logarithmic_scale_equal_factors_are_equal_lengths() {
+        let share = log_share(&[2.0, 4.0, 16.0, f64::NAN]);
+        let at = [1.0, 2.0, 4.0, 8.0, 16.0].map(|value| (share(value) * 100.0).round());
+        assert_eq!(at, [0.0, 25.0, 50.0, 75.0, 100.0]);
+        let bar = |value| Bar { label: String::new(), value, reference: None, foreign: false };
+        assert!(log_bars(&[bar(2.0), bar(4.0), bar(16.0)]).contains("width=\"220.0\""));
+    }
 
     #[test]
     fn bars_reach_as_far_as_their_values() {

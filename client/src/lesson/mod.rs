@@ -1,0 +1,110 @@
+//! `nanoinfer lesson`: measures what the chapters of docs/learn explain, and writes their figures.
+//!
+//! ```text
+//! understand, optimise, serve ─► figure (results) ─► terminal, HTML, JSON
+//!                     pictures ─► SVG ───────────────► docs/learn: chapters replaces what stands between marks
+//! ```
+//! Every setting that is compared is a switch of the real engine or of the 100-line program, which is compiled in as it is
+//! (`worker/examples/conversation.rs`). Figures of different runs do not compare.
+
+mod figure;
+mod running;
+mod understand;
+mod optimise;
+mod serve;
+mod pictures;
+mod chapters;
+
+use std::{
+    fs,
+    io::{self, Write},
+    path::PathBuf,
+};
+
+use anyhow::{Context, anyhow};
+use clap::Args;
+use nanoinfer_launch::cli::cluster_config;
+
+use self::figure::{Results, Text, text};
+use crate::{Failure, bars::Bars, model_options::ModelOptions};
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    nanoinfer lesson 1                          the built-in demo model, in the terminal\n  \
+    nanoinfer lesson 2 --model ./gpt2 --html lesson.html\n  \
+    nanoinfer lesson --write docs/learn         all figures of all chapters, in both languages")]
+pub(crate) struct LessonOptions {
+    /// Chapter whose measurements to run.
+    #[arg(value_name = "N", value_parser = clap::value_parser!(u32).range(1..=3), required_unless_present_any = ["write", "pictures"])]
+    lesson: Option<u32>,
+    #[command(flatten)]
+    model: ModelOptions,
+    /// Write the same as a page.
+    #[arg(long, value_name = "FILE", conflicts_with = "write")]
+    html: Option<PathBuf>,
+    /// How often each setting is measured, all taking turns; the median counts.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
+    /// Print JSON instead.
+    #[arg(long, conflicts_with = "write")]
+    json: bool,
+    /// Run all lessons, or the one named, and put their figures between the marks of the chapters in this folder.
+    #[arg(long, value_name = "FOLDER")]
+    write: Option<PathBuf>,
+    /// Draw the pictures of the chapters in this folder: a layer over ranks, the KV pool, a step's timeline.
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["lesson", "html", "json", "write"])]
+    pictures: Option<PathBuf>,
+}
+
+pub(crate) fn run(options: &LessonOptions) -> Result<(), Failure> {
+    // The chapters are about the processor: threads, vectors, int8.
+    let model = options.model.or_on_cpu();
+    let mut base = cluster_config(model.flags()).map_err(|reason| Failure::usage(anyhow!(reason)))?;
+    // Many clusters come and go; only what goes wrong is worth a line.
+    base.log = "warn".into();
+    if let Some(folder) = &options.pictures {
+        return Ok(pictures::draw(&base, folder)?);
+    }
+    let measured = |lesson: u32| -> Result<Results, Failure> {
+        Ok(match lesson {
+            1 => understand::run(&base)?,
+            2 => optimise::run(&base, options.rounds)?,
+            _ => serve::run(&base, &model, options.rounds)?,
+        })
+    };
+    let Some(folder) = &options.write else {
+        let results = measured(options.lesson.unwrap_or(1))?;
+        if let Some(path) = &options.html {
+            fs::write(path, results.html()).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        let told = if options.json { format!("{}\n", results.to_json()) } else { results.terminal(Bars::of_stdout()) };
+        return Ok(say(&told)?);
+    };
+    let chapters = chapters::Chapters::read(folder)?;
+    let mut all: Vec<Results> = Vec::new();
+    for lesson in options.lesson.map_or(1..=3, |lesson| lesson..=lesson) {
+        let results = measured(lesson)?;
+        say(&format!("{}\n{}\n", results.terminal(Bars::of_stdout()), results.facts_as_lines()))?;
+        all.push(results);
+    }
+    chapters.fill(&all)?.write()?;
+    Ok(pictures::draw(&base, folder)?)
+}
+
+/// Writes to standard output. Who reads it may have seen enough.
+fn say(text: &str) -> anyhow::Result<()> {
+    match io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("cannot write to standard output"),
+    }
+}
+
+/// The machine in a few words: processor and cores.
+fn machine() -> Text {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name =
+        info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ").map(|(_, name)| name.trim()));
+    let name = name.unwrap_or("an unnamed processor");
+    text(format!("{name}, {cores} cores"), format!("{name}，{cores} 核"))
+}

@@ -1,0 +1,121 @@
+//! Lesson 2: from the 100 lines to the server's speed, each step a switch of the program or of the engine.
+
+mod ladder;
+mod scheduling;
+
+use anyhow::Context;
+use nanoinfer_launch::{
+    ClusterConfig, DType,
+    limits::Limits,
+    plan::{Placement, Plan},
+};
+
+use super::{
+    figure::{Figure, Language, Results, Row, Scale, Text, text},
+    machine,
+    running::{Length, Running, digits, median, times},
+    understand::Program,
+};
+
+/// Texts in a step, where they are many.
+const MANY: u32 = 32;
+
+/// Sets a switch of the engine.
+type Change = Box<dyn Fn(&mut ClusterConfig)>;
+
+pub(super) fn run(base: &ClusterConfig, rounds: u32) -> anyhow::Result<Results> {
+    let plan = Plan::new(base, Placement::Here).context("cannot plan the cluster")?;
+    let program = Program::load(&plan)?;
+    let length = Length::within(program.geometry.n_positions);
+    let threads = plan.threads.unwrap_or(1);
+    let limits = Limits::measure(threads);
+
+    let steps = ladder::climb(base, &program, (length, rounds))?;
+    let mut facts = ladder::facts(&steps);
+    let (limit, told) = ladder::limit(&steps, &limits, threads);
+    facts.extend(told);
+    let mut figures = vec![ladder::figure(&steps), limit];
+    figures.push(threads_and_vectors(base, (length, rounds), threads)?);
+    let (more, told) = scheduling::figures(base, rounds)?;
+    figures.extend(more);
+    facts.extend(told);
+    Ok(Results {
+        number: 2,
+        title: text("from the 100 lines to the server's speed", "从 100 行到服务器的速度"),
+        conditions: text(
+            format!(
+                "{}; texts of {} tokens and more; medians of {rounds} rounds; {}; it reads {:.0} GB/s and does {:.0} GFLOP/s (f32) on {threads} threads",
+                plan.model.name,
+                length.prompt,
+                machine().of(Language::English),
+                limits.read_bytes_per_s / 1e9,
+                limits.f32_ops_per_s / 1e9
+            ),
+            format!(
+                "{}；文本从 {} 个 token 起；{rounds} 轮的中位数；{}；{threads} 个线程每秒读 {:.0} GB，做 {:.0} GFLOP（f32）",
+                plan.model.name,
+                length.prompt,
+                machine().of(Language::Chinese),
+                limits.read_bytes_per_s / 1e9,
+                limits.f32_ops_per_s / 1e9
+            ),
+        ),
+        figures,
+        facts,
+    })
+}
+
+/// The same engine with fewer threads, and without vectors.
+fn threads_and_vectors(
+    base: &ClusterConfig,
+    (length, rounds): (Length, u32),
+    threads: usize,
+) -> anyhow::Result<Figure> {
+    let settings: [(Text, &str, Change); 3] = [
+        (
+            text("one thread, no vectors", "单线程，无向量指令"),
+            "`--threads 1 --isa portable`",
+            Box::new(|config| {
+                config.threads = Some(1);
+                config.isa = Some("portable".into());
+            }),
+        ),
+        (text("one thread", "单线程"), "`--threads 1`", Box::new(|config| config.threads = Some(1))),
+        (text("a thread a core", "每核一线程"), "", Box::new(move |config| config.threads = Some(threads))),
+    ];
+    let mut seconds = vec![[Vec::new(), Vec::new()]; settings.len()];
+    for _ in 0..rounds {
+        for (i, (.., change)) in settings.iter().enumerate() {
+            let running = Running::start(base, |config| {
+                config.dtype = Some(DType::F32);
+                change(config);
+            })?;
+            for (samples, batch) in seconds[i].iter_mut().zip([1, MANY]) {
+                samples.push(running.decode_s(batch, length)?);
+            }
+            running.shut_down();
+        }
+    }
+    let seconds: Vec<[f64; 2]> = seconds.into_iter().map(|both| both.map(median)).collect();
+    let mut rows = Vec::new();
+    for (i, (label, switch, _)) in settings.into_iter().enumerate() {
+        let speed = |at: usize| f64::from([1, MANY][at]) / seconds[i][at];
+        let gain = |at: usize| if i == 0 { String::new() } else { times(seconds[i - 1][at] / seconds[i][at]) };
+        let cells = [switch.to_owned(), digits(speed(0)), gain(0), digits(speed(1)), gain(1)];
+        rows.push(Row::new(label, cells).with_bar(speed(1)));
+    }
+    Ok(Figure {
+        name: "2.threads",
+        title: text("Vectors and threads, f32 (tokens/s)", "向量指令与线程，f32（每秒 token）"),
+        columns: vec![
+            text("engine with", "引擎"),
+            text("switch", "开关"),
+            text("1 text", "1 条文本"),
+            text("gain", "倍数"),
+            text("32 texts", "32 条文本"),
+            text("gain", "倍数"),
+        ],
+        rows,
+        scale: Scale::Logarithmic,
+    })
+}

@@ -1,0 +1,287 @@
+//! Lesson 3: a model split over ranks: who holds what, what a reduction costs, when to stop, and what happens at a death.
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, anyhow};
+use nanoinfer_launch::{
+    Category, ClusterConfig, Geometry, Partition, StepTimes,
+    cluster::CommChoice,
+    explanation::StepReport,
+    plan::{Placement, Plan},
+};
+
+use super::{
+    figure::{Facts, Figure, Language, Results, Row, Scale, Text, same, text},
+    machine,
+    running::{Length, Running, bytes, digits, median, median_s, ms, times},
+};
+use crate::{Failure, model_options::ModelOptions, private_server::PrivateServer};
+
+/// gpt2-xl's `config.json`, as far as sizes go.
+pub(super) const GPT2_XL: &str = r#"{"n_layer":48,"n_head":25,"n_embd":1600,"n_positions":1024,"vocab_size":50257}"#;
+/// Most ranks that are tried.
+const MAX_RANKS: usize = 4;
+/// Texts of a step.
+const BATCHES: [u32; 2] = [1, 16];
+/// Far more than an end takes.
+const END_DEADLINE: Duration = Duration::from_secs(30);
+
+pub(super) fn run(base: &ClusterConfig, options: &ModelOptions, rounds: u32) -> Result<Results, Failure> {
+    let plan = Plan::new(base, Placement::Here).context("cannot plan the cluster")?;
+    let geometry = plan.model.geometry.clone();
+    if geometry.n_head < 2 {
+        return Err(Failure::usage(anyhow!("{} has one attention head, and a head is never split", plan.model.name)));
+    }
+    let length = Length::within(geometry.n_positions);
+    let (links, mut facts) = links(base, &geometry, (length, rounds))?;
+    let (ranks, told) = ranks(base, &geometry, (length, rounds))?;
+    facts.extend(told);
+    let (death, told) = death(options)?;
+    facts.extend(told);
+    let xl = Geometry::from_config_json(GPT2_XL).context("the sizes of gpt2-xl")?;
+    facts.push(("3.xl_heads", xl.n_head.to_string()));
+    let figures = vec![partition(&xl)?, links, ranks, death];
+    Ok(Results {
+        number: 3,
+        title: text("a model over several ranks", "一个模型，多个 rank"),
+        conditions: text(
+            format!(
+                "{}, {}, one thread a rank; medians of {rounds} rounds; {}",
+                plan.model.name,
+                plan.dtype(),
+                machine().of(Language::English)
+            ),
+            format!(
+                "{}，{}，每个 rank 一个线程；{rounds} 轮的中位数；{}",
+                plan.model.name,
+                plan.dtype(),
+                machine().of(Language::Chinese)
+            ),
+        ),
+        figures,
+        facts,
+    })
+}
+
+/// Who would hold what of gpt2-xl, whose sizes these are.
+fn partition(geometry: &Geometry) -> anyhow::Result<Figure> {
+    let mut rows = Vec::new();
+    for world in [2, 3] {
+        let partition = Partition::new(geometry, world)?;
+        for (rank, share) in partition.shares().iter().enumerate() {
+            let range = |range: &std::ops::Range<usize>| format!("{} … {}", range.start, range.end - 1);
+            let label = text(format!("rank {rank} of {world}"), format!("{world} 个中的 rank {rank}"));
+            let cells = [share.heads.len().to_string(), range(&share.heads), range(&share.ffn), range(&share.vocab)];
+            rows.push(Row::new(label, cells).with_bar(share.heads.len() as f64));
+        }
+    }
+    Ok(Figure {
+        name: "3.partition",
+        title: text("gpt2-xl, 25 heads, over 2 and 3 ranks", "gpt2-xl 的 25 个头，分给 2 个和 3 个 rank"),
+        columns: vec![
+            same("rank"),
+            text("heads", "头数"),
+            text("which", "哪些"),
+            text("columns of the MLP", "MLP 的列"),
+            text("rows of the vocabulary", "词表的行"),
+        ],
+        rows,
+        scale: Scale::Linear,
+    })
+}
+
+/// Where a rank's time goes in the steps of one setting, on average over ranks; medians of steps.
+struct Reductions {
+    step_s: f64,
+    /// Waiting for the other rank included.
+    reducing_s: f64,
+    waiting_s: f64,
+}
+
+impl Reductions {
+    fn of(steps: &[StepReport]) -> Self {
+        let of = |step: &StepReport, category: Category| {
+            let on = |times: &StepTimes| -> Duration {
+                times.stages.iter().filter(|stage| stage.category == category).map(|stage| stage.time).sum()
+            };
+            step.ranks.iter().map(on).sum::<Duration>() / step.ranks.len().max(1) as u32
+        };
+        Self {
+            step_s: median_s(steps.iter().map(|step| step.elapsed)),
+            reducing_s: median_s(steps.iter().map(|step| of(step, Category::Reduction))),
+            waiting_s: median_s(steps.iter().map(|step| of(step, Category::Waiting))),
+        }
+    }
+}
+
+/// What the reductions of a step cost over shared memory and over TCP.
+fn links(
+    base: &ClusterConfig,
+    geometry: &Geometry,
+    (length, rounds): (Length, u32),
+) -> anyhow::Result<(Figure, Facts)> {
+    let reductions = 2 * geometry.n_layer + 1;
+    let kinds = [
+        (text("shared memory", "共享内存"), "`--comm shm`", CommChoice::Shm),
+        (same("TCP"), "`--comm tcp`", CommChoice::Tcp),
+    ];
+    let mut samples: Vec<Vec<Vec<StepReport>>> = vec![vec![Vec::new(); BATCHES.len()]; kinds.len()];
+    for _ in 0..rounds {
+        for ((.., comm), samples) in kinds.iter().zip(&mut samples) {
+            let running = Running::start(base, |config| {
+                (config.nproc, config.threads, config.comm) = (2, Some(1), *comm);
+            })?;
+            for (batch, samples) in BATCHES.into_iter().zip(samples) {
+                samples.extend(running.explained_steps(batch, length)?);
+            }
+            running.shut_down();
+        }
+    }
+    let mut rows = Vec::new();
+    let mut each_us = Vec::new();
+    for ((label, switch, _), samples) in kinds.into_iter().zip(&samples) {
+        for (batch, steps) in BATCHES.into_iter().zip(samples) {
+            let Reductions { step_s, reducing_s, waiting_s } = Reductions::of(steps);
+            let each = (reducing_s - waiting_s).max(0.0) / reductions as f64 * 1e6;
+            each_us.push(each);
+            let cells = [
+                switch.to_owned(),
+                bytes(f64::from(batch) * (geometry.n_embd * size_of::<f32>()) as f64),
+                digits(each),
+                ms(reducing_s),
+                ms(waiting_s),
+                format!("{:.0} %", reducing_s / step_s * 100.0),
+            ];
+            let texts = if batch == 1 { "1 text".to_owned() } else { format!("{batch} texts") };
+            let label = text(
+                format!("{}, {texts}", label.of(Language::English)),
+                format!("{}，{batch} 条文本", label.of(Language::Chinese)),
+            );
+            rows.push(Row::new(label, cells).with_bar(reducing_s / step_s));
+        }
+    }
+    let figure = Figure {
+        name: "3.links",
+        title: text(
+            format!("{reductions} all-reduces a step between 2 ranks"),
+            format!("2 个 rank，每步 {reductions} 次 all-reduce"),
+        ),
+        columns: vec![
+            text("link", "链路"),
+            text("switch", "开关"),
+            text("bytes each", "每次字节"),
+            text("µs each, without waiting", "每次微秒，不含等待"),
+            text("ms a step, with it", "每步毫秒，含等待"),
+            text("of these waiting", "其中等待"),
+            text("of the step", "占一步"),
+        ],
+        rows,
+        scale: Scale::Linear,
+    };
+    let facts = vec![
+        ("3.reductions", reductions.to_string()),
+        ("3.layers", geometry.n_layer.to_string()),
+        ("3.shm_us", digits(each_us[0])),
+        ("3.tcp_us", digits(each_us[BATCHES.len()])),
+    ];
+    Ok((figure, facts))
+}
+
+/// Speed by the number of ranks, each with one thread.
+fn ranks(
+    base: &ClusterConfig,
+    geometry: &Geometry,
+    (length, rounds): (Length, u32),
+) -> anyhow::Result<(Figure, Facts)> {
+    let worlds: Vec<usize> = (1..=geometry.n_head.min(MAX_RANKS)).collect();
+    let mut seconds = vec![[const { Vec::new() }; BATCHES.len()]; worlds.len()];
+    let mut memory = vec![0.0; worlds.len()];
+    for _ in 0..rounds {
+        for (i, &world) in worlds.iter().enumerate() {
+            let running = Running::start(base, |config| (config.nproc, config.threads) = (world, Some(1)))?;
+            for (samples, batch) in seconds[i].iter_mut().zip(BATCHES) {
+                samples.push(running.decode_s(batch, length)?);
+            }
+            memory[i] = running.plan.memory[0].weights as f64;
+            running.shut_down();
+        }
+    }
+    let seconds: Vec<[f64; BATCHES.len()]> = seconds.into_iter().map(|of| of.map(median)).collect();
+    let mut rows = Vec::new();
+    for (i, &world) in worlds.iter().enumerate() {
+        let speed = |at: usize| f64::from(BATCHES[at]) / seconds[i][at];
+        let gain = |at: usize| times(seconds[0][at] / seconds[i][at]);
+        let cells = [bytes(memory[i]), digits(speed(0)), gain(0), digits(speed(1)), gain(1)];
+        rows.push(Row::new(same(world.to_string()), cells).with_bar(speed(1)));
+    }
+    let best = (0..worlds.len()).min_by(|&a, &b| seconds[a][1].total_cmp(&seconds[b][1])).unwrap_or(0);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let figure = Figure {
+        name: "3.ranks",
+        title: text(
+            format!("More ranks of one thread each, on {cores} cores (tokens/s)"),
+            format!("{cores} 核上增加 rank，每个一线程（每秒 token）"),
+        ),
+        columns: vec![
+            same("`--nproc`"),
+            text("weights of rank 0", "rank 0 的权重"),
+            text("1 text", "1 条文本"),
+            text("against 1 rank", "相比 1 个 rank"),
+            text(format!("{} texts", BATCHES[1]), format!("{} 条文本", BATCHES[1])),
+            text("against 1 rank", "相比 1 个 rank"),
+        ],
+        rows,
+        scale: Scale::Linear,
+    };
+    Ok((figure, vec![("3.best", worlds[best].to_string()), ("3.cores", cores.to_string())]))
+}
+
+/// A rank of a real server is killed.
+fn death(options: &ModelOptions) -> Result<(Figure, Facts), Failure> {
+    let mut server = PrivateServer::start(&options.with_nproc(2))?;
+    let pid = server.pid();
+    let ranks = children(pid).context("cannot list the ranks")?;
+    let victim =
+        ranks.last().and_then(|pid| rustix::process::Pid::from_raw(*pid)).context("the server has no ranks")?;
+    let begun = Instant::now();
+    rustix::process::kill_process(victim, rustix::process::Signal::KILL).context("cannot kill the rank")?;
+    let (code, last_lines) = server.wait(END_DEADLINE)?;
+    let ended = begun.elapsed().as_secs_f64();
+    let gone = Instant::now();
+    let is_left = |pid: &i32| fs::exists(format!("/proc/{pid}")).unwrap_or(false);
+    while ranks.iter().any(is_left) && gone.elapsed() < END_DEADLINE {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let all_gone = begun.elapsed().as_secs_f64();
+    let code = code.map_or("none".into(), |code| code.to_string());
+    let said = last_lines.lines().map(str::trim).rfind(|line| line.starts_with("error")).unwrap_or("").to_owned();
+    let row = |label: Text, seconds: f64| Row::new(label, [ms(seconds)]).with_bar(seconds);
+    let figure = Figure {
+        name: "3.death",
+        title: text("`kill -9` of one of two ranks (ms)", "两个 rank 中的一个被 `kill -9`（毫秒）"),
+        columns: vec![text("event", "事件"), text("after", "之后")],
+        rows: vec![
+            row(text("a rank is killed", "一个 rank 被杀死"), 0.0),
+            row(
+                text(format!("the server has ended, with exit code {code}"), format!("服务器已结束，退出码 {code}")),
+                ended,
+            ),
+            row(text("no process is left", "没有进程残留"), all_gone),
+        ],
+        scale: Scale::Linear,
+    };
+    Ok((figure, vec![("3.code", code), ("3.said", format!("`{said}`"))]))
+}
+
+/// Processes that a process has started; threads list their own.
+fn children(pid: u32) -> std::io::Result<Vec<i32>> {
+    let mut children = Vec::new();
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let list = fs::read_to_string(thread?.path().join("children"))?;
+        children.extend(list.split_whitespace().filter_map(|pid| pid.parse::<i32>().ok()));
+    }
+    Ok(children)
+}

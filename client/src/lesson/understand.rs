@@ -1,0 +1,205 @@
+//! Lesson 1: from checkpoint to conversation, measured on the 100-line program itself (`worker/examples/conversation.rs`).
+
+use std::{path::Path, time::Instant};
+
+use anyhow::{Context, anyhow};
+use nanoinfer_launch::{
+    ClusterConfig, Geometry,
+    plan::{Placement, Plan},
+};
+use tokenizers::Tokenizer;
+
+use super::{
+    figure::{Figure, Language, Results, Row, Scale, same, text},
+    machine,
+    running::{digits, median, ms, times},
+};
+use crate::conversation::{Cache, Gpt2};
+
+const QUESTION: &str = "What is a cat?";
+/// Alternatives that are shown.
+const NEXT: usize = 5;
+/// Lengths of text at which a token is timed, those that fit the model.
+const LENGTHS: [usize; 7] = [16, 32, 64, 128, 256, 512, 1024];
+/// Of each timing.
+const REPETITIONS: usize = 9;
+
+/// The 100-line program's model and tokenizer.
+pub(super) struct Program {
+    pub(super) model: Gpt2,
+    tokenizer: Tokenizer,
+    pub(super) geometry: Geometry,
+}
+
+impl Program {
+    /// Loads what `plan` would serve.
+    pub(super) fn load(plan: &Plan) -> anyhow::Result<Self> {
+        let folder = &plan.model.folder;
+        let model = Gpt2::load(folder).map_err(|error| anyhow!("{error}")).with_context(|| {
+            format!(
+                "the 100-line program reads model.safetensors and cannot load {}\n  hint: nanoinfer convert",
+                folder.display()
+            )
+        })?;
+        let file = Path::new(folder).join("tokenizer.json");
+        let tokenizer =
+            Tokenizer::from_file(&file).map_err(|error| anyhow!("cannot read {}: {error}", file.display()))?;
+        Ok(Self { model, tokenizer, geometry: plan.model.geometry.clone() })
+    }
+
+    /// Seconds of the token that follows `ids`, with the keys and values of all but the last at hand or not; the median of
+    /// `repetitions`, after one to warm up.
+    pub(super) fn token_s(&self, ids: &[u32], has_cache: bool, repetitions: usize) -> anyhow::Result<f64> {
+        let mut cache = Cache::new();
+        if has_cache {
+            self.model.next(&ids[..ids.len() - 1], &mut cache)?;
+        }
+        let run = |mut cache: Cache| -> anyhow::Result<f64> {
+            let begun = Instant::now();
+            self.model.next(ids, &mut cache)?.to_vec1::<f32>()?;
+            Ok(begun.elapsed().as_secs_f64())
+        };
+        // Tensors are shared, so that a copy of the cache is a copy of names.
+        run(cache.clone())?;
+        Ok(median((0..repetitions).map(|_| run(cache.clone())).collect::<anyhow::Result<_>>()?))
+    }
+
+    /// Some text of `length` tokens.
+    pub(super) fn ids(&self, length: usize) -> Vec<u32> {
+        (0..length).map(|i| (i * 7919 % self.geometry.vocab_size) as u32).collect()
+    }
+}
+
+pub(super) fn run(base: &ClusterConfig) -> anyhow::Result<Results> {
+    let plan = Plan::new(base, Placement::Here).context("cannot plan the cluster")?;
+    let program = Program::load(&plan)?;
+    let prompt = format!("User: {QUESTION}\nAssistant:");
+    let encoded = program.tokenizer.encode(prompt, false).map_err(|error| anyhow!("{error}"))?;
+    let ids = encoded.get_ids();
+    let (next, difference) = next(&program, ids)?;
+    let (growth, gain, longest) = growth(&program)?;
+    let geometry = &program.geometry;
+    let facts = vec![
+        ("1.prompt_tokens", ids.len().to_string()),
+        ("1.vocab", geometry.vocab_size.to_string()),
+        ("1.width", geometry.n_embd.to_string()),
+        ("1.layers", geometry.n_layer.to_string()),
+        ("1.heads", geometry.n_head.to_string()),
+        ("1.head_width", geometry.head_dim().to_string()),
+        ("1.positions", geometry.n_positions.to_string()),
+        ("1.parameters", format!("{:.1}", geometry.parameters() as f64 / 1e6)),
+        ("1.longest", longest.to_string()),
+        ("1.gain", times(gain)),
+        ("1.difference", format!("{difference:.0e}")),
+    ];
+    Ok(Results {
+        number: 1,
+        title: text("from checkpoint to conversation", "从检查点到对话"),
+        conditions: text(
+            format!("{}; the 100-line program, f32; {}", plan.model.name, machine().of(Language::English)),
+            format!("{}；百行程序，f32；{}", plan.model.name, machine().of(Language::Chinese)),
+        ),
+        figures: vec![tokens(&program, ids)?, weights(geometry), next, growth],
+        facts,
+    })
+}
+
+/// What the tokenizer makes of the prompt.
+fn tokens(program: &Program, ids: &[u32]) -> anyhow::Result<Figure> {
+    let row = |(position, &id): (usize, &u32)| {
+        let spelled = program.tokenizer.decode(&[id], false).map_err(|error| anyhow!("{error}"))?;
+        Ok(Row::new(same(position.to_string()), [id.to_string(), format!("`{spelled:?}`")]))
+    };
+    Ok(Figure {
+        name: "1.tokens",
+        title: text(format!("The tokens of \"{QUESTION}\", as a chat puts it"), "提示词切成的 token"),
+        columns: vec![text("position", "位置"), same("id"), text("text", "文本")],
+        rows: ids.iter().enumerate().map(row).collect::<anyhow::Result<_>>()?,
+        scale: Scale::Linear,
+    })
+}
+
+/// Where the parameters are.
+fn weights(geometry: &Geometry) -> Figure {
+    let (c, f, layers) = (geometry.n_embd, geometry.n_inner, geometry.n_layer);
+    let parts = [
+        (
+            text("token embedding, which is also the last product", "token 嵌入，也是最后一次乘法"),
+            geometry.vocab_size * c,
+        ),
+        (text("position embedding", "位置嵌入"), geometry.n_positions * c),
+        (text("attention, all layers", "注意力（所有层）"), layers * (4 * c * c + 4 * c)),
+        (text("MLP, all layers", "MLP（所有层）"), layers * (2 * c * f + f + c)),
+        (text("LayerNorm", "LayerNorm"), (2 * layers + 1) * 2 * c),
+    ];
+    let all: usize = parts.iter().map(|(_, count)| count).sum();
+    let row = |(label, count): (_, usize)| {
+        let share = count as f64 / all as f64;
+        Row::new(label, [format!("{:.2}", count as f64 / 1e6), format!("{:.1} %", share * 100.0)]).with_bar(share)
+    };
+    Figure {
+        name: "1.weights",
+        title: text("Where the parameters are", "参数在哪里"),
+        columns: vec![text("part", "部分"), text("millions", "百万"), text("share", "占比")],
+        rows: parts.into_iter().map(row).collect(),
+        scale: Scale::Linear,
+    }
+}
+
+/// The likeliest tokens after the prompt; and how much the logits differ at most with the cache, relative to the largest.
+fn next(program: &Program, ids: &[u32]) -> anyhow::Result<(Figure, f64)> {
+    let logits: Vec<f32> = program.model.next(ids, &mut Cache::new())?.to_vec1()?;
+    let mut cache = Cache::new();
+    for end in 1..ids.len() {
+        program.model.next(&ids[..end], &mut cache)?;
+    }
+    let cached: Vec<f32> = program.model.next(ids, &mut cache)?.to_vec1()?;
+    let largest = logits.iter().fold(0f32, |most, x| most.max(x.abs()));
+    let difference = logits.iter().zip(&cached).fold(0f32, |most, (a, b)| most.max((a - b).abs())) / largest;
+
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|&x| f64::from(x - max).exp()).sum();
+    let mut order: Vec<usize> = (0..logits.len()).collect();
+    order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
+    let row = |&id: &usize| {
+        let probability = f64::from(logits[id] - max).exp() / sum;
+        let spelled = program.tokenizer.decode(&[id as u32], false).map_err(|error| anyhow!("{error}"))?;
+        let cells = [format!("{:.2}", logits[id]), format!("{:.2} %", probability * 100.0)];
+        Ok(Row::new(same(format!("`{spelled:?}`")), cells).with_bar(probability))
+    };
+    let figure = Figure {
+        name: "1.next",
+        title: text("The likeliest tokens after the prompt", "提示词之后最可能的 token"),
+        columns: vec![same("token"), same("logit"), text("probability", "概率")],
+        rows: order.iter().take(NEXT).map(row).collect::<anyhow::Result<_>>()?,
+        scale: Scale::Linear,
+    };
+    Ok((figure, difference.into()))
+}
+
+/// Time of one more token, by the length of the text before it; and the gain of the cache at the longest.
+fn growth(program: &Program) -> anyhow::Result<(Figure, f64, usize)> {
+    let mut rows = Vec::new();
+    let (mut gain, mut longest) = (1.0, 0);
+    for length in LENGTHS.into_iter().filter(|&length| length <= program.geometry.n_positions) {
+        let ids = program.ids(length);
+        let (without, with) = (program.token_s(&ids, false, REPETITIONS)?, program.token_s(&ids, true, REPETITIONS)?);
+        (gain, longest) = (without / with, length);
+        let cells = [ms(without), ms(with), times(gain), digits(1.0 / with)];
+        rows.push(Row::new(same(length.to_string()), cells).with_bar(without));
+    }
+    let figure = Figure {
+        name: "1.growth",
+        title: text("Milliseconds of one more token", "再生成一个 token 的毫秒数"),
+        columns: vec![
+            text("tokens of text", "文本的 token 数"),
+            text("`--no-cache`", "`--no-cache`"),
+            text("with a KV cache", "有 KV 缓存"),
+            text("gain", "倍数"),
+            text("tokens/s with it", "有缓存时每秒 token"),
+        ],
+        rows,
+        scale: Scale::Linear,
+    };
+    Ok((figure, gain, longest))
+}
