@@ -2,6 +2,7 @@
 
 mod checkpoints;
 mod eval;
+mod learn;
 #[path = "../hub.rs"]
 mod hub;
 
