@@ -75,9 +75,11 @@ pub fn run(setup: RankSetup) -> Result<(), WorkerError> {
     let on_lost = setup.on_lost;
     let failing = Arc::new(AtomicBool::new(false));
     let failed = Arc::clone(&failing);
+    let telling = Arc::new(Mutex::new(()));
+    let told = Arc::clone(&telling);
     std::thread::Builder::new()
         .name("control".into())
-        .spawn(move || read_control(receiver, &pongs, &orders_in, on_lost, &failed))
+        .spawn(move || read_control(receiver, &pongs, &orders_in, on_lost, &failed, &told))
         .expect("the operating system has threads to give");
     let rank = Rank {
         identity: setup.identity,
@@ -88,6 +90,7 @@ pub fn run(setup: RankSetup) -> Result<(), WorkerError> {
         weights: setup.weights,
         data_host: setup.data_host,
         failing,
+        telling,
     };
     let (sender, failing) = (Arc::clone(&rank.sender), Arc::clone(&rank.failing));
     match catch_unwind(AssertUnwindSafe(|| rank.live())) {
@@ -114,10 +117,12 @@ fn read_control(
     orders: &mpsc::SyncSender<ToRank>,
     on_lost: OnLost,
     failing: &AtomicBool,
+    telling: &Mutex<()>,
 ) {
     // A rank that has said why it fails ends by itself, when its user has been told too.
     let exit = |code| {
         if !failing.load(SeqCst) {
+            let _told = telling.lock().unwrap_or_else(PoisonError::into_inner);
             std::process::exit(code);
         }
     };
@@ -158,6 +163,8 @@ struct Rank {
     data_host: String,
     /// Set before the coordinator hears of a failure, which it answers by closing the link.
     failing: Arc<AtomicBool>,
+    /// Held while a step is told of: its answer and then its events, which the end of the process must not cut in two.
+    telling: Arc<Mutex<()>>,
 }
 
 impl Rank {
@@ -173,6 +180,7 @@ impl Rank {
             };
             match answer {
                 Ok(answer) => {
+                    let _telling = self.telling.lock().unwrap_or_else(PoisonError::into_inner);
                     send(&self.sender, answer)?;
                     // Where nobody waits for it.
                     if let Some(step) = step {
