@@ -9,9 +9,8 @@ use crate::bars::Bars;
 const BAR_WIDTH: usize = 24;
 
 /// All tokens of a list `explain`, the first of which is the `first`th of the answer.
-pub(crate) fn tokens(list: &Value, first: usize, bars: Bars) -> String {
-    let list = list.as_array().map(Vec::as_slice).unwrap_or_default();
-    list.iter().enumerate().map(|(i, value)| token(value, first + i, bars)).collect()
+pub(crate) fn tokens(explained: &Value, first: usize, bars: Bars) -> String {
+    list(explained).iter().enumerate().map(|(i, value)| token(value, first + i, bars)).collect()
 }
 
 fn token(token: &Value, index: usize, bars: Bars) -> String {

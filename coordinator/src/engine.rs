@@ -36,7 +36,7 @@ use crate::{
     sampler::{Draw, RowDraw, RowDrawer, logprobs},
     scheduler::{Counters, PlannedStep, Scheduler, SchedulerLimits},
     sequence::{RowUse, SeqId, Sequence},
-    status::{LiveBlocks, LiveSequence, Status},
+    status::{LiveSequence, Status},
     worker_pool::{Ranks, WorkerPool},
 };
 
@@ -95,8 +95,13 @@ struct Engine<R> {
     /// Sequences that ended; their last events were not delivered yet.
     ended: Vec<Sequence>,
     row_drawer: RowDrawer,
+    /// When the idle blocks were last told.
+    idle_told: Instant,
     status: Arc<Status>,
 }
+
+/// How often the idle blocks are told while steps run: there may be thousands of them.
+const IDLE_TOLD_EVERY: Duration = Duration::from_millis(200);
 
 /// What a turn left behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,7 +128,7 @@ impl<R: Ranks> Engine<R> {
             max_batched_tokens: config.max_batched_tokens,
             prefix_cache: config.prefix_cache,
         };
-        let engine = Self {
+        let mut engine = Self {
             _panic_report: PanicReport(status.clone()),
             eos_token_ids: config.geometry.eos_token_ids.clone(),
             scheduler: Scheduler::new(config.geometry, limits),
@@ -134,6 +139,7 @@ impl<R: Ranks> Engine<R> {
             under_way: None,
             ended: Vec::new(),
             row_drawer: RowDrawer::new(thread::available_parallelism().map_or(1, usize::from)),
+            idle_told: Instant::now(),
             status,
         };
         engine.report();
@@ -340,7 +346,7 @@ impl<R: Ranks> Engine<R> {
         }
     }
 
-    fn report(&self) {
+    fn report(&mut self) {
         let status = &self.status;
         let blocks = self.scheduler.blocks();
         status.running.store(self.scheduler.running(), Relaxed);
@@ -352,10 +358,16 @@ impl<R: Ranks> Engine<R> {
         status.preemptions.store(preemptions, Relaxed);
         status.prefix_queries.store(prefix_queries, Relaxed);
         status.prefix_hits.store(prefix_hits, Relaxed);
-        status.live.send_replace(LiveBlocks {
-            sequences: self.scheduler.sequences().map(LiveSequence::of).collect(),
-            idle: blocks.idle().map(|block| block.0).collect(),
+        let idle_due = self.under_way.is_none() || self.idle_told.elapsed() >= IDLE_TOLD_EVERY;
+        status.live.send_modify(|live| {
+            live.sequences = self.scheduler.sequences().map(LiveSequence::of).collect();
+            if idle_due {
+                live.idle = blocks.idle().map(|block| block.0).collect();
+            }
         });
+        if idle_due {
+            self.idle_told = Instant::now();
+        }
     }
 }
 

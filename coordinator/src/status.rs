@@ -58,7 +58,7 @@ pub struct Status {
 pub struct LiveBlocks {
     /// The sequences that hold some.
     pub sequences: Vec<LiveSequence>,
-    /// Those that nobody holds and that a prompt may find again.
+    /// Those that nobody holds and that a prompt may find again; while steps run, as of a fraction of a second ago.
     pub idle: Vec<u32>,
 }
 

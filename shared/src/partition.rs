@@ -36,6 +36,15 @@ pub struct Partition {
     shares: Vec<Share>,
 }
 
+impl Share {
+    /// The columns of Q, of K and of V in the one matrix that makes all three, `[C, 3 · C]`; those of Q are also the rows of the
+    /// projection behind attention.
+    pub fn qkv_columns(&self, geometry: &Geometry) -> [Range<usize>; 3] {
+        let (c, d) = (geometry.n_embd, geometry.head_dim());
+        [0, c, 2 * c].map(|third| third + self.heads.start * d..third + self.heads.end * d)
+    }
+}
+
 /// Why a model cannot be split as asked.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PartitionError {

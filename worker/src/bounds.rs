@@ -2,7 +2,7 @@
 
 use nanoinfer_shared::{
     Geometry,
-    protocol::{BLOCK_TOKENS, SequenceStep, StepPlan, Wants},
+    protocol::{BLOCK_TOKENS, BlockId, SequenceStep, StepPlan, Wants},
 };
 
 use crate::{WorkerError, error::PlanFault};
@@ -62,7 +62,7 @@ fn check_sequence(sequence: &SequenceStep, geometry: &Geometry, kv_blocks: usize
     if let Some(output) = sequence.outputs.iter().find(|output| output.row as usize >= tokens) {
         return Err(PlanFault::Row { row: output.row, tokens });
     }
-    let index = |block: &nanoinfer_shared::protocol::BlockId| match block.0 {
+    let index = |block: &BlockId| match block.0 {
         index if (index as usize) < kv_blocks => Ok(index),
         _ => Err(PlanFault::Block(*block)),
     };
@@ -71,14 +71,15 @@ fn check_sequence(sequence: &SequenceStep, geometry: &Geometry, kv_blocks: usize
 
 /// Blocks are shared only when full: whoever writes to one has it alone.
 fn check_written(plan: &StepPlan) -> Result<(), PlanFault> {
-    let blocks = |s: &SequenceStep| {
-        let (first, end) = (s.start as usize, s.start as usize + s.tokens.len());
-        s.blocks[first / BLOCK_TOKENS..end.div_ceil(BLOCK_TOKENS)].to_vec()
-    };
-    let mut written: Vec<_> = plan.sequences.iter().flat_map(blocks).collect();
+    let mut written: Vec<_> = plan.sequences.iter().flat_map(written_by).collect();
     written.sort_unstable_by_key(|block| block.0);
     match written.windows(2).find(|pair| pair[0] == pair[1]) {
-        Some(pair) => Err(PlanFault::WrittenTwice(pair[0])),
+        Some(pair) => Err(PlanFault::WrittenTwice(*pair[0])),
         None => Ok(()),
     }
+}
+
+fn written_by(sequence: &SequenceStep) -> &[BlockId] {
+    let (first, end) = (sequence.start as usize, sequence.start as usize + sequence.tokens.len());
+    &sequence.blocks[first / BLOCK_TOKENS..end.div_ceil(BLOCK_TOKENS)]
 }

@@ -150,8 +150,7 @@ impl LayerShard {
         let tensor = |part: &str| checkpoint.tensor(&name(part));
         let bias = |part: &str, len| checkpoint.vector(&name(part), len);
         let (c, d) = (geometry.n_embd, geometry.head_dim());
-        let heads = share.heads.start * d..share.heads.end * d;
-        let thirds = [0, c, 2 * c].map(|third| third + heads.start..third + heads.end);
+        let thirds = share.qkv_columns(geometry);
         let mut norm_1 = LayerNorm::load(checkpoint, geometry, &name("ln_1"))?;
         let mut norm_2 = LayerNorm::load(checkpoint, geometry, &name("ln_2"))?;
         let qkv = (tensor("attn.c_attn.weight")?, bias("attn.c_attn.bias", 3 * c)?);
@@ -160,7 +159,7 @@ impl LayerShard {
             qkv: packer.columns(c, &thirds, qkv, &mut norm_1),
             norm_1,
             attention_projection: Linear {
-                weights: packer.rows(d, tensor("attn.c_proj.weight")?, heads, c),
+                weights: packer.rows(d, tensor("attn.c_proj.weight")?, thirds[0].clone(), c),
                 bias: bias("attn.c_proj.bias", c)?.read_vector(0..c),
             },
             fc: packer.columns(c, std::slice::from_ref(&share.ffn), fc, &mut norm_2),

@@ -6,7 +6,7 @@ use axum::{Json, extract::State};
 use nanoinfer_shared::{Share, protocol::BLOCK_TOKENS};
 use serde_json::{Value, json};
 
-use super::{App, models};
+use super::App;
 
 pub(super) async fn cluster(State(app): State<App>) -> Json<Value> {
     let card = app.engine.card();
@@ -23,10 +23,10 @@ pub(super) async fn cluster(State(app): State<App>) -> Json<Value> {
     };
     let ranks: Vec<Value> = card.partition.shares().iter().zip(&card.weight_bytes).enumerate().map(rank).collect();
     let geometry = &card.geometry;
-    let live = status.live.borrow().clone();
+    let live = status.live.borrow();
     Json(json!({
         "model": card.name,
-        "dtype": models::dtype(card),
+        "dtype": card.dtype.to_string(),
         "n_layer": geometry.n_layer,
         "n_head": geometry.n_head,
         "n_embd": geometry.n_embd,

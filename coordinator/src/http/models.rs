@@ -66,7 +66,7 @@ pub(super) async fn info(State(app): State<App>) -> Json<Value> {
         "model": card.name,
         "model_type": "gpt2",
         "parameters": geometry.parameters(),
-        "dtype": dtype(card),
+        "dtype": card.dtype.to_string(),
         "nproc": card.partition.world(),
         "build_id": card.build_id,
         "config": {
@@ -80,11 +80,6 @@ pub(super) async fn info(State(app): State<App>) -> Json<Value> {
         },
         "chat_template": app.engine.text().chat.template().is_some(),
     }))
-}
-
-/// The element type as command lines spell it.
-pub(super) fn dtype(card: &ModelCard) -> String {
-    card.dtype.to_string()
 }
 
 #[cfg(test)]

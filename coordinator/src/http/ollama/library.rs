@@ -129,7 +129,7 @@ fn details(card: &ModelCard) -> Value {
         "family": "gpt2",
         "families": ["gpt2"],
         "parameter_size": parameter_size(card.geometry.parameters()),
-        "quantization_level": models::dtype(card).to_uppercase(),
+        "quantization_level": card.dtype.to_string().to_uppercase(),
     })
 }
 

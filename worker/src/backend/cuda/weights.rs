@@ -131,10 +131,9 @@ impl<'a> Loader<'a> {
         let name = |part: &str| format!("h.{layer}.{part}");
         let tensor = |part: &str| checkpoint.tensor(&name(part));
         let bias = |part: &str, len| checkpoint.vector(&name(part), len);
-        let (c, d, f) = (geometry.n_embd, geometry.head_dim(), geometry.n_inner);
+        let (c, f) = (geometry.n_embd, geometry.n_inner);
         let all = 0..c;
-        let heads = share.heads.start * d..share.heads.end * d;
-        let thirds = [0, c, 2 * c].map(|third| third + heads.start..third + heads.end);
+        let thirds = share.qkv_columns(geometry);
         let ffn = share.ffn.clone();
         Ok(LayerWeights {
             norm_1: self.norm(checkpoint, &name("ln_1"), c)?,
@@ -143,7 +142,7 @@ impl<'a> Loader<'a> {
                 bias: self.floats(bias("attn.c_attn.bias", 3 * c)?, 0..1, &thirds)?,
             },
             attention_projection: Linear {
-                weights: self.matrix(tensor("attn.c_proj.weight")?, heads, from_ref(&all))?,
+                weights: self.matrix(tensor("attn.c_proj.weight")?, thirds[0].clone(), from_ref(&all))?,
                 bias: self.floats(bias("attn.c_proj.bias", c)?, 0..1, from_ref(&all))?,
             },
             norm_2: self.norm(checkpoint, &name("ln_2"), c)?,
