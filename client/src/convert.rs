@@ -9,7 +9,7 @@ use clap::Args;
 use nanoinfer_launch::{
     checkpoint::Checkpoint,
     cli::environment,
-    model::{self, ResolvedModel},
+    model::{self, ResolvedModel, has_tokenizer},
 };
 use serde_json::{Map, Value};
 
@@ -63,6 +63,11 @@ pub(crate) fn run(options: &ConvertOptions) -> Result<(), Failure> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             other => drop(other.with_context(|| format!("cannot copy {name}"))?),
         }
+    }
+    if !has_tokenizer(to) {
+        eprintln!(
+            "note: it has no tokenizer yet, and needs one to be served: tokenizer.json, or vocab.json and merges.txt"
+        );
     }
     println!("{}", to.display());
     Ok(())

@@ -70,7 +70,10 @@ pub(crate) fn run(options: &InspectOptions) -> Result<(), Failure> {
 
 fn describe(model: &ResolvedModel, checkpoint: &Checkpoint, text: &mut String) -> std::fmt::Result {
     let geometry = &model.geometry;
-    writeln!(text, "{} in {}", model.name, model.folder.display())?;
+    let folder = model.folder.display().to_string();
+    // A path that was typed says where it is.
+    let place = if model.name == folder { String::new() } else { format!(" in {folder}") };
+    writeln!(text, "{}{place}", model.name)?;
     writeln!(
         text,
         "geometry: {} layers, width {}, {} heads of {}, MLP of {} with {}, vocabulary of {}, {} positions",

@@ -101,7 +101,7 @@ pub enum ModelError {
         suggestion: Option<String>,
     },
     /// A part of the model is not there.
-    #[error("{} has no {file}\n  hint: {hint}", .folder.display())]
+    #[error("{} has no {file}\n  hint: {hint}", if *.folder == Path::new(".") { "the current folder".into() } else { .folder.display().to_string() })]
     MissingFile {
         /// Where it should be.
         folder: PathBuf,
@@ -205,13 +205,6 @@ fn read(name: Option<&str>, place: Place, needs_tokenizer: bool) -> Result<Resol
         Err(ModelError::MissingFile { .. }) if beside.is_none() => return Err(no_config()),
         other => other,
     };
-    if needs_tokenizer && !has_tokenizer(&place.folder) {
-        return Err(missing(
-            &place.folder,
-            "tokenizer.json (or vocab.json and merges.txt)",
-            "put the tokenizer of the model beside it; GPT-2's is in any gpt2 folder",
-        ));
-    }
     let weights = weights?;
     let checkpoint = Checkpoint::open(&weights)?;
     // What a checkpoint says of itself cannot belong to another one.
@@ -221,6 +214,13 @@ fn read(name: Option<&str>, place: Place, needs_tokenizer: bool) -> Result<Resol
     };
     let geometry = checkpoint.refine(geometry);
     checkpoint.check(&geometry)?;
+    if needs_tokenizer && !has_tokenizer(&place.folder) {
+        return Err(missing(
+            &place.folder,
+            "tokenizer.json (or vocab.json and merges.txt)",
+            "copy the tokenizer that the model was trained with there; GPT-2's own is in the folder that `nanoinfer pull gpt2` prints",
+        ));
+    }
     let name = name.unwrap_or(DEMO_MODEL).to_string();
     Ok(ResolvedModel { name, folder: place.folder, weights, geometry, fingerprint: checkpoint.fingerprint() })
 }

@@ -31,6 +31,7 @@ fn inspect_tells_what_a_model_holds_and_how_it_is_split() {
         assert!(text.contains(part), "{part} in {text}");
     }
     let text = said(&["inspect", &golden("formats/nanogpt/ckpt.pt")]);
+    assert!(!said(&["inspect", &golden("formats/nanogpt")]).contains(" in "), "a folder is told once");
     for part in ["torch.save, zip", "nn.Linear", "with gelu,", "vocabulary of 64", "tokenizer: none"] {
         assert!(text.contains(part), "{part} in {text}");
     }

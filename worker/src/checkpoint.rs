@@ -36,6 +36,20 @@ use self::{
     torch::{TorchError, TorchFile},
 };
 
+/// What is taken for a checkpoint by mistake: how it begins, what it is, and what to do.
+const OTHER_FILES: [(&[u8], &str, &str); 2] = [
+    (
+        b"GGUF",
+        "a GGUF file, of llama.cpp and Ollama, which is not read",
+        "take the checkpoint that it was made from, safetensors or of torch.save",
+    ),
+    (
+        b"version https://git-lfs",
+        "only what Git LFS leaves in the place of a file",
+        "`git lfs pull` fetches the file itself",
+    ),
+];
+
 /// An open checkpoint.
 #[derive(Debug)]
 pub struct Checkpoint {
@@ -113,6 +127,8 @@ impl Checkpoint {
             (Format::TorchZip, torch::read_zip(&map).map_err(torch_error)?)
         } else if map.starts_with(&torch::LEGACY_MAGIC) {
             (Format::TorchLegacy, torch::read_legacy(&map).map_err(torch_error)?)
+        } else if let Some((_, what, hint)) = OTHER_FILES.into_iter().find(|(magic, ..)| map.starts_with(magic)) {
+            return Err(CheckpointError::OtherFile { path: path.to_owned(), what, hint });
         } else {
             (Format::Safetensors, read_safetensors(&map).map_err(malformed)?)
         };

@@ -25,6 +25,16 @@ pub enum CheckpointError {
         /// What the parser found.
         reason: String,
     },
+    /// A file of another kind, known by how it begins.
+    #[error("{path} is {what}\n  hint: {hint}")]
+    OtherFile {
+        /// The file.
+        path: PathBuf,
+        /// Its kind.
+        what: &'static str,
+        /// What to do.
+        hint: &'static str,
+    },
     /// The pickle inside of a torch file holds more than data, or is broken.
     #[error("{path}: {source}")]
     Pickle {

@@ -57,6 +57,21 @@ fn what_does_not_fit_the_configuration_is_named() {
 }
 
 #[test]
+fn a_file_of_another_kind_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    for (text, part) in [
+        (&b"GGUF\x03\0\0\0"[..], "a GGUF file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "`git lfs pull`"),
+        (b"GGML", "is not a complete checkpoint"),
+    ] {
+        let path = dir.path().join("model.bin");
+        std::fs::write(&path, text).unwrap();
+        let error = Checkpoint::open(&[path]).unwrap_err().to_string();
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+#[test]
 fn a_bias_may_be_left_out_in_all_layers_only() {
     let without = |part: &str| -> Tensors { whole().into_iter().filter(|(name, ..)| !name.ends_with(part)).collect() };
     verdict(&without(".bias")).unwrap();
