@@ -9,7 +9,10 @@ mod options;
 
 use std::{ffi::OsString, io::Write, net::TcpListener, process::ExitCode};
 
-use clap::Parser;
+use clap::{
+    Parser,
+    error::{ContextKind, ContextValue},
+};
 use tracing_subscriber::EnvFilter;
 
 use self::{
@@ -31,11 +34,17 @@ use crate::{
 /// Does what `nanoinfer-launch` does with these arguments (the first is the program's name), and answers with its exit
 /// code: 0 after a clean stop, 2 for bad usage or a bad model, 1 for everything else.
 pub fn main_with(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let typed = match CommandLine::try_parse_from(args) {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let typed = match CommandLine::try_parse_from(&args) {
         Ok(typed) => typed,
         Err(error) => {
             // Nothing is left to do if even standard error is closed.
             let _ = error.print();
+            if let Some(ContextValue::String(flag)) = error.get(ContextKind::InvalidArg)
+                && let Some(variable) = environment::source_of(flag, &args)
+            {
+                crate::say(format_args!("  hint: the value is that of {variable} in the environment"));
+            }
             return ExitCode::from(error.exit_code() as u8);
         }
     };
@@ -85,7 +94,7 @@ impl Failure {
 /// In words, when they are wrong.
 pub fn cluster_config(flags: impl IntoIterator<Item = String>) -> Result<ClusterConfig, String> {
     let args = std::iter::once("nanoinfer-launch".to_owned()).chain(flags);
-    let typed = CommandLine::try_parse_from(args).map_err(|error| error.to_string())?;
+    let typed = CommandLine::try_parse_from(args).map_err(|error| config::reason(&error.to_string()))?;
     let config = Config::new(typed.serve, &environment::caches()).map_err(|error| error.to_string())?;
     Ok(config.cluster)
 }
@@ -119,6 +128,9 @@ fn coordinate(options: CoordinatorOptions) -> Result<(), Failure> {
 fn prepare(options: ServeOptions, placement: Placement) -> Result<Option<(Config, TcpListener)>, Failure> {
     let config = Config::new(options, &environment::caches())?;
     log_to_stderr(&config.cluster.log)?;
+    for slip in environment::slips(environment::names()) {
+        tracing::warn!("{slip}");
+    }
     if config.plan {
         // A reader that has seen enough is no failure.
         let _ = writeln!(std::io::stdout(), "{}", Plan::new(&config.cluster, placement)?);

@@ -252,6 +252,7 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let geometry = &self.model.geometry;
         let counted = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+        let world = self.partition.world();
         writeln!(
             f,
             "{}: {} layers, {} heads, width {}, vocabulary {}, {} positions, {:.1} M parameters",
@@ -265,19 +266,20 @@ impl fmt::Display for Plan {
         )?;
         writeln!(
             f,
-            "{} {}, {} each, {}, data link {}, {} of KV ({} tokens)",
-            counted(self.partition.world(), "rank"),
+            "{} {}, {}{}, {}{}, {} of KV ({} tokens)",
+            counted(world, "rank"),
             match self.placement {
                 Placement::Here => "on this host",
                 Placement::Elsewhere => "joining by address",
             },
             self.threads.map_or("threads as their host has cores".into(), |threads| counted(threads, "thread")),
+            if world > 1 { " each" } else { "" },
             self.chosen.dtype,
             match self.comm {
-                CommKind::Local => "none",
-                CommKind::Shm => "shared memory",
-                CommKind::Tcp => "TCP",
-                CommKind::Nccl => "NCCL",
+                CommKind::Local => "",
+                CommKind::Shm => ", data link shared memory",
+                CommKind::Tcp => ", data link TCP",
+                CommKind::Nccl => ", data link NCCL",
             },
             counted(self.kv_blocks, "block"),
             self.kv_blocks * BLOCK_TOKENS,

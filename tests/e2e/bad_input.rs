@@ -74,6 +74,21 @@ fn a_bad_command_line_is_explained() {
     refused(&["--modle", heads5], 2, &["--model"]);
     refused(&["--kv-memory", "1KiB", "--port", "0"], 2, &["--kv-memory"]);
     refused(&["--config", "/no/such/file.toml"], 2, &["/no/such/file.toml"]);
+    refused(&["--isa", "sse9"], 2, &["--isa", "avx512-bf16"]);
+}
+
+#[test]
+fn a_bad_value_of_the_environment_is_named_by_its_variable() {
+    for (typed, is_named) in [(&["--plan"][..], true), (&["--plan", "--port=y"], false)] {
+        let mut command = launcher(typed);
+        command.env("NANOINFER_PORT", "x").env("NANOINFER_NPROCS", "2");
+        let (status, log) = run_to_end(command);
+        assert_eq!((status.code(), log.contains("NANOINFER_PORT")), (Some(2), is_named), "{log}");
+    }
+    let mut command = launcher(&["--plan"]);
+    command.env("NANOINFER_NPROCS", "2");
+    let (status, log) = run_to_end(command);
+    assert!(status.success() && log.contains("did you mean NANOINFER_NPROC?"), "{log}");
 }
 
 #[test]

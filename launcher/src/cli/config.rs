@@ -230,7 +230,7 @@ fn read_file(path: PathBuf) -> Result<ServeOptions, ConfigError> {
 }
 
 /// The first paragraph of a message of the parser, without its "error: ", and what it suggests.
-fn reason(message: &str) -> String {
+pub(super) fn reason(message: &str) -> String {
     let lines = message.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("For more"));
     lines.collect::<Vec<_>>().join("; ").trim_start_matches("error: ").into()
 }

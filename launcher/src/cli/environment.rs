@@ -1,12 +1,23 @@
-//! Where the environment says that models are: the variables that all Hugging Face tools share, and XDG's.
+//! Where the environment says that models are: the variables that all Hugging Face tools share, and XDG's. And what to say
+//! of our own, which the parser reads, where they are wrong.
 
 use std::{
-    env, fs,
+    env,
+    ffi::OsString,
+    fs,
     path::{Path, PathBuf},
 };
 
-use crate::model::{Caches, HubAccess};
+use clap::CommandFactory;
 
+use super::options::CommandLine;
+use crate::{
+    model::{Caches, HubAccess},
+    names::closest,
+};
+
+/// How all variables of ours begin.
+const PREFIX: &str = "NANOINFER_";
 const PUBLIC_HUB: &str = "https://huggingface.co";
 
 /// Where programs keep what they remember of their user, as XDG has it; none without a home.
@@ -47,6 +58,37 @@ fn caches_of(variable: &dyn Fn(&str) -> Option<String>, temporary: &Path) -> Cac
     }
 }
 
+/// The variable that a value came from which the parser refuses, if it was not typed: `flag` is as `--port <PORT>`.
+pub(super) fn source_of(flag: &str, typed: &[OsString]) -> Option<String> {
+    let flag = flag.split(' ').next()?;
+    let command = CommandLine::command();
+    let argument = command.get_arguments().find(|argument| Some(flag) == long(argument).as_deref())?;
+    let variable = argument.get_env()?.to_str()?;
+    let is_typed = typed.iter().any(|word| word.to_string_lossy().split('=').next() == Some(flag));
+    (!is_typed && env::var_os(variable).is_some()).then(|| variable.to_owned())
+}
+
+fn long(argument: &clap::Arg) -> Option<String> {
+    argument.get_long().map(|name| format!("--{name}"))
+}
+
+/// What to say of variables that look like options and are none: a slip in a name would otherwise go unnoticed.
+pub(super) fn slips(variables: impl IntoIterator<Item = String>) -> Vec<String> {
+    let command = CommandLine::command();
+    let known: Vec<&str> = command.get_arguments().filter_map(|argument| argument.get_env()?.to_str()).collect();
+    let unknown = variables.into_iter().filter(|name| name.starts_with(PREFIX) && !known.contains(&name.as_str()));
+    let say = |name: String| match closest(&name, known.iter().copied()) {
+        Some(near) => format!("{name} in the environment is no option; did you mean {near}?"),
+        None => format!("{name} in the environment is no option"),
+    };
+    unknown.map(say).collect()
+}
+
+/// Names of all variables.
+pub(super) fn names() -> impl Iterator<Item = String> {
+    env::vars_os().filter_map(|(name, _)| name.into_string().ok())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -73,6 +115,14 @@ mod tests {
         assert_eq!(caches.hub.endpoint, "https://mirror.example");
         assert_eq!((caches.hub.token.as_deref(), caches.hub.offline), (Some("t"), true));
         assert!(!format!("{:?}", caches.hub).contains("\"t\""), "a token is not shown");
+    }
+
+    #[test]
+    fn slips_in_names_are_told() {
+        let said = slips(["NANOINFER_NPROCS", "NANOINFER_PORT", "NANOINFER_FLAVOUR", "HOME"].map(String::from));
+        let [near, far] = &said[..] else { panic!("{said:?}") };
+        assert!(near.contains("NANOINFER_NPROCS") && near.ends_with("did you mean NANOINFER_NPROC?"), "{near}");
+        assert!(far.contains("NANOINFER_FLAVOUR"), "{far}");
     }
 
     #[test]

@@ -58,7 +58,7 @@ pub(super) struct ServeOptions {
     #[arg(long, env = "NANOINFER_SERVED_MODEL_NAME", value_name = "NAME", help_heading = "Model")]
     pub(super) served_model_name: Option<String>,
     /// Ranks to split the model over, up to its number of attention heads [default: 1].
-    #[arg(long, env = "NANOINFER_NPROC", value_name = "N", value_parser = positive(), help_heading = "Cluster")]
+    #[arg(long, env = "NANOINFER_NPROC", value_name = "N", value_parser = positive, help_heading = "Cluster")]
     pub(super) nproc: Option<u32>,
     /// What to compute on: auto (GPUs, else the CPU, saying why), cpu, cuda, or GPUs by number like cuda:0,1
     /// [default: auto].
@@ -97,8 +97,8 @@ pub(super) struct ServeOptions {
     /// Compute threads of each rank [default: cores divided by ranks].
     #[arg(long, env = "NANOINFER_THREADS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024), help_heading = "Cluster")]
     pub(super) threads: Option<u32>,
-    /// Instruction set of the kernels: portable, avx2, avx-vnni, avx512 or avx512-bf16 [default: the best there is].
-    #[arg(long, env = "NANOINFER_ISA", value_name = "LEVEL", help_heading = "Cluster")]
+    /// Instruction set of the kernels [default: the best there is].
+    #[arg(long, env = "NANOINFER_ISA", value_name = "LEVEL", value_parser = ["portable", "avx2", "avx-vnni", "avx512", "avx512-bf16"], help_heading = "Cluster")]
     pub(super) isa: Option<String>,
     /// How ranks exchange partial sums [default: auto].
     #[arg(long, env = "NANOINFER_COMM", value_enum, help_heading = "Cluster")]
@@ -107,16 +107,16 @@ pub(super) struct ServeOptions {
     #[arg(long, env = "NANOINFER_KV_MEMORY", value_name = "SIZE", help_heading = "Limits")]
     pub(super) kv_memory: Option<ByteSize>,
     /// Most sequences in one step [default: 32].
-    #[arg(long, env = "NANOINFER_MAX_SEQS", value_name = "N", value_parser = positive(), help_heading = "Limits")]
+    #[arg(long, env = "NANOINFER_MAX_SEQS", value_name = "N", value_parser = positive, help_heading = "Limits")]
     pub(super) max_seqs: Option<u32>,
     /// Most new tokens in one step [default: 512].
-    #[arg(long, env = "NANOINFER_MAX_BATCHED_TOKENS", value_name = "N", value_parser = positive(), help_heading = "Limits")]
+    #[arg(long, env = "NANOINFER_MAX_BATCHED_TOKENS", value_name = "N", value_parser = positive, help_heading = "Limits")]
     pub(super) max_batched_tokens: Option<u32>,
     /// Most requests waiting for their first step; beyond it 429 [default: 256].
-    #[arg(long, env = "NANOINFER_MAX_QUEUE", value_name = "N", value_parser = positive(), help_heading = "Limits")]
+    #[arg(long, env = "NANOINFER_MAX_QUEUE", value_name = "N", value_parser = positive, help_heading = "Limits")]
     pub(super) max_queue: Option<u32>,
     /// Most tokens of prompts waiting for their first step, or one larger request; beyond it 429 [default: 65536].
-    #[arg(long, env = "NANOINFER_MAX_QUEUE_TOKENS", value_name = "N", value_parser = positive(), help_heading = "Limits")]
+    #[arg(long, env = "NANOINFER_MAX_QUEUE_TOKENS", value_name = "N", value_parser = positive, help_heading = "Limits")]
     pub(super) max_queue_tokens: Option<u32>,
     /// Compute every prompt from its start, instead of beginning with KV blocks computed for another.
     #[arg(long, env = "NANOINFER_NO_PREFIX_CACHE", help_heading = "Limits")]
@@ -235,8 +235,8 @@ pub(super) enum TypedComm {
     Nccl,
 }
 
-fn positive() -> clap::builder::RangedI64ValueParser<u32> {
-    clap::value_parser!(u32).range(1..)
+fn positive(text: &str) -> Result<u32, String> {
+    text.parse().ok().filter(|&n| n > 0).ok_or_else(|| "expected a whole number, 1 or more".into())
 }
 
 /// Seconds, or a number with `ms`, `s`, `m` or `h`.
@@ -279,7 +279,8 @@ mod tests {
         let say = |args: &[&str]| CommandLine::try_parse_from(args).unwrap_err().to_string();
         assert!(say(&["x", "--nprocs", "2"]).contains("--nproc"));
         assert!(say(&["x", "--comm", "shn"]).contains("shm"));
-        assert!(say(&["x", "--nproc", "0"]).contains("0"));
+        assert!(say(&["x", "--nproc", "0"]).contains("'0' for '--nproc <N>': expected a whole number, 1 or more"));
+        assert!(say(&["x", "--isa", "avx51"]).contains("avx512-bf16"));
         assert!(say(&["x", "worker", "--rank", "0"]).contains("--world"));
     }
 }
