@@ -103,9 +103,12 @@ fn engine(what: What, options: &EngineBenchOptions) -> Result<(), Failure> {
     let length = options.prompt_tokens + options.tokens;
     if options.prompt_tokens == 0 || options.tokens < 2 || length > geometry.n_positions {
         let n_positions = geometry.n_positions;
-        let error = anyhow!(
-            "{length} tokens a sequence do not fit the model's {n_positions}\n  hint: --prompt-tokens N --tokens M, M at least 2"
-        );
+        let problem = if length > n_positions {
+            format!("{length} tokens a sequence do not fit the model's {n_positions} positions")
+        } else {
+            "a sequence needs a prompt, and two tokens to measure the time between".into()
+        };
+        let error = anyhow!("{problem}\n  hint: --prompt-tokens N --tokens M, N at least 1, M at least 2");
         return Err(Failure::usage(error));
     }
     let ranks = plan.partition.world();

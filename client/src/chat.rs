@@ -32,6 +32,7 @@ use crate::{
     Failure,
     events::Events,
     target::{Target, TargetOptions},
+    told,
 };
 
 /// How often a running answer looks whether it should stop.
@@ -134,7 +135,7 @@ pub(crate) fn run(options: ChatOptions) -> Result<(), Failure> {
                     Ok(statistics) if tells_statistics => println!("{}", statistics.told(stop.load(Relaxed))),
                     Ok(_) => {}
                     Err(error) => {
-                        eprintln!("error: {error:#}");
+                        eprintln!("error: {}", told(&error));
                         target.tell_its_end();
                     }
                 }
@@ -187,9 +188,6 @@ fn answer(target: &Target, request: &Value, stop: &AtomicBool, text: &mut String
             Err(mpsc::RecvTimeoutError::Timeout) => continue,
             Err(mpsc::RecvTimeoutError::Disconnected) => break,
         };
-        for warning in event["warnings"].as_array().into_iter().flatten() {
-            eprintln!("note: {}", warning.as_str().unwrap_or_default());
-        }
         if let Some(piece) = event["choices"][0]["delta"]["content"].as_str().filter(|piece| !piece.is_empty()) {
             statistics.last = Instant::now();
             statistics.first.get_or_insert(statistics.last);

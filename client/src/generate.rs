@@ -35,7 +35,7 @@ pub(crate) struct GenerateOptions {
     #[arg(long, value_name = "N")]
     max_tokens: Option<u32>,
     /// Divides logits; 0 is greedy.
-    #[arg(long, value_name = "T")]
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
     temperature: Option<f32>,
     /// Keep the smallest set of tokens with this mass.
     #[arg(long, value_name = "P")]

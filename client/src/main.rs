@@ -28,6 +28,7 @@ mod convert;
 use std::{ffi::OsString, process::ExitCode};
 
 use clap::{Parser, Subcommand};
+use nanoinfer_launch::LaunchError;
 
 use crate::{
     bench::BenchVerb, chat::ChatOptions, convert::ConvertOptions, eval::EvalOptions, generate::GenerateOptions,
@@ -100,7 +101,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("error: {:#}", failure.error);
+            eprintln!("error: {}", told(&failure.error));
             ExitCode::from(failure.exit_code)
         }
     }
@@ -119,8 +120,50 @@ impl Failure {
     }
 }
 
+/// An error and its causes, with what to do about it last. A cause that stands in the words before it is not told again.
+fn told(error: &anyhow::Error) -> String {
+    let (mut told, mut hints) = (String::new(), String::new());
+    for cause in error.chain().map(ToString::to_string) {
+        let (what, hint) = cause.split_at(cause.find("\n  hint:").unwrap_or(cause.len()));
+        if !told.contains(what) {
+            told += if told.is_empty() { "" } else { ": " };
+            told += what;
+            hints += hint;
+        }
+    }
+    told + &hints
+}
+
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
-        Self { error, exit_code: 1 }
+        // Under whatever was being done: a model that is none is one there too.
+        let exit_code = error.downcast_ref::<LaunchError>().map_or(1, LaunchError::exit_code);
+        Self { error, exit_code }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use anyhow::Context;
+    use nanoinfer_launch::model::ModelError;
+
+    use super::*;
+
+    #[test]
+    fn an_error_is_told_once_and_what_to_do_comes_last() {
+        let unreadable = ModelError::Read { path: "m".into(), source: io::Error::other("no luck") };
+        assert_eq!(told(&unreadable.into()), "cannot read m: no luck");
+        let hinted = anyhow::anyhow!("line 3").context("m is no JSON\n  hint: write some").context("cannot start");
+        assert_eq!(told(&hinted), "cannot start: m is no JSON: line 3\n  hint: write some");
+    }
+
+    #[test]
+    fn a_bad_model_is_one_in_every_verb() {
+        let no_model = LaunchError::Model(ModelError::NoSuchPath { path: "m".into(), suggestion: None });
+        let error = Err::<(), _>(no_model).context("cannot plan the cluster").unwrap_err();
+        assert_eq!(Failure::from(error).exit_code, 2);
+        assert_eq!(Failure::from(anyhow::anyhow!("rank 1 is gone")).exit_code, 1);
     }
 }

@@ -14,13 +14,19 @@ const MAX_REPLY_BYTES: u64 = 64 << 20;
 #[derive(Debug, Args)]
 pub(crate) struct TargetOptions {
     /// Server to ask, like http://127.0.0.1:8000.
-    #[arg(long, value_name = "URL", help_heading = "Server", conflicts_with_all = ["model", "revision", "nproc", "device", "dtype", "threads"])]
+    #[arg(long, value_name = "URL", value_parser = address, help_heading = "Server", conflicts_with_all = ["model", "revision", "nproc", "device", "dtype", "threads"])]
     url: Option<String>,
     /// Key that the server wants.
     #[arg(long, env = "NANOINFER_API_KEY", value_name = "KEY", help_heading = "Server", hide_env_values = true)]
     api_key: Option<String>,
     #[command(flatten)]
     model: ModelOptions,
+}
+
+/// An address as it was typed; one without a scheme, as Ollama's are, is of HTTP.
+pub(crate) fn address(typed: &str) -> Result<String, std::convert::Infallible> {
+    let typed = typed.trim_end_matches('/');
+    Ok(if typed.contains("://") { typed.to_owned() } else { format!("http://{typed}") })
 }
 
 /// A server to ask.
@@ -46,7 +52,7 @@ impl Target {
             None => Some(PrivateServer::start(&options.model)?),
         };
         let url = options.url.as_deref().or(private.as_ref().map(PrivateServer::url)).expect("one of the two is there");
-        let url = url.trim_end_matches('/').to_owned();
+        let url = url.to_owned();
         let agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
         Ok(Self { url, api_key: options.api_key.clone(), agent, private })
     }
@@ -83,7 +89,13 @@ impl Target {
         url: &str,
         answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
     ) -> anyhow::Result<(bool, Body)> {
-        let response = answer.with_context(|| format!("cannot reach {url}"))?;
+        let response = answer.with_context(|| match self.private {
+            Some(_) => format!("cannot reach {url}"),
+            None => unreachable_server(url),
+        })?;
+        if let Some(warnings) = response.headers().get("x-nanoinfer-warning").and_then(|value| value.to_str().ok()) {
+            eprintln!("note: {warnings}");
+        }
         let status = response.status();
         let kind = response.headers().get("content-type");
         let is_stream = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
@@ -106,6 +118,13 @@ impl Target {
     }
 }
 
+/// What to say where nobody answers at an address that was typed.
+pub(crate) fn unreachable_server(url: &str) -> String {
+    format!(
+        "cannot reach {url}\n  hint: nanoinfer-launch starts a server, on http://127.0.0.1:8000; without --url there is a private one"
+    )
+}
+
 /// An answer that is one JSON value.
 pub(crate) fn whole(body: Body) -> anyhow::Result<Value> {
     let mut text = String::new();
@@ -117,4 +136,21 @@ pub(crate) fn whole(body: Body) -> anyhow::Result<Value> {
 pub(crate) fn said(error: &Value) -> String {
     let message = error.as_str().or_else(|| error.get("message").and_then(Value::as_str));
     message.map_or_else(|| error.to_string(), String::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_needs_no_scheme() {
+        for (typed, url) in [
+            ("http://127.0.0.1:8000/", "http://127.0.0.1:8000"),
+            ("127.0.0.1:8000", "http://127.0.0.1:8000"),
+            ("localhost:8000", "http://localhost:8000"),
+            ("https://a.example", "https://a.example"),
+        ] {
+            assert_eq!(address(typed).as_deref(), Ok(url));
+        }
+    }
 }

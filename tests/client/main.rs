@@ -68,11 +68,27 @@ fn what_is_wrong_is_said_on_standard_error() {
         (&["generate", "--prompt", "a", "--url", "http://127.0.0.1:9"], 1, "127.0.0.1:9"),
         (&["generate", "--prompt", "a", "--url", "http://127.0.0.1:9", "--nproc", "2"], 2, "--nproc"),
         (&["generat"], 2, "generate"),
+        (&["lesson", "1", "--model", "./no/such/folder"], 2, "no/such/folder"),
+        (&["lesson", "1", "--dtype", "f23"], 2, "'f23' for '--dtype"),
+        (&["lesson", "1", "--html", "/no/such/folder/page"], 1, "/no/such/folder/page"),
     ] {
         let output = nanoinfer(arguments).output().unwrap();
         let error = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {error}");
         assert!(error.contains(word) && output.stdout.is_empty(), "{arguments:?}: {error}");
+        assert_eq!(error.matches("error: ").count(), 1, "{arguments:?}: {error}");
+    }
+}
+
+#[test]
+fn what_the_server_changed_is_said_beside_the_answer() {
+    for streamed in [&[][..], &["--stream"]] {
+        let ask =
+            ["generate", "--prompt", "What is the capital of France?", "--temperature", "0", "--max-tokens", "999"];
+        let output = nanoinfer(&[&ask[..], streamed].concat()).output().unwrap();
+        let notes = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(text(&output), "The capital of France is Paris.\n", "{notes}");
+        assert!(notes.starts_with("note: max_tokens 999 was cut to"), "{notes}");
     }
 }
 

@@ -7,7 +7,9 @@ use std::fs;
 use nanoinfer_launch::closest;
 use serde_json::{Map, Value, json};
 
-const COMMANDS: [&str; 9] = ["/system", "/params", "/reset", "/retry", "/save", "/stats", "/help", "/quit", "/exit"];
+/// `/exit` and `/bye` are what other programs call `/quit`.
+const COMMANDS: [&str; 10] =
+    ["/system", "/params", "/reset", "/retry", "/save", "/stats", "/help", "/quit", "/exit", "/bye"];
 const PARAMETERS: [&str; 7] = ["temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "seed"];
 
 /// A conversation so far.
@@ -59,7 +61,7 @@ impl Conversation {
             "/save" => self.save(rest).map(Said::Words),
             "/stats" => Ok(Said::Statistics),
             "/help" => Ok(Said::Help),
-            "/quit" | "/exit" => Ok(Said::Quit),
+            "/quit" | "/exit" | "/bye" => Ok(Said::Quit),
             other => Err(match closest(other, COMMANDS) {
                 Some(near) => format!("there is no {other}; did you mean {near}?"),
                 None => format!("there is no {other}; /help lists the commands"),
@@ -173,6 +175,7 @@ mod tests {
     fn slips_are_named() {
         let mut conversation = Conversation::new(None);
         assert!(conversation.take("/sytem x").unwrap_err().contains("did you mean /system?"));
+        assert_eq!(conversation.take("/bye"), Ok(Said::Quit));
         assert!(conversation.take("/wat").unwrap_err().contains("/help"));
         assert!(conversation.take("/params temprature 1").unwrap_err().contains("did you mean temperature?"));
         assert!(conversation.take("/params seed x").unwrap_err().contains("a number"));

@@ -73,6 +73,11 @@ pub(crate) fn run(options: &LessonOptions) -> Result<(), Failure> {
         })
     };
     let Some(folder) = &options.write else {
+        if let Some(path) = &options.html {
+            // A page that cannot be written is told before a minute of measuring, and what stands there stays until then.
+            let opened = fs::OpenOptions::new().append(true).create(true).open(path);
+            opened.with_context(|| format!("cannot write {}", path.display()))?;
+        }
         let results = measured(options.lesson.unwrap_or(1))?;
         if let Some(path) = &options.html {
             fs::write(path, results.html()).with_context(|| format!("cannot write {}", path.display()))?;
