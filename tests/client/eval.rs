@@ -2,7 +2,12 @@
 //!
 //! Golden numbers are in tests/data/eval, with the script that made them.
 
-use std::{fs, path::PathBuf, process::Output};
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    path::PathBuf,
+    process::Output,
+};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -93,6 +98,22 @@ fn eval_alone_says_something_true_about_the_built_in_model() {
     let page = fs::read_to_string(folder.path().join("report.html")).unwrap();
     assert!(page.contains("<svg") && !page.contains("src=") && !page.contains("href="), "it stands alone");
     assert!(!folder.path().join("report.json.partial").exists());
+}
+
+#[test]
+fn a_server_that_wants_a_key_is_evaluated_with_it() {
+    let mut server = nanoinfer(&["serve", "--port", "0", "--api-key", "s3cret", "--log", "error"]).spawn().unwrap();
+    let lines = BufReader::new(server.stderr.take().unwrap()).lines();
+    let ready = lines.map_while(Result::ok).find_map(|line| Some(line.strip_prefix("ready on http://")?.to_owned()));
+    // As Ollama's clients have it, without a scheme.
+    let address = ready.unwrap();
+    let [without, with] = [&[][..], &["--api-key", "s3cret"]].map(|key| {
+        nanoinfer(&["eval", "--url", &address, "--limit", "1", "--metrics", "ppl"]).args(key).output().unwrap()
+    });
+    server.kill().unwrap();
+    server.wait().unwrap();
+    assert!(String::from_utf8_lossy(&without.stderr).contains("401"), "{without:?}");
+    assert!(with.status.success() && text(&with).starts_with("ppl"), "{with:?}");
 }
 
 #[test]

@@ -54,7 +54,7 @@ use self::{
     verify::VerifyOptions,
     work::Work,
 };
-use crate::{Failure, model_options::ModelOptions, private_server::PrivateServer};
+use crate::{Failure, model_options::ModelOptions, private_server::PrivateServer, target::address};
 
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -83,8 +83,11 @@ enum EvalVerb {
 #[derive(Debug, Args)]
 struct MeasureOptions {
     /// Server to ask, like http://127.0.0.1:8000.
-    #[arg(long, value_name = "URL", conflicts_with_all = ["model", "revision", "nproc", "device", "dtype", "threads"])]
+    #[arg(long, value_name = "URL", value_parser = address, conflicts_with_all = ["model", "revision", "nproc", "device", "dtype", "threads"])]
     url: Option<String>,
+    /// Key that the server wants.
+    #[arg(long, env = "NANOINFER_API_KEY", value_name = "KEY", hide_env_values = true)]
+    api_key: Option<String>,
     #[command(flatten)]
     model: ModelOptions,
     /// What to evaluate: a corpus (.txt, .jsonl), a JSON list of {prompt, reference}, or CORE (bundle folder or JSON file)
@@ -172,7 +175,8 @@ fn measure(options: &MeasureOptions) -> Result<(), Failure> {
         EvalSet::Core(core) => chosen(core, &options.tasks).map_err(Failure::usage)?,
         _ => Vec::new(),
     };
-    with_server(options.url.as_deref(), &options.model, |server| {
+    let url = options.url.as_deref();
+    with_server(url.map(|url| (url, options.api_key.as_deref())), &options.model, |server| {
         let begun = Instant::now();
         let report = evaluate(options, server, &set, &metrics, &tasks, begun)?;
         print!("{}", report.to_table());
@@ -183,18 +187,19 @@ fn measure(options: &MeasureOptions) -> Result<(), Failure> {
     })
 }
 
-/// Runs `body` with the server at `url`, or a private one.
+/// Runs `body` with the server at an address, with the key that it wants, or with a private one.
 fn with_server(
-    url: Option<&str>,
+    at: Option<(&str, Option<&str>)>,
     model: &ModelOptions,
     body: impl FnOnce(&Server) -> anyhow::Result<()>,
 ) -> Result<(), Failure> {
-    let mut private = match url {
+    let mut private = match at {
         Some(_) => None,
         None => Some(PrivateServer::start(model)?),
     };
-    let url = url.or(private.as_ref().map(PrivateServer::url)).expect("one of the two is there");
-    let done = Server::connect(url).and_then(|server| body(&server));
+    let private_at = private.as_ref().map(|server| (server.url(), None));
+    let (url, api_key) = at.or(private_at).expect("one of the two is there");
+    let done = Server::connect(url, api_key).and_then(|server| body(&server));
     if let (Err(_), Some(private)) = (&done, &mut private) {
         private.tell_its_end();
     }

@@ -8,6 +8,8 @@ use std::{thread, time::Duration};
 use anyhow::{Context, anyhow, bail};
 use serde_json::{Value, json};
 
+use crate::target::unreachable_server;
+
 /// Largest reply that is read.
 const MAX_REPLY_BYTES: u64 = 256 << 20;
 /// Most bytes of text in one request to `/tokenize`; our server takes 1 MiB.
@@ -25,6 +27,8 @@ const KEPT_CONNECTIONS: usize = 1024;
 pub(super) struct Server {
     agent: ureq::Agent,
     url: String,
+    /// The header that shows the key, if the server wants one.
+    authorization: Option<String>,
     /// As the server names it.
     pub(super) model: String,
     /// Longest prompt that can be scored.
@@ -49,15 +53,21 @@ impl Server {
     ///
     /// # Errors
     /// When nobody answers, or not like an OpenAI server.
-    pub(super) fn connect(url: &str) -> anyhow::Result<Self> {
+    pub(super) fn connect(url: &str, api_key: Option<&str>) -> anyhow::Result<Self> {
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .max_idle_connections(KEPT_CONNECTIONS)
             .max_idle_connections_per_host(KEPT_CONNECTIONS);
         let agent: ureq::Agent = config.build().into();
-        let url = url.trim_end_matches('/').to_owned();
-        let mut server =
-            Self { agent, url, model: String::new(), n_positions: 0, document_token: None, about: Value::Null };
+        let mut server = Self {
+            agent,
+            url: url.to_owned(),
+            authorization: api_key.map(|key| format!("Bearer {key}")),
+            model: String::new(),
+            n_positions: 0,
+            document_token: None,
+            about: Value::Null,
+        };
         let models = server.get("/v1/models")?;
         let model = &models["data"][0];
         server.model = model["id"].as_str().ok_or_else(|| anyhow!("{} serves no model", server.url))?.to_owned();
@@ -182,16 +192,25 @@ impl Server {
         ids.ok_or_else(|| anyhow!("{} answered no token ids: {reply}", self.url))
     }
 
+    fn authorized<B>(&self, request: ureq::RequestBuilder<B>) -> ureq::RequestBuilder<B> {
+        match &self.authorization {
+            Some(key) => request.header("authorization", key),
+            None => request,
+        }
+    }
+
     fn get(&self, path: &str) -> anyhow::Result<Value> {
         let url = format!("{}{path}", self.url);
-        let response = self.agent.get(&url).call().with_context(|| format!("cannot reach {url}"))?;
+        let request = self.authorized(self.agent.get(&url));
+        let response = request.call().with_context(|| unreachable_server(&url))?;
         read(&url, response)
     }
 
     fn post(&self, path: &str, body: Value) -> anyhow::Result<Value> {
         let url = format!("{}{path}", self.url);
         for _ in 0..MAX_RETRIES {
-            let response = self.agent.post(&url).send_json(&body).with_context(|| format!("cannot reach {url}"))?;
+            let request = self.authorized(self.agent.post(&url));
+            let response = request.send_json(&body).with_context(|| format!("cannot reach {url}"))?;
             if response.status().as_u16() != 429 {
                 return read(&url, response);
             }
