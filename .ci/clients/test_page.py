@@ -126,12 +126,20 @@ def test_an_error_and_another_try(browser, server):
     page = Page(browser, server.url)
     browser.execute_script("window.real = fetch; window.fetch = (path, o) => path.startsWith('v1') ? Promise.reject(new Error('no route')) : real(path, o)")
     page.type("What is the capital of France?")
-    assert wait_until(lambda: page.all(".error"), "the error")[0].text == "no route"
+    assert wait_until(lambda: page.all(".error"), "the error")[0].text == "the server does not answer"
     browser.execute_script("window.fetch = window.real")
     page.set(Temperature=0)
     page.find(".message.assistant .foot button").click()
     wait_until(lambda: page.is_idle() and page.answers() == [PARIS], "the answer")
     assert not page.all(".error")
+
+
+def test_settings_take_what_people_write(browser, server):
+    page = Page(browser, server.url)
+    page.set(Temperature=0.33, Top_p=0.95, Min_p=0.05, Repetition_penalty=1.1)
+    wait_until(lambda: not page.find("#settings").is_displayed(), "the end of the dialog")
+    kept = browser.execute_script("return JSON.parse(localStorage.settings).sampling")
+    assert kept == {"temperature": 0.33, "top_p": 0.95, "min_p": 0.05, "repetition_penalty": 1.1}
 
 
 def test_a_narrow_window_and_the_reference(browser, server):

@@ -84,7 +84,8 @@ pub struct GenerateRequest {
 pub enum GenerateError {
     /// The prompt alone fills the wall.
     #[error(
-        "this model's maximum context length is {wall} tokens, but the prompt has {}{tokens}",
+        "this model's maximum context length is {wall} tokens, but the prompt has {}{tokens}; hint: shorten it, so that an \
+         answer fits behind it",
         if *exact { "" } else { "at least " }
     )]
     PromptTooLong {

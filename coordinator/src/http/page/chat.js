@@ -18,10 +18,10 @@ const ALTERNATIVES = 5;
 /** Most messages that are kept. */
 const MAX_MESSAGES = 200;
 const EXAMPLES = ["What is a cat?", "What is the capital of France?", "What is 3 plus 4?"];
-/** Name in the request, label, smallest, largest, step. An empty field leaves it to the server. */
+/** Name in the request, label, smallest, largest, step: a browser takes only whole steps from the smallest. An empty field leaves it to the server. */
 const CONTROLS = [
-  ["temperature", "Temperature", 0, 5, 0.05], ["top_p", "Top p", 0, 1, 0.01], ["top_k", "Top k", 0, 100000, 1],
-  ["min_p", "Min p", 0, 1, 0.01], ["repetition_penalty", "Repetition penalty", 0.01, 10, 0.05],
+  ["temperature", "Temperature", 0, 5, 0.01], ["top_p", "Top p", 0, 1, 0.01], ["top_k", "Top k", 0, 100000, 1],
+  ["min_p", "Min p", 0, 1, 0.01], ["repetition_penalty", "Repetition penalty", 0.01, 10, 0.01],
   ["max_tokens", "Most tokens", 1, 100000, 1], ["seed", "Seed", 0, 2 ** 53 - 1, 1],
 ];
 
@@ -46,7 +46,10 @@ const state = {
 async function ask(path, options = {}) {
   const key = sessionStorage.getItem("key");
   const headers = { "content-type": "application/json", ...(key && { authorization: `Bearer ${key}` }) };
-  const response = await fetch(path, { ...options, headers });
+  const response = await fetch(path, { ...options, headers }).catch((error) => {
+    // A browser's own words for it tell a person nothing; being stopped is no failure.
+    throw options.signal?.aborted ? error : new Error("the server does not answer");
+  });
   if (response.ok) return response;
   const body = await response.json().catch(() => ({}));
   const error = new Error(body.error?.message ?? body.error ?? body.reason ?? `the server answered ${response.status}`);
