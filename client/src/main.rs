@@ -27,7 +27,10 @@ mod convert;
 
 use std::{ffi::OsString, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{
+    Parser, Subcommand,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
 use nanoinfer_launch::LaunchError;
 
 use crate::{
@@ -80,7 +83,20 @@ fn main() -> ExitCode {
     if args.get(1).is_some_and(|verb| verb == WORKER) {
         return nanoinfer_launch::cli::main_with(args);
     }
-    let typed = CommandLine::parse_from(args);
+    let typed = match CommandLine::try_parse_from(args) {
+        Ok(typed) => typed,
+        Err(error) => {
+            // Nothing is left to do if even standard error is closed.
+            let _ = error.print();
+            if let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidArg)
+                && error.kind() == ErrorKind::UnknownArgument
+                && !word.starts_with('-')
+            {
+                eprintln!("  hint: a model is named with --model, a prompt with --prompt");
+            }
+            return ExitCode::from(error.exit_code() as u8);
+        }
+    };
     if typed.version {
         println!("nanoinfer {} (build {})", env!("CARGO_PKG_VERSION"), nanoinfer_launch::build::BUILD_ID);
         return ExitCode::SUCCESS;

@@ -45,6 +45,9 @@ pub fn main_with(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             {
                 crate::say(format_args!("  hint: the value is that of {variable} in the environment"));
             }
+            if let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidSubcommand) {
+                crate::say(format_args!("  hint: a model is named with --model {word}"));
+            }
             return ExitCode::from(error.exit_code() as u8);
         }
     };
@@ -113,8 +116,9 @@ fn serve(options: ServeOptions) -> Result<(), Failure> {
 }
 
 fn coordinate(options: CoordinatorOptions) -> Result<(), Failure> {
-    let secret = Secret::read(&options.secret_file)?;
     let Some((config, listener)) = prepare(options.serve, Placement::Elsewhere)? else { return Ok(()) };
+    // Not before there is a log: it may have something to say of the file.
+    let secret = Secret::read(&options.secret_file)?;
     let cluster = config.cluster;
     Ok(supervise::serve(listener, config.http, config.shutdown_timeout, move || {
         let plan = announced(&cluster, Placement::Elsewhere)?;

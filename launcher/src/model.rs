@@ -273,11 +273,15 @@ fn locate(
         Some((_, id)) => id,
         None if is_hub_id(name) && !is_in_a_local_folder(path) => name,
         None if name.contains('/') => {
-            return Err(ModelError::NoSuchPath { path: path.into(), suggestion: similar_neighbour(path) });
+            let suggestion = hub_id_of_address(name).or_else(|| similar_neighbour(path));
+            return Err(ModelError::NoSuchPath { path: path.into(), suggestion });
         }
         None => {
             let known = SHORT_NAMES.iter().map(|(short, _)| *short).chain([DEMO_MODEL]);
-            let suggestion = closest(name, known).map(String::from).or_else(|| similar_neighbour(path));
+            // Ollama's names end in a tag, as in gpt2:latest.
+            let suggestion = closest(name.split(':').next().unwrap_or(name), known)
+                .map(String::from)
+                .or_else(|| similar_neighbour(path));
             return Err(ModelError::Unknown { name: name.into(), suggestion });
         }
     };
@@ -311,6 +315,13 @@ fn is_hub_id(name: &str) -> bool {
             && chars.all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
     };
     name.split_once('/').is_some_and(|(org, name)| part(org) && part(name))
+}
+
+/// The id in a hub address that was copied from a browser.
+fn hub_id_of_address(name: &str) -> Option<String> {
+    let bare = name.trim_start_matches("https://");
+    let id = bare.strip_prefix("huggingface.co/").or_else(|| bare.strip_prefix("hf.co/"))?.trim_end_matches('/');
+    is_hub_id(id).then(|| id.to_owned())
 }
 
 /// Whether `path` looks like a slip in a path: its parent is a folder here, so nobody means the hub.

@@ -68,6 +68,7 @@ fn what_is_wrong_is_said_on_standard_error() {
         (&["generate", "--prompt", "a", "--url", "http://127.0.0.1:9"], 1, "127.0.0.1:9"),
         (&["generate", "--prompt", "a", "--url", "http://127.0.0.1:9", "--nproc", "2"], 2, "--nproc"),
         (&["generat"], 2, "generate"),
+        (&["chat", "gpt2"], 2, "hint: a model is named with --model"),
         (&["lesson", "1", "--model", "./no/such/folder"], 2, "no/such/folder"),
         (&["lesson", "1", "--dtype", "f23"], 2, "'f23' for '--dtype"),
         (&["lesson", "1", "--html", "/no/such/folder/page"], 1, "/no/such/folder/page"),

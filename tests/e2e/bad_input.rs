@@ -75,6 +75,7 @@ fn a_bad_command_line_is_explained() {
     refused(&["--kv-memory", "1KiB", "--port", "0"], 2, &["--kv-memory"]);
     refused(&["--config", "/no/such/file.toml"], 2, &["/no/such/file.toml"]);
     refused(&["--isa", "sse9"], 2, &["--isa", "avx512-bf16"]);
+    refused(&["gpt2"], 2, &["--model gpt2"]);
 }
 
 #[test]

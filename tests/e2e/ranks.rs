@@ -1,5 +1,7 @@
 //! Ranks started by hand, as Slurm, mpirun or Kubernetes would: over TCP, with a secret from a file.
 
+use std::{fs, os::unix::fs::PermissionsExt};
+
 use serde_json::json;
 
 use crate::server::{Server, golden_folder, launcher, run_to_end};
@@ -23,12 +25,12 @@ fn worker(rank: &str, world: &str, address: &str, secret: &str) -> std::process:
 fn ranks_join_by_address_and_answer() {
     let dir = tempfile::tempdir().unwrap();
     let secret = dir.path().join("secret");
-    std::fs::write(&secret, "a long enough shared secret\n").unwrap();
+    fs::write(&secret, "a long enough shared secret\n").unwrap();
     let secret = secret.to_str().unwrap();
     let (mut server, address) = coordinator(secret);
     let mut ranks: Vec<_> = ["1", "0"].map(|rank| Server::spawn(worker(rank, "2", &address, secret))).into();
     server.await_ready();
-    let golden = std::fs::read_to_string(golden_folder("heads5").join("golden.json")).unwrap();
+    let golden = fs::read_to_string(golden_folder("heads5").join("golden.json")).unwrap();
     let golden: serde_json::Value = serde_json::from_str(&golden).unwrap();
     let case = &golden["cases"][1];
     let body = json!({ "prompt": case["prompt_ids"], "max_tokens": 16, "temperature": 0, "return_token_ids": true, "ignore_eos": true });
@@ -46,11 +48,13 @@ fn a_stranger_is_refused_and_told_why() {
     let dir = tempfile::tempdir().unwrap();
     let file = |name: &str, text: &str| {
         let path = dir.path().join(name);
-        std::fs::write(&path, text).unwrap();
+        fs::write(&path, text).unwrap();
         path.to_str().unwrap().to_owned()
     };
     let (right, wrong) = (file("right", "a long enough shared secret"), file("wrong", "another secret, just as long"));
-    let (_server, address) = coordinator(&right);
+    fs::set_permissions(&right, fs::Permissions::from_mode(0o640)).unwrap();
+    let (server, address) = coordinator(&right);
+    assert!(server.log().contains("can be read by others"), "{}", server.log());
 
     let (status, log) = run_to_end(worker("0", "2", &address, &wrong));
     assert!(!status.success() && log.contains("secret"), "{log}");
@@ -64,7 +68,7 @@ fn a_stranger_is_refused_and_told_why() {
 fn a_rank_that_its_peers_cannot_reach_ends_the_cluster_and_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let secret = dir.path().join("secret");
-    std::fs::write(&secret, "a long enough shared secret").unwrap();
+    fs::write(&secret, "a long enough shared secret").unwrap();
     let secret = secret.to_str().unwrap();
     let (mut server, address) = coordinator(secret);
     let mut other = Server::spawn(worker("1", "2", &address, secret));
@@ -84,7 +88,7 @@ fn a_rank_that_its_peers_cannot_reach_ends_the_cluster_and_is_named() {
 fn a_rank_that_cannot_reach_its_coordinator_says_where_it_tried() {
     let dir = tempfile::tempdir().unwrap();
     let secret = dir.path().join("secret");
-    std::fs::write(&secret, "a long enough shared secret").unwrap();
+    fs::write(&secret, "a long enough shared secret").unwrap();
     // Port 9 of loopback: nobody listens there.
     let (status, log) = run_to_end(worker("0", "2", "127.0.0.1:9", secret.to_str().unwrap()));
     assert!(!status.success() && log.contains("127.0.0.1:9"), "{log}");

@@ -243,7 +243,11 @@ fn incomplete_folders_and_slips_are_named() {
     let say = |name: &str| resolve(Some(name), None, &caches).unwrap_err().to_string();
     assert!(say("nano-caht").contains("did you mean `nano-chat`?"));
     assert!(say("gtp2").contains("did you mean `gpt2`?"));
+    assert!(say("gpt2:latest").contains("did you mean `gpt2`?"));
     assert!(say("zebra").contains("hint: "));
+    for address in ["https://huggingface.co/org/name", "hf.co/org/name/"] {
+        assert!(say(address).contains("did you mean `org/name`?"));
+    }
 
     let folder = root.path().join("my-model");
     fs::create_dir(&folder).unwrap();

@@ -211,7 +211,8 @@ function view(message, index, busy) {
     const button = (label, onclick) => foot.append(make("button", { type: "button", textContent: label, onclick }));
     if (message.role === "assistant") button(message.error ? "Try again" : "Retry", () => again(index));
     else button("Edit", () => { state.editing = index; render(); });
-    if (message.content) button("Copy", () => navigator.clipboard?.writeText(message.content));
+    // Browsers have a clipboard for loopback and HTTPS only.
+    if (message.content && navigator.clipboard) button("Copy", () => navigator.clipboard.writeText(message.content));
   }
   item.append(foot);
   return item;
