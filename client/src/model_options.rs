@@ -10,16 +10,16 @@ pub(crate) struct ModelOptions {
     /// Branch, tag or commit of a hub model.
     #[arg(long, value_name = "REVISION")]
     pub(crate) revision: Option<String>,
-    /// Ranks.
+    /// Ranks to split the model over [default: 1].
     #[arg(long, value_name = "N")]
     nproc: Option<String>,
-    /// What to compute on.
+    /// What to compute on: auto, cpu, cuda, or GPUs by number like cuda:0,1 [default: auto].
     #[arg(long, value_name = "DEVICE")]
     device: Option<String>,
-    /// Element type of weights and matrix products.
+    /// Element type of weights and matrix products: auto, f32, bf16, int8 or f16 [default: auto].
     #[arg(long, value_name = "DTYPE")]
     dtype: Option<String>,
-    /// Compute threads of each rank.
+    /// Compute threads of each rank [default: cores divided by ranks].
     #[arg(long, value_name = "N")]
     threads: Option<String>,
 }

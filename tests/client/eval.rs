@@ -120,6 +120,7 @@ fn a_server_that_wants_a_key_is_evaluated_with_it() {
 fn verify_finds_any_number_of_ranks_equal_to_the_reference() {
     let output = nanoinfer(&["eval", "verify", "--model", &model("heads5"), "--ranks", "1,2"]).output().unwrap();
     assert!(output.status.success(), "{}{}", text(&output), String::from_utf8_lossy(&output.stderr));
+    assert!(text(&output).contains("all agree with the reference"), "{}", text(&output));
     let last: Value = serde_json::from_str(text(&output).lines().last().unwrap()).unwrap();
     for row in last["rows"].as_array().unwrap() {
         assert!(row["largest_difference"].as_f64().unwrap() < 1e-3 && row["first_difference"].is_null(), "{row}");

@@ -158,6 +158,11 @@ fn report(truth: &Truth, readings: &[Reading], dtype: &str) -> Result<(), Failur
             "margin": first.map(|i| truth.margins[i]),
         }));
     }
+    if dtype != "f32" {
+        println!("{dtype} rounds: that is how much; with --dtype f32 there is a tolerance, and a verdict");
+    } else if wrong.is_empty() {
+        println!("all agree with the reference: no log-probability is off by more than {tolerance:.1e}");
+    }
     println!("{}", json!({"reference_ppl": expected.ppl(), "dtype": dtype, "tolerance": tolerance, "rows": rows}));
     match wrong.first() {
         Some(_) if dtype == "f32" => {

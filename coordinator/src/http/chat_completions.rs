@@ -63,7 +63,7 @@ pub(super) async fn create(State(app): State<App>, mut fields: Fields) -> Result
     fields.finish(&app.unknown_fields);
     request.logprobs = wants_logprobs.then(|| top.unwrap_or(0) as u32);
 
-    let generation = app.engine.generate(request).await?;
+    let generation = app.engine.generate(request).await.map_err(|error| Failure::from(error).of_chat())?;
     let warnings = generation.warnings();
     if reply.stream {
         let writer = ChatWriter::new(&app, &generation, reply, wants_logprobs, "chat.completion.chunk");

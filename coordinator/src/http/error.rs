@@ -103,6 +103,12 @@ impl Failure {
         Self { hint: Some(hint.into()), ..self }
     }
 
+    /// The same of a request whose prompt is its messages.
+    pub(super) fn of_chat(self) -> Self {
+        let param = self.param.map(|param| if param == "prompt" { "messages".into() } else { param });
+        Self { param, ..self }
+    }
+
     fn kind(&self) -> &'static str {
         match self.status {
             StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",

@@ -128,11 +128,11 @@ fn logit_bias(fields: &mut Fields) -> Result<Vec<(TokenId, f32)>, Failure> {
     map.iter()
         .map(|(key, bias)| {
             let id = key.parse().ok();
-            let bias = bias.as_f64().filter(|bias| (-100.0..=100.0).contains(bias));
-            id.zip(bias).map(|(id, bias)| (id, bias as f32))
+            let number = bias.as_f64().filter(|bias| (-100.0..=100.0).contains(bias));
+            let pair = id.zip(number).map(|(id, number)| (id, number as f32));
+            pair.ok_or_else(|| failure(format!("{} for {key:?}", super::fields::show(bias))))
         })
-        .collect::<Option<_>>()
-        .ok_or_else(|| failure("something else".into()))
+        .collect()
 }
 
 /// How many tokens: what the request gives, or what the model or the route recommends.

@@ -62,6 +62,7 @@ async fn openai_fields_out_of_range_or_type_are_named() {
         for (path, base) in [("/v1/completions", json!({"prompt": "x"})), ("/v1/chat/completions", chat.clone())] {
             let (message, param) = refused(&server, path, with(base, more), 400).await;
             assert_eq!(param, *field, "{message}");
+            assert!(!message.contains("something else"), "{message}");
             assert!(message.contains(field.split('.').next_back().unwrap()) || message.contains("token"), "{message}");
         }
     }
@@ -100,7 +101,7 @@ async fn openai_fields_out_of_range_or_type_are_named() {
         (json!({"top_logprobs": 3}), "top_logprobs"),
         (json!({"logprobs": true, "top_logprobs": 21}), "top_logprobs"),
         (json!({"max_completion_tokens": 0}), "max_completion_tokens"),
-        (json!({"messages": [{"role": "user", "content": "cat ".repeat(3000)}]}), "prompt"),
+        (json!({"messages": [{"role": "user", "content": "cat ".repeat(3000)}]}), "messages"),
     ] {
         let (message, param) = refused(&server, "/v1/chat/completions", with(chat.clone(), &more), 400).await;
         assert_eq!(param, field, "{message}");
