@@ -8,6 +8,8 @@ use crate::text::Specials;
 
 /// Longest text to encode: encoding takes some 150 bytes of memory for each byte of it.
 const MAX_TEXT_BYTES: usize = 1 << 20;
+/// Most tokens to decode: one may stand for more than a hundred bytes.
+const MAX_TOKENS: usize = 1 << 20;
 
 /// `POST /tokenize`: `prompt` or `messages`.
 pub(super) async fn tokenize(State(app): State<App>, mut fields: Fields) -> Result<Json<Value>, Failure> {
@@ -19,9 +21,12 @@ pub(super) async fn tokenize(State(app): State<App>, mut fields: Fields) -> Resu
     let messages = messages::take(&mut fields)?;
     let prompt = fields.string("prompt")?;
     fields.finish(&app.unknown_fields);
-    if let Some(prompt) = prompt.as_ref().filter(|prompt| prompt.len() > MAX_TEXT_BYTES) {
-        let message = format!("`prompt` has {} bytes, over the limit of {MAX_TEXT_BYTES}", prompt.len());
-        return Err(Failure::field("prompt", message));
+    let of_messages = messages.iter().map(|message| message.content.len()).sum();
+    for (name, bytes) in [("prompt", prompt.as_ref().map_or(0, String::len)), ("messages", of_messages)] {
+        if bytes > MAX_TEXT_BYTES {
+            let message = format!("`{name}` has {bytes} bytes of text, over the limit of {MAX_TEXT_BYTES}");
+            return Err(Failure::field(name, message));
+        }
     }
     let text = app.engine.text().clone();
     // A long text takes a second: not on a thread that serves others.
@@ -58,6 +63,9 @@ pub(super) async fn detokenize(State(app): State<App>, mut fields: Fields) -> Re
     }
     let ids = fields.tokens("tokens")?;
     fields.finish(&app.unknown_fields);
+    if ids.len() > MAX_TOKENS {
+        return Err(Failure::field("tokens", format!("`tokens` are {}, over the limit of {MAX_TOKENS}", ids.len())));
+    }
     let tokenizer = &app.engine.text().tokenizer;
     if let Some(id) = ids.iter().find(|&&id| id as usize >= tokenizer.vocab_size()) {
         let vocab_size = tokenizer.vocab_size();

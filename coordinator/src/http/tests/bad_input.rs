@@ -152,6 +152,18 @@ async fn ollamas_and_the_short_forms_fields_are_named() {
     refused(&server, "/tokenize", json!({"prompt": "x", "messages": []}), 400).await;
     refused(&server, "/detokenize", json!({"tokens": [9999]}), 400).await;
     refused(&server, "/detokenize", json!({}), 400).await;
+    let long = "a cat ".repeat(1 << 18);
+    for (path, body, field) in [
+        ("/tokenize", json!({"prompt": long}), "prompt"),
+        ("/tokenize", json!({"messages": [{"role": "user", "content": long}]}), "messages"),
+        ("/detokenize", json!({"tokens": vec![1; (1 << 20) + 1]}), "tokens"),
+    ] {
+        // Not by `refused`, whose complaint would show all of it.
+        let reply = server.post(path, body).await;
+        assert!(reply.status == 400 && reply.body.len() < 1000, "{path} took {field}");
+        let error = &reply.json()["error"];
+        assert!(error["param"] == field && error["message"].to_string().contains("over the limit"), "{error}");
+    }
 }
 
 #[tokio::test]
