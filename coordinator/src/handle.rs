@@ -130,10 +130,12 @@ pub enum SubmitError {
 
 /// A handle and the engine's end of it.
 pub(crate) fn channel(door: Door) -> (EngineHandle, mpsc::Receiver<Command>) {
+    // More than any machine holds; the library has no room for the largest numbers.
+    let [requests, tokens] = [door.max_queue, door.max_queue_tokens].map(|most| most.min(Semaphore::MAX_PERMITS - 1));
     // Every submission holds a place, so there is always room for one wake-up among them.
-    let (commands, receiver) = mpsc::channel(door.max_queue + 1);
-    let room = |places: usize| Arc::new(Semaphore::new(places.min(Semaphore::MAX_PERMITS)));
-    let queue = Queue { requests: room(door.max_queue), tokens: room(door.max_queue_tokens) };
+    let (commands, receiver) = mpsc::channel(requests + 1);
+    let room = |places: usize| Arc::new(Semaphore::new(places));
+    let queue = Queue { requests: room(requests), tokens: room(tokens) };
     (EngineHandle { commands, queue, door, status: Arc::default() }, receiver)
 }
 
@@ -335,6 +337,13 @@ mod tests {
         handle.stop();
         assert_eq!(handle.submit(request(&[1], 1)).unwrap_err(), SubmitError::Stopping);
         drop((waiting, engine));
+    }
+
+    #[test]
+    fn a_queue_without_a_bound_takes_what_comes() {
+        let (handle, mut engine) = channel(door(usize::MAX, usize::MAX));
+        let _events = handle.submit_all(vec![request(&[1; 5], 1); 3]).unwrap();
+        assert!(matches!(engine.try_recv(), Ok(Command::Submit(sequences)) if sequences.len() == 3));
     }
 
     #[test]
