@@ -13,6 +13,7 @@ mod python_json;
 pub mod prompt;
 pub mod stop;
 pub mod tokenizer;
+mod tokenizer_config;
 
 use std::{
     fs,

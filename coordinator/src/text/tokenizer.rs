@@ -13,17 +13,16 @@ use std::{
 };
 
 use nanoinfer_shared::protocol::TokenId;
-use serde_json::Value;
 use tokenizers::{
     AddedToken, PreTokenizerWrapper,
     models::bpe::{BPE, Merges},
     pre_tokenizers::byte_level::ByteLevel,
 };
 
-use super::TextError;
-
-/// Ends a text in every GPT-2 vocabulary.
-const END_OF_TEXT: &str = "<|endoftext|>";
+use super::{
+    TextError,
+    tokenizer_config::{END_OF_TEXT, TokenizerConfig},
+};
 
 /// Whether text may contain special tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,25 +50,13 @@ pub struct Tokenizer {
     longest_token_bytes: usize,
 }
 
-/// Names that templates know special tokens by.
-const NAMES: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
-
-/// What tokenizer_config.json, and in older models special_tokens_map.json and added_tokens.json, say that matters here.
-struct Config {
-    add_prefix_space: Option<bool>,
-    add_bos_token: bool,
-    named: BTreeMap<String, String>,
-    /// Special tokens to add, with their id where the file says it.
-    added: Vec<(String, Option<TokenId>)>,
-}
-
 impl Tokenizer {
     /// Reads `tokenizer.json`, or `vocab.json` and `merges.txt`, and `tokenizer_config.json` where there is one.
     ///
     /// # Errors
     /// When files are missing or unreadable, or hold tokens outside the model's vocabulary.
     pub fn load(folder: &Path, vocab_size: usize) -> Result<Self, TextError> {
-        let config = Config::read(folder)?;
+        let config = TokenizerConfig::read(folder)?;
         let json = folder.join("tokenizer.json");
         let (vocab, merges) = (folder.join("vocab.json"), folder.join("merges.txt"));
         let (path, mut inner) = if json.is_file() {
@@ -324,47 +311,6 @@ impl std::fmt::Debug for Tokenizer {
 pub(super) enum Piece<'t> {
     Text(&'t str),
     Special(TokenId),
-}
-
-impl Config {
-    fn read(folder: &Path) -> Result<Self, TextError> {
-        let read = |file: &str| Ok::<_, TextError>(super::read_json(&folder.join(file))?.unwrap_or(Value::Null));
-        let (value, map) = (read("tokenizer_config.json")?, read("special_tokens_map.json")?);
-        let text =
-            |name: &&str| Some((name.to_string(), token_text(&value[*name]).or_else(|| token_text(&map[*name]))?));
-        let named: BTreeMap<String, String> = NAMES.iter().filter_map(text).collect();
-        // transformers 4 wrote ids here, and added_tokens.json before that.
-        let decoder = value["added_tokens_decoder"].as_object().into_iter().flatten();
-        let before = read("added_tokens.json")?;
-        let mut numbered: Vec<(TokenId, String)> = decoder
-            .filter(|(_, token)| token["special"].as_bool().unwrap_or(true))
-            .filter_map(|(id, token)| Some((id.parse().ok()?, token_text(token)?)))
-            .collect();
-        let before = before.as_object().into_iter().flatten();
-        numbered.extend(before.filter_map(|(token, id)| Some((id.as_u64()?.try_into().ok()?, token.clone()))));
-        numbered.sort();
-        numbered.dedup();
-        let mut added: Vec<(String, Option<TokenId>)> =
-            numbered.into_iter().map(|(id, text)| (text, Some(id))).collect();
-        let further = value["additional_special_tokens"].as_array().into_iter().flatten().filter_map(token_text);
-        for token in [END_OF_TEXT.to_owned()].into_iter().chain(named.values().cloned()).chain(further) {
-            if added.iter().all(|(known, _)| *known != token) {
-                added.push((token, None));
-            }
-        }
-        Ok(Self {
-            add_prefix_space: value["add_prefix_space"].as_bool(),
-            add_bos_token: value["add_bos_token"].as_bool().unwrap_or(false),
-            named,
-            added,
-        })
-    }
-}
-
-/// A token in tokenizer_config.json: a string, or an object with `content`.
-fn token_text(value: &Value) -> Option<String> {
-    let text = value.as_str().or_else(|| value["content"].as_str())?;
-    (!text.is_empty()).then(|| text.to_owned())
 }
 
 fn from_vocab_and_merges(vocab_path: &Path, merges_path: &Path) -> Result<tokenizers::Tokenizer, TextError> {

@@ -1,5 +1,7 @@
 use std::{fs, path::PathBuf};
 
+use serde_json::Value;
+
 use super::*;
 use crate::text::Detokenizer;
 
