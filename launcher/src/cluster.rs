@@ -201,7 +201,7 @@ impl Cluster {
     /// Takes no new requests, cuts off those under way, lets the ranks end, and ends those that do not.
     pub fn shutdown(self) {
         let Self { engine, handle, ranks, ends, trace } = self;
-        handle.stop();
+        handle.cut_off();
         // The engine ends with its last handle, and tells the ranks.
         drop((engine, handle));
         match ranks {
@@ -305,4 +305,45 @@ fn cause(reports: &mut mpsc::Receiver<RankEnd>) -> Option<LaunchError> {
         }
     }
     (!ends.is_empty()).then(|| LaunchError::RanksEnded { ends: RankEnd::sorted(ends) })
+}
+
+#[cfg(test)]
+mod tests {
+    use nanoinfer_coordinator::request::{Event, Limits, Request, SamplingParams};
+
+    use super::*;
+    use crate::{
+        device::DeviceChoice,
+        model::{Caches, HubAccess},
+    };
+
+    #[test]
+    fn a_shutdown_cuts_off_what_runs() {
+        let root = tempfile::tempdir().unwrap();
+        let hub = HubAccess { cache: root.path().join("hub"), endpoint: String::new(), token: None, offline: true };
+        let caches = Caches { demo: vec![root.path().join("demo")], hub };
+        let config = ClusterConfig { threads: Some(1), device: DeviceChoice::Cpu, ..ClusterConfig::new(caches) };
+        let cluster = Cluster::start(config).unwrap();
+        let request = Request {
+            prompt: vec![1],
+            sampling: SamplingParams::greedy(),
+            limits: Limits { max_tokens: 250, min_tokens: 0, ignore_eos: true, stop_token_ids: Vec::new() },
+            logprobs: None,
+            prompt_logprobs: None,
+            explain: false,
+            prompt_index: 0,
+            choice: 0,
+        };
+        let mut sequences = cluster.handle().submit_all(vec![request; 32]).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        assert!(matches!(runtime.block_on(sequences[0].next()), Some(Event::Token { .. })));
+        cluster.shutdown();
+        for events in &mut sequences {
+            let mut last = None;
+            while let Some(event) = runtime.block_on(events.next()) {
+                last = Some(event);
+            }
+            assert!(matches!(&last, Some(Event::Failed(reason)) if reason.contains("shutting down")), "{last:?}");
+        }
+    }
 }
