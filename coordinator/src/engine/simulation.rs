@@ -10,6 +10,8 @@
 //! A day that fails names its seed; `NANOINFER_SIMULATION_SEED=n cargo test -p nanoinfer-coordinator simulation` lives it again.
 //! Reference: FoundationDB's and TigerBeetle's simulators.
 
+mod world;
+
 use std::{
     cell::RefCell,
     collections::{BTreeMap, HashMap},
@@ -17,20 +19,17 @@ use std::{
     rc::Rc,
 };
 
-use nanoinfer_shared::protocol::{LogitSlice, StepPlan, TokenId};
+use nanoinfer_shared::protocol::{LogitSlice, StepPlan};
 
+use self::world::{Dice, Happening, REQUESTS, World, a_request, received};
 use super::*;
 use crate::{
     fake_rank::{self, FakeRank},
-    handle::{Events, SubmitError},
-    random,
-    request::{Limits, PromptLogprobs, Request, SamplingParams},
+    request::Request,
 };
 
 /// Days to live through.
 const DAYS: u64 = 2000;
-/// Different requests that clients make.
-const REQUESTS: u64 = 60;
 /// More turns than any day takes.
 const MAX_TURNS: usize = 50_000;
 
@@ -76,62 +75,6 @@ impl Drop for NamesSeed {
     }
 }
 
-/// Numbers that a seed decides.
-struct Dice {
-    seed: u64,
-    thrown: u32,
-}
-
-impl Dice {
-    fn new(seed: u64) -> Self {
-        Self { seed, thrown: 0 }
-    }
-
-    /// From `from` to `to`, both included.
-    fn roll(&mut self, from: u64, to: u64) -> u64 {
-        self.thrown += 1;
-        from + (random::uniform(self.seed, 0, 0, self.thrown) * (to - from + 1) as f64) as u64
-    }
-
-    fn percent(&mut self, chance: u64) -> bool {
-        self.roll(1, 100) <= chance
-    }
-}
-
-/// One of the requests that clients make. Many begin alike.
-fn a_request(number: u64) -> Request {
-    let dice = &mut Dice::new(1 << 40 | number);
-    let (text, shared) = (dice.roll(0, 3), dice.roll(0, 80) as usize);
-    let length = dice.roll(1, 90) as usize;
-    let token = |at: usize| (at as u64 * 17 + text * 31 + if at < shared { 0 } else { number }) % 149;
-    let sampling = SamplingParams {
-        temperature: if dice.percent(30) { 0.0 } else { 1.0 },
-        top_k: if dice.percent(30) { 7 } else { 0 },
-        top_p: if dice.percent(40) { 0.8 } else { 1.0 },
-        min_p: if dice.percent(10) { 0.02 } else { 0.0 },
-        typical_p: if dice.percent(10) { 0.6 } else { 1.0 },
-        repetition_penalty: if dice.percent(20) { 1.3 } else { 1.0 },
-        presence_penalty: if dice.percent(10) { 0.7 } else { 0.0 },
-        ..SamplingParams::neutral(number)
-    };
-    let max_tokens = dice.roll(0, 40.min(96 - length as u64)) as usize;
-    Request {
-        prompt: (0..length).map(|at| token(at) as TokenId).collect(),
-        sampling,
-        limits: Limits {
-            max_tokens,
-            min_tokens: dice.roll(0, 3).min(max_tokens as u64) as usize,
-            ignore_eos: dice.percent(50),
-            stop_token_ids: if dice.percent(20) { vec![3, 50, 77] } else { Vec::new() },
-        },
-        logprobs: dice.percent(20).then_some(3),
-        prompt_logprobs: dice.percent(15).then(|| PromptLogprobs { top: 2, from: dice.roll(0, 40) as usize }),
-        explain: false,
-        prompt_index: 0,
-        choice: 0,
-    }
-}
-
 /// What each request gets alone, by ranks, number and choice.
 #[derive(Default)]
 struct Solo(HashMap<(usize, u64, u32), Vec<Event>>);
@@ -153,10 +96,6 @@ impl Solo {
             received(&mut events)
         })
     }
-}
-
-fn received(events: &mut Events) -> Vec<Event> {
-    std::iter::from_fn(|| events.try_next()).collect()
 }
 
 /// What happened, over one day or many.
@@ -184,83 +123,6 @@ impl Tally {
         self.steps += day.steps;
         self.preemptions += day.preemptions;
         self.prefix_hits += day.prefix_hits;
-    }
-}
-
-/// All that is outside of the engine.
-struct World {
-    now_us: u64,
-    dice: Dice,
-    handle: EngineHandle,
-    /// What is to come, by time; the second number keeps apart what happens at once.
-    agenda: BTreeMap<(u64, usize), Happening>,
-    clients: Vec<Client>,
-    refused: u64,
-    hung_up: u64,
-    late: u64,
-    digest: DefaultHasher,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Happening {
-    Arrival { request: u64, choices: u32, patience_us: Option<u64>, hangs_up_us: Option<u64> },
-    HangUp(usize),
-    Deadline(usize),
-}
-
-struct Client {
-    request: u64,
-    /// None once it has gone.
-    choices: Option<Vec<Events>>,
-    /// What each choice had told it when it went, until that was looked at.
-    left_with: Option<Vec<Vec<Event>>>,
-}
-
-impl World {
-    /// Lets time pass, and what it brings happen.
-    fn advance(&mut self, duration_us: u64) {
-        self.now_us += duration_us;
-        while let Some(entry) = self.agenda.first_entry()
-            && entry.key().0 <= self.now_us
-        {
-            let (time_us, _) = *entry.key();
-            let happening = entry.remove();
-            self.happen(time_us, happening);
-        }
-    }
-
-    fn note(&mut self, time_us: u64, happening: Happening) {
-        self.agenda.insert((time_us, self.agenda.len() + self.clients.len() * 1000), happening);
-    }
-
-    fn happen(&mut self, now_us: u64, happening: Happening) {
-        match happening {
-            Happening::Arrival { request, choices, patience_us, hangs_up_us } => {
-                let sequences = (0..choices).map(|choice| Request { choice, ..a_request(request) }).collect();
-                let submitted = self.handle.submit_all(sequences);
-                if let Err(error) = &submitted {
-                    let full = matches!(error, SubmitError::QueueFull { .. } | SubmitError::QueueTokensFull { .. });
-                    assert!(full || matches!(error, SubmitError::Ended(_)), "{error}");
-                    self.refused += 1;
-                    return;
-                }
-                let client = self.clients.len();
-                self.clients.push(Client { request, choices: submitted.ok(), left_with: None });
-                if let Some(after_us) = patience_us {
-                    self.note(now_us + after_us, Happening::Deadline(client));
-                }
-                if let Some(after_us) = hangs_up_us {
-                    self.note(now_us + after_us, Happening::HangUp(client));
-                }
-            }
-            Happening::HangUp(client) | Happening::Deadline(client) => {
-                let client = &mut self.clients[client];
-                let Some(mut choices) = client.choices.take() else { return };
-                client.left_with = Some(choices.iter_mut().map(received).collect());
-                let late = matches!(happening, Happening::Deadline(_));
-                *if late { &mut self.late } else { &mut self.hung_up } += 1;
-            }
-        }
     }
 }
 
