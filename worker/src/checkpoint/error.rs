@@ -97,7 +97,7 @@ pub enum CheckpointError {
         /// The tensor.
         name: String,
     },
-    /// An index names parts that lack tensors.
+    /// A checkpoint cannot be written.
     #[error("cannot write {path}: {source}")]
     Write {
         /// The file.
