@@ -7,7 +7,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use sha2::{Digest, Sha256};
-use tower_http::cors::{AllowOrigin, Any, CorsLayer};
+use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
 
 use super::error::Failure;
 
@@ -52,7 +52,8 @@ pub(super) fn cors(origins: &[HeaderValue]) -> CorsLayer {
         AllowOrigin::list(origins.iter().cloned())
     };
     let methods = [Method::GET, Method::POST, Method::HEAD];
-    // Named, as `*` does not cover the header that carries the key.
-    let headers = [header::AUTHORIZATION, header::CONTENT_TYPE];
+    // Whatever a page asks for, as OpenAI's library sends a dozen of its own (`x-stainless-…`); `*` would not cover the
+    // header that carries the key.
+    let headers = AllowHeaders::mirror_request();
     CorsLayer::new().allow_origin(allowed).allow_methods(methods).allow_headers(headers).expose_headers(Any)
 }
