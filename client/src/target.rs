@@ -8,8 +8,10 @@ use serde_json::Value;
 
 use crate::{Failure, model_options::ModelOptions, private_server::PrivateServer};
 
-/// Longest answer that is no stream.
-const MAX_REPLY_BYTES: u64 = 64 << 20;
+/// Longest answer that is no stream: the scores of many prompts.
+const MAX_REPLY_BYTES: u64 = 256 << 20;
+/// Connections that are kept open for the next request: one for each that is asked at a time.
+const KEPT_CONNECTIONS: usize = 1024;
 
 #[derive(Debug, Args)]
 pub(crate) struct TargetOptions {
@@ -20,7 +22,7 @@ pub(crate) struct TargetOptions {
     #[arg(long, env = "NANOINFER_API_KEY", value_name = "KEY", help_heading = "Server", hide_env_values = true)]
     api_key: Option<String>,
     #[command(flatten)]
-    model: ModelOptions,
+    pub(crate) model: ModelOptions,
 }
 
 /// An address as it was typed; one without a scheme, as Ollama's are, is of HTTP.
@@ -38,6 +40,8 @@ pub(crate) struct Target {
     private: Option<PrivateServer>,
 }
 
+/// An answer before it is known whether it says yes.
+pub(crate) type Response = ureq::http::Response<ureq::Body>;
 /// The body of an answer that said yes.
 pub(crate) type Body = BufReader<ureq::BodyReader<'static>>;
 
@@ -47,14 +51,33 @@ impl Target {
     /// # Errors
     /// When it does not come up.
     pub(crate) fn open(options: &TargetOptions) -> Result<Self, Failure> {
-        let private = match &options.url {
-            Some(_) => None,
-            None => Some(PrivateServer::start(&options.model)?),
-        };
-        let url = options.url.as_deref().or(private.as_ref().map(PrivateServer::url)).expect("one of the two is there");
-        let url = url.to_owned();
-        let agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
-        Ok(Self { url, api_key: options.api_key.clone(), agent, private })
+        match &options.url {
+            Some(url) => Ok(Self::at(url, options.api_key.clone(), None)),
+            None => Self::private(&options.model),
+        }
+    }
+
+    /// A private server for a model.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub(crate) fn private(model: &ModelOptions) -> Result<Self, Failure> {
+        let server = PrivateServer::start(model)?;
+        let url = server.url().to_owned();
+        Ok(Self::at(&url, None, Some(server)))
+    }
+
+    fn at(url: &str, api_key: Option<String>, private: Option<PrivateServer>) -> Self {
+        let config = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .max_idle_connections(KEPT_CONNECTIONS)
+            .max_idle_connections_per_host(KEPT_CONNECTIONS);
+        Self { url: url.to_owned(), api_key, agent: config.build().into(), private }
+    }
+
+    /// Where it is, without a slash at the end.
+    pub(crate) fn url(&self) -> &str {
+        &self.url
     }
 
     /// Asks, and hands out the answer's body, with whether it is a stream of events.
@@ -62,12 +85,20 @@ impl Target {
     /// # Errors
     /// When the server cannot be reached or says no: in its words.
     pub(crate) fn post(&self, path: &str, body: &Value) -> anyhow::Result<(bool, Body)> {
+        self.accepted(path, self.send(path, body)?)
+    }
+
+    /// Asks, and hands out the answer whatever its status.
+    ///
+    /// # Errors
+    /// When the server cannot be reached.
+    pub(crate) fn send(&self, path: &str, body: &Value) -> anyhow::Result<Response> {
         let url = format!("{}{path}", self.url);
         let request = match &self.api_key {
             Some(key) => self.agent.post(&url).header("authorization", format!("Bearer {key}")),
             None => self.agent.post(&url),
         };
-        self.read(&url, request.send_json(body))
+        request.send_json(body).with_context(|| self.unreachable(&url))
     }
 
     /// The same for what needs no body.
@@ -80,19 +111,15 @@ impl Target {
             Some(key) => self.agent.get(&url).header("authorization", format!("Bearer {key}")),
             None => self.agent.get(&url),
         };
-        let (_, body) = self.read(&url, request.call())?;
-        whole(body)
+        let response = request.call().with_context(|| self.unreachable(&url))?;
+        whole(self.accepted(path, response)?.1)
     }
 
-    fn read(
-        &self,
-        url: &str,
-        answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
-    ) -> anyhow::Result<(bool, Body)> {
-        let response = answer.with_context(|| match self.private {
-            Some(_) => format!("cannot reach {url}"),
-            None => unreachable_server(url),
-        })?;
+    /// The body of an answer to what was asked at `path`, if that says yes; as [`Target::post`] hands it out.
+    ///
+    /// # Errors
+    /// When it says no: in the server's words.
+    pub(crate) fn accepted(&self, path: &str, response: Response) -> anyhow::Result<(bool, Body)> {
         if let Some(warnings) = response.headers().get("x-nanoinfer-warning").and_then(|value| value.to_str().ok()) {
             eprintln!("note: {warnings}");
         }
@@ -107,7 +134,17 @@ impl Target {
         // What it said so far is all there is to tell.
         let _ = body.by_ref().take(MAX_REPLY_BYTES).read_to_string(&mut text);
         let said_why = serde_json::from_str(&text).ok().and_then(|answer: Value| answer.get("error").map(said));
-        bail!("{url} answered {status}: {}", said_why.unwrap_or_else(|| text.trim().into()))
+        bail!("{}{path} answered {status}: {}", self.url, said_why.unwrap_or_else(|| text.trim().into()))
+    }
+
+    /// What to say where nobody answers: of an address that was typed, what else there is.
+    fn unreachable(&self, url: &str) -> String {
+        match self.private {
+            Some(_) => format!("cannot reach {url}"),
+            None => format!(
+                "cannot reach {url}\n  hint: nanoinfer-launch starts a server, on http://127.0.0.1:8000; without --url there is a private one"
+            ),
+        }
     }
 
     /// Writes the end of a private server's log to standard error, if it has ended.
@@ -116,13 +153,6 @@ impl Target {
             private.tell_its_end();
         }
     }
-}
-
-/// What to say where nobody answers at an address that was typed.
-pub(crate) fn unreachable_server(url: &str) -> String {
-    format!(
-        "cannot reach {url}\n  hint: nanoinfer-launch starts a server, on http://127.0.0.1:8000; without --url there is a private one"
-    )
 }
 
 /// An answer that is one JSON value.

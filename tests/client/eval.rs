@@ -6,7 +6,7 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     path::PathBuf,
-    process::Output,
+    process::{Child, Output},
 };
 
 use serde_json::Value;
@@ -100,18 +100,27 @@ fn eval_alone_says_something_true_about_the_built_in_model() {
     assert!(!folder.path().join("report.json.partial").exists());
 }
 
+/// Ends with the test, however that ends.
+struct Served(Child);
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
 #[test]
 fn a_server_that_wants_a_key_is_evaluated_with_it() {
-    let mut server = nanoinfer(&["serve", "--port", "0", "--api-key", "s3cret", "--log", "error"]).spawn().unwrap();
-    let lines = BufReader::new(server.stderr.take().unwrap()).lines();
+    let serve = ["serve", "--port", "0", "--threads", "1", "--api-key", "s3cret", "--log", "error"];
+    let mut server = Served(nanoinfer(&serve).spawn().unwrap());
+    let lines = BufReader::new(server.0.stderr.take().unwrap()).lines();
     let ready = lines.map_while(Result::ok).find_map(|line| Some(line.strip_prefix("ready on http://")?.to_owned()));
     // As Ollama's clients have it, without a scheme.
     let address = ready.unwrap();
     let [without, with] = [&[][..], &["--api-key", "s3cret"]].map(|key| {
         nanoinfer(&["eval", "--url", &address, "--limit", "1", "--metrics", "ppl"]).args(key).output().unwrap()
     });
-    server.kill().unwrap();
-    server.wait().unwrap();
     assert!(String::from_utf8_lossy(&without.stderr).contains("401"), "{without:?}");
     assert!(with.status.success() && text(&with).starts_with("ppl"), "{with:?}");
 }

@@ -54,7 +54,10 @@ use self::{
     verify::VerifyOptions,
     work::Work,
 };
-use crate::{Failure, model_options::ModelOptions, private_server::PrivateServer, target::address};
+use crate::{
+    Failure,
+    target::{Target, TargetOptions},
+};
 
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -82,14 +85,8 @@ enum EvalVerb {
 
 #[derive(Debug, Args)]
 struct MeasureOptions {
-    /// Server to ask, like http://127.0.0.1:8000.
-    #[arg(long, value_name = "URL", value_parser = address, conflicts_with_all = ["model", "revision", "nproc", "device", "dtype", "threads"])]
-    url: Option<String>,
-    /// Key that the server wants.
-    #[arg(long, env = "NANOINFER_API_KEY", value_name = "KEY", hide_env_values = true)]
-    api_key: Option<String>,
     #[command(flatten)]
-    model: ModelOptions,
+    target: TargetOptions,
     /// What to evaluate: a corpus (.txt, .jsonl), a JSON list of {prompt, reference}, or CORE (bundle folder or JSON file)
     /// [default: built-in questions].
     #[arg(long, alias = "eval_set", value_name = "PATH")]
@@ -175,8 +172,7 @@ fn measure(options: &MeasureOptions) -> Result<(), Failure> {
         EvalSet::Core(core) => chosen(core, &options.tasks).map_err(Failure::usage)?,
         _ => Vec::new(),
     };
-    let url = options.url.as_deref();
-    with_server(url.map(|url| (url, options.api_key.as_deref())), &options.model, |server| {
+    with_server(Target::open(&options.target)?, |server| {
         let begun = Instant::now();
         let report = evaluate(options, server, &set, &metrics, &tasks, begun)?;
         print!("{}", report.to_table());
@@ -187,21 +183,11 @@ fn measure(options: &MeasureOptions) -> Result<(), Failure> {
     })
 }
 
-/// Runs `body` with the server at an address, with the key that it wants, or with a private one.
-fn with_server(
-    at: Option<(&str, Option<&str>)>,
-    model: &ModelOptions,
-    body: impl FnOnce(&Server) -> anyhow::Result<()>,
-) -> Result<(), Failure> {
-    let mut private = match at {
-        Some(_) => None,
-        None => Some(PrivateServer::start(model)?),
-    };
-    let private_at = private.as_ref().map(|server| (server.url(), None));
-    let (url, api_key) = at.or(private_at).expect("one of the two is there");
-    let done = Server::connect(url, api_key).and_then(|server| body(&server));
-    if let (Err(_), Some(private)) = (&done, &mut private) {
-        private.tell_its_end();
+/// Runs `body` with what a target serves.
+fn with_server(mut target: Target, body: impl FnOnce(&Server) -> anyhow::Result<()>) -> Result<(), Failure> {
+    let done = Server::connect(&target).and_then(|server| body(&server));
+    if done.is_err() {
+        target.tell_its_end();
     }
     Ok(done?)
 }
@@ -322,7 +308,7 @@ fn conditions(
     };
     json!({
         "model": server.model,
-        "revision": options.model.revision,
+        "revision": options.target.model.revision,
         "server": server.about,
         "nanoinfer": BUILD_ID,
         "eval_set": options.eval_set.as_deref().map_or(eval_set::BUILT_IN_NAME.into(), |path| path.display().to_string()),

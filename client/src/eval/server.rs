@@ -8,10 +8,8 @@ use std::{thread, time::Duration};
 use anyhow::{Context, anyhow, bail};
 use serde_json::{Value, json};
 
-use crate::target::unreachable_server;
+use crate::target::{self, Target};
 
-/// Largest reply that is read.
-const MAX_REPLY_BYTES: u64 = 256 << 20;
 /// Most bytes of text in one request to `/tokenize`; our server takes 1 MiB.
 const MAX_TOKENIZE_BYTES: usize = 512 << 10;
 /// Tokens that prompts have in common from which on they are not asked for all at once: two KV blocks.
@@ -19,16 +17,11 @@ const WORTH_SHARING: usize = 32;
 /// How often a full queue is met with patience, and how long each time.
 const MAX_RETRIES: u32 = 600;
 const RETRY_AFTER: Duration = Duration::from_millis(100);
-/// Connections that are kept open for the next request.
-const KEPT_CONNECTIONS: usize = 1024;
 
-/// Cheap to clone; clones share connections.
-#[derive(Clone, Debug)]
-pub(super) struct Server {
-    agent: ureq::Agent,
-    url: String,
-    /// The header that shows the key, if the server wants one.
-    authorization: Option<String>,
+/// What is served by a target.
+#[derive(Debug)]
+pub(super) struct Server<'t> {
+    target: &'t Target,
     /// As the server names it.
     pub(super) model: String,
     /// Longest prompt that can be scored.
@@ -48,35 +41,23 @@ pub(super) struct TokenScore {
     pub(super) is_first: bool,
 }
 
-impl Server {
+impl<'t> Server<'t> {
     /// Finds out what is served.
     ///
     /// # Errors
     /// When nobody answers, or not like an OpenAI server.
-    pub(super) fn connect(url: &str, api_key: Option<&str>) -> anyhow::Result<Self> {
-        let config = ureq::Agent::config_builder()
-            .http_status_as_error(false)
-            .max_idle_connections(KEPT_CONNECTIONS)
-            .max_idle_connections_per_host(KEPT_CONNECTIONS);
-        let agent: ureq::Agent = config.build().into();
-        let mut server = Self {
-            agent,
-            url: url.to_owned(),
-            authorization: api_key.map(|key| format!("Bearer {key}")),
-            model: String::new(),
-            n_positions: 0,
-            document_token: None,
-            about: Value::Null,
-        };
-        let models = server.get("/v1/models")?;
+    pub(super) fn connect(target: &'t Target) -> anyhow::Result<Self> {
+        let mut server =
+            Self { target, model: String::new(), n_positions: 0, document_token: None, about: Value::Null };
+        let models = target.get("/v1/models")?;
         let model = &models["data"][0];
-        server.model = model["id"].as_str().ok_or_else(|| anyhow!("{} serves no model", server.url))?.to_owned();
-        server.about = server.get("/api/model_info").unwrap_or(Value::Null);
+        server.model = model["id"].as_str().ok_or_else(|| anyhow!("{} serves no model", target.url()))?.to_owned();
+        server.about = target.get("/api/model_info").unwrap_or(Value::Null);
         let length = match model["max_model_len"].as_u64() {
             Some(length) => length,
             None => server.post("/tokenize", json!({"model": server.model, "prompt": "a"}))?["max_model_len"]
                 .as_u64()
-                .ok_or_else(|| anyhow!("{} does not say how long a prompt may be", server.url))?,
+                .ok_or_else(|| anyhow!("{} does not say how long a prompt may be", target.url()))?,
         };
         server.n_positions = length as usize;
         for text in ["<|bos|>", "<|endoftext|>"] {
@@ -144,13 +125,14 @@ impl Server {
         });
         let reply = self.post("/v1/completions", body)?;
         let choices = reply["choices"].as_array().filter(|choices| choices.len() == prompts.len());
-        let choices = choices.ok_or_else(|| anyhow!("{} answered another number of choices", self.url))?;
+        let choices = choices.ok_or_else(|| anyhow!("{} answered another number of choices", self.target.url()))?;
         let mut scores = vec![Vec::new(); prompts.len()];
         for choice in choices {
             let index = choice["index"].as_u64().map(|index| index as usize).filter(|&index| index < prompts.len());
-            let index = index.ok_or_else(|| anyhow!("{} answered a choice that was not asked for", self.url))?;
+            let index =
+                index.ok_or_else(|| anyhow!("{} answered a choice that was not asked for", self.target.url()))?;
             scores[index] = token_scores(&choice["logprobs"], prompts[index].len()).with_context(|| {
-                format!("{} does not score prompts\n  hint: it must support echo with logprobs", self.url)
+                format!("{} does not score prompts\n  hint: it must support echo with logprobs", self.target.url())
             })?;
         }
         Ok(scores)
@@ -189,49 +171,19 @@ impl Server {
         let reply = self.post("/v1/completions", body)?;
         let ids = reply.pointer("/choices/0/token_ids").and_then(Value::as_array);
         let ids = ids.and_then(|ids| ids.iter().map(|id| Some(id.as_u64()? as u32)).collect());
-        ids.ok_or_else(|| anyhow!("{} answered no token ids: {reply}", self.url))
-    }
-
-    fn authorized<B>(&self, request: ureq::RequestBuilder<B>) -> ureq::RequestBuilder<B> {
-        match &self.authorization {
-            Some(key) => request.header("authorization", key),
-            None => request,
-        }
-    }
-
-    fn get(&self, path: &str) -> anyhow::Result<Value> {
-        let url = format!("{}{path}", self.url);
-        let request = self.authorized(self.agent.get(&url));
-        let response = request.call().with_context(|| unreachable_server(&url))?;
-        read(&url, response)
+        ids.ok_or_else(|| anyhow!("{} answered no token ids: {reply}", self.target.url()))
     }
 
     fn post(&self, path: &str, body: Value) -> anyhow::Result<Value> {
-        let url = format!("{}{path}", self.url);
         for _ in 0..MAX_RETRIES {
-            let request = self.authorized(self.agent.post(&url));
-            let response = request.send_json(&body).with_context(|| format!("cannot reach {url}"))?;
+            let response = self.target.send(path, &body)?;
             if response.status().as_u16() != 429 {
-                return read(&url, response);
+                return target::whole(self.target.accepted(path, response)?.1);
             }
             thread::sleep(RETRY_AFTER);
         }
+        let url = self.target.url();
         bail!("{url} was busy for a minute\n  hint: --batch-size N, with fewer requests at a time")
-    }
-}
-
-fn read(url: &str, response: ureq::http::Response<ureq::Body>) -> anyhow::Result<Value> {
-    let status = response.status();
-    let reply = response.into_body().into_with_config().limit(MAX_REPLY_BYTES).read_to_string();
-    let reply = reply.with_context(|| format!("{url} broke off"))?;
-    let value: Option<Value> = serde_json::from_str(&reply).ok();
-    match value {
-        Some(value) if status.is_success() => Ok(value),
-        Some(value) => {
-            let message = value.pointer("/error/message").or(value.get("error")).unwrap_or(&value).clone();
-            bail!("{url} answered {status}: {}", message.as_str().map_or_else(|| message.to_string(), str::to_owned))
-        }
-        None => bail!("{url} answered {status}: {}", reply.trim()),
     }
 }
 

@@ -17,7 +17,7 @@ use nanoinfer_launch::{
 use serde_json::json;
 
 use super::{server::Server, with_server, work::Work};
-use crate::{Failure, model_options::ModelOptions};
+use crate::{Failure, model_options::ModelOptions, target::Target};
 
 /// Multiplies the state of the generator of token ids (Knuth's MMIX).
 const MULTIPLIER: u64 = 6_364_136_223_846_793_005;
@@ -51,7 +51,7 @@ pub(super) fn run(options: &SpeedOptions) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().build().context("cannot start a runtime")?;
     let mut ratios = Vec::new();
     let (mut engine_seconds, mut server_seconds) = (Vec::new(), Vec::new());
-    with_server(None, &options.model, |server| {
+    with_server(Target::private(&options.model)?, |server| {
         for run in 0..=options.runs {
             let engine = timed(|| runtime.block_on(score_by_engine(cluster.handle(), &prompts)))?;
             let http = timed(|| score_by_server(server, &prompts, options.batch_size as usize))?;

@@ -12,7 +12,7 @@ use nanoinfer_launch::{checkpoint::Checkpoint, cli::environment, model, referenc
 use serde_json::json;
 
 use super::{documents, server::Server, windows, with_server};
-use crate::{Failure, model_options::ModelOptions};
+use crate::{Failure, model_options::ModelOptions, target::Target};
 
 /// Documents that are scored where no text is given.
 const DOCUMENTS: &str = include_str!("../../demo/corpus.jsonl");
@@ -79,7 +79,7 @@ pub(super) fn run(options: &VerifyOptions) -> Result<(), Failure> {
     let mut readings = Vec::new();
     let mut dtype = String::new();
     for &ranks in &options.ranks {
-        with_server(None, &options.model.with_nproc(ranks), |server| {
+        with_server(Target::private(&options.model.with_nproc(ranks))?, |server| {
             let ids = server.tokenize(&text)?;
             let ids = &ids[..ids.len().min(MAX_TOKENS)];
             anyhow::ensure!(ids.len() > GREEDY_PROMPT, "the text has no more than {GREEDY_PROMPT} tokens");
