@@ -16,11 +16,11 @@ use nanoinfer_launch::{
     handle::EngineHandle,
     limits::Limits,
     plan::{Placement, Plan},
-    request::{Event, Limits as Length, Request, SamplingParams},
+    request::{Event, Request},
 };
 use serde_json::{Value, json};
 
-use crate::{Failure, model_options::ModelOptions};
+use crate::{Failure, model_options::ModelOptions, random::Random};
 
 use self::serve::ServeBenchOptions;
 
@@ -212,25 +212,9 @@ impl Batch<'_> {
     }
 
     fn request(&self, index: u32) -> Request {
-        let mut state = (self.run * 1024 + index).wrapping_mul(2_654_435_761) | 1;
-        let mut random = || {
-            // xorshift32: any spread over the vocabulary will do.
-            state ^= state << 13;
-            state ^= state >> 17;
-            state ^= state << 5;
-            state % self.vocab_size as u32
-        };
+        let mut random = Random::new(u64::from(self.run) << 32 | u64::from(index));
         let max_tokens = if self.what == What::Decode { self.tokens } else { 1 };
-        Request {
-            prompt: (0..self.prompt_tokens).map(|_| random()).collect(),
-            sampling: SamplingParams::greedy(),
-            limits: Length { max_tokens, min_tokens: 0, ignore_eos: true, stop_token_ids: Vec::new() },
-            logprobs: None,
-            prompt_logprobs: None,
-            explain: false,
-            prompt_index: index,
-            choice: 0,
-        }
+        Request::greedy(random.ids(self.prompt_tokens, self.vocab_size), max_tokens)
     }
 }
 

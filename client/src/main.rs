@@ -7,6 +7,7 @@
 mod generate;
 mod explain;
 mod bars;
+mod random;
 mod plot;
 mod page;
 mod chat;

@@ -292,19 +292,9 @@ impl Events {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::{Limits, SamplingParams};
 
     fn request(prompt: &[TokenId], max_tokens: usize) -> Request {
-        Request {
-            prompt: prompt.to_vec(),
-            sampling: SamplingParams::greedy(),
-            limits: Limits { max_tokens, min_tokens: 0, ignore_eos: false, stop_token_ids: Vec::new() },
-            logprobs: None,
-            prompt_logprobs: None,
-            explain: false,
-            prompt_index: 0,
-            choice: 0,
-        }
+        Request::greedy(prompt.to_vec(), max_tokens)
     }
 
     fn door(max_queue: usize, max_queue_tokens: usize) -> Door {

@@ -27,6 +27,22 @@ pub struct Request {
     pub choice: u32,
 }
 
+impl Request {
+    /// Exactly `max_tokens` tokens, the most likely each time: no end of text ends it.
+    pub fn greedy(prompt: Vec<TokenId>, max_tokens: usize) -> Self {
+        Self {
+            prompt,
+            sampling: SamplingParams::greedy(),
+            limits: Limits { max_tokens, min_tokens: 0, ignore_eos: true, stop_token_ids: Vec::new() },
+            logprobs: None,
+            prompt_logprobs: None,
+            explain: false,
+            prompt_index: 0,
+            choice: 0,
+        }
+    }
+}
+
 /// Which log-probabilities of a prompt are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PromptLogprobs {

@@ -13,7 +13,7 @@ use std::{
 
 use nanoinfer_launch::{
     Cluster, ClusterConfig,
-    request::{Event, Limits, Request, SamplingParams},
+    request::{Event, Request, SamplingParams},
     status::Status,
 };
 
@@ -90,15 +90,9 @@ async fn measure(
     sequences: usize,
     vocabulary: u32,
 ) -> Result<Cost, Failure> {
-    let request = |choice: u32| Request {
-        prompt: (0..PROMPT_TOKENS as u32).map(|i| (i * 7919 + choice * 104_729) % vocabulary).collect(),
-        sampling: sampling.clone(),
-        limits: Limits { max_tokens: TOKENS, min_tokens: 0, ignore_eos: true, stop_token_ids: Vec::new() },
-        logprobs: None,
-        prompt_logprobs: None,
-        explain: false,
-        prompt_index: 0,
-        choice,
+    let request = |choice: u32| {
+        let prompt = (0..PROMPT_TOKENS as u32).map(|i| (i * 7919 + choice * 104_729) % vocabulary).collect();
+        Request { sampling: sampling.clone(), choice, ..Request::greedy(prompt, TOKENS) }
     };
     let mut events = cluster.handle().submit_all((0..sequences as u32).map(request).collect())?;
     // The youngest begins last: from its first token on, all decode.

@@ -309,7 +309,7 @@ fn cause(reports: &mut mpsc::Receiver<RankEnd>) -> Option<LaunchError> {
 
 #[cfg(test)]
 mod tests {
-    use nanoinfer_coordinator::request::{Event, Limits, Request, SamplingParams};
+    use nanoinfer_coordinator::request::{Event, Request};
 
     use super::*;
     use crate::{
@@ -324,17 +324,7 @@ mod tests {
         let caches = Caches { demo: vec![root.path().join("demo")], hub };
         let config = ClusterConfig { threads: Some(1), device: DeviceChoice::Cpu, ..ClusterConfig::new(caches) };
         let cluster = Cluster::start(config).unwrap();
-        let request = Request {
-            prompt: vec![1],
-            sampling: SamplingParams::greedy(),
-            limits: Limits { max_tokens: 250, min_tokens: 0, ignore_eos: true, stop_token_ids: Vec::new() },
-            logprobs: None,
-            prompt_logprobs: None,
-            explain: false,
-            prompt_index: 0,
-            choice: 0,
-        };
-        let mut sequences = cluster.handle().submit_all(vec![request; 32]).unwrap();
+        let mut sequences = cluster.handle().submit_all(vec![Request::greedy(vec![1], 250); 32]).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         assert!(matches!(runtime.block_on(sequences[0].next()), Some(Event::Token { .. })));
         cluster.shutdown();

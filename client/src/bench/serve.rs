@@ -20,11 +20,12 @@ use serde_json::{Value, json};
 use crate::{
     Failure,
     events::Events,
+    random::Random,
     target::{Target, TargetOptions},
 };
 
 /// Ids that prompts are made of: so few that every model knows them, and no special ones among the first.
-const PROMPT_IDS: u32 = 200;
+const PROMPT_IDS: usize = 200;
 /// Lengths lie within this factor of their median.
 const LONGEST: f64 = 4.0;
 /// Microseconds that can be recorded: an hour.
@@ -139,50 +140,29 @@ impl Lengths {
 
 /// The requests in order of arrival.
 fn trace(options: &ServeBenchOptions, lengths: Lengths) -> Vec<Arrival> {
-    let mut random = Random(options.seed);
+    let mut random = Random::new(options.seed);
     let mut at = 0.0;
     // From a seed of its own, so that the rest of the trace does not depend on it.
-    let mut shared = Random(!options.seed);
-    let prefix: Vec<u32> = (0..options.prefix_tokens).map(|_| shared.id()).collect();
+    let prefix = Random::new(!options.seed).ids(options.prefix_tokens as usize, PROMPT_IDS);
     let requests = 0..options.requests;
     requests
         .map(|_| {
             // The time between two arrivals of a Poisson process is exponential.
             at += -(1.0 - random.unit()).ln() / options.rate;
-            let prompt = random.length(lengths.prompt_tokens, options.spread);
-            let tokens = random.length(lengths.tokens, options.spread);
-            let own = (0..prompt).map(|_| random.id());
-            let prompt = prefix.iter().copied().chain(own).collect();
+            let prompt_tokens = length(&mut random, lengths.prompt_tokens, options.spread);
+            let tokens = length(&mut random, lengths.tokens, options.spread);
+            let prompt = [prefix.clone(), random.ids(prompt_tokens as usize, PROMPT_IDS)].concat();
             Arrival { at: Duration::from_secs_f64(at), prompt, tokens }
         })
         .collect()
 }
 
-/// SplitMix64: any even spread will do, and it is the same on every machine.
-struct Random(u64);
-
-impl Random {
-    /// In [0, 1).
-    fn unit(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    /// One that a prompt may hold.
-    fn id(&mut self) -> u32 {
-        (self.unit() * f64::from(PROMPT_IDS)) as u32
-    }
-
-    /// Log-normal around a median, by Box and Muller's method.
-    fn length(&mut self, median: u32, spread: f64) -> u32 {
-        let radius = (-2.0 * (1.0 - self.unit()).ln()).sqrt();
-        let normal = radius * (std::f64::consts::TAU * self.unit()).cos();
-        let factor = (spread * normal).exp().clamp(LONGEST.recip(), LONGEST);
-        ((f64::from(median) * factor).round() as u32).max(2)
-    }
+/// Log-normal around a median, by Box and Muller's method.
+fn length(random: &mut Random, median: u32, spread: f64) -> u32 {
+    let radius = (-2.0 * (1.0 - random.unit()).ln()).sqrt();
+    let normal = radius * (std::f64::consts::TAU * random.unit()).cos();
+    let factor = (spread * normal).exp().clamp(LONGEST.recip(), LONGEST);
+    ((f64::from(median) * factor).round() as u32).max(2)
 }
 
 fn ask(target: &Target, model: &str, arrival: &Arrival) -> anyhow::Result<Answer> {
@@ -295,7 +275,7 @@ mod tests {
         lengths.sort_unstable();
         assert!((118..139).contains(&lengths[500]), "{}", lengths[500]);
         assert!(lengths[0] >= 32 && lengths[999] <= 512 && lengths[100] < 90 && lengths[900] > 180);
-        assert!(made.iter().flat_map(|arrival| &arrival.prompt).all(|&id| id < PROMPT_IDS));
+        assert!(made.iter().flat_map(|arrival| &arrival.prompt).all(|&id| (id as usize) < PROMPT_IDS));
     }
 
     #[test]

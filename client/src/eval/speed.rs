@@ -12,15 +12,12 @@ use nanoinfer_launch::{
     cli::cluster_config,
     handle::EngineHandle,
     plan::{Placement, Plan},
-    request::{Event, Limits, PromptLogprobs, Request, SamplingParams},
+    request::{Event, PromptLogprobs, Request},
 };
 use serde_json::json;
 
 use super::{server::Server, with_server, work::Work};
-use crate::{Failure, model_options::ModelOptions, target::Target};
-
-/// Multiplies the state of the generator of token ids (Knuth's MMIX).
-const MULTIPLIER: u64 = 6_364_136_223_846_793_005;
+use crate::{Failure, model_options::ModelOptions, random::Random, target::Target};
 
 #[derive(Debug, Args)]
 pub(super) struct SpeedOptions {
@@ -46,7 +43,8 @@ pub(super) fn run(options: &SpeedOptions) -> Result<(), Failure> {
     let plan = Plan::new(&config, Placement::Here).context("cannot plan the cluster")?;
     let geometry = plan.model.geometry.clone();
     let length = options.prompt_tokens.map_or(geometry.n_positions, |n| (n as usize).min(geometry.n_positions));
-    let prompts = prompts(options.prompts as usize, length, geometry.vocab_size as u64);
+    let mut random = Random::new(1);
+    let prompts: Vec<_> = (0..options.prompts).map(|_| random.ids(length, geometry.vocab_size)).collect();
     let cluster = Cluster::carry_out(&plan, &config).context("cannot start the cluster")?;
     let runtime = tokio::runtime::Builder::new_current_thread().build().context("cannot start a runtime")?;
     let mut ratios = Vec::new();
@@ -83,16 +81,8 @@ pub(super) fn run(options: &SpeedOptions) -> Result<(), Failure> {
 }
 
 async fn score_by_engine(handle: &EngineHandle, prompts: &[Vec<u32>]) -> anyhow::Result<()> {
-    let request = |prompt: &Vec<u32>| Request {
-        prompt: prompt.clone(),
-        sampling: SamplingParams::greedy(),
-        limits: Limits { max_tokens: 0, min_tokens: 0, ignore_eos: true, stop_token_ids: Vec::new() },
-        logprobs: None,
-        prompt_logprobs: Some(PromptLogprobs { top: 0, from: 0 }),
-        explain: false,
-        prompt_index: 0,
-        choice: 0,
-    };
+    let scored = Some(PromptLogprobs { top: 0, from: 0 });
+    let request = |prompt: &Vec<u32>| Request { prompt_logprobs: scored, ..Request::greedy(prompt.clone(), 0) };
     let submitted: Result<Vec<_>, _> = prompts.iter().map(|prompt| handle.submit(request(prompt))).collect();
     for mut events in submitted? {
         while let Some(event) = events.next().await {
@@ -112,16 +102,6 @@ fn score_by_server(server: &Server, prompts: &[Vec<u32>], batch_size: usize) -> 
     })?;
     anyhow::ensure!(sums.iter().all(|sum| sum.is_finite()), "a prompt was not scored");
     Ok(())
-}
-
-/// Random ids: no prompt begins like another.
-fn prompts(number: usize, length: usize, vocab_size: u64) -> Vec<Vec<u32>> {
-    let mut state = 1_u64;
-    let mut id = || {
-        state = state.wrapping_mul(MULTIPLIER).wrapping_add(1);
-        ((state >> 33) % vocab_size) as u32
-    };
-    (0..number).map(|_| (0..length).map(|_| id()).collect()).collect()
 }
 
 fn timed(work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<f64> {

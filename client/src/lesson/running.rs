@@ -13,11 +13,14 @@ use nanoinfer_launch::{
     explanation::StepReport,
     handle::{EngineHandle, Events},
     plan::{Placement, Plan},
-    request::{Event, Limits, Request, SamplingParams},
+    request::{Event, Request},
 };
 use tokio::runtime::Runtime;
 
-use crate::bench::{Batch, What};
+use crate::{
+    bench::{Batch, What},
+    random::Random,
+};
 
 /// A cluster that is up. Dropping it ends its ranks.
 pub(super) struct Running {
@@ -69,25 +72,9 @@ impl Running {
 
     /// A greedy request with a prompt of random tokens, unlike all others.
     pub(super) fn request(&self, prompt_tokens: usize, tokens: usize) -> Request {
-        // xorshift32: any spread over the vocabulary will do.
-        let mut state = (!self.next_run()).wrapping_mul(2_654_435_761) | 1;
-        let vocab_size = self.plan.model.geometry.vocab_size as u32;
-        let mut random = || {
-            state ^= state << 13;
-            state ^= state >> 17;
-            state ^= state << 5;
-            state % vocab_size
-        };
-        Request {
-            prompt: (0..prompt_tokens).map(|_| random()).collect(),
-            sampling: SamplingParams::greedy(),
-            limits: Limits { max_tokens: tokens, min_tokens: 0, ignore_eos: true, stop_token_ids: Vec::new() },
-            logprobs: None,
-            prompt_logprobs: None,
-            explain: false,
-            prompt_index: 0,
-            choice: 0,
-        }
+        // Not the prompts of a batch.
+        let mut random = Random::new(!u64::from(self.next_run()));
+        Request::greedy(random.ids(prompt_tokens, self.plan.model.geometry.vocab_size), tokens)
     }
 
     /// Reports of the decode steps in which `batch` texts took part, by their numbers.

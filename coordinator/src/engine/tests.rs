@@ -17,16 +17,7 @@ use crate::{
 const DEADLINE: Duration = Duration::from_secs(20);
 
 fn request(prompt: &[u32], max_tokens: usize) -> Request {
-    Request {
-        prompt: prompt.to_vec(),
-        sampling: SamplingParams::greedy(),
-        limits: Limits { max_tokens, min_tokens: 0, ignore_eos: true, stop_token_ids: Vec::new() },
-        logprobs: None,
-        prompt_logprobs: None,
-        explain: false,
-        prompt_index: 0,
-        choice: 0,
-    }
+    Request::greedy(prompt.to_vec(), max_tokens)
 }
 
 fn prompt(seed: u32, length: usize) -> Vec<u32> {

@@ -124,19 +124,11 @@ pub(crate) fn orderly(logit: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::{Limits, SamplingParams};
+    use crate::request::Limits;
 
     fn request(change: impl FnOnce(&mut Request)) -> Request {
-        let mut request = Request {
-            prompt: vec![1, 2, 2],
-            sampling: SamplingParams::neutral(0),
-            limits: Limits { max_tokens: 9, min_tokens: 0, ignore_eos: false, stop_token_ids: vec![6] },
-            logprobs: None,
-            prompt_logprobs: None,
-            explain: false,
-            prompt_index: 0,
-            choice: 0,
-        };
+        let limits = Limits { max_tokens: 9, min_tokens: 0, ignore_eos: false, stop_token_ids: vec![6] };
+        let mut request = Request { limits, ..Request::greedy(vec![1, 2, 2], 9) };
         change(&mut request);
         request
     }

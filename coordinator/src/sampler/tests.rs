@@ -12,16 +12,8 @@ fn geometry(vocab_size: usize) -> Geometry {
 }
 
 fn request(prompt: Vec<TokenId>, sampling: SamplingParams) -> Request {
-    Request {
-        prompt,
-        sampling,
-        limits: Limits { max_tokens: 100, min_tokens: 0, ignore_eos: false, stop_token_ids: Vec::new() },
-        logprobs: Some(3),
-        prompt_logprobs: None,
-        explain: false,
-        prompt_index: 0,
-        choice: 0,
-    }
+    let limits = Limits { max_tokens: 100, min_tokens: 0, ignore_eos: false, stop_token_ids: Vec::new() };
+    Request { sampling, limits, logprobs: Some(3), ..Request::greedy(prompt, 100) }
 }
 
 /// What `world` ranks answer to `draw`.

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     handle::{self, Command, Door, Events},
-    request::{Event, Limits, PromptLogprobs, Request, SamplingParams},
+    request::{Event, PromptLogprobs, Request},
     sampler::Drawn,
 };
 
@@ -30,16 +30,8 @@ fn own_prompt(id: u64, length: usize) -> Vec<TokenId> {
 fn sequence(id: u64, prompt: Vec<TokenId>, max_tokens: usize, scored: bool) -> (Sequence, Events) {
     let (handle, mut commands) =
         handle::channel(Door { vocab_size: 100, n_positions: N_POSITIONS, max_queue: 1, max_queue_tokens: 100 });
-    let request = Request {
-        prompt,
-        sampling: SamplingParams::greedy(),
-        limits: Limits { max_tokens, min_tokens: 0, ignore_eos: true, stop_token_ids: Vec::new() },
-        logprobs: None,
-        prompt_logprobs: scored.then_some(PromptLogprobs { top: 0, from: 0 }),
-        explain: false,
-        prompt_index: 0,
-        choice: 0,
-    };
+    let prompt_logprobs = scored.then_some(PromptLogprobs { top: 0, from: 0 });
+    let request = Request { prompt_logprobs, ..Request::greedy(prompt, max_tokens) };
     let events = handle.submit(request).unwrap();
     let Ok(Command::Submit(mut submissions)) = commands.try_recv() else { panic!("it was just submitted") };
     (Sequence::new(SeqId(id), submissions.remove(0)), events)

@@ -132,7 +132,6 @@ pub(super) fn a_request(number: u64) -> Request {
     };
     let max_tokens = dice.roll(0, 40.min(96 - length as u64)) as usize;
     Request {
-        prompt: (0..length).map(|at| token(at) as TokenId).collect(),
         sampling,
         limits: Limits {
             max_tokens,
@@ -142,9 +141,7 @@ pub(super) fn a_request(number: u64) -> Request {
         },
         logprobs: dice.percent(20).then_some(3),
         prompt_logprobs: dice.percent(15).then(|| PromptLogprobs { top: 2, from: dice.roll(0, 40) as usize }),
-        explain: false,
-        prompt_index: 0,
-        choice: 0,
+        ..Request::greedy((0..length).map(|at| token(at) as TokenId).collect(), max_tokens)
     }
 }
 
