@@ -95,9 +95,7 @@ pub(crate) fn run(verb: BenchVerb) -> Result<(), Failure> {
 
 fn engine(what: What, options: &EngineBenchOptions) -> Result<(), Failure> {
     let config = cluster_config(options.model.flags()).map_err(|reason| Failure::usage(anyhow!(reason)))?;
-    let batch = options.batch.iter().copied().max().unwrap_or(1) as usize;
-    let config =
-        ClusterConfig { max_seqs: batch.max(config.max_seqs), max_queue: batch.max(config.max_queue), ..config };
+    let config = for_batches(config, &options.batch);
     let plan = Plan::new(&config, Placement::Here).context("cannot plan the cluster")?;
     let geometry = plan.model.geometry.clone();
     let length = options.prompt_tokens + options.tokens;
@@ -157,6 +155,13 @@ fn engine(what: What, options: &EngineBenchOptions) -> Result<(), Failure> {
     Ok(())
 }
 
+/// `config` with room for a step of every sequence of the largest batch.
+fn for_batches(config: ClusterConfig, batches: &[u32]) -> ClusterConfig {
+    let most = batches.iter().copied().max().unwrap_or(1) as usize;
+    let max_seqs = config.max_seqs.max(most);
+    ClusterConfig { max_seqs, max_batched_tokens: config.max_batched_tokens.max(max_seqs), ..config }
+}
+
 /// One run of one batch.
 pub(crate) struct Batch<'a> {
     pub(crate) handle: &'a EngineHandle,
@@ -175,11 +180,12 @@ impl Batch<'_> {
     /// Seconds of every step (decode), or of the whole (prefill).
     pub(crate) async fn run(&self) -> anyhow::Result<Vec<f64>> {
         let begun = Instant::now();
-        let submitted: Result<Vec<_>, _> = (0..self.batch).map(|i| self.handle.submit(self.request(i))).collect();
+        // At once, so that the queue takes it whatever its size.
+        let submitted = self.handle.submit_all((0..self.batch).map(|i| self.request(i)).collect())?;
         let mut times = Vec::new();
         // One after the other is enough: events wait in their queues, and the engine stamps none. The first sequence is
         // read as it goes, and its times are the steps'.
-        let mut sequences = submitted?.into_iter();
+        let mut sequences = submitted.into_iter();
         let mut first = sequences.next().ok_or_else(|| anyhow!("a batch has at least one sequence"))?;
         let mut others: Vec<_> = sequences.collect();
         let decode = self.what == What::Decode;
@@ -270,4 +276,24 @@ fn report(
             "step_bytes": step_bytes, "rows": rows.iter().map(line).collect::<Vec<_>>(),
         })
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_is_taken_whatever_the_queue_and_the_budget_of_a_step() {
+        let narrow = ClusterConfig { max_queue: 1, max_queue_tokens: 10, ..ClusterConfig::default() };
+        let config = for_batches(narrow, &[1, 600]);
+        let plan = Plan::new(&config, Placement::Here).unwrap();
+        let cluster = Cluster::carry_out(&plan, &config).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        for what in [What::Decode, What::Prefill] {
+            let (handle, vocab_size) = (cluster.handle(), plan.model.geometry.vocab_size);
+            let batch = Batch { handle, vocab_size, run: 0, batch: 3, what, prompt_tokens: 20, tokens: 4 };
+            assert!(runtime.block_on(batch.run()).unwrap().iter().all(|&seconds| seconds > 0.0));
+        }
+        cluster.shutdown();
+    }
 }

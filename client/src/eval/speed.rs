@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, anyhow};
 use clap::Args;
 use nanoinfer_launch::{
-    Cluster, ClusterConfig,
+    Cluster,
     cli::cluster_config,
     handle::EngineHandle,
     plan::{Placement, Plan},
@@ -39,7 +39,6 @@ pub(super) struct SpeedOptions {
 
 pub(super) fn run(options: &SpeedOptions) -> Result<(), Failure> {
     let config = cluster_config(options.model.flags()).map_err(|reason| Failure::usage(anyhow!(reason)))?;
-    let config = ClusterConfig { max_queue: config.max_queue.max(options.prompts as usize), ..config };
     let plan = Plan::new(&config, Placement::Here).context("cannot plan the cluster")?;
     let geometry = plan.model.geometry.clone();
     let length = options.prompt_tokens.map_or(geometry.n_positions, |n| (n as usize).min(geometry.n_positions));
@@ -83,8 +82,8 @@ pub(super) fn run(options: &SpeedOptions) -> Result<(), Failure> {
 async fn score_by_engine(handle: &EngineHandle, prompts: &[Vec<u32>]) -> anyhow::Result<()> {
     let scored = Some(PromptLogprobs { top: 0, from: 0 });
     let request = |prompt: &Vec<u32>| Request { prompt_logprobs: scored, ..Request::greedy(prompt.clone(), 0) };
-    let submitted: Result<Vec<_>, _> = prompts.iter().map(|prompt| handle.submit(request(prompt))).collect();
-    for mut events in submitted? {
+    // At once, so that the queue takes them whatever its size.
+    for mut events in handle.submit_all(prompts.iter().map(request).collect())? {
         while let Some(event) = events.next().await {
             if let Event::Failed(reason) = event {
                 return Err(anyhow!("the engine failed: {reason}"));
