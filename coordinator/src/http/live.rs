@@ -23,7 +23,8 @@ pub(super) async fn cluster(State(app): State<App>) -> Json<Value> {
     };
     let ranks: Vec<Value> = card.partition.shares().iter().zip(&card.weight_bytes).enumerate().map(rank).collect();
     let geometry = &card.geometry;
-    let live = status.live.borrow();
+    // Copied, as the engine waits for whoever looks.
+    let live = status.live.borrow().clone();
     Json(json!({
         "model": card.name,
         "dtype": card.dtype.to_string(),
