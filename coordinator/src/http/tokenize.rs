@@ -28,9 +28,7 @@ pub(super) async fn tokenize(State(app): State<App>, mut fields: Fields) -> Resu
             return Err(Failure::field(name, message));
         }
     }
-    let text = app.engine.text().clone();
-    // A long text takes a second: not on a thread that serves others.
-    let encoded = tokio::task::spawn_blocking(move || {
+    let encoded = app.engine.encode(move |text| {
         let tokenizer = &text.tokenizer;
         let ids = match (prompt, is_chat) {
             (Some(prompt), false) if add_special_tokens => tokenizer.encode_document(&prompt),
@@ -43,7 +41,7 @@ pub(super) async fn tokenize(State(app): State<App>, mut fields: Fields) -> Resu
         let strings = with_strings.then(|| ids.iter().map(|&id| tokenizer.spell(id)).collect::<Vec<_>>());
         Ok((ids, strings))
     });
-    let (ids, strings) = encoded.await.map_err(|error| Failure::unavailable(error.to_string()))??;
+    let (ids, strings) = encoded.await??;
     let mut reply = json!({
         "tokens": ids,
         "count": ids.len(),

@@ -7,6 +7,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    thread,
     time::Duration,
 };
 
@@ -15,7 +16,7 @@ use futures_util::{
     stream::{BoxStream, SelectAll},
 };
 use nanoinfer_shared::protocol::TokenId;
-use tokio::time::Sleep;
+use tokio::{sync::Semaphore, time::Sleep};
 
 use super::{
     MaxTokens, ModelText, Prompt,
@@ -48,6 +49,8 @@ pub struct Engine {
     card: Arc<ModelCard>,
     /// Padding rows of the vocabulary, with their bias.
     mask: Arc<[(TokenId, f32)]>,
+    /// Places for texts that are being encoded.
+    encoders: Arc<Semaphore>,
 }
 
 /// What to generate.
@@ -215,7 +218,8 @@ impl Engine {
             unused.as_slice()
         };
         let mask = masked.iter().map(|&id| (id, NEVER)).collect();
-        Self { handle, text, card, mask }
+        let encoders = Arc::new(Semaphore::new(thread::available_parallelism().map_or(1, usize::from)));
+        Self { handle, text, card, mask, encoders }
     }
 
     /// What clients are told of the model.
@@ -246,7 +250,14 @@ impl Engine {
         self.check_tokens("logit_bias", request.sampling.logit_bias.iter().map(|&(id, _)| id))?;
         let deadline = request.timeout.map(|timeout| (Box::pin(tokio::time::sleep(timeout)), timeout));
         let format = Arc::new(self.choice_format(&request));
-        let (prompts, request) = self.prepare(request).await?;
+        let (timeout, prepared) = (request.timeout, self.prepare(request));
+        let (prompts, request) = match timeout {
+            Some(timeout) => {
+                let late = |_| GenerateError::Deadline { timeout };
+                tokio::time::timeout(timeout, prepared).await.map_err(late)??
+            }
+            None => prepared.await?,
+        };
 
         let choices_of = |(index, prompt)| {
             let request = &request;
@@ -264,13 +275,30 @@ impl Engine {
         mut request: GenerateRequest,
     ) -> Result<(Vec<PreparedPrompt>, GenerateRequest), GenerateError> {
         let prompts = std::mem::take(&mut request.prompts);
-        let text = self.text.clone();
         let (wall, max_tokens) = (self.card.geometry.n_positions, request.max_tokens);
-        let prepare = move || prompts.into_iter().map(|prompt| prompt.prepare(&text, wall, max_tokens)).collect();
-        let prepared: Result<Vec<_>, _> = tokio::task::spawn_blocking(prepare)
-            .await
-            .map_err(|error| GenerateError::Failed { reason: format!("encoding the prompt: {error}") })?;
+        let prepare =
+            move |text: &ModelText| prompts.into_iter().map(|prompt| prompt.prepare(text, wall, max_tokens)).collect();
+        let prepared: Result<Vec<_>, _> = self.encode(prepare).await?;
         Ok((prepared?, request))
+    }
+
+    /// Runs `work`, which encodes text, where it holds up nobody: a long text takes a second, and 150 times its size in memory.
+    /// No more than the cores can do is begun at a time, however many requests come.
+    ///
+    /// # Errors
+    /// When it panics.
+    pub(crate) async fn encode<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&ModelText) -> T + Send + 'static,
+    ) -> Result<T, GenerateError> {
+        let place = self.encoders.clone().acquire_owned().await.expect("nobody closes it");
+        let text = self.text.clone();
+        let encoded = tokio::task::spawn_blocking(move || {
+            // Given back when the work is done, also where its client has gone.
+            let _place = place;
+            work(&text)
+        });
+        encoded.await.map_err(|error| GenerateError::Failed { reason: format!("encoding the prompt: {error}") })
     }
 
     fn check_tokens(&self, field: &'static str, mut ids: impl Iterator<Item = TokenId>) -> Result<(), GenerateError> {

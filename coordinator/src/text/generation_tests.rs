@@ -1,4 +1,7 @@
-use std::time::Instant;
+use std::{
+    sync::{Mutex, mpsc as blocking},
+    time::Instant,
+};
 
 use tokio::sync::mpsc;
 
@@ -166,4 +169,31 @@ async fn ids_outside_the_vocabulary_are_named() {
     assert_eq!(error, GenerateError::UnknownToken { field: "stop_token_ids", id: 4096, vocab_size: 4096 });
     let error = engine.generate(GenerateRequest { n: 2000, ..raw("x") }).await.unwrap_err();
     assert_eq!(error, GenerateError::TooManySequences { sequences: 2000 });
+}
+
+#[tokio::test]
+async fn no_more_texts_are_encoded_at_a_time_than_there_are_cores() {
+    let engine = saying(" ok");
+    let cores = thread::available_parallelism().unwrap().get();
+    let (release, held) = blocking::channel::<()>();
+    let held = Arc::new(Mutex::new(held));
+    let (begun, mut begins) = mpsc::unbounded_channel();
+    for _ in 0..cores {
+        let (engine, held, begun) = (engine.clone(), held.clone(), begun.clone());
+        tokio::spawn(async move {
+            let long = move |_: &ModelText| {
+                begun.send(()).unwrap();
+                let _ = held.lock().unwrap().recv();
+            };
+            engine.encode(long).await
+        });
+    }
+    for _ in 0..cores {
+        begins.recv().await.unwrap();
+    }
+    let hurried = GenerateRequest { timeout: Some(Duration::from_millis(50)), ..raw("x") };
+    let late = engine.generate(hurried).await.unwrap_err();
+    assert!(matches!(late, GenerateError::Deadline { .. }), "it waits, as long as it was told to: {late}");
+    drop(release);
+    engine.generate(raw("x")).await.unwrap();
 }
