@@ -17,6 +17,8 @@ const PARAMETERS: [&str; 7] = ["temperature", "top_p", "top_k", "min_p", "repeti
 pub(super) struct Conversation {
     system: Option<String>,
     messages: Vec<Value>,
+    /// The answer that is being given anew, until there is another.
+    retried: Option<Value>,
     parameters: Map<String, Value>,
 }
 
@@ -78,12 +80,13 @@ impl Conversation {
         request.into()
     }
 
-    /// What came of it. Where nothing did, the turn is forgotten: it can be said again.
+    /// What came of it. Where nothing did, the answer before stands, or the turn is forgotten: it can be said again.
     pub(super) fn answered(&mut self, text: String) {
-        if text.is_empty() {
-            self.messages.pop();
-        } else {
-            self.messages.push(json!({"role": "assistant", "content": text}));
+        let before = self.retried.take();
+        match (text.is_empty(), before) {
+            (false, _) => self.messages.push(json!({"role": "assistant", "content": text})),
+            (true, Some(before)) => self.messages.push(before),
+            (true, None) => drop(self.messages.pop()),
         }
     }
 
@@ -93,11 +96,8 @@ impl Conversation {
     }
 
     fn retry(&mut self) -> Result<Said, String> {
-        if self.messages.pop_if(|message| message["role"] == "assistant").is_some() && !self.messages.is_empty() {
-            Ok(Said::Turn)
-        } else {
-            Err("there is no answer yet".into())
-        }
+        self.retried = self.messages.pop_if(|message| message["role"] == "assistant");
+        if self.retried.is_some() { Ok(Said::Turn) } else { Err("there is no answer yet".into()) }
     }
 
     fn parameter(&mut self, words: &str) -> Result<String, String> {
@@ -165,6 +165,8 @@ mod tests {
         assert_eq!(conversation.request()["messages"].as_array().unwrap().len(), 3, "an unanswered turn is forgotten");
         assert_eq!(conversation.take("/retry"), Ok(Said::Turn));
         assert_eq!(conversation.request()["messages"].as_array().unwrap().len(), 2);
+        conversation.answered(String::new());
+        assert_eq!(conversation.request()["messages"][2]["content"], "Hello.", "the answer before stands");
         conversation.take("/reset").unwrap();
         conversation.take("/params temperature").unwrap();
         assert_eq!(conversation.request()["messages"], json!([{"role": "system", "content": "Be brief."}]));
