@@ -101,7 +101,7 @@ typedef struct {
     Product product;
     Layout a_layout, b_layout, d_layout;
     const void *a, *b;
-    float *d;
+    float *d, before;
 } Job;
 
 static float read_as(int type, const void *data, uint64_t at) {
@@ -115,7 +115,7 @@ static void multiply(void *data) {
     const Layout *a = &job->a_layout, *b = &job->b_layout, *d = &job->d_layout;
     for (uint64_t column = 0; column < d->columns; column++) {
         for (uint64_t row = 0; row < d->rows; row++) {
-            double sum = 0;
+            double sum = job->before != 0.0f ? job->d[column * (uint64_t)d->stride + row] : 0.0;
             for (uint64_t k = 0; k < b->rows; k++) {
                 const uint64_t at = job->product.transposed ? row * (uint64_t)a->stride + k : k * (uint64_t)a->stride + row;
                 sum += (double)read_as(a->type, job->a, at) * read_as(b->type, job->b, column * (uint64_t)b->stride + k);
@@ -134,10 +134,8 @@ int cublasLtMatmul(void *handle, Product *product, const float *alpha, const voi
                    Layout *b_layout, const float *beta, const void *c, Layout *c_layout, float *d, Layout *d_layout,
                    const uint64_t *algorithm, void *workspace, size_t workspace_bytes, void *stream) {
     (void)handle;
-    (void)c;
-    (void)c_layout;
-    const Job job = {*product, *a_layout, *b_layout, *d_layout, a, b, d};
-    const int sound = *alpha == 1.0f && *beta == 0.0f && algorithm[0] == 0x5afe && agrees(product, a_layout, b_layout, d_layout)
+    const Job job = {*product, *a_layout, *b_layout, *d_layout, a, b, d, *beta};
+    const int sound = *alpha == 1.0f && (*beta == 0.0f || *beta == 1.0f) && c == d && c_layout == d_layout && algorithm[0] == 0x5afe && agrees(product, a_layout, b_layout, d_layout)
         && holds(a_layout, a) && holds(b_layout, b) && holds(d_layout, d) && fake_is_device_memory(workspace, workspace_bytes);
     if (!sound) return INVALID;
     fake_enqueue(stream, multiply, &job, sizeof job, "product");

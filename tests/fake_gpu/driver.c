@@ -17,6 +17,9 @@
 typedef int Status;
 enum { OK = 0, INVALID = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_DEVICE = 101, INVALID_IMAGE = 200, NOT_FOUND = 500, NOT_READY = 600, CAPTURING = 900 };
 
+// Of shared memory that a block may have, and of which a kernel takes no more than it was promised.
+enum { SHARED_BYTES = 99 << 10, DECLARED_BYTES = 33 << 10 };
+
 typedef struct Node {
     struct Node *next;
     void (*work)(void *);
@@ -145,7 +148,13 @@ Status cuDeviceGetName(char *name, int length, int device) {
 Status cuDeviceGetAttribute(int *value, int attribute, int device) {
     (void)device;
     const int capability = (int)fake_setting("FAKE_GPU_CAPABILITY", 90);
-    *value = attribute == 75 ? capability / 10 : attribute == 76 ? capability % 10 : 0;
+    switch (attribute) {
+    case 16: *value = 4; break;
+    case 75: *value = capability / 10; break;
+    case 76: *value = capability % 10; break;
+    case 97: *value = SHARED_BYTES; break;
+    default: *value = 0;
+    }
     return OK;
 }
 
@@ -285,6 +294,17 @@ Status cuModuleGetFunction(const struct EmulatedKernel **function, const int *mo
     return *function ? OK : NOT_FOUND;
 }
 
+Status cuFuncGetAttribute(int *value, int attribute, const struct EmulatedKernel *kernel) {
+    (void)kernel;
+    *value = DECLARED_BYTES;
+    return attribute == 1 ? OK : INVALID;
+}
+
+Status cuFuncSetAttribute(const struct EmulatedKernel *kernel, int attribute, int value) {
+    (void)kernel;
+    return attribute == 8 && value <= SHARED_BYTES - DECLARED_BYTES ? OK : INVALID;
+}
+
 typedef struct {
     const struct EmulatedKernel *kernel;
     unsigned grid[3], threads;
@@ -300,7 +320,7 @@ static void launch(void *data) {
 Status cuLaunchKernel(const struct EmulatedKernel *kernel, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
                       unsigned bz, unsigned shared_bytes, Stream *stream, void **parameters, void **extra) {
     Launch job = {kernel, {gx, gy, gz}, bx, shared_bytes, {0}};
-    const int sizes = gx && gy && gz == 1 && bx && bx <= kernel->most_threads && by == 1 && bz == 1 && shared_bytes <= 48 << 10;
+    const int sizes = gx && gy && gz == 1 && bx && bx <= kernel->most_threads && by == 1 && bz == 1 && shared_bytes <= SHARED_BYTES - DECLARED_BYTES;
     if (!sizes || extra || kernel->argument_bytes > sizeof job.arguments) return INVALID;
     memcpy(job.arguments, parameters[0], kernel->argument_bytes);
     char what[64];

@@ -8,6 +8,7 @@
 #include "fake.h"
 
 #include <pthread.h>
+#include <setjmp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <ucontext.h>
@@ -22,7 +23,9 @@ float *emulated_shared;
 enum State { READY, AT_SHUFFLE, AT_BARRIER, DONE };
 
 typedef struct {
-    ucontext_t context;
+    // Where it goes on; jumps, unlike switches of contexts, are no system calls.
+    jmp_buf place;
+    int started;
     enum State state;
     unsigned shuffles;
 } Fiber;
@@ -30,7 +33,7 @@ typedef struct {
 static Fiber fibers[MOST_THREADS];
 static char *stacks;
 static float slots[2][MOST_THREADS];
-static ucontext_t scheduler;
+static jmp_buf scheduler;
 static unsigned current;
 static const struct EmulatedKernel *running;
 static const void *running_arguments;
@@ -58,7 +61,7 @@ const struct EmulatedKernel *emulator_find(int element, const char *name) {
 
 static void pause_as(enum State state) {
     fibers[current].state = state;
-    swapcontext(&fibers[current].context, &scheduler);
+    if (!_setjmp(fibers[current].place)) _longjmp(scheduler, 1);
 }
 
 void emulator_barrier(void) { pause_as(AT_BARRIER); }
@@ -75,18 +78,34 @@ float emulator_shuffle(float value, unsigned lane) {
     return slots[set][warp + lane % 32];
 }
 
+// A fiber is made once, and runs one block's thread after the other.
 static void body(void) {
-    running->kernel(running_arguments);
-    fibers[current].state = DONE;
+    for (;;) {
+        running->kernel(running_arguments);
+        pause_as(DONE);
+    }
+}
+
+static void resume(unsigned thread) {
+    Fiber *fiber = &fibers[thread];
+    current = thread;
+    threadIdx.x = thread;
+    if (_setjmp(scheduler)) return;
+    if (fiber->started) _longjmp(fiber->place, 1);
+    fiber->started = 1;
+    ucontext_t context;
+    getcontext(&context);
+    context.uc_stack.ss_sp = stacks + (size_t)thread * STACK_BYTES;
+    context.uc_stack.ss_size = STACK_BYTES;
+    makecontext(&context, body, 0);
+    setcontext(&context);
 }
 
 static void run_warp(unsigned first, unsigned count) {
     enum State state = fibers[first].state;
     while (state != AT_BARRIER && state != DONE) {
         for (unsigned i = 0; i < count; i++) {
-            current = first + (backwards ? count - 1 - i : i);
-            threadIdx.x = current;
-            swapcontext(&scheduler, &fibers[current].context);
+            resume(first + (backwards ? count - 1 - i : i));
         }
         state = fibers[first].state;
         for (unsigned i = 0; i < count; i++) {
@@ -98,14 +117,8 @@ static void run_warp(unsigned first, unsigned count) {
 static void run_block(unsigned threads) {
     const unsigned warps = (threads + 31) / 32;
     for (unsigned i = 0; i < threads; i++) {
-        Fiber *fiber = &fibers[i];
-        getcontext(&fiber->context);
-        fiber->context.uc_stack.ss_sp = stacks + (size_t)i * STACK_BYTES;
-        fiber->context.uc_stack.ss_size = STACK_BYTES;
-        fiber->context.uc_link = &scheduler;
-        fiber->state = READY;
-        fiber->shuffles = 0;
-        makecontext(&fiber->context, body, 0);
+        fibers[i].state = READY;
+        fibers[i].shuffles = 0;
     }
     for (;;) {
         for (unsigned w = 0; w < warps; w++) {

@@ -31,7 +31,11 @@ float emulator_shuffle(float value, unsigned lane);
 #define SHARED static
 #define DYNAMIC_SHARED(name) float *name = emulated_shared
 #define UNROLL
+#define ROLLED
 #define BARRIER() emulator_barrier()
+#define WARP_BARRIER() ((void)emulator_shuffle(0.0f, threadIdx.x % 32))
+#define ALIGNED(bytes) __attribute__((aligned(bytes)))
+#define PREFETCH(address) ((void)(address))
 #define SHUFFLE(value, lane) emulator_shuffle(value, lane)
 #define SHUFFLE_XOR(value, mask) emulator_shuffle(value, (threadIdx.x % 32) ^ (mask))
 #define ATOMIC_ADD(address, value) emulated_add(address, value)

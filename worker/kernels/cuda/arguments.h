@@ -3,33 +3,39 @@
 typedef struct {
     const unsigned *tokens;     // [T]
     const unsigned *positions;  // [T]
-    const element *embedding;   // [V_local, C]
+    const element *embedding;   // [V_local, stride]
     const float *position_embedding;  // [P, C], or null: only the first rank adds positions
     float *x;                   // [T, C]
     unsigned first_token;       // of this rank's slice of the vocabulary
     unsigned tokens_local;      // V_local
     unsigned width;             // C
+    unsigned stride;
 } EmbedArguments;
 
 typedef struct {
-    float *x;             // [T, C]: the residual stream
-    const float *delta;   // [T, C]: what a row-parallel layer adds to it, or null
-    const float *bias;    // [C]: that layer's
+    float *x;             // [T, C]: the residual stream, or null where nothing is to be normalised
     const float *gain;    // [C]
     const float *shift;   // [C]
-    const unsigned *rows; // [R]: which rows are wanted, or null for all; where given, x is left as it is
-    element *out;         // [T or R, C]
+    const unsigned *rows; // [R]: which rows are wanted, or null for all
     unsigned width;       // C
     float epsilon;
+} Norm;
+
+typedef struct {
+    Norm norm;
+    const float *bias;    // [C]: what is added to x afterwards, or null
+    element *out;         // [T or R, stride]
+    unsigned stride;
 } NormArguments;
 
 typedef struct {
     const float *sums;   // [T, F_local]
     const float *bias;   // [F_local]
-    element *out;        // [T, F_local]
+    element *out;        // [T, stride]
     unsigned count;      // T · F_local
     unsigned width;      // F_local
     unsigned activation; // as `Activation` counts
+    unsigned stride;
 } ActivateArguments;
 
 // Where rows stand: row t is at positions[t] of sequence sequences[t], whose block i is tables[sequence · table_blocks + i].
@@ -39,38 +45,60 @@ typedef struct {
     const unsigned *tables;    // [S, table_blocks]
 } Placement;
 
+// Where queries, keys and values of rows go.
 typedef struct {
-    float *qkv;         // [T, 3 · H_local · D]; the bias is added to q in place
-    const float *bias;  // [3 · H_local · D]
-    element *cache;     // one layer's pool
+    element *queries;      // [T, H_local, head_stride]
+    element *cache;        // one layer's pool
     Placement at;
-    unsigned heads;     // H_local
-    unsigned head_dim;  // D
+    unsigned heads;        // H_local
+    unsigned head_dim;     // D
+    unsigned head_stride;  // D, rounded up
     unsigned table_blocks;
+} QkvPlaces;
+
+typedef struct {
+    QkvPlaces to;
+    const float *sums;  // [T, 3 · H_local · D]
+    const float *bias;  // [3 · H_local · D]
 } WriteKvArguments;
 
 typedef struct {
-    const float *qkv;      // as write_kv leaves it
-    const element *cache;  // one layer's pool
-    element *out;          // [T, H_local · D]
+    QkvPlaces from;
+    element *out;          // [T, out_stride]
     const unsigned *tiles; // (first row, rows) of each tile, rows of one sequence in order; or null: each row is one
-    Placement at;
-    unsigned heads;
-    unsigned head_dim;
-    unsigned table_blocks;
+    unsigned tile_rows;    // most rows of a tile
+    unsigned out_stride;
     float scale;
 } AttendArguments;
 
-// What is wanted of one row of logits. Offsets count 32-bit words of the answers.
+typedef struct {
+    Norm norm;              // of the inputs; or, where its x is null:
+    const element *inputs;  // [T, stride]
+    const element *weights; // [N, stride]
+    const float *bias;      // [N], or null
+    QkvPlaces to;           // for FINISH_QKV
+    element *out;           // [T, out_stride], for FINISH_ACTIVATION
+    float *sums;            // [T, out_stride], for the others
+    unsigned rows;          // T
+    unsigned outputs;       // N
+    unsigned stride;        // K, rounded up to whole slices
+    unsigned out_stride;
+    unsigned finish;
+    unsigned activation;
+} ProjectArguments;
+
+// What is wanted of one row of logits. Offsets count 32-bit words.
 typedef struct {
     unsigned wanted;      // 0 for a row that only fills a batch
     unsigned k;           // how many of the largest
     unsigned listed;      // how many ids are listed
     unsigned first_listed;// where in `ids`
-    unsigned leave_out;   // whether the listed are left out of `rest` and of the largest
+    unsigned leave_out;   // whether the listed are left out of `rest` and come last among the largest
     float scale;          // of logits in `rest`
-    unsigned listed_at;   // logits of the listed ids: `listed` words
-    unsigned largest_at;  // k pairs of an index and a logit, in no order
+    unsigned listed_at;   // in the answers: logits of the listed ids, `listed` words
+    unsigned largest_at;  // in the answers: k pairs of an index and a logit, in no order
+    unsigned parts_at;    // in `parts`: for each part a RowAnswer; then for each as many pairs as it can have among the k
+    unsigned unused;
 } RowWants;
 
 // The first words of the answers, one for each row.
@@ -79,14 +107,13 @@ typedef struct {
     double sum_rest;  // Σ exp(scale · logit − max_rest)
     float max_all;
     float max_rest;
-    unsigned found;   // pairs that there are: fewer than k of a short slice
-    unsigned unused;
 } RowAnswer;
 
 typedef struct {
-    float *logits;        // [R, stride]; as before when the kernel is done
+    const float *logits;  // [R, stride]
     const RowWants *wants;// [R]
     const unsigned *ids;  // listed ids, as indices of this rank's slice
+    unsigned *parts;
     unsigned *answers;
     unsigned width;       // V_local
     unsigned stride;

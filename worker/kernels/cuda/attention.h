@@ -1,109 +1,127 @@
-// The KV pool and attention over it, for decode and prompts alike.
+// Attention over the KV pool, for decode and prompts alike: up to 16 rows of a sequence, one head, a block.
 //
-//   one layer's pool:  block 0 | block 1 | …         a block: head 0 | head 1 | …   (this rank's heads)
-//   one head of a block:  K as [D][16 positions], then V as [16 positions][D]
-//
-// K lies so that the 16 lanes of half a warp read 16 scores' worth side by side; V so that all lanes read one position's.
-// A row's sums depend on its position and history only: warp w takes blocks w, w + 8, …, of which it keeps a softmax of its own, and
-// the eight are merged in order. So a row has the same bits alone, in a batch, and in a tile of a prompt.
+// Warp w takes positions 32w … 32w + 31, then those 8 · 32 further, …, keeps a softmax of its own over them, and the eight are merged
+// in order. A row's sums depend on its position and history only, so it has the same bits alone, in a batch, and in a tile of a
+// prompt. Nothing is staged: a lane loads the keys and values that its part of the products needs, sixteen bytes at a time.
 
-#define BLOCK 16
 #define ATTENTION_THREADS 256
 #define ATTENTION_WARPS (ATTENTION_THREADS / 32)
-#define MAX_TILE_ROWS 4
-#define MAX_HEAD_DIM 256
+#define TILE_ROWS 16
+// Slices of the widest head.
+#define MOST_SLICES 4
 
-KERNEL(write_kv, ROW_THREADS, WriteKvArguments) {
-    const unsigned row = blockIdx.x, position = a.at.positions[row], width = a.heads * a.head_dim;
-    const unsigned block = a.at.tables[(unsigned long long)a.at.sequences[row] * a.table_blocks + position / BLOCK];
-    float *qkv = a.qkv + (unsigned long long)row * 3 * width;
-    const unsigned slot = position % BLOCK;
-    for (unsigned i = threadIdx.x; i < width; i += ROW_THREADS) {
-        const unsigned head = i / a.head_dim, d = i % a.head_dim;
-        element *k = a.cache + ((unsigned long long)block * a.heads + head) * 2 * BLOCK * a.head_dim;
-        element *v = k + BLOCK * a.head_dim;
-        qkv[i] += a.bias[i];
-        k[d * BLOCK + slot] = narrow(qkv[width + i] + a.bias[width + i]);
-        v[slot * a.head_dim + d] = narrow(qkv[2 * width + i] + a.bias[2 * width + i]);
+// The weights of 32 positions, from the scores of rows g and g + 8: their softmax so far goes on, and `fade` is what becomes of it.
+DEVICE void soften(float scores[4][4], float *largest, float *sum, float *fade) {
+    UNROLL for (int half = 0; half < 2; half++) {
+        float now = largest[half];
+        UNROLL for (int j = 0; j < 4; j++) now = fmaxf(now, fmaxf(scores[j][2 * half], scores[j][2 * half + 1]));
+        now = fmaxf(now, SHUFFLE_XOR(now, 1));
+        now = fmaxf(now, SHUFFLE_XOR(now, 2));
+        // A row that sees nothing yet keeps its zeros.
+        const int sees = now > MINUS_INFINITY;
+        fade[half] = sees ? expf(largest[half] - now) : 1.0f;
+        float weights = 0.0f;
+        UNROLL for (int j = 0; j < 4; j++) {
+            UNROLL for (int i = 2 * half; i < 2 * half + 2; i++) {
+                scores[j][i] = sees ? expf(scores[j][i] - now) : 0.0f;
+                weights += scores[j][i];
+            }
+        }
+        weights += SHUFFLE_XOR(weights, 1);
+        weights += SHUFFLE_XOR(weights, 2);
+        sum[half] = sum[half] * fade[half] + weights;
+        largest[half] = now;
     }
 }
 
-// One head of up to `tile_rows` rows of a sequence; a lane sums up `per_lane` outputs of each. Both are constants to the compiler.
-DEVICE void attend(const AttendArguments *a, const int tile_rows, const int per_lane) {
-    DYNAMIC_SHARED(shared);
-    const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, head = blockIdx.y;
-    const unsigned d_count = a->head_dim, width = a->heads * d_count;
+// Heads of up to `slices` · 32, a constant to the compiler.
+DEVICE void attend(const AttendArguments *a, const int slices) {
+    // [warps][tile_rows][2 + D]: largest score, sum, mixed values.
+    DYNAMIC_SHARED(partial);
+    const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4, head = blockIdx.y;
+    const unsigned d_count = a->from.head_dim, stride = a->from.head_stride, heads = a->from.heads;
+    const Placement *at = &a->from.at;
     const unsigned first = a->tiles ? a->tiles[2 * blockIdx.x] : blockIdx.x;
-    const int rows = a->tiles ? (int)a->tiles[2 * blockIdx.x + 1] : 1;
-    const unsigned *table = a->at.tables + (unsigned long long)a->at.sequences[first] * a->table_blocks;
-    const unsigned first_position = a->at.positions[first], last_position = first_position + rows - 1;
+    const unsigned rows = a->tiles ? a->tiles[2 * blockIdx.x + 1] : 1;
+    const unsigned *table = at->tables + (unsigned long long)at->sequences[first] * a->from.table_blocks;
+    const unsigned first_position = at->positions[first], last_position = first_position + rows - 1;
 
-    float *queries = shared;                          // [tile_rows][D]
-    float *partial = shared + tile_rows * d_count;    // [warps][tile_rows][2 + D]: largest score, sum, mixed values
-    for (unsigned i = threadIdx.x; i < tile_rows * d_count; i += ATTENTION_THREADS) {
-        const unsigned row = i / d_count;
-        const float *q = a->qkv + (unsigned long long)(first + row) * 3 * width + head * d_count;
-        queries[i] = row < (unsigned)rows ? q[i % d_count] * a->scale : 0.0f;
+    Eight low[MOST_SLICES], high[MOST_SLICES];
+    UNROLL for (int s = 0; s < slices; s++) {
+        const unsigned d = SLICE * s + 8 * t;
+        const element *query = a->from.queries + ((unsigned long long)(first + g) * heads + head) * stride + d;
+        low[s] = load_eight(query, g < rows && d < stride);
+        high[s] = load_eight(query + 8 * (unsigned long long)heads * stride, g + 8 < rows && d < stride);
     }
-    BARRIER();
+    float largest[2] = {MINUS_INFINITY, MINUS_INFINITY}, sum[2] = {0.0f, 0.0f}, fade[2];
+    // Of eight times `slices` / 2 tiles: tile i has outputs i, 8 + i, 16 + i, … of each 64.
+    float mixed[MOST_SLICES / 2][8][4];
+    UNROLL for (int s = 0; s < slices / 2; s++)
+        UNROLL for (int i = 0; i < 8; i++)
+            UNROLL for (int k = 0; k < 4; k++) mixed[s][i][k] = 0.0f;
 
-    float largest[MAX_TILE_ROWS], sum[MAX_TILE_ROWS], mixed[MAX_TILE_ROWS][MAX_HEAD_DIM / 32];
-    UNROLL for (int r = 0; r < tile_rows; r++) {
-        largest[r] = MINUS_INFINITY;
-        sum[r] = 0.0f;
-        UNROLL for (int j = 0; j < per_lane; j++) mixed[r][j] = 0.0f;
-    }
-    for (unsigned block = warp; block * BLOCK <= last_position; block += ATTENTION_WARPS) {
-        const element *k = a->cache + ((unsigned long long)table[block] * a->heads + head) * 2 * BLOCK * d_count;
-        const element *v = k + BLOCK * d_count;
-        const unsigned slot = lane % BLOCK, position = block * BLOCK + slot;
-        float weight[MAX_TILE_ROWS];
-        UNROLL for (int r = 0; r < tile_rows; r++) weight[r] = 0.0f;
-        for (unsigned d = lane / BLOCK; d < d_count; d += 32 / BLOCK) {
-            const float key = widen(k[d * BLOCK + slot]);
-            UNROLL for (int r = 0; r < tile_rows; r++) weight[r] += queries[r * d_count + d] * key;
+    for (unsigned base = SLICE * warp; base <= last_position; base += SLICE * ATTENTION_WARPS) {
+        const element *keys[2];
+        UNROLL for (int i = 0; i < 2; i++) {
+            const unsigned block = base + BLOCK * i <= last_position ? table[base / BLOCK + i] : 0;
+            keys[i] = a->from.cache + ((unsigned long long)block * heads + head) * 2 * BLOCK * stride;
         }
-        UNROLL for (int r = 0; r < tile_rows; r++) {
-            const float score = weight[r] + SHUFFLE_XOR(weight[r], 16);
-            const int visible = r < rows && position <= first_position + r;
-            float block_largest = visible ? score : MINUS_INFINITY;
-            for (int mask = BLOCK / 2; mask; mask /= 2)
-                block_largest = fmaxf(block_largest, SHUFFLE_XOR(block_largest, mask));
-            const float now = fmaxf(largest[r], block_largest);
-            // A row that sees nothing yet keeps its zeros.
-            const float fade = now == MINUS_INFINITY ? 1.0f : expf(largest[r] - now);
-            weight[r] = visible ? expf(score - now) : 0.0f;
-            float block_sum = weight[r];
-            for (int mask = BLOCK / 2; mask; mask /= 2) block_sum += SHUFFLE_XOR(block_sum, mask);
-            sum[r] = sum[r] * fade + block_sum;
-            largest[r] = now;
-            UNROLL for (int j = 0; j < per_lane; j++) mixed[r][j] *= fade;
+        float scores[4][4];
+        UNROLL for (int j = 0; j < 4; j++) {
+            const unsigned slot = 8 * j + g;
+            UNROLL for (int k = 0; k < 4; k++) scores[j][k] = 0.0f;
+            UNROLL for (int s = 0; s < slices; s++) {
+                const unsigned d = SLICE * s + 8 * t;
+                const int present = base + slot <= last_position && d < stride;
+                const Eight key = load_eight(keys[j / 2] + slot % BLOCK * stride + d, present);
+                multiply(scores[j], &low[s], &high[s], &key);
+            }
+            UNROLL for (int k = 0; k < 4; k++) {
+                const unsigned row = g + k / 2 * 8, position = base + 8 * j + 2 * t + k % 2;
+                scores[j][k] = row < rows && position <= first_position + row ? scores[j][k] * a->scale : MINUS_INFINITY;
+            }
         }
-        // What lies behind the last position belongs to nobody, and may be anything.
-        const unsigned filled = last_position - block * BLOCK + 1 < BLOCK ? last_position - block * BLOCK + 1 : BLOCK;
-        for (unsigned p = 0; p < filled; p++) {
-            float weights[MAX_TILE_ROWS];
-            UNROLL for (int r = 0; r < tile_rows; r++) weights[r] = SHUFFLE(weight[r], p);
-            UNROLL for (int j = 0; j < per_lane; j++) {
-                const unsigned d = lane + 32 * j;
-                const float value = d < d_count ? widen(v[p * d_count + d]) : 0.0f;
-                UNROLL for (int r = 0; r < tile_rows; r++) mixed[r][j] += weights[r] * value;
+        soften(scores, largest, sum, fade);
+        Eight low_weights, high_weights;
+        UNROLL for (int j = 0; j < 4; j++) {
+            set_pair(&low_weights, j, scores[j][0], scores[j][1]);
+            set_pair(&high_weights, j, scores[j][2], scores[j][3]);
+        }
+        UNROLL for (int s = 0; s < slices / 2; s++) {
+            // The positions whose weights this lane has. What lies behind the last belongs to nobody, and may be anything.
+            Eight values[8];
+            UNROLL for (int k = 0; k < 8; k++) {
+                const unsigned slot = 8 * (k / 2) + 2 * t + k % 2, d = 64 * s + 8 * g;
+                const int present = base + slot <= last_position && d < stride;
+                values[k] = load_eight(keys[k / 4] + (BLOCK + slot % BLOCK) * stride + d, present);
+            }
+            UNROLL for (int i = 0; i < 8; i++) {
+                UNROLL for (int k = 0; k < 4; k++) mixed[s][i][k] *= fade[k / 2];
+                const Eight column = column_of(values, i);
+                multiply(mixed[s][i], &low_weights, &high_weights, &column);
             }
         }
     }
-    UNROLL for (int r = 0; r < tile_rows; r++) {
-        float *to = partial + (warp * tile_rows + r) * (2 + d_count);
-        if (lane == 0) {
-            to[0] = largest[r];
-            to[1] = sum[r];
+    UNROLL for (int half = 0; half < 2; half++) {
+        const unsigned row = g + 8 * half;
+        if (row >= rows) continue;
+        float *to = partial + (warp * a->tile_rows + row) * (2 + d_count);
+        if (t == 0) {
+            to[0] = largest[half];
+            to[1] = sum[half];
         }
-        UNROLL for (int j = 0; j < per_lane; j++) {
-            if (lane + 32 * j < d_count) to[2 + lane + 32 * j] = mixed[r][j];
+        UNROLL for (int s = 0; s < slices / 2; s++) {
+            UNROLL for (int i = 0; i < 8; i++) {
+                UNROLL for (int k = 0; k < 2; k++) {
+                    const unsigned d = 64 * s + 8 * (2 * t + k) + i;
+                    if (d < d_count) to[2 + d] = mixed[s][i][2 * half + k];
+                }
+            }
         }
     }
     BARRIER();
     for (unsigned i = threadIdx.x; i < rows * d_count; i += ATTENTION_THREADS) {
-        const unsigned row = i / d_count, d = i % d_count, step = tile_rows * (2 + d_count);
+        const unsigned row = i / d_count, d = i % d_count, step = a->tile_rows * (2 + d_count);
         const float *from = partial + row * (2 + d_count);
         float most = MINUS_INFINITY, total = 0.0f, value = 0.0f;
         for (unsigned w = 0; w < ATTENTION_WARPS; w++) most = fmaxf(most, from[w * step]);
@@ -112,12 +130,9 @@ DEVICE void attend(const AttendArguments *a, const int tile_rows, const int per_
             total += share * from[w * step + 1];
             value += share * from[w * step + 2 + d];
         }
-        a->out[(unsigned long long)(first + row) * width + head * d_count + d] = narrow(value / total);
+        a->out[(unsigned long long)(first + row) * a->out_stride + head * d_count + d] = narrow(value / total);
     }
 }
 
-KERNEL(attend_rows, ATTENTION_THREADS, AttendArguments) { attend(&a, 1, 2); }
-KERNEL(attend_tiles, ATTENTION_THREADS, AttendArguments) { attend(&a, MAX_TILE_ROWS, 2); }
-// Of heads wider than 64.
-KERNEL(attend_wide_rows, ATTENTION_THREADS, AttendArguments) { attend(&a, 1, MAX_HEAD_DIM / 32); }
-KERNEL(attend_wide_tiles, ATTENTION_THREADS, AttendArguments) { attend(&a, MAX_TILE_ROWS, MAX_HEAD_DIM / 32); }
+KERNEL(attend_64, ATTENTION_THREADS, AttendArguments) { attend(&a, 2); }
+KERNEL(attend_128, ATTENTION_THREADS, AttendArguments) { attend(&a, 4); }

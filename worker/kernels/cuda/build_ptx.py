@@ -16,7 +16,9 @@ import os
 import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-SOURCES = ["gpt2.cu", "device.h", "arguments.h", "rows.h", "attention.h", "answer.h"]
+SOURCES = [
+    "gpt2.cu", "device.h", "arguments.h", "tiles.h", "rows.h", "cache.h", "attention.h", "project.h", "answer.h",
+]
 ELEMENTS = {"f32": 32, "f16": 16, "bf16": 19}
 VERSION = (12, 4)
 

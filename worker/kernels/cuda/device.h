@@ -10,10 +10,15 @@
 #define SHARED __shared__
 #define DYNAMIC_SHARED(name) extern __shared__ float name[]
 #define UNROLL _Pragma("unroll")
+#define ROLLED _Pragma("unroll 1")
 #define BARRIER() __syncthreads()
 #define SHUFFLE(value, lane) __shfl_sync(0xffffffffu, value, lane)
 #define SHUFFLE_XOR(value, mask) __shfl_xor_sync(0xffffffffu, value, mask)
+#define WARP_BARRIER() __syncwarp()
 #define ATOMIC_ADD(address, value) atomicAdd(address, value)
+#define ALIGNED(bytes) __align__(bytes)
+// Brings memory near that will be read soon.
+#define PREFETCH(address) asm volatile("prefetch.global.L2 [%0];" : : "l"(address))
 #define FLOAT_BITS(value) __float_as_uint(value)
 #define FLOAT_OF(bits) __uint_as_float(bits)
 
@@ -58,24 +63,13 @@ DEVICE element narrow(float x) {
 #error "ELEMENT is 32, 16 or 19"
 #endif
 
-// The sum over a block's threads, the same in each of them, added in one order. `scratch` has a place for every warp.
-DEVICE float block_sum(float value, float *scratch) {
+// The sum and the largest of a warp's values, the same in each lane.
+DEVICE float warp_sum(float value) {
     for (int mask = 16; mask; mask /= 2) value += SHUFFLE_XOR(value, mask);
-    if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
-    BARRIER();
-    value = 0.0f;
-    for (unsigned warp = 0; warp < blockDim.x / 32; warp++) value += scratch[warp];
-    BARRIER();
     return value;
 }
 
-// The largest of a block's values, likewise.
-DEVICE float block_max(float value, float *scratch) {
+DEVICE float warp_max(float value) {
     for (int mask = 16; mask; mask /= 2) value = fmaxf(value, SHUFFLE_XOR(value, mask));
-    if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
-    BARRIER();
-    value = MINUS_INFINITY;
-    for (unsigned warp = 0; warp < blockDim.x / 32; warp++) value = fmaxf(value, scratch[warp]);
-    BARRIER();
     return value;
 }

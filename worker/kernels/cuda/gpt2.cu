@@ -2,6 +2,9 @@
 
 #include "device.h"
 #include "arguments.h"
+#include "tiles.h"
 #include "rows.h"
+#include "cache.h"
 #include "attention.h"
+#include "project.h"
 #include "answer.h"

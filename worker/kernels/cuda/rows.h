@@ -1,10 +1,12 @@
-// What is done to rows one by one: embedding, LayerNorm with the residual connection before it, activation. One block a row.
+// What is done to rows one by one: embedding, LayerNorm, activation. One block a row.
 
 #define ROW_THREADS 256
+#define ROW_WARPS (ROW_THREADS / 32)
+#define MOST_ROWS 16
 
 KERNEL(embed, ROW_THREADS, EmbedArguments) {
     const unsigned row = blockIdx.x, token = a.tokens[row] - a.first_token;
-    const element *from = a.embedding + (unsigned long long)token * a.width;
+    const element *from = a.embedding + (unsigned long long)token * a.stride;
     const float *position = a.position_embedding + (unsigned long long)a.positions[row] * a.width;
     float *x = a.x + (unsigned long long)row * a.width;
     for (unsigned i = threadIdx.x; i < a.width; i += ROW_THREADS) {
@@ -14,27 +16,49 @@ KERNEL(embed, ROW_THREADS, EmbedArguments) {
     }
 }
 
-// x += delta + bias; out = (x − mean) / sqrt(variance + epsilon) · gain + shift, in two passes over f32.
-KERNEL(residual_norm, ROW_THREADS, NormArguments) {
-    SHARED float scratch[32];
-    const unsigned long long row = a.rows ? a.rows[blockIdx.x] : blockIdx.x;
-    float *x = a.x + row * a.width;
-    const float *delta = a.delta + row * a.width;
-    element *out = a.out + (unsigned long long)blockIdx.x * a.width;
+// Adds up what each warp has of a row, in one order.
+DEVICE float sum_of_warps(const float *parts) {
     float sum = 0.0f;
-    for (unsigned i = threadIdx.x; i < a.width; i += ROW_THREADS) sum += a.delta ? x[i] + (delta[i] + a.bias[i]) : x[i];
-    const float mean = block_sum(sum, scratch) / a.width;
-    float squares = 0.0f;
-    for (unsigned i = threadIdx.x; i < a.width; i += ROW_THREADS) {
-        const float difference = (a.delta ? x[i] + (delta[i] + a.bias[i]) : x[i]) - mean;
-        squares += difference * difference;
+    UNROLL for (int warp = 0; warp < ROW_WARPS; warp++) sum += parts[warp];
+    return sum;
+}
+
+// Writes the LayerNorm of up to MOST_ROWS rows from `first` on, by a block of ROW_THREADS: (x − mean) / sqrt(variance + epsilon) ·
+// gain + shift, in two passes over f32. What lies behind a row up to its stride becomes zero.
+DEVICE void normalise(const Norm *a, unsigned first, unsigned count, element *out, unsigned stride) {
+    SHARED float sums[MOST_ROWS][ROW_WARPS], squares[MOST_ROWS][ROW_WARPS];
+    const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, width = a->width;
+    for (unsigned r = 0; r < count; r++) {
+        const float *x = a->x + (unsigned long long)(a->rows ? a->rows[first + r] : first + r) * width;
+        float sum = 0.0f;
+        for (unsigned i = threadIdx.x; i < width; i += ROW_THREADS) sum += x[i];
+        sum = warp_sum(sum);
+        if (lane == 0) sums[r][warp] = sum;
     }
-    const float scale = 1.0f / sqrtf(block_sum(squares, scratch) / a.width + a.epsilon);
-    for (unsigned i = threadIdx.x; i < a.width; i += ROW_THREADS) {
-        const float value = a.delta ? x[i] + (delta[i] + a.bias[i]) : x[i];
-        if (!a.rows) x[i] = value;
-        out[i] = narrow((value - mean) * scale * a.gain[i] + a.shift[i]);
+    BARRIER();
+    for (unsigned r = 0; r < count; r++) {
+        const float *x = a->x + (unsigned long long)(a->rows ? a->rows[first + r] : first + r) * width;
+        const float mean = sum_of_warps(sums[r]) / width;
+        float sum = 0.0f;
+        for (unsigned i = threadIdx.x; i < width; i += ROW_THREADS) sum += (x[i] - mean) * (x[i] - mean);
+        sum = warp_sum(sum);
+        if (lane == 0) squares[r][warp] = sum;
     }
+    BARRIER();
+    for (unsigned r = 0; r < count; r++) {
+        const float *x = a->x + (unsigned long long)(a->rows ? a->rows[first + r] : first + r) * width;
+        const float mean = sum_of_warps(sums[r]) / width;
+        const float scale = 1.0f / sqrtf(sum_of_warps(squares[r]) / width + a->epsilon);
+        for (unsigned i = threadIdx.x; i < stride; i += ROW_THREADS)
+            out[r * stride + i] = i < width ? narrow((x[i] - mean) * scale * a->gain[i] + a->shift[i]) : narrow(0.0f);
+    }
+}
+
+// LayerNorm of x; then x += bias, of the projection whose product will be added to it.
+KERNEL(layer_norm, ROW_THREADS, NormArguments) {
+    normalise(&a.norm, blockIdx.x, 1, a.out + (unsigned long long)blockIdx.x * a.stride, a.stride);
+    float *x = a.norm.x + (unsigned long long)blockIdx.x * a.norm.width;
+    for (unsigned i = threadIdx.x; a.bias && i < a.norm.width; i += ROW_THREADS) x[i] += a.bias[i];
 }
 
 DEVICE float activated(float x, unsigned activation) {
@@ -51,5 +75,7 @@ DEVICE float activated(float x, unsigned activation) {
 
 KERNEL(activate, ROW_THREADS, ActivateArguments) {
     const unsigned i = blockIdx.x * ROW_THREADS + threadIdx.x;
-    if (i < a.count) a.out[i] = narrow(activated(a.sums[i] + a.bias[i % a.width], a.activation));
+    if (i >= a.count) return;
+    const unsigned row = i / a.width, column = i % a.width;
+    a.out[(unsigned long long)row * a.stride + column] = narrow(activated(a.sums[i] + a.bias[column], a.activation));
 }

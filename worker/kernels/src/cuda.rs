@@ -39,17 +39,37 @@ impl Element {
 /// Least compute capability that the PTX is for.
 pub const LEAST_COMPUTE_CAPABILITY: (i32, i32) = (8, 0);
 /// Widest head that attention has registers for.
-pub const MAX_HEAD_DIM: usize = 256;
+pub const MAX_HEAD_DIM: usize = 128;
 /// Positions of a block of the KV cache.
 pub const BLOCK: usize = 16;
 /// Rows of one sequence that attend together in a prompt.
-pub const TILE_ROWS: usize = 4;
+pub const TILE_ROWS: usize = 16;
+/// Most rows that `project` takes.
+pub const MOST_PROJECTED_ROWS: usize = 16;
+/// Logits that `answer_parts` answers for together.
+pub const PART: usize = 4096;
 
 const ROW_THREADS: u32 = 256;
 const ATTENTION_THREADS: u32 = 256;
 const ANSWER_THREADS: u32 = 512;
-/// Heads up to this width have kernels of their own.
+/// Elements that a warp multiplies at once.
+const SLICE: usize = 32;
+/// Elements that a lane loads at once.
+const LOAD: usize = 8;
+/// Outputs that a block of `project` computes at once.
+const OUTPUTS: usize = 8;
+/// Heads up to this width have a kernel of their own.
 const NARROW_HEAD_DIM: usize = 64;
+
+/// Elements from one row of a matrix to the next, of rows of `width`: whole slices.
+pub fn row_stride(width: usize) -> usize {
+    width.next_multiple_of(SLICE)
+}
+
+/// Elements from one head to the next, of heads of `head_dim`: whole loads.
+pub fn head_stride(head_dim: usize) -> usize {
+    head_dim.next_multiple_of(LOAD)
+}
 
 /// How many blocks of how many threads, with how much shared memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,11 +105,38 @@ macro_rules! arguments {
 /// Where rows stand in the KV cache.
 #[allow(missing_docs)]
 #[repr(C)]
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Placement {
     pub positions: u64,
     pub sequences: u64,
     pub tables: u64,
+}
+
+/// What is normalised.
+#[allow(missing_docs)]
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Norm {
+    pub x: u64,
+    pub gain: u64,
+    pub shift: u64,
+    pub rows: u64,
+    pub width: u32,
+    pub epsilon: f32,
+}
+
+/// Where queries, keys and values of rows go.
+#[allow(missing_docs)]
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct QkvPlaces {
+    pub queries: u64,
+    pub cache: u64,
+    pub at: Placement,
+    pub heads: u32,
+    pub head_dim: u32,
+    pub head_stride: u32,
+    pub table_blocks: u32,
 }
 
 arguments! {
@@ -104,23 +151,19 @@ arguments! {
         first_token: u32,
         tokens_local: u32,
         width: u32,
-        padding: u32,
+        stride: u32,
     }
 }
 
 arguments! {
-    /// Of `residual_norm`, one block a row.
+    /// Of `layer_norm`, one block a row.
     #[allow(missing_docs)]
-    NormArguments for "residual_norm" {
-        x: u64,
-        delta: u64,
+    NormArguments for "layer_norm" {
+        norm: Norm,
         bias: u64,
-        gain: u64,
-        shift: u64,
-        rows: u64,
         out: u64,
-        width: u32,
-        epsilon: f32,
+        stride: u32,
+        padding: u32,
     }
 }
 
@@ -134,7 +177,7 @@ arguments! {
         count: u32,
         width: u32,
         activation: u32,
-        padding: u32,
+        stride: u32,
     }
 }
 
@@ -142,40 +185,68 @@ arguments! {
     /// Of `write_kv`, one block a row.
     #[allow(missing_docs)]
     WriteKvArguments for "write_kv" {
-        qkv: u64,
+        to: QkvPlaces,
+        sums: u64,
         bias: u64,
-        cache: u64,
-        at: Placement,
-        heads: u32,
-        head_dim: u32,
-        table_blocks: u32,
-        padding: u32,
     }
 }
 
 arguments! {
     /// Of the attention kernels, one block a head of a tile.
     #[allow(missing_docs)]
-    AttendArguments for "attend_rows" {
-        qkv: u64,
-        cache: u64,
+    AttendArguments for "attend_64" {
+        from: QkvPlaces,
         out: u64,
         tiles: u64,
-        at: Placement,
-        heads: u32,
-        head_dim: u32,
-        table_blocks: u32,
+        tile_rows: u32,
+        out_stride: u32,
         scale: f32,
+        padding: u32,
     }
 }
 
 arguments! {
-    /// Of `answer`, one block a row.
+    /// Of `project`, whose blocks take outputs in turns.
     #[allow(missing_docs)]
+    ProjectArguments for "project" {
+        norm: Norm,
+        inputs: u64,
+        weights: u64,
+        bias: u64,
+        to: QkvPlaces,
+        out: u64,
+        sums: u64,
+        rows: u32,
+        outputs: u32,
+        stride: u32,
+        out_stride: u32,
+        finish: u32,
+        activation: u32,
+    }
+}
+
+/// What `project` does with its sums, as `project.h` counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// Adds the bias; queries, keys and values go to their places.
+    Qkv,
+    /// Adds the bias, applies the activation, rounds.
+    Activation,
+    /// Adds the bias and what is there; without a bias, replaces it.
+    Residual,
+    /// Leaves them as they are.
+    Logits,
+}
+
+arguments! {
+    /// Of `answer`, one block a row, and of `answer_parts`, one a part of a row.
+    #[allow(missing_docs)]
+    #[derive(Default)]
     AnswerArguments for "answer" {
         logits: u64,
         wants: u64,
         ids: u64,
+        parts: u64,
         answers: u64,
         width: u32,
         stride: u32,
@@ -195,6 +266,8 @@ pub struct RowWants {
     pub scale: f32,
     pub listed_at: u32,
     pub largest_at: u32,
+    pub parts_at: u32,
+    pub padding: u32,
 }
 
 /// The head of one row's answer.
@@ -206,25 +279,14 @@ pub struct RowAnswer {
     pub sum_rest: f64,
     pub max_all: f32,
     pub max_rest: f32,
-    pub found: u32,
-    pub padding: u32,
 }
 
 /// Names of all kernels, in the order of the sources.
-pub const KERNELS: [&str; 9] = [
-    "embed",
-    "residual_norm",
-    "activate",
-    "write_kv",
-    "attend_rows",
-    "attend_tiles",
-    "attend_wide_rows",
-    "attend_wide_tiles",
-    "answer",
-];
+pub const KERNELS: [&str; 9] =
+    ["embed", "layer_norm", "activate", "write_kv", "attend_64", "attend_128", "project", "answer_parts", "answer"];
 
 impl Launch {
-    /// One block for each of `rows` rows: `embed`, `residual_norm`, `write_kv`.
+    /// One block for each of `rows` rows: `embed`, `layer_norm`, `write_kv`.
     pub fn rows(rows: usize) -> Self {
         Self { grid: (rows as u32, 1), threads: ROW_THREADS, shared_bytes: 0 }
     }
@@ -234,25 +296,49 @@ impl Launch {
         Self::rows(count.div_ceil(ROW_THREADS as usize))
     }
 
+    /// One block for each part of `rows` rows of `width` logits: `answer_parts`.
+    pub fn answer_parts(rows: usize, width: usize) -> Self {
+        Self { grid: (rows as u32, width.div_ceil(PART) as u32), ..Self::answers(rows) }
+    }
+
     /// One block for each of `rows` rows of logits: `answer`.
     pub fn answers(rows: usize) -> Self {
         Self { grid: (rows as u32, 1), threads: ANSWER_THREADS, shared_bytes: 0 }
     }
 
+    /// As many blocks as two on each of `multiprocessors`, or fewer where there are fewer outputs: `project`, of inputs that are
+    /// `normed` from rows of that width, or else lie ready.
+    pub fn project(
+        rows: usize,
+        outputs: usize,
+        normed: Option<usize>,
+        element: Element,
+        multiprocessors: usize,
+    ) -> Self {
+        let blocks = outputs.div_ceil(OUTPUTS).min(2 * multiprocessors);
+        let shared_bytes = normed.map_or(0, |width| rows * normed_row_bytes(width, element));
+        Self { grid: (blocks as u32, 1), threads: ROW_THREADS, shared_bytes: shared_bytes as u32 }
+    }
+
+    /// Most rows of `width` that `project` can normalise in so much shared memory.
+    pub fn projected_rows(width: usize, element: Element, shared_bytes: usize) -> usize {
+        (shared_bytes / normed_row_bytes(width, element)).min(MOST_PROJECTED_ROWS)
+    }
+
     /// One block for each head of `tiles` tiles, single rows unless `tiled`; and the name of the kernel for such heads.
     pub fn attention(tiles: usize, heads: usize, head_dim: usize, tiled: bool) -> (&'static str, Self) {
-        let name = match (head_dim <= NARROW_HEAD_DIM, tiled) {
-            (true, false) => "attend_rows",
-            (true, true) => "attend_tiles",
-            (false, false) => "attend_wide_rows",
-            (false, true) => "attend_wide_tiles",
-        };
+        let name = if head_dim <= NARROW_HEAD_DIM { "attend_64" } else { "attend_128" };
         let rows = if tiled { TILE_ROWS } else { 1 };
-        // The rows' queries; then of each warp and row the largest score, the sum and the mixed values.
-        let floats = rows * head_dim + (ATTENTION_THREADS / 32) as usize * rows * (2 + head_dim);
+        // Of each warp and row the largest score, the sum and the mixed values.
+        let floats = (ATTENTION_THREADS / 32) as usize * rows * (2 + head_dim);
         let shared_bytes = (floats * size_of::<f32>()) as u32;
         (name, Self { grid: (tiles as u32, heads as u32), threads: ATTENTION_THREADS, shared_bytes })
     }
+}
+
+/// A slice more than the row, so that rows side by side begin in other banks.
+fn normed_row_bytes(width: usize, element: Element) -> usize {
+    (row_stride(width) + SLICE) * element.bytes()
 }
 
 #[cfg(test)]
@@ -271,8 +357,11 @@ mod tests {
             include_str!("../cuda/gpt2.cu"),
             include_str!("../cuda/device.h"),
             HEADER,
+            include_str!("../cuda/tiles.h"),
             include_str!("../cuda/rows.h"),
+            include_str!("../cuda/cache.h"),
             include_str!("../cuda/attention.h"),
+            include_str!("../cuda/project.h"),
             include_str!("../cuda/answer.h"),
         ];
         let digest: String = Sha256::digest(sources.concat()).iter().map(|byte| format!("{byte:02x}")).collect();
@@ -302,10 +391,10 @@ mod tests {
                 (ActivateArguments::NAME, size_of::<ActivateArguments>()),
                 (WriteKvArguments::NAME, size_of::<WriteKvArguments>()),
                 (AnswerArguments::NAME, size_of::<AnswerArguments>()),
+                ("answer_parts", size_of::<AnswerArguments>()),
                 (AttendArguments::NAME, size_of::<AttendArguments>()),
-                ("attend_tiles", size_of::<AttendArguments>()),
-                ("attend_wide_rows", size_of::<AttendArguments>()),
-                ("attend_wide_tiles", size_of::<AttendArguments>()),
+                ("attend_128", size_of::<AttendArguments>()),
+                (ProjectArguments::NAME, size_of::<ProjectArguments>()),
             ] {
                 assert_eq!(parameter_bytes(ptx, kernel), bytes, "{kernel}");
             }
@@ -329,11 +418,14 @@ mod tests {
         let rust = include_str!("cuda.rs");
         for (name, begin) in [
             ("Placement", "pub struct Placement {"),
+            ("Norm", "pub struct Norm {"),
+            ("QkvPlaces", "pub struct QkvPlaces {"),
             ("EmbedArguments", "EmbedArguments for"),
             ("NormArguments", "NormArguments for"),
             ("ActivateArguments", "ActivateArguments for"),
             ("WriteKvArguments", "WriteKvArguments for"),
             ("AttendArguments", "AttendArguments for"),
+            ("ProjectArguments", "ProjectArguments for"),
             ("RowWants", "pub struct RowWants {"),
             ("RowAnswer", "pub struct RowAnswer {"),
             ("AnswerArguments", "AnswerArguments for"),

@@ -1,7 +1,8 @@
 //! A rank on a GPU. No part of CUDA is linked: driver, cublasLt and NCCL are found at run time, and what is missing is named.
 //!
 //! Reading order: [`find`](mod@find) looks for libraries and GPUs; [`gpu`] is one GPU with its stream, memory and kernels; [`weights`] copies a
-//! rank's slices there; [`model`] queues a forward pass of kernels, [`products`] and reductions ([`nccl`], or over the host);
+//! rank's slices there; [`model`] queues a forward pass of kernels, layers ([`linear`], [`products`]) and reductions ([`nccl`], or over the
+//! host);
 //! [`inputs`] and [`answers`] are what goes up and comes back; [`runner`] turns plans into steps, decode steps as captured graphs. [`check`](mod@check) tries all of it.
 //! The kernels are in `worker/kernels/cuda/`. See `docs/gpu.md`.
 
@@ -13,6 +14,7 @@ mod find;
 #[allow(unsafe_code)]
 mod gpu;
 mod inputs;
+mod linear;
 mod model;
 #[allow(unsafe_code)]
 mod nccl;
@@ -36,7 +38,6 @@ use self::{
     gpu::Gpu,
     model::{Model, Reduction, Room},
     nccl::{Communicator, Nccl},
-    products::Products,
     runner::Runner,
     weights::Weights,
 };
@@ -74,13 +75,12 @@ pub(crate) fn memory(
     kv_blocks: usize,
     step: StepSizes,
 ) -> RankMemory {
-    let element = element(dtype);
+    let (element, rows) = (element(dtype), runner::rows_at_once(step.max_seqs));
     RankMemory {
         weights: Weights::bytes(geometry, rank, share, element),
         kv: kv_blocks as u64 * Model::block_bytes(geometry, share, element),
-        activations: Model::activation_bytes(geometry, share, element, step.max_batched_tokens)
-            + runner::buffer_bytes(geometry, share, step)
-            + Products::bytes(),
+        activations: Model::activation_bytes(geometry, share, element, step.max_batched_tokens, rows)
+            + runner::buffer_bytes(geometry, share, step),
         link: 0,
     }
 }
@@ -163,7 +163,7 @@ impl Held {
             }
         };
         let room = Room { tokens, rows: runner::rows_at_once(order.max_seqs), kv_blocks };
-        let model = Model::new(gpu, order.geometry, share, element, weights, reduction, room).map_err(failed)?;
+        let model = Model::new(gpu, order.geometry, share, rank, element, weights, reduction, room).map_err(failed)?;
         let bounds = Bounds { max_batched_tokens: tokens, max_seqs: order.max_seqs, kv_blocks };
         Runner::new(model, rank, bounds, trace, with_graphs)
     }

@@ -70,7 +70,7 @@ impl<'a> TensorSlice<'a> {
     }
 
     /// The same matrix with rows and columns exchanged; nothing moves.
-    pub(super) fn transposed(self) -> Self {
+    pub(crate) fn transposed(self) -> Self {
         Self {
             rows: self.columns,
             columns: self.rows,

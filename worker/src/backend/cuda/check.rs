@@ -8,7 +8,7 @@ mod speed;
 use std::{fmt, path::Path};
 
 use half::{bf16, f16};
-use nanoinfer_kernels::cuda::Element;
+use nanoinfer_kernels::cuda::{Element, row_stride};
 
 use super::{
     GpuError, GpuInfo,
@@ -136,6 +136,23 @@ impl Lab {
         bytes.resize(bytes.len().next_multiple_of(4), 0);
         let (words, _) = bytes.as_chunks::<4>();
         self.words(&words.iter().map(|&word| u32::from_le_bytes(word)).collect::<Vec<_>>())
+    }
+
+    /// Rows of `width` in the element type, each filled up to whole slices with zeros.
+    fn rows(&self, values: &[f32], width: usize) -> Result<Memory, GpuError> {
+        let stride = row_stride(width);
+        let mut filled = vec![0.0; values.len() / width * stride];
+        for (row, values) in values.chunks_exact(width).enumerate() {
+            filled[row * stride..][..width].copy_from_slice(values);
+        }
+        self.elements(&filled)
+    }
+
+    /// What [`Lab::rows`] writes.
+    fn read_rows(&self, memory: &Memory, rows: usize, width: usize) -> Result<Vec<f32>, GpuError> {
+        let stride = row_stride(width);
+        let all = self.read_elements(memory, rows * stride)?;
+        Ok(all.chunks_exact(stride).flat_map(|row| row[..width].to_vec()).collect())
     }
 
     fn empty(&self, count: usize, bytes: usize) -> Result<Memory, GpuError> {

@@ -13,8 +13,10 @@ use std::{
 };
 
 use cudarc::driver::{
-    CudaContext, CudaEvent, CudaGraph, CudaStream, result,
-    sys::{CUfunction, CUgraphInstantiate_flags, CUmodule, CUstreamCaptureMode},
+    CudaContext, CudaEvent, CudaGraph, CudaStream, DriverError, result,
+    sys::{
+        CUdevice_attribute, CUfunction, CUfunction_attribute, CUgraphInstantiate_flags, CUmodule, CUstreamCaptureMode,
+    },
 };
 use nanoinfer_kernels::cuda::{Arguments, Element, KERNELS, Launch};
 
@@ -32,11 +34,19 @@ pub(super) struct Gpu {
     /// As the driver counts.
     pub(super) ordinal: u32,
     pub(super) name: String,
-    functions: HashMap<&'static str, CUfunction>,
+    pub(super) multiprocessors: usize,
+    functions: HashMap<&'static str, Function>,
     done: CudaEvent,
     stream: Arc<CudaStream>,
     module: CUmodule,
     context: Arc<CudaContext>,
+}
+
+/// A kernel, and how much shared memory it can be given beside what it declares.
+#[derive(Clone, Copy)]
+struct Function {
+    handle: CUfunction,
+    shared_bytes: usize,
 }
 
 impl Gpu {
@@ -52,11 +62,14 @@ impl Gpu {
         let ptx = CString::new(element.ptx()).expect("PTX has no zero bytes");
         // SAFETY: text that ends with a zero; the context is bound to this thread.
         let module = unsafe { result::module::load_data(ptx.as_ptr().cast()) }.doing("compile the kernels")?;
-        let mut gpu = Self { ordinal, name, functions: HashMap::new(), done, stream, module, context };
+        let attribute = |which| context.attribute(which).doing("ask for the GPU's sizes");
+        let multiprocessors = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
+        let shared = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+        let functions = HashMap::new();
+        let mut gpu = Self { ordinal, name, multiprocessors, functions, done, stream, module, context };
         for kernel in KERNELS {
-            let name = CString::new(kernel).expect("names have no zero bytes");
             // SAFETY: the module was just loaded, and lives as long as `gpu`.
-            let function = unsafe { result::module::get_function(gpu.module, name) }.doing("find a kernel")?;
+            let function = unsafe { Function::of(module, kernel, shared) }.doing("find a kernel")?;
             gpu.functions.insert(kernel, function);
         }
         Ok(gpu)
@@ -65,6 +78,11 @@ impl Gpu {
     /// The queue of everything.
     pub(super) fn stream(&self) -> &Arc<CudaStream> {
         &self.stream
+    }
+
+    /// Bytes of shared memory that a kernel can be given.
+    pub(super) fn shared_bytes(&self, kernel: &str) -> usize {
+        self.functions[kernel].shared_bytes
     }
 
     /// Bytes free.
@@ -151,7 +169,7 @@ impl Gpu {
             return Ok(());
         }
         let mut parameters = [std::ptr::from_ref(arguments).cast_mut().cast()];
-        let function = self.functions[name];
+        let function = self.functions[name].handle;
         // SAFETY: `Arguments` promises the kernel's layout; the driver copies the struct before it returns.
         unsafe {
             result::launch_kernel(
@@ -198,6 +216,28 @@ impl Gpu {
             }
         }
         Ok(())
+    }
+}
+
+impl Function {
+    /// Finds a kernel, and lets it have all of a block's `shared` bytes.
+    ///
+    /// # Safety
+    /// The module is loaded.
+    unsafe fn of(module: CUmodule, kernel: &str, shared: i32) -> Result<Self, DriverError> {
+        let name = CString::new(kernel).expect("names have no zero bytes");
+        // SAFETY: the caller's promise; the function is the module's.
+        unsafe {
+            let handle = result::module::get_function(module, name)?;
+            let declared = result::function::get_function_attribute(
+                handle,
+                CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES,
+            )?;
+            let left = shared - declared;
+            let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            result::function::set_function_attribute(handle, attribute, left)?;
+            Ok(Self { handle, shared_bytes: left as usize })
+        }
     }
 }
 

@@ -2,23 +2,23 @@
 //!
 //! ```text
 //! tokens ─► embed, positions on the first rank ─ all-reduce ─► x [T, C]
-//! each layer:  x += previous ─► LayerNorm ─► QKV ─► KV write ─► attention ─► projection ─ all-reduce ─► previous
-//!              x += previous ─► LayerNorm ─► FC ─► activation ───────────► projection ─ all-reduce ─► previous
-//! wanted rows of x + previous ─► LayerNorm ─► LM head [R, V_local] ─► answers
+//! each layer:  LayerNorm, QKV, KV write ─► attention ─► projection, x += ─ all-reduce
+//!              LayerNorm, FC, activation ─────────────► projection, x += ─ all-reduce
+//! wanted rows of x: LayerNorm, LM head [R, V_local] ─► answers
 //! ```
-//! The residual connection and the bias of a row-parallel layer are part of the LayerNorm behind it: one reading of `x` less.
-//! Products take inputs in the element type and give f32, and so do reductions: as on the CPU, only what is multiplied is rounded.
+//! What is between two commas is one kernel for few rows, and several for more ([`linear`](super::linear)). Products take inputs in the
+//! element type and give f32, and so do reductions: as on the CPU, only what is multiplied is rounded.
 //!
 //! Invariant: all addresses are those of buffers made once, so that a captured step can run again. Does not know plans.
 
 use std::time::{Duration, Instant};
 
 use nanoinfer_kernels::cuda::{
-    ActivateArguments, AnswerArguments, AttendArguments, BLOCK, Element, EmbedArguments, Launch, NormArguments,
-    WriteKvArguments,
+    AnswerArguments, AttendArguments, BLOCK, Element, EmbedArguments, Launch, QkvPlaces, TILE_ROWS, head_stride,
+    row_stride,
 };
 use nanoinfer_shared::{
-    Activation, Geometry, Share,
+    Geometry, Share,
     comm::{CommError, Communicator as HostCommunicator, Elements, ReduceSite},
 };
 
@@ -26,9 +26,9 @@ use super::{
     error::GpuError,
     gpu::{Gpu, Memory, Pinned},
     inputs::Inputs,
+    linear::{Input, Linears, Output},
     nccl::Communicator,
-    products::{Products, Shape},
-    weights::{Linear, Norm, Weights},
+    weights::{Matrix, Weights},
 };
 
 /// Rows of logits begin at multiples of so many floats: 256 bytes, which is what cublasLt takes for granted.
@@ -53,34 +53,21 @@ pub(super) enum Reduction {
     Nccl(Communicator),
 }
 
-/// Activations, for the largest step.
-struct Buffers {
-    /// f32 `[T, C]`.
-    x: Memory,
-    /// `[T or R, C]`.
-    normed: Memory,
-    /// f32 `[T, 3 · H_local · D]`.
-    qkv: Memory,
-    /// `[T, H_local · D]`.
-    mixed: Memory,
-    /// f32 `[T, F_local]`.
-    sums: Memory,
-    /// `[T, F_local]`.
-    hidden: Memory,
-    /// f32 `[T, C]`.
-    partial: Memory,
-}
-
 /// A rank's model on its GPU.
 pub(super) struct Model {
     reduction: Reduction,
     pub(super) geometry: Geometry,
     pub(super) share: Share,
-    products: Products,
+    linears: Linears,
     weights: Weights,
     /// Of each layer.
     cache: Vec<Memory>,
-    buffers: Buffers,
+    /// `[T, H_local, D]`, heads in whole loads.
+    queries: Memory,
+    /// `[T, H_local · D]` in whole slices.
+    mixed: Memory,
+    /// `[T, F_local]` in whole slices.
+    hidden: Memory,
     /// Time in reductions through the host since it was last asked for.
     reducing: Duration,
     pub(super) gpu: Gpu,
@@ -103,38 +90,39 @@ impl Model {
         (geometry.n_layer * layer_block_bytes(geometry, share, element)) as u64
     }
 
-    /// Bytes of activations for steps of up to `tokens` tokens.
-    pub(super) fn activation_bytes(geometry: &Geometry, share: &Share, element: Element, tokens: usize) -> u64 {
-        let (c, width, f) = (geometry.n_embd, share.heads.len() * geometry.head_dim(), share.ffn.len());
-        (tokens * ((2 * c + 3 * width + f) * size_of::<f32>() + (c + width + f) * element.bytes())) as u64
+    /// Bytes of activations for steps of up to `tokens` tokens, of which at most `rows` logits are wanted at once.
+    pub(super) fn activation_bytes(
+        geometry: &Geometry,
+        share: &Share,
+        element: Element,
+        tokens: usize,
+        rows: usize,
+    ) -> u64 {
+        let elements: usize = activation_widths(geometry, share).iter().sum();
+        (tokens * elements * element.bytes()) as u64 + Linears::bytes(geometry, share, element, tokens, rows)
     }
 
+    #[allow(clippy::too_many_arguments)]
     pub(super) fn new(
         gpu: Gpu,
         geometry: Geometry,
         share: Share,
+        rank: usize,
         element: Element,
         weights: Weights,
         reduction: Reduction,
         room: Room,
     ) -> Result<Self, GpuError> {
-        let (c, width, f) = (geometry.n_embd, share.heads.len() * geometry.head_dim(), share.ffn.len());
-        let floats = |rows: usize, width: usize| gpu.allocate(rows * width * size_of::<f32>(), "activations");
-        let elements = |rows: usize, width: usize| gpu.allocate(rows * width * element.bytes(), "activations");
-        let buffers = Buffers {
-            x: floats(room.tokens, c)?,
-            normed: elements(room.tokens.max(room.rows), c)?,
-            qkv: floats(room.tokens, 3 * width)?,
-            mixed: elements(room.tokens, width)?,
-            sums: floats(room.tokens, f)?,
-            hidden: elements(room.tokens, f)?,
-            partial: floats(room.tokens, c)?,
-        };
+        let linears = Linears::new(&gpu, &geometry, &share, rank, element, (room.tokens, room.rows))?;
+        // What fills rows up stays zero.
+        let elements = |width: usize| gpu.zeroed(room.tokens * width * element.bytes(), "activations");
+        let [queries, mixed, hidden] = activation_widths(&geometry, &share).map(elements);
+        let (queries, mixed, hidden) = (queries?, mixed?, hidden?);
         // One block more, for rows that only fill a batch.
         let bytes = (room.kv_blocks + 1) * layer_block_bytes(&geometry, &share, element);
         let cache = (0..geometry.n_layer).map(|_| gpu.zeroed(bytes, "KV cache")).collect::<Result<_, _>>()?;
-        let products = Products::new(&gpu, element)?;
-        Ok(Self { reduction, geometry, share, products, weights, cache, buffers, reducing: Duration::ZERO, gpu })
+        let reducing = Duration::ZERO;
+        Ok(Self { reduction, geometry, share, linears, weights, cache, queries, mixed, hidden, reducing, gpu })
     }
 
     /// Whether a step can be captured: nothing in it needs the host.
@@ -149,7 +137,7 @@ impl Model {
 
     /// Queues all layers over rows that have been copied to `memory`.
     pub(super) fn forward(&mut self, step: u64, inputs: &Inputs, memory: &Memory) -> Result<(), PassError> {
-        let t = inputs.rows;
+        let (t, c) = (inputs.rows, self.geometry.n_embd);
         self.gpu.launch(
             Launch::rows(t),
             &EmbedArguments {
@@ -157,132 +145,78 @@ impl Model {
                 positions: inputs.placement(memory).positions,
                 embedding: self.weights.embedding.address(),
                 position_embedding: self.weights.positions.as_ref().map_or(0, Memory::address),
-                x: self.buffers.x.address(),
+                x: self.linears.x.address(),
                 first_token: self.share.vocab.start as u32,
                 tokens_local: self.share.vocab.len() as u32,
-                width: self.geometry.n_embd as u32,
-                padding: 0,
+                width: c as u32,
+                stride: row_stride(c) as u32,
             },
         )?;
         let site = |layer, operation| ReduceSite { step, layer, operation };
-        self.reduce(self.buffers.x.address(), t, site(None, "token embedding"))?;
+        self.reduce(t, site(None, "token embedding"))?;
         for layer in 0..self.geometry.n_layer {
             self.attention(layer, inputs, memory)?;
-            self.reduce(self.buffers.partial.address(), t, site(Some(layer), "attention projection"))?;
+            self.reduce(t, site(Some(layer), "attention projection"))?;
             self.mlp(layer, t)?;
-            self.reduce(self.buffers.partial.address(), t, site(Some(layer), "MLP projection"))?;
+            self.reduce(t, site(Some(layer), "MLP projection"))?;
         }
         Ok(())
     }
 
-    /// Queues the logits `[R, V_local]` after rows of the last forward pass, whose numbers are at `rows`, and what is wanted of them.
-    pub(super) fn answer(
-        &mut self,
-        (rows, count): (u64, usize),
-        logits: u64,
-        wants: u64,
-        ids: u64,
-        answers: u64,
-    ) -> Result<(), GpuError> {
+    /// Queues the logits `[R, V_local]` after rows of the last forward pass, whose numbers are at `rows`, and what is `asked` of them;
+    /// sizes are filled in here.
+    pub(super) fn answer(&mut self, (rows, count): (u64, usize), asked: AnswerArguments) -> Result<(), GpuError> {
         let (stride, width) = (Self::logit_stride(&self.share), self.share.vocab.len());
-        let last = self.weights.layers.last().map(|layer| &layer.mlp_projection);
-        self.norm(Launch::rows(count), &self.weights.final_norm, last, rows)?;
-        let (c, head) = (self.geometry.n_embd, self.weights.head().address());
-        let shape = Shape { rows: count, inputs: c, outputs: width, by_output: true, stride };
-        self.products.multiply(&self.gpu, shape, head, self.buffers.normed.address(), logits)?;
-        let arguments = AnswerArguments { logits, wants, ids, answers, width: width as u32, stride: stride as u32 };
+        let head =
+            Matrix { weights: self.weights.head().address(), bias: 0, inputs: self.geometry.n_embd, outputs: width };
+        let input = Input::Norm { norm: &self.weights.final_norm, rows, next: None };
+        self.linears.apply(&self.gpu, count, input, head, Output::Logits { at: asked.logits, stride })?;
+        let arguments = AnswerArguments { width: width as u32, stride: stride as u32, ..asked };
+        self.gpu.launch_as("answer_parts", Launch::answer_parts(count, width), &arguments)?;
         self.gpu.launch(Launch::answers(count), &arguments)
     }
 
     fn attention(&mut self, layer: usize, inputs: &Inputs, memory: &Memory) -> Result<(), GpuError> {
-        let (t, c, d) = (inputs.rows, self.geometry.n_embd, self.geometry.head_dim());
-        let heads = self.share.heads.len();
-        let previous = layer.checked_sub(1).map(|previous| &self.weights.layers[previous].mlp_projection);
+        let (t, d, heads) = (inputs.rows, self.geometry.head_dim(), self.share.heads.len());
         let weights = &self.weights.layers[layer];
-        let (cache, buffers, at) = (self.cache[layer].address(), &self.buffers, inputs.placement(memory));
-        self.norm(Launch::rows(t), &weights.norm_1, previous, 0)?;
-        let shape = plain(t, c, 3 * heads * d);
-        self.products.multiply(
-            &self.gpu,
-            shape,
-            weights.qkv.weights.address(),
-            buffers.normed.address(),
-            buffers.qkv.address(),
-        )?;
-        let (heads_local, head_dim, table_blocks) = (heads as u32, d as u32, inputs.table_blocks as u32);
-        let write = WriteKvArguments {
-            qkv: buffers.qkv.address(),
-            bias: weights.qkv.bias.address(),
-            cache,
-            at,
-            heads: heads_local,
-            head_dim,
-            table_blocks,
+        let places = QkvPlaces {
+            queries: self.queries.address(),
+            cache: self.cache[layer].address(),
+            at: inputs.placement(memory),
+            heads: heads as u32,
+            head_dim: d as u32,
+            head_stride: head_stride(d) as u32,
+            table_blocks: inputs.table_blocks as u32,
+        };
+        let projection = weights.attention_projection.matrix();
+        let input = Input::Norm { norm: &weights.norm_1, rows: 0, next: Some(projection) };
+        self.linears.apply(&self.gpu, t, input, weights.qkv.matrix(), Output::Qkv(places))?;
+        let tiled = inputs.tiles > 0;
+        let attend = AttendArguments {
+            from: places,
+            out: self.mixed.address(),
+            tiles: inputs.tiles_address(memory),
+            tile_rows: if tiled { TILE_ROWS as u32 } else { 1 },
+            out_stride: row_stride(heads * d) as u32,
+            scale: self.geometry.attention_scale(layer),
             padding: 0,
         };
-        self.gpu.launch(Launch::rows(t), &write)?;
-        let attend = AttendArguments {
-            qkv: buffers.qkv.address(),
-            cache,
-            out: buffers.mixed.address(),
-            tiles: inputs.tiles_address(memory),
-            at,
-            heads: heads_local,
-            head_dim,
-            table_blocks,
-            scale: self.geometry.attention_scale(layer),
-        };
-        let tiled = inputs.tiles > 0;
         let (name, launch) = Launch::attention(if tiled { inputs.tiles } else { t }, heads, d, tiled);
         self.gpu.launch_as(name, launch, &attend)?;
-        self.products.multiply(
-            &self.gpu,
-            plain(t, heads * d, c),
-            weights.attention_projection.weights.address(),
-            buffers.mixed.address(),
-            buffers.partial.address(),
-        )
+        self.linears.apply(&self.gpu, t, Input::Elements(self.mixed.address()), projection, Output::Residual)
     }
 
     fn mlp(&mut self, layer: usize, t: usize) -> Result<(), GpuError> {
-        let (c, f) = (self.geometry.n_embd, self.share.ffn.len());
-        let (weights, buffers) = (&self.weights.layers[layer], &self.buffers);
-        self.norm(Launch::rows(t), &weights.norm_2, Some(&weights.attention_projection), 0)?;
-        let (normed, sums) = (buffers.normed.address(), buffers.sums.address());
-        self.products.multiply(&self.gpu, plain(t, c, f), weights.fc.weights.address(), normed, sums)?;
-        let activate = ActivateArguments {
-            sums,
-            bias: weights.fc.bias.address(),
-            out: buffers.hidden.address(),
-            count: (t * f) as u32,
-            width: f as u32,
-            activation: activation_number(self.geometry.activation),
-            padding: 0,
-        };
-        self.gpu.launch(Launch::elements(t * f), &activate)?;
-        let (projection, partial) = (weights.mlp_projection.weights.address(), buffers.partial.address());
-        self.products.multiply(&self.gpu, plain(t, f, c), projection, buffers.hidden.address(), partial)
+        let (weights, hidden) = (&self.weights.layers[layer], self.hidden.address());
+        let projection = weights.mlp_projection.matrix();
+        let input = Input::Norm { norm: &weights.norm_2, rows: 0, next: Some(projection) };
+        self.linears.apply(&self.gpu, t, input, weights.fc.matrix(), Output::Activation(hidden))?;
+        self.linears.apply(&self.gpu, t, Input::Elements(hidden), projection, Output::Residual)
     }
 
-    /// Queues `x += partial + bias of previous` and LayerNorm: of the rows at `rows`, or of all where that is 0.
-    fn norm(&self, launch: Launch, norm: &Norm, previous: Option<&Linear>, rows: u64) -> Result<(), GpuError> {
-        let arguments = NormArguments {
-            x: self.buffers.x.address(),
-            delta: previous.map_or(0, |_| self.buffers.partial.address()),
-            bias: previous.map_or(0, |layer| layer.bias.address()),
-            gain: norm.gain.address(),
-            shift: norm.bias.address(),
-            rows,
-            out: self.buffers.normed.address(),
-            width: self.geometry.n_embd as u32,
-            epsilon: self.geometry.layer_norm_epsilon,
-        };
-        self.gpu.launch(launch, &arguments)
-    }
-
-    /// Replaces `[T, C]` floats by their sum over all ranks.
-    fn reduce(&mut self, address: u64, t: usize, site: ReduceSite) -> Result<(), PassError> {
-        let count = t * self.geometry.n_embd;
+    /// Replaces `x` by its sum over all ranks.
+    fn reduce(&mut self, t: usize, site: ReduceSite) -> Result<(), PassError> {
+        let (address, count) = (self.linears.x.address(), t * self.geometry.n_embd);
         match &mut self.reduction {
             Reduction::Alone => {}
             Reduction::Nccl(communicator) => {
@@ -323,25 +257,13 @@ impl Model {
     }
 }
 
-/// Of a layer's matrix, stored `[K, N]`.
-fn plain(rows: usize, inputs: usize, outputs: usize) -> Shape {
-    Shape { rows, inputs, outputs, by_output: false, stride: outputs }
+/// Elements a row of queries, of what attention mixes, and of the hidden layer.
+fn activation_widths(geometry: &Geometry, share: &Share) -> [usize; 3] {
+    let (d, heads) = (geometry.head_dim(), share.heads.len());
+    [heads * head_stride(d), row_stride(heads * d), row_stride(share.ffn.len())]
 }
 
 /// K and V of the heads of one block of one layer.
 fn layer_block_bytes(geometry: &Geometry, share: &Share, element: Element) -> usize {
-    2 * BLOCK * share.heads.len() * geometry.head_dim() * element.bytes()
-}
-
-/// As `rows.h` counts them.
-fn activation_number(activation: Activation) -> u32 {
-    match activation {
-        Activation::GeluTanh => 0,
-        Activation::GeluErf => 1,
-        Activation::QuickGelu => 2,
-        Activation::Relu => 3,
-        Activation::Relu2 => 4,
-        Activation::Silu => 5,
-        Activation::Tanh => 6,
-    }
+    2 * BLOCK * share.heads.len() * head_stride(geometry.head_dim()) * element.bytes()
 }

@@ -1,10 +1,9 @@
 //! Matrix products by cublasLt: f32 sums of products of the element type, results f32.
 //!
 //! ```text
-//! row-major here                     column-major, as cublasLt counts
-//! out [M, N] = inputs [M, K] · W     outᵀ (N × M) = op(W) (N × K) · inputsᵀ (K × M)
-//!   W stored [K, N] (a layer)          op: as it is
-//!   W stored [N, K] (the LM head)      op: transposed
+//! row-major here                       column-major, as cublasLt counts
+//! out [M, N] (+)= inputs [M, K] · Wᵀ   outᵀ (N × M) (+)= op(W) (N × K) · inputsᵀ (K × M), op: transposed
+//! W stored [N, K], rows of W and of inputs in whole slices
 //! ```
 //! Full f32: no TF32. The algorithm is chosen once for a shape, hence by the number of rows: a row may get other bits in a batch of
 //! another size. Does not know what is multiplied.
@@ -18,7 +17,7 @@ use cudarc::cublaslt::{
         cublasLtMatmulDescAttributes_t, cublasLtMatmulPreferenceAttributes_t, cublasLtMatrixLayout_t, cudaDataType,
     },
 };
-use nanoinfer_kernels::cuda::Element;
+use nanoinfer_kernels::cuda::{Element, row_stride};
 
 use super::{
     error::{GpuError, While},
@@ -39,8 +38,6 @@ pub(super) struct Shape {
     pub(super) inputs: usize,
     /// N.
     pub(super) outputs: usize,
-    /// Whether W is stored `[N, K]`.
-    pub(super) by_output: bool,
     /// Floats from one row of the result to the next.
     pub(super) stride: usize,
 }
@@ -65,7 +62,7 @@ impl Products {
         WORKSPACE_BYTES as u64
     }
 
-    /// Queues `out = inputs · W`.
+    /// Queues `out = inputs · Wᵀ`, or `out +=` it.
     pub(super) fn multiply(
         &mut self,
         gpu: &Gpu,
@@ -73,8 +70,12 @@ impl Products {
         weights: u64,
         inputs: u64,
         out: u64,
+        add: bool,
     ) -> Result<(), GpuError> {
         if shape.rows == 0 || shape.outputs == 0 {
+            return Ok(());
+        }
+        if shape.inputs == 0 && add {
             return Ok(());
         }
         if shape.inputs == 0 {
@@ -88,7 +89,7 @@ impl Products {
             self.plans.insert(shape, plan);
         }
         let plan = &self.plans[&shape];
-        let (one, zero) = (1f32, 0f32);
+        let (one, before) = (1f32, if add { 1f32 } else { 0.0 });
         // SAFETY: descriptors are the plan's; addresses are of allocations of the shape's sizes, see `Memory::at`; the stream is
         // alive; the factors are read before the call returns.
         unsafe {
@@ -96,7 +97,7 @@ impl Products {
                 self.handle,
                 plan.product,
                 ptr::from_ref(&one).cast(),
-                ptr::from_ref(&zero).cast(),
+                ptr::from_ref(&before).cast(),
                 weights as *const _,
                 plan.weights,
                 inputs as *const _,
@@ -134,7 +135,7 @@ struct Plan {
 
 impl Plan {
     fn new(handle: cublasLtHandle_t, element: Element, shape: Shape) -> Result<Self, GpuError> {
-        let Shape { rows, inputs, outputs, by_output, stride } = shape;
+        let Shape { rows, inputs, outputs, stride } = shape;
         let kind = match element {
             Element::F32 => cudaDataType::CUDA_R_32F,
             Element::F16 => cudaDataType::CUDA_R_16F,
@@ -144,7 +145,6 @@ impl Plan {
             result::create_matrix_layout(kind, height as u64, width as u64, stride as i64).doing("describe a matrix")
         };
         let f32 = cudaDataType::CUDA_R_32F;
-        let (weight_height, weight_width) = if by_output { (inputs, outputs) } else { (outputs, inputs) };
         let mut plan = Self {
             product: result::create_matmul_desc(cublasComputeType_t::CUBLAS_COMPUTE_32F, f32)
                 .doing("describe a product")?,
@@ -154,11 +154,11 @@ impl Plan {
             // SAFETY: opaque words, which the heuristic below overwrites.
             algorithm: unsafe { std::mem::zeroed() },
         };
-        plan.weights = layout(kind, weight_height, weight_width, weight_height)?;
-        plan.inputs = layout(kind, inputs, rows, inputs)?;
+        plan.weights = layout(kind, inputs, outputs, row_stride(inputs))?;
+        plan.inputs = layout(kind, inputs, rows, row_stride(inputs))?;
         plan.out = layout(f32, outputs, rows, stride)?;
-        // CUBLAS_OP_T and CUBLAS_OP_N.
-        let transposed = i32::from(by_output);
+        // CUBLAS_OP_T.
+        let transposed = 1i32;
         let preference = result::create_matmul_pref().doing("describe a choice")?;
         // SAFETY: the descriptors were just made; each attribute has the size that it is documented with.
         let chosen = unsafe {

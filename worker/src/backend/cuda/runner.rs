@@ -9,13 +9,14 @@
 //! Invariant: a step is a pure function of plan, weights and KV pool; the logits of the last step's candidates stay for a fetch.
 
 use cudarc::driver::CudaGraph;
+use nanoinfer_kernels::cuda::AnswerArguments;
 use nanoinfer_shared::{
     Geometry, Share,
     protocol::{LogitSlice, RowSlice, StepOutput, StepPlan, Wants},
 };
 
 use super::{
-    answers::{self, Asked, Questions},
+    answers::{Asked, Questions, Room},
     error::{GpuError, While},
     gpu::{Memory, Pinned},
     inputs::{self, Inputs},
@@ -54,9 +55,10 @@ pub(crate) struct Runner {
     logits: Memory,
     inputs: Memory,
     questions: Memory,
+    parts: Memory,
     answers: Memory,
-    /// Words of `answers`.
-    answer_limit: usize,
+    /// Of the three.
+    room: Room,
     inputs_host: Pinned,
     questions_host: Pinned,
     answers_host: Pinned,
@@ -65,9 +67,9 @@ pub(crate) struct Runner {
 /// Bytes of a runner's buffers.
 pub(super) fn buffer_bytes(geometry: &Geometry, share: &Share, step: StepSizes) -> u64 {
     let rows = step.max_seqs + SCORED_ROWS;
-    let (questions, answers) = answers::most_words(rows_at_once(step.max_seqs), share.vocab.len());
+    let Room { questions, parts, answers } = Room::of(rows_at_once(step.max_seqs), share.vocab.len());
     let inputs = Inputs::most_words(step.max_batched_tokens, inputs::table_blocks(geometry));
-    (4 * (rows * Model::logit_stride(share) + questions + answers + inputs)) as u64
+    (4 * (rows * Model::logit_stride(share) + questions + parts + answers + inputs)) as u64
 }
 
 /// Rows that logits may be wanted of at once.
@@ -87,7 +89,7 @@ impl Runner {
         let failed = |source| WorkerError::Gpu { rank, source };
         let width = model.share.vocab.len();
         let rows = rows_at_once(bounds.max_seqs);
-        let (question_words, answer_words) = answers::most_words(rows, width);
+        let room = Room::of(rows, width);
         let input_words = Inputs::most_words(bounds.max_batched_tokens, inputs::table_blocks(&model.geometry));
         let logit_rows = bounds.max_seqs + SCORED_ROWS;
         let gpu = &model.gpu;
@@ -102,12 +104,13 @@ impl Runner {
             kept: Vec::new(),
             logits: zeroed(logit_rows * Model::logit_stride(&model.share))?,
             inputs: zeroed(input_words)?,
-            questions: zeroed(question_words)?,
-            answers: zeroed(answer_words)?,
-            answer_limit: answer_words,
+            questions: zeroed(room.questions)?,
+            parts: zeroed(room.parts)?,
+            answers: zeroed(room.answers)?,
+            room,
             inputs_host: pinned(input_words)?,
-            questions_host: pinned(question_words)?,
-            answers_host: pinned(answer_words)?,
+            questions_host: pinned(room.questions)?,
+            answers_host: pinned(room.answers)?,
             model,
         };
         if with_graphs && runner.model.is_capturable() {
@@ -124,7 +127,7 @@ impl Runner {
             let inputs = Inputs::decode(rows, table_blocks);
             inputs.write_decode(&[], &[], self.bounds.kv_blocks as u32, &mut self.inputs_host);
             self.upload_inputs(&inputs)?;
-            let questions = Questions::of_batch(&[], rows, &self.model.share.vocab, self.answer_limit);
+            let questions = Questions::of_batch(&[], rows, &self.model.share.vocab, self.room);
             self.upload_questions(&questions.expect("nothing is asked"))?;
             // Chooses algorithms, joins the peers, and finds faults while there is somebody to tell.
             self.decode_pass(&inputs)?;
@@ -163,13 +166,15 @@ impl Runner {
         let (wants, ids) = Questions::offsets(places);
         let questions = self.questions.address();
         let logits = self.logits.at(first * stride, places * stride);
-        let answered = self.model.answer(
-            (questions, places),
+        let asked = AnswerArguments {
             logits,
-            questions + 4 * wants as u64,
-            questions + 4 * ids as u64,
-            self.answers.address(),
-        );
+            wants: questions + 4 * wants as u64,
+            ids: questions + 4 * ids as u64,
+            parts: self.parts.address(),
+            answers: self.answers.address(),
+            ..AnswerArguments::default()
+        };
+        let answered = self.model.answer((questions, places), asked);
         self.said(answered)
     }
 
@@ -221,7 +226,7 @@ impl Runner {
         let (true, Some(index)) = (is_decode, bucket) else { return Ok(None) };
         let inputs = self.buckets[index].inputs;
         let vocab = self.model.share.vocab.clone();
-        let Some(questions) = Questions::of_batch(asked, inputs.rows, &vocab, self.answer_limit) else {
+        let Some(questions) = Questions::of_batch(asked, inputs.rows, &vocab, self.room) else {
             return Ok(None);
         };
         inputs.write_decode(&plan.sequences, tables, self.bounds.kv_blocks as u32, &mut self.inputs_host);
@@ -266,7 +271,7 @@ impl Runner {
             // Rows of candidates stay where they are; those of scored prompts take turns behind them.
             let (at, most) = if first < kept { (first, kept - first) } else { (self.bounds.max_seqs, SCORED_ROWS) };
             let most = most.min(rows_at_once(self.bounds.max_seqs));
-            let (questions, taken) = Questions::of(left, most, &vocab, self.answer_limit);
+            let (questions, taken) = Questions::of(left, most, &vocab, self.room);
             self.upload_questions(&questions)?;
             self.queue_answers(questions.len(), at)?;
             self.bring_answers(&questions)?;

@@ -1,22 +1,20 @@
-//! One rank's weights on its GPU: slices of the checkpoint as it stores them, in the element type asked for.
+//! One rank's weights on its GPU: slices of the checkpoint in the element type asked for, a row for each output.
 //!
 //! ```text
-//! c_attn [C, 3·H_local·D], c_proj [H_local·D, C], mlp.c_fc [C, F_local], mlp.c_proj [F_local, C]   row-major, as in the file
-//! wte, an untied lm_head [V_local, C]   the embedding is also the head
+//! c_attn [3·H_local·D, C], c_proj [C, H_local·D], mlp.c_fc [F_local, C], mlp.c_proj [C, F_local]   rows in whole slices
+//! wte, an untied lm_head [V_local, C]   likewise; the embedding is also the head
 //! biases, norms, wpe [P, C] (on the first rank)   f32
 //! ```
-//! Rows go from the mapped file through a few megabytes of pinned memory: the host never holds the share.
+//! Whoever multiplies a few inputs with a matrix reads rows of it, hence outputs are rows; GPT-2 files have them as columns. Pieces go
+//! from the mapped file through a few megabytes of pinned memory: the host never holds the share.
 
 use std::{ops::Range, slice::from_ref};
 
 use half::{bf16, f16};
-use nanoinfer_kernels::cuda::Element;
+use nanoinfer_kernels::cuda::{Element, row_stride};
 use nanoinfer_shared::{Geometry, Share};
 
-use super::{
-    error::GpuError,
-    gpu::{Gpu, Memory, Pinned},
-};
+use super::gpu::{Gpu, Memory, Pinned};
 use crate::{
     WorkerError,
     checkpoint::{Checkpoint, TensorSlice},
@@ -24,11 +22,13 @@ use crate::{
 
 /// Bytes that are copied at once.
 const CHUNK_BYTES: usize = 8 << 20;
+/// Outputs that are read together: as many lines of a file stay in the cache while their inputs are read one by one.
+const TILE_OUTPUTS: usize = 64;
 
 pub(super) struct Weights {
-    /// `[V_local, C]`.
+    /// `[V_local, C]`, rows in whole slices.
     pub(super) embedding: Memory,
-    /// `[V_local, C]`.
+    /// Likewise.
     pub(super) untied_head: Option<Memory>,
     /// `[P, C]` f32, on the first rank only.
     pub(super) positions: Option<Memory>,
@@ -46,10 +46,28 @@ pub(super) struct LayerWeights {
 }
 
 pub(super) struct Linear {
-    /// `[in, out]`.
-    pub(super) weights: Memory,
+    /// `[out, in]`, rows in whole slices.
+    weights: Memory,
     /// `[out]` f32.
-    pub(super) bias: Memory,
+    bias: Memory,
+    inputs: usize,
+    outputs: usize,
+}
+
+/// Where a matrix lies, and its bias, 0 where it has none.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Matrix {
+    pub(super) weights: u64,
+    pub(super) bias: u64,
+    pub(super) inputs: usize,
+    pub(super) outputs: usize,
+}
+
+impl Linear {
+    pub(super) fn matrix(&self) -> Matrix {
+        let Self { weights, bias, inputs, outputs } = self;
+        Matrix { weights: weights.address(), bias: bias.address(), inputs: *inputs, outputs: *outputs }
+    }
 }
 
 pub(super) struct Norm {
@@ -63,11 +81,12 @@ impl Weights {
     /// Bytes that [`Weights::load`] takes.
     pub(super) fn bytes(geometry: &Geometry, rank: usize, share: &Share, element: Element) -> u64 {
         let (c, width, f) = (geometry.n_embd, share.heads.len() * geometry.head_dim(), share.ffn.len());
-        let layer =
-            (c * 3 * width + width * c + 2 * c * f) * element.bytes() + (6 * c + 3 * width + f) * size_of::<f32>();
+        let matrices = (3 * width + f) * row_stride(c) + c * (row_stride(width) + row_stride(f));
+        let layer = matrices * element.bytes() + (6 * c + 3 * width + f) * size_of::<f32>();
         let vocabularies = if geometry.tie_word_embeddings { 1 } else { 2 };
         let positions = if rank == 0 { geometry.n_positions * c } else { 0 };
-        let outside = vocabularies * share.vocab.len() * c * element.bytes() + (positions + 2 * c) * size_of::<f32>();
+        let outside =
+            vocabularies * share.vocab.len() * row_stride(c) * element.bytes() + (positions + 2 * c) * size_of::<f32>();
         (geometry.n_layer * layer + outside) as u64
     }
 
@@ -80,15 +99,17 @@ impl Weights {
         share: &Share,
         element: Element,
     ) -> Result<Self, WorkerError> {
-        let mut loader = Loader::new(gpu, rank, geometry, element)?;
-        let all = 0..geometry.n_embd;
-        let embedding = loader.matrix(checkpoint.tensor("wte.weight")?, share.vocab.clone(), from_ref(&all))?;
+        let mut loader = Loader::new(gpu, rank, element)?;
+        let c = geometry.n_embd;
+        let rows_of = |name| Ok::<_, WorkerError>(checkpoint.tensor(name)?.transposed());
+        let vocab = share.vocab.clone();
+        let embedding = loader.matrix(rows_of("wte.weight")?, 0..c, from_ref(&vocab))?;
         let untied_head = match geometry.tie_word_embeddings {
             true => None,
-            false => Some(loader.matrix(checkpoint.tensor("lm_head.weight")?, share.vocab.clone(), from_ref(&all))?),
+            false => Some(loader.matrix(rows_of("lm_head.weight")?, 0..c, from_ref(&vocab))?),
         };
         let positions = match rank {
-            0 => Some(loader.floats(checkpoint.tensor("wpe.weight")?, 0..geometry.n_positions, from_ref(&all))?),
+            0 => Some(loader.floats(checkpoint.tensor("wpe.weight")?, 0..geometry.n_positions, from_ref(&(0..c)))?),
             _ => None,
         };
         let layers = (0..geometry.n_layer)
@@ -109,16 +130,14 @@ struct Loader<'a> {
     rank: usize,
     element: Element,
     staging: Pinned,
-    row: Vec<f32>,
+    /// Bytes that are still to be copied, fewer than a chunk and what one call adds.
     pending: Vec<u8>,
 }
 
 impl<'a> Loader<'a> {
-    fn new(gpu: &'a Gpu, rank: usize, geometry: &Geometry, element: Element) -> Result<Self, WorkerError> {
-        let widest = geometry.n_inner.max(3 * geometry.n_embd) * size_of::<f32>();
-        let staging =
-            gpu.pinned((CHUNK_BYTES + widest).div_ceil(4)).map_err(|source| WorkerError::Gpu { rank, source })?;
-        Ok(Self { gpu, rank, element, staging, row: Vec::new(), pending: Vec::new() })
+    fn new(gpu: &'a Gpu, rank: usize, element: Element) -> Result<Self, WorkerError> {
+        let staging = gpu.pinned(CHUNK_BYTES / 4).map_err(|source| WorkerError::Gpu { rank, source })?;
+        Ok(Self { gpu, rank, element, staging, pending: Vec::new() })
     }
 
     fn layer(
@@ -129,32 +148,24 @@ impl<'a> Loader<'a> {
         layer: usize,
     ) -> Result<LayerWeights, WorkerError> {
         let name = |part: &str| format!("h.{layer}.{part}");
-        let tensor = |part: &str| checkpoint.tensor(&name(part));
-        let bias = |part: &str, len| checkpoint.vector(&name(part), len);
-        let (c, f) = (geometry.n_embd, geometry.n_inner);
-        let all = 0..c;
-        let thirds = share.qkv_columns(geometry);
-        let ffn = share.ffn.clone();
-        Ok(LayerWeights {
-            norm_1: self.norm(checkpoint, &name("ln_1"), c)?,
-            qkv: Linear {
-                weights: self.matrix(tensor("attn.c_attn.weight")?, 0..c, &thirds)?,
-                bias: self.floats(bias("attn.c_attn.bias", 3 * c)?, 0..1, &thirds)?,
-            },
-            attention_projection: Linear {
-                weights: self.matrix(tensor("attn.c_proj.weight")?, thirds[0].clone(), from_ref(&all))?,
-                bias: self.floats(bias("attn.c_proj.bias", c)?, 0..1, from_ref(&all))?,
-            },
-            norm_2: self.norm(checkpoint, &name("ln_2"), c)?,
-            fc: Linear {
-                weights: self.matrix(tensor("mlp.c_fc.weight")?, 0..c, from_ref(&ffn))?,
-                bias: self.floats(bias("mlp.c_fc.bias", f)?, 0..1, from_ref(&ffn))?,
-            },
-            mlp_projection: Linear {
-                weights: self.matrix(tensor("mlp.c_proj.weight")?, ffn, from_ref(&all))?,
-                bias: self.floats(bias("mlp.c_proj.bias", c)?, 0..1, from_ref(&all))?,
-            },
-        })
+        let c = geometry.n_embd;
+        let (all, thirds, ffn) = (0..c, share.qkv_columns(geometry), share.ffn.clone());
+        let mut linear = |part: &str, inputs: Range<usize>, outputs: &[Range<usize>], biases: usize| {
+            let bias = checkpoint.vector(&name(&format!("{part}.bias")), biases)?;
+            Ok::<_, WorkerError>(Linear {
+                inputs: inputs.len(),
+                outputs: outputs.iter().map(Range::len).sum(),
+                weights: self.matrix(checkpoint.tensor(&name(&format!("{part}.weight")))?, inputs, outputs)?,
+                bias: self.floats(bias, 0..1, outputs)?,
+            })
+        };
+        let qkv = linear("attn.c_attn", all.clone(), &thirds, 3 * c)?;
+        let attention_projection = linear("attn.c_proj", thirds[0].clone(), from_ref(&all), c)?;
+        let fc = linear("mlp.c_fc", all.clone(), from_ref(&ffn), geometry.n_inner)?;
+        let mlp_projection = linear("mlp.c_proj", ffn, from_ref(&all), c)?;
+        let norm_1 = self.norm(checkpoint, &name("ln_1"), c)?;
+        let norm_2 = self.norm(checkpoint, &name("ln_2"), c)?;
+        Ok(LayerWeights { norm_1, qkv, attention_projection, norm_2, fc, mlp_projection })
     }
 
     fn norm(&mut self, checkpoint: &Checkpoint, name: &str, c: usize) -> Result<Norm, WorkerError> {
@@ -164,63 +175,74 @@ impl<'a> Loader<'a> {
         Ok(Norm { gain, bias })
     }
 
-    /// Rows of the given columns side by side, in the element type.
+    /// The given outputs one below the other, each a row of the given inputs in the element type, filled up with zeros. `tensor` is
+    /// `[in, out]`.
     fn matrix(
         &mut self,
         tensor: TensorSlice<'_>,
-        rows: Range<usize>,
-        columns: &[Range<usize>],
+        inputs: Range<usize>,
+        outputs: &[Range<usize>],
     ) -> Result<Memory, WorkerError> {
-        self.copy(tensor, rows, columns, self.element)
+        let stride = row_stride(inputs.len());
+        let rows: usize = outputs.iter().map(Range::len).sum();
+        let memory = self.allocate(rows * stride * self.element.bytes())?;
+        let (mut offset, mut values, mut tile) = (0, Vec::new(), vec![0.0; TILE_OUTPUTS * stride]);
+        for range in outputs {
+            for first in range.clone().step_by(TILE_OUTPUTS) {
+                let columns = first..range.end.min(first + TILE_OUTPUTS);
+                for (k, input) in inputs.clone().enumerate() {
+                    tensor.read_row(input, columns.clone(), &mut values);
+                    values.iter().enumerate().for_each(|(row, &x)| tile[row * stride + k] = x);
+                }
+                narrow(&tile[..columns.len() * stride], self.element, &mut self.pending);
+                offset = self.send(&memory, offset, CHUNK_BYTES)?;
+            }
+        }
+        self.send(&memory, offset, 1)?;
+        Ok(memory)
     }
 
-    /// The same in f32.
+    /// Rows of the given columns side by side, in f32.
     fn floats(
         &mut self,
         tensor: TensorSlice<'_>,
         rows: Range<usize>,
         columns: &[Range<usize>],
     ) -> Result<Memory, WorkerError> {
-        self.copy(tensor, rows, columns, Element::F32)
-    }
-
-    fn copy(
-        &mut self,
-        tensor: TensorSlice<'_>,
-        rows: Range<usize>,
-        columns: &[Range<usize>],
-        element: Element,
-    ) -> Result<Memory, WorkerError> {
         let width: usize = columns.iter().map(Range::len).sum();
-        let failed = |source| WorkerError::Gpu { rank: self.rank, source };
-        // Copies are of whole words.
-        let bytes = (rows.len() * width * element.bytes()).next_multiple_of(4);
-        let memory = self.gpu.allocate(bytes, "weights").map_err(failed)?;
-        let mut offset = 0;
+        let memory = self.allocate(rows.len() * width * size_of::<f32>())?;
+        let (mut offset, mut values) = (0, Vec::new());
         for index in rows {
             for range in columns {
-                tensor.read_row(index, range.clone(), &mut self.row);
-                narrow(&self.row, element, &mut self.pending);
+                tensor.read_row(index, range.clone(), &mut values);
+                narrow(&values, Element::F32, &mut self.pending);
             }
-            if self.pending.len() >= CHUNK_BYTES {
-                offset += self.send(&memory, offset).map_err(|source| WorkerError::Gpu { rank: self.rank, source })?;
-            }
+            offset = self.send(&memory, offset, CHUNK_BYTES)?;
         }
-        self.pending.resize(self.pending.len().next_multiple_of(4), 0);
-        self.send(&memory, offset).map_err(|source| WorkerError::Gpu { rank: self.rank, source })?;
+        self.send(&memory, offset, 1)?;
         Ok(memory)
     }
 
-    /// Copies the whole words that are pending; returns their bytes.
-    fn send(&mut self, to: &Memory, offset: usize) -> Result<usize, GpuError> {
-        let words = self.pending.len() / 4;
-        let bytes = words * 4;
-        bytemuck::cast_slice_mut::<u32, u8>(&mut self.staging.words_mut()[..words])
-            .copy_from_slice(&self.pending[..bytes]);
-        self.gpu.upload(&self.staging, words, to.at(offset, bytes))?;
-        self.gpu.wait("load weights", || Ok(()))?;
-        self.pending.drain(..bytes);
-        Ok(bytes)
+    fn allocate(&self, bytes: usize) -> Result<Memory, WorkerError> {
+        self.gpu.allocate(bytes, "weights").map_err(|source| WorkerError::Gpu { rank: self.rank, source })
+    }
+
+    /// Copies what is pending behind the first `offset` bytes, chunk by chunk, while there are at least `least` bytes; returns the next
+    /// offset. All that is pending is whole words.
+    fn send(&mut self, to: &Memory, mut offset: usize, least: usize) -> Result<usize, WorkerError> {
+        while self.pending.len() >= least {
+            let bytes = self.pending.len().min(CHUNK_BYTES);
+            bytemuck::cast_slice_mut::<u32, u8>(&mut self.staging.words_mut()[..bytes / 4])
+                .copy_from_slice(&self.pending[..bytes]);
+            let copied = self
+                .gpu
+                .upload(&self.staging, bytes / 4, to.at(offset, bytes))
+                .and_then(|()| self.gpu.wait("load weights", || Ok(())));
+            copied.map_err(|source| WorkerError::Gpu { rank: self.rank, source })?;
+            self.pending.drain(..bytes);
+            offset += bytes;
+        }
+        Ok(offset)
     }
 }
 

@@ -1,24 +1,20 @@
-//! What memory, launches and products cost on this GPU: figures, not verdicts.
+//! What memory, launches and layers cost on this GPU: figures, not verdicts.
 
 use std::time::Instant;
 
-use nanoinfer_kernels::cuda::{ActivateArguments, Element, Launch};
+use nanoinfer_kernels::cuda::{ActivateArguments, Element, Finish, Launch, Norm, ProjectArguments, QkvPlaces};
 
 use super::{
-    super::{
-        GpuError, GpuInfo,
-        error::While,
-        products::{Products, Shape},
-    },
+    super::{GpuError, GpuInfo, error::While},
     Lab, Section,
 };
 
 const COPY_BYTES: usize = 64 << 20;
 const CLEAR_BYTES: usize = 256 << 20;
 const LAUNCHES: usize = 200;
-/// Width of a square matrix that a step of one row reads: 128 MiB in bf16 would not fit any cache; this is half of it.
+/// Of a matrix in bf16, and how many there are: 256 MiB, which no cache holds.
 const WIDTH: usize = 4096;
-const PRODUCTS: usize = 8;
+const MATRICES: usize = 8;
 
 pub(super) fn measure(gpu: &GpuInfo, section: &mut Section<'_>) -> Result<(), GpuError> {
     let GpuInfo { compute_capability: (major, minor), free_bytes, total_bytes, .. } = gpu;
@@ -28,7 +24,7 @@ pub(super) fn measure(gpu: &GpuInfo, section: &mut Section<'_>) -> Result<(), Gp
     let lab = Lab::new(gpu.ordinal, Element::Bf16)?;
     copies(&lab, section)?;
     launches(&lab, section)?;
-    products(&lab, section)
+    projections(&lab, section)
 }
 
 /// Seconds of `queue` and all that it queues, the second time.
@@ -61,7 +57,7 @@ fn launches(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
     let memory = lab.empty(256, 4)?;
     let (count, width) = (1, 1);
     let at = memory.address();
-    let nothing = ActivateArguments { sums: at, bias: at, out: at, count, width, activation: 3, padding: 0 };
+    let nothing = ActivateArguments { sums: at, bias: at, out: at, count, width, activation: 3, stride: 32 };
     let queue = || (0..LAUNCHES).try_for_each(|_| lab.gpu.launch(Launch::elements(1), &nothing));
     let us = |seconds: f64| format!("{:.2} µs", seconds / LAUNCHES as f64 * 1e6);
     section.tell("a launch, one after the other", us(seconds(lab, queue)?), None);
@@ -75,16 +71,38 @@ fn launches(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
     Ok(())
 }
 
-/// Products of one row read a matrix once, and hardly compute: as decode steps do.
-fn products(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
-    let mut products = Products::new(&lab.gpu, lab.element)?;
-    let weights = lab.empty(WIDTH * WIDTH, lab.element.bytes())?;
-    let (input, out) = (lab.empty(WIDTH, lab.element.bytes())?, lab.empty(WIDTH, 4)?);
-    let shape = Shape { rows: 1, inputs: WIDTH, outputs: WIDTH, by_output: false, stride: WIDTH };
-    let elapsed = seconds(lab, || {
-        (0..PRODUCTS)
-            .try_for_each(|_| products.multiply(&lab.gpu, shape, weights.address(), input.address(), out.address()))
-    })?;
-    rate(section, "reading weights, bf16 products of one row", PRODUCTS * WIDTH * WIDTH * 2, elapsed);
+/// Layers of one row read their matrices once, and hardly compute: as decode steps do. Plainly, and captured.
+fn projections(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
+    let bytes = WIDTH * WIDTH * lab.element.bytes();
+    let weights = lab.empty(MATRICES * bytes, 1)?;
+    let (inputs, sums) = (lab.empty(WIDTH, lab.element.bytes())?, lab.empty(WIDTH, 4)?);
+    let launch = Launch::project(1, WIDTH, None, lab.element, lab.gpu.multiprocessors);
+    let queue = || {
+        (0..MATRICES).try_for_each(|matrix| {
+            let arguments = ProjectArguments {
+                norm: Norm::default(),
+                inputs: inputs.address(),
+                weights: weights.at(matrix * bytes, bytes),
+                bias: 0,
+                to: QkvPlaces::default(),
+                out: 0,
+                sums: sums.address(),
+                rows: 1,
+                outputs: WIDTH as u32,
+                stride: WIDTH as u32,
+                out_stride: WIDTH as u32,
+                finish: Finish::Logits as u32,
+                activation: 0,
+            };
+            lab.gpu.launch(launch, &arguments)
+        })
+    };
+    rate(section, "reading weights, bf16 layers of one row", MATRICES * bytes, seconds(lab, queue)?);
+    lab.gpu.begin_capture()?;
+    let queued = queue();
+    let graph = lab.gpu.end_capture()?;
+    queued?;
+    let launch = || graph.launch().doing("launch a graph");
+    rate(section, "the same in a graph", MATRICES * bytes, seconds(lab, launch)?);
     Ok(())
 }

@@ -1,0 +1,107 @@
+// Products of small tiles by a warp, on tensor cores where the element has them.
+//
+// All products here are of 32 terms between rows that lie in memory as they are: 16 rows on the left, 8 on the right. Lane 4g + t has
+// terms 8t … 8t + 7 of its rows, so that one load brings them. Tensor cores take a product's terms in pairs that lie elsewhere; as
+// sums do not mind the order, both sides just number them alike.
+
+#define SLICE 32
+
+// Eight elements that lie side by side.
+#if ELEMENT == 32
+typedef struct ALIGNED(32) {
+    float at[8];
+} Eight;
+#else
+typedef struct ALIGNED(16) {
+    unsigned pair[4];
+} Eight;
+#endif
+
+// Those at `from`, or zeros where `present` is 0.
+DEVICE Eight load_eight(const element *from, int present) {
+    Eight eight = {{0}};
+    if (present) eight = *(const Eight *)from;
+    return eight;
+}
+
+// Elements 2i and 2i + 1 of eight, of the given values.
+DEVICE void set_pair(Eight *eight, int i, float first, float second) {
+#if ELEMENT == 32
+    eight->at[2 * i] = first;
+    eight->at[2 * i + 1] = second;
+#elif defined(__CUDACC__) && ELEMENT == 16
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(eight->pair[i]) : "f"(second), "f"(first));
+#elif defined(__CUDACC__)
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(eight->pair[i]) : "f"(second), "f"(first));
+#else
+    eight->pair[i] = (unsigned)narrow(second) << 16 | narrow(first);
+#endif
+}
+
+// Element i of each of eight rows, side by side.
+DEVICE Eight column_of(const Eight *rows, int i) {
+    Eight column;
+#if ELEMENT == 32
+    UNROLL for (int k = 0; k < 8; k++) column.at[k] = rows[k].at[i];
+#else
+    UNROLL for (int k = 0; k < 4; k++) {
+        const unsigned first = rows[2 * k].pair[i / 2], second = rows[2 * k + 1].pair[i / 2];
+        column.pair[k] = i % 2 ? first >> 16 | (second & 0xffff0000u) : (first & 0xffffu) | second << 16;
+    }
+#endif
+    return column;
+}
+
+#if ELEMENT != 32 && defined(__CUDACC__)
+
+#if ELEMENT == 16
+#define TENSOR_CORES "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"
+#else
+#define TENSOR_CORES "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
+#endif
+
+// sums += left · rightᵀ. A lane has rows g (`low`) and g + 8 (`high`) on the left, row g on the right, and of the sums
+// (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1).
+DEVICE void multiply(float *sums, const Eight *low, const Eight *high, const Eight *right) {
+    UNROLL for (int i = 0; i < 4; i += 2) {
+        asm(TENSOR_CORES " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+            : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+            : "r"(low->pair[i]), "r"(high->pair[i]), "r"(low->pair[i + 1]), "r"(high->pair[i + 1]), "r"(right->pair[i]),
+              "r"(right->pair[i + 1]));
+    }
+}
+
+#else
+
+#define MULTIPLYING_WARPS 8
+
+DEVICE float element_of(const Eight *eight, int i) {
+#if ELEMENT == 32
+    return eight->at[i];
+#else
+    return widen((element)(eight->pair[i / 2] >> 16 * (i % 2)));
+#endif
+}
+
+// The same through shared memory: f32, which tensor cores do not have, and where there are none.
+DEVICE void multiply(float *sums, const Eight *low, const Eight *high, const Eight *right) {
+    // Rows on the left, then those on the right; four more columns let lanes that read side by side meet other banks.
+    SHARED float rows[MULTIPLYING_WARPS][16 + 8][SLICE + 4];
+    const unsigned g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    float(*tile)[SLICE + 4] = rows[threadIdx.x / 32];
+    UNROLL for (int i = 0; i < 8; i++) {
+        tile[g][8 * t + i] = element_of(low, i);
+        tile[8 + g][8 * t + i] = element_of(high, i);
+        tile[16 + g][8 * t + i] = element_of(right, i);
+    }
+    WARP_BARRIER();
+    UNROLL for (int i = 0; i < 4; i++) {
+        const float *one = tile[g + i / 2 * 8], *other = tile[16 + 2 * t + i % 2];
+        float sum = 0.0f;
+        ROLLED for (int k = 0; k < SLICE; k++) sum += one[k] * other[k];
+        sums[i] += sum;
+    }
+    WARP_BARRIER();
+}
+
+#endif
