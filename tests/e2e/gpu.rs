@@ -24,8 +24,9 @@ impl OnGpus {
     fn start(model: &str, settings: &[(&str, &str)], arguments: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = golden_folder(model);
-        let common = ["--model", path.to_str().unwrap(), "--device", "cuda", "--port", "0", "--max-seqs", "4"];
-        let mut command = launcher_with(libraries(), settings, &[&common, arguments].concat());
+        let max_seqs = if arguments.contains(&"--max-seqs") { &[][..] } else { &["--max-seqs", "4"] };
+        let common = ["--model", path.to_str().unwrap(), "--device", "cuda", "--port", "0"];
+        let mut command = launcher_with(libraries(), settings, &[&common, max_seqs, arguments].concat());
         command.env("FAKE_GPU_LOG", folder.path().join("log"));
         let mut server = Server::spawn(command);
         server.await_ready();
@@ -85,6 +86,23 @@ fn golden_ids_come_out_of_captured_steps() {
         let log = gpus.stop();
         assert_eq!(log.last().unwrap(), "exit: 0 allocations, 0 graphs");
     }
+}
+
+#[test]
+fn a_batch_of_many_rows_takes_products_of_a_library() {
+    let gpus = OnGpus::start("heads5", &[], &["--dtype", "f32", "--max-seqs", "17"]);
+    // Two layers, each of 9 kernels and products; those of fewer rows are as ever.
+    let log = gpus.log(0);
+    assert_eq!((count(&log, "captured 14"), count(&log, "captured 23")), (5, 1), "{log:?}");
+    let case = &gpus.golden["cases"][0];
+    let expected = case["greedy_ids"].as_array().unwrap();
+    let body = json!({ "prompt": vec![&case["prompt_ids"]; 17], "max_tokens": expected.len(), "temperature": 0,
+                       "return_token_ids": true, "ignore_eos": true });
+    let answer = gpus.server.ask("/v1/completions", &body);
+    for choice in answer["choices"].as_array().unwrap() {
+        assert_eq!(choice["token_ids"], case["greedy_ids"]);
+    }
+    assert!(count(&gpus.stop(), "graph of 23") > 0);
 }
 
 #[test]

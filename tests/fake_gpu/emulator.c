@@ -78,6 +78,27 @@ float emulator_shuffle(float value, unsigned lane) {
     return slots[set][warp + lane % 32];
 }
 
+// As the manual of PTX says which lane has which elements of mma.m16n8k16.
+void emulator_tensor_product(float *sums, const unsigned *a, const unsigned *b, float (*widen)(unsigned short)) {
+    static float left[MOST_THREADS / 32][16][16], right[MOST_THREADS / 32][16][8];
+    const unsigned warp = current / 32, lane = current % 32, group = lane / 4, in_group = lane % 4;
+    for (unsigned i = 0; i < 8; i++) {
+        const unsigned row = (i < 2 || (i >= 4 && i < 6)) ? group : group + 8;
+        const unsigned column = in_group * 2 + (i & 1) + (i < 4 ? 0 : 8);
+        left[warp][row][column] = widen((unsigned short)(a[i / 2] >> 16 * (i & 1)));
+    }
+    for (unsigned i = 0; i < 4; i++) {
+        const unsigned row = in_group * 2 + (i & 1) + (i < 2 ? 0 : 8);
+        right[warp][row][group] = widen((unsigned short)(b[i / 2] >> 16 * (i & 1)));
+    }
+    emulator_shuffle(0.0f, lane);
+    for (unsigned i = 0; i < 4; i++) {
+        const unsigned row = i < 2 ? group : group + 8, column = in_group * 2 + (i & 1);
+        for (unsigned k = 0; k < 16; k++) sums[i] += left[warp][row][k] * right[warp][k][column];
+    }
+    emulator_shuffle(0.0f, lane);
+}
+
 // A fiber is made once, and runs one block's thread after the other.
 static void body(void) {
     for (;;) {

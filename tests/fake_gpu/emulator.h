@@ -18,6 +18,7 @@ typedef void (*Kernel)(const void *arguments);
 void emulator_register(int element, const char *name, Kernel kernel, size_t argument_bytes, unsigned most_threads);
 void emulator_barrier(void);
 float emulator_shuffle(float value, unsigned lane);
+void emulator_tensor_product(float *sums, const unsigned *a, const unsigned *b, float (*widen)(unsigned short));
 
 #define KERNEL(name, threads, Arguments)                                                    \
     static void name(const Arguments a);                                                    \
@@ -39,6 +40,11 @@ float emulator_shuffle(float value, unsigned lane);
 #define SHUFFLE(value, lane) emulator_shuffle(value, lane)
 #define SHUFFLE_XOR(value, mask) emulator_shuffle(value, (threadIdx.x % 32) ^ (mask))
 #define ATOMIC_ADD(address, value) emulated_add(address, value)
+#define TENSOR_PRODUCT(sums, a0, a1, a2, a3, b0, b1)               \
+    do {                                                           \
+        const unsigned a[4] = {a0, a1, a2, a3}, b[2] = {b0, b1};   \
+        emulator_tensor_product(sums, a, b, widen);                \
+    } while (0)
 
 static inline __attribute__((unused)) unsigned emulated_add(unsigned *address, unsigned value) {
     const unsigned before = *address;

@@ -17,13 +17,13 @@ DEVICE void soften(float scores[4][4], float *largest, float *sum, float *fade) 
         UNROLL for (int j = 0; j < 4; j++) now = fmaxf(now, fmaxf(scores[j][2 * half], scores[j][2 * half + 1]));
         now = fmaxf(now, SHUFFLE_XOR(now, 1));
         now = fmaxf(now, SHUFFLE_XOR(now, 2));
-        // A row that sees nothing yet keeps its zeros.
-        const int sees = now > MINUS_INFINITY;
-        fade[half] = sees ? expf(largest[half] - now) : 1.0f;
+        // A row that sees nothing yet keeps its zeros, and −∞ − −∞ would not be a number.
+        const float base = now > MINUS_INFINITY ? now : 0.0f;
+        fade[half] = expf(largest[half] - base);
         float weights = 0.0f;
         UNROLL for (int j = 0; j < 4; j++) {
             UNROLL for (int i = 2 * half; i < 2 * half + 2; i++) {
-                scores[j][i] = sees ? expf(scores[j][i] - now) : 0.0f;
+                scores[j][i] = expf(scores[j][i] - base);
                 weights += scores[j][i];
             }
         }

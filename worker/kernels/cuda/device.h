@@ -22,6 +22,17 @@
 #define FLOAT_BITS(value) __float_as_uint(value)
 #define FLOAT_OF(bits) __uint_as_float(bits)
 
+// 16 × 8 sums += 16 × 16 · 16 × 8 of a warp, whose lanes have parts as the manual of PTX lays them out (mma.m16n8k16).
+#if ELEMENT == 16
+#define TENSOR_INSTRUCTION "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"
+#else
+#define TENSOR_INSTRUCTION "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
+#endif
+#define TENSOR_PRODUCT(sums, a0, a1, a2, a3, b0, b1)                                                   \
+    asm volatile(TENSOR_INSTRUCTION " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"           \
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])                                    \
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1))
+
 #else
 #include "emulator.h"
 #endif
@@ -53,12 +64,20 @@ DEVICE element narrow(float x) { return emulated_to_f16(x); }
 #elif ELEMENT == 19
 typedef unsigned short element;
 DEVICE float widen(element x) { return FLOAT_OF((unsigned)x << 16); }
+#ifdef __CUDACC__
+DEVICE element narrow(float x) {
+    unsigned pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(0.0f), "f"(x));
+    return (element)pair;
+}
+#else
 // To nearest, ties to even; a NaN stays one.
 DEVICE element narrow(float x) {
     const unsigned bits = FLOAT_BITS(x);
     if ((bits & 0x7fffffffu) > 0x7f800000u) return (element)(bits >> 16 | 0x40u);
     return (element)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
 }
+#endif
 #else
 #error "ELEMENT is 32, 16 or 19"
 #endif

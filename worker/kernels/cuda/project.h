@@ -6,8 +6,8 @@
 
 #define PROJECT_WARPS ROW_WARPS
 #define OUTPUTS 8
-// Slices of weights that a lane asks for at once.
-#define AHEAD 8
+// Slices that a warp asks for at once.
+#define AHEAD 4
 
 // As `Finish` in `src/cuda.rs` counts them.
 #define FINISH_QKV 0
@@ -26,51 +26,48 @@ DEVICE void finish(const ProjectArguments *a, unsigned row, unsigned column, flo
     }
 }
 
-KERNEL(project, ROW_THREADS, ProjectArguments) {
+// `normed` is a constant to the compiler, so that it knows where the inputs lie.
+DEVICE void project(const ProjectArguments *a, const int normed) {
     DYNAMIC_SHARED(shared);
     SHARED float parts[PROJECT_WARPS][MOST_ROWS * OUTPUTS];
     const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    const unsigned slices = a.stride / SLICE;
-    const element *inputs = a.inputs;
-    unsigned stride = a.stride;
-    if (a.norm.x) {
+    const unsigned slices = a->stride / SLICE;
+    // Rows side by side in shared memory would begin in the same bank.
+    const unsigned stride = normed ? a->stride + SLICE : a->stride;
+    if (normed) {
         // The weights do not wait for what is being normalised.
         const unsigned column = OUTPUTS * blockIdx.x + g;
-        for (unsigned slice = warp; column < a.outputs && slice < slices; slice += PROJECT_WARPS)
-            PREFETCH(a.weights + (unsigned long long)column * a.stride + SLICE * slice + 8 * t);
-        // Rows side by side would begin in the same bank.
-        stride += SLICE;
-        normalise(&a.norm, 0, a.rows, (element *)shared, stride);
-        inputs = (element *)shared;
+        for (unsigned slice = warp; column < a->outputs && slice < slices; slice += PROJECT_WARPS)
+            PREFETCH(a->weights + (unsigned long long)column * a->stride + SLICE * slice + 8 * t);
+        normalise(&a->norm, 0, a->rows, (element *)shared, stride);
         BARRIER();
     }
-    for (unsigned first = OUTPUTS * blockIdx.x; first < a.outputs; first += OUTPUTS * gridDim.x) {
+    const element *inputs = normed ? (const element *)shared : a->inputs;
+    for (unsigned first = OUTPUTS * blockIdx.x; first < a->outputs; first += OUTPUTS * gridDim.x) {
         const unsigned column = first + g;
-        const element *weights = a.weights + (unsigned long long)column * a.stride + 8 * t;
+        const element *weights = a->weights + (unsigned long long)column * a->stride;
         float sums[4] = {0.0f, 0.0f, 0.0f, 0.0f};
         for (unsigned begin = warp; begin < slices; begin += PROJECT_WARPS * AHEAD) {
-            Eight right[AHEAD];
+            Eight right[AHEAD], low[AHEAD], high[AHEAD];
             UNROLL for (int i = 0; i < AHEAD; i++) {
-                const unsigned slice = begin + PROJECT_WARPS * i;
-                right[i] = load_eight(weights + SLICE * slice, slice < slices && column < a.outputs);
+                const unsigned slice = begin + PROJECT_WARPS * i, at = SLICE * slice + 8 * t;
+                right[i] = load_eight(weights + at, slice < slices && column < a->outputs);
+                low[i] = load_eight(inputs + g * stride + at, slice < slices && g < a->rows);
+                high[i] = load_eight(inputs + (g + 8) * stride + at, slice < slices && g + 8 < a->rows);
             }
-            UNROLL for (int i = 0; i < AHEAD; i++) {
-                const unsigned slice = begin + PROJECT_WARPS * i;
-                if (slice >= slices) break;
-                const element *row = inputs + (unsigned long long)g * stride + SLICE * slice + 8 * t;
-                const Eight low = load_eight(row, g < a.rows);
-                const Eight high = load_eight(row + 8 * (unsigned long long)stride, g + 8 < a.rows);
-                multiply(sums, &low, &high, &right[i]);
-            }
+            UNROLL for (int i = 0; i < AHEAD; i++) multiply(sums, &low[i], &high[i], &right[i]);
         }
         UNROLL for (int i = 0; i < 4; i++) parts[warp][(g + i / 2 * 8) * OUTPUTS + 2 * t + i % 2] = sums[i];
         BARRIER();
         const unsigned row = threadIdx.x / OUTPUTS, output = first + threadIdx.x % OUTPUTS;
-        if (row < a.rows && output < a.outputs) {
+        if (row < a->rows && output < a->outputs) {
             float sum = 0.0f;
             UNROLL for (int w = 0; w < PROJECT_WARPS; w++) sum += parts[w][threadIdx.x];
-            finish(&a, row, output, sum);
+            finish(a, row, output, sum);
         }
         BARRIER();
     }
 }
+
+KERNEL(project_rows, ROW_THREADS, ProjectArguments) { project(&a, 0); }
+KERNEL(project_normed, ROW_THREADS, ProjectArguments) { project(&a, 1); }

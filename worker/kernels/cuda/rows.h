@@ -23,35 +23,66 @@ DEVICE float sum_of_warps(const float *parts) {
     return sum;
 }
 
+// What a thread has of a row at a time: values ROW_THREADS apart, which it asks for together. Zeros behind the row.
+#define ROUND 8
+
+DEVICE void load_round(const float *row, unsigned begin, unsigned width, float *to) {
+    UNROLL for (int j = 0; j < ROUND; j++) {
+        const unsigned i = begin + ROW_THREADS * j;
+        to[j] = i < width ? row[i] : 0.0f;
+    }
+}
+
+DEVICE const float *row_of(const Norm *a, unsigned row) {
+    return a->x + (unsigned long long)(a->rows ? a->rows[row] : row) * a->width;
+}
+
 // Writes the LayerNorm of up to MOST_ROWS rows from `first` on, by a block of ROW_THREADS: (x − mean) / sqrt(variance + epsilon) ·
 // gain + shift, in two passes over f32. What lies behind a row up to its stride becomes zero.
 DEVICE void normalise(const Norm *a, unsigned first, unsigned count, element *out, unsigned stride) {
     SHARED float sums[MOST_ROWS][ROW_WARPS], squares[MOST_ROWS][ROW_WARPS];
-    const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, width = a->width;
+    const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, width = a->width, step = ROW_THREADS * ROUND;
+    float x[ROUND], gain[ROUND], shift[ROUND];
     for (unsigned r = 0; r < count; r++) {
-        const float *x = a->x + (unsigned long long)(a->rows ? a->rows[first + r] : first + r) * width;
         float sum = 0.0f;
-        for (unsigned i = threadIdx.x; i < width; i += ROW_THREADS) sum += x[i];
+        for (unsigned begin = threadIdx.x; begin < width; begin += step) {
+            load_round(row_of(a, first + r), begin, width, x);
+            UNROLL for (int j = 0; j < ROUND; j++) sum += x[j];
+        }
         sum = warp_sum(sum);
         if (lane == 0) sums[r][warp] = sum;
     }
     BARRIER();
     for (unsigned r = 0; r < count; r++) {
-        const float *x = a->x + (unsigned long long)(a->rows ? a->rows[first + r] : first + r) * width;
         const float mean = sum_of_warps(sums[r]) / width;
         float sum = 0.0f;
-        for (unsigned i = threadIdx.x; i < width; i += ROW_THREADS) sum += (x[i] - mean) * (x[i] - mean);
+        for (unsigned begin = threadIdx.x; begin < width; begin += step) {
+            load_round(row_of(a, first + r), begin, width, x);
+            UNROLL for (int j = 0; j < ROUND; j++) {
+                const float difference = begin + ROW_THREADS * j < width ? x[j] - mean : 0.0f;
+                sum += difference * difference;
+            }
+        }
         sum = warp_sum(sum);
         if (lane == 0) squares[r][warp] = sum;
     }
     BARRIER();
-    for (unsigned r = 0; r < count; r++) {
-        const float *x = a->x + (unsigned long long)(a->rows ? a->rows[first + r] : first + r) * width;
-        const float mean = sum_of_warps(sums[r]) / width;
-        const float scale = 1.0f / sqrtf(sum_of_warps(squares[r]) / width + a->epsilon);
-        for (unsigned i = threadIdx.x; i < stride; i += ROW_THREADS)
-            out[r * stride + i] = i < width ? narrow((x[i] - mean) * scale * a->gain[i] + a->shift[i]) : narrow(0.0f);
+    for (unsigned begin = threadIdx.x; begin < width; begin += step) {
+        load_round(a->gain, begin, width, gain);
+        load_round(a->shift, begin, width, shift);
+        for (unsigned r = 0; r < count; r++) {
+            const float mean = sum_of_warps(sums[r]) / width;
+            const float scale = 1.0f / sqrtf(sum_of_warps(squares[r]) / width + a->epsilon);
+            load_round(row_of(a, first + r), begin, width, x);
+            UNROLL for (int j = 0; j < ROUND; j++) {
+                const unsigned i = begin + ROW_THREADS * j;
+                if (i < width) out[r * stride + i] = narrow((x[j] - mean) * scale * gain[j] + shift[j]);
+            }
+        }
     }
+    const unsigned behind = stride - width;
+    for (unsigned i = threadIdx.x; i < count * behind; i += ROW_THREADS)
+        out[i / behind * stride + width + i % behind] = narrow(0.0f);
 }
 
 // LayerNorm of x; then x += bias, of the projection whose product will be added to it.

@@ -52,22 +52,14 @@ DEVICE Eight column_of(const Eight *rows, int i) {
     return column;
 }
 
-#if ELEMENT != 32 && defined(__CUDACC__)
-
-#if ELEMENT == 16
-#define TENSOR_CORES "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"
-#else
-#define TENSOR_CORES "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
-#endif
-
 // sums += left · rightᵀ. A lane has rows g (`low`) and g + 8 (`high`) on the left, row g on the right, and of the sums
 // (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1).
+#if ELEMENT != 32
+
 DEVICE void multiply(float *sums, const Eight *low, const Eight *high, const Eight *right) {
     UNROLL for (int i = 0; i < 4; i += 2) {
-        asm(TENSOR_CORES " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-            : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-            : "r"(low->pair[i]), "r"(high->pair[i]), "r"(low->pair[i + 1]), "r"(high->pair[i + 1]), "r"(right->pair[i]),
-              "r"(right->pair[i + 1]));
+        TENSOR_PRODUCT(sums, low->pair[i], high->pair[i], low->pair[i + 1], high->pair[i + 1], right->pair[i],
+                       right->pair[i + 1]);
     }
 }
 
@@ -75,24 +67,16 @@ DEVICE void multiply(float *sums, const Eight *low, const Eight *high, const Eig
 
 #define MULTIPLYING_WARPS 8
 
-DEVICE float element_of(const Eight *eight, int i) {
-#if ELEMENT == 32
-    return eight->at[i];
-#else
-    return widen((element)(eight->pair[i / 2] >> 16 * (i % 2)));
-#endif
-}
-
-// The same through shared memory: f32, which tensor cores do not have, and where there are none.
+// Tensor cores have no f32: through shared memory.
 DEVICE void multiply(float *sums, const Eight *low, const Eight *high, const Eight *right) {
     // Rows on the left, then those on the right; four more columns let lanes that read side by side meet other banks.
     SHARED float rows[MULTIPLYING_WARPS][16 + 8][SLICE + 4];
     const unsigned g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     float(*tile)[SLICE + 4] = rows[threadIdx.x / 32];
     UNROLL for (int i = 0; i < 8; i++) {
-        tile[g][8 * t + i] = element_of(low, i);
-        tile[8 + g][8 * t + i] = element_of(high, i);
-        tile[16 + g][8 * t + i] = element_of(right, i);
+        tile[g][8 * t + i] = low->at[i];
+        tile[8 + g][8 * t + i] = high->at[i];
+        tile[16 + g][8 * t + i] = right->at[i];
     }
     WARP_BARRIER();
     UNROLL for (int i = 0; i < 4; i++) {

@@ -44,7 +44,7 @@ pub const MAX_HEAD_DIM: usize = 128;
 pub const BLOCK: usize = 16;
 /// Rows of one sequence that attend together in a prompt.
 pub const TILE_ROWS: usize = 16;
-/// Most rows that `project` takes.
+/// Most rows that `project_rows` and `project_normed` take.
 pub const MOST_PROJECTED_ROWS: usize = 16;
 /// Logits that `answer_parts` answers for together.
 pub const PART: usize = 4096;
@@ -56,7 +56,7 @@ const ANSWER_THREADS: u32 = 512;
 const SLICE: usize = 32;
 /// Elements that a lane loads at once.
 const LOAD: usize = 8;
-/// Outputs that a block of `project` computes at once.
+/// Outputs of a layer that a block computes at once.
 const OUTPUTS: usize = 8;
 /// Heads up to this width have a kernel of their own.
 const NARROW_HEAD_DIM: usize = 64;
@@ -206,9 +206,9 @@ arguments! {
 }
 
 arguments! {
-    /// Of `project`, whose blocks take outputs in turns.
+    /// Of `project_rows` and `project_normed`, whose blocks take outputs in turns.
     #[allow(missing_docs)]
-    ProjectArguments for "project" {
+    ProjectArguments for "project_rows" {
         norm: Norm,
         inputs: u64,
         weights: u64,
@@ -225,7 +225,7 @@ arguments! {
     }
 }
 
-/// What `project` does with its sums, as `project.h` counts.
+/// What a layer does with its sums, as `project.h` counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
     /// Adds the bias; queries, keys and values go to their places.
@@ -282,8 +282,18 @@ pub struct RowAnswer {
 }
 
 /// Names of all kernels, in the order of the sources.
-pub const KERNELS: [&str; 9] =
-    ["embed", "layer_norm", "activate", "write_kv", "attend_64", "attend_128", "project", "answer_parts", "answer"];
+pub const KERNELS: [&str; 10] = [
+    "embed",
+    "layer_norm",
+    "activate",
+    "write_kv",
+    "attend_64",
+    "attend_128",
+    "project_rows",
+    "project_normed",
+    "answer_parts",
+    "answer",
+];
 
 impl Launch {
     /// One block for each of `rows` rows: `embed`, `layer_norm`, `write_kv`.
@@ -306,21 +316,22 @@ impl Launch {
         Self { grid: (rows as u32, 1), threads: ANSWER_THREADS, shared_bytes: 0 }
     }
 
-    /// As many blocks as two on each of `multiprocessors`, or fewer where there are fewer outputs: `project`, of inputs that are
-    /// `normed` from rows of that width, or else lie ready.
+    /// As many blocks as two on each of `multiprocessors`, or fewer where there are fewer outputs; and the name of the kernel for inputs
+    /// that are `normed` from rows of that width, or else lie ready.
     pub fn project(
         rows: usize,
         outputs: usize,
         normed: Option<usize>,
         element: Element,
         multiprocessors: usize,
-    ) -> Self {
+    ) -> (&'static str, Self) {
         let blocks = outputs.div_ceil(OUTPUTS).min(2 * multiprocessors);
         let shared_bytes = normed.map_or(0, |width| rows * normed_row_bytes(width, element));
-        Self { grid: (blocks as u32, 1), threads: ROW_THREADS, shared_bytes: shared_bytes as u32 }
+        let name = if normed.is_some() { "project_normed" } else { "project_rows" };
+        (name, Self { grid: (blocks as u32, 1), threads: ROW_THREADS, shared_bytes: shared_bytes as u32 })
     }
 
-    /// Most rows of `width` that `project` can normalise in so much shared memory.
+    /// Most rows of `width` that `project_normed` takes with so much shared memory.
     pub fn projected_rows(width: usize, element: Element, shared_bytes: usize) -> usize {
         (shared_bytes / normed_row_bytes(width, element)).min(MOST_PROJECTED_ROWS)
     }
@@ -395,6 +406,7 @@ mod tests {
                 (AttendArguments::NAME, size_of::<AttendArguments>()),
                 ("attend_128", size_of::<AttendArguments>()),
                 (ProjectArguments::NAME, size_of::<ProjectArguments>()),
+                ("project_normed", size_of::<ProjectArguments>()),
             ] {
                 assert_eq!(parameter_bytes(ptx, kernel), bytes, "{kernel}");
             }

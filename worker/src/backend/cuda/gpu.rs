@@ -35,6 +35,8 @@ pub(super) struct Gpu {
     pub(super) ordinal: u32,
     pub(super) name: String,
     pub(super) multiprocessors: usize,
+    /// Of the second-level cache.
+    pub(super) cache_bytes: usize,
     functions: HashMap<&'static str, Function>,
     done: CudaEvent,
     stream: Arc<CudaStream>,
@@ -64,9 +66,10 @@ impl Gpu {
         let module = unsafe { result::module::load_data(ptx.as_ptr().cast()) }.doing("compile the kernels")?;
         let attribute = |which| context.attribute(which).doing("ask for the GPU's sizes");
         let multiprocessors = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
+        let cache_bytes = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)? as usize;
         let shared = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
         let functions = HashMap::new();
-        let mut gpu = Self { ordinal, name, multiprocessors, functions, done, stream, module, context };
+        let mut gpu = Self { ordinal, name, multiprocessors, cache_bytes, functions, done, stream, module, context };
         for kernel in KERNELS {
             // SAFETY: the module was just loaded, and lives as long as `gpu`.
             let function = unsafe { Function::of(module, kernel, shared) }.doing("find a kernel")?;

@@ -1,7 +1,7 @@
 //! A linear layer with what stands before and behind it, queued in one of two ways.
 //!
 //! ```text
-//! few rows    project: LayerNorm of the inputs, product, and where its outputs go, in one kernel that reads each weight once
+//! few rows    project_normed, project_rows: LayerNorm of the inputs, product, and where its outputs go, in one kernel that reads each weight once
 //! more rows   layer_norm ─► product by cublasLt ─► write_kv | activate
 //! ```
 //! The residual stream: a row-parallel layer's product is added to `x` on the first rank, with the bias, and replaces it on the others,
@@ -85,7 +85,7 @@ impl Linears {
         let floats = |width: usize| gpu.allocate(tokens * width * size_of::<f32>(), "activations");
         Ok(Self {
             products: Products::new(gpu, element)?,
-            few_rows: Launch::projected_rows(c, element, gpu.shared_bytes("project")),
+            few_rows: Launch::projected_rows(c, element, gpu.shared_bytes("project_normed")),
             is_first: rank == 0,
             width: c,
             epsilon: geometry.layer_norm_epsilon,
@@ -194,7 +194,8 @@ impl Linears {
             Output::Logits { at, stride } => (arguments.sums, arguments.out_stride) = (at, stride as u32),
         }
         let normed = matches!(input, Input::Norm { .. }).then_some(self.width);
-        gpu.launch(Launch::project(rows, layer.outputs, normed, self.element, gpu.multiprocessors), &arguments)
+        let (name, launch) = Launch::project(rows, layer.outputs, normed, self.element, gpu.multiprocessors);
+        gpu.launch_as(name, launch, &arguments)
     }
 
     fn norm(&self, norm: &Norm, rows: u64) -> NormOf {

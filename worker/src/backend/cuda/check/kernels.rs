@@ -299,7 +299,7 @@ fn project(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
         let terms = (0..inputs).map(|k| x[row * inputs + k] * f64::from(weights[column * inputs + k]));
         terms.sum::<f64>()
     };
-    let most = Launch::projected_rows(inputs, lab.element, lab.gpu.shared_bytes("project"));
+    let most = Launch::projected_rows(inputs, lab.element, lab.gpu.shared_bytes("project_normed"));
     let mut alone = Vec::new();
     for rows in [1, 2, 9, most.min(MOST_PROJECTED_ROWS)] {
         let x = values(rows * inputs, 17);
@@ -341,27 +341,30 @@ fn project(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
         };
         // Few blocks, so that they take turns.
         let multiprocessors = 5;
-        let launch = |normed| Launch::project(rows, outputs, normed, lab.element, multiprocessors);
-        lab.gpu.launch(launch(Some(inputs)), &arguments)?;
+        let run = |normed, arguments: &ProjectArguments| {
+            let (name, launch) = Launch::project(rows, outputs, normed, lab.element, multiprocessors);
+            lab.gpu.launch_as(name, launch, arguments)
+        };
+        run(Some(inputs), &arguments)?;
         let expected = text.expected(&|row, i| product(&normed, row, i) + f64::from(bias[i]));
         section.compare(&format!("project {rows} rows, QKV"), &text.read(lab)?, &expected, lab.tolerance());
 
         (arguments.finish, arguments.out_stride) = (Finish::Activation as u32, row_stride(outputs) as u32);
-        lab.gpu.launch(launch(Some(inputs)), &arguments)?;
+        run(Some(inputs), &arguments)?;
         let expected = of(&|row, i| (product(&normed, row, i) + f64::from(bias[i])).max(0.0));
         let got = lab.read_rows(&out, rows, outputs)?;
         section.compare(&format!("project {rows} rows, activation"), &got, &expected, lab.tolerance());
 
         arguments.norm.x = 0;
         (arguments.finish, arguments.out_stride) = (Finish::Residual as u32, outputs as u32);
-        lab.gpu.launch(launch(None), &arguments)?;
+        run(None, &arguments)?;
         let expected =
             of(&|row, i| product(&ready, row, i) + f64::from(bias[i]) + f64::from(before[row * outputs + i]));
         let got = lab.read(&sums_at, rows * outputs)?;
         section.compare(&format!("project {rows} rows, residual"), &got, &expected, F32_TOLERANCE);
 
         arguments.bias = 0;
-        lab.gpu.launch(launch(None), &arguments)?;
+        run(None, &arguments)?;
         let got = lab.read(&sums_at, rows * outputs)?;
         let expected = of(&|row, i| product(&ready, row, i));
         section.compare(&format!("project {rows} rows, partial sums"), &got, &expected, F32_TOLERANCE);

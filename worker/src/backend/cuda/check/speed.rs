@@ -12,9 +12,8 @@ use super::{
 const COPY_BYTES: usize = 64 << 20;
 const CLEAR_BYTES: usize = 256 << 20;
 const LAUNCHES: usize = 200;
-/// Of a matrix in bf16, and how many there are: 256 MiB, which no cache holds.
+/// Of a square matrix.
 const WIDTH: usize = 4096;
-const MATRICES: usize = 8;
 
 pub(super) fn measure(gpu: &GpuInfo, section: &mut Section<'_>) -> Result<(), GpuError> {
     let GpuInfo { compute_capability: (major, minor), free_bytes, total_bytes, .. } = gpu;
@@ -74,11 +73,13 @@ fn launches(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
 /// Layers of one row read their matrices once, and hardly compute: as decode steps do. Plainly, and captured.
 fn projections(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
     let bytes = WIDTH * WIDTH * lab.element.bytes();
-    let weights = lab.empty(MATRICES * bytes, 1)?;
+    // So many that the cache holds few of them until they are read again.
+    let matrices = (4 * lab.gpu.cache_bytes).div_ceil(bytes).max(1);
+    let weights = lab.empty(matrices * bytes, 1)?;
     let (inputs, sums) = (lab.empty(WIDTH, lab.element.bytes())?, lab.empty(WIDTH, 4)?);
-    let launch = Launch::project(1, WIDTH, None, lab.element, lab.gpu.multiprocessors);
+    let (name, launch) = Launch::project(1, WIDTH, None, lab.element, lab.gpu.multiprocessors);
     let queue = || {
-        (0..MATRICES).try_for_each(|matrix| {
+        (0..matrices).try_for_each(|matrix| {
             let arguments = ProjectArguments {
                 norm: Norm::default(),
                 inputs: inputs.address(),
@@ -94,15 +95,15 @@ fn projections(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
                 finish: Finish::Logits as u32,
                 activation: 0,
             };
-            lab.gpu.launch(launch, &arguments)
+            lab.gpu.launch_as(name, launch, &arguments)
         })
     };
-    rate(section, "reading weights, bf16 layers of one row", MATRICES * bytes, seconds(lab, queue)?);
+    rate(section, "reading weights, bf16 layers of one row", matrices * bytes, seconds(lab, queue)?);
     lab.gpu.begin_capture()?;
     let queued = queue();
     let graph = lab.gpu.end_capture()?;
     queued?;
     let launch = || graph.launch().doing("launch a graph");
-    rate(section, "the same in a graph", MATRICES * bytes, seconds(lab, launch)?);
+    rate(section, "the same in a graph", matrices * bytes, seconds(lab, launch)?);
     Ok(())
 }
