@@ -163,7 +163,8 @@ impl Held {
             }
         };
         let room = Room { tokens, rows: runner::rows_at_once(order.max_seqs), kv_blocks };
-        let model = Model::new(gpu, order.geometry, share, rank, element, weights, reduction, room).map_err(failed)?;
+        let model =
+            Model::new(gpu, order.geometry, (rank, share), element, weights, reduction, room).map_err(failed)?;
         let bounds = Bounds { max_batched_tokens: tokens, max_seqs: order.max_seqs, kv_blocks };
         Runner::new(model, rank, bounds, trace, with_graphs)
     }

@@ -102,12 +102,10 @@ impl Model {
         (tokens * elements * element.bytes()) as u64 + Linears::bytes(geometry, share, element, tokens, rows)
     }
 
-    #[allow(clippy::too_many_arguments)]
     pub(super) fn new(
         gpu: Gpu,
         geometry: Geometry,
-        share: Share,
-        rank: usize,
+        (rank, share): (usize, Share),
         element: Element,
         weights: Weights,
         reduction: Reduction,
