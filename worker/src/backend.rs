@@ -101,6 +101,11 @@ pub(crate) fn fits_cpu(geometry: &Geometry, dtype: DType, kv_dtype: KvDType) -> 
     Ok(())
 }
 
+/// Threads of a rank.
+fn threads(order: &LoadOrder) -> usize {
+    order.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+}
+
 struct CpuShard {
     order: LoadOrder,
     rank: usize,
@@ -119,7 +124,7 @@ impl CpuShard {
     ) -> Result<Self, WorkerError> {
         let isa = isa_of(order)?;
         fits_cpu(&order.geometry, order.dtype, order.kv_dtype)?;
-        let threads = order.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+        let threads = threads(order);
         let shard = Shard::load(&checkpoint()?, &order.geometry, share, order.dtype, threads)?;
         Ok(Self { order: order.clone(), rank, share: share.clone(), shard, isa, threads })
     }

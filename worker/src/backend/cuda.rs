@@ -142,7 +142,8 @@ impl Held {
             return Err(failed(GpuError::Memory { ordinal, name, free, needed, what }));
         }
         tracing::info!(rank, gpu = ordinal, name = gpu.name, "loading");
-        let weights = Weights::load(&gpu, checkpoint, &order.geometry, rank, share, element)?;
+        let weights =
+            Weights::load(&gpu, checkpoint, &order.geometry, (rank, share), element, backend::threads(order))?;
         Ok(Self { order: order.clone(), rank, share: share.clone(), element, weights, gpu })
     }
 

@@ -8,7 +8,7 @@
 //! Whoever multiplies a few inputs with a matrix reads rows of it, hence outputs are rows; GPT-2 files have them as columns. Pieces go
 //! from the mapped file through a few megabytes of pinned memory: the host never holds the share.
 
-use std::{ops::Range, slice::from_ref};
+use std::{ops::Range, slice::from_ref, sync::Mutex, thread};
 
 use half::{bf16, f16};
 use nanoinfer_kernels::cuda::{Element, row_stride};
@@ -23,7 +23,9 @@ use crate::{
 /// Bytes that are copied at once.
 const CHUNK_BYTES: usize = 8 << 20;
 /// Outputs that are read together: as many lines of a file stay in the cache while their inputs are read one by one.
-const TILE_OUTPUTS: usize = 64;
+const STRIP_OUTPUTS: usize = 64;
+/// Inputs of theirs that are read before they are turned: a line of the result.
+const BLOCK_INPUTS: usize = 16;
 
 pub(super) struct Weights {
     /// `[V_local, C]`, rows in whole slices.
@@ -90,16 +92,19 @@ impl Weights {
         (geometry.n_layer * layer + outside) as u64
     }
 
-    /// Copies `share` of a checked checkpoint.
+    /// Copies `share` of a checked checkpoint, read by `threads` threads.
+    ///
+    /// # Panics
+    /// When the system gives no thread.
     pub(super) fn load(
         gpu: &Gpu,
         checkpoint: &Checkpoint,
         geometry: &Geometry,
-        rank: usize,
-        share: &Share,
+        (rank, share): (usize, &Share),
         element: Element,
+        threads: usize,
     ) -> Result<Self, WorkerError> {
-        let mut loader = Loader::new(gpu, rank, element)?;
+        let mut loader = Loader::new(gpu, rank, element, threads)?;
         let c = geometry.n_embd;
         let rows_of = |name| Ok::<_, WorkerError>(checkpoint.tensor(name)?.transposed());
         let vocab = share.vocab.clone();
@@ -129,15 +134,16 @@ struct Loader<'a> {
     gpu: &'a Gpu,
     rank: usize,
     element: Element,
+    threads: usize,
     staging: Pinned,
     /// Bytes that are still to be copied, fewer than a chunk and what one call adds.
     pending: Vec<u8>,
 }
 
 impl<'a> Loader<'a> {
-    fn new(gpu: &'a Gpu, rank: usize, element: Element) -> Result<Self, WorkerError> {
+    fn new(gpu: &'a Gpu, rank: usize, element: Element, threads: usize) -> Result<Self, WorkerError> {
         let staging = gpu.pinned(CHUNK_BYTES / 4).map_err(|source| WorkerError::Gpu { rank, source })?;
-        Ok(Self { gpu, rank, element, staging, pending: Vec::new() })
+        Ok(Self { gpu, rank, element, threads, staging, pending: Vec::new() })
     }
 
     fn layer(
@@ -184,19 +190,47 @@ impl<'a> Loader<'a> {
         outputs: &[Range<usize>],
     ) -> Result<Memory, WorkerError> {
         let stride = row_stride(inputs.len());
+        let row_bytes = stride * self.element.bytes();
+        let strip = |first: usize, end: usize| first..end.min(first + STRIP_OUTPUTS);
+        let strips: Vec<Range<usize>> = outputs
+            .iter()
+            .flat_map(|range| range.clone().step_by(STRIP_OUTPUTS).map(|first| strip(first, range.end)))
+            .collect();
         let rows: usize = outputs.iter().map(Range::len).sum();
-        let memory = self.allocate(rows * stride * self.element.bytes())?;
-        let (mut offset, mut values, mut tile) = (0, Vec::new(), vec![0.0; TILE_OUTPUTS * stride]);
-        for range in outputs {
-            for first in range.clone().step_by(TILE_OUTPUTS) {
-                let columns = first..range.end.min(first + TILE_OUTPUTS);
-                for (k, input) in inputs.clone().enumerate() {
-                    tensor.read_row(input, columns.clone(), &mut values);
-                    values.iter().enumerate().for_each(|(row, &x)| tile[row * stride + k] = x);
+        let memory = self.allocate(rows * row_bytes)?;
+        let at_once = (CHUNK_BYTES / (STRIP_OUTPUTS * row_bytes).max(1)).max(1);
+        let mut offset = 0;
+        for strips in strips.chunks(at_once) {
+            let begin = self.pending.len();
+            self.pending.resize(begin + strips.iter().map(Range::len).sum::<usize>() * row_bytes, 0);
+            let mut places = &mut self.pending[begin..];
+            let places =
+                strips.iter().map(|strip| places.split_off_mut(..strip.len() * row_bytes).expect("as counted"));
+            let work = Mutex::new(strips.iter().cloned().zip(places));
+            let fill_strips = || {
+                let (mut values, mut columns, mut rows) = (Vec::new(), Vec::new(), Vec::new());
+                let next = || work.lock().expect("no thread panics").next();
+                while let Some((strip, place)) = next() {
+                    rows.resize(strip.len() * stride, 0.0);
+                    for (block, first) in inputs.clone().step_by(BLOCK_INPUTS).enumerate() {
+                        columns.clear();
+                        for input in first..inputs.end.min(first + BLOCK_INPUTS) {
+                            tensor.read_row(input, strip.clone(), &mut values);
+                            columns.extend_from_slice(&values);
+                        }
+                        for (output, row) in rows.chunks_exact_mut(stride).enumerate() {
+                            let inputs = columns.iter().skip(output).step_by(strip.len());
+                            row[block * BLOCK_INPUTS..].iter_mut().zip(inputs).for_each(|(place, &x)| *place = x);
+                        }
+                    }
+                    narrow(&rows, self.element, place);
                 }
-                narrow(&tile[..columns.len() * stride], self.element, &mut self.pending);
-                offset = self.send(&memory, offset, CHUNK_BYTES)?;
-            }
+            };
+            thread::scope(|scope| {
+                (1..self.threads.min(strips.len())).for_each(|_| drop(scope.spawn(fill_strips)));
+                fill_strips();
+            });
+            offset = self.send(&memory, offset, CHUNK_BYTES)?;
         }
         self.send(&memory, offset, 1)?;
         Ok(memory)
@@ -215,7 +249,7 @@ impl<'a> Loader<'a> {
         for index in rows {
             for range in columns {
                 tensor.read_row(index, range.clone(), &mut values);
-                narrow(&values, Element::F32, &mut self.pending);
+                self.pending.extend_from_slice(bytemuck::cast_slice(&values));
             }
             offset = self.send(&memory, offset, CHUNK_BYTES)?;
         }
@@ -246,10 +280,15 @@ impl<'a> Loader<'a> {
     }
 }
 
-fn narrow(values: &[f32], element: Element, out: &mut Vec<u8>) {
+fn narrow(values: &[f32], element: Element, out: &mut [u8]) {
     match element {
-        Element::F32 => out.extend(values.iter().flat_map(|x| x.to_le_bytes())),
-        Element::F16 => out.extend(values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes())),
-        Element::Bf16 => out.extend(values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes())),
+        Element::F32 => out.copy_from_slice(bytemuck::cast_slice(values)),
+        Element::F16 => convert(values, out, |x| f16::from_f32(x).to_le_bytes()),
+        Element::Bf16 => convert(values, out, |x| bf16::from_f32(x).to_le_bytes()),
     }
+}
+
+fn convert(values: &[f32], out: &mut [u8], convert: impl Fn(f32) -> [u8; 2]) {
+    let (words, _) = out.as_chunks_mut::<2>();
+    words.iter_mut().zip(values).for_each(|(word, &x)| *word = convert(x));
 }
