@@ -1,6 +1,7 @@
 //! The self-check of a GPU: every kernel against the CPU, graphs against plain launches, NCCL and ranks that share the GPU, and
 //! what memory and launches cost. Reports line by line, and goes on after a failure.
 
+mod decode;
 mod kernels;
 mod model;
 mod speed;
@@ -50,6 +51,9 @@ pub fn check(gpu: &GpuInfo, scratch: &Path, tell: &mut dyn FnMut(Finding)) {
     let mut section = Section { name: String::new(), tell };
     if let Err(error) = speed::measure(gpu, &mut section) {
         section.failed("figures", &error);
+    }
+    if let Err(error) = decode::measure(gpu, &mut section) {
+        section.failed("decode steps", &error);
     }
 }
 

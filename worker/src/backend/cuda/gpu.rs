@@ -37,6 +37,8 @@ pub(super) struct Gpu {
     pub(super) multiprocessors: usize,
     /// Of the second-level cache.
     pub(super) cache_bytes: usize,
+    /// What the memory's clock and width allow, where the driver tells them.
+    pub(super) memory_bytes_per_s: Option<f64>,
     functions: HashMap<&'static str, Function>,
     done: CudaEvent,
     stream: Arc<CudaStream>,
@@ -67,9 +69,25 @@ impl Gpu {
         let attribute = |which| context.attribute(which).doing("ask for the GPU's sizes");
         let multiprocessors = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
         let cache_bytes = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)? as usize;
+        let clock_khz = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)?;
+        let width_bits = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)?;
+        // Two transfers a clock.
+        let memory_bytes_per_s = f64::from(clock_khz) * 1e3 * 2.0 * f64::from(width_bits) / 8.0;
+        let memory_bytes_per_s = Some(memory_bytes_per_s).filter(|&rate| rate > 0.0);
         let shared = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
         let functions = HashMap::new();
-        let mut gpu = Self { ordinal, name, multiprocessors, cache_bytes, functions, done, stream, module, context };
+        let mut gpu = Self {
+            ordinal,
+            name,
+            multiprocessors,
+            cache_bytes,
+            memory_bytes_per_s,
+            functions,
+            done,
+            stream,
+            module,
+            context,
+        };
         for kernel in KERNELS {
             // SAFETY: the module was just loaded, and lives as long as `gpu`.
             let function = unsafe { Function::of(module, kernel, shared) }.doing("find a kernel")?;

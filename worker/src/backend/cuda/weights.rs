@@ -14,7 +14,10 @@ use half::{bf16, f16};
 use nanoinfer_kernels::cuda::{Element, row_stride};
 use nanoinfer_shared::{Geometry, Share};
 
-use super::gpu::{Gpu, Memory, Pinned};
+use super::{
+    error::GpuError,
+    gpu::{Gpu, Memory, Pinned},
+};
 use crate::{
     WorkerError,
     checkpoint::{Checkpoint, TensorSlice},
@@ -122,6 +125,34 @@ impl Weights {
             .collect::<Result<_, _>>()?;
         let final_norm = loader.norm(checkpoint, "ln_f", geometry.n_embd)?;
         Ok(Self { embedding, untied_head, positions, layers, final_norm })
+    }
+
+    /// Zeros, of a tied head, for the first rank.
+    pub(super) fn zeroed(gpu: &Gpu, geometry: &Geometry, share: &Share, element: Element) -> Result<Self, GpuError> {
+        let (c, width, f) = (geometry.n_embd, share.heads.len() * geometry.head_dim(), share.ffn.len());
+        let matrix = |rows: usize, width: usize| gpu.zeroed(rows * row_stride(width) * element.bytes(), "weights");
+        let floats = |count: usize| gpu.zeroed(count * size_of::<f32>(), "weights");
+        let norm = || Ok(Norm { gain: floats(c)?, bias: floats(c)? });
+        let linear = |inputs: usize, outputs: usize| {
+            Ok(Linear { weights: matrix(outputs, inputs)?, bias: floats(outputs)?, inputs, outputs })
+        };
+        let layer = || {
+            Ok(LayerWeights {
+                norm_1: norm()?,
+                qkv: linear(c, 3 * width)?,
+                attention_projection: linear(width, c)?,
+                norm_2: norm()?,
+                fc: linear(c, f)?,
+                mlp_projection: linear(f, c)?,
+            })
+        };
+        Ok(Self {
+            embedding: matrix(share.vocab.len(), c)?,
+            untied_head: None,
+            positions: Some(floats(geometry.n_positions * c)?),
+            layers: (0..geometry.n_layer).map(|_| layer()).collect::<Result<_, GpuError>>()?,
+            final_norm: norm()?,
+        })
     }
 
     /// What logits are made with.

@@ -32,7 +32,8 @@ use crate::{
 };
 
 /// Five heads of 64, a hidden layer of three blocks and a bit, a vocabulary of two blocks and a bit.
-const CONFIG: &str = r#"{"n_layer":2,"n_head":5,"n_embd":320,"n_inner":200,"vocab_size":157,"n_positions":64}"#;
+pub(super) const CONFIG: &str =
+    r#"{"n_layer":2,"n_head":5,"n_embd":320,"n_inner":200,"vocab_size":157,"n_positions":64}"#;
 const KV_BLOCKS: usize = 12;
 const MAX_SEQS: usize = 4;
 const MAX_TOKENS: usize = 40;
