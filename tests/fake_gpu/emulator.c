@@ -160,7 +160,7 @@ void emulator_launch(const struct EmulatedKernel *kernel, const unsigned grid[3]
     if (!stacks) stacks = malloc((size_t)MOST_THREADS * STACK_BYTES);
     running = kernel;
     running_arguments = arguments;
-    emulated_shared = malloc(shared_bytes + 1);
+    emulated_shared = aligned_alloc(32, (shared_bytes + 32) / 32 * 32);
     backwards = !backwards;
     const Index dimensions = {grid[0], grid[1], grid[2]}, block = {threads, 1, 1};
     gridDim = dimensions;

@@ -8,7 +8,7 @@
     extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Arguments a)
 #define DEVICE static __device__ __forceinline__
 #define SHARED __shared__
-#define DYNAMIC_SHARED(name) extern __shared__ float name[]
+#define DYNAMIC_SHARED(name) extern __shared__ __align__(32) float name[]
 #define UNROLL _Pragma("unroll")
 #define ROLLED _Pragma("unroll 1")
 #define BARRIER() __syncthreads()
