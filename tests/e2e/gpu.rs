@@ -1,7 +1,12 @@
 //! Ranks on GPUs, without one: the real binary finds the libraries of `tests/fake_gpu`, whose driver runs the kernels' sources on the
 //! CPU and logs what is asked of it. What a GPU's compiler makes of those sources is not tried here; `gpu-check` tries it.
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -11,6 +16,8 @@ use crate::{
     server::{Server, golden_folder, is_alive, run_to_end, send_signal},
 };
 
+/// The server takes a second to hear the last words of its ranks.
+const SOON: Duration = Duration::from_secs(20);
 const ADJUSTED: &str = r#"{"5": 2.0, "17": -100}"#;
 
 /// A served golden model, and the log of its GPUs.
@@ -179,6 +186,79 @@ fn a_rank_that_dies_ends_its_peer_within_an_all_reduce() {
     drop(stream);
 }
 
+#[test]
+fn a_gpu_that_fails_ends_all_ranks_soon_and_says_so() {
+    let on = |gpus: &'static str, fault| [("FAKE_GPU_DEVICES", gpus), ("FAKE_GPU_FAULT", fault), ("FAULTY_GPU", "1")];
+    let two = ["--dtype", "f32", "--nproc", "2"];
+    // In a decode step: its graph holds NCCL's communicator, and the peer waits within its own.
+    let mut gpus = OnGpus::start("heads7", &on("2", "graph of"), &two);
+    let body = json!({ "prompt": [1, 2], "max_tokens": 60, "ignore_eos": true, "stream": true });
+    let begun = Instant::now();
+    let (stream, _) = gpus.server.open_stream("/v1/completions", &body);
+    assert_eq!(gpus.server.wait().code(), Some(1), "{}", gpus.server.log());
+    assert!(begun.elapsed() < SOON, "{:?}\n{}", begun.elapsed(), gpus.server.log());
+    assert!(gpus.server.log().contains("rank 1: cannot finish a step"), "{}", gpus.server.log());
+    drop(stream);
+
+    // While graphs are captured.
+    let path = golden_folder("heads7");
+    let arguments = [&["--model", path.to_str().unwrap(), "--device", "cuda", "--port", "0"], &two[..]].concat();
+    let begun = Instant::now();
+    let (status, log) = run_to_end(launcher_with(libraries(), &on("2", "all-reduce"), &arguments));
+    assert_eq!(status.code(), Some(1), "{log}");
+    assert!(begun.elapsed() < SOON && log.contains("rank 1: cannot"), "{:?}\n{log}", begun.elapsed());
+
+    // The only rank, a thread of the server.
+    let mut gpus = OnGpus::start("heads7", &[("FAKE_GPU_FAULT", "graph of")], &["--dtype", "f32"]);
+    let (stream, _) = gpus.server.open_stream("/v1/completions", &body);
+    assert_eq!(gpus.server.wait().code(), Some(1), "{}", gpus.server.log());
+    assert!(gpus.server.log().contains("rank 0: cannot finish a step"), "{}", gpus.server.log());
+    drop(stream);
+}
+
+#[test]
+fn a_gpu_that_cannot_be_opened_is_passed_over_unless_it_is_asked_for() {
+    let settings = [("FAKE_GPU_DEVICES", "3"), ("FULL_GPU", "1")];
+    for (arguments, expected, words) in [
+        (
+            &["--nproc", "2"][..],
+            0,
+            &["on GPU 0 (Emulated GPU 0), GPU 2 (Emulated GPU 2)", "without GPU 1: cannot open"][..],
+        ),
+        (&["--device", "cuda:2"], 0, &["on GPU 2 (Emulated GPU 2)\n"]),
+        (&["--device", "cuda:1"], 2, &["GPU 1: cannot open", "out of memory"]),
+    ] {
+        let (code, text) = plan(libraries(), &settings, arguments);
+        assert_eq!(code, Some(expected), "{text}");
+        assert!(words.iter().all(|word| text.contains(word)), "{words:?} in {text}");
+    }
+    let (code, text) = plan(libraries(), &[("FULL_GPU", "0")], &[]);
+    assert!(code == Some(0) && text.contains("no GPU can be used: GPU 0: cannot open"), "{text}");
+}
+
+#[test]
+fn libraries_of_a_newer_cuda_than_the_drivers_are_refused_in_words() {
+    let thirteen = only(&[DRIVER]);
+    fs::copy(libraries().join(PRODUCTS), thirteen.path().join("libcublasLt.so.13")).unwrap();
+    let (code, text) = plan(thirteen.path(), &[("FAKE_CUBLASLT", "13000")], &["--device", "cuda"]);
+    assert!(code == Some(2) && text.contains("cublasLt is of CUDA 13") && text.contains("the driver of 12"), "{text}");
+    // Newer drivers take both.
+    for version in ["13000", "12080"] {
+        let settings = [("FAKE_CUBLASLT", version), ("FAKE_GPU_DRIVER", "13010")];
+        let (code, text) = plan(libraries(), &settings, &["--device", "cuda"]);
+        assert_eq!(code, Some(0), "{text}");
+    }
+
+    let settings = [("FAKE_GPU_DEVICES", "2"), ("FAKE_NCCL_CUDA", "13000")];
+    let path = golden_folder("heads7");
+    let arguments = ["--model", path.to_str().unwrap(), "--device", "cuda", "--port", "0", "--nproc", "2"];
+    let (status, log) = run_to_end(launcher_with(libraries(), &settings, &arguments));
+    assert_eq!(status.code(), Some(1), "{log}");
+    for part in ["NCCL cannot join its peers", "driver version is insufficient", "--comm shm"] {
+        assert!(log.contains(part), "{part} in {log}");
+    }
+}
+
 /// What the launcher says with `--plan`, on stdout or stderr.
 fn plan(folder: &Path, settings: &[(&str, &str)], arguments: &[&str]) -> (Option<i32>, String) {
     let mut command = launcher_with(folder, settings, &[&["--plan"], arguments].concat());
@@ -200,6 +280,7 @@ fn what_is_missing_is_named_and_auto_goes_on_with_the_cpu() {
         (nothing.path(), &[][..], &["no CUDA driver", "libcuda.so.1", "LD_LIBRARY_PATH"][..]),
         (stub.path(), &[], &["libcuda.so.1 has no cuInit", "stub"]),
         (no_products.path(), &[], &["no cublasLt", "libcublasLt.so.13", "/usr/local/cuda/lib64"]),
+        (all, &[("FAKE_GPU_STUB", "1")], &["libcuda.so is a stub", "LD_LIBRARY_PATH"]),
         (all, &[("FAKE_GPU_DEVICES", "0")], &["sees no GPU"]),
         (all, &[("FAKE_GPU_DRIVER", "12020")], &["driver is of CUDA 12.2", "need 12.4"]),
         (all, &[("FAKE_GPU_CAPABILITY", "75")], &["GPU 0 (Emulated GPU 0)", "capability 7.5", "need 8.0"]),
@@ -241,6 +322,9 @@ fn too_little_memory_is_told_before_anything_is_loaded() {
     let (code, text) = plan(libraries(), &settings, &[]);
     assert_eq!(code, Some(0), "{text}");
     assert!(text.contains("on the CPU, as no GPU can be used: the ranks need"), "{text}");
+    // Context and kernels take some too, beside what we allocate.
+    let (_, text) = plan(libraries(), &[("FAKE_GPU_MEMORY", "500000000")], &["--device", "cuda"]);
+    assert!(text.contains("warning: the ranks need"), "{text}");
     let (status, log) = run_to_end(launcher_with(libraries(), &settings, &["--device", "cuda", "--port", "0"]));
     assert_eq!(status.code(), Some(2), "{log}");
     assert!(log.contains("GPU 0 (Emulated GPU 0) has"), "{log}");
@@ -252,14 +336,15 @@ fn the_check_passes_here_and_fails_where_something_is_wrong() {
         let output = launcher_with(folder, settings, &["gpu-check"]).output().unwrap();
         (output.status.code(), String::from_utf8(output.stdout).unwrap())
     };
-    let (code, text) = check(libraries(), &[]);
+    let (code, text) = check(libraries(), &[("FAKE_GPU_DEVICES", "2")]);
     assert_eq!(code, Some(0), "{text}");
-    assert!(text.lines().last().unwrap().starts_with("GPU 0 passed: "), "{text}");
+    assert!(text.contains("\nGPU 0 passed: ") && text.lines().last().unwrap().starts_with("GPU 1 passed: "), "{text}");
     for part in [
         "bf16: attend_128, rows in tiles",
         "f16: project 16 rows, residual",
         "f16: captured steps",
-        "world size 1, captured",
+        "NCCL, version 22809, GPUs 0 and 1",
+        "NCCL, version 22809, the same captured",
         "two ranks on this GPU",
         "GB/s",
     ] {
@@ -267,8 +352,14 @@ fn the_check_passes_here_and_fails_where_something_is_wrong() {
     }
 
     // Half of the exchange between lanes left out: a fault that only some kernels show.
-    let (code, text) = check(&compile("broken", &["-DBROKEN_SHUFFLE"]), &[]);
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log");
+    let settings = [("FAKE_GPU_LOG", log.to_str().unwrap())];
+    let (code, text) = check(&compile("broken", &["-DBROKEN_SHUFFLE"]), &settings);
     assert_eq!(code, Some(1), "{text}");
+    let log = fs::read_to_string(log).unwrap();
+    assert_eq!(log.lines().filter(|line| *line == "context 0").count(), 2, "one to look, one for the whole check");
     assert!(text.contains("FAILED  bf16: attend_64") && text.contains("ok      f32: embed"), "{text}");
     assert!(text.lines().last().unwrap().starts_with("GPU 0 FAILED: "), "{text}");
+    assert!(text.contains("which one GPU does not need") && text.contains("loads and joins"), "{text}");
 }

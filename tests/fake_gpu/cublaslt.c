@@ -5,7 +5,7 @@
 
 #include <stdlib.h>
 
-enum { OK = 0, INVALID = 7, F32 = 0, F16 = 2, BF16 = 14, COMPUTE_32F = 68, TRANSPOSE_A = 3 };
+enum { OK = 0, NOT_INITIALIZED = 1, INVALID = 7, FAILED = 13, F32 = 0, F16 = 2, BF16 = 14, COMPUTE_32F = 68, TRANSPOSE_A = 3 };
 
 typedef struct {
     int type;
@@ -17,9 +17,15 @@ typedef struct {
     int transposed;
 } Product;
 
+int cuDriverGetVersion(int *version);
+
+size_t cublasLtGetCudartVersion(void) { return (size_t)fake_setting("FAKE_CUBLASLT", 12080); }
+
+// It works with drivers of its own major version, and later ones.
 int cublasLtCreate(void **handle) {
+    int driver = 0;
     *handle = malloc(1);
-    return OK;
+    return cuDriverGetVersion(&driver) || cublasLtGetCudartVersion() / 1000 > (size_t)driver / 1000 ? NOT_INITIALIZED : OK;
 }
 
 int cublasLtDestroy(void *handle) {
@@ -138,6 +144,5 @@ int cublasLtMatmul(void *handle, Product *product, const float *alpha, const voi
     const int sound = *alpha == 1.0f && (*beta == 0.0f || *beta == 1.0f) && c == d && c_layout == d_layout && algorithm[0] == 0x5afe && agrees(product, a_layout, b_layout, d_layout)
         && holds(a_layout, a) && holds(b_layout, b) && holds(d_layout, d) && fake_is_device_memory(workspace, workspace_bytes);
     if (!sound) return INVALID;
-    fake_enqueue(stream, multiply, &job, sizeof job, "product");
-    return OK;
+    return fake_enqueue(stream, multiply, &job, sizeof job, "product") ? FAILED : OK;
 }

@@ -1,12 +1,15 @@
-// libcuda.so.1 for tests: memory is the host's, work is done as it is queued, kernels run in the emulator, captured work is kept and
-// repeated. Every call that queues or captures is logged. It is as strict as it can be: memory is not a number until it is written,
-// copies must lie inside an allocation, and nothing may be allocated or copied during a capture.
+// libcuda.so.1 for tests: memory is the host's, kernels run in the emulator, captured work is kept and repeated. Work is done when
+// somebody asks whether it is done, or frees memory. Every call that queues or captures is logged. It is as strict as it can be: memory
+// is not a number until it is written, and what is copied down not before it is waited for; copies must lie inside an allocation;
+// calls need a context; what must not be called during a capture spoils it.
+// FAKE_GPU_FAULT is how the log's line of some work begins: when the GPU FAULTY_GPU comes to it, it fails for good.
 
 #define _GNU_SOURCE
 #include "fake.h"
 
 #include <pthread.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,7 +18,9 @@
 #include <fcntl.h>
 
 typedef int Status;
-enum { OK = 0, INVALID = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_DEVICE = 101, INVALID_IMAGE = 200, NOT_FOUND = 500, NOT_READY = 600, CAPTURING = 900 };
+enum { OK = 0, INVALID = 1, OUT_OF_MEMORY = 2, STUB = 34, NO_DEVICE = 100, INVALID_DEVICE = 101, INVALID_IMAGE = 200, NO_CONTEXT = 201, NOT_FOUND = 500, NOT_READY = 600, FAULT = 700, CAPTURING = 900, SPOILT = 901 };
+// The last place is the host, for pinned memory.
+enum { MOST_DEVICES = 16, HOST = MOST_DEVICES };
 
 // Of shared memory that a block may have, and of which a kernel takes no more than it was promised.
 enum { SHARED_BYTES = 99 << 10, DECLARED_BYTES = 33 << 10 };
@@ -23,7 +28,8 @@ enum { SHARED_BYTES = 99 << 10, DECLARED_BYTES = 33 << 10 };
 typedef struct Node {
     struct Node *next;
     void (*work)(void *);
-    char what[64];
+    // Counts the graphs' nodes that hold something.
+    atomic_int *holders;
     size_t size;
     // Not an array of char: it holds structs.
     uint64_t data[];
@@ -34,12 +40,17 @@ typedef struct {
     int nodes;
 } Graph;
 
-typedef struct {
+typedef struct Stream {
+    struct Stream *next;
+    int device, is_spoilt;
     Graph *capture;
+    pthread_mutex_t lock;
+    Graph queue;
 } Stream;
 
 typedef struct {
     int polls;
+    Stream *stream;
 } Event;
 
 typedef struct Allocation {
@@ -51,11 +62,27 @@ typedef struct Allocation {
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static Allocation *allocations;
-static size_t used[16];
+static Stream *streams;
+static size_t used[MOST_DEVICES + 1];
 static int live_graphs;
-static int contexts[16];
+static int contexts[MOST_DEVICES], holders[MOST_DEVICES], is_faulty[MOST_DEVICES];
 static __thread int *current_context;
-static __thread int captures;
+static __thread Stream *capturing;
+
+#define TRY(call) do { const Status refusal = call; if (refusal) return refusal; } while (0)
+
+// Whether a call would be refused whatever it asks for.
+static Status ready(void) {
+    if (!current_context || !holders[*current_context]) return NO_CONTEXT;
+    return is_faulty[*current_context] ? FAULT : OK;
+}
+
+// The same of a call that must not come during a capture.
+static Status ready_outside_captures(void) {
+    if (!capturing) return ready();
+    capturing->is_spoilt = 1;
+    return CAPTURING;
+}
 
 long fake_setting(const char *name, long otherwise) {
     const char *text = getenv(name);
@@ -78,7 +105,7 @@ void fake_log(const char *format, ...) {
     }
 }
 
-static size_t memory_of_device(void) { return (size_t)fake_setting("FAKE_GPU_MEMORY", 1L << 30); }
+static size_t memory_of_device(void) { return (size_t)fake_setting("FAKE_GPU_MEMORY", 4L << 30); }
 
 __attribute__((destructor)) static void at_exit(void) {
     int count = 0;
@@ -86,43 +113,107 @@ __attribute__((destructor)) static void at_exit(void) {
     fake_log("exit: %d allocations, %d graphs", count, live_graphs);
 }
 
-int fake_is_device_memory(const void *address, size_t bytes) {
+static int is_allocated(const void *address, size_t bytes, int is_host) {
     pthread_mutex_lock(&lock);
     int inside = 0;
     for (Allocation *a = allocations; a; a = a->next) {
-        inside |= a->address <= (const char *)address && (const char *)address + bytes <= a->address + a->bytes;
+        inside |= (a->device == HOST) == is_host && a->address <= (const char *)address && (const char *)address + bytes <= a->address + a->bytes;
     }
     pthread_mutex_unlock(&lock);
     return inside;
 }
 
-void fake_enqueue(void *stream, void (*work)(void *), const void *data, size_t size, const char *what) {
+int fake_is_device_memory(const void *address, size_t bytes) { return is_allocated(address, bytes, 0); }
+
+static void append(Graph *to, void (*work)(void *), const void *data, size_t size) {
     Node *node = malloc(sizeof *node + size);
     node->next = NULL;
     node->work = work;
+    node->holders = NULL;
     node->size = size;
-    snprintf(node->what, sizeof node->what, "%s", what);
     memcpy(node->data, data, size);
-    Graph *capture = ((Stream *)stream)->capture;
-    if (capture) {
-        *capture->last = node;
-        capture->last = &node->next;
-        capture->nodes++;
-        return;
+    if (!to->first) to->last = &to->first;
+    *to->last = node;
+    to->last = &node->next;
+    to->nodes++;
+}
+
+static void run(const Graph *graph) {
+    for (Node *node = graph->first; node; node = node->next) {
+        // Work may not change what it was given: a GPU's graph does not.
+        uint64_t *data = malloc(node->size);
+        memcpy(data, node->data, node->size);
+        node->work(data);
+        free(data);
+    }
+}
+
+static void clear(Graph *graph) {
+    for (Node *node = graph->first; node;) {
+        Node *next = node->next;
+        if (node->holders) atomic_fetch_sub(node->holders, 1);
+        free(node);
+        node = next;
+    }
+    const Graph empty = {0};
+    *graph = empty;
+}
+
+// Does what is queued.
+static void finish(Stream *stream) {
+    pthread_mutex_lock(&stream->lock);
+    run(&stream->queue);
+    clear(&stream->queue);
+    pthread_mutex_unlock(&stream->lock);
+}
+
+static void finish_all(void) {
+    for (Stream *stream = streams; stream; stream = stream->next) {
+        if (stream->device == *current_context) finish(stream);
+    }
+}
+
+static void fail(void *device) { is_faulty[*(int *)device] = 1; }
+
+int fake_enqueue(void *to, void (*work)(void *), const void *data, size_t size, const char *what) {
+    TRY(ready());
+    Stream *stream = to;
+    if (stream->is_spoilt) return SPOILT;
+    if (stream->capture) {
+        append(stream->capture, work, data, size);
+        return OK;
     }
     fake_log("%s", what);
-    work(node->data);
-    free(node);
+    const char *fault = getenv("FAKE_GPU_FAULT");
+    if (fault && strncmp(what, fault, strlen(fault)) == 0 && stream->device == fake_setting("FAULTY_GPU", 0)) {
+        work = fail;
+        data = &stream->device;
+        size = sizeof stream->device;
+    }
+    pthread_mutex_lock(&stream->lock);
+    append(&stream->queue, work, data, size);
+    pthread_mutex_unlock(&stream->lock);
+    return OK;
+}
+
+void fake_hold(void *of, atomic_int *count) {
+    Stream *stream = of;
+    if (!stream->capture) return;
+    Node *node = stream->capture->first;
+    while (node->next) node = node->next;
+    node->holders = count;
+    atomic_fetch_add(count, 1);
 }
 
 Status cuInit(unsigned flags) {
     (void)flags;
+    if (fake_setting("FAKE_GPU_STUB", 0)) return STUB;
     return fake_setting("FAKE_GPU_DEVICES", 1) ? OK : NO_DEVICE;
 }
 
 Status cuDriverGetVersion(int *version) {
     *version = (int)fake_setting("FAKE_GPU_DRIVER", 12080);
-    return OK;
+    return fake_setting("FAKE_GPU_STUB", 0) ? STUB : OK;
 }
 
 Status cuGetErrorString(Status status, const char **text) {
@@ -159,13 +250,19 @@ Status cuDeviceGetAttribute(int *value, int attribute, int device) {
 }
 
 Status cuDevicePrimaryCtxRetain(int **context, int device) {
+    if (device == fake_setting("FULL_GPU", -1)) return OUT_OF_MEMORY;
+    pthread_mutex_lock(&lock);
+    if (!holders[device]++) fake_log("context %d", device);
+    pthread_mutex_unlock(&lock);
     contexts[device] = device;
     *context = &contexts[device];
     return OK;
 }
 
 Status cuDevicePrimaryCtxRelease_v2(int device) {
-    (void)device;
+    pthread_mutex_lock(&lock);
+    holders[device]--;
+    pthread_mutex_unlock(&lock);
     return OK;
 }
 
@@ -180,18 +277,18 @@ Status cuCtxSetCurrent(int *context) {
 }
 
 Status cuMemGetInfo_v2(size_t *free_bytes, size_t *total) {
+    TRY(ready());
     *total = memory_of_device();
     *free_bytes = *total - used[*current_context];
     return OK;
 }
 
-Status cuMemAlloc_v2(uint64_t *address, size_t bytes) {
-    if (captures) return CAPTURING;
+static Status allocate(int device, char **address, size_t bytes) {
+    TRY(ready_outside_captures());
     if (!bytes) return INVALID;
     Allocation *allocation = malloc(sizeof *allocation);
     pthread_mutex_lock(&lock);
-    const int device = *current_context;
-    if (used[device] + bytes > memory_of_device()) {
+    if (device != HOST && used[device] + bytes > memory_of_device()) {
         pthread_mutex_unlock(&lock);
         free(allocation);
         return OUT_OF_MEMORY;
@@ -204,15 +301,17 @@ Status cuMemAlloc_v2(uint64_t *address, size_t bytes) {
     allocation->next = allocations;
     allocations = allocation;
     pthread_mutex_unlock(&lock);
-    *address = (uint64_t)allocation->address;
+    *address = allocation->address;
     return OK;
 }
 
-Status cuMemFree_v2(uint64_t address) {
+static Status release(const char *address) {
+    TRY(ready_outside_captures());
+    finish_all();
     Status status = INVALID;
     pthread_mutex_lock(&lock);
     for (Allocation **at = &allocations; *at; at = &(*at)->next) {
-        if ((uint64_t)(*at)->address == address) {
+        if ((*at)->address == address) {
             Allocation *gone = *at;
             *at = gone->next;
             used[gone->device] -= gone->bytes;
@@ -226,31 +325,57 @@ Status cuMemFree_v2(uint64_t address) {
     return status;
 }
 
-Status cuMemHostAlloc(void **address, size_t bytes, unsigned flags) {
+Status cuMemAlloc_v2(char **address, size_t bytes) {
+    TRY(ready());
+    return allocate(*current_context, address, bytes);
+}
+
+Status cuMemFree_v2(const char *address) { return release(address); }
+
+Status cuMemHostAlloc(char **address, size_t bytes, unsigned flags) {
     (void)flags;
-    *address = malloc(bytes);
-    return captures ? CAPTURING : OK;
+    return allocate(HOST, address, bytes);
 }
 
-Status cuMemFreeHost(void *address) {
-    free(address);
-    return OK;
+Status cuMemFreeHost(const char *address) { return release(address); }
+
+typedef struct {
+    void *to;
+    const void *from;
+    size_t bytes;
+} Copy;
+
+static void copy(void *data) {
+    const Copy *job = data;
+    memcpy(job->to, job->from, job->bytes);
 }
 
-Status cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, Stream *stream) {
-    if (stream->capture) return CAPTURING;
-    if (!fake_is_device_memory((void *)to, bytes)) return INVALID;
-    fake_log("copy up %zu", bytes);
-    memcpy((void *)to, from, bytes);
-    return OK;
+static int will_be_read(const Stream *stream, const void *from) {
+    for (const Node *node = stream->queue.first; node; node = node->next) {
+        if (node->work == copy && ((const Copy *)node->data)->from == from) return 1;
+    }
+    return 0;
 }
 
-Status cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, Stream *stream) {
-    if (stream->capture) return CAPTURING;
-    if (!fake_is_device_memory((void *)from, bytes)) return INVALID;
-    fake_log("copy down %zu", bytes);
-    memcpy(to, (void *)from, bytes);
-    return OK;
+// The host changes what it copies, so that a captured copy would bring other bytes than were meant.
+static Status enqueue_copy(Stream *stream, void *to, const void *from, size_t bytes, const char *way) {
+    TRY(ready_outside_captures());
+    const Copy job = {to, from, bytes};
+    char what[64];
+    snprintf(what, sizeof what, "copy %s %zu", way, bytes);
+    return fake_enqueue(stream, copy, &job, sizeof job, what);
+}
+
+Status cuMemcpyHtoDAsync_v2(char *to, const void *from, size_t bytes, Stream *stream) {
+    if (!is_allocated(to, bytes, 0) || !is_allocated(from, bytes, 1)) return INVALID;
+    return enqueue_copy(stream, to, from, bytes, "up");
+}
+
+Status cuMemcpyDtoHAsync_v2(void *to, const char *from, size_t bytes, Stream *stream) {
+    if (!is_allocated(from, bytes, 0) || !is_allocated(to, bytes, 1)) return INVALID;
+    // Nobody may read it before it has come, but what was queued before.
+    if (!will_be_read(stream, to)) memset(to, 0xff, bytes);
+    return enqueue_copy(stream, to, from, bytes, "down");
 }
 
 typedef struct {
@@ -267,12 +392,12 @@ static void fill(void *data) {
 Status cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, Stream *stream) {
     if (!fake_is_device_memory((void *)to, bytes)) return INVALID;
     const Fill job = {(void *)to, value, bytes};
-    fake_enqueue(stream, fill, &job, sizeof job, "clear");
-    return OK;
+    return fake_enqueue(stream, fill, &job, sizeof job, "clear");
 }
 
 // A module is the element type that the first line of its PTX names.
 Status cuModuleLoadData(int **module, const char *ptx) {
+    TRY(ready_outside_captures());
     static int elements[3] = {32, 16, 19};
     static const char *names[3] = {"// f32,", "// f16,", "// bf16,"};
     for (int i = 0; i < 3; i++) {
@@ -286,7 +411,7 @@ Status cuModuleLoadData(int **module, const char *ptx) {
 
 Status cuModuleUnload(int *module) {
     (void)module;
-    return OK;
+    return ready_outside_captures();
 }
 
 Status cuModuleGetFunction(const struct EmulatedKernel **function, const int *module, const char *name) {
@@ -325,76 +450,89 @@ Status cuLaunchKernel(const struct EmulatedKernel *kernel, unsigned gx, unsigned
     memcpy(job.arguments, parameters[0], kernel->argument_bytes);
     char what[64];
     snprintf(what, sizeof what, "launch %s %u x %u", kernel->name, gx, gy);
-    fake_enqueue(stream, launch, &job, sizeof job, what);
-    return OK;
+    return fake_enqueue(stream, launch, &job, sizeof job, what);
 }
 
 Status cuStreamCreate(Stream **stream, unsigned flags) {
     (void)flags;
-    *stream = calloc(1, sizeof **stream);
+    TRY(ready());
+    Stream *made = calloc(1, sizeof *made);
+    made->device = *current_context;
+    pthread_mutex_init(&made->lock, NULL);
+    pthread_mutex_lock(&lock);
+    made->next = streams;
+    streams = made;
+    pthread_mutex_unlock(&lock);
+    *stream = made;
     return OK;
 }
 
+// It stays in the list, empty.
 Status cuStreamDestroy_v2(Stream *stream) {
-    free(stream);
+    TRY(ready());
+    finish(stream);
     return OK;
 }
 
 Status cuStreamBeginCapture_v2(Stream *stream, int mode) {
     (void)mode;
-    if (stream->capture) return INVALID;
+    TRY(ready());
+    if (capturing || stream->capture) return INVALID;
     stream->capture = calloc(1, sizeof *stream->capture);
-    stream->capture->last = &stream->capture->first;
-    captures++;
-    return OK;
-}
-
-Status cuStreamEndCapture(Stream *stream, Graph **graph) {
-    *graph = stream->capture;
-    stream->capture = NULL;
-    captures--;
-    live_graphs++;
-    fake_log("captured %d", (*graph)->nodes);
-    return OK;
-}
-
-Status cuGraphInstantiateWithFlags(Graph **executable, Graph *graph, unsigned long long flags) {
-    (void)flags;
-    *executable = graph;
-    return OK;
-}
-
-Status cuGraphLaunch(Graph *graph, Stream *stream) {
-    if (stream->capture) return CAPTURING;
-    fake_log("graph of %d", graph->nodes);
-    for (Node *node = graph->first; node; node = node->next) {
-        // Work may not change what it was given: a GPU's graph does not.
-        uint64_t *data = malloc(node->size);
-        memcpy(data, node->data, node->size);
-        node->work(data);
-        free(data);
-    }
-    return OK;
-}
-
-Status cuGraphExecDestroy(Graph *graph) {
-    (void)graph;
+    capturing = stream;
     return OK;
 }
 
 Status cuGraphDestroy(Graph *graph) {
-    for (Node *node = graph->first; node;) {
-        Node *next = node->next;
-        free(node);
-        node = next;
-    }
+    TRY(ready());
+    // One that is queued lives until it has run.
+    finish_all();
+    clear(graph);
     free(graph);
     live_graphs--;
     return OK;
 }
 
+Status cuStreamEndCapture(Stream *stream, Graph **graph) {
+    Graph *made = stream->capture;
+    const int is_spoilt = stream->is_spoilt;
+    stream->capture = NULL;
+    stream->is_spoilt = 0;
+    capturing = NULL;
+    live_graphs++;
+    *graph = NULL;
+    if (is_spoilt) {
+        TRY(cuGraphDestroy(made));
+        return SPOILT;
+    }
+    fake_log("captured %d", made->nodes);
+    *graph = made;
+    return ready();
+}
+
+Status cuGraphInstantiateWithFlags(Graph **executable, Graph *graph, unsigned long long flags) {
+    (void)flags;
+    *executable = graph;
+    return ready_outside_captures();
+}
+
+static void run_graph(void *data) { run(*(Graph **)data); }
+
+Status cuGraphLaunch(Graph *graph, Stream *stream) {
+    TRY(ready_outside_captures());
+    char what[64];
+    snprintf(what, sizeof what, "graph of %d", graph->nodes);
+    return fake_enqueue(stream, run_graph, &graph, sizeof graph, what);
+}
+
+Status cuGraphExecDestroy(Graph *graph) {
+    (void)graph;
+    return ready();
+}
+
 Status cuEventCreate(Event **event, unsigned flags) {
     (void)flags;
+    TRY(ready());
     *event = calloc(1, sizeof **event);
     return OK;
 }
@@ -405,8 +543,15 @@ Status cuEventDestroy_v2(Event *event) {
 }
 
 Status cuEventRecord(Event *event, Stream *stream) {
+    TRY(ready_outside_captures());
     event->polls = 2;
-    return stream->capture ? CAPTURING : OK;
+    event->stream = stream;
+    return OK;
 }
 
-Status cuEventQuery(Event *event) { return event->polls && event->polls-- ? NOT_READY : OK; }
+Status cuEventQuery(Event *event) {
+    TRY(ready_outside_captures());
+    if (event->polls && event->polls--) return NOT_READY;
+    finish(event->stream);
+    return ready();
+}

@@ -1,9 +1,12 @@
-// libnccl.so.2 for tests: ranks are processes of one host, which meet in a file that the id names.
+// libnccl.so.2 for tests: ranks are processes or threads of one host, which meet in a file that the id names. Like the real one it
+// carries out a reduction some time after the call, has a thread of its own once there is an id, and ends a communicator only when no
+// graph holds it; nobody hears of the end of a peer.
 
 #define _GNU_SOURCE
 #include "fake.h"
 
 #include <fcntl.h>
+#include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -12,7 +15,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-enum { SUCCESS = 0, INVALID = 4, IN_PROGRESS = 7, FLOAT32 = 7, SUM = 0, MOST_RANKS = 8, CHUNK = 1 << 16 };
+enum { SUCCESS = 0, UNHANDLED_CUDA = 1, INVALID = 4, IN_PROGRESS = 7, FLOAT32 = 7, SUM = 0, MOST_RANKS = 8, CHUNK = 1 << 16 };
 
 typedef struct {
     char path[128];
@@ -25,21 +28,48 @@ typedef struct {
 } Config;
 
 typedef struct {
-    atomic_int joined, arrived, round, aborted;
+    atomic_int joined, arrived, round;
     float parts[MOST_RANKS][CHUNK];
 } Meeting;
 
 typedef struct {
     Meeting *meeting;
     int rank, world;
+    atomic_int aborted, graphs;
+    // A reduction that was asked for, and how often its state is asked for before it is queued.
+    float *data;
+    size_t count;
+    void *stream;
+    int polls;
 } Communicator;
+
+int cuDriverGetVersion(int *version);
 
 int ncclGetVersion(int *version) {
     *version = 22809;
     return SUCCESS;
 }
 
-const char *ncclGetErrorString(int status) { return status == INVALID ? "invalid argument" : "no error"; }
+static int is_too_new(void) {
+    int driver = 0;
+    return cuDriverGetVersion(&driver) || fake_setting("FAKE_NCCL_CUDA", 12080) / 1000 > driver / 1000;
+}
+
+const char *ncclGetErrorString(int status) {
+    return status == INVALID ? "invalid argument" : status == UNHANDLED_CUDA ? "unhandled cuda error" : "no error";
+}
+
+const char *ncclGetLastError(Communicator *communicator) {
+    (void)communicator;
+    return is_too_new() ? "CUDA driver version is insufficient for CUDA runtime version" : "";
+}
+
+// Waits for the ranks, for as long as the file is there.
+static void *gather(void *path) {
+    while (access(path, F_OK) == 0) usleep(1000);
+    free(path);
+    return NULL;
+}
 
 int ncclGetUniqueId(Id *id) {
     static int count;
@@ -48,14 +78,15 @@ int ncclGetUniqueId(Id *id) {
     const int file = open(id->path, O_RDWR | O_CREAT | O_EXCL, 0600);
     if (file < 0 || ftruncate(file, sizeof(Meeting))) return INVALID;
     close(file);
-    return SUCCESS;
+    pthread_t thread;
+    return pthread_create(&thread, NULL, gather, strdup(id->path)) || pthread_detach(thread) ? INVALID : SUCCESS;
 }
 
 int ncclCommInitRankConfig(Communicator **communicator, int world, Id id, int rank, const Config *config) {
     if (config->magic != 0xcafebeef || config->blocking || world > MOST_RANKS) return INVALID;
     const int file = open(id.path, O_RDWR);
     if (file < 0) return INVALID;
-    Communicator *made = malloc(sizeof *made);
+    Communicator *made = calloc(1, sizeof *made);
     made->meeting = mmap(NULL, sizeof(Meeting), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
     made->rank = rank;
     made->world = world;
@@ -66,52 +97,70 @@ int ncclCommInitRankConfig(Communicator **communicator, int world, Id id, int ra
     return IN_PROGRESS;
 }
 
-int ncclCommGetAsyncError(Communicator *communicator, int *state) {
-    *state = communicator->meeting->joined < communicator->world ? IN_PROGRESS : SUCCESS;
-    return SUCCESS;
+static void meet(Communicator *communicator) {
+    Meeting *meeting = communicator->meeting;
+    const int round = meeting->round;
+    if (atomic_fetch_add(&meeting->arrived, 1) + 1 == communicator->world) {
+        meeting->arrived = 0;
+        atomic_fetch_add(&meeting->round, 1);
+    }
+    while (meeting->round == round && !communicator->aborted) sched_yield();
 }
 
 typedef struct {
-    Meeting *meeting;
-    int rank, world;
+    Communicator *communicator;
     float *data;
     size_t count;
 } Job;
 
-static void meet(Meeting *meeting, int world) {
-    const int round = meeting->round;
-    if (atomic_fetch_add(&meeting->arrived, 1) + 1 == world) {
-        meeting->arrived = 0;
-        atomic_fetch_add(&meeting->round, 1);
-    }
-    while (meeting->round == round && !meeting->aborted) sched_yield();
-}
-
 static void add_up(void *data) {
     const Job *job = data;
+    Communicator *communicator = job->communicator;
+    Meeting *meeting = communicator->meeting;
     for (size_t from = 0; from < job->count; from += CHUNK) {
         const size_t count = job->count - from < CHUNK ? job->count - from : CHUNK;
-        memcpy(job->meeting->parts[job->rank], job->data + from, count * sizeof(float));
-        meet(job->meeting, job->world);
+        memcpy(meeting->parts[communicator->rank], job->data + from, count * sizeof(float));
+        meet(communicator);
         for (size_t i = 0; i < count; i++) {
             float sum = 0;
-            for (int rank = 0; rank < job->world; rank++) sum += job->meeting->parts[rank][i];
+            for (int rank = 0; rank < communicator->world; rank++) sum += meeting->parts[rank][i];
             job->data[from + i] = sum;
         }
-        meet(job->meeting, job->world);
+        meet(communicator);
     }
 }
 
-int ncclAllReduce(const void *from, void *to, size_t count, int type, int operation, Communicator *communicator, void *stream) {
-    const Job job = {communicator->meeting, communicator->rank, communicator->world, to, count};
-    if (from != to || type != FLOAT32 || operation != SUM || !fake_is_device_memory(to, count * sizeof(float))) return INVALID;
-    fake_enqueue(stream, add_up, &job, sizeof job, "all-reduce");
+int ncclCommGetAsyncError(Communicator *communicator, int *state) {
+    *state = SUCCESS;
+    if (is_too_new()) {
+        *state = UNHANDLED_CUDA;
+    } else if (communicator->meeting->joined < communicator->world || (communicator->polls && --communicator->polls)) {
+        *state = IN_PROGRESS;
+    } else if (communicator->data) {
+        const Job job = {communicator, communicator->data, communicator->count};
+        communicator->data = NULL;
+        if (fake_enqueue(communicator->stream, add_up, &job, sizeof job, "all-reduce")) {
+            *state = UNHANDLED_CUDA;
+        } else {
+            fake_hold(communicator->stream, &communicator->graphs);
+        }
+    }
     return SUCCESS;
 }
 
+int ncclAllReduce(const void *from, void *to, size_t count, int type, int operation, Communicator *communicator, void *stream) {
+    const int sound = from == to && type == FLOAT32 && operation == SUM && fake_is_device_memory(to, count * sizeof(float));
+    if (!sound || communicator->data) return INVALID;
+    communicator->data = to;
+    communicator->count = count;
+    communicator->stream = stream;
+    communicator->polls = 3;
+    return IN_PROGRESS;
+}
+
+// What refers to it may still be queued, so that its memory stays.
 int ncclCommAbort(Communicator *communicator) {
-    communicator->meeting->aborted = 1;
-    munmap(communicator->meeting, sizeof(Meeting));
-    free(communicator);
+    communicator->aborted = 1;
+    while (communicator->graphs) usleep(1000);
     return SUCCESS;
 }
