@@ -8,7 +8,7 @@ use nanoinfer_shared::{
     Geometry,
     protocol::{CommKind, DType, Device, KvDType},
 };
-use nanoinfer_worker::cuda::{self, GpuError, GpuInfo};
+use nanoinfer_worker::cuda::{self, Found, GpuError, GpuInfo};
 
 use crate::{cluster::CommChoice, error::LaunchError, plan::Placement};
 
@@ -53,6 +53,8 @@ pub(crate) struct Chosen {
     pub(crate) kv_dtype: KvDType,
     /// Why it is the CPU, where that was not asked for.
     pub(crate) instead: Option<String>,
+    /// Why there are GPUs that were not taken.
+    pub(crate) passed_over: Vec<String>,
 }
 
 /// What was asked for of types.
@@ -69,7 +71,7 @@ impl Types {
     }
 }
 
-/// Decides for `world` ranks. `find` looks for the GPUs of this host.
+/// Decides for `world` ranks. `find` looks for as many GPUs of this host, among those that are wanted.
 ///
 /// # Errors
 /// When what was asked for is not there, or does not do what is asked.
@@ -79,29 +81,28 @@ pub(crate) fn choose(
     geometry: &Geometry,
     world: usize,
     placement: Placement,
-    find: impl FnOnce() -> Result<Vec<GpuInfo>, GpuError>,
+    find: impl Fn(&[u32], usize) -> Result<Found, GpuError>,
 ) -> Result<Chosen, LaunchError> {
-    let on_gpus = |find: &mut dyn FnMut() -> Result<Vec<GpuInfo>, GpuError>, wanted: &[u32]| {
+    let on_gpus = |wanted: &[u32]| {
         let (dtype, kv_dtype) = types.or(DType::Bf16);
         cuda::fits(geometry, dtype, kv_dtype)?;
-        let mut gpus = cuda::choose(&find()?, wanted)?;
-        gpus.truncate(world);
+        let Found { gpus, passed_over } = find(wanted, world)?;
         let device = Device::Gpus(gpus.iter().map(|gpu| gpu.ordinal).collect());
-        Ok::<_, GpuError>(Chosen { device, gpus, dtype, kv_dtype, instead: None })
+        let passed_over = passed_over.iter().map(first_line).collect();
+        Ok::<_, GpuError>(Chosen { device, gpus, dtype, kv_dtype, instead: None, passed_over })
     };
-    let mut find = Some(find);
-    let mut find = || find.take().expect("asked once")();
     match (choice, placement) {
         (DeviceChoice::Cpu, _) | (DeviceChoice::Auto, Placement::Elsewhere) => on_cpu(types, None),
-        (DeviceChoice::Cuda(wanted), Placement::Here) => Ok(on_gpus(&mut find, wanted)?),
+        (DeviceChoice::Cuda(wanted), Placement::Here) => Ok(on_gpus(wanted)?),
         (DeviceChoice::Cuda(wanted), Placement::Elsewhere) => {
             // Other hosts' GPUs show when their ranks load. Where none is named, each rank takes the first that it sees.
             let (dtype, kv_dtype) = types.or(DType::Bf16);
             cuda::fits(geometry, dtype, kv_dtype)?;
             let ordinals = if wanted.is_empty() { vec![0] } else { wanted.clone() };
-            Ok(Chosen { device: Device::Gpus(ordinals), gpus: Vec::new(), dtype, kv_dtype, instead: None })
+            let (device, gpus, passed_over) = (Device::Gpus(ordinals), Vec::new(), Vec::new());
+            Ok(Chosen { device, gpus, dtype, kv_dtype, instead: None, passed_over })
         }
-        (DeviceChoice::Auto, Placement::Here) => match on_gpus(&mut find, &[]) {
+        (DeviceChoice::Auto, Placement::Here) => match on_gpus(&[]) {
             Ok(chosen) => Ok(chosen),
             Err(error) => on_cpu(types, Some(&error)),
         },
@@ -113,8 +114,7 @@ pub(crate) fn choose(
 /// # Errors
 /// When the types are not for CPUs.
 pub(crate) fn on_cpu(types: Types, instead: Option<&dyn fmt::Display>) -> Result<Chosen, LaunchError> {
-    // What to do about it is for whoever asks for a GPU.
-    let instead = instead.and_then(|why| why.to_string().lines().next().map(str::to_owned));
+    let instead = instead.map(first_line);
     let (dtype, kv_dtype) = types.or(nanoinfer_worker::default_dtype());
     if dtype == DType::F16 || kv_dtype == KvDType::F16 {
         let why = instead.as_ref().map_or(String::new(), |why| format!(", and none is used: {why}"));
@@ -123,7 +123,12 @@ pub(crate) fn on_cpu(types: Types, instead: Option<&dyn fmt::Display>) -> Result
             hint: "--dtype bf16; checkpoints of any element type load into it".into(),
         });
     }
-    Ok(Chosen { device: Device::Cpu, gpus: Vec::new(), dtype, kv_dtype, instead })
+    Ok(Chosen { device: Device::Cpu, gpus: Vec::new(), dtype, kv_dtype, instead, passed_over: Vec::new() })
+}
+
+/// What to do about an error is for whoever asked for what failed.
+fn first_line(error: impl fmt::Display) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 /// The link between ranks, and why it is not the fastest, where that was not asked for. `nccl` looks for NCCL.
@@ -160,7 +165,7 @@ pub(crate) fn data_link(
         (CommChoice::Nccl, Placement::Elsewhere) => Ok((CommKind::Nccl, None)),
         (CommChoice::Auto, Placement::Here) if gpu_each => match nccl() {
             Ok(_) => Ok((CommKind::Nccl, None)),
-            Err(error) => Ok((CommKind::Shm, error.to_string().lines().next().map(str::to_owned))),
+            Err(error) => Ok((CommKind::Shm, Some(first_line(error)))),
         },
         (CommChoice::Auto | CommChoice::Shm, Placement::Here) => Ok((CommKind::Shm, None)),
         (CommChoice::Tcp, _) | (CommChoice::Auto, Placement::Elsewhere) => Ok((CommKind::Tcp, None)),
@@ -177,7 +182,8 @@ impl fmt::Display for Chosen {
             }
             (Device::Gpus(_), _) => {
                 let named = self.gpus.iter().map(|gpu| format!("GPU {} ({})", gpu.ordinal, gpu.name));
-                write!(f, "on {}", named.collect::<Vec<_>>().join(", "))
+                write!(f, "on {}", named.collect::<Vec<_>>().join(", "))?;
+                self.passed_over.iter().try_for_each(|why| write!(f, "\nwithout {why}"))
             }
         }
     }
@@ -189,16 +195,21 @@ mod tests {
 
     const AS_IT_FITS: Types = Types { dtype: None, kv_dtype: None };
 
-    fn gpu(ordinal: u32, major: i32) -> GpuInfo {
+    fn gpu(ordinal: u32) -> GpuInfo {
         let name = "H".into();
-        GpuInfo { ordinal, name, compute_capability: (major, 0), free_bytes: 80 << 30, total_bytes: 80 << 30 }
+        GpuInfo { ordinal, name, compute_capability: (9, 0), free_bytes: 80 << 30, total_bytes: 80 << 30 }
     }
 
-    fn two() -> Result<Vec<GpuInfo>, GpuError> {
-        Ok(vec![gpu(0, 9), gpu(1, 9)])
+    fn two(wanted: &[u32], most: usize) -> Result<Found, GpuError> {
+        let ordinals = if wanted.is_empty() { &[0, 1] } else { wanted };
+        let ordinals = &ordinals[..most.min(ordinals.len())];
+        match ordinals.iter().find(|&&ordinal| ordinal > 1) {
+            Some(&ordinal) => Err(GpuError::NoSuchGpu { ordinal, count: 2 }),
+            None => Ok(Found { gpus: ordinals.iter().map(|&ordinal| gpu(ordinal)).collect(), passed_over: Vec::new() }),
+        }
     }
 
-    fn none() -> Result<Vec<GpuInfo>, GpuError> {
+    fn none(_: &[u32], _: usize) -> Result<Found, GpuError> {
         Err(GpuError::NoGpu)
     }
 
@@ -206,7 +217,7 @@ mod tests {
         choice: &str,
         types: Types,
         world: usize,
-        find: fn() -> Result<Vec<GpuInfo>, GpuError>,
+        find: fn(&[u32], usize) -> Result<Found, GpuError>,
     ) -> Result<Chosen, LaunchError> {
         let geometry = Geometry::from_config_json("{}").unwrap();
         choose(&choice.parse().unwrap(), types, &geometry, world, Placement::Here, find)
@@ -229,7 +240,7 @@ mod tests {
         assert!(chosen.to_string().contains("no GPU can be used: the CUDA driver is there"), "{chosen}");
         assert!(!chosen.to_string().contains('\n'));
         assert_eq!(here("cuda", AS_IT_FITS, 1, none).unwrap_err().exit_code(), 2);
-        assert_eq!(here("cpu", AS_IT_FITS, 1, || panic!("nobody asked")).unwrap().device, Device::Cpu);
+        assert_eq!(here("cpu", AS_IT_FITS, 1, |_, _| panic!("nobody asked")).unwrap().device, Device::Cpu);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::io::{self, Write};
 
-use nanoinfer_worker::cuda::{self, Finding, GpuInfo};
+use nanoinfer_worker::cuda::{self, Finding, Found, GpuInfo};
 
 use crate::error::LaunchError;
 
@@ -15,20 +15,21 @@ const WHAT_WIDTH: usize = 58;
 /// # Errors
 /// When there is none, or a folder for a small checkpoint cannot be made.
 pub(super) fn run(ordinals: &[u32]) -> Result<bool, LaunchError> {
-    let gpus = cuda::choose(&cuda::find()?, ordinals)?;
+    let Found { gpus, passed_over } = cuda::find(ordinals, usize::MAX)?;
+    // A reader that has seen enough does not end the check.
+    let mut out = io::stdout();
+    passed_over.iter().for_each(|why| drop(writeln!(out, "without {why}")));
     let scratch = Scratch::new().map_err(LaunchError::system("make a folder for a small checkpoint"))?;
     let mut failures = 0;
     for gpu in &gpus {
-        failures += check(gpu, &scratch);
+        failures += check(gpu, &scratch, &mut out);
     }
     Ok(failures == 0)
 }
 
 /// Returns how much failed.
-fn check(gpu: &GpuInfo, scratch: &Scratch) -> usize {
+fn check(gpu: &GpuInfo, scratch: &Scratch, out: &mut impl Write) -> usize {
     let (mut passed, mut failed) = (0, 0);
-    // A reader that has seen enough does not end the check.
-    let mut out = io::stdout();
     let _ = writeln!(out, "GPU {} ({})", gpu.ordinal, gpu.name);
     cuda::check(gpu, &scratch.0, &mut |Finding { what, got, passed: verdict }| {
         let mark = match verdict {

@@ -32,7 +32,7 @@ use nanoinfer_shared::{
 pub use self::{
     check::{Finding, check},
     error::GpuError,
-    find::{GpuInfo, choose, find},
+    find::{Found, GpuInfo, find},
 };
 use self::{
     gpu::Gpu,
@@ -133,7 +133,7 @@ impl Held {
     ) -> Result<Self, WorkerError> {
         let failed = |source| WorkerError::Gpu { rank, source };
         let element = element_of(&order.geometry, order.dtype, order.kv_dtype).map_err(failed)?;
-        find::find_one(ordinal).map_err(failed)?;
+        let _context = find::open_one(ordinal).map_err(failed)?;
         let gpu = Gpu::open(ordinal, element).map_err(failed)?;
         let needed = Weights::bytes(&order.geometry, rank, share, element);
         let free = gpu.free_bytes().map_err(failed)?;

@@ -33,6 +33,23 @@ pub enum GpuError {
         /// Which function.
         symbol: &'static str,
     },
+    /// What the toolkit has for linking without a driver.
+    #[error(
+        "libcuda.so is a stub of the CUDA toolkit\n  hint: take the folder that ends with `stubs` out of LD_LIBRARY_PATH"
+    )]
+    Stub,
+    /// cublasLt of a CUDA that the driver does not know.
+    #[error(
+        "cublasLt is of CUDA {}.{}, and the driver of {}.{}\n  \
+         hint: update the NVIDIA driver, or let LD_LIBRARY_PATH name no folder with a cublasLt newer than libcublasLt.so.{}",
+        .got / 1000, .got % 1000 / 10, .driver / 1000, .driver % 1000 / 10, .driver / 1000
+    )]
+    NewProducts {
+        /// As versions are counted, 13000 for 13.0.
+        got: i32,
+        /// Likewise.
+        driver: i32,
+    },
     /// The driver does not understand the kernels.
     #[error("the driver is of CUDA {}.{}, and the kernels need {}.{}\n  hint: update the NVIDIA driver", .got / 1000, .got % 1000 / 10, .needed / 1000, .needed % 1000 / 10)]
     OldDriver {
@@ -52,7 +69,15 @@ pub enum GpuError {
         /// As asked for.
         ordinal: u32,
         /// How many there are.
-        count: usize,
+        count: u32,
+    },
+    /// One that the driver does not open or describe.
+    #[error("GPU {ordinal}: {source}")]
+    Unusable {
+        /// Which.
+        ordinal: u32,
+        /// Why.
+        source: Box<GpuError>,
     },
     /// Made before the kernels' least.
     #[error("GPU {ordinal} ({name}) has compute capability {}.{}, and the kernels need {}.{}", .got.0, .got.1, .needed.0, .needed.1)]
@@ -121,7 +146,9 @@ pub enum GpuError {
         source: CublasError,
     },
     /// NCCL refused something.
-    #[error("NCCL cannot {doing}: {reason}")]
+    #[error(
+        "NCCL cannot {doing}: {reason}\n  hint: NCCL_DEBUG=WARN makes it say more; --comm shm does without, through the host's memory"
+    )]
     Nccl {
         /// What.
         doing: &'static str,
