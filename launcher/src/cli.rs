@@ -13,6 +13,7 @@ use clap::{
     Parser,
     error::{ContextKind, ContextValue},
 };
+use nanoinfer_worker::rank::end_process;
 use tracing_subscriber::EnvFilter;
 
 use self::{
@@ -32,7 +33,7 @@ use crate::{
 };
 
 /// Does what `nanoinfer-launch` does with these arguments (the first is the program's name), and answers with its exit
-/// code: 0 after a clean stop, 2 for bad usage or a bad model, 1 for everything else.
+/// code: 0 after a clean stop, 2 for bad usage or a bad model, 1 for everything else. A rank, and what fails, ends the process itself.
 pub fn main_with(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
     let typed = match CommandLine::try_parse_from(&args) {
@@ -51,6 +52,7 @@ pub fn main_with(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(error.exit_code() as u8);
         }
     };
+    let is_rank = matches!(typed.command, Some(Subcommand::Worker(_)));
     let result = match typed.command {
         None => serve(typed.serve),
         Some(Subcommand::Coordinator(options)) => coordinate(*options),
@@ -61,13 +63,18 @@ pub fn main_with(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             checked => checked.map(drop).map_err(Failure::from),
         },
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
+    let code = match result {
+        Ok(()) => 0,
         Err(failure) => {
             crate::say(format_args!("error: {failure}"));
-            ExitCode::from(failure.exit_code())
+            failure.exit_code()
         }
+    };
+    // Where a thread may still be inside a GPU's driver.
+    if is_rank || code != 0 {
+        end_process(code.into());
     }
+    ExitCode::SUCCESS
 }
 
 /// Why the program ends with an error.

@@ -22,6 +22,7 @@ use nanoinfer_coordinator::{
     handle::EngineHandle,
     http::{self, HttpOptions},
 };
+use nanoinfer_worker::rank::end_process;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::oneshot,
@@ -169,7 +170,7 @@ pub fn serve(
             // Nothing has been promised to anybody yet. The start cannot be interrupted; its ranks die with this process.
             name = signals.next() => {
                 tracing::info!("{name} before the server was ready");
-                std::process::exit(0);
+                end_process(0);
             }
         };
         let result = answer(listener, options, shutdown_timeout, &mut cluster, &mut signals).await;

@@ -5,6 +5,7 @@
 //! link.
 
 use std::{
+    mem::ManuallyDrop,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     path::PathBuf,
     sync::{
@@ -104,6 +105,16 @@ pub fn run(setup: RankSetup) -> Result<(), WorkerError> {
     }
 }
 
+/// Ends the process at once, without the exit handlers of its libraries: those of CUDA and NCCL are not for a process with another
+/// thread inside the driver. Logs and traces are written without buffers, so that nothing is lost.
+#[allow(unsafe_code)]
+pub fn end_process(code: i32) -> ! {
+    unsafe extern "C" {
+        safe fn _exit(code: i32) -> !;
+    }
+    _exit(code)
+}
+
 type SharedSender = Arc<Mutex<Sender<FromRank>>>;
 
 fn send(sender: &SharedSender, message: FromRank) -> Result<(), LinkError> {
@@ -123,7 +134,7 @@ fn read_control(
     let exit = |code| {
         if !failing.load(SeqCst) {
             let _told = telling.lock().unwrap_or_else(PoisonError::into_inner);
-            std::process::exit(code);
+            end_process(code);
         }
     };
     loop {
@@ -169,7 +180,9 @@ struct Rank {
 
 impl Rank {
     fn live(mut self) -> Result<(), WorkerError> {
-        let Some(mut runner) = self.prepare().map_err(|error| self.report(error))? else { return Ok(()) };
+        let Some(runner) = self.prepare().map_err(|error| self.report(error))? else { return Ok(()) };
+        // Dropped in peace only: a GPU gives memory back when it has done what is queued, which may wait for a peer for ever.
+        let mut runner = ManuallyDrop::new(runner);
         while let Ok(order) = self.orders.recv() {
             let step = if let ToRank::Step(plan) = &order { Some(plan.step) } else { None };
             let answer = match order {
@@ -188,11 +201,13 @@ impl Rank {
                     }
                 }
                 Err(error) => {
+                    let error = self.report(error);
                     runner.abort();
-                    return Err(self.report(error));
+                    return Err(error);
                 }
             }
         }
+        drop(ManuallyDrop::into_inner(runner));
         Ok(())
     }
 

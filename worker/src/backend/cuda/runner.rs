@@ -8,6 +8,8 @@
 //! addresses, and rows that only fill a batch write to a block that nobody owns.
 //! Invariant: a step is a pure function of plan, weights and KV pool; the logits of the last step's candidates stay for a fetch.
 
+use std::mem::ManuallyDrop;
+
 use cudarc::driver::CudaGraph;
 use nanoinfer_kernels::cuda::AnswerArguments;
 use nanoinfer_shared::{
@@ -41,7 +43,7 @@ struct Bucket {
 
 /// A rank's model with the buffers for its steps.
 pub(crate) struct Runner {
-    /// Smallest first; before the model, whose communicator must not end before graphs that captured it.
+    /// Smallest first.
     buckets: Vec<Bucket>,
     model: Model,
     rank: usize,
@@ -95,7 +97,8 @@ impl Runner {
         let gpu = &model.gpu;
         let zeroed = |words: usize| gpu.zeroed(words * 4, "activations").map_err(failed);
         let pinned = |words: usize| gpu.pinned(words).map_err(failed);
-        let mut runner = Self {
+        // Kept where capturing fails: what is queued may wait for a peer, and freeing memory waits for what is queued.
+        let mut runner = ManuallyDrop::new(Self {
             buckets: Vec::new(),
             rank,
             bounds,
@@ -112,11 +115,11 @@ impl Runner {
             questions_host: pinned(room.questions)?,
             answers_host: pinned(room.answers)?,
             model,
-        };
+        });
         if with_graphs && runner.model.is_capturable() {
             runner.capture_all()?;
         }
-        Ok(runner)
+        Ok(ManuallyDrop::into_inner(runner))
     }
 
     fn capture_all(&mut self) -> Result<(), WorkerError> {
