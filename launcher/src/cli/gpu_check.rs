@@ -21,17 +21,18 @@ pub(super) fn run(ordinals: &[u32]) -> Result<bool, LaunchError> {
     passed_over.iter().for_each(|why| drop(writeln!(out, "without {why}")));
     let scratch = Scratch::new().map_err(LaunchError::system("make a folder for a small checkpoint"))?;
     let mut failures = 0;
-    for gpu in &gpus {
-        failures += check(gpu, &scratch, &mut out);
+    for (i, gpu) in gpus.iter().enumerate() {
+        let peer = &gpus[(i + 1) % gpus.len()];
+        failures += check(gpu, peer, &scratch, &mut out);
     }
     Ok(failures == 0)
 }
 
 /// Returns how much failed.
-fn check(gpu: &GpuInfo, scratch: &Scratch, out: &mut impl Write) -> usize {
+fn check(gpu: &GpuInfo, peer: &GpuInfo, scratch: &Scratch, out: &mut impl Write) -> usize {
     let (mut passed, mut failed) = (0, 0);
     let _ = writeln!(out, "GPU {} ({})", gpu.ordinal, gpu.name);
-    cuda::check(gpu, &scratch.0, &mut |Finding { what, got, passed: verdict }| {
+    cuda::check(gpu, peer.ordinal, &scratch.0, &mut |Finding { what, got, passed: verdict }| {
         let mark = match verdict {
             Some(true) => "ok",
             Some(false) => "FAILED",

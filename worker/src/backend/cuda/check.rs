@@ -12,7 +12,7 @@ use half::{bf16, f16};
 use nanoinfer_kernels::cuda::{Element, row_stride};
 
 use super::{
-    GpuError, GpuInfo,
+    GpuError, GpuInfo, find,
     gpu::{Gpu, Memory, Pinned},
 };
 
@@ -27,8 +27,11 @@ pub struct Finding {
     pub passed: Option<bool>,
 }
 
-/// Checks one GPU. `scratch` is a folder for a small checkpoint; each finding is told as it is made.
-pub fn check(gpu: &GpuInfo, scratch: &Path, tell: &mut dyn FnMut(Finding)) {
+/// Checks one GPU, and NCCL between it and the GPU `peer`, where that is another. `scratch` is a folder for a small checkpoint; each
+/// finding is told as it is made.
+pub fn check(gpu: &GpuInfo, peer: u32, scratch: &Path, tell: &mut dyn FnMut(Finding)) {
+    // Where this fails, so does all that follows, and says so.
+    let _context = find::open_one(gpu.ordinal);
     for element in [Element::F32, Element::F16, Element::Bf16] {
         let mut section = Section { name: name(element).into(), tell: &mut *tell };
         if let Err(error) = Lab::new(gpu.ordinal, element).and_then(|lab| kernels::check(&lab, &mut section)) {
@@ -42,8 +45,8 @@ pub fn check(gpu: &GpuInfo, scratch: &Path, tell: &mut dyn FnMut(Finding)) {
         }
     }
     let mut section = Section { name: "f32".into(), tell: &mut *tell };
-    if let Err(error) = model::check_nccl(gpu.ordinal, &mut section) {
-        section.failed("NCCL, world size 1", &error);
+    if let Err(error) = model::check_nccl(gpu.ordinal, peer, &mut section) {
+        section.failed("NCCL", &error);
     }
     if let Err(error) = model::check_shared_gpu(gpu.ordinal, scratch, &mut section) {
         section.failed("two ranks on this GPU", &error);

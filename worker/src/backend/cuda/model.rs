@@ -248,9 +248,9 @@ impl Model {
     /// Frees peers that wait for this rank.
     pub(super) fn abort(&self) {
         match &self.reduction {
-            Reduction::Alone => {}
             Reduction::Staged { comm, .. } => comm.abort(),
-            Reduction::Nccl(communicator) => communicator.abort(),
+            // The end of this process ends them: NCCL's own way would wait for graphs, and does not reach peers.
+            Reduction::Alone | Reduction::Nccl(_) => {}
         }
     }
 }

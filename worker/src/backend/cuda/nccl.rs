@@ -1,14 +1,14 @@
 //! NCCL, found at run time: adding up between GPUs, each with a rank of its own.
 //!
 //! A communicator does not block: whoever waits polls it with a deadline, so that a rank whose peer is gone ends. It is made anew,
-//! with a new id, at every start. NCCL chooses the order of addition, unlike the links over the host.
+//! with a new id, at every start, and a rank's ends with its process: NCCL would wait until every graph that holds it is gone. NCCL
+//! chooses the order of addition, unlike the links over the host.
 //!
 //! Only what is needed is declared here; the reference is `nccl.h` (2.14 and later).
 
 use std::{
-    cell::Cell,
     ffi::{CStr, c_char, c_int, c_uint, c_void},
-    thread,
+    ptr, thread,
     time::{Duration, Instant},
 };
 
@@ -23,7 +23,9 @@ const SUCCESS: c_int = 0;
 const IN_PROGRESS: c_int = 7;
 const FLOAT32: c_int = 7;
 const SUM: c_int = 0;
-/// How often a pending call is looked at.
+/// A pending call is waited for busily for so long: a thread of NCCL's queues a reduction in less.
+const BUSY: Duration = Duration::from_micros(200);
+/// Then it is looked at this often.
 const NAP: Duration = Duration::from_micros(100);
 
 type Handle = *mut c_void;
@@ -51,7 +53,8 @@ const CONFIG: Config = Config {
     cga_cluster_size: c_int::MIN,
 };
 
-/// The functions of a loaded library.
+/// The functions of the library, which stays for the life of the process: threads of its own run in it.
+#[derive(Clone, Copy)]
 pub(super) struct Nccl {
     get_unique_id: unsafe extern "C" fn(*mut Id) -> c_int,
     init_rank: unsafe extern "C" fn(*mut Handle, c_int, Id, c_int, *const Config) -> c_int,
@@ -59,10 +62,9 @@ pub(super) struct Nccl {
     all_reduce: unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, c_int, Handle, CUstream) -> c_int,
     abort: unsafe extern "C" fn(Handle) -> c_int,
     error_string: unsafe extern "C" fn(c_int) -> *const c_char,
+    last_error: unsafe extern "C" fn(Handle) -> *const c_char,
     /// Its version, like 22809 for 2.28.9.
     pub(super) version: c_int,
-    /// Keeps the functions where they are.
-    _library: Library,
 }
 
 impl Nccl {
@@ -85,9 +87,10 @@ impl Nccl {
             all_reduce: symbol(&library, "ncclAllReduce")?,
             abort: symbol(&library, "ncclCommAbort")?,
             error_string: symbol(&library, "ncclGetErrorString")?,
+            last_error: symbol(&library, "ncclGetLastError")?,
             version: 0,
-            _library: library,
         };
+        std::mem::forget(library);
         // SAFETY: writes one integer.
         let status = unsafe { get_version(&mut nccl.version) };
         nccl.accept(status, "tell its version")?;
@@ -108,10 +111,17 @@ impl Nccl {
         if status == SUCCESS || status == IN_PROGRESS {
             return Ok(());
         }
-        // SAFETY: a string that lives as long as the library.
-        let reason = unsafe { CStr::from_ptr((self.error_string)(status)) };
-        Err(GpuError::Nccl { doing, reason: reason.to_string_lossy().into_owned() })
+        // SAFETY: strings that live as long as the library; the second is of the last failure in this process.
+        let (kind, detail) = unsafe { (text((self.error_string)(status)), text((self.last_error)(ptr::null_mut()))) };
+        Err(GpuError::Nccl { doing, reason: if detail.is_empty() { kind } else { format!("{kind}: {detail}") } })
     }
+}
+
+/// # Safety
+/// A string that lives.
+unsafe fn text(string: *const c_char) -> String {
+    // SAFETY: the caller's promise.
+    unsafe { CStr::from_ptr(string) }.to_string_lossy().trim().to_owned()
 }
 
 fn symbol<T: Copy>(library: &Library, name: &'static str) -> Result<T, GpuError> {
@@ -124,7 +134,6 @@ fn symbol<T: Copy>(library: &Library, name: &'static str) -> Result<T, GpuError>
 pub(super) struct Communicator {
     nccl: Nccl,
     handle: Handle,
-    aborted: Cell<bool>,
 }
 
 impl Communicator {
@@ -137,13 +146,13 @@ impl Communicator {
             doing: "join its peers",
             reason: format!("an id has {ID_BYTES} bytes, not {}", id.len()),
         })?;
-        let mut handle = std::ptr::null_mut();
+        let mut handle = ptr::null_mut();
         // SAFETY: the configuration is read before the call returns; the GPU's context is bound to this thread.
         let status = unsafe {
             (nccl.init_rank)(&mut handle, world as c_int, Id(bytes.map(|b| b as c_char)), rank as c_int, &CONFIG)
         };
         nccl.accept(status, "join its peers")?;
-        let communicator = Self { nccl, handle, aborted: Cell::new(false) };
+        let communicator = Self { nccl, handle };
         communicator.settle("join its peers")?;
         Ok(communicator)
     }
@@ -162,12 +171,10 @@ impl Communicator {
         self.state("add up").map(drop)
     }
 
-    /// Frees this rank and its peers from what they wait for.
-    pub(super) fn abort(&self) {
-        if !self.aborted.replace(true) {
-            // SAFETY: a live handle, given back once. What goes wrong here changes nothing.
-            let _ = unsafe { (self.nccl.abort)(self.handle) };
-        }
+    /// Ends it, whatever it waits for. Graphs that hold it must be gone: this waits for their end.
+    pub(super) fn end(self) {
+        // SAFETY: a live handle, given back once. What goes wrong here changes nothing.
+        let _ = unsafe { (self.nccl.abort)(self.handle) };
     }
 
     fn state(&self, doing: &'static str) -> Result<c_int, GpuError> {
@@ -187,15 +194,12 @@ impl Communicator {
             if waited > DEADLINE {
                 return Err(GpuError::Deadline { doing, waited });
             }
-            thread::sleep(NAP);
+            if waited > BUSY {
+                thread::sleep(NAP);
+            } else {
+                std::hint::spin_loop();
+            }
         }
         Ok(())
-    }
-}
-
-impl Drop for Communicator {
-    fn drop(&mut self) {
-        // The polite end waits for the peers, which may be gone.
-        self.abort();
     }
 }

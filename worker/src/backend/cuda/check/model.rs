@@ -20,6 +20,7 @@ use super::{
     super::{
         GpuError, Held,
         error::While,
+        gpu::Memory,
         nccl::{self, Nccl},
     },
     Lab, Section, values,
@@ -39,6 +40,8 @@ const MAX_SEQS: usize = 4;
 const MAX_TOKENS: usize = 40;
 /// Rows of the last step, which a captured one fills up to four: products of another size may have other bits.
 const PADDED: usize = 3;
+/// Numbers that NCCL adds up.
+const NCCL_COUNT: usize = 1001;
 /// Logits of f32 against the CPU's, relative to the largest.
 const F32_TOLERANCE: f64 = 1e-4;
 /// Of rounded types, whose rounding takes other ways: relative error over all logits, as for the CPU's own.
@@ -92,34 +95,63 @@ fn tell_company(section: &mut Section<'_>, (alone, together): &(Vec<f32>, Vec<f3
     section.tell("a row alone and in a batch of four", if same { "the same bits".into() } else { differs }, None);
 }
 
-/// Adds up over one rank, plainly and captured.
-pub(super) fn check_nccl(gpu: u32, section: &mut Section<'_>) -> Result<(), Trouble> {
-    let what = "NCCL, world size 1";
-    let library = match Nccl::load() {
-        Ok(library) => library,
+/// Adds up over this GPU and another, plainly and captured. Where there is no other NCCL has nothing to add, and only has to be there.
+pub(super) fn check_nccl(gpu: u32, peer: u32, section: &mut Section<'_>) -> Result<(), Trouble> {
+    let nccl = match Nccl::load() {
+        Ok(nccl) => nccl,
         Err(error) => {
-            section.tell(what, error.to_string().lines().next().unwrap_or_default().into(), None);
+            section.tell("NCCL", error.to_string().lines().next().unwrap_or_default().into(), None);
             return Ok(());
         }
     };
-    let version = library.version;
-    let lab = Lab::new(gpu, Element::F32)?;
-    let id = library.new_id()?;
-    let communicator = nccl::Communicator::join(library, 0, 1, &id)?;
-    let numbers = values(1001, 1);
-    let memory = lab.floats(&numbers)?;
-    let queue = || communicator.all_reduce(memory.address(), numbers.len(), lab.gpu.stream().cu_stream());
-    queue()?;
-    let plain = lab.read(&memory, numbers.len())? == numbers;
-    lab.gpu.begin_capture()?;
-    let queued = queue();
-    let graph = lab.gpu.end_capture()?;
-    queued?;
-    graph.launch().doing("launch a graph")?;
-    let captured = lab.read(&memory, numbers.len())? == numbers;
-    section.same(&format!("{what}, version {version}"), plain);
-    section.same(&format!("{what}, captured"), captured);
+    let what = format!("NCCL, version {}", nccl.version);
+    let id = nccl.new_id()?;
+    if peer == gpu {
+        let _lab = Lab::new(gpu, Element::F32)?;
+        nccl::Communicator::join(nccl, 0, 1, &id)?.end();
+        section.tell(&format!("{what}, which one GPU does not need"), "loads and joins".into(), Some(true));
+        return Ok(());
+    }
+    let sums: Vec<_> = std::thread::scope(|scope| {
+        let ranks = [gpu, peer].into_iter().enumerate().map(|(rank, gpu)| {
+            let id = &id;
+            scope.spawn(move || add_up(nccl, gpu, rank, id))
+        });
+        let ranks: Vec<_> = ranks.collect();
+        ranks.into_iter().map(|rank| rank.join().map_err(|_| Trouble::Panicked)?).collect::<Result<_, _>>()
+    })?;
+    let [first, second] = [0, 1].map(|rank| values(NCCL_COUNT, rank));
+    let exact: Vec<f32> = first.iter().zip(&second).map(|(a, b)| a + b).collect();
+    section.same(&format!("{what}, GPUs {gpu} and {peer}"), sums.iter().all(|(plain, _)| *plain == exact));
+    section.same(&format!("{what}, the same captured"), sums.iter().all(|(_, captured)| *captured == exact));
     Ok(())
+}
+
+/// What comes out on `gpu`, as rank `rank` of two: plainly, and captured.
+fn add_up(nccl: Nccl, gpu: u32, rank: usize, id: &[u8]) -> Result<(Vec<f32>, Vec<f32>), Trouble> {
+    let lab = Lab::new(gpu, Element::F32)?;
+    let numbers = values(NCCL_COUNT, rank);
+    let memories = [lab.floats(&numbers)?, lab.floats(&numbers)?];
+    let communicator = nccl::Communicator::join(nccl, rank, 2, id)?;
+    let sums = || {
+        let queue =
+            |memory: &Memory| communicator.all_reduce(memory.address(), numbers.len(), lab.gpu.stream().cu_stream());
+        let wait = || lab.gpu.wait("add up", || communicator.check());
+        queue(&memories[0])?;
+        wait()?;
+        let plain = lab.read(&memories[0], numbers.len())?;
+        lab.gpu.begin_capture()?;
+        let queued = queue(&memories[1]);
+        let graph = lab.gpu.end_capture()?;
+        queued?;
+        graph.launch().doing("launch a graph")?;
+        wait()?;
+        Ok((plain, lab.read(&memories[1], numbers.len())?))
+    };
+    let sums = sums();
+    // Frees a rank whose peer failed, before it gives memory back.
+    communicator.end();
+    sums
 }
 
 /// Two ranks, whose partial sums go through the host's memory.
