@@ -15,9 +15,9 @@ pub struct RankMemory {
     pub weights: u64,
     /// KV pool when every block is in use.
     pub kv: u64,
-    /// Activations and logits of the largest step; on a GPU also what products need.
+    /// Activations and logits of the largest step; on a GPU also what products need, and the driver for itself.
     pub activations: u64,
-    /// Data link: the segment that the ranks of a host share, or socket buffers. Of the host only.
+    /// Data link: the segment that the ranks of a host share, socket buffers, or what NCCL takes of a GPU.
     pub link: u64,
 }
 
@@ -42,7 +42,7 @@ impl RankMemory {
         step: StepSizes,
     ) -> Self {
         if let Device::Gpus(_) = device {
-            return cuda::memory(geometry, (rank, share), dtype, kv_blocks, step);
+            return cuda::memory(geometry, (rank, share), dtype, comm, kv_blocks, step);
         }
         let StepSizes { max_batched_tokens, max_seqs } = step;
         Self {

@@ -26,7 +26,7 @@ mod weights;
 use nanoinfer_kernels::cuda::{Element, MAX_HEAD_DIM};
 use nanoinfer_shared::{
     Geometry, Share,
-    protocol::{DType, KvDType, LoadOrder},
+    protocol::{CommKind, DType, KvDType, LoadOrder},
 };
 
 pub use self::{
@@ -67,11 +67,17 @@ pub fn nccl_version() -> Result<String, GpuError> {
     Nccl::load().map(|nccl| format!("{}.{}.{}", nccl.version / 10_000, nccl.version / 100 % 100, nccl.version % 100))
 }
 
-/// Bytes of a rank on its GPU with a KV cache of `kv_blocks` blocks. What the driver takes for itself, graphs and NCCL is not in it.
+/// What a context, the modules of our kernels and of cublasLt's, and graphs take on a GPU, as a rule; no call tells beforehand.
+const CONTEXT_BYTES: u64 = 512 << 20;
+/// What NCCL takes for its buffers, likewise.
+const NCCL_BYTES: u64 = 512 << 20;
+
+/// Bytes of a rank on its GPU with a KV cache of `kv_blocks` blocks.
 pub(crate) fn memory(
     geometry: &Geometry,
     (rank, share): (usize, &Share),
     dtype: DType,
+    comm: CommKind,
     kv_blocks: usize,
     step: StepSizes,
 ) -> RankMemory {
@@ -80,8 +86,9 @@ pub(crate) fn memory(
         weights: Weights::bytes(geometry, rank, share, element),
         kv: kv_blocks as u64 * Model::block_bytes(geometry, share, element),
         activations: Model::activation_bytes(geometry, share, element, step.max_batched_tokens, rows)
-            + runner::buffer_bytes(geometry, share, step),
-        link: 0,
+            + runner::buffer_bytes(geometry, share, step)
+            + CONTEXT_BYTES,
+        link: if comm == CommKind::Nccl { NCCL_BYTES } else { 0 },
     }
 }
 

@@ -89,7 +89,7 @@ impl Subject {
     fn bytes(&self) -> u64 {
         let (partition, max_seqs) = (self.partition(), self.max_seqs());
         let sizes = StepSizes { max_batched_tokens: max_seqs, max_seqs };
-        memory(&self.geometry, (0, partition.share(0)), DType::Bf16, self.kv_blocks(), sizes).total()
+        memory(&self.geometry, (0, partition.share(0)), DType::Bf16, CommKind::Local, self.kv_blocks(), sizes).total()
     }
 
     /// What a step reads: weights but for positions, keys and values.
