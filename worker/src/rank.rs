@@ -100,7 +100,11 @@ pub fn run(setup: RankSetup) -> Result<(), WorkerError> {
             // The control thread keeps the link open, so that without a word the coordinator would wait for ever.
             failing.store(true, SeqCst);
             let _ = send(&sender, FromRank::Failed("it panicked, which is a bug; its log says where".into()));
-            resume_unwind(panic)
+            match on_lost {
+                OnLost::Return => resume_unwind(panic),
+                // As Rust ends what panicked.
+                OnLost::Exit => end_process(101),
+            }
         }
     }
 }
