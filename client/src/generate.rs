@@ -2,7 +2,10 @@
 //!
 //! Speaks the short form of `POST /api/chat`, whole or as server-sent events.
 
-use std::io::{self, IsTerminal, Read, Write};
+use std::{
+    io::{self, IsTerminal, Read, Write},
+    ops::RangeInclusive,
+};
 
 use anyhow::{Context, anyhow};
 use clap::Args;
@@ -32,19 +35,19 @@ pub(crate) struct GenerateOptions {
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
     /// Most tokens to generate.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..))]
     max_tokens: Option<u32>,
     /// Divides logits; 0 is greedy.
-    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    #[arg(long, value_name = "T", allow_negative_numbers = true, value_parser = |typed: &str| number_within(0.0..=100.0, typed))]
     temperature: Option<f32>,
     /// Keep the smallest set of tokens with this mass.
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true, value_parser = |typed: &str| number_within(0.0..=1.0, typed))]
     top_p: Option<f32>,
     /// Keep the k most likely tokens; 0 for all.
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", allow_negative_numbers = true)]
     top_k: Option<u32>,
     /// The same seed gives the same text.
-    #[arg(long, value_name = "SEED")]
+    #[arg(long, value_name = "SEED", allow_negative_numbers = true)]
     seed: Option<u64>,
     /// Write the text as it comes.
     #[arg(long)]
@@ -53,6 +56,12 @@ pub(crate) struct GenerateOptions {
     /// chain removed, and the time of each stage of its step on each rank.
     #[arg(long)]
     explain: bool,
+}
+
+/// A number in the range that servers take, so that a slip shows before a model is loaded.
+fn number_within(range: RangeInclusive<f32>, typed: &str) -> Result<f32, String> {
+    let number = typed.parse().ok().filter(|number| range.contains(number));
+    number.ok_or_else(|| format!("it should be a number from {} to {}", range.start(), range.end()))
 }
 
 pub(crate) fn run(options: GenerateOptions) -> Result<(), Failure> {
@@ -168,6 +177,24 @@ mod tests {
         let options = typed(&["--temperature", "0.3", "--max-tokens", "5", "--stream"]);
         let body = body(&options, "Hi".into());
         assert_eq!(body, json!({"prompt": "Hi", "stream": true, "temperature": 0.3, "max_tokens": 5}));
+    }
+
+    #[test]
+    fn what_no_server_takes_is_refused_by_its_flag() {
+        for (flag, value) in [
+            ("--temperature", "-1"),
+            ("--temperature", "nan"),
+            ("--top-p", "-0.1"),
+            ("--top-p", "1.5"),
+            ("--top-k", "-1"),
+            ("--max-tokens", "0"),
+            ("--max-tokens", "-5"),
+            ("--seed", "-1"),
+        ] {
+            let error = Typed::try_parse_from(["x", flag, value]).err().unwrap().to_string();
+            assert!(error.contains(&format!("'{value}' for '{flag} <")), "{error}");
+        }
+        typed(&["--temperature", "0", "--top-p", "1", "--top-k", "0", "--max-tokens", "1"]);
     }
 
     #[test]
