@@ -87,7 +87,12 @@ fn prompt(options: &GenerateOptions, stdin: impl Read, stdin_is_terminal: bool) 
     let read =
         stdin.take(MAX_PROMPT_BYTES).read_to_string(&mut text).context("cannot read the prompt from standard input");
     read.map_err(Failure::usage)?;
-    Ok(text.strip_suffix('\n').map(|text| text.strip_suffix('\r').unwrap_or(text)).unwrap_or(&text).to_string())
+    let prompt = text.strip_suffix('\n').map(|text| text.strip_suffix('\r').unwrap_or(text)).unwrap_or(&text);
+    if prompt.is_empty() {
+        let nothing = "there is no prompt: standard input is empty\n  hint: --prompt TEXT, or pipe it in";
+        return Err(Failure::usage(anyhow!(nothing)));
+    }
+    Ok(prompt.to_owned())
 }
 
 /// The request; what was not typed is left to the server.
@@ -202,6 +207,11 @@ mod tests {
         assert_eq!(prompt(&typed(&["--prompt", "a"]), &b"b"[..], false).unwrap(), "a");
         assert_eq!(prompt(&typed(&[]), &b"line 1\nline 2\r\n"[..], false).unwrap(), "line 1\nline 2");
         assert_eq!(prompt(&typed(&[]), &b""[..], true).unwrap_err().exit_code, 2);
+        for nothing in [&b""[..], b"\n", b"\r\n"] {
+            let failure = prompt(&typed(&[]), nothing, false).unwrap_err();
+            assert_eq!(failure.exit_code, 2);
+            assert!(failure.error.to_string().contains("standard input is empty"), "{}", failure.error);
+        }
     }
 
     #[test]
