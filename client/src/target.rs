@@ -2,9 +2,10 @@
 
 use std::io::{BufReader, Read};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow};
 use clap::Args;
 use serde_json::Value;
+use ureq::http::StatusCode;
 
 use crate::{Failure, model_options::ModelOptions, private_server::PrivateServer};
 
@@ -25,9 +26,11 @@ pub(crate) struct TargetOptions {
     pub(crate) model: ModelOptions,
 }
 
-/// An address as it was typed; one without a scheme, as Ollama's are, is of HTTP.
+/// An address as it was typed; one without a scheme, as Ollama's are, is of HTTP, and the `/v1` that OpenAI's clients are told
+/// is left off: paths bring their own.
 pub(crate) fn address(typed: &str) -> Result<String, std::convert::Infallible> {
     let typed = typed.trim_end_matches('/');
+    let typed = typed.strip_suffix("/v1").unwrap_or(typed).trim_end_matches('/');
     Ok(if typed.contains("://") { typed.to_owned() } else { format!("http://{typed}") })
 }
 
@@ -134,7 +137,8 @@ impl Target {
         // What it said so far is all there is to tell.
         let _ = body.by_ref().take(MAX_REPLY_BYTES).read_to_string(&mut text);
         let said_why = serde_json::from_str(&text).ok().and_then(|answer: Value| answer.get("error").map(said));
-        bail!("{}{path} answered {status}: {}", self.url, said_why.unwrap_or_else(|| text.trim().into()))
+        let url = format!("{}{path}", self.url);
+        Err(refusal(&url, status, &said_why.unwrap_or_else(|| text.trim().into())))
     }
 
     /// What to say where nobody answers: of an address that was typed, what else there is.
@@ -153,6 +157,17 @@ impl Target {
             private.tell_its_end();
         }
     }
+}
+
+/// A server's no in its words. What it says to do about a key is for who writes requests: here it is an option.
+fn refusal(url: &str, status: StatusCode, said: &str) -> anyhow::Error {
+    if status == StatusCode::UNAUTHORIZED {
+        let what = said.split("; hint:").next().unwrap_or(said);
+        return anyhow!(
+            "{url} answered {status}: {what}\n  hint: --api-key KEY, or NANOINFER_API_KEY in the environment"
+        );
+    }
+    anyhow!("{url} answered {status}: {said}")
 }
 
 /// An answer that is one JSON value.
@@ -179,8 +194,22 @@ mod tests {
             ("127.0.0.1:8000", "http://127.0.0.1:8000"),
             ("localhost:8000", "http://localhost:8000"),
             ("https://a.example", "https://a.example"),
+            ("http://127.0.0.1:8000/v1", "http://127.0.0.1:8000"),
+            ("localhost:8000/v1/", "http://localhost:8000"),
+            ("https://a.example/llm/v1", "https://a.example/llm"),
+            ("https://a.example/v10", "https://a.example/v10"),
         ] {
             assert_eq!(address(typed).as_deref(), Ok(url));
         }
+    }
+
+    #[test]
+    fn a_missing_key_is_asked_for_as_it_is_given_here() {
+        let said = "the API key is missing or wrong; hint: send the header `Authorization: Bearer KEY`";
+        let error = refusal("http://a/v1/models", StatusCode::UNAUTHORIZED, said).to_string();
+        assert!(error.contains("401") && error.contains("missing or wrong\n  hint: --api-key KEY"), "{error}");
+        assert!(!error.contains("header"), "{error}");
+        let error = refusal("http://a/v1/x", StatusCode::NOT_FOUND, "no; hint: look at /docs").to_string();
+        assert!(error.ends_with("404 Not Found: no; hint: look at /docs"), "{error}");
     }
 }

@@ -116,12 +116,13 @@ fn a_server_that_wants_a_key_is_evaluated_with_it() {
     let mut server = Served(nanoinfer(&serve).spawn().unwrap());
     let lines = BufReader::new(server.0.stderr.take().unwrap()).lines();
     let ready = lines.map_while(Result::ok).find_map(|line| Some(line.strip_prefix("ready on http://")?.to_owned()));
-    // As Ollama's clients have it, without a scheme.
-    let address = ready.unwrap();
+    // As clients have it: Ollama's without a scheme, OpenAI's with a version.
+    let address = format!("{}/v1", ready.unwrap());
     let [without, with] = [&[][..], &["--api-key", "s3cret"]].map(|key| {
         nanoinfer(&["eval", "--url", &address, "--limit", "1", "--metrics", "ppl"]).args(key).output().unwrap()
     });
-    assert!(String::from_utf8_lossy(&without.stderr).contains("401"), "{without:?}");
+    let error = String::from_utf8_lossy(&without.stderr);
+    assert!(error.contains("401") && error.contains("hint: --api-key KEY") && !error.contains("header"), "{error}");
     assert!(with.status.success() && text(&with).starts_with("ppl"), "{with:?}");
 }
 
