@@ -24,17 +24,23 @@ mod short_form;
 mod stream;
 mod tokenize;
 
-use std::{future::Future, io, sync::Arc};
+use std::{future::Future, io, sync::Arc, time::Duration};
 
 use axum::{
     Router,
     extract::DefaultBodyLimit,
+    http::StatusCode,
     middleware,
     routing::{any, get, post},
     serve::ListenerExt,
 };
 use tokio::net::TcpListener;
-use tower_http::{catch_panic::CatchPanicLayer, trace::TraceLayer};
+use tower_http::{
+    catch_panic::CatchPanicLayer,
+    classify::ServerErrorsFailureClass,
+    trace::{DefaultOnFailure, OnFailure, TraceLayer},
+};
+use tracing::Span;
 
 pub use axum::http::HeaderValue;
 
@@ -144,7 +150,17 @@ fn dress(router: Router, options: HttpOptions) -> Router {
     if !options.cors_origins.is_empty() {
         router = router.layer(access::cors(&options.cors_origins));
     }
-    router.layer(TraceLayer::new_for_http())
+    router.layer(TraceLayer::new_for_http().on_failure(log_failure))
+}
+
+/// A time-out that the request asked for is its client's doing: no error of the server.
+fn log_failure(class: ServerErrorsFailureClass, latency: Duration, span: &Span) {
+    match class {
+        ServerErrorsFailureClass::StatusCode(StatusCode::GATEWAY_TIMEOUT) => {
+            tracing::warn!(?latency, "a request's own time ran out");
+        }
+        class => DefaultOnFailure::new().on_failure(class, latency, span),
+    }
 }
 
 #[cfg(test)]

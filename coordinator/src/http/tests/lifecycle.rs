@@ -1,6 +1,10 @@
 //! Readiness, load, hang-ups and the end.
 
-use std::{sync::atomic::Ordering::Relaxed, time::Duration};
+use std::{
+    io::{Read, Seek},
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use serde_json::json;
 use tokio::{
@@ -102,13 +106,21 @@ async fn a_client_that_hangs_up_cancels_its_sequences() {
 }
 
 #[tokio::test]
-async fn a_deadline_is_kept() {
+async fn a_deadline_is_kept_and_no_error_of_the_server() {
+    let log = Arc::new(tempfile::tempfile().unwrap());
+    // Of this thread, which is all that the server has.
+    let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).with_ansi(false).finish();
+    let _logged = tracing::subscriber::set_default(subscriber);
     let (dropped, mut cancelled) = mpsc::unbounded_channel();
     let handle = scripted(4, move |_| Act::Hang(vec![], dropped.clone()));
     let server = Server::start(engine(handle)).await;
     let reply = server.post("/v1/completions", json!({"prompt": "x", "timeout_s": 0.05})).await;
     assert_eq!((reply.status, &reply.json()["error"]["code"]), (504, &json!("timeout")));
     assert_eq!(cancelled.recv().await, Some(0));
+    let mut text = String::new();
+    (&*log).rewind().unwrap();
+    (&*log).read_to_string(&mut text).unwrap();
+    assert!(text.contains("WARN") && text.contains("own time ran out") && !text.contains("ERROR"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
