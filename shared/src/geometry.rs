@@ -69,14 +69,14 @@ impl Activation {
     }
 }
 
-/// Why a `config.json` is not one that this server can run.
+/// Why a `config.json` is not one that this server can run. Whoever read it names the file.
 #[derive(Debug, thiserror::Error)]
 pub enum GeometryError {
     /// Not JSON at all, or not an object.
-    #[error("config.json is not a JSON object: {0}")]
+    #[error("not a JSON object: {0}")]
     NotJson(String),
     /// Another architecture.
-    #[error("config.json describes a `{model_type}` model, which is not GPT-2: {why}")]
+    #[error("it describes a `{model_type}` model, which is not GPT-2: {why}")]
     NotGpt2 {
         /// What `model_type` says.
         model_type: String,
@@ -84,7 +84,7 @@ pub enum GeometryError {
         why: &'static str,
     },
     /// A field is missing or of the wrong kind.
-    #[error("config.json: `{field}` should be {expected}, got {got}")]
+    #[error("`{field}` should be {expected}, got {got}")]
     Field {
         /// Name of the field as it stands in the file.
         field: &'static str,
@@ -94,7 +94,7 @@ pub enum GeometryError {
         got: String,
     },
     /// Heads do not divide the width.
-    #[error("config.json: n_embd {n_embd} is not a multiple of n_head {n_head}")]
+    #[error("n_embd {n_embd} is not a multiple of n_head {n_head}")]
     HeadWidth {
         /// Width of the model.
         n_embd: usize,

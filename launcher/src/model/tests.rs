@@ -257,6 +257,10 @@ fn incomplete_folders_and_slips_are_named() {
     assert!(say(&path).contains("config.json"));
     fs::write(folder.join("config.json"), r#"{"model_type":"llama"}"#).unwrap();
     assert!(say(&path).contains("llama"));
+    for wrong in ["x", "[]", r#"{"model_type":"llama"}"#, r#"{"n_layer":0}"#, r#"{"n_embd":10,"n_head":3}"#] {
+        fs::write(folder.join("config.json"), wrong).unwrap();
+        assert_eq!(say(&path).matches("config.json").count(), 1, "{}", say(&path));
+    }
     fs::write(folder.join("config.json"), CONFIG_TEXT).unwrap();
     assert!(say(&path).contains("model.safetensors"));
     // What is wrong with a file comes before what is missing beside it.
