@@ -143,8 +143,11 @@ fn prepare(options: ServeOptions, placement: Placement) -> Result<Option<(Config
         tracing::warn!("{slip}");
     }
     if config.plan {
+        let plan = Plan::new(&config.cluster, placement)?;
+        // A start fails with the same words.
+        let warning = plan.check_memory().err().map(|error| format!("\nwarning: {error}")).unwrap_or_default();
         // A reader that has seen enough is no failure.
-        let _ = writeln!(std::io::stdout(), "{}", Plan::new(&config.cluster, placement)?);
+        let _ = writeln!(std::io::stdout(), "{plan}{warning}");
         return Ok(None);
     }
     match supervise::bind(&config.host, config.port) {

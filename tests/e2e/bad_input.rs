@@ -79,6 +79,16 @@ fn a_bad_command_line_is_explained() {
 }
 
 #[test]
+fn memory_that_is_not_there_is_told_once() {
+    let much = ["--kv-memory", "512TiB"];
+    let (status, log) = run_to_end(launcher(&[&much[..], &["--port", "0"]].concat()));
+    assert_eq!((status.code(), log.matches("the ranks need").count()), (Some(2), 1), "{log}");
+    let plan = launcher(&[&much[..], &["--plan"]].concat()).output().unwrap();
+    let text = String::from_utf8_lossy(&plan.stdout);
+    assert!(plan.status.success() && text.contains("warning: the ranks need"), "{text}");
+}
+
+#[test]
 fn a_bad_value_of_the_environment_is_named_by_its_variable() {
     for (typed, is_named) in [(&["--plan"][..], true), (&["--plan", "--port=y"], false)] {
         let mut command = launcher(typed);
