@@ -261,6 +261,9 @@ fn report(
         let reached = limits.map_or("-".into(), |limits| format!("{:.0} %", row.of_limit(limits) * 100.0));
         println!("{:>6}  {median:>12.2}  {spread:>19}  {tokens_per_s:>10.1}  {reached}", row.batch);
     }
+    if let Some(note) = limits.and_then(|limits| beyond_memory(rows, limits)) {
+        println!("{note}");
+    }
     let line = |row: &Row| -> Value {
         json!({ "batch": row.batch, "ms": percentile(row, 50), "ms_p10": percentile(row, 10), "ms_p90": percentile(row, 90),
                 "tokens_per_s": row.tokens_per_s, "of_limit": limits.map(|limits| row.of_limit(limits)) })
@@ -276,6 +279,16 @@ fn report(
             "step_bytes": step_bytes, "rows": rows.iter().map(line).collect::<Vec<_>>(),
         })
     );
+}
+
+/// What to say where weights were read faster than memory gives them.
+fn beyond_memory(rows: &[Row], limits: &Limits) -> Option<String> {
+    let faster = |row: &&Row| matches!(row.limit, Work::Read { .. }) && row.of_limit(limits) >= 1.005;
+    let Work::Read { bytes } = rows.iter().find(faster)?.limit else { return None };
+    Some(format!(
+        "More than 100 %: the rate is that of memory, and these {:.1} MB of weights lie in caches, at least in part.",
+        bytes / 1e6
+    ))
 }
 
 #[cfg(test)]
@@ -295,5 +308,18 @@ mod tests {
             assert!(runtime.block_on(batch.run()).unwrap().iter().all(|&seconds| seconds > 0.0));
         }
         cluster.shutdown();
+    }
+
+    #[test]
+    fn weights_in_a_cache_are_told_of_where_they_show() {
+        let limits = Limits { read_bytes_per_s: 1e9, f32_ops_per_s: 1e9 };
+        let note = |seconds, limit| {
+            beyond_memory(&[Row { batch: 1, seconds: vec![seconds], tokens_per_s: 1.0, limit }], &limits)
+        };
+        assert!(note(0.004, Work::Read { bytes: 5e6 }).unwrap().contains("5.0 MB of weights"));
+        // As the table shows it, 100 %.
+        assert_eq!(note(0.00499, Work::Read { bytes: 5e6 }), None);
+        assert_eq!(note(0.01, Work::Read { bytes: 5e6 }), None);
+        assert_eq!(note(0.004, Work::Compute { operations: 5e6 }), None);
     }
 }
