@@ -25,6 +25,7 @@ mod random;
 pub mod text;
 pub mod http;
 pub mod metrics;
+pub mod names;
 mod clock;
 
 #[cfg(test)]

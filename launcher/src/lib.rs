@@ -14,7 +14,6 @@ pub mod device;
 pub mod error;
 mod gather;
 pub mod model;
-mod names;
 pub mod plan;
 mod progress;
 mod rank;
@@ -25,8 +24,7 @@ pub mod supervise;
 
 pub use cluster::{Cluster, ClusterConfig};
 pub use error::LaunchError;
-pub use names::closest;
-pub use nanoinfer_coordinator::{explanation, handle, request, status, text};
+pub use nanoinfer_coordinator::{explanation, handle, names::closest, request, status, text};
 pub use nanoinfer_shared::{
     Geometry, Partition, Share,
     protocol::{BLOCK_TOKENS, Category, DType, StepTimes},

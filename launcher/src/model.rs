@@ -17,7 +17,7 @@ use nanoinfer_shared::{Geometry, GeometryError};
 use nanoinfer_worker::checkpoint::{Checkpoint, CheckpointError};
 
 pub use self::{demo::DemoError, hub::HubError};
-use crate::names::closest;
+use crate::closest;
 
 /// Name of the model that is built in.
 pub const DEMO_MODEL: &str = "nano-chat";

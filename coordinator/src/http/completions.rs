@@ -34,6 +34,7 @@ pub(super) async fn create(State(app): State<App>, mut fields: Fields) -> Result
     models::take(&mut fields, app.engine.card())?;
     fields.refuse("suffix", &[])?;
     let add_special_tokens = fields.boolean("add_special_tokens")?.unwrap_or(true);
+    let has_prompt = fields.has("prompt");
     let prompts = prompts(fields.value("prompt"), add_special_tokens)?;
     let echo = fields.boolean("echo")?.unwrap_or(false);
     let logprobs = fields.integer("logprobs", 0..=MAX_LOGPROBS)?.map(|k| k as u32);
@@ -43,6 +44,9 @@ pub(super) async fn create(State(app): State<App>, mut fields: Fields) -> Result
     let (mut request, reply) = openai::take(&app, &mut fields, prompts, max_tokens, &sampling::COMPLETIONS)?;
     if best_of.is_some_and(|best_of| best_of != reply.n as i64) {
         return Err(Failure::unsupported("best_of", "`best_of` is not supported unless it equals `n`"));
+    }
+    if !has_prompt {
+        fields.refuse_slip("prompt")?;
     }
     fields.finish(&app.unknown_fields);
     request.logprobs = logprobs;

@@ -19,6 +19,7 @@ use nanoinfer_shared::protocol::TokenId;
 use serde_json::{Map, Value};
 
 use super::{App, error::Failure};
+use crate::names::closest;
 
 /// Most stop strings of a request; OpenAI takes 4.
 const MAX_STOPS: usize = 64;
@@ -164,6 +165,17 @@ impl Fields {
         Ok(Self { map, prefix: format!("{}.", self.path(name)) })
     }
 
+    /// Refuses a request that lacks a field and has, among what is left, a slip of the keyboard for it.
+    pub(super) fn refuse_slip(&self, name: &str) -> Result<(), Failure> {
+        // Bounded, as comparing takes the time of both lengths.
+        let short = self.map.keys().take(MAX_UNKNOWN_NAMES).filter(|key| key.len() <= 2 * name.len());
+        match short.into_iter().find(|key| closest(key, [name]).is_some()) {
+            Some(slip) => Err(Failure::field(name, format!("`{name}` is missing, and `{slip}` is unknown"))
+                .with_hint(format!("did you mean `{name}`?"))),
+            None => Ok(()),
+        }
+    }
+
     /// What is left is unknown: named in the log, once.
     pub(super) fn finish(self, unknown: &UnknownFields) {
         for name in self.map.keys() {
@@ -283,6 +295,18 @@ mod tests {
         ] {
             let failure = Fields::parse(body.as_bytes()).unwrap_err();
             assert!(failure.message.contains(expected), "{}", failure.message);
+        }
+    }
+
+    #[test]
+    fn slips_for_a_missing_field_are_refused() {
+        for slip in ["prompts", "Prompt", "promt", "porMpt"] {
+            let failure = fields(&json!({"x": 1, (slip): 2})).refuse_slip("prompt").unwrap_err();
+            assert!(failure.message.contains(&format!("`{slip}`")), "{}", failure.message);
+        }
+        let long = "prompt".repeat(1 << 20);
+        for other in ["messages", "user", "pro", long.as_str()] {
+            fields(&json!({(other): 1})).refuse_slip("prompt").unwrap();
         }
     }
 

@@ -10,10 +10,10 @@ use nanoinfer_coordinator::http::{ApiKey, HeaderValue, HttpOptions};
 
 use super::options::{CommandLine, ServeOptions, TypedComm, TypedDType, TypedKvDType};
 use crate::{
+    closest,
     cluster::{ClusterConfig, CommChoice},
     device::DeviceChoice,
     model::Caches,
-    names::closest,
     progress,
     spawn::WorkerBinary,
 };

@@ -12,8 +12,8 @@ use clap::CommandFactory;
 
 use super::options::CommandLine;
 use crate::{
+    closest,
     model::{Caches, HubAccess},
-    names::closest,
 };
 
 /// How all variables of ours begin.

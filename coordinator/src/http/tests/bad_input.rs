@@ -73,6 +73,7 @@ async fn openai_fields_out_of_range_or_type_are_named() {
         (json!({"prompt": [-1]}), "prompt"),
         (json!({"prompt": [4096]}), "prompt"),
         (json!({"prompt": [[]]}), "prompt"),
+        (json!({"prompt": null, "prompts": ["x"]}), "prompt"),
         (json!({"logprobs": 21}), "logprobs"),
         (json!({"logprobs": true}), "logprobs"),
         (json!({"suffix": "x"}), "suffix"),
