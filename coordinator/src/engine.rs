@@ -95,13 +95,13 @@ struct Engine<R> {
     /// Sequences that ended; their last events were not delivered yet.
     ended: Vec<Sequence>,
     row_drawer: RowDrawer,
-    /// When the idle blocks were last told.
-    idle_told: Instant,
+    /// When the live view was last told who holds what.
+    live_told: Instant,
     status: Arc<Status>,
 }
 
-/// How often the idle blocks are told while steps run: there may be thousands of them.
-const IDLE_TOLD_EVERY: Duration = Duration::from_millis(200);
+/// How often the live view is told while steps run: there may be thousands of blocks.
+const LIVE_TOLD_EVERY: Duration = Duration::from_millis(200);
 
 /// What a turn left behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,7 +139,7 @@ impl<R: Ranks> Engine<R> {
             under_way: None,
             ended: Vec::new(),
             row_drawer: RowDrawer::new(thread::available_parallelism().map_or(1, usize::from)),
-            idle_told: Instant::now(),
+            live_told: Instant::now(),
             status,
         };
         engine.report();
@@ -358,15 +358,18 @@ impl<R: Ranks> Engine<R> {
         status.preemptions.store(preemptions, Relaxed);
         status.prefix_queries.store(prefix_queries, Relaxed);
         status.prefix_hits.store(prefix_hits, Relaxed);
-        let idle_due = self.under_way.is_none() || self.idle_told.elapsed() >= IDLE_TOLD_EVERY;
-        status.live.send_modify(|live| {
-            live.sequences = self.scheduler.sequences().map(LiveSequence::of).collect();
-            if idle_due {
-                live.idle = blocks.idle().map(|block| block.0).collect();
-            }
-        });
-        if idle_due {
-            self.idle_told = Instant::now();
+        let due = self.under_way.is_none() || self.live_told.elapsed() >= LIVE_TOLD_EVERY;
+        // Who subscribed looks at every step.
+        if due || status.live.receiver_count() > 0 {
+            status.live.send_modify(|live| {
+                live.sequences = self.scheduler.sequences().map(LiveSequence::of).collect();
+                if due {
+                    live.idle = blocks.idle().map(|block| block.0).collect();
+                }
+            });
+        }
+        if due {
+            self.live_told = Instant::now();
         }
     }
 }

@@ -47,7 +47,7 @@ pub struct Status {
     pub broken_invariant: OnceLock<String>,
     /// Why the engine ended, once it has.
     pub failure: OnceLock<String>,
-    /// Who holds KV blocks, as of the last step.
+    /// Who holds KV blocks: as of the last step for those who subscribed, else, while steps run, as of a fraction of a second ago.
     pub live: watch::Sender<LiveBlocks>,
     /// What is counted and timed.
     pub metrics: Arc<Metrics>,
