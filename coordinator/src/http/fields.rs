@@ -123,7 +123,13 @@ impl Fields {
             (low, i64::MAX) => format!("an integer of at least {low}"),
             (low, high) => format!("an integer from {low} to {high}"),
         };
-        self.take(name, &expected, |value| integer(value).filter(|x| range.contains(x)))
+        let saturated = |value: &Value| integer(value).map(|x| i64::try_from(x).unwrap_or(i64::MAX));
+        self.take(name, &expected, |value| saturated(value).filter(|x| range.contains(x)))
+    }
+
+    /// A seed: any 64 bits, with or without a sign.
+    pub(super) fn seed(&mut self) -> Result<Option<i128>, Failure> {
+        self.take("seed", "an integer of 64 bits", integer)
     }
 
     /// A count from `least` on.
@@ -219,10 +225,10 @@ pub(super) fn tokens(value: &Value) -> Option<Vec<TokenId>> {
     value.as_array()?.iter().map(id).collect()
 }
 
-/// A JSON number without a fraction. Numbers past `i64` saturate: seeds may be any 64 bits.
-fn integer(value: &Value) -> Option<i64> {
-    let float = || value.as_f64().filter(|x| x.fract() == 0.0 && x.abs() < 9e15).map(|x| x as i64);
-    value.as_i64().or_else(|| value.as_u64().map(|x| i64::try_from(x).unwrap_or(i64::MAX))).or_else(float)
+/// A JSON number without a fraction, of at most 64 bits.
+fn integer(value: &Value) -> Option<i128> {
+    let float = || value.as_f64().filter(|x| x.fract() == 0.0 && x.abs() < 9e15).map(|x| x as i128);
+    value.as_i64().map(i128::from).or_else(|| value.as_u64().map(i128::from)).or_else(float)
 }
 
 /// A value as errors quote it: short.
@@ -270,11 +276,25 @@ mod tests {
 
     #[test]
     fn integers_pass_for_floats_and_null_for_nothing() {
-        let mut body = fields(&json!({"t": 1, "n": 3.0, "x": null, "seed": u64::MAX}));
+        let mut body = fields(&json!({"t": 1, "n": 3.0, "x": null, "most": u64::MAX}));
         assert_eq!(body.number("t", 0.0..=2.0).unwrap(), Some(1.0));
         assert_eq!(body.count("n", 0).unwrap(), Some(3));
         assert_eq!(body.string("x").unwrap(), None);
-        assert_eq!(body.integer("seed", i64::MIN..=i64::MAX).unwrap(), Some(i64::MAX));
+        assert_eq!(body.count("most", 0).unwrap(), Some(i64::MAX as usize));
+    }
+
+    #[test]
+    fn seeds_are_64_bits_and_what_is_not_is_refused() {
+        for seed in [0, i64::MAX as u64, i64::MAX as u64 + 1, u64::MAX - 1, u64::MAX] {
+            assert_eq!(fields(&json!({"seed": seed})).seed().unwrap(), Some(seed.into()));
+        }
+        assert_eq!(fields(&json!({"seed": i64::MIN})).seed().unwrap(), Some(i64::MIN.into()));
+        assert_eq!(fields(&json!({"seed": 7.0})).seed().unwrap(), Some(7));
+        for refused in ["18446744073709551616", "-9223372036854775809", "1.5", "\"7\""] {
+            let mut body = Fields::parse(format!("{{\"seed\": {refused}}}").as_bytes()).unwrap();
+            let message = body.seed().unwrap_err().message;
+            assert!(message.contains("`seed` should be an integer of 64 bits"), "{message}");
+        }
     }
 
     #[test]

@@ -61,7 +61,7 @@ pub(super) fn openai(
     route: &RouteDefaults,
     model: &GenerationDefaults,
 ) -> Result<SamplingParams, Failure> {
-    let seed = fields.integer("seed", i64::MIN..=i64::MAX)?;
+    let seed = fields.seed()?;
     let penalty = fields.number("repetition_penalty", 0.01..=100.0)?;
     let mut sampling = common(fields, route, model, seed, penalty)?;
     sampling.logit_bias = logit_bias(fields)?;
@@ -71,7 +71,7 @@ pub(super) fn openai(
 /// Ollama's names.
 pub(super) fn ollama(options: &mut Fields, model: &GenerationDefaults) -> Result<SamplingParams, Failure> {
     // −1 is Ollama's way to say "any".
-    let seed = options.integer("seed", i64::MIN..=i64::MAX)?.filter(|&seed| seed != -1);
+    let seed = options.seed()?.filter(|&seed| seed != -1);
     let penalty = options.number("repeat_penalty", 0.01..=100.0)?;
     let window = options.integer("repeat_last_n", -1..=i64::MAX)?;
     let mut sampling = common(options, &OLLAMA, model, seed, penalty)?;
@@ -87,7 +87,7 @@ fn common(
     fields: &mut Fields,
     route: &RouteDefaults,
     model: &GenerationDefaults,
-    seed: Option<i64>,
+    seed: Option<i128>,
     repetition_penalty: Option<f32>,
 ) -> Result<SamplingParams, Failure> {
     let top_k = fields.integer("top_k", -1..=i64::MAX)?;
