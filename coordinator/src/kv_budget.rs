@@ -54,7 +54,7 @@ impl KvBudget {
         let mut fewest = u64::from(u32::MAX);
         for (rank, room) in rooms.iter().enumerate() {
             let block_bytes = room.block_bytes.max(1);
-            let enough = block_bytes * full_length * max_seqs as u64;
+            let enough = block_bytes.saturating_mul(full_length).saturating_mul(max_seqs as u64);
             let part = room.free_bytes / FREE_SHARE / self.ranks_per_memory.max(1) as u64;
             let budget = self.kv_memory.unwrap_or(enough.min(part));
             if budget / block_bytes < full_length {
@@ -75,10 +75,19 @@ mod tests {
     const BLOCK: u64 = 48 * 2 * 13 * 64 * 16 * 4;
 
     fn blocks(kv_memory: Option<u64>, ranks_per_memory: usize, free: [u64; 2]) -> Result<usize, KvTooSmall> {
+        blocks_for(4, kv_memory, ranks_per_memory, free)
+    }
+
+    fn blocks_for(
+        max_seqs: usize,
+        kv_memory: Option<u64>,
+        ranks_per_memory: usize,
+        free: [u64; 2],
+    ) -> Result<usize, KvTooSmall> {
         let geometry = Geometry::from_config_json(r#"{"n_embd":1600,"n_layer":48,"n_head":25}"#).unwrap();
         let room = |block_bytes, free_bytes| RankRoom { block_bytes, free_bytes };
         let rooms = [room(BLOCK, free[0]), room(BLOCK / 13 * 12, free[1])];
-        KvBudget { kv_memory, ranks_per_memory }.blocks(&geometry, 4, &rooms)
+        KvBudget { kv_memory, ranks_per_memory }.blocks(&geometry, max_seqs, &rooms)
     }
 
     #[test]
@@ -88,6 +97,14 @@ mod tests {
         assert_eq!(blocks(None, 1, [4 * 100 * BLOCK, plenty]), Ok(100));
         assert_eq!(blocks(Some(80 * BLOCK), 1, [1, 1]), Ok(80), "what was said counts");
         assert_eq!(blocks(None, 2, [8 * 100 * BLOCK; 2]), Ok(100), "two ranks share a host");
+    }
+
+    #[test]
+    fn a_host_decides_where_sequences_have_no_bound() {
+        // The product would wrap to a few blocks.
+        for max_seqs in [u32::MAX as usize, 1 << 58, usize::MAX] {
+            assert_eq!(blocks_for(max_seqs, None, 1, [4 * 100 * BLOCK, 1 << 40]), Ok(100), "{max_seqs}");
+        }
     }
 
     #[test]
