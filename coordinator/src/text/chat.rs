@@ -14,7 +14,7 @@
 
 use std::{
     collections::{BTreeSet, HashSet},
-    fs, io,
+    io,
     path::Path,
 };
 
@@ -23,7 +23,7 @@ use nanoinfer_shared::protocol::TokenId;
 use super::{
     TextError,
     jinja::{JinjaTemplate, TemplateMessage},
-    read_json,
+    read_file, read_json,
     tokenizer::{Piece, Specials, Tokenizer},
 };
 
@@ -88,7 +88,8 @@ impl ChatFormat {
     pub fn load(folder: &Path, tokenizer: &Tokenizer) -> Result<Self, TextError> {
         let config = folder.join("tokenizer_config.json");
         let file = folder.join("chat_template.jinja");
-        let (path, source) = match fs::read_to_string(&file) {
+        let text = read_file(&file).and_then(|bytes| String::from_utf8(bytes).map_err(io::Error::other));
+        let (path, source) = match text {
             Ok(source) => (file, Some(source)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let value = read_json(&config)?.unwrap_or_default();
