@@ -3,6 +3,7 @@
 //! Every knock gets a thread, so that a silent one does not hold up the others; a rank is taken once.
 
 use std::{
+    io,
     net::{SocketAddr, TcpListener, TcpStream},
     sync::{Arc, Mutex, PoisonError},
     thread,
@@ -29,6 +30,8 @@ const REMINDER: Duration = Duration::from_secs(5);
 const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 /// Handshakes under way at the same time; further knocks are turned away.
 const MAX_KNOCKS: usize = 64;
+/// Pause after a knock that the system could not take, so that what it lacks may come back.
+const RECOVERY: Duration = Duration::from_secs(1);
 
 type Link = ControlLink<ToRank, FromRank>;
 
@@ -105,7 +108,15 @@ impl Gathering {
             if !matches!(poll(&mut descriptors, Some(&TICK)), Ok(1..)) {
                 continue;
             }
-            let (stream, from) = self.listener.accept().map_err(LaunchError::system("accept a rank"))?;
+            let (stream, from) = match self.listener.accept() {
+                Ok(knock) => knock,
+                Err(error) if is_final(&error) => return Err(LaunchError::system("accept a rank")(error)),
+                Err(error) => {
+                    tracing::warn!("somebody could not be let in at {address}: {error}");
+                    thread::sleep(RECOVERY);
+                    continue;
+                }
+            };
             knocks.retain(|knock| !knock.is_finished());
             if knocks.len() == MAX_KNOCKS {
                 tracing::warn!("{from} was turned away: {MAX_KNOCKS} others are introducing themselves");
@@ -118,7 +129,10 @@ impl Gathering {
                     Err(error) => tracing::warn!("{from} was refused: {error}"),
                 }
             });
-            knocks.push(knock.map_err(LaunchError::system("start a thread"))?);
+            match knock {
+                Ok(knock) => knocks.push(knock),
+                Err(error) => tracing::warn!("{from} was turned away, as there is no thread for it: {error}"),
+            }
         }
     }
 }
@@ -148,6 +162,12 @@ fn admit(
         _ => return Err(HandshakeError::Rejected(format!("rank {rank} has already joined"))),
     }
     Ok(rank)
+}
+
+/// The listener itself is broken. All else heals: a knock that was taken back, or descriptors and memory that are used up.
+fn is_final(error: &io::Error) -> bool {
+    let broken = [Errno::BADF, Errno::INVAL, Errno::NOTSOCK, Errno::OPNOTSUPP, Errno::FAULT];
+    Errno::from_io_error(error).is_some_and(|errno| broken.contains(&errno))
 }
 
 /// Who is not there, or not any more.
@@ -209,6 +229,17 @@ mod tests {
             let (_second, same) = join(0, b"0123456789abcdef").unwrap();
             assert_eq!((epoch, all.join().unwrap()), (same, 2));
         });
+    }
+
+    #[test]
+    fn a_knock_that_fails_is_no_end_and_a_broken_listener_is() {
+        for passing in [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::CONNABORTED, Errno::INTR] {
+            assert!(!is_final(&passing.into()), "{passing}");
+        }
+        let gathering = Gathering::listen("127.0.0.1:0", secret("0123456789abcdef")).unwrap();
+        // It listens no longer.
+        rustix::net::shutdown(&gathering.listener, rustix::net::Shutdown::Both).unwrap();
+        assert!(gathering.wait(1).is_err());
     }
 
     #[test]
