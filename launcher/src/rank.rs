@@ -5,7 +5,7 @@
 
 use std::{
     io,
-    net::TcpStream,
+    net::{TcpStream, ToSocketAddrs},
     os::{fd::AsFd, unix::net::UnixStream},
     path::PathBuf,
     thread,
@@ -112,14 +112,14 @@ type Link = ControlLink<nanoinfer_shared::protocol::FromRank, nanoinfer_shared::
 fn connect(identity: &Identity, address: &str, secret: &Secret) -> Result<(Link, u32, String), LaunchError> {
     let rank = identity.rank;
     let failed = |reason: String| LaunchError::Join { rank, address: address.into(), reason };
-    let start = Instant::now();
+    let deadline = Instant::now() + KNOCK_DEADLINE;
     let mut said = false;
     let stream = loop {
-        match TcpStream::connect(address) {
+        match knock(address, deadline) {
             Ok(stream) => break stream,
             // A name or port that can never work.
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Err(failed(error.to_string())),
-            Err(error) if start.elapsed() >= KNOCK_DEADLINE => {
+            Err(error) if Instant::now() >= deadline => {
                 return Err(failed(format!("{error}, for {} s", KNOCK_DEADLINE.as_secs())));
             }
             Err(error) => {
@@ -138,4 +138,47 @@ fn connect(identity: &Identity, address: &str, secret: &Secret) -> Result<(Link,
     let link = ControlLink::over(socket, epoch).map_err(|e| failed(e.to_string()))?;
     tracing::info!(rank, "joined the coordinator at {address}");
     Ok((link, epoch, local))
+}
+
+/// One attempt to connect, which ends by `deadline` also where nobody answers. A name may have several addresses: each gets an
+/// even share of the time that is left.
+fn knock(address: &str, deadline: Instant) -> io::Result<TcpStream> {
+    let addresses: Vec<_> = address.to_socket_addrs()?.collect();
+    let mut refused = io::Error::other("the name has no address");
+    for (address, others) in addresses.iter().zip((1..=addresses.len() as u32).rev()) {
+        // No time at all is an invalid argument.
+        let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        match TcpStream::connect_timeout(address, left / others) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => refused = error,
+        }
+    }
+    Err(refused)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use rustix::net::{AddressFamily, SocketAddrV4, SocketType, bind, listen, socket};
+
+    use super::*;
+
+    #[test]
+    fn an_address_that_never_answers_is_given_up_at_the_deadline() {
+        let deaf = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        bind(&deaf, &SocketAddrV4::new([127, 0, 0, 1].into(), 0)).unwrap();
+        listen(&deaf, 0).unwrap();
+        let deaf = TcpListener::from(deaf);
+        let address = deaf.local_addr().unwrap().to_string();
+        let begun = Instant::now();
+        // Knocks beyond the few that wait to be accepted get no answer.
+        let refused = std::iter::repeat_with(|| knock(&address, Instant::now() + Duration::from_millis(300)));
+        let mut waiting = Vec::new();
+        let error = refused.take(100).find_map(|knock| knock.map(|stream| waiting.push(stream)).err());
+        assert_eq!(error.unwrap().kind(), io::ErrorKind::TimedOut);
+        assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+        // Past the deadline it still fails as it should.
+        assert_ne!(knock(&address, begun).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    }
 }
