@@ -33,4 +33,4 @@ mod fake_rank;
 #[cfg(test)]
 mod testing;
 
-pub use text::Engine;
+pub use text::TextEngine;

@@ -17,7 +17,7 @@ use crate::{
     explanation::{Alternative, Explanation, Narrowing, Processed, StepReport},
     handle::{self, Command, Door, EngineHandle, Submission},
     request::{Event, FinishReason, PromptLogprobs, Request, TokenLogprobs},
-    text::{Engine, ModelText, Specials},
+    text::{ModelText, Specials, TextEngine},
 };
 
 static DEMO: LazyLock<(Geometry, Arc<ModelText>)> = LazyLock::new(|| {
@@ -91,12 +91,12 @@ pub(crate) fn scripted(queue: usize, script: impl Fn(&Request) -> Act + Send + '
 }
 
 /// An engine of the demo model that answers everything with `reply`.
-pub(crate) fn saying(reply: &'static str) -> Engine {
+pub(crate) fn saying(reply: &'static str) -> TextEngine {
     engine(scripted(64, move |request| Act::Events(speak(request, reply))))
 }
 
-pub(crate) fn engine(handle: EngineHandle) -> Engine {
-    Engine::new(handle, demo_text(), Arc::new(demo_card()))
+pub(crate) fn engine(handle: EngineHandle) -> TextEngine {
+    TextEngine::new(handle, demo_text(), Arc::new(demo_card()))
 }
 
 /// The events of an engine that says `reply` and then ends the text, as far as the request's limits allow.

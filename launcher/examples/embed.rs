@@ -22,7 +22,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     runtime.block_on(async {
         let request =
             GenerateRequest::new(Prompt::single_turn(question), SamplingParams::greedy(), MaxTokens::Default(200));
-        let mut answer = cluster.engine().generate(request).await?;
+        let mut answer = cluster.text_engine().generate(request).await?;
         while let Some(chunk) = answer.next().await {
             print!("{}", chunk?.text);
             std::io::stdout().flush()?;

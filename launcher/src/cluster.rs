@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use nanoinfer_coordinator::{Engine, config::ModelCard, engine, handle::EngineHandle, text::ModelText};
+use nanoinfer_coordinator::{TextEngine, config::ModelCard, engine, handle::EngineHandle, text::ModelText};
 use nanoinfer_shared::{
     comm::ShmSegment,
     handshake::{self, Identity},
@@ -38,7 +38,7 @@ const EPOCH: u32 = 1;
 /// A running cluster. Dropping it ends all its ranks.
 #[derive(Debug)]
 pub struct Cluster {
-    engine: Engine,
+    text_engine: TextEngine,
     handle: EngineHandle,
     ranks: Ranks,
     /// Of ranks on this host; one place for each, and each ends once.
@@ -68,7 +68,7 @@ impl Cluster {
     /// let cluster = Cluster::start(ClusterConfig { model: Some("gpt2".into()), ..Default::default() })?;
     /// let prompt = Prompt::Text { text: "Once upon a time".into(), add_special_tokens: true };
     /// let request = GenerateRequest::new(prompt, SamplingParams::neutral(42), MaxTokens::Default(100));
-    /// let mut story = cluster.engine().generate(request).await?;
+    /// let mut story = cluster.text_engine().generate(request).await?;
     /// while let Some(chunk) = story.next().await {
     ///     print!("{}", chunk?.text);
     /// }
@@ -139,13 +139,13 @@ impl Cluster {
             started: SystemTime::now(),
             build_id: BUILD_ID.into(),
         };
-        let engine = Engine::new(handle.clone(), Arc::new(text), Arc::new(card));
-        Ok(Self { engine, handle, ranks, ends, trace })
+        let text_engine = TextEngine::new(handle.clone(), Arc::new(text), Arc::new(card));
+        Ok(Self { text_engine, handle, ranks, ends, trace })
     }
 
     /// Where text goes in and comes out.
-    pub fn engine(&self) -> Engine {
-        self.engine.clone()
+    pub fn text_engine(&self) -> TextEngine {
+        self.text_engine.clone()
     }
 
     /// Where token ids go in and come out.
@@ -200,10 +200,10 @@ impl Cluster {
 
     /// Takes no new requests, cuts off those under way, lets the ranks end, and ends those that do not.
     pub fn shutdown(self) {
-        let Self { engine, handle, ranks, ends, trace } = self;
+        let Self { text_engine, handle, ranks, ends, trace } = self;
         handle.cut_off();
         // The engine ends with its last handle, and tells the ranks.
-        drop((engine, handle));
+        drop((text_engine, handle));
         match ranks {
             Ranks::Thread(watcher) => spawn::wait_for([&watcher]),
             // What is left after the wait is killed by the drop.

@@ -200,7 +200,7 @@ async fn answer(
         let _ = closed.await;
     };
     let is_open = options.api_key.is_none();
-    let mut server = tokio::spawn(http::serve(listener, cluster.engine(), options, closing));
+    let mut server = tokio::spawn(http::serve(listener, cluster.text_engine(), options, closing));
     if is_open && !address.ip().is_loopback() {
         tracing::warn!(
             "{address} can be reached from other machines, and whoever reaches it may use it: --api-key-file asks for a key"

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::{
     handle::SubmitError,
-    text::{GenerateError, generation::MAX_SEQUENCES},
+    text::{GenerateError, generate_request::MAX_SEQUENCES},
 };
 
 /// Seconds after which a client may try again when the queue is full.

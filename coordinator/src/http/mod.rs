@@ -1,4 +1,4 @@
-//! The outside: HTTP routes of three dialects over one [`Engine`].
+//! The outside: HTTP routes of three dialects over one [`TextEngine`].
 //!
 //! Reading order: this router; [`access`] lets requests in; [`fields`] and [`messages`] read them; [`sampling`] and
 //! [`openai`] turn them into a `GenerateRequest`; the routes [`short_form`], [`ollama`], [`completions`] and
@@ -49,7 +49,7 @@ use self::{
     fields::UnknownFields,
     ollama::{chat, generate, library},
 };
-use crate::text::Engine;
+use crate::text::TextEngine;
 
 /// How the server behaves towards its clients.
 #[derive(Clone, Debug)]
@@ -65,7 +65,7 @@ pub struct HttpOptions {
 /// What every route can reach.
 #[derive(Clone, Debug)]
 struct App {
-    engine: Engine,
+    engine: TextEngine,
     unknown_fields: Arc<UnknownFields>,
     max_body_bytes: usize,
 }
@@ -82,7 +82,7 @@ impl Default for HttpOptions {
 /// When the listener fails.
 pub async fn serve(
     listener: TcpListener,
-    engine: Engine,
+    engine: TextEngine,
     options: HttpOptions,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
@@ -95,7 +95,7 @@ pub async fn serve(
     axum::serve(listener, router(engine, options)).with_graceful_shutdown(shutdown).await
 }
 
-fn router(engine: Engine, options: HttpOptions) -> Router {
+fn router(engine: TextEngine, options: HttpOptions) -> Router {
     let max_body_bytes = options.max_body_bytes;
     let app = App { engine, unknown_fields: Arc::default(), max_body_bytes };
     let router = Router::new()

@@ -1,17 +1,19 @@
 //! Between strings and token ids: tokenizer, chat template, streaming text, and the generation of whole answers.
 //!
 //! Reading order: [`tokenizer`], [`detokenizer`] and [`stop`] turn ids into text and back; [`chat`] turns messages into a
-//! prompt; [`prompt`] decides what fits; [`generation`] runs a request through the engine. Nothing here knows HTTP.
+//! prompt; [`prompt`] decides what fits; [`text_engine`] runs a [`generate_request`] through the engine as a [`generation`]. Nothing here knows HTTP.
 
 pub mod chat;
 mod choice;
 pub mod defaults;
 pub mod detokenizer;
+pub mod generate_request;
 pub mod generation;
 mod jinja;
 mod python_json;
 pub mod prompt;
 pub mod stop;
+pub mod text_engine;
 pub mod tokenizer;
 mod tokenizer_config;
 
@@ -27,9 +29,11 @@ pub use self::{
     chat::{ChatFormat, Message, Role},
     defaults::GenerationDefaults,
     detokenizer::Detokenizer,
-    generation::{Chunk, Engine, GenerateError, GenerateRequest, Generation},
+    generate_request::{GenerateError, GenerateRequest},
+    generation::{Chunk, Generation},
     prompt::{MaxTokens, Prompt},
     stop::StopFinder,
+    text_engine::TextEngine,
     tokenizer::{Specials, Tokenizer},
 };
 

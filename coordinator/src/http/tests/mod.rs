@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::{HttpOptions, serve};
-use crate::text::Engine;
+use crate::text::TextEngine;
 
 /// A server on a port of its own.
 struct Server {
@@ -35,11 +35,11 @@ struct Reply {
 }
 
 impl Server {
-    async fn start(engine: Engine) -> Self {
+    async fn start(engine: TextEngine) -> Self {
         Self::with(engine, HttpOptions::default()).await
     }
 
-    async fn with(engine: Engine, options: HttpOptions) -> Self {
+    async fn with(engine: TextEngine, options: HttpOptions) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel::<()>();

@@ -1,15 +1,17 @@
 use std::{
     sync::{Mutex, mpsc as blocking},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
+use futures_util::StreamExt;
 use tokio::sync::mpsc;
 
 use super::*;
 use crate::{
-    request::Event,
+    handle::SubmitError,
+    request::{Event, FinishReason, SamplingParams},
     testing::{Act, demo_text, engine, saying, scripted, silent, speak, speak_tokens},
-    text::Specials,
+    text::{Chunk, MaxTokens, Specials},
 };
 
 fn raw(text: &str) -> GenerateRequest {
@@ -21,7 +23,7 @@ fn chat(text: &str) -> GenerateRequest {
     GenerateRequest::new(Prompt::single_turn(text), SamplingParams::greedy(), MaxTokens::Wall)
 }
 
-async fn chunks(engine: &Engine, request: GenerateRequest) -> Vec<Chunk> {
+async fn chunks(engine: &TextEngine, request: GenerateRequest) -> Vec<Chunk> {
     let generation = engine.generate(request).await.unwrap();
     generation.map(|chunk| chunk.unwrap()).collect().await
 }

@@ -1,0 +1,135 @@
+//! What one asks for, in text, and why there may be no answer.
+
+use std::time::Duration;
+
+use nanoinfer_shared::protocol::TokenId;
+
+use super::{MaxTokens, Prompt};
+use crate::{
+    handle::SubmitError,
+    request::{PromptLogprobs, SamplingParams},
+};
+
+/// Most sequences that one request may ask for: prompts times choices.
+pub const MAX_SEQUENCES: usize = 1024;
+
+/// What to generate.
+#[derive(Clone, Debug)]
+pub struct GenerateRequest {
+    /// At least one.
+    pub prompts: Vec<Prompt>,
+    /// Choices for each prompt; at least 1.
+    pub n: usize,
+    /// How each token is drawn.
+    pub sampling: SamplingParams,
+    /// How many tokens.
+    pub max_tokens: MaxTokens,
+    /// Fewest tokens before the text may end.
+    pub min_tokens: usize,
+    /// Go on after the end of text.
+    pub ignore_eos: bool,
+    /// Strings that end the text and are not part of it.
+    pub stop: Vec<String>,
+    /// Further tokens that end the text.
+    pub stop_token_ids: Vec<TokenId>,
+    /// Alternatives beside each token's log-probability; `None` for no log-probabilities.
+    pub logprobs: Option<u32>,
+    /// The same for tokens of the prompt.
+    pub prompt_logprobs: Option<PromptLogprobs>,
+    /// Whether each generated token is explained.
+    pub explain: bool,
+    /// Give up after this long.
+    pub timeout: Option<Duration>,
+}
+
+/// Why there is nothing to generate, or generation broke off.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum GenerateError {
+    /// The prompt alone fills the wall.
+    #[error(
+        "this model's maximum context length is {wall} tokens, but the prompt has {}{tokens}; hint: shorten it, so that an \
+         answer fits behind it",
+        if *exact { "" } else { "at least " }
+    )]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        tokens: usize,
+        /// Whether that is the exact number, or the least it can be.
+        exact: bool,
+        /// `n_positions`.
+        wall: usize,
+    },
+    /// The prompt fits, but not with so much behind it.
+    #[error(
+        "this model's maximum context length is {wall} tokens, but the prompt has {prompt} and max_tokens asks for \
+         {max_tokens} more; hint: leave max_tokens out, or ask for {} at most", wall - prompt
+    )]
+    MaxTokensTooLarge {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// What was asked for.
+        max_tokens: usize,
+        /// `n_positions`.
+        wall: usize,
+    },
+    /// Nothing to continue.
+    #[error("the prompt is empty; hint: <|endoftext|> begins a new document")]
+    EmptyPrompt,
+    /// An id that the model has no row for.
+    #[error("token {id} does not exist: the model's vocabulary has {vocab_size}")]
+    UnknownToken {
+        /// Where it stands.
+        field: &'static str,
+        /// The id.
+        id: TokenId,
+        /// Rows of the model.
+        vocab_size: usize,
+    },
+    /// More than one request may ask for.
+    #[error("{sequences} sequences (prompts × n) were asked for; {MAX_SEQUENCES} is the most")]
+    TooManySequences {
+        /// Prompts times choices.
+        sequences: usize,
+    },
+    /// The template's own words.
+    #[error("the model's chat template refuses these messages: {reason}")]
+    Template {
+        /// What it says.
+        reason: String,
+    },
+    /// The engine did not take it.
+    #[error(transparent)]
+    Submit(#[from] SubmitError),
+    /// The cluster failed while it ran.
+    #[error("generation failed: {reason}")]
+    Failed {
+        /// The engine's words.
+        reason: String,
+    },
+    /// The request's own deadline passed.
+    #[error("the request's timeout of {} s has passed", timeout.as_secs_f64())]
+    Deadline {
+        /// What the request said.
+        timeout: Duration,
+    },
+}
+
+impl GenerateRequest {
+    /// One choice for one prompt, ended by the end of text.
+    pub fn new(prompt: Prompt, sampling: SamplingParams, max_tokens: MaxTokens) -> Self {
+        Self {
+            prompts: vec![prompt],
+            n: 1,
+            sampling,
+            max_tokens,
+            min_tokens: 0,
+            ignore_eos: false,
+            stop: Vec::new(),
+            stop_token_ids: Vec::new(),
+            logprobs: None,
+            prompt_logprobs: None,
+            explain: false,
+            timeout: None,
+        }
+    }
+}
