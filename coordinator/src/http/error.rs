@@ -3,6 +3,8 @@
 //! Handlers return a [`Failure`]; [`render`] gives it the body that the path's clients expect: OpenAI's object, or
 //! `{"error": "…"}` under `/api/`.
 
+use std::time::Duration;
+
 use axum::{
     Json,
     extract::Request,
@@ -71,6 +73,11 @@ impl Failure {
 
     pub(super) fn body_too_large(limit_bytes: usize) -> Self {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the request's body is larger than {limit_bytes} bytes"))
+    }
+
+    pub(super) fn body_too_slow(deadline: Duration) -> Self {
+        let message = format!("the request's body did not arrive within {} s", deadline.as_secs_f64());
+        Self::new(StatusCode::REQUEST_TIMEOUT, message)
     }
 
     pub(super) fn model_not_found(name: &str, served: &str) -> Self {

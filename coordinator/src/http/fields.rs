@@ -52,7 +52,9 @@ impl FromRequest<App> for Fields {
 
     /// Any content type is taken for JSON, as Ollama does: `curl -d` sends forms.
     async fn from_request(request: Request, app: &App) -> Result<Self, Failure> {
-        let bytes = Bytes::from_request(request, app).await.map_err(|rejection| {
+        let read = tokio::time::timeout(app.read_deadline, Bytes::from_request(request, app)).await;
+        let read = read.map_err(|_| Failure::body_too_slow(app.read_deadline))?;
+        let bytes = read.map_err(|rejection| {
             let message = rejection.body_text();
             if rejection.into_response().status() == StatusCode::PAYLOAD_TOO_LARGE {
                 Failure::body_too_large(app.max_body_bytes)

@@ -8,6 +8,7 @@
 mod access;
 mod chat_completions;
 mod completions;
+mod connections;
 mod error;
 mod fields;
 mod live;
@@ -56,6 +57,8 @@ use crate::text::TextEngine;
 pub struct HttpOptions {
     /// Largest body of a request, in bytes; more is answered with 413.
     pub max_body_bytes: usize,
+    /// Longest that a client may take to send a request's head, and then its body.
+    pub read_deadline: Duration,
     /// What requests must show; none for nothing.
     pub api_key: Option<ApiKey>,
     /// Origins of other sites whose pages may read answers; `*` for all.
@@ -68,11 +71,13 @@ struct App {
     engine: TextEngine,
     unknown_fields: Arc<UnknownFields>,
     max_body_bytes: usize,
+    read_deadline: Duration,
 }
 
 impl Default for HttpOptions {
     fn default() -> Self {
-        Self { max_body_bytes: 8 << 20, api_key: None, cors_origins: Vec::new() }
+        let read_deadline = Duration::from_secs(60);
+        Self { max_body_bytes: 8 << 20, read_deadline, api_key: None, cors_origins: Vec::new() }
     }
 }
 
@@ -92,12 +97,14 @@ pub async fn serve(
             tracing::debug!(%error, "TCP_NODELAY could not be set");
         }
     });
-    axum::serve(listener, router(engine, options)).with_graceful_shutdown(shutdown).await
+    let head_deadline = options.read_deadline;
+    connections::serve(listener, router(engine, options), head_deadline, shutdown).await;
+    Ok(())
 }
 
 fn router(engine: TextEngine, options: HttpOptions) -> Router {
-    let max_body_bytes = options.max_body_bytes;
-    let app = App { engine, unknown_fields: Arc::default(), max_body_bytes };
+    let HttpOptions { max_body_bytes, read_deadline, .. } = options;
+    let app = App { engine, unknown_fields: Arc::default(), max_body_bytes, read_deadline };
     let router = Router::new()
         .route("/", get(pages::chat))
         .route("/docs", get(pages::docs))

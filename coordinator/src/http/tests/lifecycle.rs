@@ -14,7 +14,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::Server;
+use super::{HttpOptions, Server};
 use crate::testing::{Act, engine, saying, scripted, silent, speak};
 
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -121,6 +121,26 @@ async fn a_deadline_is_kept_and_no_error_of_the_server() {
     (&*log).rewind().unwrap();
     (&*log).read_to_string(&mut text).unwrap();
     assert!(text.contains("WARN") && text.contains("own time ran out") && !text.contains("ERROR"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_takes_too_long_to_ask_is_cut_off_and_who_waits_for_an_answer_is_not() {
+    let read_deadline = Duration::from_millis(200);
+    let handle = scripted(4, move |request| {
+        tokio::task::block_in_place(|| std::thread::sleep(3 * read_deadline));
+        Act::Events(speak(request, " Hello"))
+    });
+    let server = Server::with(engine(handle), HttpOptions { read_deadline, ..HttpOptions::default() }).await;
+    let body = json!({"prompt": "x"}).to_string();
+    let head = format!("POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n", body.len() + 1);
+    for (said, answer) in [("", ""), (&head[..20], ""), (&head, ""), (&format!("{head}\r\n{body}"), "HTTP/1.1 408 ")] {
+        let mut connection = TcpStream::connect(server.address).await.unwrap();
+        connection.write_all(said.as_bytes()).await.unwrap();
+        let mut reply = String::new();
+        timeout(DEADLINE, connection.read_to_string(&mut reply)).await.expect("closed in time").unwrap();
+        assert!(reply.starts_with(answer) && reply.is_empty() == answer.is_empty(), "{said:?}: {reply}");
+    }
+    assert_eq!(server.post("/v1/completions", json!({"prompt": "x"})).await.status, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
