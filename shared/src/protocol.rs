@@ -60,6 +60,8 @@ pub enum KvDType {
     Bf16,
     /// The same in IEEE half precision; on GPUs only.
     F16,
+    /// Bytes, with a scale for each key and each value of a head: about a quarter of the memory. On CPUs only.
+    Int8,
 }
 
 /// As on the command line.
@@ -81,6 +83,7 @@ impl fmt::Display for KvDType {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
             Self::F16 => "f16",
+            Self::Int8 => "int8",
         })
     }
 }
@@ -90,8 +93,9 @@ impl KvDType {
     pub fn beside(weights: DType) -> Self {
         match weights {
             DType::F32 => Self::F32,
-            DType::Bf16 | DType::Int8 => Self::Bf16,
+            DType::Bf16 => Self::Bf16,
             DType::F16 => Self::F16,
+            DType::Int8 => Self::Int8,
         }
     }
 }

@@ -30,7 +30,7 @@ impl KvPool {
 
     /// Bytes of one block of all layers.
     pub fn block_bytes(geometry: &Geometry, share: &Share, dtype: KvDType) -> u64 {
-        (geometry.n_layer * layout(geometry, share).block_elements() * kv_type(dtype).bytes()) as u64
+        (geometry.n_layer * layout(geometry, share).block_bytes(kv_type(dtype))) as u64
     }
 
     /// Shape of a layer's part.
@@ -58,6 +58,7 @@ fn kv_type(dtype: KvDType) -> KvType {
     match dtype {
         KvDType::F32 => KvType::F32,
         KvDType::Bf16 => KvType::Bf16,
+        KvDType::Int8 => KvType::Int8,
         KvDType::F16 => unreachable!("the CPU's backend refuses it"),
     }
 }

@@ -100,6 +100,7 @@ impl Config {
                 None | Some(TypedKvDType::Auto) => None,
                 Some(TypedKvDType::F32) => Some(KvDType::F32),
                 Some(TypedKvDType::Bf16) => Some(KvDType::Bf16),
+                Some(TypedKvDType::Int8) => Some(KvDType::Int8),
             },
             comm,
             threads: options.threads.map(|n| n as usize),

@@ -212,7 +212,7 @@ pub(super) enum TypedDType {
 /// Values of `--kv-dtype`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum TypedKvDType {
-    /// f32 where weights are, f16 where they are, else bf16; on GPUs there is no other.
+    /// That of the weights; on GPUs there is no other.
     Auto,
     /// 32-bit floats.
     #[value(alias = "fp32", alias = "float32")]
@@ -220,6 +220,8 @@ pub(super) enum TypedKvDType {
     /// Half the memory, rounded.
     #[value(alias = "bfloat16")]
     Bf16,
+    /// Bytes with scales: about a quarter of the memory. On CPUs.
+    Int8,
 }
 
 /// Values of `--comm`.

@@ -7,7 +7,7 @@ use std::{mem::MaybeUninit, ops::Range};
 
 use crate::{
     AttentionRow, AttentionRows, Kernels, KvLayer, KvLayout,
-    kv::{Cell, Cells},
+    kv::{Cell, Cells, SCALES},
     lanes::{LANES, Lanes, prefetch, versions},
     pool::Shards,
 };
@@ -37,12 +37,21 @@ impl Kernels {
             // SAFETY: `isa` was detected or listed as available.
             unsafe {
                 match (&layer.cells, group.len()) {
-                    (Cells::F32(cells), 1) => attend_f32::<1>(isa, layout, cells, head, queries, &out),
-                    (Cells::F32(cells), 2) => attend_f32::<2>(isa, layout, cells, head, queries, &out),
-                    (Cells::F32(cells), _) => attend_f32::<4>(isa, layout, cells, head, queries, &out),
-                    (Cells::Bf16(cells), 1) => attend_bf16::<1>(isa, layout, cells, head, queries, &out),
-                    (Cells::Bf16(cells), 2) => attend_bf16::<2>(isa, layout, cells, head, queries, &out),
-                    (Cells::Bf16(cells), _) => attend_bf16::<4>(isa, layout, cells, head, queries, &out),
+                    (Cells::F32(cells), 1) => attend_f32::<1>(isa, layout, cells, &[], head, queries, &out),
+                    (Cells::F32(cells), 2) => attend_f32::<2>(isa, layout, cells, &[], head, queries, &out),
+                    (Cells::F32(cells), _) => attend_f32::<4>(isa, layout, cells, &[], head, queries, &out),
+                    (Cells::Bf16(cells), 1) => attend_bf16::<1>(isa, layout, cells, &[], head, queries, &out),
+                    (Cells::Bf16(cells), 2) => attend_bf16::<2>(isa, layout, cells, &[], head, queries, &out),
+                    (Cells::Bf16(cells), _) => attend_bf16::<4>(isa, layout, cells, &[], head, queries, &out),
+                    (Cells::Int8 { bytes, scales }, 1) => {
+                        attend_int8::<1>(isa, layout, bytes, scales, head, queries, &out);
+                    }
+                    (Cells::Int8 { bytes, scales }, 2) => {
+                        attend_int8::<2>(isa, layout, bytes, scales, head, queries, &out);
+                    }
+                    (Cells::Int8 { bytes, scales }, _) => {
+                        attend_int8::<4>(isa, layout, bytes, scales, head, queries, &out);
+                    }
                 }
             };
         });
@@ -61,13 +70,18 @@ type Out<'a> = &'a dyn Fn(usize) -> &'a mut [f32];
 
 versions! {
     unsafe fn attend_f32<const R: usize>(
-        layout: KvLayout, pool: &[f32], head: usize, queries: Queries<'_>, out: Out<'_>,
+        layout: KvLayout, pool: &[f32], scales: &[f32], head: usize, queries: Queries<'_>, out: Out<'_>,
     ) = attend_body<f32>
 }
 versions! {
     unsafe fn attend_bf16<const R: usize>(
-        layout: KvLayout, pool: &[u16], head: usize, queries: Queries<'_>, out: Out<'_>,
+        layout: KvLayout, pool: &[u16], scales: &[f32], head: usize, queries: Queries<'_>, out: Out<'_>,
     ) = attend_body<u16>
+}
+versions! {
+    unsafe fn attend_int8<const R: usize>(
+        layout: KvLayout, pool: &[i8], scales: &[f32], head: usize, queries: Queries<'_>, out: Out<'_>,
+    ) = attend_body<i8>
 }
 
 /// What a row does is the same, in the same order, whether or not others are with it.
@@ -75,6 +89,7 @@ versions! {
 unsafe fn attend_body<V: Lanes, const R: usize, T: Cell>(
     layout: KvLayout,
     pool: &[T],
+    scales: &[f32],
     head: usize,
     queries: Queries<'_>,
     out: Out<'_>,
@@ -85,6 +100,10 @@ unsafe fn attend_body<V: Lanes, const R: usize, T: Cell>(
     let blocks = &queries.rows[0].blocks[..last.div_ceil(LANES)];
     let tile_of = |block: u32, head: usize| {
         &pool[block as usize * layout.block_elements() + head * layout.head_elements()..][..layout.head_elements()]
+    };
+    let scales_of = |block: u32| match T::SCALED {
+        true => &scales[(block as usize * layout.heads_local + head) * SCALES..][..SCALES],
+        false => &[],
     };
     // The same thread's next task is most likely the next head.
     let then = tile_of(blocks[0], (head + 1) % layout.heads_local);
@@ -107,8 +126,13 @@ unsafe fn attend_body<V: Lanes, const R: usize, T: Cell>(
             let valid: [usize; R] = std::array::from_fn(|r| (first + r).saturating_sub(index * LANES).min(LANES));
             let mut scores = scores::<V, R, T>(q, keys, ahead);
             let mut weights = [[0.0; LANES]; R];
+            let scales = scales_of(block);
+            let key_scale = match scales.first_chunk::<LANES>() {
+                Some(keys) => V::load(keys.as_ptr()).mul(V::splat(queries.scale)),
+                None => V::splat(queries.scale),
+            };
             for r in 0..R {
-                scores[r] = scores[r].mul(V::splat(queries.scale));
+                scores[r] = scores[r].mul(key_scale);
                 if valid[r] < LANES {
                     let mut lanes = scores[r].to_array();
                     lanes[valid[r]..].fill(f32::NEG_INFINITY);
@@ -124,8 +148,11 @@ unsafe fn attend_body<V: Lanes, const R: usize, T: Cell>(
                     mass[r] *= shrink.to_array()[0];
                     max[r] = new_max;
                 }
-                let exponentials = scores[r].sub(V::splat(max[r])).exp();
+                let mut exponentials = scores[r].sub(V::splat(max[r])).exp();
                 mass[r] += exponentials.sum();
+                if let Some(values) = scales.last_chunk::<LANES>() {
+                    exponentials = exponentials.mul(V::load(values.as_ptr()));
+                }
                 weights[r] = exponentials.to_array();
             }
             // What all rows see, four vectors at a time; then what later rows see besides.
@@ -226,8 +253,10 @@ unsafe fn add_scores<V: Lanes, const R: usize, T: Cell>(
 ) {
     // SAFETY: the caller's promise; what is prefetched need not exist.
     unsafe {
-        // A tile is K and V: twice as much as `keys`.
-        prefetch(ahead.wrapping_add(i * 2 * LANES));
+        // A tile is K and V: twice as much as `keys`. Of bytes, two rounds share a line.
+        if size_of::<T>() > 1 || i.is_multiple_of(2) {
+            prefetch(ahead.wrapping_add(i * 2 * LANES));
+        }
         if size_of::<T>() == 4 {
             prefetch(ahead.wrapping_add(i * 2 * LANES + LANES));
         }
@@ -249,7 +278,8 @@ mod tests {
 
     #[test]
     fn rows_agree_with_f64_and_ignore_stale_slots() {
-        for (isa, kind) in Isa::available().into_iter().flat_map(|isa| [(isa, KvType::F32), (isa, KvType::Bf16)]) {
+        let kinds = [KvType::F32, KvType::Bf16, KvType::Int8];
+        for (isa, kind) in Isa::available().into_iter().flat_map(|isa| kinds.map(|kind| (isa, kind))) {
             for (heads, dim) in [(5, 8), (3, 64), (2, 5), (1, 80)] {
                 let layout = KvLayout { heads_local: heads, head_dim: dim };
                 let width = layout.width();
@@ -258,6 +288,10 @@ mod tests {
                 match &mut layer.cells {
                     Cells::F32(cells) => cells.fill(f32::NAN),
                     Cells::Bf16(cells) => cells.fill(to_bf16(f32::NAN)),
+                    Cells::Int8 { bytes, scales } => {
+                        bytes.fill(-128);
+                        scales.fill(f32::NAN);
+                    }
                 }
                 let row = |t: usize| AttentionRow { blocks: &blocks, positions: t + 1 };
                 // Queries, keys and values of each row.
@@ -277,19 +311,23 @@ mod tests {
                 }
                 for t in 0..37 {
                     for head in 0..heads {
+                        // As the pool holds it: f32 and bf16 hold multiples of 1/64 exactly, bytes do not.
+                        let stored = |s: usize, d: usize, part: usize| -> f64 {
+                            let of = |d: usize| value(s, head * dim + d, part);
+                            if kind != KvType::Int8 {
+                                return of(d).into();
+                            }
+                            let largest = (0..dim).map(|d| of(d).abs()).fold(0.0, f32::max);
+                            let byte = (of(d) * (127.0 / largest)).round_ties_even();
+                            f64::from(byte) * f64::from(largest / 127.0)
+                        };
                         let dot = |s: usize| -> f64 {
-                            (0..dim)
-                                .map(|d| {
-                                    f64::from(value(t, head * dim + d, 2)) * f64::from(value(s, head * dim + d, 0))
-                                })
-                                .sum()
+                            (0..dim).map(|d| f64::from(value(t, head * dim + d, 2)) * stored(s, d, 0)).sum()
                         };
                         let weights: Vec<f64> = (0..=t).map(|s| (dot(s) * 0.7).exp()).collect();
                         let mass: f64 = weights.iter().sum();
                         for d in 0..dim {
-                            let exact: f64 =
-                                (0..=t).map(|s| weights[s] * f64::from(value(s, head * dim + d, 1))).sum::<f64>()
-                                    / mass;
+                            let exact: f64 = (0..=t).map(|s| weights[s] * stored(s, d, 1)).sum::<f64>() / mass;
                             let got = f64::from(out[t * width + head * dim + d]);
                             assert!(
                                 (got - exact).abs() < 2e-6,

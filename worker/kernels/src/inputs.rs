@@ -5,6 +5,7 @@
 
 use crate::{
     Isa, Kernels,
+    kv::largest,
     lanes::{LANES, Lanes, versions},
     packed::{Shape, WeightType, from_bf16, to_bf16, to_int8},
     pool::Shards,
@@ -159,11 +160,7 @@ unsafe fn quantise_body<V: Lanes>(x: &[f32], shape: Shape, to: Quantised<'_>) {
         let (to_whole, to_tail) = to.split_at_mut(whole.len() * LANES);
         // SAFETY: arrays of 16; the instruction set is the caller's promise.
         unsafe {
-            let mut largest = V::splat(0.0);
-            for x in whole {
-                largest = largest.max(V::load(x.as_ptr()).abs());
-            }
-            let largest = tail.iter().fold(largest.largest(), |largest, x| largest.max(x.abs()));
+            let largest = largest::<V>(x);
             let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
             let mut bytes = V::splat(0.0);
             for (x, to) in whole.iter().zip(to_whole.chunks_exact_mut(LANES)) {

@@ -67,6 +67,8 @@ pub(crate) trait Lanes: Copy {
     unsafe fn load_bf16_pairs(from: *const u16) -> (Self, Self);
     /// From 16 bf16 at `from`, of any alignment.
     unsafe fn load_bf16(from: *const u16) -> Self;
+    /// From 16 bytes at `from`, of any alignment.
+    unsafe fn load_bytes(from: *const i8) -> Self;
     /// To 16 floats at `to`, of any alignment.
     unsafe fn store(self, to: *mut f32);
     /// `self * by + to`; one rounding where the instruction set can.
@@ -201,6 +203,11 @@ impl Lanes for Portable {
         // SAFETY: the caller promises 16 readable numbers.
         let bits = unsafe { from.cast::<[u16; LANES]>().read_unaligned() };
         Self(bits.map(|bits| f32::from_bits(u32::from(bits) << 16)))
+    }
+    #[inline(always)]
+    unsafe fn load_bytes(from: *const i8) -> Self {
+        // SAFETY: the caller promises 16 readable bytes.
+        Self(unsafe { from.cast::<[i8; LANES]>().read_unaligned() }.map(f32::from))
     }
     type Sums = [i32; LANES];
     const WEIGHT_OFFSET: i32 = 0;

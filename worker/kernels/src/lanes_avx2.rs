@@ -84,6 +84,14 @@ impl<const VNNI: bool> Lanes for Halves<VNNI> {
             Self(widen(_mm_loadu_si128(from.cast())), widen(_mm_loadu_si128(from.add(8).cast())))
         }
     }
+    #[inline(always)]
+    unsafe fn load_bytes(from: *const i8) -> Self {
+        // SAFETY: see the impl; 16 bytes.
+        unsafe {
+            let widen = |half| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(half));
+            Self(widen(_mm_loadl_epi64(from.cast())), widen(_mm_loadl_epi64(from.add(8).cast())))
+        }
+    }
     type Sums = (__m256i, __m256i);
     const WEIGHT_OFFSET: i32 = if VNNI { 128 } else { 0 };
     #[inline(always)]

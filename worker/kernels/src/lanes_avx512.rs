@@ -63,6 +63,11 @@ impl Lanes for Avx512 {
             Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide)))
         }
     }
+    #[inline(always)]
+    unsafe fn load_bytes(from: *const i8) -> Self {
+        // SAFETY: see the impl; 16 bytes.
+        unsafe { Self(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast())))) }
+    }
     type Sums = __m512i;
     const WEIGHT_OFFSET: i32 = 128;
     #[inline(always)]

@@ -108,9 +108,11 @@ fn rounding_costs_little_also_where_channels_are_large() {
         for (world, types, limit) in [
             (1, (F32, KvDType::F32), 1e-5),
             (1, (F32, KvDType::Bf16), 1e-3),
+            (1, (F32, KvDType::Int8), 1e-3),
             (1, (Bf16, KvDType::Bf16), 1e-3),
             (1, (Int8, KvDType::Bf16), 5e-3),
-            (3, (Int8, KvDType::Bf16), 5e-3),
+            (1, (Int8, KvDType::Int8), 5e-3),
+            (3, (Int8, KvDType::Int8), 5e-3),
         ] {
             let got = perplexity(model, world, types, &texts);
             println!("{what} nproc {world} {types:?}: perplexity {got:.5}, {:+.4} %", (got / exact - 1.0) * 100.0);
