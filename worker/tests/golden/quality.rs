@@ -125,16 +125,20 @@ fn rounding_costs_little_also_where_channels_are_large() {
 fn chunks_equal_the_whole_with_a_rounded_kv_cache() {
     let model = demo();
     let tokens: Vec<TokenId> = (0..60).map(|i| i * 37 % 4000).collect();
-    let order = LoadOrder { kv_dtype: KvDType::Bf16, ..load_order(&model, None, CommKind::Shm, DType::F32) };
-    let mut ranks = Ranks::start_with(order, 2);
-    let whole = ranks.full_rows(vec![sequence(&tokens, 0, 2)]);
-    for chunk in [1, 16, 23] {
-        let chunks = tokens.chunks(chunk).enumerate();
-        let rows: Vec<_> = chunks.flat_map(|(i, part)| ranks.full_rows(vec![sequence(part, i * chunk, 3)])).collect();
-        assert_eq!(bits(&rows), bits(&whole), "chunks of {chunk}");
-    }
-    ranks.stop();
     let mut exact = Ranks::start(&model, 2, CommKind::Shm, DType::F32);
-    assert_ne!(bits(&exact.full_rows(vec![sequence(&tokens, 0, 2)])), bits(&whole), "the cache is not rounded");
+    let unrounded = exact.full_rows(vec![sequence(&tokens, 0, 2)]);
     exact.stop();
+    for kv_dtype in [KvDType::Bf16, KvDType::Int8] {
+        let order = LoadOrder { kv_dtype, ..load_order(&model, None, CommKind::Shm, DType::F32) };
+        let mut ranks = Ranks::start_with(order, 2);
+        let whole = ranks.full_rows(vec![sequence(&tokens, 0, 2)]);
+        for chunk in [1, 16, 23] {
+            let chunks = tokens.chunks(chunk).enumerate();
+            let rows: Vec<_> =
+                chunks.flat_map(|(i, part)| ranks.full_rows(vec![sequence(part, i * chunk, 3)])).collect();
+            assert_eq!(bits(&rows), bits(&whole), "{kv_dtype}, chunks of {chunk}");
+        }
+        ranks.stop();
+        assert_ne!(bits(&unrounded), bits(&whole), "the cache is not rounded to {kv_dtype}");
+    }
 }
