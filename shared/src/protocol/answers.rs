@@ -11,7 +11,7 @@ use super::TokenId;
 pub struct StepOutput {
     /// Step of the plan.
     pub step: u64,
-    /// One entry per [`RowRequest`].
+    /// One entry per [`super::RowRequest`].
     pub rows: Vec<RowSlice>,
     /// Time in all its reductions, waiting for other ranks included.
     pub reducing: Duration,

@@ -45,7 +45,7 @@ pub const BLOCK: usize = 16;
 /// Rows of one sequence that attend together in a prompt.
 pub const TILE_ROWS: usize = 16;
 /// Most rows that `project_rows` and `project_normed` take.
-pub const MOST_PROJECTED_ROWS: usize = 16;
+const MOST_PROJECTED_ROWS: usize = 16;
 /// Logits that `answer_parts` answers for together.
 pub const PART: usize = 4096;
 

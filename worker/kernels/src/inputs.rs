@@ -5,8 +5,7 @@
 
 use crate::{
     Isa, Kernels,
-    kv::largest,
-    lanes::{LANES, Lanes, versions},
+    lanes::{LANES, Lanes, byte_scale, versions},
     packed::{Shape, WeightType, from_bf16, to_bf16, to_int8},
     pool::Shards,
 };
@@ -160,12 +159,10 @@ unsafe fn quantise_body<V: Lanes>(x: &[f32], shape: Shape, to: Quantised<'_>) {
         let (to_whole, to_tail) = to.split_at_mut(whole.len() * LANES);
         // SAFETY: arrays of 16; the instruction set is the caller's promise.
         unsafe {
-            let largest = largest::<V>(x);
-            let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+            let (unit_scale, inverse) = byte_scale::<V>(x);
             let mut bytes = V::splat(0.0);
             for (x, to) in whole.iter().zip(to_whole.chunks_exact_mut(LANES)) {
-                let x = V::load(x.as_ptr()).mul(V::splat(inverse)).round();
-                let x = x.max(V::splat(-127.0)).min(V::splat(127.0));
+                let x = V::load(x.as_ptr()).mul(V::splat(inverse)).round_to_bytes();
                 // Whole numbers, whose sums f32 holds exactly.
                 bytes = bytes.add(x);
                 x.store_bytes(to.as_mut_ptr());
@@ -173,7 +170,7 @@ unsafe fn quantise_body<V: Lanes>(x: &[f32], shape: Shape, to: Quantised<'_>) {
             to_tail.iter_mut().zip(tail).for_each(|(to, x)| *to = to_int8(x * inverse));
             let tail_bytes: i32 = to_tail[..tail.len()].iter().map(|&byte| i32::from(byte)).sum();
             *offset = -V::WEIGHT_OFFSET * (bytes.sum() as i32 + tail_bytes);
-            *scale = largest / 127.0;
+            *scale = unit_scale;
         }
     }
 }

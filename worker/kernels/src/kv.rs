@@ -10,7 +10,7 @@
 
 use crate::{
     AttentionRow, AttentionRows, Kernels,
-    lanes::{LANES, Lanes, versions},
+    lanes::{LANES, Lanes, byte_scale, versions},
     pool::Shards,
 };
 
@@ -155,7 +155,7 @@ impl Cell for i8 {
     #[inline(always)]
     unsafe fn store<V: Lanes>(lanes: V, to: *mut Self) {
         // SAFETY: the caller's promise.
-        unsafe { lanes.round().max(V::splat(-127.0)).min(V::splat(127.0)).store_bytes(to) }
+        unsafe { lanes.round_to_bytes().store_bytes(to) }
     }
 }
 
@@ -224,9 +224,7 @@ unsafe fn write_body<V: Lanes, T: Cell + Default>(
                 unsafe {
                     let scales = scales.slice((own * heads + head) * SCALES, SCALES);
                     for (i, x) in [k, v].into_iter().enumerate() {
-                        let largest = largest::<V>(x);
-                        scales[i * LANES + slot] = largest / 127.0;
-                        inverses[i] = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+                        (scales[i * LANES + slot], inverses[i]) = byte_scale::<V>(x);
                     }
                 }
             }
@@ -245,23 +243,6 @@ unsafe fn write_body<V: Lanes, T: Cell + Default>(
                 unsafe { write_lanes::<V, T>((&lanes[0], &lanes[1]), inverses, keys, slot, values) };
             }
         }
-    }
-}
-
-/// The largest magnitude.
-///
-/// # Safety
-/// The instruction set of `V` is available.
-#[inline(always)]
-pub(crate) unsafe fn largest<V: Lanes>(x: &[f32]) -> f32 {
-    let (whole, tail) = x.as_chunks::<LANES>();
-    // SAFETY: arrays of 16; the instruction set is the caller's promise.
-    unsafe {
-        let mut largest = V::splat(0.0);
-        for x in whole {
-            largest = largest.max(V::load(x.as_ptr()).abs());
-        }
-        tail.iter().fold(largest.largest(), |largest, x| largest.max(x.abs()))
     }
 }
 

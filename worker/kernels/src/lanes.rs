@@ -131,6 +131,13 @@ pub(crate) trait Lanes: Copy {
     /// Largest lane.
     unsafe fn largest(self) -> f32;
 
+    /// The nearest whole numbers of −127..=127, ties to even, as [`Lanes::store_bytes`] takes them.
+    #[inline(always)]
+    unsafe fn round_to_bytes(self) -> Self {
+        // SAFETY: the instruction set is the caller's promise.
+        unsafe { self.round().max(Self::splat(-127.0)).min(Self::splat(127.0)) }
+    }
+
     /// `e^x` of each lane, within 2 units in the last place; 0 below −87.7, +∞-free (clamped) above 88.
     #[inline(always)]
     unsafe fn exp(self) -> Self {
@@ -149,6 +156,24 @@ pub(crate) trait Lanes: Copy {
             p.mul(n.exp2_whole())
         }
     }
+}
+
+/// What the bytes of `x` are to be multiplied by, and what `x` is multiplied by to become them; of zeros both are 0.
+///
+/// # Safety
+/// The instruction set of `V` is available.
+#[inline(always)]
+pub(crate) unsafe fn byte_scale<V: Lanes>(x: &[f32]) -> (f32, f32) {
+    let (whole, tail) = x.as_chunks::<LANES>();
+    // SAFETY: arrays of 16; the instruction set is the caller's promise.
+    let largest = unsafe {
+        let mut largest = V::splat(0.0);
+        for x in whole {
+            largest = largest.max(V::load(x.as_ptr()).abs());
+        }
+        tail.iter().fold(largest.largest(), |largest, x| largest.max(x.abs()))
+    };
+    (largest / 127.0, if largest > 0.0 { 127.0 / largest } else { 0.0 })
 }
 
 #[inline(always)]

@@ -216,6 +216,15 @@ impl Gpu {
         Ok(graph.expect("a captured stream gives a graph"))
     }
 
+    /// What `queue` queues, as a graph; it is not run.
+    pub(super) fn capture(&self, queue: impl FnOnce() -> Result<(), GpuError>) -> Result<CudaGraph, GpuError> {
+        self.begin_capture()?;
+        let queued = queue();
+        let graph = self.end_capture();
+        queued?;
+        graph
+    }
+
     /// Waits until all that is queued is done. `check` is asked now and then, and ends the wait with its error.
     pub(super) fn wait(
         &self,

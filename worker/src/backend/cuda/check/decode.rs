@@ -7,16 +7,13 @@ use nanoinfer_kernels::cuda::Element;
 use nanoinfer_shared::{
     Geometry, Partition,
     comm::Local,
-    protocol::{
-        BLOCK_TOKENS, BlockId, CommKind, Cores, DType, Device, KvDType, LoadOrder, RowRequest, SequenceStep, StepPlan,
-        Wants,
-    },
+    protocol::{BLOCK_TOKENS, CommKind, DType, Device, StepPlan},
 };
 
 use super::{
     super::{GpuInfo, Held, gpu::Gpu, memory, model::Model, weights::Weights},
     Section,
-    model::{CONFIG, Trouble},
+    model::{CONFIG, Trouble, one_token, order_of},
 };
 use crate::{
     backend::{Link, Runner},
@@ -108,21 +105,8 @@ impl Subject {
         let limit = gpu.memory_bytes_per_s;
         let share = partition.share(0).clone();
         let weights = Weights::zeroed(&gpu, &self.geometry, &share, ELEMENT)?;
-        let order = LoadOrder {
-            geometry: self.geometry.clone(),
-            weights: Vec::new(),
-            fingerprint: 0,
-            device: Device::Gpus(vec![ordinal]),
-            dtype: DType::Bf16,
-            kv_dtype: KvDType::beside(DType::Bf16),
-            threads: Some(1),
-            isa: None,
-            comm: CommKind::Local,
-            cores: Cores::Shared,
-            max_batched_tokens: max_seqs,
-            max_seqs,
-            trace: None,
-        };
+        let (device, sizes) = (Device::Gpus(vec![ordinal]), (max_seqs, max_seqs));
+        let order = order_of(&self.geometry, Vec::new(), device, DType::Bf16, CommKind::Local, sizes);
         let held = Held { order, rank: 0, share, element: ELEMENT, weights, gpu };
         let mut runner = held.runner(self.kv_blocks(), Link::Host(Box::new(Local)), Trace::default(), with_graphs)?;
         let medians = self.batches.iter().map(|&batch| {
@@ -140,15 +124,7 @@ impl Subject {
     }
 
     fn plan(&self, step: u64, batch: usize) -> StepPlan {
-        let sequence = |index: usize| SequenceStep {
-            tokens: vec![7],
-            start: self.history as u32,
-            blocks: (0..self.sequence_blocks()).map(|i| BlockId((index * self.sequence_blocks() + i) as u32)).collect(),
-            outputs: vec![RowRequest {
-                row: 0,
-                wants: Wants::Candidates { k: 1, temperature: 1.0, adjusted: Vec::new() },
-            }],
-        };
+        let sequence = |index: usize| one_token((self.history as u32, (index * self.sequence_blocks()) as u32));
         StepPlan { step, sequences: (0..batch).map(sequence).collect(), timed: false }
     }
 }

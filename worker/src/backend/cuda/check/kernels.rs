@@ -3,9 +3,9 @@
 use nanoinfer_kernels::{
     Activation, Arena, Epilogue, Isa, Kernels, PackedMatrix, WeightType,
     cuda::{
-        ActivateArguments, AnswerArguments, AttendArguments, BLOCK, EmbedArguments, Finish, Launch,
-        MOST_PROJECTED_ROWS, Norm, NormArguments, PART, Placement, ProjectArguments, QkvPlaces, TILE_ROWS,
-        WriteKvArguments, head_stride, row_stride,
+        ActivateArguments, AnswerArguments, AttendArguments, BLOCK, EmbedArguments, Finish, Launch, Norm,
+        NormArguments, PART, Placement, ProjectArguments, QkvPlaces, TILE_ROWS, WriteKvArguments, head_stride,
+        row_stride,
     },
 };
 use nanoinfer_shared::protocol::Wants;
@@ -301,7 +301,7 @@ fn project(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
     };
     let most = Launch::projected_rows(inputs, lab.element, lab.gpu.shared_bytes("project_normed"));
     let mut alone = Vec::new();
-    for rows in [1, 2, 9, most.min(MOST_PROJECTED_ROWS)] {
+    for rows in [1, 2, 9, most] {
         let x = values(rows * inputs, 17);
         let ready: Vec<f32> = x.iter().map(|&x| lab.round(x)).collect();
         let (x_at, ready_at) = (lab.floats(&x)?, lab.rows(&ready, inputs)?);

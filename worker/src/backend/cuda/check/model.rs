@@ -140,10 +140,7 @@ fn add_up(nccl: Nccl, gpu: u32, rank: usize, id: &[u8]) -> Result<(Vec<f32>, Vec
         queue(&memories[0])?;
         wait()?;
         let plain = lab.read(&memories[0], numbers.len())?;
-        lab.gpu.begin_capture()?;
-        let queued = queue(&memories[1]);
-        let graph = lab.gpu.end_capture()?;
-        queued?;
+        let graph = lab.gpu.capture(|| queue(&memories[1]))?;
         graph.launch().doing("launch a graph")?;
         wait()?;
         Ok((plain, lab.read(&memories[1], numbers.len())?))
@@ -248,17 +245,47 @@ fn run_all(runner: &mut dyn Runner) -> Result<Vec<Vec<f32>>, Trouble> {
 
 /// Logits of the same token of the first text, decoded alone and beside three others.
 fn alone_and_in_company(runner: &mut dyn Runner) -> Result<(Vec<f32>, Vec<f32>), Trouble> {
-    let one = |(position, block): (u32, u32)| SequenceStep {
-        tokens: vec![23],
-        start: position,
-        blocks: (0..position / BLOCK_TOKENS as u32 + 1).map(|i| BlockId(block + i)).collect(),
-        outputs: vec![RowRequest { row: 0, wants: Wants::Candidates { k: 1, temperature: 1.0, adjusted: Vec::new() } }],
-    };
     let mut first = |texts: &[(u32, u32)]| {
-        runner.run(&StepPlan { step: 100, sequences: texts.iter().copied().map(one).collect(), timed: false })?;
+        runner.run(&StepPlan { step: 100, sequences: texts.iter().copied().map(one_token).collect(), timed: false })?;
         Ok::<_, Trouble>(runner.fetch(&[0])?[0].to_vec())
     };
     Ok((first(&[(30, 0)])?, first(&[(30, 0), (5, 3), (16, 6), (0, 9)])?))
+}
+
+/// A greedy token at a position of a text whose blocks follow one another.
+pub(super) fn one_token((position, first_block): (u32, u32)) -> SequenceStep {
+    SequenceStep {
+        tokens: vec![23],
+        start: position,
+        blocks: (0..position / BLOCK_TOKENS as u32 + 1).map(|i| BlockId(first_block + i)).collect(),
+        outputs: vec![RowRequest { row: 0, wants: Wants::Candidates { k: 1, temperature: 1.0, adjusted: Vec::new() } }],
+    }
+}
+
+/// What a rank of a check is told, on one thread; beside it stands a KV cache of the same type.
+pub(super) fn order_of(
+    geometry: &Geometry,
+    weights: Vec<PathBuf>,
+    device: Device,
+    dtype: DType,
+    comm: CommKind,
+    (max_batched_tokens, max_seqs): (usize, usize),
+) -> LoadOrder {
+    LoadOrder {
+        geometry: geometry.clone(),
+        weights,
+        fingerprint: 0,
+        device,
+        dtype,
+        kv_dtype: KvDType::beside(dtype),
+        threads: Some(1),
+        isa: None,
+        comm,
+        cores: Cores::Shared,
+        max_batched_tokens,
+        max_seqs,
+        trace: None,
+    }
 }
 
 /// A checkpoint with numbers that are the same at every run.
@@ -300,21 +327,7 @@ impl Small {
     }
 
     fn order(&self, device: Device, dtype: DType, comm: CommKind) -> LoadOrder {
-        LoadOrder {
-            geometry: self.geometry.clone(),
-            weights: vec![self.path.clone()],
-            fingerprint: 0,
-            device,
-            dtype,
-            kv_dtype: KvDType::beside(dtype),
-            threads: Some(1),
-            isa: None,
-            comm,
-            cores: Cores::Shared,
-            max_batched_tokens: MAX_TOKENS,
-            max_seqs: MAX_SEQS,
-            trace: None,
-        }
+        order_of(&self.geometry, vec![self.path.clone()], device, dtype, comm, (MAX_TOKENS, MAX_SEQS))
     }
 
     fn start(&self, order: &LoadOrder, rank: usize, world: usize, link: Link) -> Result<Box<dyn Runner>, Trouble> {

@@ -59,11 +59,8 @@ fn launches(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
     let nothing = ActivateArguments { sums: at, bias: at, out: at, count, width, activation: 3, stride: 32 };
     let queue = || (0..LAUNCHES).try_for_each(|_| lab.gpu.launch(Launch::elements(1), &nothing));
     let us = |seconds: f64| format!("{:.2} µs", seconds / LAUNCHES as f64 * 1e6);
-    section.tell("a launch, one after the other", us(seconds(lab, queue)?), None);
-    lab.gpu.begin_capture()?;
-    let queued = queue();
-    let graph = lab.gpu.end_capture()?;
-    queued?;
+    section.tell("a launch, one after the other", us(seconds(lab, &queue)?), None);
+    let graph = lab.gpu.capture(queue)?;
     let launch = || graph.launch().doing("launch a graph");
     section.tell("a launch in a graph", us(seconds(lab, launch)?), None);
     section.tell("a wait for nothing", us(seconds(lab, || Ok(()))? * LAUNCHES as f64), None);
@@ -98,11 +95,8 @@ fn projections(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
             lab.gpu.launch_as(name, launch, &arguments)
         })
     };
-    rate(section, "reading weights, bf16 layers of one row", matrices * bytes, seconds(lab, queue)?);
-    lab.gpu.begin_capture()?;
-    let queued = queue();
-    let graph = lab.gpu.end_capture()?;
-    queued?;
+    rate(section, "reading weights, bf16 layers of one row", matrices * bytes, seconds(lab, &queue)?);
+    let graph = lab.gpu.capture(queue)?;
     let launch = || graph.launch().doing("launch a graph");
     rate(section, "the same in a graph", matrices * bytes, seconds(lab, launch)?);
     Ok(())
