@@ -16,6 +16,7 @@ const READ: usize = 64 << 20;
 
 fn all_cores() -> Kernels {
     Kernels::new(Isa::detect(), thread::available_parallelism().map_or(1, usize::from), true)
+        .expect("the system has threads to give")
 }
 
 fn memory(criterion: &mut Criterion) {

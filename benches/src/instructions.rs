@@ -37,7 +37,7 @@ fn main() -> anyhow::Result<()> {
         // What valgrind watches.
         ["--run", work, times] => {
             let (work, times): (usize, u32) = (work.parse()?, times.parse()?);
-            let mut kernels = Kernels::new(ISA, 1, false);
+            let mut kernels = Kernels::new(ISA, 1, false).expect("one thread is the caller");
             let mut work = WORKS.get(work).context("there is no such kernel")?();
             (0..times).for_each(|_| work.run(&mut kernels));
             Ok(())

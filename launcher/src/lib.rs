@@ -21,6 +21,7 @@ mod secret;
 pub mod size;
 mod spawn;
 pub mod supervise;
+mod topology;
 
 pub use cluster::{Cluster, ClusterConfig};
 pub use error::LaunchError;

@@ -23,6 +23,7 @@ use crate::{
     error::LaunchError,
     model::{self, ResolvedModel},
     size::ByteSize,
+    topology::Topology,
 };
 
 /// Where the ranks will run.
@@ -47,6 +48,8 @@ pub struct Plan {
     pub threads: Option<usize>,
     /// What there is for the threads of all ranks to run on.
     pub cores: Cores,
+    /// That in words, where it is decided here and threads compute.
+    why_cores: Option<String>,
     /// Estimated bytes of each rank, in rank order.
     pub memory: Vec<RankMemory>,
     /// KV blocks that the estimate assumes; the pool is sized for good when the weights are loaded.
@@ -114,11 +117,15 @@ impl Plan {
                 hint: "every sequence takes at least one token of a step".into(),
             });
         }
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         // Ranks elsewhere know their own cores.
-        let threads = match placement {
-            Placement::Here => Some(config.threads.unwrap_or_else(|| (cores / world).max(1))),
-            Placement::Elsewhere => config.threads,
+        let (threads, cores, why_cores) = match placement {
+            Placement::Here => {
+                let topology = Topology::of_host();
+                let threads = config.threads.unwrap_or_else(|| (topology.threads() / world).max(1));
+                let (cores, why) = topology.place(world, threads);
+                (Some(threads), cores, (chosen.device == Device::Cpu).then_some(why))
+            }
+            Placement::Elsewhere => (config.threads, Cores::Shared, None),
         };
         let step = StepSizes { max_batched_tokens: config.max_batched_tokens, max_seqs: config.max_seqs };
         let shares: Vec<(usize, &Share)> = partition.shares().iter().enumerate().collect();
@@ -143,10 +150,8 @@ impl Plan {
         let kv_blocks = kv.blocks(&model.geometry, config.max_seqs, &rooms)?;
         Ok(Self {
             memory: shares.iter().map(|&share| estimate(share, kv_blocks)).collect(),
-            cores: match (placement, threads) {
-                (Placement::Here, Some(threads)) => Cores::for_threads(world * threads, cores),
-                _ => Cores::Shared,
-            },
+            cores,
+            why_cores,
             chosen,
             link_note,
             memories,
@@ -216,7 +221,7 @@ impl Plan {
             threads: self.threads,
             isa: config.isa.clone(),
             comm: self.comm,
-            cores: self.cores,
+            cores: self.cores.clone(),
             kv: self.kv,
             max_seqs: config.max_seqs,
             max_batched_tokens: config.max_batched_tokens,
@@ -285,6 +290,9 @@ impl fmt::Display for Plan {
             self.kv_blocks * BLOCK_TOKENS,
         )?;
         writeln!(f, "{}", self.chosen)?;
+        if let Some(why) = &self.why_cores {
+            writeln!(f, "{why}")?;
+        }
         if let Some(why) = &self.link_note {
             writeln!(f, "partial sums go through the host's memory: {why}")?;
         }

@@ -17,7 +17,7 @@
 
 mod answers;
 
-use std::{cmp::Ordering, fmt, path::PathBuf};
+use std::{fmt, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -110,29 +110,28 @@ pub enum Device {
 }
 
 /// What the threads of all ranks of a host run on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Cores {
-    /// They may be more than the cores, or nobody knows: waiting sleeps.
+    /// They may be more than the CPUs, or nobody knows: waiting sleeps.
     Shared,
-    /// Each has a core: waiting may spin.
+    /// There is a CPU for each: waiting may spin.
     Own,
-    /// As before, and no core is left: each may stay on one for good.
-    All,
+    /// Waiting may spin, and each stays on a CPU: for each rank those of its threads.
+    Pinned(Vec<Vec<u32>>),
 }
 
 impl Cores {
-    /// For `threads` threads where there are `cores`.
-    pub fn for_threads(threads: usize, cores: usize) -> Self {
-        match threads.cmp(&cores) {
-            Ordering::Less => Self::Own,
-            Ordering::Equal => Self::All,
-            Ordering::Greater => Self::Shared,
-        }
+    /// Whether waiting may spin.
+    pub fn may_spin(&self) -> bool {
+        *self != Self::Shared
     }
 
-    /// Whether waiting may spin.
-    pub fn may_spin(self) -> bool {
-        self != Self::Shared
+    /// The CPUs that the threads of a rank stay on, one each.
+    pub fn of_rank(&self, rank: usize) -> Option<&[u32]> {
+        match self {
+            Self::Pinned(ranks) => ranks.get(rank).map(Vec::as_slice),
+            Self::Shared | Self::Own => None,
+        }
     }
 }
 

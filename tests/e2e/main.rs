@@ -7,6 +7,7 @@
 //! - [`bad_input`]: what is refused, how it is said, and that nothing else is disturbed
 //! - [`load`]: 200 clients in a pool far too small; hang-ups; the same bits whatever batch, chunks, cache and preemption
 //! - [`lifecycle`]: signals, killed ranks, killed launchers, draining
+//! - [`cores`]: threads run where the plan puts them; where the system gives none
 //! - [`ranks`]: ranks started by hand over TCP with a secret
 //! - [`memory`]: `--plan` against measured memory, gpt2-xl's 25 heads over 2 and 3 ranks
 //! - [`gpu`]: ranks on an emulated GPU: golden ids, graphs, NCCL, what is missing, `gpu-check`
@@ -25,6 +26,7 @@ mod bad_input;
 mod chat;
 mod completions;
 mod configs;
+mod cores;
 mod docs;
 mod example;
 mod golden;

@@ -9,11 +9,11 @@
 
 pub mod cuda;
 
-use nanoinfer_kernels::{Isa, Kernels, MAX_HEAD_DIM};
+use nanoinfer_kernels::{Isa, Kernels, MAX_HEAD_DIM, keep_on};
 use nanoinfer_shared::{
     Geometry, Share,
     comm::Communicator,
-    protocol::{Cores, DType, Device, KvDType, LoadOrder, LogitSlice, StepOutput, StepPlan},
+    protocol::{DType, Device, KvDType, LoadOrder, LogitSlice, StepOutput, StepPlan},
 };
 
 use crate::{
@@ -125,6 +125,10 @@ impl CpuShard {
         let isa = isa_of(order)?;
         fits_cpu(&order.geometry, order.dtype, order.kv_dtype)?;
         let threads = threads(order);
+        // Before the first page of weights is touched, which is then on the node of these CPUs.
+        if let Some(cpus) = order.cores.of_rank(rank) {
+            keep_on(cpus);
+        }
         let shard = Shard::load(&checkpoint()?, &order.geometry, share, order.dtype, threads)?;
         Ok(Self { order: order.clone(), rank, share: share.clone(), shard, isa, threads })
     }
@@ -147,9 +151,10 @@ impl Loaded for CpuShard {
         let Self { order, rank, share, shard, isa, threads } = *self;
         let Link::Host(comm) = link else { return Err(WorkerError::NcclOnCpu { rank }) };
         let kv = KvPool::new(&order.geometry, &share, order.kv_dtype, kv_blocks);
-        let mut kernels = Kernels::new(isa, threads, order.cores.may_spin());
-        if order.cores == Cores::All {
-            kernels.pin(rank * threads);
+        let mut kernels = Kernels::new(isa, threads, order.cores.may_spin())
+            .map_err(|source| WorkerError::Threads { rank, wanted: threads + 1, source })?;
+        if let Some(cpus) = order.cores.of_rank(rank) {
+            kernels.pin(cpus);
         }
         tracing::info!(rank, isa = kernels.isa().name(), kv_blocks, "ready");
         let tokens = order.max_batched_tokens;

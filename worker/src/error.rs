@@ -83,6 +83,18 @@ pub enum WorkerError {
         /// This rank.
         rank: usize,
     },
+    /// The system's limit of threads is reached.
+    #[error(
+        "rank {rank} does not get its {wanted} threads from the system: {source}\n  hint: `ulimit -u` or the pids.max of a control group allow no more; --threads takes fewer"
+    )]
+    Threads {
+        /// This rank.
+        rank: usize,
+        /// Those that compute, and one that reads the control link.
+        wanted: usize,
+        /// What the system says.
+        source: io::Error,
+    },
     /// An instruction set that this CPU has not.
     #[error("this CPU has no instruction set `{name}`\n  hint: it has {available}")]
     Isa {

@@ -24,7 +24,7 @@ pub struct Limits {
 impl Limits {
     /// Measures them on `threads` threads; takes about four seconds.
     pub fn measure(threads: usize) -> Self {
-        let mut kernels = Kernels::new(Isa::detect(), threads, true);
+        let mut kernels = kernels(threads);
         // Not zeros: untouched zero pages all lie in one place.
         let data = vec![1.0; READ_ELEMENTS];
         let read_s = best(|| kernels.read_all(&data));
@@ -49,9 +49,13 @@ impl Limits {
 /// Seconds that reading `bytes` takes at least, over and over, wherever the machine keeps them: what fits a cache is read faster
 /// than memory.
 pub fn reading_s(bytes: u64, threads: usize) -> f64 {
-    let mut kernels = Kernels::new(Isa::detect(), threads, true);
+    let mut kernels = kernels(threads);
     let data = vec![1.0; (bytes as usize).div_ceil(size_of::<f32>()).max(1)];
     best(|| kernels.read_all(&data))
+}
+
+fn kernels(threads: usize) -> Kernels {
+    Kernels::new(Isa::detect(), threads, true).expect("the ranks that are measured beside it had as many threads")
 }
 
 /// The shortest time of several runs, in seconds.

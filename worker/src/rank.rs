@@ -78,10 +78,15 @@ pub fn run(setup: RankSetup) -> Result<(), WorkerError> {
     let failed = Arc::clone(&failing);
     let telling = Arc::new(Mutex::new(()));
     let told = Arc::clone(&telling);
-    std::thread::Builder::new()
+    let reader = std::thread::Builder::new()
         .name("control".into())
-        .spawn(move || read_control(receiver, &pongs, &orders_in, on_lost, &failed, &told))
-        .expect("the operating system has threads to give");
+        .spawn(move || read_control(receiver, &pongs, &orders_in, on_lost, &failed, &told));
+    if let Err(source) = reader {
+        let error = WorkerError::Threads { rank: setup.identity.rank, wanted: 2, source };
+        // The coordinator may be the one that is gone.
+        let _ = send(&sender, FromRank::Failed(error.to_string()));
+        return Err(error);
+    }
     let rank = Rank {
         identity: setup.identity,
         epoch: setup.epoch,

@@ -76,9 +76,6 @@ impl Shard {
     ///
     /// # Errors
     /// When a tensor is missing.
-    ///
-    /// # Panics
-    /// When the system gives no thread.
     pub fn load(
         checkpoint: &Checkpoint,
         geometry: &Geometry,
@@ -96,7 +93,9 @@ impl Shard {
             taken.map(load).collect::<Result<Vec<_>, CheckpointError>>()
         };
         let (outside, layers) = thread::scope(|scope| {
-            let others: Vec<_> = (1..threads).map(|_| scope.spawn(load_layers)).collect();
+            // Where the system gives fewer threads, those take more layers.
+            let more = |_| thread::Builder::new().spawn_scoped(scope, load_layers).ok();
+            let others: Vec<_> = (1..threads.min(geometry.n_layer)).map_while(more).collect();
             let vocabulary =
                 |name| Ok(packer.rows_as_columns(checkpoint.tensor(name)?, share.vocab.clone(), geometry.n_embd));
             let untied_head = (!geometry.tie_word_embeddings).then(|| vocabulary("lm_head.weight")).transpose();

@@ -50,7 +50,7 @@ impl WorkerPool {
             threads: config.threads,
             isa: config.isa.clone(),
             comm: config.comm,
-            cores: config.cores,
+            cores: config.cores.clone(),
             max_batched_tokens: config.max_batched_tokens,
             max_seqs: config.max_seqs,
             trace: config.trace.clone(),

@@ -299,7 +299,7 @@ mod tests {
                 let qkv: Vec<_> =
                     (0..37).flat_map(|t| [2, 0, 1].into_iter().flat_map(move |kind| part(t, kind))).collect();
                 let mut out = vec![0.0; 37 * width];
-                let mut kernels = Kernels::new(isa, 2, false);
+                let mut kernels = Kernels::new(isa, 2, false).unwrap();
                 let rows = AttentionRows::new((0..37).map(row).collect());
                 kernels.write_kv(&mut layer, &rows, &qkv);
                 kernels.attention(&layer, &rows, &qkv, 0.7, &mut out);

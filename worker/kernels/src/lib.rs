@@ -26,6 +26,8 @@ mod pool;
 
 pub mod cuda;
 
+use std::io;
+
 pub use activation::Activation;
 pub use attention::MAX_HEAD_DIM;
 pub use buffer::Arena;
@@ -34,7 +36,7 @@ pub use lanes::Isa;
 pub use logits::{arg_top_k, log_sum_exp};
 pub use matmul::Epilogue;
 pub use packed::{PackedMatrix, WeightType};
-pub use pool::ThreadPool;
+pub use pool::{ThreadPool, keep_on};
 pub use rows::{AttentionRow, AttentionRows};
 
 /// The kernels of one rank: an instruction set and threads to run on.
@@ -49,17 +51,22 @@ impl Kernels {
     /// Kernels for `isa` on `threads` threads, the caller's included. `spin` lets idle threads wait busily between the
     /// phases of a step.
     ///
+    /// # Errors
+    /// When the system does not give the threads.
+    ///
     /// # Panics
     /// When this CPU has no `isa`: every kernel relies on it.
-    pub fn new(isa: Isa, threads: usize, spin: bool) -> Self {
+    pub fn new(isa: Isa, threads: usize, spin: bool) -> io::Result<Self> {
         assert!(isa.is_available(), "this CPU has no {}", isa.name());
-        Self { isa, pool: ThreadPool::new(threads, spin), inputs: inputs::InputBuffers::default() }
+        Ok(Self { isa, pool: ThreadPool::new(threads, spin)?, inputs: inputs::InputBuffers::default() })
     }
 
-    /// Keeps each thread on a core of its own from now on: the `first` of those that this process may use, and those behind it.
-    /// A wish, where the system does not grant it.
-    pub fn pin(&mut self, first: usize) {
-        self.pool.pin(first);
+    /// Keeps each thread on one of these CPUs from now on, the caller on the first. A wish, where the system does not grant it.
+    ///
+    /// # Panics
+    /// When there are fewer than threads.
+    pub fn pin(&mut self, cpus: &[u32]) {
+        self.pool.pin(cpus);
     }
 
     /// `[f(0), …, f(count − 1)]`, computed on all threads.

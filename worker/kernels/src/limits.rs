@@ -76,7 +76,7 @@ mod tests {
     #[test]
     fn all_is_read_and_all_is_counted() {
         for isa in Isa::available() {
-            let mut kernels = Kernels::new(isa, 2, false);
+            let mut kernels = Kernels::new(isa, 2, false).unwrap();
             let mut data = vec![0.0; 3 * READ_TASK];
             data[2 * READ_TASK + 77] = 5.0;
             assert_eq!(kernels.read_all(&data), 5.0);

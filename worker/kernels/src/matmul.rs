@@ -225,7 +225,7 @@ mod tests {
                 let matrix = packed(kind, unit_len, k, n);
                 let (x, bias) = (noise(m * k, 1), noise(n, 2));
                 let mut out = vec![f32::NAN; m * n];
-                Kernels::new(isa, 2, false).matmul(&x, &matrix, Epilogue::Bias(&bias), &mut out);
+                Kernels::new(isa, 2, false).unwrap().matmul(&x, &matrix, Epilogue::Bias(&bias), &mut out);
                 let x: Vec<_> = (0..m).map(|row| rounded(kind, unit_len, &x[row * k..][..k])).collect();
                 let mut weights = vec![0.0; k];
                 for (row, column) in (0..m).flat_map(|row| (0..n).map(move |column| (row, column))) {
@@ -250,9 +250,9 @@ mod tests {
         for (isa, kind, unit_len) in cases() {
             let matrix = packed(kind, unit_len, k, n);
             let mut whole = vec![0.0; 29 * n];
-            Kernels::new(isa, 3, false).matmul(&x, &matrix, Epilogue::None, &mut whole);
+            Kernels::new(isa, 3, false).unwrap().matmul(&x, &matrix, Epilogue::None, &mut whole);
             for batch in [1, 2, 3, 4, 5, 7, 12, 13] {
-                let mut kernels = Kernels::new(isa, 1, false);
+                let mut kernels = Kernels::new(isa, 1, false).unwrap();
                 for (x, expected) in x.chunks(batch * k).zip(whole.chunks(batch * n)) {
                     let mut out = vec![0.0; expected.len()];
                     kernels.matmul(x, &matrix, Epilogue::None, &mut out);

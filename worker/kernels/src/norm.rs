@@ -99,7 +99,7 @@ mod tests {
                 let gain: Vec<f32> = (0..width).map(|i| 1.0 + i as f32 / 50.0).collect();
                 let bias: Vec<f32> = (0..width).map(|i| i as f32 / 9.0 - 1.0).collect();
                 let mut out = vec![0.0; x.len()];
-                Kernels::new(isa, 2, false).layer_norm(&x, &gain, &bias, 1e-5, &mut out);
+                Kernels::new(isa, 2, false).unwrap().layer_norm(&x, &gain, &bias, 1e-5, &mut out);
                 for row in 0..rows {
                     let x: Vec<f64> = x[row * width..][..width].iter().map(|&x| f64::from(x)).collect();
                     let mean = x.iter().sum::<f64>() / width as f64;

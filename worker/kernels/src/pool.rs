@@ -6,7 +6,7 @@
 
 use std::{
     cell::UnsafeCell,
-    hint,
+    hint, io,
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
@@ -67,7 +67,10 @@ impl std::fmt::Debug for Shared {
 
 impl ThreadPool {
     /// A pool of `threads`, the caller of [`ThreadPool::run`] being one of them.
-    pub fn new(threads: usize, spin: bool) -> Self {
+    ///
+    /// # Errors
+    /// When the system does not give them.
+    pub fn new(threads: usize, spin: bool) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             phase: UnsafeCell::new(None),
             generation: AtomicU32::new(0),
@@ -77,14 +80,14 @@ impl ThreadPool {
             stop: AtomicBool::new(false),
             spin,
         });
-        let helpers = (1..threads)
-            .map(|i| {
-                let shared = Arc::clone(&shared);
-                let builder = thread::Builder::new().name(format!("compute-{i}"));
-                builder.spawn(move || help(&shared, i)).expect("the operating system has threads to give")
-            })
-            .collect();
-        Self { shared, helpers }
+        // Dropped, it ends the helpers that were already given.
+        let mut pool = Self { shared, helpers: Vec::new() };
+        for i in 1..threads {
+            let shared = Arc::clone(&pool.shared);
+            let builder = thread::Builder::new().name(format!("compute-{i}"));
+            pool.helpers.push(builder.spawn(move || help(&shared, i))?);
+        }
+        Ok(pool)
     }
 
     /// Threads, the caller's included.
@@ -134,14 +137,13 @@ impl ThreadPool {
 }
 
 impl ThreadPool {
-    /// Keeps each thread, the caller's included, on a core of its own: the `first` of those that this process may use, and
-    /// those behind it. A wish, where the system does not grant it.
-    pub(crate) fn pin(&mut self, first: usize) {
+    /// Keeps each thread on the CPU of its number, the caller on the first. A wish, where the system does not grant it.
+    pub(crate) fn pin(&mut self, cpus: &[u32]) {
+        assert!(cpus.len() >= self.threads(), "there is a CPU for each thread");
         // Nobody finishes before all have begun, so that every thread takes one task.
         let (threads, barrier) = (self.threads(), Barrier::new(self.threads()));
         self.run(threads, &|i| {
-            #[cfg(target_os = "linux")]
-            pin_to(first + i);
+            keep_on(&cpus[i..=i]);
             barrier.wait();
         });
     }
@@ -167,16 +169,16 @@ impl Drop for ThreadPool {
     }
 }
 
-#[cfg(target_os = "linux")]
-fn pin_to(core: usize) {
-    use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-
-    let Ok(allowed) = sched_getaffinity(None) else { return };
-    let mut one = CpuSet::new();
-    let Some(core) = (0..CpuSet::MAX_CPU).filter(|&core| allowed.is_set(core)).nth(core) else { return };
-    one.set(core);
-    // A refusal leaves the thread where the system puts it.
-    let _ = sched_setaffinity(None, &one);
+/// Keeps this thread, and those that it starts from now on, on some CPUs. A wish, where the system does not grant it.
+pub fn keep_on(cpus: &[u32]) {
+    #[cfg(target_os = "linux")]
+    {
+        let mut set = rustix::thread::CpuSet::new();
+        let known = cpus.iter().map(|&cpu| cpu as usize).filter(|&cpu| cpu < rustix::thread::CpuSet::MAX_CPU);
+        known.for_each(|cpu| set.set(cpu));
+        // A refusal leaves the thread where the system puts it.
+        let _ = rustix::thread::sched_setaffinity(None, &set);
+    }
 }
 
 /// The tasks that are a thread's own.
@@ -260,7 +262,7 @@ mod tests {
     #[test]
     fn every_task_runs_once_in_every_phase() {
         for (threads, spin) in [(1, false), (2, true), (3, false), (5, true)] {
-            let mut pool = ThreadPool::new(threads, spin);
+            let mut pool = ThreadPool::new(threads, spin).unwrap();
             for tasks in [0, 1, 2, 7, 100] {
                 let counts: Vec<_> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
                 for _ in 0..50 {
@@ -276,11 +278,13 @@ mod tests {
     #[test]
     #[cfg(target_os = "linux")]
     fn pinned_threads_stay_on_cores_of_their_own() {
-        let cores = thread::available_parallelism().unwrap().get();
+        let allowed = rustix::thread::sched_getaffinity(None).unwrap();
+        let cpus: Vec<u32> = (0..1024).filter(|&cpu| allowed.is_set(cpu as usize)).collect();
+        let cores = cpus.len();
         // On a thread of its own, whose core no other test minds.
         let stayed = thread::spawn(move || {
-            let mut pool = ThreadPool::new(cores, false);
-            pool.pin(0);
+            let mut pool = ThreadPool::new(cores, false).unwrap();
+            pool.pin(&cpus);
             let barrier = Barrier::new(cores);
             pool.map(cores, |_| {
                 barrier.wait();
@@ -300,7 +304,7 @@ mod tests {
 
     #[test]
     fn a_panic_in_a_task_reaches_the_caller_and_the_pool_lives_on() {
-        let mut pool = ThreadPool::new(2, false);
+        let mut pool = ThreadPool::new(2, false).unwrap();
         let caught = catch_unwind(AssertUnwindSafe(|| pool.run(8, &|i| assert!(i != 5, "task five"))));
         assert!(caught.is_err());
         let ran = AtomicUsize::new(0);

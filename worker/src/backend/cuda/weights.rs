@@ -258,7 +258,9 @@ impl<'a> Loader<'a> {
                 }
             };
             thread::scope(|scope| {
-                (1..self.threads.min(strips.len())).for_each(|_| drop(scope.spawn(fill_strips)));
+                // Where the system gives fewer threads, those take more strips.
+                let more = |_| thread::Builder::new().spawn_scoped(scope, fill_strips).ok();
+                (1..self.threads.min(strips.len())).map_while(more).for_each(drop);
                 fill_strips();
             });
             offset = self.send(&memory, offset, CHUNK_BYTES)?;
