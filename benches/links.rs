@@ -125,7 +125,7 @@ fn tcp() -> [Box<dyn Communicator>; WORLD] {
     thread::scope(|scope| {
         let mut rank = 0;
         let joining = listeners.map(|listener| {
-            let identity = Identity { build_id: "bench".into(), world: WORLD, rank };
+            let identity = Identity { build_id: "bench".into(), world: WORLD, rank, host: String::new() };
             rank += 1;
             scope.spawn(move || Tcp::connect(listener, &identity, addresses, &[7; 32], 0).expect("the peer comes"))
         });

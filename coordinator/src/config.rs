@@ -26,8 +26,10 @@ pub struct EngineConfig {
     pub dtype: DType,
     /// Element type of the KV cache.
     pub kv_dtype: KvDType,
-    /// Compute threads of each rank; `None` for the cores of its host.
+    /// Compute threads of each rank; `None` for an even part of the cores of its host.
     pub threads: Option<usize>,
+    /// For each rank how many share its host, itself among them.
+    pub ranks_on_host: Vec<usize>,
     /// Instruction set of each rank, by name; `None` for the best that its CPU has.
     pub isa: Option<String>,
     /// Data link between the ranks.

@@ -14,8 +14,8 @@ use nanoinfer_shared::{
     Geometry, Partition,
     link::{ControlLink, in_memory},
     protocol::{
-        BLOCK_TOKENS, CommKind, Cores, DType, Device, FromRank, KvDType, LoadReport, LogSumExp, LogitSlice, RowSlice,
-        SequenceStep, StepOutput, StepPlan, StepTimes, ToRank, TokenId, Wants,
+        BLOCK_TOKENS, CommKind, Cores, DType, Device, FromRank, KvDType, LoadReport, LogSumExp, LogitSlice, Place,
+        RowSlice, SequenceStep, StepOutput, StepPlan, StepTimes, ToRank, TokenId, Wants,
     },
 };
 
@@ -51,6 +51,7 @@ pub(crate) fn config(world: usize, kv_blocks: usize) -> EngineConfig {
         dtype: DType::F32,
         kv_dtype: KvDType::F32,
         threads: Some(1),
+        ranks_on_host: vec![1; world],
         isa: None,
         comm: CommKind::Tcp,
         cores: Cores::Shared,
@@ -170,7 +171,7 @@ impl FakeRank {
                 }
                 ToRank::FetchRows(rows) => FromRank::Rows(self.fetch(&rows)),
                 ToRank::Ping(_) if behaviour.closes_when_pinged => return,
-                ToRank::Ping(count) => FromRank::Pong(count),
+                ToRank::Ping(count) => FromRank::Pong { count, place: Place::default() },
                 ToRank::Shutdown => return,
             };
             if link.sender.send(answer).is_err() {

@@ -23,7 +23,7 @@ use std::{
 use nanoinfer_shared::{
     handshake::HandshakeError,
     link::{ControlLink, LinkError, Receiver, Sender},
-    protocol::{FromRank, LogitSlice, StepOutput, StepPlan, ToRank, TokenId},
+    protocol::{FromRank, LogitSlice, Place, StepOutput, StepPlan, ToRank, TokenId},
 };
 
 use self::heartbeat::Heartbeat;
@@ -31,8 +31,13 @@ use crate::{kv_budget::KvTooSmall, status::Status};
 
 /// A rank that has not answered a heartbeat for so long has ended or hangs: the pool fails.
 const LOST_AFTER: Duration = Duration::from_secs(60);
+/// A rank that answers heartbeats, but has not come from one reduction to the next for so long, hangs: the pool fails. The
+/// largest layer of a step takes seconds.
+const STUCK_AFTER: Duration = Duration::from_secs(120);
 /// How often a wait for answers looks at heartbeats.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often it is said for whom a start waits.
+const REMINDER: Duration = Duration::from_secs(30);
 /// Rows fetched at once: bounds the coordinator's memory (200 KB a row of GPT-2) and the frames.
 const MAX_FETCHED_ROWS: usize = 64;
 
@@ -59,6 +64,21 @@ pub(crate) struct WorkerPool {
     vocab_size: usize,
     /// Number and rows of the step that was started.
     step: (u64, usize),
+    patience: Patience,
+}
+
+/// How long ranks are waited for. Tests have less.
+#[derive(Clone, Copy, Debug)]
+struct Patience {
+    lost: Duration,
+    stuck: Duration,
+    look: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { lost: LOST_AFTER, stuck: STUCK_AFTER, look: LOOK_EVERY }
+    }
 }
 
 /// The engine's thread sends orders and the heartbeat thread pings, each a whole frame: hence a lock for each rank.
@@ -98,6 +118,16 @@ pub enum PoolError {
         rank: usize,
         /// Since its last word.
         seconds: u64,
+    },
+    /// The rank answers, but does not go on.
+    #[error("rank {rank} has not gone on for {seconds} s; it is at {place}")]
+    Stuck {
+        /// Which rank.
+        rank: usize,
+        /// Since it came there.
+        seconds: u64,
+        /// Where.
+        place: Place,
     },
     /// The rank answers what was not asked.
     #[error("rank {rank} should have answered {expected}, got {got}")]
@@ -150,7 +180,7 @@ impl WorkerPool {
     ) -> Result<Self, PoolError> {
         // A rank answers one order at a time and may fail on top of it.
         let (inbox, answers) = mpsc::sync_channel(2 * links.len());
-        let heartbeat = Heartbeat::new(links.len(), status);
+        let mut heartbeat = Heartbeat::new(links.len(), status);
         let mut senders = Vec::with_capacity(links.len());
         for (rank, link) in links.into_iter().enumerate() {
             let (inbox, pulse, wake) = (inbox.clone(), heartbeat.pulse(rank), wake.clone());
@@ -160,10 +190,13 @@ impl WorkerPool {
                 .spawn(move || read(rank, link.receiver, &inbox, &pulse, wake))
                 .map_err(PoolError::Thread)?;
         }
-        Ok(Self { senders: Arc::new(senders), answers, heartbeat, vocab_size, step: (0, 0) })
+        let senders = Arc::new(senders);
+        heartbeat.start(senders.clone())?;
+        Ok(Self { senders, answers, heartbeat, vocab_size, step: (0, 0), patience: Patience::default() })
     }
 
     fn send_all(&self, message: impl Fn(usize) -> ToRank) -> Result<(), PoolError> {
+        self.heartbeat.expect();
         for (rank, sender) in self.senders.iter().enumerate() {
             let mut sender = sender.lock().unwrap_or_else(PoisonError::into_inner);
             if let Err(source) = sender.send(message(rank)) {
@@ -181,11 +214,20 @@ impl WorkerPool {
         accept: impl Fn(FromRank) -> Result<T, FromRank>,
     ) -> Result<Vec<T>, PoolError> {
         let mut gathered: Vec<Option<T>> = self.senders.iter().map(|_| None).collect();
+        let mut reminded = Instant::now();
         while gathered.iter().any(Option::is_none) {
-            let Answer { rank, message } = match self.answers.recv_timeout(LOOK_EVERY) {
+            let Answer { rank, message } = match self.answers.recv_timeout(self.patience.look) {
                 Ok(answer) => answer,
                 Err(RecvTimeoutError::Timeout) => {
-                    self.heartbeat.lost(LOST_AFTER)?;
+                    let owe = || gathered.iter().enumerate().filter(|(_, got)| got.is_none()).map(|(rank, _)| rank);
+                    self.heartbeat.lost(self.patience.lost)?;
+                    if self.heartbeat.is_serving() {
+                        self.heartbeat.stuck(owe(), self.patience.stuck)?;
+                    }
+                    if reminded.elapsed() >= REMINDER {
+                        tracing::info!(ranks = ?owe().collect::<Vec<_>>(), "waiting for {expected}");
+                        reminded = Instant::now();
+                    }
                     continue;
                 }
                 Err(RecvTimeoutError::Disconnected) => unreachable!("every reader leaves an error behind"),
@@ -284,8 +326,8 @@ fn read(
 ) {
     loop {
         let message = match receiver.receive() {
-            Ok(FromRank::Pong(count)) => {
-                pulse.beat(count);
+            Ok(FromRank::Pong { count, place }) => {
+                pulse.beat(count, place);
                 continue;
             }
             message => message,
@@ -310,7 +352,7 @@ fn unexpected(Answer { rank, message }: Answer, expected: &str) -> PoolError {
         Ok(FromRank::Ready) => "that it is ready".into(),
         Ok(FromRank::Done(output)) => format!("step {} with {} rows", output.step, output.rows.len()),
         Ok(FromRank::Rows(rows)) => format!("{} rows", rows.len()),
-        Ok(FromRank::Pong(_)) => "a heartbeat".into(),
+        Ok(FromRank::Pong { .. }) => "a heartbeat".into(),
     };
     PoolError::Unexpected { rank, expected: expected.into(), got }
 }
@@ -319,10 +361,87 @@ fn unexpected(Answer { rank, message }: Answer, expected: &str) -> PoolError {
 mod tests {
     use std::{os::unix::net::UnixStream, sync::atomic::Ordering::Relaxed};
 
-    use nanoinfer_shared::{link::Socket, protocol::SequenceStep};
+    use nanoinfer_shared::{
+        link::Socket,
+        protocol::{LoadReport, SequenceStep},
+    };
 
     use super::*;
     use crate::fake_rank;
+
+    /// The next order; pings on the way are answered.
+    fn order(link: &mut ControlLink<FromRank, ToRank>) -> ToRank {
+        loop {
+            match link.receiver.receive().unwrap() {
+                ToRank::Ping(count) => {
+                    let place = Place { step: 7, passed: 15 };
+                    link.sender.send(FromRank::Pong { count, place }).unwrap();
+                }
+                order => return order,
+            }
+        }
+    }
+
+    fn report() -> LoadReport {
+        LoadReport {
+            weight_bytes: 0,
+            kv_block_bytes: 1000,
+            free_bytes: 0,
+            data_address: Some("here".into()),
+            nccl_id: None,
+        }
+    }
+
+    fn less_patience(pool: &mut WorkerPool) {
+        pool.patience = Patience {
+            lost: Duration::from_secs(20),
+            stuck: Duration::from_millis(700),
+            look: Duration::from_millis(20),
+        };
+    }
+
+    #[test]
+    fn a_rank_that_answers_but_does_not_go_on_is_told_from_one_that_works() {
+        let (ours, mut theirs) = nanoinfer_shared::link::in_memory();
+        let rank = thread::spawn(move || {
+            assert!(matches!(order(&mut theirs), ToRank::Load(_)));
+            theirs.sender.send(FromRank::Loaded(report())).unwrap();
+            assert!(matches!(order(&mut theirs), ToRank::Start(_)));
+            theirs.sender.send(FromRank::Ready).unwrap();
+            assert!(matches!(order(&mut theirs), ToRank::Step(_)));
+            // Heartbeats only, and always from the same place, until the coordinator has enough.
+            while let Ok(ToRank::Ping(count)) = theirs.receiver.receive() {
+                let place = Place { step: 7, passed: 15 };
+                let _ = theirs.sender.send(FromRank::Pong { count, place });
+            }
+        });
+        let config = fake_rank::config(1, 6);
+        let (mut pool, _) = WorkerPool::start(vec![ours], &config, Arc::default(), || ()).unwrap();
+        less_patience(&mut pool);
+        pool.begin_step(&StepPlan { step: 7, sequences: Vec::new(), timed: false }).unwrap();
+        let error = pool.finish_step().unwrap_err().to_string();
+        assert!(error.contains("rank 0 has not gone on") && error.contains("step 7, layer 3, waiting"), "{error}");
+        drop(pool);
+        rank.join().unwrap();
+    }
+
+    #[test]
+    fn a_rank_that_falls_silent_while_it_loads_is_named() {
+        let (ours, mut theirs) = nanoinfer_shared::link::in_memory::<ToRank, FromRank>();
+        let (go_on, stopped) = mpsc::channel::<()>();
+        let rank = thread::spawn(move || {
+            assert!(matches!(order(&mut theirs), ToRank::Load(_)));
+            stopped.recv().unwrap_err();
+        });
+        let config = fake_rank::config(1, 6);
+        let mut pool = WorkerPool::connect(vec![ours], 150, Arc::default(), || ()).unwrap();
+        less_patience(&mut pool);
+        pool.patience.lost = Duration::from_millis(100);
+        let error = pool.load(&config).unwrap_err().to_string();
+        assert!(error.contains("rank 0 has not answered"), "{error}");
+        drop(go_on);
+        rank.join().unwrap();
+    }
 
     /// What `kill -STOP` does to a rank, in the worst moment: its socket is full and the order half written.
     #[test]
@@ -332,16 +451,9 @@ mod tests {
         let (go_on, stopped) = mpsc::channel::<()>();
         let rank = thread::spawn(move || {
             let mut link: ControlLink<FromRank, ToRank> = ControlLink::over(Socket::Unix(theirs), 1).unwrap();
-            assert!(matches!(link.receiver.receive(), Ok(ToRank::Load(_))));
-            let report = nanoinfer_shared::protocol::LoadReport {
-                weight_bytes: 0,
-                kv_block_bytes: 1000,
-                free_bytes: 0,
-                data_address: Some("here".into()),
-                nccl_id: None,
-            };
-            link.sender.send(FromRank::Loaded(report)).unwrap();
-            assert!(matches!(link.receiver.receive(), Ok(ToRank::Start(_))));
+            assert!(matches!(order(&mut link), ToRank::Load(_)));
+            link.sender.send(FromRank::Loaded(report())).unwrap();
+            assert!(matches!(order(&mut link), ToRank::Start(_)));
             link.sender.send(FromRank::Ready).unwrap();
             stopped.recv().unwrap_err();
         });

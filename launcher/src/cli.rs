@@ -127,11 +127,11 @@ fn coordinate(options: CoordinatorOptions) -> Result<(), Failure> {
     // Not before there is a log: it may have something to say of the file.
     let secret = Secret::read(&options.secret_file)?;
     let cluster = config.cluster;
+    let arrivals = Gathering::listen(&options.listen, secret)?.begin(cluster.nproc)?;
     Ok(supervise::serve(listener, config.http, config.shutdown_timeout, move || {
         let plan = announced(&cluster, Placement::Elsewhere)?;
         let _progress = LoadProgress::begin(&plan);
-        // Not before: a rank that is let in waits for its handshake, and that has a deadline.
-        Cluster::gather(&plan, &cluster, Gathering::listen(&options.listen, secret)?)
+        Cluster::gather(&plan, &cluster, arrivals)
     })?)
 }
 

@@ -9,7 +9,9 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use nanoinfer_coordinator::{TextEngine, config::ModelCard, engine, handle::EngineHandle, text::ModelText};
+use nanoinfer_coordinator::{
+    TextEngine, config::EngineConfig, config::ModelCard, engine, handle::EngineHandle, text::ModelText,
+};
 use nanoinfer_shared::{
     comm::ShmSegment,
     handshake::{self, Identity},
@@ -26,7 +28,7 @@ pub use self::config::{ClusterConfig, CommChoice};
 use crate::{
     build::BUILD_ID,
     error::LaunchError,
-    gather::Gathering,
+    gather::Arrivals,
     plan::{Placement, Plan},
     spawn::{self, RankProcesses},
     supervise::{CAUSE_DEADLINE, HowEnded, RankEnd, SETTLE},
@@ -96,26 +98,32 @@ impl Cluster {
         let (report, mut ends) = mpsc::channel(world);
         let (links, ranks) =
             if world == 1 { on_a_thread(report)? } else { as_processes(plan, config, report, &mut ends)? };
-        Self::join(plan, config, text, links, ranks, ends)
+        Self::join(plan, config, text, (links, plan.engine_config(config)), ranks, ends)
     }
 
     /// Waits for the ranks of a plan to come over the network.
     ///
     /// # Errors
     /// As [`Cluster::start`].
-    pub(crate) fn gather(plan: &Plan, config: &ClusterConfig, gathering: Gathering) -> Result<Self, LaunchError> {
+    pub(crate) fn gather(plan: &Plan, config: &ClusterConfig, arrivals: Arrivals) -> Result<Self, LaunchError> {
         let text = ModelText::load(&plan.model.folder, &plan.model.geometry)?;
-        let links = gathering.wait(plan.partition.world())?;
+        let arrived = arrivals.all()?;
+        let on_host = |host: &str| arrived.iter().filter(|other| other.host == host).count();
+        let ranks_on_host: Vec<usize> = arrived.iter().map(|rank| on_host(&rank.host)).collect();
+        let links = arrived.into_iter().map(|rank| rank.link).collect();
         // Nobody reports: the ranks are other hosts' processes.
         let (_, ends) = mpsc::channel(1);
-        Self::join(plan, config, text, links, Ranks::Elsewhere, ends)
+        let mut engine_config = plan.engine_config(config);
+        engine_config.kv.ranks_per_memory = ranks_on_host.iter().copied().max().unwrap_or(1);
+        engine_config.ranks_on_host = ranks_on_host;
+        Self::join(plan, config, text, (links, engine_config), Ranks::Elsewhere, ends)
     }
 
     fn join(
         plan: &Plan,
         config: &ClusterConfig,
         text: ModelText,
-        links: Vec<ControlLink<ToRank, FromRank>>,
+        (links, engine_config): (Vec<ControlLink<ToRank, FromRank>>, EngineConfig),
         ranks: Ranks,
         mut ends: mpsc::Receiver<RankEnd>,
     ) -> Result<Self, LaunchError> {
@@ -124,7 +132,7 @@ impl Cluster {
                 .map_err(LaunchError::system(format!("write the trace {}", path.display())))
         });
         let trace = trace.transpose()?;
-        let handle = engine::start(links, plan.engine_config(config)).map_err(|error| {
+        let handle = engine::start(links, engine_config).map_err(|error| {
             // Where a rank died of it, its own words say more.
             cause(&mut ends).unwrap_or(LaunchError::Start(error))
         })?;
@@ -219,7 +227,7 @@ fn on_a_thread(report: mpsc::Sender<RankEnd>) -> Result<(Vec<ControlLink<ToRank,
     let (ours, theirs) = link::in_memory();
     let setup = RankSetup {
         link: theirs,
-        identity: Identity { build_id: BUILD_ID.into(), world: 1, rank: 0 },
+        identity: Identity { build_id: BUILD_ID.into(), world: 1, rank: 0, host: String::new() },
         epoch: EPOCH,
         segment: None,
         weights: None,
@@ -260,7 +268,7 @@ fn as_processes(
     let segment = (plan.comm == CommKind::Shm)
         .then(|| ShmSegment::create(world))
         .transpose()
-        .map_err(LaunchError::system("make the shared memory of the data link"))?;
+        .map_err(LaunchError::SharedMemory)?;
     let (processes, sockets) = RankProcesses::start(world, binary, &config.log, &report)?;
     let mut links = Vec::with_capacity(world);
     for (rank, socket) in sockets.into_iter().enumerate() {
@@ -277,12 +285,13 @@ fn meet(
     segment: Option<&ShmSegment>,
 ) -> Result<ControlLink<ToRank, FromRank>, LaunchError> {
     let system = |what: &str| LaunchError::system(format!("{what} rank {rank}"));
-    let expected = Identity { build_id: BUILD_ID.into(), world, rank };
+    let expected = Identity { build_id: BUILD_ID.into(), world, rank, host: String::new() };
     let mut handle = Socket::Unix(socket.try_clone().map_err(system("keep the socket of"))?);
     let only = |joiner| if joiner == rank { Ok(()) } else { Err(format!("rank {joiner} is not rank {rank}")) };
     // The key is empty: the inherited socket is the proof.
-    handshake::admit(&mut handle, &expected, &[], EPOCH, only)
-        .map_err(|source| LaunchError::Handshake { rank, source })?;
+    let until = Instant::now() + handshake::HANDSHAKE_TIMEOUT;
+    let admission = handshake::Admission { expected: &expected, key: &[], epoch: EPOCH, until };
+    handshake::admit(&mut handle, admission, only).map_err(|source| LaunchError::Handshake { rank, source })?;
     spawn::send_segment(&socket, segment).map_err(system("hand the data link to"))?;
     ControlLink::over(handle, EPOCH).map_err(|source| LaunchError::Link { rank, source })
 }

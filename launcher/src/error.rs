@@ -52,6 +52,11 @@ pub enum LaunchError {
         /// Why not.
         source: io::Error,
     },
+    /// The kernel, or a filter of system calls around this process, gives no shared memory.
+    #[error(
+        "cannot make the shared memory of the data link: {0}\n  hint: --comm tcp needs none; a container's seccomp profile may forbid memfd_create"
+    )]
+    SharedMemory(io::Error),
     /// A started rank did not introduce itself.
     #[error("rank {rank} did not join: {source}")]
     Handshake {
@@ -129,6 +134,7 @@ impl LaunchError {
             | Self::Secret { .. } => 2,
             Self::Bind { .. }
             | Self::System { .. }
+            | Self::SharedMemory(_)
             | Self::Handshake { .. }
             | Self::Link { .. }
             | Self::Start(_)

@@ -1,6 +1,7 @@
 //! The `coordinator` subcommand's door: waits for ranks that were started elsewhere.
 //!
-//! Every knock gets a thread, so that a silent one does not hold up the others; a rank is taken once.
+//! Opens before the model is known: schedulers start ranks at the same moment, and a download takes minutes. A rank is taken
+//! once. Does not know what ranks are for.
 
 use std::{
     io,
@@ -11,7 +12,8 @@ use std::{
 };
 
 use nanoinfer_shared::{
-    handshake::{self, HandshakeError, Identity},
+    door::Knocks,
+    handshake::{self, Admission, HANDSHAKE_TIMEOUT, HandshakeError, Identity},
     link::{ControlLink, LinkError, Socket},
     protocol::{FromRank, ToRank},
 };
@@ -28,12 +30,19 @@ use crate::{build::BUILD_ID, error::LaunchError, secret::Secret};
 const REMINDER: Duration = Duration::from_secs(5);
 /// How often it is looked whether all are there.
 const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
-/// Handshakes under way at the same time; further knocks are turned away.
+/// Handshakes under way at the same time.
 const MAX_KNOCKS: usize = 64;
 /// Pause after a knock that the system could not take, so that what it lacks may come back.
 const RECOVERY: Duration = Duration::from_secs(1);
 
 type Link = ControlLink<ToRank, FromRank>;
+
+/// A rank that is there: the way to it, and the host that it named.
+#[derive(Debug)]
+pub(crate) struct Arrived {
+    pub(crate) link: Link,
+    pub(crate) host: String,
+}
 
 /// A place where ranks may join.
 #[derive(Debug)]
@@ -46,8 +55,9 @@ pub(crate) struct Gathering {
 type Joined = Arc<Mutex<Vec<Option<Guest>>>>;
 
 /// A rank that has joined.
+#[derive(Debug)]
 struct Guest {
-    link: Link,
+    rank: Arrived,
     /// The link's socket, to see whether the rank is still there.
     socket: TcpStream,
 }
@@ -83,21 +93,34 @@ impl Gathering {
         self.listener.local_addr().map_err(LaunchError::system("ask for the bound address"))
     }
 
+    /// Opens the door for `world` ranks, on a thread of its own.
+    ///
+    /// # Errors
+    /// When the system gives none.
+    pub(crate) fn begin(self, world: usize) -> Result<Arrivals, LaunchError> {
+        let wait = move || self.wait(world);
+        let waiting = thread::Builder::new().name("gather".into()).spawn(wait);
+        waiting.map(Arrivals).map_err(LaunchError::system("start a thread"))
+    }
+
     /// The links to all `world` ranks, once they are there; says every few seconds who is missing.
-    pub(crate) fn wait(self, world: usize) -> Result<Vec<Link>, LaunchError> {
+    fn wait(self, world: usize) -> Result<Vec<Arrived>, LaunchError> {
         let address = self.address()?;
         let epoch = epoch()?;
         let secret = Arc::new(self.secret);
         let joined: Joined = Arc::new(Mutex::new((0..world).map(|_| None).collect()));
-        let mut knocks: Vec<thread::JoinHandle<()>> = Vec::new();
+        let mut knocks = Knocks::new(MAX_KNOCKS);
         let mut reminded = Instant::now();
         tracing::info!("waiting for {world} ranks at {address}");
         loop {
+            for (rank, from, guest) in knocks.arrivals() {
+                take_in(rank, from, guest, &joined);
+            }
             let missing = missing(&joined);
             if missing.is_empty() {
-                // Handshakes that are still under way hold the list for a moment, or find their rank taken.
+                // Handshakes that are still under way find their rank taken.
                 let mut guests = joined.lock().unwrap_or_else(PoisonError::into_inner);
-                return Ok(std::mem::take(&mut *guests).into_iter().flatten().map(|guest| guest.link).collect());
+                return Ok(guests.iter_mut().filter_map(Option::take).map(|guest| guest.rank).collect());
             }
             if reminded.elapsed() >= REMINDER {
                 tracing::info!("still waiting at {address} for {}", named(&missing, world));
@@ -117,23 +140,27 @@ impl Gathering {
                     continue;
                 }
             };
-            knocks.retain(|knock| !knock.is_finished());
-            if knocks.len() == MAX_KNOCKS {
-                tracing::warn!("{from} was turned away: {MAX_KNOCKS} others are introducing themselves");
-                continue;
-            }
             let (joined, secret) = (joined.clone(), secret.clone());
-            let knock = thread::Builder::new().name("knock".into()).spawn(move || {
-                match admit(stream, world, &secret, epoch, &joined) {
-                    Ok(rank) => tracing::info!(rank, "joined from {from}"),
-                    Err(error) => tracing::warn!("{from} was refused: {error}"),
-                }
+            let answered = knocks.answer(stream, move |stream| {
+                let refused = |error: &HandshakeError| tracing::warn!("{from} was refused: {error}");
+                let (rank, guest) = admit(stream, world, &secret, epoch, &joined).inspect_err(refused).ok()?;
+                Some((rank, from, guest))
             });
-            match knock {
-                Ok(knock) => knocks.push(knock),
-                Err(error) => tracing::warn!("{from} was turned away, as there is no thread for it: {error}"),
+            if let Err(error) = answered {
+                tracing::warn!("{from} was turned away, as there is no thread for it: {error}");
             }
         }
+    }
+}
+
+/// Ranks on their way.
+#[derive(Debug)]
+pub(crate) struct Arrivals(thread::JoinHandle<Result<Vec<Arrived>, LaunchError>>);
+
+impl Arrivals {
+    /// Waits until all are there, by rank.
+    pub(crate) fn all(self) -> Result<Vec<Arrived>, LaunchError> {
+        self.0.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 }
 
@@ -143,9 +170,8 @@ fn admit(
     secret: &Secret,
     epoch: u32,
     joined: &Joined,
-) -> Result<usize, HandshakeError> {
-    let list = || joined.lock().unwrap_or_else(PoisonError::into_inner);
-    let free = |rank: usize| match list().get(rank) {
+) -> Result<(usize, Guest), HandshakeError> {
+    let free = |rank: usize| match joined.lock().unwrap_or_else(PoisonError::into_inner).get(rank) {
         Some(None) => Ok(()),
         Some(Some(guest)) if guest.is_gone() => Ok(()),
         _ => Err(format!("rank {rank} has already joined")),
@@ -153,15 +179,24 @@ fn admit(
     let probe = stream.try_clone().map_err(LinkError::from)?;
     stream.set_nodelay(true).map_err(LinkError::from)?;
     let mut socket = Socket::Tcp(stream);
-    let expected = Identity { build_id: BUILD_ID.into(), world, rank: 0 };
-    let rank = handshake::admit(&mut socket, &expected, secret.key(), epoch, free)?;
-    let link = Link::over(socket, epoch)?;
-    match list().get_mut(rank) {
-        Some(place) if place.as_ref().is_none_or(Guest::is_gone) => *place = Some(Guest { link, socket: probe }),
+    let expected = Identity { build_id: BUILD_ID.into(), world, rank: 0, host: String::new() };
+    let until = Instant::now() + HANDSHAKE_TIMEOUT;
+    let admission = Admission { expected: &expected, key: secret.key(), epoch, until };
+    let Identity { rank, host, .. } = handshake::admit(&mut socket, admission, free)?;
+    let arrived = Arrived { link: Link::over(socket, epoch)?, host };
+    Ok((rank, Guest { rank: arrived, socket: probe }))
+}
+
+/// Puts a guest in its place.
+fn take_in(rank: usize, from: SocketAddr, guest: Guest, joined: &Joined) {
+    let place = &mut joined.lock().unwrap_or_else(PoisonError::into_inner)[rank];
+    if place.as_ref().is_none_or(Guest::is_gone) {
+        *place = Some(guest);
+        tracing::info!(rank, "joined from {from}");
+    } else {
         // Two of the same number came at once; the link of the second closes.
-        _ => return Err(HandshakeError::Rejected(format!("rank {rank} has already joined"))),
+        tracing::warn!("{from} was refused: rank {rank} has already joined");
     }
-    Ok(rank)
 }
 
 /// The listener itself is broken. All else heals: a knock that was taken back, or descriptors and memory that are used up.
@@ -209,9 +244,10 @@ mod tests {
         let address = gathering.address().unwrap();
         let join = |rank: usize, key: &[u8]| {
             let mut socket = Socket::Tcp(TcpStream::connect(address).unwrap());
-            let identity = Identity { build_id: BUILD_ID.into(), world: 2, rank };
+            let identity = Identity { build_id: BUILD_ID.into(), world: 2, rank, host: String::new() };
             // The socket is kept open: a link that closes is no rank.
-            handshake::join(&mut socket, &identity, key).map(|epoch| (socket, epoch)).map_err(|e| e.to_string())
+            let until = Instant::now() + HANDSHAKE_TIMEOUT;
+            handshake::join(&mut socket, &identity, key, until).map(|epoch| (socket, epoch)).map_err(|e| e.to_string())
         };
         thread::scope(|scope| {
             let all = scope.spawn(|| gathering.wait(2).unwrap().len());
@@ -229,6 +265,26 @@ mod tests {
             let (_second, same) = join(0, b"0123456789abcdef").unwrap();
             assert_eq!((epoch, all.join().unwrap()), (same, 2));
         });
+    }
+
+    #[test]
+    fn a_crowd_that_says_nothing_keeps_nobody_out() {
+        let gathering = Gathering::listen("127.0.0.1:0", secret("0123456789abcdef")).unwrap();
+        let address = gathering.address().unwrap();
+        let arrivals = gathering.begin(1).unwrap();
+        // Each begins to introduce itself, and says no more.
+        let crowd: Vec<_> = (0..2 * MAX_KNOCKS)
+            .map(|_| {
+                let mut stranger = TcpStream::connect(address).unwrap();
+                io::Write::write_all(&mut stranger, &[200, 0, 0, 0, 1]).unwrap();
+                stranger
+            })
+            .collect();
+        let identity = Identity { build_id: BUILD_ID.into(), world: 1, rank: 0, host: String::new() };
+        let mut socket = Socket::Tcp(TcpStream::connect(address).unwrap());
+        handshake::join(&mut socket, &identity, b"0123456789abcdef", Instant::now() + HANDSHAKE_TIMEOUT).unwrap();
+        assert_eq!(arrivals.all().unwrap().len(), 1);
+        drop(crowd);
     }
 
     #[test]

@@ -219,6 +219,7 @@ impl Plan {
             dtype: self.chosen.dtype,
             kv_dtype: self.chosen.kv_dtype,
             threads: self.threads,
+            ranks_on_host: vec![self.partition.world(); self.partition.world()],
             isa: config.isa.clone(),
             comm: self.comm,
             cores: self.cores.clone(),

@@ -14,16 +14,15 @@ use std::{
 
 use nanoinfer_shared::{
     comm::ShmSegment,
-    handshake::{self, Identity},
-    link::{ControlLink, Socket},
+    handshake::{self, HANDSHAKE_TIMEOUT, HandshakeError, Identity},
+    link::{ControlLink, LinkError, Socket},
 };
 use nanoinfer_worker::rank::{self, OnLost, RankSetup};
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 
 use crate::{build::BUILD_ID, error::LaunchError, secret::Secret, spawn};
 
-/// How long a rank knocks at a coordinator that is not there yet: schedulers start them in any order, and the coordinator
-/// opens its door when it has found its model.
+/// How long a rank knocks at a coordinator that is not there yet: schedulers start them in any order.
 const KNOCK_DEADLINE: Duration = Duration::from_secs(30);
 /// Pause between two attempts.
 const KNOCK_INTERVAL: Duration = Duration::from_millis(200);
@@ -59,7 +58,7 @@ pub(crate) enum Door {
 pub(crate) fn run(worker: Worker) -> Result<(), RankError> {
     // A name for `ps` and `top`; a kernel that refuses it is no reason to stop.
     let _ = std::ffi::CString::new(format!("rank {}", worker.rank)).map(|name| rustix::thread::set_name(&name));
-    let identity = Identity { build_id: BUILD_ID.into(), world: worker.world, rank: worker.rank };
+    let identity = Identity { build_id: BUILD_ID.into(), world: worker.world, rank: worker.rank, host: this_host() };
     let setup = match worker.door {
         Door::Inherited { parent } => inherit(identity, parent)?,
         Door::Connect { address, secret, weights, data_host } => {
@@ -82,6 +81,14 @@ pub(crate) enum RankError {
     Worker(#[from] nanoinfer_worker::WorkerError),
 }
 
+/// What tells this host from others: its boot, and the control groups that this process sees, as containers of one host have
+/// limits of their own. Empty where the system says neither: such a host counts as one with every other such.
+fn this_host() -> String {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let groups = std::fs::read_link("/proc/self/ns/cgroup").unwrap_or_default();
+    format!("{} {}", boot.trim(), groups.display())
+}
+
 /// Asks the kernel to kill this process when the thread that started it ends, unless `parent` is gone already.
 pub(crate) fn die_with_parent(parent: u32) -> io::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
@@ -99,7 +106,8 @@ fn inherit(identity: Identity, parent: u32) -> Result<RankSetup, LaunchError> {
     let socket = io::stdin().as_fd().try_clone_to_owned().map_err(|e| failed(e.to_string()))?;
     let socket = UnixStream::from(socket);
     let mut handle = Socket::Unix(socket.try_clone().map_err(|e| failed(e.to_string()))?);
-    let epoch = handshake::join(&mut handle, &identity, &[]).map_err(|e| failed(e.to_string()))?;
+    let until = Instant::now() + HANDSHAKE_TIMEOUT;
+    let epoch = handshake::join(&mut handle, &identity, &[], until).map_err(|e| failed(e.to_string()))?;
     let segment: Option<ShmSegment> = spawn::receive_segment(&socket).map_err(|e| failed(e.to_string()))?;
     let link = ControlLink::over(handle, epoch).map_err(|e| failed(e.to_string()))?;
     let data_host = "127.0.0.1".into();
@@ -114,11 +122,13 @@ fn connect(identity: &Identity, address: &str, secret: &Secret) -> Result<(Link,
     let failed = |reason: String| LaunchError::Join { rank, address: address.into(), reason };
     let deadline = Instant::now() + KNOCK_DEADLINE;
     let mut said = false;
-    let stream = loop {
-        match knock(address, deadline) {
-            Ok(stream) => break stream,
-            // A name or port that can never work.
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Err(failed(error.to_string())),
+    loop {
+        match introduce(identity, address, secret, deadline) {
+            Ok(joined) => {
+                tracing::info!(rank, "joined the coordinator at {address}");
+                return Ok(joined);
+            }
+            Err(error) if error.is_final() => return Err(failed(error.to_string())),
             Err(error) if Instant::now() >= deadline => {
                 return Err(failed(format!("{error}, for {} s", KNOCK_DEADLINE.as_secs())));
             }
@@ -130,13 +140,42 @@ fn connect(identity: &Identity, address: &str, secret: &Secret) -> Result<(Link,
                 thread::sleep(KNOCK_INTERVAL);
             }
         }
-    };
-    let local = stream.local_addr().map_err(|e| failed(e.to_string()))?.ip().to_string();
-    stream.set_nodelay(true).map_err(|e| failed(e.to_string()))?;
+    }
+}
+
+/// Why a rank was not let in this time.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error(transparent)]
+    Knock(#[from] io::Error),
+    #[error(transparent)]
+    Handshake(#[from] HandshakeError),
+}
+
+impl Refusal {
+    /// Whether another knock can do no better: an address that can never work, or a no in words. A link that closed before
+    /// an answer is none: strangers may have taken all places.
+    fn is_final(&self) -> bool {
+        match self {
+            Self::Knock(error) => error.kind() == io::ErrorKind::InvalidInput,
+            Self::Handshake(HandshakeError::Link(LinkError::Closed | LinkError::Io(_))) => false,
+            Self::Handshake(_) => true,
+        }
+    }
+}
+
+fn introduce(
+    identity: &Identity,
+    address: &str,
+    secret: &Secret,
+    deadline: Instant,
+) -> Result<(Link, u32, String), Refusal> {
+    let stream = knock(address, deadline)?;
+    let local = stream.local_addr()?.ip().to_string();
+    stream.set_nodelay(true)?;
     let mut socket = Socket::Tcp(stream);
-    let epoch = handshake::join(&mut socket, identity, secret.key()).map_err(|e| failed(e.to_string()))?;
-    let link = ControlLink::over(socket, epoch).map_err(|e| failed(e.to_string()))?;
-    tracing::info!(rank, "joined the coordinator at {address}");
+    let epoch = handshake::join(&mut socket, identity, secret.key(), Instant::now() + HANDSHAKE_TIMEOUT)?;
+    let link = ControlLink::over(socket, epoch).map_err(HandshakeError::from)?;
     Ok((link, epoch, local))
 }
 
@@ -163,6 +202,26 @@ mod tests {
     use rustix::net::{AddressFamily, SocketAddrV4, SocketType, bind, listen, socket};
 
     use super::*;
+
+    #[test]
+    fn a_door_that_is_shut_before_an_answer_is_knocked_at_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("secret");
+        std::fs::write(&file, "0123456789abcdef").unwrap();
+        let secret = Secret::read(&file).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let identity = Identity { build_id: BUILD_ID.into(), world: 1, rank: 0, host: String::new() };
+        thread::scope(|scope| {
+            let joined = scope.spawn(|| connect(&identity, &address, &secret).map(|(_, epoch, _)| epoch));
+            drop(listener.accept().unwrap());
+            let mut socket = Socket::Tcp(listener.accept().unwrap().0);
+            let until = Instant::now() + HANDSHAKE_TIMEOUT;
+            let admission = handshake::Admission { expected: &identity, key: b"0123456789abcdef", epoch: 5, until };
+            assert_eq!(handshake::admit(&mut socket, admission, |_| Ok(())).unwrap(), identity);
+            assert_eq!(joined.join().unwrap().unwrap(), 5);
+        });
+    }
 
     #[test]
     fn an_address_that_never_answers_is_given_up_at_the_deadline() {

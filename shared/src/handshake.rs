@@ -2,16 +2,20 @@
 //!
 //! ```text
 //! joiner                                    admitter
-//!   Hello { protocol, identity, nonce } ──►  compares build id and world, knows the rank
-//!          ◄── Challenge { nonce, proof } or Refused { reason }
-//!   Proof ───────────────────────────────►  compares
-//!          ◄── Welcome { epoch } or Refused { reason }
+//!   Hello { protocol, identity, nonce } ──►  knows the protocol, or Refused { reason }
+//!          ◄── Challenge { nonce, epoch, proof }
+//!   Proof ───────────────────────────────►  compares it; then build id, world and rank
+//!          ◄── Welcome or Refused { reason }
 //! ```
-//! Both sides prove that they hold the key (HMAC-SHA256 over both nonces), so neither sends it. Between processes
-//! that inherited a socket pair the key is empty: the pair itself is the proof.
-//! Nothing after the handshake is encrypted: links between hosts belong on a private network.
+//! Both sides prove that they hold the key, so neither sends it: HMAC-SHA256 over the Hello as it was sent, the admitter's
+//! nonce and the epoch, so that none of them can be exchanged on the way. Before its proof a joiner is told nothing of the
+//! cluster, and nothing that it said is repeated. Between processes that inherited a socket pair the key is empty: the pair
+//! itself is the proof. Nothing after the handshake is encrypted: links between hosts belong on a private network.
 
-use std::time::Duration;
+use std::{
+    io::{self, ErrorKind, Read, Write},
+    time::{Duration, Instant},
+};
 
 use hmac::{Hmac, KeyInit, Mac};
 use serde::{Deserialize, Serialize};
@@ -24,8 +28,10 @@ use crate::{
 
 /// No message of a handshake is larger.
 const MAX_HANDSHAKE_BYTES: usize = 4096;
-/// How long either side waits for the other's next word.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a whole handshake may take.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Most characters of a build id that an error repeats.
+const SHOWN_CHARS: usize = 64;
 
 /// Who a joiner says it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +42,8 @@ pub struct Identity {
     pub world: usize,
     /// Which of them.
     pub rank: usize,
+    /// Its host, in any spelling: processes that name the same share their CPUs and memory.
+    pub host: String,
 }
 
 /// Why two processes did not come together.
@@ -67,72 +75,134 @@ struct Hello {
 
 #[derive(Serialize, Deserialize)]
 enum Answer {
-    Challenge { nonce: Nonce, proof: Digest },
-    Welcome { epoch: u32 },
+    Challenge { nonce: Nonce, epoch: u32, proof: Digest },
+    Welcome,
     Refused { reason: String },
+}
+
+/// What an admitter goes by.
+#[derive(Clone, Copy, Debug)]
+pub struct Admission<'a> {
+    /// Build and world that joiners must be of. Rank and host are not compared.
+    pub expected: &'a Identity,
+    /// The cluster's secret.
+    pub key: &'a [u8],
+    /// This life of the cluster.
+    pub epoch: u32,
+    /// When a handshake is given up.
+    pub until: Instant,
 }
 
 /// Joins as `identity`; returns the cluster's epoch.
 ///
 /// # Errors
-/// When the other side refuses, does not hold the key, or does not answer in time.
-pub fn join(socket: &mut Socket, identity: &Identity, key: &[u8]) -> Result<u32, HandshakeError> {
-    socket.set_deadlines(Some(HANDSHAKE_TIMEOUT), Some(HANDSHAKE_TIMEOUT)).map_err(LinkError::from)?;
-    let ours = nonce()?;
-    send(socket, &Hello { protocol: PROTOCOL_VERSION, identity: identity.clone(), nonce: ours })?;
-    let theirs = match receive(socket)? {
-        Answer::Challenge { nonce, proof } if mac(key, b"admitter", &ours, &nonce).verify_slice(&proof).is_ok() => {
-            nonce
+/// When the other side refuses, does not hold the key, or is not done by `until`.
+pub fn join(socket: &mut Socket, identity: &Identity, key: &[u8], until: Instant) -> Result<u32, HandshakeError> {
+    let mut socket = Bounded { socket, until };
+    let hello = Hello { protocol: PROTOCOL_VERSION, identity: identity.clone(), nonce: random()? };
+    let hello = postcard::to_stdvec(&hello).map_err(LinkError::from)?;
+    write_frame(&mut socket, &hello, MAX_HANDSHAKE_BYTES)?;
+    let (nonce, epoch) = match receive(&mut socket)? {
+        Answer::Challenge { nonce, epoch, proof }
+            if mac(key, b"admitter", &hello, &nonce, epoch).verify_slice(&proof).is_ok() =>
+        {
+            (nonce, epoch)
         }
         Answer::Refused { reason } => return Err(HandshakeError::Refused(reason)),
         _ => return Err(HandshakeError::Rejected("the other side does not hold this cluster's secret".into())),
     };
-    send(socket, &proof(key, b"joiner", &ours, &theirs))?;
-    match receive(socket)? {
-        Answer::Welcome { epoch } => Ok(epoch),
+    send(&mut socket, &digest(mac(key, b"joiner", &hello, &nonce, epoch)))?;
+    match receive(&mut socket)? {
+        Answer::Welcome => Ok(epoch),
         Answer::Refused { reason } => Err(HandshakeError::Refused(reason)),
         Answer::Challenge { .. } => Err(HandshakeError::Rejected("the other side challenged twice".into())),
     }
 }
 
-/// Admits one joiner that `accept` finds fit, and tells it `epoch`; returns its rank.
-/// `accept` sees the identity after build id and world were compared with `expected`'s (its rank is not compared).
+/// Admits one joiner that `accept` finds fit; returns who it is. `accept` sees a rank of the right build and world that holds
+/// the key.
 ///
 /// # Errors
-/// When the joiner is of another build or world, is not accepted, or does not hold the key; it is told why.
+/// When the joiner does not hold the key, is of another build or world, is not accepted, or is not done in time. Who holds
+/// the key is told why.
 pub fn admit(
     socket: &mut Socket,
-    expected: &Identity,
-    key: &[u8],
-    epoch: u32,
+    admission: Admission<'_>,
     accept: impl FnOnce(usize) -> Result<(), String>,
-) -> Result<usize, HandshakeError> {
-    socket.set_deadlines(Some(HANDSHAKE_TIMEOUT), Some(HANDSHAKE_TIMEOUT)).map_err(LinkError::from)?;
-    let hello: Hello = receive(socket)?;
-    let identity = &hello.identity;
-    let fit = if hello.protocol != PROTOCOL_VERSION || identity.build_id != expected.build_id {
+) -> Result<Identity, HandshakeError> {
+    let Admission { expected, key, epoch, until } = admission;
+    let mut socket = Bounded { socket, until };
+    let bytes = read_frame(&mut socket, MAX_HANDSHAKE_BYTES)?;
+    let Hello { protocol, identity, .. } = postcard::from_bytes(&bytes).map_err(LinkError::from)?;
+    if protocol != PROTOCOL_VERSION {
+        return refuse(&mut socket, format!("protocol {protocol} is spoken there, {PROTOCOL_VERSION} here"));
+    }
+    let nonce: Nonce = random()?;
+    let proof = digest(mac(key, b"admitter", &bytes, &nonce, epoch));
+    send(&mut socket, &Answer::Challenge { nonce, epoch, proof })?;
+    let theirs: Digest = receive(&mut socket)?;
+    if mac(key, b"joiner", &bytes, &nonce, epoch).verify_slice(&theirs).is_err() {
+        return refuse(&mut socket, "the joiner does not hold this cluster's secret".into());
+    }
+    let rank = identity.rank;
+    let fit = if identity.build_id != expected.build_id {
+        let theirs: String = identity.build_id.chars().take(SHOWN_CHARS).collect();
         Err(format!(
-            "build {} (protocol {}) cannot join build {} (protocol {PROTOCOL_VERSION}): all ranks must run the same build",
-            identity.build_id, hello.protocol, expected.build_id
+            "build {} cannot join build {}: all ranks must run the same build",
+            theirs.escape_debug(),
+            expected.build_id
         ))
     } else if identity.world != expected.world {
-        Err(format!("rank {} expects {} ranks, the cluster has {}", identity.rank, identity.world, expected.world))
-    } else if identity.rank >= expected.world {
-        Err(format!("there is no rank {} among {} ranks", identity.rank, expected.world))
+        Err(format!("rank {rank} expects {} ranks, the cluster has {}", identity.world, expected.world))
+    } else if rank >= expected.world {
+        Err(format!("there is no rank {rank} among {} ranks", expected.world))
     } else {
-        accept(identity.rank)
+        accept(rank)
     };
-    if let Err(reason) = fit {
-        return refuse(socket, reason);
+    match fit {
+        Ok(()) => send(&mut socket, &Answer::Welcome).map(|()| identity),
+        Err(reason) => refuse(&mut socket, reason),
     }
-    let ours = nonce()?;
-    send(socket, &Answer::Challenge { nonce: ours, proof: proof(key, b"admitter", &hello.nonce, &ours) })?;
-    let theirs: Digest = receive(socket)?;
-    if mac(key, b"joiner", &hello.nonce, &ours).verify_slice(&theirs).is_err() {
-        return refuse(socket, format!("rank {} does not hold this cluster's secret", identity.rank));
+}
+
+/// A socket on which everything is over at one moment, however the other side spreads its bytes.
+struct Bounded<'a> {
+    socket: &'a mut Socket,
+    until: Instant,
+}
+
+impl Bounded<'_> {
+    fn left(&self) -> io::Result<Duration> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        if left.is_zero() { Err(late()) } else { Ok(left) }
     }
-    send(socket, &Answer::Welcome { epoch })?;
-    Ok(identity.rank)
+}
+
+impl Read for Bounded<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.socket.set_deadlines(Some(self.left()?), None)?;
+        self.socket.read(buffer).map_err(timed_out)
+    }
+}
+
+impl Write for Bounded<'_> {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        self.socket.set_deadlines(None, Some(self.left()?))?;
+        self.socket.write(buffer).map_err(timed_out)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A socket's own word for a deadline that passed is that it would block.
+fn timed_out(error: io::Error) -> io::Error {
+    if error.kind() == ErrorKind::WouldBlock { late() } else { error }
+}
+
+fn late() -> io::Error {
+    io::Error::new(ErrorKind::TimedOut, "the other side did not finish its introduction in time")
 }
 
 /// 32 random bytes, for the key of one cluster's data links.
@@ -143,26 +213,23 @@ pub fn random_key() -> Result<[u8; 32], HandshakeError> {
     random()
 }
 
-fn refuse<T>(socket: &mut Socket, reason: String) -> Result<T, HandshakeError> {
+fn refuse<T>(socket: &mut Bounded<'_>, reason: String) -> Result<T, HandshakeError> {
     // The joiner may already be gone; our own error says the same.
     let _ = send(socket, &Answer::Refused { reason: reason.clone() });
     Err(HandshakeError::Rejected(reason))
 }
 
-fn mac(key: &[u8], role: &[u8], joiner: &Nonce, admitter: &Nonce) -> Hmac<Sha256> {
+fn mac(key: &[u8], role: &[u8], hello: &[u8], nonce: &Nonce, epoch: u32) -> Hmac<Sha256> {
     let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length");
-    for part in [role, joiner, admitter] {
+    // All but the Hello are of a length that their place tells, so that no two conversations have the same bytes.
+    for part in [role, nonce, &epoch.to_le_bytes(), hello] {
         mac.update(part);
     }
     mac
 }
 
-fn proof(key: &[u8], role: &[u8], joiner: &Nonce, admitter: &Nonce) -> Digest {
-    mac(key, role, joiner, admitter).finalize().into_bytes().into()
-}
-
-fn nonce() -> Result<Nonce, HandshakeError> {
-    random()
+fn digest(mac: Hmac<Sha256>) -> Digest {
+    mac.finalize().into_bytes().into()
 }
 
 fn random<const N: usize>() -> Result<[u8; N], HandshakeError> {
@@ -175,24 +242,34 @@ fn random<const N: usize>() -> Result<[u8; N], HandshakeError> {
     Ok(bytes)
 }
 
-fn send<T: Serialize>(socket: &mut Socket, message: &T) -> Result<(), HandshakeError> {
+fn send<T: Serialize>(socket: &mut Bounded<'_>, message: &T) -> Result<(), HandshakeError> {
     let bytes = postcard::to_stdvec(message).map_err(LinkError::from)?;
     Ok(write_frame(socket, &bytes, MAX_HANDSHAKE_BYTES)?)
 }
 
-fn receive<T: for<'a> Deserialize<'a>>(socket: &mut Socket) -> Result<T, HandshakeError> {
+fn receive<T: for<'a> Deserialize<'a>>(socket: &mut Bounded<'_>) -> Result<T, HandshakeError> {
     let bytes = read_frame(socket, MAX_HANDSHAKE_BYTES)?;
     Ok(postcard::from_bytes(&bytes).map_err(LinkError::from)?)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixStream;
+    use std::{os::unix::net::UnixStream, thread};
 
     use super::*;
 
     fn identity(build_id: &str, world: usize, rank: usize) -> Identity {
-        Identity { build_id: build_id.into(), world, rank }
+        Identity { build_id: build_id.into(), world, rank, host: "h".into() }
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + HANDSHAKE_TIMEOUT
+    }
+
+    fn admitting(socket: UnixStream, key: &[u8], until: Instant) -> Result<usize, String> {
+        let taken = |rank| if rank == 3 { Err("rank 3 has already joined".to_string()) } else { Ok(()) };
+        let admission = Admission { expected: &identity("v1", 4, 0), key, epoch: 9, until };
+        admit(&mut Socket::Unix(socket), admission, taken).map(|joiner| joiner.rank).map_err(|e| e.to_string())
     }
 
     /// What (joiner, admitter) end with.
@@ -202,13 +279,10 @@ mod tests {
         admitter_key: &[u8],
     ) -> (Result<u32, String>, Result<usize, String>) {
         let (a, b) = UnixStream::pair().unwrap();
-        let thread =
-            std::thread::spawn(move || join(&mut Socket::Unix(a), &joiner, joiner_key).map_err(|e| e.to_string()));
-        let taken = |rank| if rank == 3 { Err("rank 3 has already joined".to_string()) } else { Ok(()) };
-        let mut socket = Socket::Unix(b);
-        let admitted = admit(&mut socket, &identity("v1", 4, 0), admitter_key, 9, taken).map_err(|e| e.to_string());
-        drop(socket);
-        (thread.join().unwrap(), admitted)
+        let joining = move || join(&mut Socket::Unix(a), &joiner, joiner_key, soon()).map_err(|e| e.to_string());
+        let joiner = thread::spawn(joining);
+        let admitted = admitting(b, admitter_key, soon());
+        (joiner.join().unwrap(), admitted)
     }
 
     #[test]
@@ -228,8 +302,76 @@ mod tests {
             assert!(joined.unwrap_err().contains(word), "{word}");
             assert!(admitted.unwrap_err().contains(word), "{word}");
         }
-        let (joined, admitted) = meet(identity("v1", 4, 1), b"wrong", b"key");
+    }
+
+    #[test]
+    fn without_the_key_nothing_is_told_and_nothing_repeated() {
+        let forged = "v9\n2026-01-01T00:00:00Z  INFO joined from 10.0.0.1 rank=0";
+        let (joined, admitted) = meet(identity(forged, 7, 1), b"wrong", b"key");
         assert!(joined.unwrap_err().contains("secret"));
-        admitted.unwrap_err();
+        let told = admitted.unwrap_err();
+        assert!(!told.contains("v9") && !told.contains('7'), "{told}");
+        // Who holds the key cannot break a line of the log either.
+        let (joined, admitted) = meet(identity(&forged.repeat(30), 4, 1), b"key", b"key");
+        let (joined, admitted) = (joined.unwrap_err(), admitted.unwrap_err());
+        assert!(admitted.contains("build v9\\n2026") && admitted.len() < 300, "{admitted}");
+        assert!(!joined.contains('\n') && !admitted.contains('\n'));
+    }
+
+    /// Passes everything on, and exchanges one byte of what the joiner says.
+    fn meet_through(changed: usize) -> (Result<u32, String>, Result<usize, String>) {
+        let (joiner, mut near) = UnixStream::pair().unwrap();
+        let (mut far, admitter) = UnixStream::pair().unwrap();
+        thread::scope(|scope| {
+            let joined = scope.spawn(|| {
+                let mut socket = Socket::Unix(joiner);
+                join(&mut socket, &identity("v1", 4, 2), b"key", soon()).map_err(|e| e.to_string())
+            });
+            let admitted = scope.spawn(|| admitting(admitter, b"key", soon()));
+            let (mut back_from, mut back_to) = (far.try_clone().unwrap(), near.try_clone().unwrap());
+            scope.spawn(move || {
+                // Ends as either side does.
+                let _ = io::copy(&mut back_from, &mut back_to);
+                let _ = back_to.shutdown(std::net::Shutdown::Both);
+            });
+            scope.spawn(move || {
+                let (mut byte, mut at) = ([0], 0);
+                while near.read_exact(&mut byte).is_ok() {
+                    byte[0] ^= u8::from(at == changed);
+                    at += 1;
+                    if far.write_all(&byte).is_err() {
+                        break;
+                    }
+                }
+                let _ = far.shutdown(std::net::Shutdown::Both);
+            });
+            (joined.join().unwrap(), admitted.join().unwrap())
+        })
+    }
+
+    #[test]
+    fn nothing_that_the_joiner_says_can_be_exchanged_on_the_way() {
+        assert_eq!(meet_through(usize::MAX), (Ok(9), Ok(2)));
+        // A length of four bytes, then protocol, build id (a length and two characters), world, rank, host and nonce.
+        for changed in 4..4 + 8 + 16 {
+            let (joined, admitted) = meet_through(changed);
+            assert!(joined.is_err() && admitted.is_err(), "byte {changed}: {joined:?} {admitted:?}");
+        }
+    }
+
+    #[test]
+    fn a_trickle_ends_at_the_deadline_of_the_whole() {
+        let (a, mut slow) = UnixStream::pair().unwrap();
+        let until = Instant::now() + Duration::from_millis(200);
+        let admitted = thread::spawn(move || admitting(a, b"key", until));
+        // 4,000 bytes are announced, and one comes now and then: each in time for a deadline of its own.
+        slow.write_all(&4000_u32.to_le_bytes()).unwrap();
+        let mut sent = 0;
+        while slow.write_all(&[0]).is_ok() {
+            sent += 1;
+            thread::sleep(Duration::from_millis(10));
+        }
+        let error = admitted.join().unwrap().unwrap_err();
+        assert!(error.contains("did not finish its introduction in time") && sent < 4000, "{error}");
     }
 }

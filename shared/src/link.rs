@@ -13,12 +13,23 @@ use std::{
     time::Duration,
 };
 
+use rustix::net::sockopt::{
+    set_socket_keepalive, set_tcp_keepcnt, set_tcp_keepidle, set_tcp_keepintvl, set_tcp_user_timeout,
+};
 use serde::{Serialize, de::DeserializeOwned};
 
 /// Largest frame: the rows of a full step's `FetchRows` of one rank stay below it.
 pub const MAX_FRAME_BYTES: usize = 256 << 20;
 /// How long a message may take to leave: the other side has stopped reading, and a socket's buffer holds most messages.
 const SEND_DEADLINE: Duration = Duration::from_secs(60);
+/// A TCP connection that is idle is probed after so long,
+const PROBE_AFTER: Duration = Duration::from_secs(10);
+/// then so often,
+const PROBE_EVERY: Duration = Duration::from_secs(5);
+/// and given up after so many probes without an answer: 25 s after the cable was cut.
+const PROBES: u32 = 3;
+/// So long may what was sent stay unacknowledged, which is when no probes are sent.
+const UNACKNOWLEDGED_MS: u32 = 25_000;
 /// Messages that may wait in an in-memory link; the protocol has at most a step and a heartbeat under way.
 const CHANNEL_BOUND: usize = 16;
 
@@ -81,6 +92,18 @@ impl Socket {
         match self {
             Self::Unix(s) => s.set_read_timeout(read).and_then(|()| s.set_write_timeout(write)),
             Self::Tcp(s) => s.set_read_timeout(read).and_then(|()| s.set_write_timeout(write)),
+        }
+    }
+
+    /// Has the system find out when the other host is gone without a word: power or a cable, which close no connection.
+    /// Within a host every end is told.
+    ///
+    /// # Errors
+    /// When the socket refuses the options.
+    pub fn notice_silence(&self) -> io::Result<()> {
+        match self {
+            Self::Unix(_) => Ok(()),
+            Self::Tcp(stream) => notice_silence(stream),
         }
     }
 
@@ -162,6 +185,7 @@ impl<Out: Serialize, In: DeserializeOwned> ControlLink<Out, In> {
     /// When the process is out of file descriptors.
     pub fn over(socket: Socket, epoch: u32) -> Result<Self, LinkError> {
         socket.set_deadlines(None, Some(SEND_DEADLINE))?;
+        socket.notice_silence()?;
         let reader = socket.try_clone()?;
         Ok(Self {
             sender: Sender(SendHalf::Socket { socket, epoch }),
@@ -206,6 +230,15 @@ impl<T: DeserializeOwned> Receiver<T> {
             }
         }
     }
+}
+
+/// As [`Socket::notice_silence`].
+pub(crate) fn notice_silence(stream: &TcpStream) -> io::Result<()> {
+    set_socket_keepalive(stream, true)?;
+    set_tcp_keepidle(stream, PROBE_AFTER)?;
+    set_tcp_keepintvl(stream, PROBE_EVERY)?;
+    set_tcp_keepcnt(stream, PROBES)?;
+    Ok(set_tcp_user_timeout(stream, UNACKNOWLEDGED_MS)?)
 }
 
 /// Writes `[length][bytes]`.

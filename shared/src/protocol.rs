@@ -25,7 +25,7 @@ pub use self::answers::{Category, LogSumExp, LogitSlice, RowSlice, Stage, StepOu
 use crate::geometry::Geometry;
 
 /// Changes whenever a message changes; compared in the handshake beside the build id.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// Tokens in one KV block. One block is also the tile of attention.
 pub const BLOCK_TOKENS: usize = 16;
@@ -177,9 +177,41 @@ pub enum FromRank {
     /// This rank's slices of the rows asked for, in that order.
     Rows(Vec<LogitSlice>),
     /// Echo of [`ToRank::Ping`].
-    Pong(u64),
+    Pong {
+        /// The ping's.
+        count: u64,
+        /// Where the rank is with its order.
+        place: Place,
+    },
     /// The rank cannot go on; it ends after this message.
     Failed(String),
+}
+
+/// How far a rank has come, so that one that answers but does not go on is told from one that works. The greater is further.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Place {
+    /// The last step that it began.
+    pub step: u64,
+    /// Beginnings and ends of reductions in it: that of the embeddings, then of each layer's attention and MLP.
+    pub passed: u32,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { step, passed } = self;
+        write!(f, "step {step}, ")?;
+        match passed {
+            0 => write!(f, "its embeddings"),
+            1 => write!(f, "waiting for its peers at the embeddings"),
+            passed => {
+                // Of each layer: attention, waiting, MLP, waiting.
+                let (layer, part) = ((passed - 2) / 4, (passed - 2) % 4);
+                let at =
+                    ["attention", "waiting for its peers after attention", "MLP", "waiting for its peers after MLP"];
+                write!(f, "layer {layer}, {}", at[part as usize])
+            }
+        }
+    }
 }
 
 /// What a rank is to hold.
@@ -197,8 +229,10 @@ pub struct LoadOrder {
     pub dtype: DType,
     /// Element type of the KV cache.
     pub kv_dtype: KvDType,
-    /// Compute threads of this rank; `None` for the cores of its host.
+    /// Compute threads of this rank; `None` for an even part of the cores of its host.
     pub threads: Option<usize>,
+    /// Ranks that share this one's host, itself among them; at least 1.
+    pub ranks_on_host: usize,
     /// Instruction set to use, by name; `None` for the best that the rank's CPU has.
     pub isa: Option<String>,
     /// Data link to use.

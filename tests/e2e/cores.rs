@@ -4,10 +4,10 @@ use std::{
     fs::{self, Permissions},
     os::unix::fs::PermissionsExt,
     path::Path,
-    process::{Command, Stdio},
+    process::Command,
 };
 
-use crate::server::{Server, launcher, run_to_end};
+use crate::server::{Server, launcher, run_to_end, through};
 
 /// CPUs that the first thread of a process may run on, as the kernel lists them.
 fn allowed_cpus(pid: u32) -> String {
@@ -48,10 +48,9 @@ fn threads_that_the_system_does_not_give_are_an_error_in_words() {
         let served = launcher(&["--nproc", nproc, "--threads", "64"]);
         fs::copy(served.get_program(), &program).unwrap();
         open_to_all(&program);
-        let mut limited = Command::new("setpriv");
-        limited.args(["--reuid", "65534", "--clear-groups", "prlimit", "--nproc=40"]);
-        limited.arg(&program).args(served.get_args()).env("XDG_CACHE_HOME", folder.path().join("cache"));
-        limited.stdin(Stdio::null()).stderr(Stdio::piped());
+        let mut copied = Command::new(&program);
+        copied.args(served.get_args()).env("XDG_CACHE_HOME", folder.path().join("cache"));
+        let limited = through(&["setpriv", "--reuid", "65534", "--clear-groups", "prlimit", "--nproc=40"], &copied);
         let (status, log) = run_to_end(limited);
         assert_eq!(status.code(), Some(1), "{log}");
         assert!(log.contains("does not get its 65 threads") && log.contains("hint: `ulimit -u`"), "{log}");

@@ -8,6 +8,7 @@
 //! - [`load`]: 200 clients in a pool far too small; hang-ups; the same bits whatever batch, chunks, cache and preemption
 //! - [`lifecycle`]: signals, killed ranks, killed launchers, draining
 //! - [`cores`]: threads run where the plan puts them; where the system gives none
+//! - [`cable`]: a cable between two hosts is cut, and both ends notice
 //! - [`ranks`]: ranks started by hand over TCP with a secret
 //! - [`memory`]: `--plan` against measured memory, gpt2-xl's 25 heads over 2 and 3 ranks
 //! - [`gpu`]: ranks on an emulated GPU: golden ids, graphs, NCCL, what is missing, `gpu-check`
@@ -23,6 +24,7 @@ mod fake_gpu;
 mod server;
 
 mod bad_input;
+mod cable;
 mod chat;
 mod completions;
 mod configs;

@@ -4,7 +4,7 @@ use std::{fs, os::unix::fs::PermissionsExt};
 
 use serde_json::json;
 
-use crate::server::{Server, golden_folder, launcher, run_to_end};
+use crate::server::{Server, golden_folder, launcher, run_to_end, through};
 
 /// A coordinator waiting for two ranks of `heads5` on a free port, and that address.
 fn coordinator(secret: &str) -> (Server, String) {
@@ -62,6 +62,52 @@ fn a_stranger_is_refused_and_told_why() {
     assert!(!status.success() && log.contains("expects 3 ranks"), "{log}");
     let (status, log) = run_to_end(worker("2", "2", &address, &right));
     assert!(!status.success() && log.contains("rank 2"), "{log}");
+}
+
+#[test]
+fn ranks_of_one_host_divide_its_cores_and_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let secret = dir.path().join("secret");
+    fs::write(&secret, "a long enough shared secret").unwrap();
+    let secret = secret.to_str().unwrap();
+    let (mut server, address) = coordinator(secret);
+    let ranks: Vec<_> = ["0", "1"].map(|rank| Server::spawn(worker(rank, "2", &address, secret))).into();
+    server.await_ready();
+    let cores = std::thread::available_parallelism().unwrap().get();
+    for rank in &ranks {
+        let threads = fs::read_dir(format!("/proc/{}/task", rank.pid())).unwrap().flatten();
+        let name = |task: fs::DirEntry| fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+        let helpers = threads.map(name).filter(|name| name.starts_with("compute-")).count();
+        assert_eq!(helpers + 1, (cores / 2).max(1), "{}", rank.log());
+    }
+}
+
+#[test]
+fn a_rank_that_has_not_the_memory_says_so_before_it_takes_any() {
+    let dir = tempfile::tempdir().unwrap();
+    let secret = dir.path().join("secret");
+    fs::write(&secret, "a long enough shared secret").unwrap();
+    let secret = secret.to_str().unwrap();
+    let model = golden_folder("heads5");
+    let arguments = ["coordinator", "--listen", "127.0.0.1:0", "--secret-file", secret, "--port", "0", "--nproc", "1"];
+    let large = ["--max-batched-tokens", "4294967295", "--model", model.to_str().unwrap()];
+    let mut server = Server::spawn(launcher(&[&arguments[..], &large].concat()));
+    let line = server.await_line("waiting for");
+    let address = line.split_whitespace().find(|word| word.starts_with("127.0.0.1:")).unwrap();
+    let (status, log) = run_to_end(worker("0", "1", address, secret));
+    assert_eq!(status.code(), Some(1), "{log}");
+    assert!(log.contains("steps of 4294967295 tokens") && log.contains("hint: --max-batched-tokens"), "{log}");
+    assert_eq!(server.wait().code(), Some(1), "{}", server.log());
+    assert!(server.log().contains("rank 0 failed: rank 0 needs"), "{}", server.log());
+}
+
+#[test]
+fn a_limit_on_address_space_is_memory_that_is_not_there() {
+    let model = golden_folder("heads5");
+    let served = launcher(&["--model", model.to_str().unwrap(), "--port", "0", "--kv-memory", "1GiB"]);
+    let (status, log) = run_to_end(through(&["prlimit", "--as=1000000000"], &served));
+    assert_eq!(status.code(), Some(2), "{log}");
+    assert!(log.contains("the ranks need") && log.contains("hint: --kv-memory"), "{log}");
 }
 
 #[test]

@@ -44,6 +44,20 @@ pub(crate) fn launcher(arguments: &[&str]) -> Command {
     command
 }
 
+/// The same command, run by another that is given its program and arguments.
+pub(crate) fn through(runner: &[&str], command: &Command) -> Command {
+    let mut runs = Command::new(runner[0]);
+    runs.args(&runner[1..]).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => runs.env(name, value),
+            None => runs.env_remove(name),
+        };
+    }
+    runs.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    runs
+}
+
 /// Runs a command that is expected to end by itself: its status and stderr.
 pub(crate) fn run_to_end(mut command: Command) -> (ExitStatus, String) {
     let mut child = command.spawn().unwrap();

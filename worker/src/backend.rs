@@ -103,7 +103,8 @@ pub(crate) fn fits_cpu(geometry: &Geometry, dtype: DType, kv_dtype: KvDType) -> 
 
 /// Threads of a rank.
 fn threads(order: &LoadOrder) -> usize {
-    order.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    order.threads.unwrap_or_else(|| (cores() / order.ranks_on_host).max(1))
 }
 
 struct CpuShard {
@@ -125,6 +126,15 @@ impl CpuShard {
         let isa = isa_of(order)?;
         fits_cpu(&order.geometry, order.dtype, order.kv_dtype)?;
         let threads = threads(order);
+        // Before anything is taken: what the system refuses later ends the process without a word.
+        let LoadOrder { geometry, max_batched_tokens, max_seqs, .. } = order;
+        let needed = Shard::bytes(geometry, share, order.dtype)
+            + Gpt2::activation_bytes(geometry, share, *max_batched_tokens)
+            + StepRunner::buffer_bytes(share, *max_seqs);
+        if let Some(free) = memory::free_bytes().filter(|free| *free < needed) {
+            let max_batched_tokens = *max_batched_tokens;
+            return Err(WorkerError::Memory { rank, needed, max_batched_tokens, free });
+        }
         // Before the first page of weights is touched, which is then on the node of these CPUs.
         if let Some(cpus) = order.cores.of_rank(rank) {
             keep_on(cpus);

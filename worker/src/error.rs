@@ -83,6 +83,20 @@ pub enum WorkerError {
         /// This rank.
         rank: usize,
     },
+    /// This host has not the memory.
+    #[error(
+        "rank {rank} needs {needed} bytes for its weights and for steps of {max_batched_tokens} tokens, and its host has {free} free\n  hint: --max-batched-tokens and --max-seqs take less, and so does --dtype bf16 or int8"
+    )]
+    Memory {
+        /// This rank.
+        rank: usize,
+        /// Bytes of weights, activations and logits.
+        needed: u64,
+        /// Most new tokens in one step.
+        max_batched_tokens: usize,
+        /// Bytes.
+        free: u64,
+    },
     /// The system's limit of threads is reached.
     #[error(
         "rank {rank} does not get its {wanted} threads from the system: {source}\n  hint: `ulimit -u` or the pids.max of a control group allow no more; --threads takes fewer"

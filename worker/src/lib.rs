@@ -11,6 +11,7 @@ pub mod shard;
 pub mod kv_pool;
 pub mod gpt2;
 pub mod step;
+mod progress;
 pub mod rank;
 pub mod reference;
 pub mod plan;

@@ -7,7 +7,14 @@ use std::{fs, path::Path};
 pub fn free_bytes() -> Option<u64> {
     let host = fs::read_to_string("/proc/meminfo").ok().and_then(|text| Some(field(&text, "MemAvailable:")? * 1024));
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    [host, free_in_groups(Path::new("/sys/fs/cgroup"), &groups)].into_iter().flatten().min()
+    [host, free_in_groups(Path::new("/sys/fs/cgroup"), &groups), free_address_space()].into_iter().flatten().min()
+}
+
+/// What is left of a limit on address space (`ulimit -v`), beyond which the system refuses all memory.
+fn free_address_space() -> Option<u64> {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::As).current?;
+    let pages: u64 = fs::read_to_string("/proc/self/statm").ok()?.split(' ').next()?.parse().ok()?;
+    Some(limit.saturating_sub(pages * rustix::param::page_size() as u64))
 }
 
 /// The files of a version of control groups.

@@ -29,6 +29,7 @@ use crate::{
     backend::{self, Link, Runner},
     checkpoint::Checkpoint,
     cuda,
+    progress::{Progress, Watched},
     trace::Trace,
 };
 
@@ -78,9 +79,11 @@ pub fn run(setup: RankSetup) -> Result<(), WorkerError> {
     let failed = Arc::clone(&failing);
     let telling = Arc::new(Mutex::new(()));
     let told = Arc::clone(&telling);
+    let progress = Progress::default();
+    let seen = progress.clone();
     let reader = std::thread::Builder::new()
         .name("control".into())
-        .spawn(move || read_control(receiver, &pongs, &orders_in, on_lost, &failed, &told));
+        .spawn(move || read_control(receiver, &pongs, &orders_in, on_lost, &failed, &told, &seen));
     if let Err(source) = reader {
         let error = WorkerError::Threads { rank: setup.identity.rank, wanted: 2, source };
         // The coordinator may be the one that is gone.
@@ -97,6 +100,7 @@ pub fn run(setup: RankSetup) -> Result<(), WorkerError> {
         data_host: setup.data_host,
         failing,
         telling,
+        progress,
     };
     let (sender, failing) = (Arc::clone(&rank.sender), Arc::clone(&rank.failing));
     match catch_unwind(AssertUnwindSafe(|| rank.live())) {
@@ -138,6 +142,7 @@ fn read_control(
     on_lost: OnLost,
     failing: &AtomicBool,
     telling: &Mutex<()>,
+    progress: &Progress,
 ) {
     // A rank that has said why it fails ends by itself, when its user has been told too.
     let exit = |code| {
@@ -148,7 +153,7 @@ fn read_control(
     };
     loop {
         let delivered = match receiver.receive() {
-            Ok(ToRank::Ping(n)) => send(pongs, FromRank::Pong(n)).is_ok(),
+            Ok(ToRank::Ping(count)) => send(pongs, FromRank::Pong { count, place: progress.place() }).is_ok(),
             Ok(ToRank::Shutdown) => match on_lost {
                 OnLost::Return => {
                     // The compute thread may have ended by itself.
@@ -185,6 +190,7 @@ struct Rank {
     failing: Arc<AtomicBool>,
     /// Held while a step is told of: its answer and then its events, which the end of the process must not cut in two.
     telling: Arc<Mutex<()>>,
+    progress: Progress,
 }
 
 impl Rank {
@@ -195,7 +201,10 @@ impl Rank {
         while let Ok(order) = self.orders.recv() {
             let step = if let ToRank::Step(plan) = &order { Some(plan.step) } else { None };
             let answer = match order {
-                ToRank::Step(plan) => runner.run(&plan).map(FromRank::Done),
+                ToRank::Step(plan) => {
+                    self.progress.begin(plan.step);
+                    runner.run(&plan).map(FromRank::Done)
+                }
                 ToRank::FetchRows(rows) => runner.fetch(&rows).map(FromRank::Rows),
                 ToRank::Shutdown => break,
                 other => Err(self.out_of_turn("Step", &other)),
@@ -303,7 +312,7 @@ impl Rank {
             }
             _ => Box::new(Local),
         };
-        Ok(Link::Host(comm))
+        Ok(Link::Host(Box::new(Watched::new(comm, self.progress.clone()))))
     }
 
     /// Tells the coordinator why this rank ends.

@@ -1,12 +1,12 @@
-//! Watches that every rank answers, and says so in [`Status::ready`].
+//! Watches that every rank answers and goes on, and says so in [`Status::ready`].
 //!
-//! Does not know what else is sent.
+//! Pings begin with the links, so that ranks are watched while they load. Does not know what else is sent.
 //! Invariant: at most one ping of each rank is unanswered, so pings never fill the buffer of a rank that was stopped;
 //! once the heartbeat has ended, `ready` stays false.
 
 use std::{
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, PoisonError,
         atomic::{
             AtomicBool, AtomicU64,
             Ordering::{Relaxed, SeqCst},
@@ -17,7 +17,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nanoinfer_shared::{link::Sender, protocol::ToRank};
+use nanoinfer_shared::{
+    link::Sender,
+    protocol::{Place, ToRank},
+};
 
 use super::PoolError;
 use crate::status::Status;
@@ -35,6 +38,8 @@ pub(crate) struct Heartbeat {
     pulses: Vec<Arc<Pulse>>,
     status: Arc<Status>,
     ended: Arc<AtomicBool>,
+    /// Whether the ranks are past their start.
+    serving: Arc<AtomicBool>,
     /// Dropped with this, which ends the thread.
     thread: Option<mpsc::Sender<()>>,
 }
@@ -47,6 +52,8 @@ pub(crate) struct Pulse {
     answered: AtomicU64,
     /// Milliseconds from `born` to the last answer.
     answered_ms: AtomicU64,
+    /// Where the rank said that it is, and since when. A mutex, as the two belong together; held for no longer than that.
+    place: Mutex<(Place, Instant)>,
     gone: AtomicBool,
 }
 
@@ -57,6 +64,7 @@ impl Heartbeat {
             pulses: (0..world).map(|_| Arc::new(Pulse::new())).collect(),
             status,
             ended: Arc::default(),
+            serving: Arc::default(),
             thread: None,
         }
     }
@@ -66,18 +74,17 @@ impl Heartbeat {
         self.pulses[rank].clone()
     }
 
-    /// Begins to ping, and sets [`Status::ready`] from now on.
+    /// Begins to ping.
     pub(super) fn start(&mut self, senders: Arc<Vec<Mutex<Sender<ToRank>>>>) -> Result<(), PoolError> {
         let (pulses, status, ended) = (self.pulses.clone(), self.status.clone(), self.ended.clone());
-        pulses.iter().for_each(|pulse| pulse.beat(0));
-        status.ready.store(true, SeqCst);
+        let serving = self.serving.clone();
         let (alive, end) = mpsc::channel();
         self.thread = Some(alive);
         let watch = move || {
             let (mut sent, mut next_ping) = (vec![0; pulses.len()], Instant::now());
             while end.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
                 // Looked at before pinging, which can be held up.
-                let ready = pulses.iter().all(|pulse| pulse.silent_for() < UNREADY_AFTER);
+                let ready = serving.load(SeqCst) && pulses.iter().all(|pulse| pulse.silent_for() < UNREADY_AFTER);
                 if ready != status.ready.swap(ready, SeqCst) {
                     tracing::info!(ready, "the ranks' heartbeats changed");
                 }
@@ -95,13 +102,39 @@ impl Heartbeat {
         Ok(())
     }
 
-    /// Names a rank that has been silent for `limit`, once the watch has begun.
+    /// The ranks take steps: sets [`Status::ready`] from now on.
+    pub(super) fn serve(&self) {
+        self.serving.store(true, SeqCst);
+        self.status.ready.store(true, SeqCst);
+    }
+
+    /// Whether the ranks take steps.
+    pub(super) fn is_serving(&self) -> bool {
+        self.serving.load(SeqCst)
+    }
+
+    /// An order goes out: from here on ranks are expected to go on.
+    pub(super) fn expect(&self) {
+        self.pulses.iter().for_each(|pulse| pulse.expect());
+    }
+
+    /// Names a rank that has been silent for `limit`.
     pub(super) fn lost(&self, limit: Duration) -> Result<(), PoolError> {
         let silent =
             self.pulses.iter().map(|pulse| pulse.silent_for()).enumerate().find(|(_, silence)| *silence > limit);
         match silent {
-            Some((rank, silence)) if self.thread.is_some() => {
-                Err(PoolError::Silent { rank, seconds: silence.as_secs() })
+            Some((rank, silence)) => Err(PoolError::Silent { rank, seconds: silence.as_secs() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Names the rank that is furthest behind of those that `owe` an answer, and where it is, if it has not gone on for `limit`.
+    /// Those before it may well wait for it.
+    pub(super) fn stuck(&self, owe: impl Iterator<Item = usize>, limit: Duration) -> Result<(), PoolError> {
+        let of = |rank: usize| (self.pulses[rank].place(), rank);
+        match owe.map(of).min_by_key(|&((place, _), rank)| (place, rank)) {
+            Some(((place, still), rank)) if still > limit => {
+                Err(PoolError::Stuck { rank, seconds: still.as_secs(), place })
             }
             _ => Ok(()),
         }
@@ -121,14 +154,31 @@ impl Pulse {
             born: Instant::now(),
             answered: AtomicU64::new(0),
             answered_ms: AtomicU64::new(0),
+            place: Mutex::new((Place::default(), Instant::now())),
             gone: AtomicBool::new(false),
         }
     }
 
-    /// The rank answered ping `count`.
-    pub(super) fn beat(&self, count: u64) {
+    /// The rank answered ping `count`, from `place`.
+    pub(super) fn beat(&self, count: u64, place: Place) {
+        let mut known = self.place.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.0 != place {
+            *known = (place, Instant::now());
+        }
+        drop(known);
         self.answered_ms.store(self.born.elapsed().as_millis() as u64, Relaxed);
         self.answered.store(count, Relaxed);
+    }
+
+    /// What it has rested does not count.
+    fn expect(&self) {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner).1 = Instant::now();
+    }
+
+    /// Where it is, and for how long.
+    fn place(&self) -> (Place, Duration) {
+        let (place, since) = *self.place.lock().unwrap_or_else(PoisonError::into_inner);
+        (place, since.elapsed())
     }
 
     /// The rank is gone.

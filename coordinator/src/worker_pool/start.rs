@@ -17,7 +17,7 @@ impl WorkerPool {
     /// Brings the ranks behind `links`, in rank order, to where they take steps. Returns the blocks of the KV pool.
     ///
     /// Has no deadline of its own, as reading a large checkpoint from a slow disk takes what it takes: a rank that
-    /// ends, or a user who loses patience, ends it.
+    /// ends or is silent, or a user who loses patience, ends it. Who is waited for is said now and then.
     pub(crate) fn start(
         links: Vec<ControlLink<ToRank, FromRank>>,
         config: &EngineConfig,
@@ -28,19 +28,19 @@ impl WorkerPool {
         if links.len() != expected {
             return Err(PoolError::World { expected, got: links.len() });
         }
-        let mut pool = Self::connect(links, config.geometry.vocab_size, status, wake)?;
+        let pool = Self::connect(links, config.geometry.vocab_size, status, wake)?;
         let reports = pool.load(config)?;
         let room = |report: &LoadReport| RankRoom { block_bytes: report.kv_block_bytes, free_bytes: report.free_bytes };
         let rooms: Vec<RankRoom> = reports.iter().map(room).collect();
         let kv_blocks = config.kv.blocks(&config.geometry, config.max_seqs, &rooms)?;
         pool.begin(config, &reports, kv_blocks)?;
-        pool.heartbeat.start(pool.senders.clone())?;
+        pool.heartbeat.serve();
         tracing::info!(ranks = expected, kv_blocks, kv_tokens = kv_blocks * BLOCK_TOKENS, "the ranks are ready");
         Ok((pool, kv_blocks))
     }
 
-    fn load(&self, config: &EngineConfig) -> Result<Vec<LoadReport>, PoolError> {
-        let order = LoadOrder {
+    pub(super) fn load(&self, config: &EngineConfig) -> Result<Vec<LoadReport>, PoolError> {
+        let order = |rank: usize| LoadOrder {
             geometry: config.geometry.clone(),
             weights: config.weights.clone(),
             fingerprint: config.fingerprint,
@@ -48,6 +48,7 @@ impl WorkerPool {
             dtype: config.dtype,
             kv_dtype: config.kv_dtype,
             threads: config.threads,
+            ranks_on_host: config.ranks_on_host.get(rank).copied().unwrap_or(1),
             isa: config.isa.clone(),
             comm: config.comm,
             cores: config.cores.clone(),
@@ -55,7 +56,7 @@ impl WorkerPool {
             max_seqs: config.max_seqs,
             trace: config.trace.clone(),
         };
-        self.send_all(|_| ToRank::Load(order.clone()))?;
+        self.send_all(|rank| ToRank::Load(order(rank)))?;
         let reports = self.collect("the end of loading", |message| match message {
             FromRank::Loaded(report) => Ok(report),
             other => Err(other),

@@ -181,7 +181,7 @@ mod tests {
                 .map(|(rank, listener)| {
                     let memory = segment.try_clone().unwrap();
                     scope.spawn(move || {
-                        let identity = Identity { build_id: "test".into(), world, rank };
+                        let identity = Identity { build_id: "test".into(), world, rank, host: String::new() };
                         body(match kind {
                             "shm" => Box::new(Shm::open(memory, rank, world, rank % 2 == 0).unwrap()),
                             "tcp" => Box::new(Tcp::connect(listener, &identity, peers, &[7; 32], 0).unwrap()),
@@ -253,7 +253,7 @@ mod tests {
         let listener = TcpListenerForPeers::bind("127.0.0.1").unwrap();
         // Port 9 of loopback: nobody listens there.
         let peers = ["127.0.0.1:9".to_owned(), listener.address().to_string()];
-        let identity = Identity { build_id: "test".into(), world: 2, rank: 1 };
+        let identity = Identity { build_id: "test".into(), world: 2, rank: 1, host: String::new() };
         let error = Tcp::connect(listener, &identity, &peers, &[7; 32], 0).unwrap_err().to_string();
         assert!(error.starts_with("rank 1 cannot reach rank 0 at 127.0.0.1:9"), "{error}");
         assert!(error.contains("--data-host"), "{error}");
@@ -269,7 +269,7 @@ mod tests {
         let peers = &peers;
         std::thread::scope(|scope| {
             for (rank, listener) in listeners.into_iter().enumerate() {
-                let identity = Identity { build_id: "test".into(), world: 2, rank };
+                let identity = Identity { build_id: "test".into(), world: 2, rank, host: String::new() };
                 scope.spawn(move || {
                     let mut comm = Tcp::connect(listener, &identity, peers, &[7; 32], 0).unwrap();
                     let mut data = [rank as f32 + 1.0];

@@ -20,7 +20,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{MemfdFlags, ftruncate, memfd_create},
+    fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create},
     mm::{MapFlags, ProtFlags, mmap, munmap},
     thread::futex,
     time::Timespec,
@@ -48,8 +48,10 @@ impl ShmSegment {
     /// # Errors
     /// When the kernel refuses the memory.
     pub fn create(world: usize) -> io::Result<Self> {
-        let fd = memfd_create("nanoinfer-reduce", MemfdFlags::CLOEXEC)?;
+        let fd = memfd_create("nanoinfer-reduce", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
         ftruncate(&fd, segment_bytes(world) as u64)?;
+        // No peer can cut it off below the others.
+        fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
         Ok(Self(fd))
     }
 

@@ -9,7 +9,6 @@ use std::{
     io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs},
     os::fd::AsFd,
-    sync::mpsc,
     time::{Duration, Instant},
 };
 
@@ -20,8 +19,9 @@ use rustix::{
 
 use super::{CommError, Communicator, Elements, REDUCE_DEADLINE, ReduceSite, add_in_rank_order};
 use crate::{
-    handshake::{Identity, admit, join},
-    link::Socket,
+    door::Knocks,
+    handshake::{Admission, HANDSHAKE_TIMEOUT, HandshakeError, Identity, admit, join},
+    link::{Socket, notice_silence},
 };
 
 /// Elements of 4 bytes that move in one round.
@@ -35,7 +35,7 @@ const _: () = assert!(cfg!(target_endian = "little"), "the wire is little-endian
 const CONNECT_DEADLINE: Duration = Duration::from_secs(30);
 /// How often it is looked whether all peers are there.
 const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
-/// Handshakes at a starting data link; further knocks stay at the door.
+/// Handshakes under way at a starting data link: more than ranks that may come at once.
 const MAX_KNOCKS: usize = 1024;
 
 /// Where a rank awaits its peers.
@@ -107,7 +107,8 @@ impl Tcp {
             let unreachable = |reason: String| CommError::Unreachable { rank, peer, address: address.clone(), reason };
             let stream = reach(address, deadline).map_err(|e| unreachable(e.to_string()))?;
             let handle = stream.try_clone().map_err(|e| unreachable(e.to_string()))?;
-            join(&mut Socket::Tcp(handle), identity, key).map_err(|e| unreachable(e.to_string()))?;
+            // The peer listens, and answers once it has been told to start too, and has met those below it.
+            join(&mut Socket::Tcp(handle), identity, key, deadline).map_err(|e| unreachable(e.to_string()))?;
             sockets[peer] = Some(stream);
         }
         admit_peers(&listener.listener, identity, key, epoch, deadline, &mut sockets).map_err(|reason| {
@@ -122,6 +123,7 @@ impl Tcp {
         let peer = |socket: TcpStream| {
             socket.set_nodelay(true)?;
             socket.set_nonblocking(true)?;
+            notice_silence(&socket)?;
             Ok(Peer { socket, sent: 0, received: 0, header: [0; HEADER_BYTES], incoming: Vec::new() })
         };
         let peers = sockets.into_iter().map(|socket| socket.map(peer).transpose()).collect::<io::Result<_>>();
@@ -253,8 +255,7 @@ fn reach(address: &str, deadline: Instant) -> io::Result<TcpStream> {
     TcpStream::connect_timeout(&resolved, left)
 }
 
-/// Lets every rank above this one in, each into its place of `sockets`. Every knock gets a thread, so that a silent stranger does
-/// not hold up the peers.
+/// Lets every rank above this one in, each into its place of `sockets`.
 fn admit_peers(
     listener: &TcpListener,
     identity: &Identity,
@@ -263,32 +264,31 @@ fn admit_peers(
     deadline: Instant,
     sockets: &mut [Option<TcpStream>],
 ) -> io::Result<()> {
-    let (joined, arrivals) = mpsc::channel();
-    let (mut knocks, rank) = (0, identity.rank);
+    let mut knocks = Knocks::new(MAX_KNOCKS);
+    let rank = identity.rank;
     while sockets[rank + 1..].iter().any(Option::is_none) {
         if Instant::now() >= deadline {
             return Err(ErrorKind::TimedOut.into());
         }
-        if poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&TICK))? > 0 && knocks < MAX_KNOCKS {
-            let (stream, identity, key) = (listener.accept()?.0, identity.clone(), key.to_vec());
-            let (joined, mut handle) = (joined.clone(), Socket::Tcp(stream.try_clone()?));
-            knocks += 1;
-            std::thread::Builder::new().name("knock".into()).spawn(move || {
+        if poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&TICK))? > 0 {
+            let (identity, key) = (identity.clone(), key.to_vec());
+            let until = deadline.min(Instant::now() + HANDSHAKE_TIMEOUT);
+            knocks.answer(listener.accept()?.0, move |stream| {
+                let mut handle = Socket::Tcp(stream.try_clone().ok()?);
                 let above = |joiner: usize| match joiner {
                     _ if joiner > identity.rank => Ok(()),
                     _ => Err(format!("rank {} does not expect rank {joiner} here", identity.rank)),
                 };
-                match admit(&mut handle, &identity, &key, epoch, above) {
-                    // A closed channel: all peers are there.
-                    Ok(joiner) => drop(joined.send((joiner, stream))),
+                let admission = Admission { expected: &identity, key: &key, epoch, until };
+                let refused = |error: &HandshakeError| {
                     // Anybody may knock at an open port; the peers still come.
-                    Err(error) => {
-                        tracing::warn!(rank = identity.rank, %error, "a stranger was turned away from the data link")
-                    }
-                }
+                    tracing::warn!(rank = identity.rank, %error, "a stranger was turned away from the data link");
+                };
+                let joiner = admit(&mut handle, admission, above).inspect_err(refused).ok()?;
+                Some((joiner.rank, stream))
             })?;
         }
-        for (joiner, stream) in arrivals.try_iter() {
+        for (joiner, stream) in knocks.arrivals() {
             sockets[joiner].get_or_insert(stream);
         }
     }

@@ -157,9 +157,50 @@ impl<T: Plain + std::fmt::Debug> std::fmt::Debug for Buffer<T> {
     }
 }
 
+/// The same values, of which the kernel is told to make no huge pages where it makes them of all memory (`always` in
+/// `/sys/kernel/mm/transparent_hugepage/enabled`). For what is written here and there, a little at a time.
+pub(crate) fn in_small_pages<T: Plain>(mut values: Vec<T>) -> Vec<T> {
+    #[cfg(target_os = "linux")]
+    {
+        let bytes = size_of_val(&values[..]);
+        let start = values.as_mut_ptr().cast::<u8>();
+        let skipped = start.align_offset(rustix::param::page_size());
+        if skipped < bytes {
+            // Whole pages only: the last may hold what belongs to others, to whom small pages do no harm.
+            // SAFETY: the range lies in the vector's memory, and the advice changes no contents.
+            let _ = unsafe { madvise(start.add(skipped).cast(), bytes - skipped, Advice::LinuxNoHugepage) };
+        }
+    }
+    values
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn what_is_to_stay_in_small_pages_is_marked_so() {
+        if !std::path::Path::new("/sys/kernel/mm/transparent_hugepage").exists() {
+            return eprintln!("left out: this kernel has no huge pages to keep away");
+        }
+        let values = in_small_pages(vec![0.0_f32; 16 << 20]);
+        let middle = values[values.len() / 2..].as_ptr().addr();
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut inside = false;
+        let flags = smaps.lines().find_map(|line| {
+            let range = line
+                .split(' ')
+                .next()?
+                .split_once('-')
+                .map(|(from, to)| [from, to].map(|x| usize::from_str_radix(x, 16)));
+            if let Some([Ok(from), Ok(to)]) = range {
+                inside = (from..to).contains(&middle);
+            }
+            line.strip_prefix("VmFlags:").filter(|_| inside)
+        });
+        assert!(flags.unwrap().split_whitespace().any(|flag| flag == "nh"), "{flags:?}");
+    }
 
     #[test]
     fn buffers_are_zero_aligned_and_apart_and_keep_what_is_written() {

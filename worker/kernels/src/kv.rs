@@ -10,6 +10,7 @@
 
 use crate::{
     AttentionRow, AttentionRows, Kernels,
+    buffer::in_small_pages,
     lanes::{LANES, Lanes, byte_scale, versions},
     pool::Shards,
 };
@@ -88,11 +89,12 @@ impl KvLayer {
     pub fn zeros(kind: KvType, layout: KvLayout, blocks: usize) -> Self {
         let len = blocks * layout.block_elements();
         let cells = match kind {
-            KvType::F32 => Cells::F32(vec![0.0; len]),
-            KvType::Bf16 => Cells::Bf16(vec![0; len]),
-            KvType::Int8 => {
-                Cells::Int8 { bytes: vec![0; len], scales: vec![0.0; blocks * layout.heads_local * SCALES] }
-            }
+            KvType::F32 => Cells::F32(in_small_pages(vec![0.0; len])),
+            KvType::Bf16 => Cells::Bf16(in_small_pages(vec![0; len])),
+            KvType::Int8 => Cells::Int8 {
+                bytes: in_small_pages(vec![0; len]),
+                scales: in_small_pages(vec![0.0; blocks * layout.heads_local * SCALES]),
+            },
         };
         Self { layout, cells }
     }

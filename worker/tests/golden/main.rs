@@ -213,7 +213,7 @@ fn an_instruction_set_that_is_not_there_is_named_with_those_that_are() {
     let (mut link, theirs) = in_memory();
     let setup = RankSetup {
         link: theirs,
-        identity: Identity { build_id: "test".into(), world: 1, rank: 0 },
+        identity: Identity { build_id: "test".into(), world: 1, rank: 0, host: String::new() },
         epoch: 0,
         segment: None,
         weights: None,

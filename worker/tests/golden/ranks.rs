@@ -63,7 +63,7 @@ impl Ranks {
             links.push(ours);
             let setup = RankSetup {
                 link: theirs,
-                identity: Identity { build_id: "test".into(), world, rank },
+                identity: Identity { build_id: "test".into(), world, rank, host: String::new() },
                 epoch: 0,
                 segment: (comm == CommKind::Shm).then(|| segment.try_clone().unwrap()),
                 weights: None,
@@ -140,6 +140,7 @@ pub(crate) fn load_order(golden: &Golden, isa: Option<&str>, comm: CommKind, dty
         dtype,
         kv_dtype: KvDType::F32,
         threads: Some(1),
+        ranks_on_host: 1,
         isa: isa.map(str::to_owned),
         comm,
         cores: Cores::Shared,

@@ -279,6 +279,7 @@ pub(super) fn order_of(
         dtype,
         kv_dtype: KvDType::beside(dtype),
         threads: Some(1),
+        ranks_on_host: 1,
         isa: None,
         comm,
         cores: Cores::Shared,

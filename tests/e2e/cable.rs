@@ -1,0 +1,81 @@
+//! Two hosts and a cable between them that is cut: network namespaces of this machine, made here and removed again.
+//!
+//! Needs root, as only root makes namespaces and cables.
+
+use std::{fs, process::Command};
+
+use crate::server::{Server, golden_folder, launcher, through};
+
+/// Two namespaces, joined by a pair of virtual interfaces.
+struct TwoHosts {
+    names: [String; 2],
+}
+
+const ADDRESSES: [&str; 2] = ["10.231.77.1", "10.231.77.2"];
+
+impl TwoHosts {
+    fn new() -> Self {
+        let hosts = Self { names: ["a", "b"].map(|host| format!("nanoinfer-{}-{host}", std::process::id())) };
+        for name in &hosts.names {
+            ip(&format!("netns add {name}"));
+        }
+        let [a, b] = &hosts.names;
+        ip(&format!("-n {a} link add cable type veth peer name cable netns {b}"));
+        for (name, address) in hosts.names.iter().zip(ADDRESSES) {
+            ip(&format!("-n {name} address add {address}/24 dev cable"));
+            ip(&format!("-n {name} link set cable up"));
+            ip(&format!("-n {name} link set lo up"));
+        }
+        hosts
+    }
+
+    /// The same command on one of them.
+    fn on(&self, host: usize, command: &Command) -> Command {
+        through(&["ip", "netns", "exec", &self.names[host]], command)
+    }
+
+    fn cut(&self) {
+        ip(&format!("-n {} link set cable down", self.names[0]));
+    }
+}
+
+impl Drop for TwoHosts {
+    fn drop(&mut self) {
+        for name in &self.names {
+            // Where one was not made there is none to remove.
+            let _ = Command::new("ip").args(["netns", "delete", name]).status();
+        }
+    }
+}
+
+fn ip(arguments: &str) {
+    let output = Command::new("ip").args(arguments.split(' ')).output().unwrap();
+    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_cut_cable_is_noticed_at_both_ends() {
+    if !rustix::process::geteuid().is_root() {
+        return eprintln!("left out: only root makes network namespaces");
+    }
+    let hosts = TwoHosts::new();
+    let folder = tempfile::tempdir().unwrap();
+    let secret = folder.path().join("secret");
+    fs::write(&secret, "a long enough shared secret\n").unwrap();
+    let secret = secret.to_str().unwrap();
+    let (model, listen) = (golden_folder("heads5"), format!("{}:0", ADDRESSES[0]));
+    let coordinator = ["coordinator", "--listen", &listen, "--secret-file", secret, "--port", "0", "--nproc", "1"];
+    let coordinator = launcher(&[&coordinator[..], &["--model", model.to_str().unwrap()]].concat());
+    let mut coordinator = Server::spawn(hosts.on(0, &coordinator));
+    let line = coordinator.await_line("waiting for");
+    let address = line.split_whitespace().find(|word| word.starts_with(ADDRESSES[0])).unwrap();
+    let worker = launcher(&["worker", "--rank", "0", "--world", "1", "--connect", address, "--secret-file", secret]);
+    let mut worker = Server::spawn(hosts.on(1, &worker));
+    coordinator.await_ready();
+
+    // Nobody says goodbye: no process ends, no connection is closed.
+    hosts.cut();
+    assert_eq!(coordinator.wait().code(), Some(1), "{}", coordinator.log());
+    assert!(coordinator.log().contains("rank 0 is gone"), "{}", coordinator.log());
+    assert!(!worker.wait().success(), "{}", worker.log());
+}
