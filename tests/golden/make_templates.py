@@ -2,10 +2,16 @@
 """Chat templates and what transformers renders from them: ../data/vectors/chat_templates.json.
 
     VENV/bin/python make_templates.py           # VENV: see README.md
+
+Two kinds: TEMPLATES are small but whole, and see several conversations; one_line_templates.txt has one expression or
+statement a line, each method, filter, test, global, operator and statement of Jinja2's sandbox, and sees one.
 """
 
 import json
+import os
 import platform
+import time
+from datetime import datetime, timezone
 from pathlib import Path
 
 import jinja2
@@ -68,27 +74,55 @@ TEMPLATES = {
 CASES = {"chat": (CHAT, True), "short": (SHORT, False)}
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 
+# Moments around which weeks and years change, in seconds since 1970, and every directive of glibc's C locale.
+MOMENTS = (0, 951782400, 1104537600, 1230768000, 1262304000, 1483228799, 1609459200, 1735603200, 1735689599, 1764327600, 1782864000)
+FORMATS = ["%-d %B %Y", "%d %b %Y", "%A, %-m/%-d/%y %-I:%M %p", "%Y-%m-%d %H:%M:%S.%f"]
+FORMATS += [" ".join(f"%{letter}" for letter in "aAbBcCdDeFgGhHIjklmMnpPrRsStTuUVwWxXyYzZ%")]
+FORMATS += [" ".join(f"%{flag}{letter}" for letter in "aBdegHIjklmMpsSuUVwWyYC") for flag in ("-", "_", "0", "^", "#", "5", "_6", "08", "E", "O")]
+
 
 def render(template: str, messages: list, add_generation_prompt: bool) -> dict:
     try:
         text = _compile_jinja_template(template).render(messages=messages, tools=None, documents=None,
                                                         add_generation_prompt=add_generation_prompt, **TOKENS)
         return {"text": text}
-    except jinja2.exceptions.TemplateError as error:
-        return {"error": str(error)}
+    except Exception as error:  # Jinja's own, and whatever Python's methods raise
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+def one_liners() -> list:
+    """One a line below headings, of which those of the last three parts say what the server makes of it: `here`."""
+    lines = (Path(__file__).resolve().parent / "one_line_templates.txt").read_text(encoding="utf-8").splitlines()
+    here, cases = {}, []
+    for line in lines:
+        if line.startswith("# "):
+            part = line[2:].partition(":")[0]
+            here = {"here": part} if part in ("refused", "passes", "differs") else {}
+        else:
+            cases.append({"template": line} | here | render(line, CHAT, True))
+    return cases
+
+
+def dates() -> list:
+    moment = lambda seconds: datetime.fromtimestamp(seconds, timezone.utc).replace(tzinfo=None, microsecond=123456)
+    return [{"seconds": seconds, "format": form, "text": moment(seconds).strftime(form)} for seconds in MOMENTS for form in FORMATS]
 
 
 def main():
+    os.environ["TZ"] = "UTC"  # `%s` goes through the host's zone
+    time.tzset()
     cases = [{"name": f"{name}, {case}", "template": template, "messages": messages,
               "add_generation_prompt": prompt} | render(template, messages, prompt)
              for name, template in TEMPLATES.items() for case, (messages, prompt) in CASES.items()]
     out = {"made_by": "make_templates.py",
            "versions": {"python": platform.python_version(), "transformers": transformers.__version__,
                         "jinja2": jinja2.__version__},
-           "tokens": TOKENS, "cases": cases}
+           "tokens": TOKENS, "cases": cases, "messages": CHAT, "one_liners": one_liners(),
+           "dates": dates()}
     path = Path(__file__).resolve().parent.parent / "data/vectors/chat_templates.json"
     path.write_text(json.dumps(out, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(len(cases), "cases,", sum("error" in case for case in cases), "of them errors")
+    for name in ("cases", "one_liners"):
+        print(len(out[name]), name, "of which errors:", sum("error" in case for case in out[name]))
 
 
 if __name__ == "__main__":

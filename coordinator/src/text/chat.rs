@@ -150,7 +150,7 @@ impl ChatFormat {
 
     /// The model's own template, as it is written in its files.
     pub fn template(&self) -> Option<&str> {
-        self.template.as_ref().map(JinjaTemplate::source)
+        self.template.as_ref().map(JinjaTemplate::written)
     }
 
     /// The prompt after which the model's reply follows.

@@ -5,68 +5,97 @@
 
 use std::io;
 
-use serde::Serialize;
-use serde_json::{
-    Value,
-    ser::{CharEscape, Formatter, Serializer},
-};
+use minijinja::{Value, value::ValueKind};
+use serde::{Serialize, ser};
+use serde_json::ser::{CharEscape, Formatter, Serializer};
 
-/// Widest indentation.
-const MAX_INDENT: usize = 16;
+/// Deepest nesting; Python's own limit is near 1,000.
+const MAX_DEPTH: usize = 200;
 
 /// The options of `json.dumps`.
 #[derive(Clone, Debug, Default)]
 pub(super) struct JsonStyle {
     /// `ensure_ascii`.
     pub(super) ascii: bool,
-    /// `indent`: spaces a level, each item on a line of its own.
-    pub(super) indent: Option<usize>,
+    /// `indent`: before each item, which then has a line of its own, once a level.
+    pub(super) indent: Option<String>,
     /// `separators`: after an item, after a key.
     pub(super) separators: Option<(String, String)>,
     /// `sort_keys`.
     pub(super) sort_keys: bool,
 }
 
-/// `json.dumps(value, …)`.
-pub(super) fn to_json(value: &impl Serialize, style: &JsonStyle) -> Result<String, serde_json::Error> {
+/// `json.dumps(value, …)`. `pay` hears of every byte before it is written, and may refuse.
+pub(super) fn to_json(
+    value: &Value,
+    style: &JsonStyle,
+    pay: impl FnMut(usize) -> Result<(), String>,
+) -> Result<String, serde_json::Error> {
     let (item, key) = style.separators.clone().unwrap_or_else(|| {
         // With line breaks a comma needs no space.
         (if style.indent.is_some() { "," } else { ", " }.into(), ": ".into())
     });
-    let python = Python {
-        ascii: style.ascii,
-        indent: style.indent.map(|width| width.min(MAX_INDENT)),
-        item,
-        key,
-        depth: 0,
-        is_empty: true,
-    };
-    let mut out = Vec::new();
-    let mut serializer = Serializer::with_formatter(&mut out, python);
+    let python = Python { ascii: style.ascii, indent: style.indent.clone(), item, key, depth: 0, is_empty: true };
+    let mut paid = Paid { out: Vec::new(), paid: 0, pay };
+    let mut serializer = Serializer::with_formatter(&mut paid, python);
     match style.sort_keys {
-        true => sort(&serde_json::to_value(value)?).serialize(&mut serializer)?,
+        true => Sorted(value).serialize(&mut serializer)?,
         false => value.serialize(&mut serializer)?,
     }
     // The serializer writes strings whole or escaped: never half a character.
-    Ok(String::from_utf8_lossy(&out).into_owned())
+    Ok(String::from_utf8_lossy(&paid.out).into_owned())
 }
 
-/// The same value with the keys of every object in order.
-fn sort(value: &Value) -> Value {
-    match value {
-        Value::Object(map) => {
-            let mut pairs: Vec<_> = map.iter().collect();
-            pairs.sort_by_key(|(key, _)| *key);
-            pairs.into_iter().map(|(key, value)| (key.clone(), sort(value))).collect()
+/// A buffer whose bytes are paid for in advance.
+struct Paid<P> {
+    out: Vec<u8>,
+    paid: usize,
+    pay: P,
+}
+
+impl<P: FnMut(usize) -> Result<(), String>> io::Write for Paid<P> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        /// So that small pieces are not each rounded up to a unit of payment.
+        const PURCHASE_BYTES: usize = 1 << 10;
+        let needed = self.out.len() + bytes.len();
+        if needed > self.paid {
+            let bought = (needed - self.paid).max(PURCHASE_BYTES);
+            (self.pay)(bought).map_err(io::Error::other)?;
+            self.paid += bought;
         }
-        Value::Array(items) => items.iter().map(sort).collect(),
-        other => other.clone(),
+        self.out.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The same value with the keys of every dictionary in order.
+struct Sorted<'v>(&'v Value);
+
+impl Serialize for Sorted<'_> {
+    fn serialize<S: ser::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0.kind() {
+            ValueKind::Map => {
+                let mut pairs: Vec<_> =
+                    self.0.as_object().and_then(|map| map.try_iter_pairs()).into_iter().flatten().collect();
+                pairs.sort_by(|a, b| a.0.cmp(&b.0));
+                serializer.collect_map(pairs.iter().map(|(key, value)| (key, Sorted(value))))
+            }
+            ValueKind::Seq | ValueKind::Iterable => {
+                let items: Vec<_> = self.0.try_iter().map_err(ser::Error::custom)?.collect();
+                serializer.collect_seq(items.iter().map(Sorted))
+            }
+            _ => self.0.serialize(serializer),
+        }
     }
 }
 
 struct Python {
     ascii: bool,
-    indent: Option<usize>,
+    indent: Option<String>,
     item: String,
     key: String,
     depth: usize,
@@ -77,6 +106,9 @@ struct Python {
 impl Python {
     fn open<W: ?Sized + io::Write>(&mut self, writer: &mut W, bracket: &[u8]) -> io::Result<()> {
         self.depth += 1;
+        if self.depth > MAX_DEPTH {
+            return Err(io::Error::other(format!("nested more than {MAX_DEPTH} deep")));
+        }
         self.is_empty = true;
         writer.write_all(bracket)
     }
@@ -99,10 +131,11 @@ impl Python {
     }
 
     fn line<W: ?Sized + io::Write>(&self, writer: &mut W) -> io::Result<()> {
-        match self.indent {
-            Some(width) => write!(writer, "\n{}", " ".repeat(width * self.depth)),
-            None => Ok(()),
-        }
+        let Some(indent) = &self.indent else {
+            return Ok(());
+        };
+        writer.write_all(b"\n")?;
+        (0..self.depth).try_for_each(|_| writer.write_all(indent.as_bytes()))
     }
 }
 
@@ -169,7 +202,7 @@ impl Formatter for Python {
 }
 
 /// `repr` of a finite float: the shortest digits, with an exponent below 1e-4 and from 1e16 on.
-fn repr(value: f64) -> String {
+pub(super) fn repr(value: f64) -> String {
     let text = format!("{value:e}");
     let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
     match exponent.parse::<i32>() {
