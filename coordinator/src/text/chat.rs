@@ -13,7 +13,7 @@
 //! ```
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     io,
     path::Path,
 };
@@ -90,7 +90,7 @@ impl ChatFormat {
         let file = folder.join("chat_template.jinja");
         let text = read_file(&file).and_then(|bytes| String::from_utf8(bytes).map_err(io::Error::other));
         let (path, source) = match text {
-            Ok(source) => (file, Some(source)),
+            Ok(source) => (file, Some(without_bom(source))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let value = read_json(&config)?.unwrap_or_default();
                 let template = &value["chat_template"];
@@ -110,27 +110,44 @@ impl ChatFormat {
         if template.is_none() {
             tracing::info!("the model has no chat template: chats become a plain User/Assistant transcript");
         }
-        Ok(Self::probe(template, tokenizer))
+        let (format, doubts) = Self::probe(template, tokenizer);
+        for doubt in doubts {
+            tracing::warn!("the model's chat template {doubt}");
+        }
+        Ok(format)
     }
 
-    /// Finds out two habits of a template by trying it.
-    fn probe(template: Option<JinjaTemplate>, tokenizer: &Tokenizer) -> Self {
+    /// Finds out two habits of a template by trying it, and what chats will fail at.
+    fn probe(template: Option<JinjaTemplate>, tokenizer: &Tokenizer) -> (Self, Vec<String>) {
         let mut format = Self { template, trims_reply: false, ignores_system: false };
         let message = |role, content: &str| Message { role, content: content.into() };
         let render = |messages: &[Message], generate| {
             let visible = messages.iter().map(|m| (m.role, m.content.clone())).collect();
-            format.render(visible, generate, tokenizer).unwrap_or_default()
+            format.render(visible, generate, tokenizer)
         };
+        let mut doubts = Vec::new();
         let question = message(Role::User, "question");
-        let asked = render(std::slice::from_ref(&question), true);
-        let answered = render(&[question.clone(), message(Role::Assistant, "answer")], false);
+        let asked = render(std::slice::from_ref(&question), true).unwrap_or_else(|reason| {
+            doubts.push(format!("fails at a single question, so that chats do, while completions work: {reason}"));
+            String::new()
+        });
+        let dialogue = [question.clone(), message(Role::Assistant, "answer")];
+        let answered = render(&dialogue, false).unwrap_or_else(|reason| {
+            doubts.push(format!("fails at a question with its answer, so that chats end after one turn: {reason}"));
+            String::new()
+        });
         let lead = answered.strip_prefix(&asked).and_then(|rest| rest.split_once("answer")).map(|(lead, _)| lead);
-        let instructed = render(&[message(Role::System, "instruction"), question], true);
+        // Many a template refuses instructions by design: whoever sends some is told.
+        let instructed = render(&[message(Role::System, "instruction"), question], true).unwrap_or_default();
         let trims_reply = lead.is_some_and(|lead| !lead.is_empty() && lead.trim().is_empty());
         let ignores_system = !instructed.is_empty() && !instructed.contains("instruction");
+        let unknown = format.template.as_ref().map(JinjaTemplate::unknown).unwrap_or_default();
+        if !unknown.is_empty() {
+            doubts.push(format!("names what is not known here: {}; chats that reach it fail", unknown.join(", ")));
+        }
         format.trims_reply = trims_reply;
         format.ignores_system = ignores_system;
-        format
+        (format, doubts)
     }
 
     /// Whether white space before a reply belongs to the format, not to the reply: after `Assistant:`, models say ` Hi`.
@@ -156,11 +173,27 @@ impl ChatFormat {
     /// The prompt after which the model's reply follows.
     ///
     /// # Errors
-    /// What the template has against these messages.
+    /// What the template has against these messages; that it would make special tokens of what they say.
     pub fn encode(&self, messages: &[Message], tokenizer: &Tokenizer) -> Result<Vec<TokenId>, String> {
         let shield = Shield::new(messages, tokenizer, self.template().unwrap_or_default());
-        let hidden = messages.iter().map(|m| (m.role, shield.hide(&m.content))).collect();
-        let text = self.render(hidden, true, tokenizer)?;
+        let render = |hide: &dyn Fn(&str) -> String| {
+            let hidden = messages.iter().map(|m| (m.role, hide(&m.content))).collect();
+            self.render(hidden, true, tokenizer)
+        };
+        let mut text = render(&|content| shield.hide_all(content))?;
+        let plain = render(&|content| content.to_owned())?;
+        if shield.reveal(&text) != plain {
+            // The template looks into what is said: it has to see it.
+            let own = special_ids(&text, tokenizer);
+            text = render(&|content| shield.hide(content))?;
+            if special_ids(&text, tokenizer) != own {
+                return Err(
+                    "the chat template makes special tokens of what a message says; hint: leave their texts out \
+                            of it"
+                        .into(),
+                );
+            }
+        }
         let mut ids = Vec::new();
         for piece in tokenizer.split_at_specials(&text) {
             match piece {
@@ -198,28 +231,60 @@ fn dialogue_template(folder: &Path) -> Result<Option<String>, TextError> {
     Ok(config["task_specific_params"]["conversational"].is_object().then(|| DIALOGUE.to_owned()))
 }
 
+/// The text of a file without the mark that some editors put before it.
+fn without_bom(text: String) -> String {
+    match text.strip_prefix('\u{feff}') {
+        Some(rest) => {
+            tracing::warn!("the byte order mark at the start of chat_template.jinja was left out");
+            rest.to_owned()
+        }
+        None => text,
+    }
+}
+
+/// The special tokens of a rendered text.
+fn special_ids(text: &str, tokenizer: &Tokenizer) -> Vec<TokenId> {
+    let pieces = tokenizer.split_at_specials(text).into_iter();
+    pieces.filter_map(|piece| if let Piece::Special(id) = piece { Some(id) } else { None }).collect()
+}
+
 /// Keeps special tokens that users wrote from being taken for the template's own.
 ///
-/// In content, one character of every special token (and of what could become one at a seam) is replaced by a stand-in
-/// from a private-use plane that occurs nowhere else; after the rendered text is split at the template's special
-/// tokens, the characters come back. Templates may trim, slice or compare content as if nothing had happened.
+/// Characters of content are replaced by stand-ins from a private-use plane that occur nowhere else; after the rendered text is
+/// split at the template's special tokens, the characters come back. There are two ways:
+///
+/// 1. **All** characters that occur in any special token ([`hide_all`](Self::hide_all)). Then no special token has a
+///    character of content in it, whatever the template does. This serves where the template writes the same text as it does
+///    of the bare content, which is nearly always.
+/// 2. One character of each special token in content, and of what could become part of one at its ends
+///    ([`hide`](Self::hide)), so that templates can look for other text, split at it, or change its case. Should that leave
+///    other special tokens than the first way gives, the conversation is refused.
+///
+/// The limit: with the second way, a template that on seeing some content leaves out a special token, and makes the same one
+/// of pieces of content that do not touch its ends, is not noticed. And special tokens in content are not seen by templates.
 struct Shield<'t> {
     specials: Vec<&'t str>,
-    /// The first and last characters of special tokens, each with its stand-in.
-    stand_ins: Vec<(char, char)>,
+    /// The characters of special tokens, each with its stand-in.
+    stand_ins: HashMap<char, char>,
+    /// The other way round.
+    real: HashMap<char, char>,
 }
 
 impl<'t> Shield<'t> {
     fn new(messages: &[Message], tokenizer: &'t Tokenizer, template: &str) -> Self {
         let specials: Vec<&str> = tokenizer.special_texts().collect();
-        let ends = specials.iter().flat_map(|special| [special.chars().next(), special.chars().next_back()]);
-        let needed: BTreeSet<char> = ends.flatten().collect();
+        let needed: BTreeSet<char> = specials.iter().flat_map(|special| special.chars()).collect();
         let private = '\u{f0000}'..='\u{ffffd}';
-        let texts = messages.iter().map(|m| m.content.as_str()).chain([template]);
+        let texts = messages.iter().map(|m| m.content.as_str()).chain([template]).chain(specials.iter().copied());
         let taken: HashSet<char> = texts.flat_map(str::chars).filter(|c| private.contains(c)).collect();
         // The plane has 65,534 characters; a text that used nearly all of them is longer than any prompt.
-        let stand_ins = needed.into_iter().zip(private.filter(|c| !taken.contains(c))).collect();
-        Self { specials, stand_ins }
+        let stand_ins: HashMap<char, char> = needed.into_iter().zip(private.filter(|c| !taken.contains(c))).collect();
+        let real = stand_ins.iter().map(|(&real, &stand_in)| (stand_in, real)).collect();
+        Self { specials, stand_ins, real }
+    }
+
+    fn hide_all(&self, content: &str) -> String {
+        swap(content, &self.stand_ins)
     }
 
     fn hide(&self, content: &str) -> String {
@@ -233,6 +298,12 @@ impl<'t> Shield<'t> {
                 from += at + first_bytes;
             }
             // Templates like to trim, so seams are looked at with and without white space.
+            let skipped = content.len() - content.trim_start().len();
+            for whole in [content.trim(), content] {
+                if !whole.is_empty() && special.contains(whole) {
+                    hidden_at.insert(if whole.len() == content.len() { 0 } else { skipped });
+                }
+            }
             for (cut, _) in special.char_indices().skip(1) {
                 let (head, tail) = special.split_at(cut);
                 for end in [content, content.trim_end()] {
@@ -240,28 +311,27 @@ impl<'t> Shield<'t> {
                         hidden_at.insert(end.len() - head.len());
                     }
                 }
-                for (start, skipped) in
-                    [(content, 0), (content.trim_start(), content.len() - content.trim_start().len())]
-                {
+                for (start, skipped) in [(content, 0), (content.trim_start(), skipped)] {
                     if start.starts_with(tail) {
                         hidden_at.insert(skipped + tail.len() - last_bytes);
                     }
                 }
             }
         }
-        content
-            .char_indices()
-            .map(|(at, c)| if hidden_at.contains(&at) { self.swap(c, |&(real, _)| real, |&(_, s)| s) } else { c })
-            .collect()
+        let hidden = content.char_indices().map(|(at, c)| match hidden_at.contains(&at) {
+            true => self.stand_ins.get(&c).copied().unwrap_or(c),
+            false => c,
+        });
+        hidden.collect()
     }
 
     fn reveal(&self, text: &str) -> String {
-        text.chars().map(|c| self.swap(c, |&(_, s)| s, |&(real, _)| real)).collect()
+        swap(text, &self.real)
     }
+}
 
-    fn swap(&self, c: char, from: fn(&(char, char)) -> char, to: fn(&(char, char)) -> char) -> char {
-        self.stand_ins.iter().find(|pair| from(pair) == c).map_or(c, to)
-    }
+fn swap(text: &str, pairs: &HashMap<char, char>) -> String {
+    text.chars().map(|c| pairs.get(&c).copied().unwrap_or(c)).collect()
 }
 
 #[cfg(test)]

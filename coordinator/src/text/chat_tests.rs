@@ -1,4 +1,6 @@
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, sync::LazyLock};
+
+use proptest::prelude::*;
 
 use super::*;
 
@@ -15,11 +17,11 @@ fn message(role: Role, content: &str) -> Message {
 }
 
 fn with_template(template: &str, tokenizer: &Tokenizer) -> ChatFormat {
-    ChatFormat::probe(Some(JinjaTemplate::new(template).unwrap()), tokenizer)
+    ChatFormat::probe(Some(JinjaTemplate::new(template).unwrap()), tokenizer).0
 }
 
 fn transcript(tokenizer: &Tokenizer) -> ChatFormat {
-    ChatFormat::probe(None, tokenizer)
+    ChatFormat::probe(None, tokenizer).0
 }
 
 const DIALOGPT: &str = "{% for message in messages %}{{ message.content }}{{ eos_token }}{% endfor %}";
@@ -168,4 +170,138 @@ fn a_template_may_refuse_messages() {
     let error = chat.encode(&[message(Role::System, "s")], &tokenizer).unwrap_err();
     assert!(error.contains("no system role"), "{error}");
     assert!(!chat.ignores_system(), "refusing is not ignoring");
+}
+
+/// Templates that put contents beside parts of the demo's one special token, or change them.
+const SEAMS: [&str; 9] = [
+    "{% for m in messages %}{{ '<' + m.content + '>' }}{% endfor %}{{ eos_token }}",
+    "{% for m in messages %}{{ '<|' ~ m.content ~ '|>' }}{% endfor %}{{ eos_token }}",
+    "{% for m in messages %}<|end{{ m.content }}text|>{% endfor %}{{ eos_token }}",
+    "{% for m in messages %}{{ m.content }}|{% endfor %}{{ eos_token }}",
+    "{% for m in messages %}{{ m.content | trim }}{{ eos_token }}{% endfor %}",
+    "{% for m in messages %}{{ m.content | reverse }}{% endfor %}{{ eos_token }}",
+    "{% for m in messages %}{{ m.content[1:] }}{{ m.content[:2] }}{% endfor %}{{ eos_token }}",
+    "{% for m in messages %}{% for c in m.content %}{{ c }}-{% endfor %}{% endfor %}{{ eos_token }}",
+    "{{ messages | map(attribute='content') | join }}{{ eos_token }}",
+];
+
+proptest! {
+    #[test]
+    fn content_is_text_in_every_template(
+        contents in proptest::collection::vec("[<|>endoftx ]{0,6}|<?\\|?endof(text)?\\|?>?|e?ndoftext\\|?|txetfodne", 1..4),
+        template in 0..SEAMS.len(),
+    ) {
+        static DEMO: LazyLock<Tokenizer> = LazyLock::new(demo);
+        let tokenizer = &*DEMO;
+        let chat = with_template(SEAMS[template], tokenizer);
+        let messages: Vec<_> = contents.into_iter().map(Message::user).collect();
+        let ids = chat.encode(&messages, tokenizer).unwrap();
+        // The same with a mark in the place of the special token, which then is the only one.
+        let marked = SEAMS[template].replace("eos_token", "'\u{1}'");
+        let visible = messages.iter().map(|m| (m.role, m.content.clone())).collect();
+        let text = with_template(&marked, tokenizer).render(visible, true, tokenizer).unwrap();
+        let mut expected = Vec::new();
+        for (i, piece) in text.split('\u{1}').enumerate() {
+            if i > 0 {
+                expected.push(4095);
+            }
+            expected.extend(tokenizer.encode(piece, Specials::Literal));
+        }
+        prop_assert_eq!(ids, expected);
+    }
+}
+
+#[test]
+fn templates_see_the_text_that_they_look_for() {
+    let tokenizer = demo();
+    let chat = with_template(
+        "{% for m in messages %}{{ m.content.split('</end>')[-1] }}{{ 'T' if 'text' in m.content }}{{ m.content | upper }}\
+         {{ eos_token }}{% endfor %}",
+        &tokenizer,
+    );
+    let encode = |content: &str| chat.encode(&[Message::user(content)], &tokenizer).unwrap();
+    let expected = |text: &str| {
+        let mut ids = tokenizer.encode(text, Specials::Literal);
+        ids.push(4095);
+        ids
+    };
+    assert_eq!(encode("a</end>text"), expected("textTA</END>TEXT"));
+    assert_eq!(encode("<|endoftext|>"), expected("<|endoftext|>T<|ENDOFTEXT|>"));
+}
+
+#[test]
+fn special_tokens_that_a_template_makes_of_text_are_none() {
+    let tokenizer = demo();
+    let encode = |template: &str, content: &str| {
+        with_template(template, &tokenizer).encode(&[Message::user(content)], &tokenizer)
+    };
+    let mut text = tokenizer.encode("a <|endoftext|> b", Specials::Literal);
+    text.push(4095);
+    assert_eq!(encode("{{ messages[0].content | lower }}{{ eos_token }}", "a <|ENDofTEXT|> b").unwrap(), text);
+    assert_eq!(
+        encode("{{ messages[0].content | replace('.', '') }}{{ eos_token }}", "a <|end.of.text|> b").unwrap(),
+        text
+    );
+    // Here the template has to see characters of special tokens, and makes one of what touches no end.
+    let doubled = "{{ messages[0].content | replace('ee', 'e') }}{{ eos_token }}";
+    assert_eq!(encode(doubled, "see").unwrap(), [tokenizer.encode("se", Specials::Literal), vec![4095]].concat());
+    let error = encode(doubled, "a <|eendoftext|> b").unwrap_err();
+    assert!(error.contains("special tokens of what a message says"), "{error}");
+}
+
+#[test]
+fn templates_see_role_and_content_only() {
+    let tokenizer = demo();
+    let chat = with_template(
+        "{% for m in messages %}{{ m.keys() | list }}{{ m.name is defined }}{{ m.tool_calls is defined }}{{ m.get('x') }}\
+         {% if m.tool_calls %}no{% endif %}{{ m.name | default('-') }}{% endfor %}{{ tools }}{{ enable_thinking is defined }}",
+        &tokenizer,
+    );
+    let text = chat.render(vec![(Role::User, "hi".into())], true, &tokenizer).unwrap();
+    assert_eq!(text, "['role', 'content']FalseFalseNone-NoneFalse");
+}
+
+#[test]
+fn what_chats_will_fail_at_is_told_at_the_start() {
+    let tokenizer = demo();
+    let doubts = |source: &str| ChatFormat::probe(Some(JinjaTemplate::new(source).unwrap()), &tokenizer).1;
+    assert_eq!(doubts(DIALOGPT), [""; 0]);
+    assert_eq!(doubts("{% if messages[0].role == 'system' %}{{ raise_exception('none') }}{% endif %}x"), [""; 0]);
+    let unknown = doubts("x{% if tools %}{{ tools | urlize }}{{ helper() }}{% endif %}");
+    assert_eq!(unknown, ["names what is not known here: filter `urlize`, function `helper`; chats that reach it fail"]);
+    let broken = doubts("{{ messages[0].name.first }}").join("\n");
+    assert!(broken.contains("fails at a single question") && broken.contains("(line 1)"), "{broken}");
+    let one_turn = doubts("{{ messages[1].content.casefold() if messages | length > 1 }}").join("\n");
+    assert!(one_turn.contains("fails at a question with its answer"), "{one_turn}");
+    assert!(one_turn.contains("method `casefold`"), "{one_turn}");
+}
+
+#[test]
+fn a_template_of_another_editor_reads_the_same() {
+    let tokenizer = demo();
+    let folder = tempfile::tempdir().unwrap();
+    let config: serde_json::Value =
+        serde_json::from_slice(&fs::read(data("launcher/demo/nano-chat/tokenizer_config.json")).unwrap()).unwrap();
+    let source = config["chat_template"].as_str().unwrap().replace("%}", "%}\n") + "\n";
+    let conversation = [Message::user("Hi\r\nthere"), message(Role::Assistant, "Yes."), Message::user("Bye")];
+    let encode = |name: &str, text: &str| {
+        for name in ["chat_template.jinja", "tokenizer_config.json"] {
+            let _ = fs::remove_file(folder.path().join(name));
+        }
+        fs::write(folder.path().join(name), text).unwrap();
+        let chat = ChatFormat::load(folder.path(), &tokenizer).unwrap();
+        chat.encode(&conversation, &tokenizer).unwrap()
+    };
+    let ids = encode("chat_template.jinja", &source);
+    for end in ["\r\n", "\r"] {
+        let source = source.replace('\n', end);
+        assert_eq!(encode("chat_template.jinja", &source), ids);
+        assert_eq!(encode("chat_template.jinja", &format!("\u{feff}{source}")), ids);
+        for template in [serde_json::json!(source), serde_json::json!([{"name": "default", "template": source}])] {
+            assert_eq!(
+                encode("tokenizer_config.json", &serde_json::json!({"chat_template": template}).to_string()),
+                ids
+            );
+        }
+    }
 }
