@@ -52,7 +52,8 @@ pub(super) fn printf(state: &State, format: &str, values: &Value) -> Result<Stri
             '%' => out.push('%'),
             letter => {
                 let value = named.map_or_else(|| next(&mut unread), Ok)?;
-                pay(state, width)?;
+                let digits = precision.unwrap_or(0).min(MAX_PRECISION);
+                pay(state, width.saturating_add(digits))?;
                 out += &spec.fill(state, letter, &value)?;
             }
         }
