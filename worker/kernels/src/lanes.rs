@@ -158,7 +158,8 @@ pub(crate) trait Lanes: Copy {
     }
 }
 
-/// What the bytes of `x` are to be multiplied by, and what `x` is multiplied by to become them; of zeros both are 0.
+/// What the bytes of `x` are to be multiplied by, and what `x` is multiplied by to become them; of zeros both are 0. What is NaN
+/// counts as nothing, on every instruction set.
 ///
 /// # Safety
 /// The instruction set of `V` is available.
@@ -169,7 +170,8 @@ pub(crate) unsafe fn byte_scale<V: Lanes>(x: &[f32]) -> (f32, f32) {
     let largest = unsafe {
         let mut largest = V::splat(0.0);
         for x in whole {
-            largest = largest.max(V::load(x.as_ptr()).abs());
+            // In this order: of a NaN and a number the instruction gives the second, whatever that is.
+            largest = V::load(x.as_ptr()).abs().max(largest);
         }
         tail.iter().fold(largest.largest(), |largest, x| largest.max(x.abs()))
     };
@@ -349,6 +351,25 @@ mod tests {
     unsafe fn exp_body<V: Lanes>(x: &[f32; LANES]) -> [f32; LANES] {
         // SAFETY: arrays of 16; the instruction set is the caller's promise.
         unsafe { V::load(x.as_ptr()).exp().to_array() }
+    }
+
+    versions! {
+        unsafe fn byte_scale_of(x: &[f32]) -> (f32, f32) = byte_scale
+    }
+
+    #[test]
+    fn a_number_that_is_none_hides_no_other_from_the_scale_of_bytes() {
+        let x: Vec<f32> = (0..3 * LANES + 5).map(|i| i as f32 - 20.0).collect();
+        for isa in Isa::available() {
+            for at in 0..x.len() {
+                let mut spoiled = x.clone();
+                spoiled[at] = f32::NAN;
+                let largest = spoiled.iter().fold(0.0, |largest: f32, x| largest.max(x.abs()));
+                // SAFETY: the ISA is available.
+                let scale = unsafe { byte_scale_of(isa, &spoiled) };
+                assert_eq!(scale, (largest / 127.0, 127.0 / largest), "{isa:?} {at}");
+            }
+        }
     }
 
     #[test]
