@@ -14,7 +14,7 @@ use anyhow::Context;
 use clap::Args;
 use nanoinfer_launch::{
     ClusterConfig,
-    checkpoint::{Checkpoint, Format, Layout},
+    checkpoint::{Checkpoint, Format, Layout, shown},
     cli::environment,
     model::{self, ResolvedModel, has_tokenizer},
     plan::{Placement, Plan},
@@ -107,7 +107,7 @@ fn describe(model: &ResolvedModel, checkpoint: &Checkpoint, text: &mut String) -
         Layout::Linear => "matrices as nn.Linear has them, [out, in]",
     };
     writeln!(text, "checkpoint: {format}; {}; {layout}", types.join(", "))?;
-    for file in &model.weights {
+    for file in checkpoint.files() {
         let bytes = fs::metadata(file).map_or(0, |metadata| metadata.len());
         writeln!(text, "  {}, {}", file.file_name().unwrap_or(Path::new("").as_os_str()).display(), ByteSize(bytes))?;
     }
@@ -142,7 +142,7 @@ fn list_tensors(checkpoint: &Checkpoint, text: &mut String) -> std::fmt::Result 
             Some((_, part)) => format!("h.*.{part}"),
             None => tensor.name.to_owned(),
         };
-        let kind = (name, tensor.dtype.to_string(), format!("{:?}", tensor.shape));
+        let kind = (shown(&name), tensor.dtype.to_string(), format!("{:?}", tensor.shape));
         *kinds.entry(kind).or_insert(0) += 1;
     }
     writeln!(text, "tensors:")?;

@@ -2,7 +2,7 @@
 //!
 //! A name is, in this order: the embedded demo model (`nano-chat`, or nothing typed); a folder; a checkpoint file with
 //! its configuration and tokenizer beside it; a short name of the GPT-2 family; a Hugging Face hub id (`org/name`).
-//! Reads names and shapes of the weights, to know what the configuration leaves open.
+//! Reads names and shapes of the weights, and samples of them, to know what the configuration leaves open.
 
 mod demo;
 mod hub;
@@ -39,11 +39,11 @@ pub struct ResolvedModel {
     pub name: String,
     /// Configuration and tokenizer are here.
     pub folder: PathBuf,
-    /// Files of the checkpoint, in the order of their names.
+    /// Files of the checkpoint, or its index, which stands for them.
     pub weights: Vec<PathBuf>,
     /// Sizes, from `config.json` or the checkpoint itself; the checkpoint agrees with them.
     pub geometry: Geometry,
-    /// Digest of the checkpoint's layout.
+    /// Digest of the checkpoint: names, types, shapes, and samples of every tensor.
     pub fingerprint: u64,
 }
 
@@ -129,13 +129,11 @@ pub enum ModelError {
     /// The checkpoint is none, or not what its configuration says.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    /// The list of a checkpoint's parts is broken.
-    #[error("{}: {reason}", .path.display())]
-    Index {
-        /// The index.
+    /// A part of a split checkpoint is not there.
+    #[error("{} is missing, of which other parts are there\n  hint: fetch it, and the index (model.safetensors.index.json) too", .path.display())]
+    MissingPart {
+        /// Where it should be.
         path: PathBuf,
-        /// What is wrong in it.
-        reason: String,
     },
     /// Only the hub has revisions.
     #[error("--revision {revision} is for models of the hub; `{name}` is not one")]

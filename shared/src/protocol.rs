@@ -219,9 +219,9 @@ impl fmt::Display for Place {
 pub struct LoadOrder {
     /// Sizes of the model.
     pub geometry: Geometry,
-    /// Safetensors files on the coordinator's host; a rank elsewhere may have been told its own path.
+    /// Files of the checkpoint on the coordinator's host, or its index; a rank elsewhere may have been told its own path.
     pub weights: Vec<PathBuf>,
-    /// Digest of the checkpoint's layout: names, types, shapes. Ranks on other hosts must hold the same.
+    /// Digest of the checkpoint: names, types, shapes, and samples of every tensor. Every rank must find the same.
     pub fingerprint: u64,
     /// What to compute on.
     pub device: Device,

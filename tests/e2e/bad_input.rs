@@ -18,11 +18,21 @@ fn refused(arguments: &[&str], code: i32, words: &[&str]) {
 }
 
 /// A copy of heads5 to spoil.
-fn copy_of_heads5(to: &Path) {
+pub(crate) fn copy_of_heads5(to: &Path) {
     for entry in fs::read_dir(golden_folder("heads5")).unwrap() {
         let entry = entry.unwrap();
         fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
     }
+}
+
+/// Sets the first element of a tensor in f32.
+pub(crate) fn spoil(weights: &Path, name: &str, value: f32) {
+    let mut bytes = fs::read(weights).unwrap();
+    let end = 8 + u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..end]).unwrap();
+    let at = end + header[name]["data_offsets"][0].as_u64().unwrap() as usize;
+    bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+    fs::write(weights, bytes).unwrap();
 }
 
 #[test]
@@ -61,6 +71,20 @@ fn a_bad_model_is_named_with_what_is_wrong() {
     }
     fs::write(&config, "{").unwrap();
     refused(&["--model", path], 2, &["config.json"]);
+}
+
+#[test]
+fn a_weight_that_is_no_number_is_named_by_the_rank_that_finds_it() {
+    let dir = tempfile::tempdir().unwrap();
+    copy_of_heads5(dir.path());
+    spoil(&dir.path().join("model.safetensors"), "transformer.ln_f.weight", f32::NAN);
+    let model = ["--model", dir.path().to_str().unwrap(), "--port", "0"];
+    for dtype in ["f32", "bf16", "int8"] {
+        for nproc in ["1", "2"] {
+            let arguments = [&model[..], &["--dtype", dtype, "--nproc", nproc]].concat();
+            refused(&arguments, 1, &["`ln_f.weight` holds NaN (element 0)", "hint: the training diverged"]);
+        }
+    }
 }
 
 #[test]

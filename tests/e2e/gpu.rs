@@ -12,6 +12,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::{
+    bad_input::{copy_of_heads5, spoil},
     fake_gpu::{DRIVER, NCCL, PRODUCTS, compile, launcher_with, libraries, only},
     server::{Server, golden_folder, is_alive, run_to_end, send_signal},
 };
@@ -92,6 +93,28 @@ fn golden_ids_come_out_of_captured_steps() {
         }
         let log = gpus.stop();
         assert_eq!(log.last().unwrap(), "exit: 0 allocations, 0 graphs");
+    }
+}
+
+#[test]
+fn weights_that_are_no_numbers_do_not_reach_a_gpu() {
+    let dir = tempfile::tempdir().unwrap();
+    copy_of_heads5(dir.path());
+    let arguments = ["--model", dir.path().to_str().unwrap(), "--device", "cuda", "--port", "0", "--dtype"];
+    let weights = dir.path().join("model.safetensors");
+    let whole = fs::read(&weights).unwrap();
+    for (tensor, value, dtype, words) in [
+        // Threads fill matrices; vectors come another way.
+        ("h.1.mlp.c_fc.weight", f32::NAN, "bf16", "holds NaN (element [0, 0])"),
+        ("ln_f.bias", f32::NEG_INFINITY, "f32", "holds -inf (element 0)"),
+        ("wte.weight", 65520.0, "f16", "beyond f16"),
+        ("h.0.attn.c_proj.weight", f32::MAX, "bf16", "beyond bf16"),
+    ] {
+        fs::write(&weights, &whole).unwrap();
+        spoil(&weights, &format!("transformer.{tensor}"), value);
+        let (status, log) = run_to_end(launcher_with(libraries(), &[], &[&arguments[..], &[dtype]].concat()));
+        assert!(status.code() == Some(1) && log.contains(&format!("`{tensor}`")), "{log}");
+        assert!(log.contains(words), "{log}");
     }
 }
 

@@ -20,9 +20,10 @@ fn use_file(path: &Path, config: &str) -> bool {
     if checkpoint.check(&geometry).is_err() || geometry.parameters() > MAX_PARAMETERS {
         return false;
     }
+    checkpoint.fingerprint();
     let partition = Partition::new(&geometry, 1).unwrap();
-    Shard::load(&checkpoint, &geometry, partition.share(0), DType::F32, 1).unwrap();
-    true
+    // A byte of a weight may make it no number.
+    Shard::load(&checkpoint, &geometry, partition.share(0), DType::F32, 1).is_ok()
 }
 
 #[test]

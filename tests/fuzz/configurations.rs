@@ -4,6 +4,7 @@ use std::fs;
 
 use nanoinfer_launch::model::{Caches, HubAccess, resolve};
 use nanoinfer_shared::Geometry;
+use nanoinfer_worker::checkpoint::Checkpoint;
 
 use crate::{bound_memory, mutate::Mutator, root};
 
@@ -46,7 +47,8 @@ fn mutated_indexes_never_leave_their_folder() {
     for _ in 0..ROUNDS / 4 {
         fs::write(&index, mutator.mutated(&seed, &WORDS)).unwrap();
         if let Ok(model) = resolve(Some(name), None, &caches) {
-            assert!(model.weights.iter().all(|path| path.parent() == Some(dir.path())), "{:?}", model.weights);
+            let checkpoint = Checkpoint::open(&model.weights).unwrap();
+            assert!(checkpoint.files().all(|path| path.parent() == Some(dir.path())), "{:?}", model.weights);
         }
     }
 }

@@ -2,18 +2,45 @@
 
 use std::fs;
 
+use nanoinfer_shared::Geometry;
 use nanoinfer_worker::checkpoint::Checkpoint;
 
-use crate::{bound_memory, zip::zip};
+use crate::{bound_memory, counting::counted, zip::zip};
 
-/// What opening these bytes is answered with.
-fn refusal(bytes: &[u8]) -> String {
+/// Bytes that opening may ask for, in all, for each of a file's: more would be work that its length does not bound.
+const BYTES_ASKED: usize = 256;
+/// The same for bytes held at once. An instruction of one byte makes a value of 32, in a list that has room for twice as many.
+const BYTES_HELD: usize = 80;
+/// What it asks for, however short the file is.
+const LEAST_BYTES: usize = 1 << 16;
+const LONGEST_MESSAGE: usize = 1000;
+
+/// What opening, refining and checking these bytes is answered with, which costs no more than they are long.
+fn refusal_with(bytes: &[u8], config: &str) -> String {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("pytorch_model.bin");
     fs::write(&path, bytes).unwrap();
-    let error = Checkpoint::open(&[path]).unwrap_err().to_string();
+    let geometry = Geometry::from_config_json(config).unwrap();
+    let open = || {
+        let checkpoint = Checkpoint::open(&[path])?;
+        let geometry = checkpoint.refine(geometry);
+        checkpoint.check(&geometry)?;
+        checkpoint.fingerprint();
+        Ok::<_, nanoinfer_worker::checkpoint::CheckpointError>(())
+    };
+    let (result, held, asked) = counted(open);
+    let error = result.unwrap_err().to_string();
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing was written");
+    let start: String = error.chars().take(LONGEST_MESSAGE).collect();
+    assert!(error.len() <= LONGEST_MESSAGE, "{} bytes: {start}", error.len());
+    assert!(error.chars().all(|c| c == '\n' || !c.is_control()), "{error:?}");
+    assert!(held <= LEAST_BYTES + BYTES_HELD * bytes.len(), "{held} B held for a file of {} B: {error}", bytes.len());
+    assert!(asked <= LEAST_BYTES + BYTES_ASKED * bytes.len(), "{asked} B for a file of {} B: {error}", bytes.len());
     error
+}
+
+fn refusal(bytes: &[u8]) -> String {
+    refusal_with(bytes, "{}")
 }
 
 fn pickled(pickle: &[u8]) -> String {
@@ -116,4 +143,169 @@ fn archives_made_to_do_harm_are_refused() {
     assert!(refusal(&zip(&[("archive/data.pkl", b"."), ("archive/data.pkl", b".")])).contains("one name"));
     assert!(refusal(&zip(&[("archive/version", b"3")])).contains("no data.pkl"));
     assert!(refusal(&zip(&[("a/data.pkl", b"\x80\x02}."), ("a/byteorder", b"big")])).contains("big-endian"));
+}
+
+fn text(text: &str) -> Vec<u8> {
+    [b"X", &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat()
+}
+
+fn tuple(numbers: &[i64]) -> Vec<u8> {
+    let number = |n: &i64| [&b"\x8a\x08"[..], &n.to_le_bytes()].concat();
+    [b"(".to_vec(), numbers.iter().flat_map(number).collect(), b"t".to_vec()].concat()
+}
+
+/// A tensor over storage `key`.
+fn tensor(key: &str, shape: &[i64], strides: &[i64]) -> Vec<u8> {
+    let storage = [text("storage"), b"ctorch\nFloatStorage\n".to_vec(), text(key), text("cpu")].concat();
+    [&b"ctorch._utils\n_rebuild_tensor_v2\n(("[..], &storage, b"K\x04tQK\0", &tuple(shape), &tuple(strides), b"\x89NtR"]
+        .concat()
+}
+
+fn state_dict(pairs: &[(&str, Vec<u8>)]) -> Vec<u8> {
+    let pairs = pairs.iter().flat_map(|(name, value)| [text(name), value.clone()].concat()).collect();
+    [b"\x80\x02}(".to_vec(), pairs, b"u.".to_vec()].concat()
+}
+
+/// With one storage of 16 bytes.
+fn torch_file(pickle: &[u8]) -> Vec<u8> {
+    zip(&[("archive/data.pkl", pickle), ("archive/byteorder", b"little"), ("archive/data/0", &[0; 16])])
+}
+
+#[test]
+fn tensors_that_claim_more_than_there_is_are_not_read() {
+    bound_memory();
+    let huge = [1 << 40, 1 << 20];
+    for (shape, strides) in [
+        // Rows or columns without end, each over the same four numbers; products beyond 64 bits.
+        (huge, [0, 0]),
+        ([1 << 40, 4], [0, 1]),
+        ([4, 1 << 40], [1, 0]),
+        ([5, 1], [0, 1]),
+        ([1 << 62, 1 << 62], [0, 0]),
+        // Views that overlap.
+        ([3, 2], [1, 1]),
+    ] {
+        // Before `check` sees it, the head is compared with the embedding.
+        for head in ["lm_head.weight", "other.weight"] {
+            let view = || tensor("0", &shape, &strides);
+            let error = refusal(&torch_file(&state_dict(&[("wte.weight", view()), (head, view())])));
+            assert!(error.contains("claims more than storage 0 holds"), "{error}");
+        }
+    }
+    // No elements are none too many, whatever else is claimed.
+    let error = refusal(&torch_file(&state_dict(&[("wte.weight", tensor("0", &[0, i64::MAX], &[i64::MAX, 1]))])));
+    assert!(error.contains("`wte.weight` is [0, "), "{error}");
+    let error = refusal(&torch_file(&state_dict(&[("wte.weight", tensor("0", &[1; 9], &[1; 9]))])));
+    assert!(error.contains("unknown way"), "{error}");
+}
+
+#[test]
+fn names_cost_no_more_than_their_length_however_often_they_are_given() {
+    bound_memory();
+    let long = "x".repeat(100_000);
+    let pair = |number: u32| [&b"j"[..], &number.to_le_bytes()].concat();
+    // One name of 100 KB and one tensor, given to 60,000 pairs.
+    let head = [b"\x80\x02}", &text(&long)[..], b"q\x01", &tensor("0", &[2], &[1]), b"q\x0200("].concat();
+    let many = [head, [pair(1), pair(2)].concat().repeat(60_000), b"u.".to_vec()].concat();
+    let error = refusal(&torch_file(&many));
+    assert!(error.contains("twice") && error.contains("xxx…"), "{error}");
+
+    // A storage with a long key, or in a folder with a long name, that 20,000 tensors lie in.
+    let names: Vec<u8> = (0..20_000).flat_map(|i| [text(&i.to_string()), b"h\x02".to_vec()].concat()).collect();
+    let shared = |key: &str| {
+        [b"\x80\x02}".to_vec(), tensor(key, &[2], &[1]), b"q\x020(".to_vec(), names.clone(), b"u.".to_vec()].concat()
+    };
+    assert!(refusal(&torch_file(&shared(&long))).contains("unknown way"));
+    let folder = "f".repeat(60_000);
+    let (pickle, storage) = (format!("{folder}/data.pkl"), format!("{folder}/data/0"));
+    let error = refusal(&zip(&[(pickle.as_str(), &shared("0")[..]), (storage.as_str(), &[0; 16])]));
+    assert!(error.contains("no tensor `wte.weight`"), "{error}");
+    // More tensors than any model has.
+    let names: Vec<u8> = (0..70_000).flat_map(|i| [text(&i.to_string()), b"h\x02".to_vec()].concat()).collect();
+    let many = [b"\x80\x02}".to_vec(), tensor("0", &[2], &[1]), b"q\x020(".to_vec(), names, b"u.".to_vec()].concat();
+    assert!(refusal(&torch_file(&many)).contains("65536 tensors"));
+
+    // A message has the beginning of a name, and of that nothing that moves a cursor.
+    for name in
+        [format!("h.0.{long}"), format!("h.99.{long}"), format!("a.attn.c_q.weight{long}"), "h.0.\u{1b}[2J\n".into()]
+    {
+        let wte = || [("wte.weight", tensor("0", &[1, 2], &[2, 1])), (name.as_str(), tensor("0", &[2], &[1]))];
+        refusal(&torch_file(&state_dict(&wte())));
+    }
+    refusal(&zip(&[("a/data.pkl", &state_dict(&[("a", tensor("\n\u{1b}[2J", &[2], &[1]))])[..])]));
+    refusal(&pickle_file(&[b"c\x1b[2J\n", long.as_bytes(), b"\n."].concat()));
+}
+
+fn pickle_file(program: &[u8]) -> Vec<u8> {
+    torch_file(&[b"\x80\x02", program].concat())
+}
+
+fn safetensors(header: &str, data: usize) -> Vec<u8> {
+    [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &vec![0; data]].concat()
+}
+
+#[test]
+fn headers_of_safetensors_made_to_do_harm_are_refused() {
+    bound_memory();
+    let entry = |name: &str, shape: &str, from: usize, to: usize| {
+        format!(r#""{name}":{{"dtype":"F32","shape":{shape},"data_offsets":[{from},{to}]}}"#)
+    };
+    let file = |entries: &[String], data| safetensors(&format!("{{{}}}", entries.join(",")), data);
+    let long = "n".repeat(1 << 20);
+    for (bytes, reason) in [
+        // Longer than the file, or than any header.
+        ([&u64::MAX.to_le_bytes()[..], b"{}"].concat(), "not a complete checkpoint"),
+        ([&(1u64 << 40).to_le_bytes()[..], b"{}"].concat(), "not a complete checkpoint"),
+        // Data that overlap, leave gaps, or are not there.
+        (file(&[entry("a", "[2]", 0, 8), entry("b", "[2]", 4, 12)], 12), "offset"),
+        (file(&[entry("a", "[2]", 0, 8), entry("b", "[2]", 12, 20)], 20), "offset"),
+        (file(&[entry("a", "[2]", 0, 8)], 4), "not a complete checkpoint"),
+        (file(&[entry("a", "[2]", 0, 8)], 12), "not fully covered"),
+        (file(&[entry("a", "[18446744073709551615,2]", 0, 8)], 8), "overflow"),
+        (file(&[entry(&long, "[3]", 0, 8)], 8), "not a complete checkpoint"),
+        (file(&[entry(&long, "[2]", 4, 12)], 12), "offset"),
+        (file(&[entry("a", &format!("[{}]", vec!["1"; 100_000].join(",")), 0, 4)], 4), "100000 dimensions"),
+        (
+            safetensors(&format!(r#"{{"a":{{"dtype":"{long}","shape":[],"data_offsets":[0,4]}}}}"#), 4),
+            "unknown variant",
+        ),
+        (safetensors(&format!(r#"{{"__metadata__":{{"a":"{long}"}}}}"#), 0), "no tensor `wte.weight`"),
+        // One name twice is one tensor, which the file then is too long for.
+        (file(&[entry("wte.weight", "[1,2]", 0, 8), entry("wte.weight", "[1,2]", 8, 16)], 16), "not a complete"),
+        // No elements, and half elements.
+        (file(&[entry("wte.weight", "[0,2]", 0, 0)], 0), "`wte.weight` is [0, 2]"),
+        (file(&[entry("wte.weight", "[2,0]", 0, 0)], 0), "`wte.weight` is [2, 0]"),
+        (file(&[entry("wte.weight", "[]", 0, 4)], 4), "`wte.weight` is []"),
+        (file(&[entry("wte.weight", "[3]", 0, 2).replace("F32", "F4")], 2), "not a complete checkpoint"),
+    ] {
+        let error = refusal(&bytes);
+        assert!(error.contains(reason), "{reason} in {error}");
+    }
+}
+
+#[test]
+fn a_configuration_of_more_layers_than_there_are_costs_nothing() {
+    bound_memory();
+    let shapes = [
+        ("wte.weight", "[1,1]", 1),
+        ("wpe.weight", "[1,1]", 1),
+        ("ln_f.weight", "[1]", 1),
+        ("h.0.ln_1.weight", "[1]", 1),
+        ("h.0.attn.c_attn.weight", "[1,3]", 3),
+        ("h.0.attn.c_proj.weight", "[1,1]", 1),
+        ("h.0.ln_2.weight", "[1]", 1),
+        ("h.0.mlp.c_fc.weight", "[1,4]", 4),
+        ("h.0.mlp.c_proj.weight", "[4,1]", 4),
+    ];
+    let (mut entries, mut end) = (Vec::new(), 0);
+    for (name, shape, count) in shapes {
+        let start = end;
+        end += 4 * count;
+        entries.push(format!(r#""{name}":{{"dtype":"F32","shape":{shape},"data_offsets":[{start},{end}]}}"#));
+    }
+    // Without biases: that no layer has them must not be asked of every layer.
+    let bytes = safetensors(&format!("{{{}}}", entries.join(",")), end);
+    let config = r#"{"n_layer":16777216,"n_head":1,"n_embd":1,"n_positions":1,"vocab_size":1}"#;
+    let error = refusal_with(&bytes, config);
+    assert!(error.contains("no tensor `h.1.ln_1.weight`"), "{error}");
 }

@@ -5,8 +5,10 @@
 //! - `checkpoints`: safetensors, zip and legacy files of torch, their pickles
 //! - `text`: tokenizer.json, vocab.json, merges.txt, tokenizer_config.json, chat templates
 //! - `configurations`: config.json, the index of a split checkpoint
-//! - `hostile`: pickles and archives made to do harm; each error names the reason
+//! - `hostile`: pickles, archives and headers made to do harm; each error names the reason
+//! - `counting`: what they cost, in bytes asked for
 
+mod counting;
 mod mutate;
 #[path = "../zip.rs"]
 mod zip;

@@ -6,35 +6,49 @@
 //!   h.0.ln_1.{weight,bias} [C]  …  ln_f.{weight,bias} [C]      h.0.attn.c_proj.weight [C, C]
 //!   h.0.mlp.c_fc.weight [C, F]  h.0.mlp.c_proj.weight [F, C]   lm_head.weight [V, C], where it is not wte
 //! ```
-//! Reading order: [`tensor`](TensorSlice) is a view; `names` says which there are; `archive`, `pickle` and `torch` read
-//! files of torch.save; `export` writes safetensors. Opening reads headers only. Pages of a slice are read when the slice
-//! is; they are the file's, not this process's. Does not know ranks.
+//! Reading order: [`tensor`](TensorSlice) is a view; `names` says which there are; `mapped` is a file, `index` says which there
+//! are of a split checkpoint; `archive`, `pickle` and `torch` read files of torch.save; `fingerprint` samples; `export` writes
+//! safetensors. Opening reads headers only. Pages of a slice are read when the slice is; they are the file's, not this process's.
+//! Does not know ranks. Invariant: what opening and checking cost is linear in the length of headers and pickles.
 //! Reference: <https://github.com/huggingface/safetensors>, `torch/serialization.py`.
 
 mod tensor;
 mod names;
+mod mapped;
+mod index;
 mod archive;
 mod pickle;
 mod torch;
+mod fingerprint;
 mod export;
 mod error;
 
 use std::{
-    collections::BTreeMap,
-    fs::File,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
 };
 
-use memmap2::Mmap;
 use nanoinfer_shared::Geometry;
 use safetensors::{Dtype, SafeTensors};
 
 pub(crate) use self::names::expected;
-pub use self::{error::CheckpointError, pickle::PickleError, tensor::TensorSlice};
-use self::{
-    tensor::Stored,
-    torch::{TorchError, TorchFile},
+pub use self::{
+    error::CheckpointError,
+    index::{Index, is_index, parts},
+    names::shown,
+    pickle::PickleError,
+    tensor::TensorSlice,
 };
+use self::{
+    mapped::MappedFile,
+    tensor::Stored,
+    torch::{Contents, TorchError},
+};
+
+/// Most tensors of a checkpoint: those of 5,000 layers.
+const MAX_TENSORS: usize = 1 << 16;
+/// Most dimensions of a tensor: mask buffers have 4.
+const MAX_DIMENSIONS: usize = 8;
 
 /// What is taken for a checkpoint by mistake: how it begins, what it is, and what to do.
 const OTHER_FILES: [(&[u8], &str, &str); 2] = [
@@ -53,11 +67,13 @@ const OTHER_FILES: [(&[u8], &str, &str); 2] = [
 /// An open checkpoint.
 #[derive(Debug)]
 pub struct Checkpoint {
-    files: Vec<Mmap>,
+    files: Vec<MappedFile>,
     format: Format,
     layout: Layout,
     tensors: BTreeMap<String, Stored>,
     config: Option<String>,
+    /// Tensors that were not taken from a file, as the index names another for them.
+    overruled: usize,
 }
 
 /// How the files of a checkpoint are written.
@@ -92,10 +108,11 @@ pub struct TensorInfo<'a> {
 }
 
 impl Checkpoint {
-    /// Maps `files` and reads their headers.
+    /// Maps `files` and reads their headers. An index stands for the files that it lists.
     ///
     /// # Errors
-    /// When a file cannot be opened, is of no known format, holds more than data, or is not GPT-2's.
+    /// When a file cannot be opened, is of no known format, holds more than data, or is not GPT-2's; when a tensor is in two files
+    /// and no index says which is meant, or not in the one that it says.
     pub fn open(files: &[PathBuf]) -> Result<Self, CheckpointError> {
         let mut checkpoint = Self {
             files: Vec::new(),
@@ -103,21 +120,37 @@ impl Checkpoint {
             layout: Layout::Conv1d,
             tensors: BTreeMap::new(),
             config: None,
+            overruled: 0,
         };
         for path in files {
-            checkpoint.add(path)?;
+            if is_index(path) {
+                checkpoint.add_all(&Index::read(path)?)?;
+            } else {
+                checkpoint.add(path, None)?;
+            }
         }
         if let Some((name, (family, why))) =
             checkpoint.tensors.keys().find_map(|name| Some((name, names::other_family(name)?)))
         {
-            return Err(CheckpointError::NotGpt2 { family, tensor: name.clone(), why });
+            return Err(CheckpointError::NotGpt2 { family, tensor: shown(name), why });
         }
         checkpoint.layout = checkpoint.find_layout()?;
         Ok(checkpoint)
     }
 
-    fn add(&mut self, path: &Path) -> Result<(), CheckpointError> {
-        let map = map_file(path)?;
+    fn add_all(&mut self, index: &Index) -> Result<(), CheckpointError> {
+        index.files().try_for_each(|file| self.add(file, Some(index)))?;
+        for (name, file) in index.places() {
+            if self.tensors.get(name).is_none_or(|stored| self.files[stored.file].path != file) {
+                let index = index.path().to_owned();
+                return Err(CheckpointError::NotInFile { name: shown(name), file, index });
+            }
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, path: &Path, index: Option<&Index>) -> Result<(), CheckpointError> {
+        let map = MappedFile::open(path)?;
         let malformed = |reason: String| CheckpointError::Malformed { path: path.to_owned(), reason };
         let torch_error = |error| match error {
             TorchError::Pickle(source) => CheckpointError::Pickle { path: path.to_owned(), source },
@@ -132,14 +165,22 @@ impl Checkpoint {
         } else {
             (Format::Safetensors, read_safetensors(&map).map_err(malformed)?)
         };
+        if contents.tensors.len() > MAX_TENSORS - self.tensors.len() {
+            return Err(malformed(format!("a checkpoint of more than {MAX_TENSORS} tensors is none")));
+        }
         for (name, mut stored) in contents.tensors {
             let bare = names::bare(&name);
             if names::is_mask(bare) {
                 continue;
             }
+            if index.is_some_and(|index| index.is_elsewhere(bare, path)) {
+                self.overruled += 1;
+                continue;
+            }
             stored.file = self.files.len();
-            if self.tensors.insert(bare.to_owned(), stored).is_some() {
-                return Err(CheckpointError::Twice { name: bare.to_owned() });
+            if let Some(first) = self.tensors.insert(bare.to_owned(), stored) {
+                let first = self.files.get(first.file).map_or(path, |file| &file.path).to_owned();
+                return Err(CheckpointError::Twice { name: shown(bare), first, second: path.to_owned() });
             }
         }
         self.format = format;
@@ -183,15 +224,32 @@ impl Checkpoint {
         self.config.as_deref()
     }
 
+    /// Its files, without an index.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(|file| file.path.as_path())
+    }
+
+    /// That nobody wrote to its files since they were opened: asked by whoever has read what it needs.
+    ///
+    /// # Errors
+    /// Names the first that is not as it was.
+    pub fn still_as_opened(&self) -> Result<(), CheckpointError> {
+        match self.files.iter().find(|file| !file.is_as_opened()) {
+            Some(file) => Err(CheckpointError::Changed { path: file.path.clone() }),
+            None => Ok(()),
+        }
+    }
+
     /// All tensors, as they are stored.
     pub fn tensors(&self) -> impl Iterator<Item = TensorInfo<'_>> {
         self.tensors.iter().map(|(name, stored)| TensorInfo { name, dtype: stored.dtype, shape: &stored.shape })
     }
 
     /// `geometry` with what the weights know better than a configuration: how many rows the vocabulary has, padding included,
-    /// and whether the head is a matrix of its own.
+    /// and whether the head is a matrix of its own. Warns of what it overrules.
     pub fn refine(&self, geometry: Geometry) -> Geometry {
-        let vocab_size = self.tensors.get("wte.weight").and_then(|wte| wte.shape.first());
+        // An empty one is no vocabulary, as `check` says then.
+        let vocab_size = self.tensors.get("wte.weight").and_then(|wte| wte.shape.first()).filter(|&&rows| rows > 0);
         let vocab_size = vocab_size.copied().unwrap_or(geometry.vocab_size);
         // A head that is stored twice is still one matrix.
         let tie_word_embeddings = match (self.tensor("wte.weight"), self.tensor("lm_head.weight")) {
@@ -203,6 +261,9 @@ impl Checkpoint {
                 "config.json ties the head to the embedding, but the checkpoint has another: that one is used"
             );
         }
+        if self.overruled > 0 {
+            tracing::warn!("{} tensors are in several files: taken from those that the index names", self.overruled);
+        }
         Geometry { vocab_size, tie_word_embeddings, ..geometry }
     }
 
@@ -211,9 +272,14 @@ impl Checkpoint {
     /// # Errors
     /// Names the first tensor that is missing, misshapen, of a foreign type, or of a layer too many.
     pub fn check(&self, geometry: &Geometry) -> Result<(), CheckpointError> {
+        let in_layers: BTreeSet<&str> = self.tensors.keys().filter_map(|name| Some(names::in_layer(name)?.1)).collect();
+        // A bias that the model does without is in no layer.
+        let leaves_out = |name: &str| {
+            name.ends_with(".bias") && names::in_layer(name).is_none_or(|(_, part)| !in_layers.contains(part))
+        };
         for (name, shape) in names::expected(geometry) {
             let Some(entry) = self.tensors.get(&name) else {
-                if self.leaves_out(&name, geometry.n_layer) {
+                if leaves_out(&name) {
                     continue;
                 }
                 return Err(CheckpointError::Missing { name });
@@ -233,10 +299,10 @@ impl Checkpoint {
         for name in self.tensors.keys() {
             match names::in_layer(name) {
                 Some((layer, _)) if layer >= geometry.n_layer => {
-                    return Err(CheckpointError::Extra { name: name.clone(), n_layer: geometry.n_layer });
+                    return Err(CheckpointError::Extra { name: shown(name), n_layer: geometry.n_layer });
                 }
                 Some((_, part)) if known.iter().all(|(known, _)| *known != part) => {
-                    return Err(CheckpointError::Foreign { name: name.clone() });
+                    return Err(CheckpointError::Foreign { name: shown(name) });
                 }
                 _ => {}
             }
@@ -244,42 +310,18 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Whether `name` is a bias that the model does without: then no layer has it.
-    fn leaves_out(&self, name: &str, n_layer: usize) -> bool {
-        name.ends_with(".bias")
-            && match names::in_layer(name) {
-                Some((_, part)) => (0..n_layer).all(|layer| !self.tensors.contains_key(&format!("h.{layer}.{part}"))),
-                None => true,
-            }
-    }
-
-    /// Digest (FNV-1a) of names, types and shapes: two hosts with different checkpoints almost surely differ in it.
-    pub fn fingerprint(&self) -> u64 {
-        let mut digest = 0xcbf2_9ce4_8422_2325_u64;
-        for (name, entry) in &self.tensors {
-            for byte in format!("{name} {:?} {:?}\n", entry.dtype, entry.shape).bytes() {
-                digest = (digest ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-            }
-        }
-        digest
-    }
-
     /// A tensor by its name without prefixes, matrices as `[in, out]`.
     ///
     /// # Errors
     /// When there is none, or one of more than two dimensions.
     pub fn tensor(&self, name: &str) -> Result<TensorSlice<'_>, CheckpointError> {
-        let entry = self.tensors.get(name).ok_or_else(|| CheckpointError::Missing { name: name.to_owned() })?;
-        let (rows, columns, row_stride, column_stride) = match (&entry.shape[..], &entry.strides[..]) {
-            (&[len], &[stride]) => (1, len, 0, stride),
-            (&[rows, columns], &[row_stride, column_stride]) => (rows, columns, row_stride, column_stride),
-            (shape, _) => {
-                let (name, got) = (name.to_owned(), shape.to_vec());
-                return Err(CheckpointError::Shape { name, expected: vec![0; 2], got });
-            }
-        };
-        let bytes = &self.files[entry.file][entry.start..];
-        let slice = TensorSlice { bytes, dtype: entry.dtype, rows, columns, row_stride, column_stride };
+        let missing = || CheckpointError::Missing { name: name.to_owned() };
+        let (name, entry) = self.tensors.get_key_value(name).ok_or_else(missing)?;
+        let slice = entry.view(name, &self.files[entry.file][entry.start..]).ok_or_else(|| CheckpointError::Shape {
+            name: shown(name),
+            expected: vec![0; 2],
+            got: entry.shape.clone(),
+        })?;
         Ok(if self.layout == Layout::Linear && is_layer_matrix(name) { slice.transposed() } else { slice })
     }
 
@@ -321,26 +363,23 @@ fn is_layer_matrix(name: &str) -> bool {
         .is_some_and(|(_, part)| part.ends_with(".weight") && (part.starts_with("attn.") || part.starts_with("mlp.")))
 }
 
-fn read_safetensors(map: &[u8]) -> Result<TorchFile, String> {
-    let header = SafeTensors::deserialize(map).map_err(|e| e.to_string())?;
-    let stored = |view: &safetensors::tensor::TensorView<'_>| Stored {
-        file: 0,
-        start: view.data().as_ptr().addr() - map.as_ptr().addr(),
-        dtype: view.dtype(),
-        shape: view.shape().to_vec(),
-        strides: Stored::contiguous(view.shape()),
-    };
-    let tensors = header.iter().map(|(name, view)| (name.to_owned(), stored(&view))).collect();
-    Ok(TorchFile { tensors, config: None })
-}
-
-#[allow(unsafe_code)]
-fn map_file(path: &Path) -> Result<Mmap, CheckpointError> {
-    let open = |source| CheckpointError::Open { path: path.to_owned(), source };
-    let file = File::open(path).map_err(open)?;
-    // SAFETY: the map is read-only. Someone who truncates the file under a running server makes it end with SIGBUS, as with
-    // every program that maps its model; contents that change are other numbers, never other types.
-    unsafe { Mmap::map(&file) }.map_err(open)
+fn read_safetensors(map: &[u8]) -> Result<Contents, String> {
+    let header = SafeTensors::deserialize(map).map_err(|e| shown(&e.to_string()))?;
+    let mut tensors = Vec::new();
+    for (name, view) in header.iter() {
+        if view.shape().len() > MAX_DIMENSIONS {
+            return Err(format!("tensor `{}` has {} dimensions", shown(name), view.shape().len()));
+        }
+        let stored = Stored {
+            file: 0,
+            start: view.data().as_ptr().addr() - map.as_ptr().addr(),
+            dtype: view.dtype(),
+            shape: view.shape().to_vec(),
+            strides: Stored::contiguous(view.shape()),
+        };
+        tensors.push((name.to_owned(), stored));
+    }
+    Ok(Contents { tensors, config: None })
 }
 
 #[cfg(test)]

@@ -24,11 +24,13 @@ pub enum WorkerError {
     Checkpoint(#[from] CheckpointError),
     /// This host's checkpoint is not the coordinator's.
     #[error(
-        "rank {rank} holds another checkpoint than the coordinator: its layout has digest {got:016x}, not {expected:016x}"
+        "rank {rank} holds another checkpoint than the coordinator: names, shapes and sampled weights of {} have digest {got:016x}, not {expected:016x}\n  hint: every host needs a copy of the same checkpoint; one that was replaced meanwhile needs a new start", .file.display()
     )]
     Fingerprint {
         /// This rank.
         rank: usize,
+        /// The first of its files.
+        file: PathBuf,
         /// The coordinator's.
         expected: u64,
         /// Ours.

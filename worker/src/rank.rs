@@ -282,11 +282,18 @@ impl Rank {
 
     /// The checkpoint as this host has it, which must be the coordinator's.
     fn open(&self, load: &LoadOrder) -> Result<Checkpoint, WorkerError> {
-        let checkpoint = Checkpoint::open(self.weights.as_ref().unwrap_or(&load.weights))?;
+        let files = self.weights.as_ref().unwrap_or(&load.weights);
+        let checkpoint = Checkpoint::open(files)?;
         checkpoint.check(&load.geometry)?;
         let got = checkpoint.fingerprint();
         if got != load.fingerprint {
-            return Err(WorkerError::Fingerprint { rank: self.identity.rank, expected: load.fingerprint, got });
+            let (rank, expected) = (self.identity.rank, load.fingerprint);
+            return Err(WorkerError::Fingerprint {
+                rank,
+                file: files.first().cloned().unwrap_or_default(),
+                expected,
+                got,
+            });
         }
         Ok(checkpoint)
     }

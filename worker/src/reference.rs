@@ -50,12 +50,13 @@ impl Gpt2Reference {
     /// Loads a checkpoint that was checked against `geometry`, its types widened to f32.
     ///
     /// # Errors
-    /// When a tensor is missing or misshapen.
+    /// When a tensor is missing or misshapen, or a weight is no number.
     pub fn load(checkpoint: &Checkpoint, geometry: Geometry) -> Result<Self> {
         let tensors = checkpoint.of_geometry(&geometry).map_err(candle_core::Error::wrap)?;
-        let tensors = tensors
-            .into_iter()
-            .map(|(name, shape, slice)| Ok((name, Tensor::from_vec(slice.read_matrix(), shape, &Device::Cpu)?)));
+        let tensors = tensors.into_iter().map(|(name, shape, slice)| {
+            let values = slice.read_matrix().map_err(candle_core::Error::wrap)?;
+            Ok((name, Tensor::from_vec(values, shape, &Device::Cpu)?))
+        });
         let vb = VarBuilder::from_tensors(tensors.collect::<Result<_>>()?, DType::F32, &Device::Cpu);
         let (c, f) = (geometry.n_embd, geometry.n_inner);
         let norm = |vb: VarBuilder<'_>| candle_nn::layer_norm(c, f64::from(geometry.layer_norm_epsilon), vb);

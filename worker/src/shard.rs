@@ -75,7 +75,7 @@ impl Shard {
     /// Copies `share` of a checked checkpoint, on `threads` threads.
     ///
     /// # Errors
-    /// When a tensor is missing.
+    /// When a tensor is missing, a weight is no number or too large for `dtype`, or the files are written to meanwhile.
     pub fn load(
         checkpoint: &Checkpoint,
         geometry: &Geometry,
@@ -97,7 +97,7 @@ impl Shard {
             let more = |_| thread::Builder::new().spawn_scoped(scope, load_layers).ok();
             let others: Vec<_> = (1..threads.min(geometry.n_layer)).map_while(more).collect();
             let vocabulary =
-                |name| Ok(packer.rows_as_columns(checkpoint.tensor(name)?, share.vocab.clone(), geometry.n_embd));
+                |name| packer.rows_as_columns(checkpoint.tensor(name)?, share.vocab.clone(), geometry.n_embd);
             let untied_head = (!geometry.tie_word_embeddings).then(|| vocabulary("lm_head.weight")).transpose();
             let outside = vocabulary("wte.weight").and_then(|embedding| Ok((embedding, untied_head?)));
             let mut layers = vec![load_layers()];
@@ -107,13 +107,15 @@ impl Shard {
         let mut layers: Vec<_> = layers?.into_iter().flatten().collect();
         layers.sort_unstable_by_key(|&(layer, _)| layer);
         let (embedding, untied_head) = outside?;
-        Ok(Self {
+        let shard = Self {
             embedding,
             untied_head,
-            positions: checkpoint.tensor("wpe.weight")?.read_matrix(),
+            positions: checkpoint.tensor("wpe.weight")?.read_matrix()?,
             layers: layers.into_iter().map(|(_, layer)| layer).collect(),
             final_norm: LayerNorm::load(checkpoint, geometry, "ln_f")?,
-        })
+        };
+        checkpoint.still_as_opened()?;
+        Ok(shard)
     }
 
     /// What logits are made with.
@@ -155,17 +157,17 @@ impl LayerShard {
         let qkv = (tensor("attn.c_attn.weight")?, bias("attn.c_attn.bias", 3 * c)?);
         let fc = (tensor("mlp.c_fc.weight")?, bias("mlp.c_fc.bias", geometry.n_inner)?);
         Ok(Self {
-            qkv: packer.columns(c, &thirds, qkv, &mut norm_1),
+            qkv: packer.columns(c, &thirds, qkv, &mut norm_1)?,
             norm_1,
             attention_projection: Linear {
-                weights: packer.rows(d, tensor("attn.c_proj.weight")?, thirds[0].clone(), c),
-                bias: bias("attn.c_proj.bias", c)?.read_vector(0..c),
+                weights: packer.rows(d, tensor("attn.c_proj.weight")?, thirds[0].clone(), c)?,
+                bias: bias("attn.c_proj.bias", c)?.read_vector(0..c)?,
             },
-            fc: packer.columns(c, std::slice::from_ref(&share.ffn), fc, &mut norm_2),
+            fc: packer.columns(c, std::slice::from_ref(&share.ffn), fc, &mut norm_2)?,
             norm_2,
             mlp_projection: Linear {
-                weights: packer.rows(FFN_BLOCK, tensor("mlp.c_proj.weight")?, share.ffn.clone(), c),
-                bias: bias("mlp.c_proj.bias", c)?.read_vector(0..c),
+                weights: packer.rows(FFN_BLOCK, tensor("mlp.c_proj.weight")?, share.ffn.clone(), c)?,
+                bias: bias("mlp.c_proj.bias", c)?.read_vector(0..c)?,
             },
         })
     }
@@ -174,7 +176,7 @@ impl LayerShard {
 impl LayerNorm {
     fn load(checkpoint: &Checkpoint, geometry: &Geometry, name: &str) -> Result<Self, CheckpointError> {
         let c = geometry.n_embd;
-        let vector = |part: &str| Ok(checkpoint.vector(&format!("{name}.{part}"), c)?.read_vector(0..c));
+        let vector = |part: &str| checkpoint.vector(&format!("{name}.{part}"), c)?.read_vector(0..c);
         Ok(Self { gain: vector("weight")?, bias: vector("bias")? })
     }
 }

@@ -138,13 +138,13 @@ fn weights_of_torch_are_taken_where_there_are_no_others() {
 fn every_format_is_found_in_its_folder() {
     let root = tempfile::tempdir().unwrap();
     let caches = caches(root.path(), "http://127.0.0.1:9");
-    for (format, weights, n_parts) in [
-        ("split-safetensors", "model-00001-of-00002.safetensors", 2),
-        ("split-bin", "pytorch_model-00001-of-00002.bin", 2),
-        ("dialogpt", "pytorch_model.bin", 1),
-        ("legacy", "pytorch_model.bin", 1),
-        ("untied", "model.safetensors", 1),
-        ("nanogpt", "ckpt.pt", 1),
+    for (format, weights) in [
+        ("split-safetensors", "model.safetensors.index.json"),
+        ("split-bin", "pytorch_model.bin.index.json"),
+        ("dialogpt", "pytorch_model.bin"),
+        ("legacy", "pytorch_model.bin"),
+        ("untied", "model.safetensors"),
+        ("nanogpt", "ckpt.pt"),
     ] {
         let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/formats").join(format);
         let folder = root.path().join(format);
@@ -161,17 +161,21 @@ fn every_format_is_found_in_its_folder() {
         }
         let model = resolve(Some(name), None, &caches).unwrap();
         assert_eq!(model, bare);
-        assert_eq!((&model.weights[0], model.weights.len()), (&folder.join(weights), n_parts), "{format}");
+        assert_eq!(model.weights, [folder.join(weights)], "{format}");
         assert_eq!(model.geometry.tie_word_embeddings, format != "untied");
         assert_eq!(model.geometry.vocab_size, if format == "nanogpt" { 64 } else { 61 });
         // The same by the name of the file, or of the index.
-        let file = match n_parts {
-            1 => folder.join(weights),
-            _ => {
-                fs::read_dir(&folder).unwrap().map(|e| e.unwrap().path()).find(|path| weights::is_index(path)).unwrap()
-            }
-        };
+        let file = folder.join(weights);
         assert_eq!(resolve(Some(file.to_str().unwrap()), None, &caches).unwrap().weights, model.weights);
+        // An index says nothing that its files do not say, as long as each tensor is in one of them.
+        if weights::is_index(&file) {
+            fs::remove_file(&file).unwrap();
+            let without = resolve(Some(name), None, &caches).unwrap();
+            assert_eq!((without.weights.len(), without.fingerprint), (2, model.fingerprint));
+            fs::remove_file(&without.weights[0]).unwrap();
+            let error = resolve(Some(name), None, &caches).unwrap_err().to_string();
+            assert!(error.contains("-00001-of-00002") && error.contains("is missing"), "{error}");
+        }
     }
 }
 
@@ -187,7 +191,8 @@ fn a_split_checkpoint_comes_with_all_its_parts() {
     parts.insert("config.json", golden("formats/split-safetensors/config.json"));
     let hub = FakeHub::start("org/split", parts, None);
     let model = resolve(Some("org/split"), None, &caches(root.path(), &hub.endpoint)).unwrap();
-    let names: Vec<_> = model.weights.iter().map(|path| path.file_name().unwrap().to_str().unwrap()).collect();
+    let checkpoint = Checkpoint::open(&model.weights).unwrap();
+    let names: Vec<_> = checkpoint.files().map(|path| path.file_name().unwrap().to_str().unwrap()).collect();
     assert_eq!(names, ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]);
     let index = model.folder.join("model.safetensors.index.json").display().to_string();
     assert_eq!(resolve_weights(&index, None, &caches(root.path(), "")).unwrap(), model.weights);

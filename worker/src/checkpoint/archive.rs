@@ -6,6 +6,8 @@
 
 use std::{collections::HashMap, ops::Range};
 
+use super::names;
+
 /// Most entries: each tensor has one; gpt2-xl with its optimizer has some 1,800.
 const MAX_ENTRIES: u64 = 1 << 17;
 /// A comment of 64 KB may follow the end record of 22 bytes.
@@ -20,17 +22,15 @@ const IN_EXTRA: u64 = u32::MAX as u64;
 const EXTRA_64: u16 = 1;
 const STORED: u16 = 0;
 
-/// Entries of an archive, by name.
+/// Entries of an archive, by their names below the folder that all are in.
 #[derive(Debug)]
-pub(super) struct Archive {
-    entries: HashMap<String, Range<usize>>,
-    /// Folder that all entries are in, with its `/`; may be empty.
-    pub(super) root: String,
+pub(super) struct Archive<'a> {
+    entries: HashMap<&'a [u8], Range<usize>>,
 }
 
-impl Archive {
+impl<'a> Archive<'a> {
     /// Reads the directory at the end of the archive.
-    pub(super) fn read(bytes: &[u8]) -> Result<Self, String> {
+    pub(super) fn read(bytes: &'a [u8]) -> Result<Self, String> {
         let (count, mut at) = directory(bytes)?;
         if count > MAX_ENTRIES {
             return Err(format!("the archive has {count} entries, more than {MAX_ENTRIES}"));
@@ -44,33 +44,39 @@ impl Archive {
             }
             let (name_len, extra_len, comment_len) =
                 (usize::from(field.u16(28)?), usize::from(field.u16(30)?), usize::from(field.u16(32)?));
-            let name = String::from_utf8_lossy(field.slice(46, name_len)?).into_owned();
+            let name = field.slice(46, name_len)?;
             let extra = field.slice(46 + name_len, extra_len)?;
             let sizes = [field.u32(24)?, field.u32(20)?, field.u32(42)?].map(u64::from);
             let [size, packed, local] = with_extra(sizes, extra)?;
             let method = field.u16(10)?;
             if method != STORED || size != packed {
+                let name = shown_bytes(name);
                 return Err(format!("`{name}` is compressed (method {method}); torch.save stores, use it again"));
             }
-            if let Some(folder) = name.strip_suffix("data.pkl")
-                && (folder.is_empty() || folder.ends_with('/'))
+            if let Some(folder) = name.strip_suffix(b"data.pkl")
+                && (folder.is_empty() || folder.ends_with(b"/"))
             {
-                root.get_or_insert(folder.to_owned());
+                root.get_or_insert(folder);
             }
-            let range = content(bytes, local, size).map_err(|reason| format!("`{name}`: {reason}"))?;
+            let range = content(bytes, local, size).map_err(|reason| format!("`{}`: {reason}", shown_bytes(name)))?;
             if entries.insert(name, range).is_some() {
                 return Err("it has two entries of one name".into());
             }
             at += 46 + name_len + extra_len + comment_len;
         }
         let root = root.ok_or("it has no data.pkl, so that torch.save did not write it")?;
-        Ok(Self { entries, root })
+        let below = |(name, range): (&'a [u8], _)| Some((name.strip_prefix(root)?, range));
+        Ok(Self { entries: entries.into_iter().filter_map(below).collect() })
     }
 
-    /// Where the entry `name`, below the root, lies.
+    /// Where the entry `name` lies.
     pub(super) fn entry(&self, name: &str) -> Option<Range<usize>> {
-        self.entries.get(&format!("{}{name}", self.root)).cloned()
+        self.entries.get(name.as_bytes()).cloned()
     }
+}
+
+fn shown_bytes(name: &[u8]) -> String {
+    names::shown(&String::from_utf8_lossy(name))
 }
 
 /// Number of entries, and where the directory begins.
@@ -127,8 +133,8 @@ fn content(bytes: &[u8], local: u64, size: u64) -> Result<Range<usize>, String> 
 /// Little-endian fields of a record.
 struct Fields<'a>(&'a [u8]);
 
-impl Fields<'_> {
-    fn slice(&self, at: usize, len: usize) -> Result<&[u8], String> {
+impl<'a> Fields<'a> {
+    fn slice(&self, at: usize, len: usize) -> Result<&'a [u8], String> {
         self.0.get(at..at + len).ok_or_else(|| "a record is cut short".into())
     }
 

@@ -44,10 +44,70 @@ pub enum CheckpointError {
         source: PickleError,
     },
     /// Two tensors of one name.
-    #[error("the checkpoint has tensor `{name}` twice")]
+    #[error(
+        "the checkpoint has tensor `{name}` twice, in {} and in {}\n  hint: an index (model.safetensors.index.json) beside the files says which is meant; else remove one of them", .first.display(), .second.display()
+    )]
     Twice {
         /// The tensor, without prefixes.
         name: String,
+        /// A file that has it.
+        first: PathBuf,
+        /// Another, or the same, which then has it under two prefixes.
+        second: PathBuf,
+    },
+    /// The list of a checkpoint's files is broken.
+    #[error("{}: {reason}", .path.display())]
+    Index {
+        /// The index.
+        path: PathBuf,
+        /// What is wrong in it.
+        reason: String,
+    },
+    /// A tensor is not where the index says.
+    #[error(
+        "{} has no tensor `{name}`, but {} says so\n  hint: files and index are of different checkpoints, or the file is an older one; fetch all of them again", .file.display(), .index.display()
+    )]
+    NotInFile {
+        /// The tensor, without prefixes.
+        name: String,
+        /// Where it should be.
+        file: PathBuf,
+        /// The index.
+        index: PathBuf,
+    },
+    /// A weight is NaN or infinite.
+    #[error(
+        "tensor `{name}` holds {value} (element {element}), with which no answer can be computed\n  hint: the training diverged, or the file is damaged; take an earlier checkpoint, or fetch the file again"
+    )]
+    NoNumber {
+        /// The tensor.
+        name: String,
+        /// Which: an index, or `[row, column]` of a matrix `[in, out]`.
+        element: String,
+        /// What it is.
+        value: f32,
+    },
+    /// A weight is too large for the type that was asked for.
+    #[error(
+        "tensor `{name}` holds {value:e} (element {element}), which is beyond {target}\n  hint: --dtype f32 has room for it; but a weight this large mostly means that the file is damaged"
+    )]
+    Overflow {
+        /// The tensor.
+        name: String,
+        /// Which: an index, or `[row, column]` of a matrix `[in, out]`.
+        element: String,
+        /// In the file.
+        value: f32,
+        /// What it was to become.
+        target: &'static str,
+    },
+    /// Somebody wrote to a file while it was read.
+    #[error(
+        "{} was changed while it was read, so that its weights may be of two checkpoints\n  hint: start again when it is complete; a trainer should write another file and rename it", .path.display()
+    )]
+    Changed {
+        /// The file.
+        path: PathBuf,
     },
     /// The weights of another architecture.
     #[error("the checkpoint is a {family} model (tensor `{tensor}`), not GPT-2: {why}")]

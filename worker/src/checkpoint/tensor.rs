@@ -6,12 +6,14 @@
 //! a bias that the file leaves out: one zero, column_stride = 0
 //! ```
 //! So whoever cuts a shard sees one orientation, and nothing is transposed in memory. Invariant: every element lies inside
-//! `bytes`, checked when the file was opened.
+//! `bytes`, checked when the file was opened; and nobody computes with what is no number: reading it is an error.
 
 use std::ops::Range;
 
 use half::{bf16, f16};
 use safetensors::Dtype;
+
+use super::CheckpointError;
 
 /// Where a tensor lies in its file, in units of its elements from `start`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +30,10 @@ pub(super) struct Stored {
 /// One tensor, still in its file.
 #[derive(Clone, Copy, Debug)]
 pub struct TensorSlice<'a> {
+    /// Without prefixes.
+    name: &'a str,
+    /// Type that elements must fit, once they are read.
+    target: Dtype,
     /// From the first element on.
     pub(super) bytes: &'a [u8],
     pub(super) dtype: Dtype,
@@ -48,10 +54,19 @@ impl Stored {
         strides
     }
 
-    /// Whether every element lies within `bytes` bytes from `start`.
+    /// Number of elements; as many as can be counted where they are more.
+    pub(super) fn count(&self) -> usize {
+        self.shape.iter().fold(1, |count, &size| count.saturating_mul(size))
+    }
+
+    /// Whether every element lies within `bytes` bytes from `start`, and they are no more than have room there: a view of stride 0
+    /// could have any number, and whoever reads it would never end.
     pub(super) fn fits(&self, bytes: usize) -> bool {
         if self.shape.contains(&0) {
             return true;
+        }
+        if self.count().saturating_mul(element_bytes(self.dtype)) > bytes {
+            return false;
         }
         let last = self
             .shape
@@ -61,12 +76,47 @@ impl Stored {
         last.and_then(|last| last.checked_add(1)?.checked_mul(element_bytes(self.dtype)))
             .is_some_and(|needed| needed <= bytes)
     }
+
+    /// Which element, from `start`, stands at `index` in the order of the shape.
+    pub(super) fn place(&self, mut index: usize) -> usize {
+        let mut place = 0;
+        for (size, stride) in self.shape.iter().zip(&self.strides).rev() {
+            place += index % size * stride;
+            index /= size;
+        }
+        place
+    }
+
+    /// The tensor, its `bytes` from its start on, as a matrix of rows or a single row; `None` if it has more dimensions or none.
+    pub(super) fn view<'a>(&self, name: &'a str, bytes: &'a [u8]) -> Option<TensorSlice<'a>> {
+        let (rows, columns, row_stride, column_stride) = match (&self.shape[..], &self.strides[..]) {
+            (&[len], &[stride]) => (1, len, 0, stride),
+            (&[rows, columns], &[row_stride, column_stride]) => (rows, columns, row_stride, column_stride),
+            _ => return None,
+        };
+        let (dtype, target) = (self.dtype, Dtype::F32);
+        Some(TensorSlice { name, target, bytes, dtype, rows, columns, row_stride, column_stride })
+    }
 }
 
 impl<'a> TensorSlice<'a> {
     /// A vector of `len` zeros.
     pub(super) fn zeros(len: usize) -> Self {
-        Self { bytes: &[0; 4], dtype: Dtype::F32, rows: 1, columns: len, row_stride: 0, column_stride: 0 }
+        Self {
+            name: "a bias that is left out",
+            target: Dtype::F32,
+            bytes: &[0; 4],
+            dtype: Dtype::F32,
+            rows: 1,
+            columns: len,
+            row_stride: 0,
+            column_stride: 0,
+        }
+    }
+
+    /// The same for elements that will be rounded to `target`: f32, f16 or bf16.
+    pub(crate) fn narrowed_to(self, target: Dtype) -> Self {
+        Self { target, ..self }
     }
 
     /// The same matrix with rows and columns exchanged; nothing moves.
@@ -96,27 +146,71 @@ impl<'a> TensorSlice<'a> {
     }
 
     /// Reads columns `columns` of row `row` into `out`, as f32.
-    pub fn read_row(&self, row: usize, columns: Range<usize>, out: &mut Vec<f32>) {
-        assert!(row < self.rows && columns.end <= self.columns, "the slice lies inside the tensor");
-        self.read(row * self.row_stride + columns.start * self.column_stride, self.column_stride, columns.len(), out);
+    ///
+    /// # Errors
+    /// Names the tensor and the element that is no number, or is infinite in the type it is read for.
+    pub fn read_row(&self, row: usize, columns: Range<usize>, out: &mut Vec<f32>) -> Result<(), CheckpointError> {
+        let from = columns.start;
+        self.copy_out(row, columns, out);
+        let Some(i) = first_beyond(out, infinite_from(self.target)) else { return Ok(()) };
+        let (name, element, value) = (self.name.to_owned(), self.element(row, from + i), out[i]);
+        Err(match value.is_finite() {
+            true => {
+                let target = if self.target == Dtype::F16 { "f16" } else { "bf16" };
+                CheckpointError::Overflow { name, element, value, target }
+            }
+            false => CheckpointError::NoNumber { name, element, value },
+        })
     }
 
     /// Reads part of a vector, as f32.
-    pub fn read_vector(&self, range: Range<usize>) -> Vec<f32> {
+    ///
+    /// # Errors
+    /// As [`TensorSlice::read_row`].
+    pub fn read_vector(&self, range: Range<usize>) -> Result<Vec<f32>, CheckpointError> {
         let mut out = Vec::new();
-        self.read_row(0, range, &mut out);
-        out
+        self.read_row(0, range, &mut out)?;
+        Ok(out)
     }
 
     /// Reads everything row by row, as f32.
-    pub fn read_matrix(&self) -> Vec<f32> {
+    ///
+    /// # Errors
+    /// As [`TensorSlice::read_row`].
+    pub fn read_matrix(&self) -> Result<Vec<f32>, CheckpointError> {
         let mut out = Vec::with_capacity(self.rows * self.columns);
         let mut values = Vec::new();
         for row in 0..self.rows {
-            self.read_row(row, 0..self.columns, &mut values);
+            self.read_row(row, 0..self.columns, &mut values)?;
             out.extend_from_slice(&values);
         }
-        out
+        Ok(out)
+    }
+
+    /// Checks what was made of `values` elements of row `row` together with others: the `i`th of column `column(i)`.
+    ///
+    /// # Errors
+    /// Names the tensor and the element of which no finite number came, and what it was to be.
+    pub(crate) fn check_made(
+        &self,
+        what: &'static str,
+        values: &[f32],
+        row: usize,
+        column: impl Fn(usize) -> usize,
+    ) -> Result<(), CheckpointError> {
+        match first_beyond(values, infinite_from(Dtype::F32)) {
+            None => Ok(()),
+            Some(i) => {
+                let mut value = Vec::new();
+                self.copy_out(row, column(i)..column(i) + 1, &mut value);
+                let (name, element) = (self.name.to_owned(), self.element(row, column(i)));
+                Err(CheckpointError::Overflow { name, element, value: value[0], target: what })
+            }
+        }
+    }
+
+    fn element(&self, row: usize, column: usize) -> String {
+        if self.rows == 1 { format!("{column}") } else { format!("[{row}, {column}]") }
     }
 
     /// The bytes of one row as the file would hold them if rows were contiguous, appended to `out`.
@@ -138,20 +232,41 @@ impl<'a> TensorSlice<'a> {
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
         (self.rows, self.columns) == (other.rows, other.columns)
             && (0..self.rows).all(|row| {
-                self.read_row(row, 0..self.columns, &mut ours);
-                other.read_row(row, 0..self.columns, &mut theirs);
+                self.copy_out(row, 0..self.columns, &mut ours);
+                other.copy_out(row, 0..self.columns, &mut theirs);
                 ours.iter().zip(&theirs).all(|(a, b)| a.to_bits() == b.to_bits())
             })
     }
 
-    fn read(&self, start: usize, stride: usize, len: usize, out: &mut Vec<f32>) {
+    /// As [`TensorSlice::read_row`], whatever the values are.
+    fn copy_out(&self, row: usize, columns: Range<usize>, out: &mut Vec<f32>) {
+        assert!(row < self.rows && columns.end <= self.columns, "the slice lies inside the tensor");
         out.clear();
+        let (start, stride) = (row * self.row_stride + columns.start * self.column_stride, self.column_stride);
+        let (bytes, len) = (self.bytes, columns.len());
         match self.dtype {
-            Dtype::F32 => gather(self.bytes, start, stride, len, out, f32::from_le_bytes),
-            Dtype::F16 => gather(self.bytes, start, stride, len, out, |bytes| f16::from_le_bytes(bytes).to_f32()),
-            Dtype::BF16 => gather(self.bytes, start, stride, len, out, |bytes| bf16::from_le_bytes(bytes).to_f32()),
+            Dtype::F32 => gather(bytes, start, stride, len, out, f32::from_le_bytes),
+            Dtype::F16 => gather(bytes, start, stride, len, out, |bytes| f16::from_le_bytes(bytes).to_f32()),
+            Dtype::BF16 => gather(bytes, start, stride, len, out, |bytes| bf16::from_le_bytes(bytes).to_f32()),
             other => unreachable!("`check` refuses {other:?}"),
         }
+    }
+}
+
+/// The first of `values` whose magnitude has at least the bits of `limit`: NaN too.
+fn first_beyond(values: &[f32], limit: i32) -> Option<usize> {
+    let is_beyond = |x: &f32| (x.to_bits() & i32::MAX as u32) as i32 >= limit;
+    // Without a branch, so that it is done in vectors: every weight comes through here.
+    let any = values.iter().fold(false, |any, x| any | is_beyond(x));
+    if any { values.iter().position(is_beyond) } else { None }
+}
+
+/// The bits of the smallest number that becomes infinite in a type, half a step above its largest.
+fn infinite_from(target: Dtype) -> i32 {
+    match target {
+        Dtype::F16 => 65520f32.to_bits() as i32,
+        Dtype::BF16 => 0x7f7f_8000,
+        _ => f32::INFINITY.to_bits() as i32,
     }
 }
 

@@ -5,16 +5,20 @@ use super::*;
 type Tensors = Vec<(String, Dtype, Vec<usize>)>;
 
 fn write(dir: &Path, tensors: &[(String, Dtype, Vec<usize>)]) -> PathBuf {
+    write_as(&dir.join("model.safetensors"), tensors, 0)
+}
+
+/// With all bytes `byte`.
+fn write_as(path: &Path, tensors: &[(String, Dtype, Vec<usize>)], byte: u8) -> PathBuf {
     let data: Vec<Vec<u8>> = tensors
         .iter()
-        .map(|(_, dtype, shape)| vec![0; shape.iter().product::<usize>() * dtype.bitsize() / 8])
+        .map(|(_, dtype, shape)| vec![byte; shape.iter().product::<usize>() * dtype.bitsize() / 8])
         .collect();
     let views = tensors.iter().zip(&data).map(|((name, dtype, shape), data)| {
         (name.as_str(), safetensors::tensor::TensorView::new(*dtype, shape.clone(), data).unwrap())
     });
-    let path = dir.join("model.safetensors");
-    std::fs::write(&path, safetensors::serialize(views, None).unwrap()).unwrap();
-    path
+    std::fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
+    path.to_owned()
 }
 
 fn geometry() -> Geometry {
@@ -121,7 +125,113 @@ fn a_file_cut_short_or_foreign_is_refused() {
         let error = Checkpoint::open(std::slice::from_ref(&path)).unwrap_err();
         assert!(error.to_string().contains("model.safetensors"), "{error}");
     }
-    File::create(&path).unwrap().write_all(&[255; 64]).unwrap();
+    std::fs::File::create(&path).unwrap().write_all(&[255; 64]).unwrap();
     assert!(Checkpoint::open(&[path]).is_err());
     assert!(Checkpoint::open(&[dir.path().join("absent")]).unwrap_err().to_string().contains("absent"));
+}
+
+/// Two files, of zeros and of other numbers, that both have `shared`, and an index that says so much of each tensor.
+fn split(dir: &Path, shared: &str, place: impl Fn(&str) -> Option<&'static str>) -> (Vec<PathBuf>, PathBuf) {
+    let (ends, begins): (Tensors, Tensors) = whole().into_iter().partition(|(name, ..)| name.starts_with("h.1."));
+    let with = |mut tensors: Tensors| {
+        tensors.extend(whole().into_iter().filter(|(name, ..)| name == shared));
+        tensors.sort();
+        tensors.dedup();
+        tensors
+    };
+    let files = vec![write_as(&dir.join("a"), &with(begins), 0), write_as(&dir.join("b"), &with(ends), 0x11)];
+    let map: serde_json::Map<_, _> =
+        whole().iter().filter_map(|(name, ..)| Some((format!("transformer.{name}"), place(name)?.into()))).collect();
+    let index = dir.join("model.safetensors.index.json");
+    std::fs::write(&index, serde_json::json!({ "weight_map": map }).to_string()).unwrap();
+    (files, index)
+}
+
+fn own(name: &str) -> &'static str {
+    if name.starts_with("h.1.") { "b" } else { "a" }
+}
+
+#[test]
+fn the_index_decides_which_file_a_tensor_is_taken_from() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = |path: &Path| {
+        let checkpoint = Checkpoint::open(&[path.to_owned()]).unwrap();
+        checkpoint.check(&geometry()).unwrap();
+        assert_eq!(checkpoint.files().count(), 2);
+        (checkpoint.tensor("ln_f.weight").unwrap().read_vector(0..1).unwrap()[0], checkpoint.overruled)
+    };
+    let (files, index) = split(dir.path(), "ln_f.weight", |name| Some(own(name)));
+    assert_eq!(first(&index), (0.0, 1));
+    // Without one nobody knows; both are named.
+    let error = Checkpoint::open(&files).unwrap_err().to_string();
+    for part in ["`ln_f.weight` twice", files[0].to_str().unwrap(), files[1].to_str().unwrap(), "hint: an index"] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+    let (_, index) = split(dir.path(), "ln_f.weight", |name| Some(if name == "ln_f.weight" { "b" } else { own(name) }));
+    let (value, overruled) = first(&index);
+    assert!(value > 0.0 && overruled == 1);
+    // One that it does not list is taken where it is, unless it is in both.
+    let (_, index) = split(dir.path(), "none", |name| (name != "ln_f.weight").then(|| own(name)));
+    assert_eq!(first(&index), (0.0, 0));
+    let (_, index) = split(dir.path(), "ln_f.weight", |name| (name != "ln_f.weight").then(|| own(name)));
+    assert!(Checkpoint::open(&[index]).unwrap_err().to_string().contains("`ln_f.weight` twice"));
+}
+
+#[test]
+fn an_index_that_is_wrong_is_told_with_the_tensor_and_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, index) = split(dir.path(), "none", |name| Some(if name == "ln_f.bias" { "b" } else { own(name) }));
+    let error = Checkpoint::open(std::slice::from_ref(&index)).unwrap_err().to_string();
+    for part in ["/b has no tensor `ln_f.bias`", "model.safetensors.index.json says so", "hint: "] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+    let with = |map: &str| {
+        std::fs::write(&index, format!(r#"{{"weight_map":{map}}}"#)).unwrap();
+        Checkpoint::open(std::slice::from_ref(&index)).unwrap_err().to_string()
+    };
+    let error = with(r#"{"wte.weight":"a","transformer.wte.weight":"b"}"#);
+    assert!(error.contains("`wte.weight` twice, in b and in a"), "{error}");
+    assert!(with(r#"{"wte.weight":"c"}"#).contains("/c is missing"));
+    let error = with(&format!(r#"{{"wte.weight":"{}\u001b[2J/"}}"#, "c".repeat(100)));
+    assert!(error.contains("no file name") && !error.contains('\u{1b}'), "{error}");
+    assert!(with(&format!(r#"{{"wte.weight":"{}"}}"#, "/".repeat(100_000))).len() < 1000);
+    // Masks are left out wherever they are said to be.
+    let map: Vec<_> = whole().iter().map(|(name, ..)| format!(r#""{name}":"{}""#, own(name))).collect();
+    std::fs::write(&index, format!(r#"{{"weight_map":{{{},"h.0.attn.bias":"b"}}}}"#, map.join(","))).unwrap();
+    Checkpoint::open(&[index]).unwrap().check(&geometry()).unwrap();
+}
+
+#[test]
+fn the_head_may_be_a_copy_and_the_vocabulary_must_be_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let refined = |head: &[usize], wte: &[usize]| {
+        let mut tensors = whole();
+        tensors.push(("lm_head.weight".into(), Dtype::F16, head.to_vec()));
+        tensors[0].2 = wte.to_vec();
+        let checkpoint = Checkpoint::open(&[write(dir.path(), &tensors)]).unwrap();
+        let geometry = checkpoint.refine(geometry());
+        checkpoint.check(&geometry).map(|()| geometry.tie_word_embeddings).map_err(|e| e.to_string())
+    };
+    assert_eq!(refined(&[7, 4], &[7, 4]), Ok(true));
+    assert!(refined(&[4, 7], &[7, 4]).unwrap_err().contains("lm_head.weight"));
+    assert!(refined(&[0, 4], &[0, 4]).unwrap_err().contains("`wte.weight` is [0, 4]"));
+}
+
+#[test]
+fn types_have_the_largest_number_that_they_have() {
+    let bytes: Vec<u8> = [65519.0f32, 65520.0].iter().flat_map(|x| x.to_le_bytes()).collect();
+    let strides = vec![1];
+    let stored = Stored { file: 0, start: 0, dtype: Dtype::F32, shape: vec![2], strides };
+    let read = |range, dtype| stored.view("name", &bytes).unwrap().narrowed_to(dtype).read_vector(range);
+    read(0..1, Dtype::F16).unwrap();
+    let error = read(0..2, Dtype::F16).unwrap_err().to_string();
+    assert!(error.contains("6.552e4 (element 1)") && error.contains("beyond f16"), "{error}");
+    read(0..2, Dtype::BF16).unwrap();
+}
+
+#[test]
+fn text_of_files_is_cut_and_moves_no_cursor() {
+    assert_eq!(shown("h.0.ln_1.weight"), "h.0.ln_1.weight");
+    assert_eq!(shown("a\nb\u{1b}[2J\u{202e}\"c\\"), "a\\nb\\u{1b}[2J\\u{202e}\"c\\");
+    assert_eq!(shown(&"é".repeat(300)).chars().count(), 201);
 }

@@ -11,12 +11,17 @@
 //! Does not know which tensors GPT-2 has. Reference: `torch/serialization.py`, `_save`, `_legacy_save`, `_load`,
 //! `_legacy_load`.
 
-use std::{collections::HashMap, ops::Range};
+use std::{
+    collections::{BTreeMap, HashMap},
+    ops::Range,
+};
 
 use safetensors::Dtype;
 
 use super::{
+    MAX_DIMENSIONS,
     archive::Archive,
+    names::shown,
     pickle::{Id, Pickle, PickleError, Value},
     tensor::{Stored, element_bytes},
 };
@@ -32,12 +37,12 @@ const WRAPPERS: [&str; 4] = ["model", "state_dict", "model_state_dict", "module"
 const CONFIGS: [&str; 2] = ["model_args", "config"];
 /// How deep a tensor may be wrapped: a Parameter of a subclass of a tensor is 3.
 const MAX_WRAPPING: usize = 4;
-/// Most dimensions of a tensor: mask buffers have 4.
-const MAX_DIMENSIONS: usize = 8;
+/// Longest name of a storage: torch numbers them, and each tensor is looked up by one.
+const MAX_KEY_BYTES: usize = 256;
 
-/// What a torch file holds.
+/// What a file holds.
 #[derive(Debug)]
-pub(super) struct TorchFile {
+pub(super) struct Contents {
     /// Tensors by name; `file` is left 0.
     pub(super) tensors: Vec<(String, Stored)>,
     /// Sizes that stand in the file itself, as the text of a `config.json`.
@@ -60,7 +65,7 @@ impl From<String> for TorchError {
 }
 
 /// Reads a zip archive of torch.save.
-pub(super) fn read_zip(bytes: &[u8]) -> Result<TorchFile, TorchError> {
+pub(super) fn read_zip(bytes: &[u8]) -> Result<Contents, TorchError> {
     let archive = Archive::read(bytes)?;
     if let Some(order) = archive.entry("byteorder")
         && &bytes[order.clone()] != b"little"
@@ -74,7 +79,7 @@ pub(super) fn read_zip(bytes: &[u8]) -> Result<TorchFile, TorchError> {
 }
 
 /// Reads a file as torch before 1.6 wrote it.
-pub(super) fn read_legacy(bytes: &[u8]) -> Result<TorchFile, TorchError> {
+pub(super) fn read_legacy(bytes: &[u8]) -> Result<Contents, TorchError> {
     let mut at = LEGACY_MAGIC.len();
     let mut next = || {
         let pickle = Pickle::read(&bytes[at..])?;
@@ -98,13 +103,13 @@ pub(super) fn read_legacy(bytes: &[u8]) -> Result<TorchFile, TorchError> {
     };
     let mut places = HashMap::new();
     for key in keys_in_order.iter().filter_map(|&id| keys.text(id)) {
-        let unknown = || format!("storage {key} belongs to no tensor");
+        let unknown = || format!("storage {} belongs to no tensor", shown(key));
         let storage = sizes.get(key).ok_or_else(unknown)?;
         let count = bytes.get(at..at + 8).ok_or_else(|| String::from("its end is missing"))?;
         let count = u64::from_le_bytes(count.try_into().expect("8 bytes"));
         let len = usize::try_from(count).ok().and_then(|count| count.checked_mul(element_bytes(storage.dtype)));
         let end = len.and_then(|len| (at + 8).checked_add(len)).filter(|&end| end <= bytes.len());
-        let end = end.ok_or_else(|| format!("storage {key} is cut short"))?;
+        let end = end.ok_or_else(|| format!("storage {} is cut short", shown(key)))?;
         places.insert(key, at + 8..end);
         at = end;
     }
@@ -130,7 +135,8 @@ impl<'a> Storage<'a> {
             Some(&[_, offset, _]) => number(offset)?,
             _ => 0,
         };
-        Ok(Self { dtype: dtype_of(class).ok_or_else(wrong)?, key: pickle.text(parts[2]).ok_or_else(wrong)?, offset })
+        let key = pickle.text(parts[2]).filter(|key| key.len() <= MAX_KEY_BYTES).ok_or_else(wrong)?;
+        Ok(Self { dtype: dtype_of(class).ok_or_else(wrong)?, key, offset })
     }
 }
 
@@ -154,22 +160,25 @@ fn dtype_of(storage_class: &str) -> Option<Dtype> {
 type Place<'a> = &'a dyn Fn(&str) -> Option<Range<usize>>;
 
 /// The state dict in an object, wherever the program that wrote it keeps that.
-fn state_dict(pickle: &Pickle, place: Place<'_>) -> Result<TorchFile, TorchError> {
+fn state_dict(pickle: &Pickle, place: Place<'_>) -> Result<Contents, TorchError> {
+    // Names stay the pickle's until it is known that no two are equal: one that is long may be given to any number of pairs.
     let tensors_of = |dict: Id| -> Result<Vec<(String, Stored)>, TorchError> {
         let Value::Dict(pairs) = pickle.get(dict) else { return Ok(Vec::new()) };
-        let mut tensors = Vec::new();
+        let mut tensors = BTreeMap::new();
         for &(name, value) in pairs {
-            if let (Some(name), Some(tensor)) = (pickle.text(name), tensor(pickle, value, place)?) {
-                tensors.push((name.to_owned(), tensor));
+            if let (Some(name), Some(tensor)) = (pickle.text(name), tensor(pickle, value, place)?)
+                && tensors.insert(name, tensor).is_some()
+            {
+                return Err(TorchError::Malformed(format!("it has tensor `{}` twice", shown(name))));
             }
         }
-        Ok(tensors)
+        Ok(tensors.into_iter().map(|(name, tensor)| (name.to_owned(), tensor)).collect())
     };
     for inner in WRAPPERS.iter().filter_map(|name| pickle.lookup(pickle.root, name)).chain([pickle.root]) {
         let tensors = tensors_of(inner)?;
         if !tensors.is_empty() {
             let config = CONFIGS.iter().find_map(|name| config(pickle, pickle.lookup(pickle.root, name)?));
-            return Ok(TorchFile { tensors, config });
+            return Ok(Contents { tensors, config });
         }
     }
     Err(TorchError::Malformed("there is no state dict in it".into()))
@@ -234,13 +243,15 @@ fn rebuild(pickle: &Pickle, parts: &[Id], place: Place<'_>) -> Result<Stored, To
         return Err(wrong());
     }
     let width = element_bytes(storage.dtype);
-    let lost = || TorchError::Malformed(format!("storage {} is missing", storage.key));
+    let lost = || TorchError::Malformed(format!("storage {} is missing", shown(storage.key)));
     let range = place(storage.key).ok_or_else(lost)?;
     let start = number(offset)?.checked_add(storage.offset).and_then(|offset| offset.checked_mul(width));
     let start = start.and_then(|start| start.checked_add(range.start)).ok_or_else(wrong)?;
     let stored = Stored { file: 0, start, dtype: storage.dtype, shape, strides };
     if start > range.end || !stored.fits(range.end - start) {
-        return Err(TorchError::Malformed(format!("a tensor reaches beyond storage {}", storage.key)));
+        let shape = &stored.shape;
+        let key = shown(storage.key);
+        return Err(TorchError::Malformed(format!("a tensor of {shape:?} claims more than storage {key} holds")));
     }
     Ok(stored)
 }

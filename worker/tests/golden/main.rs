@@ -3,6 +3,7 @@
 //! The golden data and the scripts that made it are in `tests/golden`. Index:
 //! - [`quality`]: perplexity of rounded types beside f32, also where channels are large; a rounded KV cache
 //! - [`formats`]: every format of checkpoints and every option of a configuration
+//! - [`refused`]: weights that are no numbers, or not the coordinator's
 //! - `logits_and_greedy_ids_agree_with_transformers`: every model, nproc 1, 2, 3, 5, shm and tcp; shm = tcp bit for bit
 //! - `a_batch_equals_each_alone`, `chunks_equal_the_whole`: bit for bit
 //! - `rounded_types_stay_near_and_shm_equals_tcp`: bf16, int8
@@ -14,6 +15,7 @@
 mod formats;
 mod quality;
 mod ranks;
+mod refused;
 
 use std::{
     collections::BTreeMap,

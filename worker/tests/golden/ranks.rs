@@ -55,24 +55,7 @@ impl Ranks {
     }
 
     pub(crate) fn start_with(order: LoadOrder, world: usize) -> Self {
-        let comm = order.comm;
-        let segment = ShmSegment::create(world).unwrap();
-        let (mut links, mut threads) = (Vec::new(), Vec::new());
-        for rank in 0..world {
-            let (ours, theirs) = in_memory();
-            links.push(ours);
-            let setup = RankSetup {
-                link: theirs,
-                identity: Identity { build_id: "test".into(), world, rank, host: String::new() },
-                epoch: 0,
-                segment: (comm == CommKind::Shm).then(|| segment.try_clone().unwrap()),
-                weights: None,
-                data_host: "127.0.0.1".into(),
-                on_lost: OnLost::Return,
-            };
-            threads.push(std::thread::spawn(move || run(setup)));
-        }
-        let mut ranks = Self { links, threads, step: 0 };
+        let mut ranks = Self::join(order.comm, &vec![None; world]);
         ranks.send(&ToRank::Load(order));
         let peers = ranks.receive(|message| match message {
             FromRank::Loaded(report) => report.data_address.unwrap_or_default(),
@@ -81,6 +64,42 @@ impl Ranks {
         ranks.send(&ToRank::Start(StartOrder { kv_blocks: KV_BLOCKS, peers, nccl_id: None, link_key: [3; 32] }));
         ranks.receive(|message| assert!(matches!(message, FromRank::Ready), "{message:?}"));
         ranks
+    }
+
+    /// Ranks that wait for their order, each with a copy of the checkpoint of its own where one is given.
+    fn join(comm: CommKind, copies: &[Option<PathBuf>]) -> Self {
+        let world = copies.len();
+        let segment = ShmSegment::create(world).unwrap();
+        let (mut links, mut threads) = (Vec::new(), Vec::new());
+        for (rank, copy) in copies.iter().enumerate() {
+            let (ours, theirs) = in_memory();
+            links.push(ours);
+            let setup = RankSetup {
+                link: theirs,
+                identity: Identity { build_id: "test".into(), world, rank, host: String::new() },
+                epoch: 0,
+                segment: (comm == CommKind::Shm).then(|| segment.try_clone().unwrap()),
+                weights: copy.clone().map(|path| vec![path]),
+                data_host: "127.0.0.1".into(),
+                on_lost: OnLost::Return,
+            };
+            threads.push(std::thread::spawn(move || run(setup)));
+        }
+        Self { links, threads, step: 0 }
+    }
+
+    /// What ranks answer to an order to load: nothing, or why they do not.
+    pub(crate) fn load(order: LoadOrder, copies: &[Option<PathBuf>]) -> Vec<Option<String>> {
+        let mut ranks = Self::join(order.comm, copies);
+        ranks.send(&ToRank::Load(order));
+        let answers = ranks.receive(|message| match message {
+            FromRank::Loaded(_) => None,
+            FromRank::Failed(reason) => Some(reason),
+            other => panic!("{other:?}"),
+        });
+        drop(ranks.links);
+        ranks.threads.into_iter().for_each(|thread| drop(thread.join().unwrap()));
+        answers
     }
 
     pub(crate) fn send(&mut self, message: &ToRank) {

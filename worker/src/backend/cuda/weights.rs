@@ -13,6 +13,7 @@ use std::{ops::Range, slice::from_ref, sync::Mutex, thread};
 use half::{bf16, f16};
 use nanoinfer_kernels::cuda::{Element, row_stride};
 use nanoinfer_shared::{Geometry, Share};
+use safetensors::Dtype;
 
 use super::{
     error::GpuError,
@@ -20,7 +21,7 @@ use super::{
 };
 use crate::{
     WorkerError,
-    checkpoint::{Checkpoint, TensorSlice},
+    checkpoint::{Checkpoint, CheckpointError, TensorSlice},
 };
 
 /// Bytes that are copied at once.
@@ -97,6 +98,9 @@ impl Weights {
 
     /// Copies `share` of a checked checkpoint, read by `threads` threads.
     ///
+    /// # Errors
+    /// When the GPU fails, a tensor is missing, a weight is no number or too large for `element`, or the files are written to meanwhile.
+    ///
     /// # Panics
     /// When the system gives no thread.
     pub(super) fn load(
@@ -124,6 +128,7 @@ impl Weights {
             .map(|layer| loader.layer(checkpoint, geometry, share, layer))
             .collect::<Result<_, _>>()?;
         let final_norm = loader.norm(checkpoint, "ln_f", geometry.n_embd)?;
+        checkpoint.still_as_opened()?;
         Ok(Self { embedding, untied_head, positions, layers, final_norm })
     }
 
@@ -220,6 +225,11 @@ impl<'a> Loader<'a> {
         inputs: Range<usize>,
         outputs: &[Range<usize>],
     ) -> Result<Memory, WorkerError> {
+        let tensor = tensor.narrowed_to(match self.element {
+            Element::F32 => Dtype::F32,
+            Element::F16 => Dtype::F16,
+            Element::Bf16 => Dtype::BF16,
+        });
         let stride = row_stride(inputs.len());
         let row_bytes = stride * self.element.bytes();
         let strip = |first: usize, end: usize| first..end.min(first + STRIP_OUTPUTS);
@@ -246,7 +256,7 @@ impl<'a> Loader<'a> {
                     for (block, first) in inputs.clone().step_by(BLOCK_INPUTS).enumerate() {
                         columns.clear();
                         for input in first..inputs.end.min(first + BLOCK_INPUTS) {
-                            tensor.read_row(input, strip.clone(), &mut values);
+                            tensor.read_row(input, strip.clone(), &mut values)?;
                             columns.extend_from_slice(&values);
                         }
                         for (output, row) in rows.chunks_exact_mut(stride).enumerate() {
@@ -256,13 +266,15 @@ impl<'a> Loader<'a> {
                     }
                     narrow(&rows, self.element, place);
                 }
+                Ok::<_, CheckpointError>(())
             };
             thread::scope(|scope| {
                 // Where the system gives fewer threads, those take more strips.
                 let more = |_| thread::Builder::new().spawn_scoped(scope, fill_strips).ok();
-                (1..self.threads.min(strips.len())).map_while(more).for_each(drop);
-                fill_strips();
-            });
+                let others: Vec<_> = (1..self.threads.min(strips.len())).map_while(more).collect();
+                let ours = fill_strips();
+                others.into_iter().map(|other| other.join().expect("loading does not panic")).fold(ours, Result::and)
+            })?;
             offset = self.send(&memory, offset, CHUNK_BYTES)?;
         }
         self.send(&memory, offset, 1)?;
@@ -281,7 +293,7 @@ impl<'a> Loader<'a> {
         let (mut offset, mut values) = (0, Vec::new());
         for index in rows {
             for range in columns {
-                tensor.read_row(index, range.clone(), &mut values);
+                tensor.read_row(index, range.clone(), &mut values)?;
                 self.pending.extend_from_slice(bytemuck::cast_slice(&values));
             }
             offset = self.send(&memory, offset, CHUNK_BYTES)?;

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use super::{Id, PickleError, Value};
+use super::{super::names::shown, Id, PickleError, Value};
 
 /// Most values in one.
 const MAX_VALUES: usize = 1 << 20;
@@ -268,7 +268,7 @@ impl<'a> Machine<'a> {
         let global = format!("{module}.{name}");
         match ALLOWED.iter().find(|allowed| **allowed == global) {
             Some(allowed) => self.push(Value::Global(allowed)),
-            None => Err(PickleError::Refused { global: global.chars().take(200).collect() }),
+            None => Err(PickleError::Refused { global: shown(&global) }),
         }
     }
 
