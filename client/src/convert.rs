@@ -4,11 +4,12 @@
 
 use std::{fs, io, path::PathBuf};
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use nanoinfer_launch::{
     checkpoint::Checkpoint,
     cli::environment,
+    json,
     model::{self, ResolvedModel, has_tokenizer},
 };
 use serde_json::{Map, Value};
@@ -76,10 +77,20 @@ pub(crate) fn run(options: &ConvertOptions) -> Result<(), Failure> {
 /// The model's own configuration, where it has one, with what the checkpoint knew better.
 fn config_text(model: &ResolvedModel) -> anyhow::Result<String> {
     let mut config: Map<String, Value> = match fs::read(model.folder.join("config.json")) {
-        Ok(text) => serde_json::from_slice(&text).context("config.json")?,
+        Ok(text) => match json::parse(&text).context("config.json")? {
+            Value::Object(config) => config,
+            _ => bail!("config.json is no JSON object"),
+        },
         Err(_) => Map::new(),
     };
     let known: Map<String, Value> = serde_json::from_str(&model.geometry.to_config_json()).context("our own JSON")?;
     config.extend(known);
+    config.retain(|field, value| {
+        let is_json = json::not_finite_fields(value).is_empty();
+        if !is_json {
+            println!("note: `{field}` of config.json is left out: it has a number that JSON has not");
+        }
+        is_json
+    });
     Ok(format!("{:#}\n", Value::Object(config)))
 }

@@ -27,7 +27,7 @@ pub use cluster::{Cluster, ClusterConfig};
 pub use error::LaunchError;
 pub use nanoinfer_coordinator::{explanation, handle, names::closest, request, status, text};
 pub use nanoinfer_shared::{
-    Geometry, Partition, Share,
+    Geometry, Partition, Share, json,
     protocol::{BLOCK_TOKENS, Category, DType, StepTimes},
 };
 pub use nanoinfer_worker::{checkpoint, limits, reference};

@@ -210,7 +210,8 @@ fn read(name: Option<&str>, place: Place, needs_tokenizer: bool) -> Result<Resol
         Some(text) => parse(&weights[0], text)?,
         None => beside.ok_or_else(no_config)?,
     };
-    let geometry = checkpoint.refine(geometry);
+    let mut geometry = checkpoint.refine(geometry);
+    geometry.keep_known_ends();
     checkpoint.check(&geometry)?;
     if needs_tokenizer && !has_tokenizer(&place.folder) {
         return Err(missing(

@@ -6,6 +6,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::json::{self, show};
+
 /// Sizes and switches of one GPT-2 model. All sizes are global, never a rank's share.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Geometry {
@@ -104,12 +106,13 @@ pub enum GeometryError {
 }
 
 impl Geometry {
-    /// Parses the text of a `config.json`, with the defaults of `transformers`' `GPT2Config`.
+    /// Parses the text of a `config.json`, with the defaults of `transformers`' `GPT2Config`. An end of text that no
+    /// vocabulary can have, like −1, is left out with a warning.
     ///
     /// # Errors
     /// Names the field that is missing, ill-typed, zero, or asks for what GPT-2 is not.
     pub fn from_config_json(text: &str) -> Result<Self, GeometryError> {
-        let value: Value = serde_json::from_str(text).map_err(|e| GeometryError::NotJson(e.to_string()))?;
+        let value = json::parse(text.as_bytes()).map_err(|e| GeometryError::NotJson(e.to_string()))?;
         let Value::Object(_) = &value else {
             return Err(GeometryError::NotJson("the top level is no object".into()));
         };
@@ -144,6 +147,13 @@ impl Geometry {
             tie_word_embeddings: flag(&value, "tie_word_embeddings", true)?,
             eos_token_ids: token_ids(&value, "eos_token_id", 50256)?,
         })
+    }
+
+    /// Leaves out ends of text that the vocabulary has not, with a warning: they are never drawn, so nothing ends by
+    /// them. For when the rows of the embedding are known.
+    pub fn keep_known_ends(&mut self) {
+        let vocab_size = self.vocab_size;
+        self.eos_token_ids.retain(|&id| is_known_end("config.json", i64::from(id), vocab_size));
     }
 
     /// Width `D` of one head.
@@ -221,7 +231,7 @@ fn size(config: &Value, names: &[&'static str], default: Option<usize>) -> Resul
     match (found, default) {
         (Some((name, value)), _) => match value.as_u64() {
             Some(n) if (1..=LIMIT).contains(&n) => Ok(n as usize),
-            _ => Err(wrong(name, value.to_string())),
+            _ => Err(wrong(name, show(value))),
         },
         (None, Some(default)) => Ok(default),
         (None, None) => Err(wrong(names[0], "nothing".into())),
@@ -232,7 +242,7 @@ fn flag(config: &Value, field: &'static str, default: bool) -> Result<bool, Geom
     match config.get(field) {
         None | Some(Value::Null) => Ok(default),
         Some(Value::Bool(b)) => Ok(*b),
-        Some(other) => Err(GeometryError::Field { field, expected: "true or false", got: other.to_string() }),
+        Some(other) => Err(GeometryError::Field { field, expected: "true or false", got: show(other) }),
     }
 }
 
@@ -244,7 +254,7 @@ fn epsilon(config: &Value) -> Result<f32, GeometryError> {
             _ => Err(GeometryError::Field {
                 field: "layer_norm_epsilon",
                 expected: "a number between 0 and 1",
-                got: value.to_string(),
+                got: show(value),
             }),
         },
     }
@@ -254,7 +264,7 @@ fn activation(config: &Value) -> Result<Activation, GeometryError> {
     let name = match config.get("activation_function") {
         None | Some(Value::Null) => "gelu_new",
         Some(Value::String(name)) => name,
-        Some(other) => return Err(unknown_activation(other.to_string())),
+        Some(other) => return Err(unknown_activation(show(other))),
     };
     Ok(match name {
         "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Activation::GeluTanh,
@@ -277,15 +287,40 @@ fn unknown_activation(got: String) -> GeometryError {
 }
 
 fn token_ids(config: &Value, field: &'static str, default: u32) -> Result<Vec<u32>, GeometryError> {
-    let wrong =
-        |got: &Value| GeometryError::Field { field, expected: "a token id or a list of them", got: got.to_string() };
-    let one = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(|| wrong(value));
-    match config.get(field) {
-        None => Ok(vec![default]),
-        Some(Value::Null) => Ok(Vec::new()),
-        Some(Value::Array(ids)) => ids.iter().map(one).collect(),
-        Some(value) => Ok(vec![one(value)?]),
+    let Some(value) = config.get(field) else {
+        return Ok(vec![default]);
+    };
+    let ids = whole_numbers(value).ok_or_else(|| GeometryError::Field {
+        field,
+        expected: "a token id or a list of them",
+        got: show(value),
+    })?;
+    // How many rows the vocabulary has is not known yet.
+    Ok(ids
+        .into_iter()
+        .filter(|&id| is_known_end("config.json", id, 1 << 32))
+        .filter_map(|id| id.try_into().ok())
+        .collect())
+}
+
+/// A field that holds token ids: none, one or a list of them. Negative ones and too large ones are whole numbers too;
+/// those that no integer can hold count as the largest. `None` where it is of another kind.
+pub fn whole_numbers(value: &Value) -> Option<Vec<i64>> {
+    let one = |value: &Value| value.as_i64().or_else(|| value.as_u64().map(|_| i64::MAX));
+    match value {
+        Value::Null => Some(Vec::new()),
+        Value::Array(ids) => ids.iter().map(one).collect(),
+        value => Some(vec![one(value)?]),
     }
+}
+
+/// Whether an end of text is in a vocabulary of so many tokens; says so where it is not.
+pub fn is_known_end(file: &str, id: i64, vocab_size: usize) -> bool {
+    let known = usize::try_from(id).is_ok_and(|id| id < vocab_size);
+    if !known {
+        tracing::warn!("{file}: eos_token_id {id} is not in the model's vocabulary, so no text ends by it");
+    }
+    known
 }
 
 #[cfg(test)]
@@ -322,6 +357,31 @@ mod tests {
         ] {
             let geometry = Geometry::from_config_json(text).unwrap();
             assert_eq!(Geometry::from_config_json(&geometry.to_config_json()).unwrap(), geometry);
+        }
+    }
+
+    #[test]
+    fn what_nobody_reads_may_be_infinite_and_what_is_read_is_named() {
+        let text = "\u{feff}{\"n_head\": 12, \"some_limit\": Infinity, \"other\": [NaN, 1e999]}";
+        assert_eq!(Geometry::from_config_json(text).unwrap(), Geometry::from_config_json("{}").unwrap());
+        for field in ["n_embd", "layer_norm_epsilon", "tie_word_embeddings", "activation_function", "eos_token_id"] {
+            let error = Geometry::from_config_json(&format!("{{\"{field}\": -Infinity}}")).unwrap_err().to_string();
+            assert!(error.contains(&format!("`{field}`")) && error.ends_with("got -Infinity"), "{error}");
+        }
+    }
+
+    #[test]
+    fn ends_that_the_vocabulary_has_not_are_left_out() {
+        let ends = |ids: &str| {
+            let text = format!(r#"{{"vocab_size": 4096, "eos_token_id": {ids}}}"#);
+            let mut geometry = Geometry::from_config_json(&text)?;
+            geometry.keep_known_ends();
+            Ok::<_, GeometryError>(geometry.eos_token_ids)
+        };
+        assert_eq!(ends("50256").unwrap(), [0_u32; 0]);
+        assert_eq!(ends("[-1, 7, 4095, 4096, 18446744073709551615]").unwrap(), [7, 4095]);
+        for wrong in ["1.5", "\"x\"", "[[1]]", "true", "{}"] {
+            assert!(ends(wrong).unwrap_err().to_string().contains("`eos_token_id` should be a token id"), "{wrong}");
         }
     }
 

@@ -1,11 +1,12 @@
 //! What every NanoInfer process agrees on, and nothing more.
 //!
-//! Reading order: a model's [`geometry`] is dealt out by a [`partition`]; the coordinator and its ranks talk
-//! in the messages of [`protocol`], carried by a [`link`] after a [`handshake`] at a [`door`]; the ranks add up partial
+//! Reading order: a model's [`geometry`], read from [`json`], is dealt out by a [`partition`]; the coordinator and its ranks
+//! talk in the messages of [`protocol`], carried by a [`link`] after a [`handshake`] at a [`door`]; the ranks add up partial
 //! results through a [`comm`]unicator.
 //!
 //! This crate does not know HTTP, text, the tensors of any library, CUDA, or scheduling.
 
+pub mod json;
 pub mod geometry;
 pub mod partition;
 pub mod protocol;

@@ -57,6 +57,14 @@ fn convert_makes_a_folder_that_is_a_model() {
     let config: serde_json::Value = serde_json::from_slice(&fs::read(to.join("config.json")).unwrap()).unwrap();
     assert_eq!(config["task_specific_params"]["conversational"]["max_length"], 1000);
     assert_eq!(config["vocab_size"], 61);
+    // What JSON has no number for is left out aloud, so that others can read the file.
+    let python = fs::read_to_string(to.join("config.json")).unwrap().replacen('{', "{\"some_limit\": Infinity,", 1);
+    fs::write(to.join("config.json"), format!("\u{feff}{python}")).unwrap();
+    let again = dir.path().join("again");
+    let text = said(&["convert", to.to_str().unwrap(), again.to_str().unwrap()]);
+    assert!(text.contains("`some_limit` of config.json is left out"), "{text}");
+    let read: serde_json::Value = serde_json::from_slice(&fs::read(again.join("config.json")).unwrap()).unwrap();
+    assert_eq!(read, config);
 }
 
 #[test]

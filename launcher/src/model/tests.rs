@@ -277,3 +277,32 @@ fn incomplete_folders_and_slips_are_named() {
     fs::write(&index, r#"{"weight_map":{"a":"absent.safetensors"}}"#).unwrap();
     assert!(say(&path).contains("absent.safetensors is missing"));
 }
+
+#[test]
+fn configurations_as_windows_and_python_write_them_are_read() {
+    let root = tempfile::tempdir().unwrap();
+    let caches = caches(root.path(), "http://127.0.0.1:9");
+    let folder = root.path().join("marked");
+    fs::create_dir(&folder).unwrap();
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/formats/split-safetensors");
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        fs::copy(entry.path(), folder.join(entry.file_name())).unwrap();
+    }
+    let name = folder.to_str().unwrap();
+    let plain = resolve_checkpoint(Some(name), None, &caches).unwrap();
+    for file in ["config.json", "model.safetensors.index.json"] {
+        let text = fs::read_to_string(folder.join(file)).unwrap();
+        let text = text.trim_start().replacen('{', "{\"some_limit\": Infinity, \"other\": [-Infinity, NaN],", 1);
+        fs::write(folder.join(file), format!("\u{feff}{text}")).unwrap();
+    }
+    assert_eq!(resolve_checkpoint(Some(name), None, &caches).unwrap(), plain);
+    // Ends of text that the embedding has no row for, whatever the configuration says of its size.
+    let config = fs::read_to_string(folder.join("config.json")).unwrap();
+    let mut twice = config.trim_start_matches('\u{feff}').trim_end().trim_end_matches('}').to_owned();
+    twice += ", \"eos_token_id\": [-1, 3, 50256], \"vocab_size\": 60000}";
+    fs::write(folder.join("config.json"), twice).unwrap();
+    assert_eq!(resolve_checkpoint(Some(name), None, &caches).unwrap().geometry.eos_token_ids, [3]);
+    fs::write(folder.join("config.json"), "{\"n_embd\": Infinity}").unwrap();
+    let error = resolve_checkpoint(Some(name), None, &caches).unwrap_err().to_string();
+    assert!(error.contains("config.json") && error.contains("`n_embd`") && error.ends_with("got Infinity"), "{error}");
+}

@@ -11,6 +11,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use nanoinfer_shared::json;
+
 use super::{CheckpointError, names};
 
 const SUFFIX: &str = ".index.json";
@@ -90,7 +92,7 @@ impl Index {
 
 /// File names by names of tensors.
 fn places(text: &str) -> Result<BTreeMap<String, String>, String> {
-    let index: serde_json::Value = serde_json::from_str(text).map_err(|e| names::shown(&e.to_string()))?;
+    let index = json::parse(text.as_bytes()).map_err(|e| names::shown(&e.to_string()))?;
     let map = index.get("weight_map").and_then(|map| map.as_object()).ok_or("there is no `weight_map`")?;
     let place = |(name, file): (&String, &serde_json::Value)| match file.as_str() {
         Some(file) if Path::new(file).file_name() == Some(file.as_ref()) => Ok((name.clone(), file.to_owned())),
