@@ -102,7 +102,7 @@ pub(crate) fn engine(handle: EngineHandle) -> TextEngine {
 /// The events of an engine that says `reply` and then ends the text, as far as the request's limits allow.
 pub(crate) fn speak(request: &Request, reply: &str) -> Vec<Event> {
     let tokenizer = &demo_text().tokenizer;
-    let mut ids = tokenizer.encode(reply, Specials::Match);
+    let mut ids = tokenizer.encode(reply, Specials::Match).unwrap();
     ids.push(4095);
     speak_tokens(request, &ids)
 }

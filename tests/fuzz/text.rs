@@ -12,7 +12,7 @@ const ROUNDS: u64 = 600;
 /// Loads the text side of `folder` and, if that works, encodes with it.
 fn use_folder(folder: &std::path::Path, geometry: &Geometry) -> bool {
     let Ok(text) = ModelText::load(folder, geometry) else { return false };
-    let ids = text.tokenizer.encode("Hi there, who are you? <|endoftext|>", Specials::Match);
+    let ids = text.tokenizer.encode("Hi there, who are you? <|endoftext|>", Specials::Match).unwrap();
     assert!(ids.iter().all(|&id| (id as usize) < geometry.vocab_size));
     let _ = text.tokenizer.decode(&ids);
     // A template may have something against these messages.

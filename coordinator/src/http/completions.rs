@@ -117,7 +117,10 @@ impl CompletionsWriter {
         let prompt = &self.prompts[chunk.index / self.reply.n];
         let offset = &mut self.offsets[chunk.index];
         let first = offset.is_none();
-        let offset = offset.get_or_insert_default();
+        let offset = offset.get_or_insert_with(|| match self.echo {
+            true => TextOffset::default(),
+            false => TextOffset::after(tokenizer, &prompt.ids),
+        });
         let mut lists = CompletionLogprobs::default();
         let mut text = String::new();
         if first && self.echo {

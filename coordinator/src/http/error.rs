@@ -151,7 +151,9 @@ impl From<GenerateError> for Failure {
             GenerateError::MaxTokensTooLarge { .. } => {
                 Self { code: Some("context_length_exceeded"), ..Self::field("max_tokens", message) }
             }
-            GenerateError::EmptyPrompt => Self::field("prompt", message),
+            GenerateError::EmptyPrompt | GenerateError::TextTooLong { .. } | GenerateError::Encode(_) => {
+                Self::field("prompt", message)
+            }
             GenerateError::UnknownToken { field, .. } => Self::field(field, message),
             GenerateError::TooManySequences { .. } => {
                 Self::field("n", message).with_hint(format!("split the request into parts of {MAX_SEQUENCES}"))

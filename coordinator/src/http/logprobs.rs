@@ -32,9 +32,14 @@ pub(super) struct TextOffset {
 }
 
 impl TextOffset {
-    fn advance(&mut self, bytes: &[u8]) {
+    /// In a text that does not repeat its prompt.
+    pub(super) fn after(tokenizer: &Tokenizer, prompt: &[TokenId]) -> Self {
+        Self { detokenizer: Detokenizer::after(tokenizer, prompt), chars: 0 }
+    }
+
+    fn advance(&mut self, tokenizer: &Tokenizer, id: TokenId) {
         let mut text = String::new();
-        self.detokenizer.push(bytes, &mut text);
+        self.detokenizer.push(tokenizer, id, &mut text);
         self.chars += text.chars().count();
     }
 }
@@ -52,7 +57,7 @@ impl CompletionLogprobs {
         self.tokens.push(tokenizer.spell(id).into());
         self.text_offset.push(offset.chars);
         if shown {
-            offset.advance(tokenizer.bytes(id));
+            offset.advance(tokenizer, id);
         }
         self.token_logprobs.push(scores.map_or(Value::Null, |scores| number(scores.logprob)));
         self.top_logprobs.push(scores.map_or(Value::Null, |scores| {

@@ -4,10 +4,8 @@ use axum::{Json, extract::State};
 use serde_json::{Value, json};
 
 use super::{App, error::Failure, fields::Fields, messages, models};
-use crate::text::Specials;
+use crate::text::{GenerateError, Specials, generate_request::MAX_UNBOUNDED_BYTES};
 
-/// Longest text to encode: encoding takes some 150 bytes of memory for each byte of it.
-const MAX_TEXT_BYTES: usize = 1 << 20;
 /// Most tokens to decode: one may stand for more than a hundred bytes.
 const MAX_TOKENS: usize = 1 << 20;
 
@@ -23,16 +21,18 @@ pub(super) async fn tokenize(State(app): State<App>, mut fields: Fields) -> Resu
     fields.finish(&app.unknown_fields);
     let of_messages = messages.iter().map(|message| message.content.len()).sum();
     for (name, bytes) in [("prompt", prompt.as_ref().map_or(0, String::len)), ("messages", of_messages)] {
-        if bytes > MAX_TEXT_BYTES {
-            let message = format!("`{name}` has {bytes} bytes of text, over the limit of {MAX_TEXT_BYTES}");
+        if bytes > MAX_UNBOUNDED_BYTES {
+            let message = format!("`{name}` has {bytes} bytes of text, over the limit of {MAX_UNBOUNDED_BYTES}");
             return Err(Failure::field(name, message));
         }
     }
     let encoded = app.engine.encode(move |text| {
         let tokenizer = &text.tokenizer;
         let ids = match (prompt, is_chat) {
-            (Some(prompt), false) if add_special_tokens => tokenizer.encode_document(&prompt),
-            (Some(prompt), false) => tokenizer.encode(&prompt, Specials::Match),
+            (Some(prompt), false) if add_special_tokens => {
+                tokenizer.encode_document(&prompt).map_err(GenerateError::from)?
+            }
+            (Some(prompt), false) => tokenizer.encode(&prompt, Specials::Match).map_err(GenerateError::from)?,
             (None, true) => {
                 text.chat.encode(&messages, tokenizer).map_err(|reason| Failure::field("messages", reason))?
             }
@@ -79,7 +79,7 @@ pub(super) async fn info(State(app): State<App>) -> Json<Value> {
     let spelled = |token: Option<(&str, u32)>| token.map(|(text, _)| text.to_owned());
     let id = |token: Option<(&str, u32)>| token.map(|(_, id)| id);
     Json(json!({
-        "tokenizer_class": "GPT2Tokenizer",
+        "tokenizer_class": text.tokenizer.class(),
         "vocab_size": text.tokenizer.vocab_size(),
         // Texts, as tokenizer_config.json has them: lm-eval encodes them again.
         "bos_token": spelled(bos),

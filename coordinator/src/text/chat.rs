@@ -24,7 +24,7 @@ use super::{
     TextError,
     jinja::{JinjaTemplate, TemplateMessage},
     read_file, read_json,
-    tokenizer::{Piece, Specials, Tokenizer},
+    tokenizer::Tokenizer,
 };
 
 /// Ends a reply in the plain transcript.
@@ -90,7 +90,7 @@ impl ChatFormat {
         let file = folder.join("chat_template.jinja");
         let text = read_file(&file).and_then(|bytes| String::from_utf8(bytes).map_err(io::Error::other));
         let (path, source) = match text {
-            Ok(source) => (file, Some(without_bom(source))),
+            Ok(source) => (file, Some(source)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let value = read_json(&config)?.unwrap_or_default();
                 let template = &value["chat_template"];
@@ -194,14 +194,7 @@ impl ChatFormat {
                 );
             }
         }
-        let mut ids = Vec::new();
-        for piece in tokenizer.split_at_specials(&text) {
-            match piece {
-                Piece::Text(text) => ids.extend(tokenizer.encode(&shield.reveal(text), Specials::Literal)),
-                Piece::Special(id) => ids.push(id),
-            }
-        }
-        Ok(ids)
+        tokenizer.encode_rendered(&text, |piece| shield.reveal(piece)).map_err(|error| error.to_string())
     }
 
     fn render(&self, messages: Vec<(Role, String)>, generate: bool, tokenizer: &Tokenizer) -> Result<String, String> {
@@ -231,21 +224,9 @@ fn dialogue_template(folder: &Path) -> Result<Option<String>, TextError> {
     Ok(config["task_specific_params"]["conversational"].is_object().then(|| DIALOGUE.to_owned()))
 }
 
-/// The text of a file without the mark that some editors put before it.
-fn without_bom(text: String) -> String {
-    match text.strip_prefix('\u{feff}') {
-        Some(rest) => {
-            tracing::warn!("the byte order mark at the start of chat_template.jinja was left out");
-            rest.to_owned()
-        }
-        None => text,
-    }
-}
-
 /// The special tokens of a rendered text.
 fn special_ids(text: &str, tokenizer: &Tokenizer) -> Vec<TokenId> {
-    let pieces = tokenizer.split_at_specials(text).into_iter();
-    pieces.filter_map(|piece| if let Piece::Special(id) = piece { Some(id) } else { None }).collect()
+    tokenizer.specials_in(text).into_iter().map(|(_, id)| id).collect()
 }
 
 /// Keeps special tokens that users wrote from being taken for the template's own.

@@ -3,6 +3,7 @@ use std::{fs, path::PathBuf, sync::LazyLock};
 use proptest::prelude::*;
 
 use super::*;
+use crate::text::Specials;
 
 fn data(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
@@ -35,7 +36,7 @@ fn golden_prompts_of_the_demo_model() {
     for case in golden.as_array().unwrap() {
         let prompt = case["prompt"].as_str().unwrap();
         let ids: Vec<TokenId> = serde_json::from_value(case["prompt_ids"].clone()).unwrap();
-        assert_eq!(tokenizer.encode(prompt, Specials::Match), ids);
+        assert_eq!(tokenizer.encode(prompt, Specials::Match).unwrap(), ids);
         if let Some(question) = prompt.strip_prefix("User: ").and_then(|p| p.strip_suffix("\nAssistant:"))
             && !question.contains("\nAssistant:")
         {
@@ -56,7 +57,7 @@ fn turns_end_with_the_templates_own_special_token() {
     let chat = ChatFormat::load(&data("launcher/demo/nano-chat"), &tokenizer).unwrap();
     let messages = [Message::user("Hi"), message(Role::Assistant, "Hello!"), Message::user("Bye")];
     let whole = "User: Hi\nAssistant: Hello!<|endoftext|>User: Bye\nAssistant:";
-    assert_eq!(chat.encode(&messages, &tokenizer).unwrap(), tokenizer.encode(whole, Specials::Match));
+    assert_eq!(chat.encode(&messages, &tokenizer).unwrap(), tokenizer.encode(whole, Specials::Match).unwrap());
 }
 
 #[test]
@@ -73,7 +74,7 @@ fn users_cannot_write_special_tokens() {
     ] {
         let ids = chat.encode(&[Message::user(content)], &tokenizer).unwrap();
         let as_one_text = format!("User: {content}\nAssistant:");
-        assert_eq!(ids, tokenizer.encode(&as_one_text, Specials::Literal), "{content:?}");
+        assert_eq!(ids, tokenizer.encode(&as_one_text, Specials::Literal).unwrap(), "{content:?}");
         assert!(!ids.contains(&4095));
     }
 }
@@ -88,7 +89,7 @@ fn special_tokens_do_not_form_at_seams() {
     {
         let messages = [Message::user(first), message(Role::Assistant, second)];
         let ids = chat.encode(&messages, &tokenizer).unwrap();
-        let mut expected = tokenizer.encode(&format!("{}{}", first.trim(), second.trim()), Specials::Literal);
+        let mut expected = tokenizer.encode(&format!("{}{}", first.trim(), second.trim()), Specials::Literal).unwrap();
         expected.push(4095);
         assert_eq!(ids, expected, "{first:?} {second:?}");
     }
@@ -99,8 +100,8 @@ fn dialogue_with_separators_only() {
     let tokenizer = demo();
     let chat = with_template(DIALOGPT, &tokenizer);
     let messages = [Message::user("Hello"), message(Role::Assistant, "Hi"), Message::user("x<|endoftext|>y")];
-    let mut expected = tokenizer.encode("Hello<|endoftext|>Hi<|endoftext|>", Specials::Match);
-    expected.extend(tokenizer.encode("x<|endoftext|>y", Specials::Literal));
+    let mut expected = tokenizer.encode("Hello<|endoftext|>Hi<|endoftext|>", Specials::Match).unwrap();
+    expected.extend(tokenizer.encode("x<|endoftext|>y", Specials::Literal).unwrap());
     expected.push(4095);
     assert_eq!(chat.encode(&messages, &tokenizer).unwrap(), expected);
     assert!(!chat.trims_reply() && !chat.ignores_system());
@@ -115,10 +116,10 @@ fn dialogpt_is_known_by_its_configuration() {
     let chat = ChatFormat::load(folder.path(), &tokenizer).unwrap();
     let turns = [Message::user("Hello"), message(Role::Assistant, "Hi"), Message::user("Bye")];
     let expected = "Hello<|endoftext|>Hi<|endoftext|>Bye<|endoftext|>";
-    assert_eq!(chat.encode(&turns, &tokenizer).unwrap(), tokenizer.encode(expected, Specials::Match));
+    assert_eq!(chat.encode(&turns, &tokenizer).unwrap(), tokenizer.encode(expected, Specials::Match).unwrap());
     let with_system = [message(Role::System, "Be kind."), Message::user("Hello")];
     let expected = "Be kind.\nHello<|endoftext|>";
-    assert_eq!(chat.encode(&with_system, &tokenizer).unwrap(), tokenizer.encode(expected, Specials::Match));
+    assert_eq!(chat.encode(&with_system, &tokenizer).unwrap(), tokenizer.encode(expected, Specials::Match).unwrap());
     assert!(chat.stops().is_empty() && !chat.ignores_system());
 }
 
@@ -133,7 +134,7 @@ fn without_a_template_chats_become_a_transcript() {
         Message::user("Bye"),
     ];
     let expected = "Be kind.\n\nUser: Hi\nAssistant: Hello!\nUser: Bye\nAssistant:";
-    assert_eq!(chat.encode(&messages, &tokenizer).unwrap(), tokenizer.encode(expected, Specials::Literal));
+    assert_eq!(chat.encode(&messages, &tokenizer).unwrap(), tokenizer.encode(expected, Specials::Literal).unwrap());
     assert_eq!(chat.stops(), ["\nUser:"]);
     assert!(chat.trims_reply() && !chat.ignores_system());
 }

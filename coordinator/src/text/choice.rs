@@ -1,6 +1,6 @@
 //! The events of one sequence, as pieces of text.
 //!
-//! Order of things: bytes of tokens → whole characters → stop strings → white space at the start. Knows one sequence;
+//! Order of things: tokens → whole characters → stop strings → white space at the start. Knows one sequence;
 //! does not know what else the request asked for. Invariant: a stop string, the end of text and special tokens are never
 //! part of the text, and after the piece with `finish` nothing follows.
 
@@ -42,9 +42,10 @@ pub(super) struct Choice {
 }
 
 impl Choice {
-    pub(super) fn new(index: usize, events: Events, format: Arc<ChoiceFormat>) -> Self {
+    /// `prompt` is what its tokens continue.
+    pub(super) fn new(index: usize, events: Events, prompt: &[TokenId], format: Arc<ChoiceFormat>) -> Self {
         let stop = StopFinder::new(format.stops.iter().cloned());
-        let detokenizer = Detokenizer::default();
+        let detokenizer = Detokenizer::after(&format.text.tokenizer, prompt);
         Self { index, events: Some(events), format, detokenizer, stop, tokens: Vec::new(), at_start: true }
     }
 
@@ -78,7 +79,7 @@ impl Choice {
             return None;
         }
         let mut text = String::new();
-        self.detokenizer.push(tokenizer.bytes(id), &mut text);
+        self.detokenizer.push(tokenizer, id, &mut text);
         let (text, stopped) = self.stop.push(&text);
         if stopped {
             // Dropping the events cancels the sequence.
@@ -97,7 +98,7 @@ impl Choice {
     fn end(&mut self, reason: FinishReason) -> Chunk {
         self.events = None;
         let mut tail = String::new();
-        self.detokenizer.flush(&mut tail);
+        self.detokenizer.flush(&self.format.text.tokenizer, &mut tail);
         // What was cut off may complete a stop string only in theory, but then it counts.
         let (mut text, stopped) = self.stop.push(&tail);
         if !stopped {

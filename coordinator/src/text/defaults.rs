@@ -4,10 +4,16 @@
 
 use std::path::Path;
 
-use nanoinfer_shared::protocol::TokenId;
+use nanoinfer_shared::{
+    geometry::{is_known_end, whole_numbers},
+    json::show,
+    protocol::TokenId,
+};
 use serde_json::Value;
 
 use super::{TextError, read_json};
+
+const FILE: &str = "generation_config.json";
 
 /// Defaults that the model's makers recommend; `None` where they say nothing.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -31,18 +37,22 @@ pub struct GenerationDefaults {
 }
 
 impl GenerationDefaults {
-    /// Reads `generation_config.json` of a model's folder; no file means no opinion.
+    /// Reads `generation_config.json` of a model's folder; no file means no opinion. Ends of text that the vocabulary has
+    /// not are left out with a warning.
     ///
     /// # Errors
     /// Names the field that is of the wrong kind or out of range.
     pub fn load(folder: &Path, vocab_size: usize) -> Result<Self, TextError> {
-        let path = folder.join("generation_config.json");
+        let path = folder.join(FILE);
         let Some(value) = read_json(&path)? else {
             return Ok(Self::default());
         };
+        if !value.is_object() {
+            return Err(super::invalid(&path, "it is no JSON object"));
+        }
         let invalid = |key: &str, expected: &str| TextError::Invalid {
             path: path.clone(),
-            reason: format!("`{key}` should be {expected}, got {}", value[key]),
+            reason: format!("`{key}` should be {expected}, got {}", show(&value[key])),
         };
         let number = |key: &str, low: f64, high: f64| match &value[key] {
             Value::Null => Ok(None),
@@ -55,16 +65,9 @@ impl GenerationDefaults {
             Value::Null => Ok(None),
             number => number.as_u64().map(Some).ok_or_else(|| invalid(key, "a count")),
         };
-        let eos = match &value["eos_token_id"] {
-            Value::Null => Vec::new(),
-            Value::Array(ids) => ids.clone(),
-            id => vec![id.clone()],
-        };
-        let eos_token_ids = eos
-            .iter()
-            .map(|id| id.as_u64().filter(|&id| id < vocab_size as u64).map(|id| id as TokenId))
-            .collect::<Option<Vec<_>>>()
-            .ok_or_else(|| invalid("eos_token_id", "token ids of the model"))?;
+        let eos = whole_numbers(&value["eos_token_id"]).ok_or_else(|| invalid("eos_token_id", "token ids"))?;
+        let known = eos.into_iter().filter(|&id| is_known_end(FILE, id, vocab_size));
+        let eos_token_ids = known.filter_map(|id| id.try_into().ok()).collect();
         Ok(Self {
             temperature: number("temperature", 0.0, 100.0)?,
             top_k: count("top_k")?.map(|k| u32::try_from(k).unwrap_or(u32::MAX)),
@@ -95,10 +98,16 @@ mod tests {
         let read = load(r#"{"temperature": 0.3, "top_k": 50, "max_new_tokens": 96, "eos_token_id": [3, 4]}"#).unwrap();
         assert_eq!((read.temperature, read.top_k, read.max_new_tokens), (Some(0.3), Some(50), Some(96)));
         assert_eq!(read.eos_token_ids, [3, 4]);
+        let read = load("\u{feff}{\"eos_token_id\": [100, 50256, -1, 7], \"max_length\": Infinity}").unwrap();
+        assert_eq!(read.eos_token_ids, [7], "ends that the vocabulary has not are never drawn");
         for (text, field) in [
             (r#"{"temperature": -1}"#, "temperature"),
             (r#"{"top_p": "x"}"#, "top_p"),
-            (r#"{"eos_token_id": 100}"#, "eos_token_id"),
+            (r#"{"eos_token_id": "x"}"#, "eos_token_id"),
+            (r#"{"eos_token_id": [1.5]}"#, "eos_token_id"),
+            (r#"{"temperature": Infinity}"#, "`temperature` should be a number from 0 to 100, got Infinity"),
+            (r#"{"top_k": NaN}"#, "got NaN"),
+            ("[]", "generation_config.json"),
             ("{", "generation_config.json"),
         ] {
             assert!(load(text).unwrap_err().to_string().contains(field));

@@ -1,21 +1,100 @@
-//! Bytes of tokens in, text out: never half a character.
+//! Tokens in, text out: never half a character.
 //!
-//! A token is a run of bytes, not of characters: `日` may be three tokens. Knows UTF-8 only.
-//! Invariant: what was emitted so far plus what is pending is, byte for byte, what was pushed, except that a maximal
-//! invalid sequence became one U+FFFD (as in Unicode's recommended practice, and Rust's lossy decoding).
+//! A token is a run of bytes, not of characters: `日` may be three tokens. Byte-level text needs UTF-8 only; any other
+//! decoder is asked for the text of the last tokens together, since it treats the first one, runs of bytes or spaces
+//! between tokens in ways of its own.
+//! Invariant: what was emitted so far plus what is pending is the text of all tokens that were pushed, as
+//! [`Tokenizer::decode`] has it behind those that came before; invalid bytes became one U+FFFD for each maximal
+//! invalid sequence (Unicode's recommended practice, and Rust's lossy decoding).
 
 use std::str;
 
-/// Turns the bytes of one sequence into text, incrementally.
+use nanoinfer_shared::protocol::TokenId;
+
+use super::Tokenizer;
+
+/// So many tokens are decoded together before the oldest are forgotten.
+const WINDOW: usize = 64;
+/// So many are remembered, for what the next ones make of them.
+const CONTEXT: usize = 16;
+
+/// Turns the tokens of one sequence into text, incrementally.
 #[derive(Clone, Debug, Default)]
 pub struct Detokenizer {
-    /// The start of a character whose end has not come; at most 3 bytes between calls.
+    /// Byte-level: the start of a character whose end has not come; at most 3 bytes between calls.
     pending: Vec<u8>,
+    /// Any other decoder: the last tokens, as strings.
+    window: Vec<String>,
+    /// Bytes of their text that were given out.
+    given: usize,
 }
 
 impl Detokenizer {
-    /// Adds the bytes of a token, and appends to `out` every character that is complete now.
-    pub fn push(&mut self, bytes: &[u8], out: &mut String) {
+    /// Continues a text: where the decoder looks at the tokens before, it sees these.
+    pub fn after(tokenizer: &Tokenizer, before: &[TokenId]) -> Self {
+        let Some(decoder) = tokenizer.decoder() else {
+            return Self::default();
+        };
+        let ids = before.iter().filter(|&&id| !tokenizer.is_special(id));
+        let mut window: Vec<String> = ids.filter_map(|&id| tokenizer.token(id)).collect();
+        // A character that was cut off between prompt and continuation stays cut off, as it does byte-level.
+        let whole = window.iter().rposition(|token| decoder.byte(token).is_none()).map_or(0, |last| last + 1);
+        window.truncate(whole);
+        let mut detokenizer = Self { window, ..Self::default() };
+        detokenizer.given = decoder.settled(&detokenizer.window, &decoder.text(detokenizer.window.clone()));
+        detokenizer.forget(tokenizer);
+        detokenizer
+    }
+
+    /// Adds a token, and appends to `out` all text that no further token can change.
+    pub fn push(&mut self, tokenizer: &Tokenizer, id: TokenId, out: &mut String) {
+        let Some(decoder) = tokenizer.decoder() else {
+            return self.push_bytes(tokenizer.bytes(id), out);
+        };
+        let Some(token) = tokenizer.token(id) else {
+            return;
+        };
+        self.window.push(token);
+        let text = decoder.text(self.window.clone());
+        let settled = decoder.settled(&self.window, &text);
+        if let Some(new) = text.get(self.given..settled) {
+            out.push_str(new);
+            self.given = settled;
+        }
+        if self.window.len() >= WINDOW && settled == text.len() {
+            self.forget(tokenizer);
+        }
+    }
+
+    /// Ends the text: what is still pending is all there is.
+    pub fn flush(&mut self, tokenizer: &Tokenizer, out: &mut String) {
+        match tokenizer.decoder() {
+            None => out.push_str(&String::from_utf8_lossy(&self.pending)),
+            Some(decoder) => {
+                let text = decoder.text(self.window.clone());
+                out.push_str(text.get(self.given..).unwrap_or_default());
+            }
+        }
+        *self = Self::default();
+    }
+
+    /// Keeps so many of the last tokens that they have text: what is dropped at the start of a text is dropped.
+    fn forget(&mut self, tokenizer: &Tokenizer) {
+        let Some(decoder) = tokenizer.decoder() else { return };
+        let mut keep = CONTEXT;
+        while keep < self.window.len() {
+            let last = &self.window[self.window.len() - keep..];
+            let text = decoder.text(last.to_vec());
+            if !text.is_empty() {
+                self.given = decoder.settled(last, &text);
+                self.window.drain(..self.window.len() - keep);
+                return;
+            }
+            keep *= 2;
+        }
+    }
+
+    fn push_bytes(&mut self, bytes: &[u8], out: &mut String) {
         self.pending.extend_from_slice(bytes);
         let mut consumed = 0;
         loop {
@@ -40,12 +119,6 @@ impl Detokenizer {
             }
         }
     }
-
-    /// Ends the text: what is still pending is no character.
-    pub fn flush(&mut self, out: &mut String) {
-        out.push_str(&String::from_utf8_lossy(&self.pending));
-        self.pending.clear();
-    }
 }
 
 #[cfg(test)]
@@ -60,13 +133,11 @@ mod tests {
             .iter()
             .map(|part| {
                 let mut text = String::new();
-                detokenizer.push(part, &mut text);
+                detokenizer.push_bytes(part, &mut text);
                 text
             })
             .collect();
-        let mut tail = String::new();
-        detokenizer.flush(&mut tail);
-        texts.push(tail);
+        texts.push(String::from_utf8_lossy(&detokenizer.pending).into_owned());
         texts
     }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use nanoinfer_shared::protocol::TokenId;
 
-use super::{MaxTokens, Prompt};
+use super::{EncodeError, MaxTokens, Prompt};
 use crate::{
     handle::SubmitError,
     request::{PromptLogprobs, SamplingParams},
@@ -12,6 +12,10 @@ use crate::{
 
 /// Most sequences that one request may ask for: prompts times choices.
 pub const MAX_SEQUENCES: usize = 1024;
+
+/// Longest text to encode where its length says nothing of its tokens: encoding takes some 150 bytes of memory for each
+/// byte of it.
+pub const MAX_UNBOUNDED_BYTES: usize = 1 << 20;
 
 /// What to generate.
 #[derive(Clone, Debug)]
@@ -72,6 +76,15 @@ pub enum GenerateError {
         /// `n_positions`.
         wall: usize,
     },
+    /// The tokenizer may make any number of tokens of a text, and this one would take very much memory to encode.
+    #[error("the prompt has {bytes} bytes of text, over the limit of {MAX_UNBOUNDED_BYTES}; hint: shorten it")]
+    TextTooLong {
+        /// Length of the text.
+        bytes: usize,
+    },
+    /// The tokenizer failed on the text.
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
     /// Nothing to continue.
     #[error("the prompt is empty; hint: <|endoftext|> begins a new document")]
     EmptyPrompt,

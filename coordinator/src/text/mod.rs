@@ -6,6 +6,7 @@
 pub mod chat;
 mod choice;
 pub mod defaults;
+mod decoder;
 pub mod detokenizer;
 pub mod generate_request;
 pub mod generation;
@@ -16,6 +17,7 @@ pub mod stop;
 pub mod text_engine;
 pub mod tokenizer;
 mod tokenizer_config;
+mod tokenizer_files;
 
 use std::{
     fs,
@@ -23,7 +25,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nanoinfer_shared::Geometry;
+use nanoinfer_shared::{Geometry, json};
 
 pub use self::{
     chat::{ChatFormat, Message, Role},
@@ -75,7 +77,7 @@ pub enum TextError {
     },
     /// Tokenizer and model do not belong together.
     #[error(
-        "{}: token {token:?} is {id}, but the model's vocabulary has {vocab_size} rows; hint: this tokenizer belongs \
+        "{}: token `{token}` is {id}, but the model's vocabulary has {vocab_size} rows; hint: this tokenizer belongs \
          to another model",
         path.display()
     )]
@@ -89,6 +91,19 @@ pub enum TextError {
         /// Rows of the model.
         vocab_size: usize,
     },
+}
+
+/// Why a text has no token ids.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("the model's tokenizer cannot encode this text: {reason}")]
+pub struct EncodeError {
+    reason: String,
+}
+
+impl EncodeError {
+    fn new(reason: impl ToString) -> Self {
+        Self { reason: reason.to_string() }
+    }
 }
 
 impl ModelText {
@@ -107,13 +122,13 @@ impl ModelText {
 /// Largest file of a tokenizer: those with a million tokens have 60 MB.
 const MAX_FILE_BYTES: u64 = 256 << 20;
 
-/// A file, if it is not larger than any of its kind.
+/// A file, if it is not larger than any of its kind, without the byte order mark that some editors put before it.
 fn read_file(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     fs::File::open(path)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
     match bytes.len() as u64 > MAX_FILE_BYTES {
         true => Err(io::Error::other(format!("it is larger than {} MB", MAX_FILE_BYTES >> 20))),
-        false => Ok(bytes),
+        false => Ok(json::without_bom(&bytes).to_vec()),
     }
 }
 
@@ -124,7 +139,16 @@ fn read_json(path: &Path) -> Result<Option<serde_json::Value>, TextError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(TextError::Read { path: path.to_owned(), source }),
     };
-    serde_json::from_slice(&text)
-        .map(Some)
-        .map_err(|error| TextError::Invalid { path: path.to_owned(), reason: error.to_string() })
+    json::parse(&text).map(Some).map_err(|error| invalid(path, error))
 }
+
+fn invalid(path: &Path, reason: impl ToString) -> TextError {
+    TextError::Invalid { path: path.to_owned(), reason: reason.to_string() }
+}
+
+#[cfg(test)]
+#[path = "golden_tests.rs"]
+mod golden_tests;
+#[cfg(test)]
+#[path = "files_tests.rs"]
+mod files_tests;

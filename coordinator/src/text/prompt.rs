@@ -5,7 +5,7 @@
 
 use nanoinfer_shared::protocol::TokenId;
 
-use super::{GenerateError, Message, ModelText, Role};
+use super::{GenerateError, Message, ModelText, Role, generate_request::MAX_UNBOUNDED_BYTES};
 
 /// What is to be continued.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,9 +66,10 @@ impl Prompt {
     pub fn prepare(self, text: &ModelText, wall: usize, max: MaxTokens) -> Result<PreparedPrompt, GenerateError> {
         match self {
             Self::Text { text: content, add_special_tokens } => {
-                let ids = encode_text(text, &content, add_special_tokens, wall)?;
+                let mut warnings = Vec::new();
+                let ids = encode_text(text, &content, add_special_tokens, wall, &mut warnings)?;
                 let max_tokens = room(ids.len(), wall, max)?;
-                Ok(PreparedPrompt { ids, text: content, max_tokens, warnings: Vec::new() })
+                Ok(PreparedPrompt { ids, text: content, max_tokens, warnings })
             }
             Self::Tokens(ids) => {
                 if ids.is_empty() {
@@ -91,20 +92,33 @@ fn encode_text(
     content: &str,
     add_special_tokens: bool,
     wall: usize,
+    warnings: &mut Vec<String>,
 ) -> Result<Vec<TokenId>, GenerateError> {
-    let fewest = text.tokenizer.fewest_tokens(content.len());
-    if fewest > wall {
-        return Err(GenerateError::PromptTooLong { tokens: fewest, exact: false, wall });
-    }
+    refuse_hopeless(text, content.len(), wall)?;
     let ids = if add_special_tokens {
         text.tokenizer.encode_document(content)
     } else {
         text.tokenizer.encode(content, super::Specials::Match)
     };
+    let ids = ids?;
     match (ids.is_empty(), text.tokenizer.bos()) {
         (false, _) => Ok(ids),
-        (true, Some((_, bos))) => Ok(vec![bos]),
+        (true, Some((_, bos))) => {
+            if !content.is_empty() {
+                warnings.push("the tokenizer makes nothing of the prompt: a new document begins instead".into());
+            }
+            Ok(vec![bos])
+        }
         (true, None) => Err(GenerateError::EmptyPrompt),
+    }
+}
+
+/// Refuses a text that is not worth encoding: it cannot fit, or would take very much memory to find out.
+fn refuse_hopeless(text: &ModelText, bytes: usize, wall: usize) -> Result<(), GenerateError> {
+    match text.tokenizer.fewest_tokens(bytes) {
+        Some(tokens) if tokens > wall => Err(GenerateError::PromptTooLong { tokens, exact: false, wall }),
+        None if bytes > MAX_UNBOUNDED_BYTES => Err(GenerateError::TextTooLong { bytes }),
+        _ => Ok(()),
     }
 }
 
@@ -197,10 +211,8 @@ fn prepare_chat(
 }
 
 fn encode_chat(text: &ModelText, messages: &[Message], wall: usize) -> Result<Vec<TokenId>, GenerateError> {
-    let fewest = text.tokenizer.fewest_tokens(messages.iter().map(|m| m.content.len()).sum());
-    if fewest > wall {
-        return Err(GenerateError::PromptTooLong { tokens: fewest, exact: false, wall });
-    }
+    let is_kept = |message: &&Message| message.role != Role::System || !text.chat.ignores_system();
+    refuse_hopeless(text, messages.iter().filter(is_kept).map(|m| m.content.len()).sum(), wall)?;
     text.chat.encode(messages, &text.tokenizer).map_err(|reason| GenerateError::Template { reason })
 }
 

@@ -48,7 +48,7 @@ impl TextEngine {
             tracing::warn!(rows = unused.len(), "rows without a token are not masked: too many");
             &[]
         } else {
-            unused.as_slice()
+            unused
         };
         let mask = masked.iter().map(|&id| (id, NEVER)).collect();
         let encoders = Arc::new(Semaphore::new(thread::available_parallelism().map_or(1, usize::from)));
@@ -98,8 +98,11 @@ impl TextEngine {
         };
         let sequences = prompts.iter().enumerate().flat_map(choices_of).collect();
         let events = self.handle.submit_all(sequences)?;
-        let choices = events.into_iter().enumerate();
-        let choices = choices.map(|(index, events)| Choice::new(index, events, format.clone()).into_stream());
+        let choices = events.into_iter().enumerate().map(|(index, events)| {
+            let prompt = &prompts[index / request.n];
+            Choice::new(index, events, &prompt.ids, format.clone()).into_stream()
+        });
+        let choices: Vec<_> = choices.collect();
         Ok(Generation::new(prompts, choices, deadline))
     }
 
@@ -154,9 +157,10 @@ impl TextEngine {
         }
     }
 
-    /// Tokens that end a text, as config.json and generation_config.json say.
+    /// Tokens that end a text, as config.json, generation_config.json and the tokenizer say.
     fn eos_token_ids(&self) -> impl Iterator<Item = TokenId> {
-        self.card.geometry.eos_token_ids.iter().chain(&self.text.defaults.eos_token_ids).copied()
+        let eos = self.text.tokenizer.eos().map(|(_, id)| id);
+        self.card.geometry.eos_token_ids.iter().chain(&self.text.defaults.eos_token_ids).copied().chain(eos)
     }
 
     fn sequence(
@@ -170,9 +174,9 @@ impl TextEngine {
         sampling.logit_bias.extend(self.mask.iter());
         let mut stop_token_ids = request.stop_token_ids.clone();
         if !request.ignore_eos {
-            // The engine knows the ids of config.json; generation_config.json may have more.
+            // The engine knows the ids of config.json.
             let known = &self.card.geometry.eos_token_ids;
-            stop_token_ids.extend(self.text.defaults.eos_token_ids.iter().filter(|id| !known.contains(id)));
+            stop_token_ids.extend(self.eos_token_ids().filter(|id| !known.contains(id)));
         }
         Request {
             prompt: prompt.ids.clone(),

@@ -10,7 +10,7 @@ use super::*;
 use crate::{
     handle::SubmitError,
     request::{Event, FinishReason, SamplingParams},
-    testing::{Act, demo_text, engine, saying, scripted, silent, speak, speak_tokens},
+    testing::{Act, demo_card, demo_text, engine, saying, scripted, silent, speak, speak_tokens},
     text::{Chunk, MaxTokens, Specials},
 };
 
@@ -155,9 +155,65 @@ async fn special_tokens_are_reported_but_never_shown() {
     assert_eq!(chunks.iter().map(|c| c.tokens.len()).sum::<usize>(), 5);
 }
 
+/// An engine whose tokenizer is not the demo's; it says these tokens, whatever it is asked.
+fn engine_of(files: &[(&str, serde_json::Value)], rows: usize, says: &'static [TokenId]) -> TextEngine {
+    let folder = tempfile::tempdir().unwrap();
+    for (file, content) in files {
+        std::fs::write(folder.path().join(file), content.to_string()).unwrap();
+    }
+    let mut card = demo_card();
+    card.geometry.vocab_size = rows;
+    card.geometry.eos_token_ids.clear();
+    let text = Arc::new(ModelText::load(folder.path(), &card.geometry).unwrap());
+    let handle = scripted(4, move |request| Act::Events(speak_tokens(request, says)));
+    TextEngine::new(handle, text, Arc::new(card))
+}
+
+#[tokio::test]
+async fn text_of_other_decoders_continues_its_prompt_and_meets_stop_strings() {
+    let metaspace = serde_json::json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always"});
+    let file = serde_json::json!({
+        "version": "1.0", "added_tokens": [{"id": 0, "content": "</s>", "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false, "special": true}],
+        "pre_tokenizer": metaspace.clone(), "decoder": metaspace,
+        "model": {"type": "BPE", "merges": [], "vocab": {"</s>": 0, "▁": 1, "a": 2, "b": 3, "▁the": 4, "▁cat": 5}},
+    });
+    let config = serde_json::json!({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"});
+    let files = [("tokenizer.json", file), ("tokenizer_config.json", config)];
+    let says = |says| engine_of(&files, 6, says);
+    let say = async |says_ids, prompt: Vec<TokenId>, stop: &[&str]| {
+        let prompts = vec![Prompt::Tokens(prompt)];
+        let stop = stop.iter().map(|&stop| stop.to_owned()).collect();
+        let chunks = chunks(&says(says_ids), GenerateRequest { prompts, stop, ..raw("") }).await;
+        (text_of(&chunks, 0), chunks.last().unwrap().finish)
+    };
+    let ended = Some(FinishReason::Stop);
+    assert_eq!(say(&[4, 5, 0], vec![0], &[]).await, ("the cat".into(), ended), "the start of a text");
+    assert_eq!(say(&[4, 5, 1, 0], vec![2], &[]).await, (" the cat ".into(), ended), "behind a prompt");
+    assert_eq!(say(&[4, 5, 2, 0], vec![2], &["e c"]).await, (" th".into(), ended));
+}
+
+#[tokio::test]
+async fn the_end_that_the_tokenizer_names_ends_a_reply_too() {
+    let request = Mutex::new(None);
+    let request = Arc::new(request);
+    let seen = request.clone();
+    let handle = scripted(4, move |request| {
+        *seen.lock().unwrap() = Some(request.limits.clone());
+        Act::Events(speak_tokens(request, &[566, 7]))
+    });
+    let mut card = demo_card();
+    card.geometry.eos_token_ids = vec![7];
+    let engine = TextEngine::new(handle, demo_text(), Arc::new(card));
+    chunks(&engine, chat("x")).await;
+    assert!(request.lock().unwrap().as_ref().unwrap().stop_token_ids.contains(&4095));
+    chunks(&engine, GenerateRequest { ignore_eos: true, ..chat("x") }).await;
+    assert!(request.lock().unwrap().as_ref().unwrap().stop_token_ids.is_empty());
+}
+
 #[tokio::test]
 async fn a_character_cut_off_at_the_end_is_shown_as_cut_off() {
-    let half = demo_text().tokenizer.encode("🦀", Specials::Literal)[0];
+    let half = demo_text().tokenizer.encode("🦀", Specials::Literal).unwrap()[0];
     let handle = scripted(4, move |request| Act::Events(speak_tokens(request, &[half])));
     let chunks = chunks(&engine(handle), raw("x")).await;
     assert_eq!(text_of(&chunks, 0), "\u{fffd}");

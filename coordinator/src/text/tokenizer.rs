@@ -1,27 +1,31 @@
-//! Text to token ids and back: byte-level BPE as GPT-2 has it.
+//! Text to token ids and back, as the model's tokenizer has it.
 //!
-//! The library's type stays inside this file. Knows files of a tokenizer and the model's vocabulary size; does not know
-//! chats, requests or streaming. Invariant: every id this gives out is below the model's `vocab_size`.
+//! The library's types stay inside this file and its neighbours [`super::tokenizer_files`] and [`super::decoder`]. Knows a
+//! tokenizer and the model's vocabulary size; does not know chats, requests or streaming. Invariant: every id this gives
+//! out is below the model's `vocab_size`.
 //!
-//! Special tokens are matched here, not by the library, so that one tokenizer serves both trusted text (where
-//! `<|endoftext|>` is a token) and what users typed (where it is thirteen characters). The flags `lstrip`, `rstrip` and
-//! `single_word` of special tokens, which no GPT-2 tokenizer sets, are not honoured.
+//! One model, two sets of added tokens: all of them for trusted text (where `<|endoftext|>` is a token), and those that
+//! are not special for what users typed (where it is thirteen characters). The library finds both, by its own rules of
+//! `lstrip`, `rstrip`, `single_word` and `normalized`.
 
 use std::{
     collections::{BTreeMap, HashMap},
+    ops::Range,
     path::Path,
 };
 
 use nanoinfer_shared::protocol::TokenId;
 use tokenizers::{
-    AddedToken, PreTokenizerWrapper,
-    models::bpe::{BPE, Merges},
-    pre_tokenizers::byte_level::ByteLevel,
+    AddedVocabulary, Encoding, Model, ModelWrapper, NormalizerWrapper, OffsetReferential, OffsetType, PreTokenizer,
+    PreTokenizerWrapper, models::bpe::BPE, pre_tokenizers::metaspace::PrependScheme,
 };
 
 use super::{
-    TextError,
+    EncodeError, TextError,
+    decoder::Decoder,
+    invalid,
     tokenizer_config::{END_OF_TEXT, TokenizerConfig},
+    tokenizer_files,
 };
 
 /// Whether text may contain special tokens.
@@ -33,209 +37,229 @@ pub enum Specials {
     Literal,
 }
 
-/// Byte-level BPE with its special tokens.
+/// A model's tokenizer with its special tokens.
 pub struct Tokenizer {
+    /// Its own added tokens are those of text that users typed.
     inner: tokenizers::Tokenizer,
-    /// Bytes of all tokens, end to end; token `i` is `blob[ends[i - 1]..ends[i]]`, empty if there is no such token.
+    /// The added tokens of trusted text.
+    trusted: AddedVocabulary,
+    /// For text behind a special token, where that makes a difference.
+    behind_special: Option<PreTokenizerWrapper>,
+    /// `None` where each token stands for bytes.
+    decoder: Option<Decoder>,
+    /// What each token adds to a text, end to end; token `i` is `blob[ends[i - 1]..ends[i]]`.
     blob: Vec<u8>,
     ends: Vec<usize>,
-    /// Longest first, so that the first match at a place is the longest.
-    specials: Vec<(String, TokenId)>,
-    /// What encoding a whole text adds before and after it.
-    affixes: (Vec<TokenId>, Vec<TokenId>),
+    /// Rows without a token, in their order.
+    unused: Vec<TokenId>,
+    specials: BTreeMap<TokenId, String>,
+    /// What goes around a whole text besides what the post-processor adds.
+    around: (Option<TokenId>, Option<TokenId>),
     bos: Option<(String, TokenId)>,
     eos: Option<(String, TokenId)>,
     /// Special tokens by the names that chat templates know them by.
     named: BTreeMap<String, String>,
-    longest_token_bytes: usize,
+    class: String,
+    /// Most bytes of text that one token can stand for, if there is a bound.
+    most_bytes: Option<usize>,
 }
 
 impl Tokenizer {
     /// Reads `tokenizer.json`, or `vocab.json` and `merges.txt`, and `tokenizer_config.json` where there is one.
     ///
     /// # Errors
-    /// When files are missing or unreadable, or hold tokens outside the model's vocabulary.
+    /// When files are missing or unreadable, hold tokens outside the model's vocabulary, or ask for what cannot be done.
     pub fn load(folder: &Path, vocab_size: usize) -> Result<Self, TextError> {
         let config = TokenizerConfig::read(folder)?;
-        let json = folder.join("tokenizer.json");
-        let (vocab, merges) = (folder.join("vocab.json"), folder.join("merges.txt"));
-        let (path, mut inner) = if json.is_file() {
-            let text = read(&json)?;
-            // The library indexes out of bounds on some malformed merges.
-            let parsed = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(&text));
-            let inner = match parsed {
-                Ok(parsed) => parsed.map_err(|e| invalid(&json, e))?,
-                Err(_) => return Err(invalid(&json, "merges and vocabulary do not belong together")),
-            };
-            (json, inner)
-        } else if vocab.is_file() && merges.is_file() {
-            let inner = from_vocab_and_merges(&vocab, &merges)?;
-            (vocab, inner)
+        let (path, mut inner) = tokenizer_files::open(folder, &config)?;
+        let trusted = tokenizer_files::add_tokens(&mut inner, &path, &config, vocab_size)?;
+        let specials: BTreeMap<TokenId, String> = trusted
+            .get_added_tokens_decoder()
+            .iter()
+            .filter(|(_, token)| token.special)
+            .map(|(id, token)| (*id, token.content.clone()))
+            .collect();
+
+        let byte_level = Decoder::is_byte_level(inner.get_decoder());
+        let decoder = if byte_level {
+            None
         } else {
-            return Err(TextError::Missing { folder: folder.to_owned() });
+            Some(Decoder::new(inner.get_decoder()).map_err(|reason| invalid(&path, reason))?)
         };
-        if let (Some(space), Some(PreTokenizerWrapper::ByteLevel(byte_level))) =
-            (config.add_prefix_space, inner.get_pre_tokenizer())
-        {
-            let byte_level = byte_level.add_prefix_space(space);
-            inner.with_pre_tokenizer(Some(byte_level));
-        }
-        for (token, id) in config.added {
-            let room = inner.get_vocab_size(true) < vocab_size;
-            if inner.token_to_id(&token).is_none() && !room {
-                // A vocabulary of one's own may have no end of text, and a model no row for it.
-                tracing::debug!(token, "special token left out: the model has no row for it");
-                continue;
-            }
-            inner.add_special_tokens([AddedToken::from(token.clone(), true)]).map_err(|e| invalid(&path, e))?;
-            let got = inner.token_to_id(&token);
-            if let Some(id) = id
-                && got != Some(id)
-            {
-                return Err(invalid(&path, format!("special token {token:?} should be {id}, is {got:?}")));
-            }
-        }
-        // From here on the library never matches special tokens by itself.
-        inner.set_encode_special_tokens(true);
-        Self::build(inner, &path, vocab_size, config.named, config.add_bos_token)
-    }
-
-    fn build(
-        inner: tokenizers::Tokenizer,
-        path: &Path,
-        vocab_size: usize,
-        mut named: BTreeMap<String, String>,
-        add_bos: bool,
-    ) -> Result<Self, TextError> {
-        let vocabulary = inner.get_vocab(true);
-        if let Some((token, id)) = vocabulary.iter().max_by_key(|(_, id)| **id)
-            && *id as usize >= vocab_size
-        {
-            return Err(TextError::OutsideVocabulary {
-                path: path.to_owned(),
-                token: token.clone(),
-                id: *id,
-                vocab_size,
-            });
-        }
-        let added = inner.get_added_tokens_decoder();
-        let mut specials: Vec<(String, TokenId)> =
-            added.iter().filter(|(_, token)| token.special).map(|(id, token)| (token.content.clone(), *id)).collect();
-        specials.sort_by(|a, b| b.0.len().cmp(&a.0.len()).then_with(|| a.cmp(b)));
-
-        let bytes_of = byte_of_char();
-        let mut by_id: Vec<Option<&str>> = vec![None; vocab_size];
-        for (token, id) in &vocabulary {
-            by_id[*id as usize] = Some(token);
-        }
-        let (mut blob, mut ends) = (Vec::new(), Vec::with_capacity(vocab_size));
-        let mut longest_token_bytes = 1;
-        for (id, token) in by_id.iter().enumerate() {
-            let start = blob.len();
-            match token {
-                Some(token) if added.contains_key(&(id as TokenId)) => blob.extend_from_slice(token.as_bytes()),
-                // A token with a character outside the byte alphabet stands for itself, as in the library.
-                Some(token) => match token.chars().map(|c| bytes_of.get(&c).copied()).collect::<Option<Vec<u8>>>() {
-                    Some(bytes) => blob.extend(bytes),
-                    None => blob.extend_from_slice(token.as_bytes()),
+        let alphabet = byte_of_char();
+        let (mut blob, mut ends, mut unused) = (Vec::new(), Vec::with_capacity(vocab_size), Vec::new());
+        for id in 0..vocab_size as TokenId {
+            match (inner.id_to_token(id), &decoder) {
+                (None, _) => unused.push(id),
+                (Some(token), Some(decoder)) => match decoder.byte(&token) {
+                    Some(byte) => blob.push(byte),
+                    None => blob.extend(decoder.text_between(&token).unwrap_or(token).bytes()),
                 },
-                None => {}
+                (Some(token), None) => {
+                    let bytes: Option<Vec<u8>> = token.chars().map(|c| alphabet.get(&c).copied()).collect();
+                    let is_added = trusted.get_added_tokens_decoder().contains_key(&id);
+                    // A token with a character outside the byte alphabet stands for itself, as in the library; so does an
+                    // added one like `café`, of which the library makes bytes that are no text.
+                    let bytes = bytes.filter(|bytes| !is_added || std::str::from_utf8(bytes).is_ok());
+                    blob.extend(bytes.unwrap_or_else(|| token.into_bytes()));
+                }
             }
-            longest_token_bytes = longest_token_bytes.max(blob.len() - start);
             ends.push(blob.len());
         }
 
+        let mut named = config.named;
         let token = |name: &str| {
             let text = named.get(name).cloned().unwrap_or_else(|| END_OF_TEXT.into());
-            vocabulary.get(&text).map(|id| (text, *id))
+            inner.token_to_id(&text).filter(|&id| (id as usize) < vocab_size).map(|id| (text, id))
         };
         let (bos, eos) = (token("bos_token"), token("eos_token"));
         for (name, token) in [("bos_token", &bos), ("eos_token", &eos)] {
             named.insert(name.into(), token.as_ref().map_or(String::new(), |(text, _)| text.clone()));
         }
-        let affixes = Default::default();
-        let mut tokenizer = Self { inner, blob, ends, specials, affixes, bos, eos, named, longest_token_bytes };
-        tokenizer.affixes = tokenizer.probe_affixes().map_err(|e| invalid(path, e))?;
-        if let (true, Some((_, bos))) = (add_bos, &tokenizer.bos)
-            && tokenizer.affixes.0.first() != Some(bos)
-        {
-            tokenizer.affixes.0.insert(0, *bos);
+        // Beside tokenizer.json its post-processor decides.
+        let id = |asked: bool, token: &Option<(String, TokenId)>| {
+            token.as_ref().map(|(_, id)| *id).filter(|_| asked && !path.ends_with("tokenizer.json"))
+        };
+        let around = (id(config.add_bos_token, &bos), id(config.add_eos_token, &eos));
+        let behind_special = inner.get_pre_tokenizer().and_then(behind_special);
+        let class = config.class;
+        let mut tokenizer = Self {
+            inner,
+            trusted,
+            behind_special,
+            decoder,
+            blob,
+            ends,
+            unused,
+            specials,
+            around,
+            bos,
+            eos,
+            named,
+            class,
+            most_bytes: None,
+        };
+        if byte_level {
+            tokenizer.most_bytes = tokenizer.find_most_bytes(&alphabet);
+            let lost = alphabet.keys().filter(|c| tokenizer.inner.token_to_id(&c.to_string()).is_none()).count();
+            let unknown = |bpe: &BPE| bpe.unk_token.is_none() && !bpe.byte_fallback;
+            if lost > 0 && matches!(tokenizer.inner.get_model(), ModelWrapper::BPE(bpe) if unknown(bpe)) {
+                tracing::warn!("{}: {lost} of 256 bytes have no token: they vanish from texts", path.display());
+            }
         }
+        // The post-processor may name ids that the model has no row for.
+        tokenizer.encode_document("").map_err(|error| invalid(&path, error))?;
         Ok(tokenizer)
     }
 
-    /// What the post-processor puts around a text.
-    fn probe_affixes(&self) -> tokenizers::Result<(Vec<TokenId>, Vec<TokenId>)> {
-        let bare = self.inner.encode("a", false)?;
-        let dressed = self.inner.encode("a", true)?;
-        let (bare, dressed) = (bare.get_ids(), dressed.get_ids());
-        let at = dressed.windows(bare.len().max(1)).position(|window| window == bare).unwrap_or(0);
-        Ok((dressed[..at].to_vec(), dressed.get(at + bare.len()..).unwrap_or_default().to_vec()))
+    /// The longest token, if every byte of a text must be in one: nothing is normalized, dropped or stripped.
+    fn find_most_bytes(&self, alphabet: &HashMap<char, u8>) -> Option<usize> {
+        let normalizer = self.inner.get_normalizer();
+        let pre_tokenizer = serde_json::to_value(self.inner.get_pre_tokenizer()).ok()?;
+        let strips = self.trusted.get_added_tokens_decoder().values().any(|token| token.lstrip || token.rstrip);
+        let complete = alphabet.keys().all(|c| self.inner.token_to_id(&c.to_string()).is_some());
+        let bounded = matches!(normalizer, None | Some(NormalizerWrapper::ByteLevel(_)))
+            && keeps_all_text(&pre_tokenizer)
+            && !strips
+            && complete;
+        let longest = (0..self.ends.len() as TokenId).map(|id| self.bytes(id).len()).max();
+        longest.filter(|_| bounded).map(|longest| longest.max(1))
     }
 
     /// Token ids of a text, without anything around it.
-    pub fn encode(&self, text: &str, specials: Specials) -> Vec<TokenId> {
-        match specials {
-            Specials::Literal => self.encode_literal(text),
-            Specials::Match => {
-                let mut ids = Vec::new();
-                for piece in self.split_at_specials(text) {
-                    match piece {
-                        Piece::Text(text) => ids.extend(self.encode_literal(text)),
-                        Piece::Special(id) => ids.push(id),
-                    }
-                }
-                ids
-            }
-        }
+    ///
+    /// # Errors
+    /// When the model has no token for a part of it, nor one for the unknown.
+    pub fn encode(&self, text: &str, specials: Specials) -> Result<Vec<TokenId>, EncodeError> {
+        let added = match specials {
+            Specials::Match => &self.trusted,
+            Specials::Literal => self.inner.get_added_vocabulary(),
+        };
+        self.ids(&self.encoding(text, added, self.inner.get_pre_tokenizer())?)
     }
 
     /// Token ids of a whole text, with what this tokenizer adds around one (GPT-2: nothing).
-    pub fn encode_document(&self, text: &str) -> Vec<TokenId> {
-        let mut ids = self.affixes.0.clone();
-        ids.extend(self.encode(text, Specials::Match));
-        ids.extend(&self.affixes.1);
-        ids
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_document(&self, text: &str) -> Result<Vec<TokenId>, EncodeError> {
+        let encoding = self.encoding(text, &self.trusted, self.inner.get_pre_tokenizer())?;
+        let encoding = self.inner.post_process(encoding, None, true).map_err(EncodeError::new)?;
+        let (before, after) = self.around;
+        Ok(before.into_iter().chain(self.ids(&encoding)?).chain(after).collect())
     }
 
-    fn encode_literal(&self, text: &str) -> Vec<TokenId> {
-        if text.is_empty() {
-            return Vec::new();
-        }
-        // Byte-level BPE knows every byte, so that nothing in a text can make it fail.
-        self.inner.encode_fast(text, false).map(|encoding| encoding.get_ids().to_vec()).unwrap_or_else(|error| {
-            tracing::error!(%error, "the tokenizer failed on a text");
-            Vec::new()
-        })
-    }
-
-    /// Splits a text at its special tokens, the leftmost first and of several there the longest.
-    pub(super) fn split_at_specials<'t>(&self, text: &'t str) -> Vec<Piece<'t>> {
-        let mut pieces = Vec::new();
+    /// Token ids of a rendered template: special tokens count where they are spelled as they are, and what `reveal` brings
+    /// to light is text.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub(super) fn encode_rendered(
+        &self,
+        text: &str,
+        reveal: impl Fn(&str) -> String,
+    ) -> Result<Vec<TokenId>, EncodeError> {
+        let mut ids = Vec::new();
         let mut cursor = 0;
-        // Where each special occurs next: found again only once passed, so that the whole is linear in the text.
-        let mut next: Vec<Option<usize>> = self.specials.iter().map(|(special, _)| text.find(special)).collect();
-        loop {
-            for ((special, _), at) in self.specials.iter().zip(&mut next) {
-                if at.is_some_and(|at| at < cursor) {
-                    *at = text[cursor..].find(special).map(|at| cursor + at);
-                }
+        let add_text = |ids: &mut Vec<TokenId>, cursor: usize, end: usize| {
+            let pre_tokenizer = self.behind_special.as_ref().filter(|_| cursor > 0);
+            let pre_tokenizer = pre_tokenizer.or(self.inner.get_pre_tokenizer());
+            let piece = reveal(&text[cursor..end]);
+            ids.extend(self.ids(&self.encoding(&piece, self.inner.get_added_vocabulary(), pre_tokenizer)?)?);
+            Ok::<_, EncodeError>(())
+        };
+        for (place, id) in self.specials_in(text) {
+            add_text(&mut ids, cursor, place.start)?;
+            ids.push(id);
+            cursor = place.end;
+        }
+        add_text(&mut ids, cursor, text.len())?;
+        Ok(ids)
+    }
+
+    /// Special tokens in a text, where they are spelled as they are: their bytes, with what they strip, and ids.
+    pub(super) fn specials_in(&self, text: &str) -> Vec<(Range<usize>, TokenId)> {
+        let found = self.trusted.extract_and_normalize(self.inner.get_normalizer(), text);
+        let splits = found.get_splits(OffsetReferential::Original, OffsetType::Byte).into_iter();
+        let special = splits.filter_map(|(_, (start, end), tokens)| {
+            let id = tokens.as_ref()?.first()?.id;
+            // Normalized, other words may become a special token; users may have written those.
+            (text[start..end].trim() == self.specials.get(&id)?.trim()).then_some((start..end, id))
+        });
+        special.collect()
+    }
+
+    /// The library's steps up to the post-processor, with added tokens of our choice.
+    fn encoding(
+        &self,
+        text: &str,
+        added: &AddedVocabulary,
+        pre_tokenizer: Option<&PreTokenizerWrapper>,
+    ) -> Result<Encoding, EncodeError> {
+        let encode = || {
+            let mut pieces = added.extract_and_normalize(self.inner.get_normalizer(), text);
+            if let Some(pre_tokenizer) = pre_tokenizer {
+                pre_tokenizer.pre_tokenize(&mut pieces)?;
             }
-            // `min_by_key` keeps the first of equals: the longest.
-            let first = next.iter().enumerate().filter_map(|(i, at)| at.map(|at| (i, at))).min_by_key(|&(_, at)| at);
-            let end = first.map_or(text.len(), |(_, at)| at);
-            if end > cursor {
-                pieces.push(Piece::Text(&text[cursor..end]));
-            }
-            let Some((i, at)) = first else {
-                return pieces;
-            };
-            pieces.push(Piece::Special(self.specials[i].1));
-            cursor = at + self.specials[i].0.len();
+            self.inner.get_model().tokenize_in_pretokenized(&mut pieces, None)?;
+            pieces.into_encoding(None, 0, OffsetType::None)
+        };
+        encode().map_err(EncodeError::new)
+    }
+
+    fn ids(&self, encoding: &Encoding) -> Result<Vec<TokenId>, EncodeError> {
+        let ids = encoding.get_ids();
+        match ids.iter().find(|&&id| id as usize >= self.vocab_size()) {
+            Some(id) => Err(EncodeError::new(format!(
+                "it makes token {id} of it, and the model has rows for {} tokens",
+                self.vocab_size()
+            ))),
+            None => Ok(ids.to_vec()),
         }
     }
 
-    /// The bytes a token stands for; none for an id without a token.
+    /// What a token adds to a text; nothing for an id without a token. Beside other decoders than the byte-level one, that
+    /// is its text in the middle of others.
     pub fn bytes(&self, id: TokenId) -> &[u8] {
         let id = id as usize;
         match self.ends.get(id) {
@@ -246,27 +270,44 @@ impl Tokenizer {
 
     /// Text of some tokens, special ones included; U+FFFD where they are no text.
     pub fn decode(&self, ids: &[TokenId]) -> String {
-        let bytes: Vec<u8> = ids.iter().flat_map(|&id| self.bytes(id)).copied().collect();
-        String::from_utf8_lossy(&bytes).into_owned()
+        match &self.decoder {
+            None => {
+                let bytes: Vec<u8> = ids.iter().flat_map(|&id| self.bytes(id)).copied().collect();
+                String::from_utf8_lossy(&bytes).into_owned()
+            }
+            Some(decoder) => decoder.text(ids.iter().filter_map(|&id| self.token(id)).collect()),
+        }
     }
 
-    /// One token as it is spelled in log-probabilities: its text, or `bytes:\xNN…` where that is not UTF-8.
+    /// What makes text of tokens that do not stand for bytes.
+    pub(super) fn decoder(&self) -> Option<&Decoder> {
+        self.decoder.as_ref()
+    }
+
+    /// A token as the vocabulary has it.
+    pub(super) fn token(&self, id: TokenId) -> Option<String> {
+        self.inner.id_to_token(id).filter(|_| (id as usize) < self.vocab_size())
+    }
+
+    /// One token as it is spelled in log-probabilities: its text, or `bytes:\xNN…` where that is not UTF-8 or it stands for
+    /// a byte beside a token of that text.
     pub fn spell(&self, id: TokenId) -> String {
         let bytes = self.bytes(id);
-        std::str::from_utf8(bytes).map_or_else(
-            |_| bytes.iter().fold(String::from("bytes:"), |text, byte| text + &format!("\\x{byte:02x}")),
-            str::to_owned,
-        )
+        let is_byte = || self.decoder.as_ref()?.byte(&self.token(id)?);
+        match std::str::from_utf8(bytes) {
+            Ok(text) if is_byte().is_none() => text.to_owned(),
+            _ => bytes.iter().fold(String::from("bytes:"), |text, byte| text + &format!("\\x{byte:02x}")),
+        }
     }
 
     /// Whether a token is a special one, which is not part of any text.
     pub fn is_special(&self, id: TokenId) -> bool {
-        self.specials.iter().any(|(_, special)| *special == id)
+        self.specials.contains_key(&id)
     }
 
     /// Texts of the special tokens.
     pub(super) fn special_texts(&self) -> impl Iterator<Item = &str> {
-        self.specials.iter().map(|(text, _)| text.as_str())
+        self.specials.values().map(String::as_str)
     }
 
     /// The token that begins a text.
@@ -284,9 +325,14 @@ impl Tokenizer {
         &self.named
     }
 
+    /// The class of transformers that tokenizer_config.json names, or GPT-2's.
+    pub fn class(&self) -> &str {
+        &self.class
+    }
+
     /// Rows of the model that are no token: padding of the vocabulary.
-    pub fn unused_ids(&self) -> Vec<TokenId> {
-        (0..self.ends.len() as TokenId).filter(|&id| self.bytes(id).is_empty()).collect()
+    pub fn unused_ids(&self) -> &[TokenId] {
+        &self.unused
     }
 
     /// Size of the model's vocabulary, padding included.
@@ -294,9 +340,10 @@ impl Tokenizer {
         self.ends.len()
     }
 
-    /// Fewest tokens that a text of this many bytes can be: a bound that costs nothing.
-    pub fn fewest_tokens(&self, text_bytes: usize) -> usize {
-        text_bytes.div_ceil(self.longest_token_bytes)
+    /// Fewest tokens that a text of this many bytes can be: a bound that costs nothing. `None` where a token may stand for
+    /// any length of text.
+    pub fn fewest_tokens(&self, text_bytes: usize) -> Option<usize> {
+        self.most_bytes.map(|most| text_bytes.div_ceil(most))
     }
 }
 
@@ -306,41 +353,31 @@ impl std::fmt::Debug for Tokenizer {
     }
 }
 
-/// A stretch of text between special tokens, or one of those.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Piece<'t> {
-    Text(&'t str),
-    Special(TokenId),
+/// Whether a pre-tokenizer, as JSON, leaves nothing of a text out.
+fn keeps_all_text(section: &serde_json::Value) -> bool {
+    let inner = section["pretokenizers"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let kept = matches!(section["type"].as_str(), None | Some("ByteLevel" | "Split" | "Digits" | "Sequence"));
+    kept && section["behavior"] != "Removed" && inner.iter().all(keeps_all_text)
 }
 
-fn from_vocab_and_merges(vocab_path: &Path, merges_path: &Path) -> Result<tokenizers::Tokenizer, TextError> {
-    let vocab: HashMap<String, TokenId> =
-        serde_json::from_slice(&read(vocab_path)?).map_err(|e| invalid(vocab_path, e))?;
-    let text = String::from_utf8(read(merges_path)?).map_err(|e| invalid(merges_path, e))?;
-    let mut merges: Merges = Vec::new();
-    for (number, line) in text.lines().enumerate() {
-        if line.is_empty() || line.starts_with("#version") {
-            continue;
+/// The pre-tokenizer for text that is not at the start, if it has a rule for the start.
+fn behind_special(wrapper: &PreTokenizerWrapper) -> Option<PreTokenizerWrapper> {
+    let mut changed = wrapper.clone();
+    match &mut changed {
+        PreTokenizerWrapper::Metaspace(metaspace) if metaspace.prepend_scheme == PrependScheme::First => {
+            metaspace.prepend_scheme = PrependScheme::Never;
         }
-        let Some((left, right)) = line.split_once(' ') else {
-            return Err(invalid(merges_path, format!("line {} is no pair: {line:?}", number + 1)));
-        };
-        // Checked here because the library indexes out of bounds where the result is missing.
-        for token in [left, right, &format!("{left}{right}")] {
-            if !vocab.contains_key(token) {
-                return Err(invalid(merges_path, format!("line {}: {token:?} is not in the vocabulary", number + 1)));
-            }
+        PreTokenizerWrapper::Sequence(sequence) => {
+            let inner: &mut [PreTokenizerWrapper] = sequence.as_mut();
+            inner.iter_mut().for_each(|inner| {
+                if let Some(other) = behind_special(inner) {
+                    *inner = other;
+                }
+            });
         }
-        merges.push((left.into(), right.into()));
+        _ => return None,
     }
-    let bpe = BPE::builder()
-        .vocab_and_merges(vocab.into_iter().collect::<tokenizers::models::bpe::Vocab>(), merges)
-        .build()
-        .map_err(|e| invalid(merges_path, e))?;
-    let mut tokenizer = tokenizers::Tokenizer::new(bpe);
-    tokenizer.with_pre_tokenizer(Some(ByteLevel::new(false, true, true)));
-    tokenizer.with_decoder(Some(ByteLevel::default()));
-    Ok(tokenizer)
+    Some(changed)
 }
 
 /// GPT-2's alphabet: printable bytes stand for themselves, the others for characters from U+0100 on.
@@ -354,14 +391,6 @@ fn byte_of_char() -> HashMap<char, u8> {
             (c, byte)
         })
         .collect()
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, TextError> {
-    super::read_file(path).map_err(|source| TextError::Read { path: path.to_owned(), source })
-}
-
-fn invalid(path: &Path, reason: impl ToString) -> TextError {
-    TextError::Invalid { path: path.to_owned(), reason: reason.to_string() }
 }
 
 #[cfg(test)]

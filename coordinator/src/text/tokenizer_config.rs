@@ -1,67 +1,192 @@
-//! What a model's folder says of its tokenizer beside vocabulary and merges: special tokens, and what goes around a text.
+//! What a model's folder says of its tokenizer beside vocabulary and merges: added and special tokens, and what goes
+//! around a text.
 //!
-//! Knows the files that transformers writes, of all its ages; does not know the tokenizer.
+//! Knows the files that transformers writes, of all its ages; does not know the vocabulary. Reference: `_from_pretrained`
+//! and `TokenizersBackend` of transformers 5.24: where tokenizer_config.json has `added_tokens_decoder`, the older files
+//! are not read; else special_tokens_map.json comes before it.
+//! Invariant: a token is special only where a file says so, or where it is named as one.
 
 use std::{collections::BTreeMap, path::Path};
 
-use nanoinfer_shared::protocol::TokenId;
+use nanoinfer_shared::{json::show, protocol::TokenId};
 use serde_json::Value;
+use tokenizers::AddedToken;
 
-use super::{TextError, read_json};
+use super::{TextError, invalid, read_json};
 
 /// Ends a text in every GPT-2 vocabulary.
 pub(super) const END_OF_TEXT: &str = "<|endoftext|>";
 
 /// Names that templates know special tokens by.
 const NAMES: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+/// Lists (or maps) of further special tokens.
+const LISTS: [&str; 2] = ["additional_special_tokens", "extra_special_tokens"];
+
+const CONFIG: &str = "tokenizer_config.json";
 
 /// What tokenizer_config.json, and in older models special_tokens_map.json and added_tokens.json, say that matters here.
 #[derive(Debug)]
 pub(super) struct TokenizerConfig {
+    /// As transformers names it, `Fast` or not.
+    pub(super) class: String,
     pub(super) add_prefix_space: Option<bool>,
     pub(super) add_bos_token: bool,
+    pub(super) add_eos_token: bool,
+    /// Special tokens by their names.
     pub(super) named: BTreeMap<String, String>,
-    /// Special tokens to add, with their id where the file says it.
-    pub(super) added: Vec<(String, Option<TokenId>)>,
+    /// Tokens to add, in this order, with their id where a file says it.
+    pub(super) added: Vec<(Option<TokenId>, AddedToken)>,
+    /// Whether those with ids have their own flags, as entries of `added_tokens_decoder`.
+    pub(super) has_entries: bool,
 }
 
 impl TokenizerConfig {
     pub(super) fn read(folder: &Path) -> Result<Self, TextError> {
-        let read = |file: &str| Ok::<_, TextError>(read_json(&folder.join(file))?.unwrap_or(Value::Null));
-        let (value, map) = (read("tokenizer_config.json")?, read("special_tokens_map.json")?);
-        let text =
-            |name: &&str| Some((name.to_string(), token_text(&value[*name]).or_else(|| token_text(&map[*name]))?));
-        let named: BTreeMap<String, String> = NAMES.iter().filter_map(text).collect();
-        // transformers 4 wrote ids here, and added_tokens.json before that.
-        let decoder = value["added_tokens_decoder"].as_object().into_iter().flatten();
-        let before = read("added_tokens.json")?;
-        let mut numbered: Vec<(TokenId, String)> = decoder
-            .filter(|(_, token)| token["special"].as_bool().unwrap_or(true))
-            .filter_map(|(id, token)| Some((id.parse().ok()?, token_text(token)?)))
-            .collect();
-        let before = before.as_object().into_iter().flatten();
-        numbered.extend(before.filter_map(|(token, id)| Some((id.as_u64()?.try_into().ok()?, token.clone()))));
-        numbered.sort();
-        numbered.dedup();
-        let mut added: Vec<(String, Option<TokenId>)> =
-            numbered.into_iter().map(|(id, text)| (text, Some(id))).collect();
-        let further = value["additional_special_tokens"].as_array().into_iter().flatten().filter_map(token_text);
-        for token in [END_OF_TEXT.to_owned()].into_iter().chain(named.values().cloned()).chain(further) {
-            if added.iter().all(|(known, _)| *known != token) {
-                added.push((token, None));
+        let read = |file: &str| {
+            let path = folder.join(file);
+            match read_json(&path)? {
+                None | Some(Value::Null) => Ok(Value::Null),
+                Some(value @ Value::Object(_)) => Ok(value),
+                Some(_) => Err(invalid(&path, "it is no JSON object")),
+            }
+        };
+        let config = Fields { path: folder.join(CONFIG), value: read(CONFIG)? };
+        let decoder = &config.value["added_tokens_decoder"];
+        if !decoder.is_object() && !decoder.is_null() {
+            return Err(config.wrong("added_tokens_decoder", "an object", decoder));
+        }
+        let older = if decoder.is_object() { Value::Null } else { read("special_tokens_map.json")? };
+        let older = Fields { path: folder.join("special_tokens_map.json"), value: older };
+
+        let class = config.text("tokenizer_class")?.unwrap_or_else(|| "GPT2Tokenizer".into());
+        let mut numbered = BTreeMap::new();
+        for (id, token) in decoder.as_object().into_iter().flatten() {
+            let id: TokenId =
+                id.parse().map_err(|_| config.wrong("added_tokens_decoder", "token ids", &id[..].into()))?;
+            numbered.insert(id, config.token("added_tokens_decoder", token, false)?);
+        }
+        let mut special: Vec<AddedToken> = Vec::new();
+        let mut named = BTreeMap::new();
+        for name in NAMES {
+            let found = [&older, &config].into_iter().find(|fields| !fields.value[name].is_null());
+            let token = found.map(|fields| fields.token(name, &fields.value[name], true)).transpose()?;
+            let token = token.or_else(|| of_class(&class, name)).filter(|token| !token.content.is_empty());
+            if let Some(token) = token {
+                named.insert(name.to_owned(), token.content.clone());
+                special.push(token);
+            }
+        }
+        for fields in [&older, &config] {
+            // A model's own names, as in `image_token`.
+            let own = fields.value.as_object().into_iter().flatten();
+            let own =
+                own.filter(|(key, value)| key.ends_with("_token") && !NAMES.contains(&&***key) && value.is_string());
+            let mut further: Vec<_> = own.map(|(key, value)| (key.as_str(), value)).collect();
+            for list in LISTS {
+                match &fields.value[list] {
+                    Value::Null => {}
+                    Value::Array(tokens) => further.extend(tokens.iter().map(|token| (list, token))),
+                    Value::Object(tokens) => further.extend(tokens.values().map(|token| (list, token))),
+                    other => return Err(fields.wrong(list, "tokens", other)),
+                }
+            }
+            for (key, value) in further {
+                special.push(fields.token(key, value, true)?);
+            }
+        }
+        if !decoder.is_object() {
+            let path = folder.join("added_tokens.json");
+            for (content, id) in read("added_tokens.json")?.as_object().into_iter().flatten() {
+                let id = id.as_u64().and_then(|id| id.try_into().ok());
+                let id = id.ok_or_else(|| invalid(&path, format!("the id of `{content}` should be a token id")))?;
+                numbered.insert(id, AddedToken::from(content.clone(), false));
+            }
+        }
+        // Where both say something of a token, its entry has the flags, and the name makes it special.
+        for token in numbered.values_mut().filter(|token| special.iter().any(|s| s.content == token.content)) {
+            (token.special, token.normalized) = (true, token.normalized && decoder.is_object());
+        }
+        let mut added: Vec<_> = numbered.into_iter().map(|(id, token)| (Some(id), token)).collect();
+        for token in special {
+            if added.iter().all(|(_, known)| known.content != token.content) {
+                added.push((None, token));
             }
         }
         Ok(Self {
-            add_prefix_space: value["add_prefix_space"].as_bool(),
-            add_bos_token: value["add_bos_token"].as_bool().unwrap_or(false),
+            add_prefix_space: config.flag("add_prefix_space")?,
+            add_bos_token: config.flag("add_bos_token")?.unwrap_or(false),
+            add_eos_token: config.flag("add_eos_token")?.unwrap_or(false),
+            class,
             named,
             added,
+            has_entries: decoder.is_object(),
         })
+    }
+
+    /// Whether a space goes before every text; `None` where tokenizer.json decides.
+    pub(super) fn prefix_space(&self) -> Option<bool> {
+        match self.class.as_str() {
+            "PreTrainedTokenizerFast" | "TokenizersBackend" => None,
+            class if is_gpt2(class) => Some(self.add_prefix_space.unwrap_or(false)),
+            _ => self.add_prefix_space,
+        }
     }
 }
 
-/// A token in tokenizer_config.json: a string, or an object with `content`.
-fn token_text(value: &Value) -> Option<String> {
-    let text = value.as_str().or_else(|| value["content"].as_str())?;
-    (!text.is_empty()).then(|| text.to_owned())
+fn is_gpt2(class: &str) -> bool {
+    matches!(class, "GPT2Tokenizer" | "GPT2TokenizerFast")
+}
+
+/// What a class names where no file does.
+fn of_class(class: &str, name: &str) -> Option<AddedToken> {
+    let names = ["bos_token", "eos_token", "unk_token"];
+    (is_gpt2(class) && names.contains(&name)).then(|| AddedToken::from(END_OF_TEXT, true))
+}
+
+/// The fields of one file.
+struct Fields {
+    path: std::path::PathBuf,
+    value: Value,
+}
+
+impl Fields {
+    fn wrong(&self, key: &str, expected: &str, got: &Value) -> TextError {
+        invalid(&self.path, format!("`{key}` should be {expected}, got {}", show(got)))
+    }
+
+    fn text(&self, key: &str) -> Result<Option<String>, TextError> {
+        match &self.value[key] {
+            Value::Null => Ok(None),
+            Value::String(text) => Ok(Some(text.clone())),
+            other => Err(self.wrong(key, "text", other)),
+        }
+    }
+
+    fn flag(&self, key: &str) -> Result<Option<bool>, TextError> {
+        match &self.value[key] {
+            Value::Null => Ok(None),
+            Value::Bool(flag) => Ok(Some(*flag)),
+            other => Err(self.wrong(key, "true or false", other)),
+        }
+    }
+
+    /// A token: its text, or an object with `content` and flags.
+    fn token(&self, key: &str, value: &Value, special: bool) -> Result<AddedToken, TextError> {
+        let wrong = |got: &Value| self.wrong(key, "a token: text, or an object with `content` and flags", got);
+        if let Some(text) = value.as_str() {
+            return Ok(AddedToken::from(text, special));
+        }
+        let content = value["content"].as_str().ok_or_else(|| wrong(value))?;
+        let flag = |name: &str, default: bool| match &value[name] {
+            Value::Null => Ok(default),
+            Value::Bool(flag) => Ok(*flag),
+            _ => Err(wrong(value)),
+        };
+        let special = special || flag("special", false)?;
+        Ok(AddedToken::from(content, special)
+            .single_word(flag("single_word", false)?)
+            .lstrip(flag("lstrip", false)?)
+            .rstrip(flag("rstrip", false)?)
+            .normalized(flag("normalized", !special)?))
+    }
 }

@@ -27,8 +27,8 @@ fn real_vocabulary_agrees_with_the_reference_vectors() {
     let vectors = vectors();
     for vector in vectors["vectors"].as_array().unwrap() {
         let text = vector["text"].as_str().unwrap();
-        assert_eq!(tokenizer.encode(text, Specials::Match), ids(vector), "{text:?}");
-        assert_eq!(tokenizer.encode_document(text), ids(vector), "{text:?}");
+        assert_eq!(tokenizer.encode(text, Specials::Match).unwrap(), ids(vector), "{text:?}");
+        assert_eq!(tokenizer.encode_document(text).unwrap(), ids(vector), "{text:?}");
         assert_eq!(tokenizer.decode(&ids(vector)), vector["decoded"].as_str().unwrap());
     }
     for vector in vectors["invalid"].as_array().unwrap() {
@@ -49,11 +49,11 @@ fn streaming_emits_what_the_reference_emits() {
         let mut whole = String::new();
         for (id, expected) in ids(vector).into_iter().zip(expected) {
             let mut text = String::new();
-            detokenizer.push(tokenizer.bytes(id), &mut text);
+            detokenizer.push(&tokenizer, id, &mut text);
             assert_eq!(text, expected);
             whole += &text;
         }
-        detokenizer.flush(&mut whole);
+        detokenizer.flush(&tokenizer, &mut whole);
         assert_eq!(whole, vector["text"].as_str().unwrap().to_owned() + vector["tail"].as_str().unwrap_or(""));
     }
 }
@@ -61,9 +61,9 @@ fn streaming_emits_what_the_reference_emits() {
 #[test]
 fn literal_text_never_becomes_a_special_token() {
     let tokenizer = gpt2();
-    assert_eq!(tokenizer.encode("<|endoftext|>", Specials::Match), [50256]);
-    assert_eq!(tokenizer.encode("<|endoftext|>", Specials::Literal), [27, 91, 437, 1659, 5239, 91, 29]);
-    assert_eq!(tokenizer.encode("a<|endoftext|><|endoftext|>", Specials::Match), [64, 50256, 50256]);
+    assert_eq!(tokenizer.encode("<|endoftext|>", Specials::Match).unwrap(), [50256]);
+    assert_eq!(tokenizer.encode("<|endoftext|>", Specials::Literal).unwrap(), [27, 91, 437, 1659, 5239, 91, 29]);
+    assert_eq!(tokenizer.encode("a<|endoftext|><|endoftext|>", Specials::Match).unwrap(), [64, 50256, 50256]);
     assert!(tokenizer.is_special(50256) && !tokenizer.is_special(0));
 }
 
@@ -81,8 +81,8 @@ fn every_id_is_known_and_padding_is_found() {
     assert!(gpt2().unused_ids().is_empty());
     let padded = Tokenizer::load(&data("tests/data/gpt2-tokenizer"), 50304).unwrap();
     assert_eq!(padded.unused_ids(), (50257..50304).collect::<Vec<_>>());
-    assert!(padded.fewest_tokens(1_000_000) > 1024);
-    assert_eq!(padded.fewest_tokens(1), 1);
+    assert!(padded.fewest_tokens(1_000_000) > Some(1024));
+    assert_eq!(padded.fewest_tokens(1), Some(1));
 }
 
 #[test]
@@ -95,7 +95,7 @@ fn both_forms_of_the_demo_tokenizer_agree() {
     }
     let files = Tokenizer::load(other.path(), 4096).unwrap();
     let text = "User: What is a cat?\nAssistant: naïve 日本 <|endoftext|> x";
-    assert_eq!(json.encode(text, Specials::Match), files.encode(text, Specials::Match));
+    assert_eq!(json.encode(text, Specials::Match).unwrap(), files.encode(text, Specials::Match).unwrap());
     assert_eq!(json.eos(), Some(("<|endoftext|>", 4095)));
     assert_eq!(files.eos(), Some(("<|endoftext|>", 4095)));
     assert!((0..4096).all(|id| json.bytes(id) == files.bytes(id)));
@@ -104,7 +104,7 @@ fn both_forms_of_the_demo_tokenizer_agree() {
 #[test]
 fn configuration_adds_spaces_and_the_first_token() {
     let folder = tempfile::tempdir().unwrap();
-    for file in ["tokenizer.json", "vocab.json", "merges.txt"] {
+    for file in ["vocab.json", "merges.txt"] {
         fs::copy(data("launcher/demo/nano-chat").join(file), folder.path().join(file)).unwrap();
     }
     let load = |config: &str| {
@@ -113,10 +113,10 @@ fn configuration_adds_spaces_and_the_first_token() {
     };
     let plain = load("{}");
     let spaced = load(r#"{"add_prefix_space": true}"#);
-    assert_eq!(spaced.encode("cat", Specials::Match), plain.encode(" cat", Specials::Match));
+    assert_eq!(spaced.encode("cat", Specials::Match).unwrap(), plain.encode(" cat", Specials::Match).unwrap());
     let bos = load(r#"{"add_bos_token": true, "bos_token": {"content": "<|endoftext|>"}}"#);
-    assert_eq!(bos.encode_document("cat")[0], 4095);
-    assert_eq!(bos.encode_document("cat")[1..], plain.encode_document("cat"));
+    assert_eq!(bos.encode_document("cat").unwrap()[0], 4095);
+    assert_eq!(bos.encode_document("cat").unwrap()[1..], plain.encode_document("cat").unwrap());
 }
 
 #[test]
@@ -133,10 +133,15 @@ fn longer_special_tokens_win_and_given_ids_are_checked() {
     };
     fs::write(folder.path().join("tokenizer_config.json"), config(4096)).unwrap();
     let tokenizer = Tokenizer::load(folder.path(), 4097).unwrap();
-    assert_eq!(tokenizer.encode("<|endoftext|><|endoftext|>!", Specials::Match), [4095, 4096]);
+    assert_eq!(tokenizer.encode("<|endoftext|><|endoftext|>!", Specials::Match).unwrap(), [4095, 4096]);
     fs::write(folder.path().join("tokenizer_config.json"), config(4100)).unwrap();
     let error = Tokenizer::load(folder.path(), 5000).unwrap_err().to_string();
-    assert!(error.contains("should be 4100, is Some(4096)"), "{error}");
+    assert!(
+        error.contains(
+            "the added token `<|endoftext|>!` is 4096, but tokenizer_config.json or added_tokens.json says 4100"
+        ),
+        "{error}"
+    );
 }
 
 #[test]
@@ -152,10 +157,12 @@ fn older_models_name_their_special_tokens_in_other_files() {
     assert_eq!(tokenizer.eos(), Some(("<end>", 4096)));
     assert_eq!(tokenizer.bos(), Some(("<|endoftext|>", 4095)));
     assert_eq!(tokenizer.named_tokens()["pad_token"], "<pad>");
-    assert_eq!(tokenizer.encode("<end><pad>", Specials::Match), [4096, 4097]);
-    assert!(!tokenizer.encode("<end><pad>", Specials::Literal).contains(&4096));
-    // What tokenizer_config.json says comes first.
+    assert_eq!(tokenizer.encode("<end><pad>", Specials::Match).unwrap(), [4096, 4097]);
+    assert!(!tokenizer.encode("<end><pad>", Specials::Literal).unwrap().contains(&4096));
+    // As in transformers, what tokenizer_config.json says comes second, unless it has entries of its own.
     write("tokenizer_config.json", r#"{"eos_token": "<|endoftext|>"}"#);
+    assert_eq!(Tokenizer::load(folder.path(), 4200).unwrap().eos(), Some(("<end>", 4096)));
+    write("tokenizer_config.json", r#"{"eos_token": "<|endoftext|>", "added_tokens_decoder": {}}"#);
     assert_eq!(Tokenizer::load(folder.path(), 4200).unwrap().eos(), Some(("<|endoftext|>", 4095)));
 }
 

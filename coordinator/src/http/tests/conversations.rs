@@ -77,7 +77,7 @@ async fn short_form_is_a_single_turn_unless_raw() {
     let tokenizer = &demo_text().tokenizer;
     server.ask("/api/chat", json!({"prompt": "Hi<|endoftext|>"})).await;
     let request = requests.recv().unwrap();
-    assert_eq!(request.prompt, tokenizer.encode("User: Hi<|endoftext|>\nAssistant:", Specials::Literal));
+    assert_eq!(request.prompt, tokenizer.encode("User: Hi<|endoftext|>\nAssistant:", Specials::Literal).unwrap());
     // generation_config.json of the demo model wins over the route's 0.8 and 200.
     assert_eq!((request.sampling.temperature, request.sampling.top_p, request.limits.max_tokens), (0.3, 0.9, 96));
 
@@ -86,7 +86,7 @@ async fn short_form_is_a_single_turn_unless_raw() {
     let reply = server.ask("/api/chat", raw).await;
     assert_eq!(reply["response"], " ok", "raw text keeps its space");
     let request = requests.recv().unwrap();
-    assert_eq!(request.prompt, tokenizer.encode("Hi<|endoftext|>", Specials::Match));
+    assert_eq!(request.prompt, tokenizer.encode("Hi<|endoftext|>", Specials::Match).unwrap());
     assert_eq!((request.sampling.temperature, request.sampling.top_k, request.limits.max_tokens), (0.0, 7, 5));
     assert_eq!(request.sampling.seed, -3i64 as u64);
 }
@@ -203,7 +203,7 @@ async fn openai_chat_answers_whole() {
     let usage = &reply["usage"];
     assert_eq!(usage["total_tokens"].as_u64(), Some(usage["prompt_tokens"].as_u64().unwrap() + 6));
     let request = requests.recv().unwrap();
-    assert_eq!(request.prompt, demo_text().tokenizer.encode("User: Hi there\nAssistant:", Specials::Literal));
+    assert_eq!(request.prompt, demo_text().tokenizer.encode("User: Hi there\nAssistant:", Specials::Literal).unwrap());
     assert_eq!((request.limits.max_tokens, request.logprobs), (50, Some(3)));
     assert_eq!(request.sampling.logit_bias, [(5, -100.0)]);
     assert_eq!(request.sampling.repetition_penalty, 1.2);
