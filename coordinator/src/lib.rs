@@ -6,6 +6,8 @@
 //!
 //! This crate links no tensor library: logits reach it as slices of numbers.
 
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 pub mod config;
 pub mod request;
 pub mod explanation;
@@ -26,6 +28,7 @@ pub mod text;
 pub mod http;
 pub mod metrics;
 pub mod names;
+pub mod utf8;
 mod clock;
 
 #[cfg(test)]

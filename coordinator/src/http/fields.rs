@@ -19,7 +19,7 @@ use nanoinfer_shared::protocol::TokenId;
 use serde_json::{Map, Value};
 
 use super::{App, error::Failure};
-use crate::names::closest;
+use crate::{names::closest, utf8};
 
 /// Most stop strings of a request; OpenAI takes 4.
 const MAX_STOPS: usize = 64;
@@ -68,15 +68,17 @@ impl FromRequest<App> for Fields {
 
 impl Fields {
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, Failure> {
-        if bytes.iter().all(u8::is_ascii_whitespace) {
+        // RFC 8259 lets a parser leave off a byte-order mark.
+        let text = utf8::text(bytes).map_err(|error| not_json(&error))?;
+        if text.trim_ascii().is_empty() {
             return Err(Failure::bad_body("the request has no body; a JSON object is expected"));
         }
-        match serde_json::from_slice(bytes) {
+        match serde_json::from_str(text) {
             Ok(Value::Object(map)) => Ok(Self { map, prefix: String::new() }),
             Ok(other) => {
                 Err(Failure::bad_body(format!("the request's body should be a JSON object, not {}", show(&other))))
             }
-            Err(error) => Err(Failure::bad_body(format!("the request's body is not JSON: {error}"))),
+            Err(error) => Err(not_json(&error)),
         }
     }
 
@@ -227,6 +229,10 @@ pub(super) fn tokens(value: &Value) -> Option<Vec<TokenId>> {
     value.as_array()?.iter().map(id).collect()
 }
 
+fn not_json(why: &dyn std::fmt::Display) -> Failure {
+    Failure::bad_body(format!("the request's body is not JSON: {why}"))
+}
+
 /// A JSON number without a fraction, of at most 64 bits.
 fn integer(value: &Value) -> Option<i128> {
     let float = || value.as_f64().filter(|x| x.fract() == 0.0 && x.abs() < 9e15).map(|x| x as i128);
@@ -314,8 +320,21 @@ mod tests {
             ("{\"a\": }", "line 1 column 7"),
             ("[1]", "should be a JSON object, not a list"),
             ("{} x", "trailing characters"),
+            ("\u{feff} ", "no body"),
         ] {
             let failure = Fields::parse(body.as_bytes()).unwrap_err();
+            assert!(failure.message.contains(expected), "{}", failure.message);
+        }
+    }
+
+    #[test]
+    fn a_byte_order_mark_changes_nothing_and_other_encodings_are_named() {
+        let fields = Fields::parse("\u{feff}{\"prompt\": \"Hi\"}".as_bytes()).unwrap();
+        assert_eq!(fields.map["prompt"], "Hi");
+        for (body, expected) in
+            [(&b"\xff\xfe{\0}\0"[..], "not JSON: UTF-16"), (b"{\"a\": \"\xe9\"}", "byte 0xe9 at offset 7")]
+        {
+            let failure = Fields::parse(body).unwrap_err();
             assert!(failure.message.contains(expected), "{}", failure.message);
         }
     }
