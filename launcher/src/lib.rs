@@ -15,6 +15,7 @@ pub mod error;
 mod gather;
 pub mod model;
 pub mod plan;
+mod private_folder;
 mod progress;
 mod rank;
 mod secret;

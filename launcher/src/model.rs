@@ -17,7 +17,7 @@ use nanoinfer_shared::{Geometry, GeometryError};
 use nanoinfer_worker::checkpoint::{Checkpoint, CheckpointError};
 
 pub use self::{demo::DemoError, hub::HubError};
-use crate::closest;
+use crate::{closest, private_folder};
 
 /// Name of the model that is built in.
 pub const DEMO_MODEL: &str = "nano-chat";
@@ -142,6 +142,14 @@ pub enum ModelError {
         name: String,
         /// What else was typed.
         revision: String,
+    },
+    /// The cache lies in a folder that somebody else could put models into.
+    #[error("cannot use the cache in {}: {source}\n  hint: set HF_HOME to a folder of yours", .folder.display())]
+    SharedCache {
+        /// The folder.
+        folder: PathBuf,
+        /// Who, or how.
+        source: io::Error,
     },
     /// The embedded model could not be unpacked.
     #[error(transparent)]
@@ -284,6 +292,10 @@ fn locate(
             return Err(ModelError::Unknown { name: name.into(), suggestion });
         }
     };
+    // Without a home the cache lies where the demo model does, below a folder that all users share.
+    if let Some(root) = caches.demo.iter().find(|root| caches.hub.cache.starts_with(root)) {
+        private_folder::make(root).map_err(|source| ModelError::SharedCache { folder: root.clone(), source })?;
+    }
     Ok(folder(hub::fetch(id, revision.unwrap_or("main"), &caches.hub, freshness)?))
 }
 

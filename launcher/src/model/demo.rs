@@ -1,13 +1,16 @@
 //! The demo model that is part of the program: unpacked into a folder once, so that every rank can map its weights.
 //!
-//! The folder appears under its final name complete or not at all. Its content is compared on every start, so that a
-//! damaged or foreign folder is never served.
+//! The folder appears under its final name complete or not at all. Owner, mode and content are compared on every start, so that
+//! a damaged or foreign folder is never served, nor one that somebody else could still change.
 
 use std::{
-    fs, io,
-    os::unix::fs::{DirBuilderExt, MetadataExt},
+    fs,
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
+
+use crate::private_folder;
 
 /// Every file of the model. Its golden data and training scripts stay in the repository.
 const FILES: [(&str, &[u8]); 9] = [
@@ -25,7 +28,7 @@ const FILES: [(&str, &[u8]); 9] = [
 /// Why the demo model could not be unpacked.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "the built-in model needs a folder to unpack 12 MB into:{}\n  hint: set XDG_CACHE_HOME to a folder that can be written",
+    "the built-in model needs a folder to unpack 12 MB into:{}\n  hint: set XDG_CACHE_HOME to a folder of yours that can be written",
     .tried.iter().map(|(folder, error)| format!("\n  {}: {error}", folder.display())).collect::<String>()
 )]
 pub struct DemoError {
@@ -46,15 +49,11 @@ pub(super) fn extract(roots: &[PathBuf]) -> Result<PathBuf, DemoError> {
 }
 
 fn extract_into(root: &Path) -> io::Result<PathBuf> {
+    // In a temporary folder that all users share, somebody else may have made ours first.
+    private_folder::make(root)?;
     let folder = root.join(concat!("nano-chat-", env!("NANOINFER_DEMO_DIGEST")));
     if is_intact(&folder) {
         return Ok(folder);
-    }
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(root)?;
-    // In a temporary folder that all users share, somebody else may have made ours first.
-    let (owner, us) = (fs::metadata(root)?.uid(), rustix::process::geteuid().as_raw());
-    if owner != us && us != 0 {
-        return Err(io::Error::other(format!("it belongs to user {owner}, not to us ({us})")));
     }
     let fresh = root.join(format!(".nano-chat-{}-{:x}", std::process::id(), unique()));
     let filled = fill(&fresh).and_then(|()| {
@@ -62,7 +61,7 @@ fn extract_into(root: &Path) -> io::Result<PathBuf> {
             // Another process was faster.
             return fs::remove_dir_all(&fresh);
         }
-        if folder.exists() {
+        if fs::symlink_metadata(&folder).is_ok() {
             // Damaged, and readers of it may still have its files mapped: move it away instead of writing into it.
             fs::rename(&folder, fresh.with_extension("damaged"))?;
             fs::remove_dir_all(fresh.with_extension("damaged"))?;
@@ -79,12 +78,25 @@ fn extract_into(root: &Path) -> io::Result<PathBuf> {
 }
 
 fn fill(folder: &Path) -> io::Result<()> {
-    fs::create_dir(folder)?;
-    FILES.iter().try_for_each(|(name, bytes)| fs::write(folder.join(name), bytes))
+    // Whatever the umask leaves to others.
+    fs::DirBuilder::new().mode(0o700).create(folder)?;
+    FILES.iter().try_for_each(|(name, bytes)| {
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(folder.join(name))?;
+        file.write_all(bytes)
+    })
 }
 
 fn is_intact(folder: &Path) -> bool {
-    FILES.iter().all(|(name, bytes)| fs::read(folder.join(name)).is_ok_and(|found| found == *bytes))
+    let is_ours = |path: &Path, is_dir: bool| {
+        fs::symlink_metadata(path).is_ok_and(|found| {
+            (if is_dir { found.is_dir() } else { found.is_file() }) && private_folder::check(&found).is_ok()
+        })
+    };
+    is_ours(folder, true)
+        && FILES.iter().all(|(name, bytes)| {
+            let path = folder.join(name);
+            is_ours(&path, false) && fs::read(&path).is_ok_and(|found| found == *bytes)
+        })
 }
 
 /// Differs between threads and calls of this process.
@@ -95,7 +107,40 @@ fn unique() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+
     use super::*;
+
+    #[test]
+    fn what_somebody_else_could_change_is_unpacked_anew() {
+        let root = tempfile::tempdir().unwrap();
+        let roots = [root.path().to_path_buf()];
+        let folder = extract(&roots).unwrap();
+        let weights = folder.join("model.safetensors");
+        let inode = || fs::metadata(&weights).unwrap().ino();
+        for (path, mode) in [(&weights, 0o666), (&folder, 0o770)] {
+            let before = inode();
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(extract(&roots).unwrap(), folder);
+            assert!(inode() != before && is_intact(&folder), "{}", path.display());
+        }
+        let elsewhere = root.path().join("elsewhere");
+        fs::rename(&weights, &elsewhere).unwrap();
+        symlink(&elsewhere, &weights).unwrap();
+        extract(&roots).unwrap();
+        assert!(fs::symlink_metadata(&weights).unwrap().is_file());
+        if rustix::process::geteuid().is_root() {
+            chown(&weights, Some(65534), None).unwrap();
+            extract(&roots).unwrap();
+            assert_eq!(fs::metadata(&weights).unwrap().uid(), 0);
+            // And a whole folder of somebody else's is neither served nor written into.
+            chown(root.path(), Some(65534), None).unwrap();
+            let before = inode();
+            let error = extract(&roots).unwrap_err().to_string();
+            assert!(error.contains("it belongs to user 65534") && error.contains("XDG_CACHE_HOME"), "{error}");
+            assert_eq!(inode(), before);
+        }
+    }
 
     #[test]
     fn it_is_unpacked_once_and_repaired_when_damaged() {
