@@ -103,6 +103,7 @@ fn inherit(identity: Identity, parent: u32) -> Result<RankSetup, LaunchError> {
     let rank = identity.rank;
     let failed = |reason: String| LaunchError::Join { rank, address: "standard input".into(), reason };
     die_with_parent(parent).map_err(|e| failed(e.to_string()))?;
+    spawn::leave_stopping_to_the_launcher();
     let socket = io::stdin().as_fd().try_clone_to_owned().map_err(|e| failed(e.to_string()))?;
     let socket = UnixStream::from(socket);
     let mut handle = Socket::Unix(socket.try_clone().map_err(|e| failed(e.to_string()))?);

@@ -7,7 +7,8 @@
 //! ```
 //! Three things keep a rank from outliving its parent: the control link closes, the kernel kills it when the thread
 //! that started it ends (`PR_SET_PDEATHSIG`, hence one permanent thread), and dropping [`RankProcesses`] kills and waits.
-//! Each rank is a process group of its own: a terminal's Ctrl-C reaches the launcher alone, which stops the ranks.
+//! Each rank is a process group of its own: a terminal's Ctrl-C reaches the launcher alone, which stops the ranks. What signals a
+//! whole service nevertheless (systemd, `pkill`) does not end them either: [`leave_stopping_to_the_launcher`].
 
 use std::{
     collections::VecDeque,
@@ -225,6 +226,17 @@ fn forward_lines(rank: usize, stderr: impl Read) -> Vec<String> {
                 kept.push_back(line);
             }
         }
+    }
+}
+
+/// Makes this process, a rank, ignore the signals that ask to stop: the launcher gets them too, and ends its ranks when running
+/// requests are done. Whatever becomes of the launcher, the kernel and the control link end them.
+#[allow(unsafe_code)]
+pub(crate) fn leave_stopping_to_the_launcher() {
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        // SAFETY: to ignore a signal installs no handler, so that no code runs at odd times, and touches no memory of ours; it
+        // may be done in any thread at any time.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
     }
 }
 

@@ -1,16 +1,19 @@
 //! From a running cluster to its end: requests, signals, deaths, and the exit code.
 //!
 //! ```text
-//!            SIGINT, SIGTERM          nothing running, or --shutdown-timeout
+//!         SIGINT, SIGTERM, SIGHUP     nothing running, or --shutdown-timeout
 //!  serving ─────────────────► draining ───────────────────────────────────► stopped, exit 0
 //!     │                          │ a second signal ──────────────────────► stopped at once, exit 1
 //!     └── a rank or the engine ends ──────────────────────────────────────► stopped, exit 1
 //! ```
+//! What comes within half a second of a signal is the same one: `timeout`, npm and IDEs signal a process and then its group. A
+//! SIGHUP that was ignored when we were started, as by `nohup`, stays so.
 //! Requests that are cut off are told so: their replies end with an error, and have a moment to leave.
 //! The port is bound before the model is loaded, so that a taken one is told at once; it answers when all is ready.
 
 use std::{
-    fmt,
+    fmt, fs,
+    future::pending,
     net::{SocketAddr, TcpListener},
     os::unix::process::ExitStatusExt,
     process::ExitStatus,
@@ -33,6 +36,8 @@ use crate::{cluster::Cluster, error::LaunchError, progress};
 
 /// Threads for HTTP and text.
 const FRONT_THREADS: usize = 2;
+/// How long after a signal another one is its echo.
+const ECHO: Duration = Duration::from_millis(500);
 /// How often a draining server looks whether all is done.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 /// How long replies that are complete, or cut off, may take to reach their clients.
@@ -118,6 +123,7 @@ impl fmt::Display for RankEnd {
 
 fn signal_name(signal: i32) -> &'static str {
     match signal {
+        1 => " (SIGHUP)",
         4 => " (SIGILL)",
         6 => " (SIGABRT)",
         7 => " (SIGBUS)",
@@ -277,20 +283,66 @@ fn requests(handle: &EngineHandle) -> String {
 struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    hangup: Option<Signal>,
+    wishes: Wishes,
 }
 
 impl Signals {
     fn listen() -> Result<Self, LaunchError> {
         let listen = |kind| signal(kind).map_err(LaunchError::system("listen for signals"));
-        Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let hangup = SignalKind::hangup();
+        Ok(Self {
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+            hangup: if is_ignored(&status, hangup) { None } else { Some(listen(hangup)?) },
+            wishes: Wishes::default(),
+        })
     }
 
+    /// The next wish to stop, by the name of its signal.
     async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.interrupt.recv() => "SIGINT",
-            _ = self.terminate.recv() => "SIGTERM",
+        loop {
+            let hangup = async {
+                match &mut self.hangup {
+                    Some(hangup) => drop(hangup.recv().await),
+                    None => pending().await,
+                }
+            };
+            let name = tokio::select! {
+                _ = self.interrupt.recv() => "SIGINT",
+                _ = self.terminate.recv() => "SIGTERM",
+                () = hangup => "SIGHUP",
+            };
+            if self.wishes.is_new(Instant::now()) {
+                return name;
+            }
         }
     }
+}
+
+/// Tells a wish to stop from the echo of the one before.
+#[derive(Debug, Default)]
+struct Wishes {
+    last: Option<Instant>,
+}
+
+impl Wishes {
+    /// Whether a signal that came `at` is a wish of its own.
+    fn is_new(&mut self, at: Instant) -> bool {
+        let is_new = self.last.is_none_or(|last| at.duration_since(last) >= ECHO);
+        if is_new {
+            self.last = Some(at);
+        }
+        is_new
+    }
+}
+
+/// Whether a process ignores a signal, by its `/proc/PID/status`.
+fn is_ignored(status: &str, signal: SignalKind) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (signal.as_raw_value() - 1) & 1 == 1)
 }
 
 #[cfg(test)]
@@ -315,6 +367,32 @@ mod tests {
             told,
             "rank 2 was killed by signal 11 (SIGSEGV)\n  its last lines:\n    a line\n  then rank 0 ended with exit status 1"
         );
+    }
+
+    #[test]
+    fn what_follows_a_signal_at_once_is_its_echo() {
+        let begun = Instant::now();
+        let new = |milliseconds: &[u64]| {
+            let mut wishes = Wishes::default();
+            milliseconds
+                .iter()
+                .filter(|&&ms| wishes.is_new(begun + Duration::from_millis(ms)))
+                .copied()
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(new(&[0, 0, 1, 499]), [0]);
+        assert_eq!(new(&[0, 500]), [0, 500]);
+        // Echoes have none of their own, and a second wish has.
+        assert_eq!(new(&[0, 300, 600, 601, 1099, 1100]), [0, 600, 1100]);
+    }
+
+    #[test]
+    fn what_nohup_ignores_is_known() {
+        let status = |mask: &str| format!("Name:\tx\nSigBlk:\tffffffffffffffff\nSigIgn:\t{mask}\nSigCgt:\t0\n");
+        assert!(is_ignored(&status("0000000000001001"), SignalKind::hangup()));
+        assert!(!is_ignored(&status("0000000000001002"), SignalKind::hangup()));
+        assert!(is_ignored(&status("0000000000004000"), SignalKind::terminate()));
+        assert!(!is_ignored("", SignalKind::hangup()));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::{
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::server::{Server, cpu_time, is_alive, send_signal, wait_until};
+use crate::server::{Server, cpu_time, is_alive, launcher, send_signal, through, wait_until};
 
 #[test]
 fn sigterm_and_sigint_stop_everything_with_exit_code_0() {
@@ -48,6 +48,45 @@ fn a_signal_lets_running_requests_finish_and_takes_no_new_ones() {
 }
 
 #[test]
+fn a_signal_to_the_process_and_its_group_is_one() {
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+        // Passes what it gets on to its child, and then to its whole group.
+        let mut server = Server::spawn(through(&["timeout", "600"], &launcher(&["--nproc", "2", "--port", "0"])));
+        server.await_ready();
+        let (running, _) = server.open_stream("/api/chat", &long_stream());
+        server.signal(signal);
+        assert!(rest(running).trim_end().ends_with("data: [DONE]"), "{signal:?}: {}", server.log());
+        server.wait();
+        let log = server.log();
+        assert!(log.contains(": finishing") && !log.contains("cutting off"), "{signal:?}: {log}");
+    }
+}
+
+#[test]
+fn ranks_leave_stopping_to_the_launcher() {
+    let mut server = Server::start(&["--nproc", "2"]);
+    let (running, _) = server.open_stream("/api/chat", &long_stream());
+    // As systemd and `pkill` signal all processes of a service.
+    for rank in server.rank_pids() {
+        [Signal::TERM, Signal::INT, Signal::HUP].into_iter().for_each(|signal| send_signal(rank, signal));
+    }
+    server.signal(Signal::TERM);
+    assert!(rest(running).trim_end().ends_with("data: [DONE]"), "{}", server.log());
+    assert_eq!(server.wait().code(), Some(0), "{}", server.log());
+}
+
+#[test]
+fn a_server_that_nohup_started_outlives_its_terminal() {
+    let mut server = Server::spawn(through(&["nohup"], &launcher(&["--port", "0"])));
+    server.await_ready();
+    server.signal(Signal::HUP);
+    server.ask("/api/chat", &json!({ "prompt": "Hello!", "max_tokens": 3 }));
+    server.signal(Signal::TERM);
+    assert_eq!(server.wait().code(), Some(0), "{}", server.log());
+    assert!(!server.log().contains("SIGHUP"), "{}", server.log());
+}
+
+#[test]
 fn a_stream_that_is_cut_off_ends_with_an_error() {
     // Twelve sequences of 250 tokens, one after the other, take far longer than the time-out.
     let body = json!({ "prompt": "Once", "max_tokens": 250, "n": 12, "ignore_eos": true, "stream": true });
@@ -57,7 +96,11 @@ fn a_stream_that_is_cut_off_ends_with_an_error() {
         server.signal(Signal::TERM);
         if second_signal {
             server.await_line("finishing");
-            server.signal(Signal::TERM);
+            // What comes too soon is the first one's echo.
+            wait_until("a second wish", || {
+                server.signal(Signal::TERM);
+                server.log().contains("a second signal")
+            });
         }
         let events = rest(running);
         let last = events.trim_end().lines().last().unwrap_or_default();

@@ -44,18 +44,18 @@ pub(crate) fn launcher(arguments: &[&str]) -> Command {
     command
 }
 
-/// The same command, run by another that is given its program and arguments.
-pub(crate) fn through(runner: &[&str], command: &Command) -> Command {
-    let mut runs = Command::new(runner[0]);
-    runs.args(&runner[1..]).arg(command.get_program()).args(command.get_args());
+/// A command that another program is to run, given as its words.
+pub(crate) fn through(program: &[&str], command: &Command) -> Command {
+    let mut outer = Command::new(program[0]);
+    outer.args(&program[1..]).arg(command.get_program()).args(command.get_args());
     for (name, value) in command.get_envs() {
         match value {
-            Some(value) => runs.env(name, value),
-            None => runs.env_remove(name),
+            Some(value) => outer.env(name, value),
+            None => outer.env_remove(name),
         };
     }
-    runs.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    runs
+    outer.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    outer
 }
 
 /// Runs a command that is expected to end by itself: its status and stderr.
@@ -235,7 +235,9 @@ impl Drop for Server {
 }
 
 fn agent() -> ureq::Agent {
-    ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(PATIENCE)).build().into()
+    let config = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(PATIENCE));
+    // Servers under test are on this machine, whatever the environment says of proxies.
+    config.proxy(None).build().into()
 }
 
 /// Sends a signal to a process.
