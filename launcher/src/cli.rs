@@ -9,10 +9,7 @@ mod options;
 
 use std::{ffi::OsString, io::Write, net::TcpListener, process::ExitCode};
 
-use clap::{
-    Parser,
-    error::{ContextKind, ContextValue},
-};
+use clap::error::{ContextKind, ContextValue};
 use nanoinfer_worker::rank::end_process;
 use tracing_subscriber::EnvFilter;
 
@@ -36,7 +33,7 @@ use crate::{
 /// code: 0 after a clean stop, 2 for bad usage or a bad model, 1 for everything else. A rank, and what fails, ends the process itself.
 pub fn main_with(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
-    let typed = match CommandLine::try_parse_from(&args) {
+    let typed = match CommandLine::parse_from_all(&args) {
         Ok(typed) => typed,
         Err(error) => {
             // Nothing is left to do if even standard error is closed.
@@ -104,7 +101,7 @@ impl Failure {
 /// In words, when they are wrong.
 pub fn cluster_config(flags: impl IntoIterator<Item = String>) -> Result<ClusterConfig, String> {
     let args = std::iter::once("nanoinfer-launch".to_owned()).chain(flags);
-    let typed = CommandLine::try_parse_from(args).map_err(|error| config::reason(&error.to_string()))?;
+    let typed = CommandLine::parse_from_all(args).map_err(|error| config::reason(&error.to_string()))?;
     let config = Config::new(typed.serve, &environment::caches()).map_err(|error| error.to_string())?;
     Ok(config.cluster)
 }
@@ -139,7 +136,7 @@ fn coordinate(options: CoordinatorOptions) -> Result<(), Failure> {
 fn prepare(options: ServeOptions, placement: Placement) -> Result<Option<(Config, TcpListener)>, Failure> {
     let config = Config::new(options, &environment::caches())?;
     log_to_stderr(&config.cluster.log)?;
-    for slip in environment::slips(environment::names()) {
+    for slip in environment::slips(environment::variables()) {
         tracing::warn!("{slip}");
     }
     if config.plan {

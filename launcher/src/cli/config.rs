@@ -5,7 +5,7 @@
 
 use std::{ffi::OsString, fs, path::PathBuf, time::Duration};
 
-use clap::{CommandFactory, Parser};
+use clap::CommandFactory;
 use nanoinfer_coordinator::http::{ApiKey, HeaderValue, HttpOptions};
 
 use super::options::{CommandLine, ServeOptions, TypedComm, TypedDType, TypedKvDType};
@@ -223,7 +223,7 @@ fn read_file(path: PathBuf) -> Result<ServeOptions, ConfigError> {
             other => return Err(wrong(format!("a {} is not what it takes", other.type_str()))),
         };
         let flag = value.map_or(format!("--{name}"), |value| format!("--{name}={value}"));
-        let one = CommandLine::try_parse_from([OsString::from("nanoinfer-launch"), flag.into()])
+        let one = CommandLine::parse_from_all([OsString::from("nanoinfer-launch"), flag.into()])
             .map_err(|error| wrong(reason(&error.to_string())))?;
         options = options.or(one.serve);
     }
@@ -245,7 +245,7 @@ mod tests {
 
     fn meaning(args: &[&str]) -> Result<Config, String> {
         let hub = HubAccess { cache: "hub".into(), endpoint: String::new(), token: None, offline: true };
-        let typed = CommandLine::try_parse_from(["nanoinfer-launch"].iter().chain(args)).map_err(|e| e.to_string())?;
+        let typed = CommandLine::parse_from_all(["nanoinfer-launch"].iter().chain(args)).map_err(|e| e.to_string())?;
         Config::new(typed.serve, &Caches { demo: Vec::new(), hub }).map_err(|e| e.to_string())
     }
 

@@ -2,10 +2,11 @@
 //!
 //! Everything is optional here; `config` decides what the absence of an option means.
 
-use std::{path::PathBuf, time::Duration};
+use std::{ffi::OsString, path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, ValueEnum, builder::Resettable};
 
+use super::environment;
 use crate::{device::DeviceChoice, size::ByteSize};
 
 /// Serves a GPT-2 model over HTTP, split over one or more ranks.
@@ -31,6 +32,20 @@ pub(super) struct CommandLine {
     pub(super) command: Option<Subcommand>,
     #[command(flatten)]
     pub(super) serve: ServeOptions,
+}
+
+impl CommandLine {
+    /// What arguments (the first is the program's name) and the environment say together, without variables that are no
+    /// options although they have the name of one.
+    pub(super) fn parse_from_all(args: impl IntoIterator<Item: Into<OsString> + Clone>) -> Result<Self, clap::Error> {
+        let ours = |arg: clap::Arg| match arg.get_env() {
+            Some(name) if environment::is_service_link(name) => arg.env(Resettable::Reset),
+            _ => arg,
+        };
+        let mut command = Self::command().mut_args(ours).mut_subcommands(|subcommand| subcommand.mut_args(ours));
+        let matches = command.try_get_matches_from_mut(args)?;
+        Self::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+    }
 }
 
 #[derive(Debug, clap::Subcommand)]
