@@ -15,6 +15,7 @@ use nanoinfer_launch::{
     cli::cluster_config,
     handle::EngineHandle,
     limits::Limits,
+    output,
     plan::{Placement, Plan},
     request::{Event, Request},
 };
@@ -151,7 +152,7 @@ fn engine(what: What, options: &EngineBenchOptions) -> Result<(), Failure> {
     cluster.shutdown();
     // Once more, as a busy machine may have been slower before.
     let limits = limits.zip(measure()).map(|(before, after)| before.best_of(after));
-    report(what, options, &plan, limits.as_ref(), step_bytes, &rows);
+    output::write(report(what, options, &plan, limits.as_ref(), step_bytes, &rows))?;
     Ok(())
 }
 
@@ -224,6 +225,7 @@ impl Batch<'_> {
     }
 }
 
+/// A table, then one line of JSON.
 fn report(
     what: What,
     options: &EngineBenchOptions,
@@ -231,7 +233,7 @@ fn report(
     limits: Option<&Limits>,
     step_bytes: u64,
     rows: &[Row],
-) {
+) -> String {
     let ms = |seconds: f64| Duration::from_secs_f64(seconds).as_secs_f64() * 1e3;
     let percentile = |row: &Row, p: usize| ms(row.seconds[(row.seconds.len() - 1) * p / 100]);
     let ranks = plan.partition.world();
@@ -243,42 +245,35 @@ fn report(
             limits.f32_ops_per_s / 1e9
         )
     });
-    println!("{} {}, nproc {ranks}, {with}", plan.model.name, plan.dtype());
+    let mut text = format!("{} {}, nproc {ranks}, {with}\n", plan.model.name, plan.dtype());
     let (column, limit) = match what {
         What::Decode => ("step", "of reading all weights"),
         What::Prefill => ("prompts", "of f32 arithmetic"),
     };
-    println!(
-        "{:>6}  {:>12}  {:>19}  {:>10}  {limit}",
-        "batch",
-        format!("{column} (ms)"),
-        "10 % … 90 % (ms)",
-        "tokens/s"
-    );
+    let (column, spread) = (format!("{column} (ms)"), "10 % … 90 % (ms)");
+    text += &format!("{:>6}  {column:>12}  {spread:>19}  {:>10}  {limit}\n", "batch", "tokens/s");
     for row in rows {
         let spread = format!("{:.2} … {:.2}", percentile(row, 10), percentile(row, 90));
         let (median, tokens_per_s) = (percentile(row, 50), row.tokens_per_s);
         let reached = limits.map_or("-".into(), |limits| format!("{:.0} %", row.of_limit(limits) * 100.0));
-        println!("{:>6}  {median:>12.2}  {spread:>19}  {tokens_per_s:>10.1}  {reached}", row.batch);
+        text += &format!("{:>6}  {median:>12.2}  {spread:>19}  {tokens_per_s:>10.1}  {reached}\n", row.batch);
     }
     if let Some(note) = limits.and_then(|limits| beyond_memory(rows, limits)) {
-        println!("{note}");
+        text += &format!("{note}\n");
     }
     let line = |row: &Row| -> Value {
         json!({ "batch": row.batch, "ms": percentile(row, 50), "ms_p10": percentile(row, 10), "ms_p90": percentile(row, 90),
                 "tokens_per_s": row.tokens_per_s, "of_limit": limits.map(|limits| row.of_limit(limits)) })
     };
     let name = if what == What::Decode { "decode" } else { "prefill" };
-    println!(
-        "{}",
-        json!({
-            "bench": name, "model": plan.model.name, "dtype": plan.dtype().to_string(), "nproc": ranks,
-            "threads": plan.threads, "prompt_tokens": options.prompt_tokens, "tokens": options.tokens, "runs": options.runs,
-            "read_gb_per_s": limits.map(|limits| limits.read_bytes_per_s / 1e9),
-            "f32_gflop_per_s": limits.map(|limits| limits.f32_ops_per_s / 1e9),
-            "step_bytes": step_bytes, "rows": rows.iter().map(line).collect::<Vec<_>>(),
-        })
-    );
+    let all = json!({
+        "bench": name, "model": plan.model.name, "dtype": plan.dtype().to_string(), "nproc": ranks,
+        "threads": plan.threads, "prompt_tokens": options.prompt_tokens, "tokens": options.tokens, "runs": options.runs,
+        "read_gb_per_s": limits.map(|limits| limits.read_bytes_per_s / 1e9),
+        "f32_gflop_per_s": limits.map(|limits| limits.f32_ops_per_s / 1e9),
+        "step_bytes": step_bytes, "rows": rows.iter().map(line).collect::<Vec<_>>(),
+    });
+    text + &format!("{all}\n")
 }
 
 /// What to say where weights were read faster than memory gives them.

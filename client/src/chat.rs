@@ -4,14 +4,15 @@
 //! a line ─► /command ─► conversation.rs changes what is sent
 //!        └► a turn ───► POST /v1/chat/completions, streamed ─► text as it comes; Ctrl-C stops the answer, not the chat
 //! ```
-//! Lines are read by a library, with history; answers by a thread of their own, so that a stop does not wait for the
-//! server. Only conversation and answers go to standard output.
+//! Lines of a terminal are read by a library, with history, those of a pipe as text from outside; answers by a thread of their
+//! own, so that a stop does not wait for the server. Only conversation and answers go to standard output; a chat whose answers
+//! nobody reads any more ends.
 
 mod conversation;
 
 use std::{
     fs,
-    io::{self, IsTerminal, Write},
+    io::{self, BufRead, IsTerminal},
     path::PathBuf,
     sync::{
         Arc,
@@ -24,6 +25,11 @@ use std::{
 
 use anyhow::Context;
 use clap::Args;
+use nanoinfer_launch::{
+    cli::environment,
+    output::{self, OutputError, Reader},
+    say, utf8,
+};
 use rustyline::{DefaultEditor, error::ReadlineError};
 use serde_json::Value;
 
@@ -73,104 +79,179 @@ struct Statistics {
     first: Option<Instant>,
     last: Instant,
     usage: Value,
+    /// Whether somebody read all of it.
+    reader: Reader,
 }
 
 pub(crate) fn run(options: ChatOptions) -> Result<(), Failure> {
     let mut target = Target::open(&options.target)?;
     let info = target.get("/api/model_info")?;
     let stop = interrupts()?;
-    let mut editor = DefaultEditor::new().context("cannot read lines from this terminal")?;
-    let history = history_file();
-    if let Some(path) = &history {
-        // The first chat has none.
-        let _ = editor.load_history(path);
+    let mut lines = Lines::open()?;
+    if io::stdin().is_terminal() && io::stdout().is_terminal() {
+        output::write(banner(&info))?;
     }
-    let is_terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
-    if is_terminal {
-        println!(
-            "{} · nproc {} · {}",
-            info["model"].as_str().unwrap_or("?"),
-            info["nproc"],
-            info["dtype"].as_str().unwrap_or("?")
-        );
-        if info["chat_template"] == false {
-            println!(
-                "It has no chat template: turns are written as User: and Assistant:, which it may not have learned."
-            );
-        }
-        println!("/help lists the commands; Ctrl-C stops an answer, Ctrl-D ends.");
-    }
-    let mut conversation = Conversation::new(options.system);
+    let talked = talk(&mut target, Conversation::new(options.system), &mut lines, &stop);
+    lines.close();
+    Ok(talked?)
+}
+
+fn banner(info: &Value) -> String {
+    let (model, dtype) = (info["model"].as_str().unwrap_or("?"), info["dtype"].as_str().unwrap_or("?"));
+    let note = match info["chat_template"] == false {
+        true => "It has no chat template: turns are written as User: and Assistant:, which it may not have learned.\n",
+        false => "",
+    };
+    let nproc = &info["nproc"];
+    format!("{model} · nproc {nproc} · {dtype}\n{note}/help lists the commands; Ctrl-C stops an answer, Ctrl-D ends.\n")
+}
+
+/// Takes turns until one side has left.
+fn talk(
+    target: &mut Target,
+    mut conversation: Conversation,
+    lines: &mut Lines,
+    stop: &AtomicBool,
+) -> anyhow::Result<()> {
     let mut tells_statistics = false;
-    let talked = loop {
-        let line = match read_turn(&mut editor, is_terminal) {
-            Ok(line) => line,
-            // At an empty prompt there is nothing to stop.
-            Err(ReadlineError::Interrupted) => continue,
-            Err(ReadlineError::Eof) => break Ok(()),
-            Err(error) => break Err(error).context("cannot read from standard input"),
-        };
+    while let Some(line) = lines.next()? {
         let line = line.trim();
         if line.is_empty() {
             continue;
         }
-        // A history that cannot grow is no reason to end a chat.
-        let _ = editor.add_history_entry(line);
-        match conversation.take(line) {
-            Ok(Said::Words(words)) => println!("{words}"),
-            Ok(Said::Help) => println!("{HELP}"),
+        let shown = match conversation.take(line) {
+            Ok(Said::Words(words)) => words + "\n",
+            Ok(Said::Help) => format!("{HELP}\n"),
             Ok(Said::Statistics) => {
                 tells_statistics = !tells_statistics;
-                println!("statistics are {}", if tells_statistics { "on" } else { "off" });
+                format!("statistics are {}\n", if tells_statistics { "on" } else { "off" })
             }
-            Ok(Said::Quit) => break Ok(()),
+            Ok(Said::Quit) => break,
             Ok(Said::Turn) => {
                 stop.store(false, Relaxed);
                 let mut text = String::new();
-                let answered = answer(&target, &conversation.request(), &stop, &mut text);
-                if !text.is_empty() && !text.ends_with('\n') {
-                    println!();
-                }
-                match answered {
-                    Ok(statistics) if tells_statistics => println!("{}", statistics.told(stop.load(Relaxed))),
-                    Ok(_) => {}
+                let answered = answer(target, &conversation.request(), stop, &mut text);
+                output::write(if text.is_empty() || text.ends_with('\n') { "" } else { "\n" })?;
+                let shown = match answered {
+                    Ok(statistics) if tells_statistics => statistics.told(stop.load(Relaxed)) + "\n",
+                    Ok(Statistics { reader: Reader::Left, .. }) => break,
+                    Ok(_) => String::new(),
+                    // It is not the server's, and the next answer would not fare better.
+                    Err(error) if error.is::<OutputError>() => return Err(error),
                     Err(error) => {
-                        eprintln!("error: {}", told(&error));
+                        say(format_args!("error: {}", told(&error)));
                         target.tell_its_end();
+                        String::new()
                     }
-                }
+                };
                 conversation.answered(text);
+                shown
             }
-            Err(complaint) => eprintln!("{complaint}"),
+            Err(complaint) => {
+                say(complaint);
+                continue;
+            }
+        };
+        if output::write(shown)? == Reader::Left {
+            break;
         }
-    };
-    if let Some(path) = &history {
-        save_history(&mut editor, path);
     }
-    Ok(talked?)
+    Ok(())
 }
 
-/// A line, with those that it goes on in.
-fn read_turn(editor: &mut DefaultEditor, is_terminal: bool) -> Result<String, ReadlineError> {
-    let mut turn = String::new();
-    loop {
-        let prompt = match (is_terminal, turn.is_empty()) {
-            (false, _) => "",
-            (true, true) => "> ",
-            (true, false) => "… ",
-        };
-        let line = editor.readline(prompt)?;
-        match line.strip_suffix('\\') {
-            Some(begun) => turn += &format!("{begun}\n"),
-            None => return Ok(turn + &line),
+/// Where turns come from.
+enum Lines {
+    Terminal {
+        editor: Box<DefaultEditor>,
+        history: Option<PathBuf>,
+        /// Shown before each line, where answers are seen too.
+        prompts: [&'static str; 2],
+    },
+    /// With how many lines were read.
+    Pipe(usize),
+}
+
+impl Lines {
+    fn open() -> anyhow::Result<Self> {
+        if !io::stdin().is_terminal() {
+            return Ok(Self::Pipe(0));
+        }
+        let mut editor = DefaultEditor::new().context("cannot read lines from this terminal")?;
+        let history = history_file();
+        if let Some(path) = &history {
+            // The first chat has none.
+            let _ = editor.load_history(path);
+        }
+        let prompts = if io::stdout().is_terminal() { ["> ", "… "] } else { ["", ""] };
+        Ok(Self::Terminal { editor: Box::new(editor), history, prompts })
+    }
+
+    /// A line, with those that it goes on in; none at the end.
+    fn next(&mut self) -> anyhow::Result<Option<String>> {
+        let mut turn = String::new();
+        loop {
+            let line = match self {
+                Self::Terminal { editor, prompts, .. } => match editor.readline(prompts[usize::from(!turn.is_empty())])
+                {
+                    Ok(line) => line,
+                    // At an empty prompt there is nothing to stop.
+                    Err(ReadlineError::Interrupted) => {
+                        turn.clear();
+                        continue;
+                    }
+                    Err(ReadlineError::Eof) => return Ok(None),
+                    Err(error) => return Err(error).context("cannot read from this terminal"),
+                },
+                Self::Pipe(number) => {
+                    *number += 1;
+                    match piped_line(io::stdin().lock(), *number)? {
+                        Some(line) => line,
+                        None => return Ok(Some(turn).filter(|turn| !turn.is_empty())),
+                    }
+                }
+            };
+            match line.strip_suffix('\\') {
+                Some(begun) => turn += &format!("{begun}\n"),
+                None => turn += &line,
+            }
+            if line.ends_with('\\') {
+                continue;
+            }
+            if let Self::Terminal { editor, .. } = self {
+                // A history that cannot grow is no reason to end a chat.
+                let _ = editor.add_history_entry(turn.trim());
+            }
+            return Ok(Some(turn));
         }
     }
+
+    /// Keeps the history. Best effort: a chat ends well without it.
+    fn close(self) {
+        let Self::Terminal { mut editor, history: Some(path), .. } = self else { return };
+        let _ = rustyline::history::History::set_max_len(editor.history_mut(), MAX_HISTORY);
+        if let Some(folder) = path.parent() {
+            let _ = fs::create_dir_all(folder);
+        }
+        let _ = editor.save_history(&path);
+    }
+}
+
+/// The next line of a pipe without its end; none where there are no more.
+fn piped_line(mut pipe: impl BufRead, number: usize) -> anyhow::Result<Option<String>> {
+    let mut line = Vec::new();
+    let what = || format!("cannot read line {number} of standard input");
+    if pipe.read_until(b'\n', &mut line).with_context(what)? == 0 {
+        return Ok(None);
+    }
+    let text = utf8::text(&line).with_context(what)?;
+    let text = text.strip_suffix('\n').unwrap_or(text);
+    Ok(Some(text.strip_suffix('\r').unwrap_or(text).to_owned()))
 }
 
 /// Asks, and writes the answer as it comes; what came is in `text`, also where it was stopped or broke off.
 fn answer(target: &Target, request: &Value, stop: &AtomicBool, text: &mut String) -> anyhow::Result<Statistics> {
     let start = Instant::now();
-    let mut statistics = Statistics { start, first: None, last: start, usage: Value::Null };
+    let mut statistics = Statistics { start, first: None, last: start, usage: Value::Null, reader: Reader::Reads };
     let (_, body) = target.post("/v1/chat/completions", request)?;
     let (pieces, received) = mpsc::sync_channel(MAX_PIECES);
     // Ends with the stream, or when nobody receives: then it drops the connection, which cancels the answer.
@@ -181,7 +262,6 @@ fn answer(target: &Target, request: &Value, stop: &AtomicBool, text: &mut String
             }
         }
     });
-    let mut out = io::stdout().lock();
     while !stop.load(Relaxed) {
         let event = match received.recv_timeout(STOP_POLL) {
             Ok(event) => event?,
@@ -192,7 +272,10 @@ fn answer(target: &Target, request: &Value, stop: &AtomicBool, text: &mut String
             statistics.last = Instant::now();
             statistics.first.get_or_insert(statistics.last);
             text.push_str(piece);
-            out.write_all(piece.as_bytes()).and_then(|()| out.flush()).context("cannot write to standard output")?;
+            statistics.reader = output::write(piece)?;
+            if statistics.reader == Reader::Left {
+                break;
+            }
         }
         if event["usage"].is_object() {
             statistics.usage = event["usage"].clone();
@@ -241,15 +324,22 @@ fn interrupts() -> anyhow::Result<Arc<AtomicBool>> {
 
 /// Where lines are kept between chats; nowhere without a home.
 fn history_file() -> Option<PathBuf> {
-    nanoinfer_launch::cli::environment::state_folder().map(|folder| folder.join("chat_history"))
+    environment::state_folder().map(|folder| folder.join("chat_history"))
 }
 
-/// Best effort: a chat ends well without it.
-fn save_history(editor: &mut DefaultEditor, path: &PathBuf) {
-    let history = editor.history_mut();
-    let _ = rustyline::history::History::set_max_len(history, MAX_HISTORY);
-    if let Some(folder) = path.parent() {
-        let _ = fs::create_dir_all(folder);
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_a_pipe_are_text_from_outside() {
+        let mut pipe = "\u{feff}Hi\r\nend".as_bytes();
+        assert_eq!(piped_line(&mut pipe, 1).unwrap().as_deref(), Some("Hi"));
+        assert_eq!(piped_line(&mut pipe, 2).unwrap().as_deref(), Some("end"));
+        assert_eq!(piped_line(&mut pipe, 3).unwrap(), None);
+        for (bytes, word) in [(&b"\xff\xfeH\0\n\0"[..], "UTF-16"), (b"caf\xe9\n", "byte 0xe9 at offset 3")] {
+            let error = told(&piped_line(bytes, 7).unwrap_err());
+            assert!(error.contains("line 7 of standard input") && error.contains(word), "{error}");
+        }
     }
-    let _ = editor.save_history(path);
 }

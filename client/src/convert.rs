@@ -11,6 +11,7 @@ use nanoinfer_launch::{
     cli::environment,
     json,
     model::{self, ResolvedModel, has_tokenizer},
+    output, say,
 };
 use serde_json::{Map, Value};
 
@@ -66,11 +67,9 @@ pub(crate) fn run(options: &ConvertOptions) -> Result<(), Failure> {
         }
     }
     if !has_tokenizer(to) {
-        eprintln!(
-            "note: it has no tokenizer yet, and needs one to be served: tokenizer.json, or vocab.json and merges.txt"
-        );
+        say("note: it has no tokenizer yet, and needs one to be served: tokenizer.json, or vocab.json and merges.txt");
     }
-    println!("{}", to.display());
+    output::write(format_args!("{}\n", to.display()))?;
     Ok(())
 }
 

@@ -3,12 +3,16 @@
 //! Speaks the short form of `POST /api/chat`, whole or as server-sent events.
 
 use std::{
-    io::{self, IsTerminal, Read, Write},
+    io::{self, IsTerminal, Read},
     ops::RangeInclusive,
 };
 
 use anyhow::{Context, anyhow};
 use clap::Args;
+use nanoinfer_launch::{
+    output::{self, OutputError, Reader},
+    utf8,
+};
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -68,7 +72,7 @@ pub(crate) fn run(options: GenerateOptions) -> Result<(), Failure> {
     let prompt = prompt(&options, io::stdin().lock(), io::stdin().is_terminal())?;
     let body = body(&options, prompt);
     let mut target = Target::open(&options.target)?;
-    let asked = ask(&target, &body, io::stdout().lock());
+    let asked = ask(&target, &body);
     if asked.is_err() {
         target.tell_its_end();
     }
@@ -83,10 +87,8 @@ fn prompt(options: &GenerateOptions, stdin: impl Read, stdin_is_terminal: bool) 
     if stdin_is_terminal {
         return Err(Failure::usage(anyhow!("there is no prompt\n  hint: --prompt TEXT, or pipe it in")));
     }
-    let mut text = String::new();
-    let read =
-        stdin.take(MAX_PROMPT_BYTES).read_to_string(&mut text).context("cannot read the prompt from standard input");
-    read.map_err(Failure::usage)?;
+    let read = utf8::read(stdin.take(MAX_PROMPT_BYTES)).context("cannot read the prompt from standard input");
+    let text = read.map_err(Failure::usage)?;
     let prompt = text.strip_suffix('\n').map(|text| text.strip_suffix('\r').unwrap_or(text)).unwrap_or(&text);
     if prompt.is_empty() {
         let nothing = "there is no prompt: standard input is empty\n  hint: --prompt TEXT, or pipe it in";
@@ -120,31 +122,26 @@ fn number(typed: f32) -> Value {
 }
 
 /// Sends the request and writes the text of the answer, ended by a line end.
-fn ask(target: &Target, body: &Value, mut out: impl Write) -> anyhow::Result<()> {
+fn ask(target: &Target, body: &Value) -> anyhow::Result<()> {
     let (is_stream, reply) = target.post("/api/chat", body)?;
-    let written = if is_stream {
-        write_events(Events::new(reply), &mut out)?
-    } else {
-        let answer = target::whole(reply)?;
-        let text = answer["response"].as_str().with_context(|| format!("the server sent no answer: {answer}"))?;
-        let explained = match answer.get("explain") {
-            Some(list) => format!("\n{}", explain::tokens(list, 1, Bars::of_stdout()).trim_end()),
-            None => String::new(),
-        };
-        out.write_all(text.as_bytes()).and_then(|()| out.write_all(explained.as_bytes()))
-    };
-    match written.and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush()) {
-        // Whoever read our output has seen enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        other => other.context("cannot write to standard output"),
+    if is_stream {
+        return write_events(Events::new(reply), |text| output::write(text));
     }
+    let answer = target::whole(reply)?;
+    let text = answer["response"].as_str().with_context(|| format!("the server sent no answer: {answer}"))?;
+    let explained = match answer.get("explain") {
+        Some(list) => format!("\n{}", explain::tokens(list, 1, Bars::of_stdout()).trim_end()),
+        None => String::new(),
+    };
+    output::write(format_args!("{text}{explained}\n"))?;
+    Ok(())
 }
 
-/// Writes the tokens of a stream as they come. The outer result is the server's, the inner one standard output's.
+/// Writes the tokens of a stream as they come, until its end or as long as somebody reads.
 fn write_events(
     events: impl Iterator<Item = anyhow::Result<Value>>,
-    out: &mut impl Write,
-) -> anyhow::Result<io::Result<()>> {
+    mut write: impl FnMut(&str) -> Result<Reader, OutputError>,
+) -> anyhow::Result<()> {
     let mut explained = 0;
     for event in events {
         let event = event?;
@@ -154,11 +151,12 @@ fn write_events(
             text = explain::tokens(list, explained + 1, Bars::of_stdout());
             explained += list.as_array().map_or(0, Vec::len);
         }
-        if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-            return Ok(Err(error));
+        if write(&text)? == Reader::Left {
+            return Ok(());
         }
     }
-    Ok(Ok(()))
+    write("\n")?;
+    Ok(())
 }
 
 #[cfg(test)]
@@ -206,8 +204,12 @@ mod tests {
     fn a_prompt_comes_from_the_flag_or_a_pipe() {
         assert_eq!(prompt(&typed(&["--prompt", "a"]), &b"b"[..], false).unwrap(), "a");
         assert_eq!(prompt(&typed(&[]), &b"line 1\nline 2\r\n"[..], false).unwrap(), "line 1\nline 2");
+        assert_eq!(prompt(&typed(&[]), "\u{feff}Hi\r\n".as_bytes(), false).unwrap(), "Hi", "as Windows pipes it");
         assert_eq!(prompt(&typed(&[]), &b""[..], true).unwrap_err().exit_code, 2);
-        for nothing in [&b""[..], b"\n", b"\r\n"] {
+        let failure = prompt(&typed(&[]), &b"\xff\xfeH\0i\0"[..], false).unwrap_err();
+        let words = crate::told(&failure.error);
+        assert!(failure.exit_code == 2 && words.contains("standard input: UTF-16, where UTF-8"), "{words}");
+        for nothing in [&b""[..], b"\n", b"\r\n", b"\xef\xbb\xbf\n"] {
             let failure = prompt(&typed(&[]), nothing, false).unwrap_err();
             assert_eq!(failure.exit_code, 2);
             assert!(failure.error.to_string().contains("standard input is empty"), "{}", failure.error);
@@ -217,9 +219,23 @@ mod tests {
     #[test]
     fn tokens_are_written_up_to_an_error() {
         let events = vec![Ok(json!({"token": "He"})), Ok(json!({"token": "llo"})), Err(anyhow!("rank 1 is gone"))];
-        let mut out = Vec::new();
-        let error = write_events(events.into_iter(), &mut out).unwrap_err();
-        assert_eq!((out.as_slice(), error.to_string().as_str()), (&b"Hello"[..], "rank 1 is gone"));
+        let mut out = String::new();
+        let error = write_events(events.into_iter(), |text| {
+            out += text;
+            Ok(Reader::Reads)
+        });
+        assert_eq!((out.as_str(), error.unwrap_err().to_string().as_str()), ("Hello", "rank 1 is gone"));
+    }
+
+    #[test]
+    fn a_stream_that_nobody_reads_on_is_left() {
+        let mut asked = 0;
+        let events = std::iter::repeat_with(|| {
+            asked += 1;
+            Ok(json!({"token": "a"}))
+        });
+        write_events(events, |_| Ok(Reader::Left)).unwrap();
+        assert_eq!(asked, 1);
     }
 
     #[test]

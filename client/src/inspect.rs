@@ -2,13 +2,7 @@
 //!
 //! Reads headers only. Text for people; nothing is loaded or started.
 
-use std::{
-    collections::BTreeMap,
-    fmt::Write,
-    fs,
-    io::{self, Write as _},
-    path::Path,
-};
+use std::{collections::BTreeMap, fmt::Write, fs, path::Path};
 
 use anyhow::Context;
 use clap::Args;
@@ -17,6 +11,7 @@ use nanoinfer_launch::{
     checkpoint::{Checkpoint, Format, Layout, shown},
     cli::environment,
     model::{self, ResolvedModel, has_tokenizer},
+    output,
     plan::{Placement, Plan},
     size::ByteSize,
     text::ModelText,
@@ -61,11 +56,8 @@ pub(crate) fn run(options: &InspectOptions) -> Result<(), Failure> {
         let plan = Plan::new(&config, Placement::Here).map_err(Failure::usage)?;
         write!(text, "\n{plan}\n").context("cannot format")?;
     }
-    match io::stdout().lock().write_all(text.as_bytes()) {
-        // Whoever read our output has seen enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        other => Ok(other.context("cannot write to standard output")?),
-    }
+    output::write(text)?;
+    Ok(())
 }
 
 fn describe(model: &ResolvedModel, checkpoint: &Checkpoint, text: &mut String) -> std::fmt::Result {

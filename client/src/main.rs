@@ -4,6 +4,8 @@
 //! a cluster without HTTP; [`lesson`] measures what the chapters of docs/learn explain; [`eval`] measures how good a model is; [`pull`],
 //! [`inspect`] and [`convert`] fetch, describe and rewrite checkpoints. Does not know how text is made.
 
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 mod generate;
 mod explain;
 mod bars;
@@ -19,7 +21,7 @@ mod bench;
 mod lesson;
 /// The 100-line program, which the lessons measure as it is.
 #[path = "../../worker/examples/conversation.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, clippy::print_stdout)]
 mod conversation;
 mod eval;
 mod pull;
@@ -32,7 +34,11 @@ use clap::{
     Parser, Subcommand,
     error::{ContextKind, ContextValue, ErrorKind},
 };
-use nanoinfer_launch::LaunchError;
+use nanoinfer_launch::{
+    LaunchError,
+    output::{self, OutputError},
+    say,
+};
 
 use crate::{
     bench::BenchVerb, chat::ChatOptions, convert::ConvertOptions, eval::EvalOptions, generate::GenerateOptions,
@@ -87,22 +93,18 @@ fn main() -> ExitCode {
     let typed = match CommandLine::try_parse_from(args) {
         Ok(typed) => typed,
         Err(error) => {
-            // Nothing is left to do if even standard error is closed.
-            let _ = error.print();
+            let code = output::parser_said(&error);
             if let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidArg)
                 && error.kind() == ErrorKind::UnknownArgument
                 && !word.starts_with('-')
             {
-                eprintln!("  hint: a model is named with --model, a prompt with --prompt");
+                say("  hint: a model is named with --model, a prompt with --prompt");
             }
-            return ExitCode::from(error.exit_code() as u8);
+            return code;
         }
     };
-    if typed.version {
-        println!("nanoinfer {} (build {})", env!("CARGO_PKG_VERSION"), nanoinfer_launch::build::BUILD_ID);
-        return ExitCode::SUCCESS;
-    }
     let result = match typed.verb {
+        _ if typed.version => version(),
         Some(Verb::Generate(options)) => generate::run(options),
         Some(Verb::Chat(options)) => chat::run(options),
         Some(Verb::Bench(verb)) => bench::run(verb),
@@ -118,10 +120,16 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("error: {}", told(&failure.error));
+            say(format_args!("error: {}", told(&failure.error)));
             ExitCode::from(failure.exit_code)
         }
     }
+}
+
+fn version() -> Result<(), Failure> {
+    let (version, build) = (env!("CARGO_PKG_VERSION"), nanoinfer_launch::build::BUILD_ID);
+    output::write(format_args!("nanoinfer {version} (build {build})\n"))?;
+    Ok(())
 }
 
 /// Why the program ends with an error, and with which code: 2 for usage and models, 1 for everything else.
@@ -149,6 +157,12 @@ fn told(error: &anyhow::Error) -> String {
         }
     }
     told + &hints
+}
+
+impl From<OutputError> for Failure {
+    fn from(error: OutputError) -> Self {
+        anyhow::Error::from(error).into()
+    }
 }
 
 impl From<anyhow::Error> for Failure {

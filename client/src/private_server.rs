@@ -14,7 +14,7 @@ use std::{
 };
 
 use anyhow::{Context, anyhow};
-use nanoinfer_launch::{cli::environment, model};
+use nanoinfer_launch::{cli::environment, model, say};
 
 use crate::{Failure, SERVE, model_options::ModelOptions};
 
@@ -103,7 +103,7 @@ impl PrivateServer {
                 return Ok((status.code(), joined(&self.last_lines)));
             }
             if begun.elapsed() > deadline {
-                return Err(anyhow!("the private server has not ended after {deadline:?}"));
+                return Err(anyhow!("the private server has not ended after {} s", deadline.as_secs()));
             }
             thread::sleep(Duration::from_millis(1));
         }
@@ -112,7 +112,7 @@ impl PrivateServer {
     /// Writes the end of its log to standard error, if it has ended: an answer that says no needs no log.
     pub(crate) fn tell_its_end(&mut self) {
         if let Ok(Some(status)) = self.child.try_wait() {
-            eprintln!("the private server has ended ({status}):\n{}", joined(&self.last_lines));
+            say(format_args!("the private server has ended ({status}):\n{}", joined(&self.last_lines)));
         }
     }
 }

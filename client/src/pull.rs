@@ -4,7 +4,7 @@
 //! broke off goes on where it did. Progress goes to standard error, the folder to standard output.
 
 use clap::Args;
-use nanoinfer_launch::{cli::environment, model};
+use nanoinfer_launch::{cli::environment, model, output};
 
 use crate::Failure;
 
@@ -20,6 +20,6 @@ pub(crate) struct PullOptions {
 
 pub(crate) fn run(options: &PullOptions) -> Result<(), Failure> {
     let pulled = model::pull(&options.model, options.revision.as_deref(), &environment::caches());
-    println!("{}", pulled.map_err(Failure::usage)?.folder.display());
+    output::write(format_args!("{}\n", pulled.map_err(Failure::usage)?.folder.display()))?;
     Ok(())
 }

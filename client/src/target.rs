@@ -4,6 +4,7 @@ use std::io::{BufReader, Read};
 
 use anyhow::{Context, anyhow};
 use clap::Args;
+use nanoinfer_launch::{say, utf8};
 use serde_json::Value;
 use ureq::http::StatusCode;
 
@@ -55,7 +56,7 @@ impl Target {
     /// When it does not come up.
     pub(crate) fn open(options: &TargetOptions) -> Result<Self, Failure> {
         match &options.url {
-            Some(url) => Ok(Self::at(url, options.api_key.clone(), None)),
+            Some(url) => Self::at(url, options.api_key.clone(), None),
             None => Self::private(&options.model),
         }
     }
@@ -67,15 +68,15 @@ impl Target {
     pub(crate) fn private(model: &ModelOptions) -> Result<Self, Failure> {
         let server = PrivateServer::start(model)?;
         let url = server.url().to_owned();
-        Ok(Self::at(&url, None, Some(server)))
+        Self::at(&url, None, Some(server))
     }
 
-    fn at(url: &str, api_key: Option<String>, private: Option<PrivateServer>) -> Self {
+    fn at(url: &str, api_key: Option<String>, private: Option<PrivateServer>) -> Result<Self, Failure> {
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .max_idle_connections(KEPT_CONNECTIONS)
             .max_idle_connections_per_host(KEPT_CONNECTIONS);
-        Self { url: url.to_owned(), api_key, agent: config.build().into(), private }
+        Ok(Self { url: url.to_owned(), api_key, agent: config.build().into(), private })
     }
 
     /// Where it is, without a slash at the end.
@@ -124,7 +125,7 @@ impl Target {
     /// When it says no: in the server's words.
     pub(crate) fn accepted(&self, path: &str, response: Response) -> anyhow::Result<(bool, Body)> {
         if let Some(warnings) = response.headers().get("x-nanoinfer-warning").and_then(|value| value.to_str().ok()) {
-            eprintln!("note: {warnings}");
+            say(format_args!("note: {warnings}"));
         }
         let status = response.status();
         let kind = response.headers().get("content-type");
@@ -172,8 +173,7 @@ fn refusal(url: &str, status: StatusCode, said: &str) -> anyhow::Error {
 
 /// An answer that is one JSON value.
 pub(crate) fn whole(body: Body) -> anyhow::Result<Value> {
-    let mut text = String::new();
-    body.take(MAX_REPLY_BYTES).read_to_string(&mut text).context("the answer broke off")?;
+    let text = utf8::read(body.take(MAX_REPLY_BYTES)).context("the answer cannot be read")?;
     serde_json::from_str(&text).with_context(|| format!("the server sent no JSON: {}", text.trim()))
 }
 

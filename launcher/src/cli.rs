@@ -7,7 +7,7 @@ pub mod environment;
 mod gpu_check;
 mod options;
 
-use std::{ffi::OsString, io::Write, net::TcpListener, process::ExitCode};
+use std::{ffi::OsString, net::TcpListener, process::ExitCode};
 
 use clap::error::{ContextKind, ContextValue};
 use nanoinfer_worker::rank::end_process;
@@ -22,6 +22,7 @@ use crate::{
     error::LaunchError,
     gather::Gathering,
     model::{self, ModelError},
+    output,
     plan::{Placement, Plan},
     progress::LoadProgress,
     rank::{self, Door, RankError, Worker},
@@ -36,8 +37,7 @@ pub fn main_with(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let typed = match CommandLine::parse_from_all(&args) {
         Ok(typed) => typed,
         Err(error) => {
-            // Nothing is left to do if even standard error is closed.
-            let _ = error.print();
+            let code = output::parser_said(&error);
             if let Some(ContextValue::String(flag)) = error.get(ContextKind::InvalidArg)
                 && let Some(variable) = environment::source_of(flag, &args)
             {
@@ -46,7 +46,7 @@ pub fn main_with(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             if let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidSubcommand) {
                 crate::say(format_args!("  hint: a model is named with --model {word}"));
             }
-            return ExitCode::from(error.exit_code() as u8);
+            return code;
         }
     };
     let is_rank = matches!(typed.command, Some(Subcommand::Worker(_)));
@@ -143,8 +143,7 @@ fn prepare(options: ServeOptions, placement: Placement) -> Result<Option<(Config
         let plan = Plan::new(&config.cluster, placement)?;
         // A start fails with the same words.
         let warning = plan.check_memory().err().map(|error| format!("\nwarning: {error}")).unwrap_or_default();
-        // A reader that has seen enough is no failure.
-        let _ = writeln!(std::io::stdout(), "{plan}{warning}");
+        output::write(format_args!("{plan}{warning}\n")).map_err(LaunchError::from)?;
         return Ok(None);
     }
     match supervise::bind(&config.host, config.port) {
@@ -196,7 +195,9 @@ fn log_to_stderr(filter: &str) -> Result<(), ConfigError> {
     let filter = EnvFilter::try_new(filter)
         .map_err(|error| ConfigError::Log { filter: filter.into(), reason: error.to_string() })?;
     let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    // An embedding program may have installed its own.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).try_init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi);
+    // Where nobody reads standard error any more, a complaint about that would be a panic. An embedding program may have
+    // installed a log of its own.
+    let _ = log.log_internal_errors(false).try_init();
     Ok(())
 }

@@ -178,7 +178,8 @@ impl fmt::Display for Chosen {
             (Device::Cpu, None) => write!(f, "on the CPU"),
             (Device::Cpu, Some(why)) => write!(f, "on the CPU, as no GPU can be used: {why}"),
             (Device::Gpus(ordinals), _) if self.gpus.is_empty() => {
-                write!(f, "on GPUs {ordinals:?} of the ranks' hosts")
+                let ordinals: Vec<String> = ordinals.iter().map(u32::to_string).collect();
+                write!(f, "on GPUs {} of the ranks' hosts", ordinals.join(", "))
             }
             (Device::Gpus(_), _) => {
                 let named = self.gpus.iter().map(|gpu| format!("GPU {} ({})", gpu.ordinal, gpu.name));

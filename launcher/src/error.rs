@@ -6,7 +6,7 @@ use nanoinfer_coordinator::{engine::StartError, kv_budget::KvTooSmall, text::Tex
 use nanoinfer_shared::{PartitionError, handshake::HandshakeError, link::LinkError};
 use nanoinfer_worker::cuda::GpuError;
 
-use crate::{model::ModelError, supervise::RankEnd};
+use crate::{model::ModelError, output::OutputError, supervise::RankEnd};
 
 /// Why a cluster did not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -116,6 +116,9 @@ pub enum LaunchError {
         /// Why.
         reason: String,
     },
+    /// What was asked for could not be written.
+    #[error(transparent)]
+    Output(#[from] OutputError),
     /// Told twice to stop.
     #[error("stopped before all requests were finished")]
     StoppedTwice,
@@ -142,6 +145,7 @@ impl LaunchError {
             | Self::EngineEnded { .. }
             | Self::Http { .. }
             | Self::Join { .. }
+            | Self::Output(_)
             | Self::StoppedTwice => 1,
         }
     }

@@ -7,6 +7,8 @@
 //!
 //! This crate does not know how a token is made.
 
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 pub mod build;
 pub mod cli;
 pub mod cluster;
@@ -14,6 +16,7 @@ pub mod device;
 pub mod error;
 mod gather;
 pub mod model;
+pub mod output;
 pub mod plan;
 mod private_folder;
 mod progress;
@@ -26,15 +29,11 @@ mod topology;
 
 pub use cluster::{Cluster, ClusterConfig};
 pub use error::LaunchError;
-pub use nanoinfer_coordinator::{explanation, handle, names::closest, request, status, text};
+pub use nanoinfer_coordinator::{explanation, handle, names::closest, request, status, text, utf8};
 pub use nanoinfer_shared::{
     Geometry, Partition, Share, json,
     protocol::{BLOCK_TOKENS, Category, DType, StepTimes},
 };
 pub use nanoinfer_worker::{checkpoint, limits, reference};
+pub use output::say;
 pub use spawn::WorkerBinary;
-
-/// Writes a line to standard error, where nobody may be reading any more: that must not end a server.
-fn say(line: std::fmt::Arguments<'_>) {
-    let _ = std::io::Write::write_fmt(&mut std::io::stderr().lock(), format_args!("{line}\n"));
-}

@@ -21,7 +21,7 @@ impl fmt::Debug for Secret {
 }
 
 impl Secret {
-    /// Reads a file; white space at its ends does not count.
+    /// Reads a file; white space at its ends and a byte-order mark do not count.
     ///
     /// # Errors
     /// When it cannot be read, or is too short or too long to be a secret.
@@ -34,7 +34,9 @@ impl Secret {
         if metadata.mode() & 0o077 != 0 {
             tracing::warn!("{} can be read by others; `chmod 600` it", path.display());
         }
-        let key = fs::read(path).map_err(|e| wrong(e.to_string()))?.trim_ascii().to_vec();
+        let bytes = fs::read(path).map_err(|e| wrong(e.to_string()))?;
+        // It may be any bytes, but one host's editor must not make another secret of it.
+        let key = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&bytes).trim_ascii().to_vec();
         if key.len() < MIN_BYTES {
             return Err(wrong(format!("{} bytes are too few; {MIN_BYTES} is the least", key.len())));
         }
@@ -56,6 +58,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("secret");
         fs::write(&path, "0123456789abcdef\n").unwrap();
+        assert_eq!(Secret::read(&path).unwrap().key(), b"0123456789abcdef");
+        fs::write(&path, "\u{feff}0123456789abcdef\r\n").unwrap();
         assert_eq!(Secret::read(&path).unwrap().key(), b"0123456789abcdef");
         fs::write(&path, "0123456789abcde\n").unwrap();
         let message = Secret::read(&path).unwrap_err().to_string();

@@ -2,23 +2,18 @@
 //!
 //! Golden numbers are in tests/data/eval, with the script that made them.
 
-use std::{
-    fs,
-    io::{BufRead, BufReader},
-    path::PathBuf,
-    process::{Child, Output},
-};
+use std::{fs, path::PathBuf, process::Output};
 
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{nanoinfer, text};
+use super::{nanoinfer, surroundings::Served, text};
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
 
-fn data(name: &str) -> String {
+pub(super) fn data(name: &str) -> String {
     root().join("tests/data/eval").join(name).display().to_string()
 }
 
@@ -100,24 +95,11 @@ fn eval_alone_says_something_true_about_the_built_in_model() {
     assert!(!folder.path().join("report.json.partial").exists());
 }
 
-/// Ends with the test, however that ends.
-struct Served(Child);
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-}
-
 #[test]
 fn a_server_that_wants_a_key_is_evaluated_with_it() {
-    let serve = ["serve", "--port", "0", "--threads", "1", "--api-key", "s3cret", "--log", "error"];
-    let mut server = Served(nanoinfer(&serve).spawn().unwrap());
-    let lines = BufReader::new(server.0.stderr.take().unwrap()).lines();
-    let ready = lines.map_while(Result::ok).find_map(|line| Some(line.strip_prefix("ready on http://")?.to_owned()));
+    let served = Served::start(&["--api-key", "s3cret"]);
     // As clients have it: Ollama's without a scheme, OpenAI's with a version.
-    let address = format!("{}/v1", ready.unwrap());
+    let address = format!("{}/v1", served.address);
     let [without, with] = [&[][..], &["--api-key", "s3cret"]].map(|key| {
         nanoinfer(&["eval", "--url", &address, "--limit", "1", "--metrics", "ppl"]).args(key).output().unwrap()
     });

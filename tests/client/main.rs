@@ -3,6 +3,7 @@
 mod checkpoints;
 mod eval;
 mod learn;
+mod surroundings;
 #[path = "../hub.rs"]
 mod hub;
 

@@ -9,6 +9,7 @@
 //! - [`lifecycle`]: signals, killed ranks, killed launchers, draining
 //! - [`cores`]: threads run where the plan puts them; where the system gives none
 //! - [`cable`]: a cable between two hosts is cut, and both ends notice
+//! - [`surroundings`]: closed and full outputs, addresses that Kubernetes leaves in the environment, other people's folders
 //! - [`ranks`]: ranks started by hand over TCP with a secret
 //! - [`memory`]: `--plan` against measured memory, gpt2-xl's 25 heads over 2 and 3 ranks
 //! - [`gpu`]: ranks on an emulated GPU: golden ids, graphs, NCCL, what is missing, `gpu-check`
@@ -39,4 +40,5 @@ mod load;
 mod memory;
 mod ranks;
 mod streams;
+mod surroundings;
 mod trace;

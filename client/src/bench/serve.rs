@@ -15,6 +15,7 @@ use std::{
 use anyhow::{Context, anyhow};
 use clap::Args;
 use hdrhistogram::Histogram;
+use nanoinfer_launch::output;
 use serde_json::{Value, json};
 
 use crate::{
@@ -210,13 +211,14 @@ fn report(
         ("between tokens", "inter_token_ms", percentiles(good.iter().flat_map(|answer| answer.gaps.iter().copied()))),
         ("whole answer", "answer_ms", percentiles(good.iter().map(|answer| answer.whole))),
     ];
-    println!("{model}: {} requests at {} a second, {} answered", options.requests, options.rate, good.len());
-    println!("{:<22}{:>10}{:>10}{:>10}", "ms", "p50", "p90", "p99");
+    let mut text =
+        format!("{model}: {} requests at {} a second, {} answered\n", options.requests, options.rate, good.len());
+    text += &format!("{:<22}{:>10}{:>10}{:>10}\n", "ms", "p50", "p90", "p99");
     for (name, _, [p50, p90, p99]) in &rows {
-        println!("{name:<22}{p50:>10.1}{p90:>10.1}{p99:>10.1}");
+        text += &format!("{name:<22}{p50:>10.1}{p90:>10.1}{p99:>10.1}\n");
     }
-    println!(
-        "{:.1} tokens/s and {:.2} answers/s over {seconds:.1} s",
+    text += &format!(
+        "{:.1} tokens/s and {:.2} answers/s over {seconds:.1} s\n",
         tokens as f64 / seconds,
         good.len() as f64 / seconds
     );
@@ -228,7 +230,7 @@ fn report(
     for (_, key, [p50, p90, p99]) in rows {
         line[key] = json!({ "p50": p50, "p90": p90, "p99": p99 });
     }
-    println!("{line}");
+    output::write(format_args!("{text}{line}\n"))?;
     match failed.clone().next() {
         None => Ok(()),
         Some(first) => Err(anyhow!("{} of {} requests failed, the first: {first:#}", failed.count(), answers.len())),

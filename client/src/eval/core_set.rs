@@ -14,10 +14,11 @@ use std::{
 };
 
 use anyhow::{Context, anyhow, bail};
+use nanoinfer_launch::utf8;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{core_prompt::TaskKind, yaml};
+use super::{core_prompt::TaskKind, documents, yaml};
 
 pub(super) const FORMAT: &str = "nanoinfer.core/1";
 const TASKS: &str = "core.yaml";
@@ -72,7 +73,7 @@ impl CoreSet {
         if path.is_dir() {
             return Self::read_bundle(path);
         }
-        let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text = utf8::read_file(path).with_context(|| format!("cannot read {}", path.display()))?;
         let value = serde_json::from_str(&text).with_context(|| format!("{} is no JSON", path.display()))?;
         Self::from_json(value).with_context(|| format!("cannot use {}", path.display()))
     }
@@ -98,7 +99,7 @@ impl CoreSet {
         let baselines = read_baselines(&folder.join(BASELINES))?;
         let mut set = Self { format: FORMAT.into(), tasks: Vec::new(), datasets: BTreeMap::new() };
         let path = folder.join(TASKS);
-        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text = utf8::read_file(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let yaml = yaml::parse(&text).with_context(|| format!("cannot read {} as YAML", path.display()))?;
         let tasks = yaml["icl_tasks"].as_array();
         for task in tasks.ok_or_else(|| anyhow!("{} has no list `icl_tasks`", path.display()))? {
@@ -163,7 +164,8 @@ impl CoreSet {
 /// Percent by task.
 fn read_baselines(path: &Path) -> anyhow::Result<BTreeMap<String, f64>> {
     let what = || format!("cannot use {}", path.display());
-    let mut reader = csv::Reader::from_path(path).with_context(what)?;
+    let text = utf8::read_file(path).with_context(what)?;
+    let mut reader = csv::Reader::from_reader(text.as_bytes());
     let headers = reader.headers().with_context(what)?.clone();
     let column = |name: &str| {
         let at = headers.iter().position(|header| header.trim() == name);
@@ -190,13 +192,9 @@ fn task_spec(task: &Value, baselines: &BTreeMap<String, f64>) -> anyhow::Result<
 
 fn read_items(data: &Path, uri: &str) -> anyhow::Result<Vec<Value>> {
     let path = inside(data, uri)?;
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-    lines
-        .map(|(i, line)| {
-            serde_json::from_str(line).with_context(|| format!("{}, line {} is no JSON", path.display(), i + 1))
-        })
-        .collect()
+    let text = utf8::read_file(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let lines = documents::json_lines(&text).with_context(|| format!("cannot use {}", path.display()))?;
+    Ok(lines.into_iter().map(|(_, item)| item).collect())
 }
 
 /// A path below a folder: a bundle from elsewhere must not reach out of it.
@@ -230,6 +228,14 @@ mod tests {
         assert_eq!((set.tasks[0].shots(), set.tasks[0].continuation_delimiter.as_str()), (10, "\nAnswer: "));
         assert_eq!((set.tasks[1].random_baseline, set.tasks[1].continuation_delimiter.as_str()), (9.1, " "));
         assert_eq!(set.items(&set.tasks[0]).unwrap()[0], json!({"query": "q\u{e9}", "extra": 1}));
+
+        // As an editor of another system leaves it.
+        for file in ["core.yaml", "eval_meta_data.csv", "eval_data/a/one.jsonl"] {
+            let file = path("bundle").join(file);
+            let marked = format!("\u{feff}{}", fs::read_to_string(&file).unwrap());
+            fs::write(file, marked).unwrap();
+        }
+        assert_eq!(CoreSet::read(&path("bundle")).unwrap(), set);
 
         CoreSet::convert(&path("bundle"), &path("core.json")).unwrap();
         assert_eq!(CoreSet::read(&path("core.json")).unwrap(), set);

@@ -4,9 +4,10 @@
 //! counts the words of the original.
 //! Reference: lm-eval's `wikitext/preprocess_wikitext.py`, whose order of replacements matters.
 
-use std::{fs, path::Path, sync::LazyLock};
+use std::{path::Path, sync::LazyLock};
 
 use anyhow::{Context, anyhow};
+use nanoinfer_launch::utf8;
 use regex::Regex;
 use serde_json::Value;
 
@@ -32,7 +33,7 @@ impl Document {
 /// # Errors
 /// When it cannot be read, or a line has no text.
 pub(super) fn read(path: &Path) -> anyhow::Result<Vec<Document>> {
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = utf8::read_file(path).with_context(|| format!("cannot read {}", path.display()))?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     if path.extension().is_none_or(|extension| extension != "jsonl") {
         return Ok(vec![Document::plain(name, text)]);
@@ -42,15 +43,22 @@ pub(super) fn read(path: &Path) -> anyhow::Result<Vec<Document>> {
 
 /// One document a line.
 pub(super) fn from_json_lines(name: &str, text: &str) -> anyhow::Result<Vec<Document>> {
-    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-    let document = |(i, line): (usize, &str)| {
-        let at = || format!("line {}", i + 1);
-        let value: Value = serde_json::from_str(line).with_context(at)?;
+    let document = |(number, value): (usize, Value)| {
         let text = value["text"].as_str().or_else(|| value["page"].as_str());
-        let text = text.ok_or_else(|| anyhow!("{} has no string `text` or `page`", at()))?;
-        Ok(Document::plain(format!("{name}:{}", i + 1), text))
+        let text = text.ok_or_else(|| anyhow!("line {number} has no string `text` or `page`"))?;
+        Ok(Document::plain(format!("{name}:{number}"), text))
     };
-    lines.map(document).collect()
+    json_lines(text)?.into_iter().map(document).collect()
+}
+
+/// The values of JSON lines with their numbers from 1, empty ones left out. Files that were put together may have a
+/// byte-order mark inside, where one of them begins.
+pub(super) fn json_lines(text: &str) -> anyhow::Result<Vec<(usize, Value)>> {
+    let lines = text.lines().map(|line| line.strip_prefix('\u{feff}').unwrap_or(line)).enumerate();
+    let filled = lines.filter(|(_, line)| !line.trim().is_empty());
+    let value =
+        |(i, line)| Ok((i + 1, serde_json::from_str(line).with_context(|| format!("line {} is no JSON", i + 1))?));
+    filled.map(value).collect()
 }
 
 /// All as one, with an empty line between two: what strided windows are laid over.
@@ -108,6 +116,8 @@ pub(super) fn detokenize_wikitext(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -128,6 +138,11 @@ mod tests {
         let documents = read(&path).unwrap();
         assert_eq!(documents, [Document::plain("a.jsonl:1", "one"), Document::plain("a.jsonl:3", "two")]);
         assert_eq!(joined(&documents)[0].original, "one\n\ntwo");
+        fs::write(&path, "\u{feff}{\"text\": \"one\"}\r\n\r\n\u{feff}{\"page\": \"two\"}\r\n").unwrap();
+        assert_eq!(read(&path).unwrap(), documents, "as Windows writes it");
+        fs::write(&path, b"{\"text\": \"one\"}\n{\"text\": \"\xe9\"}\n").unwrap();
+        let error = crate::told(&read(&path).unwrap_err());
+        assert!(error.contains("a.jsonl: not UTF-8: byte 0xe9 at offset 26, in line 2\n  hint: iconv"), "{error}");
         fs::write(&path, "{\"text\": 1}\n").unwrap();
         assert!(format!("{:#}", read(&path).unwrap_err()).contains("line 1"));
     }

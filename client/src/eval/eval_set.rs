@@ -8,9 +8,10 @@
 //! | `.jsonl`, `.txt` | a corpus |
 //! | nothing | prompts with references for the built-in model |
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use anyhow::{Context, bail};
+use nanoinfer_launch::utf8;
 use serde_json::Value;
 
 use super::{
@@ -52,7 +53,7 @@ impl EvalSet {
         if path.extension().is_some_and(|extension| extension == "jsonl" || extension == "txt") {
             return Ok(Self::Corpus(documents::read(path)?));
         }
-        let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text = utf8::read_file(path).with_context(|| format!("cannot read {}", path.display()))?;
         let value = serde_json::from_str(&text).with_context(|| {
             format!("{} is no JSON\n  hint: a corpus ends in .txt or .jsonl, CORE is a folder or JSON", path.display())
         })?;
@@ -84,6 +85,8 @@ fn from_json(value: Value) -> anyhow::Result<EvalSet> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -98,6 +101,10 @@ mod tests {
         assert!(matches!(file("a.txt", "[]").unwrap(), EvalSet::Corpus(_)));
         let core = r#"{"format": "nanoinfer.core/1", "tasks": [], "datasets": {}}"#;
         assert!(matches!(file("b.json", core).unwrap(), EvalSet::Core(_)));
+        let pairs = r#"[{"prompt": "a", "reference": "b"}]"#;
+        assert_eq!(file("d.json", &format!("\u{feff}{pairs}")).unwrap(), file("d.json", pairs).unwrap());
+        let corpus = file("a.txt", "\u{feff}text").unwrap();
+        assert!(matches!(corpus, EvalSet::Corpus(documents) if documents[0].original == "text"));
         for (text, word) in [
             ("[]", "empty"),
             (r#"[{"prompt": "a"}]"#, "reference"),

@@ -39,7 +39,7 @@ use std::{
 
 use anyhow::anyhow;
 use clap::{Args, Subcommand, ValueEnum};
-use nanoinfer_launch::build::BUILD_ID;
+use nanoinfer_launch::{build::BUILD_ID, output, say};
 use serde_json::{Value, json};
 
 use self::{
@@ -175,9 +175,9 @@ fn measure(options: &MeasureOptions) -> Result<(), Failure> {
     with_server(Target::open(&options.target)?, |server| {
         let begun = Instant::now();
         let report = evaluate(options, server, &set, &metrics, &tasks, begun)?;
-        print!("{}", report.to_table());
+        output::write(report.to_table())?;
         if let Some(path) = &options.output {
-            eprintln!("wrote {} and {}", path.display(), path.with_extension("html").display());
+            say(format_args!("wrote {} and {}", path.display(), path.with_extension("html").display()));
         }
         Ok(())
     })

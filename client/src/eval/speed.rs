@@ -11,6 +11,7 @@ use nanoinfer_launch::{
     Cluster,
     cli::cluster_config,
     handle::EngineHandle,
+    output,
     plan::{Placement, Plan},
     request::{Event, PromptLogprobs, Request},
 };
@@ -64,18 +65,14 @@ pub(super) fn run(options: &SpeedOptions) -> Result<(), Failure> {
     let tokens = (prompts.len() * length) as f64;
     let (engine, server) = (tokens / median(&mut engine_seconds), tokens / median(&mut server_seconds));
     let ratio = median(&mut ratios);
-    println!(
-        "{}: {} prompts of {length} tokens, all scored; medians of {} runs",
-        plan.model.name,
+    let (name, percent) = (&plan.model.name, ratio * 100.0);
+    let line = json!({"model": name, "prompts": prompts.len(), "prompt_tokens": length, "runs": options.runs,
+                      "engine_tokens_per_s": engine, "server_tokens_per_s": server, "ratio": ratio});
+    output::write(format_args!(
+        "{name}: {} prompts of {length} tokens, all scored; medians of {} runs\nengine {engine:>10.0} tokens/s\nserver {server:>10.0} tokens/s, {percent:.1} % of the engine's\n{line}\n",
         prompts.len(),
         options.runs
-    );
-    println!("engine {engine:>10.0} tokens/s\nserver {server:>10.0} tokens/s, {:.1} % of the engine's", ratio * 100.0);
-    println!(
-        "{}",
-        json!({"model": plan.model.name, "prompts": prompts.len(), "prompt_tokens": length, "runs": options.runs,
-               "engine_tokens_per_s": engine, "server_tokens_per_s": server, "ratio": ratio})
-    );
+    ))?;
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, anyhow};
 use clap::Args;
-use nanoinfer_launch::{checkpoint::Checkpoint, cli::environment, model, reference::Gpt2Reference};
+use nanoinfer_launch::{checkpoint::Checkpoint, cli::environment, model, output, reference::Gpt2Reference, utf8};
 use serde_json::json;
 
 use super::{documents, server::Server, windows, with_server};
@@ -67,9 +67,9 @@ pub(super) fn run(options: &VerifyOptions) -> Result<(), Failure> {
         model::resolve(options.model.model.as_deref(), options.model.revision.as_deref(), &environment::caches())
             .map_err(Failure::usage)?;
     let text = match &options.text {
-        Some(path) => std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read {}", path.display()))
-            .map_err(Failure::usage)?,
+        Some(path) => {
+            utf8::read_file(path).with_context(|| format!("cannot read {}", path.display())).map_err(Failure::usage)?
+        }
         None => documents::joined(&documents::from_json_lines("built-in", DOCUMENTS)?).remove(0).scored,
     };
     let checkpoint = Checkpoint::open(&resolved.weights).context("the checkpoint cannot be read")?;
@@ -139,16 +139,16 @@ fn log_sum_exp(row: &[f32]) -> f64 {
 fn report(truth: &Truth, readings: &[Reading], dtype: &str) -> Result<(), Failure> {
     let expected = &truth.reading;
     let tolerance = TOLERANCE * truth.largest_logit.max(1.0);
-    println!("{} tokens scored, {} generated; {dtype}", expected.logprobs.len(), expected.greedy.len());
-    println!("{:<12} {:>14}  {:>22}  first differing greedy token", "", "ppl", "largest Δ log-prob");
-    println!("{:<12} {:>14.6}", expected.name, expected.ppl());
+    let mut text = format!("{} tokens scored, {} generated; {dtype}\n", expected.logprobs.len(), expected.greedy.len());
+    text += &format!("{:<12} {:>14}  {:>22}  first differing greedy token\n", "", "ppl", "largest Δ log-prob");
+    text += &format!("{:<12} {:>14.6}\n", expected.name, expected.ppl());
     let (mut wrong, mut rows) = (Vec::new(), Vec::new());
     for reading in readings {
         let differences = reading.logprobs.iter().zip(&expected.logprobs).map(|(a, b)| (a - b).abs());
         let largest = differences.fold(0.0, f64::max);
         let first = (0..expected.greedy.len()).find(|&i| reading.greedy.get(i) != Some(&expected.greedy[i]));
         let said = first.map_or("none".into(), |i| format!("{i}, chosen by a margin of {:.1e}", truth.margins[i]));
-        println!("{:<12} {:>14.6}  {largest:>22.1e}  {said}", reading.name, reading.ppl());
+        text += &format!("{:<12} {:>14.6}  {largest:>22.1e}  {said}\n", reading.name, reading.ppl());
         // A greedy token may differ where the reference itself hardly chose.
         if largest > tolerance || first.is_some_and(|i| truth.margins[i] > 2.0 * tolerance) {
             wrong.push(reading.name.as_str());
@@ -159,11 +159,12 @@ fn report(truth: &Truth, readings: &[Reading], dtype: &str) -> Result<(), Failur
         }));
     }
     if dtype != "f32" {
-        println!("{dtype} rounds: that is how much; with --dtype f32 there is a tolerance, and a verdict");
+        text += &format!("{dtype} rounds: that is how much; with --dtype f32 there is a tolerance, and a verdict\n");
     } else if wrong.is_empty() {
-        println!("all agree with the reference: no log-probability is off by more than {tolerance:.1e}");
+        text += &format!("all agree with the reference: no log-probability is off by more than {tolerance:.1e}\n");
     }
-    println!("{}", json!({"reference_ppl": expected.ppl(), "dtype": dtype, "tolerance": tolerance, "rows": rows}));
+    let line = json!({"reference_ppl": expected.ppl(), "dtype": dtype, "tolerance": tolerance, "rows": rows});
+    output::write(format_args!("{text}{line}\n"))?;
     match wrong.first() {
         Some(_) if dtype == "f32" => {
             Err(anyhow!("{} differ from the reference by more than {tolerance:.1e}", wrong.join(" and ")).into())

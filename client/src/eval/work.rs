@@ -21,6 +21,7 @@ use std::{
 
 use anyhow::{Context, anyhow};
 use indicatif::{ProgressBar, ProgressStyle};
+use nanoinfer_launch::say;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
@@ -137,7 +138,7 @@ impl Journal {
         let done = File::open(path).ok().map(|file| read(BufReader::new(file), key)).unwrap_or_default();
         match &done {
             Some(done) => {
-                eprintln!("going on with {}: {} requests are done", path.display(), done.len());
+                say(format_args!("going on with {}: {} requests are done", path.display(), done.len()));
                 let mut file = OpenOptions::new().append(true).open(path).with_context(what)?;
                 // Ends a line that an interruption cut short.
                 writeln!(file).with_context(what)?;

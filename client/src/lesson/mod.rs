@@ -15,15 +15,11 @@ mod serve;
 mod pictures;
 mod chapters;
 
-use std::{
-    fs,
-    io::{self, Write},
-    path::PathBuf,
-};
+use std::{fs, path::PathBuf};
 
 use anyhow::{Context, anyhow};
 use clap::Args;
-use nanoinfer_launch::cli::cluster_config;
+use nanoinfer_launch::{cli::cluster_config, output};
 
 use self::figure::{Results, Text, text};
 use crate::{Failure, bars::Bars, model_options::ModelOptions};
@@ -83,25 +79,18 @@ pub(crate) fn run(options: &LessonOptions) -> Result<(), Failure> {
             fs::write(path, results.html()).with_context(|| format!("cannot write {}", path.display()))?;
         }
         let told = if options.json { format!("{}\n", results.to_json()) } else { results.terminal(Bars::of_stdout()) };
-        return Ok(say(&told)?);
+        output::write(told)?;
+        return Ok(());
     };
     let chapters = chapters::Chapters::read(folder)?;
     let mut all: Vec<Results> = Vec::new();
     for lesson in options.lesson.map_or(1..=3, |lesson| lesson..=lesson) {
         let results = measured(lesson)?;
-        say(&format!("{}\n{}\n", results.terminal(Bars::of_stdout()), results.facts_as_lines()))?;
+        output::write(format_args!("{}\n{}\n", results.terminal(Bars::of_stdout()), results.facts_as_lines()))?;
         all.push(results);
     }
     chapters.fill(&all)?.write()?;
     Ok(pictures::draw(&base, folder)?)
-}
-
-/// Writes to standard output. Who reads it may have seen enough.
-fn say(text: &str) -> anyhow::Result<()> {
-    match io::stdout().lock().write_all(text.as_bytes()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        written => written.context("cannot write to standard output"),
-    }
 }
 
 /// The machine in a few words: processor and cores.

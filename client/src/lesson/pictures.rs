@@ -10,6 +10,7 @@ use std::{fs, path::Path};
 
 use anyhow::Context;
 use nanoinfer_launch::ClusterConfig;
+use nanoinfer_launch::output;
 
 /// Draws all of them.
 ///
@@ -21,7 +22,7 @@ pub(super) fn draw(base: &ClusterConfig, folder: &Path) -> anyhow::Result<()> {
     {
         let path = folder.join(name);
         fs::write(&path, picture).with_context(|| format!("cannot write {}", path.display()))?;
-        super::say(&format!("{}\n", path.display()))?;
+        output::write(format_args!("{}\n", path.display()))?;
     }
     Ok(())
 }

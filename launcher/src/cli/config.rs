@@ -3,7 +3,7 @@
 //!
 //! A TOML file is read as the flags it spells, by the same parser: one set of names, values and messages.
 
-use std::{ffi::OsString, fs, path::PathBuf, time::Duration};
+use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::CommandFactory;
 use nanoinfer_coordinator::http::{ApiKey, HeaderValue, HttpOptions};
@@ -16,6 +16,7 @@ use crate::{
     model::Caches,
     progress,
     spawn::WorkerBinary,
+    utf8,
 };
 use nanoinfer_shared::protocol::{DType, KvDType};
 
@@ -135,7 +136,7 @@ fn api_key(key: Option<String>, file: Option<PathBuf>) -> Result<Option<ApiKey>,
     let (key, from) = match (key, file) {
         (Some(key), _) => (key, "--api-key".to_owned()),
         (None, Some(path)) => {
-            let text = fs::read_to_string(&path).map_err(|source| ConfigError::Read { path: path.clone(), source })?;
+            let text = utf8::read_file(&path).map_err(|source| ConfigError::Read { path: path.clone(), source })?;
             (text.lines().next().unwrap_or_default().trim().to_owned(), path.display().to_string())
         }
         (None, None) => return Ok(None),
@@ -193,7 +194,7 @@ impl ServeOptions {
 /// The options that a TOML file spells. An option that the environment sets too appears here with that value, which
 /// does not matter: the environment has won already.
 fn read_file(path: PathBuf) -> Result<ServeOptions, ConfigError> {
-    let text = fs::read_to_string(&path).map_err(|source| ConfigError::Read { path: path.clone(), source })?;
+    let text = utf8::read_file(&path).map_err(|source| ConfigError::Read { path: path.clone(), source })?;
     let table: toml::Table =
         text.parse().map_err(|e: toml::de::Error| ConfigError::Syntax { path: path.clone(), reason: e.to_string() })?;
     let command = CommandLine::command();
@@ -238,7 +239,7 @@ pub(super) fn reason(message: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use std::{fs, path::Path};
 
     use super::*;
     use crate::{model::HubAccess, size::ByteSize};
@@ -292,6 +293,20 @@ mod tests {
             }
         }
         assert!(meaning(&["--config", "/nonexistent.toml"]).unwrap_err().contains("/nonexistent.toml"));
+    }
+
+    #[test]
+    fn files_begin_as_other_systems_begin_them() {
+        assert_eq!(with_file("\u{feff}port = 9000\r\n", &[]).unwrap().port, 9000);
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("key");
+        let meant = |bytes: &[u8]| {
+            fs::write(&file, bytes).unwrap();
+            meaning(&["--api-key-file", file.to_str().unwrap()])
+        };
+        assert_eq!(meant("\u{feff}s3cret\r\n".as_bytes()).unwrap().http.api_key, Some(ApiKey::new("s3cret")));
+        let error = meant(b"\xff\xfes\x003\0").unwrap_err();
+        assert!(error.contains("key: UTF-16, where UTF-8 is expected\n  hint: iconv -f UTF-16"), "{error}");
     }
 
     #[test]

@@ -1,11 +1,11 @@
 //! The `gpu-check` subcommand: whether a GPU computes what the CPU computes, and what it costs. A table and a verdict on standard
 //! output.
 
-use std::io::{self, Write};
+use std::io;
 
 use nanoinfer_worker::cuda::{self, Finding, Found, GpuInfo};
 
-use crate::error::LaunchError;
+use crate::{error::LaunchError, output};
 
 /// Width of the first column but one.
 const WHAT_WIDTH: usize = 58;
@@ -13,25 +13,33 @@ const WHAT_WIDTH: usize = 58;
 /// Checks the given GPUs, or all; returns whether all is well.
 ///
 /// # Errors
-/// When there is none, or a folder for a small checkpoint cannot be made.
+/// When there is none, a folder for a small checkpoint cannot be made, or the table cannot be written.
 pub(super) fn run(ordinals: &[u32]) -> Result<bool, LaunchError> {
     let Found { gpus, passed_over } = cuda::find(ordinals, usize::MAX)?;
-    // A reader that has seen enough does not end the check.
-    let mut out = io::stdout();
-    passed_over.iter().for_each(|why| drop(writeln!(out, "without {why}")));
+    // All is checked even where nothing can be told.
+    let mut unwritten = None;
+    let mut tell = |line: String| {
+        if let Err(error) = output::write(format_args!("{line}\n")) {
+            unwritten.get_or_insert(error);
+        }
+    };
+    passed_over.iter().for_each(|why| tell(format!("without {why}")));
     let scratch = Scratch::new().map_err(LaunchError::system("make a folder for a small checkpoint"))?;
     let mut failures = 0;
     for (i, gpu) in gpus.iter().enumerate() {
         let peer = &gpus[(i + 1) % gpus.len()];
-        failures += check(gpu, peer, &scratch, &mut out);
+        failures += check(gpu, peer, &scratch, &mut tell);
     }
-    Ok(failures == 0)
+    match unwritten {
+        Some(error) => Err(error.into()),
+        None => Ok(failures == 0),
+    }
 }
 
 /// Returns how much failed.
-fn check(gpu: &GpuInfo, peer: &GpuInfo, scratch: &Scratch, out: &mut impl Write) -> usize {
+fn check(gpu: &GpuInfo, peer: &GpuInfo, scratch: &Scratch, tell: &mut impl FnMut(String)) -> usize {
     let (mut passed, mut failed) = (0, 0);
-    let _ = writeln!(out, "GPU {} ({})", gpu.ordinal, gpu.name);
+    tell(format!("GPU {} ({})", gpu.ordinal, gpu.name));
     cuda::check(gpu, peer.ordinal, &scratch.0, &mut |Finding { what, got, passed: verdict }| {
         let mark = match verdict {
             Some(true) => "ok",
@@ -40,13 +48,13 @@ fn check(gpu: &GpuInfo, peer: &GpuInfo, scratch: &Scratch, out: &mut impl Write)
         };
         passed += usize::from(verdict == Some(true));
         failed += usize::from(verdict == Some(false));
-        let _ = writeln!(out, "{mark:<6}  {what:<WHAT_WIDTH$}  {got}");
+        tell(format!("{mark:<6}  {what:<WHAT_WIDTH$}  {got}"));
     });
     let verdict = match failed {
         0 => format!("GPU {} passed: {passed} of {passed}", gpu.ordinal),
         _ => format!("GPU {} FAILED: {failed} of {}; do not serve from it", gpu.ordinal, passed + failed),
     };
-    let _ = writeln!(out, "{verdict}");
+    tell(verdict);
     failed
 }
 
