@@ -4,7 +4,7 @@ use std::io::{BufReader, Read};
 
 use anyhow::{Context, anyhow};
 use clap::Args;
-use nanoinfer_launch::{say, utf8};
+use nanoinfer_launch::{cli::environment, say, utf8};
 use serde_json::Value;
 use ureq::http::StatusCode;
 
@@ -41,6 +41,8 @@ pub(crate) struct Target {
     url: String,
     api_key: Option<String>,
     agent: ureq::Agent,
+    /// Requests go through a proxy.
+    is_proxied: bool,
     private: Option<PrivateServer>,
 }
 
@@ -72,11 +74,15 @@ impl Target {
     }
 
     fn at(url: &str, api_key: Option<String>, private: Option<PrivateServer>) -> Result<Self, Failure> {
+        // The library's own choice would ask a proxy for this machine, with key and prompt.
+        let proxy = environment::proxies().of(url).map_err(Failure::usage)?;
+        let is_proxied = proxy.is_some();
         let config = ureq::Agent::config_builder()
+            .proxy(proxy)
             .http_status_as_error(false)
             .max_idle_connections(KEPT_CONNECTIONS)
             .max_idle_connections_per_host(KEPT_CONNECTIONS);
-        Ok(Self { url: url.to_owned(), api_key, agent: config.build().into(), private })
+        Ok(Self { url: url.to_owned(), api_key, agent: config.build().into(), is_proxied, private })
     }
 
     /// Where it is, without a slash at the end.
@@ -146,6 +152,11 @@ impl Target {
     fn unreachable(&self, url: &str) -> String {
         match self.private {
             Some(_) => format!("cannot reach {url}"),
+            None if self.is_proxied => {
+                format!(
+                    "cannot reach {url} through the proxy that the environment names\n  hint: NO_PROXY lists hosts to ask without one"
+                )
+            }
             None => format!(
                 "cannot reach {url}\n  hint: nanoinfer-launch starts a server, on http://127.0.0.1:8000; without --url there is a private one"
             ),

@@ -20,6 +20,7 @@ pub mod output;
 pub mod plan;
 mod private_folder;
 mod progress;
+pub mod proxy;
 mod rank;
 mod secret;
 pub mod size;

@@ -3,7 +3,10 @@
 use std::{
     fs::File,
     io::{self, BufRead, BufReader, Write},
+    net::{TcpListener, TcpStream},
     process::{Child, Command, Output, Stdio},
+    sync::{Arc, Mutex},
+    thread,
 };
 
 use super::{nanoinfer, text};
@@ -104,6 +107,77 @@ fn a_reader_that_has_left_is_no_failure_and_a_full_disk_is_one() {
         let mut command = nanoinfer(arguments);
         command.stdout(unread()).stderr(unread());
         assert_eq!(fed(command, b"/nothing\nHi\n").status.code(), Some(code), "{arguments:?}");
+    }
+}
+
+/// Records the first lines of what it is asked, and refuses it.
+struct Proxy {
+    address: String,
+    asked: Arc<Mutex<Vec<String>>>,
+}
+
+impl Proxy {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let log = Arc::clone(&asked);
+        thread::spawn(move || {
+            for socket in listener.incoming() {
+                let socket: TcpStream = socket.unwrap();
+                let head = BufReader::new(&socket).lines().map_while(Result::ok).take_while(|line| !line.is_empty());
+                log.lock().unwrap().push(head.collect::<Vec<_>>().join("\n"));
+                let _ = (&socket).write_all(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n");
+            }
+        });
+        Self { address, asked }
+    }
+
+    fn variables(&self) -> Vec<(String, String)> {
+        let names = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"];
+        let all = names.iter().flat_map(|name| [name.to_string(), name.to_ascii_lowercase()]);
+        all.map(|name| (name, format!("http://{}", self.address))).collect()
+    }
+
+    fn asked(&self) -> Vec<String> {
+        self.asked.lock().unwrap().clone()
+    }
+}
+
+#[test]
+fn no_proxy_is_asked_for_this_machine() {
+    const QUESTION: &str = "What is the capital of France?";
+    let proxy = Proxy::start();
+    let served = Served::start(&["--api-key", "s3cret"]);
+    let port = served.address.rsplit_once(':').unwrap().1;
+    let urls = ["127.0.0.1", "127.1", "localhost"].map(|host| format!("http://{host}:{port}"));
+    let targets = urls.iter().map(|url| vec!["--url", url, "--api-key", "s3cret"]).chain([vec![]]);
+    for target in targets {
+        let mut command = nanoinfer(&["generate", "--prompt", QUESTION, "--temperature", "0"]);
+        let output = command.args(&target).env_remove("NO_PROXY").envs(proxy.variables()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(text(&output), "The capital of France is Paris.\n", "{target:?}: {said}");
+    }
+    assert_eq!(proxy.asked(), Vec::<String>::new());
+
+    // What is elsewhere is asked through it, and said to be.
+    let mut command = nanoinfer(&["generate", "--prompt", QUESTION, "--url", "http://model.invalid:8000"]);
+    let output = command.envs(proxy.variables()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.code() == Some(1) && said.contains("through the proxy") && said.contains("NO_PROXY"),
+        "{said}"
+    );
+    assert!(proxy.asked()[0].starts_with("CONNECT model.invalid:8000 "), "{:?}", proxy.asked());
+
+    for (value, code, word) in [("socks5://127.0.0.1:9", 1, "cannot reach"), ("gopher://x", 2, "http_proxy")] {
+        let mut command = nanoinfer(&["generate", "--prompt", QUESTION, "--url", "http://model.invalid:8000"]);
+        let output = command.env("http_proxy", value).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.code() == Some(code) && said.contains(word) && !said.contains("panicked"),
+            "{value}: {said}"
+        );
     }
 }
 

@@ -15,6 +15,7 @@ use super::options::CommandLine;
 use crate::{
     closest,
     model::{Caches, HubAccess},
+    proxy::Proxies,
 };
 
 /// How all variables of ours begin.
@@ -57,6 +58,11 @@ fn caches_of(variable: &dyn Fn(&str) -> Option<String>, temporary: &Path) -> Cac
             offline: variable("HF_HUB_OFFLINE").is_some_and(truthy),
         },
     }
+}
+
+/// Proxies that requests to other machines go through.
+pub fn proxies() -> Proxies {
+    Proxies::new(&|name| env::var(name).ok())
 }
 
 /// The variable that a value came from which the parser refuses, if it was not typed: `flag` is as `--port <PORT>`.
