@@ -1,7 +1,8 @@
 //! `nanoinfer pull`: a model of the hub into the cache that all Hugging Face tools share.
 //!
-//! `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean what they mean to those. A download that
-//! broke off goes on where it did. Progress goes to standard error, the folder to standard output.
+//! `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean what they mean to those, and so do
+//! `HTTPS_PROXY` and `NO_PROXY`. A download that broke off goes on where it did; what the cache has only in part, or of
+//! another size, is completed. Progress goes to standard error, the folder to standard output.
 
 use clap::Args;
 use nanoinfer_launch::{cli::environment, model, output};

@@ -329,7 +329,7 @@ mod tests {
     #[test]
     fn a_shutdown_cuts_off_what_runs() {
         let root = tempfile::tempdir().unwrap();
-        let hub = HubAccess { cache: root.path().join("hub"), endpoint: String::new(), token: None, offline: true };
+        let hub = HubAccess::offline(root.path().join("hub"));
         let caches = Caches { demo: vec![root.path().join("demo")], hub };
         let config = ClusterConfig { threads: Some(1), device: DeviceChoice::Cpu, ..ClusterConfig::new(caches) };
         let cluster = Cluster::start(config).unwrap();

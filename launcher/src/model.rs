@@ -11,13 +11,17 @@ mod weights;
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use nanoinfer_shared::{Geometry, GeometryError};
 use nanoinfer_worker::checkpoint::{Checkpoint, CheckpointError};
 
-pub use self::{demo::DemoError, hub::HubError};
-use crate::{closest, private_folder};
+pub use self::{
+    demo::DemoError,
+    hub::{HubError, Refusal},
+};
+use crate::{closest, private_folder, proxy::Proxies};
 
 /// Name of the model that is built in.
 pub const DEMO_MODEL: &str = "nano-chat";
@@ -63,18 +67,33 @@ pub struct HubAccess {
     pub cache: PathBuf,
     /// Scheme and host, without a trailing slash; `$HF_ENDPOINT`.
     pub endpoint: String,
-    /// Sent to that host only; `$HF_TOKEN`.
+    /// Sent to that scheme, host and port only, wherever it redirects to; `$HF_TOKEN`.
     pub token: Option<String>,
     /// Use what the cache has and never ask the hub; `$HF_HUB_OFFLINE`.
     pub offline: bool,
+    /// How long an answer may not move before it counts as lost; `$HF_HUB_DOWNLOAD_TIMEOUT`.
+    pub patience: Duration,
+    /// On the way to the hub.
+    pub proxies: Proxies,
+}
+
+impl HubAccess {
+    /// To a cache only.
+    pub fn offline(cache: PathBuf) -> Self {
+        let proxies = Proxies::default();
+        Self { cache, endpoint: String::new(), token: None, offline: true, patience: Self::PATIENCE, proxies }
+    }
+
+    /// Unless the environment says another.
+    pub const PATIENCE: Duration = Duration::from_secs(30);
 }
 
 impl std::fmt::Debug for HubAccess {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { cache, endpoint, token, offline } = self;
+        let Self { cache, endpoint, token, offline, .. } = self;
         // The token itself must not reach a log.
         let token = token.as_ref().map(|_| "…");
-        write!(f, "HubAccess {{ cache: {cache:?}, endpoint: {endpoint:?}, token: {token:?}, offline: {offline} }}")
+        write!(f, "HubAccess {{ cache: {cache:?}, endpoint: {endpoint:?}, token: {token:?}, offline: {offline}, … }}")
     }
 }
 

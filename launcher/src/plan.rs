@@ -335,7 +335,7 @@ mod tests {
     };
 
     fn config(root: &Path, nproc: usize) -> ClusterConfig {
-        let hub = HubAccess { cache: root.join("hub"), endpoint: String::new(), token: None, offline: true };
+        let hub = HubAccess::offline(root.join("hub"));
         ClusterConfig { nproc, ..ClusterConfig::new(Caches { demo: vec![root.join("demo")], hub }) }
     }
 

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-use crate::{hub::FakeHub, nanoinfer, text};
+use crate::{
+    hub::{FakeHub, Manners},
+    nanoinfer, text,
+};
 
 fn golden(path: &str) -> String {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(path).display().to_string()
@@ -88,8 +91,8 @@ fn pull_fetches_a_model_that_then_needs_no_hub() {
     let files = ["config.json", "merges.txt", "vocab.json", "model.safetensors"];
     let content = |name: &str| fs::read(golden(&format!("tiny/{name}"))).unwrap();
     let files: BTreeMap<_, _> = files.into_iter().map(|name| (name, content(name))).collect();
-    let hub = FakeHub::start("org/tiny", files.clone(), Some("secret"));
-    hub.break_off(1);
+    let manners = Manners { token: Some("secret"), breaks: 1, ..Manners::default() };
+    let hub = FakeHub::start("org/tiny", files.clone(), manners);
     let dir = tempfile::tempdir().unwrap();
     let run = |arguments: &[&str], variables: &[(&str, &str)]| {
         let mut command = nanoinfer(arguments);
@@ -110,4 +113,51 @@ fn pull_fetches_a_model_that_then_needs_no_hub() {
         run(&["generate", "--model", "org/tiny", "--prompt", "a", "--max-tokens", "3"], &[("HF_HUB_OFFLINE", "1")]);
     assert!(!answer.trim().is_empty());
     assert_eq!(hub.asked(), []);
+}
+
+#[test]
+fn a_full_disk_is_said_and_leaves_nothing_half_made_under_a_name() {
+    let files = ["config.json", "merges.txt", "vocab.json", "model.safetensors"];
+    let content = |name: &str| fs::read(golden(&format!("tiny/{name}"))).unwrap();
+    let hub = FakeHub::start("org/tiny", files.map(|name| (name, content(name))).into(), Manners::default());
+    let dir = tempfile::tempdir().unwrap();
+    let pull = |limit: &str| {
+        // A limit on what a file may hold stands for the disk: 16 blocks of 512 bytes.
+        let script = format!("trap '' XFSZ; ulimit -f {limit}; exec \"$0\" pull org/tiny");
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", &script, env!("CARGO_BIN_EXE_nanoinfer")]).env_remove("HF_HUB_CACHE");
+        // No proxy has a hub of loopback.
+        command.env("HF_HOME", dir.path()).env("HF_ENDPOINT", &hub.endpoint).env("HTTP_PROXY", "http://127.0.0.1:9");
+        command.output().unwrap()
+    };
+    let output = pull("16");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("cannot write to the cache") && said.contains("hint: make room there"), "{said}");
+    let repo = dir.path().join("hub/models--org--tiny");
+    let snapshot = fs::read_dir(repo.join("snapshots")).unwrap().next().unwrap().unwrap().path();
+    assert!(snapshot.join("vocab.json").exists() && !snapshot.join("model.safetensors").exists());
+    hub.asked();
+    assert!(pull("unlimited").status.success());
+    assert_eq!(fs::read(snapshot.join("model.safetensors")).unwrap(), content("model.safetensors"));
+    assert_eq!(hub.asked().last().unwrap().1, 8192, "what had found room was used");
+}
+
+#[test]
+fn what_the_cache_may_lack_is_said_where_the_hub_cannot_be_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let repo = dir.path().join("hub/models--org--tiny");
+    let commit = "0123456789abcdef0123456789abcdef01234567";
+    let snapshot = repo.join("snapshots").join(commit);
+    fs::create_dir_all(&snapshot).and_then(|()| fs::create_dir_all(repo.join("refs"))).unwrap();
+    fs::write(repo.join("refs/main"), commit).unwrap();
+    for name in ["config.json", "merges.txt", "vocab.json", "model.safetensors"] {
+        fs::copy(golden(&format!("tiny/{name}")), snapshot.join(name)).unwrap();
+    }
+    let mut command = nanoinfer(&["pull", "org/tiny"]);
+    command.env_remove("HF_HUB_CACHE").env("HF_HOME", dir.path()).env("TRANSFORMERS_OFFLINE", "1");
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text(&output).trim() == snapshot.to_str().unwrap(), "{said}");
+    assert!(said.contains("warning: the cache has no") && said.contains("chat_template.jinja"), "{said}");
 }

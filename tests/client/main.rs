@@ -5,6 +5,7 @@ mod eval;
 mod learn;
 mod surroundings;
 #[path = "../hub.rs"]
+#[allow(dead_code, reason = "its worse manners are for the launcher's own tests")]
 mod hub;
 
 use std::{

@@ -37,7 +37,7 @@ fn mutated_indexes_never_leave_their_folder() {
     for file in ["vocab.json", "merges.txt"] {
         fs::copy(root().join("tests/golden/tiny").join(file), dir.path().join(file)).unwrap();
     }
-    let hub = HubAccess { cache: dir.path().join("hub"), endpoint: String::new(), token: None, offline: true };
+    let hub = HubAccess::offline(dir.path().join("hub"));
     let caches = Caches { demo: Vec::new(), hub };
     let name = dir.path().to_str().unwrap();
     resolve(Some(name), None, &caches).unwrap();

@@ -245,7 +245,7 @@ mod tests {
     use crate::{model::HubAccess, size::ByteSize};
 
     fn meaning(args: &[&str]) -> Result<Config, String> {
-        let hub = HubAccess { cache: "hub".into(), endpoint: String::new(), token: None, offline: true };
+        let hub = HubAccess::offline("hub".into());
         let typed = CommandLine::parse_from_all(["nanoinfer-launch"].iter().chain(args)).map_err(|e| e.to_string())?;
         Config::new(typed.serve, &Caches { demo: Vec::new(), hub }).map_err(|e| e.to_string())
     }
