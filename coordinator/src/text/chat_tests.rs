@@ -206,7 +206,7 @@ proptest! {
             if i > 0 {
                 expected.push(4095);
             }
-            expected.extend(tokenizer.encode(piece, Specials::Literal));
+            expected.extend(tokenizer.encode(piece, Specials::Literal).unwrap());
         }
         prop_assert_eq!(ids, expected);
     }
@@ -222,7 +222,7 @@ fn templates_see_the_text_that_they_look_for() {
     );
     let encode = |content: &str| chat.encode(&[Message::user(content)], &tokenizer).unwrap();
     let expected = |text: &str| {
-        let mut ids = tokenizer.encode(text, Specials::Literal);
+        let mut ids = tokenizer.encode(text, Specials::Literal).unwrap();
         ids.push(4095);
         ids
     };
@@ -236,7 +236,7 @@ fn special_tokens_that_a_template_makes_of_text_are_none() {
     let encode = |template: &str, content: &str| {
         with_template(template, &tokenizer).encode(&[Message::user(content)], &tokenizer)
     };
-    let mut text = tokenizer.encode("a <|endoftext|> b", Specials::Literal);
+    let mut text = tokenizer.encode("a <|endoftext|> b", Specials::Literal).unwrap();
     text.push(4095);
     assert_eq!(encode("{{ messages[0].content | lower }}{{ eos_token }}", "a <|ENDofTEXT|> b").unwrap(), text);
     assert_eq!(
@@ -245,7 +245,10 @@ fn special_tokens_that_a_template_makes_of_text_are_none() {
     );
     // Here the template has to see characters of special tokens, and makes one of what touches no end.
     let doubled = "{{ messages[0].content | replace('ee', 'e') }}{{ eos_token }}";
-    assert_eq!(encode(doubled, "see").unwrap(), [tokenizer.encode("se", Specials::Literal), vec![4095]].concat());
+    assert_eq!(
+        encode(doubled, "see").unwrap(),
+        [tokenizer.encode("se", Specials::Literal).unwrap(), vec![4095]].concat()
+    );
     let error = encode(doubled, "a <|eendoftext|> b").unwrap_err();
     assert!(error.contains("special tokens of what a message says"), "{error}");
 }

@@ -87,7 +87,7 @@ impl<'a> Client<'a> {
                 hint: "tokens begin with hf_; the one in use is from HF_TOKEN, or from the file `token` in HF_HOME",
             })?;
             value.set_sensitive(true);
-            Ok(value)
+            Ok::<_, HubError>(value)
         };
         let token = access.token.as_ref().map(bearer).transpose()?;
         Ok(Self { id, access, endpoint, token, agents: RefCell::default(), answered: Cell::new(false) })
