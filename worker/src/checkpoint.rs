@@ -262,7 +262,7 @@ impl Checkpoint {
             );
         }
         if self.overruled > 0 {
-            tracing::warn!("{} tensors are in several files: taken from those that the index names", self.overruled);
+            tracing::warn!("{} of the tensors in several files were left out: the index names others", self.overruled);
         }
         Geometry { vocab_size, tie_word_embeddings, ..geometry }
     }
