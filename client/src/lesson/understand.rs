@@ -42,8 +42,10 @@ impl Program {
             )
         })?;
         let file = Path::new(folder).join("tokenizer.json");
-        let tokenizer =
+        let mut tokenizer =
             Tokenizer::from_file(&file).map_err(|error| anyhow!("cannot read {}: {error}", file.display()))?;
+        // Settings of batches, which the server does not obey either.
+        tokenizer.with_padding(None).with_truncation(None).map_err(|error| anyhow!("{error}"))?;
         Ok(Self { model, tokenizer, geometry: plan.model.geometry.clone() })
     }
 
