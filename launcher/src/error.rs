@@ -156,3 +156,15 @@ impl LaunchError {
         |source| Self::System { what, source }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shared_memory_that_is_refused_has_a_way_around_it() {
+        let error = LaunchError::SharedMemory(io::ErrorKind::PermissionDenied.into());
+        assert!(error.to_string().contains("hint: --comm tcp"), "{error}");
+        assert_eq!(error.exit_code(), 1);
+    }
+}
