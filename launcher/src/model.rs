@@ -21,7 +21,7 @@ pub use self::{
     demo::DemoError,
     hub::{HubError, Refusal},
 };
-use crate::{closest, private_folder, proxy::Proxies};
+use crate::{closest, private_folder, proxy::Proxies, utf8};
 
 /// Name of the model that is built in.
 pub const DEMO_MODEL: &str = "nano-chat";
@@ -219,7 +219,7 @@ fn read(name: Option<&str>, place: Place, needs_tokenizer: bool) -> Result<Resol
     let parse = |path: &Path, text: &str| {
         Geometry::from_config_json(text).map_err(|source| ModelError::Geometry { path: path.into(), source })
     };
-    let beside = match fs::read_to_string(&path) {
+    let beside = match utf8::read_file(&path) {
         Ok(text) => Some(parse(&path, &text)?),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(source) => return Err(ModelError::Read { path, source }),

@@ -12,7 +12,7 @@ use serde_json::Value;
 const NOT_FINITE: &str = "a number that is not finite";
 
 /// Text without the byte order mark that some editors put before it.
-pub fn without_bom(text: &[u8]) -> &[u8] {
+fn without_bom(text: &[u8]) -> &[u8] {
     text.strip_prefix("\u{feff}".as_bytes()).unwrap_or(text)
 }
 

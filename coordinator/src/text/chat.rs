@@ -88,8 +88,7 @@ impl ChatFormat {
     pub fn load(folder: &Path, tokenizer: &Tokenizer) -> Result<Self, TextError> {
         let config = folder.join("tokenizer_config.json");
         let file = folder.join("chat_template.jinja");
-        let text = read_file(&file).and_then(|bytes| String::from_utf8(bytes).map_err(io::Error::other));
-        let (path, source) = match text {
+        let (path, source) = match read_file(&file) {
             Ok(source) => (file, Some(source)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let value = read_json(&config)?.unwrap_or_default();

@@ -253,6 +253,21 @@ fn a_text_that_no_token_stands_for_is_an_error() {
 
 #[test]
 fn byte_order_marks_and_numbers_of_python_are_read_in_every_file() {
+    let wide = |bytes: Vec<u8>| -> Vec<u8> {
+        let text = String::from_utf8(bytes).unwrap();
+        std::iter::once('\u{feff}')
+            .chain(text.chars())
+            .collect::<String>()
+            .encode_utf16()
+            .flat_map(u16::to_be_bytes)
+            .collect()
+    };
+    for file in ["tokenizer.json", "tokenizer_config.json", "generation_config.json"] {
+        let folder = folder(&[]);
+        fs::write(folder.path().join(file), wide(demo(file))).unwrap();
+        let error = load(&folder, ROWS).unwrap_err().to_string();
+        assert!(error.contains(file) && error.contains("UTF-16, where UTF-8 is expected"), "{error}");
+    }
     let marked = |bytes: Vec<u8>| [b"\xef\xbb\xbf".to_vec(), bytes].concat();
     let plain = load(&folder(&[]), ROWS).unwrap();
     let whole = "What is <|endoftext|> naïve 日本?";

@@ -27,6 +27,8 @@ use std::{
 
 use nanoinfer_shared::{Geometry, json};
 
+use crate::utf8;
+
 pub use self::{
     chat::{ChatFormat, Message, Role},
     defaults::GenerationDefaults,
@@ -122,13 +124,13 @@ impl ModelText {
 /// Largest file of a tokenizer: those with a million tokens have 60 MB.
 const MAX_FILE_BYTES: u64 = 256 << 20;
 
-/// A file, if it is not larger than any of its kind, without the byte order mark that some editors put before it.
-fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+/// The text of a file, if it is not larger than any of its kind.
+fn read_file(path: &Path) -> io::Result<String> {
     let mut bytes = Vec::new();
     fs::File::open(path)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
     match bytes.len() as u64 > MAX_FILE_BYTES {
         true => Err(io::Error::other(format!("it is larger than {} MB", MAX_FILE_BYTES >> 20))),
-        false => Ok(json::without_bom(&bytes).to_vec()),
+        false => utf8::read(&bytes[..]),
     }
 }
 
@@ -139,7 +141,7 @@ fn read_json(path: &Path) -> Result<Option<serde_json::Value>, TextError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(TextError::Read { path: path.to_owned(), source }),
     };
-    json::parse(&text).map(Some).map_err(|error| invalid(path, error))
+    json::parse(text.as_bytes()).map(Some).map_err(|error| invalid(path, error))
 }
 
 fn invalid(path: &Path, reason: impl ToString) -> TextError {

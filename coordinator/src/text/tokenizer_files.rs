@@ -58,7 +58,7 @@ pub(super) fn open(folder: &Path, config: &TokenizerConfig) -> Result<(PathBuf, 
 }
 
 fn from_json(path: &Path, config: &TokenizerConfig) -> Result<Tokenizer, TextError> {
-    let mut value = json::parse(&read(path)?).map_err(|e| invalid(path, e))?;
+    let mut value = json::parse(read(path)?.as_bytes()).map_err(|e| invalid(path, e))?;
     let odd = json::not_finite_fields(&value);
     let Value::Object(file) = &mut value else {
         return Err(invalid(path, "it is no JSON object"));
@@ -136,9 +136,9 @@ fn from_vocab_and_merges(
     merges_path: &Path,
     config: &TokenizerConfig,
 ) -> Result<Tokenizer, TextError> {
-    let vocab = json::parse(&read(vocab_path)?).map_err(|e| invalid(vocab_path, e))?;
+    let vocab = json::parse(read(vocab_path)?.as_bytes()).map_err(|e| invalid(vocab_path, e))?;
     let vocab: HashMap<String, TokenId> = serde_json::from_value(vocab).map_err(|e| invalid(vocab_path, e))?;
-    let text = String::from_utf8(read(merges_path)?).map_err(|e| invalid(merges_path, e))?;
+    let text = read(merges_path)?;
     let mut merges: Merges = Vec::new();
     for (number, line) in text.lines().enumerate() {
         if line.is_empty() || line.starts_with("#version") {
@@ -264,6 +264,6 @@ fn unknown_fields(written: &Value, read: &Value, at: &str, unknown: &mut Vec<Str
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, TextError> {
+fn read(path: &Path) -> Result<String, TextError> {
     read_file(path).map_err(|source| TextError::Read { path: path.to_owned(), source })
 }

@@ -138,4 +138,9 @@ fn configurations_as_windows_and_python_write_them_are_read() {
     fs::write(folder.join("config.json"), "{\"n_embd\": Infinity}").unwrap();
     let error = resolve_checkpoint(Some(name), None, &caches).unwrap_err().to_string();
     assert!(error.contains("config.json") && error.contains("`n_embd`") && error.ends_with("got Infinity"), "{error}");
+    // As `>` writes it in PowerShell.
+    let wide: Vec<u8> = "\u{feff}{}".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    fs::write(folder.join("config.json"), wide).unwrap();
+    let error = resolve_checkpoint(Some(name), None, &caches).unwrap_err().to_string();
+    assert!(error.contains("config.json") && error.contains("UTF-16") && error.contains("hint: iconv"), "{error}");
 }

@@ -1,0 +1,117 @@
+use std::{os::unix::net::UnixStream, sync::atomic::Ordering::Relaxed};
+
+use nanoinfer_shared::{
+    link::Socket,
+    protocol::{LoadReport, SequenceStep},
+};
+
+use super::*;
+use crate::fake_rank;
+
+/// The next order; pings on the way are answered.
+fn order(link: &mut ControlLink<FromRank, ToRank>) -> ToRank {
+    loop {
+        match link.receiver.receive().unwrap() {
+            ToRank::Ping(count) => {
+                let place = Place { step: 7, passed: 15 };
+                link.sender.send(FromRank::Pong { count, place }).unwrap();
+            }
+            order => return order,
+        }
+    }
+}
+
+fn report() -> LoadReport {
+    LoadReport {
+        weight_bytes: 0,
+        kv_block_bytes: 1000,
+        free_bytes: 0,
+        data_address: Some("here".into()),
+        nccl_id: None,
+    }
+}
+
+fn less_patience(pool: &mut WorkerPool) {
+    pool.patience =
+        Patience { lost: Duration::from_secs(20), stuck: Duration::from_millis(700), look: Duration::from_millis(20) };
+}
+
+#[test]
+fn a_rank_that_answers_but_does_not_go_on_is_told_from_one_that_works() {
+    let (ours, mut theirs) = nanoinfer_shared::link::in_memory();
+    let rank = thread::spawn(move || {
+        assert!(matches!(order(&mut theirs), ToRank::Load(_)));
+        theirs.sender.send(FromRank::Loaded(report())).unwrap();
+        assert!(matches!(order(&mut theirs), ToRank::Start(_)));
+        theirs.sender.send(FromRank::Ready).unwrap();
+        assert!(matches!(order(&mut theirs), ToRank::Step(_)));
+        // Heartbeats only, and always from the same place, until the coordinator has enough.
+        while let Ok(ToRank::Ping(count)) = theirs.receiver.receive() {
+            let place = Place { step: 7, passed: 15 };
+            let _ = theirs.sender.send(FromRank::Pong { count, place });
+        }
+    });
+    let config = fake_rank::config(1, 6);
+    let (mut pool, _) = WorkerPool::start(vec![ours], &config, Arc::default(), || ()).unwrap();
+    less_patience(&mut pool);
+    pool.begin_step(&StepPlan { step: 7, sequences: Vec::new(), timed: false }).unwrap();
+    let error = pool.finish_step().unwrap_err().to_string();
+    assert!(error.contains("rank 0 has not gone on") && error.contains("step 7, layer 3, waiting"), "{error}");
+    drop(pool);
+    rank.join().unwrap();
+}
+
+#[test]
+fn a_rank_that_falls_silent_while_it_loads_is_named() {
+    let (ours, mut theirs) = nanoinfer_shared::link::in_memory::<ToRank, FromRank>();
+    let (go_on, stopped) = mpsc::channel::<()>();
+    let rank = thread::spawn(move || {
+        assert!(matches!(order(&mut theirs), ToRank::Load(_)));
+        stopped.recv().unwrap_err();
+    });
+    let config = fake_rank::config(1, 6);
+    let mut pool = WorkerPool::connect(vec![ours], 150, Arc::default(), || ()).unwrap();
+    less_patience(&mut pool);
+    pool.patience.lost = Duration::from_millis(100);
+    let error = pool.load(&config).unwrap_err().to_string();
+    assert!(error.contains("rank 0 has not answered"), "{error}");
+    drop(go_on);
+    rank.join().unwrap();
+}
+
+/// What `kill -STOP` does to a rank, in the worst moment: its socket is full and the order half written.
+#[test]
+fn a_rank_that_stops_reading_does_not_hold_up_the_heartbeat() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let link = ControlLink::over(Socket::Unix(ours), 1).unwrap();
+    let (go_on, stopped) = mpsc::channel::<()>();
+    let rank = thread::spawn(move || {
+        let mut link: ControlLink<FromRank, ToRank> = ControlLink::over(Socket::Unix(theirs), 1).unwrap();
+        assert!(matches!(order(&mut link), ToRank::Load(_)));
+        link.sender.send(FromRank::Loaded(report())).unwrap();
+        assert!(matches!(order(&mut link), ToRank::Start(_)));
+        link.sender.send(FromRank::Ready).unwrap();
+        stopped.recv().unwrap_err();
+    });
+    let status = Arc::new(Status::default());
+    let config = fake_rank::config(1, 6);
+    let (mut pool, kv_blocks) = WorkerPool::start(vec![link], &config, status.clone(), || ()).unwrap();
+    assert_eq!(kv_blocks, 6);
+    assert!(status.ready.load(Relaxed));
+
+    let tokens = vec![1 << 20; 1 << 20];
+    let sequences = vec![SequenceStep { tokens, start: 0, blocks: Vec::new(), outputs: Vec::new() }];
+    let step = thread::spawn(move || {
+        let plan = StepPlan { step: 0, sequences, timed: false };
+        pool.begin_step(&plan).and_then(|()| pool.finish_step().map(drop)).unwrap_err().to_string()
+    });
+    let since = Instant::now();
+    while status.ready.load(Relaxed) {
+        assert!(since.elapsed() < Duration::from_secs(2));
+        thread::yield_now();
+    }
+    drop(go_on);
+    rank.join().unwrap();
+    assert!(step.join().unwrap().contains("rank 0 is gone"));
+    assert!(!status.ready.load(Relaxed));
+}
