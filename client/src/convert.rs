@@ -87,7 +87,7 @@ fn config_text(model: &ResolvedModel) -> anyhow::Result<String> {
     config.retain(|field, value| {
         let is_json = json::not_finite_fields(value).is_empty();
         if !is_json {
-            println!("note: `{field}` of config.json is left out: it has a number that JSON has not");
+            say(format_args!("note: `{field}` of config.json is left out: it has a number that JSON has not"));
         }
         is_json
     });
