@@ -64,8 +64,9 @@ fn convert_makes_a_folder_that_is_a_model() {
     let python = fs::read_to_string(to.join("config.json")).unwrap().replacen('{', "{\"some_limit\": Infinity,", 1);
     fs::write(to.join("config.json"), format!("\u{feff}{python}")).unwrap();
     let again = dir.path().join("again");
-    let text = said(&["convert", to.to_str().unwrap(), again.to_str().unwrap()]);
-    assert!(text.contains("`some_limit` of config.json is left out"), "{text}");
+    let output = nanoinfer(&["convert", to.to_str().unwrap(), again.to_str().unwrap()]).output().unwrap();
+    let notes = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && notes.contains("`some_limit` of config.json is left out"), "{notes}");
     let read: serde_json::Value = serde_json::from_slice(&fs::read(again.join("config.json")).unwrap()).unwrap();
     assert_eq!(read, config);
 }

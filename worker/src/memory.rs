@@ -13,8 +13,8 @@ pub fn free_bytes() -> Option<u64> {
 /// What is left of a limit on address space (`ulimit -v`), beyond which the system refuses all memory.
 fn free_address_space() -> Option<u64> {
     let limit = rustix::process::getrlimit(rustix::process::Resource::As).current?;
-    let pages: u64 = fs::read_to_string("/proc/self/statm").ok()?.split(' ').next()?.parse().ok()?;
-    Some(limit.saturating_sub(pages * rustix::param::page_size() as u64))
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    Some(limit.saturating_sub(field(&status, "VmSize:")? * 1024))
 }
 
 /// The files of a version of control groups.

@@ -20,6 +20,8 @@ use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 const HUGE_PAGE: usize = 2 << 20;
 /// Address space of a region; larger buffers have one of their own.
 const REGION: usize = 64 << 20;
+/// A multiple of every size that pages have: 4 KiB on x86-64, up to 64 KiB on Arm.
+const PAGES: usize = 64 << 10;
 /// Alignment of a buffer: a cache line.
 const LINE: usize = 64;
 
@@ -164,7 +166,7 @@ pub(crate) fn in_small_pages<T: Plain>(mut values: Vec<T>) -> Vec<T> {
     {
         let bytes = size_of_val(&values[..]);
         let start = values.as_mut_ptr().cast::<u8>();
-        let skipped = start.align_offset(rustix::param::page_size());
+        let skipped = start.align_offset(PAGES);
         if skipped < bytes {
             // Whole pages only: the last may hold what belongs to others, to whom small pages do no harm.
             // SAFETY: the range lies in the vector's memory, and the advice changes no contents.
