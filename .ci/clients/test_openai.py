@@ -76,7 +76,8 @@ def test_errors_have_their_classes(client):
         chat(model="nano-chat", messages=FRANCE, temperature=-1)
     assert wrong.value.param == "temperature"
     with pytest.raises(openai.BadRequestError) as tools:
-        chat(model="nano-chat", messages=FRANCE, tools=[{"type": "function", "function": {"name": "f"}}])
+        tool = {"type": "function", "function": {"name": "f"}}
+        chat(model="nano-chat", messages=FRANCE, tools=[tool], tool_choice="required")
     assert tools.value.code == "unsupported"
     with pytest.raises(openai.BadRequestError) as long:
         client.completions.create(model="nano-chat", prompt="word " * 400)

@@ -2,11 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::{
-    Json,
-    extract::State,
-    response::{IntoResponse, Response},
-};
+use axum::{extract::State, response::Response};
 use serde_json::{Value, json};
 
 use super::{
@@ -18,34 +14,13 @@ use super::{
     openai::{self, Envelope, ReplyOptions, Usage},
     sampling,
     stream::{self, Framing, Writer},
+    unbuilt,
 };
 use crate::text::{Chunk, Generation, ModelText, Prompt};
 
-/// Features of OpenAI's and of the field's that would change the answer.
-const REFUSED: [&str; 10] = [
-    "tools",
-    "functions",
-    "audio",
-    "web_search_options",
-    "continue_final_message",
-    "echo",
-    "chat_template",
-    "guided_json",
-    "guided_regex",
-    "structured_outputs",
-];
-
 pub(super) async fn create(State(app): State<App>, mut fields: Fields) -> Result<Response, Failure> {
     models::take(&mut fields, app.engine.card())?;
-    for name in REFUSED {
-        fields.refuse(name, &[])?;
-    }
-    fields.refuse("response_format", &[json!({"type": "text"})])?;
-    fields.refuse("modalities", &[json!(["text"])])?;
-    // Without tools these choose nothing.
-    fields.refuse("tool_choice", &[json!("none"), json!("auto")])?;
-    fields.refuse("function_call", &[json!("none"), json!("auto")])?;
-    fields.refuse("add_generation_prompt", &[json!(true)])?;
+    unbuilt::tools(&mut fields)?;
     let messages = messages::take(&mut fields)?;
     if messages.is_empty() {
         return Err(Failure::field("messages", "`messages` is missing or empty"));
@@ -60,14 +35,15 @@ pub(super) async fn create(State(app): State<App>, mut fields: Fields) -> Result
     let max_tokens = fields.count("max_completion_tokens", 1)?.or(old_name);
     let prompts = vec![Prompt::Chat { messages, truncate }];
     let (mut request, reply) = openai::take(&app, &mut fields, prompts, max_tokens, &sampling::CHAT_COMPLETIONS)?;
-    fields.finish(&app.unknown_fields);
+    let left_out = fields.finish(&app.unknown_fields);
     request.logprobs = wants_logprobs.then(|| top.unwrap_or(0) as u32);
 
     let generation = app.engine.generate(request).await.map_err(|error| Failure::from(error).of_chat())?;
-    let warnings = generation.warnings();
+    let warnings = stream::warnings(left_out, &generation);
     if reply.stream {
-        let writer = ChatWriter::new(&app, &generation, reply, wants_logprobs, "chat.completion.chunk");
-        return Ok(stream::respond(Framing::Sse, generation, writer));
+        let mut writer = ChatWriter::new(&app, &generation, reply, wants_logprobs, "chat.completion.chunk");
+        writer.warnings.clone_from(&warnings);
+        return Ok(stream::respond(Framing::Sse, generation, writer, &warnings));
     }
     let mut writer = ChatWriter::new(&app, &generation, reply, wants_logprobs, "chat.completion");
     let choices = generation.whole().await?;
@@ -80,10 +56,7 @@ pub(super) async fn create(State(app): State<App>, mut fields: Fields) -> Result
         .collect();
     let mut body = writer.envelope.around(choices);
     body["usage"] = writer.usage.to_json();
-    if !warnings.is_empty() {
-        body["warnings"] = json!(warnings);
-    }
-    Ok((stream::warnings(&warnings), Json(body)).into_response())
+    Ok(stream::whole(body, &warnings))
 }
 
 struct ChatWriter {
@@ -92,6 +65,7 @@ struct ChatWriter {
     prompt_ids: Vec<u32>,
     reply: ReplyOptions,
     logprobs: bool,
+    /// To be said in the first chunk.
     warnings: Vec<String>,
     usage: Usage,
 }
@@ -106,7 +80,7 @@ impl ChatWriter {
             prompt_ids,
             reply,
             logprobs,
-            warnings: generation.warnings(),
+            warnings: Vec::new(),
         }
     }
 

@@ -4,11 +4,7 @@
 
 use std::sync::Arc;
 
-use axum::{
-    Json,
-    extract::State,
-    response::{IntoResponse, Response},
-};
+use axum::{extract::State, response::Response};
 use serde_json::{Value, json};
 
 use super::{
@@ -32,7 +28,6 @@ const MAX_LOGPROBS: i64 = 20;
 
 pub(super) async fn create(State(app): State<App>, mut fields: Fields) -> Result<Response, Failure> {
     models::take(&mut fields, app.engine.card())?;
-    fields.refuse("suffix", &[])?;
     let add_special_tokens = fields.boolean("add_special_tokens")?.unwrap_or(true);
     let has_prompt = fields.has("prompt");
     let prompts = prompts(fields.value("prompt"), add_special_tokens)?;
@@ -40,28 +35,25 @@ pub(super) async fn create(State(app): State<App>, mut fields: Fields) -> Result
     let logprobs = fields.integer("logprobs", 0..=MAX_LOGPROBS)?.map(|k| k as u32);
     let from = fields.count("logprob_start_len", 0)?.unwrap_or(0);
     let max_tokens = fields.count("max_tokens", 0)?;
-    let best_of = fields.integer("best_of", 1..=i64::MAX)?;
     let (mut request, reply) = openai::take(&app, &mut fields, prompts, max_tokens, &sampling::COMPLETIONS)?;
-    if best_of.is_some_and(|best_of| best_of != reply.n as i64) {
-        return Err(Failure::unsupported("best_of", "`best_of` is not supported unless it equals `n`"));
-    }
     if !has_prompt {
         fields.refuse_slip("prompt")?;
     }
-    fields.finish(&app.unknown_fields);
+    let left_out = fields.finish(&app.unknown_fields);
     request.logprobs = logprobs;
     request.prompt_logprobs = logprobs.filter(|_| echo).map(|top| PromptLogprobs { top, from });
 
     let generation = app.engine.generate(request).await?;
+    let warnings = stream::warnings(left_out, &generation);
     let mut writer = CompletionsWriter::new(&app, &generation, reply, echo, logprobs.is_some());
     if reply.stream {
-        return Ok(stream::respond(Framing::Sse, generation, writer));
+        writer.warnings.clone_from(&warnings);
+        return Ok(stream::respond(Framing::Sse, generation, writer, &warnings));
     }
-    let warnings = generation.warnings();
     let choices = generation.whole().await?.into_iter().map(|chunk| writer.choice(chunk)).collect();
     let mut body = writer.envelope.around(choices);
     body["usage"] = writer.usage.to_json();
-    Ok((stream::warnings(&warnings), Json(body)).into_response())
+    Ok(stream::whole(body, &warnings))
 }
 
 /// A string, strings, token ids, or lists of those.
@@ -96,6 +88,8 @@ struct CompletionsWriter {
     reply: ReplyOptions,
     echo: bool,
     logprobs: bool,
+    /// To be said in the next chunk.
+    warnings: Vec<String>,
     /// Of each choice: where its next token begins; `None` before its first chunk.
     offsets: Vec<Option<TextOffset>>,
     usage: Usage,
@@ -107,7 +101,17 @@ impl CompletionsWriter {
         let usage = Usage { prompt_tokens: prompts.iter().map(|p| p.ids.len()).sum(), completion_tokens: 0 };
         let offsets = (0..prompts.len() * reply.n).map(|_| None).collect();
         let envelope = Envelope::new(app, "cmpl", "text_completion");
-        Self { envelope, text: app.engine.text().clone(), prompts, reply, echo, logprobs, offsets, usage }
+        Self {
+            envelope,
+            text: app.engine.text().clone(),
+            prompts,
+            reply,
+            echo,
+            logprobs,
+            warnings: Vec::new(),
+            offsets,
+            usage,
+        }
     }
 
     /// One entry of `choices`: a whole one, or the next piece.
@@ -160,6 +164,9 @@ impl Writer for CompletionsWriter {
         let mut object = self.envelope.around(vec![choice]);
         if self.reply.include_usage {
             object["usage"] = Value::Null;
+        }
+        if !self.warnings.is_empty() {
+            object["warnings"] = std::mem::take(&mut self.warnings).into();
         }
         vec![object]
     }

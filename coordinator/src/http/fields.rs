@@ -38,6 +38,8 @@ pub(super) struct Fields {
     map: Map<String, Value>,
     /// Path of this object in the body, with its dot; empty for the body itself.
     prefix: String,
+    /// What was left out, in words for the reply.
+    warnings: Vec<String>,
 }
 
 /// Names of unknown fields that were logged already.
@@ -74,7 +76,7 @@ impl Fields {
             return Err(Failure::bad_body("the request has no body; a JSON object is expected"));
         }
         match serde_json::from_str(text) {
-            Ok(Value::Object(map)) => Ok(Self { map, prefix: String::new() }),
+            Ok(Value::Object(map)) => Ok(Self { map, prefix: String::new(), warnings: Vec::new() }),
             Ok(other) => {
                 Err(Failure::bad_body(format!("the request's body should be a JSON object, not {}", show(&other))))
             }
@@ -99,16 +101,42 @@ impl Fields {
         }
     }
 
-    /// A field that must not be there, unless its value asks for nothing (`false`, empty, or one of `neutral`).
-    pub(super) fn refuse(&mut self, name: &str, neutral: &[Value]) -> Result<(), Failure> {
+    /// A field that must not be there, unless its value asks for nothing: `false`, an empty text or list.
+    pub(super) fn refuse(&mut self, name: &str) -> Result<(), Failure> {
         let path = self.path(name);
         match self.value(name) {
             None | Some(Value::Bool(false)) => Ok(()),
             Some(Value::String(text)) if text.is_empty() => Ok(()),
             Some(Value::Array(list)) if list.is_empty() => Ok(()),
-            Some(value) if neutral.contains(&value) => Ok(()),
             Some(value) => Err(Failure::unsupported(&path, format!("`{path}` is not supported, got {}", show(&value)))),
         }
+    }
+
+    /// A field that must not be there, unless its value is `nothing`, in JSON.
+    pub(super) fn refuse_unless(&mut self, name: &str, nothing: &str) -> Result<(), Failure> {
+        let path = self.path(name);
+        match self.asked(name, nothing) {
+            None => Ok(()),
+            Some(value) => {
+                let message = format!("`{path}` is not supported unless it is {nothing}, got {}", show(&value));
+                Err(Failure::unsupported(&path, message))
+            }
+        }
+    }
+
+    /// Takes a field; its value, unless that is `nothing`, in JSON.
+    pub(super) fn asked(&mut self, name: &str, nothing: &str) -> Option<Value> {
+        self.value(name).filter(|value| !serde_json::from_str(nothing).is_ok_and(|nothing: Value| *value == nothing))
+    }
+
+    /// Names of fields that begin so.
+    pub(super) fn beginning(&self, prefix: &str) -> Vec<String> {
+        self.map.keys().filter(|name| name.starts_with(prefix)).cloned().collect()
+    }
+
+    /// Something was left out: the reply says so.
+    pub(super) fn warn(&mut self, warning: String) {
+        self.warnings.push(warning);
     }
 
     pub(super) fn boolean(&mut self, name: &str) -> Result<Option<bool>, Failure> {
@@ -172,7 +200,7 @@ impl Fields {
     /// An object; an empty one if absent.
     pub(super) fn object(&mut self, name: &str) -> Result<Self, Failure> {
         let map = self.take(name, "an object", |value| value.as_object().cloned())?.unwrap_or_default();
-        Ok(Self { map, prefix: format!("{}.", self.path(name)) })
+        Ok(Self { map, prefix: format!("{}.", self.path(name)), warnings: Vec::new() })
     }
 
     /// Refuses a request that lacks a field and has, among what is left, a slip of the keyboard for it.
@@ -186,11 +214,13 @@ impl Fields {
         }
     }
 
-    /// What is left is unknown: named in the log, once.
-    pub(super) fn finish(self, unknown: &UnknownFields) {
+    /// What is left is unknown: named in the log, once. Returns what the reply is to say of those that were left out.
+    #[must_use]
+    pub(super) fn finish(self, unknown: &UnknownFields) -> Vec<String> {
         for name in self.map.keys() {
             unknown.report(&self.path(name));
         }
+        self.warnings
     }
 
     /// A field's name as errors say it.
@@ -306,11 +336,20 @@ mod tests {
     }
 
     #[test]
-    fn neutral_values_of_refused_fields_pass() {
-        for neutral in [json!(null), json!(false), json!([]), json!(""), json!({"type": "text"})] {
-            fields(&json!({"f": neutral})).refuse("f", &[json!({"type": "text"})]).unwrap();
+    fn values_of_refused_fields_that_ask_for_nothing_pass() {
+        for nothing in [json!(null), json!(false), json!([]), json!("")] {
+            fields(&json!({"f": nothing})).refuse("f").unwrap();
         }
-        assert!(fields(&json!({"f": {"type": "json"}})).refuse("f", &[json!({"type": "text"})]).is_err());
+        for asked in [json!(0), json!({}), json!("x"), json!(true), json!([0])] {
+            assert!(fields(&json!({"f": asked})).refuse("f").is_err(), "{asked}");
+        }
+        let text = json!({"type": "text"});
+        for nothing in [&json!(null), &text] {
+            fields(&json!({"f": nothing})).refuse_unless("f", &text.to_string()).unwrap();
+        }
+        for asked in [json!(false), json!([]), json!({"type": "json"})] {
+            assert!(fields(&json!({"f": asked})).refuse_unless("f", &text.to_string()).is_err(), "{asked}");
+        }
     }
 
     #[test]
@@ -355,7 +394,7 @@ mod tests {
     fn unknown_fields_are_remembered_within_bounds() {
         let unknown = UnknownFields::default();
         for i in 0..1000 {
-            fields(&json!({(format!("{i}").repeat(100)): 1})).finish(&unknown);
+            let _ = fields(&json!({(format!("{i}").repeat(100)): 1})).finish(&unknown);
         }
         let names = unknown.names.lock().unwrap();
         assert_eq!(names.len(), MAX_UNKNOWN_NAMES);

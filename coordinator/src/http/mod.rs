@@ -1,7 +1,7 @@
 //! The outside: HTTP routes of three dialects over one [`TextEngine`].
 //!
-//! Reading order: this router; [`access`] lets requests in; [`fields`] and [`messages`] read them; [`sampling`] and
-//! [`openai`] turn them into a `GenerateRequest`; the routes [`short_form`], [`ollama`], [`completions`] and
+//! Reading order: this router; [`access`] lets requests in; [`fields`] and [`messages`] read them, [`unbuilt`] refuses what
+//! would change an answer; [`sampling`] and [`openai`] turn them into a `GenerateRequest`; the routes [`short_form`], [`ollama`], [`completions`] and
 //! [`chat_completions`] answer, whole or through [`stream`]; [`pages`] and [`live`] are for browsers; [`error`] alone
 //! decides statuses. Nothing here knows token ids' meaning, scheduling or ranks.
 
@@ -24,6 +24,7 @@ mod sampling;
 mod short_form;
 mod stream;
 mod tokenize;
+mod unbuilt;
 
 use std::{future::Future, io, sync::Arc, time::Duration};
 

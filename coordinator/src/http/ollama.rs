@@ -9,10 +9,7 @@ pub(super) mod library;
 
 use std::{sync::Arc, time::Instant};
 
-use axum::{
-    Json,
-    response::{IntoResponse, Response},
-};
+use axum::response::Response;
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 
@@ -22,6 +19,7 @@ use super::{
     fields::Fields,
     logprobs, sampling,
     stream::{self, Framing, Writer},
+    unbuilt,
 };
 use crate::{
     clock::UtcTime,
@@ -44,6 +42,8 @@ struct Settings {
     /// Alternatives beside each log-probability; none for no log-probabilities.
     logprobs: Option<u32>,
     request: GenerateRequest,
+    /// What the reply is to say of it.
+    warnings: Vec<String>,
 }
 
 impl Shape {
@@ -89,31 +89,35 @@ fn settings(app: &App, mut fields: Fields, prompt: Prompt) -> Result<Settings, F
         timeout,
         ..GenerateRequest::new(prompt, sampling::ollama(&mut options, model)?, max_tokens)
     };
-    options.finish(&app.unknown_fields);
-    fields.finish(&app.unknown_fields);
-    Ok(Settings { stream, logprobs, request })
+    for left in [&mut options, &mut fields] {
+        unbuilt::take(left)?;
+    }
+    let warnings = [fields.finish(&app.unknown_fields), options.finish(&app.unknown_fields)].concat();
+    Ok(Settings { stream, logprobs, request, warnings })
 }
 
 /// Generates, and answers in the shape of the route.
 async fn answer(app: &App, shape: Shape, settings: Settings, start: Instant) -> Result<Response, Failure> {
     let generation = app.engine.generate(settings.request).await?;
+    let warnings = stream::warnings(settings.warnings, &generation);
     let mut writer = OllamaWriter::new(app, shape, &generation, start);
     if settings.stream {
-        return Ok(stream::respond(Framing::Ndjson, generation, writer));
+        writer.warnings.clone_from(&warnings);
+        return Ok(stream::respond(Framing::Ndjson, generation, writer, &warnings));
     }
-    let warnings = stream::warnings(&generation.warnings());
     let (text, tokens) = writer.drain(generation).await?;
     let mut body = writer.last(&text);
     if settings.logprobs.is_some() {
         body["logprobs"] = logprobs::chat(&writer.text.tokenizer, &tokens).into();
     }
-    Ok((warnings, Json(body)).into_response())
+    Ok(stream::whole(body, &warnings))
 }
 
 struct OllamaWriter {
     shape: Shape,
     model: String,
     text: Arc<ModelText>,
+    /// To be said in the last line.
     warnings: Vec<String>,
     start: Instant,
     /// Prompt encoded and submitted.
@@ -131,7 +135,7 @@ impl OllamaWriter {
             shape,
             model: app.engine.card().name.clone(),
             text: app.engine.text().clone(),
-            warnings: generation.warnings(),
+            warnings: Vec::new(),
             start,
             submitted: Instant::now(),
             first_token: None,

@@ -7,6 +7,7 @@ use super::{
     error::{Failure, Form},
     fields::Fields,
     sampling::{self, RouteDefaults},
+    unbuilt,
 };
 use crate::{
     clock::UtcTime,
@@ -16,22 +17,6 @@ use crate::{
 
 /// Most choices for one prompt.
 const MAX_N: i64 = 128;
-
-/// Fields of OpenAI's that change nothing here.
-const IGNORED: [&str; 12] = [
-    "user",
-    "metadata",
-    "store",
-    "service_tier",
-    "safety_identifier",
-    "prompt_cache_key",
-    "parallel_tool_calls",
-    "reasoning_effort",
-    "verbosity",
-    "prediction",
-    "skip_special_tokens",
-    "spaces_between_special_tokens",
-];
 
 /// What a reply is to contain.
 #[derive(Clone, Copy, Debug)]
@@ -47,7 +32,7 @@ pub(super) struct ReplyOptions {
     pub(super) n: usize,
 }
 
-/// Takes the fields that both routes know.
+/// Takes the fields that both routes know, after those that only one knows.
 pub(super) fn take(
     app: &App,
     fields: &mut Fields,
@@ -60,14 +45,17 @@ pub(super) fn take(
     let mut stream_options = fields.object("stream_options")?;
     let include_usage = stream_options.boolean("include_usage")?.unwrap_or(false);
     stream_options.ignore(&["include_obfuscation", "continuous_usage_stats"]);
-    stream_options.finish(&app.unknown_fields);
-    let n = fields.integer("n", 1..=MAX_N)?.unwrap_or(1) as usize;
+    let _ = stream_options.finish(&app.unknown_fields);
+    let n = fields.integer("n", 1..=MAX_N)?.unwrap_or(1);
+    if fields.integer("best_of", 1..=i64::MAX)?.is_some_and(|best_of| best_of != n) {
+        return Err(Failure::unsupported("best_of", "`best_of` is not supported unless it equals `n`"));
+    }
     let token_ids = fields.boolean("return_token_ids")?.unwrap_or(false);
     let explain = fields.boolean("explain")?.unwrap_or(false);
-    let options = ReplyOptions { stream, include_usage, token_ids, explain, n };
+    let options = ReplyOptions { stream, include_usage, token_ids, explain, n: n as usize };
     let request = GenerateRequest {
         prompts,
-        n,
+        n: n as usize,
         sampling: sampling::openai(fields, route, model)?,
         max_tokens: sampling::max_tokens(max_tokens, route, model),
         min_tokens: fields.count("min_tokens", 0)?.unwrap_or(0),
@@ -79,7 +67,7 @@ pub(super) fn take(
         explain,
         timeout: sampling::timeout(fields)?,
     };
-    fields.ignore(&IGNORED);
+    unbuilt::take(fields)?;
     Ok((request, options))
 }
 

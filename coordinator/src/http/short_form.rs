@@ -2,11 +2,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use axum::{
-    Json,
-    extract::State,
-    response::{IntoResponse, Response},
-};
+use axum::{extract::State, response::Response};
 use serde_json::{Value, json};
 
 use super::{
@@ -16,6 +12,7 @@ use super::{
     fields::{Fields, show},
     models, sampling,
     stream::{self, Framing, Writer},
+    unbuilt,
 };
 use crate::text::{Chunk, GenerateRequest, ModelText, Prompt};
 
@@ -26,29 +23,27 @@ pub(super) async fn create(app: &App, mut fields: Fields) -> Result<Response, Fa
     let prompt = prompt(text, fields.boolean("raw")?.unwrap_or(false));
     let stream = fields.boolean("stream")?.unwrap_or(false);
     let explained = fields.boolean("explain")?.unwrap_or(false);
-    let request = GenerateRequest { explain: explained, ..take(app, fields, vec![prompt])? };
-    let generation = app.engine.generate(request).await?;
+    let (request, left_out) = take(app, fields, vec![prompt])?;
+    let generation = app.engine.generate(GenerateRequest { explain: explained, ..request }).await?;
+    let warnings = stream::warnings(left_out, &generation);
     let text = app.engine.text().clone();
     if stream {
-        return Ok(stream::respond(Framing::Sse, generation, ShortFormWriter { text, explain: explained }));
+        let writer = ShortFormWriter { text, explain: explained };
+        return Ok(stream::respond(Framing::Sse, generation, writer, &warnings));
     }
-    let warnings = generation.warnings();
     let chunk = generation.whole().await?.pop().unwrap_or_default();
     let mut body = timing(chunk.tokens.len(), start);
     body["response"] = chunk.text.into();
     if explained {
         body["explain"] = explain::tokens(&text.tokenizer, &chunk.tokens).into();
     }
-    if !warnings.is_empty() {
-        body["warnings"] = json!(warnings);
-    }
-    Ok((stream::warnings(&warnings), Json(body)).into_response())
+    Ok(stream::whole(body, &warnings))
 }
 
 /// `POST /api/chat/batch`: `{"prompts": ["…", …]}` with the settings of the short form.
 pub(super) async fn batch(State(app): State<App>, mut fields: Fields) -> Result<Response, Failure> {
     let start = Instant::now();
-    fields.refuse("stream", &[])?;
+    fields.refuse("stream")?;
     let raw = fields.boolean("raw")?.unwrap_or(false);
     let list = fields.list("prompts")?.ok_or_else(|| Failure::field("prompts", "`prompts` is missing"))?;
     if list.is_empty() {
@@ -59,25 +54,22 @@ pub(super) async fn batch(State(app): State<App>, mut fields: Fields) -> Result<
         None => Err(Failure::field("prompts", format!("`prompts[{i}]` should be a string, got {}", show(value)))),
     };
     let prompts = list.iter().enumerate().map(text).collect::<Result<_, _>>()?;
-    let request = take(&app, fields, prompts)?;
+    let (request, left_out) = take(&app, fields, prompts)?;
     let generation = app.engine.generate(request).await?;
-    let warnings = generation.warnings();
+    let warnings = stream::warnings(left_out, &generation);
     let chunks = generation.whole().await?;
     let mut body = timing(chunks.iter().map(|chunk| chunk.tokens.len()).sum(), start);
     let reply = |chunk: Chunk| json!({"response": chunk.text, "tokens_generated": chunk.tokens.len()});
     body["responses"] = chunks.into_iter().map(reply).collect();
-    if !warnings.is_empty() {
-        body["warnings"] = json!(warnings);
-    }
-    Ok((stream::warnings(&warnings), Json(body)).into_response())
+    Ok(stream::whole(body, &warnings))
 }
 
 fn prompt(text: String, raw: bool) -> Prompt {
     if raw { Prompt::Text { text, add_special_tokens: true } } else { Prompt::single_turn(text) }
 }
 
-/// Takes the settings, and all that is left.
-fn take(app: &App, mut fields: Fields, prompts: Vec<Prompt>) -> Result<GenerateRequest, Failure> {
+/// Takes the settings, and all that is left: the request, and what the reply is to say of it.
+fn take(app: &App, mut fields: Fields, prompts: Vec<Prompt>) -> Result<(GenerateRequest, Vec<String>), Failure> {
     models::take(&mut fields, app.engine.card())?;
     let model = &app.engine.text().defaults;
     let max_tokens = fields.count("max_tokens", 1)?;
@@ -92,8 +84,8 @@ fn take(app: &App, mut fields: Fields, prompts: Vec<Prompt>) -> Result<GenerateR
             max_tokens,
         )
     };
-    fields.finish(&app.unknown_fields);
-    Ok(request)
+    unbuilt::take(&mut fields)?;
+    Ok((request, fields.finish(&app.unknown_fields)))
 }
 
 /// Times in seconds.

@@ -3,9 +3,10 @@
 //! Knows framing; what the objects say is up to a [`Writer`]. A client that hangs up drops the body, and with it the
 //! [`Generation`], which cancels it.
 
-use std::convert::Infallible;
+use std::{collections::HashSet, convert::Infallible};
 
 use axum::{
+    Json,
     body::{Body, Bytes},
     http::{HeaderMap, HeaderName, HeaderValue, header},
     response::{IntoResponse, Response},
@@ -16,8 +17,11 @@ use serde_json::Value;
 use super::error::Failure;
 use crate::text::{Chunk, Generation};
 
-/// Tells of what was changed to make a prompt fit, before the answer starts.
+/// Tells of what was left out of a request, or changed to make its prompt fit, before the answer starts.
 const WARNING: HeaderName = HeaderName::from_static("x-nanoinfer-warning");
+
+/// Most bytes of warnings in a header: clients take 8 KiB of all headers together. The body has them all.
+const MAX_WARNING_BYTES: usize = 2048;
 
 /// How objects follow each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,8 +49,8 @@ pub(super) trait Writer: Send + 'static {
 }
 
 /// A response that streams.
-pub(super) fn respond(framing: Framing, generation: Generation, writer: impl Writer) -> Response {
-    let mut headers = warnings(&generation.warnings());
+pub(super) fn respond(framing: Framing, generation: Generation, writer: impl Writer, warnings: &[String]) -> Response {
+    let mut headers = warning_headers(warnings);
     headers.insert(
         header::CONTENT_TYPE,
         HeaderValue::from_static(match framing {
@@ -70,12 +74,38 @@ pub(super) fn respond(framing: Framing, generation: Generation, writer: impl Wri
     (headers, Body::from_stream(lines)).into_response()
 }
 
-/// The headers of a reply whose prompt was changed.
-pub(super) fn warnings(warnings: &[String]) -> HeaderMap {
+/// A response that comes at once, an object.
+pub(super) fn whole(mut body: Value, warnings: &[String]) -> Response {
+    if !warnings.is_empty() {
+        body["warnings"] = warnings.into();
+    }
+    (warning_headers(warnings), Json(body)).into_response()
+}
+
+/// What a reply has to say of its request: what was left out of it, and what was changed to make its prompts fit; each
+/// once.
+pub(super) fn warnings(left_out: Vec<String>, generation: &Generation) -> Vec<String> {
+    let mut said = HashSet::new();
+    left_out.into_iter().chain(generation.warnings()).filter(|warning| said.insert(warning.clone())).collect()
+}
+
+fn warning_headers(warnings: &[String]) -> HeaderMap {
     let mut headers = HeaderMap::new();
-    if !warnings.is_empty()
-        && let Ok(value) = HeaderValue::from_str(&warnings.join("; "))
-    {
+    if warnings.is_empty() {
+        return headers;
+    }
+    let mut text = String::new();
+    for (i, warning) in warnings.iter().enumerate() {
+        if text.len() + warning.len() > MAX_WARNING_BYTES && i > 0 {
+            text += &format!("; and {} more", warnings.len() - i);
+            break;
+        }
+        text += if i > 0 { "; " } else { "" };
+        text += warning;
+    }
+    // Headers are ASCII.
+    let text: String = text.chars().map(|c| if matches!(c, ' '..='~') { c } else { '?' }).collect();
+    if let Ok(value) = HeaderValue::from_str(&text) {
         headers.insert(WARNING, value);
     }
     headers

@@ -1,24 +1,28 @@
 //! Text to token ids and back, for clients that count.
 
-use axum::{Json, extract::State};
+use axum::{Json, extract::State, response::Response};
 use serde_json::{Value, json};
 
-use super::{App, error::Failure, fields::Fields, messages, models};
+use super::{App, error::Failure, fields::Fields, messages, models, stream, unbuilt};
 use crate::text::{GenerateError, Specials, generate_request::MAX_UNBOUNDED_BYTES};
 
 /// Most tokens to decode: one may stand for more than a hundred bytes.
 const MAX_TOKENS: usize = 1 << 20;
 
 /// `POST /tokenize`: `prompt` or `messages`.
-pub(super) async fn tokenize(State(app): State<App>, mut fields: Fields) -> Result<Json<Value>, Failure> {
+pub(super) async fn tokenize(State(app): State<App>, mut fields: Fields) -> Result<Response, Failure> {
     models::take(&mut fields, app.engine.card())?;
     let add_special_tokens = fields.boolean("add_special_tokens")?.unwrap_or(true);
     let with_strings = fields.boolean("return_token_strs")?.unwrap_or(false);
-    fields.ignore(&["add_generation_prompt"]);
     let is_chat = fields.has("messages");
     let messages = messages::take(&mut fields)?;
     let prompt = fields.string("prompt")?;
-    fields.finish(&app.unknown_fields);
+    if is_chat {
+        // As they are left out of a chat, they do not count.
+        unbuilt::tools(&mut fields)?;
+    }
+    unbuilt::take(&mut fields)?;
+    let warnings = fields.finish(&app.unknown_fields);
     let of_messages = messages.iter().map(|message| message.content.len()).sum();
     for (name, bytes) in [("prompt", prompt.as_ref().map_or(0, String::len)), ("messages", of_messages)] {
         if bytes > MAX_UNBOUNDED_BYTES {
@@ -50,7 +54,7 @@ pub(super) async fn tokenize(State(app): State<App>, mut fields: Fields) -> Resu
     if let Some(strings) = strings {
         reply["token_strs"] = json!(strings);
     }
-    Ok(Json(reply))
+    Ok(stream::whole(reply, &warnings))
 }
 
 /// `POST /detokenize`.
@@ -60,7 +64,8 @@ pub(super) async fn detokenize(State(app): State<App>, mut fields: Fields) -> Re
         return Err(Failure::field("tokens", "`tokens` is missing"));
     }
     let ids = fields.tokens("tokens")?;
-    fields.finish(&app.unknown_fields);
+    unbuilt::take(&mut fields)?;
+    let _ = fields.finish(&app.unknown_fields);
     if ids.len() > MAX_TOKENS {
         return Err(Failure::field("tokens", format!("`tokens` are {}, over the limit of {MAX_TOKENS}", ids.len())));
     }

@@ -9,7 +9,7 @@ use axum::{
 };
 
 use super::{
-    super::{App, error::Failure, fields::Fields, messages, models, short_form},
+    super::{App, error::Failure, fields::Fields, messages, models, short_form, unbuilt},
     Shape, answer, settings,
 };
 use crate::text::Prompt;
@@ -27,9 +27,7 @@ pub(in crate::http) async fn chat(State(app): State<App>, fields: Fields) -> Res
 async fn create(app: &App, mut fields: Fields) -> Result<Response, Failure> {
     let start = Instant::now();
     models::take(&mut fields, app.engine.card())?;
-    for name in ["tools", "format", "shift", "images", "think"] {
-        fields.refuse(name, &[])?;
-    }
+    unbuilt::tools(&mut fields)?;
     let messages = messages::take(&mut fields)?;
     let truncate = fields.boolean("truncate")?.unwrap_or(true);
     let is_empty = messages.is_empty();

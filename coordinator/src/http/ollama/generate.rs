@@ -17,16 +17,19 @@ use crate::text::{Message, Prompt, Role};
 pub(in crate::http) async fn generate(State(app): State<App>, mut fields: Fields) -> Result<Response, Failure> {
     let start = Instant::now();
     models::take(&mut fields, app.engine.card())?;
-    // `context` was an earlier reply's tokens; a conversation is what /api/chat is for.
-    for name in ["suffix", "template", "context", "format", "shift", "images", "think"] {
-        fields.refuse(name, &[])?;
-    }
     let text = fields.string("prompt")?.unwrap_or_default();
     let system = fields.string("system")?.filter(|system| !system.is_empty());
     let raw = fields.boolean("raw")?.unwrap_or(false);
     let truncate = fields.boolean("truncate")?.unwrap_or(true);
     let is_empty = text.is_empty();
     let prompt = if raw {
+        if system.is_some() {
+            return Err(Failure::field(
+                "system",
+                "`system` has no place in a `raw` prompt, which is taken as it stands",
+            )
+            .with_hint("write it into `prompt`, or leave `raw` out"));
+        }
         Prompt::Text { text, add_special_tokens: true }
     } else {
         let system = system.map(|content| Message { role: Role::System, content });

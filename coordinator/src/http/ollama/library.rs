@@ -41,7 +41,7 @@ pub(in crate::http) async fn ps(State(app): State<App>) -> Json<Value> {
 pub(in crate::http) async fn show(State(app): State<App>, mut fields: Fields) -> Result<Json<Value>, Failure> {
     named(&app, &mut fields)?;
     fields.ignore(&["verbose"]);
-    fields.finish(&app.unknown_fields);
+    let _ = fields.finish(&app.unknown_fields);
     let card = app.engine.card();
     let geometry = &card.geometry;
     let text = app.engine.text();
@@ -80,7 +80,7 @@ pub(in crate::http) async fn pull(State(app): State<App>, mut fields: Fields) ->
     named(&app, &mut fields)?;
     fields.ignore(&["insecure", "username", "password"]);
     let stream = fields.boolean("stream")?.unwrap_or(true);
-    fields.finish(&app.unknown_fields);
+    let _ = fields.finish(&app.unknown_fields);
     let success = json!({"status": "success"});
     if !stream {
         return Ok(Json(success).into_response());

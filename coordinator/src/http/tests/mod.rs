@@ -5,6 +5,7 @@ mod completions;
 mod conversations;
 mod lifecycle;
 mod surroundings;
+mod unbuilt;
 
 use std::net::SocketAddr;
 
