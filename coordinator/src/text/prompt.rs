@@ -1,7 +1,7 @@
 //! What is to be continued, and whether it fits.
 //!
-//! `n_positions` is a hard wall: prompt and continuation together never pass it. Completions that do not fit are refused
-//! with both numbers; chats lose their oldest turns, and say so. Knows text and sizes; does not know the engine.
+//! `n_positions` is a hard wall: prompt and continuation together never pass it. Prompts that do not fit are refused with
+//! both numbers, chats lose their oldest turns and continuations their end, and say so. Knows text and sizes; does not know the engine.
 
 use nanoinfer_shared::protocol::TokenId;
 
@@ -31,7 +31,7 @@ pub enum Prompt {
 /// How many tokens to generate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MaxTokens {
-    /// The request says it: completions that cannot have that many are refused.
+    /// The request says it: who cannot have that many is told.
     Given(usize),
     /// The request does not say it: as many of these as fit.
     Default(usize),
@@ -68,19 +68,20 @@ impl Prompt {
             Self::Text { text: content, add_special_tokens } => {
                 let mut warnings = Vec::new();
                 let ids = encode_text(text, &content, add_special_tokens, wall, &mut warnings)?;
-                let max_tokens = room(ids.len(), wall, max)?;
+                let max_tokens = room_or_less(ids.len(), wall, max, &mut warnings)?;
                 Ok(PreparedPrompt { ids, text: content, max_tokens, warnings })
             }
             Self::Tokens(ids) => {
                 if ids.is_empty() {
                     return Err(GenerateError::EmptyPrompt);
                 }
-                let max_tokens = room(ids.len(), wall, max)?;
+                let mut warnings = Vec::new();
+                let max_tokens = room_or_less(ids.len(), wall, max, &mut warnings)?;
                 let vocab_size = text.tokenizer.vocab_size();
                 if let Some(&id) = ids.iter().find(|&&id| id as usize >= vocab_size) {
                     return Err(GenerateError::UnknownToken { field: "prompt", id, vocab_size });
                 }
-                Ok(PreparedPrompt { text: text.tokenizer.decode(&ids), ids, max_tokens, warnings: Vec::new() })
+                Ok(PreparedPrompt { text: text.tokenizer.decode(&ids), ids, max_tokens, warnings })
             }
             Self::Chat { messages, truncate } => prepare_chat(text, &messages, truncate, wall, max),
         }
@@ -144,6 +145,27 @@ fn room(prompt: usize, wall: usize, max: MaxTokens) -> Result<usize, GenerateErr
     }
 }
 
+/// The same, where fewer than were asked for are better than none; `warnings` says so.
+fn room_or_less(
+    prompt: usize,
+    wall: usize,
+    max: MaxTokens,
+    warnings: &mut Vec<String>,
+) -> Result<usize, GenerateError> {
+    match room(prompt, wall, max) {
+        Err(GenerateError::MaxTokensTooLarge { max_tokens, .. }) => {
+            let left = wall - prompt;
+            warnings.push(cut(max_tokens, left, wall));
+            Ok(left)
+        }
+        other => other,
+    }
+}
+
+fn cut(asked: usize, left: usize, wall: usize) -> String {
+    format!("max_tokens {asked} was cut to {left}: the model's context ends at {wall} tokens")
+}
+
 fn prepare_chat(
     text: &ModelText,
     messages: &[Message],
@@ -189,7 +211,7 @@ fn prepare_chat(
         if let MaxTokens::Given(asked) = max
             && asked > left
         {
-            warnings.push(format!("max_tokens {asked} was cut to {left}: the model's context ends at {wall} tokens"));
+            warnings.push(cut(asked, left, wall));
         }
         let max_tokens = match max {
             MaxTokens::Given(n) | MaxTokens::Default(n) => n.min(left),

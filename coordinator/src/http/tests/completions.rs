@@ -128,6 +128,30 @@ async fn limits_and_stops_reach_the_engine() {
 }
 
 #[tokio::test]
+async fn max_tokens_beyond_the_wall_are_cut_and_the_reply_says_so() {
+    let server = Server::start(saying(" on the mat")).await;
+    let said = "max_tokens 1024 was cut to 255: the model's context ends at 256 tokens";
+    for prompt in [json!([7]), json!([[7], [8]]), json!("x")] {
+        let reply = server.post(PATH, json!({"prompt": prompt, "max_tokens": 1024})).await;
+        assert_eq!(reply.status, 200, "{}", reply.body);
+        assert_eq!(reply.json()["warnings"], json!([said]), "once");
+        assert!(reply.head.contains(&format!("x-nanoinfer-warning: {said}")), "{}", reply.head);
+    }
+    let objects = server.post(PATH, json!({"prompt": "x", "max_tokens": 1024, "stream": true})).await.objects();
+    assert_eq!((&objects[0]["warnings"], objects[1].get("warnings")), (&json!([said]), None));
+    let reply = server.ask("/api/chat", json!({"prompt": "x", "raw": true, "max_tokens": 1024})).await;
+    assert_eq!(reply["warnings"], json!([said]));
+    // As many different warnings as prompts: the header stays what clients take, the body has them all.
+    let prompts: Vec<Vec<u32>> = (1..=200).map(|n| vec![7; n]).collect();
+    let reply = server.post(PATH, json!({"prompt": prompts, "max_tokens": 1024})).await;
+    assert_eq!(reply.json()["warnings"].as_array().unwrap().len(), 200);
+    assert!(reply.head.len() < 4096 && reply.head.contains(" more\r\n"), "{}", reply.head);
+    let full = json!({"prompt": vec![7; 256], "max_tokens": 1, "echo": true, "logprobs": 1});
+    let refused = server.post(PATH, full).await;
+    assert_eq!((refused.status, &refused.json()["error"]["param"]), (400, &json!("prompt")), "nothing is left to cut");
+}
+
+#[tokio::test]
 async fn half_a_character_is_never_streamed() {
     let ids = demo_text().tokenizer.encode("🦀日本", Specials::Literal).unwrap();
     assert!(ids.len() > 3, "the demo vocabulary has none of these whole");
