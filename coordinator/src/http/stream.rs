@@ -138,6 +138,7 @@ impl<W: Writer> State<W> {
 fn frame(framing: Framing, objects: &[Value], done: bool) -> String {
     let mut out = String::new();
     for object in objects {
+        let object = one_line(object.to_string());
         match framing {
             Framing::Sse => out += &format!("data: {object}\n\n"),
             Framing::Ndjson => out += &format!("{object}\n"),
@@ -147,4 +148,15 @@ fn frame(framing: Framing, objects: &[Value], done: bool) -> String {
         out += "data: [DONE]\n\n";
     }
     out
+}
+
+/// JSON that is one line to everybody: Python's `splitlines`, which httpx reads streams with, also breaks at these.
+fn one_line(json: String) -> String {
+    const BREAKS: [(char, &str); 3] = [('\u{85}', "\\u0085"), ('\u{2028}', "\\u2028"), ('\u{2029}', "\\u2029")];
+    // They stand in strings only, where they may be escaped.
+    if json.contains(BREAKS.map(|(character, _)| character)) {
+        BREAKS.iter().fold(json, |json, (character, escaped)| json.replace(*character, escaped))
+    } else {
+        json
+    }
 }

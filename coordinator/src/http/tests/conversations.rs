@@ -234,6 +234,23 @@ async fn openai_chat_streams_roles_then_text_then_usage() {
 }
 
 #[tokio::test]
+async fn what_python_takes_for_the_end_of_a_line_is_escaped_in_streams() {
+    let said = " a\u{85}b\u{2028}c\u{2029}d";
+    let server = Server::start(saying(said)).await;
+    let is_break = |c: char| matches!(c, '\u{b}'..='\u{d}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}');
+    let reply = server.post("/v1/chat/completions", json!({"messages": user("x"), "stream": true})).await;
+    assert!(!reply.body.contains(is_break), "{}", reply.body);
+    let objects = reply.objects();
+    let text: String = objects.iter().filter_map(|o| o["choices"][0]["delta"]["content"].as_str()).collect();
+    assert_eq!(text, said.trim_start());
+    let reply = server.post("/api/chat", json!({"messages": user("x")})).await;
+    assert!(!reply.body.contains(is_break), "{}", reply.body);
+    let text: String =
+        reply.lines().iter().map(|line| line["message"]["content"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(text, said.trim_start());
+}
+
+#[tokio::test]
 async fn stop_strings_end_a_reply() {
     let server = Server::start(saying(" one two three four")).await;
     for stop in [json!(" th"), json!(["zzz", " th"])] {
