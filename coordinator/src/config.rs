@@ -55,9 +55,9 @@ pub struct EngineConfig {
 /// What clients are told of the model.
 #[derive(Clone, Debug)]
 pub struct ModelCard {
-    /// What was typed after `--model`; the name that replies carry.
+    /// What was typed after `--model`.
     pub name: String,
-    /// Further name from `--served-model-name`.
+    /// The name that clients see, from `--served-model-name`.
     pub served_name: Option<String>,
     /// Sizes of the model.
     pub geometry: Geometry,

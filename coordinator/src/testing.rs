@@ -35,7 +35,7 @@ pub(crate) fn demo_text() -> Arc<ModelText> {
 pub(crate) fn demo_card() -> ModelCard {
     ModelCard {
         name: "someone/nano-chat".into(),
-        served_name: Some("served".into()),
+        served_name: None,
         geometry: DEMO.0.clone(),
         dtype: DType::F32,
         partition: Partition::new(&DEMO.0, 2).unwrap(),

@@ -2,7 +2,7 @@
 
 use axum::{
     extract::{Request, State},
-    http::{HeaderValue, Method, header},
+    http::{HeaderValue, Method, Uri, Version, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -42,6 +42,30 @@ pub(super) async fn check(State(key): State<ApiKey>, request: Request, next: Nex
     } else {
         Failure::unauthorized().into_response()
     }
+}
+
+/// A path as routes are written: no slash at its end, and no two in a row. Clients make those of a base address and a path.
+pub(super) async fn plain_path(mut request: Request) -> Request {
+    let path = request.uri().path();
+    if path.contains("//") || (path.len() > 1 && path.ends_with('/')) {
+        let plain: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+        let query = request.uri().query().map(|query| format!("?{query}")).unwrap_or_default();
+        let mut parts = request.uri().clone().into_parts();
+        parts.path_and_query = format!("/{}{query}", plain.join("/")).parse().ok();
+        if let Ok(uri) = Uri::from_parts(parts) {
+            *request.uri_mut() = uri;
+        }
+    }
+    request
+}
+
+/// Middleware that lets in what names its host once, as RFC 9112 (3.2) has it; before HTTP/1.1 none had to be named.
+pub(super) async fn one_host(request: Request, next: Next) -> Response {
+    let hosts = request.headers().get_all(header::HOST).iter().count();
+    if hosts > 1 || (hosts == 0 && request.version() == Version::HTTP_11) {
+        return Failure::no_request(format!("a request has one header `Host`, this one has {hosts}")).into_response();
+    }
+    next.run(request).await
 }
 
 /// Lets pages of `origins` read answers; `*` stands for all of them.

@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use axum::{
     Json,
-    extract::Request,
+    extract::{Request, rejection::PathRejection},
     http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
 use serde_json::{Value, json};
 
+use super::fields::short;
 use crate::{
     handle::SubmitError,
     text::{GenerateError, generate_request::MAX_SEQUENCES},
@@ -66,13 +67,18 @@ impl Failure {
         Self { code: Some("unsupported"), ..Self::field(param, message) }
     }
 
-    /// 400 for a body that is no request at all.
-    pub(super) fn bad_body(message: impl Into<String>) -> Self {
+    /// 400 for what is no request at all.
+    pub(super) fn no_request(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, message)
     }
 
     pub(super) fn body_too_large(limit_bytes: usize) -> Self {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the request's body is larger than {limit_bytes} bytes"))
+    }
+
+    pub(super) fn encoded_body(encoding: &str) -> Self {
+        let message = format!("the request's body has the encoding '{}'", short(encoding));
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message).with_hint("send it as it is, without `Content-Encoding`")
     }
 
     pub(super) fn body_too_slow(deadline: Duration) -> Self {
@@ -85,7 +91,7 @@ impl Failure {
             hint: Some(format!("this server serves '{served}'")),
             param: Some("model".into()),
             code: Some("model_not_found"),
-            ..Self::new(StatusCode::NOT_FOUND, format!("model '{name}' not found"))
+            ..Self::new(StatusCode::NOT_FOUND, format!("model '{}' not found", short(name)))
         }
     }
 
@@ -176,6 +182,12 @@ impl From<GenerateError> for Failure {
     }
 }
 
+impl From<PathRejection> for Failure {
+    fn from(rejection: PathRejection) -> Self {
+        Self::no_request(format!("the path is no text: {}", rejection.body_text()))
+    }
+}
+
 impl IntoResponse for Failure {
     /// Without a body: [`render`] knows the path, and with it the form.
     fn into_response(self) -> Response {
@@ -212,7 +224,7 @@ pub(super) fn panicked(_: Box<dyn std::any::Any + Send>) -> Response {
 
 /// What becomes of a path that nothing answers.
 pub(super) async fn unknown_route(method: Method, uri: Uri) -> Failure {
-    let message = format!("there is no {method} {}", uri.path());
+    let message = format!("there is no {method} {}", short(uri.path()));
     let routes = match Form::of(uri.path()) {
         Form::OpenAi => "POST /v1/chat/completions, POST /v1/completions, GET /v1/models and GET /docs",
         Form::Ollama => "POST /api/chat, POST /api/generate, GET /api/tags and GET /docs",
@@ -222,6 +234,6 @@ pub(super) async fn unknown_route(method: Method, uri: Uri) -> Failure {
 
 /// What becomes of a method that a path does not know.
 pub(super) async fn wrong_method(method: Method, uri: Uri) -> Failure {
-    let message = format!("{} does not answer {method}", uri.path());
+    let message = format!("{} does not answer {method}", short(uri.path()));
     Failure::new(StatusCode::METHOD_NOT_ALLOWED, message).with_hint("the header `Allow` says what it answers")
 }

@@ -44,7 +44,7 @@ pub(super) fn tokens(tokenizer: &Tokenizer, tokens: &[GeneratedToken]) -> Vec<Va
 fn processed(p: &Processed) -> Value {
     json!({
         "processor": p.processor,
-        "value": p.value,
+        "value": p.value.map(as_typed),
         "changed": p.changed,
         "removed": p.removed,
         "removed_mass": p.removed_mass,
@@ -60,7 +60,27 @@ fn rank((rank, times): (usize, &StepTimes)) -> Value {
     json!({"rank": rank, "ms": ms(times.whole), "stages": stages})
 }
 
+/// A setting as it was typed: 0.8, where the nearest `f32`, which the processor took, is 0.800000011920929.
+fn as_typed(value: f64) -> f64 {
+    let nearest = value as f32;
+    if f64::from(nearest) == value { nearest.to_string().parse().unwrap_or(value) } else { value }
+}
+
 /// Milliseconds, to the microsecond.
 fn ms(time: Duration) -> f64 {
     time.as_micros() as f64 / 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_are_told_as_they_were_typed() {
+        for typed in ["0.0", "0.8", "1.1", "100.0", "0.001", "-0.25"] {
+            let taken: f32 = typed.parse().unwrap();
+            assert_eq!(json!(as_typed(taken.into())).to_string(), typed);
+        }
+        assert_eq!(as_typed(4_000_000_001.0), 4_000_000_001.0, "a count is no f32");
+    }
 }

@@ -12,7 +12,7 @@ use std::{
 use axum::{
     body::Bytes,
     extract::{FromRequest, Request},
-    http::StatusCode,
+    http::{StatusCode, header},
     response::IntoResponse,
 };
 use nanoinfer_shared::protocol::TokenId;
@@ -54,6 +54,13 @@ impl FromRequest<App> for Fields {
 
     /// Any content type is taken for JSON, as Ollama does: `curl -d` sends forms.
     async fn from_request(request: Request, app: &App) -> Result<Self, Failure> {
+        let encodings = request.headers().get_all(header::CONTENT_ENCODING).iter();
+        let encodings = encodings.map(|encoding| String::from_utf8_lossy(encoding.as_bytes()));
+        for encoding in encodings {
+            if !encoding.trim().is_empty() && !encoding.trim().eq_ignore_ascii_case("identity") {
+                return Err(Failure::encoded_body(&encoding));
+            }
+        }
         let read = tokio::time::timeout(app.read_deadline, Bytes::from_request(request, app)).await;
         let read = read.map_err(|_| Failure::body_too_slow(app.read_deadline))?;
         let bytes = read.map_err(|rejection| {
@@ -61,7 +68,7 @@ impl FromRequest<App> for Fields {
             if rejection.into_response().status() == StatusCode::PAYLOAD_TOO_LARGE {
                 Failure::body_too_large(app.max_body_bytes)
             } else {
-                Failure::bad_body(format!("the request's body could not be read: {message}"))
+                Failure::no_request(format!("the request's body could not be read: {message}"))
             }
         })?;
         Self::parse(&bytes)
@@ -73,12 +80,12 @@ impl Fields {
         // RFC 8259 lets a parser leave off a byte-order mark.
         let text = utf8::text(bytes).map_err(|error| not_json(&error))?;
         if text.trim_ascii().is_empty() {
-            return Err(Failure::bad_body("the request has no body; a JSON object is expected"));
+            return Err(Failure::no_request("the request has no body; a JSON object is expected"));
         }
         match serde_json::from_str(text) {
             Ok(Value::Object(map)) => Ok(Self { map, prefix: String::new(), warnings: Vec::new() }),
             Ok(other) => {
-                Err(Failure::bad_body(format!("the request's body should be a JSON object, not {}", show(&other))))
+                Err(Failure::no_request(format!("the request's body should be a JSON object, not {}", show(&other))))
             }
             Err(error) => Err(not_json(&error)),
         }
@@ -143,10 +150,14 @@ impl Fields {
         self.take(name, "true or false", |value| value.as_bool())
     }
 
-    pub(super) fn number(&mut self, name: &str, range: RangeInclusive<f64>) -> Result<Option<f32>, Failure> {
+    pub(super) fn number(&mut self, name: &str, range: RangeInclusive<f64>) -> Result<Option<f64>, Failure> {
         let expected = format!("a number from {} to {}", range.start(), range.end());
-        let number = |value: &Value| value.as_f64().filter(|x| range.contains(x)).map(|x| x as f32);
-        self.take(name, &expected, number)
+        self.take(name, &expected, |value| value.as_f64().filter(|x| range.contains(x)))
+    }
+
+    /// A number that a processor of logits takes.
+    pub(super) fn factor(&mut self, name: &str, range: RangeInclusive<f64>) -> Result<Option<f32>, Failure> {
+        Ok(self.number(name, range)?.map(|x| x as f32))
     }
 
     pub(super) fn integer(&mut self, name: &str, range: RangeInclusive<i64>) -> Result<Option<i64>, Failure> {
@@ -260,7 +271,7 @@ pub(super) fn tokens(value: &Value) -> Option<Vec<TokenId>> {
 }
 
 fn not_json(why: &dyn std::fmt::Display) -> Failure {
-    Failure::bad_body(format!("the request's body is not JSON: {why}"))
+    Failure::no_request(format!("the request's body is not JSON: {why}"))
 }
 
 /// A JSON number without a fraction, of at most 64 bits.
@@ -271,18 +282,19 @@ fn integer(value: &Value) -> Option<i128> {
 
 /// A value as errors quote it: short.
 pub(super) fn show(value: &Value) -> String {
-    const MOST_CHARS: usize = 60;
     match value {
         Value::Object(_) => "an object".into(),
         Value::Array(_) => "a list".into(),
-        value => {
-            let text = value.to_string();
-            if text.chars().count() > MOST_CHARS {
-                text.chars().take(MOST_CHARS).chain("…".chars()).collect()
-            } else {
-                text
-            }
-        }
+        value => short(&value.to_string()),
+    }
+}
+
+/// A client's text as errors quote it.
+pub(super) fn short(text: &str) -> String {
+    const MOST_CHARS: usize = 60;
+    match text.char_indices().nth(MOST_CHARS) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
     }
 }
 

@@ -6,7 +6,7 @@ use axum::{Json, extract::State};
 use nanoinfer_shared::{Share, protocol::BLOCK_TOKENS};
 use serde_json::{Value, json};
 
-use super::App;
+use super::{App, models};
 
 pub(super) async fn cluster(State(app): State<App>) -> Json<Value> {
     let card = app.engine.card();
@@ -26,7 +26,7 @@ pub(super) async fn cluster(State(app): State<App>) -> Json<Value> {
     // Copied, as the engine waits for whoever looks.
     let live = status.live.borrow().clone();
     Json(json!({
-        "model": card.name,
+        "model": models::shown(card),
         "dtype": card.dtype.to_string(),
         "n_layer": geometry.n_layer,
         "n_head": geometry.n_head,

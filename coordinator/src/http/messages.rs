@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{
     error::Failure,
-    fields::{Fields, show},
+    fields::{Fields, short, show},
 };
 use crate::text::{Message, Role};
 
@@ -68,6 +68,7 @@ fn text_of(part: &Value, path: &str) -> Result<String, Failure> {
     match (part["type"].as_str(), part["text"].as_str()) {
         (Some("text" | "input_text"), Some(text)) => Ok(text.to_owned()),
         (Some(kind), _) if kind != "text" => {
+            let kind = short(kind);
             Err(Failure::unsupported(path, format!("`{path}` has a part of type '{kind}': this model knows text only")))
         }
         _ => Err(Failure::field(

@@ -146,19 +146,21 @@ fn router(engine: TextEngine, options: HttpOptions) -> Router {
     dress(router, options)
 }
 
-/// From the inside out: what panics becomes a failure, what shows no key is kept out, what failed gets its body, other
-/// sites' pages are told what they may read (also of failures), what was answered is logged.
+/// From the inside out: what panics becomes a failure, what shows no key is kept out, and what names no host; what failed
+/// gets its body, other sites' pages are told what they may read (also of failures), what was answered is logged.
 fn dress(router: Router, options: HttpOptions) -> Router {
     let mut router =
         router.layer(DefaultBodyLimit::max(options.max_body_bytes)).layer(CatchPanicLayer::custom(error::panicked));
     if let Some(key) = options.api_key {
         router = router.layer(middleware::from_fn_with_state(key, access::check));
     }
-    router = router.layer(middleware::from_fn(error::render));
+    router = router.layer(middleware::from_fn(access::one_host)).layer(middleware::from_fn(error::render));
     if !options.cors_origins.is_empty() {
         router = router.layer(access::cors(&options.cors_origins));
     }
-    router.layer(TraceLayer::new_for_http().on_failure(log_failure))
+    let router = router.layer(TraceLayer::new_for_http().on_failure(log_failure));
+    // A router's own layers run after it has looked for a route: too late to change the path.
+    Router::new().fallback_service(router).layer(middleware::map_request(access::plain_path))
 }
 
 /// A time-out that the request asked for is its client's doing: no error of the server.

@@ -2,7 +2,7 @@
 
 use axum::{
     Json,
-    extract::{Path, State},
+    extract::{Path, State, rejection::PathRejection},
 };
 use serde_json::{Value, json};
 
@@ -21,39 +21,52 @@ pub(super) fn check(name: &str, card: &ModelCard) -> Result<(), Failure> {
     if names(card).any(|known| known == name || name.strip_suffix(":latest") == Some(known)) {
         Ok(())
     } else {
-        Err(Failure::model_not_found(name, &card.name))
+        Err(Failure::model_not_found(name, shown(card)))
     }
+}
+
+/// The name that replies carry: the one that was given, else what was typed; of a path its last component, as where it
+/// lies on this host is nobody's business.
+pub(super) fn shown(card: &ModelCard) -> &str {
+    let typed = card.name.trim_end_matches('/');
+    let is_hub_id = typed.matches('/').count() == 1 && !typed.starts_with(['/', '.', '~']);
+    let own = if is_hub_id { typed } else { last_component(typed) };
+    card.served_name.as_deref().unwrap_or(own)
 }
 
 /// What was typed, its last path component, and the name it is served under.
 fn names(card: &ModelCard) -> impl Iterator<Item = &str> {
     let typed = card.name.trim_end_matches('/');
-    let last = typed.rsplit('/').next().unwrap_or(typed);
-    [card.name.as_str(), typed, last].into_iter().chain(card.served_name.as_deref())
+    [card.name.as_str(), typed, last_component(typed)].into_iter().chain(card.served_name.as_deref())
+}
+
+fn last_component(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
 }
 
 /// `GET /v1/models`.
 pub(super) async fn list(State(app): State<App>) -> Json<Value> {
-    let card = app.engine.card();
-    let ids = [Some(&card.name), card.served_name.as_ref()].into_iter().flatten();
-    let data: Vec<Value> = ids.map(|id| model(id, card)).collect();
-    Json(json!({"object": "list", "data": data}))
+    Json(json!({"object": "list", "data": [model(app.engine.card())]}))
 }
 
 /// `GET /v1/models/{id}`; ids of the hub have a slash.
-pub(super) async fn get(State(app): State<App>, Path(id): Path<String>) -> Result<Json<Value>, Failure> {
+pub(super) async fn get(
+    State(app): State<App>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<Value>, Failure> {
+    let Path(id) = id?;
     let card = app.engine.card();
     check(&id, card)?;
-    Ok(Json(model(&id, card)))
+    Ok(Json(model(card)))
 }
 
-fn model(id: &str, card: &ModelCard) -> Value {
+fn model(card: &ModelCard) -> Value {
     json!({
-        "id": id,
+        "id": shown(card),
         "object": "model",
         "created": UtcTime::of(card.started).unix_seconds(),
         "owned_by": "nanoinfer",
-        "root": card.name,
+        "root": shown(card),
         "max_model_len": card.geometry.n_positions,
     })
 }
@@ -63,7 +76,7 @@ pub(super) async fn info(State(app): State<App>) -> Json<Value> {
     let card = app.engine.card();
     let geometry = &card.geometry;
     Json(json!({
-        "model": card.name,
+        "model": shown(card),
         "model_type": "gpt2",
         "parameters": geometry.parameters(),
         "dtype": card.dtype.to_string(),
@@ -88,8 +101,27 @@ mod tests {
     use crate::testing::demo_card;
 
     #[test]
+    fn the_shown_name_is_the_given_one_or_what_a_path_ends_in() {
+        for (typed, shown_name) in [
+            ("gpt2", "gpt2"),
+            ("org/name", "org/name"),
+            ("/srv/secret/place/gpt2", "gpt2"),
+            ("/gpt2/", "gpt2"),
+            ("./models/gpt2", "gpt2"),
+            ("~/gpt2", "gpt2"),
+            ("../gpt2", "gpt2"),
+            ("a/b/model.safetensors", "model.safetensors"),
+        ] {
+            let card = ModelCard { name: typed.into(), ..demo_card() };
+            assert_eq!(shown(&card), shown_name, "{typed}");
+            let card = ModelCard { served_name: Some("public".into()), ..card };
+            assert_eq!(shown(&card), "public");
+        }
+    }
+
+    #[test]
     fn a_model_answers_to_its_names_only() {
-        let card = demo_card();
+        let card = ModelCard { served_name: Some("served".into()), ..demo_card() };
         for name in [
             "someone/nano-chat",
             "nano-chat",

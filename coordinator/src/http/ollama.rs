@@ -17,7 +17,7 @@ use super::{
     App,
     error::{Failure, Form},
     fields::Fields,
-    logprobs, sampling,
+    logprobs, models, sampling,
     stream::{self, Framing, Writer},
     unbuilt,
 };
@@ -58,7 +58,7 @@ impl Shape {
 
     /// The reply to a request that has nothing to answer: the model is there.
     fn loaded(self, app: &App) -> Value {
-        let mut object = self.object(&app.engine.card().name, "");
+        let mut object = self.object(models::shown(app.engine.card()), "");
         object["done"] = true.into();
         object["done_reason"] = "load".into();
         object
@@ -133,7 +133,7 @@ impl OllamaWriter {
     fn new(app: &App, shape: Shape, generation: &Generation, start: Instant) -> Self {
         Self {
             shape,
-            model: app.engine.card().name.clone(),
+            model: models::shown(app.engine.card()).to_owned(),
             text: app.engine.text().clone(),
             warnings: Vec::new(),
             start,

@@ -6,6 +6,7 @@ use super::{
     App,
     error::{Failure, Form},
     fields::Fields,
+    models,
     sampling::{self, RouteDefaults},
     unbuilt,
 };
@@ -88,7 +89,7 @@ impl Envelope {
             id: format!("{prefix}-{:016x}", sampling::random()),
             object,
             created: UtcTime::now().unix_seconds(),
-            model: card.name.clone(),
+            model: models::shown(card).to_owned(),
             fingerprint: card.build_id.clone(),
         }
     }

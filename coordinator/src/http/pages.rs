@@ -4,13 +4,16 @@
 
 use axum::{
     Json,
-    extract::{Path, State},
+    extract::{Path, State, rejection::PathRejection},
     http::{HeaderName, HeaderValue, Method, Uri, header},
     response::{IntoResponse, Response},
 };
 use serde_json::Value;
 
-use super::{App, error};
+use super::{
+    App,
+    error::{self, Failure},
+};
 
 const CHAT: &str = include_str!("page/chat.html");
 const DOCS: &str = include_str!("page/docs.html");
@@ -41,10 +44,15 @@ pub(super) async fn docs() -> Response {
 }
 
 /// `GET /assets/{name}`: what the pages load.
-pub(super) async fn asset(Path(name): Path<String>, method: Method, uri: Uri) -> Response {
+pub(super) async fn asset(
+    name: Result<Path<String>, PathRejection>,
+    method: Method,
+    uri: Uri,
+) -> Result<Response, Failure> {
+    let Path(name) = name?;
     match ASSETS.iter().find(|(asset, ..)| *asset == name) {
-        Some((_, kind, text)) => file(kind, text),
-        None => error::unknown_route(method, uri).await.into_response(),
+        Some((_, kind, text)) => Ok(file(kind, text)),
+        None => Err(error::unknown_route(method, uri).await),
     }
 }
 

@@ -10,7 +10,10 @@ use std::{
 
 use nanoinfer_shared::protocol::TokenId;
 
-use super::{error::Failure, fields::Fields};
+use super::{
+    error::Failure,
+    fields::{Fields, short, show},
+};
 use crate::{
     request::SamplingParams,
     text::{GenerationDefaults, MaxTokens},
@@ -62,7 +65,7 @@ pub(super) fn openai(
     model: &GenerationDefaults,
 ) -> Result<SamplingParams, Failure> {
     let seed = fields.seed()?;
-    let penalty = fields.number("repetition_penalty", 0.01..=100.0)?;
+    let penalty = fields.factor("repetition_penalty", 0.01..=100.0)?;
     let mut sampling = common(fields, route, model, seed, penalty)?;
     sampling.logit_bias = logit_bias(fields)?;
     Ok(sampling)
@@ -72,7 +75,7 @@ pub(super) fn openai(
 pub(super) fn ollama(options: &mut Fields, model: &GenerationDefaults) -> Result<SamplingParams, Failure> {
     // −1 is Ollama's way to say "any".
     let seed = options.seed()?.filter(|&seed| seed != -1);
-    let penalty = options.number("repeat_penalty", 0.01..=100.0)?;
+    let penalty = options.factor("repeat_penalty", 0.01..=100.0)?;
     let window = options.integer("repeat_last_n", -1..=i64::MAX)?;
     let mut sampling = common(options, &OLLAMA, model, seed, penalty)?;
     match window {
@@ -96,13 +99,13 @@ fn common(
         logit_bias: Vec::new(),
         repetition_penalty: repetition_penalty.or(model.repetition_penalty).unwrap_or(route.repetition_penalty),
         repetition_window: route.repetition_window,
-        presence_penalty: fields.number("presence_penalty", -2.0..=2.0)?.unwrap_or(0.0),
-        frequency_penalty: fields.number("frequency_penalty", -2.0..=2.0)?.unwrap_or(0.0),
-        temperature: fields.number("temperature", 0.0..=100.0)?.or(model.temperature).unwrap_or(route.temperature),
+        presence_penalty: fields.factor("presence_penalty", -2.0..=2.0)?.unwrap_or(0.0),
+        frequency_penalty: fields.factor("frequency_penalty", -2.0..=2.0)?.unwrap_or(0.0),
+        temperature: fields.factor("temperature", 0.0..=100.0)?.or(model.temperature).unwrap_or(route.temperature),
         top_k: top_k.or(model.top_k).unwrap_or(route.top_k),
-        top_p: fields.number("top_p", 0.0..=1.0)?.or(model.top_p).unwrap_or(route.top_p),
-        min_p: fields.number("min_p", 0.0..=1.0)?.or(model.min_p).unwrap_or(0.0),
-        typical_p: fields.number("typical_p", 0.0..=1.0)?.or(model.typical_p).unwrap_or(1.0),
+        top_p: fields.factor("top_p", 0.0..=1.0)?.or(model.top_p).unwrap_or(route.top_p),
+        min_p: fields.factor("min_p", 0.0..=1.0)?.or(model.min_p).unwrap_or(0.0),
+        typical_p: fields.factor("typical_p", 0.0..=1.0)?.or(model.typical_p).unwrap_or(1.0),
         seed: seed.map_or_else(random, |seed| seed as u64),
     })
 }
@@ -121,7 +124,7 @@ fn logit_bias(fields: &mut Fields) -> Result<Vec<(TokenId, f32)>, Failure> {
             format!("`logit_bias` should map token ids to numbers from -100 to 100, got {what}"),
         )
     };
-    let map = value.as_object().ok_or_else(|| failure(super::fields::show(&value)))?;
+    let map = value.as_object().ok_or_else(|| failure(show(&value)))?;
     if map.len() > MAX_LOGIT_BIASES {
         return Err(failure(format!("{} of them, over the limit of {MAX_LOGIT_BIASES}", map.len())));
     }
@@ -130,7 +133,7 @@ fn logit_bias(fields: &mut Fields) -> Result<Vec<(TokenId, f32)>, Failure> {
             let id = key.parse().ok();
             let number = bias.as_f64().filter(|bias| (-100.0..=100.0).contains(bias));
             let pair = id.zip(number).map(|(id, number)| (id, number as f32));
-            pair.ok_or_else(|| failure(format!("{} for {key:?}", super::fields::show(bias))))
+            pair.ok_or_else(|| failure(format!("{} for {:?}", show(bias), short(key))))
         })
         .collect()
 }
@@ -146,7 +149,7 @@ pub(super) fn max_tokens(given: Option<usize>, route: &RouteDefaults, model: &Ge
 
 /// The request's own deadline.
 pub(super) fn timeout(fields: &mut Fields) -> Result<Option<Duration>, Failure> {
-    Ok(fields.number("timeout_s", 0.001..=86_400.0)?.map(Duration::from_secs_f32))
+    Ok(fields.number("timeout_s", 0.001..=86_400.0)?.map(Duration::from_secs_f64))
 }
 
 /// 64 bits that nobody can guess twice: the standard library seeds its hash tables with them.

@@ -14,9 +14,12 @@ use crate::{clock::UtcTime, config::ModelCard};
 /// A time that does not come: the model stays loaded as long as the server runs.
 const NEVER: &str = "9999-12-31T23:59:59Z";
 
-/// `GET /api/version`.
+/// The version of Ollama that clients may take this server for: none is known to ask for more than 0.6.4.
+const OLLAMA_VERSION: &str = "0.12.11";
+
+/// `GET /api/version`: clients take it apart into integers, and refuse what is too old for them.
 pub(in crate::http) async fn version(State(app): State<App>) -> Json<Value> {
-    Json(json!({"version": app.engine.card().build_id}))
+    Json(json!({"version": OLLAMA_VERSION, "nanoinfer": app.engine.card().build_id}))
 }
 
 /// `GET /api/tags`: what there is.
@@ -56,7 +59,7 @@ pub(in crate::http) async fn show(State(app): State<App>, mut fields: Fields) ->
     .filter_map(|(name, value)| Some(format!("{name} {}", value?)))
     .collect();
     Ok(Json(json!({
-        "modelfile": format!("FROM {}", card.name),
+        "modelfile": format!("FROM {}", models::shown(card)),
         "parameters": parameters.join("\n"),
         "template": text.chat.template().unwrap_or_default(),
         "modified_at": UtcTime::of(card.started).rfc3339(),
@@ -92,7 +95,7 @@ pub(in crate::http) async fn pull(State(app): State<App>, mut fields: Fields) ->
 /// `POST /api/embed` and `/api/embeddings`: known, and not what this model does.
 pub(in crate::http) async fn embed(State(app): State<App>, mut fields: Fields) -> Result<Response, Failure> {
     named(&app, &mut fields)?;
-    let message = format!("\"{}\" does not support embeddings", app.engine.card().name);
+    let message = format!("\"{}\" does not support embeddings", models::shown(app.engine.card()));
     Err(Failure::unsupported("model", message))
 }
 
@@ -114,8 +117,8 @@ fn named(app: &App, fields: &mut Fields) -> Result<(), Failure> {
 
 fn entry(card: &ModelCard) -> Value {
     json!({
-        "name": card.name,
-        "model": card.name,
+        "name": models::shown(card),
+        "model": models::shown(card),
         "size": card.weight_bytes.iter().sum::<u64>(),
         "digest": card.digest,
         "details": details(card),

@@ -79,7 +79,6 @@ async fn openai_fields_out_of_range_or_type_are_named() {
         (json!({"suffix": "x"}), "suffix"),
         (json!({"best_of": 2}), "best_of"),
         (json!({"echo": "yes"}), "echo"),
-        (json!({"max_tokens": 256}), "max_tokens"),
         (json!({"prompt": vec![5; 257], "max_tokens": 0}), "prompt"),
     ] {
         let (message, param) = refused(&server, "/v1/completions", with(json!({"prompt": "x"}), &more), 400).await;
@@ -139,7 +138,6 @@ async fn ollamas_and_the_short_forms_fields_are_named() {
         (json!({"prompt": "x", "temperature": -1}), "`temperature`"),
         (json!({"prompt": "x", "raw": 1}), "`raw`"),
         (json!({"prompt": "x", "max_tokens": 0}), "`max_tokens`"),
-        (json!({"prompt": "x", "raw": true, "max_tokens": 300}), "maximum context length is 256"),
         (json!({"prompt": "cat ".repeat(2000)}), "maximum context length is 256"),
     ] {
         let (message, _) = refused(&server, "/api/chat", body, 400).await;
@@ -193,6 +191,40 @@ async fn models_that_are_not_served_are_not_found() {
 }
 
 #[tokio::test]
+async fn long_names_are_not_said_back_whole() {
+    let server = Server::start(saying("x")).await;
+    let long = "é".repeat(100_000);
+    let message = json!({"role": "user", "content": [{"type": long}]});
+    for (path, body) in [
+        ("/v1/completions", json!({"model": long, "prompt": "x"})),
+        ("/api/show", json!({"name": long})),
+        ("/v1/completions", json!({"prompt": "x", "logit_bias": {(&long): 1}})),
+        ("/v1/chat/completions", json!({"messages": [message]})),
+        ("/v1/chat/completions", json!({"messages": [], "tool_choice": long})),
+    ] {
+        let reply = server.post(path, body).await;
+        assert!(reply.status >= 400 && reply.body.len() < 1000, "{path}: {} bytes", reply.body.len());
+    }
+    let reply = server.get(&format!("/v1/{}", "x".repeat(5000))).await;
+    assert!(reply.status == 404 && reply.body.len() < 1000, "{} bytes", reply.body.len());
+}
+
+#[tokio::test]
+async fn bodies_that_are_encoded_name_the_encoding() {
+    let server = Server::start(saying("x")).await;
+    for path in ["/v1/completions", "/api/chat"] {
+        for encoding in ["gzip", "identity\r\nContent-Encoding: br", "identity, zstd"] {
+            let reply = server.send("POST", path, &format!("Content-Encoding: {encoding}\r\n"), "\u{1f}").await;
+            assert_eq!(reply.status, 415, "{}", reply.body);
+            let named = encoding.rsplit([' ', ',']).next().unwrap();
+            assert!(reply.json()["error"].to_string().contains(named), "{}", reply.body);
+        }
+        let reply = server.send("POST", path, "Content-Encoding: identity\r\n", "{\"prompt\": \"x\"}").await;
+        assert_eq!(reply.status, 200, "{}", reply.body);
+    }
+}
+
+#[tokio::test]
 async fn bodies_that_are_no_json_say_where() {
     let server = Server::start(saying("x")).await;
     for path in ["/api/chat", "/v1/completions"] {
@@ -222,6 +254,10 @@ async fn unknown_paths_and_methods_are_said_in_the_right_form() {
     let reply = server.get("/v1/nothing").await;
     assert_eq!(reply.status, 404);
     assert!(reply.json()["error"]["message"].as_str().unwrap().contains("there is no GET /v1/nothing; hint: "));
+    for path in ["/v1/models/%ff", "/assets/%ff"] {
+        let reply = server.get(path).await;
+        assert_eq!((reply.status, &reply.json()["error"]["type"]), (400, &json!("invalid_request_error")), "{path}");
+    }
     let reply = server.get("/api/nothing").await;
     assert!(reply.status == 404 && reply.json()["error"].as_str().unwrap().contains("GET /api/nothing"));
     let reply = server.get("/api/chat").await;

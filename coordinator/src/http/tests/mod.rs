@@ -53,9 +53,14 @@ impl Server {
 
     /// HTTP/1.0, so that bodies come as they are and end with the connection.
     async fn send(&self, method: &str, path: &str, headers: &str, body: &str) -> Reply {
-        let mut connection = TcpStream::connect(self.address).await.unwrap();
         let length = body.len();
         let request = format!("{method} {path} HTTP/1.0\r\nHost: x\r\n{headers}Content-Length: {length}\r\n\r\n{body}");
+        self.exchange(&request).await
+    }
+
+    /// Sends a request as it stands, after whose answer the connection is closed.
+    async fn exchange(&self, request: &str) -> Reply {
+        let mut connection = TcpStream::connect(self.address).await.unwrap();
         connection.write_all(request.as_bytes()).await.unwrap();
         let mut bytes = Vec::new();
         connection.read_to_end(&mut bytes).await.unwrap();

@@ -6,9 +6,76 @@ use serde_json::{Value, json};
 
 use super::Server;
 use crate::{
+    config::ModelCard,
     http::{ApiKey, HeaderValue, HttpOptions, pages},
-    testing::saying,
+    testing::{Act, demo_card, demo_text, saying, scripted, speak},
+    text::TextEngine,
 };
+
+#[tokio::test]
+async fn a_given_name_is_all_that_clients_see() {
+    let card = ModelCard { name: "/srv/secret/nano-chat".into(), served_name: Some("public".into()), ..demo_card() };
+    let handle = scripted(8, |request| Act::Events(speak(request, " ok")));
+    let server = Server::start(TextEngine::new(handle, demo_text(), std::sync::Arc::new(card))).await;
+    let messages = json!([{"role": "user", "content": "x"}]);
+    let mut replies = vec![
+        server.post("/v1/completions", json!({"prompt": "x"})).await,
+        server.post("/v1/chat/completions", json!({"model": "public", "messages": messages, "stream": true})).await,
+        server.post("/api/chat", json!({"model": "nano-chat", "messages": messages})).await,
+        server.post("/api/generate", json!({})).await,
+        server.post("/v1/completions", json!({"model": "gpt-4", "prompt": "x"})).await,
+        server.post("/api/show", json!({"model": "public"})).await,
+        server.post("/api/embed", json!({"model": "public"})).await,
+    ];
+    for path in ["/v1/models", "/v1/models/nano-chat", "/api/tags", "/api/ps", "/api/model_info", "/api/cluster"] {
+        replies.push(server.get(path).await);
+    }
+    for reply in replies {
+        assert!(reply.body.contains("public") && !reply.body.contains("secret"), "{}", reply.body);
+    }
+    assert_eq!(server.get("/v1/models").await.json()["data"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn slashes_at_the_end_or_doubled_find_their_route_and_no_way_round_the_key() {
+    let server = Server::start(saying("x")).await;
+    for path in ["/v1/models/", "//v1/models", "/v1//models", "/v1///models//?a=//b", "/v1/models//someone//nano-chat/"]
+    {
+        assert_eq!(server.get(path).await.status, 200, "{path}");
+    }
+    for path in ["/v1/completions/", "/v1//completions", "//api/chat"] {
+        assert_eq!(server.post(path, json!({"prompt": "x"})).await.status, 200, "{path}");
+    }
+    let nothing = server.get("//api//nothing/").await;
+    assert!(nothing.status == 404 && nothing.json()["error"].is_string(), "Ollama's form: {}", nothing.body);
+    assert_eq!(server.get("//").await.status, 200);
+    let options = HttpOptions { api_key: Some(ApiKey::new("s3cret")), ..HttpOptions::default() };
+    let server = Server::with(saying("x"), options).await;
+    for path in ["//v1/models", "/v1/models/", "//", "//assets//../v1/models", "/livez/../v1/models"] {
+        let open = path == "//";
+        assert_eq!(server.get(path).await.status == 401, !open && !path.contains("assets"), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_names_its_host_once() {
+    let server = Server::start(saying("x")).await;
+    for (version, hosts, status) in [
+        ("1.1", "Host: x\r\n", 200),
+        ("1.1", "Host:\r\n", 200),
+        ("1.1", "", 400),
+        ("1.1", "Host: x\r\nHost: x\r\n", 400),
+        ("1.0", "", 200),
+        ("1.0", "Host: x\r\nHost: y\r\n", 400),
+    ] {
+        let request = format!("GET /livez HTTP/{version}\r\n{hosts}Connection: close\r\n\r\n");
+        let reply = server.exchange(&request).await;
+        assert_eq!(reply.status, status, "{request}");
+        if status == 400 {
+            assert!(reply.json()["error"]["message"].as_str().unwrap().contains("`Host`"), "{}", reply.body);
+        }
+    }
+}
 
 #[tokio::test]
 async fn ollama_generates_from_one_prompt() {
