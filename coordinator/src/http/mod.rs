@@ -1,9 +1,10 @@
 //! The outside: HTTP routes of three dialects over one [`TextEngine`].
 //!
-//! Reading order: this router; [`access`] lets requests in; [`fields`] and [`messages`] read them, [`unbuilt`] refuses what
-//! would change an answer; [`sampling`] and [`openai`] turn them into a `GenerateRequest`; the routes [`short_form`], [`ollama`], [`completions`] and
-//! [`chat_completions`] answer, whole or through [`stream`]; [`pages`] and [`live`] are for browsers; [`error`] alone
-//! decides statuses. Nothing here knows token ids' meaning, scheduling or ranks.
+//! Reading order: this router; [`access`] lets requests in; [`fields`] and [`messages`] read them, [`unbuilt`] refuses
+//! what would change an answer; [`sampling`] and [`openai`] turn them into a `GenerateRequest`; the routes
+//! [`short_form`], [`ollama`], [`completions`] and [`chat_completions`] answer, whole or through [`stream`]; [`pages`]
+//! and [`live`] are for browsers; [`error`] alone decides statuses. Nothing here knows token ids' meaning, scheduling
+//! or ranks.
 
 mod access;
 mod chat_completions;

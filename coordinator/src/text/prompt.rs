@@ -1,7 +1,8 @@
 //! What is to be continued, and whether it fits.
 //!
-//! `n_positions` is a hard wall: prompt and continuation together never pass it. Prompts that do not fit are refused with
-//! both numbers, chats lose their oldest turns and continuations their end, and say so. Knows text and sizes; does not know the engine.
+//! `n_positions` is a hard wall: prompt and continuation together never pass it. Prompts that do not fit are refused
+//! with both numbers, chats lose their oldest turns and continuations their end, and say so. Knows text and sizes; does
+//! not know the engine.
 
 use nanoinfer_shared::protocol::TokenId;
 

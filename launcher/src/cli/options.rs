@@ -69,7 +69,7 @@ pub(super) struct ServeOptions {
     /// Branch, tag or commit of a hub model [default: main].
     #[arg(long, env = "NANOINFER_REVISION", value_name = "REVISION", help_heading = "Model")]
     pub(super) revision: Option<String>,
-    /// The name that clients see; requests may still say what stands after --model [default: that, of a path its last component].
+    /// The name that clients see [default: what --model says, of a path the last component].
     #[arg(long, env = "NANOINFER_SERVED_MODEL_NAME", value_name = "NAME", help_heading = "Model")]
     pub(super) served_model_name: Option<String>,
     /// Ranks to split the model over, up to its number of attention heads [default: 1].
