@@ -261,7 +261,8 @@ impl Door {
         if prompt.saturating_add(max_tokens) > self.n_positions {
             return Err(SubmitError::TooLong { prompt, max_tokens, n_positions: self.n_positions });
         }
-        let biased = request.sampling.logit_bias.iter().map(|&(id, _)| id);
+        // Ascending: the others are below.
+        let biased = request.sampling.logit_bias.last().map(|&(id, _)| id);
         let mut ids = request.prompt.iter().copied().chain(biased);
         match ids.find(|&id| id as usize >= self.vocab_size) {
             Some(id) => Err(SubmitError::UnknownToken { id, vocab_size: self.vocab_size }),
@@ -310,7 +311,7 @@ mod tests {
         assert_eq!(refused(request(&[3; 5], 4)), SubmitError::TooLong { prompt: 5, max_tokens: 4, n_positions: 8 });
         assert!(matches!(refused(request(&[3], usize::MAX)), SubmitError::TooLong { .. }));
         let mut biased = request(&[3], 1);
-        biased.sampling.logit_bias = vec![(11, 1.0)];
+        biased.sampling.logit_bias = [(3, 1.0), (11, 1.0)].into_iter().collect();
         assert_eq!(refused(biased), SubmitError::UnknownToken { id: 11, vocab_size: 10 });
         handle.submit(request(&[3; 5], 3)).unwrap();
     }

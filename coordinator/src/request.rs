@@ -2,6 +2,8 @@
 //!
 //! Token ids only; text is the business of [`crate::text`].
 
+use std::{ops::Deref, sync::Arc};
+
 use nanoinfer_shared::protocol::TokenId;
 
 use crate::explanation::Explanation;
@@ -33,7 +35,7 @@ impl Request {
         Self {
             prompt,
             sampling: SamplingParams::greedy(),
-            limits: Limits { max_tokens, min_tokens: 0, ignore_eos: true, stop_token_ids: Vec::new() },
+            limits: Limits { max_tokens, min_tokens: 0, ignore_eos: true, stop_token_ids: TokenSet::default() },
             logprobs: None,
             prompt_logprobs: None,
             explain: false,
@@ -58,7 +60,7 @@ pub struct PromptLogprobs {
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParams {
     /// Added to the logits of these tokens.
-    pub logit_bias: Vec<(TokenId, f32)>,
+    pub logit_bias: LogitBias,
     /// Divides positive and multiplies negative logits of tokens seen; neutral 1.
     pub repetition_penalty: f32,
     /// How many of the last tokens (prompt and generated) count as seen; `None` for all.
@@ -85,7 +87,7 @@ impl SamplingParams {
     /// Every processor neutral, temperature 1.
     pub fn neutral(seed: u64) -> Self {
         Self {
-            logit_bias: Vec::new(),
+            logit_bias: LogitBias::default(),
             repetition_penalty: 1.0,
             repetition_window: None,
             presence_penalty: 0.0,
@@ -115,7 +117,70 @@ pub struct Limits {
     /// Go on after the end of text.
     pub ignore_eos: bool,
     /// Further tokens that end the text.
-    pub stop_token_ids: Vec<TokenId>,
+    pub stop_token_ids: TokenSet,
+}
+
+/// Some tokens, ascending without repeats. Copies share them: the sequences of a request have one list.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TokenSet(Arc<[TokenId]>);
+
+impl TokenSet {
+    /// Whether `id` is one of them.
+    pub fn contains(&self, id: TokenId) -> bool {
+        self.0.binary_search(&id).is_ok()
+    }
+}
+
+impl FromIterator<TokenId> for TokenSet {
+    fn from_iter<I: IntoIterator<Item = TokenId>>(ids: I) -> Self {
+        let mut ids: Vec<TokenId> = ids.into_iter().collect();
+        ids.sort_unstable();
+        ids.dedup();
+        Self(ids.into())
+    }
+}
+
+impl Deref for TokenSet {
+    type Target = [TokenId];
+
+    fn deref(&self) -> &[TokenId] {
+        &self.0
+    }
+}
+
+/// What is added to the logits of some tokens, ascending by id without repeats. Copies share it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LogitBias(Arc<[(TokenId, f32)]>);
+
+impl LogitBias {
+    /// What is added to the logit of `id`.
+    pub fn of(&self, id: TokenId) -> f32 {
+        self.0.binary_search_by_key(&id, |&(id, _)| id).map_or(0.0, |at| self.0[at].1)
+    }
+}
+
+impl FromIterator<(TokenId, f32)> for LogitBias {
+    /// Several biases of one token add up, in the order in which they are given.
+    fn from_iter<I: IntoIterator<Item = (TokenId, f32)>>(biases: I) -> Self {
+        let mut biases: Vec<(TokenId, f32)> = biases.into_iter().collect();
+        biases.sort_by_key(|&(id, _)| id);
+        biases.dedup_by(|later, kept| {
+            let same = later.0 == kept.0;
+            if same {
+                kept.1 += later.1;
+            }
+            same
+        });
+        Self(biases.into())
+    }
+}
+
+impl Deref for LogitBias {
+    type Target = [(TokenId, f32)];
+
+    fn deref(&self) -> &[(TokenId, f32)] {
+        &self.0
+    }
 }
 
 /// What the engine reports of one sequence, in order: at most one `Prompt`, then `Token`s, then one of the last two.

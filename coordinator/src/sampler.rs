@@ -104,7 +104,7 @@ impl Draw {
         Wants::Candidates {
             k: self.candidates() as u32,
             temperature: self.temperature(),
-            adjusted: self.adjustments.ids().collect(),
+            adjusted: self.adjustments.ids(),
         }
     }
 

@@ -175,7 +175,7 @@ impl Sequence {
         let limits = &self.request.limits;
         let generated = &self.tokens[self.request.prompt.len()..];
         let stops =
-            |id: &TokenId| limits.stop_token_ids.contains(id) || (!limits.ignore_eos && eos_token_ids.contains(id));
+            |id: &TokenId| limits.stop_token_ids.contains(*id) || (!limits.ignore_eos && eos_token_ids.contains(id));
         if generated.last().is_some_and(stops) {
             return Some(FinishReason::Stop);
         }

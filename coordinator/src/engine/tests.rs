@@ -212,7 +212,7 @@ fn end_of_text_and_stop_tokens_end_a_sequence_after_being_reported() {
     assert_eq!(run(&|l| l.ignore_eos = true), (expected.clone(), Event::Finished(FinishReason::Length)));
     let stopped = run(&|l| {
         l.ignore_eos = true;
-        l.stop_token_ids = vec![expected[0]];
+        l.stop_token_ids = [expected[0]].into_iter().collect();
     });
     assert_eq!(stopped, (expected[..1].to_vec(), Event::Finished(FinishReason::Stop)));
     let (longer, _) = run(&|l| l.min_tokens = at + 2);

@@ -19,12 +19,14 @@ use nanoinfer_shared::protocol::TokenId;
 use serde_json::{Map, Value};
 
 use super::{App, error::Failure};
-use crate::{names::closest, utf8};
+use crate::{names::closest, request::TokenSet, utf8};
 
 /// Most stop strings of a request; OpenAI takes 4.
 const MAX_STOPS: usize = 64;
 /// Most bytes of all stop strings together.
 const MAX_STOP_BYTES: usize = 16 << 10;
+/// Most tokens of a request that end its texts.
+const MAX_STOP_TOKEN_IDS: usize = 64;
 
 /// Most names of unknown fields to remember; further ones are not logged.
 const MAX_UNKNOWN_NAMES: usize = 256;
@@ -203,6 +205,14 @@ impl Fields {
         Ok(stops.unwrap_or_default())
     }
 
+    /// Tokens that end a text; none if absent. Bounded, as every step of every choice looks at them.
+    pub(super) fn stop_token_ids(&mut self) -> Result<TokenSet, Failure> {
+        let expected = format!("a list of at most {MAX_STOP_TOKEN_IDS} token ids");
+        let few = |value: &Value| value.as_array().is_some_and(|list| list.len() <= MAX_STOP_TOKEN_IDS);
+        let ids = self.take("stop_token_ids", &expected, |value| few(value).then(|| tokens(value))?)?;
+        Ok(ids.unwrap_or_default().into_iter().collect())
+    }
+
     /// A list of token ids; none if absent.
     pub(super) fn tokens(&mut self, name: &str) -> Result<Vec<TokenId>, Failure> {
         Ok(self.take(name, "a list of token ids", tokens)?.unwrap_or_default())
@@ -322,6 +332,16 @@ mod tests {
         assert!(body.boolean("b").is_err() && body.string("s").is_err() && body.tokens("ids").is_err());
         let error = body.object("o").unwrap().number("top_p", 0.0..=1.0).unwrap_err();
         assert_eq!(message(error), "`o.top_p` should be a number from 0 to 1, got 2");
+    }
+
+    #[test]
+    fn tokens_that_end_a_text_are_few_and_counted_once() {
+        let ids = |ids: Vec<u32>| fields(&json!({"stop_token_ids": ids})).stop_token_ids();
+        assert_eq!(*ids(vec![9, 2, 9]).unwrap(), [2, 9]);
+        assert_eq!(ids((0..64).collect()).unwrap().len(), 64);
+        let message = ids(vec![7; 65]).unwrap_err().message;
+        assert_eq!(message, "`stop_token_ids` should be a list of at most 64 token ids, got a list");
+        assert!(fields(&json!({})).stop_token_ids().unwrap().is_empty());
     }
 
     #[test]

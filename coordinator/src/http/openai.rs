@@ -62,7 +62,7 @@ pub(super) fn take(
         min_tokens: fields.count("min_tokens", 0)?.unwrap_or(0),
         ignore_eos: fields.boolean("ignore_eos")?.unwrap_or(false),
         stop: fields.stops()?,
-        stop_token_ids: fields.tokens("stop_token_ids")?,
+        stop_token_ids: fields.stop_token_ids()?,
         logprobs: None,
         prompt_logprobs: None,
         explain,

@@ -8,14 +8,12 @@ use std::{
     time::Duration,
 };
 
-use nanoinfer_shared::protocol::TokenId;
-
 use super::{
     error::Failure,
     fields::{Fields, short, show},
 };
 use crate::{
-    request::SamplingParams,
+    request::{LogitBias, SamplingParams},
     text::{GenerationDefaults, MaxTokens},
 };
 
@@ -96,7 +94,7 @@ fn common(
     let top_k = fields.integer("top_k", -1..=i64::MAX)?;
     let top_k = top_k.map(|k| if k < 0 { 0 } else { u32::try_from(k).unwrap_or(u32::MAX) });
     Ok(SamplingParams {
-        logit_bias: Vec::new(),
+        logit_bias: LogitBias::default(),
         repetition_penalty: repetition_penalty.or(model.repetition_penalty).unwrap_or(route.repetition_penalty),
         repetition_window: route.repetition_window,
         presence_penalty: fields.factor("presence_penalty", -2.0..=2.0)?.unwrap_or(0.0),
@@ -114,9 +112,9 @@ fn common(
 const MAX_LOGIT_BIASES: usize = 1024;
 
 /// `{"50256": -100}`: token ids, as JSON has them in keys, with what is added to their logits.
-fn logit_bias(fields: &mut Fields) -> Result<Vec<(TokenId, f32)>, Failure> {
+fn logit_bias(fields: &mut Fields) -> Result<LogitBias, Failure> {
     let Some(value) = fields.value("logit_bias") else {
-        return Ok(Vec::new());
+        return Ok(LogitBias::default());
     };
     let failure = |what: String| {
         Failure::field(

@@ -7,89 +7,110 @@
 use nanoinfer_shared::protocol::TokenId;
 
 use super::explain::neutral;
-use crate::{explanation::Processed, request::Request};
+use crate::{
+    explanation::Processed,
+    request::{LogitBias, Request, TokenSet},
+};
 
-/// What happens to the logits of some tokens before a draw, ascending by id without repeats.
+/// What happens to the logits of some tokens before a draw. What is the same for every token of a request is shared with it.
 #[derive(Clone, Debug)]
 pub(crate) struct Adjustments {
     repetition_penalty: f32,
     presence_penalty: f32,
     frequency_penalty: f32,
-    effects: Vec<(TokenId, Effect)>,
+    bias: LogitBias,
+    /// Tokens that must not come yet: those that end this request, and those that end the model's texts.
+    ends: [TokenSet; 2],
+    /// Ascending by id without repeats.
+    seen: Vec<(TokenId, Seen)>,
+    vocab_size: usize,
 }
 
-/// Why one token's logit changes.
+/// How a token came before.
 #[derive(Clone, Copy, Debug, Default)]
-struct Effect {
-    bias: f32,
+struct Seen {
     repeated: bool,
     /// Times generated, where presence or frequency matter.
     generated: u32,
-    forbidden: bool,
 }
 
 impl Adjustments {
-    /// For the token that follows `tokens`, the first of which are the prompt. Ids at or above `vocab_size` are dropped.
+    /// For the token that follows `tokens`, the first of which are the prompt. Ends at or above `vocab_size` are dropped.
     pub(crate) fn new(request: &Request, tokens: &[TokenId], eos_token_ids: &[TokenId], vocab_size: usize) -> Self {
         let (sampling, limits) = (&request.sampling, &request.limits);
         let generated = &tokens[request.prompt.len()..];
-        let mut effects: Vec<(TokenId, Effect)> =
-            sampling.logit_bias.iter().map(|&(id, bias)| (id, Effect { bias, ..Effect::default() })).collect();
+        let mut seen: Vec<(TokenId, Seen)> = Vec::new();
         if sampling.repetition_penalty != 1.0 {
             let window = sampling.repetition_window.unwrap_or(usize::MAX).min(tokens.len());
-            let seen = &tokens[tokens.len() - window..];
-            effects.extend(seen.iter().map(|&id| (id, Effect { repeated: true, ..Effect::default() })));
+            let last = &tokens[tokens.len() - window..];
+            seen.extend(last.iter().map(|&id| (id, Seen { repeated: true, generated: 0 })));
         }
         if sampling.presence_penalty != 0.0 || sampling.frequency_penalty != 0.0 {
-            effects.extend(generated.iter().map(|&id| (id, Effect { generated: 1, ..Effect::default() })));
+            seen.extend(generated.iter().map(|&id| (id, Seen { repeated: false, generated: 1 })));
         }
-        if generated.len() < limits.min_tokens {
-            let eos = if limits.ignore_eos { &[] } else { eos_token_ids };
-            let ends = eos.iter().chain(&limits.stop_token_ids);
-            effects.extend(ends.map(|&id| (id, Effect { forbidden: true, ..Effect::default() })));
-        }
-        effects.retain(|&(id, _)| (id as usize) < vocab_size);
-        // Stable, so that several biases of one token add up in the order in which they were given.
-        effects.sort_by_key(|&(id, _)| id);
-        effects.dedup_by(|(id, later), (kept_id, kept)| {
+        seen.sort_unstable_by_key(|&(id, _)| id);
+        seen.dedup_by(|(id, other), (kept_id, kept)| {
             let same = id == kept_id;
             if same {
-                kept.bias += later.bias;
-                kept.repeated |= later.repeated;
-                kept.generated += later.generated;
-                kept.forbidden |= later.forbidden;
+                kept.repeated |= other.repeated;
+                kept.generated += other.generated;
             }
             same
         });
+        let mut ends = <[TokenSet; 2]>::default();
+        if generated.len() < limits.min_tokens {
+            ends[0] = limits.stop_token_ids.clone();
+            if !limits.ignore_eos {
+                // The few of config.json.
+                ends[1] = eos_token_ids.iter().copied().collect();
+            }
+        }
         Self {
             repetition_penalty: sampling.repetition_penalty,
             presence_penalty: sampling.presence_penalty,
             frequency_penalty: sampling.frequency_penalty,
-            effects,
+            bias: sampling.logit_bias.clone(),
+            ends,
+            seen,
+            vocab_size,
         }
     }
 
     /// The tokens whose logits change, ascending.
-    pub(crate) fn ids(&self) -> impl Iterator<Item = TokenId> {
-        self.effects.iter().map(|&(id, _)| id)
+    pub(crate) fn ids(&self) -> Vec<TokenId> {
+        let biased = self.bias.iter().map(|&(id, _)| id);
+        let seen = self.seen.iter().map(|&(id, _)| id);
+        let mut ids: Vec<TokenId> = biased.chain(self.forbidden()).chain(seen).collect();
+        // Ascending lists, one behind the other: the stable sort only merges them.
+        ids.sort();
+        ids.dedup();
+        ids
+    }
+
+    /// The tokens that must not come, once each.
+    fn forbidden(&self) -> impl Iterator<Item = TokenId> {
+        let [own, of_model] = &self.ends;
+        let others = of_model.iter().filter(|&&id| !own.contains(id));
+        own.iter().chain(others).copied().filter(|&id| (id as usize) < self.vocab_size)
     }
 
     /// Whether `id` must not come.
     pub(crate) fn forbids(&self, id: TokenId) -> bool {
-        self.effects.iter().any(|&(other, effect)| other == id && effect.forbidden)
+        self.ends.iter().any(|ends| ends.contains(id))
     }
 
     /// What each processor does, in their order, those left out that change nothing.
     pub(crate) fn told(&self) -> Vec<Processed> {
-        let count = |of: fn(&Effect) -> bool| self.effects.iter().filter(|(_, effect)| of(effect)).count();
-        let changed = |name, value: f32, of| Processed { changed: count(of), ..neutral(name, f64::from(value)) };
-        let generated: fn(&Effect) -> bool = |effect| effect.generated > 0;
+        let count = |of: fn(&Seen) -> bool| self.seen.iter().filter(|(_, seen)| of(seen)).count();
+        let changed = |name, value: f32, changed| Processed { changed, ..neutral(name, f64::from(value)) };
+        let generated = count(|seen| seen.generated > 0);
         let presence = changed("presence_penalty", self.presence_penalty, generated);
         let frequency = changed("frequency_penalty", self.frequency_penalty, generated);
+        let biased = self.bias.iter().filter(|&&(_, bias)| bias != 0.0).count();
         let mut told = vec![
-            Processed { removed: count(|effect| effect.forbidden), value: None, ..neutral("min_tokens", 0.0) },
-            Processed { value: None, ..changed("logit_bias", 0.0, |effect| effect.bias != 0.0) },
-            changed("repetition_penalty", self.repetition_penalty, |effect| effect.repeated),
+            Processed { removed: self.forbidden().count(), value: None, ..neutral("min_tokens", 0.0) },
+            Processed { value: None, ..changed("logit_bias", 0.0, biased) },
+            changed("repetition_penalty", self.repetition_penalty, count(|seen| seen.repeated)),
         ];
         told.extend([presence, frequency].into_iter().filter(|processed| processed.value != Some(0.0)));
         told.retain(|processed| processed.changed + processed.removed > 0);
@@ -98,19 +119,18 @@ impl Adjustments {
 
     /// The logit of `id` after bias, repetition, presence and frequency penalty; −∞ where it must not come.
     pub(crate) fn apply(&self, id: TokenId, raw: f32) -> f32 {
-        let Ok(at) = self.effects.binary_search_by_key(&id, |&(id, _)| id) else {
-            return orderly(raw);
-        };
-        let effect = &self.effects[at].1;
-        if effect.forbidden {
+        if self.forbids(id) {
             return f32::NEG_INFINITY;
         }
-        let mut logit = raw + effect.bias;
-        if effect.repeated {
-            logit = if logit < 0.0 { logit * self.repetition_penalty } else { logit / self.repetition_penalty };
-        }
-        if effect.generated > 0 {
-            logit -= self.presence_penalty + self.frequency_penalty * effect.generated as f32;
+        let mut logit = raw + self.bias.of(id);
+        if let Ok(at) = self.seen.binary_search_by_key(&id, |&(id, _)| id) {
+            let seen = &self.seen[at].1;
+            if seen.repeated {
+                logit = if logit < 0.0 { logit * self.repetition_penalty } else { logit / self.repetition_penalty };
+            }
+            if seen.generated > 0 {
+                logit -= self.presence_penalty + self.frequency_penalty * seen.generated as f32;
+            }
         }
         orderly(logit)
     }
@@ -127,7 +147,8 @@ mod tests {
     use crate::request::Limits;
 
     fn request(change: impl FnOnce(&mut Request)) -> Request {
-        let limits = Limits { max_tokens: 9, min_tokens: 0, ignore_eos: false, stop_token_ids: vec![6] };
+        let limits =
+            Limits { max_tokens: 9, min_tokens: 0, ignore_eos: false, stop_token_ids: [6].into_iter().collect() };
         let mut request = Request { limits, ..Request::greedy(vec![1, 2, 2], 9) };
         change(&mut request);
         request
@@ -136,7 +157,7 @@ mod tests {
     fn adjusted(request: &Request, generated: &[TokenId]) -> (Vec<TokenId>, impl Fn(TokenId, f32) -> f32 + use<>) {
         let tokens = [&request.prompt, generated].concat();
         let adjustments = Adjustments::new(request, &tokens, &[7, 99], 50);
-        (adjustments.ids().collect(), move |id, raw| adjustments.apply(id, raw))
+        (adjustments.ids(), move |id, raw| adjustments.apply(id, raw))
     }
 
     #[test]
@@ -165,7 +186,7 @@ mod tests {
     #[test]
     fn presence_and_frequency_count_generated_tokens_after_bias_and_repetition() {
         let request = request(|r| {
-            r.sampling.logit_bias = vec![(4, 1.0), (4, 1.0)];
+            r.sampling.logit_bias = [(4, 1.0), (4, 1.0)].into_iter().collect();
             r.sampling.repetition_penalty = 2.0;
             r.sampling.presence_penalty = 0.5;
             r.sampling.frequency_penalty = 0.25;
@@ -185,5 +206,21 @@ mod tests {
         assert!(adjusted(&request, &[4, 4]).0.is_empty());
         request.limits.ignore_eos = true;
         assert_eq!(adjusted(&request, &[4]).0, [6], "an end of text that ends nothing may come");
+    }
+
+    #[test]
+    fn what_no_token_changes_is_not_copied_for_any() {
+        let request = request(|r| {
+            r.limits.min_tokens = 2;
+            r.sampling.logit_bias = [(4, 1.0), (6, 1.0)].into_iter().collect();
+        });
+        for generated in [&[][..], &[4]] {
+            let tokens = [&request.prompt, generated].concat();
+            let adjustments = Adjustments::new(&request, &tokens, &[6, 7], 50);
+            assert!(std::ptr::eq(&*adjustments.bias, &*request.sampling.logit_bias));
+            assert!(std::ptr::eq(&*adjustments.ends[0], &*request.limits.stop_token_ids));
+            assert_eq!(adjustments.ids(), [4, 6, 7], "once each");
+            assert_eq!(adjustments.told()[0].removed, 2);
+        }
     }
 }

@@ -5,14 +5,14 @@ use std::ops::Range;
 use proptest::prelude::*;
 
 use super::*;
-use crate::{explanation::Narrowing, fake_rank, request::Limits};
+use crate::{explanation::Narrowing, fake_rank, request::{Limits, TokenSet}};
 
 fn geometry(vocab_size: usize) -> Geometry {
     Geometry::from_config_json(&format!(r#"{{"vocab_size":{vocab_size},"eos_token_id":0}}"#)).unwrap()
 }
 
 fn request(prompt: Vec<TokenId>, sampling: SamplingParams) -> Request {
-    let limits = Limits { max_tokens: 100, min_tokens: 0, ignore_eos: false, stop_token_ids: Vec::new() };
+    let limits = Limits { max_tokens: 100, min_tokens: 0, ignore_eos: false, stop_token_ids: TokenSet::default() };
     Request { sampling, limits, logprobs: Some(3), ..Request::greedy(prompt, 100) }
 }
 
@@ -29,7 +29,7 @@ fn reference(request: &Request, tokens: &[TokenId], row: &[f32], uniform: f64) -
     let s = &request.sampling;
     let generated = &tokens[request.prompt.len()..];
     let mut logits = row.to_vec();
-    for &(id, bias) in &s.logit_bias {
+    for &(id, bias) in &*s.logit_bias {
         logits[id as usize] += bias;
     }
     let window = s.repetition_window.unwrap_or(tokens.len()).min(tokens.len());
@@ -110,11 +110,9 @@ fn sampling() -> impl Strategy<Value = SamplingParams> {
     );
     let bias = prop::collection::vec((0u32..400, -4f32..4.0), 0..4);
     (bias, penalties, prop_oneof![1 => Just(0f32), 5 => 0.2f32..3.0], filters, any::<u64>()).prop_map(
-        |(mut logit_bias, penalties, temperature, (top_k, top_p, min_p, typical_p), seed)| {
-            logit_bias.sort_by_key(|&(id, _)| id);
-            logit_bias.dedup_by_key(|&mut (id, _)| id);
+        |(bias, penalties, temperature, (top_k, top_p, min_p, typical_p), seed)| {
             SamplingParams {
-                logit_bias,
+                logit_bias: bias.into_iter().collect(),
                 repetition_penalty: penalties.0,
                 repetition_window: penalties.1,
                 presence_penalty: penalties.2,
@@ -191,7 +189,7 @@ fn top_k_needs_a_row_only_for_ties() {
 fn reported_log_probabilities_are_raw_and_include_adjusted_tokens() {
     let mut row = vec![0f32; 300];
     (row[7], row[150], row[299]) = (5.0, 4.0, 3.0);
-    let sampling = SamplingParams { logit_bias: vec![(7, -100.0), (9, 50.0)], ..SamplingParams::greedy() };
+    let sampling = SamplingParams { logit_bias: [(7, -100.0), (9, 50.0)].into_iter().collect(), ..SamplingParams::greedy() };
     let draw = Draw::new(&request(vec![1], sampling), &[1], &geometry(300));
     let slices = slices(&draw, &row, &[100, 200]);
     let drawn = draw.by_candidates(&slices.iter().collect::<Vec<_>>()).unwrap();
@@ -270,7 +268,7 @@ fn an_explanation_counts_what_each_processor_removed() {
 #[test]
 fn an_explanation_of_penalties_and_of_a_greedy_draw() {
     let row: Vec<f32> = (0..20).map(|i| if i == 3 { 5.0 } else { 0.0 }).collect();
-    let sampling = SamplingParams { repetition_penalty: 100.0, logit_bias: vec![(9, 2.0)], ..SamplingParams::greedy() };
+    let sampling = SamplingParams { repetition_penalty: 100.0, logit_bias: [(9, 2.0)].into_iter().collect(), ..SamplingParams::greedy() };
     let mut request = Request { explain: true, ..request(vec![3], sampling) };
     request.limits.min_tokens = 1;
     let (id, narrowing) = told(&Draw::new(&request, &[3], &geometry(20)), &row, &[4]);

@@ -7,7 +7,7 @@ use nanoinfer_shared::protocol::TokenId;
 use super::{EncodeError, MaxTokens, Prompt};
 use crate::{
     handle::SubmitError,
-    request::{PromptLogprobs, SamplingParams},
+    request::{PromptLogprobs, SamplingParams, TokenSet},
 };
 
 /// Most sequences that one request may ask for: prompts times choices.
@@ -35,7 +35,7 @@ pub struct GenerateRequest {
     /// Strings that end the text and are not part of it.
     pub stop: Vec<String>,
     /// Further tokens that end the text.
-    pub stop_token_ids: Vec<TokenId>,
+    pub stop_token_ids: TokenSet,
     /// Alternatives beside each token's log-probability; `None` for no log-probabilities.
     pub logprobs: Option<u32>,
     /// The same for tokens of the prompt.
@@ -138,7 +138,7 @@ impl GenerateRequest {
             min_tokens: 0,
             ignore_eos: false,
             stop: Vec::new(),
-            stop_token_ids: Vec::new(),
+            stop_token_ids: TokenSet::default(),
             logprobs: None,
             prompt_logprobs: None,
             explain: false,

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     config::ModelCard,
     handle::EngineHandle,
-    request::{Limits, Request},
+    request::{Limits, LogitBias, Request},
     status::Status,
 };
 
@@ -35,7 +35,7 @@ pub struct TextEngine {
     text: Arc<ModelText>,
     card: Arc<ModelCard>,
     /// Padding rows of the vocabulary, with their bias.
-    mask: Arc<[(TokenId, f32)]>,
+    mask: LogitBias,
     /// Places for texts that are being encoded.
     encoders: Arc<Semaphore>,
 }
@@ -74,13 +74,14 @@ impl TextEngine {
     ///
     /// # Errors
     /// When the prompt does not fit, names what does not exist, or the engine takes nothing.
-    pub async fn generate(&self, request: GenerateRequest) -> Result<Generation, GenerateError> {
+    pub async fn generate(&self, mut request: GenerateRequest) -> Result<Generation, GenerateError> {
         let sequences = request.prompts.len().saturating_mul(request.n);
         if sequences > MAX_SEQUENCES {
             return Err(GenerateError::TooManySequences { sequences });
         }
         self.check_tokens("stop_token_ids", request.stop_token_ids.iter().copied())?;
         self.check_tokens("logit_bias", request.sampling.logit_bias.iter().map(|&(id, _)| id))?;
+        self.complete(&mut request);
         let deadline = request.timeout.map(|timeout| (Box::pin(tokio::time::sleep(timeout)), timeout));
         let format = Arc::new(self.choice_format(&request));
         let (timeout, prepared) = (request.timeout, self.prepare(request));
@@ -163,6 +164,18 @@ impl TextEngine {
         self.card.geometry.eos_token_ids.iter().chain(&self.text.defaults.eos_token_ids).copied().chain(eos)
     }
 
+    /// Adds what holds for every request of this model, once for all of its sequences.
+    fn complete(&self, request: &mut GenerateRequest) {
+        let bias = &mut request.sampling.logit_bias;
+        *bias = if bias.is_empty() { self.mask.clone() } else { bias.iter().chain(&*self.mask).copied().collect() };
+        if !request.ignore_eos {
+            // The engine knows the ids of config.json.
+            let known = &self.card.geometry.eos_token_ids;
+            let ends = self.eos_token_ids().filter(|id| !known.contains(id));
+            request.stop_token_ids = request.stop_token_ids.iter().copied().chain(ends).collect();
+        }
+    }
+
     fn sequence(
         &self,
         request: &GenerateRequest,
@@ -170,22 +183,14 @@ impl TextEngine {
         prompt_index: usize,
         choice: usize,
     ) -> Request {
-        let mut sampling = request.sampling.clone();
-        sampling.logit_bias.extend(self.mask.iter());
-        let mut stop_token_ids = request.stop_token_ids.clone();
-        if !request.ignore_eos {
-            // The engine knows the ids of config.json.
-            let known = &self.card.geometry.eos_token_ids;
-            stop_token_ids.extend(self.eos_token_ids().filter(|id| !known.contains(id)));
-        }
         Request {
             prompt: prompt.ids.clone(),
-            sampling,
+            sampling: request.sampling.clone(),
             limits: Limits {
                 max_tokens: prompt.max_tokens,
                 min_tokens: request.min_tokens.min(prompt.max_tokens),
                 ignore_eos: request.ignore_eos,
-                stop_token_ids,
+                stop_token_ids: request.stop_token_ids.clone(),
             },
             logprobs: request.logprobs,
             prompt_logprobs: request.prompt_logprobs,

@@ -206,9 +206,30 @@ async fn the_end_that_the_tokenizer_names_ends_a_reply_too() {
     card.geometry.eos_token_ids = vec![7];
     let engine = TextEngine::new(handle, demo_text(), Arc::new(card));
     chunks(&engine, chat("x")).await;
-    assert!(request.lock().unwrap().as_ref().unwrap().stop_token_ids.contains(&4095));
+    assert!(request.lock().unwrap().as_ref().unwrap().stop_token_ids.contains(4095));
     chunks(&engine, GenerateRequest { ignore_eos: true, ..chat("x") }).await;
     assert!(request.lock().unwrap().as_ref().unwrap().stop_token_ids.is_empty());
+}
+
+#[tokio::test]
+async fn the_sequences_of_a_request_share_its_lists_of_tokens() {
+    let (seen, requests) = blocking::channel();
+    let handle = scripted(9, move |request| {
+        seen.send(request.clone()).unwrap();
+        Act::Events(speak_tokens(request, &[566]))
+    });
+    let mut request = GenerateRequest { n: 3, stop_token_ids: [9, 4].into_iter().collect(), ..raw("x") };
+    request.sampling.logit_bias = [(7, 1.0)].into_iter().collect();
+    request.prompts.push(Prompt::Tokens(vec![5]));
+    chunks(&engine(handle), request).await;
+    let requests: Vec<_> = requests.try_iter().collect();
+    assert_eq!(requests.len(), 6);
+    let first = &requests[0];
+    assert!(first.limits.stop_token_ids.starts_with(&[4, 9]) && first.sampling.logit_bias.of(7) == 1.0);
+    for other in &requests {
+        assert!(std::ptr::eq(&*first.limits.stop_token_ids, &*other.limits.stop_token_ids));
+        assert!(std::ptr::eq(&*first.sampling.logit_bias, &*other.sampling.logit_bias));
+    }
 }
 
 #[tokio::test]
@@ -222,7 +243,7 @@ async fn a_character_cut_off_at_the_end_is_shown_as_cut_off() {
 #[tokio::test]
 async fn ids_outside_the_vocabulary_are_named() {
     let engine = saying("x");
-    let request = GenerateRequest { stop_token_ids: vec![4096], ..raw("x") };
+    let request = GenerateRequest { stop_token_ids: [4096].into_iter().collect(), ..raw("x") };
     let error = engine.generate(request).await.unwrap_err();
     assert_eq!(error, GenerateError::UnknownToken { field: "stop_token_ids", id: 4096, vocab_size: 4096 });
     let error = engine.generate(GenerateRequest { n: 2000, ..raw("x") }).await.unwrap_err();

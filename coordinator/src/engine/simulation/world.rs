@@ -9,7 +9,7 @@ use nanoinfer_shared::protocol::TokenId;
 use crate::{
     handle::{EngineHandle, Events, SubmitError},
     random,
-    request::{Event, Limits, PromptLogprobs, Request, SamplingParams},
+    request::{Event, Limits, PromptLogprobs, Request, SamplingParams, TokenSet},
 };
 
 /// Different requests that clients make.
@@ -137,7 +137,7 @@ pub(super) fn a_request(number: u64) -> Request {
             max_tokens,
             min_tokens: dice.roll(0, 3).min(max_tokens as u64) as usize,
             ignore_eos: dice.percent(50),
-            stop_token_ids: if dice.percent(20) { vec![3, 50, 77] } else { Vec::new() },
+            stop_token_ids: if dice.percent(20) { [77, 3, 50].into_iter().collect() } else { TokenSet::default() },
         },
         logprobs: dice.percent(20).then_some(3),
         prompt_logprobs: dice.percent(15).then(|| PromptLogprobs { top: 2, from: dice.roll(0, 40) as usize }),

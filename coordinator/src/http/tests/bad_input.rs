@@ -48,6 +48,7 @@ async fn openai_fields_out_of_range_or_type_are_named() {
         (json!({"stop": [5]}), "stop"),
         (json!({"stop_token_ids": [-1]}), "stop_token_ids"),
         (json!({"stop_token_ids": [4096]}), "stop_token_ids"),
+        (json!({"stop_token_ids": vec![5; 65]}), "stop_token_ids"),
         (json!({"logit_bias": {"x": 1}}), "logit_bias"),
         (json!({"logit_bias": {"1": 101}}), "logit_bias"),
         (json!({"logit_bias": {"5000": 1}}), "logit_bias"),

@@ -122,7 +122,7 @@ async fn limits_and_stops_reach_the_engine() {
     server.ask(PATH, body).await;
     let request = requests.recv().unwrap();
     assert_eq!((request.limits.max_tokens, request.limits.min_tokens, request.limits.ignore_eos), (9, 2, true));
-    assert_eq!((request.limits.stop_token_ids, request.sampling.top_k), (vec![7], 0));
+    assert_eq!((&*request.limits.stop_token_ids, request.sampling.top_k), (&[7][..], 0));
     assert_eq!((request.sampling.temperature, request.sampling.typical_p), (0.3, 0.5));
     assert_eq!(request.sampling.seed, u64::MAX);
 }

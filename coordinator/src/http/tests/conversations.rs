@@ -205,7 +205,7 @@ async fn openai_chat_answers_whole() {
     let request = requests.recv().unwrap();
     assert_eq!(request.prompt, demo_text().tokenizer.encode("User: Hi there\nAssistant:", Specials::Literal).unwrap());
     assert_eq!((request.limits.max_tokens, request.logprobs), (50, Some(3)));
-    assert_eq!(request.sampling.logit_bias, [(5, -100.0)]);
+    assert_eq!(*request.sampling.logit_bias, [(5, -100.0)]);
     assert_eq!(request.sampling.repetition_penalty, 1.2);
 }
 
