@@ -5,7 +5,12 @@
 
 use nanoinfer_shared::protocol::{RowSlice, TokenId};
 
-use super::{Draw, Method, filter::Filter, logprobs, ranked::Ranked};
+use super::{
+    Draw, Method,
+    filter::{Filter, Known},
+    logprobs,
+    ranked::Ranked,
+};
 use crate::explanation::{Alternative, Narrowing, Processed};
 
 /// How many of the most likely tokens are told of.
@@ -31,13 +36,17 @@ impl Draw {
         rule_out(&mut alternatives, "min_tokens", &|id| !self.adjustments.forbids(id));
         let forbidden: usize = chain.iter().map(|processed| processed.removed).sum();
         let mut known = self.known(tokens, complete, self.normaliser(slices));
+        // The order may hold tokens that must not come, behind all others.
+        let count = |known: &Known| known.tokens.iter().filter(|token| !self.adjustments.forbids(token.id)).count();
         let mut left = self.vocab_size - forbidden;
         let value = f64::from(if self.is_greedy() { 0.0 } else { self.temperature() });
         let mut temperature = neutral("temperature", value);
         match &self.method {
             Method::Greedy => {
-                temperature.removed = left - 1;
-                temperature.removed_mass = 1.0 - known.tokens.first().map_or(1.0, |token| token.probability);
+                // Where nothing may come, something is drawn all the same, and nothing is left to remove.
+                temperature.removed = left.saturating_sub(1);
+                let first = known.tokens.first().filter(|_| left > 0);
+                temperature.removed_mass = 1.0 - first.map_or(1.0, |token| token.probability);
                 chain.push(temperature);
                 rule_out(&mut alternatives, "temperature", &|other| other == id);
             }
@@ -53,11 +62,11 @@ impl Draw {
                     let (name, value) = named(*filter);
                     chain.push(Processed {
                         // Ids with no probability may be missing from the order; they count as removed by the first cut.
-                        removed: left - known.tokens.len(),
+                        removed: left - count(&known),
                         removed_mass: (1.0 - known.mass / mass).max(0.0),
                         ..neutral(name, value)
                     });
-                    left = known.tokens.len();
+                    left = count(&known);
                     rule_out(&mut alternatives, name, &|id| known.tokens.iter().any(|token| token.id == id));
                 }
             }

@@ -5,7 +5,11 @@ use std::ops::Range;
 use proptest::prelude::*;
 
 use super::*;
-use crate::{explanation::Narrowing, fake_rank, request::{Limits, TokenSet}};
+use crate::{
+    explanation::Narrowing,
+    fake_rank,
+    request::{Limits, TokenSet},
+};
 
 fn geometry(vocab_size: usize) -> Geometry {
     Geometry::from_config_json(&format!(r#"{{"vocab_size":{vocab_size},"eos_token_id":0}}"#)).unwrap()
@@ -110,20 +114,18 @@ fn sampling() -> impl Strategy<Value = SamplingParams> {
     );
     let bias = prop::collection::vec((0u32..400, -4f32..4.0), 0..4);
     (bias, penalties, prop_oneof![1 => Just(0f32), 5 => 0.2f32..3.0], filters, any::<u64>()).prop_map(
-        |(bias, penalties, temperature, (top_k, top_p, min_p, typical_p), seed)| {
-            SamplingParams {
-                logit_bias: bias.into_iter().collect(),
-                repetition_penalty: penalties.0,
-                repetition_window: penalties.1,
-                presence_penalty: penalties.2,
-                frequency_penalty: penalties.3,
-                temperature,
-                top_k,
-                top_p,
-                min_p,
-                typical_p,
-                seed,
-            }
+        |(bias, penalties, temperature, (top_k, top_p, min_p, typical_p), seed)| SamplingParams {
+            logit_bias: bias.into_iter().collect(),
+            repetition_penalty: penalties.0,
+            repetition_window: penalties.1,
+            presence_penalty: penalties.2,
+            frequency_penalty: penalties.3,
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            typical_p,
+            seed,
         },
     )
 }
@@ -189,7 +191,8 @@ fn top_k_needs_a_row_only_for_ties() {
 fn reported_log_probabilities_are_raw_and_include_adjusted_tokens() {
     let mut row = vec![0f32; 300];
     (row[7], row[150], row[299]) = (5.0, 4.0, 3.0);
-    let sampling = SamplingParams { logit_bias: [(7, -100.0), (9, 50.0)].into_iter().collect(), ..SamplingParams::greedy() };
+    let sampling =
+        SamplingParams { logit_bias: [(7, -100.0), (9, 50.0)].into_iter().collect(), ..SamplingParams::greedy() };
     let draw = Draw::new(&request(vec![1], sampling), &[1], &geometry(300));
     let slices = slices(&draw, &row, &[100, 200]);
     let drawn = draw.by_candidates(&slices.iter().collect::<Vec<_>>()).unwrap();
@@ -268,7 +271,11 @@ fn an_explanation_counts_what_each_processor_removed() {
 #[test]
 fn an_explanation_of_penalties_and_of_a_greedy_draw() {
     let row: Vec<f32> = (0..20).map(|i| if i == 3 { 5.0 } else { 0.0 }).collect();
-    let sampling = SamplingParams { repetition_penalty: 100.0, logit_bias: [(9, 2.0)].into_iter().collect(), ..SamplingParams::greedy() };
+    let sampling = SamplingParams {
+        repetition_penalty: 100.0,
+        logit_bias: [(9, 2.0)].into_iter().collect(),
+        ..SamplingParams::greedy()
+    };
     let mut request = Request { explain: true, ..request(vec![3], sampling) };
     request.limits.min_tokens = 1;
     let (id, narrowing) = told(&Draw::new(&request, &[3], &geometry(20)), &row, &[4]);
@@ -282,6 +289,25 @@ fn an_explanation_of_penalties_and_of_a_greedy_draw() {
     assert_eq!((drawn.id, drawn.removed_by, drawn.probability), (9, None, 1.0));
     let end = narrowing.alternatives.iter().find(|a| a.id == 0).unwrap();
     assert_eq!(end.removed_by, Some("min_tokens"));
+}
+
+#[test]
+fn what_must_not_come_is_removed_once_in_an_explanation() {
+    let row: Vec<f32> = (0..20).map(|i| -(i as f32)).collect();
+    let removed = |sampling, stops: Range<TokenId>| {
+        let mut request = Request { explain: true, ..request(vec![3], sampling) };
+        (request.limits.min_tokens, request.limits.stop_token_ids) = (5, stops.collect());
+        let (_, narrowing) = told(&Draw::new(&request, &[3], &geometry(20)), &row, &[7]);
+        narrowing.chain.iter().map(|p| (p.processor, p.removed, p.removed_mass)).collect::<Vec<_>>()
+    };
+    let wide = SamplingParams { top_k: 5000, ..SamplingParams::neutral(1) };
+    assert_eq!(removed(wide.clone(), 0..3), [("min_tokens", 3, 0.0), ("top_k", 0, 0.0)]);
+    let narrow = SamplingParams { top_k: 4, top_p: 1e-9, ..wide };
+    let told: Vec<_> = removed(narrow.clone(), 0..3).into_iter().map(|(name, count, _)| (name, count)).collect();
+    assert_eq!(told, [("min_tokens", 3), ("top_k", 13), ("top_p", 3)]);
+    let nothing = removed(SamplingParams::greedy(), 0..20);
+    assert_eq!(nothing, [("min_tokens", 20, 0.0), ("temperature", 0, 0.0)]);
+    assert!(removed(narrow, 0..20).iter().all(|&(name, count, _)| count == 0 || name == "min_tokens"));
 }
 
 #[test]
