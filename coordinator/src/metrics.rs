@@ -45,6 +45,9 @@ pub struct Metrics {
     preemptions: Counter,
     prompt_tokens: Counter,
     generation_tokens: Counter,
+    sampling_seconds: Counter<f64, std::sync::atomic::AtomicU64>,
+    rows_fetched: Counter,
+    rank_answer_bytes: Counter,
     requests: Family<Finished, Counter>,
     time_to_first_token: Histogram,
     inter_token_latency: Histogram,
@@ -99,6 +102,9 @@ impl Default for Metrics {
             preemptions: Counter::default(),
             prompt_tokens: Counter::default(),
             generation_tokens: Counter::default(),
+            sampling_seconds: Counter::default(),
+            rows_fetched: Counter::default(),
+            rank_answer_bytes: Counter::default(),
             requests: Family::default(),
             time_to_first_token,
             inter_token_latency,
@@ -122,6 +128,12 @@ impl Default for Metrics {
         registry.register("num_preemptions", preemptions, metrics.preemptions.clone());
         registry.register("prompt_tokens", "Tokens of prompts", metrics.prompt_tokens.clone());
         registry.register("generation_tokens", "Tokens generated", metrics.generation_tokens.clone());
+        let sampling = "Seconds between steps in which tokens were drawn from the ranks' answers";
+        registry.register("sampling_seconds", sampling, metrics.sampling_seconds.clone());
+        let fetched = "Draws that took the whole row of logits, as the candidates did not decide";
+        registry.register("rows_fetched", fetched, metrics.rows_fetched.clone());
+        let bytes = "Bytes of the ranks' answers to steps: candidates, targets and whole rows";
+        registry.register("rank_answer_bytes", bytes, metrics.rank_answer_bytes.clone());
         registry.register("request_success", "Sequences that ended by themselves", metrics.requests.clone());
         for reason in [FinishReason::Stop, FinishReason::Length] {
             // There from the start, so that a rate has something to begin at.
@@ -145,9 +157,14 @@ impl Metrics {
             (&self.prefix_cache_queries, &status.prefix_queries),
             (&self.prefix_cache_hits, &status.prefix_hits),
             (&self.preemptions, &status.preemptions),
+            (&self.rows_fetched, &status.rows_fetched),
+            (&self.rank_answer_bytes, &status.answer_bytes),
         ] {
             counter.inner().store(counted.load(Relaxed), Relaxed);
         }
+        // An atomic of the library's holds the bits of the number.
+        let sampling_s = status.draw_ns.load(Relaxed) as f64 / 1e9;
+        self.sampling_seconds.inner().store(sampling_s.to_bits(), Relaxed);
         let mut text = String::new();
         prometheus_text::encode(&mut text, &self.registry).expect("writing to a string does not fail");
         text
@@ -217,6 +234,9 @@ mod tests {
         status.blocks_total.store(8, Relaxed);
         status.blocks_free.store(6, Relaxed);
         status.prefix_hits.store(32, Relaxed);
+        status.draw_ns.store(1_500_000_000, Relaxed);
+        status.rows_fetched.store(3, Relaxed);
+        status.answer_bytes.store(4096, Relaxed);
         let mut meter = SequenceMeter::new(status.metrics.clone(), 5);
         meter.started();
         meter.started();
@@ -231,6 +251,9 @@ mod tests {
             "nanoinfer_kv_cache_usage_perc 0.25",
             "nanoinfer_prefix_cache_hits_total 32",
             "nanoinfer_scheduler_invariants_hold 1",
+            "nanoinfer_sampling_seconds_total 1.5",
+            "nanoinfer_rows_fetched_total 3",
+            "nanoinfer_rank_answer_bytes_total 4096",
             "nanoinfer_num_preemptions_total 0",
             "nanoinfer_request_success_total{finished_reason=\"length\"} 1",
             "nanoinfer_request_success_total{finished_reason=\"stop\"} 0",
