@@ -15,7 +15,10 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{
+            AtomicU64,
+            Ordering::{Acquire, Relaxed},
+        },
     },
     thread,
     time::{Duration, Instant},
@@ -181,12 +184,14 @@ impl<R: Ranks> Engine<R> {
             let report = step.plan.timed.then(|| Arc::new(report(&step.plan, elapsed, &answers)));
             self.postprocess(&step, &answers, report.as_ref())?;
         }
+        // Read before what was submitted is taken: who goes later is seen at the next turn.
+        let hang_ups = self.status.hang_ups.load(Acquire);
         self.take_commands();
         if self.status.cutting_off.load(Relaxed) {
             self.deliver();
             return Ok(Turn::Over);
         }
-        for cancelled in self.scheduler.remove_where(Sequence::is_cancelled) {
+        for cancelled in self.scheduler.remove_hung_up(hang_ups, Sequence::is_cancelled) {
             tracing::debug!(seq = cancelled.id.0, tokens = cancelled.tokens.len(), "cancelled");
         }
         let step = match chosen.filter(|step| self.scheduler.holds(step)) {

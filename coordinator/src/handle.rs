@@ -3,7 +3,10 @@
 //! The engine itself runs on its own thread and owns every sequence; this handle is cheap to clone. Everything
 //! between the two is a bounded queue or an atomic.
 
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::sync::{
+    Arc,
+    atomic::Ordering::{Relaxed, Release},
+};
 
 use nanoinfer_shared::protocol::TokenId;
 use tokio::sync::{
@@ -80,7 +83,12 @@ pub(crate) struct Place {
 
 /// The events of one sequence. Dropping it cancels the sequence within one step.
 #[derive(Debug)]
-pub struct Events(mpsc::Receiver<Event>);
+pub struct Events {
+    receiver: mpsc::Receiver<Event>,
+    /// The last one was read: there is nothing to cancel.
+    over: bool,
+    status: Arc<Status>,
+}
 
 /// Why a request was not taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -164,7 +172,8 @@ impl EngineHandle {
             // A prompt event, one event a token, and the end.
             let (events, receiver) = mpsc::channel(request.limits.max_tokens + 2);
             let meter = SequenceMeter::new(self.status.metrics.clone(), request.prompt.len());
-            (Submission { request, events, place, meter }, Events(receiver))
+            let events_read = Events { receiver, over: false, status: self.status.clone() };
+            (Submission { request, events, place, meter }, events_read)
         };
         let (submissions, events) = requests.into_iter().zip(places).map(enter).unzip();
         match self.commands.try_send(Command::Submit(submissions)) {
@@ -274,19 +283,37 @@ impl Door {
 impl Events {
     /// The next event; `None` only after the last one.
     pub async fn next(&mut self) -> Option<Event> {
-        self.0.recv().await
+        let event = self.receiver.recv().await;
+        self.note(event)
     }
 
     /// The next event if there is one already.
     #[cfg(test)]
     pub(crate) fn try_next(&mut self) -> Option<Event> {
-        self.0.try_recv().ok()
+        let event = self.receiver.try_recv().ok();
+        self.note(event)
     }
 
     /// The same from a thread outside the runtime.
     #[cfg(test)]
     pub(crate) fn blocking_next(&mut self) -> Option<Event> {
-        self.0.blocking_recv()
+        let event = self.receiver.blocking_recv();
+        self.note(event)
+    }
+
+    fn note(&mut self, event: Option<Event>) -> Option<Event> {
+        self.over |= matches!(event, Some(Event::Finished(_) | Event::Failed(_)));
+        event
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        if !self.over {
+            // Closed before it is counted: who sees the count finds it closed.
+            self.receiver.close();
+            self.status.hang_ups.fetch_add(1, Release);
+        }
     }
 }
 
@@ -314,6 +341,20 @@ mod tests {
         biased.sampling.logit_bias = [(3, 1.0), (11, 1.0)].into_iter().collect();
         assert_eq!(refused(biased), SubmitError::UnknownToken { id: 11, vocab_size: 10 });
         handle.submit(request(&[3; 5], 3)).unwrap();
+    }
+
+    #[test]
+    fn who_goes_before_the_end_is_counted_and_who_read_it_is_not() {
+        let (handle, mut engine) = channel(door(4, 100));
+        let events = handle.submit_all(vec![request(&[1], 1); 3]).unwrap();
+        let Ok(Command::Submit(submissions)) = engine.try_recv() else { panic!("the request") };
+        submissions[0].events.try_send(Event::Finished(crate::request::FinishReason::Length)).unwrap();
+        for (mut events, counted) in events.into_iter().zip([0, 1, 2]) {
+            events.try_next();
+            drop(events);
+            assert_eq!(handle.status().hang_ups.load(Relaxed), counted);
+        }
+        assert!(submissions.iter().all(|submission| submission.events.is_closed()));
     }
 
     #[test]

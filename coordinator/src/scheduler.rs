@@ -62,6 +62,8 @@ pub(crate) struct Scheduler {
     blocks: BlockManager,
     counters: Counters,
     next_step: u64,
+    /// How many had hung up when it was last looked who.
+    hang_ups: usize,
 }
 
 /// Who takes part in a step; open for more until it is planned.
@@ -112,6 +114,7 @@ impl Scheduler {
             counters: Counters::default(),
             limits,
             next_step: 0,
+            hang_ups: 0,
         }
     }
 
@@ -222,15 +225,26 @@ impl Scheduler {
         sequence
     }
 
+    /// The same as [`Self::remove_where`], where more than last time have hung up, `hang_ups` in all: thousands may wait, and
+    /// most steps nobody goes.
+    pub(crate) fn remove_hung_up(&mut self, hang_ups: usize, gone: impl Fn(&Sequence) -> bool) -> Vec<Sequence> {
+        if std::mem::replace(&mut self.hang_ups, hang_ups) == hang_ups {
+            return Vec::new();
+        }
+        self.remove_where(gone)
+    }
+
     /// Takes out every sequence for which `gone` holds and frees its blocks. No step may be under way.
     pub(crate) fn remove_where(&mut self, gone: impl Fn(&Sequence) -> bool) -> Vec<Sequence> {
         let mut removed: Vec<Sequence> = self.running.extract_if(.., |sequence| gone(sequence)).collect();
         for sequence in &mut removed {
             self.blocks.release(&mut sequence.blocks);
         }
-        let (left, kept) = self.waiting.drain(..).partition(|sequence| gone(sequence));
-        self.waiting = kept;
-        removed.extend::<VecDeque<_>>(left);
+        if self.waiting.iter().any(&gone) {
+            let (left, kept) = self.waiting.drain(..).partition(|sequence| gone(sequence));
+            self.waiting = kept;
+            removed.extend::<VecDeque<_>>(left);
+        }
         removed
     }
 

@@ -25,6 +25,8 @@ pub struct Status {
     pub running: AtomicUsize,
     /// Sequences that wait for their first step, or again after a preemption.
     pub waiting: AtomicUsize,
+    /// Readers who went before their sequence's end.
+    pub hang_ups: AtomicUsize,
     /// KV blocks in the pool.
     pub blocks_total: AtomicUsize,
     /// KV blocks that nobody holds, those that can be found by their content included.

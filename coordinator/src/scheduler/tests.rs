@@ -223,6 +223,33 @@ fn the_next_step_is_chosen_while_one_is_under_way_and_follows_what_it_brought() 
 }
 
 #[test]
+fn who_waits_is_not_looked_at_while_nobody_hangs_up() {
+    let mut scheduler = scheduler(8, 1, 100);
+    let mut events = Vec::new();
+    for id in 0..50 {
+        let (sequence, receiver) = sequence(id, own_prompt(id, 4), 9, false);
+        scheduler.add(sequence);
+        events.push(receiver);
+    }
+    let looks = std::cell::Cell::new(0);
+    let mut remove = |hang_ups| {
+        let step = scheduler.next().unwrap();
+        scheduler.take(&step, 9);
+        looks.set(0);
+        let gone = |sequence: &Sequence| {
+            looks.set(looks.get() + 1);
+            sequence.is_cancelled()
+        };
+        (scheduler.remove_hung_up(hang_ups, gone).len(), looks.get())
+    };
+    assert_eq!((remove(0), remove(0)), ((0, 0), (0, 0)));
+    events.remove(30);
+    let (removed, looked) = remove(1);
+    assert!(removed == 1 && looked <= 100, "{removed} {looked}");
+    assert_eq!(remove(1), (0, 0));
+}
+
+#[test]
 fn nobody_is_preempted_before_it_is_known_who_ends() {
     // Both fill two of the four blocks and need a third for their next token.
     let mut scheduler = scheduler(4, 4, 100);
