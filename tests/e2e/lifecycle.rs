@@ -25,7 +25,7 @@ fn sigterm_and_sigint_stop_everything_with_exit_code_0() {
 
 /// A request that streams some 250 tokens.
 fn long_stream() -> Value {
-    json!({ "prompt": "Once", "raw": true, "max_tokens": 250, "temperature": 1.5, "seed": 1, "ignore_eos": true, "stream": true })
+    json!({ "prompt": "Once", "raw": true, "max_tokens": 250, "temperature": 1.5, "seed": 1, "stream": true })
 }
 
 /// The rest of a stream.
