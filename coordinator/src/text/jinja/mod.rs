@@ -15,7 +15,7 @@ mod printf;
 mod source;
 mod vet;
 
-use std::{collections::BTreeMap, iter, sync::Arc};
+use std::{collections::BTreeMap, iter, sync::Arc, thread};
 
 use minijinja::{
     AutoEscape, Environment, Error, Value, context,
@@ -30,6 +30,8 @@ const NAME: &str = "chat";
 /// Instructions that a template may take, and 64-byte pieces of text that it may make: 64 MB. A long conversation takes
 /// some ten thousand.
 const FUEL: u64 = 1 << 20;
+/// Address space for what a template nests with all its fuel; only what is used becomes memory.
+const STACK_BYTES: usize = 256 << 20;
 
 /// A chat template.
 pub(super) struct JinjaTemplate {
@@ -77,6 +79,22 @@ impl JinjaTemplate {
     /// The text of a conversation; the error is what the template, or Jinja, has against it. `tokens` are the special tokens
     /// by the names that templates know them by, like `eos_token`.
     pub(super) fn render(
+        &self,
+        messages: &[TemplateMessage],
+        add_generation_prompt: bool,
+        tokens: &BTreeMap<String, String>,
+    ) -> Result<String, String> {
+        // The library drops and writes nested values by recursion, and a template may nest as many as it has fuel for.
+        thread::scope(|scope| {
+            let render = || self.render_here(messages, add_generation_prompt, tokens);
+            let rendering =
+                thread::Builder::new().name("template".into()).stack_size(STACK_BYTES).spawn_scoped(scope, render);
+            let rendering = rendering.map_err(|error| format!("no thread to render it: {error}"))?;
+            rendering.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    fn render_here(
         &self,
         messages: &[TemplateMessage],
         add_generation_prompt: bool,

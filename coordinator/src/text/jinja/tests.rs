@@ -61,6 +61,19 @@ fn a_template_that_never_ends_is_stopped() {
 }
 
 #[test]
+fn values_nested_as_deep_as_fuel_lasts_end_no_process() {
+    let nested = |times: usize, end: &str| {
+        let nest = "{% for i in range(999) %}{% set n.x = [n.x] %}{% endfor %}";
+        render(&format!("{{% set n = namespace(x=[]) %}}{}{end}", nest.repeat(times)))
+    };
+    assert_eq!(nested(60, "done").unwrap(), "done");
+    // With all fuel, and shown: whether that is text or an error, it is an answer.
+    let _ = nested(1000, "");
+    let _ = nested(60, "{{ n.x }}");
+    let _ = nested(60, "{{ n.x | tojson }}");
+}
+
+#[test]
 fn generation_marks_are_neutral() {
     let source = "a{% generation %}b{%- endgeneration -%} c{% if add_generation_prompt %}d{% endif %}";
     assert_eq!(render(source).unwrap(), "abcd");
