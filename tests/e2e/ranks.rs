@@ -8,9 +8,14 @@ use crate::server::{Server, golden_folder, launcher, run_to_end, through};
 
 /// A coordinator waiting for two ranks of `heads5` on a free port, and that address.
 fn coordinator(secret: &str) -> (Server, String) {
+    coordinator_with(secret, &["--nproc", "2"])
+}
+
+fn coordinator_with(secret: &str, options: &[&str]) -> (Server, String) {
     let model = golden_folder("heads5");
-    let arguments = ["coordinator", "--listen", "127.0.0.1:0", "--secret-file", secret, "--port", "0", "--nproc", "2"];
-    let mut server = Server::spawn(launcher(&[&arguments[..], &["--model", model.to_str().unwrap()]].concat()));
+    let arguments = ["coordinator", "--listen", "127.0.0.1:0", "--secret-file", secret, "--port", "0"];
+    let model = ["--model", model.to_str().unwrap()];
+    let mut server = Server::spawn(launcher(&[&arguments[..], &model, options].concat()));
     let line = server.await_line("waiting for");
     let address = line.split_whitespace().find(|word| word.starts_with("127.0.0.1:")).unwrap();
     let address = address.trim_end_matches([',', ':', ';', '.']).to_owned();
@@ -88,13 +93,8 @@ fn a_rank_that_has_not_the_memory_says_so_before_it_takes_any() {
     let secret = dir.path().join("secret");
     fs::write(&secret, "a long enough shared secret").unwrap();
     let secret = secret.to_str().unwrap();
-    let model = golden_folder("heads5");
-    let arguments = ["coordinator", "--listen", "127.0.0.1:0", "--secret-file", secret, "--port", "0", "--nproc", "1"];
-    let large = ["--max-batched-tokens", "4294967295", "--model", model.to_str().unwrap()];
-    let mut server = Server::spawn(launcher(&[&arguments[..], &large].concat()));
-    let line = server.await_line("waiting for");
-    let address = line.split_whitespace().find(|word| word.starts_with("127.0.0.1:")).unwrap();
-    let (status, log) = run_to_end(worker("0", "1", address, secret));
+    let (mut server, address) = coordinator_with(secret, &["--nproc", "1", "--max-batched-tokens", "4294967295"]);
+    let (status, log) = run_to_end(worker("0", "1", &address, secret));
     assert_eq!(status.code(), Some(1), "{log}");
     assert!(log.contains("steps of 4294967295 tokens") && log.contains("hint: --max-batched-tokens"), "{log}");
     assert_eq!(server.wait().code(), Some(1), "{}", server.log());

@@ -13,11 +13,18 @@ use nanoinfer_kernels::{Isa, Kernels, MAX_HEAD_DIM, keep_on};
 use nanoinfer_shared::{
     Geometry, Share,
     comm::Communicator,
-    protocol::{DType, Device, KvDType, LoadOrder, LogitSlice, StepOutput, StepPlan},
+    protocol::{CommKind, DType, Device, KvDType, LoadOrder, LogitSlice, StepOutput, StepPlan},
 };
 
 use crate::{
-    WorkerError, checkpoint::Checkpoint, gpt2::Gpt2, kv_pool::KvPool, memory, shard::Shard, step::StepRunner,
+    WorkerError,
+    checkpoint::Checkpoint,
+    gpt2::Gpt2,
+    kv_pool::KvPool,
+    memory,
+    plan::{RankMemory, StepSizes},
+    shard::Shard,
+    step::StepRunner,
     trace::Trace,
 };
 
@@ -127,12 +134,12 @@ impl CpuShard {
         fits_cpu(&order.geometry, order.dtype, order.kv_dtype)?;
         let threads = threads(order);
         // Before anything is taken: what the system refuses later ends the process without a word.
-        let LoadOrder { geometry, max_batched_tokens, max_seqs, .. } = order;
-        let needed = Shard::bytes(geometry, share, order.dtype)
-            + Gpt2::activation_bytes(geometry, share, *max_batched_tokens)
-            + StepRunner::buffer_bytes(share, *max_seqs);
+        let &LoadOrder { ref geometry, max_batched_tokens, max_seqs, dtype, kv_dtype, .. } = order;
+        let step = StepSizes { max_batched_tokens, max_seqs };
+        // Blocks and the link come later, when the coordinator has counted what is free.
+        let (link, kv) = ((CommKind::Local, 1), (kv_dtype, 0));
+        let needed = RankMemory::estimate(geometry, (rank, share), &Device::Cpu, dtype, link, kv, step).total();
         if let Some(free) = memory::free_bytes().filter(|free| *free < needed) {
-            let max_batched_tokens = *max_batched_tokens;
             return Err(WorkerError::Memory { rank, needed, max_batched_tokens, free });
         }
         // Before the first page of weights is touched, which is then on the node of these CPUs.
