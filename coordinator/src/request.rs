@@ -2,7 +2,7 @@
 //!
 //! Token ids only; text is the business of [`crate::text`].
 
-use std::{ops::Deref, sync::Arc};
+use std::{net::IpAddr, ops::Deref, sync::Arc};
 
 use nanoinfer_shared::protocol::TokenId;
 
@@ -27,6 +27,16 @@ pub struct Request {
     pub prompt_index: u32,
     /// Which choice of that prompt; part of the key of its random draws.
     pub choice: u32,
+}
+
+/// Who is served in turn with others: each gets as much as the next, however much it asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Client {
+    /// Each of its requests stands for itself: on loopback an address tells nobody from another.
+    #[default]
+    Local,
+    /// All requests of one address are one client's.
+    Address(IpAddr),
 }
 
 impl Request {

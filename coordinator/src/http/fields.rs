@@ -19,7 +19,11 @@ use nanoinfer_shared::protocol::TokenId;
 use serde_json::{Map, Value};
 
 use super::{App, error::Failure};
-use crate::{names::closest, request::TokenSet, utf8};
+use crate::{
+    names::closest,
+    request::{Client, TokenSet},
+    utf8,
+};
 
 /// Most stop strings of a request; OpenAI takes 4.
 const MAX_STOPS: usize = 64;
@@ -42,6 +46,8 @@ pub(super) struct Fields {
     prefix: String,
     /// What was left out, in words for the reply.
     warnings: Vec<String>,
+    /// Whose they are.
+    client: Client,
 }
 
 /// Names of unknown fields that were logged already.
@@ -85,12 +91,17 @@ impl Fields {
             return Err(Failure::no_request("the request has no body; a JSON object is expected"));
         }
         match serde_json::from_str(text) {
-            Ok(Value::Object(map)) => Ok(Self { map, prefix: String::new(), warnings: Vec::new() }),
+            Ok(Value::Object(map)) => Ok(Self { map, prefix: String::new(), warnings: Vec::new(), client: Client::Local }),
             Ok(other) => {
                 Err(Failure::no_request(format!("the request's body should be a JSON object, not {}", show(&other))))
             }
             Err(error) => Err(not_json(&error)),
         }
+    }
+
+    /// Whose request this is.
+    pub(super) fn client(&self) -> Client {
+        self.client
     }
 
     /// Whether a field is there and not null.
@@ -221,7 +232,7 @@ impl Fields {
     /// An object; an empty one if absent.
     pub(super) fn object(&mut self, name: &str) -> Result<Self, Failure> {
         let map = self.take(name, "an object", |value| value.as_object().cloned())?.unwrap_or_default();
-        Ok(Self { map, prefix: format!("{}.", self.path(name)), warnings: Vec::new() })
+        Ok(Self { map, prefix: format!("{}.", self.path(name)), warnings: Vec::new(), client: self.client })
     }
 
     /// Refuses a request that lacks a field and has, among what is left, a slip of the keyboard for it.

@@ -87,6 +87,7 @@ fn settings(app: &App, mut fields: Fields, prompt: Prompt) -> Result<Settings, F
         stop: options.stops()?,
         logprobs,
         timeout,
+        client: fields.client(),
         ..GenerateRequest::new(prompt, sampling::ollama(&mut options, model)?, max_tokens)
     };
     for left in [&mut options, &mut fields] {

@@ -67,6 +67,7 @@ pub(super) fn take(
         prompt_logprobs: None,
         explain,
         timeout: sampling::timeout(fields)?,
+        client: fields.client(),
     };
     unbuilt::take(fields)?;
     Ok((request, options))

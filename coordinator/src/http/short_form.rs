@@ -78,6 +78,7 @@ fn take(app: &App, mut fields: Fields, prompts: Vec<Prompt>) -> Result<(Generate
         prompts,
         stop: fields.stops()?,
         timeout: sampling::timeout(&mut fields)?,
+        client: fields.client(),
         ..GenerateRequest::new(
             Prompt::Tokens(Vec::new()),
             sampling::openai(&mut fields, &sampling::SHORT_FORM, model)?,

@@ -7,7 +7,7 @@ use nanoinfer_shared::protocol::TokenId;
 use super::{EncodeError, MaxTokens, Prompt};
 use crate::{
     handle::SubmitError,
-    request::{PromptLogprobs, SamplingParams, TokenSet},
+    request::{Client, PromptLogprobs, SamplingParams, TokenSet},
 };
 
 /// Most sequences that one request may ask for: prompts times choices.
@@ -44,6 +44,8 @@ pub struct GenerateRequest {
     pub explain: bool,
     /// Give up after this long.
     pub timeout: Option<Duration>,
+    /// Who asks.
+    pub client: Client,
 }
 
 /// Why there is nothing to generate, or generation broke off.
@@ -143,6 +145,7 @@ impl GenerateRequest {
             prompt_logprobs: None,
             explain: false,
             timeout: None,
+            client: Client::Local,
         }
     }
 }
