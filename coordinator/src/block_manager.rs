@@ -73,6 +73,11 @@ impl BlockManager {
         self.blank.len() + self.idle.len()
     }
 
+    /// Blocks that come free where `table` gives back its own.
+    pub(crate) fn held_alone(&self, table: &BlockTable) -> usize {
+        table.blocks.iter().filter(|block| self.blocks[block.0 as usize].holders == 1).count()
+    }
+
     /// Blocks of known content, held or not.
     pub(crate) fn cached(&self) -> usize {
         self.cached.len()
@@ -189,6 +194,11 @@ impl BlockTable {
     /// The blocks that hold the first `positions` positions.
     pub(crate) fn covering(&self, positions: usize) -> &[BlockId] {
         &self.blocks[..positions.div_ceil(BLOCK_TOKENS)]
+    }
+
+    /// Blocks that it holds.
+    pub(crate) fn len(&self) -> usize {
+        self.blocks.len()
     }
 
     /// Whether it holds nothing.

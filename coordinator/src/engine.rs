@@ -34,11 +34,12 @@ pub use crate::worker_pool::PoolError;
 use crate::{
     config::EngineConfig,
     explanation::StepReport,
+    fair_queue::{Owner, RequestId},
     handle::{self, Command, Door, EngineHandle, Submission},
     request::Event,
     sampler::{Draw, RowDraw, RowDrawer, logprobs},
     scheduler::{Counters, PlannedStep, Scheduler, SchedulerLimits},
-    sequence::{RowUse, SeqId, Sequence},
+    sequence::{RowUse, SeqId, Sequence, Ticket},
     status::{LiveSequence, Status},
     worker_pool::{Ranks, WorkerPool},
 };
@@ -91,7 +92,9 @@ struct Engine<R> {
     commands: mpsc::Receiver<Command>,
     /// Every handle has been dropped: nothing more can come.
     abandoned: bool,
-    /// Sequences taken so far.
+    /// Requests taken so far.
+    requests: u64,
+    /// Their sequences.
     arrived: u64,
     /// What the ranks compute, since when.
     under_way: Option<(PlannedStep, Instant)>,
@@ -138,6 +141,7 @@ impl<R: Ranks> Engine<R> {
             ranks,
             commands,
             abandoned: false,
+            requests: 0,
             arrived: 0,
             under_way: None,
             ended: Vec::new(),
@@ -203,7 +207,7 @@ impl<R: Ranks> Engine<R> {
             None => self.scheduler.schedule(false),
         };
         if let Some(step) = step.and_then(|step| self.scheduler.plan(step)) {
-            step.parts.iter().for_each(|part| self.scheduler.get_mut(part.id).meter.started());
+            step.parts.iter().for_each(|part| self.scheduler.get_mut(part.ticket).meter.started());
             // A rank begins while others are still being told.
             let since = Instant::now();
             self.ranks.begin_step(&step.plan)?;
@@ -233,9 +237,11 @@ impl<R: Ranks> Engine<R> {
     }
 
     fn take(&mut self, command: Command) {
-        if let Command::Submit(submissions) = command {
-            for submission in submissions {
-                self.scheduler.add(Sequence::new(SeqId(self.arrived), submission));
+        if let Command::Submit { client, sequences } = command {
+            let owner = Owner::new(client, RequestId(self.requests));
+            self.requests += 1;
+            for submission in sequences {
+                self.scheduler.add(Sequence::new(SeqId(self.arrived), owner, submission));
                 self.arrived += 1;
             }
         }
@@ -251,11 +257,11 @@ impl<R: Ranks> Engine<R> {
     ) -> Result<(), PoolError> {
         let begun = Instant::now();
         self.scheduler.complete(step);
-        let mut undecided: Vec<(u32, SeqId, &Draw)> = Vec::new();
-        let uses = step.parts.iter().flat_map(|part| part.uses.iter().map(|row_use| (part.id, row_use)));
-        for (row, (id, row_use)) in uses.enumerate() {
+        let mut undecided: Vec<(u32, Ticket, &Draw)> = Vec::new();
+        let uses = step.parts.iter().flat_map(|part| part.uses.iter().map(|row_use| (part.ticket, row_use)));
+        for (row, (ticket, row_use)) in uses.enumerate() {
             let slices = slices(answers, row);
-            let sequence = self.scheduler.get_mut(id);
+            let sequence = self.scheduler.get_mut(ticket);
             match row_use {
                 RowUse::Score { target, top } => {
                     let raw = logprobs::raw_logit(*target, &slices).ok_or(PoolError::MissingTarget { id: *target })?;
@@ -263,7 +269,7 @@ impl<R: Ranks> Engine<R> {
                 }
                 RowUse::Draw(draw) => match draw.by_candidates(&slices) {
                     Some(token) => sequence.append(token, report),
-                    None => undecided.push((row as u32, id, draw)),
+                    None => undecided.push((row as u32, ticket, draw)),
                 },
             }
         }
@@ -280,16 +286,16 @@ impl<R: Ranks> Engine<R> {
             .collect();
         let tokens = self.row_drawer.draw(&draws);
         drop(draws);
-        for ((_, id, _), token) in undecided.iter().zip(tokens) {
-            self.scheduler.get_mut(*id).append(token, report);
+        for ((_, ticket, _), token) in undecided.iter().zip(tokens) {
+            self.scheduler.get_mut(*ticket).append(token, report);
         }
         count(&self.status.draw_ns, begun.elapsed());
         self.status.rows_fetched.fetch_add(rows.len() as u64, Relaxed);
         self.status.answer_bytes.fetch_add(answer_bytes(answers, &whole_rows), Relaxed);
         for part in &step.parts {
-            if let Some(reason) = self.scheduler.get_mut(part.id).finish_reason(&self.eos_token_ids) {
-                let mut sequence = self.scheduler.remove(part.id);
-                tracing::debug!(seq = part.id.0, tokens = sequence.tokens.len(), ?reason, "finished");
+            if let Some(reason) = self.scheduler.get_mut(part.ticket).finish_reason(&self.eos_token_ids) {
+                let mut sequence = self.scheduler.remove(part.ticket);
+                tracing::debug!(seq = sequence.id.0, tokens = sequence.tokens.len(), ?reason, "finished");
                 sequence.end(Event::Finished(reason));
                 self.ended.push(sequence);
             }
@@ -330,8 +336,8 @@ impl<R: Ranks> Engine<R> {
         drop(self.ranks);
         self.commands.close();
         while let Ok(command) = self.commands.try_recv() {
-            let Command::Submit(submissions) = command else { continue };
-            for Submission { events, .. } in submissions {
+            let Command::Submit { sequences, .. } = command else { continue };
+            for Submission { events, .. } in sequences {
                 // Its reader may be gone; there is room otherwise.
                 let _ = events.try_send(failed.clone());
             }

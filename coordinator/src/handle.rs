@@ -17,7 +17,7 @@ use tokio::sync::{
 use crate::{
     config::EngineConfig,
     metrics::SequenceMeter,
-    request::{Event, Request},
+    request::{Client, Event, Request},
     status::Status,
 };
 
@@ -55,8 +55,13 @@ pub(crate) struct Door {
 /// What reaches the engine's thread.
 #[derive(Debug)]
 pub(crate) enum Command {
-    /// The sequences of one more request, in the order in which they are to run.
-    Submit(Vec<Submission>),
+    /// One more request.
+    Submit {
+        /// Who asks.
+        client: Client,
+        /// In the order in which they are to run.
+        sequences: Vec<Submission>,
+    },
     /// Look at the status and at the ranks again; there is nothing to add.
     Wake,
 }
@@ -72,11 +77,17 @@ pub(crate) struct Submission {
     pub(crate) meter: SequenceMeter,
 }
 
+/// A request's place in the queue, taken before anything is done for it. Dropping it gives it back.
+#[derive(Debug)]
+pub struct QueuePlace {
+    _permit: OwnedSemaphorePermit,
+}
+
 /// A sequence's share of the queue. Dropping it gives it back.
 #[derive(Debug)]
 pub(crate) struct Place {
-    /// The place of the request that it is part of, given back with its last sequence.
-    _request: Arc<OwnedSemaphorePermit>,
+    /// That of the request that it is part of, given back with its last sequence.
+    _request: Arc<QueuePlace>,
     /// Those of its own prompt.
     _tokens: Option<OwnedSemaphorePermit>,
 }
@@ -148,26 +159,43 @@ pub(crate) fn channel(door: Door) -> (EngineHandle, mpsc::Receiver<Command>) {
 }
 
 impl EngineHandle {
+    /// Takes a place in the queue, so that nothing is done in vain for a request that gets none.
+    ///
+    /// # Errors
+    /// When the queue is full, or the engine takes nothing more.
+    pub fn enter(&self) -> Result<QueuePlace, SubmitError> {
+        if self.status.stopping.load(Relaxed) {
+            return Err(SubmitError::Stopping);
+        }
+        let place = self.queue.requests.clone().try_acquire_owned();
+        place.map(|_permit| QueuePlace { _permit }).map_err(|_| SubmitError::QueueFull { limit: self.door.max_queue })
+    }
+
     /// Queues one sequence.
     ///
     /// # Errors
     /// When the request cannot be served by this model, the queue is full, or the engine takes nothing more.
     pub fn submit(&self, request: Request) -> Result<Events, SubmitError> {
-        let mut events = self.submit_all(vec![request])?;
+        let mut events = self.submit_all(self.enter()?, Client::Local, vec![request])?;
         Ok(events.pop().expect("one sequence has one receiver"))
     }
 
-    /// Queues the sequences of one request, which take one place together: all of them are taken, or none. Nobody
-    /// has to ask again for any of them, so a client that does not read keeps nobody out.
+    /// Queues the sequences of one request of a `client`, which hold one `place` together: all of them are taken, or none.
+    /// Nobody has to ask again for any of them, so a client that does not read keeps nobody out.
     ///
     /// # Errors
-    /// When one of them cannot be served by this model, the queue is full, or the engine takes nothing more.
-    pub fn submit_all(&self, requests: Vec<Request>) -> Result<Vec<Events>, SubmitError> {
+    /// When one of them cannot be served by this model, the queue has no room for its tokens, or the engine takes nothing more.
+    pub fn submit_all(
+        &self,
+        place: QueuePlace,
+        client: Client,
+        requests: Vec<Request>,
+    ) -> Result<Vec<Events>, SubmitError> {
         requests.iter().try_for_each(|request| self.door.check(request))?;
         if self.status.stopping.load(Relaxed) {
             return Err(SubmitError::Stopping);
         }
-        let places = self.queue.enter(&self.door, &requests)?;
+        let places = self.queue.share(place, &self.door, &requests)?;
         let enter = |(request, place): (Request, Place)| {
             // A prompt event, one event a token, and the end.
             let (events, receiver) = mpsc::channel(request.limits.max_tokens + 2);
@@ -175,8 +203,8 @@ impl EngineHandle {
             let events_read = Events { receiver, over: false, status: self.status.clone() };
             (Submission { request, events, place, meter }, events_read)
         };
-        let (submissions, events) = requests.into_iter().zip(places).map(enter).unzip();
-        match self.commands.try_send(Command::Submit(submissions)) {
+        let (sequences, events) = requests.into_iter().zip(places).map(enter).unzip();
+        match self.commands.try_send(Command::Submit { client, sequences }) {
             Ok(()) => Ok(events),
             Err(TrySendError::Full(_)) => Err(SubmitError::QueueFull { limit: self.door.max_queue }),
             Err(TrySendError::Closed(_)) => Err(SubmitError::Ended(self.failure())),
@@ -234,10 +262,10 @@ impl EngineHandle {
 }
 
 impl Queue {
-    /// Places for the sequences of one request. One with more tokens than the queue may hold gets in when no other waits.
-    fn enter(&self, door: &Door, requests: &[Request]) -> Result<Vec<Place>, SubmitError> {
-        let request = self.requests.clone().try_acquire_owned();
-        let request = Arc::new(request.map_err(|_| SubmitError::QueueFull { limit: door.max_queue })?);
+    /// The `place` of a request, shared by its sequences, with places for their tokens. One with more tokens than the queue may
+    /// hold gets in when no other waits.
+    fn share(&self, place: QueuePlace, door: &Door, requests: &[Request]) -> Result<Vec<Place>, SubmitError> {
+        let request = Arc::new(place);
         let limit = door.max_queue_tokens;
         let all: usize = requests.iter().map(|request| request.prompt.len()).sum();
         let all = u32::try_from(all.min(limit)).unwrap_or(u32::MAX);
@@ -325,6 +353,10 @@ mod tests {
         Request::greedy(prompt.to_vec(), max_tokens)
     }
 
+    fn submit_all(handle: &EngineHandle, requests: Vec<Request>) -> Result<Vec<Events>, SubmitError> {
+        handle.submit_all(handle.enter()?, Client::Local, requests)
+    }
+
     fn door(max_queue: usize, max_queue_tokens: usize) -> Door {
         Door { vocab_size: 10, n_positions: 8, max_queue, max_queue_tokens }
     }
@@ -346,8 +378,8 @@ mod tests {
     #[test]
     fn who_goes_before_the_end_is_counted_and_who_read_it_is_not() {
         let (handle, mut engine) = channel(door(4, 100));
-        let events = handle.submit_all(vec![request(&[1], 1); 3]).unwrap();
-        let Ok(Command::Submit(submissions)) = engine.try_recv() else { panic!("the request") };
+        let events = submit_all(&handle, vec![request(&[1], 1); 3]).unwrap();
+        let Ok(Command::Submit { sequences: submissions, .. }) = engine.try_recv() else { panic!("the request") };
         submissions[0].events.try_send(Event::Finished(crate::request::FinishReason::Length)).unwrap();
         for (mut events, counted) in events.into_iter().zip([0, 1, 2]) {
             events.try_next();
@@ -372,19 +404,31 @@ mod tests {
     }
 
     #[test]
+    fn a_place_is_taken_before_anything_is_done_for_a_request() {
+        let (handle, _engine) = channel(door(1, 100));
+        let place = handle.enter().unwrap();
+        assert_eq!(handle.enter().unwrap_err(), SubmitError::QueueFull { limit: 1 });
+        drop(place);
+        let place = handle.enter().unwrap();
+        let refused = handle.submit_all(place, Client::Local, vec![request(&[], 1)]).unwrap_err();
+        assert_eq!(refused, SubmitError::EmptyPrompt);
+        handle.enter().expect("a refused request has given its place back");
+    }
+
+    #[test]
     fn a_queue_without_a_bound_takes_what_comes() {
         let (handle, mut engine) = channel(door(usize::MAX, usize::MAX));
-        let _events = handle.submit_all(vec![request(&[1; 5], 1); 3]).unwrap();
-        assert!(matches!(engine.try_recv(), Ok(Command::Submit(sequences)) if sequences.len() == 3));
+        let _events = submit_all(&handle, vec![request(&[1; 5], 1); 3]).unwrap();
+        assert!(matches!(engine.try_recv(), Ok(Command::Submit { sequences, .. }) if sequences.len() == 3));
     }
 
     #[test]
     fn the_sequences_of_a_request_take_one_place_until_the_last_has_run() {
         let (handle, mut engine) = channel(door(1, 100));
         let too_long = vec![request(&[1], 1), request(&[1], 8)];
-        assert!(matches!(handle.submit_all(too_long), Err(SubmitError::TooLong { .. })));
-        let _events = handle.submit_all(vec![request(&[1], 1); 5]).unwrap();
-        let Ok(Command::Submit(mut sequences)) = engine.try_recv() else { panic!("all of them at once") };
+        assert!(matches!(submit_all(&handle, too_long), Err(SubmitError::TooLong { .. })));
+        let _events = submit_all(&handle, vec![request(&[1], 1); 5]).unwrap();
+        let Ok(Command::Submit { mut sequences, .. }) = engine.try_recv() else { panic!("all of them at once") };
         assert_eq!(sequences.len(), 5);
         while sequences.pop().is_some() {
             assert_eq!(handle.submit(request(&[1], 1)).is_ok(), sequences.is_empty(), "{} left", sequences.len());
@@ -395,19 +439,19 @@ mod tests {
     fn the_queue_is_bounded_in_tokens_too_and_a_larger_request_waits_alone() {
         let (handle, mut engine) = channel(door(9, 10));
         let full = Some(SubmitError::QueueTokensFull { limit: 10 });
-        let first = handle.submit_all(vec![request(&[1; 4], 1), request(&[1; 4], 1)]).unwrap();
+        let first = submit_all(&handle, vec![request(&[1; 4], 1), request(&[1; 4], 1)]).unwrap();
         assert_eq!(handle.submit(request(&[1; 3], 1)).err(), full);
         let second = handle.submit(request(&[1; 2], 1)).unwrap();
-        let Ok(Command::Submit(mut sequences)) = engine.try_recv() else { panic!("the first request") };
-        assert_eq!(handle.submit_all(vec![request(&[1; 5], 1); 3]).err(), full);
+        let Ok(Command::Submit { mut sequences, .. }) = engine.try_recv() else { panic!("the first request") };
+        assert_eq!(submit_all(&handle, vec![request(&[1; 5], 1); 3]).err(), full);
         sequences.pop();
         let third = handle.submit(request(&[1; 4], 1)).unwrap();
         assert_eq!(handle.submit(request(&[1], 1)).err(), full, "its sequences give back what is theirs");
         drop(sequences);
         drop((engine.try_recv().unwrap(), engine.try_recv().unwrap()));
-        let large = handle.submit_all(vec![request(&[1; 5], 1); 3]).unwrap();
+        let large = submit_all(&handle, vec![request(&[1; 5], 1); 3]).unwrap();
         assert_eq!(handle.submit(request(&[1], 1)).err(), full);
-        let Ok(Command::Submit(mut sequences)) = engine.try_recv() else { panic!("the large request") };
+        let Ok(Command::Submit { mut sequences, .. }) = engine.try_recv() else { panic!("the large request") };
         while sequences.pop().is_some() {}
         handle.submit(request(&[1; 7], 1)).unwrap();
         drop((first, second, third, large));

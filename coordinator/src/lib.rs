@@ -17,6 +17,7 @@ pub mod status;
 pub mod kv_budget;
 pub mod engine;
 mod scheduler;
+mod fair_queue;
 mod sequence;
 mod block_manager;
 mod prefix;

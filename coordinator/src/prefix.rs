@@ -6,6 +6,8 @@
 //! ```
 //! Keys and values of a block depend on its tokens, on those before, and on nothing else: batch, chunks and links change
 //! no bit. Does not know blocks or who holds them.
+//! A salt, where a request brings one, stands before the first block: who does not know it finds nothing, not even by the
+//! time that a right guess of the text would save.
 //! Invariant: SHA-256, so that nobody can make two prefixes collide, by accident or on purpose, and read what was
 //! computed for another's text. A shorter hash would have to compare tokens; this one costs under a microsecond a block.
 //! Reference: vLLM's automatic prefix caching, which chains hashes in the same way.
@@ -19,24 +21,34 @@ pub(crate) struct BlockHash([u8; 32]);
 
 /// The hashes of a growing list of tokens, as far as they were asked for.
 #[derive(Debug, Default)]
-pub(crate) struct PrefixHashes(Vec<BlockHash>);
+pub(crate) struct PrefixHashes {
+    /// Stands before the first block: zeros, or what a salt makes of them.
+    root: [u8; 32],
+    hashes: Vec<BlockHash>,
+}
 
 impl PrefixHashes {
+    /// Those of a text that nobody finds who does not know its salt.
+    pub(crate) fn salted(salt: Option<&str>) -> Self {
+        let root = salt.map_or([0; 32], |salt| Sha256::digest(salt).into());
+        Self { root, hashes: Vec::new() }
+    }
+
     /// The hashes of the first `blocks` full blocks of `tokens`, which begin with what they were at every earlier call.
     pub(crate) fn of(&mut self, tokens: &[TokenId], blocks: usize) -> &[BlockHash] {
         let (full, _) = tokens.as_chunks::<BLOCK_TOKENS>();
-        for block in full.iter().take(blocks).skip(self.0.len()) {
+        for block in full.iter().take(blocks).skip(self.hashes.len()) {
             let mut hash = Sha256::new();
-            hash.update(self.0.last().map_or([0; 32], |parent| parent.0));
+            hash.update(self.hashes.last().map_or(self.root, |parent| parent.0));
             block.iter().for_each(|token| hash.update(token.to_le_bytes()));
-            self.0.push(BlockHash(hash.finalize().into()));
+            self.hashes.push(BlockHash(hash.finalize().into()));
         }
-        &self.0[..blocks]
+        &self.hashes[..blocks]
     }
 
     /// The hash of one block, if it was asked for before.
     pub(crate) fn get(&self, block: usize) -> Option<&BlockHash> {
-        self.0.get(block)
+        self.hashes.get(block)
     }
 }
 
@@ -59,5 +71,14 @@ mod tests {
             let equal = of(&other).iter().zip(&base).take_while(|(a, b)| a == b).count();
             assert_eq!(equal, changed / BLOCK_TOKENS, "token {changed}");
         }
+    }
+
+    #[test]
+    fn a_salt_keeps_equal_texts_apart() {
+        let tokens: Vec<TokenId> = (0..32).collect();
+        let of = |salt| PrefixHashes::salted(salt).of(&tokens, 2).to_vec();
+        let all = [of(None), of(Some("a")), of(Some("b"))];
+        assert!((0..2).all(|block| all[0][block] != all[1][block] && all[1][block] != all[2][block]));
+        assert_eq!(of(Some("a")), all[1]);
     }
 }

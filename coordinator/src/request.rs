@@ -23,6 +23,8 @@ pub struct Request {
     pub prompt_logprobs: Option<PromptLogprobs>,
     /// Whether each generated token is explained.
     pub explain: bool,
+    /// Keeps its KV blocks from being found by requests with another, or none.
+    pub cache_salt: Option<Arc<str>>,
     /// Which prompt of the HTTP request this is; part of the key of its random draws.
     pub prompt_index: u32,
     /// Which choice of that prompt; part of the key of its random draws.
@@ -49,6 +51,7 @@ impl Request {
             logprobs: None,
             prompt_logprobs: None,
             explain: false,
+            cache_salt: None,
             prompt_index: 0,
             choice: 0,
         }

@@ -1,22 +1,30 @@
-//! Chooses what the next step computes: decodes first, then chunks of prefill, first come first served.
+//! Chooses what the next step computes: decodes first, then pieces of prompts, in turns among those who ask.
 //!
 //! ```text
-//!            admit (whole prompt fits)                 finish, cancel
-//! waiting ─────────────────────────────► running ────────────────────► blocks freed
-//!         ◄───────────────────────────── (oldest … youngest)
-//!            preempt the youngest: blocks freed, computed again later
+//!            let in (a place, blocks for all of it)        finish, cancel
+//! fair queue ─────────────────────────────► running ────────────────────► blocks freed
+//!            ◄───────────────────────────── (admitted first … last)
+//!            give way: blocks freed, computed again later
 //!
 //! step n     schedule ─ admit ─ plan ─────── under way ─────── complete
 //! step n+1                             schedule ─ ─ ─ ─ ─ ─ ─ holds? ─ admit ─ plan ──
 //! ```
 //! The next step is chosen, with its blocks, while one is under way: each draw under way counts as one token, which is
-//! known when the step is planned. Where it ended a text instead, the step is chosen anew. Nobody is preempted on a guess.
+//! known when the step is planned. Where it ended a text instead, the step is chosen anew. Nobody gives way on a guess.
 //!
-//! Knows sequences and blocks; does not know tensors, ranks or how a token is drawn; does no I/O.
-//! Invariant: every running sequence is older than every waiting one, and both are in order of arrival, so the oldest
-//! always progresses: the pool holds at least one sequence of full length.
+//! Two things make a sequence give way, and both take the last admitted of whoever holds the most. A decode finds no block;
+//! or somebody waits for whom no more was computed, and who would, after the exchange, still hold no more than the other
+//! does: so shares become equal, and nothing swings back.
+//!
+//! Knows sequences and blocks; whose turn it is, is the [`FairQueue`]'s. Does not know tensors, ranks or how a token is
+//! drawn; does no I/O.
+//! Invariant: the sequence that was admitted first never gives way and takes part in every step, so it always progresses:
+//! the pool holds at least one sequence of full length.
 
-use std::collections::VecDeque;
+use std::{
+    collections::{HashMap, HashSet},
+    hash::Hash,
+};
 
 use nanoinfer_shared::{
     Geometry,
@@ -25,7 +33,8 @@ use nanoinfer_shared::{
 
 use crate::{
     block_manager::BlockManager,
-    sequence::{RowUse, SeqId, Sequence},
+    fair_queue::{FairQueue, RequestId},
+    sequence::{RowUse, Sequence, Ticket},
 };
 
 /// What a scheduler may use.
@@ -44,7 +53,7 @@ pub(crate) struct SchedulerLimits {
 /// What happened so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counters {
-    /// Sequences that gave their blocks back to an older one.
+    /// Sequences that gave their blocks back to another.
     pub(crate) preemptions: u64,
     /// Tokens of prompts that were looked up in the prefix cache.
     pub(crate) prefix_queries: u64,
@@ -57,8 +66,10 @@ pub(crate) struct Counters {
 pub(crate) struct Scheduler {
     geometry: Geometry,
     limits: SchedulerLimits,
-    waiting: VecDeque<Sequence>,
+    queue: FairQueue,
+    /// In order of admission.
     running: Vec<Sequence>,
+    admitted: u64,
     blocks: BlockManager,
     counters: Counters,
     next_step: u64,
@@ -69,7 +80,7 @@ pub(crate) struct Scheduler {
 /// Who takes part in a step; open for more until it is planned.
 #[derive(Debug)]
 pub(crate) struct Step {
-    /// In order of arrival.
+    /// In order of admission.
     parts: Vec<Part>,
     /// New tokens that may still be added.
     budget: usize,
@@ -78,7 +89,7 @@ pub(crate) struct Step {
 /// One sequence's part of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Part {
-    id: SeqId,
+    ticket: Ticket,
     /// New tokens.
     count: usize,
 }
@@ -94,22 +105,34 @@ pub(crate) struct PlannedStep {
 /// What one sequence does in a step.
 #[derive(Debug)]
 pub(crate) struct PlannedPart {
-    pub(crate) id: SeqId,
+    pub(crate) ticket: Ticket,
     /// Tokens of the sequence in the pool after it.
     pub(crate) end: usize,
     /// One for each row that the plan asks for.
     pub(crate) uses: Vec<RowUse>,
 }
 
+/// What became of a sequence that wanted in.
+enum Entry {
+    Running,
+    /// Not in this step; others may be.
+    Later,
+    /// There is no block for it, and what comes free is for it.
+    NoBlocks,
+    /// Others should give way to it, once the step under way is done.
+    Exchange,
+}
+
 impl Scheduler {
     /// Nothing to do yet.
     pub(crate) fn new(geometry: Geometry, mut limits: SchedulerLimits) -> Self {
-        // One decode of each must fit a step, or the youngest would stand still.
+        // One decode of each must fit a step, or the last would stand still.
         limits.max_seqs = limits.max_seqs.min(limits.max_batched_tokens);
         Self {
             geometry,
-            waiting: VecDeque::new(),
+            queue: FairQueue::default(),
             running: Vec::new(),
+            admitted: 0,
             blocks: BlockManager::new(limits.kv_blocks),
             counters: Counters::default(),
             limits,
@@ -118,55 +141,52 @@ impl Scheduler {
         }
     }
 
-    /// Puts a sequence, younger than all before, at the end of the queue.
+    /// Puts a sequence in the queue.
     pub(crate) fn add(&mut self, sequence: Sequence) {
-        self.waiting.push_back(sequence);
+        self.queue.add(sequence);
     }
 
     /// Who takes part in the next step, with the blocks for it. With a step `under_way`, `None` where that must be done
     /// first: where it must be known whose blocks come free before anybody loses theirs.
     pub(crate) fn schedule(&mut self, under_way: bool) -> Option<Step> {
-        let (mut counts, budget) = self.share_budget();
-        let mut step = Step { parts: Vec::new(), budget };
+        self.queue.forget_reserved();
+        let mut preempted = false;
         let mut at = 0;
         while at < self.running.len() {
             let sequence = &mut self.running[at];
-            if self.blocks.grow(&mut sequence.blocks, sequence.computed + counts[at]) {
+            // Who computes its prompt has blocks for all of it.
+            if sequence.pending() != 1 || self.blocks.grow(&mut sequence.blocks, sequence.computed + 1) {
                 at += 1;
-            } else if under_way {
-                return None;
-            } else {
-                self.preempt_youngest();
-                // What was freed is for the older ones.
-                step.budget = 0;
+                continue;
             }
+            if under_way {
+                return None;
+            }
+            let giving = self.who_gives_way();
+            self.preempt(giving);
+            preempted = true;
+            at -= usize::from(giving < at);
         }
-        counts.truncate(self.running.len());
-        let parts = self.running.iter().zip(counts).filter(|&(_, count)| count > 0);
-        step.parts = parts.map(|(sequence, count)| Part { id: sequence.id, count }).collect();
-        self.admit(&mut step);
+        // What was freed is for those that run.
+        if !preempted && self.let_in(!under_way) && under_way {
+            return None;
+        }
+        let mut step = Step { parts: Vec::new(), budget: self.limits.max_batched_tokens };
+        self.share_budget(&mut step, 0);
         Some(step)
     }
 
     /// Whether everybody who takes part in a step is still there. Where not, others may use the room: it is chosen anew.
     pub(crate) fn holds(&self, step: &Step) -> bool {
-        step.parts.iter().all(|part| self.position(part.id).is_some())
+        step.parts.iter().all(|part| self.position(part.ticket).is_some())
     }
 
-    /// Lets in what waits, while there is budget and a place, and blocks for all of its tokens: letting in what only
-    /// fits for a chunk would preempt it soon after.
+    /// Adds those to a step who came while another was under way, as far as there is room.
     pub(crate) fn admit(&mut self, step: &mut Step) {
-        while step.budget > 0 && self.running.len() < self.limits.max_seqs {
-            let Some(mut sequence) = self.waiting.pop_front() else { return };
-            if !self.enter(&mut sequence) {
-                self.blocks.release(&mut sequence.blocks);
-                self.waiting.push_front(sequence);
-                return;
-            }
-            let count = sequence.pending().min(step.budget);
-            step.budget -= count;
-            step.parts.push(Part { id: sequence.id, count });
-            self.running.push(sequence);
+        if step.budget > 0 {
+            let before = self.running.len();
+            self.let_in(false);
+            self.share_budget(step, before);
         }
     }
 
@@ -176,8 +196,8 @@ impl Scheduler {
             plan: StepPlan { step: self.next_step, sequences: Vec::with_capacity(step.parts.len()), timed: false },
             parts: Vec::with_capacity(step.parts.len()),
         };
-        for Part { id, count } in step.parts {
-            let at = self.running_at(id);
+        for Part { ticket, count } in step.parts {
+            let at = self.running_at(ticket);
             let sequence = &mut self.running[at];
             let (start, end) = (sequence.computed, sequence.computed + count);
             let (outputs, uses) = sequence.outputs(count, &self.geometry);
@@ -190,11 +210,12 @@ impl Scheduler {
             sequence.computed = end;
             sequence.drawing = uses.iter().any(|row| matches!(row, RowUse::Draw(_)));
             planned.plan.timed |= sequence.drawing && sequence.request.explain;
-            planned.parts.push(PlannedPart { id, end, uses });
+            planned.parts.push(PlannedPart { ticket, end, uses });
         }
         if planned.parts.is_empty() {
             return None;
         }
+        self.queue.settle();
         self.next_step += 1;
         Some(planned)
     }
@@ -205,23 +226,24 @@ impl Scheduler {
             return;
         }
         for part in &step.parts {
-            let at = self.running_at(part.id);
+            let at = self.running_at(part.ticket);
             let Sequence { blocks, hashes, tokens, .. } = &mut self.running[at];
             self.blocks.publish(blocks, hashes.of(tokens, part.end / BLOCK_TOKENS));
         }
     }
 
     /// A sequence of the last step.
-    pub(crate) fn get_mut(&mut self, id: SeqId) -> &mut Sequence {
-        let at = self.running_at(id);
+    pub(crate) fn get_mut(&mut self, ticket: Ticket) -> &mut Sequence {
+        let at = self.running_at(ticket);
         &mut self.running[at]
     }
 
     /// Takes out a sequence of the last step and frees its blocks.
-    pub(crate) fn remove(&mut self, id: SeqId) -> Sequence {
-        let at = self.running_at(id);
+    pub(crate) fn remove(&mut self, ticket: Ticket) -> Sequence {
+        let at = self.running_at(ticket);
         let mut sequence = self.running.remove(at);
         self.blocks.release(&mut sequence.blocks);
+        self.queue.left(sequence.owner);
         sequence
     }
 
@@ -239,21 +261,18 @@ impl Scheduler {
         let mut removed: Vec<Sequence> = self.running.extract_if(.., |sequence| gone(sequence)).collect();
         for sequence in &mut removed {
             self.blocks.release(&mut sequence.blocks);
+            self.queue.left(sequence.owner);
         }
-        if self.waiting.iter().any(&gone) {
-            let (left, kept) = self.waiting.drain(..).partition(|sequence| gone(sequence));
-            self.waiting = kept;
-            removed.extend::<VecDeque<_>>(left);
-        }
+        removed.extend(self.queue.remove_where(gone));
         removed
     }
 
     /// Whether there is no sequence at all.
     pub(crate) fn is_idle(&self) -> bool {
-        self.running.is_empty() && self.waiting.is_empty()
+        self.running.is_empty() && self.queue.len() == 0
     }
 
-    /// Those that hold blocks, the oldest first.
+    /// Those that hold blocks, the first admitted first.
     pub(crate) fn sequences(&self) -> impl Iterator<Item = &Sequence> {
         self.running.iter()
     }
@@ -263,14 +282,14 @@ impl Scheduler {
         self.running.len()
     }
 
-    /// Sequences that wait for their first step, or again after a preemption.
+    /// Sequences that wait for their first step, or again after they gave way.
     pub(crate) fn waiting(&self) -> usize {
-        self.waiting.len()
+        self.queue.len()
     }
 
-    /// Sequences that have taken a step: those that run, and those that were preempted.
+    /// Sequences that have taken a step: those that run, and those that gave way.
     pub(crate) fn begun_mut(&mut self) -> impl Iterator<Item = &mut Sequence> {
-        self.running.iter_mut().chain(self.waiting.iter_mut().take_while(|sequence| sequence.place.is_none()))
+        self.running.iter_mut().chain(self.queue.begun_mut())
     }
 
     /// The pool of blocks.
@@ -294,46 +313,100 @@ impl Scheduler {
     /// # Errors
     /// Says in plain words what is not.
     pub(crate) fn check(&self) -> Result<(), String> {
-        let all = || self.running.iter().chain(&self.waiting);
+        let all = || self.running.iter().chain(self.queue.sequences());
         self.blocks.check(all().map(|sequence| &sequence.blocks))?;
-        if !all().map(|sequence| sequence.id).is_sorted() {
-            return Err("a sequence runs or waits before one that came earlier".into());
+        self.queue.check(self.running.iter())?;
+        if !self.running.iter().map(|sequence| sequence.ticket).is_sorted() {
+            return Err("a sequence runs before one that was admitted earlier".into());
         }
-        match self.waiting.iter().find(|sequence| !sequence.blocks.is_empty() || sequence.computed > 0) {
+        match self.queue.sequences().find(|sequence| !sequence.blocks.is_empty() || sequence.computed > 0) {
             Some(sequence) => Err(format!("{:?} waits with something computed", sequence.id)),
             None => Ok(()),
         }
     }
 
-    /// New tokens of each running sequence, and what is left of the budget.
-    fn share_budget(&self) -> (Vec<usize>, usize) {
-        let mut counts = vec![0; self.running.len()];
-        let mut budget = self.limits.max_batched_tokens;
-        for decodes in [true, false] {
-            for (sequence, count) in self.running.iter().zip(&mut counts) {
-                if (sequence.pending() == 1) == decodes {
-                    *count = sequence.pending().min(budget);
-                    budget -= *count;
+    /// Adds to a step those who run, from the `from`-th on: a token of each that decodes, and of the prompts of the others as
+    /// much as there is room for, in turns.
+    fn share_budget(&mut self, step: &mut Step, from: usize) {
+        let running = &self.running[from..];
+        let mut counts = vec![0; running.len()];
+        for (sequence, count) in running.iter().zip(&mut counts) {
+            if sequence.pending() == 1 {
+                *count = 1;
+                step.budget -= 1;
+                self.queue.reserve(sequence.owner, 1);
+            }
+        }
+        if from == 0
+            && let Some(first) = running.iter().position(|sequence| sequence.pending() > 0)
+        {
+            // However much was computed for its owner.
+            let count = (running[first].pending() - counts[first]).min(BLOCK_TOKENS).min(step.budget);
+            counts[first] += count;
+            step.budget -= count;
+            self.queue.reserve(running[first].owner, count);
+        }
+        while step.budget > 0 {
+            let wanting = (0..running.len()).filter(|&at| counts[at] < running[at].pending());
+            let Some(at) = wanting.min_by_key(|&at| self.queue.turn(running[at].owner)) else { break };
+            let count = (running[at].pending() - counts[at]).min(step.budget);
+            counts[at] += count;
+            step.budget -= count;
+            self.queue.reserve(running[at].owner, count);
+        }
+        let parts = running.iter().zip(counts).filter(|&(_, count)| count > 0);
+        step.parts.extend(parts.map(|(sequence, count)| Part { ticket: sequence.ticket, count }));
+    }
+
+    /// Lets in what waits, in turns, while those that run do not fill a step, and in any case one sequence of each request.
+    /// Others give way to it if they `may`; tells where they would, if they might.
+    fn let_in(&mut self, may_give_way: bool) -> bool {
+        if self.running.len() == self.limits.max_seqs && !self.somebody_holds_places() {
+            return false;
+        }
+        let mut line = self.queue.line();
+        let mut wanted: usize = self.running.iter().map(Sequence::pending).sum();
+        let mut runs: HashSet<RequestId> = self.running.iter().map(|sequence| sequence.owner.request).collect();
+        while let Some(next) = line.next() {
+            let owner = next.owner();
+            let full = wanted >= self.limits.max_batched_tokens;
+            if (full && runs.contains(&owner.request)) || !self.queue.waits(owner) {
+                continue;
+            }
+            let mut sequence = self.queue.take(owner);
+            match self.enter(&mut sequence, may_give_way) {
+                Entry::Running => {
+                    let pending = sequence.pending();
+                    sequence.ticket = Ticket(self.admitted);
+                    self.admitted += 1;
+                    self.running.push(sequence);
+                    wanted += pending;
+                    runs.insert(owner.request);
+                    line.again(next, pending);
+                }
+                refused => {
+                    self.blocks.release(&mut sequence.blocks);
+                    self.queue.put_back(sequence);
+                    match refused {
+                        Entry::NoBlocks => return false,
+                        Entry::Exchange => return true,
+                        Entry::Running | Entry::Later => {}
+                    }
                 }
             }
         }
-        (counts, budget)
+        false
     }
 
-    /// Sends the youngest running sequence back to the front of the queue. It keeps its tokens and computes them again.
-    fn preempt_youngest(&mut self) {
-        let mut sequence = self.running.pop().expect("the pool holds one sequence of full length, so one can run");
-        assert!(!self.running.is_empty(), "the pool holds the oldest sequence whatever its length");
-        tracing::debug!(seq = sequence.id.0, tokens = sequence.computed, "preempted: no KV block is free");
-        self.blocks.release(&mut sequence.blocks);
-        sequence.computed = 0;
-        self.counters.preemptions += 1;
-        self.waiting.push_front(sequence);
+    /// Whether anybody has more than one place, and so might give one.
+    fn somebody_holds_places(&self) -> bool {
+        let mut parties = HashSet::new();
+        !self.running.iter().all(|sequence| parties.insert(sequence.owner.party))
     }
 
-    /// Finds the blocks for all tokens of a sequence: what others have computed, and free ones for the rest. Tells
-    /// whether it may run; where not, it may hold some of them.
-    fn enter(&mut self, sequence: &mut Sequence) -> bool {
+    /// Finds a place, and the blocks for all tokens of a sequence: what others have computed, and free ones for the rest.
+    /// Where it may not run, it may hold some of them.
+    fn enter(&mut self, sequence: &mut Sequence, may_give_way: bool) -> Entry {
         let reusable = if self.limits.prefix_cache { sequence.reusable_blocks() } else { 0 };
         let contents = sequence.hashes.of(&sequence.tokens, reusable);
         let reused = self.blocks.reuse(&mut sequence.blocks, contents);
@@ -343,27 +416,110 @@ impl Scheduler {
             let computes =
                 |other: &Sequence| other.blocks.published() <= reused && other.hashes.get(reused) == Some(next);
             if self.running.iter().any(computes) {
-                return false;
+                return Entry::Later;
             }
         }
-        if !self.blocks.grow(&mut sequence.blocks, sequence.tokens.len()) {
-            return false;
+        let Some(giving) = self.who_would_give_way(sequence) else {
+            let has_place = self.running.len() < self.limits.max_seqs;
+            return if has_place { Entry::NoBlocks } else { Entry::Later };
+        };
+        if !giving.is_empty() && !may_give_way {
+            return Entry::Exchange;
         }
+        giving.into_iter().for_each(|ticket| self.preempt(self.running_at(ticket)));
+        assert!(self.blocks.grow(&mut sequence.blocks, sequence.tokens.len()), "the blocks were counted");
         sequence.computed = reused * BLOCK_TOKENS;
         if sequence.place.take().is_some() && reusable > 0 {
             self.counters.prefix_queries += sequence.tokens.len() as u64;
             self.counters.prefix_hits += sequence.computed as u64;
         }
-        true
+        Entry::Running
     }
 
-    fn running_at(&self, id: SeqId) -> usize {
-        self.position(id).expect("nobody is taken out of a step between its plan and its end")
+    /// Those who must give way for a sequence to run; nobody where there is room. `None` where that would be unjust, or not
+    /// enough.
+    fn who_would_give_way(&self, sequence: &Sequence) -> Option<Vec<Ticket>> {
+        let mut giving: Vec<Ticket> = Vec::new();
+        let mut free = self.blocks.free();
+        loop {
+            let staying = || self.running.iter().filter(|other| !giving.contains(&other.ticket));
+            let lacks_place = staying().count() >= self.limits.max_seqs;
+            let lacks_blocks = sequence.blocks_lacking() + self.watermark(staying(), sequence) > free;
+            if !lacks_place && !lacks_blocks {
+                return Some(giving);
+            }
+            let weight = |other: &Sequence| if lacks_place { 1 } else { other.blocks.len() };
+            let own = if lacks_place { 1 } else { sequence.tokens.len().div_ceil(BLOCK_TOKENS) };
+            let may = |other: &Sequence| {
+                other.ticket != self.running[0].ticket && self.queue.got_no_less(other.owner, sequence.owner)
+            };
+            // Parties compare what they hold; where that is even, the requests of one party do.
+            let among_parties = exchange(staying(), sequence, own, weight, may, |other| other.owner.party);
+            let among_requests = || {
+                let of_party = staying().filter(|other| other.owner.party == sequence.owner.party);
+                exchange(of_party, sequence, own, weight, may, |other| other.owner.request)
+            };
+            let ticket = among_parties.or_else(among_requests)?;
+            free += self.blocks.held_alone(&self.running[self.running_at(ticket)].blocks);
+            giving.push(ticket);
+        }
     }
 
-    fn position(&self, id: SeqId) -> Option<usize> {
-        self.running.binary_search_by_key(&id, |sequence| sequence.id).ok()
+    /// Blocks that must stay free when a sequence is let in beside others: one for each that will need another. With fewer,
+    /// the next tokens of those that run would send it back.
+    fn watermark<'a>(&self, running: impl Iterator<Item = &'a Sequence>, sequence: &Sequence) -> usize {
+        let growing = running.filter(|other| other.grows_beyond(other.blocks.len())).count();
+        growing + usize::from(growing > 0 && sequence.grows_beyond(sequence.tokens.len().div_ceil(BLOCK_TOKENS)))
     }
+
+    /// Whose blocks a decode gets that finds none: the last admitted of who holds the most, but not the first of all.
+    fn who_gives_way(&self) -> usize {
+        let mut held = HashMap::new();
+        for sequence in &self.running {
+            *held.entry(sequence.owner.party).or_insert(0) += sequence.blocks.len();
+        }
+        (1..self.running.len())
+            .max_by_key(|&at| (held[&self.running[at].owner.party], at))
+            .expect("the pool holds the first sequence whatever its length")
+    }
+
+    /// Sends a running sequence back to the queue. It keeps its tokens and computes them again.
+    fn preempt(&mut self, at: usize) {
+        assert!(at > 0, "who was admitted first does not give way");
+        let mut sequence = self.running.remove(at);
+        tracing::debug!(seq = sequence.id.0, tokens = sequence.computed, "preempted: its blocks are another's");
+        self.blocks.release(&mut sequence.blocks);
+        sequence.computed = 0;
+        self.counters.preemptions += 1;
+        self.queue.put_back(sequence);
+    }
+
+    fn running_at(&self, ticket: Ticket) -> usize {
+        self.position(ticket).expect("nobody is taken out of a step between its plan and its end")
+    }
+
+    fn position(&self, ticket: Ticket) -> Option<usize> {
+        self.running.binary_search_by_key(&ticket, |sequence| sequence.ticket).ok()
+    }
+}
+
+/// Who of those that `may` gives way to a `newcomer` that will hold `own`, by `weight` and in `groups`: the last admitted of the
+/// heaviest other group, if that is still no lighter than the newcomer's group after the exchange.
+fn exchange<'a, G: Copy + Eq + Hash>(
+    running: impl Iterator<Item = &'a Sequence> + Clone,
+    newcomer: &Sequence,
+    own: usize,
+    weight: impl Fn(&Sequence) -> usize,
+    may: impl Fn(&Sequence) -> bool,
+    group: impl Fn(&Sequence) -> G,
+) -> Option<Ticket> {
+    let mut held: HashMap<G, usize> = HashMap::new();
+    running.clone().for_each(|sequence| *held.entry(group(sequence)).or_default() += weight(sequence));
+    let home = group(newcomer);
+    let after = held.get(&home).copied().unwrap_or(0) + own;
+    let others = running.filter(|sequence| group(sequence) != home && may(sequence));
+    let giving = others.max_by_key(|sequence| (held[&group(sequence)], sequence.ticket))?;
+    (held[&group(giving)] - weight(giving) >= after).then_some(giving.ticket)
 }
 
 #[cfg(test)]

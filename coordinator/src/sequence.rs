@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 use crate::{
     block_manager::BlockTable,
     explanation::{Explanation, StepReport},
+    fair_queue::Owner,
     handle::{Place, Submission},
     metrics::SequenceMeter,
     prefix::PrefixHashes,
@@ -30,10 +31,17 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct SeqId(pub(crate) u64);
 
+/// A sequence's place in the order of admission: a new one each time that it is let in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Ticket(pub(crate) u64);
+
 /// A request being served.
 #[derive(Debug)]
 pub(crate) struct Sequence {
     pub(crate) id: SeqId,
+    pub(crate) owner: Owner,
+    /// While it runs.
+    pub(crate) ticket: Ticket,
     pub(crate) request: Request,
     /// The prompt, then what was generated.
     pub(crate) tokens: Vec<TokenId>,
@@ -67,15 +75,17 @@ pub(crate) enum RowUse {
 
 impl Sequence {
     /// A sequence with nothing computed.
-    pub(crate) fn new(id: SeqId, submission: Submission) -> Self {
+    pub(crate) fn new(id: SeqId, owner: Owner, submission: Submission) -> Self {
         let Submission { request, events, place, meter } = submission;
         let mut sequence = Self {
             id,
+            owner,
+            ticket: Ticket::default(),
             tokens: request.prompt.clone(),
             computed: 0,
             drawing: false,
             blocks: BlockTable::default(),
-            hashes: PrefixHashes::default(),
+            hashes: PrefixHashes::salted(request.cache_salt.as_deref()),
             place: Some(place),
             events,
             meter,
@@ -98,6 +108,17 @@ impl Sequence {
             return 0;
         }
         self.tokens.len() + usize::from(self.drawing) - self.computed
+    }
+
+    /// Blocks that it lacks to hold all of its tokens.
+    pub(crate) fn blocks_lacking(&self) -> usize {
+        self.tokens.len().div_ceil(BLOCK_TOKENS).saturating_sub(self.blocks.len())
+    }
+
+    /// Whether what it may still generate needs more than so many blocks. The last token drawn is never in the pool.
+    pub(crate) fn grows_beyond(&self, blocks: usize) -> bool {
+        let longest = self.request.prompt.len() + self.request.limits.max_tokens.saturating_sub(1);
+        longest > blocks * BLOCK_TOKENS
     }
 
     /// How many of its first blocks it may take over from others: at least one token must be computed, to draw from, or the one

@@ -67,7 +67,7 @@ pub(crate) fn scripted(queue: usize, script: impl Fn(&Request) -> Act + Send + '
     handle.status().ready.store(true, Relaxed);
     tokio::spawn(async move {
         while let Some(command) = receiver.recv().await {
-            let Command::Submit(submissions) = command else { continue };
+            let Command::Submit { sequences: submissions, .. } = command else { continue };
             for Submission { request, events, .. } in submissions {
                 let (list, hang) = match script(&request) {
                     Act::Events(list) => (list, None),

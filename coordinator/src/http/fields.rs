@@ -91,7 +91,9 @@ impl Fields {
             return Err(Failure::no_request("the request has no body; a JSON object is expected"));
         }
         match serde_json::from_str(text) {
-            Ok(Value::Object(map)) => Ok(Self { map, prefix: String::new(), warnings: Vec::new(), client: Client::Local }),
+            Ok(Value::Object(map)) => {
+                Ok(Self { map, prefix: String::new(), warnings: Vec::new(), client: Client::Local })
+            }
             Ok(other) => {
                 Err(Failure::no_request(format!("the request's body should be a JSON object, not {}", show(&other))))
             }

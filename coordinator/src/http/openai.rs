@@ -1,5 +1,7 @@
 //! What `/v1/completions` and `/v1/chat/completions` have in common.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 
 use super::{
@@ -15,6 +17,9 @@ use crate::{
     request::FinishReason,
     text::{Chunk, GenerateRequest, Prompt},
 };
+
+/// A salt as long as a random one in any spelling is short of this.
+const MAX_SALT_BYTES: usize = 1024;
 
 /// Most choices for one prompt.
 const MAX_N: i64 = 128;
@@ -68,9 +73,24 @@ pub(super) fn take(
         explain,
         timeout: sampling::timeout(fields)?,
         client: fields.client(),
+        cache_salt: cache_salt(fields)?,
     };
     unbuilt::take(fields)?;
     Ok((request, options))
+}
+
+/// What keeps this request's KV blocks apart from others'.
+fn cache_salt(fields: &mut Fields) -> Result<Option<Arc<str>>, Failure> {
+    let salt = fields.string("cache_salt")?;
+    match salt.as_deref().map(str::len) {
+        Some(0) => {
+            Err(Failure::field("cache_salt", "`cache_salt` should not be empty; leave it out to share what is cached"))
+        }
+        Some(MAX_SALT_BYTES..) => {
+            Err(Failure::field("cache_salt", format!("`cache_salt` should have less than {MAX_SALT_BYTES} bytes")))
+        }
+        _ => Ok(salt.map(Arc::from)),
+    }
 }
 
 /// The object around choices: the same id, time and names in every chunk.

@@ -1,6 +1,6 @@
 //! What one asks for, in text, and why there may be no answer.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use nanoinfer_shared::protocol::TokenId;
 
@@ -46,6 +46,8 @@ pub struct GenerateRequest {
     pub timeout: Option<Duration>,
     /// Who asks.
     pub client: Client,
+    /// Keeps what is computed for it from being found by requests with another, or none.
+    pub cache_salt: Option<Arc<str>>,
 }
 
 /// Why there is nothing to generate, or generation broke off.
@@ -146,6 +148,7 @@ impl GenerateRequest {
             explain: false,
             timeout: None,
             client: Client::Local,
+            cache_salt: None,
         }
     }
 }

@@ -81,6 +81,8 @@ impl TextEngine {
         }
         self.check_tokens("stop_token_ids", request.stop_token_ids.iter().copied())?;
         self.check_tokens("logit_bias", request.sampling.logit_bias.iter().map(|&(id, _)| id))?;
+        // Before the work of encoding: who is told to come again later has cost nothing.
+        let place = self.handle.enter()?;
         self.complete(&mut request);
         let deadline = request.timeout.map(|timeout| (Box::pin(tokio::time::sleep(timeout)), timeout));
         let format = Arc::new(self.choice_format(&request));
@@ -98,7 +100,7 @@ impl TextEngine {
             (0..request.n).map(move |choice| self.sequence(request, prompt, index, choice))
         };
         let sequences = prompts.iter().enumerate().flat_map(choices_of).collect();
-        let events = self.handle.submit_all(sequences)?;
+        let events = self.handle.submit_all(place, request.client, sequences)?;
         let choices = events.into_iter().enumerate().map(|(index, events)| {
             let prompt = &prompts[index / request.n];
             Choice::new(index, events, &prompt.ids, format.clone()).into_stream()
@@ -195,6 +197,7 @@ impl TextEngine {
             logprobs: request.logprobs,
             prompt_logprobs: request.prompt_logprobs,
             explain: request.explain,
+            cache_salt: request.cache_salt.clone(),
             prompt_index: prompt_index as u32,
             choice: choice as u32,
         }

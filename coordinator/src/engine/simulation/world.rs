@@ -9,7 +9,7 @@ use nanoinfer_shared::protocol::TokenId;
 use crate::{
     handle::{EngineHandle, Events, SubmitError},
     random,
-    request::{Event, Limits, PromptLogprobs, Request, SamplingParams, TokenSet},
+    request::{self, Event, Limits, PromptLogprobs, Request, SamplingParams, TokenSet},
 };
 
 /// Different requests that clients make.
@@ -65,7 +65,12 @@ impl World {
         match happening {
             Happening::Arrival { request, choices, patience_us, hangs_up_us } => {
                 let sequences = (0..choices).map(|choice| Request { choice, ..a_request(request) }).collect();
-                let submitted = self.handle.submit_all(sequences);
+                // Some share an address, some are strangers on loopback.
+                let client = match request % 3 {
+                    0 => request::Client::Local,
+                    host => request::Client::Address([10, 0, 0, host as u8].into()),
+                };
+                let submitted = self.handle.enter().and_then(|place| self.handle.submit_all(place, client, sequences));
                 if let Err(error) = &submitted {
                     let full = matches!(error, SubmitError::QueueFull { .. } | SubmitError::QueueTokensFull { .. });
                     assert!(full || matches!(error, SubmitError::Ended(_)), "{error}");
