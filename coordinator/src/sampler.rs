@@ -5,14 +5,14 @@
 //!      │ merge
 //!      ▼
 //! a prefix of the vocabulary, descending ── filters ── draw ──► token
-//!      ▲                                      │ undecided
-//!      └── more of the prefix ── whole row ◄──┘
+//!                                             │ undecided         ▲
+//!                                             └──► whole row ── masses
 //! ```
 //! Knows the chain of processors of [`SamplingParams`](crate::request::SamplingParams); does not know ranks' links,
 //! blocks or text.
 //! Invariant: whether the candidates decide depends on the row alone, so the way a token is drawn does not depend on what
-//! else runs. Candidates and the sorted row give the same token, as both are a prefix for the same [`filter`]s; where no
-//! order is needed, [`masses`] gives it but for the rounding of f32.
+//! else runs. Candidates give the token that the sorted row would give, as both are a prefix for the same [`filter`]s;
+//! [`masses`] gives it without sorting, but for the rounding of f32.
 
 mod adjust;
 mod explain;
@@ -31,8 +31,7 @@ pub(crate) use self::row_drawer::{RowDraw, RowDrawer};
 use self::{
     adjust::{Adjustments, orderly},
     explain::ALTERNATIVES,
-    filter::{Candidate, Filter, Known},
-    masses::Masses,
+    filter::{Candidate, Filter, Known, Left},
     ranked::Ranked,
     row_drawer::RowScratch,
 };
@@ -46,8 +45,6 @@ use crate::{
 const OPEN_CANDIDATES: usize = 128;
 /// Most candidates for a draw: beyond, whole rows are no larger.
 const MAX_CANDIDATES: usize = 2048;
-/// How much of a whole row is put in order first; eight times more each time that does not decide.
-const FIRST_SORTED: usize = 1024;
 /// Below this a temperature is taken for 0: logits divided by it would overflow.
 const MIN_TEMPERATURE: f32 = 1e-5;
 
@@ -128,9 +125,13 @@ impl Draw {
         }
         known.extend(adjusted);
         known.sort_unstable();
-        let id = self.decide(&known, complete, self.normaliser(slices))?;
+        let normaliser = self.normaliser(slices);
+        let id = self.decide(&known, complete, normaliser)?;
         let raw = logprobs::raw_logit(id, slices)?;
-        let narrowing = self.explain.then(|| self.narrowing((id, raw), (&known, complete), slices));
+        let narrowing = self.explain.then(|| {
+            let left = self.left(self.known(&known, complete, normaliser));
+            self.narrowing((id, raw), &left, normaliser, slices)
+        });
         Some(Drawn { narrowing, ..self.drawn(id, raw, slices) })
     }
 
@@ -138,13 +139,22 @@ impl Draw {
     fn by_row(&self, slices: &[&RowSlice], row: &[&[f32]], scratch: &mut RowScratch) -> Drawn {
         let RowScratch { logits, masses } = scratch;
         self.adjust(row, logits);
-        let id = self.by_masses(logits, masses).unwrap_or_else(|| self.by_order(logits, self.normaliser(slices)));
+        let drawn = match &self.method {
+            Method::Random { temperature, filters, uniform } => masses.draw(logits, *temperature, filters, *uniform),
+            Method::Greedy => None,
+        };
+        // Where nothing may come, something is drawn all the same.
+        let id = drawn.unwrap_or_else(|| first(logits));
         let raw = row.iter().flat_map(|slice| slice.iter()).nth(id as usize);
         let raw = *raw.expect("the token is one of the row's");
-        let narrowing = self.explain.then(|| {
-            let mut order = ranked(logits);
-            order.sort_unstable();
-            self.narrowing((id, raw), (&order, true), slices)
+        let narrowing = self.explain.then(|| match &self.method {
+            Method::Random { .. } if drawn.is_some() => {
+                self.narrowing((id, raw), &masses.left(logits), masses.normaliser(), slices)
+            }
+            Method::Random { filters, .. } => {
+                self.narrowing((id, raw), &vec![Left::NOTHING; filters.len()], f64::NEG_INFINITY, slices)
+            }
+            Method::Greedy => self.narrowing((id, raw), &[], self.normaliser(slices), slices),
         });
         Drawn { narrowing, ..self.drawn(id, raw, slices) }
     }
@@ -159,50 +169,20 @@ impl Draw {
         }
     }
 
-    /// The token, where it can be found without putting the row in order.
-    fn by_masses(&self, logits: &[f32], masses: &mut Masses) -> Option<TokenId> {
-        match &self.method {
-            Method::Random { temperature, filters, uniform } if Masses::can(filters) => {
-                masses.draw(logits, *temperature, filters, *uniform)
-            }
-            _ => None,
-        }
-    }
-
-    /// The token, from as much of the descending order as it takes.
-    fn by_order(&self, logits: &[f32], normaliser: f64) -> TokenId {
-        let mut tokens = ranked(logits);
-        let (mut sorted, mut goal) = (0, FIRST_SORTED);
-        loop {
-            goal = goal.min(tokens.len());
-            let rest = &mut tokens[sorted..];
-            if goal - sorted < rest.len() {
-                rest.select_nth_unstable(goal - sorted);
-            }
-            rest[..goal - sorted].sort_unstable();
-            sorted = goal;
-            if let Some(id) = self.decide(&tokens[..sorted], sorted == tokens.len(), normaliser) {
-                return id;
-            }
-            assert!(sorted < tokens.len(), "the whole vocabulary always decides");
-            goal *= 8;
-        }
-    }
-
     /// How many candidates of each rank decide most draws, and answer for the log-probabilities beside it.
     fn candidates(&self) -> usize {
         let for_draw = match &self.method {
             Method::Greedy => 1,
             Method::Random { filters, .. } => match filters.first() {
                 // One more shows whether the last of them ties with the next.
-                Some(&Filter::TopK(k)) => k + 1,
-                // Never decided by candidates.
-                Some(Filter::Typical(_)) => 1,
+                Some(&Filter::TopK(k)) if k < MAX_CANDIDATES => k + 1,
+                // Never decided by candidates: they would come beside the whole row.
+                Some(Filter::TopK(_) | Filter::Typical(_)) => 1,
                 _ => OPEN_CANDIDATES,
             },
         };
         let told = if self.explain { ALTERNATIVES } else { 0 };
-        for_draw.min(MAX_CANDIDATES).max(told).max(self.logprobs.unwrap_or(0) as usize)
+        for_draw.max(told).max(self.logprobs.unwrap_or(0) as usize)
     }
 
     fn temperature(&self) -> f32 {
@@ -247,6 +227,18 @@ impl Draw {
         filters.iter().try_fold(known, |known, filter| filter.apply(known))?.draw(*uniform)
     }
 
+    /// What each filter leaves of what decides.
+    fn left(&self, known: Known) -> Vec<Left> {
+        let Method::Random { filters, .. } = &self.method else {
+            return Vec::new();
+        };
+        let narrowed = filters.iter().scan(known, |known, filter| {
+            *known = filter.apply(known.clone())?;
+            Some(known.left())
+        });
+        narrowed.collect()
+    }
+
     /// The most likely tokens with their probabilities, before any filter.
     fn known(&self, tokens: &[Ranked], complete: bool, normaliser: f64) -> Known {
         let candidate = |token: &Ranked| {
@@ -268,9 +260,10 @@ impl Draw {
     }
 }
 
-/// A row, not in order yet.
-fn ranked(logits: &[f32]) -> Vec<Ranked> {
-    (0..).zip(logits).map(|(id, &logit)| Ranked::new(id, logit)).collect()
+/// The first in the descending order.
+fn first(logits: &[f32]) -> TokenId {
+    let tokens = (0..).zip(logits).map(|(id, &logit)| Ranked::new(id, logit));
+    tokens.min().expect("a vocabulary has tokens").id()
 }
 
 /// The filters that are not neutral, in their order.

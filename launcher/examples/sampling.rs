@@ -37,18 +37,31 @@ fn main() -> Result<(), Failure> {
         sampling
     };
     let kinds = [
-        ("greedy", SamplingParams::greedy()),
-        ("top-k 40", neutral(|s| s.top_k = 40)),
-        ("top-p 0.9", neutral(|s| s.top_p = 0.9)),
-        ("temperature 1", neutral(|_| ())),
-        ("penalties, top-k 40", neutral(|s| (s.repetition_penalty, s.presence_penalty, s.top_k) = (1.1, 0.5, 40))),
-        ("penalties, top-p 0.9", neutral(|s| (s.repetition_penalty, s.presence_penalty, s.top_p) = (1.1, 0.5, 0.9))),
+        ("greedy", SamplingParams::greedy(), false),
+        ("top-k 40", neutral(|s| s.top_k = 40), false),
+        ("top-k 3000", neutral(|s| s.top_k = 3000), false),
+        ("top-p 0.9", neutral(|s| s.top_p = 0.9), false),
+        ("temperature 1", neutral(|_| ()), false),
+        ("temperature 0.1", neutral(|s| s.temperature = 0.1), false),
+        ("typical-p 0.9", neutral(|s| s.typical_p = 0.9), false),
+        (
+            "penalties, top-k 40",
+            neutral(|s| (s.repetition_penalty, s.presence_penalty, s.top_k) = (1.1, 0.5, 40)),
+            false,
+        ),
+        (
+            "penalties, top-p 0.9",
+            neutral(|s| (s.repetition_penalty, s.presence_penalty, s.top_p) = (1.1, 0.5, 0.9)),
+            false,
+        ),
+        ("temperature 1, explain", neutral(|_| ()), true),
+        ("typical-p 0.9, explain", neutral(|s| s.typical_p = 0.9), true),
     ];
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     let mut costs: Vec<Vec<Cost>> = kinds.iter().map(|_| Vec::new()).collect();
     for round in 0..=ROUNDS {
-        for ((_, sampling), costs) in kinds.iter().zip(&mut costs) {
-            let cost = runtime.block_on(measure(&cluster, sampling, sequences, vocabulary))?;
+        for ((_, sampling, explain), costs) in kinds.iter().zip(&mut costs) {
+            let cost = runtime.block_on(measure(&cluster, sampling, *explain, sequences, vocabulary))?;
             // The first round warms up.
             if round > 0 {
                 costs.push(cost);
@@ -58,10 +71,10 @@ fn main() -> Result<(), Failure> {
     cluster.shutdown();
     println!("{sequences} sequences, vocabulary of {vocabulary}, medians of {ROUNDS} rounds");
     println!(
-        "{:22} {:>9} {:>12} {:>9} {:>12} {:>10}",
+        "{:23} {:>9} {:>12} {:>9} {:>12} {:>10}",
         "", "step ms", "drawing ms", "of step", "KB a step", "whole rows"
     );
-    for ((name, _), costs) in kinds.iter().zip(&costs) {
+    for ((name, ..), costs) in kinds.iter().zip(&costs) {
         let median = |of: fn(&Cost) -> f64| {
             let mut values: Vec<f64> = costs.iter().map(of).collect();
             values.sort_by(f64::total_cmp);
@@ -69,7 +82,7 @@ fn main() -> Result<(), Failure> {
         };
         let (step, draw) = (median(|c| c.step_ms), median(|c| c.draw_ms));
         let (bytes, rows) = (median(|c| c.kilobytes), median(|c| c.rows));
-        println!("{name:22} {step:9.2} {draw:12.3} {:7.1} % {bytes:12.1} {rows:10.1}", draw / step * 100.0);
+        println!("{name:23} {step:9.2} {draw:12.3} {:7.1} % {bytes:12.1} {rows:10.1}", draw / step * 100.0);
     }
     Ok(())
 }
@@ -87,12 +100,13 @@ struct Cost {
 async fn measure(
     cluster: &Cluster,
     sampling: &SamplingParams,
+    explain: bool,
     sequences: usize,
     vocabulary: u32,
 ) -> Result<Cost, Failure> {
     let request = |choice: u32| {
         let prompt = (0..PROMPT_TOKENS as u32).map(|i| (i * 7919 + choice * 104_729) % vocabulary).collect();
-        Request { sampling: sampling.clone(), choice, ..Request::greedy(prompt, TOKENS) }
+        Request { sampling: sampling.clone(), explain, choice, ..Request::greedy(prompt, TOKENS) }
     };
     let mut events = cluster.handle().submit_all((0..sequences as u32).map(request).collect())?;
     // The youngest begins last: from its first token on, all decode.

@@ -95,8 +95,13 @@ impl Adjustments {
     }
 
     /// Whether `id` must not come.
-    pub(crate) fn forbids(&self, id: TokenId) -> bool {
+    fn forbids(&self, id: TokenId) -> bool {
         self.ends.iter().any(|ends| ends.contains(id))
+    }
+
+    /// What rules `id` out, as it is called in a request.
+    pub(crate) fn forbidden_by(&self, id: TokenId) -> Option<&'static str> {
+        self.forbids(id).then_some("min_tokens")
     }
 
     /// What each processor does, in their order, those left out that change nothing.

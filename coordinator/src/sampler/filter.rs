@@ -5,12 +5,14 @@
 //! a filter                 | kept      | dropped      :   decided: the cut lies in what is known
 //!                          | kept                     : ? undecided: more of the prefix is needed
 //! ```
-//! Does not know logits of ranks, penalties or requests.
+//! Does not know logits of ranks, penalties or requests; nor whole rows, which [`Masses`](super::masses::Masses) narrows alike.
 //! Invariant: what is decided from a prefix is what would be decided from everything, as both use the same
 //! normaliser and add probabilities in the same order.
 //! Reference: `transformers/generation/logits_process.py`.
 
 use nanoinfer_shared::protocol::TokenId;
+
+use super::ranked::Ranked;
 
 /// One token that may be drawn.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -32,6 +34,19 @@ pub(crate) struct Known {
     pub(crate) mass: f64,
     /// Nothing outside of `tokens` may still be drawn.
     pub(crate) complete: bool,
+}
+
+/// What a filter left: all of it stands together in the descending order.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Left {
+    /// Nothing before this is left.
+    pub(crate) first: Ranked,
+    /// Nothing behind this is left.
+    pub(crate) last: Ranked,
+    /// Tokens between these that may come.
+    pub(crate) count: usize,
+    /// Their probability, where that of all tokens before any filter is 1.
+    pub(crate) mass: f64,
 }
 
 /// One step of narrowing.
@@ -59,7 +74,40 @@ impl Filter {
     }
 }
 
+impl Left {
+    /// What is told where nothing may come.
+    pub(crate) const NOTHING: Self = Self { first: Ranked::LAST, last: Ranked::FIRST, count: 0, mass: 0.0 };
+
+    /// Counts the tokens of `logits`, all of the row, that it holds.
+    pub(crate) fn counted(self, logits: &[f32]) -> Self {
+        let (first, first_id) = (self.first.logit(), self.first.id());
+        let (last, last_id) = (self.last.logit(), self.last.id());
+        let here = |(id, &logit): (TokenId, &f32)| {
+            let begun = (logit < first) | ((logit == first) & (id >= first_id));
+            let not_over = (logit > last) | ((logit == last) & (id <= last_id));
+            u32::from(begun & not_over & (logit > f32::NEG_INFINITY))
+        };
+        Self { count: (0..).zip(logits).map(here).sum::<u32>() as usize, ..self }
+    }
+
+    /// Whether `token` is left.
+    pub(crate) fn has(&self, token: Ranked) -> bool {
+        (self.first..=self.last).contains(&token)
+    }
+}
+
 impl Known {
+    /// What is left, if the cut was known.
+    pub(crate) fn left(&self) -> Left {
+        let place = |token: Option<&Candidate>| token.map(|token| Ranked::new(token.id, token.logit));
+        Left {
+            first: place(self.tokens.first()).unwrap_or(Ranked::LAST),
+            last: place(self.tokens.last()).unwrap_or(Ranked::FIRST),
+            count: self.tokens.iter().filter(|token| token.logit > f32::NEG_INFINITY).count(),
+            mass: self.mass,
+        }
+    }
+
     /// The token at `uniform` of the mass; `None` where that lies beyond what is known.
     pub(crate) fn draw(&self, uniform: f64) -> Option<TokenId> {
         self.at(uniform * self.mass).or_else(|| {

@@ -11,9 +11,14 @@ use nanoinfer_shared::protocol::TokenId;
 pub(crate) struct Ranked(u64);
 
 impl Ranked {
+    /// Not behind any token.
+    pub(crate) const FIRST: Self = Self::new(0, f32::INFINITY);
+    /// Not before any token.
+    pub(crate) const LAST: Self = Self::new(TokenId::MAX, f32::NEG_INFINITY);
+
     /// `logit` is a number and not −0.
-    pub(crate) fn new(id: TokenId, logit: f32) -> Self {
-        Self(u64::from(turn(logit.to_bits())) << 32 | u64::from(id))
+    pub(crate) const fn new(id: TokenId, logit: f32) -> Self {
+        Self((turn(logit.to_bits()) as u64) << 32 | id as u64)
     }
 
     pub(crate) fn id(self) -> TokenId {
@@ -27,7 +32,7 @@ impl Ranked {
 
 /// Negative floats already grow as their magnitude does; positive ones are turned around, still before them.
 /// Its own inverse, as the sign is kept.
-fn turn(bits: u32) -> u32 {
+const fn turn(bits: u32) -> u32 {
     if bits >> 31 == 0 { !bits & 0x7FFF_FFFF } else { bits }
 }
 

@@ -143,6 +143,22 @@ fn logits(vocab: usize) -> impl Strategy<Value = Vec<f32>> {
     )
 }
 
+/// What decides where the whole row is put in order.
+fn in_order(adjusted: &[f32]) -> Vec<Ranked> {
+    let mut tokens: Vec<Ranked> = (0..).zip(adjusted).map(|(id, &logit)| Ranked::new(id, logit)).collect();
+    tokens.sort_unstable();
+    tokens
+}
+
+/// `draw` with another random number.
+fn at(draw: &Draw, other: f64) -> Draw {
+    let mut draw = draw.clone();
+    if let Method::Random { uniform, .. } = &mut draw.method {
+        *uniform = other.clamp(0.0, 1.0);
+    }
+    draw
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1500))]
 
@@ -163,13 +179,50 @@ proptest! {
         let slices: Vec<_> = slices.iter().collect();
         let mut adjusted = Vec::new();
         draw.adjust(&[&row], &mut adjusted);
-        let by_order = draw.by_order(&adjusted, draw.normaliser(&slices));
+        let (order, normaliser) = (in_order(&adjusted), draw.normaliser(&slices));
+        let by_order = draw.decide(&order, true, normaliser).unwrap();
         let uniform = random::uniform(request.sampling.seed, 0, 0, tokens.len() as u32);
         prop_assert_eq!(by_order, reference(&request, &tokens, &row, uniform));
         if let Some(drawn) = draw.by_candidates(&slices) {
             prop_assert_eq!(drawn, draw.drawn(by_order, row[by_order as usize], &slices));
         } else {
             prop_assert!(request.sampling.temperature > 0.0, "candidates always decide the most likely");
+        }
+        // Sums of f32 are a little different: at a border between tokens either may be drawn.
+        let by_row = draw.by_row(&slices, &[&row], &mut RowScratch::default());
+        let near = |off: f64| at(&draw, uniform + off).decide(&order, true, normaliser).unwrap();
+        prop_assert!([0.0, 1e-5, -1e-5].into_iter().any(|off| near(off) == by_row.id));
+    }
+
+    #[test]
+    fn what_is_told_of_a_whole_row_is_what_the_sorted_row_would_tell(
+        row in prop_oneof![logits(400), logits(2100)],
+        sampling in sampling(),
+        min_tokens in 0usize..12,
+        cut in any::<usize>(),
+    ) {
+        let mut request = Request { explain: true, ..request(vec![1, 2, 3, 2], sampling) };
+        request.limits.min_tokens = min_tokens;
+        let draw = Draw::new(&request, &[1, 2, 3, 2, 9, 9], &geometry(row.len()));
+        let slices = slices(&draw, &row, &[cut]);
+        let slices: Vec<_> = slices.iter().collect();
+        let drawn = draw.by_row(&slices, &[&row], &mut RowScratch::default());
+        let mut adjusted = Vec::new();
+        draw.adjust(&[&row], &mut adjusted);
+        let normaliser = draw.normaliser(&slices);
+        let left = draw.left(draw.known(&in_order(&adjusted), true, normaliser));
+        let expected = draw.narrowing((drawn.id, row[drawn.id as usize]), &left, normaliser, &slices);
+        let told = drawn.narrowing.unwrap();
+        let close = |a: f64, b: f64| (a - b).abs() < 1e-5;
+        prop_assert_eq!(told.chain.len(), expected.chain.len());
+        for (a, b) in told.chain.iter().zip(&expected.chain) {
+            prop_assert_eq!((a.processor, a.value, a.changed, a.removed), (b.processor, b.value, b.changed, b.removed));
+            prop_assert!(close(a.removed_mass, b.removed_mass), "{a:?} {b:?}");
+        }
+        prop_assert_eq!(told.alternatives.len(), expected.alternatives.len());
+        for (a, b) in told.alternatives.iter().zip(&expected.alternatives) {
+            prop_assert_eq!((a.id, a.logprob, a.removed_by), (b.id, b.logprob, b.removed_by));
+            prop_assert!(close(a.probability, b.probability), "{a:?} {b:?}");
         }
     }
 }
@@ -185,6 +238,26 @@ fn top_k_needs_a_row_only_for_ties() {
         let slices = slices(&draw, &row, &[200]);
         assert_eq!(draw.by_candidates(&slices.iter().collect::<Vec<_>>()).is_some(), decided);
     }
+}
+
+#[test]
+fn what_candidates_cannot_decide_asks_for_one() {
+    let asked = |change: fn(&mut SamplingParams)| {
+        let mut sampling = SamplingParams::neutral(3);
+        change(&mut sampling);
+        let plain = Request { logprobs: None, ..request(vec![1], sampling) };
+        let Wants::Candidates { k, .. } = Draw::new(&plain, &[1], &geometry(5000)).wants() else {
+            panic!("a draw asks for candidates")
+        };
+        k as usize
+    };
+    assert_eq!(asked(|s| s.top_k = 2047), MAX_CANDIDATES);
+    // All of these would be needed, and the one behind them.
+    assert_eq!([asked(|s| s.top_k = 2048), asked(|s| s.top_k = 3000), asked(|s| s.top_k = u32::MAX)], [1; 3]);
+    assert_eq!(asked(|s| s.typical_p = 0.5), 1);
+    assert_eq!(asked(|s| (s.top_k, s.typical_p) = (3000, 0.5)), 1);
+    assert_eq!(asked(|s| (s.top_k, s.typical_p) = (20, 0.5)), 21);
+    assert_eq!(asked(|s| (s.top_p, s.typical_p) = (0.5, 0.5)), OPEN_CANDIDATES);
 }
 
 #[test]
