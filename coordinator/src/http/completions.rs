@@ -11,7 +11,8 @@ use super::{
     App,
     error::Failure,
     explain,
-    fields::{Fields, show, tokens},
+    fields::Fields,
+    json::Given,
     logprobs::{CompletionLogprobs, TextOffset},
     models,
     openai::{self, Envelope, ReplyOptions, Usage},
@@ -30,7 +31,7 @@ pub(super) async fn create(State(app): State<App>, mut fields: Fields) -> Result
     models::take(&mut fields, app.engine.card())?;
     let add_special_tokens = fields.boolean("add_special_tokens")?.unwrap_or(true);
     let has_prompt = fields.has("prompt");
-    let prompts = prompts(fields.value("prompt"), add_special_tokens)?;
+    let prompts = prompts(fields.given("prompt")?, add_special_tokens)?;
     let echo = fields.boolean("echo")?.unwrap_or(false);
     let logprobs = fields.integer("logprobs", 0..=MAX_LOGPROBS)?.map(|k| k as u32);
     let from = fields.count("logprob_start_len", 0)?.unwrap_or(0);
@@ -57,27 +58,27 @@ pub(super) async fn create(State(app): State<App>, mut fields: Fields) -> Result
 }
 
 /// A string, strings, token ids, or lists of those.
-fn prompts(value: Option<Value>, add_special_tokens: bool) -> Result<Vec<Prompt>, Failure> {
+fn prompts(given: Option<Given>, add_special_tokens: bool) -> Result<Vec<Prompt>, Failure> {
     let expected = "`prompt` should be a string, a list of strings, a list of token ids, or a list of such lists";
-    let failure = |got: &Value| Failure::field("prompt", format!("{expected}, got {}", show(got)));
-    let text = |text: &str| Prompt::Text { text: text.to_owned(), add_special_tokens };
-    match value {
+    let failure = |got: &str| Failure::field("prompt", format!("{expected}, got {got}"));
+    let text = |text: String| Prompt::Text { text, add_special_tokens };
+    match given {
         // OpenAI's default is a new document.
-        None => Ok(vec![text("")]),
-        Some(Value::String(prompt)) => Ok(vec![text(&prompt)]),
-        Some(list @ Value::Array(_)) => {
-            if let Some(ids) = tokens(&list).filter(|ids| !ids.is_empty()) {
-                return Ok(vec![Prompt::Tokens(ids)]);
-            }
-            let entries = list.as_array().map(Vec::as_slice).unwrap_or_default();
-            if entries.is_empty() {
-                return Err(Failure::field("prompt", "`prompt` is an empty list"));
-            }
-            let strings: Option<Vec<Prompt>> = entries.iter().map(|entry| entry.as_str().map(text)).collect();
-            let lists = || entries.iter().map(|entry| tokens(entry).map(Prompt::Tokens)).collect();
-            strings.or_else(lists).ok_or_else(|| Failure::field("prompt", format!("{expected}, got a mixture")))
+        None => Ok(vec![text(String::new())]),
+        Some(Given::Tokens(ids)) => Ok(vec![Prompt::Tokens(ids)]),
+        Some(Given::TokenLists(lists)) => Ok(lists.into_iter().map(Prompt::Tokens).collect()),
+        Some(Given::Other(Value::String(prompt))) => Ok(vec![text(prompt)]),
+        Some(Given::Other(Value::Array(list))) if list.is_empty() => {
+            Err(Failure::field("prompt", "`prompt` is an empty list"))
         }
-        Some(other) => Err(failure(&other)),
+        Some(Given::Other(Value::Array(list))) => {
+            let string = |entry| match entry {
+                Value::String(prompt) => Some(text(prompt)),
+                _ => None,
+            };
+            list.into_iter().map(string).collect::<Option<_>>().ok_or_else(|| failure("a mixture"))
+        }
+        Some(other) => Err(failure(&other.show())),
     }
 }
 

@@ -108,7 +108,13 @@ impl Failure {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, message)
     }
 
-    fn panicked() -> Self {
+    /// Too much of other requests is in work.
+    pub(super) fn bodies_full(limit_bytes: usize) -> Self {
+        let message = format!("other requests' bodies take all of the {limit_bytes} bytes that they may take together");
+        Self { code: Some("bodies_full"), ..Self::new(StatusCode::TOO_MANY_REQUESTS, message) }
+    }
+
+    pub(super) fn panicked() -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "the server failed on this request; its log has the details")
     }
 
@@ -218,7 +224,7 @@ pub(super) async fn render(request: Request, next: Next) -> Response {
 }
 
 /// What becomes of a panic in a handler.
-pub(super) fn panicked(_: Box<dyn std::any::Any + Send>) -> Response {
+pub(super) fn after_panic(_: Box<dyn std::any::Any + Send>) -> Response {
     Failure::panicked().into_response()
 }
 

@@ -1,29 +1,48 @@
 //! The fields of a request's body, taken out one by one.
 //!
 //! Every route reads its fields through [`Fields`], so that a wrong type or range is always a 400 that names the field,
-//! `null` always means absent, and what nobody took is known: unknown fields are named in the log, once each.
+//! `null` always means absent, and what nobody took is known: unknown fields are named in the log, once each. A body is
+//! looked through once, for names and where their values stand; a value is read when it is taken, so that what no route knows
+//! costs nothing but its text.
 
 use std::{
-    collections::HashSet,
-    ops::RangeInclusive,
+    collections::{BTreeMap, HashSet},
+    fmt,
+    mem::take,
+    ops::{Range, RangeInclusive},
     sync::{Mutex, PoisonError},
 };
 
 use axum::{
     body::Bytes,
     extract::{FromRequest, Request},
-    http::{StatusCode, header},
-    response::IntoResponse,
 };
 use nanoinfer_shared::protocol::TokenId;
-use serde_json::{Map, Value};
+use serde::{
+    Deserializer,
+    de::{Error, MapAccess, Visitor},
+};
+use serde_json::{Value, value::RawValue};
+use tokio::{sync::OwnedSemaphorePermit, task::spawn_blocking};
 
-use super::{App, error::Failure};
+use super::{
+    App,
+    body::SMALL_BYTES,
+    error::Failure,
+    json::{Given, MAX_VALUES, Unread, integer},
+};
 use crate::{
     names::closest,
     request::{Client, TokenSet},
     utf8,
 };
+
+/// Most fields of an object.
+const MAX_FIELDS: usize = 1024;
+
+/// Fields that hold a request's text. Where they are long they are read where their body is, and not on a thread that serves
+/// others.
+const TEXTS: [&str; 4] = ["prompt", "prompts", "messages", "tokens"];
 
 /// Most stop strings of a request; OpenAI takes 4.
 const MAX_STOPS: usize = 64;
@@ -41,13 +60,26 @@ const MAX_NAME_CHARS: usize = 64;
 /// A JSON object whose fields are taken out.
 #[derive(Debug)]
 pub(super) struct Fields {
-    map: Map<String, Value>,
+    /// The text of the body: UTF-8, and JSON.
+    body: Bytes,
+    held: BTreeMap<String, Held>,
     /// Path of this object in the body, with its dot; empty for the body itself.
     prefix: String,
     /// What was left out, in words for the reply.
     warnings: Vec<String>,
     /// Whose they are.
     client: Client,
+    /// The body's share of what bodies may take.
+    _share: Option<OwnedSemaphorePermit>,
+}
+
+/// The value of a field, before it is taken.
+#[derive(Debug)]
+enum Held {
+    /// Where it stands in the body.
+    At(Range<usize>),
+    /// What it was when it was read.
+    Read(Result<Given, Unread>),
 }
 
 /// Names of unknown fields that were logged already.
@@ -62,42 +94,71 @@ impl FromRequest<App> for Fields {
 
     /// Any content type is taken for JSON, as Ollama does: `curl -d` sends forms.
     async fn from_request(request: Request, app: &App) -> Result<Self, Failure> {
-        let encodings = request.headers().get_all(header::CONTENT_ENCODING).iter();
-        let encodings = encodings.map(|encoding| String::from_utf8_lossy(encoding.as_bytes()));
-        for encoding in encodings {
-            if !encoding.trim().is_empty() && !encoding.trim().eq_ignore_ascii_case("identity") {
-                return Err(Failure::encoded_body(&encoding));
-            }
-        }
-        let read = tokio::time::timeout(app.read_deadline, Bytes::from_request(request, app)).await;
-        let read = read.map_err(|_| Failure::body_too_slow(app.read_deadline))?;
-        let bytes = read.map_err(|rejection| {
-            let message = rejection.body_text();
-            if rejection.into_response().status() == StatusCode::PAYLOAD_TOO_LARGE {
-                Failure::body_too_large(app.max_body_bytes)
-            } else {
-                Failure::no_request(format!("the request's body could not be read: {message}"))
-            }
-        })?;
-        Self::parse(&bytes)
+        let client = request.extensions().get().copied().unwrap_or_default();
+        let body = app.bodies.read(request).await?;
+        let (bytes, share) = (body.bytes, body.share);
+        let fields = if bytes.len() > SMALL_BYTES {
+            // The share goes with the work, which goes on where its client has gone.
+            let parse = move || Self::parse(bytes).map(|fields| Self { _share: share, ..fields });
+            spawn_blocking(parse).await.map_err(|_| Failure::panicked())??
+        } else {
+            Self::parse(bytes)?
+        };
+        Ok(Self { client, ..fields })
     }
 }
 
 impl Fields {
-    pub(super) fn parse(bytes: &[u8]) -> Result<Self, Failure> {
+    pub(super) fn parse(bytes: Bytes) -> Result<Self, Failure> {
         // RFC 8259 lets a parser leave off a byte-order mark.
-        let text = utf8::text(bytes).map_err(|error| not_json(&error))?;
-        if text.trim_ascii().is_empty() {
-            return Err(Failure::no_request("the request has no body; a JSON object is expected"));
+        let text = utf8::text(&bytes).map_err(|error| not_json(&error))?;
+        let body = bytes.slice_ref(text.as_bytes());
+        match text.trim_ascii().bytes().next() {
+            None => Err(Failure::no_request("the request has no body; a JSON object is expected")),
+            Some(b'{') => {
+                let mut fields = Self::object_at(body.clone(), 0..text.len(), String::new())?;
+                fields.read_texts();
+                Ok(fields)
+            }
+            Some(_) => {
+                let value = text.trim_ascii();
+                serde_json::from_str::<serde::de::IgnoredAny>(text).map_err(|error| not_json(&error))?;
+                let shown = Given::read(value, 0..value.len()).map_or_else(|_| "a list".into(), |given| given.show());
+                Err(Failure::no_request(format!("the request's body should be a JSON object, not {shown}")))
+            }
         }
-        match serde_json::from_str(text) {
-            Ok(Value::Object(map)) => {
-                Ok(Self { map, prefix: String::new(), warnings: Vec::new(), client: Client::Local })
+    }
+
+    /// The fields of the object that stands in `range` of a body.
+    fn object_at(body: Bytes, range: Range<usize>, prefix: String) -> Result<Self, Failure> {
+        let text = text_of(&body);
+        let mut too_many = false;
+        let mut json = serde_json::Deserializer::from_str(&text[range]);
+        let found = json.deserialize_map(Names { body: text, too_many: &mut too_many });
+        let held = match found.and_then(|held| json.end().map(|()| held)) {
+            Ok(held) => held,
+            Err(_) if too_many => {
+                let of = if prefix.is_empty() {
+                    "the request's body".into()
+                } else {
+                    format!("`{}`", prefix.trim_end_matches('.'))
+                };
+                return Err(Failure::no_request(format!("{of} has more than {MAX_FIELDS} fields")));
             }
-            Ok(other) => {
-                Err(Failure::no_request(format!("the request's body should be a JSON object, not {}", show(&other))))
+            Err(error) => return Err(not_json(&error)),
+        };
+        Ok(Self { body, held, prefix, warnings: Vec::new(), client: Client::Local, _share: None })
+    }
+
+    /// Reads the long fields of which every route knows one.
+    fn read_texts(&mut self) {
+        for name in TEXTS {
+            if let Some(held @ Held::At(_)) = self.held.get_mut(name)
+                && let Held::At(range) = &*held
+                && range.len() > SMALL_BYTES
+            {
+                *held = Held::Read(Given::read(text_of(&self.body), range.clone()));
             }
-            Err(error) => Err(not_json(&error)),
         }
     }
 
@@ -108,36 +169,54 @@ impl Fields {
 
     /// Whether a field is there and not null.
     pub(super) fn has(&self, name: &str) -> bool {
-        self.map.get(name).is_some_and(|value| !value.is_null())
+        match self.held.get(name) {
+            None => false,
+            Some(Held::At(range)) => &text_of(&self.body)[range.clone()] != "null",
+            Some(Held::Read(_)) => true,
+        }
     }
 
     /// A field of any type.
-    pub(super) fn value(&mut self, name: &str) -> Option<Value> {
-        self.map.remove(name).filter(|value| !value.is_null())
+    pub(super) fn given(&mut self, name: &str) -> Result<Option<Given>, Failure> {
+        if !self.has(name) {
+            self.held.remove(name);
+            return Ok(None);
+        }
+        let read = self.held.remove(name).map(|held| match held {
+            Held::At(range) => Given::read(text_of(&self.body), range),
+            Held::Read(read) => read,
+        });
+        read.transpose().map_err(|unread| self.failure(name, &unread))
+    }
+
+    /// A field of any type, as it is.
+    pub(super) fn value(&mut self, name: &str) -> Result<Option<Value>, Failure> {
+        let value = self.given(name)?.map(Given::into_value).transpose();
+        value.map_err(|unread| self.failure(name, &unread))
     }
 
     /// Fields that may be there and change nothing.
     pub(super) fn ignore(&mut self, names: &[&str]) {
         for name in names {
-            self.map.remove(*name);
+            self.held.remove(*name);
         }
     }
 
     /// A field that must not be there, unless its value asks for nothing: `false`, an empty text or list.
     pub(super) fn refuse(&mut self, name: &str) -> Result<(), Failure> {
         let path = self.path(name);
-        match self.value(name) {
-            None | Some(Value::Bool(false)) => Ok(()),
-            Some(Value::String(text)) if text.is_empty() => Ok(()),
-            Some(Value::Array(list)) if list.is_empty() => Ok(()),
-            Some(value) => Err(Failure::unsupported(&path, format!("`{path}` is not supported, got {}", show(&value)))),
+        match self.given(name)? {
+            None | Some(Given::Other(Value::Bool(false))) => Ok(()),
+            Some(Given::Other(Value::String(text))) if text.is_empty() => Ok(()),
+            Some(Given::Other(Value::Array(list))) if list.is_empty() => Ok(()),
+            Some(given) => Err(Failure::unsupported(&path, format!("`{path}` is not supported, got {}", given.show()))),
         }
     }
 
     /// A field that must not be there, unless its value is `nothing`, in JSON.
     pub(super) fn refuse_unless(&mut self, name: &str, nothing: &str) -> Result<(), Failure> {
         let path = self.path(name);
-        match self.asked(name, nothing) {
+        match self.asked(name, nothing)? {
             None => Ok(()),
             Some(value) => {
                 let message = format!("`{path}` is not supported unless it is {nothing}, got {}", show(&value));
@@ -147,13 +226,14 @@ impl Fields {
     }
 
     /// Takes a field; its value, unless that is `nothing`, in JSON.
-    pub(super) fn asked(&mut self, name: &str, nothing: &str) -> Option<Value> {
-        self.value(name).filter(|value| !serde_json::from_str(nothing).is_ok_and(|nothing: Value| *value == nothing))
+    pub(super) fn asked(&mut self, name: &str, nothing: &str) -> Result<Option<Value>, Failure> {
+        let is_nothing = |value: &Value| serde_json::from_str(nothing).is_ok_and(|nothing: Value| *value == nothing);
+        Ok(self.value(name)?.filter(|value| !is_nothing(value)))
     }
 
     /// Names of fields that begin so.
     pub(super) fn beginning(&self, prefix: &str) -> Vec<String> {
-        self.map.keys().filter(|name| name.starts_with(prefix)).cloned().collect()
+        self.held.keys().filter(|name| name.starts_with(prefix)).cloned().collect()
     }
 
     /// Something was left out: the reply says so.
@@ -162,12 +242,12 @@ impl Fields {
     }
 
     pub(super) fn boolean(&mut self, name: &str) -> Result<Option<bool>, Failure> {
-        self.take(name, "true or false", |value| value.as_bool())
+        self.take(name, "true or false", |given| given.other()?.as_bool())
     }
 
     pub(super) fn number(&mut self, name: &str, range: RangeInclusive<f64>) -> Result<Option<f64>, Failure> {
         let expected = format!("a number from {} to {}", range.start(), range.end());
-        self.take(name, &expected, |value| value.as_f64().filter(|x| range.contains(x)))
+        self.take(name, &expected, |given| given.other()?.as_f64().filter(|x| range.contains(x)))
     }
 
     /// A number that a processor of logits takes.
@@ -182,12 +262,12 @@ impl Fields {
             (low, high) => format!("an integer from {low} to {high}"),
         };
         let saturated = |value: &Value| integer(value).map(|x| i64::try_from(x).unwrap_or(i64::MAX));
-        self.take(name, &expected, |value| saturated(value).filter(|x| range.contains(x)))
+        self.take(name, &expected, |given| saturated(given.other()?).filter(|x| range.contains(x)))
     }
 
     /// A seed: any 64 bits, with or without a sign.
     pub(super) fn seed(&mut self) -> Result<Option<i128>, Failure> {
-        self.take("seed", "an integer of 64 bits", integer)
+        self.take("seed", "an integer of 64 bits", |given| integer(given.other()?))
     }
 
     /// A count from `least` on.
@@ -196,18 +276,27 @@ impl Fields {
     }
 
     pub(super) fn string(&mut self, name: &str) -> Result<Option<String>, Failure> {
-        self.take(name, "a string", |value| value.as_str().map(str::to_owned))
+        self.take(name, "a string", |given| match given {
+            Given::Other(Value::String(text)) => Some(take(text)),
+            _ => None,
+        })
     }
 
     pub(super) fn list(&mut self, name: &str) -> Result<Option<Vec<Value>>, Failure> {
-        self.take(name, "a list", |value| value.as_array().cloned())
+        let Some(given) = self.given(name)? else {
+            return Ok(None);
+        };
+        match given.into_value().map_err(|unread| self.failure(name, &unread))? {
+            Value::Array(list) => Ok(Some(list)),
+            other => Err(self.wrong(name, "a list", &show(&other))),
+        }
     }
 
     /// Stop strings: one, or a list; none if absent. Bounded, as every one is looked for in every token of every choice.
     pub(super) fn stops(&mut self) -> Result<Vec<String>, Failure> {
         let expected = format!("a string or a list of at most {MAX_STOPS} strings of {MAX_STOP_BYTES} bytes together");
-        let stops = self.take("stop", &expected, |value| {
-            let stops: Vec<String> = match value {
+        let stops = self.take("stop", &expected, |given| {
+            let stops: Vec<String> = match given.other()? {
                 Value::String(text) => vec![text.clone()],
                 Value::Array(list) => list.iter().map(|v| v.as_str().map(str::to_owned)).collect::<Option<_>>()?,
                 _ => return None,
@@ -221,26 +310,37 @@ impl Fields {
     /// Tokens that end a text; none if absent. Bounded, as every step of every choice looks at them.
     pub(super) fn stop_token_ids(&mut self) -> Result<TokenSet, Failure> {
         let expected = format!("a list of at most {MAX_STOP_TOKEN_IDS} token ids");
-        let few = |value: &Value| value.as_array().is_some_and(|list| list.len() <= MAX_STOP_TOKEN_IDS);
-        let ids = self.take("stop_token_ids", &expected, |value| few(value).then(|| tokens(value))?)?;
+        let few = |given: &mut Given| given.tokens().filter(|ids| ids.len() <= MAX_STOP_TOKEN_IDS);
+        let ids = self.take("stop_token_ids", &expected, few)?;
         Ok(ids.unwrap_or_default().into_iter().collect())
     }
 
     /// A list of token ids; none if absent.
     pub(super) fn tokens(&mut self, name: &str) -> Result<Vec<TokenId>, Failure> {
-        Ok(self.take(name, "a list of token ids", tokens)?.unwrap_or_default())
+        Ok(self.take(name, "a list of token ids", Given::tokens)?.unwrap_or_default())
     }
 
     /// An object; an empty one if absent.
     pub(super) fn object(&mut self, name: &str) -> Result<Self, Failure> {
-        let map = self.take(name, "an object", |value| value.as_object().cloned())?.unwrap_or_default();
-        Ok(Self { map, prefix: format!("{}.", self.path(name)), warnings: Vec::new(), client: self.client })
+        let prefix = format!("{}.", self.path(name));
+        let object = match self.held.remove(name) {
+            Some(Held::At(range)) if self.body[range.start] == b'{' => {
+                Self::object_at(self.body.clone(), range, prefix)?
+            }
+            Some(other) => {
+                self.held.insert(name.into(), other);
+                self.take::<()>(name, "an object", |_| None)?;
+                Self::object_at(Bytes::from_static(b"{}"), 0..2, prefix)?
+            }
+            None => Self::object_at(Bytes::from_static(b"{}"), 0..2, prefix)?,
+        };
+        Ok(Self { client: self.client, ..object })
     }
 
     /// Refuses a request that lacks a field and has, among what is left, a slip of the keyboard for it.
     pub(super) fn refuse_slip(&self, name: &str) -> Result<(), Failure> {
         // Bounded, as comparing takes the time of both lengths.
-        let short = self.map.keys().take(MAX_UNKNOWN_NAMES).filter(|key| key.len() <= 2 * name.len());
+        let short = self.held.keys().take(MAX_UNKNOWN_NAMES).filter(|key| key.len() <= 2 * name.len());
         match short.into_iter().find(|key| closest(key, [name]).is_some()) {
             Some(slip) => Err(Failure::field(name, format!("`{name}` is missing, and `{slip}` is unknown"))
                 .with_hint(format!("did you mean `{name}`?"))),
@@ -251,7 +351,7 @@ impl Fields {
     /// What is left is unknown: named in the log, once. Returns what the reply is to say of those that were left out.
     #[must_use]
     pub(super) fn finish(self, unknown: &UnknownFields) -> Vec<String> {
-        for name in self.map.keys() {
+        for name in self.held.keys() {
             unknown.report(&self.path(name));
         }
         self.warnings
@@ -266,14 +366,57 @@ impl Fields {
         &mut self,
         name: &str,
         expected: &str,
-        read: impl FnOnce(&Value) -> Option<T>,
+        read: impl FnOnce(&mut Given) -> Option<T>,
     ) -> Result<Option<T>, Failure> {
-        let Some(value) = self.value(name) else {
+        let Some(mut given) = self.given(name)? else {
             return Ok(None);
         };
+        read(&mut given).map(Some).ok_or_else(|| self.wrong(name, expected, &given.show()))
+    }
+
+    fn wrong(&self, name: &str, expected: &str, got: &str) -> Failure {
         let path = self.path(name);
-        let failure = || Failure::field(&path, format!("`{path}` should be {expected}, got {}", show(&value)));
-        read(&value).map(Some).ok_or_else(failure)
+        Failure::field(&path, format!("`{path}` should be {expected}, got {got}"))
+    }
+
+    fn failure(&self, name: &str, unread: &Unread) -> Failure {
+        let path = self.path(name);
+        match unread {
+            Unread::TooMany => Failure::field(&path, format!("`{path}` holds more than {MAX_VALUES} values")),
+            Unread::NoJson(why) => not_json(why),
+        }
+    }
+}
+
+/// Finds the fields of an object.
+struct Names<'a> {
+    /// What the object stands in.
+    body: &'a str,
+    /// Set where it has more than [`MAX_FIELDS`].
+    too_many: &'a mut bool,
+}
+
+impl<'de> Visitor<'de> for Names<'_> {
+    type Value = BTreeMap<String, Held>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Self::Value, A::Error> {
+        let mut held = BTreeMap::new();
+        while let Some(name) = object.next_key::<String>()? {
+            let value = object.next_value::<&RawValue>()?.get();
+            // Both are slices of the same text.
+            let start = value.as_ptr() as usize - self.body.as_ptr() as usize;
+            // Of several with one name the last counts.
+            held.insert(name, Held::At(start..start + value.len()));
+            if held.len() > MAX_FIELDS {
+                *self.too_many = true;
+                return Err(A::Error::custom("too many fields"));
+            }
+        }
+        Ok(held)
     }
 }
 
@@ -287,20 +430,12 @@ impl UnknownFields {
     }
 }
 
-/// Token ids of a JSON list.
-pub(super) fn tokens(value: &Value) -> Option<Vec<TokenId>> {
-    let id = |value: &Value| integer(value).and_then(|id| TokenId::try_from(id).ok());
-    value.as_array()?.iter().map(id).collect()
+fn text_of(body: &Bytes) -> &str {
+    str::from_utf8(body).expect("looked at when the body came")
 }
 
-fn not_json(why: &dyn std::fmt::Display) -> Failure {
+fn not_json(why: &dyn fmt::Display) -> Failure {
     Failure::no_request(format!("the request's body is not JSON: {why}"))
-}
-
-/// A JSON number without a fraction, of at most 64 bits.
-fn integer(value: &Value) -> Option<i128> {
-    let float = || value.as_f64().filter(|x| x.fract() == 0.0 && x.abs() < 9e15).map(|x| x as i128);
-    value.as_i64().map(i128::from).or_else(|| value.as_u64().map(i128::from)).or_else(float)
 }
 
 /// A value as errors quote it: short.
@@ -328,7 +463,7 @@ mod tests {
     use super::*;
 
     fn fields(value: &Value) -> Fields {
-        Fields::parse(value.to_string().as_bytes()).unwrap()
+        Fields::parse(value.to_string().into()).unwrap()
     }
 
     #[test]
@@ -374,7 +509,7 @@ mod tests {
         assert_eq!(fields(&json!({"seed": i64::MIN})).seed().unwrap(), Some(i64::MIN.into()));
         assert_eq!(fields(&json!({"seed": 7.0})).seed().unwrap(), Some(7));
         for refused in ["18446744073709551616", "-9223372036854775809", "1.5", "\"7\""] {
-            let mut body = Fields::parse(format!("{{\"seed\": {refused}}}").as_bytes()).unwrap();
+            let mut body = Fields::parse(format!("{{\"seed\": {refused}}}").into()).unwrap();
             let message = body.seed().unwrap_err().message;
             assert!(message.contains("`seed` should be an integer of 64 bits"), "{message}");
         }
@@ -406,21 +541,66 @@ mod tests {
             ("{} x", "trailing characters"),
             ("\u{feff} ", "no body"),
         ] {
-            let failure = Fields::parse(body.as_bytes()).unwrap_err();
+            let failure = Fields::parse(body.into()).unwrap_err();
             assert!(failure.message.contains(expected), "{}", failure.message);
         }
     }
 
     #[test]
     fn a_byte_order_mark_changes_nothing_and_other_encodings_are_named() {
-        let fields = Fields::parse("\u{feff}{\"prompt\": \"Hi\"}".as_bytes()).unwrap();
-        assert_eq!(fields.map["prompt"], "Hi");
+        let mut fields = Fields::parse("\u{feff}{\"prompt\": \"Hi\"}".into()).unwrap();
+        assert_eq!(fields.string("prompt").unwrap().as_deref(), Some("Hi"));
         for (body, expected) in
             [(&b"\xff\xfe{\0}\0"[..], "not JSON: UTF-16"), (b"{\"a\": \"\xe9\"}", "byte 0xe9 at offset 7")]
         {
-            let failure = Fields::parse(body).unwrap_err();
+            let failure = Fields::parse(body.into()).unwrap_err();
             assert!(failure.message.contains(expected), "{}", failure.message);
         }
+    }
+
+    #[test]
+    fn what_no_route_knows_is_not_read_and_what_one_knows_is_bounded() {
+        let junk = format!("[{}{{}}]", "{\"a\":1},".repeat(1 << 20));
+        let mut body =
+            Fields::parse(format!("{{\"zz\": {junk}, \"stop\": {junk}, \"o\": {{\"zz\": {junk}}}, \"n\": 3}}").into())
+                .unwrap();
+        assert_eq!(body.count("n", 1).unwrap(), Some(3));
+        assert!(
+            body.held.values().all(|held| matches!(held, Held::At(_))),
+            "nothing was read of what was not asked for"
+        );
+        body.ignore(&["zz"]);
+        assert_eq!(body.stops().unwrap_err().message, "`stop` holds more than 32768 values");
+        let mut inner = body.object("o").unwrap();
+        assert_eq!(inner.refuse("zz").unwrap_err().message, "`o.zz` holds more than 32768 values");
+        let keys: Vec<String> = (0..2000).map(|i| format!("\"{i}\": 1")).collect();
+        let object = format!("{{{}}}", keys.join(","));
+        let failure = Fields::parse(object.clone().into()).unwrap_err();
+        assert_eq!(failure.message, "the request's body has more than 1024 fields");
+        let mut body = Fields::parse(format!("{{\"options\": {object}}}").into()).unwrap();
+        assert_eq!(body.object("options").unwrap_err().message, "`options` has more than 1024 fields");
+    }
+
+    #[test]
+    fn long_texts_are_read_at_once_and_their_failure_is_told_when_they_are_taken() {
+        let many = format!("[{}1]", "1,".repeat(1 << 18));
+        let mut body =
+            Fields::parse(format!("{{\"prompt\": {many}, \"messages\": [{}{{}}]}}", "{},".repeat(1 << 18)).into())
+                .unwrap();
+        assert!(body.held.values().all(|held| matches!(held, Held::Read(_))));
+        assert!(body.has("messages"));
+        assert_eq!(body.tokens("prompt").unwrap().len(), (1 << 18) + 1);
+        assert_eq!(body.list("messages").unwrap_err().message, "`messages` holds more than 32768 values");
+    }
+
+    #[test]
+    fn the_last_of_several_fields_of_one_name_counts() {
+        let mut body = Fields::parse("{\"n\": 1, \"n\": 2, \"m\": 1, \"m\": null}".into()).unwrap();
+        assert_eq!((body.count("n", 0).unwrap(), body.has("m")), (Some(2), false));
+        let mut nested =
+            Fields::parse("{\"o\": {\"n\": 1,\n \"n\": \"\\ud800\"}}".into()).unwrap().object("o").unwrap();
+        let message = nested.string("n").unwrap_err().message;
+        assert!(message.contains("not JSON") && message.contains("line 2 column"), "{message}");
     }
 
     #[test]

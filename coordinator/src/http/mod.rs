@@ -1,17 +1,19 @@
 //! The outside: HTTP routes of three dialects over one [`TextEngine`].
 //!
-//! Reading order: this router; [`access`] lets requests in; [`fields`] and [`messages`] read them, [`unbuilt`] refuses
+//! Reading order: this router; [`access`] lets requests in; [`body`], [`fields`] (with [`json`]) and [`messages`] read them, [`unbuilt`] refuses
 //! what would change an answer; [`sampling`] and [`openai`] turn them into a `GenerateRequest`; the routes
 //! [`short_form`], [`ollama`], [`completions`] and [`chat_completions`] answer, whole or through [`stream`]; [`pages`]
 //! and [`live`] are for browsers; [`error`] alone decides statuses. Nothing here knows token ids' meaning, scheduling
 //! or ranks.
 
 mod access;
+mod body;
 mod chat_completions;
 mod completions;
 mod connections;
 mod error;
 mod fields;
+mod json;
 mod live;
 mod logprobs;
 mod explain;
@@ -31,7 +33,6 @@ use std::{future::Future, io, sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    extract::DefaultBodyLimit,
     http::StatusCode,
     middleware,
     routing::{any, get, post},
@@ -49,6 +50,7 @@ pub use axum::http::HeaderValue;
 
 pub use self::access::ApiKey;
 use self::{
+    body::Bodies,
     fields::UnknownFields,
     ollama::{chat, generate, library},
 };
@@ -59,6 +61,8 @@ use crate::text::TextEngine;
 pub struct HttpOptions {
     /// Largest body of a request, in bytes; more is answered with 413.
     pub max_body_bytes: usize,
+    /// Most bytes of large bodies in work together; more wait, and get 429 in the end.
+    pub max_bodies_bytes: usize,
     /// Longest that a client may take to send a request's head, and then its body.
     pub read_deadline: Duration,
     /// What requests must show; none for nothing.
@@ -72,14 +76,18 @@ pub struct HttpOptions {
 struct App {
     engine: TextEngine,
     unknown_fields: Arc<UnknownFields>,
-    max_body_bytes: usize,
-    read_deadline: Duration,
+    bodies: Bodies,
 }
 
 impl Default for HttpOptions {
     fn default() -> Self {
-        let read_deadline = Duration::from_secs(60);
-        Self { max_body_bytes: 8 << 20, read_deadline, api_key: None, cors_origins: Vec::new() }
+        Self {
+            max_body_bytes: 8 << 20,
+            max_bodies_bytes: 64 << 20,
+            read_deadline: Duration::from_secs(60),
+            api_key: None,
+            cors_origins: Vec::new(),
+        }
     }
 }
 
@@ -105,8 +113,7 @@ pub async fn serve(
 }
 
 fn router(engine: TextEngine, options: HttpOptions) -> Router {
-    let HttpOptions { max_body_bytes, read_deadline, .. } = options;
-    let app = App { engine, unknown_fields: Arc::default(), max_body_bytes, read_deadline };
+    let app = App { engine, unknown_fields: Arc::default(), bodies: Bodies::new(&options) };
     let router = Router::new()
         .route("/", get(pages::chat))
         .route("/docs", get(pages::docs))
@@ -150,8 +157,7 @@ fn router(engine: TextEngine, options: HttpOptions) -> Router {
 /// From the inside out: what panics becomes a failure, what shows no key is kept out, and what names no host; what failed
 /// gets its body, other sites' pages are told what they may read (also of failures), what was answered is logged.
 fn dress(router: Router, options: HttpOptions) -> Router {
-    let mut router =
-        router.layer(DefaultBodyLimit::max(options.max_body_bytes)).layer(CatchPanicLayer::custom(error::panicked));
+    let mut router = router.layer(CatchPanicLayer::custom(error::after_panic));
     if let Some(key) = options.api_key {
         router = router.layer(middleware::from_fn_with_state(key, access::check));
     }

@@ -113,7 +113,7 @@ const MAX_LOGIT_BIASES: usize = 1024;
 
 /// `{"50256": -100}`: token ids, as JSON has them in keys, with what is added to their logits.
 fn logit_bias(fields: &mut Fields) -> Result<LogitBias, Failure> {
-    let Some(value) = fields.value("logit_bias") else {
+    let Some(value) = fields.value("logit_bias")? else {
         return Ok(LogitBias::default());
     };
     let failure = |what: String| {

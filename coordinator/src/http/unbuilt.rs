@@ -115,7 +115,7 @@ pub(super) fn take(fields: &mut Fields) -> Result<(), Failure> {
         fields.refuse_unless(name, nothing)?;
     }
     for (name, nothing) in LEFT_OUT {
-        if fields.asked(name, nothing).is_some() {
+        if fields.asked(name, nothing)?.is_some() {
             fields.warn(format!("`{}` was left out: this server knows no such setting", fields.path(name)));
         }
     }
@@ -127,7 +127,7 @@ pub(super) fn take(fields: &mut Fields) -> Result<(), Failure> {
 pub(super) fn tools(fields: &mut Fields) -> Result<(), Failure> {
     for (list, choice) in [("tools", "tool_choice"), ("functions", "function_call")] {
         let offered = fields.list(list)?.is_some_and(|tools| !tools.is_empty());
-        if let Some(choice_value) = fields.value(choice) {
+        if let Some(choice_value) = fields.value(choice)? {
             let said = |mode: &Value| matches!(mode.as_str(), Some("auto" | "none"));
             if !said(&choice_value) && !said(&choice_value["allowed_tools"]["mode"]) {
                 let message = format!("`{choice}` is not supported unless it is 'auto' or 'none'");
