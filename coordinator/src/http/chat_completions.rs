@@ -3,17 +3,19 @@
 use std::sync::Arc;
 
 use axum::{extract::State, response::Response};
-use serde_json::{Value, json};
+use nanoinfer_shared::protocol::TokenId;
+use serde::Serialize;
 
 use super::{
     App,
     error::Failure,
-    explain,
+    explain::Explained,
     fields::Fields,
-    logprobs, messages, models,
+    logprobs::ChatLogprobs,
+    messages, models,
     openai::{self, Envelope, ReplyOptions, Usage},
     sampling,
-    stream::{self, Framing, Writer},
+    stream::{self, Framing, Objects, Writer},
     unbuilt,
 };
 use crate::text::{Chunk, Generation, ModelText, Prompt};
@@ -47,22 +49,21 @@ pub(super) async fn create(State(app): State<App>, mut fields: Fields) -> Result
     }
     let mut writer = ChatWriter::new(&app, &generation, reply, wants_logprobs, "chat.completion");
     let choices = generation.whole().await?;
-    let choices = choices
-        .into_iter()
-        .map(|chunk| {
-            let message = json!({"role": "assistant", "content": chunk.text, "refusal": null});
-            writer.choice("message", message, chunk)
-        })
-        .collect();
-    let mut body = writer.envelope.around(choices);
-    body["usage"] = writer.usage.to_json();
-    Ok(stream::whole(body, &warnings))
+    choices.iter().for_each(|chunk| writer.usage.count(chunk));
+    let reply = openai::Reply { usage: Some(Some(writer.usage)), warnings: &warnings, ..writer.envelope.around(&[]) };
+    let ends = reply.ends();
+    let choices = choices.into_iter().map(move |chunk| {
+        let message = Message { content: &chunk.text, refusal: (), role: "assistant" };
+        let prompt_token_ids = writer.prompt_ids();
+        stream::json(&Choice { message: Some(message), prompt_token_ids, ..writer.choice(&chunk) })
+    });
+    Ok(stream::in_pieces(openai::pieces(ends, choices), &warnings))
 }
 
 struct ChatWriter {
     envelope: Envelope,
     text: Arc<ModelText>,
-    prompt_ids: Vec<u32>,
+    prompt_ids: Vec<TokenId>,
     reply: ReplyOptions,
     logprobs: bool,
     /// To be said in the first chunk.
@@ -72,7 +73,8 @@ struct ChatWriter {
 
 impl ChatWriter {
     fn new(app: &App, generation: &Generation, reply: ReplyOptions, logprobs: bool, object: &'static str) -> Self {
-        let prompt_ids: Vec<u32> = generation.prompts().iter().flat_map(|prompt| prompt.ids.iter().copied()).collect();
+        let prompt_ids: Vec<TokenId> =
+            generation.prompts().iter().flat_map(|prompt| prompt.ids.iter().copied()).collect();
         Self {
             envelope: Envelope::new(app, "chatcmpl", object),
             text: app.engine.text().clone(),
@@ -84,69 +86,92 @@ impl ChatWriter {
         }
     }
 
-    /// One entry of `choices`, with its text in `message` or `delta`.
-    fn choice(&mut self, key: &str, message: Value, chunk: Chunk) -> Value {
-        self.usage.count(&chunk);
-        let logprobs = self
-            .logprobs
-            .then(|| json!({"content": logprobs::chat(&self.text.tokenizer, &chunk.tokens), "refusal": null}));
-        let mut choice = json!({
-            "index": chunk.index,
-            "logprobs": logprobs,
-            "finish_reason": openai::finish_reason(chunk.finish),
-        });
-        choice[key] = message;
-        if self.reply.explain {
-            choice["explain"] = explain::tokens(&self.text.tokenizer, &chunk.tokens).into();
+    /// One entry of `choices`, without its text.
+    fn choice<'a>(&'a self, chunk: &'a Chunk) -> Choice<'a> {
+        let (tokenizer, tokens) = (&self.text.tokenizer, &chunk.tokens);
+        Choice {
+            explain: self.reply.explain.then_some(Explained { tokenizer, tokens }),
+            finish_reason: openai::finish_reason(chunk.finish),
+            index: chunk.index,
+            logprobs: self.logprobs.then_some(Logprobs { content: ChatLogprobs { tokenizer, tokens }, refusal: () }),
+            token_ids: self.reply.token_ids.then(|| chunk.tokens.iter().map(|token| token.id).collect()),
+            ..Choice::default()
         }
-        if self.reply.token_ids {
-            choice["token_ids"] = chunk.tokens.iter().map(|token| token.id).collect();
-            if key == "message" {
-                choice["prompt_token_ids"] = self.prompt_ids.iter().copied().collect();
-            }
-        }
-        choice
     }
 
-    fn object(&self, choice: Value) -> Value {
-        let mut object = self.envelope.around(vec![choice]);
-        if self.reply.include_usage {
-            object["usage"] = Value::Null;
-        }
-        object
+    fn prompt_ids(&self) -> Option<&[TokenId]> {
+        self.reply.token_ids.then_some(self.prompt_ids.as_slice())
+    }
+
+    fn push(&self, choice: Choice, warnings: &[String], out: &mut Objects) {
+        let usage = self.reply.include_usage.then_some(None);
+        out.push(&openai::Reply { usage, warnings, ..self.envelope.around(&[choice]) });
     }
 }
 
 impl Writer for ChatWriter {
     /// The first delta of every choice says who speaks.
-    fn begin(&mut self) -> Vec<Value> {
-        (0..self.reply.n)
-            .map(|index| {
-                let delta = json!({"role": "assistant", "content": ""});
-                let mut choice = json!({"index": index, "delta": delta, "logprobs": null, "finish_reason": null});
-                if self.reply.token_ids {
-                    choice["prompt_token_ids"] = self.prompt_ids.iter().copied().collect();
-                }
-                let mut object = self.object(choice);
-                if index == 0 && !self.warnings.is_empty() {
-                    object["warnings"] = json!(self.warnings);
-                }
-                object
-            })
-            .collect()
+    fn begin(&mut self, out: &mut Objects) {
+        for index in 0..self.reply.n {
+            let delta = Delta { content: Some(""), role: Some("assistant") };
+            let choice = Choice { index, delta: Some(delta), prompt_token_ids: self.prompt_ids(), ..Choice::default() };
+            self.push(choice, if index == 0 { &self.warnings } else { &[] }, out);
+        }
     }
 
-    fn chunk(&mut self, chunk: Chunk) -> Vec<Value> {
-        let delta = if chunk.text.is_empty() { json!({}) } else { json!({"content": chunk.text}) };
-        let choice = self.choice("delta", delta, chunk);
-        vec![self.object(choice)]
+    fn chunk(&mut self, chunk: Chunk, out: &mut Objects) {
+        self.usage.count(&chunk);
+        let content = Some(chunk.text.as_str()).filter(|text| !text.is_empty());
+        let delta = Delta { content, role: None };
+        self.push(Choice { delta: Some(delta), ..self.choice(&chunk) }, &[], out);
     }
 
-    fn end(&mut self) -> Vec<Value> {
-        self.envelope.end(&self.reply, self.usage)
+    fn end(&mut self, out: &mut Objects) {
+        self.envelope.end(&self.reply, self.usage, out);
     }
 
-    fn failure(&mut self, failure: &Failure) -> Value {
-        openai::failure(failure)
+    fn failure(&mut self, failure: &Failure, out: &mut Objects) {
+        openai::failure(failure, out);
     }
+}
+
+/// One entry of `choices`: a whole one, or the next piece.
+#[derive(Default, Serialize)]
+struct Choice<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    delta: Option<Delta<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    explain: Option<Explained<'a>>,
+    finish_reason: Option<&'static str>,
+    index: usize,
+    logprobs: Option<Logprobs<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<Message<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_token_ids: Option<&'a [TokenId]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<Vec<TokenId>>,
+}
+
+#[derive(Serialize)]
+struct Logprobs<'a> {
+    content: ChatLogprobs<'a>,
+    refusal: (),
+}
+
+/// The answer as a whole.
+#[derive(Serialize)]
+struct Message<'a> {
+    content: &'a str,
+    refusal: (),
+    role: &'static str,
+}
+
+/// What follows of it.
+#[derive(Serialize)]
+struct Delta<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    role: Option<&'static str>,
 }

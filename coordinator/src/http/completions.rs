@@ -2,22 +2,24 @@
 //!
 //! With `echo` and `logprobs` it scores prompts, as lm-eval asks for.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use axum::{extract::State, response::Response};
-use serde_json::{Value, json};
+use nanoinfer_shared::protocol::TokenId;
+use serde::Serialize;
+use serde_json::Value;
 
 use super::{
     App,
     error::Failure,
-    explain,
+    explain::Explained,
     fields::Fields,
     json::Given,
     logprobs::{CompletionLogprobs, TextOffset},
     models,
     openai::{self, Envelope, ReplyOptions, Usage},
     sampling,
-    stream::{self, Framing, Writer},
+    stream::{self, Framing, Objects, Writer},
 };
 use crate::{
     request::PromptLogprobs,
@@ -51,10 +53,15 @@ pub(super) async fn create(State(app): State<App>, mut fields: Fields) -> Result
         writer.warnings.clone_from(&warnings);
         return Ok(stream::respond(Framing::Sse, generation, writer, &warnings));
     }
-    let choices = generation.whole().await?.into_iter().map(|chunk| writer.choice(chunk)).collect();
-    let mut body = writer.envelope.around(choices);
-    body["usage"] = writer.usage.to_json();
-    Ok(stream::whole(body, &warnings))
+    let choices = generation.whole().await?;
+    choices.iter().for_each(|chunk| writer.usage.count(chunk));
+    let reply = openai::Reply { usage: Some(Some(writer.usage)), warnings: &warnings, ..writer.envelope.around(&[]) };
+    let ends = reply.ends();
+    let choices = choices.into_iter().map(move |chunk| {
+        let place = writer.place(&chunk);
+        stream::json(&writer.choice(&chunk, place))
+    });
+    Ok(stream::in_pieces(openai::pieces(ends, choices), &warnings))
 }
 
 /// A string, strings, token ids, or lists of those.
@@ -115,9 +122,8 @@ impl CompletionsWriter {
         }
     }
 
-    /// One entry of `choices`: a whole one, or the next piece.
-    fn choice(&mut self, chunk: Chunk) -> Value {
-        self.usage.count(&chunk);
+    /// Where a piece stands in its choice, and its tokens in the text; the next piece stands behind it.
+    fn place(&mut self, chunk: &Chunk) -> Place {
         let tokenizer = &self.text.tokenizer;
         let prompt = &self.prompts[chunk.index / self.reply.n];
         let offset = &mut self.offsets[chunk.index];
@@ -126,57 +132,81 @@ impl CompletionsWriter {
             true => TextOffset::default(),
             false => TextOffset::after(tokenizer, &prompt.ids),
         });
-        let mut lists = CompletionLogprobs::default();
-        let mut text = String::new();
+        let mut text_offset = Vec::new();
         if first && self.echo {
-            text.push_str(&prompt.text);
-            let scores = chunk.prompt_logprobs.unwrap_or_default();
-            for (&id, scores) in prompt.ids.iter().zip(&scores) {
-                // An empty prompt became one token that has no text.
-                lists.push(tokenizer, id, scores.as_ref(), offset, !prompt.text.is_empty());
-            }
+            // An empty prompt became one token that has no text.
+            let shown = !prompt.text.is_empty();
+            let scored = chunk.prompt_logprobs.as_ref().map_or(0, Vec::len);
+            text_offset.extend(prompt.ids.iter().take(scored).map(|&id| offset.pass(tokenizer, id, shown)));
         }
-        text.push_str(&chunk.text);
-        for token in &chunk.tokens {
-            lists.push(tokenizer, token.id, token.logprobs.as_ref(), offset, !tokenizer.is_special(token.id));
-        }
-        let mut choice = json!({
-            "index": chunk.index,
-            "text": text,
-            "logprobs": self.logprobs.then(|| lists.into_json()),
-            "finish_reason": openai::finish_reason(chunk.finish),
+        let shown = |id| !tokenizer.is_special(id);
+        text_offset.extend(chunk.tokens.iter().map(|token| offset.pass(tokenizer, token.id, shown(token.id))));
+        Place { first, text_offset }
+    }
+
+    fn choice<'a>(&'a self, chunk: &'a Chunk, Place { first, text_offset }: Place) -> Choice<'a> {
+        let tokenizer = &self.text.tokenizer;
+        let prompt = &self.prompts[chunk.index / self.reply.n];
+        let text = match first && self.echo {
+            true => Cow::Owned(prompt.text.clone() + &chunk.text),
+            false => Cow::Borrowed(chunk.text.as_str()),
+        };
+        let logprobs = self.logprobs.then(|| {
+            let scores = chunk.prompt_logprobs.as_ref().filter(|_| first && self.echo).into_iter().flatten();
+            let of_prompt = prompt.ids.iter().zip(scores).map(|(&id, scores)| (id, scores.as_ref()));
+            let generated = chunk.tokens.iter().map(|token| (token.id, token.logprobs.as_ref()));
+            CompletionLogprobs { tokenizer, tokens: of_prompt.chain(generated).collect(), text_offset }
         });
-        if self.reply.explain {
-            choice["explain"] = explain::tokens(tokenizer, &chunk.tokens).into();
+        Choice {
+            explain: self.reply.explain.then_some(Explained { tokenizer, tokens: &chunk.tokens }),
+            finish_reason: openai::finish_reason(chunk.finish),
+            index: chunk.index,
+            logprobs,
+            prompt_token_ids: (self.reply.token_ids && first).then_some(prompt.ids.as_slice()),
+            text,
+            token_ids: self.reply.token_ids.then(|| chunk.tokens.iter().map(|token| token.id).collect()),
         }
-        if self.reply.token_ids {
-            choice["token_ids"] = chunk.tokens.iter().map(|token| token.id).collect();
-            if first {
-                choice["prompt_token_ids"] = prompt.ids.iter().copied().collect();
-            }
-        }
-        choice
     }
 }
 
 impl Writer for CompletionsWriter {
-    fn chunk(&mut self, chunk: Chunk) -> Vec<Value> {
-        let choice = self.choice(chunk);
-        let mut object = self.envelope.around(vec![choice]);
-        if self.reply.include_usage {
-            object["usage"] = Value::Null;
-        }
-        if !self.warnings.is_empty() {
-            object["warnings"] = std::mem::take(&mut self.warnings).into();
-        }
-        vec![object]
+    fn chunk(&mut self, chunk: Chunk, out: &mut Objects) {
+        self.usage.count(&chunk);
+        let place = self.place(&chunk);
+        let warnings = std::mem::take(&mut self.warnings);
+        let usage = self.reply.include_usage.then_some(None);
+        let choice = self.choice(&chunk, place);
+        out.push(&openai::Reply { usage, warnings: &warnings, ..self.envelope.around(&[choice]) });
     }
 
-    fn end(&mut self) -> Vec<Value> {
-        self.envelope.end(&self.reply, self.usage)
+    fn end(&mut self, out: &mut Objects) {
+        self.envelope.end(&self.reply, self.usage, out);
     }
 
-    fn failure(&mut self, failure: &Failure) -> Value {
-        openai::failure(failure)
+    fn failure(&mut self, failure: &Failure, out: &mut Objects) {
+        openai::failure(failure, out);
     }
+}
+
+/// Where a piece of a choice stands.
+struct Place {
+    /// Nothing of the choice came before.
+    first: bool,
+    /// Of each of its tokens, in characters of the choice's text.
+    text_offset: Vec<usize>,
+}
+
+/// One entry of `choices`: a whole one, or the next piece.
+#[derive(Serialize)]
+struct Choice<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    explain: Option<Explained<'a>>,
+    finish_reason: Option<&'static str>,
+    index: usize,
+    logprobs: Option<CompletionLogprobs<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_token_ids: Option<&'a [TokenId]>,
+    text: Cow<'a, str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<Vec<TokenId>>,
 }

@@ -170,6 +170,7 @@ impl From<GenerateError> for Failure {
             GenerateError::TooManySequences { .. } => {
                 Self::field("n", message).with_hint(format!("split the request into parts of {MAX_SEQUENCES}"))
             }
+            GenerateError::TooMuchMemory { param, .. } => Self::field(param, message),
             GenerateError::Template { .. } => Self::field("messages", message),
             GenerateError::Submit(SubmitError::QueueFull { .. } | SubmitError::QueueTokensFull { .. }) => {
                 Self { code: Some("queue_full"), ..Self::new(StatusCode::TOO_MANY_REQUESTS, message) }

@@ -3,8 +3,10 @@
 //! Invariant, which evaluators rely on: the number of a token is the same in every place of a reply, and tokens that are
 //! no UTF-8 are spelled `bytes:\xNN`, so that no two tokens share a key.
 
+use std::collections::BTreeMap;
+
 use nanoinfer_shared::protocol::TokenId;
-use serde_json::{Map, Value, json};
+use serde::{Serialize, Serializer, ser::SerializeStruct};
 
 use crate::{
     request::TokenLogprobs,
@@ -13,15 +15,6 @@ use crate::{
 
 /// Stands for −∞, which JSON cannot write.
 const LEAST: f32 = -9999.0;
-
-/// `logprobs` of `/v1/completions`, while tokens come in.
-#[derive(Debug, Default)]
-pub(super) struct CompletionLogprobs {
-    tokens: Vec<Value>,
-    token_logprobs: Vec<Value>,
-    top_logprobs: Vec<Value>,
-    text_offset: Vec<usize>,
-}
 
 /// Where in a choice's text the next token begins.
 #[derive(Debug, Default)]
@@ -37,64 +30,98 @@ impl TextOffset {
         Self { detokenizer: Detokenizer::after(tokenizer, prompt), chars: 0 }
     }
 
-    fn advance(&mut self, tokenizer: &Tokenizer, id: TokenId) {
-        let mut text = String::new();
-        self.detokenizer.push(tokenizer, id, &mut text);
-        self.chars += text.chars().count();
+    /// Where a token begins, whose text is `shown` or not; and on to the next.
+    pub(super) fn pass(&mut self, tokenizer: &Tokenizer, id: TokenId, shown: bool) -> usize {
+        let here = self.chars;
+        if shown {
+            let mut text = String::new();
+            self.detokenizer.push(tokenizer, id, &mut text);
+            self.chars += text.chars().count();
+        }
+        here
     }
 }
 
-impl CompletionLogprobs {
-    /// Adds a token, whose text is `shown` or not; the first token of a prompt has no scores.
-    pub(super) fn push(
-        &mut self,
-        tokenizer: &Tokenizer,
-        id: TokenId,
-        scores: Option<&TokenLogprobs>,
-        offset: &mut TextOffset,
-        shown: bool,
-    ) {
-        self.tokens.push(tokenizer.spell(id).into());
-        self.text_offset.push(offset.chars);
-        if shown {
-            offset.advance(tokenizer, id);
-        }
-        self.token_logprobs.push(scores.map_or(Value::Null, |scores| number(scores.logprob)));
-        self.top_logprobs.push(scores.map_or(Value::Null, |scores| {
+/// `logprobs` of `/v1/completions`: four lists, an entry a token each.
+pub(super) struct CompletionLogprobs<'a> {
+    pub(super) tokenizer: &'a Tokenizer,
+    /// Each with its scores; the first token of a prompt has none.
+    pub(super) tokens: Vec<(TokenId, Option<&'a TokenLogprobs>)>,
+    pub(super) text_offset: Vec<usize>,
+}
+
+impl Serialize for CompletionLogprobs<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self { tokenizer, tokens, text_offset } = self;
+        let mut lists = serializer.serialize_struct("logprobs", 4)?;
+        lists.serialize_field("text_offset", text_offset)?;
+        let scores = || tokens.iter().map(|(_, scores)| scores.map(|scores| number(scores.logprob)));
+        lists.serialize_field("token_logprobs", &List(scores))?;
+        lists.serialize_field("tokens", &List(|| tokens.iter().map(|&(id, _)| tokenizer.spell(id))))?;
+        let top = |scores: &TokenLogprobs| -> BTreeMap<String, f64> {
             // The token itself is always among them.
             let itself = (scores.id, scores.logprob);
-            let mut top = Map::new();
-            for &(id, logprob) in scores.top.iter().chain([&itself]) {
-                top.insert(tokenizer.spell(id), number(logprob));
-            }
-            top.into()
-        }));
-    }
-
-    pub(super) fn into_json(self) -> Value {
-        json!({
-            "tokens": self.tokens,
-            "token_logprobs": self.token_logprobs,
-            "top_logprobs": self.top_logprobs,
-            "text_offset": self.text_offset,
-        })
+            scores.top.iter().chain([&itself]).map(|&(id, logprob)| (tokenizer.spell(id), number(logprob))).collect()
+        };
+        lists.serialize_field("top_logprobs", &List(|| tokens.iter().map(|(_, scores)| scores.map(top))))?;
+        lists.end()
     }
 }
 
-/// `[{token, logprob, bytes, top_logprobs}]` of `/v1/chat/completions` and Ollama.
-pub(super) fn chat(tokenizer: &Tokenizer, tokens: &[GeneratedToken]) -> Vec<Value> {
-    let entry = |id: TokenId, logprob: f32| json!({"token": tokenizer.spell(id), "logprob": number(logprob), "bytes": tokenizer.bytes(id)});
-    let with_top = |scores: &TokenLogprobs| {
-        let top: Vec<Value> = scores.top.iter().map(|&(id, logprob)| entry(id, logprob)).collect();
-        let mut value = entry(scores.id, scores.logprob);
-        value["top_logprobs"] = top.into();
-        value
-    };
-    tokens.iter().filter_map(|token| token.logprobs.as_ref().map(with_top)).collect()
+/// `[{token, logprob, bytes, top_logprobs}]` of `/v1/chat/completions` and Ollama: an entry for each token with scores.
+pub(super) struct ChatLogprobs<'a> {
+    pub(super) tokenizer: &'a Tokenizer,
+    pub(super) tokens: &'a [GeneratedToken],
+}
+
+/// One token, or an alternative to it.
+#[derive(Serialize)]
+struct Entry<'a> {
+    bytes: &'a [u8],
+    logprob: f64,
+    token: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    top_logprobs: Option<Vec<Self>>,
+}
+
+impl ChatLogprobs<'_> {
+    /// Nobody asked for any, or no token has come.
+    pub(super) fn is_empty(&self) -> bool {
+        self.tokens.iter().all(|token| token.logprobs.is_none())
+    }
+}
+
+impl Serialize for ChatLogprobs<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let tokenizer = self.tokenizer;
+        let entry = |id: TokenId, logprob: f32| Entry {
+            bytes: tokenizer.bytes(id),
+            logprob: number(logprob),
+            token: tokenizer.spell(id),
+            top_logprobs: None,
+        };
+        let with_top = |scores: &TokenLogprobs| {
+            let top = scores.top.iter().map(|&(id, logprob)| entry(id, logprob)).collect();
+            Entry { top_logprobs: Some(top), ..entry(scores.id, scores.logprob) }
+        };
+        serializer.collect_seq(self.tokens.iter().filter_map(|token| token.logprobs.as_ref().map(with_top)))
+    }
+}
+
+/// A list that is made while it is written, so that it is nowhere as a whole.
+pub(super) struct List<F>(pub(super) F);
+
+impl<I, F> Serialize for List<F>
+where
+    F: Fn() -> I,
+    I: IntoIterator<Item: Serialize>,
+{
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq((self.0)())
+    }
 }
 
 /// −∞ as a number that JSON has.
-pub(super) fn number(logprob: f32) -> Value {
-    let finite = if logprob.is_finite() { logprob } else { LEAST };
-    Value::from(f64::from(finite))
+pub(super) fn number(logprob: f32) -> f64 {
+    f64::from(if logprob.is_finite() { logprob } else { LEAST })
 }

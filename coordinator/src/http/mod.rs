@@ -63,6 +63,8 @@ pub struct HttpOptions {
     pub max_body_bytes: usize,
     /// Most bytes of large bodies in work together; more wait, and get 429 in the end.
     pub max_bodies_bytes: usize,
+    /// Most memory that the answer to one request may take, in bytes; a request for more is answered with 400.
+    pub max_request_memory: usize,
     /// Longest that a client may take to send a request's head, and then its body.
     pub read_deadline: Duration,
     /// What requests must show; none for nothing.
@@ -77,6 +79,7 @@ struct App {
     engine: TextEngine,
     unknown_fields: Arc<UnknownFields>,
     bodies: Bodies,
+    max_request_memory: usize,
 }
 
 impl Default for HttpOptions {
@@ -84,6 +87,7 @@ impl Default for HttpOptions {
         Self {
             max_body_bytes: 8 << 20,
             max_bodies_bytes: 64 << 20,
+            max_request_memory: 256 << 20,
             read_deadline: Duration::from_secs(60),
             api_key: None,
             cors_origins: Vec::new(),
@@ -113,7 +117,9 @@ pub async fn serve(
 }
 
 fn router(engine: TextEngine, options: HttpOptions) -> Router {
-    let app = App { engine, unknown_fields: Arc::default(), bodies: Bodies::new(&options) };
+    let bodies = Bodies::new(&options);
+    let max_request_memory = options.max_request_memory;
+    let app = App { engine, unknown_fields: Arc::default(), bodies, max_request_memory };
     let router = Router::new()
         .route("/", get(pages::chat))
         .route("/docs", get(pages::docs))

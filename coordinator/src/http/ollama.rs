@@ -11,14 +11,15 @@ use std::{sync::Arc, time::Instant};
 
 use axum::response::Response;
 use futures_util::StreamExt;
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use super::{
     App,
     error::{Failure, Form},
     fields::Fields,
-    logprobs, models, sampling,
-    stream::{self, Framing, Writer},
+    logprobs::ChatLogprobs,
+    models, sampling,
+    stream::{self, Framing, Objects, Writer},
     unbuilt,
 };
 use crate::{
@@ -46,22 +47,66 @@ struct Settings {
     warnings: Vec<String>,
 }
 
+/// A line of an answer, or a whole one.
+#[derive(Serialize)]
+struct Object<'a> {
+    created_at: String,
+    done: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    done_reason: Option<&'static str>,
+    #[serde(flatten)]
+    counts: Option<Counts>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logprobs: Option<ChatLogprobs<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<Message<'a>>,
+    model: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    response: Option<&'a str>,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    warnings: &'a [String],
+}
+
+#[derive(Serialize)]
+struct Message<'a> {
+    content: &'a str,
+    role: &'static str,
+}
+
+/// At the end of an answer. Durations are nanoseconds.
+#[derive(Serialize)]
+struct Counts {
+    eval_count: usize,
+    eval_duration: u64,
+    load_duration: u64,
+    prompt_eval_count: usize,
+    prompt_eval_duration: u64,
+    total_duration: u64,
+}
+
 impl Shape {
-    fn object(self, model: &str, text: &str) -> Value {
-        let mut object = json!({"model": model, "created_at": UtcTime::now().rfc3339(), "done": false});
-        match self {
-            Self::Chat => object["message"] = json!({"role": "assistant", "content": text}),
-            Self::Generate => object["response"] = text.into(),
+    fn object<'a>(self, model: &'a str, text: &'a str) -> Object<'a> {
+        let (message, response) = match self {
+            Self::Chat => (Some(Message { content: text, role: "assistant" }), None),
+            Self::Generate => (None, Some(text)),
+        };
+        Object {
+            created_at: UtcTime::now().rfc3339(),
+            done: false,
+            done_reason: None,
+            counts: None,
+            logprobs: None,
+            message,
+            model,
+            response,
+            warnings: &[],
         }
-        object
     }
 
     /// The reply to a request that has nothing to answer: the model is there.
-    fn loaded(self, app: &App) -> Value {
-        let mut object = self.object(models::shown(app.engine.card()), "");
-        object["done"] = true.into();
-        object["done_reason"] = "load".into();
-        object
+    fn loaded(self, app: &App) -> Response {
+        let object = self.object(models::shown(app.engine.card()), "");
+        stream::whole(&Object { done: true, done_reason: Some("load"), ..object }, &[])
     }
 }
 
@@ -88,6 +133,7 @@ fn settings(app: &App, mut fields: Fields, prompt: Prompt) -> Result<Settings, F
         logprobs,
         timeout,
         client: fields.client(),
+        max_memory: app.max_request_memory,
         ..GenerateRequest::new(prompt, sampling::ollama(&mut options, model)?, max_tokens)
     };
     for left in [&mut options, &mut fields] {
@@ -107,11 +153,9 @@ async fn answer(app: &App, shape: Shape, settings: Settings, start: Instant) -> 
         return Ok(stream::respond(Framing::Ndjson, generation, writer, &warnings));
     }
     let (text, tokens) = writer.drain(generation).await?;
-    let mut body = writer.last(&text);
-    if settings.logprobs.is_some() {
-        body["logprobs"] = logprobs::chat(&writer.text.tokenizer, &tokens).into();
-    }
-    Ok(stream::whole(body, &warnings))
+    let logprobs = ChatLogprobs { tokenizer: &writer.text.tokenizer, tokens: &tokens };
+    let logprobs = settings.logprobs.is_some().then_some(logprobs);
+    Ok(stream::whole(&Object { logprobs, warnings: &warnings, ..writer.last(&text) }, &warnings))
 }
 
 struct OllamaWriter {
@@ -163,49 +207,48 @@ impl OllamaWriter {
         Ok((text, tokens))
     }
 
-    /// The object that ends an answer. Durations are nanoseconds.
-    fn last(&self, text: &str) -> Value {
+    /// The object that ends an answer.
+    fn last<'a>(&'a self, text: &'a str) -> Object<'a> {
         let now = Instant::now();
         let first_token = self.first_token.unwrap_or(now);
         let nanos = |from: Instant, to: Instant| to.saturating_duration_since(from).as_nanos() as u64;
-        let mut object = self.shape.object(&self.model, text);
-        object["done"] = true.into();
-        object["done_reason"] = match self.finish {
-            Some(FinishReason::Length) => "length".into(),
-            _ => "stop".into(),
+        let counts = Counts {
+            eval_count: self.tokens,
+            eval_duration: nanos(first_token, now),
+            load_duration: nanos(self.start, self.submitted),
+            prompt_eval_count: self.prompt_tokens,
+            prompt_eval_duration: nanos(self.submitted, first_token),
+            total_duration: nanos(self.start, now),
         };
-        object["total_duration"] = nanos(self.start, now).into();
-        object["load_duration"] = nanos(self.start, self.submitted).into();
-        object["prompt_eval_count"] = self.prompt_tokens.into();
-        object["prompt_eval_duration"] = nanos(self.submitted, first_token).into();
-        object["eval_count"] = self.tokens.into();
-        object["eval_duration"] = nanos(first_token, now).into();
-        if !self.warnings.is_empty() {
-            object["warnings"] = json!(self.warnings);
+        let done_reason = match self.finish {
+            Some(FinishReason::Length) => "length",
+            _ => "stop",
+        };
+        Object {
+            done: true,
+            done_reason: Some(done_reason),
+            counts: Some(counts),
+            warnings: &self.warnings,
+            ..self.shape.object(&self.model, text)
         }
-        object
     }
 }
 
 impl Writer for OllamaWriter {
-    fn chunk(&mut self, chunk: Chunk) -> Vec<Value> {
+    fn chunk(&mut self, chunk: Chunk, out: &mut Objects) {
         self.observe(&chunk);
-        let logprobs = logprobs::chat(&self.text.tokenizer, &chunk.tokens);
-        if chunk.text.is_empty() && logprobs.is_empty() {
-            return Vec::new();
+        let logprobs = ChatLogprobs { tokenizer: &self.text.tokenizer, tokens: &chunk.tokens };
+        if !chunk.text.is_empty() || !logprobs.is_empty() {
+            let logprobs = (!logprobs.is_empty()).then_some(logprobs);
+            out.push(&Object { logprobs, ..self.shape.object(&self.model, &chunk.text) });
         }
-        let mut object = self.shape.object(&self.model, &chunk.text);
-        if !logprobs.is_empty() {
-            object["logprobs"] = logprobs.into();
-        }
-        vec![object]
     }
 
-    fn end(&mut self) -> Vec<Value> {
-        vec![self.last("")]
+    fn end(&mut self, out: &mut Objects) {
+        out.push(&self.last(""));
     }
 
-    fn failure(&mut self, failure: &Failure) -> Value {
-        failure.body(Form::Ollama)
+    fn failure(&mut self, failure: &Failure, out: &mut Objects) {
+        out.push(&failure.body(Form::Ollama));
     }
 }

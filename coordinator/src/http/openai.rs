@@ -1,8 +1,8 @@
 //! What `/v1/completions` and `/v1/chat/completions` have in common.
 
-use std::sync::Arc;
+use std::{iter, sync::Arc};
 
-use serde_json::{Value, json};
+use serde::{Serialize, Serializer, ser::SerializeStruct};
 
 use super::{
     App,
@@ -10,6 +10,7 @@ use super::{
     fields::Fields,
     models,
     sampling::{self, RouteDefaults},
+    stream::{self, Objects},
     unbuilt,
 };
 use crate::{
@@ -74,6 +75,7 @@ pub(super) fn take(
         timeout: sampling::timeout(fields)?,
         client: fields.client(),
         cache_salt: cache_salt(fields)?,
+        max_memory: app.max_request_memory,
     };
     unbuilt::take(fields)?;
     Ok((request, options))
@@ -116,25 +118,65 @@ impl Envelope {
     }
 
     /// What a stream ends with: the tokens used, if the request asked for them.
-    pub(super) fn end(&self, reply: &ReplyOptions, usage: Usage) -> Vec<Value> {
-        if !reply.include_usage {
-            return Vec::new();
+    pub(super) fn end(&self, reply: &ReplyOptions, usage: Usage, out: &mut Objects) {
+        if reply.include_usage {
+            out.push(&Reply::<()> { usage: Some(Some(usage)), ..self.around(&[]) });
         }
-        let mut object = self.around(Vec::new());
-        object["usage"] = usage.to_json();
-        vec![object]
     }
 
-    pub(super) fn around(&self, choices: Vec<Value>) -> Value {
-        json!({
-            "id": self.id,
-            "object": self.object,
-            "created": self.created,
-            "model": self.model,
-            "system_fingerprint": self.fingerprint,
-            "choices": choices,
-        })
+    /// The object around some choices.
+    pub(super) fn around<'a, C>(&'a self, choices: &'a [C]) -> Reply<'a, C> {
+        Reply {
+            choices,
+            created: self.created,
+            id: &self.id,
+            model: &self.model,
+            object: self.object,
+            system_fingerprint: &self.fingerprint,
+            usage: None,
+            warnings: &[],
+        }
     }
+}
+
+/// A reply, or a piece of one.
+#[derive(Serialize)]
+pub(super) struct Reply<'a, C> {
+    /// Before all else: [`ends`](Self::ends) counts on it.
+    pub(super) choices: &'a [C],
+    pub(super) created: u64,
+    pub(super) id: &'a str,
+    pub(super) model: &'a str,
+    pub(super) object: &'static str,
+    pub(super) system_fingerprint: &'a str,
+    /// Null in the chunks before the one that has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) usage: Option<Option<Usage>>,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    pub(super) warnings: &'a [String],
+}
+
+impl Reply<'_, ()> {
+    /// The JSON of a whole reply that stands before its choices, and behind them.
+    pub(super) fn ends(&self) -> (Vec<u8>, Vec<u8>) {
+        let mut head = stream::json(self);
+        let tail = head.split_off("{\"choices\":[".len());
+        (head, tail)
+    }
+}
+
+/// A whole reply in pieces: its choices, each in JSON and made when it is its turn, between the ends.
+pub(super) fn pieces(
+    (head, tail): (Vec<u8>, Vec<u8>),
+    choices: impl Iterator<Item = Vec<u8>>,
+) -> impl Iterator<Item = Vec<u8>> {
+    let separated = choices.enumerate().map(|(i, mut choice)| {
+        if i > 0 {
+            choice.insert(0, b',');
+        }
+        choice
+    });
+    iter::once(head).chain(separated).chain(iter::once(tail))
 }
 
 /// Tokens read and written; a prompt counts once, whatever its choices.
@@ -148,25 +190,27 @@ impl Usage {
     pub(super) fn count(&mut self, chunk: &Chunk) {
         self.completion_tokens += chunk.tokens.len();
     }
+}
 
-    pub(super) fn to_json(self) -> Value {
-        json!({
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "total_tokens": self.prompt_tokens + self.completion_tokens,
-        })
+impl Serialize for Usage {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self { prompt_tokens, completion_tokens } = self;
+        let mut usage = serializer.serialize_struct("usage", 3)?;
+        usage.serialize_field("completion_tokens", completion_tokens)?;
+        usage.serialize_field("prompt_tokens", prompt_tokens)?;
+        usage.serialize_field("total_tokens", &(prompt_tokens + completion_tokens))?;
+        usage.end()
     }
 }
 
-pub(super) fn finish_reason(finish: Option<FinishReason>) -> Value {
-    match finish {
-        None => Value::Null,
-        Some(FinishReason::Stop) => "stop".into(),
-        Some(FinishReason::Length) => "length".into(),
-    }
+pub(super) fn finish_reason(finish: Option<FinishReason>) -> Option<&'static str> {
+    finish.map(|reason| match reason {
+        FinishReason::Stop => "stop",
+        FinishReason::Length => "length",
+    })
 }
 
 /// A failure in the middle of a stream.
-pub(super) fn failure(failure: &Failure) -> Value {
-    failure.body(Form::OpenAi)
+pub(super) fn failure(failure: &Failure, out: &mut Objects) {
+    out.push(&failure.body(Form::OpenAi));
 }

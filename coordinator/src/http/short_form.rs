@@ -3,15 +3,16 @@
 use std::{sync::Arc, time::Instant};
 
 use axum::{extract::State, response::Response};
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::Value;
 
 use super::{
     App,
     error::{Failure, Form},
-    explain,
+    explain::Explained,
     fields::{Fields, show},
     models, sampling,
-    stream::{self, Framing, Writer},
+    stream::{self, Framing, Objects, Writer},
     unbuilt,
 };
 use crate::text::{Chunk, GenerateRequest, ModelText, Prompt};
@@ -32,12 +33,10 @@ pub(super) async fn create(app: &App, mut fields: Fields) -> Result<Response, Fa
         return Ok(stream::respond(Framing::Sse, generation, writer, &warnings));
     }
     let chunk = generation.whole().await?.pop().unwrap_or_default();
-    let mut body = timing(chunk.tokens.len(), start);
-    body["response"] = chunk.text.into();
-    if explained {
-        body["explain"] = explain::tokens(&text.tokenizer, &chunk.tokens).into();
-    }
-    Ok(stream::whole(body, &warnings))
+    let explain = explained.then_some(Explained { tokenizer: &text.tokenizer, tokens: &chunk.tokens });
+    let response = Some(chunk.text.as_str());
+    let reply = Reply { explain, response, ..Reply::new(chunk.tokens.len(), start, &warnings) };
+    Ok(stream::whole(&reply, &warnings))
 }
 
 /// `POST /api/chat/batch`: `{"prompts": ["…", …]}` with the settings of the short form.
@@ -58,10 +57,14 @@ pub(super) async fn batch(State(app): State<App>, mut fields: Fields) -> Result<
     let generation = app.engine.generate(request).await?;
     let warnings = stream::warnings(left_out, &generation);
     let chunks = generation.whole().await?;
-    let mut body = timing(chunks.iter().map(|chunk| chunk.tokens.len()).sum(), start);
-    let reply = |chunk: Chunk| json!({"response": chunk.text, "tokens_generated": chunk.tokens.len()});
-    body["responses"] = chunks.into_iter().map(reply).collect();
-    Ok(stream::whole(body, &warnings))
+    let one = |chunk| {
+        let Chunk { text, tokens, .. } = chunk;
+        OneOfBatch { response: text, tokens_generated: tokens.len() }
+    };
+    let responses: Vec<OneOfBatch> = chunks.into_iter().map(one).collect();
+    let tokens = responses.iter().map(|one| one.tokens_generated).sum();
+    let reply = Reply { responses: Some(responses), ..Reply::new(tokens, start, &warnings) };
+    Ok(stream::whole(&reply, &warnings))
 }
 
 fn prompt(text: String, raw: bool) -> Prompt {
@@ -79,6 +82,7 @@ fn take(app: &App, mut fields: Fields, prompts: Vec<Prompt>) -> Result<(Generate
         stop: fields.stops()?,
         timeout: sampling::timeout(&mut fields)?,
         client: fields.client(),
+        max_memory: app.max_request_memory,
         ..GenerateRequest::new(
             Prompt::Tokens(Vec::new()),
             sampling::openai(&mut fields, &sampling::SHORT_FORM, model)?,
@@ -89,14 +93,49 @@ fn take(app: &App, mut fields: Fields, prompts: Vec<Prompt>) -> Result<(Generate
     Ok((request, fields.finish(&app.unknown_fields)))
 }
 
-/// Times in seconds.
-fn timing(tokens: usize, start: Instant) -> Value {
-    let seconds = start.elapsed().as_secs_f64();
-    json!({
-        "tokens_generated": tokens,
-        "generation_time": seconds,
-        "tokens_per_second": if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 },
-    })
+/// A whole reply, to one prompt or to a batch. Times are in seconds.
+#[derive(Serialize)]
+struct Reply<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    explain: Option<Explained<'a>>,
+    generation_time: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    response: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    responses: Option<Vec<OneOfBatch>>,
+    tokens_generated: usize,
+    tokens_per_second: f64,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    warnings: &'a [String],
+}
+
+#[derive(Serialize)]
+struct OneOfBatch {
+    response: String,
+    tokens_generated: usize,
+}
+
+/// A piece of a streamed one.
+#[derive(Serialize)]
+struct Event<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    explain: Option<Explained<'a>>,
+    token: &'a str,
+}
+
+impl<'a> Reply<'a> {
+    fn new(tokens: usize, start: Instant, warnings: &'a [String]) -> Self {
+        let seconds = start.elapsed().as_secs_f64();
+        Self {
+            explain: None,
+            generation_time: seconds,
+            response: None,
+            responses: None,
+            tokens_generated: tokens,
+            tokens_per_second: if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 },
+            warnings,
+        }
+    }
 }
 
 struct ShortFormWriter {
@@ -105,17 +144,15 @@ struct ShortFormWriter {
 }
 
 impl Writer for ShortFormWriter {
-    fn chunk(&mut self, chunk: Chunk) -> Vec<Value> {
-        let mut event = json!({"token": chunk.text});
-        if self.explain && !chunk.tokens.is_empty() {
-            event["explain"] = explain::tokens(&self.text.tokenizer, &chunk.tokens).into();
-        } else if chunk.text.is_empty() {
-            return Vec::new();
+    fn chunk(&mut self, chunk: Chunk, out: &mut Objects) {
+        let tokens = Explained { tokenizer: &self.text.tokenizer, tokens: &chunk.tokens };
+        let explain = (self.explain && !chunk.tokens.is_empty()).then_some(tokens);
+        if explain.is_some() || !chunk.text.is_empty() {
+            out.push(&Event { explain, token: &chunk.text });
         }
-        vec![event]
     }
 
-    fn failure(&mut self, failure: &Failure) -> Value {
-        failure.body(Form::Ollama)
+    fn failure(&mut self, failure: &Failure, out: &mut Objects) {
+        out.push(&failure.body(Form::Ollama));
     }
 }

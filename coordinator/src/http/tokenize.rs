@@ -1,6 +1,8 @@
 //! Text to token ids and back, for clients that count.
 
 use axum::{Json, extract::State, response::Response};
+use nanoinfer_shared::protocol::TokenId;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{App, error::Failure, fields::Fields, messages, models, stream, unbuilt};
@@ -46,15 +48,25 @@ pub(super) async fn tokenize(State(app): State<App>, mut fields: Fields) -> Resu
         Ok((ids, strings))
     });
     let (ids, strings) = encoded.await??;
-    let mut reply = json!({
-        "tokens": ids,
-        "count": ids.len(),
-        "max_model_len": app.engine.card().geometry.n_positions,
-    });
-    if let Some(strings) = strings {
-        reply["token_strs"] = json!(strings);
-    }
-    Ok(stream::whole(reply, &warnings))
+    let reply = Tokenized {
+        count: ids.len(),
+        max_model_len: app.engine.card().geometry.n_positions,
+        token_strs: strings,
+        tokens: ids,
+        warnings: &warnings,
+    };
+    Ok(stream::whole(&reply, &warnings))
+}
+
+#[derive(Serialize)]
+struct Tokenized<'a> {
+    count: usize,
+    max_model_len: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_strs: Option<Vec<String>>,
+    tokens: Vec<TokenId>,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    warnings: &'a [String],
 }
 
 /// `POST /detokenize`.

@@ -16,7 +16,8 @@ pub(crate) fn report(id: TokenId, logit: f32, top: u32, slices: &[&RowSlice]) ->
     // A target may be listed and among the highest.
     likeliest.dedup_by_key(|&mut (id, _)| id);
     likeliest.truncate(top as usize);
-    let top = likeliest.into_iter().map(|(id, logit)| (id, logprob(logit))).collect();
+    // Collected anew: in place it would keep the room of all that ranks named, for as long as the answer is held.
+    let top = likeliest.iter().map(|&(id, logit)| (id, logprob(logit))).collect();
     TokenLogprobs { id, logprob: logprob(logit), top }
 }
 

@@ -48,6 +48,8 @@ pub struct GenerateRequest {
     pub client: Client,
     /// Keeps what is computed for it from being found by requests with another, or none.
     pub cache_salt: Option<Arc<str>>,
+    /// Most bytes of memory that the answer may take.
+    pub max_memory: usize,
 }
 
 /// Why there is nothing to generate, or generation broke off.
@@ -108,6 +110,22 @@ pub enum GenerateError {
         /// Prompts times choices.
         sequences: usize,
     },
+    /// The answer would take more memory than one answer may.
+    #[error(
+        "the answer to {fields} may take {} MiB of memory, over the limit of {} MiB; hint: ask for fewer of n, max_tokens \
+         or top_logprobs, or split the request",
+        bytes.div_ceil(1 << 20), limit >> 20
+    )]
+    TooMuchMemory {
+        /// The field to change first.
+        param: &'static str,
+        /// Those that make it so, with their values.
+        fields: String,
+        /// The estimate.
+        bytes: usize,
+        /// `--max-request-memory`.
+        limit: usize,
+    },
     /// The template's own words.
     #[error("the model's chat template refuses these messages: {reason}")]
     Template {
@@ -149,6 +167,7 @@ impl GenerateRequest {
             timeout: None,
             client: Client::Local,
             cache_salt: None,
+            max_memory: usize::MAX,
         }
     }
 }

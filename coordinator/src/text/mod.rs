@@ -3,6 +3,7 @@
 //! Reading order: [`tokenizer`], [`detokenizer`] and [`stop`] turn ids into text and back; [`chat`] turns messages into a
 //! prompt; [`prompt`] decides what fits; [`text_engine`] runs a [`generate_request`] through the engine as a [`generation`]. Nothing here knows HTTP.
 
+pub(crate) mod answer_memory;
 pub mod chat;
 mod choice;
 pub mod defaults;

@@ -9,7 +9,7 @@ use nanoinfer_shared::protocol::TokenId;
 use tokio::sync::Semaphore;
 
 use super::{
-    GenerateError, GenerateRequest, Generation, ModelText, Prompt,
+    GenerateError, GenerateRequest, Generation, ModelText, Prompt, answer_memory,
     choice::{Choice, ChoiceFormat},
     generate_request::MAX_SEQUENCES,
     prompt::PreparedPrompt,
@@ -94,6 +94,7 @@ impl TextEngine {
             }
             None => prepared.await?,
         };
+        answer_memory::check(&request, &prompts, self.card.partition.world())?;
 
         let choices_of = |(index, prompt)| {
             let request = &request;

@@ -89,6 +89,7 @@ impl Config {
             Some(TypedComm::Nccl) => CommChoice::Nccl,
         };
         let defaults = ClusterConfig::new(caches.clone());
+        let http = HttpOptions::default();
         let count = |typed: Option<u32>, default: usize| typed.map_or(default, |n| n as usize);
         let cluster = ClusterConfig {
             model: options.model,
@@ -122,9 +123,10 @@ impl Config {
             host: options.host.unwrap_or_else(|| "127.0.0.1".into()),
             port: options.port.unwrap_or(8000),
             http: HttpOptions {
+                max_request_memory: options.max_request_memory.map_or(http.max_request_memory, |size| size.0 as usize),
                 api_key: api_key(options.api_key, options.api_key_file)?,
                 cors_origins: cors_origins(options.cors_origin.unwrap_or_default())?,
-                ..HttpOptions::default()
+                ..http
             },
             shutdown_timeout: options.shutdown_timeout.unwrap_or(Duration::from_secs(30)),
             plan: options.plan,
@@ -181,6 +183,7 @@ impl ServeOptions {
             max_batched_tokens: self.max_batched_tokens.or(other.max_batched_tokens),
             max_queue: self.max_queue.or(other.max_queue),
             max_queue_tokens: self.max_queue_tokens.or(other.max_queue_tokens),
+            max_request_memory: self.max_request_memory.or(other.max_request_memory),
             no_prefix_cache: self.no_prefix_cache || other.no_prefix_cache,
             trace: self.trace.or(other.trace),
             shutdown_timeout: self.shutdown_timeout.or(other.shutdown_timeout),
@@ -267,12 +270,13 @@ mod tests {
 
     #[test]
     fn flags_win_over_the_file_and_the_file_over_defaults() {
-        let toml = "model = \"gpt2\"\nport = 9000\nmax_seqs = 4\nkv-memory = \"512MiB\"\nplan = true\nno_prefix_cache = true\n";
+        let toml = "model = \"gpt2\"\nport = 9000\nmax_seqs = 4\nkv-memory = \"512MiB\"\nmax-request-memory = \"64MiB\"\nplan = true\nno_prefix_cache = true\n";
         let config = with_file(toml, &["--port", "0", "--dtype", "fp32"]).unwrap();
         assert_eq!((config.port, config.plan, config.cluster.prefix_cache), (0, true, false));
         assert_eq!(config.cluster.model.as_deref(), Some("gpt2"));
         assert_eq!((config.cluster.max_seqs, config.cluster.max_queue), (4, 256));
         assert_eq!(config.cluster.kv_memory, Some(ByteSize(512 << 20)));
+        assert_eq!((config.http.max_request_memory, config.http.max_body_bytes), (64 << 20, 8 << 20));
     }
 
     #[test]

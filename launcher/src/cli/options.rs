@@ -133,6 +133,9 @@ pub(super) struct ServeOptions {
     /// Most tokens of prompts waiting for their first step, or one larger request; beyond it 429 [default: 65536].
     #[arg(long, env = "NANOINFER_MAX_QUEUE_TOKENS", value_name = "N", value_parser = positive, help_heading = "Limits")]
     pub(super) max_queue_tokens: Option<u32>,
+    /// Memory that the answer to one request may take, like 64MiB; beyond it 400 [default: 256MiB].
+    #[arg(long, env = "NANOINFER_MAX_REQUEST_MEMORY", value_name = "SIZE", help_heading = "Limits")]
+    pub(super) max_request_memory: Option<ByteSize>,
     /// Compute every prompt from its start, instead of beginning with KV blocks computed for another.
     #[arg(long, env = "NANOINFER_NO_PREFIX_CACHE", help_heading = "Limits")]
     pub(super) no_prefix_cache: bool,

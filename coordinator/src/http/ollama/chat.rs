@@ -2,11 +2,7 @@
 
 use std::time::Instant;
 
-use axum::{
-    Json,
-    extract::State,
-    response::{IntoResponse, Response},
-};
+use axum::{extract::State, response::Response};
 
 use super::{
     super::{App, error::Failure, fields::Fields, messages, models, short_form, unbuilt},
@@ -33,7 +29,7 @@ async fn create(app: &App, mut fields: Fields) -> Result<Response, Failure> {
     let is_empty = messages.is_empty();
     let settings = settings(app, fields, Prompt::Chat { messages, truncate })?;
     if is_empty {
-        return Ok(Json(Shape::Chat.loaded(app)).into_response());
+        return Ok(Shape::Chat.loaded(app));
     }
     answer(app, Shape::Chat, settings, start).await
 }

@@ -2,11 +2,7 @@
 
 use std::time::Instant;
 
-use axum::{
-    Json,
-    extract::State,
-    response::{IntoResponse, Response},
-};
+use axum::{extract::State, response::Response};
 
 use super::{
     super::{App, error::Failure, fields::Fields, models},
@@ -37,7 +33,7 @@ pub(in crate::http) async fn generate(State(app): State<App>, mut fields: Fields
     };
     let settings = settings(&app, fields, prompt)?;
     if is_empty {
-        return Ok(Json(Shape::Generate.loaded(&app)).into_response());
+        return Ok(Shape::Generate.loaded(&app));
     }
     answer(&app, Shape::Generate, settings, start).await
 }

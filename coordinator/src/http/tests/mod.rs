@@ -4,6 +4,7 @@ mod bad_input;
 mod completions;
 mod conversations;
 mod lifecycle;
+mod replies;
 mod surroundings;
 mod unbuilt;
 
