@@ -3,9 +3,13 @@
 //! The engine itself runs on its own thread and owns every sequence; this handle is cheap to clone. Everything
 //! between the two is a bounded queue or an atomic.
 
-use std::sync::{
-    Arc,
-    atomic::Ordering::{Relaxed, Release},
+use std::{
+    future::poll_fn,
+    sync::{
+        Arc,
+        atomic::Ordering::{Relaxed, Release},
+    },
+    task::{Context, Poll, ready},
 };
 
 use nanoinfer_shared::protocol::TokenId;
@@ -16,7 +20,7 @@ use tokio::sync::{
 
 use crate::{
     config::EngineConfig,
-    metrics::SequenceMeter,
+    metrics::{EndMeter, Ending, SequenceMeter},
     request::{Client, Event, Request},
     status::Status,
 };
@@ -98,6 +102,8 @@ pub struct Events {
     receiver: mpsc::Receiver<Event>,
     /// The last one was read: there is nothing to cancel.
     over: bool,
+    /// Told how the sequence ended.
+    end: EndMeter,
     status: Arc<Status>,
 }
 
@@ -200,15 +206,18 @@ impl EngineHandle {
             // A prompt event, one event a token, and the end.
             let (events, receiver) = mpsc::channel(request.limits.max_tokens + 2);
             let meter = SequenceMeter::new(self.status.metrics.clone(), request.prompt.len());
-            let events_read = Events { receiver, over: false, status: self.status.clone() };
+            let end = EndMeter::new(self.status.metrics.clone());
+            let events_read = Events { receiver, over: false, end, status: self.status.clone() };
             (Submission { request, events, place, meter }, events_read)
         };
-        let (sequences, events) = requests.into_iter().zip(places).map(enter).unzip();
-        match self.commands.try_send(Command::Submit { client, sequences }) {
-            Ok(()) => Ok(events),
-            Err(TrySendError::Full(_)) => Err(SubmitError::QueueFull { limit: self.door.max_queue }),
-            Err(TrySendError::Closed(_)) => Err(SubmitError::Ended(self.failure())),
-        }
+        let (sequences, mut events): (_, Vec<Events>) = requests.into_iter().zip(places).map(enter).unzip();
+        let refused = match self.commands.try_send(Command::Submit { client, sequences }) {
+            Ok(()) => return Ok(events),
+            Err(TrySendError::Full(_)) => SubmitError::QueueFull { limit: self.door.max_queue },
+            Err(TrySendError::Closed(_)) => SubmitError::Ended(self.failure()),
+        };
+        events.iter_mut().for_each(|events| events.end.leave_out());
+        Err(refused)
     }
 
     /// The engine's state.
@@ -311,15 +320,24 @@ impl Door {
 impl Events {
     /// The next event; `None` only after the last one.
     pub async fn next(&mut self) -> Option<Event> {
-        let event = self.receiver.recv().await;
-        self.note(event)
+        poll_fn(|context| self.poll_next(context)).await
+    }
+
+    /// The same, without waiting for it.
+    pub(crate) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Event>> {
+        let event = ready!(self.receiver.poll_recv(context));
+        Poll::Ready(self.note(event))
+    }
+
+    /// Ends the sequence, and says why that is.
+    pub(crate) fn end(mut self, ending: Ending) {
+        self.end.ends(ending);
     }
 
     /// The next event if there is one already.
     #[cfg(test)]
     pub(crate) fn try_next(&mut self) -> Option<Event> {
-        let event = self.receiver.try_recv().ok();
-        self.note(event)
+        self.receiver.try_recv().ok().and_then(|event| self.note(Some(event)))
     }
 
     /// The same from a thread outside the runtime.
@@ -330,6 +348,13 @@ impl Events {
     }
 
     fn note(&mut self, event: Option<Event>) -> Option<Event> {
+        match &event {
+            Some(Event::Finished(reason)) => self.end.ends((*reason).into()),
+            Some(Event::Failed(_)) => self.end.ends(Ending::Error),
+            // The engine has gone.
+            None if !self.over => self.end.ends(Ending::Error),
+            Some(Event::Prompt(_) | Event::Token { .. }) | None => {}
+        }
         self.over |= matches!(event, Some(Event::Finished(_) | Event::Failed(_)));
         event
     }

@@ -1,7 +1,7 @@
 //! What is counted and timed, for Prometheus; the names are vLLM's behind `nanoinfer_`.
 //!
 //! Knows names and buckets; does not know when something happens: the engine's side calls [`SequenceMeter`] and the
-//! fields of [`Metrics`]. Gauges are read from [`Status`] when they are asked for, so that there is one truth.
+//! fields of [`Metrics`], whoever reads a sequence's events says with [`EndMeter`] how it ended. Gauges are read from [`Status`] when they are asked for, so that there is one truth.
 //! Invariant: nothing here waits; a counter is an atomic, a histogram a lock held for one addition.
 //! Reference: <https://docs.vllm.ai/en/latest/usage/metrics.html>.
 
@@ -49,6 +49,7 @@ pub struct Metrics {
     rows_fetched: Counter,
     rank_answer_bytes: Counter,
     requests: Family<Finished, Counter>,
+    refused: Family<Refused, Counter>,
     time_to_first_token: Histogram,
     inter_token_latency: Histogram,
     e2e_request_latency: Histogram,
@@ -59,10 +60,40 @@ pub struct Metrics {
     pub(crate) allreduce: Histogram,
 }
 
-/// Why a request ended.
+/// How a sequence ended, for who asked for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// The text's own end, a stop token or a stop string.
+    Stop,
+    /// As many tokens as there may be.
+    Length,
+    /// Nobody waited for it any more.
+    Abort,
+    /// The request's own time was over.
+    Timeout,
+    /// The engine failed.
+    Error,
+}
+
+/// The same as a label, in vLLM's words where it has one.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Finished {
     finished_reason: &'static str,
+}
+
+/// The status that a request was refused with.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Refused {
+    status: u16,
+}
+
+/// Counts one sequence when it is dropped, by the way in which it ended.
+#[derive(Debug)]
+pub(crate) struct EndMeter {
+    metrics: Arc<Metrics>,
+    submitted: Instant,
+    /// None where it never was in the queue.
+    ending: Option<Ending>,
 }
 
 /// The times of one sequence, from its submission on.
@@ -106,6 +137,7 @@ impl Default for Metrics {
             rows_fetched: Counter::default(),
             rank_answer_bytes: Counter::default(),
             requests: Family::default(),
+            refused: Family::default(),
             time_to_first_token,
             inter_token_latency,
             e2e_request_latency,
@@ -134,16 +166,25 @@ impl Default for Metrics {
         registry.register("rows_fetched", fetched, metrics.rows_fetched.clone());
         let bytes = "Bytes of the ranks' answers to steps: candidates, targets and whole rows";
         registry.register("rank_answer_bytes", bytes, metrics.rank_answer_bytes.clone());
-        registry.register("request_success", "Sequences that ended by themselves", metrics.requests.clone());
-        for reason in [FinishReason::Stop, FinishReason::Length] {
+        registry.register("request_success", "Sequences that ended, by how", metrics.requests.clone());
+        for ending in [Ending::Stop, Ending::Length, Ending::Abort, Ending::Timeout, Ending::Error] {
             // There from the start, so that a rate has something to begin at.
-            drop(metrics.requests.get_or_create(&Finished::because(reason)));
+            drop(metrics.requests.get_or_create(&ending.label()));
+        }
+        registry.register("http_requests_refused", "Requests that got no answer, by status", metrics.refused.clone());
+        for status in [429, 503] {
+            drop(metrics.refused.get_or_create(&Refused { status }));
         }
         Self { registry, ..metrics }
     }
 }
 
 impl Metrics {
+    /// A request got this status instead of an answer.
+    pub(crate) fn refused(&self, status: u16) {
+        self.refused.get_or_create(&Refused { status }).inc();
+    }
+
     /// Everything in Prometheus' text format.
     pub(crate) fn render(&self, status: &Status) -> String {
         self.running.set(status.running.load(Relaxed) as i64);
@@ -177,13 +218,50 @@ impl fmt::Debug for Metrics {
     }
 }
 
-impl Finished {
-    fn because(reason: FinishReason) -> Self {
-        let finished_reason = match reason {
-            FinishReason::Stop => "stop",
-            FinishReason::Length => "length",
+impl Ending {
+    fn label(self) -> Finished {
+        let finished_reason = match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::Abort => "abort",
+            Self::Timeout => "timeout",
+            Self::Error => "error",
         };
-        Self { finished_reason }
+        Finished { finished_reason }
+    }
+}
+
+impl From<FinishReason> for Ending {
+    fn from(reason: FinishReason) -> Self {
+        match reason {
+            FinishReason::Stop => Self::Stop,
+            FinishReason::Length => Self::Length,
+        }
+    }
+}
+
+impl EndMeter {
+    /// Of a sequence that is submitted now, and aborted unless something else is said.
+    pub(crate) fn new(metrics: Arc<Metrics>) -> Self {
+        Self { metrics, submitted: Instant::now(), ending: Some(Ending::Abort) }
+    }
+
+    pub(crate) fn ends(&mut self, ending: Ending) {
+        self.ending = Some(ending);
+    }
+
+    /// It was not taken after all.
+    pub(crate) fn leave_out(&mut self) {
+        self.ending = None;
+    }
+}
+
+impl Drop for EndMeter {
+    fn drop(&mut self) {
+        if let Some(ending) = self.ending {
+            self.metrics.e2e_request_latency.observe(self.submitted.elapsed().as_secs_f64());
+            self.metrics.requests.get_or_create(&ending.label()).inc();
+        }
     }
 }
 
@@ -215,11 +293,8 @@ impl SequenceMeter {
                 self.last_token = Some(now);
                 self.metrics.generation_tokens.inc();
             }
-            Event::Finished(reason) => {
-                self.metrics.e2e_request_latency.observe(self.submitted.elapsed().as_secs_f64());
-                self.metrics.requests.get_or_create(&Finished::because(*reason)).inc();
-            }
-            Event::Prompt(_) | Event::Failed(_) => {}
+            // How it ended is for who reads it to say: a stop string is found there, and who hangs up reads nothing.
+            Event::Prompt(_) | Event::Finished(_) | Event::Failed(_) => {}
         }
     }
 }
@@ -243,7 +318,10 @@ mod tests {
         for _ in 0..3 {
             meter.reported(&Event::Token { id: 1, logprobs: None, explanation: None });
         }
-        meter.reported(&Event::Finished(FinishReason::Length));
+        EndMeter::new(status.metrics.clone()).ends(Ending::Length);
+        drop(EndMeter::new(status.metrics.clone()));
+        EndMeter::new(status.metrics.clone()).leave_out();
+        status.metrics.refused(429);
         let text = status.metrics.render(&status);
         for line in [
             "nanoinfer_prompt_tokens_total 5",
@@ -257,10 +335,14 @@ mod tests {
             "nanoinfer_num_preemptions_total 0",
             "nanoinfer_request_success_total{finished_reason=\"length\"} 1",
             "nanoinfer_request_success_total{finished_reason=\"stop\"} 0",
+            "nanoinfer_request_success_total{finished_reason=\"abort\"} 1",
+            "nanoinfer_request_success_total{finished_reason=\"timeout\"} 0",
+            "nanoinfer_http_requests_refused_total{status=\"429\"} 1",
+            "nanoinfer_http_requests_refused_total{status=\"503\"} 0",
             "nanoinfer_request_queue_time_seconds_count 1",
             "nanoinfer_time_to_first_token_seconds_count 1",
             "nanoinfer_inter_token_latency_seconds_count 2",
-            "nanoinfer_e2e_request_latency_seconds_count 1",
+            "nanoinfer_e2e_request_latency_seconds_count 2",
             "# TYPE nanoinfer_step_seconds histogram",
             "# TYPE nanoinfer_allreduce_seconds histogram",
         ] {

@@ -2,7 +2,11 @@
 //!
 //! Token ids only; text is the business of [`crate::text`].
 
-use std::{net::IpAddr, ops::Deref, sync::Arc};
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    ops::Deref,
+    sync::Arc,
+};
 
 use nanoinfer_shared::protocol::TokenId;
 
@@ -39,6 +43,17 @@ pub enum Client {
     Local,
     /// All requests of one address are one client's.
     Address(IpAddr),
+}
+
+impl Client {
+    /// Who asks from an address. Of IPv6 the network counts: hosts make up addresses in it as they like.
+    pub fn at(address: IpAddr) -> Self {
+        match address.to_canonical() {
+            address if address.is_loopback() => Self::Local,
+            IpAddr::V6(address) => Self::Address(Ipv6Addr::from_bits(address.to_bits() & !0 << 64).into()),
+            address => Self::Address(address),
+        }
+    }
 }
 
 impl Request {
@@ -235,4 +250,22 @@ pub struct TokenLogprobs {
     /// The most likely tokens, descending, the lower id first on ties. The token itself may or may not be among them;
     /// where it is, its number is the same.
     pub top: Vec<(TokenId, f32)>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_are_addresses_networks_and_on_loopback_requests() {
+        let at = |address: &str| Client::at(address.parse().unwrap());
+        let address = |address: &str| Client::Address(address.parse().unwrap());
+        for local in ["127.0.0.1", "127.8.8.8", "::1", "::ffff:127.0.0.1"] {
+            assert_eq!(at(local), Client::Local, "{local}");
+        }
+        assert_eq!(at("192.0.2.7"), address("192.0.2.7"));
+        assert_eq!(at("::ffff:192.0.2.7"), address("192.0.2.7"));
+        assert_eq!(at("2001:db8:1:2:3:4:5:6"), address("2001:db8:1:2::"));
+        assert_ne!(at("2001:db8:1:3:3:4:5:6"), at("2001:db8:1:2:3:4:5:6"));
+    }
 }

@@ -12,6 +12,7 @@
 pub mod build;
 pub mod cli;
 pub mod cluster;
+mod descriptors;
 pub mod device;
 pub mod error;
 mod gather;

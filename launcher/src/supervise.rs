@@ -32,7 +32,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::{cluster::Cluster, error::LaunchError, progress};
+use crate::{cluster::Cluster, descriptors, error::LaunchError, progress};
 
 /// Threads for HTTP and text.
 const FRONT_THREADS: usize = 2;
@@ -159,10 +159,12 @@ pub fn bind(host: &str, port: u16) -> Result<TcpListener, LaunchError> {
 /// Says why the cluster did not start, or ended.
 pub fn serve(
     listener: TcpListener,
-    options: HttpOptions,
+    mut options: HttpOptions,
     shutdown_timeout: Duration,
     start: impl FnOnce() -> Result<Cluster, LaunchError> + Send + 'static,
 ) -> Result<(), LaunchError> {
+    let connections = descriptors::raise();
+    options.max_connections.get_or_insert(connections);
     // Front-end work only: the ranks compute on threads of their own.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(FRONT_THREADS)

@@ -191,8 +191,12 @@ fn who_hangs_up_is_cancelled_streamed_or_not() {
         body["stream"] = stream.into();
         let mut socket = TcpStream::connect(server.url.strip_prefix("http://").unwrap()).unwrap();
         let text = body.to_string();
-        write!(socket, "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{text}", text.len())
-            .unwrap();
+        write!(
+            socket,
+            "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{text}",
+            text.len()
+        )
+        .unwrap();
         if stream {
             socket.read_exact(&mut [0]).unwrap();
         }

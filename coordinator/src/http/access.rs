@@ -15,6 +15,9 @@ use super::error::Failure;
 /// themselves.
 const OPEN: [&str; 5] = ["/livez", "/readyz", "/health", "/", "/docs"];
 
+/// Routes that tell how the server is: they are answered whoever asks, and however busy it is.
+const PROBES: [&str; 4] = ["/livez", "/readyz", "/health", "/metrics"];
+
 /// What every request must carry, as `Authorization: Bearer KEY`. Kept as a digest, so that comparing takes the same
 /// time wherever two keys differ, and no log can show it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +35,11 @@ impl ApiKey {
             shown.and_then(|value| value.split_once(' ')).filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
         key.is_some_and(|(_, key)| Self::new(key.trim()) == *self)
     }
+}
+
+/// Whether a path is a probe's.
+pub(super) fn is_probe(path: &str) -> bool {
+    PROBES.contains(&path)
 }
 
 /// Middleware that lets in what shows the key, and what needs none.

@@ -1,38 +1,327 @@
-//! Connections: each is served until its client hangs up, or takes too long to say what it wants.
+//! Connections: each is served until its client hangs up, or takes too long: to say what it wants, or to read what it asked for.
+//!
+//! Knows how long who may wait; [`places`](super::places) knows how many there may be. Does not know routes, but for the few
+//! that are answered where there is no place.
 
-use std::{future::Future, pin::pin, time::Duration};
+use std::{
+    convert::Infallible,
+    future::{Future, pending},
+    io::{self, ErrorKind},
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
 
-use axum::{Router, serve::Listener};
-use hyper::server::conn::http1;
+use axum::{
+    Router,
+    body::Body,
+    extract::Request,
+    http::{HeaderValue, header},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use hyper::{
+    body::Incoming,
+    server::conn::http1,
+    service::{Service, service_fn},
+};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::graceful::GracefulShutdown,
     service::TowerToHyperService,
 };
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
+    time::{Instant, sleep, timeout},
+};
 
-/// Serves until `shutdown` resolves, as [`axum::serve`] does, which has no deadline for the head of a request.
-pub(super) async fn serve(
-    mut listener: impl Listener,
-    router: Router,
+use super::{
+    HttpOptions, access,
+    error::Failure,
+    exchange::{Answering, Exchange, With},
+    places::{Kind, Place, Places},
+    watched::Watched,
+};
+use crate::request::Client;
+
+/// How long a connection lives that only probes may use.
+const BRIEF_LIFE: Duration = Duration::from_secs(5);
+/// How long to wait where a connection could not be taken: what it lacked, others may give back meanwhile.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How often that is told.
+const TELL_EVERY: Duration = Duration::from_secs(10);
+
+/// How long clients may take, and how many there may be.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    most: usize,
     head_deadline: Duration,
-    shutdown: impl Future<Output = ()>,
-) {
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(head_deadline);
-    let (connections, mut shutdown) = (GracefulShutdown::new(), pin!(shutdown));
+    idle_deadline: Duration,
+    write_deadline: Duration,
+}
+
+/// What a connection sends back.
+type Reply = Response<With<Body, Answering>>;
+
+/// Of a request on a connection that only probes may use.
+#[derive(Clone, Copy, Debug)]
+struct Brief;
+
+impl Limits {
+    pub(super) fn of(options: &HttpOptions) -> Self {
+        Self {
+            most: options.max_connections.unwrap_or(usize::MAX),
+            head_deadline: options.head_deadline,
+            idle_deadline: options.read_deadline,
+            write_deadline: options.write_deadline,
+        }
+    }
+}
+
+/// Serves until `shutdown` resolves; then finishes the requests under way.
+pub(super) async fn serve(listener: TcpListener, router: Router, limits: Limits, shutdown: impl Future<Output = ()>) {
+    let (server, mut shutdown) = (Server::new(router, limits), pin!(shutdown));
+    let places = Places::new(limits.most);
+    let mut trouble = Trouble::default();
     loop {
-        let (stream, _) = tokio::select! {
-            accepted = listener.accept() => accepted,
+        let next = async {
+            let accepted = accept(|| listener.accept(), &mut trouble).await;
+            (accepted, places.enter().await)
+        };
+        let ((stream, address), place) = tokio::select! {
+            next = next => next,
             () = &mut shutdown => break,
         };
-        let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router.clone()));
-        let connection = connections.watch(connection);
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection ended early");
-            }
-        });
+        // Tokens are small packets, and each should leave at once.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "TCP_NODELAY could not be set");
+        }
+        server.take(stream, place, Client::at(address.ip()));
     }
     drop(listener);
-    connections.shutdown().await;
+    server.connections.shutdown().await;
+}
+
+/// What all connections have in common.
+struct Server {
+    http: http1::Builder,
+    router: Router,
+    limits: Limits,
+    connections: GracefulShutdown,
+}
+
+impl Server {
+    fn new(router: Router, limits: Limits) -> Self {
+        let mut http = http1::Builder::new();
+        http.timer(TokioTimer::new()).header_read_timeout(limits.idle_deadline);
+        Self { http, router, limits, connections: GracefulShutdown::new() }
+    }
+
+    /// Serves one connection, on a task of its own.
+    fn take(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, place: Place, client: Client) {
+        let kind = place.kind;
+        let exchange = Exchange::new(place);
+        let stream = Watched::new(stream, exchange.clone(), self.limits.write_deadline);
+        let service = service(self.router.clone(), exchange.clone(), client);
+        let connection = self.connections.watch(self.http.serve_connection(TokioIo::new(stream), service));
+        let head_deadline = self.limits.head_deadline;
+        let life = (kind == Kind::Brief).then_some(BRIEF_LIFE);
+        tokio::spawn(async move { converse(connection, &exchange, head_deadline, life).await });
+    }
+}
+
+/// Sees a connection to its end, one way or another.
+async fn converse(
+    connection: impl Future<Output = hyper::Result<()>>,
+    exchange: &Exchange,
+    head_deadline: Duration,
+    life: Option<Duration>,
+) {
+    let silent = async {
+        if timeout(head_deadline, exchange.asked()).await.is_ok() {
+            pending().await
+        }
+    };
+    let over = async {
+        match life {
+            Some(life) => sleep(life).await,
+            None => pending().await,
+        }
+    };
+    tokio::select! {
+        ended = connection => {
+            if let Err(error) = ended {
+                tracing::debug!(%error, "a connection ended early");
+            }
+        }
+        () = silent => tracing::debug!("a connection that said nothing was closed"),
+        () = exchange.place.yields() => tracing::debug!("a connection that said nothing gave its place to another"),
+        () = over => tracing::debug!("a connection for probes was closed"),
+    }
+}
+
+/// What answers the requests of one connection.
+fn service(
+    router: Router,
+    exchange: Arc<Exchange>,
+    client: Client,
+) -> impl Service<
+    hyper::Request<Incoming>,
+    Response = Reply,
+    Error = Infallible,
+    Future = impl Future<Output = Result<Reply, Infallible>> + Send,
+> {
+    let router = TowerToHyperService::new(router);
+    service_fn(move |request: hyper::Request<Incoming>| {
+        let is_brief = exchange.place.kind == Kind::Brief;
+        let (asking, answering) = exchange.begin();
+        let mut request = request.map(|body| With { body, _with: asking });
+        request.extensions_mut().insert(client);
+        if is_brief {
+            request.extensions_mut().insert(Brief);
+        }
+        let answer = router.call(request);
+        async move {
+            let mut answer = answer.await?;
+            if is_brief {
+                answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok(answer.map(|body| With { body, _with: answering }))
+        }
+    })
+}
+
+/// Middleware that answers only probes where there is no place for more.
+pub(super) async fn place(request: Request, next: Next) -> Response {
+    if request.extensions().get::<Brief>().is_some() && !access::is_probe(request.uri().path()) {
+        return Failure::no_place().into_response();
+    }
+    next.run(request).await
+}
+
+/// The next connection. Where the system gives none, that is told, now and then, and tried again.
+async fn accept<T, F: Future<Output = io::Result<T>>>(mut next: impl FnMut() -> F, trouble: &mut Trouble) -> T {
+    loop {
+        match next().await {
+            Ok(accepted) => return accepted,
+            // Its client has gone already.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::ConnectionRefused
+                ) => {}
+            Err(error) => {
+                trouble.tell(&error);
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Tells of connections that could not be taken.
+#[derive(Debug, Default)]
+struct Trouble {
+    told: Option<Instant>,
+}
+
+impl Trouble {
+    fn tell(&mut self, error: &io::Error) {
+        if self.told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
+            self.told = Some(Instant::now());
+            tracing::error!(%error, "connections cannot be taken; they wait, and this is told again in {TELL_EVERY:?}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read, Seek},
+        sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    };
+
+    use axum::{Extension, routing::get};
+    use futures_util::StreamExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+
+    use super::*;
+
+    /// A server of `router`, and the client's end of a connection to it.
+    async fn connect(router: Router, room: usize, client: Client) -> (Server, DuplexStream) {
+        let limits = Limits::of(&HttpOptions::default());
+        let (ours, theirs) = duplex(room);
+        let server = Server::new(router, limits);
+        server.take(ours, Places::new(1).enter().await, client);
+        (server, theirs)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_read_loses_the_answer_and_what_makes_it() {
+        let (made, mut gone) = tokio::sync::mpsc::channel::<()>(1);
+        let endless = async move || {
+            let pieces = futures_util::stream::repeat("x".repeat(1000));
+            // Dropped with the body.
+            let made = made.clone();
+            Body::from_stream(pieces.map(move |piece| {
+                let _ = &made;
+                Ok::<_, Infallible>(piece)
+            }))
+        };
+        let (server, mut theirs) = connect(Router::new().route("/", get(endless)), 4096, Client::Local).await;
+        theirs.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        let begun = Instant::now();
+        theirs.read_u8().await.unwrap();
+        // What is left of the route is the answer's.
+        drop(server.router);
+        assert_eq!(gone.recv().await, None);
+        assert_eq!(begun.elapsed(), HttpOptions::default().write_deadline);
+    }
+
+    #[tokio::test]
+    async fn requests_know_whose_they_are() {
+        let whose = async |Extension(client): Extension<Client>| format!("{client:?}");
+        let client = Client::at([192, 0, 2, 7].into());
+        let (_server, mut theirs) = connect(Router::new().route("/", get(whose)), 4096, client).await;
+        theirs.write_all(b"GET / HTTP/1.0\r\n\r\n").await.unwrap();
+        let mut reply = String::new();
+        theirs.read_to_string(&mut reply).await.unwrap();
+        assert!(reply.ends_with("Address(192.0.2.7)"), "{reply}");
+    }
+
+    #[tokio::test]
+    async fn requests_that_come_early_are_answered_in_turn() {
+        let path = async |request: Request| request.uri().path().to_owned();
+        let (_server, mut theirs) = connect(Router::new().fallback(path), 1 << 16, Client::Local).await;
+        let requests: String = (0..20).map(|i| format!("GET /{i} HTTP/1.1\r\nHost: x\r\n\r\n")).collect();
+        theirs.write_all(requests.as_bytes()).await.unwrap();
+        theirs.write_all(b"GET /last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+        let mut reply = String::new();
+        theirs.read_to_string(&mut reply).await.unwrap();
+        let answered: Vec<&str> =
+            reply.split("HTTP/1.1 200 OK").skip(1).map(|one| one.rsplit('\n').next().unwrap()).collect();
+        let expected: Vec<String> = (0..20).map(|i| format!("/{i}")).chain(["/last".into()]).collect();
+        assert_eq!(answered, expected);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn connections_that_cannot_be_taken_are_told_of_now_and_then_and_tried_again() {
+        let log = Arc::new(tempfile::tempfile().unwrap());
+        let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).with_ansi(false).finish();
+        let _logged = tracing::subscriber::set_default(subscriber);
+        let (begun, tries) = (Instant::now(), AtomicUsize::new(0));
+        let next = async || match tries.fetch_add(1, Relaxed) {
+            0 => Err(ErrorKind::ConnectionAborted.into()),
+            // No descriptor is left.
+            1..=250 => Err(io::Error::from_raw_os_error(24)),
+            _ => Ok("a connection"),
+        };
+        assert_eq!(accept(next, &mut Trouble::default()).await, "a connection");
+        assert_eq!(begun.elapsed(), 250 * ACCEPT_PAUSE);
+        let mut text = String::new();
+        (&*log).rewind().unwrap();
+        (&*log).read_to_string(&mut text).unwrap();
+        assert_eq!(text.matches("connections cannot be taken").count(), 3, "in 25 s: {text}");
+        assert!(text.contains("Too many open files"), "{text}");
+    }
 }

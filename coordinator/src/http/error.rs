@@ -3,11 +3,11 @@
 //! Handlers return a [`Failure`]; [`render`] gives it the body that the path's clients expect: OpenAI's object, or
 //! `{"error": "…"}` under `/api/`.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json,
-    extract::{Request, rejection::PathRejection},
+    extract::{Request, State, rejection::PathRejection},
     http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header},
     middleware::Next,
     response::{IntoResponse, Response},
@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use super::fields::short;
 use crate::{
     handle::SubmitError,
+    metrics::Metrics,
     text::{GenerateError, generate_request::MAX_SEQUENCES},
 };
 
@@ -108,6 +109,37 @@ impl Failure {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, message)
     }
 
+    /// A page of another site, or one whose browser does not say which.
+    pub(super) fn foreign_origin(origin: Option<&str>) -> Self {
+        let whose = origin.map_or_else(|| "another site".into(), |origin| format!("'{}'", short(origin)));
+        let named = origin.filter(|origin| *origin != "null").map_or("ORIGIN".into(), short);
+        let hint = format!("--cors-origin {named} lets its pages ask; so does --api-key-file, of who shows the key");
+        Self {
+            code: Some("foreign_origin"),
+            ..Self::new(StatusCode::FORBIDDEN, format!("pages of {whose} may not ask this server"))
+        }
+        .with_hint(hint)
+    }
+
+    /// A name that this server does not know of.
+    pub(super) fn foreign_host(name: &str) -> Self {
+        let name = short(name);
+        let hint = format!("--allowed-host {name} makes it one, --api-key-file takes any with the key");
+        Self {
+            code: Some("foreign_host"),
+            ..Self::new(
+                StatusCode::FORBIDDEN,
+                format!("'{name}' is no name of this server, which is there for its own host"),
+            )
+        }
+        .with_hint(hint)
+    }
+
+    /// All connections that there may be are at work.
+    pub(super) fn no_place() -> Self {
+        Self { code: Some("connections_full"), ..Self::unavailable("as many connections as there may be are at work") }
+    }
+
     /// Too much of other requests is in work.
     pub(super) fn bodies_full(limit_bytes: usize) -> Self {
         let message = format!("other requests' bodies take all of the {limit_bytes} bytes that they may take together");
@@ -182,6 +214,7 @@ impl From<GenerateError> for Failure {
             GenerateError::Submit(SubmitError::Stopping | SubmitError::Ended(_)) | GenerateError::Failed { .. } => {
                 Self::unavailable(message)
             }
+            GenerateError::EncoderBroke { .. } => Self::panicked(),
             GenerateError::Deadline { .. } => {
                 Self { code: Some("timeout"), ..Self::new(StatusCode::GATEWAY_TIMEOUT, message) }
             }
@@ -204,13 +237,14 @@ impl IntoResponse for Failure {
     }
 }
 
-/// Middleware that gives failures their body.
-pub(super) async fn render(request: Request, next: Next) -> Response {
+/// Middleware that gives failures their body, and counts them.
+pub(super) async fn render(State(metrics): State<Arc<Metrics>>, request: Request, next: Next) -> Response {
     let form = Form::of(request.uri().path());
     let mut response = next.run(request).await;
     let Some(failure) = response.extensions_mut().remove::<Failure>() else {
         return response;
     };
+    metrics.refused(failure.status.as_u16());
     let mut headers = HeaderMap::new();
     if let Some(allow) = response.headers().get(header::ALLOW) {
         headers.insert(header::ALLOW, allow.clone());
@@ -218,7 +252,7 @@ pub(super) async fn render(request: Request, next: Next) -> Response {
     if failure.status == StatusCode::UNAUTHORIZED {
         headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
-    if failure.status == StatusCode::TOO_MANY_REQUESTS {
+    if failure.status == StatusCode::TOO_MANY_REQUESTS || failure.code == Some("connections_full") {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S));
     }
     (failure.status, headers, Json(failure.body(form))).into_response()
@@ -243,4 +277,16 @@ pub(super) async fn unknown_route(method: Method, uri: Uri) -> Failure {
 pub(super) async fn wrong_method(method: Method, uri: Uri) -> Failure {
     let message = format!("{} does not answer {method}", short(uri.path()));
     Failure::new(StatusCode::METHOD_NOT_ALLOWED, message).with_hint("the header `Allow` says what it answers")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::saying;
+
+    #[tokio::test]
+    async fn a_bug_in_encoding_is_the_servers_failure() {
+        let error = saying("x").encode(|_| panic!("a bug")).await.unwrap_err();
+        assert_eq!(Failure::from(error).status, StatusCode::INTERNAL_SERVER_ERROR);
+    }
 }

@@ -458,9 +458,15 @@ pub(super) fn short(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use serde_json::json;
 
     use super::*;
+    use crate::{
+        http::{HttpOptions, body::Bodies},
+        testing::saying,
+    };
 
     fn fields(value: &Value) -> Fields {
         Fields::parse(value.to_string().into()).unwrap()
@@ -591,6 +597,19 @@ mod tests {
         assert!(body.has("messages"));
         assert_eq!(body.tokens("prompt").unwrap().len(), (1 << 18) + 1);
         assert_eq!(body.list("messages").unwrap_err().message, "`messages` holds more than 32768 values");
+    }
+
+    #[tokio::test]
+    async fn fields_know_whose_they_are_and_give_their_share_back() {
+        let bodies = Bodies::new(&HttpOptions::default());
+        let app = App { engine: saying("x"), unknown_fields: Arc::default(), bodies };
+        let body = format!("{{\"prompt\": \"{}\"}}", "x".repeat(SMALL_BYTES));
+        for client in [Client::Local, Client::at([192, 0, 2, 7].into())] {
+            let mut request = Request::new(body.clone().into());
+            request.extensions_mut().insert(client);
+            let fields = Fields::from_request(request, &app).await.unwrap();
+            assert_eq!((fields.client(), fields._share.is_some()), (client, true));
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod chat_completions;
 mod completions;
 mod connections;
 mod error;
+mod exchange;
 mod fields;
 mod json;
 mod live;
@@ -19,24 +20,27 @@ mod logprobs;
 mod explain;
 mod messages;
 mod models;
+mod neighbours;
 mod ollama;
 mod openai;
 mod pages;
+mod places;
 mod probes;
 mod sampling;
 mod short_form;
 mod stream;
 mod tokenize;
 mod unbuilt;
+mod watched;
 
-use std::{future::Future, io, sync::Arc, time::Duration};
+use std::{future::Future, io, net::IpAddr, sync::Arc, time::Duration};
 
 use axum::{
     Router,
+    extract::Request,
     http::StatusCode,
     middleware,
     routing::{any, get, post},
-    serve::ListenerExt,
 };
 use tokio::net::TcpListener;
 use tower_http::{
@@ -51,10 +55,12 @@ pub use axum::http::HeaderValue;
 pub use self::access::ApiKey;
 use self::{
     body::Bodies,
-    fields::UnknownFields,
+    connections::Limits,
+    fields::{UnknownFields, short},
+    neighbours::Neighbours,
     ollama::{chat, generate, library},
 };
-use crate::text::TextEngine;
+use crate::{metrics::Metrics, text::TextEngine};
 
 /// How the server behaves towards its clients.
 #[derive(Clone, Debug)]
@@ -65,12 +71,20 @@ pub struct HttpOptions {
     pub max_bodies_bytes: usize,
     /// Most memory that the answer to one request may take, in bytes; a request for more is answered with 400.
     pub max_request_memory: usize,
-    /// Longest that a client may take to send a request's head, and then its body.
+    /// Longest that a client may take to send the head of its first request.
+    pub head_deadline: Duration,
+    /// Longest that it may take to send the next one's, and any body.
     pub read_deadline: Duration,
+    /// Longest that it may read nothing of an answer.
+    pub write_deadline: Duration,
+    /// Most connections, but for a few more that only probes may use; none for as many as come.
+    pub max_connections: Option<usize>,
     /// What requests must show; none for nothing.
     pub api_key: Option<ApiKey>,
     /// Origins of other sites whose pages may read answers; `*` for all.
     pub cors_origins: Vec<HeaderValue>,
+    /// Names of this server, besides those of loopback, where it is bound to that and there is no key; `*` for all.
+    pub allowed_hosts: Vec<String>,
 }
 
 /// What every route can reach.
@@ -88,9 +102,13 @@ impl Default for HttpOptions {
             max_body_bytes: 8 << 20,
             max_bodies_bytes: 64 << 20,
             max_request_memory: 256 << 20,
+            head_deadline: Duration::from_secs(10),
             read_deadline: Duration::from_secs(60),
+            write_deadline: Duration::from_secs(60),
+            max_connections: None,
             api_key: None,
             cors_origins: Vec::new(),
+            allowed_hosts: Vec::new(),
         }
     }
 }
@@ -105,18 +123,14 @@ pub async fn serve(
     options: HttpOptions,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
-    // Tokens are small packets, and each should leave at once.
-    let listener = listener.tap_io(|connection| {
-        if let Err(error) = connection.set_nodelay(true) {
-            tracing::debug!(%error, "TCP_NODELAY could not be set");
-        }
-    });
-    let head_deadline = options.read_deadline;
-    connections::serve(listener, router(engine, options), head_deadline, shutdown).await;
+    let address = listener.local_addr()?.ip();
+    let limits = Limits::of(&options);
+    connections::serve(listener, router(engine, options, address), limits, shutdown).await;
     Ok(())
 }
 
-fn router(engine: TextEngine, options: HttpOptions) -> Router {
+fn router(engine: TextEngine, options: HttpOptions, address: IpAddr) -> Router {
+    let metrics = engine.status().metrics.clone();
     let bodies = Bodies::new(&options);
     let max_request_memory = options.max_request_memory;
     let app = App { engine, unknown_fields: Arc::default(), bodies, max_request_memory };
@@ -157,30 +171,39 @@ fn router(engine: TextEngine, options: HttpOptions) -> Router {
         .fallback(error::unknown_route)
         .method_not_allowed_fallback(error::wrong_method)
         .with_state(app);
-    dress(router, options)
+    dress(router, options, address, metrics)
 }
 
-/// From the inside out: what panics becomes a failure, what shows no key is kept out, and what names no host; what failed
-/// gets its body, other sites' pages are told what they may read (also of failures), what was answered is logged.
-fn dress(router: Router, options: HttpOptions) -> Router {
+/// From the inside out: what panics becomes a failure, what shows no key is kept out (where there is none, other sites' pages
+/// are), and what names no host, or has no place; what failed gets its body and is counted, other sites' pages are told what they
+/// may read (also of failures), what was answered is logged.
+fn dress(router: Router, options: HttpOptions, address: IpAddr, metrics: Arc<Metrics>) -> Router {
+    let neighbours = Neighbours::new(&options, address);
     let mut router = router.layer(CatchPanicLayer::custom(error::after_panic));
-    if let Some(key) = options.api_key {
-        router = router.layer(middleware::from_fn_with_state(key, access::check));
-    }
-    router = router.layer(middleware::from_fn(access::one_host)).layer(middleware::from_fn(error::render));
+    router = match options.api_key {
+        Some(key) => router.layer(middleware::from_fn_with_state(key, access::check)),
+        None => router.layer(middleware::from_fn_with_state(Arc::new(neighbours), neighbours::check)),
+    };
+    router = router.layer(middleware::from_fn(access::one_host)).layer(middleware::from_fn(connections::place));
+    router = router.layer(middleware::from_fn_with_state(metrics, error::render));
     if !options.cors_origins.is_empty() {
         router = router.layer(access::cors(&options.cors_origins));
     }
-    let router = router.layer(TraceLayer::new_for_http().on_failure(log_failure));
+    let span = |request: &Request| tracing::error_span!("request", method = %request.method(), path = short(request.uri().path()));
+    let router = router.layer(TraceLayer::new_for_http().make_span_with(span).on_failure(log_failure));
     // A router's own layers run after it has looked for a route: too late to change the path.
     Router::new().fallback_service(router).layer(middleware::map_request(access::plain_path))
 }
 
-/// A time-out that the request asked for is its client's doing: no error of the server.
+/// A time-out that the request asked for is its client's doing, and that there is no answer now is said on purpose: neither is
+/// an error of the server.
 fn log_failure(class: ServerErrorsFailureClass, latency: Duration, span: &Span) {
     match class {
         ServerErrorsFailureClass::StatusCode(StatusCode::GATEWAY_TIMEOUT) => {
             tracing::warn!(?latency, "a request's own time ran out");
+        }
+        ServerErrorsFailureClass::StatusCode(StatusCode::SERVICE_UNAVAILABLE) => {
+            tracing::warn!(?latency, "a request was told that the server does not answer now");
         }
         class => DefaultOnFailure::new().on_failure(class, latency, span),
     }

@@ -4,14 +4,19 @@
 //! does not know what else the request asked for. Invariant: a stop string, the end of text and special tokens are never
 //! part of the text, and after the piece with `finish` nothing follows.
 
-use std::sync::Arc;
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
 
-use futures_util::{StreamExt, stream, stream::BoxStream};
+use futures_util::Stream;
 use nanoinfer_shared::protocol::TokenId;
 
 use super::{Chunk, Detokenizer, GenerateError, ModelText, StopFinder, generation::GeneratedToken};
 use crate::{
     handle::Events,
+    metrics::Ending,
     request::{Event, FinishReason},
 };
 
@@ -49,24 +54,15 @@ impl Choice {
         Self { index, events: Some(events), format, detokenizer, stop, tokens: Vec::new(), at_start: true }
     }
 
-    pub(super) fn into_stream(self) -> BoxStream<'static, Result<Chunk, GenerateError>> {
-        stream::unfold(self, |mut choice| async move { choice.next().await.map(|chunk| (chunk, choice)) }).boxed()
+    /// Its time is over.
+    pub(super) fn time_out(&mut self) {
+        self.end_sequence(Ending::Timeout);
     }
 
-    async fn next(&mut self) -> Option<Result<Chunk, GenerateError>> {
-        loop {
-            let chunk = match self.events.as_mut()?.next().await {
-                Some(Event::Prompt(scores)) => Some(Chunk { prompt_logprobs: Some(scores), ..self.chunk("", None) }),
-                Some(Event::Token { id, logprobs, explanation }) => {
-                    self.token(GeneratedToken { id, logprobs, explanation })
-                }
-                Some(Event::Finished(reason)) => Some(self.end(reason)),
-                Some(Event::Failed(reason)) => return Some(Err(self.fail(reason))),
-                None => return Some(Err(self.fail("the engine has ended".into()))),
-            };
-            if let Some(chunk) = chunk {
-                return Some(Ok(chunk));
-            }
+    /// Dropping the events cancels the sequence, if it has not ended by itself.
+    fn end_sequence(&mut self, ending: Ending) {
+        if let Some(events) = self.events.take() {
+            events.end(ending);
         }
     }
 
@@ -82,8 +78,7 @@ impl Choice {
         self.detokenizer.push(tokenizer, id, &mut text);
         let (text, stopped) = self.stop.push(&text);
         if stopped {
-            // Dropping the events cancels the sequence.
-            self.events = None;
+            self.end_sequence(Ending::Stop);
             return Some(self.chunk(&text, Some(FinishReason::Stop)));
         }
         let chunk = (!text.is_empty()).then(|| self.chunk(&text, None))?;
@@ -96,7 +91,6 @@ impl Choice {
     }
 
     fn end(&mut self, reason: FinishReason) -> Chunk {
-        self.events = None;
         let mut tail = String::new();
         self.detokenizer.flush(&self.format.text.tokenizer, &mut tail);
         // What was cut off may complete a stop string only in theory, but then it counts.
@@ -104,7 +98,9 @@ impl Choice {
         if !stopped {
             text += &self.stop.flush();
         }
-        self.chunk(&text, Some(if stopped { FinishReason::Stop } else { reason }))
+        let reason = if stopped { FinishReason::Stop } else { reason };
+        self.end_sequence(reason.into());
+        self.chunk(&text, Some(reason))
     }
 
     fn fail(&mut self, reason: String) -> GenerateError {
@@ -117,5 +113,30 @@ impl Choice {
         self.at_start &= text.is_empty();
         let tokens = std::mem::take(&mut self.tokens);
         Chunk { index: self.index, prompt_logprobs: None, text: text.to_owned(), tokens, finish }
+    }
+}
+
+impl Stream for Choice {
+    type Item = Result<Chunk, GenerateError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        loop {
+            let Some(events) = &mut this.events else {
+                return Poll::Ready(None);
+            };
+            let chunk = match ready!(events.poll_next(context)) {
+                Some(Event::Prompt(scores)) => Some(Chunk { prompt_logprobs: Some(scores), ..this.chunk("", None) }),
+                Some(Event::Token { id, logprobs, explanation }) => {
+                    this.token(GeneratedToken { id, logprobs, explanation })
+                }
+                Some(Event::Finished(reason)) => Some(this.end(reason)),
+                Some(Event::Failed(reason)) => return Poll::Ready(Some(Err(this.fail(reason)))),
+                None => return Poll::Ready(Some(Err(this.fail("the engine has ended".into())))),
+            };
+            if let Some(chunk) = chunk {
+                return Poll::Ready(Some(Ok(chunk)));
+            }
+        }
     }
 }

@@ -141,6 +141,12 @@ pub enum GenerateError {
         /// The engine's words.
         reason: String,
     },
+    /// A bug of ours, in encoding.
+    #[error("encoding the prompt failed: {reason}")]
+    EncoderBroke {
+        /// What was said of it.
+        reason: String,
+    },
     /// The request's own deadline passed.
     #[error("the request's timeout of {} s has passed", timeout.as_secs_f64())]
     Deadline {

@@ -1,22 +1,21 @@
 //! An answer under way, as a stream.
 //!
 //! Merges the pieces of all prompts and choices into one stream of [`Chunk`]s. Invariant: dropping a [`Generation`] drops
-//! the events of every sequence, which cancels them.
+//! the events of every sequence, which cancels them; so does its deadline, whether anybody reads or not.
 
 use std::{
+    future::Future,
     pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     task::{Context, Poll},
     time::Duration,
 };
 
-use futures_util::{
-    Stream, StreamExt,
-    stream::{BoxStream, SelectAll},
-};
+use futures_util::{Stream, StreamExt, stream::SelectAll};
 use nanoinfer_shared::protocol::TokenId;
-use tokio::time::Sleep;
+use tokio::{sync::oneshot, task::AbortHandle, time::Sleep};
 
-use super::{GenerateError, prompt::PreparedPrompt};
+use super::{GenerateError, choice::Choice, prompt::PreparedPrompt};
 use crate::{
     explanation::Explanation,
     request::{FinishReason, TokenLogprobs},
@@ -51,17 +50,31 @@ pub struct GeneratedToken {
 /// An answer under way: a stream of [`Chunk`]s, which ends after the last choice has finished or after an error.
 pub struct Generation {
     prompts: Vec<PreparedPrompt>,
-    choices: SelectAll<BoxStream<'static, Result<Chunk, GenerateError>>>,
-    deadline: Option<(Pin<Box<Sleep>>, Duration)>,
+    choices: Arc<Choices>,
+    deadline: Option<Deadline>,
+}
+
+/// Those that go on. Locked by whoever reads them, and once by the deadline, which ends them where nobody reads.
+type Choices = Mutex<SelectAll<Choice>>;
+
+/// What ends all choices at a time.
+#[derive(Debug)]
+struct Deadline {
+    timeout: Duration,
+    timer: AbortHandle,
+    /// Told when the choices were ended.
+    passed: oneshot::Receiver<()>,
 }
 
 impl Generation {
     pub(super) fn new(
         prompts: Vec<PreparedPrompt>,
-        choices: impl IntoIterator<Item = BoxStream<'static, Result<Chunk, GenerateError>>>,
+        choices: impl IntoIterator<Item = Choice>,
         deadline: Option<(Pin<Box<Sleep>>, Duration)>,
     ) -> Self {
-        Self { prompts, choices: choices.into_iter().collect(), deadline }
+        let choices: Arc<Choices> = Arc::new(Mutex::new(choices.into_iter().collect()));
+        let deadline = deadline.map(|(sleep, timeout)| Deadline::start(sleep, timeout, Arc::downgrade(&choices)));
+        Self { prompts, choices, deadline }
     }
 
     /// The prompts as they were encoded, in the order of the request.
@@ -96,24 +109,52 @@ impl Generation {
     }
 }
 
+impl Deadline {
+    fn start(sleep: Pin<Box<Sleep>>, timeout: Duration, choices: Weak<Choices>) -> Self {
+        let (tell, passed) = oneshot::channel();
+        let timer = tokio::spawn(async move {
+            sleep.await;
+            if let Some(choices) = choices.upgrade() {
+                let mut choices = lock(&choices);
+                choices.iter_mut().for_each(Choice::time_out);
+                choices.clear();
+            }
+            // Nobody waits for it where nobody reads.
+            let _ = tell.send(());
+        });
+        Self { timeout, timer: timer.abort_handle(), passed }
+    }
+}
+
+impl Drop for Deadline {
+    fn drop(&mut self) {
+        self.timer.abort();
+    }
+}
+
+fn lock(choices: &Choices) -> MutexGuard<'_, SelectAll<Choice>> {
+    choices.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Stream for Generation {
     type Item = Result<Chunk, GenerateError>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
-        let passed = match &mut this.deadline {
-            Some((sleep, timeout)) if !this.choices.is_empty() => {
-                sleep.as_mut().poll(context).is_ready().then_some(*timeout)
-            }
-            _ => None,
-        };
-        let polled = match passed {
-            Some(timeout) => Poll::Ready(Some(Err(GenerateError::Deadline { timeout }))),
-            None => this.choices.poll_next_unpin(context),
-        };
+        if let Some(deadline) = &mut this.deadline
+            && Pin::new(&mut deadline.passed).poll(context) == Poll::Ready(Ok(()))
+        {
+            let timeout = deadline.timeout;
+            this.deadline = None;
+            return Poll::Ready(Some(Err(GenerateError::Deadline { timeout })));
+        }
+        let mut choices = lock(&this.choices);
+        let polled = choices.poll_next_unpin(context);
         if let Poll::Ready(Some(Err(_))) = polled {
             // Cancels the other choices, and ends the stream.
-            this.choices.clear();
+            choices.clear();
+        }
+        if choices.is_empty() {
             this.deadline = None;
         }
         polled
@@ -124,7 +165,7 @@ impl std::fmt::Debug for Generation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Generation")
             .field("prompts", &self.prompts.len())
-            .field("choices", &self.choices.len())
+            .field("choices", &lock(&self.choices).len())
             .finish()
     }
 }

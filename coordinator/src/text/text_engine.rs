@@ -104,7 +104,7 @@ impl TextEngine {
         let events = self.handle.submit_all(place, request.client, sequences)?;
         let choices = events.into_iter().enumerate().map(|(index, events)| {
             let prompt = &prompts[index / request.n];
-            Choice::new(index, events, &prompt.ids, format.clone()).into_stream()
+            Choice::new(index, events, &prompt.ids, format.clone())
         });
         let choices: Vec<_> = choices.collect();
         Ok(Generation::new(prompts, choices, deadline))
@@ -138,7 +138,7 @@ impl TextEngine {
             let _place = place;
             work(&text)
         });
-        encoded.await.map_err(|error| GenerateError::Failed { reason: format!("encoding the prompt: {error}") })
+        encoded.await.map_err(|error| GenerateError::EncoderBroke { reason: error.to_string() })
     }
 
     fn check_tokens(&self, field: &'static str, mut ids: impl Iterator<Item = TokenId>) -> Result<(), GenerateError> {

@@ -276,3 +276,78 @@ async fn no_more_texts_are_encoded_at_a_time_than_there_are_cores() {
     drop(release);
     engine.generate(raw("x")).await.unwrap();
 }
+
+/// How many sequences ended in this way.
+fn ended(engine: &TextEngine, how: &str) -> u64 {
+    let text = engine.status().metrics.render(engine.status());
+    let name = format!("nanoinfer_request_success_total{{finished_reason=\"{how}\"}} ");
+    text.lines().find_map(|line| line.strip_prefix(&name)).unwrap().parse().unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_ends_the_sequences_of_who_does_not_read() {
+    let (dropped, mut cancelled) = mpsc::unbounded_channel();
+    let handle = scripted(8, move |request| Act::Hang(speak(request, " Hello")[..1].to_vec(), dropped.clone()));
+    let engine = engine(handle);
+    let timeout = Duration::from_secs(3600);
+    let begun = tokio::time::Instant::now();
+    let request = GenerateRequest { n: 3, timeout: Some(timeout), ..raw("x") };
+    let mut generation = engine.generate(request).await.unwrap();
+    generation.next().await.unwrap().unwrap();
+    for _ in 0..3 {
+        cancelled.recv().await.unwrap();
+    }
+    assert_eq!(begun.elapsed(), timeout);
+    assert_eq!((ended(&engine, "timeout"), ended(&engine, "abort")), (3, 0));
+    assert_eq!(generation.next().await, Some(Err(GenerateError::Deadline { timeout })));
+    assert_eq!(generation.next().await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_wakes_who_reads_and_is_forgotten_after_the_end() {
+    let (dropped, mut cancelled) = mpsc::unbounded_channel();
+    let timeout = Duration::from_secs(5);
+    let request = || GenerateRequest { timeout: Some(timeout), ..raw("x") };
+    let mut generation = saying(" ok").generate(request()).await.unwrap();
+    while let Some(chunk) = generation.next().await {
+        chunk.unwrap();
+    }
+    tokio::time::sleep(2 * timeout).await;
+    assert_eq!(generation.next().await, None);
+    let handle = scripted(8, move |_| Act::Hang(vec![], dropped.clone()));
+    let error = engine(handle).generate(request()).await.unwrap().whole().await.unwrap_err();
+    assert_eq!(error, GenerateError::Deadline { timeout });
+    assert_eq!(cancelled.recv().await, Some(0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_way_to_end_is_counted_once() {
+    let (dropped, mut cancelled) = mpsc::unbounded_channel();
+    let handle = scripted(64, move |request| match request.limits.max_tokens {
+        7 => Act::Hang(vec![], dropped.clone()),
+        8 => Act::Events(vec![Event::Failed("a rank died".into())]),
+        _ => Act::Events(speak(request, "one two three")),
+    });
+    let engine = engine(handle.clone());
+    let counts = || ["stop", "length", "abort", "timeout", "error"].map(|how| ended(&engine, how));
+    let with = |tokens| GenerateRequest { max_tokens: MaxTokens::Given(tokens), ..raw("x") };
+    let whole = async |request| engine.generate(request).await.unwrap().whole().await;
+    whole(raw("x")).await.unwrap();
+    assert_eq!(counts(), [1, 0, 0, 0, 0]);
+    whole(GenerateRequest { stop: vec!["o th".into()], n: 2, ..raw("x") }).await.unwrap();
+    assert_eq!(counts(), [3, 0, 0, 0, 0], "by a stop string");
+    whole(with(1)).await.unwrap();
+    assert_eq!(counts(), [3, 1, 0, 0, 0]);
+    drop(engine.generate(with(7)).await.unwrap());
+    cancelled.recv().await.unwrap();
+    assert_eq!(counts(), [3, 1, 1, 0, 0]);
+    whole(GenerateRequest { timeout: Some(Duration::from_secs(1)), ..with(7) }).await.unwrap_err();
+    assert_eq!(counts(), [3, 1, 1, 1, 0]);
+    whole(with(8)).await.unwrap_err();
+    assert_eq!(counts(), [3, 1, 1, 1, 1]);
+    handle.stop();
+    engine.generate(raw("x")).await.unwrap_err();
+    assert_eq!(counts(), [3, 1, 1, 1, 1], "what was not taken is no sequence");
+    let text = engine.status().metrics.render(engine.status());
+    assert!(text.contains("nanoinfer_e2e_request_latency_seconds_count 7\n"), "{text}");
+}

@@ -60,6 +60,9 @@ pub(super) enum ConfigError {
         "--cors-origin {origin} is no origin\n  hint: scheme, host and port, like https://chat.example or http://localhost:3000"
     )]
     Origin { origin: String },
+    /// A host that no request names.
+    #[error("--allowed-host {host} is no name\n  hint: a name without scheme or port, like chat.example")]
+    AllowedHost { host: String },
     /// A log filter that is none.
     #[error("--log {filter}: {reason}")]
     Log { filter: String, reason: String },
@@ -126,6 +129,7 @@ impl Config {
                 max_request_memory: options.max_request_memory.map_or(http.max_request_memory, |size| size.0 as usize),
                 api_key: api_key(options.api_key, options.api_key_file)?,
                 cors_origins: cors_origins(options.cors_origin.unwrap_or_default())?,
+                allowed_hosts: allowed_hosts(options.allowed_host.unwrap_or_default())?,
                 ..http
             },
             shutdown_timeout: options.shutdown_timeout.unwrap_or(Duration::from_secs(30)),
@@ -157,6 +161,16 @@ fn cors_origins(origins: Vec<String>) -> Result<Vec<HeaderValue>, ConfigError> {
     origins.into_iter().map(read).collect()
 }
 
+fn allowed_hosts(hosts: Vec<String>) -> Result<Vec<String>, ConfigError> {
+    let read = |host: String| {
+        let trimmed = host.trim().trim_end_matches('.');
+        let is_name =
+            !trimmed.is_empty() && trimmed.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+        if is_name || trimmed == "*" { Ok(trimmed.to_owned()) } else { Err(ConfigError::AllowedHost { host }) }
+    };
+    hosts.into_iter().map(read).collect()
+}
+
 impl ServeOptions {
     /// These options, and where one is absent the other's.
     fn or(self, other: Self) -> Self {
@@ -175,6 +189,7 @@ impl ServeOptions {
             api_key: if self.api_key_file.is_some() { self.api_key } else { self.api_key.or(other.api_key) },
             api_key_file: self.api_key_file.or(other.api_key_file),
             cors_origin: self.cors_origin.or(other.cors_origin),
+            allowed_host: self.allowed_host.or(other.allowed_host),
             threads: self.threads.or(other.threads),
             isa: self.isa.or(other.isa),
             comm: self.comm.or(other.comm),
@@ -319,6 +334,12 @@ mod tests {
         assert_eq!(config.http.cors_origins, ["https://chat.example", "http://localhost:3000"]);
         assert_eq!(config.http.api_key, None);
         assert!(meaning(&["--cors-origin", "chat.example"]).unwrap_err().contains("https://chat.example"));
+        let config = meaning(&["--allowed-host", "chat.example.,ai_1", "--allowed-host", "192.168.0.7"]).unwrap();
+        assert_eq!(config.http.allowed_hosts, ["chat.example", "ai_1", "192.168.0.7"]);
+        assert_eq!(with_file("allowed-host = \"*\"", &[]).unwrap().http.allowed_hosts, ["*"]);
+        for slip in ["https://chat.example", "chat.example:443", "", "a b"] {
+            assert!(meaning(&["--allowed-host", slip]).unwrap_err().contains("like chat.example"), "{slip}");
+        }
 
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("key");

@@ -109,6 +109,10 @@ pub(super) struct ServeOptions {
     /// [default: none].
     #[arg(long, env = "NANOINFER_CORS_ORIGIN", value_name = "ORIGIN", value_delimiter = ',', help_heading = "Server")]
     pub(super) cors_origin: Option<Vec<String>>,
+    /// Names of this server besides localhost, like chat.example, separated by commas; * for all. Looked at without a key on
+    /// a loopback address, where a name that is not known may be another site's [default: none].
+    #[arg(long, env = "NANOINFER_ALLOWED_HOST", value_name = "NAME", value_delimiter = ',', help_heading = "Server")]
+    pub(super) allowed_host: Option<Vec<String>>,
     /// Compute threads of each rank [default: cores divided by ranks].
     #[arg(long, env = "NANOINFER_THREADS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024), help_heading = "Cluster")]
     pub(super) threads: Option<u32>,

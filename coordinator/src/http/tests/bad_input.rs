@@ -1,5 +1,7 @@
 //! What is refused, with which status, naming what.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 
 use super::{HttpOptions, Server};
@@ -277,7 +279,8 @@ async fn a_panic_in_a_handler_is_an_answer_and_the_server_goes_on() {
     let router = axum::Router::new().route("/api/broken", axum::routing::get(broken));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let router = crate::http::dress(router, HttpOptions::default());
+    let options = HttpOptions { allowed_hosts: vec!["x".into()], ..HttpOptions::default() };
+    let router = crate::http::dress(router, options, address.ip(), Arc::default());
     let task = tokio::spawn(async { axum::serve(listener, router).await });
     let server = Server { address, stop: None, task };
     for _ in 0..2 {

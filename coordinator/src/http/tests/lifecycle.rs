@@ -83,6 +83,12 @@ async fn a_full_queue_says_when_to_try_again() {
     }
     handle.stop();
     assert_eq!(server.post("/api/chat", json!({"prompt": "x"})).await.status, 503);
+    assert_eq!(server.get("/v1/nothing").await.status, 404);
+    let metrics = server.get("/metrics").await.body;
+    for (status, times) in [(429, 2), (503, 1), (404, 1)] {
+        let line = format!("\nnanoinfer_http_requests_refused_total{{status=\"{status}\"}} {times}\n");
+        assert!(metrics.contains(&line), "{line} in {metrics}");
+    }
     assert_eq!(server.get("/readyz").await.status, 503);
     drop(receiver);
 }

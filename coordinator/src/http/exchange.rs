@@ -1,0 +1,120 @@
+//! How far a connection is with its requests and answers, for all who look after it.
+//!
+//! ```text
+//! Waiting ─a head─► Asking ─its body is read─► Answering ─the answer's end─► Flushing ─it is sent─► Waiting
+//! ```
+//! The one truth that the stream, the service and the connection's task share. Does not know what is said.
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering::Relaxed},
+    },
+    task::{Context, Poll},
+};
+
+use hyper::body::{Body, Frame, SizeHint};
+use tokio::sync::Notify;
+
+use super::places::Place;
+
+const WAITING: u8 = 0;
+const ASKING: u8 = 1;
+const ANSWERING: u8 = 2;
+const FLUSHING: u8 = 3;
+
+/// One connection's.
+#[derive(Debug)]
+pub(super) struct Exchange {
+    phase: AtomicU8,
+    /// Its first request came.
+    asked: Notify,
+    pub(super) place: Place,
+}
+
+impl Exchange {
+    pub(super) fn new(place: Place) -> Arc<Self> {
+        Arc::new(Self { phase: AtomicU8::new(WAITING), asked: Notify::new(), place })
+    }
+
+    /// A request's head is there. Its body, and in time its answer's, go with what this returns.
+    pub(super) fn begin(self: &Arc<Self>) -> (Asking, Answering) {
+        self.place.busy();
+        self.phase.store(ASKING, Relaxed);
+        self.asked.notify_one();
+        (Asking(self.clone()), Answering(self.clone()))
+    }
+
+    /// Returns when the first request has come.
+    pub(super) async fn asked(&self) {
+        self.asked.notified().await;
+    }
+
+    /// Nothing more is to be read of the request, and its answer goes on.
+    pub(super) fn is_answering(&self) -> bool {
+        self.phase.load(Relaxed) == ANSWERING
+    }
+
+    /// What comes now is none of the request's.
+    pub(super) fn is_ahead(&self) -> bool {
+        matches!(self.phase.load(Relaxed), ANSWERING | FLUSHING)
+    }
+
+    /// All that was said is sent. Returns whether that ends an answer.
+    pub(super) fn flushed(&self) -> bool {
+        let ends = self.phase.compare_exchange(FLUSHING, WAITING, Relaxed, Relaxed).is_ok();
+        if ends {
+            self.place.idle();
+        }
+        ends
+    }
+}
+
+/// Dropped with the body of a request.
+#[derive(Debug)]
+pub(super) struct Asking(Arc<Exchange>);
+
+/// Dropped with the body of an answer.
+#[derive(Debug)]
+pub(super) struct Answering(Arc<Exchange>);
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        // A body may be left where it is until its answer is over.
+        let _ = self.0.phase.compare_exchange(ASKING, ANSWERING, Relaxed, Relaxed);
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.0.phase.store(FLUSHING, Relaxed);
+    }
+}
+
+/// A body, and what is dropped with it.
+#[derive(Debug)]
+pub(super) struct With<B, T> {
+    pub(super) body: B,
+    pub(super) _with: T,
+}
+
+impl<B: Body + Unpin, T: Unpin> Body for With<B, T> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
