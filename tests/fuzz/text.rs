@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use nanoinfer_launch::text::{Message, ModelText, Specials};
+use nanoinfer_launch::text::{ChatLayout, Message, ModelText, Specials};
 use nanoinfer_shared::Geometry;
 
 use crate::{bound_memory, mutate::Mutator, root};
@@ -16,7 +16,8 @@ fn use_folder(folder: &std::path::Path, geometry: &Geometry) -> bool {
     assert!(ids.iter().all(|&id| (id as usize) < geometry.vocab_size));
     let _ = text.tokenizer.decode(&ids);
     // A template may have something against these messages.
-    let _ = text.chat.encode(&[Message::user("What's the <|endoftext|> time?")], &text.tokenizer);
+    let _ =
+        text.chat.encode(&[Message::user("What's the <|endoftext|> time?")], &ChatLayout::default(), &text.tokenizer);
     true
 }
 
@@ -86,7 +87,7 @@ fn templates_that_never_end_or_explode_are_stopped() {
     ] {
         fs::write(dir.path().join("chat_template.jinja"), template).unwrap();
         let text = ModelText::load(dir.path(), &geometry).unwrap();
-        let error = text.chat.encode(&[Message::user("Hi")], &text.tokenizer).unwrap_err();
+        let error = text.chat.encode(&[Message::user("Hi")], &ChatLayout::default(), &text.tokenizer).unwrap_err();
         assert!(!error.is_empty(), "{template}");
     }
 }

@@ -18,15 +18,19 @@ use super::{
     stream::{self, Framing, Objects, Writer},
     unbuilt,
 };
-use crate::text::{Chunk, Generation, ModelText, Prompt};
+use crate::{
+    request::PromptLogprobs,
+    text::{Chunk, Generation, ModelText, Prompt},
+};
 
 pub(super) async fn create(State(app): State<App>, mut fields: Fields) -> Result<Response, Failure> {
     models::take(&mut fields, app.engine.card())?;
     unbuilt::tools(&mut fields)?;
-    let messages = messages::take(&mut fields)?;
+    let mut messages = messages::take(&mut fields, &app.unknown_fields)?;
     if messages.is_empty() {
         return Err(Failure::field("messages", "`messages` is missing or empty"));
     }
+    let layout = messages::layout(&mut fields, &mut messages)?;
     let truncate = fields.boolean("truncate")?.unwrap_or(true);
     let wants_logprobs = fields.boolean("logprobs")?.unwrap_or(false);
     let top = fields.integer("top_logprobs", 0..=20)?;
@@ -35,10 +39,11 @@ pub(super) async fn create(State(app): State<App>, mut fields: Fields) -> Result
     }
     let old_name = fields.count("max_tokens", 1)?;
     let max_tokens = fields.count("max_completion_tokens", 1)?.or(old_name);
-    let prompts = vec![Prompt::Chat { messages, truncate }];
+    let prompts = vec![Prompt::Chat { messages, truncate, layout }];
     let (mut request, reply) = openai::take(&app, &mut fields, prompts, max_tokens, &sampling::CHAT_COMPLETIONS)?;
     let left_out = fields.finish(&app.unknown_fields);
     request.logprobs = wants_logprobs.then(|| top.unwrap_or(0) as u32);
+    request.prompt_logprobs = reply.prompt_logprobs.map(|top| PromptLogprobs { top, from: 0 });
 
     let generation = app.engine.generate(request).await.map_err(|error| Failure::from(error).of_chat())?;
     let warnings = stream::warnings(left_out, &generation);
@@ -50,8 +55,14 @@ pub(super) async fn create(State(app): State<App>, mut fields: Fields) -> Result
     let mut writer = ChatWriter::new(&app, &generation, reply, wants_logprobs, "chat.completion");
     let choices = generation.whole().await?;
     choices.iter().for_each(|chunk| writer.usage.count(chunk));
-    let reply = openai::Reply { usage: Some(Some(writer.usage)), warnings: &warnings, ..writer.envelope.around(&[]) };
-    let ends = reply.ends();
+    let scores = choices.first().and_then(|chunk| chunk.prompt_logprobs.as_deref());
+    let ends = openai::Reply {
+        prompt_logprobs: reply.scored(&writer.text.tokenizer, scores),
+        usage: Some(Some(writer.usage)),
+        warnings: &warnings,
+        ..writer.envelope.around(&[])
+    }
+    .ends();
     let choices = choices.into_iter().map(move |chunk| {
         let message = Message { content: &chunk.text, refusal: (), role: "assistant" };
         let prompt_token_ids = writer.prompt_ids();
@@ -104,7 +115,7 @@ impl ChatWriter {
     }
 
     fn push(&self, choice: Choice, warnings: &[String], out: &mut Objects) {
-        let usage = self.reply.include_usage.then_some(None);
+        let usage = self.reply.usage_so_far(self.usage);
         out.push(&openai::Reply { usage, warnings, ..self.envelope.around(&[choice]) });
     }
 }

@@ -15,7 +15,7 @@ use super::{
     explain::Explained,
     fields::Fields,
     json::Given,
-    logprobs::{CompletionLogprobs, TextOffset},
+    logprobs::{CompletionLogprobs, PromptScores, TextOffset},
     models,
     openai::{self, Envelope, ReplyOptions, Usage},
     sampling,
@@ -26,16 +26,13 @@ use crate::{
     text::{Chunk, Generation, ModelText, Prompt, prompt::PreparedPrompt},
 };
 
-/// Most alternatives beside a token. OpenAI allows 5.
-const MAX_LOGPROBS: i64 = 20;
-
 pub(super) async fn create(State(app): State<App>, mut fields: Fields) -> Result<Response, Failure> {
     models::take(&mut fields, app.engine.card())?;
     let add_special_tokens = fields.boolean("add_special_tokens")?.unwrap_or(true);
     let has_prompt = fields.has("prompt");
     let prompts = prompts(fields.given("prompt")?, add_special_tokens)?;
     let echo = fields.boolean("echo")?.unwrap_or(false);
-    let logprobs = fields.integer("logprobs", 0..=MAX_LOGPROBS)?.map(|k| k as u32);
+    let logprobs = fields.integer("logprobs", 0..=openai::MAX_LOGPROBS)?.map(|k| k as u32);
     let from = fields.count("logprob_start_len", 0)?.unwrap_or(0);
     let max_tokens = fields.count("max_tokens", 0)?;
     let (mut request, reply) = openai::take(&app, &mut fields, prompts, max_tokens, &sampling::COMPLETIONS)?;
@@ -44,11 +41,14 @@ pub(super) async fn create(State(app): State<App>, mut fields: Fields) -> Result
     }
     let left_out = fields.finish(&app.unknown_fields);
     request.logprobs = logprobs;
-    request.prompt_logprobs = logprobs.filter(|_| echo).map(|top| PromptLogprobs { top, from });
+    request.prompt_logprobs = match (logprobs.filter(|_| echo), reply.prompt_logprobs) {
+        (Some(top), None) => Some(PromptLogprobs { top, from }),
+        (echoed, of_prompt) => echoed.max(of_prompt).map(|top| PromptLogprobs { top, from: 0 }),
+    };
 
     let generation = app.engine.generate(request).await?;
     let warnings = stream::warnings(left_out, &generation);
-    let mut writer = CompletionsWriter::new(&app, &generation, reply, echo, logprobs.is_some());
+    let mut writer = CompletionsWriter::new(&app, &generation, reply, echo, logprobs);
     if reply.stream {
         writer.warnings.clone_from(&warnings);
         return Ok(stream::respond(Framing::Sse, generation, writer, &warnings));
@@ -95,7 +95,8 @@ struct CompletionsWriter {
     prompts: Vec<PreparedPrompt>,
     reply: ReplyOptions,
     echo: bool,
-    logprobs: bool,
+    /// Alternatives beside each log-probability; none for no log-probabilities.
+    logprobs: Option<u32>,
     /// To be said in the next chunk.
     warnings: Vec<String>,
     /// Of each choice: where its next token begins; `None` before its first chunk.
@@ -104,7 +105,7 @@ struct CompletionsWriter {
 }
 
 impl CompletionsWriter {
-    fn new(app: &App, generation: &Generation, reply: ReplyOptions, echo: bool, logprobs: bool) -> Self {
+    fn new(app: &App, generation: &Generation, reply: ReplyOptions, echo: bool, logprobs: Option<u32>) -> Self {
         let prompts = generation.prompts().to_vec();
         let usage = Usage { prompt_tokens: prompts.iter().map(|p| p.ids.len()).sum(), completion_tokens: 0 };
         let offsets = (0..prompts.len() * reply.n).map(|_| None).collect();
@@ -139,7 +140,7 @@ impl CompletionsWriter {
             let scored = chunk.prompt_logprobs.as_ref().map_or(0, Vec::len);
             text_offset.extend(prompt.ids.iter().take(scored).map(|&id| offset.pass(tokenizer, id, shown)));
         }
-        let shown = |id| !tokenizer.is_special(id);
+        let shown = |id| !self.reply.skip_special_tokens || !tokenizer.is_special(id);
         text_offset.extend(chunk.tokens.iter().map(|token| offset.pass(tokenizer, token.id, shown(token.id))));
         Place { first, text_offset }
     }
@@ -151,17 +152,19 @@ impl CompletionsWriter {
             true => Cow::Owned(prompt.text.clone() + &chunk.text),
             false => Cow::Borrowed(chunk.text.as_str()),
         };
-        let logprobs = self.logprobs.then(|| {
+        let logprobs = self.logprobs.map(|top| {
             let scores = chunk.prompt_logprobs.as_ref().filter(|_| first && self.echo).into_iter().flatten();
             let of_prompt = prompt.ids.iter().zip(scores).map(|(&id, scores)| (id, scores.as_ref()));
             let generated = chunk.tokens.iter().map(|token| (token.id, token.logprobs.as_ref()));
-            CompletionLogprobs { tokenizer, tokens: of_prompt.chain(generated).collect(), text_offset }
+            let tokens = of_prompt.chain(generated).collect();
+            CompletionLogprobs { tokenizer, top: top as usize, tokens, text_offset }
         });
         Choice {
             explain: self.reply.explain.then_some(Explained { tokenizer, tokens: &chunk.tokens }),
             finish_reason: openai::finish_reason(chunk.finish),
             index: chunk.index,
             logprobs,
+            prompt_logprobs: self.reply.scored(tokenizer, chunk.prompt_logprobs.as_deref()),
             prompt_token_ids: (self.reply.token_ids && first).then_some(prompt.ids.as_slice()),
             text,
             token_ids: self.reply.token_ids.then(|| chunk.tokens.iter().map(|token| token.id).collect()),
@@ -174,7 +177,7 @@ impl Writer for CompletionsWriter {
         self.usage.count(&chunk);
         let place = self.place(&chunk);
         let warnings = std::mem::take(&mut self.warnings);
-        let usage = self.reply.include_usage.then_some(None);
+        let usage = self.reply.usage_so_far(self.usage);
         let choice = self.choice(&chunk, place);
         out.push(&openai::Reply { usage, warnings: &warnings, ..self.envelope.around(&[choice]) });
     }
@@ -204,6 +207,8 @@ struct Choice<'a> {
     finish_reason: Option<&'static str>,
     index: usize,
     logprobs: Option<CompletionLogprobs<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_logprobs: Option<PromptScores<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt_token_ids: Option<&'a [TokenId]>,
     text: Cow<'a, str>,

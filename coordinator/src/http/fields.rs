@@ -421,7 +421,12 @@ impl<'de> Visitor<'de> for Names<'_> {
 }
 
 impl UnknownFields {
-    fn report(&self, path: &str) {
+    #[cfg(test)]
+    pub(super) fn names(&self) -> Vec<String> {
+        self.names.lock().unwrap().iter().cloned().collect()
+    }
+
+    pub(super) fn report(&self, path: &str) {
         let name: String = path.chars().take(MAX_NAME_CHARS).collect();
         let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
         if names.len() < MAX_UNKNOWN_NAMES && names.insert(name.clone()) {

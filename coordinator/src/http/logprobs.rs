@@ -45,6 +45,8 @@ impl TextOffset {
 /// `logprobs` of `/v1/completions`: four lists, an entry a token each.
 pub(super) struct CompletionLogprobs<'a> {
     pub(super) tokenizer: &'a Tokenizer,
+    /// Most alternatives beside each.
+    pub(super) top: usize,
     /// Each with its scores; the first token of a prompt has none.
     pub(super) tokens: Vec<(TokenId, Option<&'a TokenLogprobs>)>,
     pub(super) text_offset: Vec<usize>,
@@ -52,7 +54,7 @@ pub(super) struct CompletionLogprobs<'a> {
 
 impl Serialize for CompletionLogprobs<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Self { tokenizer, tokens, text_offset } = self;
+        let Self { tokenizer, top: most, tokens, text_offset } = self;
         let mut lists = serializer.serialize_struct("logprobs", 4)?;
         lists.serialize_field("text_offset", text_offset)?;
         let scores = || tokens.iter().map(|(_, scores)| scores.map(|scores| number(scores.logprob)));
@@ -61,10 +63,56 @@ impl Serialize for CompletionLogprobs<'_> {
         let top = |scores: &TokenLogprobs| -> BTreeMap<String, f64> {
             // The token itself is always among them.
             let itself = (scores.id, scores.logprob);
-            scores.top.iter().chain([&itself]).map(|&(id, logprob)| (tokenizer.spell(id), number(logprob))).collect()
+            let top = scores.top.iter().take(*most).chain([&itself]);
+            top.map(|&(id, logprob)| (tokenizer.spell(id), number(logprob))).collect()
         };
         lists.serialize_field("top_logprobs", &List(|| tokens.iter().map(|(_, scores)| scores.map(top))))?;
         lists.end()
+    }
+}
+
+/// `prompt_logprobs` as vLLM writes them: of each token of the prompt, by id, itself and what else could have stood there;
+/// null for the first.
+pub(super) struct PromptScores<'a> {
+    pub(super) tokenizer: &'a Tokenizer,
+    /// Most alternatives beside each.
+    pub(super) top: usize,
+    pub(super) scores: &'a [Option<TokenLogprobs>],
+}
+
+/// One place of a prompt.
+struct Place<'a> {
+    tokenizer: &'a Tokenizer,
+    top: usize,
+    scores: &'a TokenLogprobs,
+}
+
+#[derive(Serialize)]
+struct Candidate {
+    decoded_token: String,
+    logprob: f64,
+    /// From 1; unknown for a token that is not among the most likely.
+    rank: Option<usize>,
+}
+
+impl Serialize for PromptScores<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let &Self { tokenizer, top, scores } = self;
+        let place = |scores| Place { tokenizer, top, scores };
+        serializer.collect_seq(scores.iter().map(|scores| scores.as_ref().map(place)))
+    }
+}
+
+impl Serialize for Place<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let TokenLogprobs { id: itself, logprob, top } = self.scores;
+        let candidate = |(rank, id, logprob): (Option<usize>, TokenId, f32)| {
+            (id, Candidate { decoded_token: self.tokenizer.spell(id), logprob: number(logprob), rank })
+        };
+        let rank = top.iter().position(|(id, _)| id == itself).map(|at| at + 1);
+        let others = top.iter().take(self.top).enumerate().filter(|(_, (id, _))| id != itself);
+        let others = others.map(|(at, &(id, logprob))| (Some(at + 1), id, logprob));
+        serializer.collect_map([(rank, *itself, *logprob)].into_iter().chain(others).map(candidate))
     }
 }
 

@@ -6,14 +6,89 @@ use serde_json::Value;
 
 use super::{
     error::Failure,
-    fields::{Fields, short, show},
+    fields::{Fields, UnknownFields, short, show},
 };
-use crate::text::{Message, Role};
+use crate::text::{ChatLayout, Ending, Message, Role};
+
+/// What messages may have, looked at or not.
+const KNOWN: [&str; 17] = [
+    "role",
+    "content",
+    "name",
+    "images",
+    "audio",
+    "tool_calls",
+    "function_call",
+    "tool_call_id",
+    "tool_name",
+    "refusal",
+    "annotations",
+    "thinking",
+    "reasoning",
+    "reasoning_content",
+    "reasoning_details",
+    "id",
+    "cache_control",
+];
+
+/// What a template is given by the server: nothing else may have these names.
+const RESERVED: [&str; 5] = ["messages", "add_generation_prompt", "continue_final_message", "tools", "documents"];
 
 /// Takes the field `messages`.
-pub(super) fn take(fields: &mut Fields) -> Result<Vec<Message>, Failure> {
+pub(super) fn take(fields: &mut Fields, unknown: &UnknownFields) -> Result<Vec<Message>, Failure> {
     let list = fields.list("messages")?.unwrap_or_default();
+    for name in list.iter().filter_map(Value::as_object).flat_map(|message| message.keys()) {
+        if !KNOWN.contains(&name.as_str()) {
+            unknown.report(&format!("messages[].{}", short(name)));
+        }
+    }
     list.into_iter().enumerate().map(|(i, value)| message(i, &value)).collect()
+}
+
+/// Takes what a request may say of the prompt that its messages become.
+pub(super) fn layout(fields: &mut Fields, messages: &mut Vec<Message>) -> Result<ChatLayout, Failure> {
+    let new_turn = fields.boolean("add_generation_prompt")?;
+    let continues = fields.boolean("continue_final_message")?;
+    let last_is_the_models = messages.last().is_some_and(|message| message.role == Role::Assistant);
+    let wrong = |message: &str| Err(Failure::field("continue_final_message", message));
+    let ending = match (continues, new_turn) {
+        (Some(true), Some(true)) => {
+            return wrong("`continue_final_message` and `add_generation_prompt` exclude one another");
+        }
+        (Some(true), _) if !last_is_the_models => {
+            return wrong("`continue_final_message` needs a last message of the assistant");
+        }
+        (Some(true), _) => Ending::Open,
+        (_, Some(false)) => Ending::Closed,
+        (Some(false), None) | (_, Some(true)) => Ending::NewTurn,
+        (None, None) => natural_ending(messages),
+    };
+    let variables = match fields.value("chat_template_kwargs") {
+        None => serde_json::Map::new(),
+        Some(Value::Object(map)) => map,
+        Some(other) => {
+            let message = format!("`chat_template_kwargs` should be an object, got {}", show(&other));
+            return Err(Failure::field("chat_template_kwargs", message));
+        }
+    };
+    if let Some(name) = RESERVED.into_iter().find(|name| variables.contains_key(*name)) {
+        let message = format!("`chat_template_kwargs.{name}` is what the server itself gives to the template");
+        return Err(Failure::field(format!("chat_template_kwargs.{name}"), message).with_hint("leave it out"));
+    }
+    Ok(ChatLayout { ending, variables })
+}
+
+/// Where a request says nothing of it: a turn of the assistant that it ends with is continued.
+pub(super) fn natural_ending(messages: &mut Vec<Message>) -> Ending {
+    match messages.last() {
+        Some(Message { role: Role::Assistant, content }) if content.trim().is_empty() && messages.len() > 1 => {
+            // Nothing of it was said yet.
+            messages.pop();
+            Ending::NewTurn
+        }
+        Some(Message { role: Role::Assistant, .. }) => Ending::Open,
+        _ => Ending::NewTurn,
+    }
 }
 
 fn message(i: usize, value: &Value) -> Result<Message, Failure> {
@@ -51,7 +126,11 @@ fn message(i: usize, value: &Value) -> Result<Message, Failure> {
     };
     let content = match &value["content"] {
         Value::String(text) => text.clone(),
-        Value::Array(parts) => parts.iter().map(|part| text_of(part, &path("content"))).collect::<Result<_, _>>()?,
+        Value::Array(parts) => {
+            let texts = parts.iter().map(|part| text_of(part, &path("content")));
+            // A part is a paragraph of its own, as in vLLM.
+            texts.collect::<Result<Vec<_>, _>>()?.join("\n")
+        }
         Value::Null if role == Role::Assistant => String::new(),
         other => {
             return Err(Failure::field(
@@ -75,5 +154,22 @@ fn text_of(part: &Value, path: &str) -> Result<String, Failure> {
             path,
             format!("`{path}` should have parts like {{\"type\": \"text\", \"text\": \"…\"}}"),
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn unknown_fields_of_messages_are_named_once_whatever_their_place() {
+        let unknown = UnknownFields::default();
+        let messages: Vec<Value> =
+            (0..9).map(|i| json!({"role": "user", "content": "x", "name": "n", "colour": i})).collect();
+        let body = json!({"messages": messages}).to_string();
+        take(&mut Fields::parse(body.as_bytes()).unwrap(), &unknown).unwrap();
+        assert_eq!(unknown.names(), ["messages[].colour"]);
     }
 }

@@ -26,6 +26,7 @@ mod openai;
 mod pages;
 mod places;
 mod probes;
+mod request_id;
 mod sampling;
 mod short_form;
 mod stream;
@@ -189,6 +190,7 @@ fn dress(router: Router, options: HttpOptions, address: IpAddr, metrics: Arc<Met
     if !options.cors_origins.is_empty() {
         router = router.layer(access::cors(&options.cors_origins));
     }
+    let router = router.layer(middleware::from_fn(request_id::give_back));
     let span = |request: &Request| tracing::error_span!("request", method = %request.method(), path = short(request.uri().path()));
     let router = router.layer(TraceLayer::new_for_http().make_span_with(span).on_failure(log_failure));
     // A router's own layers run after it has looked for a route: too late to change the path.

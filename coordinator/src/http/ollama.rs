@@ -12,6 +12,7 @@ use std::{sync::Arc, time::Instant};
 use axum::response::Response;
 use futures_util::StreamExt;
 use serde::Serialize;
+use serde_json::Value;
 
 use super::{
     App,
@@ -42,6 +43,8 @@ struct Settings {
     stream: bool,
     /// Alternatives beside each log-probability; none for no log-probabilities.
     logprobs: Option<u32>,
+    /// The client needs the model no longer.
+    unload: bool,
     request: GenerateRequest,
     /// What the reply is to say of it.
     warnings: Vec<String>,
@@ -103,10 +106,11 @@ impl Shape {
         }
     }
 
-    /// The reply to a request that has nothing to answer: the model is there.
-    fn loaded(self, app: &App) -> Response {
+    /// The reply to a request that has nothing to answer: the model is there, and stays, whatever clients are to be told.
+    fn loaded(self, app: &App, unload: bool) -> Response {
         let object = self.object(models::shown(app.engine.card()), "");
-        stream::whole(&Object { done: true, done_reason: Some("load"), ..object }, &[])
+        let done_reason = Some(if unload { "unload" } else { "load" });
+        stream::whole(&Object { done: true, done_reason, ..object }, &[])
     }
 }
 
@@ -117,7 +121,7 @@ fn settings(app: &App, mut fields: Fields, prompt: Prompt) -> Result<Settings, F
     let top = fields.integer("top_logprobs", 0..=20)?.unwrap_or(0) as u32;
     let logprobs = wants_logprobs.then_some(top);
     let timeout = sampling::timeout(&mut fields)?;
-    fields.ignore(&["keep_alive"]);
+    let unload = fields.value("keep_alive").is_some_and(|time| is_no_time(&time));
     let mut options = fields.object("options")?;
     // Positions are absolute and the context is the model's: these can change nothing.
     options.ignore(&["num_ctx", "num_keep", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread"]);
@@ -140,7 +144,13 @@ fn settings(app: &App, mut fields: Fields, prompt: Prompt) -> Result<Settings, F
         unbuilt::take(left)?;
     }
     let warnings = [fields.finish(&app.unknown_fields), options.finish(&app.unknown_fields)].concat();
-    Ok(Settings { stream, logprobs, request, warnings })
+    Ok(Settings { stream, logprobs, unload, request, warnings })
+}
+
+/// Whether a time to keep the model is none at all: `0`, `"0"`, `"0s"`.
+fn is_no_time(time: &Value) -> bool {
+    let number = |text: &str| text.trim().trim_end_matches(char::is_alphabetic).parse::<f64>().ok();
+    time.as_f64().or_else(|| number(time.as_str()?)) == Some(0.0)
 }
 
 /// Generates, and answers in the shape of the route.

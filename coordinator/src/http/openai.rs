@@ -8,6 +8,7 @@ use super::{
     App,
     error::{Failure, Form},
     fields::Fields,
+    logprobs::PromptScores,
     models,
     sampling::{self, RouteDefaults},
     stream::{self, Objects},
@@ -15,12 +16,15 @@ use super::{
 };
 use crate::{
     clock::UtcTime,
-    request::FinishReason,
-    text::{Chunk, GenerateRequest, Prompt},
+    request::{FinishReason, TokenLogprobs},
+    text::{Chunk, GenerateRequest, KeepLast, Prompt, Tokenizer},
 };
 
 /// A salt as long as a random one in any spelling is short of this.
 const MAX_SALT_BYTES: usize = 1024;
+
+/// Most alternatives beside a token; OpenAI allows 5 for completions.
+pub(super) const MAX_LOGPROBS: i64 = 20;
 
 /// Most choices for one prompt.
 const MAX_N: i64 = 128;
@@ -31,6 +35,12 @@ pub(super) struct ReplyOptions {
     pub(super) stream: bool,
     /// A last chunk with `usage`.
     pub(super) include_usage: bool,
+    /// `usage` in every chunk, of all that came so far.
+    continuous_usage: bool,
+    /// Alternatives beside each log-probability of the prompt; none for no `prompt_logprobs`.
+    pub(super) prompt_logprobs: Option<u32>,
+    /// Whether special tokens have no place in the text.
+    pub(super) skip_special_tokens: bool,
     /// `prompt_token_ids` and `token_ids` in every choice.
     pub(super) token_ids: bool,
     /// `explain` in every choice.
@@ -51,7 +61,8 @@ pub(super) fn take(
     let stream = fields.boolean("stream")?.unwrap_or(false);
     let mut stream_options = fields.object("stream_options")?;
     let include_usage = stream_options.boolean("include_usage")?.unwrap_or(false);
-    stream_options.ignore(&["include_obfuscation", "continuous_usage_stats"]);
+    let continuous_usage = stream_options.boolean("continuous_usage_stats")?.unwrap_or(false);
+    stream_options.ignore(&["include_obfuscation"]);
     let _ = stream_options.finish(&app.unknown_fields);
     let n = fields.integer("n", 1..=MAX_N)?.unwrap_or(1);
     if fields.integer("best_of", 1..=i64::MAX)?.is_some_and(|best_of| best_of != n) {
@@ -59,15 +70,32 @@ pub(super) fn take(
     }
     let token_ids = fields.boolean("return_token_ids")?.unwrap_or(false);
     let explain = fields.boolean("explain")?.unwrap_or(false);
-    let options = ReplyOptions { stream, include_usage, token_ids, explain, n: n as usize };
+    let prompt_logprobs = fields.integer("prompt_logprobs", 0..=MAX_LOGPROBS)?.map(|top| top as u32);
+    if prompt_logprobs.is_some() && stream {
+        return Err(Failure::field("prompt_logprobs", "`prompt_logprobs` are not there where `stream` is true"));
+    }
+    let skip_special_tokens = fields.boolean("skip_special_tokens")?.unwrap_or(true);
+    let options = ReplyOptions {
+        stream,
+        include_usage,
+        continuous_usage,
+        prompt_logprobs,
+        skip_special_tokens,
+        token_ids,
+        explain,
+        n: n as usize,
+    };
     let request = GenerateRequest {
         prompts,
         n: n as usize,
         sampling: sampling::openai(fields, route, model)?,
         max_tokens: sampling::max_tokens(max_tokens, route, model),
+        keep_last: keep_last(fields)?,
         min_tokens: fields.count("min_tokens", 0)?.unwrap_or(0),
         ignore_eos: fields.boolean("ignore_eos")?.unwrap_or(false),
         stop: fields.stops()?,
+        include_stop: fields.boolean("include_stop_str_in_output")?.unwrap_or(false),
+        skip_special_tokens,
         stop_token_ids: fields.stop_token_ids()?,
         logprobs: None,
         prompt_logprobs: None,
@@ -92,6 +120,36 @@ fn cache_salt(fields: &mut Fields) -> Result<Option<Arc<str>>, Failure> {
             Err(Failure::field("cache_salt", format!("`cache_salt` should have less than {MAX_SALT_BYTES} bytes")))
         }
         _ => Ok(salt.map(Arc::from)),
+    }
+}
+
+/// `truncate_prompt_tokens`: so many of the last ones, or −1 for as many as fit.
+fn keep_last(fields: &mut Fields) -> Result<Option<KeepLast>, Failure> {
+    const NAME: &str = "truncate_prompt_tokens";
+    match fields.integer(NAME, -1..=i64::MAX)? {
+        None => Ok(None),
+        Some(-1) => Ok(Some(KeepLast::Fitting)),
+        Some(0) => Err(Failure::field(NAME, "`truncate_prompt_tokens` should be -1 or at least 1, got 0")),
+        Some(count) => Ok(Some(KeepLast::Tokens(usize::try_from(count).unwrap_or(usize::MAX)))),
+    }
+}
+
+impl ReplyOptions {
+    /// The field `usage` of a chunk, before the last one.
+    pub(super) fn usage_so_far(&self, usage: Usage) -> Option<Option<Usage>> {
+        match self.continuous_usage {
+            true => Some(Some(usage)),
+            false => self.include_usage.then_some(None),
+        }
+    }
+
+    /// The field `prompt_logprobs` of what has these scores.
+    pub(super) fn scored<'a>(
+        &self,
+        tokenizer: &'a Tokenizer,
+        scores: Option<&'a [Option<TokenLogprobs>]>,
+    ) -> Option<PromptScores<'a>> {
+        self.prompt_logprobs.zip(scores).map(|(top, scores)| PromptScores { tokenizer, top: top as usize, scores })
     }
 }
 
@@ -132,6 +190,7 @@ impl Envelope {
             id: &self.id,
             model: &self.model,
             object: self.object,
+            prompt_logprobs: None,
             system_fingerprint: &self.fingerprint,
             usage: None,
             warnings: &[],
@@ -148,6 +207,8 @@ pub(super) struct Reply<'a, C> {
     pub(super) id: &'a str,
     pub(super) model: &'a str,
     pub(super) object: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) prompt_logprobs: Option<PromptScores<'a>>,
     pub(super) system_fingerprint: &'a str,
     /// Null in the chunks before the one that has it.
     #[serde(skip_serializing_if = "Option::is_none")]

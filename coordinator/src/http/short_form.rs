@@ -29,7 +29,7 @@ pub(super) async fn create(app: &App, mut fields: Fields) -> Result<Response, Fa
     let warnings = stream::warnings(left_out, &generation);
     let text = app.engine.text().clone();
     if stream {
-        let writer = ShortFormWriter { text, explain: explained };
+        let writer = ShortFormWriter { text, explain: explained, warnings: warnings.clone() };
         return Ok(stream::respond(Framing::Sse, generation, writer, &warnings));
     }
     let chunk = generation.whole().await?.pop().unwrap_or_default();
@@ -121,6 +121,8 @@ struct Event<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     explain: Option<Explained<'a>>,
     token: &'a str,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    warnings: &'a [String],
 }
 
 impl<'a> Reply<'a> {
@@ -141,6 +143,8 @@ impl<'a> Reply<'a> {
 struct ShortFormWriter {
     text: Arc<ModelText>,
     explain: bool,
+    /// To be said in the last event.
+    warnings: Vec<String>,
 }
 
 impl Writer for ShortFormWriter {
@@ -148,7 +152,13 @@ impl Writer for ShortFormWriter {
         let tokens = Explained { tokenizer: &self.text.tokenizer, tokens: &chunk.tokens };
         let explain = (self.explain && !chunk.tokens.is_empty()).then_some(tokens);
         if explain.is_some() || !chunk.text.is_empty() {
-            out.push(&Event { explain, token: &chunk.text });
+            out.push(&Event { explain, token: &chunk.text, warnings: &[] });
+        }
+    }
+
+    fn end(&mut self, out: &mut Objects) {
+        if !self.warnings.is_empty() {
+            out.push(&Event { explain: None, token: "", warnings: &self.warnings });
         }
     }
 

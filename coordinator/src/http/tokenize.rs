@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{App, error::Failure, fields::Fields, messages, models, stream, unbuilt};
-use crate::text::{GenerateError, Specials, generate_request::MAX_UNBOUNDED_BYTES};
+use crate::text::{ChatLayout, GenerateError, Specials, generate_request::MAX_UNBOUNDED_BYTES};
 
 /// Most tokens to decode: one may stand for more than a hundred bytes.
 const MAX_TOKENS: usize = 1 << 20;
@@ -17,11 +17,13 @@ pub(super) async fn tokenize(State(app): State<App>, mut fields: Fields) -> Resu
     let add_special_tokens = fields.boolean("add_special_tokens")?.unwrap_or(true);
     let with_strings = fields.boolean("return_token_strs")?.unwrap_or(false);
     let is_chat = fields.has("messages");
-    let messages = messages::take(&mut fields)?;
+    let mut messages = messages::take(&mut fields, &app.unknown_fields)?;
     let prompt = fields.string("prompt")?;
+    let mut layout = ChatLayout::default();
     if is_chat {
         // As they are left out of a chat, they do not count.
         unbuilt::tools(&mut fields)?;
+        layout = messages::layout(&mut fields, &mut messages)?;
     }
     unbuilt::take(&mut fields)?;
     let warnings = fields.finish(&app.unknown_fields);
@@ -40,7 +42,7 @@ pub(super) async fn tokenize(State(app): State<App>, mut fields: Fields) -> Resu
             }
             (Some(prompt), false) => tokenizer.encode(&prompt, Specials::Match).map_err(GenerateError::from)?,
             (None, true) => {
-                text.chat.encode(&messages, tokenizer).map_err(|reason| Failure::field("messages", reason))?
+                text.chat.encode(&messages, &layout, tokenizer).map_err(|reason| Failure::field("messages", reason))?
             }
             _ => return Err(Failure::field("prompt", "either `prompt` or `messages` is needed, and not both")),
         };

@@ -122,3 +122,61 @@ fn explained_bytes(ranks: usize) -> usize {
     let narrowing = PROCESSORS * size_of::<Processed>() + EXPLAINED * size_of::<Alternative>();
     size_of::<Explanation>() + narrowing + step + 5 * ALLOCATION
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        request::{PromptLogprobs, SamplingParams},
+        testing::{Act, engine, scripted, speak_tokens},
+        text::{Chunk, MaxTokens, Prompt, Room},
+    };
+
+    /// What a piece of an answer holds.
+    fn bytes_of(chunk: &Chunk) -> usize {
+        let of_top = |scores: &TokenLogprobs| scores.top.capacity() * size_of::<(TokenId, f32)>();
+        let of_prompt = chunk.prompt_logprobs.iter().flatten().flatten().map(of_top).sum::<usize>();
+        let entries = chunk.prompt_logprobs.as_ref().map_or(0, Vec::capacity) * size_of::<Option<TokenLogprobs>>();
+        let of_token = |token: &GeneratedToken| {
+            let explained = token.explanation.as_ref().map_or(0, |explanation| {
+                let Explanation { narrowing, step } = &**explanation;
+                let ranks = step.ranks.iter();
+                let ranks = ranks.map(|rank| size_of::<StepTimes>() + rank.stages.capacity() * size_of::<Stage>());
+                size_of::<Explanation>()
+                    + narrowing.chain.capacity() * size_of::<Processed>()
+                    + narrowing.alternatives.capacity() * size_of::<Alternative>()
+                    + size_of::<StepReport>()
+                    + ranks.sum::<usize>()
+            });
+            token.logprobs.as_ref().map_or(0, of_top) + explained
+        };
+        let tokens = chunk.tokens.capacity() * size_of::<GeneratedToken>();
+        chunk.text.capacity() + entries + of_prompt + tokens + chunk.tokens.iter().map(of_token).sum::<usize>()
+    }
+
+    #[tokio::test]
+    async fn an_answer_holds_no_more_than_was_told_of_it_and_no_tenth_of_that() {
+        let ids: Vec<TokenId> = (300..500).collect();
+        let engine = engine(scripted(64, move |request| Act::Events(speak_tokens(request, &ids))));
+        let plain = || {
+            let prompt = Prompt::Tokens((0..50).collect());
+            let max_tokens = MaxTokens::Given(200);
+            GenerateRequest { n: 8, ..GenerateRequest::new(prompt, SamplingParams::greedy(), max_tokens) }
+        };
+        let scores = Some(PromptLogprobs { top: 20, from: 0 });
+        for request in [
+            plain(),
+            GenerateRequest { logprobs: Some(20), ..plain() },
+            GenerateRequest { logprobs: Some(0), prompt_logprobs: scores, ..plain() },
+            GenerateRequest { explain: true, ..plain() },
+        ] {
+            let room = Room { wall: 256, max: request.max_tokens, keep_last: None };
+            let prompts = vec![request.prompts[0].clone().prepare(engine.text(), room).unwrap()];
+            let told: usize = held_bytes(&request, &prompts[0], 2) * request.n;
+            assert!(told < answer_bytes(&request, &prompts, 2));
+            let what = format!("{:?} {:?} {}", request.logprobs, request.prompt_logprobs, request.explain);
+            let held: usize = engine.generate(request).await.unwrap().whole().await.unwrap().iter().map(bytes_of).sum();
+            assert!((told / 10..told).contains(&held), "{what}: {held} of {told}");
+        }
+    }
+}

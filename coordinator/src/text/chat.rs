@@ -19,6 +19,7 @@ use std::{
 };
 
 use nanoinfer_shared::protocol::TokenId;
+use serde_json::{Map, Value};
 
 use super::{
     TextError,
@@ -51,6 +52,27 @@ pub struct Message {
     pub role: Role,
     /// What is said.
     pub content: String,
+}
+
+/// What a template is told beside the messages.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ChatLayout {
+    /// What the prompt ends in.
+    pub ending: Ending,
+    /// Further variables; they win over special tokens of those names, and lose against the template's own.
+    pub variables: Map<String, Value>,
+}
+
+/// What a prompt made of messages ends in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ending {
+    /// The beginning of the model's turn.
+    #[default]
+    NewTurn,
+    /// The end of the last message.
+    Closed,
+    /// The text of the last message, which the model goes on with.
+    Open,
 }
 
 /// How a model wants conversations to be written.
@@ -122,7 +144,7 @@ impl ChatFormat {
         let message = |role, content: &str| Message { role, content: content.into() };
         let render = |messages: &[Message], generate| {
             let visible = messages.iter().map(|m| (m.role, m.content.clone())).collect();
-            format.render(visible, generate, tokenizer)
+            format.render(visible, generate, &Map::new(), tokenizer)
         };
         let mut doubts = Vec::new();
         let question = message(Role::User, "question");
@@ -173,11 +195,26 @@ impl ChatFormat {
     ///
     /// # Errors
     /// What the template has against these messages; that it would make special tokens of what they say.
-    pub fn encode(&self, messages: &[Message], tokenizer: &Tokenizer) -> Result<Vec<TokenId>, String> {
-        let shield = Shield::new(messages, tokenizer, self.template().unwrap_or_default());
+    pub fn encode(
+        &self,
+        messages: &[Message],
+        layout: &ChatLayout,
+        tokenizer: &Tokenizer,
+    ) -> Result<Vec<TokenId>, String> {
+        let mut said: Vec<&str> = messages.iter().map(|message| message.content.as_str()).collect();
+        layout.variables.values().for_each(|value| strings(value, &mut said));
+        let shield = Shield::new(&said, tokenizer, self.template().unwrap_or_default());
+        let mark = Mark::new(&said, self.template().unwrap_or_default());
         let render = |hide: &dyn Fn(&str) -> String| {
-            let hidden = messages.iter().map(|m| (m.role, hide(&m.content))).collect();
-            self.render(hidden, true, tokenizer)
+            let mut hidden: Vec<_> = messages.iter().map(|m| (m.role, hide(&m.content))).collect();
+            let variables = layout.variables.iter().map(|(name, value)| (name.clone(), mapped(value, hide))).collect();
+            if layout.ending != Ending::Open {
+                return self.render(hidden, layout.ending == Ending::NewTurn, &variables, tokenizer);
+            }
+            if let Some((_, last)) = hidden.last_mut() {
+                mark.set_behind(last);
+            }
+            mark.cut(self.render(hidden, false, &variables, tokenizer)?)
         };
         let mut text = render(&|content| shield.hide_all(content))?;
         let plain = render(&|content| content.to_owned())?;
@@ -196,11 +233,20 @@ impl ChatFormat {
         tokenizer.encode_rendered(&text, |piece| shield.reveal(piece)).map_err(|error| error.to_string())
     }
 
-    fn render(&self, messages: Vec<(Role, String)>, generate: bool, tokenizer: &Tokenizer) -> Result<String, String> {
+    fn render(
+        &self,
+        messages: Vec<(Role, String)>,
+        generate: bool,
+        variables: &Map<String, Value>,
+        tokenizer: &Tokenizer,
+    ) -> Result<String, String> {
         if let Some(template) = &self.template {
             let messages: Vec<_> =
                 messages.into_iter().map(|(role, content)| TemplateMessage { role: role.name(), content }).collect();
-            return template.render(&messages, generate, tokenizer.named_tokens());
+            let tokens = tokenizer.named_tokens().iter().map(|(name, text)| (name.clone(), text.as_str().into()));
+            let mut named: Map<String, Value> = tokens.collect();
+            named.extend(variables.clone());
+            return template.render(&messages, generate, &named);
         }
         let mut text = String::new();
         for (role, content) in messages {
@@ -221,6 +267,56 @@ impl ChatFormat {
 fn dialogue_template(folder: &Path) -> Result<Option<String>, TextError> {
     let config = read_json(&folder.join("config.json"))?.unwrap_or_default();
     Ok(config["task_specific_params"]["conversational"].is_object().then(|| DIALOGUE.to_owned()))
+}
+
+/// All strings in a value.
+fn strings<'a>(value: &'a Value, all: &mut Vec<&'a str>) {
+    match value {
+        Value::String(text) => all.push(text),
+        Value::Array(list) => list.iter().for_each(|value| strings(value, all)),
+        Value::Object(map) => map.values().for_each(|value| strings(value, all)),
+        _ => {}
+    }
+}
+
+/// A value with all its strings changed.
+fn mapped(value: &Value, change: &dyn Fn(&str) -> String) -> Value {
+    match value {
+        Value::String(text) => change(text).into(),
+        Value::Array(list) => list.iter().map(|value| mapped(value, change)).collect(),
+        Value::Object(map) => map.iter().map(|(name, value)| (name.clone(), mapped(value, change))).collect(),
+        value => value.clone(),
+    }
+}
+
+/// Stands behind a message while its template is rendered, to show where the text of the message ends: a character that occurs
+/// nowhere else, and a space, which a template that trims takes away.
+struct Mark(char);
+
+impl Mark {
+    fn new(said: &[&str], template: &str) -> Self {
+        let private = '\u{100000}'..='\u{10fffd}';
+        let texts = said.iter().copied().chain([template]);
+        let taken: HashSet<char> = texts.flat_map(str::chars).filter(|c| private.contains(c)).collect();
+        // The plane has 65,534 characters; a text that used all of them is longer than any prompt.
+        Self(private.clone().find(|c| !taken.contains(c)).unwrap_or(*private.end()))
+    }
+
+    fn set_behind(&self, text: &mut String) {
+        text.push(self.0);
+        text.push(' ');
+    }
+
+    /// The rendered text without the mark and all behind it.
+    fn cut(&self, mut text: String) -> Result<String, String> {
+        let at = text.rfind(self.0).ok_or("the chat template leaves the last message out: it cannot be continued")?;
+        let trims = !text[at + self.0.len_utf8()..].starts_with(' ');
+        text.truncate(at);
+        if trims {
+            text.truncate(text.trim_end().len());
+        }
+        Ok(text)
+    }
 }
 
 /// The special tokens of a rendered text.
@@ -251,11 +347,11 @@ struct Shield<'t> {
 }
 
 impl<'t> Shield<'t> {
-    fn new(messages: &[Message], tokenizer: &'t Tokenizer, template: &str) -> Self {
+    fn new(said: &[&str], tokenizer: &'t Tokenizer, template: &str) -> Self {
         let specials: Vec<&str> = tokenizer.special_texts().collect();
         let needed: BTreeSet<char> = specials.iter().flat_map(|special| special.chars()).collect();
         let private = '\u{f0000}'..='\u{ffffd}';
-        let texts = messages.iter().map(|m| m.content.as_str()).chain([template]).chain(specials.iter().copied());
+        let texts = said.iter().copied().chain([template]).chain(specials.iter().copied());
         let taken: HashSet<char> = texts.flat_map(str::chars).filter(|c| private.contains(c)).collect();
         // The plane has 65,534 characters; a text that used nearly all of them is longer than any prompt.
         let stand_ins: HashMap<char, char> = needed.into_iter().zip(private.filter(|c| !taken.contains(c))).collect();

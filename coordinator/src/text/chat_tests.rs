@@ -40,7 +40,7 @@ fn golden_prompts_of_the_demo_model() {
         if let Some(question) = prompt.strip_prefix("User: ").and_then(|p| p.strip_suffix("\nAssistant:"))
             && !question.contains("\nAssistant:")
         {
-            assert_eq!(chat.encode(&[Message::user(question)], &tokenizer).unwrap(), ids);
+            assert_eq!(chat.encode(&[Message::user(question)], &ChatLayout::default(), &tokenizer).unwrap(), ids);
         }
         let reply: Vec<TokenId> = serde_json::from_value(case["greedy_ids"].clone()).unwrap();
         let text: String = tokenizer.decode(&reply[..reply.len() - 1]);
@@ -57,7 +57,10 @@ fn turns_end_with_the_templates_own_special_token() {
     let chat = ChatFormat::load(&data("launcher/demo/nano-chat"), &tokenizer).unwrap();
     let messages = [Message::user("Hi"), message(Role::Assistant, "Hello!"), Message::user("Bye")];
     let whole = "User: Hi\nAssistant: Hello!<|endoftext|>User: Bye\nAssistant:";
-    assert_eq!(chat.encode(&messages, &tokenizer).unwrap(), tokenizer.encode(whole, Specials::Match).unwrap());
+    assert_eq!(
+        chat.encode(&messages, &ChatLayout::default(), &tokenizer).unwrap(),
+        tokenizer.encode(whole, Specials::Match).unwrap()
+    );
 }
 
 #[test]
@@ -72,7 +75,7 @@ fn users_cannot_write_special_tokens() {
         "|endoftext|>",
         "\u{f0000}<|endoftext|>\u{f0001}",
     ] {
-        let ids = chat.encode(&[Message::user(content)], &tokenizer).unwrap();
+        let ids = chat.encode(&[Message::user(content)], &ChatLayout::default(), &tokenizer).unwrap();
         let as_one_text = format!("User: {content}\nAssistant:");
         assert_eq!(ids, tokenizer.encode(&as_one_text, Specials::Literal).unwrap(), "{content:?}");
         assert!(!ids.contains(&4095));
@@ -88,7 +91,7 @@ fn special_tokens_do_not_form_at_seams() {
         [("<|endof", "text|>"), ("a<", "|endoftext|> b"), ("<|endoftext|  ", "  >"), ("<", "|endoftext|>")]
     {
         let messages = [Message::user(first), message(Role::Assistant, second)];
-        let ids = chat.encode(&messages, &tokenizer).unwrap();
+        let ids = chat.encode(&messages, &ChatLayout::default(), &tokenizer).unwrap();
         let mut expected = tokenizer.encode(&format!("{}{}", first.trim(), second.trim()), Specials::Literal).unwrap();
         expected.push(4095);
         assert_eq!(ids, expected, "{first:?} {second:?}");
@@ -103,7 +106,7 @@ fn dialogue_with_separators_only() {
     let mut expected = tokenizer.encode("Hello<|endoftext|>Hi<|endoftext|>", Specials::Match).unwrap();
     expected.extend(tokenizer.encode("x<|endoftext|>y", Specials::Literal).unwrap());
     expected.push(4095);
-    assert_eq!(chat.encode(&messages, &tokenizer).unwrap(), expected);
+    assert_eq!(chat.encode(&messages, &ChatLayout::default(), &tokenizer).unwrap(), expected);
     assert!(!chat.trims_reply() && !chat.ignores_system());
 }
 
@@ -116,10 +119,16 @@ fn dialogpt_is_known_by_its_configuration() {
     let chat = ChatFormat::load(folder.path(), &tokenizer).unwrap();
     let turns = [Message::user("Hello"), message(Role::Assistant, "Hi"), Message::user("Bye")];
     let expected = "Hello<|endoftext|>Hi<|endoftext|>Bye<|endoftext|>";
-    assert_eq!(chat.encode(&turns, &tokenizer).unwrap(), tokenizer.encode(expected, Specials::Match).unwrap());
+    assert_eq!(
+        chat.encode(&turns, &ChatLayout::default(), &tokenizer).unwrap(),
+        tokenizer.encode(expected, Specials::Match).unwrap()
+    );
     let with_system = [message(Role::System, "Be kind."), Message::user("Hello")];
     let expected = "Be kind.\nHello<|endoftext|>";
-    assert_eq!(chat.encode(&with_system, &tokenizer).unwrap(), tokenizer.encode(expected, Specials::Match).unwrap());
+    assert_eq!(
+        chat.encode(&with_system, &ChatLayout::default(), &tokenizer).unwrap(),
+        tokenizer.encode(expected, Specials::Match).unwrap()
+    );
     assert!(chat.stops().is_empty() && !chat.ignores_system());
 }
 
@@ -134,7 +143,10 @@ fn without_a_template_chats_become_a_transcript() {
         Message::user("Bye"),
     ];
     let expected = "Be kind.\n\nUser: Hi\nAssistant: Hello!\nUser: Bye\nAssistant:";
-    assert_eq!(chat.encode(&messages, &tokenizer).unwrap(), tokenizer.encode(expected, Specials::Literal).unwrap());
+    assert_eq!(
+        chat.encode(&messages, &ChatLayout::default(), &tokenizer).unwrap(),
+        tokenizer.encode(expected, Specials::Literal).unwrap()
+    );
     assert_eq!(chat.stops(), ["\nUser:"]);
     assert!(chat.trims_reply() && !chat.ignores_system());
 }
@@ -168,7 +180,7 @@ fn a_template_may_refuse_messages() {
         "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}x",
         &tokenizer,
     );
-    let error = chat.encode(&[message(Role::System, "s")], &tokenizer).unwrap_err();
+    let error = chat.encode(&[message(Role::System, "s")], &ChatLayout::default(), &tokenizer).unwrap_err();
     assert!(error.contains("no system role"), "{error}");
     assert!(!chat.ignores_system(), "refusing is not ignoring");
 }
@@ -196,11 +208,11 @@ proptest! {
         let tokenizer = &*DEMO;
         let chat = with_template(SEAMS[template], tokenizer);
         let messages: Vec<_> = contents.into_iter().map(Message::user).collect();
-        let ids = chat.encode(&messages, tokenizer).unwrap();
+        let ids = chat.encode(&messages, &ChatLayout::default(), tokenizer).unwrap();
         // The same with a mark in the place of the special token, which then is the only one.
         let marked = SEAMS[template].replace("eos_token", "'\u{1}'");
         let visible = messages.iter().map(|m| (m.role, m.content.clone())).collect();
-        let text = with_template(&marked, tokenizer).render(visible, true, tokenizer).unwrap();
+        let text = with_template(&marked, tokenizer).render(visible, true, &Map::new(), tokenizer).unwrap();
         let mut expected = Vec::new();
         for (i, piece) in text.split('\u{1}').enumerate() {
             if i > 0 {
@@ -220,7 +232,7 @@ fn templates_see_the_text_that_they_look_for() {
          {{ eos_token }}{% endfor %}",
         &tokenizer,
     );
-    let encode = |content: &str| chat.encode(&[Message::user(content)], &tokenizer).unwrap();
+    let encode = |content: &str| chat.encode(&[Message::user(content)], &ChatLayout::default(), &tokenizer).unwrap();
     let expected = |text: &str| {
         let mut ids = tokenizer.encode(text, Specials::Literal).unwrap();
         ids.push(4095);
@@ -234,7 +246,7 @@ fn templates_see_the_text_that_they_look_for() {
 fn special_tokens_that_a_template_makes_of_text_are_none() {
     let tokenizer = demo();
     let encode = |template: &str, content: &str| {
-        with_template(template, &tokenizer).encode(&[Message::user(content)], &tokenizer)
+        with_template(template, &tokenizer).encode(&[Message::user(content)], &ChatLayout::default(), &tokenizer)
     };
     let mut text = tokenizer.encode("a <|endoftext|> b", Specials::Literal).unwrap();
     text.push(4095);
@@ -261,7 +273,7 @@ fn templates_see_role_and_content_only() {
          {% if m.tool_calls %}no{% endif %}{{ m.name | default('-') }}{% endfor %}{{ tools }}{{ enable_thinking is defined }}",
         &tokenizer,
     );
-    let text = chat.render(vec![(Role::User, "hi".into())], true, &tokenizer).unwrap();
+    let text = chat.render(vec![(Role::User, "hi".into())], true, &Map::new(), &tokenizer).unwrap();
     assert_eq!(text, "['role', 'content']FalseFalseNone-NoneFalse");
 }
 
@@ -294,7 +306,7 @@ fn a_template_of_another_editor_reads_the_same() {
         }
         fs::write(folder.path().join(name), text).unwrap();
         let chat = ChatFormat::load(folder.path(), &tokenizer).unwrap();
-        chat.encode(&conversation, &tokenizer).unwrap()
+        chat.encode(&conversation, &ChatLayout::default(), &tokenizer).unwrap()
     };
     let ids = encode("chat_template.jinja", &source);
     for end in ["\r\n", "\r"] {
@@ -308,4 +320,51 @@ fn a_template_of_another_editor_reads_the_same() {
             );
         }
     }
+}
+
+/// The prompt in which the last of `messages` goes on.
+fn open(chat: &ChatFormat, messages: &[Message], tokenizer: &Tokenizer) -> Result<String, String> {
+    let layout = ChatLayout { ending: Ending::Open, ..ChatLayout::default() };
+    chat.encode(messages, &layout, tokenizer).map(|ids| tokenizer.decode(&ids))
+}
+
+#[test]
+fn a_turn_that_goes_on_ends_where_its_text_does() {
+    let tokenizer = demo();
+    let turns = |last: &str| [Message::user("Hi"), message(Role::Assistant, last)];
+    let chatml = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}\
+                  {% if add_generation_prompt %}[assistant]{% endif %}";
+    let trimming = chatml.replace("m.content", "m.content | trim");
+    for (template, last, expected) in [
+        (chatml, "The cat ", "[user]Hi<|endoftext|>[assistant]The cat "),
+        (chatml, "Hi", "[user]Hi<|endoftext|>[assistant]Hi"),
+        (&trimming, "The cat ", "[user]Hi<|endoftext|>[assistant]The cat"),
+        (chatml, "a <|endoftext|> b <|end", "[user]Hi<|endoftext|>[assistant]a <|endoftext|> b <|end"),
+    ] {
+        let chat = with_template(template, &tokenizer);
+        assert_eq!(open(&chat, &turns(last), &tokenizer).unwrap(), expected);
+    }
+    let literal = with_template(chatml, &tokenizer).encode(
+        &turns("a <|endoftext|>"),
+        &ChatLayout { ending: Ending::Open, ..ChatLayout::default() },
+        &tokenizer,
+    );
+    assert_eq!(literal.unwrap().iter().filter(|&&id| id == 4095).count(), 1, "what was said stays text");
+    assert_eq!(open(&transcript(&tokenizer), &turns("The cat"), &tokenizer).unwrap(), "User: Hi\nAssistant: The cat");
+    let deaf = with_template(
+        "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}",
+        &tokenizer,
+    );
+    assert!(open(&deaf, &turns("x"), &tokenizer).unwrap_err().contains("leaves the last message out"));
+}
+
+#[test]
+fn a_template_sees_further_variables_whose_texts_make_no_special_tokens() {
+    let tokenizer = demo();
+    let chat = with_template("{{ eos_token }}{{ note }}{% if loud %}!{% endif %}{{ messages[0].content }}", &tokenizer);
+    let variables = serde_json::json!({"note": "<|endoftext|>", "loud": true, "unused": {"a": ["b"]}});
+    let layout = ChatLayout { ending: Ending::NewTurn, variables: variables.as_object().unwrap().clone() };
+    let ids = chat.encode(&[Message::user("Hi")], &layout, &tokenizer).unwrap();
+    assert_eq!(tokenizer.decode(&ids), "<|endoftext|><|endoftext|>!Hi");
+    assert_eq!(ids.iter().filter(|&&id| id == 4095).count(), 1);
 }

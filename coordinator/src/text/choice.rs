@@ -1,8 +1,8 @@
 //! The events of one sequence, as pieces of text.
 //!
 //! Order of things: tokens → whole characters → stop strings → white space at the start. Knows one sequence;
-//! does not know what else the request asked for. Invariant: a stop string, the end of text and special tokens are never
-//! part of the text, and after the piece with `finish` nothing follows.
+//! does not know what else the request asked for. Invariant: a stop string, the end of text and special tokens are part
+//! of the text only where the format says so, and after the piece with `finish` nothing follows.
 
 use std::{
     pin::Pin,
@@ -24,10 +24,14 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct ChoiceFormat {
     pub(super) text: Arc<ModelText>,
-    /// Strings that end the text.
-    pub(super) stops: Vec<String>,
-    /// Tokens that end a text, whose own text is never shown.
+    /// Looks for strings that end the text.
+    pub(super) stop: StopFinder,
+    /// Tokens before the first string that may end the text is looked for.
+    pub(super) min_tokens: usize,
+    /// Tokens whose own text is never shown, besides special ones.
     pub(super) hidden: Vec<TokenId>,
+    /// Whether special tokens are not shown either.
+    pub(super) hides_special: bool,
     /// Whether white space before the reply belongs to the chat format.
     pub(super) trim_start: bool,
 }
@@ -42,6 +46,8 @@ pub(super) struct Choice {
     stop: StopFinder,
     /// Tokens whose text is still held back.
     tokens: Vec<GeneratedToken>,
+    /// Tokens so far.
+    generated: usize,
     /// No text was given out yet.
     at_start: bool,
 }
@@ -49,9 +55,18 @@ pub(super) struct Choice {
 impl Choice {
     /// `prompt` is what its tokens continue.
     pub(super) fn new(index: usize, events: Events, prompt: &[TokenId], format: Arc<ChoiceFormat>) -> Self {
-        let stop = StopFinder::new(format.stops.iter().cloned());
+        let stop = format.stop.clone();
         let detokenizer = Detokenizer::after(&format.text.tokenizer, prompt);
-        Self { index, events: Some(events), format, detokenizer, stop, tokens: Vec::new(), at_start: true }
+        Self {
+            index,
+            events: Some(events),
+            format,
+            detokenizer,
+            stop,
+            tokens: Vec::new(),
+            generated: 0,
+            at_start: true,
+        }
     }
 
     /// Its time is over.
@@ -70,13 +85,17 @@ impl Choice {
     fn token(&mut self, token: GeneratedToken) -> Option<Chunk> {
         let id = token.id;
         self.tokens.push(token);
+        self.generated += 1;
         let tokenizer = &self.format.text.tokenizer;
-        if self.format.hidden.contains(&id) || tokenizer.is_special(id) {
+        if self.format.hidden.contains(&id) || (self.format.hides_special && tokenizer.is_special(id)) {
             return None;
         }
         let mut text = String::new();
         self.detokenizer.push(tokenizer, id, &mut text);
-        let (text, stopped) = self.stop.push(&text);
+        let (text, stopped) = match self.generated > self.format.min_tokens {
+            true => self.stop.push(&text),
+            false => (self.stop.pass(&text), false),
+        };
         if stopped {
             self.end_sequence(Ending::Stop);
             return Some(self.chunk(&text, Some(FinishReason::Stop)));

@@ -13,6 +13,7 @@ use tempfile::TempDir;
 use super::*;
 
 const ROWS: usize = 4096;
+const ROOM: Room = Room { wall: 256, max: MaxTokens::Wall, keep_last: None };
 
 fn demo(file: &str) -> Vec<u8> {
     fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../launcher/demo/nano-chat").join(file)).unwrap()
@@ -68,7 +69,7 @@ fn load_and_listen(folder: &TempDir, rows: usize) -> (ModelText, String) {
 }
 
 fn ask(text: &ModelText, content: &str) -> Vec<u32> {
-    text.chat.encode(&[Message::user(content)], &text.tokenizer).unwrap()
+    text.chat.encode(&[Message::user(content)], &ChatLayout::default(), &text.tokenizer).unwrap()
 }
 
 #[test]
@@ -187,7 +188,7 @@ fn only_the_start_of_a_chat_is_the_start_of_its_text() {
     assert_eq!(text.tokenizer.bytes(1), b" ");
     assert_eq!(text.tokenizer.fewest_tokens(1 << 30), None, "unknown characters are put together");
     let long = Prompt::Text { text: "a ".repeat(1 << 20), add_special_tokens: true };
-    let refused = long.prepare(&text, 256, MaxTokens::Wall).unwrap_err();
+    let refused = long.prepare(&text, ROOM).unwrap_err();
     assert_eq!(refused, GenerateError::TextTooLong { bytes: 2 << 20 });
 }
 
@@ -201,7 +202,7 @@ fn a_token_without_a_row_is_left_out() {
     let ids = text.tokenizer.encode_document("x[PAD]").unwrap();
     assert!(ids.len() > 2 && ids.iter().all(|&id| id < 4096), "ordinary text: {ids:?}");
     assert_eq!(text.tokenizer.named_tokens()["pad_token"], "[PAD]");
-    let used = Prompt::Tokens(vec![4096]).prepare(&text, 256, MaxTokens::Wall).unwrap_err();
+    let used = Prompt::Tokens(vec![4096]).prepare(&text, ROOM).unwrap_err();
     assert!(matches!(used, GenerateError::UnknownToken { id: 4096, .. }), "{used}");
     assert!(load(&folder(&files), 4097).unwrap().tokenizer.is_special(4096), "with a row it is a token");
 }
@@ -244,10 +245,10 @@ fn a_text_that_no_token_stands_for_is_an_error() {
     let text = load(&folder, 1).unwrap();
     assert_eq!(text.tokenizer.encode("known known", Specials::Match), Ok(vec![0, 0]));
     let prompt = Prompt::Text { text: "unknown".into(), add_special_tokens: true };
-    let error = prompt.prepare(&text, 256, MaxTokens::Wall).unwrap_err();
+    let error = prompt.prepare(&text, ROOM).unwrap_err();
     assert!(matches!(error, GenerateError::Encode(_)), "{error}");
     assert!(error.to_string().contains("cannot encode this text"), "{error}");
-    let error = text.chat.encode(&[Message::user("unknown")], &text.tokenizer).unwrap_err();
+    let error = text.chat.encode(&[Message::user("unknown")], &ChatLayout::default(), &text.tokenizer).unwrap_err();
     assert!(error.contains("cannot encode this text"), "{error}");
 }
 

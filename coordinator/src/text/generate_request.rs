@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use nanoinfer_shared::protocol::TokenId;
 
-use super::{EncodeError, MaxTokens, Prompt};
+use super::{EncodeError, KeepLast, MaxTokens, Prompt};
 use crate::{
     handle::SubmitError,
     request::{Client, PromptLogprobs, SamplingParams, TokenSet},
@@ -28,12 +28,18 @@ pub struct GenerateRequest {
     pub sampling: SamplingParams,
     /// How many tokens.
     pub max_tokens: MaxTokens,
+    /// Of each prompt, the end to keep; the whole of it otherwise.
+    pub keep_last: Option<KeepLast>,
     /// Fewest tokens before the text may end.
     pub min_tokens: usize,
     /// Go on after the end of text.
     pub ignore_eos: bool,
-    /// Strings that end the text and are not part of it.
+    /// Strings that end the text.
     pub stop: Vec<String>,
+    /// Whether what ends the text is part of it.
+    pub include_stop: bool,
+    /// Whether special tokens are left out of the text.
+    pub skip_special_tokens: bool,
     /// Further tokens that end the text.
     pub stop_token_ids: TokenSet,
     /// Alternatives beside each token's log-probability; `None` for no log-probabilities.
@@ -163,9 +169,12 @@ impl GenerateRequest {
             n: 1,
             sampling,
             max_tokens,
+            keep_last: None,
             min_tokens: 0,
             ignore_eos: false,
             stop: Vec::new(),
+            include_stop: false,
+            skip_special_tokens: true,
             stop_token_ids: TokenSet::default(),
             logprobs: None,
             prompt_logprobs: None,

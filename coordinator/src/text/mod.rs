@@ -31,12 +31,12 @@ use nanoinfer_shared::{Geometry, json};
 use crate::utf8;
 
 pub use self::{
-    chat::{ChatFormat, Message, Role},
+    chat::{ChatFormat, ChatLayout, Ending, Message, Role},
     defaults::GenerationDefaults,
     detokenizer::Detokenizer,
     generate_request::{GenerateError, GenerateRequest},
     generation::{Chunk, Generation},
-    prompt::{MaxTokens, Prompt},
+    prompt::{KeepLast, MaxTokens, Prompt, Room},
     stop::StopFinder,
     text_engine::TextEngine,
     tokenizer::{Specials, Tokenizer},

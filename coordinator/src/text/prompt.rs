@@ -6,7 +6,7 @@
 
 use nanoinfer_shared::protocol::TokenId;
 
-use super::{GenerateError, Message, ModelText, Role, generate_request::MAX_UNBOUNDED_BYTES};
+use super::{GenerateError, Message, ModelText, Role, chat::ChatLayout, generate_request::MAX_UNBOUNDED_BYTES};
 
 /// What is to be continued.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +26,8 @@ pub enum Prompt {
         messages: Vec<Message>,
         /// Whether the oldest turns may go to make room; refused otherwise.
         truncate: bool,
+        /// What the template is told beside them.
+        layout: ChatLayout,
     },
 }
 
@@ -38,6 +40,26 @@ pub enum MaxTokens {
     Default(usize),
     /// As many as fit.
     Wall,
+}
+
+/// Which end of a prompt is kept, in tokens; what comes before goes without a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeepLast {
+    /// So many of the last ones.
+    Tokens(usize),
+    /// As many as fit.
+    Fitting,
+}
+
+/// The room that prompt and answer have.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    /// Most tokens of both together.
+    pub wall: usize,
+    /// Those of the answer.
+    pub max: MaxTokens,
+    /// Which end of the prompt is kept.
+    pub keep_last: Option<KeepLast>,
 }
 
 /// A prompt in tokens, with the room behind it.
@@ -56,7 +78,7 @@ pub struct PreparedPrompt {
 impl Prompt {
     /// A chat of one turn.
     pub fn single_turn(content: impl Into<String>) -> Self {
-        Self::Chat { messages: vec![Message::user(content)], truncate: true }
+        Self::Chat { messages: vec![Message::user(content)], truncate: true, layout: ChatLayout::default() }
     }
 
     /// Encodes a prompt, and finds out how much may follow it. Takes milliseconds for long texts: not for an async
@@ -64,28 +86,31 @@ impl Prompt {
     ///
     /// # Errors
     /// When it does not fit, is empty, has tokens that the model has not, or the chat template refuses it.
-    pub fn prepare(self, text: &ModelText, wall: usize, max: MaxTokens) -> Result<PreparedPrompt, GenerateError> {
-        match self {
+    pub fn prepare(self, text: &ModelText, room: Room) -> Result<PreparedPrompt, GenerateError> {
+        let mut warnings = Vec::new();
+        let (ids, content) = match self {
             Self::Text { text: content, add_special_tokens } => {
-                let mut warnings = Vec::new();
-                let ids = encode_text(text, &content, add_special_tokens, wall, &mut warnings)?;
-                let max_tokens = room_or_less(ids.len(), wall, max, &mut warnings)?;
-                Ok(PreparedPrompt { ids, text: content, max_tokens, warnings })
+                (encode_text(text, &content, add_special_tokens, room, &mut warnings)?, Some(content))
             }
             Self::Tokens(ids) => {
-                if ids.is_empty() {
-                    return Err(GenerateError::EmptyPrompt);
-                }
-                let mut warnings = Vec::new();
-                let max_tokens = room_or_less(ids.len(), wall, max, &mut warnings)?;
                 let vocab_size = text.tokenizer.vocab_size();
                 if let Some(&id) = ids.iter().find(|&&id| id as usize >= vocab_size) {
                     return Err(GenerateError::UnknownToken { field: "prompt", id, vocab_size });
                 }
-                Ok(PreparedPrompt { text: text.tokenizer.decode(&ids), ids, max_tokens, warnings })
+                (ids, None)
             }
-            Self::Chat { messages, truncate } => prepare_chat(text, &messages, truncate, wall, max),
+            Self::Chat { messages, truncate, layout } => {
+                return Conversation { text, messages: &messages, layout: &layout, room }.prepare(truncate);
+            }
+        };
+        let whole = ids.len();
+        let ids = room.end_of(ids);
+        if ids.is_empty() {
+            return Err(GenerateError::EmptyPrompt);
         }
+        let max_tokens = room.or_less(ids.len(), &mut warnings)?;
+        let content = content.filter(|_| ids.len() == whole).unwrap_or_else(|| text.tokenizer.decode(&ids));
+        Ok(PreparedPrompt { ids, text: content, max_tokens, warnings })
     }
 }
 
@@ -93,10 +118,10 @@ fn encode_text(
     text: &ModelText,
     content: &str,
     add_special_tokens: bool,
-    wall: usize,
+    room: Room,
     warnings: &mut Vec<String>,
 ) -> Result<Vec<TokenId>, GenerateError> {
-    refuse_hopeless(text, content.len(), wall)?;
+    room.refuse_hopeless(text, content.len())?;
     let ids = if add_special_tokens {
         text.tokenizer.encode_document(content)
     } else {
@@ -115,51 +140,72 @@ fn encode_text(
     }
 }
 
-/// Refuses a text that is not worth encoding: it cannot fit, or would take very much memory to find out.
-fn refuse_hopeless(text: &ModelText, bytes: usize, wall: usize) -> Result<(), GenerateError> {
-    match text.tokenizer.fewest_tokens(bytes) {
-        Some(tokens) if tokens > wall => Err(GenerateError::PromptTooLong { tokens, exact: false, wall }),
-        None if bytes > MAX_UNBOUNDED_BYTES => Err(GenerateError::TextTooLong { bytes }),
-        _ => Ok(()),
-    }
-}
-
-/// How many tokens may follow a prompt that may not be changed.
-fn room(prompt: usize, wall: usize, max: MaxTokens) -> Result<usize, GenerateError> {
-    let too_long = GenerateError::PromptTooLong { tokens: prompt, exact: true, wall };
-    match max {
-        // Scoring alone needs no room.
-        MaxTokens::Given(0) => {
-            if prompt <= wall {
-                Ok(0)
-            } else {
-                Err(too_long)
+impl Room {
+    /// Refuses a text that is not worth encoding: it cannot fit, or would take very much memory to find out.
+    fn refuse_hopeless(self, text: &ModelText, bytes: usize) -> Result<(), GenerateError> {
+        let fewest = text.tokenizer.fewest_tokens(bytes).filter(|_| self.keep_last.is_none());
+        match fewest {
+            Some(tokens) if tokens > self.wall => {
+                Err(GenerateError::PromptTooLong { tokens, exact: false, wall: self.wall })
             }
+            None if bytes > MAX_UNBOUNDED_BYTES => Err(GenerateError::TextTooLong { bytes }),
+            _ => Ok(()),
         }
-        _ if prompt >= wall => Err(too_long),
-        MaxTokens::Given(max_tokens) if max_tokens > wall - prompt => {
-            Err(GenerateError::MaxTokensTooLarge { prompt, max_tokens, wall })
-        }
-        MaxTokens::Given(max_tokens) => Ok(max_tokens),
-        MaxTokens::Default(max_tokens) => Ok(max_tokens.min(wall - prompt)),
-        MaxTokens::Wall => Ok(wall - prompt),
     }
-}
 
-/// The same, where fewer than were asked for are better than none; `warnings` says so.
-fn room_or_less(
-    prompt: usize,
-    wall: usize,
-    max: MaxTokens,
-    warnings: &mut Vec<String>,
-) -> Result<usize, GenerateError> {
-    match room(prompt, wall, max) {
-        Err(GenerateError::MaxTokensTooLarge { max_tokens, .. }) => {
-            let left = wall - prompt;
-            warnings.push(cut(max_tokens, left, wall));
-            Ok(left)
+    /// The end of a prompt that is kept.
+    fn end_of(self, mut ids: Vec<TokenId>) -> Vec<TokenId> {
+        let kept = match self.keep_last {
+            None => return ids,
+            Some(KeepLast::Tokens(count)) => count,
+            Some(KeepLast::Fitting) if self.max == MaxTokens::Given(0) => self.wall,
+            Some(KeepLast::Fitting) => self.wall.saturating_sub(self.wanted()),
+        };
+        ids.split_off(ids.len().saturating_sub(kept))
+    }
+
+    /// Tokens that an answer should have room for: a prompt that fills the wall leaves none. A quarter of it, or what was
+    /// asked for.
+    fn wanted(self) -> usize {
+        match self.max {
+            MaxTokens::Given(n) | MaxTokens::Default(n) => n.clamp(1, self.wall.div_ceil(4)),
+            MaxTokens::Wall => self.wall.div_ceil(4),
         }
-        other => other,
+    }
+
+    /// How many tokens may follow a prompt that may not be changed.
+    fn behind(self, prompt: usize) -> Result<usize, GenerateError> {
+        let wall = self.wall;
+        let too_long = GenerateError::PromptTooLong { tokens: prompt, exact: true, wall };
+        match self.max {
+            // Scoring alone needs no room.
+            MaxTokens::Given(0) => {
+                if prompt <= wall {
+                    Ok(0)
+                } else {
+                    Err(too_long)
+                }
+            }
+            _ if prompt >= wall => Err(too_long),
+            MaxTokens::Given(max_tokens) if max_tokens > wall - prompt => {
+                Err(GenerateError::MaxTokensTooLarge { prompt, max_tokens, wall })
+            }
+            MaxTokens::Given(max_tokens) => Ok(max_tokens),
+            MaxTokens::Default(max_tokens) => Ok(max_tokens.min(wall - prompt)),
+            MaxTokens::Wall => Ok(wall - prompt),
+        }
+    }
+
+    /// The same, where fewer than were asked for are better than none; `warnings` says so.
+    fn or_less(self, prompt: usize, warnings: &mut Vec<String>) -> Result<usize, GenerateError> {
+        match self.behind(prompt) {
+            Err(GenerateError::MaxTokensTooLarge { max_tokens, .. }) => {
+                let left = self.wall - prompt;
+                warnings.push(cut(max_tokens, left, self.wall));
+                Ok(left)
+            }
+            other => other,
+        }
     }
 }
 
@@ -167,22 +213,43 @@ fn cut(asked: usize, left: usize, wall: usize) -> String {
     format!("max_tokens {asked} was cut to {left}: the model's context ends at {wall} tokens")
 }
 
-fn prepare_chat(
-    text: &ModelText,
-    messages: &[Message],
-    truncate: bool,
-    wall: usize,
-    max: MaxTokens,
-) -> Result<PreparedPrompt, GenerateError> {
-    let turns = turn_starts(messages);
-    let encode = |dropped: usize| encode_chat(text, &without_turns(messages, &turns, dropped), wall);
-    let mut warnings = Vec::new();
-    let (ids, max_tokens) = if truncate {
-        // A conversation that fills the wall leaves no room for a reply: keep a quarter of it, or what was asked for.
-        let wanted = match max {
-            MaxTokens::Given(n) | MaxTokens::Default(n) => n.clamp(1, wall.div_ceil(4)),
-            MaxTokens::Wall => wall.div_ceil(4),
+/// A chat that is to become a prompt.
+struct Conversation<'a> {
+    text: &'a ModelText,
+    messages: &'a [Message],
+    layout: &'a ChatLayout,
+    room: Room,
+}
+
+impl Conversation<'_> {
+    fn prepare(&self, truncate: bool) -> Result<PreparedPrompt, GenerateError> {
+        let mut warnings = Vec::new();
+        let (ids, max_tokens) = if self.room.keep_last.is_some() {
+            let ids = self.room.end_of(self.encode(self.messages)?);
+            let max_tokens = self.room.or_less(ids.len(), &mut warnings)?;
+            (ids, max_tokens)
+        } else if truncate {
+            self.drop_turns(&mut warnings)?
+        } else {
+            let ids = self.encode(self.messages)?;
+            let max_tokens = self.room.behind(ids.len())?;
+            (ids, max_tokens)
         };
+        if ids.is_empty() {
+            return Err(GenerateError::EmptyPrompt);
+        }
+        if self.text.chat.ignores_system() && self.messages.iter().any(|m| m.role == Role::System) {
+            warnings.push("the system message was ignored: this model's chat template has no place for one".into());
+        }
+        Ok(PreparedPrompt { ids, text: String::new(), max_tokens, warnings })
+    }
+
+    /// As much of the conversation as leaves room for a reply, and that room.
+    fn drop_turns(&self, warnings: &mut Vec<String>) -> Result<(Vec<TokenId>, usize), GenerateError> {
+        let (messages, wall, max) = (self.messages, self.room.wall, self.room.max);
+        let turns = turn_starts(messages);
+        let encode = |dropped: usize| self.encode(&without_turns(messages, &turns, dropped));
+        let wanted = self.room.wanted();
         let fits = |encoded: &Result<Vec<TokenId>, GenerateError>| match encoded {
             Ok(ids) => ids.len() + wanted <= wall,
             // The template may refuse: no reason to try shorter ones.
@@ -218,25 +285,17 @@ fn prepare_chat(
             MaxTokens::Given(n) | MaxTokens::Default(n) => n.min(left),
             MaxTokens::Wall => left,
         };
-        (ids, max_tokens)
-    } else {
-        let ids = encode(0)?;
-        let max_tokens = room(ids.len(), wall, max)?;
-        (ids, max_tokens)
-    };
-    if ids.is_empty() {
-        return Err(GenerateError::EmptyPrompt);
+        Ok((ids, max_tokens))
     }
-    if text.chat.ignores_system() && messages.iter().any(|m| m.role == Role::System) {
-        warnings.push("the system message was ignored: this model's chat template has no place for one".into());
-    }
-    Ok(PreparedPrompt { ids, text: String::new(), max_tokens, warnings })
-}
 
-fn encode_chat(text: &ModelText, messages: &[Message], wall: usize) -> Result<Vec<TokenId>, GenerateError> {
-    let is_kept = |message: &&Message| message.role != Role::System || !text.chat.ignores_system();
-    refuse_hopeless(text, messages.iter().filter(is_kept).map(|m| m.content.len()).sum(), wall)?;
-    text.chat.encode(messages, &text.tokenizer).map_err(|reason| GenerateError::Template { reason })
+    fn encode(&self, messages: &[Message]) -> Result<Vec<TokenId>, GenerateError> {
+        let chat = &self.text.chat;
+        let is_kept = |message: &&Message| message.role != Role::System || !chat.ignores_system();
+        let bytes = messages.iter().filter(is_kept).map(|m| m.content.len()).sum();
+        self.room.refuse_hopeless(self.text, bytes)?;
+        let encoded = chat.encode(messages, self.layout, &self.text.tokenizer);
+        encoded.map_err(|reason| GenerateError::Template { reason })
+    }
 }
 
 /// Where turns begin: at the first message that is no instruction, and at every message of the person after it.

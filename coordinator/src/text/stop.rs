@@ -1,33 +1,75 @@
 //! Finds stop strings in text that arrives in pieces.
 //!
 //! Knows text only. Invariant: nothing that may still turn out to be the start of a stop string is given out, and no
-//! part of a stop string ever is.
+//! part of the one that ends the text ever is, unless it is to be shown.
 
 /// Looks for the first of several stop strings in one text.
 #[derive(Clone, Debug, Default)]
 pub struct StopFinder {
-    stops: Vec<String>,
+    stops: Vec<Stop>,
     /// Text held back: a proper prefix of some stop string.
     held: String,
+}
+
+#[derive(Clone, Debug)]
+struct Stop {
+    text: String,
+    /// It is part of the text that it ends.
+    shown: bool,
 }
 
 impl StopFinder {
     /// Empty stop strings are ignored.
     pub fn new(stops: impl IntoIterator<Item = String>) -> Self {
-        Self { stops: stops.into_iter().filter(|stop| !stop.is_empty()).collect(), held: String::new() }
+        Self::default().with(stops)
     }
 
-    /// Adds text. Returns what is safe to give out, and whether a stop string was found behind it; after that, nothing
-    /// may be pushed.
+    /// The same with further ones.
+    pub fn with(self, stops: impl IntoIterator<Item = String>) -> Self {
+        self.adding(stops, false)
+    }
+
+    /// The same with further ones, each of which is part of the text that it ends.
+    pub fn with_shown(self, stops: impl IntoIterator<Item = String>) -> Self {
+        self.adding(stops, true)
+    }
+
+    fn adding(mut self, stops: impl IntoIterator<Item = String>, shown: bool) -> Self {
+        let stops = stops.into_iter().filter(|stop| !stop.is_empty());
+        self.stops.extend(stops.map(|text| Stop { text, shown }));
+        self
+    }
+
+    /// Adds text. Returns what is safe to give out, and whether a stop string that ends in it was found behind that; after
+    /// that, nothing may be pushed.
     pub fn push(&mut self, text: &str) -> (String, bool) {
+        let old = self.held.len();
         self.held.push_str(text);
-        if let Some(at) = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min() {
-            self.held.truncate(at);
+        let found = self.stops.iter().filter_map(|stop| {
+            let mut from = (old + 1).saturating_sub(stop.text.len());
+            while !self.held.is_char_boundary(from) {
+                from += 1;
+            }
+            let at = from + self.held[from..].find(&stop.text)?;
+            Some((at, if stop.shown { at + stop.text.len() } else { at }))
+        });
+        if let Some((_, end)) = found.min() {
+            self.held.truncate(end);
             return (std::mem::take(&mut self.held), true);
         }
-        let keep = self.stops.iter().map(|stop| overlap(&self.held, stop)).max().unwrap_or(0);
+        (self.give_out(), false)
+    }
+
+    /// Adds text in which no stop string may end. Returns what is safe to give out.
+    pub fn pass(&mut self, text: &str) -> String {
+        self.held.push_str(text);
+        self.give_out()
+    }
+
+    fn give_out(&mut self) -> String {
+        let keep = self.stops.iter().map(|stop| overlap(&self.held, &stop.text)).max().unwrap_or(0);
         let tail = self.held.split_off(self.held.len() - keep);
-        (std::mem::replace(&mut self.held, tail), false)
+        std::mem::replace(&mut self.held, tail)
     }
 
     /// The text ends here: what was held back is text after all.
@@ -84,6 +126,24 @@ mod tests {
         assert_eq!(run(&["aab"], &["a", "a", "a", "b"]), (strings(&["", "", "a", ""]), true));
         assert_eq!(run(&["é!"], &["caf", "é", "!"]), (strings(&["caf", "", ""]), true));
         assert_eq!(run(&["", "x"], &["yz"]), (strings(&["yz", ""]), false));
+    }
+
+    #[test]
+    fn a_stop_string_that_is_shown_ends_the_text_behind_it() {
+        let mut finder = StopFinder::new(["B".to_owned()]).with_shown(["END".to_owned()]);
+        assert_eq!([finder.push("a E"), finder.push("ND x")], [("a ".to_owned(), false), ("END".to_owned(), true)]);
+        let mut finder = StopFinder::new(["B".to_owned()]).with_shown(["END".to_owned()]);
+        assert_eq!(finder.push("aBEND"), ("a".to_owned(), true), "the first one decides");
+    }
+
+    #[test]
+    fn a_stop_string_counts_where_it_ends() {
+        let mut finder = StopFinder::new(["END".to_owned()]);
+        assert_eq!(finder.pass("an END, EN"), "an END, ");
+        assert_eq!(finder.push("D."), (String::new(), true));
+        let mut finder = StopFinder::new(["ab".to_owned(), "éabc".to_owned()]);
+        assert_eq!(finder.pass("xéab"), "x", "the start of the longer one");
+        assert_eq!(finder.push("d"), ("éabd".to_owned(), false), "the shorter one ended before");
     }
 
     proptest! {

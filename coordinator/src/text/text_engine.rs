@@ -9,10 +9,11 @@ use nanoinfer_shared::protocol::TokenId;
 use tokio::sync::Semaphore;
 
 use super::{
-    GenerateError, GenerateRequest, Generation, ModelText, Prompt, answer_memory,
+    GenerateError, GenerateRequest, Generation, ModelText, Prompt, StopFinder, answer_memory,
+    chat::Ending,
     choice::{Choice, ChoiceFormat},
     generate_request::MAX_SEQUENCES,
-    prompt::PreparedPrompt,
+    prompt::{PreparedPrompt, Room},
 };
 use crate::{
     config::ModelCard,
@@ -115,9 +116,8 @@ impl TextEngine {
         mut request: GenerateRequest,
     ) -> Result<(Vec<PreparedPrompt>, GenerateRequest), GenerateError> {
         let prompts = std::mem::take(&mut request.prompts);
-        let (wall, max_tokens) = (self.card.geometry.n_positions, request.max_tokens);
-        let prepare =
-            move |text: &ModelText| prompts.into_iter().map(|prompt| prompt.prepare(text, wall, max_tokens)).collect();
+        let room = Room { wall: self.card.geometry.n_positions, max: request.max_tokens, keep_last: request.keep_last };
+        let prepare = move |text: &ModelText| prompts.into_iter().map(|prompt| prompt.prepare(text, room)).collect();
         let prepared: Result<Vec<_>, _> = self.encode(prepare).await?;
         Ok((prepared?, request))
     }
@@ -150,14 +150,24 @@ impl TextEngine {
     }
 
     fn choice_format(&self, request: &GenerateRequest) -> ChoiceFormat {
-        let chat = request.prompts.iter().any(|prompt| matches!(prompt, Prompt::Chat { .. }));
-        let own_stops = if chat { self.text.chat.stops() } else { &[] };
-        let stops = request.stop.iter().cloned().chain(own_stops.iter().map(|&stop| stop.to_owned()));
+        let chat = request.prompts.iter().find_map(|prompt| match prompt {
+            Prompt::Chat { layout, .. } => Some(layout),
+            _ => None,
+        });
+        let of_format = if chat.is_some() { self.text.chat.stops() } else { &[] };
+        let of_format = StopFinder::new(of_format.iter().map(|&stop| stop.to_owned()));
+        let stop = request.stop.iter().cloned();
+        let stop = if request.include_stop { of_format.with_shown(stop) } else { of_format.with(stop) };
+        // Where it ends no text, the end of text is a special token as others are.
+        let shows_eos = !request.skip_special_tokens && (request.include_stop || request.ignore_eos);
         ChoiceFormat {
             text: self.text.clone(),
-            stops: stops.collect(),
-            hidden: self.eos_token_ids().collect(),
-            trim_start: chat && self.text.chat.trims_reply(),
+            stop,
+            min_tokens: request.min_tokens,
+            hidden: if shows_eos { Vec::new() } else { self.eos_token_ids().collect() },
+            hides_special: request.skip_special_tokens,
+            // What continues a text may begin with white space.
+            trim_start: chat.is_some_and(|layout| layout.ending == Ending::NewTurn) && self.text.chat.trims_reply(),
         }
     }
 

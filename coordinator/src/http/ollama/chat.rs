@@ -8,7 +8,7 @@ use super::{
     super::{App, error::Failure, fields::Fields, messages, models, short_form, unbuilt},
     Shape, answer, settings,
 };
-use crate::text::Prompt;
+use crate::text::{ChatLayout, Prompt};
 
 /// The key that is present decides the form.
 pub(in crate::http) async fn chat(State(app): State<App>, fields: Fields) -> Result<Response, Failure> {
@@ -24,12 +24,13 @@ async fn create(app: &App, mut fields: Fields) -> Result<Response, Failure> {
     let start = Instant::now();
     models::take(&mut fields, app.engine.card())?;
     unbuilt::tools(&mut fields)?;
-    let messages = messages::take(&mut fields)?;
+    let mut messages = messages::take(&mut fields, &app.unknown_fields)?;
+    let layout = ChatLayout { ending: messages::natural_ending(&mut messages), ..ChatLayout::default() };
     let truncate = fields.boolean("truncate")?.unwrap_or(true);
     let is_empty = messages.is_empty();
-    let settings = settings(app, fields, Prompt::Chat { messages, truncate })?;
+    let settings = settings(app, fields, Prompt::Chat { messages, truncate, layout })?;
     if is_empty {
-        return Ok(Shape::Chat.loaded(app));
+        return Ok(Shape::Chat.loaded(app, settings.unload));
     }
     answer(app, Shape::Chat, settings, start).await
 }

@@ -8,7 +8,7 @@ use super::{
     super::{App, error::Failure, fields::Fields, models},
     Shape, answer, settings,
 };
-use crate::text::{Message, Prompt, Role};
+use crate::text::{ChatLayout, Message, Prompt, Role};
 
 pub(in crate::http) async fn generate(State(app): State<App>, mut fields: Fields) -> Result<Response, Failure> {
     let start = Instant::now();
@@ -29,11 +29,12 @@ pub(in crate::http) async fn generate(State(app): State<App>, mut fields: Fields
         Prompt::Text { text, add_special_tokens: true }
     } else {
         let system = system.map(|content| Message { role: Role::System, content });
-        Prompt::Chat { messages: system.into_iter().chain([Message::user(text)]).collect(), truncate }
+        let messages = system.into_iter().chain([Message::user(text)]).collect();
+        Prompt::Chat { messages, truncate, layout: ChatLayout::default() }
     };
     let settings = settings(&app, fields, prompt)?;
     if is_empty {
-        return Ok(Shape::Generate.loaded(&app));
+        return Ok(Shape::Generate.loaded(&app, settings.unload));
     }
     answer(&app, Shape::Generate, settings, start).await
 }

@@ -72,6 +72,19 @@ async fn explained_tokens_come_with_every_dialect_that_has_them() {
 }
 
 #[tokio::test]
+async fn a_stream_of_the_short_form_ends_with_what_there_is_to_say_of_the_request() {
+    let server = Server::start(saying(" Hello")).await;
+    let said = "`reasoning_effort` was left out: this server knows no such setting";
+    let body = json!({"prompt": "Hi", "stream": true, "reasoning_effort": "high"});
+    let objects = server.post("/api/chat", body).await.objects();
+    let (last, pieces) = objects.split_last().unwrap();
+    assert_eq!(last, &json!({"token": "", "warnings": [said]}));
+    assert!(pieces.iter().all(|piece| piece.get("warnings").is_none()));
+    let objects = server.post("/api/chat", json!({"prompt": "Hi", "stream": true})).await.objects();
+    assert!(objects.iter().all(|piece| piece.get("warnings").is_none() && piece["token"] != ""));
+}
+
+#[tokio::test]
 async fn short_form_is_a_single_turn_unless_raw() {
     let (server, requests) = observed().await;
     let tokenizer = &demo_text().tokenizer;
@@ -160,6 +173,26 @@ async fn ollama_without_messages_says_it_is_loaded() {
 }
 
 #[tokio::test]
+async fn ollamas_clients_are_told_that_a_model_they_no_longer_need_is_unloaded() {
+    let server = Server::start(saying("x")).await;
+    for (keep_alive, reason) in [
+        (json!(0), "unload"),
+        (json!("0"), "unload"),
+        (json!("0s"), "unload"),
+        (json!("5m"), "load"),
+        (json!(-1), "load"),
+        (json!(null), "load"),
+    ] {
+        let reply = server.ask("/api/generate", json!({"model": "nano-chat", "keep_alive": keep_alive})).await;
+        assert_eq!((&reply["done"], &reply["done_reason"]), (&json!(true), &json!(reason)), "{keep_alive}");
+        let reply = server.ask("/api/chat", json!({"messages": [], "keep_alive": keep_alive})).await;
+        assert_eq!(reply["done_reason"], reason, "{keep_alive}");
+    }
+    let reply = server.ask("/api/generate", json!({"prompt": "Hi", "keep_alive": 0, "stream": false})).await;
+    assert_eq!(reply["response"], "x", "what is asked is answered all the same");
+}
+
+#[tokio::test]
 async fn long_chats_say_what_was_dropped() {
     let server = Server::start(saying(" x")).await;
     let mut messages = Vec::new();
@@ -183,7 +216,7 @@ async fn long_chats_say_what_was_dropped() {
 async fn openai_chat_answers_whole() {
     let (server, requests) = observed().await;
     let body = json!({"model": "someone/nano-chat", "messages": [
-        {"role": "user", "content": [{"type": "text", "text": "Hi"}, {"type": "text", "text": " there"}]}],
+        {"role": "user", "content": [{"type": "text", "text": "Hi"}, {"type": "text", "text": "there"}]}],
         "n": 2, "logprobs": true, "top_logprobs": 3, "max_completion_tokens": 50, "max_tokens": 7, "user": "u",
         "response_format": {"type": "text"}, "tool_choice": "none", "return_token_ids": true, "logit_bias": {"5": -100},
         "frequency_penalty": 0.5, "repetition_penalty": 1.2, "min_p": 0.1});
@@ -203,7 +236,7 @@ async fn openai_chat_answers_whole() {
     let usage = &reply["usage"];
     assert_eq!(usage["total_tokens"].as_u64(), Some(usage["prompt_tokens"].as_u64().unwrap() + 6));
     let request = requests.recv().unwrap();
-    assert_eq!(request.prompt, demo_text().tokenizer.encode("User: Hi there\nAssistant:", Specials::Literal).unwrap());
+    assert_eq!(request.prompt, demo_text().tokenizer.encode("User: Hi\nthere\nAssistant:", Specials::Literal).unwrap());
     assert_eq!((request.limits.max_tokens, request.logprobs), (50, Some(3)));
     assert_eq!(*request.sampling.logit_bias, [(5, -100.0)]);
     assert_eq!(request.sampling.repetition_penalty, 1.2);

@@ -6,6 +6,7 @@ mod conversations;
 mod crowds;
 mod lifecycle;
 mod neighbours;
+mod openai_fields;
 mod replies;
 mod surroundings;
 mod unbuilt;

@@ -7,7 +7,7 @@ use crate::{
     http::HttpOptions,
     request::{Event, PromptLogprobs, SamplingParams},
     testing::{Act, demo_text, engine, saying, scripted, speak_tokens},
-    text::{GenerateRequest, MaxTokens, Prompt, Specials, answer_memory::choice_json_bytes},
+    text::{GenerateRequest, MaxTokens, Prompt, Specials, answer_memory::choice_json_bytes, prompt::Room},
 };
 
 fn chat() -> Value {
@@ -138,7 +138,8 @@ async fn the_largest_replies_stay_below_what_was_told_of_them() {
         ),
     ] {
         let choice = server.ask(path, body).await["choices"][0].to_string().len();
-        let prompt = prompt.prepare(&demo_text(), 256, request.max_tokens).unwrap();
+        let prompt =
+            prompt.prepare(&demo_text(), Room { wall: 256, max: request.max_tokens, keep_last: None }).unwrap();
         let told = choice_json_bytes(&request, &prompt, 2);
         assert!((told / 16..told).contains(&choice), "{path}: {choice} of {told}");
     }

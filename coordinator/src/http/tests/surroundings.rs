@@ -58,6 +58,29 @@ async fn slashes_at_the_end_or_doubled_find_their_route_and_no_way_round_the_key
 }
 
 #[tokio::test]
+async fn a_request_keeps_the_name_that_its_client_gave_it() {
+    let server = Server::start(saying("x")).await;
+    let id = |head: &str| {
+        let mut ids = head.lines().filter_map(|line| line.strip_prefix("x-request-id: "));
+        let id = ids.next().unwrap().to_owned();
+        assert_eq!(ids.next(), None);
+        id
+    };
+    let send = async |header: &str| id(&server.send("GET", "/livez", header, "").await.head);
+    let longest = "a".repeat(128);
+    for given in ["trace-7/x_1", longest.as_str()] {
+        assert_eq!(send(&format!("X-Request-Id: {given}\r\n")).await, given);
+    }
+    for given in [String::new(), "two words".into(), "caf\u{e9}".into(), "a".repeat(129)] {
+        let made = send(&format!("X-Request-Id: {given}\r\n")).await;
+        assert!(made.len() == 32 && made.bytes().all(|byte| byte.is_ascii_hexdigit()), "{made}");
+    }
+    assert_ne!(send("").await, send("").await);
+    let refused = server.send("POST", "/v1/completions", "X-Request-Id: mine\r\n", "{").await;
+    assert_eq!((refused.status, id(&refused.head)), (400, "mine".to_owned()));
+}
+
+#[tokio::test]
 async fn a_request_names_its_host_once() {
     let server = Server::start(saying("x")).await;
     for (version, hosts, status) in [

@@ -39,16 +39,9 @@ async fn what_would_change_the_answer_is_refused_by_name_on_every_route() {
         ("grammar", json!("root ::= x")),
         ("allowed_token_ids", json!([1])),
         ("bad_words", json!(["a"])),
-        ("prompt_logprobs", json!(0)),
-        ("truncate_prompt_tokens", json!(5)),
-        ("include_stop_str_in_output", json!(true)),
         ("use_beam_search", json!(true)),
         ("best_of", json!(3)),
-        ("skip_special_tokens", json!(false)),
-        ("add_generation_prompt", json!(false)),
-        ("continue_final_message", json!(true)),
         ("chat_template", json!("{{ x }}")),
-        ("chat_template_kwargs", json!({"a": 1})),
         ("tool_choice", json!("required")),
         ("tool_choice", json!({"type": "function", "function": {"name": "f"}})),
         ("modalities", json!(["text", "audio"])),
@@ -64,7 +57,25 @@ async fn what_would_change_the_answer_is_refused_by_name_on_every_route() {
             assert!(reply.body.contains(&format!("`{name}`")), "{path}, {name}: {}", reply.body);
         }
     }
+    // What OpenAI's two routes know, or chats alone.
+    for (name, value) in [
+        ("prompt_logprobs", json!(0)),
+        ("truncate_prompt_tokens", json!(5)),
+        ("include_stop_str_in_output", json!(true)),
+        ("skip_special_tokens", json!(false)),
+        ("add_generation_prompt", json!(false)),
+        ("continue_final_message", json!(true)),
+        ("chat_template_kwargs", json!({"a": 1})),
+    ] {
+        for (path, base) in routes.iter().filter(|(path, _)| path.starts_with("/api/")) {
+            let reply = server.post(path, with(base.clone(), name, &value)).await;
+            assert!(reply.status == 400 && reply.body.contains(&format!("`{name}`")), "{path}: {}", reply.body);
+        }
+    }
     for (path, base, name) in [
+        ("/v1/completions", json!({"prompt": "x"}), "continue_final_message"),
+        ("/v1/completions", json!({"prompt": "x"}), "chat_template_kwargs"),
+        ("/tokenize", chat(), "prompt_logprobs"),
         ("/v1/completions", json!({"prompt": "x"}), "tools"),
         ("/v1/completions", json!({"prompt": "x"}), "messages"),
         ("/v1/chat/completions", chat(), "prompt"),

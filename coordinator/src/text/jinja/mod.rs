@@ -15,7 +15,7 @@ mod printf;
 mod source;
 mod vet;
 
-use std::{collections::BTreeMap, iter, sync::Arc, thread};
+use std::{iter, sync::Arc, thread};
 
 use minijinja::{
     AutoEscape, Environment, Error, Value, context,
@@ -76,17 +76,17 @@ impl JinjaTemplate {
         self.compile().map(|compiled| vet::unknown(&self.environment, &compiled)).unwrap_or_default()
     }
 
-    /// The text of a conversation; the error is what the template, or Jinja, has against it. `tokens` are the special tokens
-    /// by the names that templates know them by, like `eos_token`.
+    /// The text of a conversation; the error is what the template, or Jinja, has against it. `variables` are what else it may
+    /// name: special tokens, like `eos_token`, and what a request adds.
     pub(super) fn render(
         &self,
         messages: &[TemplateMessage],
         add_generation_prompt: bool,
-        tokens: &BTreeMap<String, String>,
+        variables: &(impl Serialize + Sync),
     ) -> Result<String, String> {
         // The library drops and writes nested values by recursion, and a template may nest as many as it has fuel for.
         thread::scope(|scope| {
-            let render = || self.render_here(messages, add_generation_prompt, tokens);
+            let render = || self.render_here(messages, add_generation_prompt, variables);
             let rendering =
                 thread::Builder::new().name("template".into()).stack_size(STACK_BYTES).spawn_scoped(scope, render);
             let rendering = rendering.map_err(|error| format!("no thread to render it: {error}"))?;
@@ -98,14 +98,14 @@ impl JinjaTemplate {
         &self,
         messages: &[TemplateMessage],
         add_generation_prompt: bool,
-        tokens: &BTreeMap<String, String>,
+        variables: &impl Serialize,
     ) -> Result<String, String> {
         let context = context! {
             messages => Value::from(Serde(messages)),
             tools => (),
             documents => (),
             add_generation_prompt,
-            ..Value::from(Serde(tokens))
+            ..Value::from(Serde(variables))
         };
         let compiled = self.compile().map_err(|e| explain(&e))?;
         let mut text = String::new();

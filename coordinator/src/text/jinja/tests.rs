@@ -1,9 +1,11 @@
+use std::collections::BTreeMap;
+
 use super::*;
 
 fn render(source: &str) -> Result<String, String> {
     let message = |role, content: &str| TemplateMessage { role, content: content.into() };
     let messages = [message("system", "Be <kind>."), message("user", " Hi 'you' ")];
-    let tokens = BTreeMap::from([("bos_token".into(), "<s>".into()), ("eos_token".into(), String::new())]);
+    let tokens = BTreeMap::from([("bos_token", "<s>"), ("eos_token", "")]);
     JinjaTemplate::new(source)?.render(&messages, true, &tokens)
 }
 
@@ -122,7 +124,7 @@ fn line_ends_of_a_template_are_newlines() {
     assert_eq!(render("{{ 'a\\r\\n' }}").unwrap(), "a\r\n");
     let message = TemplateMessage { role: "user", content: "a\r\nb\rc".into() };
     let template = JinjaTemplate::new("{{ messages[0].content }}\r\n").unwrap();
-    assert_eq!(template.render(&[message], true, &BTreeMap::new()).unwrap(), "a\r\nb\rc");
+    assert_eq!(template.render(&[message], true, &BTreeMap::<String, String>::new()).unwrap(), "a\r\nb\rc");
 }
 
 #[test]
