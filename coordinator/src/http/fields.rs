@@ -607,7 +607,7 @@ mod tests {
     #[tokio::test]
     async fn fields_know_whose_they_are_and_give_their_share_back() {
         let bodies = Bodies::new(&HttpOptions::default());
-        let app = App { engine: saying("x"), unknown_fields: Arc::default(), bodies };
+        let app = App { engine: saying("x"), unknown_fields: Arc::default(), bodies, max_request_memory: usize::MAX };
         let body = format!("{{\"prompt\": \"{}\"}}", "x".repeat(SMALL_BYTES));
         for client in [Client::Local, Client::at([192, 0, 2, 7].into())] {
             let mut request = Request::new(body.clone().into());

@@ -63,7 +63,7 @@ pub(super) fn layout(fields: &mut Fields, messages: &mut Vec<Message>) -> Result
         (Some(false), None) | (_, Some(true)) => Ending::NewTurn,
         (None, None) => natural_ending(messages),
     };
-    let variables = match fields.value("chat_template_kwargs") {
+    let variables = match fields.value("chat_template_kwargs")? {
         None => serde_json::Map::new(),
         Some(Value::Object(map)) => map,
         Some(other) => {
@@ -169,7 +169,7 @@ mod tests {
         let messages: Vec<Value> =
             (0..9).map(|i| json!({"role": "user", "content": "x", "name": "n", "colour": i})).collect();
         let body = json!({"messages": messages}).to_string();
-        take(&mut Fields::parse(body.as_bytes()).unwrap(), &unknown).unwrap();
+        take(&mut Fields::parse(body.into()).unwrap(), &unknown).unwrap();
         assert_eq!(unknown.names(), ["messages[].colour"]);
     }
 }

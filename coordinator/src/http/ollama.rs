@@ -121,7 +121,7 @@ fn settings(app: &App, mut fields: Fields, prompt: Prompt) -> Result<Settings, F
     let top = fields.integer("top_logprobs", 0..=20)?.unwrap_or(0) as u32;
     let logprobs = wants_logprobs.then_some(top);
     let timeout = sampling::timeout(&mut fields)?;
-    let unload = fields.value("keep_alive").is_some_and(|time| is_no_time(&time));
+    let unload = fields.value("keep_alive")?.is_some_and(|time| is_no_time(&time));
     let mut options = fields.object("options")?;
     // Positions are absolute and the context is the model's: these can change nothing.
     options.ignore(&["num_ctx", "num_keep", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread"]);
