@@ -83,10 +83,15 @@ pub struct PromptLogprobs {
     pub from: usize,
 }
 
-/// The chain of logits processors, in the order in which it is applied: bias, repetition, presence and frequency
-/// penalties, temperature, top-k, top-p, min-p, typical-p. Neutral values switch a processor off.
+/// The chain of logits processors, in the order in which it is applied: what may come at all, bias, repetition, presence and
+/// frequency penalties, temperature, top-k, top-p, min-p, typical-p. Neutral values switch a processor off.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParams {
+    /// Only these may come, all of them below the vocabulary's size and at least one; `None` for any. The end of text comes
+    /// only if it is among them.
+    pub allowed_token_ids: Option<TokenSet>,
+    /// What must not be written.
+    pub bad_words: BadWords,
     /// Added to the logits of these tokens.
     pub logit_bias: LogitBias,
     /// Divides positive and multiplies negative logits of tokens seen; neutral 1.
@@ -115,6 +120,8 @@ impl SamplingParams {
     /// Every processor neutral, temperature 1.
     pub fn neutral(seed: u64) -> Self {
         Self {
+            allowed_token_ids: None,
+            bad_words: BadWords::default(),
             logit_bias: LogitBias::default(),
             repetition_penalty: 1.0,
             repetition_window: None,
@@ -172,6 +179,39 @@ impl Deref for TokenSet {
     type Target = [TokenId];
 
     fn deref(&self) -> &[TokenId] {
+        &self.0
+    }
+}
+
+/// Runs of tokens that must not be generated: the last of each may not come where the others have just come. Copies share
+/// them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BadWords(Arc<[Vec<TokenId>]>);
+
+impl BadWords {
+    /// The tokens that must not follow `generated`, ascending without repeats.
+    pub fn after(&self, generated: &[TokenId]) -> Vec<TokenId> {
+        let completed = |word: &Vec<TokenId>| {
+            let (&last, others) = word.split_last()?;
+            generated.ends_with(others).then_some(last)
+        };
+        let mut ids: Vec<TokenId> = self.0.iter().filter_map(completed).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+}
+
+impl FromIterator<Vec<TokenId>> for BadWords {
+    fn from_iter<I: IntoIterator<Item = Vec<TokenId>>>(words: I) -> Self {
+        Self(words.into_iter().collect())
+    }
+}
+
+impl Deref for BadWords {
+    type Target = [Vec<TokenId>];
+
+    fn deref(&self) -> &[Vec<TokenId>] {
         &self.0
     }
 }

@@ -1,7 +1,7 @@
 //! Draws the next token of a sequence from the ranks' slices of one row.
 //!
 //! ```text
-//! every rank: top k of the tokens left alone, raw logits of the adjusted, log-sum-exps of its slice
+//! every rank: top k of the tokens left alone, raw logits of the named, log-sum-exps of its slice
 //!      │ merge
 //!      ▼
 //! a prefix of the vocabulary, descending ── filters ── draw ──► token
@@ -101,12 +101,15 @@ impl Draw {
         Wants::Candidates {
             k: self.candidates() as u32,
             temperature: self.temperature(),
-            adjusted: self.adjustments.ids(),
+            adjusted: self.adjustments.named(),
         }
     }
 
     /// The token, if the ranks' candidates decide it. `slices` are in rank order.
     pub(crate) fn by_candidates(&self, slices: &[&RowSlice]) -> Option<Drawn> {
+        if self.adjustments.needs_row() {
+            return None;
+        }
         let sorted = |pick: fn(&RowSlice) -> &Vec<(TokenId, f32)>| {
             let tokens = slices.iter().flat_map(|slice| pick(slice));
             let mut ranked: Vec<_> =
@@ -115,7 +118,12 @@ impl Draw {
             ranked
         };
         let (mut known, mut adjusted) = (sorted(|slice| &slice.top), sorted(|slice| &slice.listed));
-        let complete = known.len() + adjusted.len() == self.vocab_size;
+        let selective = self.adjustments.is_selective();
+        if selective {
+            // All that may come was named.
+            known.clear();
+        }
+        let complete = selective || known.len() + adjusted.len() == self.vocab_size;
         if !complete {
             // Only what comes before the last candidate has a known place: anything may stand between that and what
             // follows.
@@ -139,22 +147,22 @@ impl Draw {
     fn by_row(&self, slices: &[&RowSlice], row: &[&[f32]], scratch: &mut RowScratch) -> Drawn {
         let RowScratch { logits, masses } = scratch;
         self.adjust(row, logits);
-        let drawn = match &self.method {
-            Method::Random { temperature, filters, uniform } => masses.draw(logits, *temperature, filters, *uniform),
-            Method::Greedy => None,
+        let (filters, uniform) = match &self.method {
+            Method::Random { filters, uniform, .. } => (&**filters, *uniform),
+            // The first of all.
+            Method::Greedy => (&[][..], 0.0),
         };
+        let drawn = masses.draw(logits, self.temperature(), filters, uniform);
         // Where nothing may come, something is drawn all the same.
-        let id = drawn.unwrap_or_else(|| first(logits));
+        let id = drawn.unwrap_or_else(|| self.adjustments.in_need());
         let raw = row.iter().flat_map(|slice| slice.iter()).nth(id as usize);
         let raw = *raw.expect("the token is one of the row's");
-        let narrowing = self.explain.then(|| match &self.method {
-            Method::Random { .. } if drawn.is_some() => {
-                self.narrowing((id, raw), &masses.left(logits), masses.normaliser(), slices)
-            }
-            Method::Random { filters, .. } => {
-                self.narrowing((id, raw), &vec![Left::NOTHING; filters.len()], f64::NEG_INFINITY, slices)
-            }
-            Method::Greedy => self.narrowing((id, raw), &[], self.normaliser(slices), slices),
+        let narrowing = self.explain.then(|| {
+            let (left, normaliser) = match drawn {
+                Some(_) => (masses.left(logits), masses.normaliser()),
+                None => (vec![Left::NOTHING; filters.len()], f64::NEG_INFINITY),
+            };
+            self.narrowing((id, raw), &left, normaliser, slices)
         });
         Drawn { narrowing, ..self.drawn(id, raw, slices) }
     }
@@ -163,16 +171,15 @@ impl Draw {
     fn adjust(&self, row: &[&[f32]], logits: &mut Vec<f32>) {
         logits.clear();
         row.iter().for_each(|slice| logits.extend(slice.iter().map(|&raw| orderly(raw))));
-        for id in self.adjustments.ids() {
-            let logit = &mut logits[id as usize];
-            *logit = self.adjustments.apply(id, *logit);
-        }
+        self.adjustments.apply_to(logits);
     }
 
     /// How many candidates of each rank decide most draws, and answer for the log-probabilities beside it.
     fn candidates(&self) -> usize {
         let for_draw = match &self.method {
             Method::Greedy => 1,
+            // Decided by the named, or by a row.
+            _ if self.adjustments.is_selective() => 1,
             Method::Random { filters, .. } => match filters.first() {
                 // One more shows whether the last of them ties with the next.
                 Some(&Filter::TopK(k)) if k < MAX_CANDIDATES => k + 1,
@@ -192,9 +199,13 @@ impl Draw {
         }
     }
 
-    /// `ln Σ exp(logit / temperature)` over the vocabulary, adjusted logits included.
+    /// `ln Σ exp(logit / temperature)` over all that may come, as the ranks named it and summed up the rest.
     fn normaliser(&self, slices: &[&RowSlice]) -> f64 {
-        let rest = slices.iter().fold(LogSumExp::EMPTY, |sum, slice| sum.merge(slice.rest)).value();
+        let rest = if self.adjustments.is_selective() {
+            f64::NEG_INFINITY
+        } else {
+            slices.iter().fold(LogSumExp::EMPTY, |sum, slice| sum.merge(slice.rest)).value()
+        };
         let temperature = f64::from(self.temperature());
         let listed = slices.iter().flat_map(|slice| &slice.listed);
         let terms: Vec<f64> =
@@ -258,12 +269,6 @@ impl Draw {
     fn drawn(&self, id: TokenId, raw: f32, slices: &[&RowSlice]) -> Drawn {
         Drawn { id, logprobs: self.logprobs.map(|top| logprobs::report(id, raw, top, slices)), narrowing: None }
     }
-}
-
-/// The first in the descending order.
-fn first(logits: &[f32]) -> TokenId {
-    let tokens = (0..).zip(logits).map(|(id, &logit)| Ranked::new(id, logit));
-    tokens.min().expect("a vocabulary has tokens").id()
 }
 
 /// The filters that are not neutral, in their order.

@@ -89,6 +89,7 @@ pub(super) fn take(
         prompts,
         n: n as usize,
         sampling: sampling::openai(fields, route, model)?,
+        bad_words: sampling::bad_words(fields)?,
         max_tokens: sampling::max_tokens(max_tokens, route, model),
         keep_last: keep_last(fields)?,
         min_tokens: fields.count("min_tokens", 0)?.unwrap_or(0),

@@ -8,12 +8,14 @@ use std::{
     time::Duration,
 };
 
+use serde_json::Value;
+
 use super::{
     error::Failure,
-    fields::{Fields, short, show},
+    fields::{Fields, short, show, tokens},
 };
 use crate::{
-    request::{LogitBias, SamplingParams},
+    request::{LogitBias, SamplingParams, TokenSet},
     text::{GenerationDefaults, MaxTokens},
 };
 
@@ -66,6 +68,7 @@ pub(super) fn openai(
     let penalty = fields.factor("repetition_penalty", 0.01..=100.0)?;
     let mut sampling = common(fields, route, model, seed, penalty)?;
     sampling.logit_bias = logit_bias(fields)?;
+    sampling.allowed_token_ids = allowed_token_ids(fields)?;
     Ok(sampling)
 }
 
@@ -94,7 +97,6 @@ fn common(
     let top_k = fields.integer("top_k", -1..=i64::MAX)?;
     let top_k = top_k.map(|k| if k < 0 { 0 } else { u32::try_from(k).unwrap_or(u32::MAX) });
     Ok(SamplingParams {
-        logit_bias: LogitBias::default(),
         repetition_penalty: repetition_penalty.or(model.repetition_penalty).unwrap_or(route.repetition_penalty),
         repetition_window: route.repetition_window,
         presence_penalty: fields.factor("presence_penalty", -2.0..=2.0)?.unwrap_or(0.0),
@@ -104,7 +106,7 @@ fn common(
         top_p: fields.factor("top_p", 0.0..=1.0)?.or(model.top_p).unwrap_or(route.top_p),
         min_p: fields.factor("min_p", 0.0..=1.0)?.or(model.min_p).unwrap_or(0.0),
         typical_p: fields.factor("typical_p", 0.0..=1.0)?.or(model.typical_p).unwrap_or(1.0),
-        seed: seed.map_or_else(random, |seed| seed as u64),
+        ..SamplingParams::neutral(seed.map_or_else(random, |seed| seed as u64))
     })
 }
 
@@ -134,6 +136,53 @@ fn logit_bias(fields: &mut Fields) -> Result<LogitBias, Failure> {
             pair.ok_or_else(|| failure(format!("{} for {:?}", show(bias), short(key))))
         })
         .collect()
+}
+
+/// The only tokens that may be drawn, if the request says so; as many as the vocabulary has.
+fn allowed_token_ids(fields: &mut Fields) -> Result<Option<TokenSet>, Failure> {
+    const NAME: &str = "allowed_token_ids";
+    let Some(value) = fields.value(NAME) else {
+        return Ok(None);
+    };
+    match tokens(&value) {
+        Some(ids) if !ids.is_empty() => Ok(Some(ids.into_iter().collect())),
+        ids => {
+            let got = ids.map_or_else(|| show(&value), |_| "an empty list".into());
+            Err(Failure::field(NAME, format!("`{NAME}` should be a list of at least one token id, got {got}"))
+                .with_hint("leave it out to allow every token"))
+        }
+    }
+}
+
+/// Most words that must not be written: each is looked for at every token of every choice.
+const MAX_BAD_WORDS: usize = 64;
+/// Most bytes of all of them together.
+const MAX_BAD_WORD_BYTES: usize = 16 << 10;
+
+/// Words that must not be written; none if absent.
+pub(super) fn bad_words(fields: &mut Fields) -> Result<Vec<String>, Failure> {
+    const NAME: &str = "bad_words";
+    let Some(value) = fields.value(NAME) else {
+        return Ok(Vec::new());
+    };
+    let failure = |got: String| {
+        let bounds = format!("{MAX_BAD_WORDS} words of {MAX_BAD_WORD_BYTES} bytes together");
+        Failure::field(NAME, format!("`{NAME}` should be a list of at most {bounds}, got {got}"))
+    };
+    let list = value.as_array().ok_or_else(|| failure(show(&value)))?;
+    if list.len() > MAX_BAD_WORDS {
+        return Err(failure(format!("{} of them", list.len())));
+    }
+    let word = |value: &Value| match value.as_str() {
+        Some(word) if word.trim().is_empty() => Err(failure("an empty one".into())),
+        Some(word) => Ok(word.to_owned()),
+        None => Err(failure(format!("{} among them", show(value)))),
+    };
+    let words = list.iter().map(word).collect::<Result<Vec<_>, _>>()?;
+    match words.iter().map(String::len).sum::<usize>() {
+        bytes if bytes > MAX_BAD_WORD_BYTES => Err(failure(format!("{bytes} bytes"))),
+        _ => Ok(words),
+    }
 }
 
 /// How many tokens: what the request gives, or what the model or the route recommends.

@@ -1,6 +1,9 @@
-//! The processors that change logits of a few known tokens: bias, penalties, and tokens that must not come yet.
+//! The processors that say which tokens may come and change the logits of a few: allowed tokens, bad words, tokens that must
+//! not come yet, bias, penalties.
 //!
-//! Does not know the rest of the vocabulary: what is not listed here keeps its logit, so ranks may rank it.
+//! Does not know the rest of the vocabulary: what is not listed here keeps its logit, so ranks may rank it. Where only some
+//! tokens are allowed, there is no rest: few are asked of the ranks by name and nothing else matters, which costs less than
+//! a row; many come as a row.
 //! Reference: `transformers/generation/logits_process.py` for the repetition penalty, with the window of llama.cpp;
 //! OpenAI's API for presence and frequency, which count generated tokens only.
 
@@ -12,6 +15,9 @@ use crate::{
     request::{LogitBias, Request, TokenSet},
 };
 
+/// Most allowed tokens to ask the ranks for by name: each takes 4 bytes to ask for and 8 to answer, and is looked up in lists.
+const MAX_NAMED: usize = 1024;
+
 /// What happens to the logits of some tokens before a draw. What is the same for every token of a request is shared with it.
 #[derive(Clone, Debug)]
 pub(crate) struct Adjustments {
@@ -19,6 +25,10 @@ pub(crate) struct Adjustments {
     presence_penalty: f32,
     frequency_penalty: f32,
     bias: LogitBias,
+    /// Only these may come, if there is such a list.
+    allowed: Option<TokenSet>,
+    /// Tokens that would complete a bad word, ascending without repeats.
+    bad: Vec<TokenId>,
     /// Tokens that must not come yet: those that end this request, and those that end the model's texts.
     ends: [TokenSet; 2],
     /// Ascending by id without repeats.
@@ -70,14 +80,57 @@ impl Adjustments {
             presence_penalty: sampling.presence_penalty,
             frequency_penalty: sampling.frequency_penalty,
             bias: sampling.logit_bias.clone(),
+            allowed: sampling.allowed_token_ids.clone(),
+            bad: sampling.bad_words.after(generated),
             ends,
             seen,
             vocab_size,
         }
     }
 
-    /// The tokens whose logits change, ascending.
-    pub(crate) fn ids(&self) -> Vec<TokenId> {
+    /// The tokens to ask the ranks for by name, ascending: those whose logits change, or, where these are few, all that may
+    /// come.
+    pub(crate) fn named(&self) -> Vec<TokenId> {
+        match &self.allowed {
+            Some(allowed) if allowed.len() <= MAX_NAMED => allowed.to_vec(),
+            Some(_) => Vec::new(),
+            None => self.changed(),
+        }
+    }
+
+    /// Whether only some tokens may come.
+    pub(crate) fn is_selective(&self) -> bool {
+        self.allowed.is_some()
+    }
+
+    /// Whether the tokens that may come are not all among the named, nor ranked by the ranks.
+    pub(crate) fn needs_row(&self) -> bool {
+        self.allowed.as_ref().is_some_and(|allowed| allowed.len() > MAX_NAMED)
+    }
+
+    /// What is drawn where nothing may come.
+    pub(crate) fn in_need(&self) -> TokenId {
+        self.allowed.as_ref().and_then(|allowed| allowed.first()).copied().unwrap_or(0)
+    }
+
+    /// Changes the raw logits of a whole row.
+    pub(crate) fn apply_to(&self, logits: &mut [f32]) {
+        for id in self.changed() {
+            let logit = &mut logits[id as usize];
+            *logit = self.apply(id, *logit);
+        }
+        if let Some(allowed) = &self.allowed {
+            let mut next = 0;
+            for id in allowed.iter().map(|&id| id as usize) {
+                logits[next..id].fill(f32::NEG_INFINITY);
+                next = id + 1;
+            }
+            logits[next..].fill(f32::NEG_INFINITY);
+        }
+    }
+
+    /// The tokens whose logits change, other than those that are not allowed, ascending.
+    fn changed(&self) -> Vec<TokenId> {
         let biased = self.bias.iter().map(|&(id, _)| id);
         let seen = self.seen.iter().map(|&(id, _)| id);
         let mut ids: Vec<TokenId> = biased.chain(self.forbidden()).chain(seen).collect();
@@ -87,21 +140,23 @@ impl Adjustments {
         ids
     }
 
-    /// The tokens that must not come, once each.
+    /// The tokens that bad words or `min_tokens` rule out, once each.
     fn forbidden(&self) -> impl Iterator<Item = TokenId> {
         let [own, of_model] = &self.ends;
         let others = of_model.iter().filter(|&&id| !own.contains(id));
-        own.iter().chain(others).copied().filter(|&id| (id as usize) < self.vocab_size)
+        let too_early = own.iter().chain(others).filter(|&id| self.bad.binary_search(id).is_err());
+        self.bad.iter().chain(too_early).copied().filter(|&id| (id as usize) < self.vocab_size)
     }
 
-    /// Whether `id` must not come.
-    fn forbids(&self, id: TokenId) -> bool {
-        self.ends.iter().any(|ends| ends.contains(id))
-    }
-
-    /// What rules `id` out, as it is called in a request.
+    /// What rules `id` out first, as it is called in a request.
     pub(crate) fn forbidden_by(&self, id: TokenId) -> Option<&'static str> {
-        self.forbids(id).then_some("min_tokens")
+        if self.allowed.as_ref().is_some_and(|allowed| !allowed.contains(id)) {
+            Some("allowed_token_ids")
+        } else if self.bad.binary_search(&id).is_ok() {
+            Some("bad_words")
+        } else {
+            self.ends.iter().any(|ends| ends.contains(id)).then_some("min_tokens")
+        }
     }
 
     /// What each processor does, in their order, those left out that change nothing.
@@ -112,8 +167,13 @@ impl Adjustments {
         let presence = changed("presence_penalty", self.presence_penalty, generated);
         let frequency = changed("frequency_penalty", self.frequency_penalty, generated);
         let biased = self.bias.iter().filter(|&&(_, bias)| bias != 0.0).count();
+        let removed = |name, removed| Processed { removed, value: None, ..neutral(name, 0.0) };
+        // Each is counted where it is ruled out first.
+        let forbidden = |name| self.forbidden().filter(|&id| self.forbidden_by(id) == Some(name)).count();
         let mut told = vec![
-            Processed { removed: self.forbidden().count(), value: None, ..neutral("min_tokens", 0.0) },
+            removed("allowed_token_ids", self.allowed.as_ref().map_or(0, |allowed| self.vocab_size - allowed.len())),
+            removed("bad_words", forbidden("bad_words")),
+            removed("min_tokens", forbidden("min_tokens")),
             Processed { value: None, ..changed("logit_bias", 0.0, biased) },
             changed("repetition_penalty", self.repetition_penalty, count(|seen| seen.repeated)),
         ];
@@ -124,7 +184,7 @@ impl Adjustments {
 
     /// The logit of `id` after bias, repetition, presence and frequency penalty; −∞ where it must not come.
     pub(crate) fn apply(&self, id: TokenId, raw: f32) -> f32 {
-        if self.forbids(id) {
+        if self.forbidden_by(id).is_some() {
             return f32::NEG_INFINITY;
         }
         let mut logit = raw + self.bias.of(id);
@@ -162,7 +222,7 @@ mod tests {
     fn adjusted(request: &Request, generated: &[TokenId]) -> (Vec<TokenId>, impl Fn(TokenId, f32) -> f32 + use<>) {
         let tokens = [&request.prompt, generated].concat();
         let adjustments = Adjustments::new(request, &tokens, &[7, 99], 50);
-        (adjustments.ids(), move |id, raw| adjustments.apply(id, raw))
+        (adjustments.named(), move |id, raw| adjustments.apply(id, raw))
     }
 
     #[test]
@@ -214,6 +274,38 @@ mod tests {
     }
 
     #[test]
+    fn few_allowed_tokens_are_named_and_many_come_as_a_row() {
+        let allowing = |ids: std::ops::Range<TokenId>| {
+            let mut request = request(|r| r.limits.min_tokens = 2);
+            request.sampling.allowed_token_ids = Some(ids.collect());
+            Adjustments::new(&request, &request.prompt, &[7], 5000)
+        };
+        let few = allowing(5..9);
+        assert_eq!((few.named(), few.needs_row()), (vec![5, 6, 7, 8], false));
+        assert_eq!([5, 6, 9].map(|id| few.apply(id, 1.0)), [1.0, f32::NEG_INFINITY, f32::NEG_INFINITY]);
+        let many = allowing(5..3000);
+        assert!(many.named().is_empty() && many.needs_row());
+        for (adjustments, end) in [(few, 9), (many, 3000)] {
+            let mut row = vec![1.0; 5000];
+            adjustments.apply_to(&mut row);
+            let expected = |id| if id == 5 || (8..end).contains(&id) { 1.0 } else { f32::NEG_INFINITY };
+            assert!((0..).zip(row).all(|(id, logit)| logit == expected(id)));
+            assert_eq!(adjustments.in_need(), 5);
+        }
+    }
+
+    #[test]
+    fn a_bad_word_is_forbidden_where_it_would_be_completed() {
+        let request = request(|r| {
+            r.sampling.bad_words = [vec![3], vec![1, 2, 4], vec![2, 5], vec![2, 5], vec![]].into_iter().collect();
+        });
+        assert_eq!(adjusted(&request, &[]).0, [3], "the prompt is no part of what is written");
+        assert_eq!(adjusted(&request, &[2]).0, [3, 5]);
+        assert_eq!(adjusted(&request, &[1, 2]).0, [3, 4, 5]);
+        assert_eq!(adjusted(&request, &[1, 2, 9]).0, [3]);
+    }
+
+    #[test]
     fn what_no_token_changes_is_not_copied_for_any() {
         let request = request(|r| {
             r.limits.min_tokens = 2;
@@ -224,7 +316,7 @@ mod tests {
             let adjustments = Adjustments::new(&request, &tokens, &[6, 7], 50);
             assert!(std::ptr::eq(&*adjustments.bias, &*request.sampling.logit_bias));
             assert!(std::ptr::eq(&*adjustments.ends[0], &*request.limits.stop_token_ids));
-            assert_eq!(adjustments.ids(), [4, 6, 7], "once each");
+            assert_eq!(adjustments.named(), [4, 6, 7], "once each");
             assert_eq!(adjustments.told()[0].removed, 2);
         }
     }

@@ -8,7 +8,7 @@ use super::*;
 use crate::{
     explanation::Narrowing,
     fake_rank,
-    request::{Limits, TokenSet},
+    request::{BadWords, Limits, TokenSet},
 };
 
 fn geometry(vocab_size: usize) -> Geometry {
@@ -45,7 +45,10 @@ fn reference(request: &Request, tokens: &[TokenId], row: &[f32], uniform: f64) -
         if count > 0.0 {
             *logit -= s.presence_penalty + s.frequency_penalty * count;
         }
-        if id == 0 && generated.len() < request.limits.min_tokens {
+        let too_early = id == 0 && generated.len() < request.limits.min_tokens;
+        let bad =
+            s.bad_words.iter().any(|word| word.last() == Some(&id) && generated.ends_with(&word[..word.len() - 1]));
+        if too_early || bad || s.allowed_token_ids.as_ref().is_some_and(|allowed| !allowed.contains(id)) {
             *logit = f32::NEG_INFINITY;
         }
     }
@@ -115,6 +118,8 @@ fn sampling() -> impl Strategy<Value = SamplingParams> {
     let bias = prop::collection::vec((0u32..400, -4f32..4.0), 0..4);
     (bias, penalties, prop_oneof![1 => Just(0f32), 5 => 0.2f32..3.0], filters, any::<u64>()).prop_map(
         |(bias, penalties, temperature, (top_k, top_p, min_p, typical_p), seed)| SamplingParams {
+            allowed_token_ids: None,
+            bad_words: BadWords::default(),
             logit_bias: bias.into_iter().collect(),
             repetition_penalty: penalties.0,
             repetition_window: penalties.1,
@@ -141,6 +146,40 @@ fn logits(vocab: usize) -> impl Strategy<Value = Vec<f32>> {
             row
         },
     )
+}
+
+/// Which tokens are allowed of a vocabulary of that size: none to say so, a few, or most, and what completes bad words.
+#[derive(Clone, Debug)]
+struct Constraints {
+    few: Option<Vec<TokenId>>,
+    most: bool,
+    bad: Vec<TokenId>,
+}
+
+fn constraints() -> impl Strategy<Value = Constraints> {
+    let few = prop::option::weighted(0.3, prop::collection::vec(0u32..400, 1..30));
+    (few, prop::bool::weighted(0.2), prop::collection::vec(0u32..400, 0..4)).prop_map(|(few, most, bad)| Constraints {
+        few,
+        most,
+        bad,
+    })
+}
+
+impl Constraints {
+    fn put(self, sampling: &mut SamplingParams, vocab: usize, tokens: &[TokenId]) {
+        let most = self.most.then(|| (0..vocab as TokenId).filter(|id| id % 7 != 2).collect());
+        sampling.allowed_token_ids = most.or(self.few.map(|ids| ids.into_iter().collect()));
+        let last = tokens.last().copied();
+        let word = |(i, id): (usize, TokenId)| last.filter(|_| i % 2 == 1).into_iter().chain([id]).collect();
+        sampling.bad_words = self.bad.into_iter().enumerate().map(word).collect();
+    }
+}
+
+/// `ln Σ exp(logit / temperature)`.
+fn normaliser(adjusted: &[f32], temperature: f32) -> f64 {
+    let scores = adjusted.iter().map(|&logit| f64::from(logit) / f64::from(temperature));
+    let max = scores.clone().fold(f64::NEG_INFINITY, f64::max);
+    max + scores.map(|score| (score - max).exp()).sum::<f64>().ln()
 }
 
 /// What decides where the whole row is put in order.
@@ -170,26 +209,40 @@ proptest! {
         generated in 0usize..10,
         min_tokens in 0usize..12,
         cuts in prop::collection::vec(any::<usize>(), 0..3),
+        constraints in constraints(),
     ) {
         let prompt = tokens[..tokens.len().saturating_sub(generated).max(1)].to_vec();
         let mut request = request(prompt, sampling);
+        constraints.put(&mut request.sampling, row.len(), &tokens);
         request.limits.min_tokens = min_tokens;
         let draw = Draw::new(&request, &tokens, &geometry(row.len()));
         let slices = slices(&draw, &row, &cuts);
         let slices: Vec<_> = slices.iter().collect();
         let mut adjusted = Vec::new();
         draw.adjust(&[&row], &mut adjusted);
-        let (order, normaliser) = (in_order(&adjusted), draw.normaliser(&slices));
+        let by_row = draw.by_row(&slices, &[&row], &mut RowScratch::default());
+        if adjusted.iter().all(|&logit| logit == f32::NEG_INFINITY) {
+            let first = request.sampling.allowed_token_ids.as_ref().map_or(0, |allowed| allowed[0]);
+            prop_assert_eq!(by_row.id, first);
+            prop_assert!(draw.by_candidates(&slices).is_none_or(|drawn| drawn.id == first));
+            return Ok(());
+        }
+        let normaliser = if draw.adjustments.needs_row() {
+            normaliser(&adjusted, draw.temperature())
+        } else {
+            draw.normaliser(&slices)
+        };
+        let order = in_order(&adjusted);
         let by_order = draw.decide(&order, true, normaliser).unwrap();
         let uniform = random::uniform(request.sampling.seed, 0, 0, tokens.len() as u32);
         prop_assert_eq!(by_order, reference(&request, &tokens, &row, uniform));
         if let Some(drawn) = draw.by_candidates(&slices) {
             prop_assert_eq!(drawn, draw.drawn(by_order, row[by_order as usize], &slices));
         } else {
-            prop_assert!(request.sampling.temperature > 0.0, "candidates always decide the most likely");
+            let decided = request.sampling.temperature == 0.0 || draw.adjustments.is_selective();
+            prop_assert!(!decided || draw.adjustments.needs_row(), "candidates always decide the most likely, and the named");
         }
         // Sums of f32 are a little different: at a border between tokens either may be drawn.
-        let by_row = draw.by_row(&slices, &[&row], &mut RowScratch::default());
         let near = |off: f64| at(&draw, uniform + off).decide(&order, true, normaliser).unwrap();
         prop_assert!([0.0, 1e-5, -1e-5].into_iter().any(|off| near(off) == by_row.id));
     }
@@ -200,16 +253,19 @@ proptest! {
         sampling in sampling(),
         min_tokens in 0usize..12,
         cut in any::<usize>(),
+        constraints in constraints(),
     ) {
         let mut request = Request { explain: true, ..request(vec![1, 2, 3, 2], sampling) };
         request.limits.min_tokens = min_tokens;
+        constraints.put(&mut request.sampling, row.len(), &[9]);
         let draw = Draw::new(&request, &[1, 2, 3, 2, 9, 9], &geometry(row.len()));
         let slices = slices(&draw, &row, &[cut]);
         let slices: Vec<_> = slices.iter().collect();
         let drawn = draw.by_row(&slices, &[&row], &mut RowScratch::default());
         let mut adjusted = Vec::new();
         draw.adjust(&[&row], &mut adjusted);
-        let normaliser = draw.normaliser(&slices);
+        prop_assume!(adjusted.iter().any(|&logit| logit > f32::NEG_INFINITY));
+        let normaliser = normaliser(&adjusted, draw.temperature());
         let left = draw.left(draw.known(&in_order(&adjusted), true, normaliser));
         let expected = draw.narrowing((drawn.id, row[drawn.id as usize]), &left, normaliser, &slices);
         let told = drawn.narrowing.unwrap();
@@ -362,6 +418,26 @@ fn an_explanation_of_penalties_and_of_a_greedy_draw() {
     assert_eq!((drawn.id, drawn.removed_by, drawn.probability), (9, None, 1.0));
     let end = narrowing.alternatives.iter().find(|a| a.id == 0).unwrap();
     assert_eq!(end.removed_by, Some("min_tokens"));
+}
+
+#[test]
+fn an_explanation_tells_of_what_was_not_allowed() {
+    let row: Vec<f32> = (0..20).map(|i| -(i as f32)).collect();
+    let mut sampling = SamplingParams { top_k: 2, ..SamplingParams::neutral(1) };
+    sampling.allowed_token_ids = Some([0, 3, 5, 7, 8].into_iter().collect());
+    sampling.bad_words = [vec![5], vec![4, 8], vec![9, 8], vec![4, 6]].into_iter().collect();
+    let mut request = Request { explain: true, ..request(vec![9], sampling) };
+    request.limits.min_tokens = 2;
+    let (id, narrowing) = told(&Draw::new(&request, &[9, 4], &geometry(20)), &row, &[6]);
+    assert!(id == 3 || id == 7);
+    let chain: Vec<_> = narrowing.chain.iter().map(|p| (p.processor, p.removed)).collect();
+    // The prompt's 9 is no part of a bad word; 6 was ruled out before.
+    assert_eq!(chain, [("allowed_token_ids", 15), ("bad_words", 2), ("min_tokens", 1), ("top_k", 0)]);
+    let by: Vec<_> = narrowing.alternatives.iter().map(|a| a.removed_by).collect();
+    let (a, b, m) = (Some("allowed_token_ids"), Some("bad_words"), Some("min_tokens"));
+    assert_eq!(by, [m, a, a, None, a, b, a, None]);
+    let sum: f64 = narrowing.alternatives.iter().map(|a| a.probability).sum();
+    assert!((sum - 1.0).abs() < 1e-6, "{narrowing:?}");
 }
 
 #[test]

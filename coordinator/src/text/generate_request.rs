@@ -26,6 +26,8 @@ pub struct GenerateRequest {
     pub n: usize,
     /// How each token is drawn.
     pub sampling: SamplingParams,
+    /// Words that must not be written, none of them empty; they become the sampling's runs of tokens.
+    pub bad_words: Vec<String>,
     /// How many tokens.
     pub max_tokens: MaxTokens,
     /// Of each prompt, the end to keep; the whole of it otherwise.
@@ -168,6 +170,7 @@ impl GenerateRequest {
             prompts: vec![prompt],
             n: 1,
             sampling,
+            bad_words: Vec::new(),
             max_tokens,
             keep_last: None,
             min_tokens: 0,

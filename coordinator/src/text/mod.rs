@@ -4,6 +4,7 @@
 //! prompt; [`prompt`] decides what fits; [`text_engine`] runs a [`generate_request`] through the engine as a [`generation`]. Nothing here knows HTTP.
 
 pub(crate) mod answer_memory;
+mod bad_words;
 pub mod chat;
 mod choice;
 pub mod defaults;

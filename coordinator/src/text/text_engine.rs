@@ -9,7 +9,7 @@ use nanoinfer_shared::protocol::TokenId;
 use tokio::sync::Semaphore;
 
 use super::{
-    GenerateError, GenerateRequest, Generation, ModelText, Prompt, StopFinder, answer_memory,
+    GenerateError, GenerateRequest, Generation, ModelText, Prompt, StopFinder, answer_memory, bad_words,
     chat::Ending,
     choice::{Choice, ChoiceFormat},
     generate_request::MAX_SEQUENCES,
@@ -81,6 +81,10 @@ impl TextEngine {
             return Err(GenerateError::TooManySequences { sequences });
         }
         self.check_tokens("stop_token_ids", request.stop_token_ids.iter().copied())?;
+        self.check_tokens(
+            "allowed_token_ids",
+            request.sampling.allowed_token_ids.iter().flat_map(|ids| &**ids).copied(),
+        )?;
         self.check_tokens("logit_bias", request.sampling.logit_bias.iter().map(|&(id, _)| id))?;
         // Before the work of encoding: who is told to come again later has cost nothing.
         let place = self.handle.enter()?;
@@ -115,11 +119,22 @@ impl TextEngine {
         &self,
         mut request: GenerateRequest,
     ) -> Result<(Vec<PreparedPrompt>, GenerateRequest), GenerateError> {
+        self.encode_bad_words(&mut request).await?;
         let prompts = std::mem::take(&mut request.prompts);
         let room = Room { wall: self.card.geometry.n_positions, max: request.max_tokens, keep_last: request.keep_last };
         let prepare = move |text: &ModelText| prompts.into_iter().map(|prompt| prompt.prepare(text, room)).collect();
         let prepared: Result<Vec<_>, _> = self.encode(prepare).await?;
         Ok((prepared?, request))
+    }
+
+    /// Once for all sequences of a request.
+    async fn encode_bad_words(&self, request: &mut GenerateRequest) -> Result<(), GenerateError> {
+        if !request.bad_words.is_empty() {
+            let words = std::mem::take(&mut request.bad_words);
+            let encoded = self.encode(move |text| bad_words::encode(&text.tokenizer, &words)).await?;
+            request.sampling.bad_words = encoded?;
+        }
+        Ok(())
     }
 
     /// Runs `work`, which encodes text, where it holds up nobody: a long text takes a second, and 150 times its size in memory.

@@ -9,7 +9,7 @@ use nanoinfer_shared::protocol::TokenId;
 use crate::{
     handle::{EngineHandle, Events, SubmitError},
     random,
-    request::{self, Event, Limits, PromptLogprobs, Request, SamplingParams, TokenSet},
+    request::{self, BadWords, Event, Limits, PromptLogprobs, Request, SamplingParams, TokenSet},
 };
 
 /// Different requests that clients make.
@@ -133,6 +133,8 @@ pub(super) fn a_request(number: u64) -> Request {
         typical_p: if dice.percent(10) { 0.6 } else { 1.0 },
         repetition_penalty: if dice.percent(20) { 1.3 } else { 1.0 },
         presence_penalty: if dice.percent(10) { 0.7 } else { 0.0 },
+        allowed_token_ids: dice.percent(10).then(|| (0..150).step_by(3).collect()),
+        bad_words: if dice.percent(10) { (0..40).map(|id| vec![id]).collect() } else { BadWords::default() },
         ..SamplingParams::neutral(number)
     };
     let max_tokens = dice.roll(0, 40.min(96 - length as u64)) as usize;

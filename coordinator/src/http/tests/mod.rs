@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod completions;
+mod constraints;
 mod conversations;
 mod crowds;
 mod lifecycle;

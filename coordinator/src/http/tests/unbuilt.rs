@@ -37,8 +37,6 @@ async fn what_would_change_the_answer_is_refused_by_name_on_every_route() {
         ("guided_of_tomorrow", json!(1)),
         ("structured_outputs", json!({"json": {}})),
         ("grammar", json!("root ::= x")),
-        ("allowed_token_ids", json!([1])),
-        ("bad_words", json!(["a"])),
         ("use_beam_search", json!(true)),
         ("best_of", json!(3)),
         ("chat_template", json!("{{ x }}")),
@@ -59,6 +57,8 @@ async fn what_would_change_the_answer_is_refused_by_name_on_every_route() {
     }
     // What OpenAI's two routes know, or chats alone.
     for (name, value) in [
+        ("allowed_token_ids", json!([1])),
+        ("bad_words", json!(["a"])),
         ("prompt_logprobs", json!(0)),
         ("truncate_prompt_tokens", json!(5)),
         ("include_stop_str_in_output", json!(true)),
@@ -82,6 +82,12 @@ async fn what_would_change_the_answer_is_refused_by_name_on_every_route() {
         ("/v1/chat/completions", chat(), "echo"),
         ("/api/chat", json!({"prompt": "x"}), "system"),
         ("/api/generate", json!({"prompt": "x", "raw": true, "stream": false}), "system"),
+        ("/api/generate", json!({"prompt": "x", "stream": false}), "allowed_token_ids"),
+        ("/api/generate", json!({"prompt": "x", "stream": false}), "bad_words"),
+        ("/api/chat", chat(), "allowed_token_ids"),
+        ("/api/chat", chat(), "bad_words"),
+        ("/api/chat", json!({"prompt": "x"}), "bad_words"),
+        ("/tokenize", json!({"prompt": "x"}), "allowed_token_ids"),
     ] {
         let reply = server.post(path, with(base, name, &json!("x"))).await;
         assert!(reply.status == 400 && reply.body.contains(&format!("`{name}`")), "{path}, {name}: {}", reply.body);
