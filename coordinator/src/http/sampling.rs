@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::{
     error::Failure,
-    fields::{Fields, short, show, tokens},
+    fields::{Fields, short, show},
 };
 use crate::{
     request::{LogitBias, SamplingParams, TokenSet},
@@ -141,13 +141,13 @@ fn logit_bias(fields: &mut Fields) -> Result<LogitBias, Failure> {
 /// The only tokens that may be drawn, if the request says so; as many as the vocabulary has.
 fn allowed_token_ids(fields: &mut Fields) -> Result<Option<TokenSet>, Failure> {
     const NAME: &str = "allowed_token_ids";
-    let Some(value) = fields.value(NAME) else {
+    let Some(mut given) = fields.given(NAME)? else {
         return Ok(None);
     };
-    match tokens(&value) {
+    match given.tokens() {
         Some(ids) if !ids.is_empty() => Ok(Some(ids.into_iter().collect())),
         ids => {
-            let got = ids.map_or_else(|| show(&value), |_| "an empty list".into());
+            let got = ids.map_or_else(|| given.show(), |_| "an empty list".into());
             Err(Failure::field(NAME, format!("`{NAME}` should be a list of at least one token id, got {got}"))
                 .with_hint("leave it out to allow every token"))
         }
@@ -162,7 +162,7 @@ const MAX_BAD_WORD_BYTES: usize = 16 << 10;
 /// Words that must not be written; none if absent.
 pub(super) fn bad_words(fields: &mut Fields) -> Result<Vec<String>, Failure> {
     const NAME: &str = "bad_words";
-    let Some(value) = fields.value(NAME) else {
+    let Some(value) = fields.value(NAME)? else {
         return Ok(Vec::new());
     };
     let failure = |got: String| {
