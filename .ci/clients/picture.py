@@ -4,8 +4,9 @@
 """
 
 import httpx
-from conftest import ROOT, Server, wait_until
-from test_page import Page, new_browser
+from browser import new_browser
+from server import ROOT, Server, wait_until
+from test_page import Page
 
 OTHERS = ["What is a violin?", "What is a river?", "What is gold?", "Hello! What do you know about music and the sea?"]
 

@@ -5,10 +5,10 @@ import subprocess
 
 import httpx
 import pytest
-from conftest import ROOT
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 from reference import Gpt2
+from server import ROOT
 
 
 def evaluate(server, folder, tasks, **options):

@@ -2,7 +2,7 @@
 
 import ollama
 import pytest
-from conftest import wait_until
+from server import wait_until
 
 FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
 PARIS = "The capital of France is Paris."

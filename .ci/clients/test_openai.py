@@ -4,7 +4,7 @@ import asyncio
 
 import openai
 import pytest
-from conftest import Server, wait_until
+from server import Server, wait_until
 
 FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
 PARIS = "The capital of France is Paris."

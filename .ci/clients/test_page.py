@@ -1,15 +1,12 @@
 """The chat page in a real browser: a chat, its tokens, stop, edit, an error, a reload, a key."""
 
-import shutil
-
 import httpx
 import pytest
-from conftest import Server, wait_until
-from selenium import webdriver
+from browser import new_browser
 from selenium.webdriver import ActionChains
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from server import Server, wait_until
 
 PARIS = "The capital of France is Paris."
 
@@ -51,15 +48,6 @@ class Page:
             box.clear()
             box.send_keys(str(value))
         self.find("#settings button.primary").click()
-
-
-def new_browser(width=1200, height=800):
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium")
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", f"--window-size={width},{height}"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    return webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
 
 
 @pytest.fixture
