@@ -1,55 +1,102 @@
-"""The requests that Open WebUI sends, in its order, for both kinds of connection.
-
-Open WebUI itself is 4 GB to install; the sequence is that of its backend's routers/openai.py and routers/ollama.py (0.6).
-"""
+"""The requests that Open WebUI sent when it was driven in a browser (`.ci/long/run --record`), sent again as they were."""
 
 import json
+import pathlib
 
 import httpx
+import pytest
 
-QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+RECORDED = json.loads((pathlib.Path(__file__).parent / "recorded/open_webui.json").read_text())
+QUESTION = "What is the capital of France?"
 PARIS = "The capital of France is Paris."
-TITLE = [{"role": "user", "content": "### Task:\nGenerate a concise title for the chat.\n### Output:\nJSON"}]
+# What a person may set: the most likely token, each time.
+GREEDY = {"/v1/chat/completions": {"temperature": 0}, "/api/chat": {"options": {"temperature": 0, "repeat_penalty": 1}}}
 
 
-def test_an_openai_connection(server):
-    with httpx.Client(base_url=server.url, headers={"Authorization": "Bearer none"}) as http:
-        # The connection is checked, then models are listed, on every load of the page.
-        models = http.get("/v1/models", headers={"Content-Type": "application/json"}).json()["data"]
-        assert [model["id"] for model in models] == ["nano-chat"]
-        body = {
-            "stream": True, "model": "nano-chat", "messages": QUESTION, "temperature": 0, "stream_options": {"include_usage": True},
-        }
-        with http.stream("POST", "/v1/chat/completions", json=body) as reply:
-            assert reply.status_code == 200 and "text/event-stream" in reply.headers["content-type"]
-            data = [line.removeprefix("data: ") for line in reply.iter_lines() if line.startswith("data: ")]
-        assert data[-1] == "[DONE]"
-        chunks = [json.loads(line) for line in data[:-1]]
-        assert "".join(c["choices"][0]["delta"].get("content") or "" for c in chunks if c["choices"]) == PARIS
-        assert chunks[-1]["usage"]["completion_tokens"] > 3
-        # Title, tags and follow-ups are asked for after the first answer, whole.
-        task = {"model": "nano-chat", "messages": TITLE, "stream": False, "max_completion_tokens": 20}
-        assert http.post("/v1/chat/completions", json=task).json()["choices"][0]["message"]["content"] is not None
+def name(request):
+    return f"{request['connection']}: {request['doing']}: {request['method']} {request['path']} {request['status']}"
 
 
-def test_an_ollama_connection(server):
-    with httpx.Client(base_url=server.url) as http:
-        assert http.head("/").status_code == 200 and http.get("/").status_code == 200
-        assert "version" in http.get("/api/version").json()
-        entry = http.get("/api/tags").json()["models"][0]
-        assert entry["name"] == "nano-chat" and entry["details"]["family"] == "gpt2"
-        assert http.get("/api/ps").json()["models"][0]["model"] == "nano-chat"
-        assert http.post("/api/show", json={"model": "nano-chat", "name": "nano-chat"}).status_code == 200
-        body = {
-            "model": "nano-chat:latest", "messages": QUESTION, "options": {"temperature": 0, "repeat_penalty": 1},
-            "stream": True, "format": None, "keep_alive": "5m",
-        }
-        with http.stream("POST", "/api/chat", json=body) as reply:
-            assert reply.headers["content-type"] == "application/x-ndjson"
-            lines = [json.loads(line) for line in reply.iter_lines()]
-        assert "".join(line["message"]["content"] for line in lines) == PARIS
-        assert lines[-1]["done"] and lines[-1]["eval_count"] > 3
-        task = {"model": "nano-chat", "messages": TITLE, "stream": False, "options": {"num_predict": 20}}
-        assert http.post("/api/chat", json=task).json()["done"]
-        # Unloading is asked for without a prompt.
-        assert http.post("/api/generate", json={"model": "nano-chat", "prompt": "", "keep_alive": 0}).json()["done"]
+def body(request):
+    """What was sent, with its tools where the file has their name."""
+    sent = dict(request["body"])
+    if "tools" in sent:
+        sent["tools"] = RECORDED["tools"][sent["tools"]]
+    return sent
+
+
+def send(server, request, **changes):
+    content = json.dumps(body(request) | changes).encode() if "body" in request else None
+    return httpx.request(request["method"], server.url + request["path"], headers=request["headers"], content=content)
+
+
+def text(reply):
+    """Of an answer's pieces, in either dialect."""
+    lines = [line.removeprefix("data: ") for line in reply.text.splitlines() if line and line != "data: [DONE]"]
+    pieces = [json.loads(line) for line in lines]
+    deltas = [piece["choices"][0]["delta"] if "choices" in piece else piece["message"] for piece in pieces]
+    return "".join(delta.get("content") or "" for delta in deltas)
+
+
+def chats(role, turns):
+    """Chats of the recording with so many turns, the last of which is of `role`."""
+    asked = [request for request in RECORDED["requests"] if request.get("body", {}).get("stream")]
+    found = [request for request in asked if [turn["role"] for turn in request["body"]["messages"]][turns - 1 :] == [role]]
+    assert {request["connection"] for request in found} == {"openai", "ollama"}
+    return pytest.mark.parametrize("request_", found, ids=name)
+
+
+@pytest.mark.parametrize("request_", RECORDED["requests"], ids=name)
+def test_is_answered_as_it_was(server, request_):
+    reply = send(server, request_)
+    assert reply.status_code == request_["status"], reply.text
+    if reply.status_code == 400:
+        # What the demo model's context has no room for; Open WebUI makes a title of the question instead.
+        assert "maximum context length is 256 tokens" in reply.text
+    elif request_["method"] == "GET":
+        assert "nano-chat" in reply.text or request_["path"] == "/api/version"
+    if "tools" in request_.get("body", {}):
+        assert "`tools` were left out" in reply.headers["x-nanoinfer-warning"]
+        assert reply.text.count("`tools` were left out") == 1
+
+
+def test_the_recording_has_what_matters():
+    """Else the tests around it would say less than they seem to."""
+    asked = {(request["connection"], request["doing"], request["method"], request["path"]) for request in RECORDED["requests"]}
+    for expected in (
+        ("openai", "models are listed", "GET", "/v1/models"),
+        ("ollama", "models are listed", "GET", "/api/tags"),
+        ("ollama", "models are listed", "GET", "/api/ps"),
+        ("ollama", "models are listed", "GET", "/api/version"),
+    ):
+        assert expected in asked
+    assert len(json.dumps(RECORDED["tools"]["tools 1"])) > 20_000
+    assert all("tools" in request["body"] for request in RECORDED["requests"] if request.get("body", {}).get("stream"))
+    # Titles and their kind.
+    assert any(not request["body"].get("stream") for request in RECORDED["requests"] if "body" in request)
+
+
+@chats("user", 1)
+def test_a_chat(server, request_):
+    assert body(request_)["messages"][0]["content"] == QUESTION
+    reply = send(server, request_, **GREEDY[request_["path"]])
+    assert text(reply) == PARIS
+    kind = "text/event-stream" if request_["connection"] == "openai" else "application/x-ndjson"
+    assert kind in reply.headers["content-type"]
+
+
+@chats("user", 3)
+def test_a_second_question(server, request_):
+    assert text(send(server, request_, **GREEDY[request_["path"]]))
+
+
+TASKS = [request for request in RECORDED["requests"] if "messages" in request.get("body", {}) and not request["body"].get("stream")]
+
+
+@pytest.mark.parametrize("request_", TASKS, ids=name)
+def test_titles_that_fit(server, request_):
+    """As titles and their kind are asked for: whole, without tools; of a prompt that the demo model has room for."""
+    reply = send(server, request_, messages=[{"role": "user", "content": f"### Task:\nA title.\n{QUESTION}"}])
+    assert reply.status_code == 200, reply.text
+    # A title may be longer than the demo model's context.
+    assert all("max_tokens" in warning for warning in reply.json().get("warnings", []))
