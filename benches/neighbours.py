@@ -31,6 +31,7 @@ class Server:
         else:
             raise SystemExit(f"{command} did not start")
         threading.Thread(target=self.process.stderr.read, daemon=True).start()
+        self.answers = 0  # whole ones, to neighbours
 
     def stop(self):
         self.process.send_signal(signal.SIGTERM)
@@ -128,7 +129,9 @@ async def again(server, path, body):
             status, _ = await server.ask(path, body)
         except (OSError, IndexError):
             status = 0
-        if status != 200:
+        if status == 200:
+            server.answers += 1
+        else:
             await asyncio.sleep(0.05)
 
 
@@ -234,14 +237,19 @@ async def ended(tasks):
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def measure(server, neighbour, seconds):
-    """The eight streams and the probes' times, while `neighbour` goes on."""
+async def measure(server, neighbour, seconds, hold_s=0):
+    """The eight streams and the probes' times, while `neighbour` goes on. It then may go on for `hold_s`, or until it has had an
+    answer, as the memory that an answer takes is seen at its end."""
     beside = [asyncio.create_task(neighbour)]
     await asyncio.sleep(1)
     streams, probes_ms = [Stream(server, number) for number in range(STREAMS)], []
     tasks = [asyncio.create_task(stream.run()) for stream in streams] + [asyncio.create_task(livez(server, probes_ms))]
+    answers = server.answers
     await asyncio.sleep(seconds)
     await ended(tasks)
+    deadline = time.monotonic() + hold_s
+    while time.monotonic() < deadline and server.answers == answers:
+        await asyncio.sleep(0.1)
     failed = [task for task in beside if task.done()]
     await ended(beside)
     for task in failed:
@@ -262,7 +270,7 @@ async def run(name, options):
         first, _ = await measure(server, good(server, others), options.seconds)
         await server.drained(DRAIN_S)
         before_mb = server.memory_mb("VmRSS")
-        worst, probes_ms = await measure(server, bad(server), options.seconds)
+        worst, probes_ms = await measure(server, bad(server), options.seconds, options.hold)
         is_drained = await server.drained(DRAIN_S)
         peak_mb, after_mb = server.memory_mb("VmHWM"), server.memory_mb("VmRSS")
         second = (await measure(server, good(server, others), options.seconds))[0] if is_drained else first
@@ -293,6 +301,7 @@ def processor():
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=8, help="for each measurement")
+    parser.add_argument("--hold", type=float, default=60, help="seconds that the bad client may go on for after that, for its answer")
     parser.add_argument("--only", nargs="+", default=list(SCENARIOS), choices=list(SCENARIOS))
     parser.add_argument("--nproc", default="2")
     options, rest = parser.parse_known_args()

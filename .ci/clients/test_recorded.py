@@ -20,7 +20,7 @@ def test_promptfoo_asks_for_more_than_there_is_room_for(http):
     """Its completions have `max_tokens` 1024 unless told otherwise; a prompt that fits is answered, and the cut is said."""
     body = {
         "model": "nano-chat", "prompt": "User: What is the capital of France?\nAssistant:", "max_tokens": 1024, "temperature": 0,
-        "top_p": 1, "presence_penalty": 0, "frequency_penalty": 0, "best_of": 1, "stop": ["\nUser:"],
+        "top_p": 1, "presence_penalty": 0, "frequency_penalty": 0, "best_of": 1, "stop": ["<|im_end|>", "<|endoftext|>"],
     }
     reply = http.post("/v1/completions", json=body)
     assert reply.status_code == 200 and PARIS in reply.json()["choices"][0]["text"]
