@@ -208,6 +208,22 @@ fn a_hit_leaves_one_token_to_compute_and_scored_prompts_take_none() {
 }
 
 #[test]
+fn a_prompt_with_a_salt_is_found_by_those_who_know_it_only() {
+    let mut scheduler = scheduler(16, 8, 64);
+    let mut hits = Vec::new();
+    for (id, salt) in [(0, None), (1, Some("a")), (2, Some("b")), (3, Some("a")), (4, None)] {
+        let (mut sequence, _events) = sequence(id, own_prompt(0, 33), 1, false);
+        sequence.hashes = crate::prefix::PrefixHashes::salted(salt);
+        scheduler.add(sequence);
+        while let Some(step) = scheduler.next() {
+            scheduler.take(&step, 7);
+        }
+        hits.push(scheduler.counters().prefix_hits);
+    }
+    assert_eq!(hits, [0, 0, 0, 32, 64]);
+}
+
+#[test]
 fn the_next_step_is_chosen_while_one_is_under_way_and_follows_what_it_brought() {
     let mut scheduler = scheduler(16, 8, 64);
     let mut events = Vec::new();

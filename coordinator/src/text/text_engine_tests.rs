@@ -118,6 +118,9 @@ async fn a_full_queue_a_stop_and_an_end_are_told_apart() {
     let held = engine.generate(raw("x")).await.unwrap();
     let error = engine.generate(raw("x")).await.unwrap_err();
     assert_eq!(error, GenerateError::Submit(SubmitError::QueueFull { limit: 1 }));
+    // Before its prompt is looked at, which would be work in vain.
+    let empty = GenerateRequest { prompts: vec![Prompt::Tokens(Vec::new())], ..raw("x") };
+    assert_eq!(engine.generate(empty.clone()).await.unwrap_err(), error);
     drop((receiver, held));
     assert!(matches!(engine.generate(raw("x")).await, Err(GenerateError::Submit(SubmitError::Ended(_)))));
     engine.handle.stop();

@@ -234,3 +234,24 @@ async fn templates_get_variables_but_not_in_the_place_of_the_servers_own() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_salt_goes_with_the_request_and_is_neither_empty_nor_long() {
+    let (server, requests) = observed().await;
+    let chat = json!({"messages": [{"role": "user", "content": "x"}]});
+    for (path, base) in [(COMPLETIONS, json!({"prompt": "x"})), (CHAT, chat)] {
+        let with = |salt: Value| {
+            let mut body = base.clone();
+            body["cache_salt"] = salt;
+            body
+        };
+        server.ask(path, with(json!("mine"))).await;
+        assert_eq!(requests.recv().unwrap().cache_salt.as_deref(), Some("mine"));
+        server.ask(path, base.clone()).await;
+        assert_eq!(requests.recv().unwrap().cache_salt, None);
+        for wrong in [json!(""), json!("x".repeat(1024)), json!(7)] {
+            let reply = server.post(path, with(wrong)).await;
+            assert!(reply.status == 400 && reply.body.contains("`cache_salt` should"), "{}", reply.body);
+        }
+    }
+}
