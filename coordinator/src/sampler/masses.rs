@@ -100,7 +100,8 @@ impl Masses {
         });
         // Where all that weighs is alike, what weighs nothing still has to be kept apart.
         let span = if min < max { max - min } else { -LOWEST * temperature };
-        let scale = (BUCKETS - 1) as f32 / span;
+        // So that what tells logits apart is a number, however near they are.
+        let scale = (BUCKETS - 1) as f32 / span.max(1e-30);
         // Of a bucket, in what `exp` takes.
         let width = (scale * temperature).recip();
         if !max.is_finite() || !scale.is_finite() || !width.is_finite() {
@@ -572,6 +573,14 @@ mod tests {
             }
         }
         assert_eq!(masses.draw(&[f32::NEG_INFINITY; 9], 1.0, &[], 0.5), None, "nothing can be drawn");
+        // Neither are logits that no bucket can tell apart, nor the least and largest temperatures.
+        let near = [-1e-40, 0.0, -2e-40, f32::NEG_INFINITY];
+        for temperature in [1e-5, 1.0, 100.0] {
+            for (uniform, expected) in [(0.0, 1), (0.4, 0), (0.9, 2)] {
+                assert_eq!(masses.draw(&near, temperature, &[Filter::TopP(0.999)], uniform), Some(expected));
+            }
+            assert_eq!(masses.draw(&[0.0, f32::MAX, 3.0], temperature, &[Filter::Typical(0.9)], 0.9), Some(1));
+        }
         assert_eq!(masses.draw(&[1.0; 9], 1.0, &[], 0.5), Some(4));
     }
 }
