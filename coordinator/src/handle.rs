@@ -182,8 +182,16 @@ impl EngineHandle {
     /// # Errors
     /// When the request cannot be served by this model, the queue is full, or the engine takes nothing more.
     pub fn submit(&self, request: Request) -> Result<Events, SubmitError> {
-        let mut events = self.submit_all(self.enter()?, Client::Local, vec![request])?;
+        let mut events = self.submit_all(vec![request])?;
         Ok(events.pop().expect("one sequence has one receiver"))
+    }
+
+    /// Queues the sequences of one request, as [`Self::submit_in`] does, where there was nothing to do before.
+    ///
+    /// # Errors
+    /// As those.
+    pub fn submit_all(&self, requests: Vec<Request>) -> Result<Vec<Events>, SubmitError> {
+        self.submit_in(self.enter()?, Client::Local, requests)
     }
 
     /// Queues the sequences of one request of a `client`, which hold one `place` together: all of them are taken, or none.
@@ -191,7 +199,7 @@ impl EngineHandle {
     ///
     /// # Errors
     /// When one of them cannot be served by this model, the queue has no room for its tokens, or the engine takes nothing more.
-    pub fn submit_all(
+    pub fn submit_in(
         &self,
         place: QueuePlace,
         client: Client,
@@ -378,10 +386,6 @@ mod tests {
         Request::greedy(prompt.to_vec(), max_tokens)
     }
 
-    fn submit_all(handle: &EngineHandle, requests: Vec<Request>) -> Result<Vec<Events>, SubmitError> {
-        handle.submit_all(handle.enter()?, Client::Local, requests)
-    }
-
     fn door(max_queue: usize, max_queue_tokens: usize) -> Door {
         Door { vocab_size: 10, n_positions: 8, max_queue, max_queue_tokens }
     }
@@ -403,7 +407,7 @@ mod tests {
     #[test]
     fn who_goes_before_the_end_is_counted_and_who_read_it_is_not() {
         let (handle, mut engine) = channel(door(4, 100));
-        let events = submit_all(&handle, vec![request(&[1], 1); 3]).unwrap();
+        let events = handle.submit_all(vec![request(&[1], 1); 3]).unwrap();
         let Ok(Command::Submit { sequences: submissions, .. }) = engine.try_recv() else { panic!("the request") };
         submissions[0].events.try_send(Event::Finished(crate::request::FinishReason::Length)).unwrap();
         for (mut events, counted) in events.into_iter().zip([0, 1, 2]) {
@@ -435,7 +439,7 @@ mod tests {
         assert_eq!(handle.enter().unwrap_err(), SubmitError::QueueFull { limit: 1 });
         drop(place);
         let place = handle.enter().unwrap();
-        let refused = handle.submit_all(place, Client::Local, vec![request(&[], 1)]).unwrap_err();
+        let refused = handle.submit_in(place, Client::Local, vec![request(&[], 1)]).unwrap_err();
         assert_eq!(refused, SubmitError::EmptyPrompt);
         handle.enter().expect("a refused request has given its place back");
     }
@@ -443,7 +447,7 @@ mod tests {
     #[test]
     fn a_queue_without_a_bound_takes_what_comes() {
         let (handle, mut engine) = channel(door(usize::MAX, usize::MAX));
-        let _events = submit_all(&handle, vec![request(&[1; 5], 1); 3]).unwrap();
+        let _events = handle.submit_all(vec![request(&[1; 5], 1); 3]).unwrap();
         assert!(matches!(engine.try_recv(), Ok(Command::Submit { sequences, .. }) if sequences.len() == 3));
     }
 
@@ -451,8 +455,8 @@ mod tests {
     fn the_sequences_of_a_request_take_one_place_until_the_last_has_run() {
         let (handle, mut engine) = channel(door(1, 100));
         let too_long = vec![request(&[1], 1), request(&[1], 8)];
-        assert!(matches!(submit_all(&handle, too_long), Err(SubmitError::TooLong { .. })));
-        let _events = submit_all(&handle, vec![request(&[1], 1); 5]).unwrap();
+        assert!(matches!(handle.submit_all(too_long), Err(SubmitError::TooLong { .. })));
+        let _events = handle.submit_all(vec![request(&[1], 1); 5]).unwrap();
         let Ok(Command::Submit { mut sequences, .. }) = engine.try_recv() else { panic!("all of them at once") };
         assert_eq!(sequences.len(), 5);
         while sequences.pop().is_some() {
@@ -464,17 +468,17 @@ mod tests {
     fn the_queue_is_bounded_in_tokens_too_and_a_larger_request_waits_alone() {
         let (handle, mut engine) = channel(door(9, 10));
         let full = Some(SubmitError::QueueTokensFull { limit: 10 });
-        let first = submit_all(&handle, vec![request(&[1; 4], 1), request(&[1; 4], 1)]).unwrap();
+        let first = handle.submit_all(vec![request(&[1; 4], 1), request(&[1; 4], 1)]).unwrap();
         assert_eq!(handle.submit(request(&[1; 3], 1)).err(), full);
         let second = handle.submit(request(&[1; 2], 1)).unwrap();
         let Ok(Command::Submit { mut sequences, .. }) = engine.try_recv() else { panic!("the first request") };
-        assert_eq!(submit_all(&handle, vec![request(&[1; 5], 1); 3]).err(), full);
+        assert_eq!(handle.submit_all(vec![request(&[1; 5], 1); 3]).err(), full);
         sequences.pop();
         let third = handle.submit(request(&[1; 4], 1)).unwrap();
         assert_eq!(handle.submit(request(&[1], 1)).err(), full, "its sequences give back what is theirs");
         drop(sequences);
         drop((engine.try_recv().unwrap(), engine.try_recv().unwrap()));
-        let large = submit_all(&handle, vec![request(&[1; 5], 1); 3]).unwrap();
+        let large = handle.submit_all(vec![request(&[1; 5], 1); 3]).unwrap();
         assert_eq!(handle.submit(request(&[1], 1)).err(), full);
         let Ok(Command::Submit { mut sequences, .. }) = engine.try_recv() else { panic!("the large request") };
         while sequences.pop().is_some() {}

@@ -10,7 +10,7 @@ use super::*;
 use crate::{
     fake_rank::{self, Behaviour},
     handle::{Events, SubmitError},
-    request::{Client, FinishReason, Limits, PromptLogprobs, Request, SamplingParams, TokenLogprobs},
+    request::{FinishReason, Limits, PromptLogprobs, Request, SamplingParams, TokenLogprobs},
 };
 
 /// Far more than any of this takes.
@@ -259,8 +259,7 @@ fn a_request_of_many_sequences_keeps_one_place_until_the_last_began_or_went() {
     let (release, behaviours) = held();
     let config = EngineConfig { max_queue: 1, max_seqs: 1, ..fake_rank::config(1, 20) };
     let (handle, _ranks) = engine(config, behaviours);
-    let mut group =
-        handle.submit_all(handle.enter().unwrap(), Client::Local, vec![request(&prompt(1, 3), 4); 6]).unwrap();
+    let mut group = handle.submit_all(vec![request(&prompt(1, 3), 4); 6]).unwrap();
     wait_until("the first one runs", || handle.status().running.load(Relaxed) == 1);
     let submit = || handle.submit(request(&prompt(2, 3), 4));
     assert_eq!(submit().unwrap_err(), SubmitError::QueueFull { limit: 1 });

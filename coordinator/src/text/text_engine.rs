@@ -106,7 +106,7 @@ impl TextEngine {
             (0..request.n).map(move |choice| self.sequence(request, prompt, index, choice))
         };
         let sequences = prompts.iter().enumerate().flat_map(choices_of).collect();
-        let events = self.handle.submit_all(place, request.client, sequences)?;
+        let events = self.handle.submit_in(place, request.client, sequences)?;
         let choices = events.into_iter().enumerate().map(|(index, events)| {
             let prompt = &prompts[index / request.n];
             Choice::new(index, events, &prompt.ids, format.clone())

@@ -70,7 +70,7 @@ impl World {
                     0 => request::Client::Local,
                     host => request::Client::Address([10, 0, 0, host as u8].into()),
                 };
-                let submitted = self.handle.enter().and_then(|place| self.handle.submit_all(place, client, sequences));
+                let submitted = self.handle.enter().and_then(|place| self.handle.submit_in(place, client, sequences));
                 if let Err(error) = &submitted {
                     let full = matches!(error, SubmitError::QueueFull { .. } | SubmitError::QueueTokensFull { .. });
                     assert!(full || matches!(error, SubmitError::Ended(_)), "{error}");
