@@ -90,6 +90,14 @@ def test_a_second_question(server, request_):
     assert text(send(server, request_, **GREEDY[request_["path"]]))
 
 
+@chats("assistant", 2)
+def test_a_response_is_continued(server, request_):
+    """As when it was stopped in the middle: what comes is put behind what is there."""
+    begun = "The capital of"
+    messages = [*body(request_)["messages"][:-1], {"role": "assistant", "content": begun}]
+    assert begun + text(send(server, request_, messages=messages, **GREEDY[request_["path"]])) == PARIS
+
+
 TASKS = [request for request in RECORDED["requests"] if "messages" in request.get("body", {}) and not request["body"].get("stream")]
 
 

@@ -35,6 +35,25 @@ def test_versions_are_integers_and_new_enough(http):
     assert len(reply["version"].split(".")) == 3 and reply["nanoinfer"]
 
 
+@pytest.mark.parametrize(
+    ("path", "body"), [("/v1/completions", {"prompt": "Once"}), ("/v1/chat/completions", {"messages": FRANCE})]
+)
+def test_load_generators_count_tokens_as_they_come(http, path, body):
+    """guidellm asks for the usage so far in every chunk."""
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    reply = http.post(path, json={"model": "nano-chat", "max_tokens": 6, "ignore_eos": True, "stream": True, "stream_options": options, **body})
+    chunks = [json.loads(line.removeprefix("data: ")) for line in reply.text.splitlines() if line.startswith("data: {")]
+    counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+    assert counts == sorted(counts) and counts[-1] == 6 and len(set(counts)) > 2
+    assert len({chunk["usage"]["prompt_tokens"] for chunk in chunks}) == 1
+
+
+def test_what_a_log_may_be_searched_for(http):
+    """Gateways send an id with a request and look for it in the answer."""
+    assert http.get("/v1/models", headers={"x-request-id": "of-a-gateway-7"}).headers["x-request-id"] == "of-a-gateway-7"
+    assert http.get("/v1/models").headers["x-request-id"]
+
+
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/api/chat", "/tokenize"])
 def test_compressed_bodies_are_refused_by_name(http, path):
     body = gzip.compress(json.dumps({"model": "nano-chat", "messages": FRANCE, "prompt": "x"}).encode())
