@@ -215,6 +215,11 @@ impl FairQueue {
         party.turn(owner.request, request)
     }
 
+    /// Tokens that were computed for a party that is here, in steps that were planned.
+    pub(crate) fn served(&self, party: Party) -> u64 {
+        self.parties.get(&party).expect("who has a sequence has an account").served.tokens
+    }
+
     /// Whether for `other` as much was computed as for `owner`: for its party, or among one party's requests for its request.
     pub(crate) fn got_no_less(&self, other: Owner, owner: Owner) -> bool {
         let (others, own) = (self.turn(other), self.turn(owner));

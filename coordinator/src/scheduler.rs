@@ -33,7 +33,7 @@ use nanoinfer_shared::{
 
 use crate::{
     block_manager::BlockManager,
-    fair_queue::{FairQueue, RequestId},
+    fair_queue::{FairQueue, Party, RequestId},
     sequence::{RowUse, Sequence, Ticket},
 };
 
@@ -326,7 +326,8 @@ impl Scheduler {
     }
 
     /// Adds to a step those who run, from the `from`-th on: a token of each that decodes, and of the prompts of the others as
-    /// much as there is room for, in turns.
+    /// much as there is room for, in turns. Who is far ahead computes no more of them than its places would by decoding: a step
+    /// that is full of one party's prompts takes many times as long, and all others wait for it.
     fn share_budget(&mut self, step: &mut Step, from: usize) {
         let running = &self.running[from..];
         let mut counts = vec![0; running.len()];
@@ -346,16 +347,32 @@ impl Scheduler {
             step.budget -= count;
             self.queue.reserve(running[first].owner, count);
         }
+        let mut shares = self.shares_of_who_is_far_ahead();
         while step.budget > 0 {
-            let wanting = (0..running.len()).filter(|&at| counts[at] < running[at].pending());
+            let share = |at: usize| shares.get(&running[at].owner.party).copied().unwrap_or(usize::MAX);
+            let wanting = (0..running.len()).filter(|&at| counts[at] < running[at].pending() && share(at) > 0);
             let Some(at) = wanting.min_by_key(|&at| self.queue.turn(running[at].owner)) else { break };
-            let count = (running[at].pending() - counts[at]).min(step.budget);
+            let count = (running[at].pending() - counts[at]).min(step.budget).min(share(at));
+            if let Some(share) = shares.get_mut(&running[at].owner.party) {
+                *share -= count;
+            }
             counts[at] += count;
             step.budget -= count;
             self.queue.reserve(running[at].owner, count);
         }
         let parts = running.iter().zip(counts).filter(|&(_, count)| count > 0);
         step.parts.extend(parts.map(|(sequence, count)| Part { ticket: sequence.ticket, count }));
+    }
+
+    /// Tokens of prompts that a step may compute for those who are more than a sequence of full length ahead of another that runs.
+    fn shares_of_who_is_far_ahead(&self) -> HashMap<Party, usize> {
+        let mut places: HashMap<Party, usize> = HashMap::new();
+        self.running.iter().for_each(|sequence| *places.entry(sequence.owner.party).or_default() += 1);
+        let Some(least) = places.keys().map(|&party| self.queue.served(party)).min() else { return places };
+        let far = least + self.geometry.n_positions as u64;
+        places.retain(|&party, _| self.queue.served(party) > far);
+        places.values_mut().for_each(|share| *share = (*share).max(BLOCK_TOKENS));
+        places
     }
 
     /// Lets in what waits, in turns, while those that run do not fill a step, and in any case one sequence of each request.

@@ -387,6 +387,37 @@ fn many_requests_of_an_address_do_not_outweigh_one_of_another() {
 }
 
 #[test]
+fn who_is_far_ahead_fills_no_step_with_its_prompts_while_others_run() {
+    let mut scheduler = scheduler(400, 32, 300);
+    let large = Owner::new(Client::Local, RequestId(0));
+    let _large = add_all(&mut scheduler, request_of(large, 0, 1024, 60, 1));
+    let of_large = |scheduler: &mut Scheduler| {
+        let step = scheduler.next().unwrap();
+        let parts = step.parts.iter().zip(&step.plan.sequences);
+        let own: Vec<_> = parts.filter(|(part, _)| scheduler.get_mut(part.ticket).owner == large).collect();
+        let (places, tokens) = (own.len(), own.iter().map(|(_, planned)| planned.tokens.len()).sum::<usize>());
+        scheduler.take(&step, 7);
+        (places, tokens)
+    };
+    assert_eq!(of_large(&mut scheduler).1, 300, "alone it has all");
+    let small = Owner::new(Client::Local, RequestId(1));
+    let _small = add_all(&mut scheduler, request_of(small, 5000, 1, 2, 40));
+    for _ in 0..3 {
+        of_large(&mut scheduler);
+    }
+    for _ in 0..30 {
+        let places = scheduler.sequences().filter(|sequence| sequence.owner == large).count();
+        let (_, tokens) = of_large(&mut scheduler);
+        // The one that was admitted first has a block's worth beside what its party has.
+        assert!(tokens <= 2 * BLOCK_TOKENS.max(places), "{tokens} tokens in {places} places");
+    }
+    for _ in 0..20 {
+        of_large(&mut scheduler);
+    }
+    assert_eq!(of_large(&mut scheduler).1, 300, "alone again");
+}
+
+#[test]
 fn little_is_computed_twice_where_blocks_are_short() {
     // Four blocks each in the end, and room for four of them, or ten. Without a block kept for each that runs the first
     // computes 1.76 times the tokens, in 272 steps instead of 296; with all kept that may ever be needed 1.00 times, in 400.
