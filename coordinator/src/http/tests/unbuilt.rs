@@ -57,7 +57,6 @@ async fn what_would_change_the_answer_is_refused_by_name_on_every_route() {
     }
     // What OpenAI's two routes know, or chats alone.
     for (name, value) in [
-        ("allowed_token_ids", json!([1])),
         ("bad_words", json!(["a"])),
         ("prompt_logprobs", json!(0)),
         ("truncate_prompt_tokens", json!(5)),
