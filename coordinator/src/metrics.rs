@@ -156,7 +156,7 @@ impl Default for Metrics {
         let queries = "Tokens of prompts looked up in the prefix cache";
         registry.register("prefix_cache_queries", queries, metrics.prefix_cache_queries.clone());
         registry.register("prefix_cache_hits", "Those of them that were there", metrics.prefix_cache_hits.clone());
-        let preemptions = "Times that a sequence gave its KV blocks to an older one";
+        let preemptions = "Times that a sequence gave its KV blocks to another";
         registry.register("num_preemptions", preemptions, metrics.preemptions.clone());
         registry.register("prompt_tokens", "Tokens of prompts", metrics.prompt_tokens.clone());
         registry.register("generation_tokens", "Tokens generated", metrics.generation_tokens.clone());

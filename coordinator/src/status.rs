@@ -37,7 +37,7 @@ pub struct Status {
     pub prefix_queries: AtomicU64,
     /// How many of them were there.
     pub prefix_hits: AtomicU64,
-    /// Times that a sequence gave its blocks back to an older one.
+    /// Times that a sequence gave its blocks to another.
     pub preemptions: AtomicU64,
     /// Drawing tokens from answers, whole rows included, in all.
     pub draw_ns: AtomicU64,
