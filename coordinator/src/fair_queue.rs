@@ -5,8 +5,9 @@
 //!                                                       └─ request  served ── sequences, in order
 //! next: the party with the fewest tokens, of its requests the one with the fewest, of that the first sequence
 //! ```
-//! Who comes new starts at the count of the least served of those that are there: nobody saves up by being silent, and
-//! nobody is held for what others got before. A tie goes to who came first.
+//! Who comes new starts at the count of the least served of those that are there, or were a few steps ago: nobody saves up
+//! by being silent, nobody is held for what others got before, and whoever is far ahead stays so while others come and go. A
+//! tie goes to who came first.
 //!
 //! Knows sequences, and which of them are gone; does not know blocks, places or steps.
 //! Invariant: a party, and a request, is here exactly as long as one of its sequences waits or runs.
@@ -19,6 +20,9 @@ use std::{
 };
 
 use crate::{request::Client, sequence::Sequence};
+
+/// Steps for which a party that is alone is compared with those who have left: chats come and go.
+const LATELY_STEPS: u32 = 8;
 
 /// Identity of a request, in order of arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -71,6 +75,8 @@ pub(crate) struct Waiting {
 pub(crate) struct FairQueue {
     parties: BTreeMap<Party, PartyAccount>,
     waiting: usize,
+    /// What the least served of several had, and for how many steps that still counts.
+    lately: Option<(u64, u32)>,
 }
 
 #[derive(Debug)]
@@ -162,7 +168,7 @@ impl FairQueue {
     /// Adds a sequence that has not run yet, behind the others of its request.
     pub(crate) fn add(&mut self, sequence: Sequence) {
         let Owner { party, request } = sequence.owner;
-        let least = self.parties.values().map(|account| account.served.tokens).min();
+        let least = self.least();
         let started_at = |least: Option<u64>| Served { tokens: least.unwrap_or(0), reserved: 0 };
         let party = self
             .parties
@@ -215,6 +221,15 @@ impl FairQueue {
         party.turn(owner.request, request)
     }
 
+    /// What the least served party has, of those that are here or were lately.
+    pub(crate) fn least(&self) -> Option<u64> {
+        self.least_here().into_iter().chain(self.lately.map(|(least, _)| least)).min()
+    }
+
+    fn least_here(&self) -> Option<u64> {
+        self.parties.values().map(|account| account.served.tokens).min()
+    }
+
     /// Tokens that were computed for a party that is here, in steps that were planned.
     pub(crate) fn served(&self, party: Party) -> u64 {
         self.parties.get(&party).expect("who has a sequence has an account").served.tokens
@@ -240,6 +255,11 @@ impl FairQueue {
     /// The step is planned.
     pub(crate) fn settle(&mut self) {
         self.each_account(|served| *served = Served { tokens: served.total(), reserved: 0 });
+        self.lately = match self.lately {
+            _ if self.parties.len() > 1 => self.least_here().map(|least| (least, LATELY_STEPS)),
+            Some((least, steps @ 1..)) => Some((least, steps - 1)),
+            _ => None,
+        };
     }
 
     /// The step is chosen anew.

@@ -338,21 +338,18 @@ impl Scheduler {
                 self.queue.reserve(sequence.owner, 1);
             }
         }
-        if from == 0
-            && let Some(first) = running.iter().position(|sequence| sequence.pending() > 0)
-        {
-            // However much was computed for its owner.
-            let count = (running[first].pending() - counts[first]).min(BLOCK_TOKENS).min(step.budget);
-            counts[first] += count;
-            step.budget -= count;
-            self.queue.reserve(running[first].owner, count);
-        }
+        // A token is kept for who was admitted first, however much was computed for its owner.
+        let first = running.iter().position(|sequence| sequence.pending() > 0).filter(|_| from == 0);
         let mut shares = self.shares_of_who_is_far_ahead();
-        while step.budget > 0 {
+        loop {
             let share = |at: usize| shares.get(&running[at].owner.party).copied().unwrap_or(usize::MAX);
             let wanting = (0..running.len()).filter(|&at| counts[at] < running[at].pending() && share(at) > 0);
             let Some(at) = wanting.min_by_key(|&at| self.queue.turn(running[at].owner)) else { break };
-            let count = (running[at].pending() - counts[at]).min(step.budget).min(share(at));
+            let kept = usize::from(first.is_some_and(|first| first != at && counts[first] == 0));
+            let count = (running[at].pending() - counts[at]).min(step.budget - kept).min(share(at));
+            if count == 0 {
+                break;
+            }
             if let Some(share) = shares.get_mut(&running[at].owner.party) {
                 *share -= count;
             }
@@ -360,16 +357,20 @@ impl Scheduler {
             step.budget -= count;
             self.queue.reserve(running[at].owner, count);
         }
+        if let Some(first) = first.filter(|&first| counts[first] == 0) {
+            counts[first] = 1;
+            step.budget -= 1;
+            self.queue.reserve(running[first].owner, 1);
+        }
         let parts = running.iter().zip(counts).filter(|&(_, count)| count > 0);
         step.parts.extend(parts.map(|(sequence, count)| Part { ticket: sequence.ticket, count }));
     }
 
-    /// Tokens of prompts that a step may compute for those who are more than a sequence of full length ahead of another that runs.
+    /// Tokens of prompts that a step may compute for those who are more than a sequence of full length ahead of another.
     fn shares_of_who_is_far_ahead(&self) -> HashMap<Party, usize> {
         let mut places: HashMap<Party, usize> = HashMap::new();
         self.running.iter().for_each(|sequence| *places.entry(sequence.owner.party).or_default() += 1);
-        let Some(least) = places.keys().map(|&party| self.queue.served(party)).min() else { return places };
-        let far = least + self.geometry.n_positions as u64;
+        let far = self.queue.least().unwrap_or_default() + self.geometry.n_positions as u64;
         places.retain(|&party, _| self.queue.served(party) > far);
         places.values_mut().for_each(|share| *share = (*share).max(BLOCK_TOKENS));
         places

@@ -4,7 +4,7 @@
 //! bytes stay with the client. Small ones are bounded by the number of connections. Does not know JSON.
 //! Invariant: whoever waits, for a share or for bytes, waits no longer than the deadline.
 
-use std::{sync::Arc, time::Duration};
+use std::{sync::Arc, thread, time::Duration};
 
 use axum::{
     body::{Body, Bytes, HttpBody},
@@ -14,6 +14,7 @@ use axum::{
 use futures_util::StreamExt;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
+    task::spawn_blocking,
     time::{Instant, timeout_at},
 };
 
@@ -31,6 +32,8 @@ pub(super) struct Bodies {
     together_bytes: usize,
     /// What of that is free.
     room: Arc<Semaphore>,
+    /// Places for large ones that are being parsed.
+    parsers: Arc<Semaphore>,
     deadline: Duration,
 }
 
@@ -46,7 +49,26 @@ impl Bodies {
         // The library counts no further.
         let together_bytes = options.max_bodies_bytes.min(Semaphore::MAX_PERMITS).min(u32::MAX as usize);
         let room = Arc::new(Semaphore::new(together_bytes));
-        Self { most_bytes: options.max_body_bytes, together_bytes, room, deadline: options.read_deadline }
+        // The cores are the ranks'.
+        let parsers = Arc::new(Semaphore::new(thread::available_parallelism().map_or(1, usize::from).div_ceil(8)));
+        Self { most_bytes: options.max_body_bytes, together_bytes, room, parsers, deadline: options.read_deadline }
+    }
+
+    /// Parses a large body, where that holds up nobody who serves, and few at a time.
+    ///
+    /// # Errors
+    /// When it panics.
+    pub(super) async fn parse<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Failure> {
+        let place = self.parsers.clone().acquire_owned().await.expect("nobody closes it");
+        let parsed = spawn_blocking(move || {
+            // Given back when the work is done, also where its client has gone.
+            let _place = place;
+            work()
+        });
+        parsed.await.map_err(|_| Failure::panicked())
     }
 
     /// Reads all of a body.
@@ -101,11 +123,30 @@ impl Bodies {
 mod tests {
     use std::convert::Infallible;
 
-    use futures_util::stream;
+    use futures_util::{FutureExt, stream};
 
     use super::*;
 
     const DEADLINE: Duration = Duration::from_secs(60);
+
+    #[tokio::test]
+    async fn large_bodies_are_parsed_few_at_a_time_and_a_panic_gives_its_place_back() {
+        let bodies = Bodies { parsers: Arc::new(Semaphore::new(1)), ..bodies(1 << 20, 1 << 20) };
+        let (go_on, wait) = std::sync::mpsc::channel::<()>();
+        let first = tokio::spawn({
+            let bodies = bodies.clone();
+            async move { bodies.parse(move || wait.recv().is_ok()).await }
+        });
+        while bodies.parsers.available_permits() > 0 {
+            tokio::task::yield_now().await;
+        }
+        let mut second = Box::pin(bodies.parse(|| panic!("a bug")));
+        assert!((&mut second).now_or_never().is_none());
+        go_on.send(()).unwrap();
+        assert_eq!(first.await.unwrap(), Ok(true));
+        assert!(second.await.map(|(): ()| ()).is_err());
+        assert_eq!(bodies.parse(|| 7).await, Ok(7));
+    }
 
     fn bodies(max_body_bytes: usize, max_bodies_bytes: usize) -> Bodies {
         let options =

@@ -23,7 +23,7 @@ use serde::{
     de::{Error, MapAccess, Visitor},
 };
 use serde_json::{Value, value::RawValue};
-use tokio::{sync::OwnedSemaphorePermit, task::spawn_blocking};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     App,
@@ -100,7 +100,7 @@ impl FromRequest<App> for Fields {
         let fields = if bytes.len() > SMALL_BYTES {
             // The share goes with the work, which goes on where its client has gone.
             let parse = move || Self::parse(bytes).map(|fields| Self { _share: share, ..fields });
-            spawn_blocking(parse).await.map_err(|_| Failure::panicked())??
+            app.bodies.parse(parse).await??
         } else {
             Self::parse(bytes)?
         };
