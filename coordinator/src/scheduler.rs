@@ -366,17 +366,23 @@ impl Scheduler {
         step.parts.extend(parts.map(|(sequence, count)| Part { ticket: sequence.ticket, count }));
     }
 
-    /// Tokens of prompts that a step may compute for those who are more than a sequence of full length ahead of another.
+    /// Whether a party got more than a sequence of full length more than another.
+    fn is_far_ahead(&self, party: Party) -> bool {
+        let least = self.queue.least().unwrap_or_default();
+        self.queue.served(party) > least + self.geometry.n_positions as u64
+    }
+
+    /// Tokens of prompts that a step may compute for those who are far ahead.
     fn shares_of_who_is_far_ahead(&self) -> HashMap<Party, usize> {
         let mut places: HashMap<Party, usize> = HashMap::new();
         self.running.iter().for_each(|sequence| *places.entry(sequence.owner.party).or_default() += 1);
-        let far = self.queue.least().unwrap_or_default() + self.geometry.n_positions as u64;
-        places.retain(|&party, _| self.queue.served(party) > far);
+        places.retain(|&party, _| self.is_far_ahead(party));
         places.values_mut().for_each(|share| *share = (*share).max(BLOCK_TOKENS));
         places
     }
 
-    /// Lets in what waits, in turns, while those that run do not fill a step, and in any case one sequence of each request.
+    /// Lets in what waits, in turns, while those that run do not fill a step, and in any case one sequence of each request. The last
+    /// place is not for those who are far ahead.
     /// Others give way to it if they `may`; tells where they would, if they might.
     fn let_in(&mut self, may_give_way: bool) -> bool {
         if self.running.len() == self.limits.max_seqs && !self.somebody_holds_places() {
@@ -388,7 +394,12 @@ impl Scheduler {
         while let Some(next) = line.next() {
             let owner = next.owner();
             let full = wanted >= self.limits.max_batched_tokens;
-            if (full && runs.contains(&owner.request)) || !self.queue.waits(owner) {
+            // Who comes next should not have to wait until somebody has given way.
+            let is_last_place = self.limits.max_seqs > 1 && self.running.len() + 1 == self.limits.max_seqs;
+            if (full && runs.contains(&owner.request))
+                || (is_last_place && self.is_far_ahead(owner.party))
+                || !self.queue.waits(owner)
+            {
                 continue;
             }
             let mut sequence = self.queue.take(owner);

@@ -428,6 +428,30 @@ fn who_is_far_ahead_fills_no_step_with_its_prompts_while_others_run() {
 }
 
 #[test]
+fn who_is_far_ahead_leaves_a_place_to_who_comes_next() {
+    let mut scheduler = scheduler(400, 8, 64);
+    let large = Owner::new(Client::Local, RequestId(0));
+    let _large = add_all(&mut scheduler, request_of(large, 0, 1024, 3, 60));
+    let step = |scheduler: &mut Scheduler, steps| {
+        for _ in 0..steps {
+            let step = scheduler.next().unwrap();
+            scheduler.take(&step, 7);
+        }
+    };
+    step(&mut scheduler, 50);
+    assert_eq!(scheduler.running(), 8, "alone it has all");
+    for (id, tokens) in [(5000, 20), (5001, 4), (5002, 4)] {
+        let small = Owner::new(Client::Local, RequestId(id));
+        let _small = add_all(&mut scheduler, request_of(small, id, 1, 2, tokens));
+        assert_eq!(steps_until_drawn(&mut scheduler, small), 1);
+        assert_eq!(scheduler.counters().preemptions, 1, "the first time only");
+        step(&mut scheduler, tokens + 2);
+    }
+    step(&mut scheduler, 10);
+    assert_eq!(scheduler.running(), 8, "alone again");
+}
+
+#[test]
 fn little_is_computed_twice_where_blocks_are_short() {
     // Four blocks each in the end, and room for four of them, or ten. Without a block kept for each that runs the first
     // computes 1.76 times the tokens, in 272 steps instead of 296; with all kept that may ever be needed 1.00 times, in 400.
