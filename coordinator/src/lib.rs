@@ -24,6 +24,7 @@ mod prefix;
 mod worker_pool;
 mod sampler;
 mod random;
+mod off_runtime;
 
 pub mod text;
 pub mod http;

@@ -366,28 +366,29 @@ impl Scheduler {
         step.parts.extend(parts.map(|(sequence, count)| Part { ticket: sequence.ticket, count }));
     }
 
-    /// Whether a party got more than a sequence of full length more than another.
-    fn is_far_ahead(&self, party: Party) -> bool {
-        let least = self.queue.least().unwrap_or_default();
-        self.queue.served(party) > least + self.geometry.n_positions as u64
+    /// Who got more tokens than this is far ahead: a sequence of full length more than another.
+    fn far_ahead(&self) -> u64 {
+        self.queue.least().unwrap_or_default() + self.geometry.n_positions as u64
     }
 
     /// Tokens of prompts that a step may compute for those who are far ahead.
     fn shares_of_who_is_far_ahead(&self) -> HashMap<Party, usize> {
         let mut places: HashMap<Party, usize> = HashMap::new();
         self.running.iter().for_each(|sequence| *places.entry(sequence.owner.party).or_default() += 1);
-        places.retain(|&party, _| self.is_far_ahead(party));
+        let far = self.far_ahead();
+        places.retain(|&party, _| self.queue.served(party) > far);
         places.values_mut().for_each(|share| *share = (*share).max(BLOCK_TOKENS));
         places
     }
 
     /// Lets in what waits, in turns, while those that run do not fill a step, and in any case one sequence of each request. The last
-    /// place is not for those who are far ahead.
-    /// Others give way to it if they `may`; tells where they would, if they might.
+    /// place is not for those who are far ahead. Others give way if they `may`; tells where they would, if they might.
     fn let_in(&mut self, may_give_way: bool) -> bool {
-        if self.running.len() == self.limits.max_seqs && !self.somebody_holds_places() {
+        let is_full = self.running.len() == self.limits.max_seqs;
+        if self.queue.len() == 0 || (is_full && !self.somebody_holds_places()) {
             return false;
         }
+        let far = self.far_ahead();
         let mut line = self.queue.line();
         let mut wanted: usize = self.running.iter().map(Sequence::pending).sum();
         let mut runs: HashSet<RequestId> = self.running.iter().map(|sequence| sequence.owner.request).collect();
@@ -397,7 +398,7 @@ impl Scheduler {
             // Who comes next should not have to wait until somebody has given way.
             let is_last_place = self.limits.max_seqs > 1 && self.running.len() + 1 == self.limits.max_seqs;
             if (full && runs.contains(&owner.request))
-                || (is_last_place && self.is_far_ahead(owner.party))
+                || (is_last_place && self.queue.served(owner.party) > far)
                 || !self.queue.waits(owner)
             {
                 continue;

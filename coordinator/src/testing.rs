@@ -1,6 +1,8 @@
 //! Stand-ins for tests: the demo model's text, and an engine that answers from a script.
 
 use std::{
+    fs::File,
+    io::{Read, Seek},
     path::Path,
     sync::{Arc, LazyLock, atomic::Ordering::Relaxed},
     time::{Duration, SystemTime},
@@ -43,6 +45,27 @@ pub(crate) fn demo_card() -> ModelCard {
         digest: "00c0ffee".into(),
         started: SystemTime::now(),
         build_id: "0.1.0-test".into(),
+    }
+}
+
+/// What is logged on this thread from here on: all there is, where a test's server has no other.
+pub(crate) struct Logged {
+    log: Arc<File>,
+    _subscribed: tracing::subscriber::DefaultGuard,
+}
+
+impl Logged {
+    pub(crate) fn start() -> Self {
+        let log = Arc::new(tempfile::tempfile().unwrap());
+        let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).with_ansi(false).finish();
+        Self { log, _subscribed: tracing::subscriber::set_default(subscriber) }
+    }
+
+    pub(crate) fn text(&self) -> String {
+        let mut text = String::new();
+        (&*self.log).rewind().unwrap();
+        (&*self.log).read_to_string(&mut text).unwrap();
+        text
     }
 }
 

@@ -4,7 +4,7 @@
 //! bytes stay with the client. Small ones are bounded by the number of connections. Does not know JSON.
 //! Invariant: whoever waits, for a share or for bytes, waits no longer than the deadline.
 
-use std::{sync::Arc, thread, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     body::{Body, Bytes, HttpBody},
@@ -14,11 +14,11 @@ use axum::{
 use futures_util::StreamExt;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
-    task::spawn_blocking,
     time::{Instant, timeout_at},
 };
 
 use super::{HttpOptions, error::Failure};
+use crate::off_runtime::{self, OffRuntime};
 
 /// Bodies up to here take no share, and are parsed where they are read.
 pub(super) const SMALL_BYTES: usize = 64 << 10;
@@ -33,7 +33,7 @@ pub(super) struct Bodies {
     /// What of that is free.
     room: Arc<Semaphore>,
     /// Places for large ones that are being parsed.
-    parsers: Arc<Semaphore>,
+    parsers: OffRuntime,
     deadline: Duration,
 }
 
@@ -50,7 +50,7 @@ impl Bodies {
         let together_bytes = options.max_bodies_bytes.min(Semaphore::MAX_PERMITS).min(u32::MAX as usize);
         let room = Arc::new(Semaphore::new(together_bytes));
         // The cores are the ranks'.
-        let parsers = Arc::new(Semaphore::new(thread::available_parallelism().map_or(1, usize::from).div_ceil(8)));
+        let parsers = OffRuntime::new(off_runtime::cores().div_ceil(8));
         Self { most_bytes: options.max_body_bytes, together_bytes, room, parsers, deadline: options.read_deadline }
     }
 
@@ -62,13 +62,7 @@ impl Bodies {
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Failure> {
-        let place = self.parsers.clone().acquire_owned().await.expect("nobody closes it");
-        let parsed = spawn_blocking(move || {
-            // Given back when the work is done, also where its client has gone.
-            let _place = place;
-            work()
-        });
-        parsed.await.map_err(|_| Failure::panicked())
+        self.parsers.run(work).await.map_err(|_| Failure::panicked())
     }
 
     /// Reads all of a body.
@@ -131,13 +125,13 @@ mod tests {
 
     #[tokio::test]
     async fn large_bodies_are_parsed_few_at_a_time_and_a_panic_gives_its_place_back() {
-        let bodies = Bodies { parsers: Arc::new(Semaphore::new(1)), ..bodies(1 << 20, 1 << 20) };
+        let bodies = Bodies { parsers: OffRuntime::new(1), ..bodies(1 << 20, 1 << 20) };
         let (go_on, wait) = std::sync::mpsc::channel::<()>();
         let first = tokio::spawn({
             let bodies = bodies.clone();
             async move { bodies.parse(move || wait.recv().is_ok()).await }
         });
-        while bodies.parsers.available_permits() > 0 {
+        while bodies.parsers.free() > 0 {
             tokio::task::yield_now().await;
         }
         let mut second = Box::pin(bodies.parse(|| panic!("a bug")));

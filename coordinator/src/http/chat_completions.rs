@@ -33,7 +33,7 @@ pub(super) async fn create(State(app): State<App>, mut fields: Fields) -> Result
     let layout = messages::layout(&mut fields, &mut messages)?;
     let truncate = fields.boolean("truncate")?.unwrap_or(true);
     let wants_logprobs = fields.boolean("logprobs")?.unwrap_or(false);
-    let top = fields.integer("top_logprobs", 0..=20)?;
+    let top = fields.integer("top_logprobs", 0..=openai::MAX_LOGPROBS)?;
     if top.is_some_and(|top| top > 0) && !wants_logprobs {
         return Err(Failure::field("top_logprobs", "`top_logprobs` needs `logprobs` to be true"));
     }

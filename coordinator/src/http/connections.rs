@@ -236,16 +236,14 @@ impl Trouble {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        io::{Read, Seek},
-        sync::atomic::{AtomicUsize, Ordering::Relaxed},
-    };
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
     use axum::{Extension, routing::get};
     use futures_util::StreamExt;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
     use super::*;
+    use crate::testing::Logged;
 
     /// A server of `router`, and the client's end of a connection to it.
     async fn connect(router: Router, room: usize, client: Client) -> (Server, DuplexStream) {
@@ -306,9 +304,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn connections_that_cannot_be_taken_are_told_of_now_and_then_and_tried_again() {
-        let log = Arc::new(tempfile::tempfile().unwrap());
-        let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).with_ansi(false).finish();
-        let _logged = tracing::subscriber::set_default(subscriber);
+        let logged = Logged::start();
         let (begun, tries) = (Instant::now(), AtomicUsize::new(0));
         let next = async || match tries.fetch_add(1, Relaxed) {
             0 => Err(ErrorKind::ConnectionAborted.into()),
@@ -318,9 +314,7 @@ mod tests {
         };
         assert_eq!(accept(next, &mut Trouble::default()).await, "a connection");
         assert_eq!(begun.elapsed(), 250 * ACCEPT_PAUSE);
-        let mut text = String::new();
-        (&*log).rewind().unwrap();
-        (&*log).read_to_string(&mut text).unwrap();
+        let text = logged.text();
         assert_eq!(text.matches("connections cannot be taken").count(), 3, "in 25 s: {text}");
         assert!(text.contains("Too many open files"), "{text}");
     }

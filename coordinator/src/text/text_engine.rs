@@ -3,10 +3,9 @@
 //! Encodes prompts, submits one sequence per prompt and choice, and hands out their events as a [`Generation`]. Does not
 //! know HTTP.
 
-use std::{sync::Arc, thread};
+use std::sync::Arc;
 
 use nanoinfer_shared::protocol::TokenId;
-use tokio::sync::Semaphore;
 
 use super::{
     GenerateError, GenerateRequest, Generation, ModelText, Prompt, StopFinder, answer_memory, bad_words,
@@ -18,6 +17,7 @@ use super::{
 use crate::{
     config::ModelCard,
     handle::EngineHandle,
+    off_runtime::{self, OffRuntime},
     request::{Limits, LogitBias, Request},
     status::Status,
 };
@@ -38,7 +38,7 @@ pub struct TextEngine {
     /// Padding rows of the vocabulary, with their bias.
     mask: LogitBias,
     /// Places for texts that are being encoded.
-    encoders: Arc<Semaphore>,
+    encoders: OffRuntime,
 }
 
 impl TextEngine {
@@ -52,7 +52,7 @@ impl TextEngine {
             unused
         };
         let mask = masked.iter().map(|&id| (id, NEVER)).collect();
-        let encoders = Arc::new(Semaphore::new(thread::available_parallelism().map_or(1, usize::from)));
+        let encoders = OffRuntime::new(off_runtime::cores());
         Self { handle, text, card, mask, encoders }
     }
 
@@ -146,14 +146,9 @@ impl TextEngine {
         &self,
         work: impl FnOnce(&ModelText) -> T + Send + 'static,
     ) -> Result<T, GenerateError> {
-        let place = self.encoders.clone().acquire_owned().await.expect("nobody closes it");
         let text = self.text.clone();
-        let encoded = tokio::task::spawn_blocking(move || {
-            // Given back when the work is done, also where its client has gone.
-            let _place = place;
-            work(&text)
-        });
-        encoded.await.map_err(|error| GenerateError::EncoderBroke { reason: error.to_string() })
+        let encoded = self.encoders.run(move || work(&text)).await;
+        encoded.map_err(|error| GenerateError::EncoderBroke { reason: error.to_string() })
     }
 
     fn check_tokens(&self, field: &'static str, mut ids: impl Iterator<Item = TokenId>) -> Result<(), GenerateError> {

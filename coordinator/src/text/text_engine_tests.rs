@@ -256,7 +256,7 @@ async fn ids_outside_the_vocabulary_are_named() {
 #[tokio::test]
 async fn no_more_texts_are_encoded_at_a_time_than_there_are_cores() {
     let engine = saying(" ok");
-    let cores = thread::available_parallelism().unwrap().get();
+    let cores = off_runtime::cores();
     let (release, held) = blocking::channel::<()>();
     let held = Arc::new(Mutex::new(held));
     let (begun, mut begins) = mpsc::unbounded_channel();

@@ -2,26 +2,12 @@
 
 use serde_json::{Value, json};
 
-use super::Server;
-use crate::{
-    request::Request,
-    testing::{Act, demo_text, engine, scripted, speak},
-    text::Specials,
-};
-
-/// A server whose engine shows what it is asked for.
-async fn server() -> (Server, std::sync::mpsc::Receiver<Request>) {
-    let (seen, requests) = std::sync::mpsc::channel();
-    let handle = scripted(8, move |request| {
-        let _ = seen.send(request.clone());
-        Act::Events(speak(request, "ok"))
-    });
-    (Server::start(engine(handle)).await, requests)
-}
+use super::observed;
+use crate::{request::Request, testing::demo_text, text::Specials};
 
 #[tokio::test]
 async fn allowed_tokens_and_bad_words_reach_the_engine_once_for_all_sequences() {
-    let (server, requests) = server().await;
+    let (server, requests) = observed().await;
     let constraints = json!({"n": 2, "allowed_token_ids": [9, 4, 9, 4095], "bad_words": ["mat", "sat on"]});
     for (path, mut body) in [
         ("/v1/completions", json!({"prompt": ["x", "y"]})),
@@ -47,7 +33,7 @@ async fn allowed_tokens_and_bad_words_reach_the_engine_once_for_all_sequences() 
 
 #[tokio::test]
 async fn nothing_asked_for_constrains_nothing() {
-    let (server, requests) = server().await;
+    let (server, requests) = observed().await;
     for body in [json!({"prompt": "x"}), json!({"prompt": "x", "allowed_token_ids": null, "bad_words": []})] {
         server.ask("/v1/completions", body).await;
         let sampling = requests.recv().unwrap().sampling;

@@ -1,10 +1,8 @@
 //! Chats in three dialects, and what surrounds them.
 
-use std::sync::mpsc;
-
 use serde_json::{Value, json};
 
-use super::Server;
+use super::{Server, observed};
 use crate::{
     request::{Event, Request},
     testing::{Act, demo_text, engine, saying, scripted, speak},
@@ -13,16 +11,6 @@ use crate::{
 
 fn user(text: &str) -> Value {
     json!([{"role": "user", "content": text}])
-}
-
-/// A server that says "ok", and tells what was asked of its engine.
-async fn observed() -> (Server, mpsc::Receiver<Request>) {
-    let (seen, requests) = mpsc::channel();
-    let handle = scripted(64, move |request| {
-        let _ = seen.send(request.clone());
-        Act::Events(speak(request, " ok"))
-    });
-    (Server::start(engine(handle)).await, requests)
 }
 
 #[tokio::test]

@@ -1,10 +1,6 @@
 //! Many connections, silent ones, and clients that go without a word.
 
-use std::{
-    io::{Read, Seek},
-    sync::Arc,
-    time::Duration,
-};
+use std::time::Duration;
 
 use serde_json::json;
 use tokio::{
@@ -14,8 +10,8 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{HttpOptions, Server};
-use crate::testing::{Act, engine, saying, scripted, silent, speak};
+use super::{HttpOptions, Server, hang_up};
+use crate::testing::{Act, Logged, engine, saying, scripted, silent, speak};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -99,40 +95,19 @@ async fn the_first_head_must_come_soon_and_a_kept_connection_may_wait_longer() {
 #[tokio::test]
 async fn bytes_behind_a_body_do_not_hide_that_its_client_has_gone() {
     for (stream, behind) in [(true, 1), (false, 1), (false, 100_000)] {
-        let (dropped, mut cancelled) = mpsc::unbounded_channel();
-        let (seen, mut started) = mpsc::unbounded_channel();
-        let handle = scripted(4, move |request| {
-            let _ = seen.send(());
-            Act::Hang(speak(request, " Hello")[..1].to_vec(), dropped.clone())
-        });
-        let server = Server::start(engine(handle)).await;
-        let mut connection = TcpStream::connect(server.address).await.unwrap();
-        let body = json!({"prompt": "x", "stream": stream}).to_string();
-        let head = format!("POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len());
-        // At once, so that the first of them come with the body.
-        let all = head + &body + &"x".repeat(behind);
-        connection.write_all(all.as_bytes()).await.unwrap();
-        started.recv().await.unwrap();
-        drop(connection);
-        let choice = timeout(DEADLINE, cancelled.recv()).await.expect("cancelled in time");
-        assert_eq!(choice, Some(0), "stream: {stream}, {behind} bytes");
+        hang_up(stream, behind).await;
     }
 }
 
 #[tokio::test]
 async fn what_is_not_answered_now_is_a_warning_with_its_route() {
-    let log = Arc::new(tempfile::tempfile().unwrap());
-    // Of this thread, which is all that the server has.
-    let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).with_ansi(false).finish();
-    let _logged = tracing::subscriber::set_default(subscriber);
+    let logged = Logged::start();
     let (handle, _engine) = silent(1);
     let server = Server::start(engine(handle.clone())).await;
     assert_eq!(server.get("/readyz").await.status, 503);
     handle.stop();
     assert_eq!(server.post("/api/chat", json!({"prompt": "x"})).await.status, 503);
-    let mut text = String::new();
-    (&*log).rewind().unwrap();
-    (&*log).read_to_string(&mut text).unwrap();
+    let text = logged.text();
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(lines.len(), 2, "{text}");
     for (line, method, path) in [(lines[0], "GET", "/readyz"), (lines[1], "POST", "/api/chat")] {

@@ -1,10 +1,6 @@
 //! Readiness, load, hang-ups and the end.
 
-use std::{
-    io::{Read, Seek},
-    sync::{Arc, atomic::Ordering::Relaxed},
-    time::Duration,
-};
+use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
 use serde_json::json;
 use tokio::{
@@ -14,8 +10,8 @@ use tokio::{
     time::timeout,
 };
 
-use super::{HttpOptions, Server};
-use crate::testing::{Act, engine, saying, scripted, silent, speak};
+use super::{HttpOptions, Server, hang_up};
+use crate::testing::{Act, Logged, engine, saying, scripted, silent, speak};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -96,31 +92,13 @@ async fn a_full_queue_says_when_to_try_again() {
 #[tokio::test]
 async fn a_client_that_hangs_up_cancels_its_sequences() {
     for stream in [true, false] {
-        let (dropped, mut cancelled) = mpsc::unbounded_channel();
-        let (seen, mut started) = mpsc::unbounded_channel();
-        let handle = scripted(4, move |request| {
-            let _ = seen.send(());
-            Act::Hang(speak(request, " Hello")[..1].to_vec(), dropped.clone())
-        });
-        let server = Server::start(engine(handle)).await;
-        let mut connection = TcpStream::connect(server.address).await.unwrap();
-        let body = json!({"prompt": "x", "stream": stream}).to_string();
-        let request =
-            format!("POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}", body.len());
-        connection.write_all(request.as_bytes()).await.unwrap();
-        started.recv().await.unwrap();
-        drop(connection);
-        let choice = timeout(DEADLINE, cancelled.recv()).await.expect("cancelled in time");
-        assert_eq!(choice, Some(0), "stream: {stream}");
+        hang_up(stream, 0).await;
     }
 }
 
 #[tokio::test]
 async fn a_deadline_is_kept_and_no_error_of_the_server() {
-    let log = Arc::new(tempfile::tempfile().unwrap());
-    // Of this thread, which is all that the server has.
-    let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).with_ansi(false).finish();
-    let _logged = tracing::subscriber::set_default(subscriber);
+    let logged = Logged::start();
     let (dropped, mut cancelled) = mpsc::unbounded_channel();
     let handle = scripted(4, move |_| Act::Hang(vec![], dropped.clone()));
     let server = Server::start(engine(handle)).await;
@@ -128,9 +106,7 @@ async fn a_deadline_is_kept_and_no_error_of_the_server() {
     assert_eq!((reply.status, &reply.json()["error"]["code"]), (504, &json!("timeout")));
     assert!(reply.body.contains("timeout of 0.07 s has passed"), "{}", reply.body);
     assert_eq!(cancelled.recv().await, Some(0));
-    let mut text = String::new();
-    (&*log).rewind().unwrap();
-    (&*log).read_to_string(&mut text).unwrap();
+    let text = logged.text();
     assert!(text.contains("WARN") && text.contains("own time ran out") && !text.contains("ERROR"), "{text}");
 }
 

@@ -12,7 +12,7 @@ mod replies;
 mod surroundings;
 mod unbuilt;
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::mpsc, time::Duration};
 
 use serde_json::Value;
 use tokio::{
@@ -20,10 +20,46 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::oneshot,
     task::JoinHandle,
+    time::timeout,
 };
 
 use super::{HttpOptions, serve};
-use crate::text::TextEngine;
+use crate::{
+    request::Request,
+    testing::{Act, engine, scripted, speak},
+    text::TextEngine,
+};
+
+/// A server that says " ok", and tells what was asked of its engine.
+async fn observed() -> (Server, mpsc::Receiver<Request>) {
+    let (seen, requests) = mpsc::channel();
+    let handle = scripted(64, move |request| {
+        let _ = seen.send(request.clone());
+        Act::Events(speak(request, " ok"))
+    });
+    (Server::start(engine(handle)).await, requests)
+}
+
+/// Asks for an answer, sends so many bytes behind the request, and hangs up once its sequence has begun, which must be cancelled.
+async fn hang_up(stream: bool, behind: usize) {
+    let (dropped, mut cancelled) = tokio::sync::mpsc::unbounded_channel();
+    let (seen, mut started) = tokio::sync::mpsc::unbounded_channel();
+    let handle = scripted(4, move |request| {
+        let _ = seen.send(());
+        Act::Hang(speak(request, " Hello")[..1].to_vec(), dropped.clone())
+    });
+    let server = Server::start(engine(handle)).await;
+    let mut connection = TcpStream::connect(server.address).await.unwrap();
+    let body = serde_json::json!({"prompt": "x", "stream": stream}).to_string();
+    let head = format!("POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len());
+    // At once, so that the first of them come with the body.
+    let all = head + &body + &"x".repeat(behind);
+    connection.write_all(all.as_bytes()).await.unwrap();
+    started.recv().await.unwrap();
+    drop(connection);
+    let choice = timeout(Duration::from_secs(10), cancelled.recv()).await.expect("cancelled in time");
+    assert_eq!(choice, Some(0), "stream: {stream}, {behind} bytes");
+}
 
 /// A server on a port of its own.
 struct Server {

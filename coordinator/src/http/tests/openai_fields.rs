@@ -1,28 +1,15 @@
 //! Fields of OpenAI's routes that vLLM has added: what of the text is shown, of the prompt kept, and of the chat continued.
 
-use std::sync::mpsc;
-
 use serde_json::{Value, json};
 
-use super::Server;
+use super::{Server, observed};
 use crate::{
-    request::Request,
-    testing::{Act, demo_text, engine, saying, scripted, speak, speak_tokens},
+    testing::{Act, demo_text, engine, saying, scripted, speak_tokens},
     text::Specials,
 };
 
 const COMPLETIONS: &str = "/v1/completions";
 const CHAT: &str = "/v1/chat/completions";
-
-/// A server that says " ok", and tells what was asked of its engine.
-async fn observed() -> (Server, mpsc::Receiver<Request>) {
-    let (seen, requests) = mpsc::channel();
-    let handle = scripted(64, move |request| {
-        let _ = seen.send(request.clone());
-        Act::Events(speak(request, " ok"))
-    });
-    (Server::start(engine(handle)).await, requests)
-}
 
 fn literal(text: &str) -> Vec<u32> {
     demo_text().tokenizer.encode(text, Specials::Literal).unwrap()
