@@ -6,8 +6,8 @@ use std::{fs, io, path::PathBuf};
 
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
+use nanoinfer_checkpoint::Checkpoint;
 use nanoinfer_launch::{
-    checkpoint::Checkpoint,
     cli::environment,
     json,
     model::{self, ResolvedModel, has_tokenizer},

@@ -6,9 +6,9 @@ use std::{collections::BTreeMap, fmt::Write, fs, path::Path};
 
 use anyhow::Context;
 use clap::Args;
+use nanoinfer_checkpoint::{Checkpoint, Format, Layout, shown};
 use nanoinfer_launch::{
     ClusterConfig,
-    checkpoint::{Checkpoint, Format, Layout, shown},
     cli::environment,
     model::{self, ResolvedModel, has_tokenizer},
     output,

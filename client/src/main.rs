@@ -20,7 +20,7 @@ mod model_options;
 mod bench;
 mod lesson;
 /// The 100-line program, which the lessons measure as it is.
-#[path = "../../worker/examples/conversation.rs"]
+#[path = "../../worker/reference/examples/conversation.rs"]
 #[allow(dead_code, clippy::print_stdout)]
 mod conversation;
 mod eval;

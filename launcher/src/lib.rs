@@ -36,6 +36,6 @@ pub use nanoinfer_shared::{
     Geometry, Partition, Share, json,
     protocol::{BLOCK_TOKENS, Category, DType, StepTimes},
 };
-pub use nanoinfer_worker::{checkpoint, limits, reference};
+pub use nanoinfer_worker::limits;
 pub use output::say;
 pub use spawn::WorkerBinary;

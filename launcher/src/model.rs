@@ -14,8 +14,8 @@ use std::{
     time::Duration,
 };
 
+use nanoinfer_checkpoint::{Checkpoint, CheckpointError};
 use nanoinfer_shared::{Geometry, GeometryError};
-use nanoinfer_worker::checkpoint::{Checkpoint, CheckpointError};
 
 pub use self::{
     demo::DemoError,

@@ -91,7 +91,7 @@ fn marks(text: &str) -> BTreeSet<&str> {
 }
 
 fn program() -> String {
-    fs::read_to_string(root().join("worker/examples/conversation.rs")).unwrap()
+    fs::read_to_string(root().join("worker/reference/examples/conversation.rs")).unwrap()
 }
 
 /// Whether a name in backticks still means something: a type, a function of ours, or what the program calls and binds.

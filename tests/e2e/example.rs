@@ -1,4 +1,4 @@
-//! The program of `worker/examples/conversation.rs`: from checkpoint to conversation.
+//! The program of `worker/reference/examples/conversation.rs`: from checkpoint to conversation.
 
 use std::{
     fs,
@@ -10,7 +10,7 @@ use crate::server::root;
 
 #[test]
 fn the_conversation_takes_less_than_a_hundred_lines_and_talks_with_and_without_a_cache() {
-    let source = fs::read_to_string(root().join("worker/examples/conversation.rs")).unwrap();
+    let source = fs::read_to_string(root().join("worker/reference/examples/conversation.rs")).unwrap();
     assert!(source.lines().count() < 100);
 
     // `cargo test` puts tests into deps/ and examples beside it.

@@ -18,10 +18,12 @@ fn imports_go_one_way() {
     for (folder, allowed) in [
         ("worker/kernels", &[][..]),
         ("shared", &[]),
-        ("worker", &["nanoinfer-shared", "nanoinfer-kernels"]),
+        ("worker/checkpoint", &["nanoinfer-shared"]),
+        ("worker/reference", &["nanoinfer-shared", "nanoinfer-checkpoint"]),
+        ("worker", &["nanoinfer-shared", "nanoinfer-kernels", "nanoinfer-checkpoint"]),
         ("coordinator", &["nanoinfer-shared"]),
-        ("launcher", &["nanoinfer-coordinator", "nanoinfer-worker", "nanoinfer-shared"]),
-        ("client", &["nanoinfer-launch"]),
+        ("launcher", &["nanoinfer-coordinator", "nanoinfer-worker", "nanoinfer-checkpoint", "nanoinfer-shared"]),
+        ("client", &["nanoinfer-launch", "nanoinfer-checkpoint", "nanoinfer-reference"]),
     ] {
         let allowed = allowed.iter().map(|&name| name.to_owned()).collect();
         assert_eq!(imports(folder), allowed, "{folder}/Cargo.toml");
@@ -33,6 +35,9 @@ fn the_coordinator_links_no_tensor_library_and_the_worker_has_no_async() {
     let manifest = |folder: &str| fs::read_to_string(root().join(folder).join("Cargo.toml")).unwrap();
     for library in ["candle", "safetensors", "half"] {
         assert!(!manifest("coordinator").contains(library), "the coordinator knows no {library}");
+    }
+    for folder in ["worker", "worker/checkpoint", "launcher", "shared"] {
+        assert!(!manifest(folder).contains("candle"), "{folder} knows no candle");
     }
     for library in ["tokio", "futures", "axum"] {
         assert!(!manifest("worker").contains(library) && !manifest("shared").contains(library), "no {library} there");

@@ -2,8 +2,9 @@
 
 use std::{fs, path::Path};
 
+use nanoinfer_checkpoint::Checkpoint;
 use nanoinfer_shared::{Geometry, Partition, protocol::DType};
-use nanoinfer_worker::{checkpoint::Checkpoint, shard::Shard};
+use nanoinfer_worker::shard::Shard;
 
 use crate::{bound_memory, mutate::Mutator, root};
 

@@ -2,9 +2,9 @@
 
 use std::fs;
 
+use nanoinfer_checkpoint::Checkpoint;
 use nanoinfer_launch::model::{Caches, HubAccess, resolve};
 use nanoinfer_shared::Geometry;
-use nanoinfer_worker::checkpoint::Checkpoint;
 
 use crate::{bound_memory, mutate::Mutator, root};
 

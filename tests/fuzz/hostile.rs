@@ -2,8 +2,8 @@
 
 use std::fs;
 
+use nanoinfer_checkpoint::Checkpoint;
 use nanoinfer_shared::Geometry;
-use nanoinfer_worker::checkpoint::Checkpoint;
 
 use crate::{bound_memory, counting::counted, zip::zip};
 
@@ -26,7 +26,7 @@ fn refusal_with(bytes: &[u8], config: &str) -> String {
         let geometry = checkpoint.refine(geometry);
         checkpoint.check(&geometry)?;
         checkpoint.fingerprint();
-        Ok::<_, nanoinfer_worker::checkpoint::CheckpointError>(())
+        Ok::<_, nanoinfer_checkpoint::CheckpointError>(())
     };
     let (result, held, asked) = counted(open);
     let error = result.unwrap_err().to_string();

@@ -18,7 +18,6 @@ use nanoinfer_shared::{
 
 use crate::{
     WorkerError,
-    checkpoint::Checkpoint,
     gpt2::Gpt2,
     kv_pool::KvPool,
     memory,
@@ -27,6 +26,7 @@ use crate::{
     step::StepRunner,
     trace::Trace,
 };
+use nanoinfer_checkpoint::Checkpoint;
 
 /// A rank's slices of a checkpoint, in the memory of its device.
 pub(crate) trait Loaded {

@@ -8,7 +8,8 @@ use nanoinfer_shared::{
     protocol::{BlockId, TokenId},
 };
 
-use crate::{checkpoint::CheckpointError, cuda::GpuError};
+use crate::cuda::GpuError;
+use nanoinfer_checkpoint::CheckpointError;
 
 /// Why a rank cannot go on.
 #[derive(Debug, thiserror::Error)]

@@ -1,19 +1,17 @@
 //! One rank: its slices of a checkpoint, and one forward step over them.
 //!
-//! Reading order: a [`checkpoint`] is opened and checked; [`shard`] copies this rank's slices of it into packed form;
+//! Reading order: [`shard`] copies this rank's slices of it into packed form;
 //! [`gpt2`] is the forward pass, over a [`kv_pool`]; [`step`] turns a plan into rows of answers; [`rank`] is the life of a
-//! rank, message by message; [`cuda`] is the same on a GPU. [`reference`](mod@reference) is the same model in plain candle: the truth in tests. [`plan`] foretells the memory; [`trace`] draws where the time of a step goes.
+//! rank, message by message; [`cuda`] is the same on a GPU.  [`plan`] foretells the memory; [`trace`] draws where the time of a step goes.
 //!
 //! Does not know requests, text or policy, and has no async.
 
-pub mod checkpoint;
 pub mod shard;
 pub mod kv_pool;
 pub mod gpt2;
 pub mod step;
 mod progress;
 pub mod rank;
-pub mod reference;
 pub mod plan;
 pub mod limits;
 pub mod trace;

@@ -11,10 +11,8 @@ use std::ops::Range;
 use nanoinfer_kernels::{Arena, PackedMatrix, WeightType};
 use safetensors::Dtype;
 
-use crate::{
-    checkpoint::{CheckpointError, TensorSlice},
-    shard::{LayerNorm, Linear},
-};
+use crate::shard::{LayerNorm, Linear};
+use nanoinfer_checkpoint::{CheckpointError, TensorSlice};
 
 /// Rows of K in a unit where they are neither heads nor the FFN's.
 pub(crate) const UNIT: usize = 64;

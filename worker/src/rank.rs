@@ -27,11 +27,11 @@ use nanoinfer_shared::{
 use crate::{
     WorkerError,
     backend::{self, Link, Runner},
-    checkpoint::Checkpoint,
     cuda,
     progress::{Progress, Watched},
     trace::Trace,
 };
+use nanoinfer_checkpoint::Checkpoint;
 
 /// Orders that may wait for the compute thread; the coordinator has one under way at a time.
 const ORDER_BOUND: usize = 4;

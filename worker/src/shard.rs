@@ -16,10 +16,8 @@ use std::{
 use nanoinfer_kernels::{PackedMatrix, WeightType};
 use nanoinfer_shared::{Geometry, Share, partition::FFN_BLOCK, protocol::DType};
 
-use crate::{
-    checkpoint::{Checkpoint, CheckpointError},
-    pack::{Packer, UNIT},
-};
+use crate::pack::{Packer, UNIT};
+use nanoinfer_checkpoint::{Checkpoint, CheckpointError};
 
 /// Everything that a rank holds of a model.
 #[derive(Debug)]

@@ -12,11 +12,9 @@ use std::{
     sync::atomic::{AtomicBool, Ordering::SeqCst},
 };
 
+use nanoinfer_checkpoint::{Checkpoint, Layout};
 use nanoinfer_shared::{Geometry, Partition, protocol::DType};
-use nanoinfer_worker::{
-    checkpoint::{Checkpoint, Layout},
-    shard::Shard,
-};
+use nanoinfer_worker::shard::Shard;
 
 use crate::zip::zip;
 
@@ -190,6 +188,6 @@ fn loading_takes_a_share_and_at_most_one_tensor() {
     }
 }
 
-fn checkpoint_format(path: &Path) -> nanoinfer_worker::checkpoint::Format {
+fn checkpoint_format(path: &Path) -> nanoinfer_checkpoint::Format {
     Checkpoint::open(&[path.to_path_buf()]).unwrap().format()
 }

@@ -8,7 +8,9 @@ use std::path::PathBuf;
 
 use anyhow::{Context, anyhow};
 use clap::Args;
-use nanoinfer_launch::{checkpoint::Checkpoint, cli::environment, model, output, reference::Gpt2Reference, utf8};
+use nanoinfer_checkpoint::Checkpoint;
+use nanoinfer_launch::{cli::environment, model, output, utf8};
+use nanoinfer_reference::Gpt2Reference;
 use serde_json::json;
 
 use super::{documents, server::Server, windows, with_server};

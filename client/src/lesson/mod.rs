@@ -5,7 +5,7 @@
 //!                     pictures ─► SVG ───────────────► docs/learn: chapters replaces what stands between marks
 //! ```
 //! Every setting that is compared is a switch of the real engine or of the 100-line program, which is compiled in as it is
-//! (`worker/examples/conversation.rs`). Figures of different runs do not compare.
+//! (`worker/reference/examples/conversation.rs`). Figures of different runs do not compare.
 
 mod figure;
 mod running;

@@ -1,4 +1,4 @@
-//! Lesson 1: from checkpoint to conversation, measured on the 100-line program itself (`worker/examples/conversation.rs`).
+//! Lesson 1: from checkpoint to conversation, measured on the 100-line program itself (`worker/reference/examples/conversation.rs`).
 
 use std::{path::Path, time::Instant};
 

@@ -7,8 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nanoinfer_worker::checkpoint::Index;
-pub(super) use nanoinfer_worker::checkpoint::{is_index, parts};
+use nanoinfer_checkpoint::Index;
+pub(super) use nanoinfer_checkpoint::{is_index, parts};
 
 use super::ModelError;
 

@@ -45,10 +45,10 @@ use crate::{
     WorkerError,
     backend::{self, Link, Loaded},
     bounds::Bounds,
-    checkpoint::Checkpoint,
     plan::{RankMemory, StepSizes},
     trace::Trace,
 };
+use nanoinfer_checkpoint::Checkpoint;
 
 /// The kernels' element type for a model, where they have what it needs.
 ///

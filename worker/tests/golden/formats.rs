@@ -7,8 +7,9 @@
 
 use std::path::{Path, PathBuf};
 
+use nanoinfer_checkpoint::Checkpoint;
+use nanoinfer_reference::Gpt2Reference;
 use nanoinfer_shared::{Geometry, protocol::*};
-use nanoinfer_worker::{checkpoint::Checkpoint, reference::Gpt2Reference};
 use safetensors::SafeTensors;
 use serde_json::Value;
 

@@ -23,12 +23,10 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
+use nanoinfer_checkpoint::Checkpoint;
+use nanoinfer_reference::Gpt2Reference;
 use nanoinfer_shared::{Geometry, handshake::Identity, link::in_memory, protocol::*};
-use nanoinfer_worker::{
-    checkpoint::Checkpoint,
-    rank::{OnLost, RankSetup, run},
-    reference::Gpt2Reference,
-};
+use nanoinfer_worker::rank::{OnLost, RankSetup, run};
 use safetensors::SafeTensors;
 use serde_json::Value;
 

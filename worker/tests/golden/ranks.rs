@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, thread::JoinHandle};
 
+use nanoinfer_checkpoint::Checkpoint;
 use nanoinfer_shared::{
     Geometry,
     comm::ShmSegment,
@@ -11,7 +12,6 @@ use nanoinfer_shared::{
 };
 use nanoinfer_worker::{
     WorkerError,
-    checkpoint::Checkpoint,
     rank::{OnLost, RankSetup, run},
 };
 

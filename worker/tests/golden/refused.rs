@@ -6,11 +6,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use nanoinfer_checkpoint::{Checkpoint, CheckpointError};
 use nanoinfer_shared::{Partition, protocol::*};
-use nanoinfer_worker::{
-    checkpoint::{Checkpoint, CheckpointError},
-    shard::Shard,
-};
+use nanoinfer_worker::shard::Shard;
 use safetensors::SafeTensors;
 
 use crate::{

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use nanoinfer_worker::checkpoint::Checkpoint;
+use nanoinfer_checkpoint::Checkpoint;
 
 use crate::{
     model::{

@@ -19,10 +19,8 @@ use super::{
     error::GpuError,
     gpu::{Gpu, Memory, Pinned},
 };
-use crate::{
-    WorkerError,
-    checkpoint::{Checkpoint, CheckpointError, TensorSlice},
-};
+use crate::WorkerError;
+use nanoinfer_checkpoint::{Checkpoint, CheckpointError, TensorSlice};
 
 /// Bytes that are copied at once.
 const CHUNK_BYTES: usize = 8 << 20;

@@ -28,9 +28,9 @@ use super::{
 use crate::{
     WorkerError,
     backend::{self, Link, Runner},
-    checkpoint::{self, Checkpoint, CheckpointError},
     trace::Trace,
 };
+use nanoinfer_checkpoint::{Checkpoint, CheckpointError};
 
 /// Five heads of 64, a hidden layer of three blocks and a bit, a vocabulary of two blocks and a bit.
 pub(super) const CONFIG: &str =
@@ -300,7 +300,7 @@ impl Small {
         let geometry = Geometry::from_config_json(CONFIG).expect("the configuration above is sound");
         let path = scratch.join("gpu-check.safetensors");
         let (mut header, mut end) = (String::from(r#"{"__metadata__":{"format":"pt"}"#), 0);
-        let tensors: Vec<(String, Vec<usize>)> = checkpoint::expected(&geometry).collect();
+        let tensors: Vec<(String, Vec<usize>)> = nanoinfer_checkpoint::expected(&geometry).collect();
         for (name, shape) in &tensors {
             let begin = end;
             end += shape.iter().product::<usize>() * size_of::<f32>();

@@ -9,7 +9,7 @@
 //! Reading order: [`tensor`](TensorSlice) is a view; `names` says which there are; `mapped` is a file, `index` says which there
 //! are of a split checkpoint; `archive`, `pickle` and `torch` read files of torch.save; `fingerprint` samples; `export` writes
 //! safetensors. Opening reads headers only. Pages of a slice are read when the slice is; they are the file's, not this process's.
-//! Does not know ranks. Invariant: what opening and checking cost is linear in the length of headers and pickles.
+//! Does not know ranks, devices, kernels or candle. Invariant: what opening and checking cost is linear in the length of headers and pickles.
 //! Reference: <https://github.com/huggingface/safetensors>, `torch/serialization.py`.
 
 mod tensor;
@@ -31,11 +31,10 @@ use std::{
 use nanoinfer_shared::Geometry;
 use safetensors::{Dtype, SafeTensors};
 
-pub(crate) use self::names::expected;
 pub use self::{
     error::CheckpointError,
     index::{Index, is_index, parts},
-    names::shown,
+    names::{expected, shown},
     pickle::PickleError,
     tensor::TensorSlice,
 };

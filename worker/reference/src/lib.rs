@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{Embedding, LayerNorm, Linear, Module, VarBuilder, ops::softmax_last_dim};
 use nanoinfer_shared::{Activation, Geometry};
 
-use crate::checkpoint::Checkpoint;
+use nanoinfer_checkpoint::Checkpoint;
 
 /// A whole model on one device.
 pub struct Gpt2Reference {

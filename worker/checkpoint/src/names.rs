@@ -76,7 +76,7 @@ pub(super) fn in_layer(name: &str) -> Option<(usize, &str)> {
 }
 
 /// Names and shapes of all tensors of a GPT-2 of this geometry, matrices as Conv1D has them: `[in, out]`.
-pub(crate) fn expected(geometry: &Geometry) -> impl Iterator<Item = (String, Vec<usize>)> + use<'_> {
+pub fn expected(geometry: &Geometry) -> impl Iterator<Item = (String, Vec<usize>)> + use<'_> {
     let (v, c) = (geometry.vocab_size, geometry.n_embd);
     let outside = [
         ("wte.weight", vec![v, c]),

@@ -115,12 +115,12 @@ impl<'a> TensorSlice<'a> {
     }
 
     /// The same for elements that will be rounded to `target`: f32, f16 or bf16.
-    pub(crate) fn narrowed_to(self, target: Dtype) -> Self {
+    pub fn narrowed_to(self, target: Dtype) -> Self {
         Self { target, ..self }
     }
 
     /// The same matrix with rows and columns exchanged; nothing moves.
-    pub(crate) fn transposed(self) -> Self {
+    pub fn transposed(self) -> Self {
         Self {
             rows: self.columns,
             columns: self.rows,
@@ -191,7 +191,7 @@ impl<'a> TensorSlice<'a> {
     ///
     /// # Errors
     /// Names the tensor and the element of which no finite number came, and what it was to be.
-    pub(crate) fn check_made(
+    pub fn check_made(
         &self,
         what: &'static str,
         values: &[f32],
