@@ -14,10 +14,10 @@ use nanoinfer_launch::{
     Cluster, ClusterConfig,
     cli::cluster_config,
     handle::EngineHandle,
-    limits::Limits,
     output,
     plan::{Placement, Plan},
     request::{Event, Request},
+    roofline::Limits,
 };
 use serde_json::{Value, json};
 
@@ -98,10 +98,10 @@ fn engine(what: What, options: &EngineBenchOptions) -> Result<(), Failure> {
     let config = cluster_config(options.model.flags()).map_err(|reason| Failure::usage(anyhow!(reason)))?;
     let config = for_batches(config, &options.batch);
     let plan = Plan::new(&config, Placement::Here).context("cannot plan the cluster")?;
-    let geometry = plan.model.geometry.clone();
+    let shape = plan.model.shape.clone();
     let length = options.prompt_tokens + options.tokens;
-    if options.prompt_tokens == 0 || options.tokens < 2 || length > geometry.n_positions {
-        let n_positions = geometry.n_positions;
+    if options.prompt_tokens == 0 || options.tokens < 2 || length > shape.context {
+        let n_positions = shape.context;
         let problem = if length > n_positions {
             format!("{length} tokens a sequence do not fit the model's {n_positions} positions")
         } else {
@@ -120,18 +120,18 @@ fn engine(what: What, options: &EngineBenchOptions) -> Result<(), Failure> {
 
     // What a step reads: all weights but the position embedding, of which it reads a few rows.
     let holding_positions = if plan.on_gpus() { 1 } else { ranks };
-    let positions = holding_positions * geometry.n_positions * geometry.n_embd * size_of::<f32>();
+    let positions = holding_positions * shape.context * shape.width * size_of::<f32>();
     let step_bytes = plan.memory.iter().map(|memory| memory.weights).sum::<u64>() - positions as u64;
     // Two operations for each weight that a token meets; the head is met by the last token of a prompt only.
-    let head = geometry.vocab_size * geometry.n_embd;
-    let body = geometry.parameters() - head - geometry.n_positions * geometry.n_embd;
+    let head = shape.vocab_size * shape.width;
+    let body = shape.parameters() - head - shape.context * shape.width;
     let mut rows = Vec::new();
     for &batch in &options.batch {
         let (mut seconds, runs) = (Vec::new(), options.runs + 1);
         for run in 0..runs {
             let (prompt_tokens, tokens) = (options.prompt_tokens, options.tokens);
             let handle = cluster.handle();
-            let vocab_size = geometry.vocab_size;
+            let vocab_size = shape.vocab_size;
             let bench = Batch { handle, vocab_size, run, batch, what, prompt_tokens, tokens };
             let measured = runtime.block_on(bench.run())?;
             if run > 0 {
@@ -298,7 +298,7 @@ mod tests {
         let cluster = Cluster::carry_out(&plan, &config).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         for what in [What::Decode, What::Prefill] {
-            let (handle, vocab_size) = (cluster.handle(), plan.model.geometry.vocab_size);
+            let (handle, vocab_size) = (cluster.handle(), plan.model.shape.vocab_size);
             let batch = Batch { handle, vocab_size, run: 0, batch: 3, what, prompt_tokens: 20, tokens: 4 };
             assert!(runtime.block_on(batch.run()).unwrap().iter().all(|&seconds| seconds > 0.0));
         }

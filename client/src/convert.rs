@@ -56,10 +56,11 @@ pub(crate) fn run(options: &ConvertOptions) -> Result<(), Failure> {
     let checkpoint = Checkpoint::open(&model.weights).map_err(Failure::usage)?;
     // Under its name only when it is whole.
     let part = weights.with_extension("part");
-    checkpoint.write_safetensors(&model.geometry, &part).map_err(anyhow::Error::from)?;
+    checkpoint.write_safetensors(&model.shape, &part).map_err(anyhow::Error::from)?;
     fs::rename(&part, &weights).with_context(|| format!("cannot rename {}", part.display()))?;
     let config = to.join("config.json");
-    fs::write(&config, config_text(&model)?).with_context(|| format!("cannot write {}", config.display()))?;
+    fs::write(&config, config_text(&model, &checkpoint)?)
+        .with_context(|| format!("cannot write {}", config.display()))?;
     for name in COMPANIONS {
         match fs::copy(model.folder.join(name), to.join(name)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -74,7 +75,7 @@ pub(crate) fn run(options: &ConvertOptions) -> Result<(), Failure> {
 }
 
 /// The model's own configuration, where it has one, with what the checkpoint knew better.
-fn config_text(model: &ResolvedModel) -> anyhow::Result<String> {
+fn config_text(model: &ResolvedModel, checkpoint: &Checkpoint) -> anyhow::Result<String> {
     let mut config: Map<String, Value> = match fs::read(model.folder.join("config.json")) {
         Ok(text) => match json::parse(&text).context("config.json")? {
             Value::Object(config) => config,
@@ -82,8 +83,9 @@ fn config_text(model: &ResolvedModel) -> anyhow::Result<String> {
         },
         Err(_) => Map::new(),
     };
-    let known: Map<String, Value> = serde_json::from_str(&model.geometry.to_config_json()).context("our own JSON")?;
-    config.extend(known);
+    if let Value::Object(known) = (checkpoint.family().write_config)(&model.shape) {
+        config.extend(known);
+    }
     config.retain(|field, value| {
         let is_json = json::not_finite_fields(value).is_empty();
         if !is_json {

@@ -40,7 +40,7 @@ pub(crate) fn run(options: &InspectOptions) -> Result<(), Failure> {
     let mut text = String::new();
     describe(&model, &checkpoint, &mut text).context("cannot format")?;
     if has_tokenizer(&model.folder) {
-        let of_text = ModelText::load(&model.folder, &model.geometry).map_err(Failure::usage)?;
+        let of_text = ModelText::load(&model.folder, &model.shape).map_err(Failure::usage)?;
         describe_text(&of_text, &mut text).context("cannot format")?;
     } else {
         text += "tokenizer: none beside it, so that it cannot be served yet\n";
@@ -61,7 +61,7 @@ pub(crate) fn run(options: &InspectOptions) -> Result<(), Failure> {
 }
 
 fn describe(model: &ResolvedModel, checkpoint: &Checkpoint, text: &mut String) -> std::fmt::Result {
-    let geometry = &model.geometry;
+    let shape = &model.shape;
     let folder = model.folder.display().to_string();
     // A path that was typed says where it is.
     let place = if model.name == folder { String::new() } else { format!(" in {folder}") };
@@ -69,21 +69,20 @@ fn describe(model: &ResolvedModel, checkpoint: &Checkpoint, text: &mut String) -
     writeln!(
         text,
         "geometry: {} layers, width {}, {} heads of {}, MLP of {} with {}, vocabulary of {}, {} positions",
-        geometry.n_layer,
-        geometry.n_embd,
-        geometry.n_head,
-        geometry.head_dim(),
-        geometry.n_inner,
-        geometry.activation.name(),
-        geometry.vocab_size,
-        geometry.n_positions
+        shape.layers,
+        shape.width,
+        shape.attention.heads,
+        shape.attention.head_dim,
+        shape.mlp.inner,
+        shape.mlp.activation.name(),
+        shape.vocab_size,
+        shape.context
     )?;
-    if geometry.scale_attn_by_inverse_layer_idx {
+    if shape.attention.scaled_by_layer {
         writeln!(text, "attention: scores of layer l are divided by l + 1 as well")?;
     }
-    let head =
-        if geometry.tie_word_embeddings { "the head is the embedding" } else { "the head is a matrix of its own" };
-    let parameters = geometry.parameters();
+    let head = if shape.tied_head { "the head is the embedding" } else { "the head is a matrix of its own" };
+    let parameters = shape.parameters();
     writeln!(text, "parameters: {parameters} ({:.1} M), {head}", parameters as f64 / 1e6)?;
 
     let mut types = BTreeMap::new();
@@ -128,10 +127,11 @@ fn describe_text(model: &ModelText, text: &mut String) -> std::fmt::Result {
 
 /// Tensors that all layers have alike take one line.
 fn list_tensors(checkpoint: &Checkpoint, text: &mut String) -> std::fmt::Result {
+    let each_layer = format!("{}*.", checkpoint.family().names.layers);
     let mut kinds: BTreeMap<(String, String, String), usize> = BTreeMap::new();
     for tensor in checkpoint.tensors() {
-        let name = match tensor.name.strip_prefix("h.").and_then(|rest| rest.split_once('.')) {
-            Some((_, part)) => format!("h.*.{part}"),
+        let name = match checkpoint.family().in_layer(tensor.name) {
+            Some((_, part)) => format!("{each_layer}{part}"),
             None => tensor.name.to_owned(),
         };
         let kind = (shown(&name), tensor.dtype.to_string(), format!("{:?}", tensor.shape));
@@ -140,7 +140,7 @@ fn list_tensors(checkpoint: &Checkpoint, text: &mut String) -> std::fmt::Result 
     writeln!(text, "tensors:")?;
     let width = kinds.keys().map(|(name, ..)| name.len()).max().unwrap_or(0);
     for ((name, dtype, shape), count) in &kinds {
-        let times = if name.starts_with("h.*") { format!("  × {count}") } else { String::new() };
+        let times = if name.starts_with(&each_layer) { format!("  × {count}") } else { String::new() };
         writeln!(text, "  {name:width$}  {dtype:<4}  {shape}{times}")?;
     }
     Ok(())

@@ -3,8 +3,8 @@
 use std::{path::PathBuf, time::SystemTime};
 
 use nanoinfer_shared::{
-    Geometry, Partition,
-    protocol::{CommKind, Cores, DType, Device, KvDType},
+    ModelShape, Partition,
+    protocol::{CommKind, Cores, DType, Device},
 };
 
 use crate::kv_budget::KvBudget;
@@ -13,7 +13,7 @@ use crate::kv_budget::KvBudget;
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
     /// Sizes of the model.
-    pub geometry: Geometry,
+    pub shape: ModelShape,
     /// Who holds what; its world is the number of links.
     pub partition: Partition,
     /// Safetensors files, as this host sees them.
@@ -25,7 +25,7 @@ pub struct EngineConfig {
     /// Element type to compute in.
     pub dtype: DType,
     /// Element type of the KV cache.
-    pub kv_dtype: KvDType,
+    pub kv_dtype: DType,
     /// Compute threads of each rank; `None` for an even part of the cores of its host.
     pub threads: Option<usize>,
     /// For each rank how many share its host, itself among them.
@@ -60,7 +60,7 @@ pub struct ModelCard {
     /// The name that clients see, from `--served-model-name`.
     pub served_name: Option<String>,
     /// Sizes of the model.
-    pub geometry: Geometry,
+    pub shape: ModelShape,
     /// Who holds what of it.
     pub partition: Partition,
     /// Bytes of weights that each rank holds.

@@ -136,8 +136,8 @@ impl<R: Ranks> Engine<R> {
         };
         let mut engine = Self {
             _panic_report: PanicReport(status.clone()),
-            eos_token_ids: config.geometry.eos_token_ids.clone(),
-            scheduler: Scheduler::new(config.geometry, limits),
+            eos_token_ids: config.shape.eos_token_ids.clone(),
+            scheduler: Scheduler::new(config.shape, limits),
             ranks,
             commands,
             abandoned: false,

@@ -11,11 +11,11 @@ use std::{
 };
 
 use nanoinfer_shared::{
-    Geometry, Partition,
+    ModelShape, Partition,
     link::{ControlLink, in_memory},
     protocol::{
-        BLOCK_TOKENS, CommKind, Cores, DType, Device, FromRank, KvDType, LoadReport, LogSumExp, LogitSlice, Place,
-        RowSlice, SequenceStep, StepOutput, StepPlan, StepTimes, ToRank, TokenId, Wants,
+        BLOCK_TOKENS, CommKind, Cores, DType, Device, FromRank, LoadReport, LogSumExp, LogitSlice, Place, RowSlice,
+        SequenceStep, StepOutput, StepPlan, StepTimes, ToRank, TokenId, Wants,
     },
 };
 
@@ -40,16 +40,16 @@ const KV_BLOCK_BYTES: u64 = 1000;
 /// A small model over `world` ranks with `kv_blocks` blocks.
 pub(crate) fn config(world: usize, kv_blocks: usize) -> EngineConfig {
     let json = r#"{"n_positions":96,"n_embd":24,"n_head":3,"n_layer":2,"vocab_size":150,"eos_token_id":149}"#;
-    let geometry = Geometry::from_config_json(json).expect("a valid configuration");
-    let partition = Partition::new(&geometry, world).expect("three heads");
+    let shape = ModelShape::from_config_json(json).expect("a valid configuration");
+    let partition = Partition::new(&shape, world).expect("three heads");
     EngineConfig {
-        geometry,
+        shape,
         partition,
         weights: Vec::new(),
         fingerprint: 0,
         device: Device::Cpu,
         dtype: DType::F32,
-        kv_dtype: KvDType::F32,
+        kv_dtype: DType::F32,
         threads: Some(1),
         ranks_on_host: vec![1; world],
         isa: None,

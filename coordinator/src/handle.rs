@@ -300,8 +300,8 @@ impl Door {
     /// That of an engine so configured.
     pub(crate) fn of(config: &EngineConfig) -> Self {
         Self {
-            vocab_size: config.geometry.vocab_size,
-            n_positions: config.geometry.n_positions,
+            vocab_size: config.shape.vocab_size,
+            n_positions: config.shape.context,
             max_queue: config.max_queue,
             max_queue_tokens: config.max_queue_tokens,
         }

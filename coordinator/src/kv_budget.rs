@@ -3,7 +3,7 @@
 //! The one rule, used before a start (to tell) and after loading (to decide). Does not know where the numbers come from.
 //! Invariant: every rank has as many blocks, and they hold at least one sequence of full length.
 
-use nanoinfer_shared::{Geometry, protocol::BLOCK_TOKENS};
+use nanoinfer_shared::{ModelShape, protocol::BLOCK_TOKENS};
 
 /// Share of the free memory that KV pools take where nothing is said.
 const FREE_SHARE: u64 = 4;
@@ -49,8 +49,8 @@ impl KvBudget {
     ///
     /// # Errors
     /// When one sequence of full length does not fit.
-    pub fn blocks(&self, geometry: &Geometry, max_seqs: usize, rooms: &[RankRoom]) -> Result<usize, KvTooSmall> {
-        let full_length = geometry.n_positions.div_ceil(BLOCK_TOKENS) as u64;
+    pub fn blocks(&self, shape: &ModelShape, max_seqs: usize, rooms: &[RankRoom]) -> Result<usize, KvTooSmall> {
+        let full_length = shape.context.div_ceil(BLOCK_TOKENS) as u64;
         let mut fewest = u64::from(u32::MAX);
         for (rank, room) in rooms.iter().enumerate() {
             let block_bytes = room.block_bytes.max(1);
@@ -59,7 +59,7 @@ impl KvBudget {
             let budget = self.kv_memory.unwrap_or(enough.min(part));
             if budget / block_bytes < full_length {
                 let needed = full_length * block_bytes;
-                return Err(KvTooSmall { rank, n_positions: geometry.n_positions, needed, budget });
+                return Err(KvTooSmall { rank, n_positions: shape.context, needed, budget });
             }
             fewest = fewest.min(budget / block_bytes);
         }
@@ -84,10 +84,10 @@ mod tests {
         ranks_per_memory: usize,
         free: [u64; 2],
     ) -> Result<usize, KvTooSmall> {
-        let geometry = Geometry::from_config_json(r#"{"n_embd":1600,"n_layer":48,"n_head":25}"#).unwrap();
+        let shape = ModelShape::from_config_json(r#"{"n_embd":1600,"n_layer":48,"n_head":25}"#).unwrap();
         let room = |block_bytes, free_bytes| RankRoom { block_bytes, free_bytes };
         let rooms = [room(BLOCK, free[0]), room(BLOCK / 13 * 12, free[1])];
-        KvBudget { kv_memory, ranks_per_memory }.blocks(&geometry, max_seqs, &rooms)
+        KvBudget { kv_memory, ranks_per_memory }.blocks(&shape, max_seqs, &rooms)
     }
 
     #[test]

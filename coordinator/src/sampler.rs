@@ -23,7 +23,7 @@ pub(crate) mod logprobs;
 mod ranked;
 
 use nanoinfer_shared::{
-    Geometry,
+    ModelShape,
     protocol::{LogSumExp, RowSlice, TokenId, Wants},
 };
 
@@ -76,7 +76,7 @@ pub(crate) struct Drawn {
 
 impl Draw {
     /// The draw of the token that follows `tokens`, which begin with the prompt.
-    pub(crate) fn new(request: &Request, tokens: &[TokenId], geometry: &Geometry) -> Self {
+    pub(crate) fn new(request: &Request, tokens: &[TokenId], shape: &ModelShape) -> Self {
         let sampling = &request.sampling;
         let method = if sampling.temperature >= MIN_TEMPERATURE {
             Method::Random {
@@ -88,11 +88,11 @@ impl Draw {
             Method::Greedy
         };
         Self {
-            adjustments: Adjustments::new(request, tokens, &geometry.eos_token_ids, geometry.vocab_size),
+            adjustments: Adjustments::new(request, tokens, &shape.eos_token_ids, shape.vocab_size),
             method,
             logprobs: request.logprobs,
             explain: request.explain,
-            vocab_size: geometry.vocab_size,
+            vocab_size: shape.vocab_size,
         }
     }
 

@@ -27,7 +27,7 @@ use std::{
 };
 
 use nanoinfer_shared::{
-    Geometry,
+    ModelShape,
     protocol::{BLOCK_TOKENS, SequenceStep, StepPlan},
 };
 
@@ -64,7 +64,7 @@ pub(crate) struct Counters {
 /// Owner of all sequences and of the block manager.
 #[derive(Debug)]
 pub(crate) struct Scheduler {
-    geometry: Geometry,
+    shape: ModelShape,
     limits: SchedulerLimits,
     queue: FairQueue,
     /// In order of admission.
@@ -125,11 +125,11 @@ enum Entry {
 
 impl Scheduler {
     /// Nothing to do yet.
-    pub(crate) fn new(geometry: Geometry, mut limits: SchedulerLimits) -> Self {
+    pub(crate) fn new(shape: ModelShape, mut limits: SchedulerLimits) -> Self {
         // One decode of each must fit a step, or the last would stand still.
         limits.max_seqs = limits.max_seqs.min(limits.max_batched_tokens);
         Self {
-            geometry,
+            shape,
             queue: FairQueue::default(),
             running: Vec::new(),
             admitted: 0,
@@ -200,7 +200,7 @@ impl Scheduler {
             let at = self.running_at(ticket);
             let sequence = &mut self.running[at];
             let (start, end) = (sequence.computed, sequence.computed + count);
-            let (outputs, uses) = sequence.outputs(count, &self.geometry);
+            let (outputs, uses) = sequence.outputs(count, &self.shape);
             planned.plan.sequences.push(SequenceStep {
                 tokens: sequence.tokens[start..end].to_vec(),
                 start: start as u32,
@@ -368,7 +368,7 @@ impl Scheduler {
 
     /// Who got more tokens than this is far ahead: a sequence of full length more than another.
     fn far_ahead(&self) -> u64 {
-        self.queue.least().unwrap_or_default() + self.geometry.n_positions as u64
+        self.queue.least().unwrap_or_default() + self.shape.context as u64
     }
 
     /// Tokens of prompts that a step may compute for those who are far ahead.

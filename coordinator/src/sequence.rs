@@ -11,7 +11,7 @@
 use std::sync::Arc;
 
 use nanoinfer_shared::{
-    Geometry,
+    ModelShape,
     protocol::{BLOCK_TOKENS, RowRequest, TokenId, Wants},
 };
 use tokio::sync::mpsc;
@@ -135,7 +135,7 @@ impl Sequence {
     }
 
     /// What is wanted of the next `count` tokens, all of them known, and what for.
-    pub(crate) fn outputs(&self, count: usize, geometry: &Geometry) -> (Vec<RowRequest>, Vec<RowUse>) {
+    pub(crate) fn outputs(&self, count: usize, shape: &ModelShape) -> (Vec<RowRequest>, Vec<RowUse>) {
         let (start, end) = (self.computed, self.computed + count);
         let mut rows = Vec::new();
         let mut uses = Vec::new();
@@ -149,7 +149,7 @@ impl Sequence {
             }
         }
         if end == self.tokens.len() && self.generated() < self.request.limits.max_tokens {
-            let draw = Draw::new(&self.request, &self.tokens, geometry);
+            let draw = Draw::new(&self.request, &self.tokens, shape);
             rows.push(RowRequest { row: (count - 1) as u32, wants: draw.wants() });
             uses.push(RowUse::Draw(draw));
         }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use nanoinfer_shared::{
-    Geometry, Partition,
+    ModelShape, Partition,
     protocol::{Category, DType, Stage, StepTimes, TokenId},
 };
 use tokio::sync::mpsc;
@@ -22,12 +22,12 @@ use crate::{
     text::{ModelText, Specials, TextEngine},
 };
 
-static DEMO: LazyLock<(Geometry, Arc<ModelText>)> = LazyLock::new(|| {
+static DEMO: LazyLock<(ModelShape, Arc<ModelText>)> = LazyLock::new(|| {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../launcher/demo/nano-chat");
     let config = std::fs::read_to_string(folder.join("config.json")).unwrap();
-    let geometry = Geometry::from_config_json(&config).unwrap();
-    let text = ModelText::load(&folder, &geometry).unwrap();
-    (geometry, Arc::new(text))
+    let shape = ModelShape::from_config_json(&config).unwrap();
+    let text = ModelText::load(&folder, &shape).unwrap();
+    (shape, Arc::new(text))
 });
 
 pub(crate) fn demo_text() -> Arc<ModelText> {
@@ -38,7 +38,7 @@ pub(crate) fn demo_card() -> ModelCard {
     ModelCard {
         name: "someone/nano-chat".into(),
         served_name: None,
-        geometry: DEMO.0.clone(),
+        shape: DEMO.0.clone(),
         dtype: DType::F32,
         partition: Partition::new(&DEMO.0, 2).unwrap(),
         weight_bytes: vec![6_000_000, 5_900_000],
@@ -79,8 +79,8 @@ pub(crate) enum Act {
 
 /// An engine that takes requests and does nothing with them.
 pub(crate) fn silent(queue: usize) -> (EngineHandle, mpsc::Receiver<Command>) {
-    let geometry = &DEMO.0;
-    let (vocab_size, n_positions) = (geometry.vocab_size, geometry.n_positions);
+    let shape = &DEMO.0;
+    let (vocab_size, n_positions) = (shape.vocab_size, shape.context);
     handle::channel(Door { vocab_size, n_positions, max_queue: queue, max_queue_tokens: 1 << 20 })
 }
 

@@ -30,7 +30,7 @@ fn main() -> Result<(), Failure> {
     // Equal prompts compute their steps alike only without the cache.
     let config = ClusterConfig { model, max_seqs: sequences, prefix_cache: false, ..ClusterConfig::default() };
     let cluster = Cluster::start(config)?;
-    let vocabulary = cluster.text_engine().card().geometry.vocab_size as u32;
+    let vocabulary = cluster.text_engine().card().shape.vocab_size as u32;
     let neutral = |change: fn(&mut SamplingParams)| {
         let mut sampling = SamplingParams::neutral(7);
         change(&mut sampling);

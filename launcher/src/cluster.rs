@@ -93,7 +93,7 @@ impl Cluster {
     /// As [`Cluster::start`].
     pub fn carry_out(plan: &Plan, config: &ClusterConfig) -> Result<Self, LaunchError> {
         plan.check_memory()?;
-        let text = ModelText::load(&plan.model.folder, &plan.model.geometry)?;
+        let text = ModelText::load(&plan.model.folder, &plan.model.shape)?;
         let world = plan.partition.world();
         let (report, mut ends) = mpsc::channel(world);
         let (links, ranks) =
@@ -106,7 +106,7 @@ impl Cluster {
     /// # Errors
     /// As [`Cluster::start`].
     pub(crate) fn gather(plan: &Plan, config: &ClusterConfig, arrivals: Arrivals) -> Result<Self, LaunchError> {
-        let text = ModelText::load(&plan.model.folder, &plan.model.geometry)?;
+        let text = ModelText::load(&plan.model.folder, &plan.model.shape)?;
         let arrived = arrivals.all()?;
         let on_host = |host: &str| arrived.iter().filter(|other| other.host == host).count();
         let ranks_on_host: Vec<usize> = arrived.iter().map(|rank| on_host(&rank.host)).collect();
@@ -139,7 +139,7 @@ impl Cluster {
         let card = ModelCard {
             name: plan.model.name.clone(),
             served_name: config.served_name.clone(),
-            geometry: plan.model.geometry.clone(),
+            shape: plan.model.shape.clone(),
             dtype: plan.dtype(),
             partition: plan.partition.clone(),
             weight_bytes: plan.memory.iter().map(|memory| memory.weights).collect(),

@@ -5,8 +5,8 @@
 use std::{fmt, str::FromStr};
 
 use nanoinfer_shared::{
-    Geometry,
-    protocol::{CommKind, DType, Device, KvDType},
+    ModelShape,
+    protocol::{CommKind, DType, Device},
 };
 use nanoinfer_worker::cuda::{self, Found, GpuError, GpuInfo};
 
@@ -50,7 +50,7 @@ pub(crate) struct Chosen {
     /// Those of this host, in the order of `device`; none where the ranks are elsewhere.
     pub(crate) gpus: Vec<GpuInfo>,
     pub(crate) dtype: DType,
-    pub(crate) kv_dtype: KvDType,
+    pub(crate) kv_dtype: DType,
     /// Why it is the CPU, where that was not asked for.
     pub(crate) instead: Option<String>,
     /// Why there are GPUs that were not taken.
@@ -61,13 +61,13 @@ pub(crate) struct Chosen {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Types {
     pub(crate) dtype: Option<DType>,
-    pub(crate) kv_dtype: Option<KvDType>,
+    pub(crate) kv_dtype: Option<DType>,
 }
 
 impl Types {
-    fn or(self, default: DType) -> (DType, KvDType) {
+    fn or(self, default: DType) -> (DType, DType) {
         let dtype = self.dtype.unwrap_or(default);
-        (dtype, self.kv_dtype.unwrap_or(KvDType::beside(dtype)))
+        (dtype, self.kv_dtype.unwrap_or(dtype))
     }
 }
 
@@ -78,14 +78,14 @@ impl Types {
 pub(crate) fn choose(
     choice: &DeviceChoice,
     types: Types,
-    geometry: &Geometry,
+    shape: &ModelShape,
     world: usize,
     placement: Placement,
     find: impl Fn(&[u32], usize) -> Result<Found, GpuError>,
 ) -> Result<Chosen, LaunchError> {
     let on_gpus = |wanted: &[u32]| {
         let (dtype, kv_dtype) = types.or(DType::Bf16);
-        cuda::fits(geometry, dtype, kv_dtype)?;
+        cuda::fits(shape, dtype, kv_dtype)?;
         let Found { gpus, passed_over } = find(wanted, world)?;
         let device = Device::Gpus(gpus.iter().map(|gpu| gpu.ordinal).collect());
         let passed_over = passed_over.iter().map(first_line).collect();
@@ -97,7 +97,7 @@ pub(crate) fn choose(
         (DeviceChoice::Cuda(wanted), Placement::Elsewhere) => {
             // Other hosts' GPUs show when their ranks load. Where none is named, each rank takes the first that it sees.
             let (dtype, kv_dtype) = types.or(DType::Bf16);
-            cuda::fits(geometry, dtype, kv_dtype)?;
+            cuda::fits(shape, dtype, kv_dtype)?;
             let ordinals = if wanted.is_empty() { vec![0] } else { wanted.clone() };
             let (device, gpus, passed_over) = (Device::Gpus(ordinals), Vec::new(), Vec::new());
             Ok(Chosen { device, gpus, dtype, kv_dtype, instead: None, passed_over })
@@ -116,7 +116,7 @@ pub(crate) fn choose(
 pub(crate) fn on_cpu(types: Types, instead: Option<&dyn fmt::Display>) -> Result<Chosen, LaunchError> {
     let instead = instead.map(first_line);
     let (dtype, kv_dtype) = types.or(nanoinfer_worker::default_dtype());
-    if dtype == DType::F16 || kv_dtype == KvDType::F16 {
+    if dtype == DType::F16 || kv_dtype == DType::F16 {
         let why = instead.as_ref().map_or(String::new(), |why| format!(", and none is used: {why}"));
         return Err(LaunchError::Usage {
             problem: format!("f16 is for GPUs{why}"),
@@ -220,8 +220,8 @@ mod tests {
         world: usize,
         find: fn(&[u32], usize) -> Result<Found, GpuError>,
     ) -> Result<Chosen, LaunchError> {
-        let geometry = Geometry::from_config_json("{}").unwrap();
-        choose(&choice.parse().unwrap(), types, &geometry, world, Placement::Here, find)
+        let shape = ModelShape::from_config_json("{}").unwrap();
+        choose(&choice.parse().unwrap(), types, &shape, world, Placement::Here, find)
     }
 
     #[test]
@@ -263,8 +263,8 @@ mod tests {
         assert!(here("cuda", types(DType::Int8, None), 1, two).unwrap_err().to_string().contains("--dtype bf16"));
         let error = here("auto", types(DType::F16, None), 1, none).unwrap_err().to_string();
         assert!(error.contains("f16 is for GPUs, and none is used: the CUDA driver"), "{error}");
-        assert_eq!(here("cuda", types(DType::F16, None), 1, two).unwrap().kv_dtype, KvDType::F16);
-        let error = here("cuda", types(DType::F16, Some(KvDType::F32)), 1, two).unwrap_err().to_string();
+        assert_eq!(here("cuda", types(DType::F16, None), 1, two).unwrap().kv_dtype, DType::F16);
+        let error = here("cuda", types(DType::F16, Some(DType::F32)), 1, two).unwrap_err().to_string();
         assert!(error.contains("--kv-dtype"), "{error}");
     }
 

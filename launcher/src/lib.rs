@@ -33,9 +33,9 @@ pub use cluster::{Cluster, ClusterConfig};
 pub use error::LaunchError;
 pub use nanoinfer_coordinator::{explanation, handle, names::closest, request, status, text, utf8};
 pub use nanoinfer_shared::{
-    Geometry, Partition, Share, json,
+    ModelShape, Partition, Share, json,
     protocol::{BLOCK_TOKENS, Category, DType, StepTimes},
 };
-pub use nanoinfer_worker::limits;
+pub use nanoinfer_worker::roofline;
 pub use output::say;
 pub use spawn::WorkerBinary;

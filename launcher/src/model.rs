@@ -15,7 +15,7 @@ use std::{
 };
 
 use nanoinfer_checkpoint::{Checkpoint, CheckpointError};
-use nanoinfer_shared::{Geometry, GeometryError};
+use nanoinfer_shared::{ModelShape, ShapeError};
 
 pub use self::{
     demo::DemoError,
@@ -46,7 +46,7 @@ pub struct ResolvedModel {
     /// Files of the checkpoint, or its index, which stands for them.
     pub weights: Vec<PathBuf>,
     /// Sizes, from `config.json` or the checkpoint itself; the checkpoint agrees with them.
-    pub geometry: Geometry,
+    pub shape: ModelShape,
     /// Digest of the checkpoint: names, types, shapes, and samples of every tensor.
     pub fingerprint: u64,
 }
@@ -139,11 +139,11 @@ pub enum ModelError {
     },
     /// Not a GPT-2 that this server runs.
     #[error("{}: {source}", .path.display())]
-    Geometry {
+    Shape {
         /// Its `config.json`.
         path: PathBuf,
         /// What is wrong in it.
-        source: GeometryError,
+        source: ShapeError,
     },
     /// The checkpoint is none, or not what its configuration says.
     #[error(transparent)]
@@ -217,7 +217,7 @@ pub fn resolve_weights(name: &str, revision: Option<&str>, caches: &Caches) -> R
 fn read(name: Option<&str>, place: Place, needs_tokenizer: bool) -> Result<ResolvedModel, ModelError> {
     let path = place.folder.join(CONFIG);
     let parse = |path: &Path, text: &str| {
-        Geometry::from_config_json(text).map_err(|source| ModelError::Geometry { path: path.into(), source })
+        ModelShape::from_config_json(text).map_err(|source| ModelError::Shape { path: path.into(), source })
     };
     let beside = match utf8::read_file(&path) {
         Ok(text) => Some(parse(&path, &text)?),
@@ -233,13 +233,13 @@ fn read(name: Option<&str>, place: Place, needs_tokenizer: bool) -> Result<Resol
     let weights = weights?;
     let checkpoint = Checkpoint::open(&weights)?;
     // What a checkpoint says of itself cannot belong to another one.
-    let geometry = match checkpoint.config() {
+    let shape = match checkpoint.config() {
         Some(text) => parse(&weights[0], text)?,
         None => beside.ok_or_else(no_config)?,
     };
-    let mut geometry = checkpoint.refine(geometry);
-    geometry.keep_known_ends();
-    checkpoint.check(&geometry)?;
+    let mut shape = checkpoint.refine(shape);
+    shape.keep_known_ends();
+    checkpoint.check(&shape)?;
     if needs_tokenizer && !has_tokenizer(&place.folder) {
         return Err(missing(
             &place.folder,
@@ -248,7 +248,7 @@ fn read(name: Option<&str>, place: Place, needs_tokenizer: bool) -> Result<Resol
         ));
     }
     let name = name.unwrap_or(DEMO_MODEL).to_string();
-    Ok(ResolvedModel { name, folder: place.folder, weights, geometry, fingerprint: checkpoint.fingerprint() })
+    Ok(ResolvedModel { name, folder: place.folder, weights, shape, fingerprint: checkpoint.fingerprint() })
 }
 
 /// Whether what the cache has of a hub model is good enough.

@@ -9,13 +9,10 @@ use nanoinfer_coordinator::{
     kv_budget::{KvBudget, RankRoom},
 };
 use nanoinfer_shared::{
-    Partition, Share,
-    protocol::{BLOCK_TOKENS, CommKind, Cores, DType, Device},
+    Partition,
+    protocol::{BLOCK_TOKENS, CommKind, Cores, DType, Device, LoadOrder},
 };
-use nanoinfer_worker::{
-    cuda, free_bytes,
-    plan::{RankMemory, StepSizes},
-};
+use nanoinfer_worker::{RankMemory, cuda, free_bytes, rank_memory};
 
 use crate::{
     cluster::ClusterConfig,
@@ -79,9 +76,9 @@ impl Plan {
     /// When there is no such model, or it cannot be served as asked.
     pub fn new(config: &ClusterConfig, placement: Placement) -> Result<Self, LaunchError> {
         let model = model::resolve(config.model.as_deref(), config.revision.as_deref(), &config.caches)?;
-        Partition::new(&model.geometry, config.nproc)?;
+        Partition::new(&model.shape, config.nproc)?;
         let types = Types { dtype: config.dtype, kv_dtype: config.kv_dtype };
-        let chosen = device::choose(&config.device, types, &model.geometry, config.nproc, placement, cuda::find)?;
+        let chosen = device::choose(&config.device, types, &model.shape, config.nproc, placement, cuda::find)?;
         let may_be_cpu = config.device == DeviceChoice::Auto && chosen.device != Device::Cpu;
         let plan = Self::on(chosen, config, placement, model.clone());
         if !may_be_cpu {
@@ -106,7 +103,7 @@ impl Plan {
         model: ResolvedModel,
     ) -> Result<Self, LaunchError> {
         let world = config.nproc;
-        let partition = Partition::new(&model.geometry, world)?;
+        let partition = Partition::new(&model.shape, world)?;
         let (comm, link_note) = device::data_link(config.comm, world, placement, &chosen.device, cuda::nccl_version)?;
         if config.max_batched_tokens < config.max_seqs {
             return Err(LaunchError::Usage {
@@ -127,12 +124,23 @@ impl Plan {
             }
             Placement::Elsewhere => (config.threads, Cores::Shared, None),
         };
-        let step = StepSizes { max_batched_tokens: config.max_batched_tokens, max_seqs: config.max_seqs };
-        let shares: Vec<(usize, &Share)> = partition.shares().iter().enumerate().collect();
-        let estimate = |share: (usize, &Share), kv_blocks| {
-            let (device, dtype, kv) = (&chosen.device, chosen.dtype, (chosen.kv_dtype, kv_blocks));
-            RankMemory::estimate(&model.geometry, share, device, dtype, (comm, world), kv, step)
+        let load = LoadOrder {
+            shape: model.shape.clone(),
+            weights: model.weights.clone(),
+            fingerprint: model.fingerprint,
+            device: chosen.device.clone(),
+            dtype: chosen.dtype,
+            kv_dtype: chosen.kv_dtype,
+            threads,
+            ranks_on_host: world,
+            isa: config.isa.clone(),
+            comm,
+            cores,
+            max_batched_tokens: config.max_batched_tokens,
+            max_seqs: config.max_seqs,
+            trace: config.trace.clone(),
         };
+        let estimate = |rank, kv_blocks| rank_memory(&load, &partition, rank, kv_blocks);
         let memories = shared_memories(&chosen, world, placement);
         let kv = KvBudget {
             kv_memory: config.kv_memory.map(|size| size.0),
@@ -141,16 +149,15 @@ impl Plan {
         // What other hosts have free is found out when their ranks have loaded.
         let mut free_after = vec![u64::MAX; world];
         for memory in &memories {
-            let weights: u64 = memory.ranks.iter().map(|&rank| estimate(shares[rank], 0).weights).sum();
+            let weights: u64 = memory.ranks.iter().map(|&rank| estimate(rank, 0).weights).sum();
             memory.ranks.iter().for_each(|&rank| free_after[rank] = memory.free_bytes.saturating_sub(weights));
         }
-        let room =
-            |&share: &(usize, &Share)| RankRoom { block_bytes: estimate(share, 1).kv, free_bytes: free_after[share.0] };
-        let rooms: Vec<RankRoom> = shares.iter().map(room).collect();
-        let kv_blocks = kv.blocks(&model.geometry, config.max_seqs, &rooms)?;
+        let room = |rank| RankRoom { block_bytes: estimate(rank, 1).kv, free_bytes: free_after[rank] };
+        let rooms: Vec<RankRoom> = (0..world).map(room).collect();
+        let kv_blocks = kv.blocks(&model.shape, config.max_seqs, &rooms)?;
         Ok(Self {
-            memory: shares.iter().map(|&share| estimate(share, kv_blocks)).collect(),
-            cores,
+            memory: (0..world).map(|rank| estimate(rank, kv_blocks)).collect(),
+            cores: load.cores,
             why_cores,
             chosen,
             link_note,
@@ -211,7 +218,7 @@ impl Plan {
     /// What the coordinator is told.
     pub(crate) fn engine_config(&self, config: &ClusterConfig) -> EngineConfig {
         EngineConfig {
-            geometry: self.model.geometry.clone(),
+            shape: self.model.shape.clone(),
             partition: self.partition.clone(),
             weights: self.model.weights.clone(),
             fingerprint: self.model.fingerprint,
@@ -256,19 +263,19 @@ fn shared_memories(chosen: &Chosen, world: usize, placement: Placement) -> Vec<S
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let geometry = &self.model.geometry;
+        let shape = &self.model.shape;
         let counted = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
         let world = self.partition.world();
         writeln!(
             f,
             "{}: {} layers, {} heads, width {}, vocabulary {}, {} positions, {:.1} M parameters",
             self.model.name,
-            geometry.n_layer,
-            geometry.n_head,
-            geometry.n_embd,
-            geometry.vocab_size,
-            geometry.n_positions,
-            geometry.parameters() as f64 / 1e6
+            shape.layers,
+            shape.attention.heads,
+            shape.width,
+            shape.vocab_size,
+            shape.context,
+            shape.parameters() as f64 / 1e6
         )?;
         writeln!(
             f,

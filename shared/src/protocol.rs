@@ -22,7 +22,7 @@ use std::{fmt, path::PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use self::answers::{Category, LogSumExp, LogitSlice, RowSlice, Stage, StepOutput, StepTimes};
-use crate::geometry::Geometry;
+use crate::model::shape::ModelShape;
 
 /// Changes whenever a message changes; compared in the handshake beside the build id.
 pub const PROTOCOL_VERSION: u32 = 3;
@@ -37,30 +37,19 @@ pub type TokenId = u32;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct BlockId(pub u32);
 
-/// Element type of weights and of matrix products.
+/// Element type of weights and of matrix products, or of the KV cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DType {
     /// 32-bit floats throughout.
     F32,
-    /// Weights are bf16, and so are the inputs of products with them, rounded to nearest even; sums and all else are f32.
+    /// Weights are bf16, and so are the inputs of products with them, rounded to nearest even; sums and all else are f32. Keys and
+    /// values are rounded as they are written.
     Bf16,
     /// The same with IEEE half precision in place of bf16; on GPUs only.
     F16,
     /// Weights are bytes with a scale for each output channel and canonical unit of K (a head, a block of 64); the inputs of
-    /// products likewise, with a scale for each token and unit; sums are exact within a unit, f32 across units and in all else.
-    Int8,
-}
-
-/// Element type of the KV cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum KvDType {
-    /// 32-bit floats.
-    F32,
-    /// Keys and values rounded to nearest even as they are written: half the memory.
-    Bf16,
-    /// The same in IEEE half precision; on GPUs only.
-    F16,
-    /// Bytes, with a scale for each key and each value of a head: about a quarter of the memory. On CPUs only.
+    /// products likewise, with a scale for each token and unit; sums are exact within a unit, f32 across units and in all else. Keys
+    /// and values have a scale for each of a head. On CPUs only.
     Int8,
 }
 
@@ -73,30 +62,6 @@ impl fmt::Display for DType {
             Self::F16 => "f16",
             Self::Int8 => "int8",
         })
-    }
-}
-
-/// As on the command line.
-impl fmt::Display for KvDType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-            Self::F16 => "f16",
-            Self::Int8 => "int8",
-        })
-    }
-}
-
-impl KvDType {
-    /// What goes with weights of this type: rounded where they are.
-    pub fn beside(weights: DType) -> Self {
-        match weights {
-            DType::F32 => Self::F32,
-            DType::Bf16 => Self::Bf16,
-            DType::F16 => Self::F16,
-            DType::Int8 => Self::Int8,
-        }
     }
 }
 
@@ -218,7 +183,7 @@ impl fmt::Display for Place {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LoadOrder {
     /// Sizes of the model.
-    pub geometry: Geometry,
+    pub shape: ModelShape,
     /// Files of the checkpoint on the coordinator's host, or its index; a rank elsewhere may have been told its own path.
     pub weights: Vec<PathBuf>,
     /// Digest of the checkpoint: names, types, shapes, and samples of every tensor. Every rank must find the same.
@@ -228,7 +193,7 @@ pub struct LoadOrder {
     /// Element type to compute in.
     pub dtype: DType,
     /// Element type of the KV cache.
-    pub kv_dtype: KvDType,
+    pub kv_dtype: DType,
     /// Compute threads of this rank; `None` for an even part of the cores of its host.
     pub threads: Option<usize>,
     /// Ranks that share this one's host, itself among them; at least 1.

@@ -1,4 +1,4 @@
-//! Checkpoints of real geometry with random weights: size and speed do not depend on the values.
+//! Checkpoints of real model_shape with random weights: size and speed do not depend on the values.
 
 use std::{
     fs::{self, File},

@@ -1,4 +1,4 @@
-//! `--plan` against what ranks really take, at gpt2-xl's geometry: 25 heads over 2 and 3 ranks.
+//! `--plan` against what ranks really take, at gpt2-xl's shape: 25 heads over 2 and 3 ranks.
 
 use std::{
     collections::BTreeMap,

@@ -3,28 +3,28 @@
 use std::{fs, path::Path};
 
 use nanoinfer_checkpoint::Checkpoint;
-use nanoinfer_shared::{Geometry, Partition, protocol::DType};
-use nanoinfer_worker::shard::Shard;
+use nanoinfer_shared::{ModelShape, Partition, protocol::DType};
+use nanoinfer_worker::cpu::load::Shard;
 
 use crate::{bound_memory, mutate::Mutator, root};
 
 const ROUNDS: u64 = 1500;
-/// Largest geometry that is loaded: a broken file may describe a consistent model that is merely large.
+/// Largest shape that is loaded: a broken file may describe a consistent model that is merely large.
 const MAX_PARAMETERS: usize = 1 << 20;
 
 /// Opens a file as a launcher and a rank do. Whether it passed.
 fn use_file(path: &Path, config: &str) -> bool {
     let files = [path.to_path_buf()];
     let Ok(checkpoint) = Checkpoint::open(&files) else { return false };
-    let Ok(geometry) = Geometry::from_config_json(checkpoint.config().unwrap_or(config)) else { return false };
-    let geometry = checkpoint.refine(geometry);
-    if checkpoint.check(&geometry).is_err() || geometry.parameters() > MAX_PARAMETERS {
+    let Ok(shape) = ModelShape::from_config_json(checkpoint.config().unwrap_or(config)) else { return false };
+    let shape = checkpoint.refine(shape);
+    if checkpoint.check(&shape).is_err() || shape.parameters() > MAX_PARAMETERS {
         return false;
     }
     checkpoint.fingerprint();
-    let partition = Partition::new(&geometry, 1).unwrap();
+    let partition = Partition::new(&shape, 1).unwrap();
     // A byte of a weight may make it no number.
-    Shard::load(&checkpoint, &geometry, partition.share(0), DType::F32, 1).is_ok()
+    Shard::load(&checkpoint, &shape, partition.share(0), DType::F32, 1).is_ok()
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::fs;
 
 use nanoinfer_checkpoint::Checkpoint;
 use nanoinfer_launch::model::{Caches, HubAccess, resolve};
-use nanoinfer_shared::Geometry;
+use nanoinfer_shared::ModelShape;
 
 use crate::{bound_memory, mutate::Mutator, root};
 
@@ -18,12 +18,12 @@ fn mutated_configurations_give_values_or_errors() {
     let mut mutator = Mutator::new(1);
     for _ in 0..ROUNDS {
         let text = mutator.mutated(&seed, &WORDS);
-        if let Ok(geometry) = Geometry::from_config_json(&String::from_utf8_lossy(&text)) {
-            assert!(geometry.head_dim() * geometry.n_head == geometry.n_embd && geometry.parameters() > 0);
+        if let Ok(shape) = ModelShape::from_config_json(&String::from_utf8_lossy(&text)) {
+            assert!(shape.attention.head_dim * shape.attention.heads == shape.width && shape.parameters() > 0);
         }
     }
     let deep = format!("{}1{}", "[".repeat(100_000), "]".repeat(100_000));
-    Geometry::from_config_json(&deep).unwrap_err();
+    ModelShape::from_config_json(&deep).unwrap_err();
 }
 
 #[test]

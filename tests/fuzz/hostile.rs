@@ -3,7 +3,7 @@
 use std::fs;
 
 use nanoinfer_checkpoint::Checkpoint;
-use nanoinfer_shared::Geometry;
+use nanoinfer_shared::ModelShape;
 
 use crate::{bound_memory, counting::counted, zip::zip};
 
@@ -20,11 +20,11 @@ fn refusal_with(bytes: &[u8], config: &str) -> String {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("pytorch_model.bin");
     fs::write(&path, bytes).unwrap();
-    let geometry = Geometry::from_config_json(config).unwrap();
+    let model_shape = ModelShape::from_config_json(config).unwrap();
     let open = || {
         let checkpoint = Checkpoint::open(&[path])?;
-        let geometry = checkpoint.refine(geometry);
-        checkpoint.check(&geometry)?;
+        let model_shape = checkpoint.refine(model_shape);
+        checkpoint.check(&model_shape)?;
         checkpoint.fingerprint();
         Ok::<_, nanoinfer_checkpoint::CheckpointError>(())
     };

@@ -3,17 +3,17 @@
 use std::fs;
 
 use nanoinfer_launch::text::{ChatLayout, Message, ModelText, Specials};
-use nanoinfer_shared::Geometry;
+use nanoinfer_shared::ModelShape;
 
 use crate::{bound_memory, mutate::Mutator, root};
 
 const ROUNDS: u64 = 600;
 
 /// Loads the text side of `folder` and, if that works, encodes with it.
-fn use_folder(folder: &std::path::Path, geometry: &Geometry) -> bool {
-    let Ok(text) = ModelText::load(folder, geometry) else { return false };
+fn use_folder(folder: &std::path::Path, shape: &ModelShape) -> bool {
+    let Ok(text) = ModelText::load(folder, shape) else { return false };
     let ids = text.tokenizer.encode("Hi there, who are you? <|endoftext|>", Specials::Match).unwrap();
-    assert!(ids.iter().all(|&id| (id as usize) < geometry.vocab_size));
+    assert!(ids.iter().all(|&id| (id as usize) < shape.vocab_size));
     let _ = text.tokenizer.decode(&ids);
     // A template may have something against these messages.
     let _ =
@@ -50,7 +50,7 @@ fn mutated_tokenizers_and_templates_give_values_or_errors() {
     .enumerate()
     {
         let folder = root().join("tests/golden").join(from);
-        let geometry = Geometry::from_config_json(&fs::read_to_string(folder.join("config.json")).unwrap()).unwrap();
+        let shape = ModelShape::from_config_json(&fs::read_to_string(folder.join("config.json")).unwrap()).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let seeds: Vec<(&str, Vec<u8>)> = files
             .iter()
@@ -58,12 +58,12 @@ fn mutated_tokenizers_and_templates_give_values_or_errors() {
             .collect();
         let write = |(file, bytes): &(&str, Vec<u8>)| fs::write(dir.path().join(file), bytes).unwrap();
         seeds.iter().for_each(write);
-        assert!(use_folder(dir.path(), &geometry), "{from} itself is good");
+        assert!(use_folder(dir.path(), &shape), "{from} itself is good");
         let mut mutator = Mutator::new(number as u64);
         for (file, seed) in &seeds {
             for _ in 0..ROUNDS {
                 write(&(file, mutator.mutated(seed, &words)));
-                use_folder(dir.path(), &geometry);
+                use_folder(dir.path(), &shape);
             }
             write(&(file, seed.clone()));
         }
@@ -74,7 +74,7 @@ fn mutated_tokenizers_and_templates_give_values_or_errors() {
 fn templates_that_never_end_or_explode_are_stopped() {
     bound_memory();
     let folder = root().join("tests/golden/tiny");
-    let geometry = Geometry::from_config_json(&fs::read_to_string(folder.join("config.json")).unwrap()).unwrap();
+    let shape = ModelShape::from_config_json(&fs::read_to_string(folder.join("config.json")).unwrap()).unwrap();
     let dir = tempfile::tempdir().unwrap();
     for file in ["vocab.json", "merges.txt"] {
         fs::copy(folder.join(file), dir.path().join(file)).unwrap();
@@ -86,7 +86,7 @@ fn templates_that_never_end_or_explode_are_stopped() {
         "{% macro m(n) %}{{ m(n + 1) }}{% endmacro %}{{ m(0) }}",
     ] {
         fs::write(dir.path().join("chat_template.jinja"), template).unwrap();
-        let text = ModelText::load(dir.path(), &geometry).unwrap();
+        let text = ModelText::load(dir.path(), &shape).unwrap();
         let error = text.chat.encode(&[Message::user("Hi")], &ChatLayout::default(), &text.tokenizer).unwrap_err();
         assert!(!error.is_empty(), "{template}");
     }

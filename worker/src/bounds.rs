@@ -1,7 +1,7 @@
 //! Whether a step plan fits a rank: every number that will be an index is checked here, whatever the rank computes on.
 
 use nanoinfer_shared::{
-    Geometry,
+    ModelShape,
     protocol::{BLOCK_TOKENS, BlockId, SequenceStep, StepPlan, Wants},
 };
 
@@ -23,11 +23,11 @@ impl Bounds {
     ///
     /// # Errors
     /// Says what does not fit.
-    pub(crate) fn check(&self, plan: &StepPlan, geometry: &Geometry) -> Result<Vec<Vec<u32>>, WorkerError> {
-        self.fits(plan, geometry).map_err(|fault| WorkerError::Plan { step: plan.step, fault })
+    pub(crate) fn check(&self, plan: &StepPlan, shape: &ModelShape) -> Result<Vec<Vec<u32>>, WorkerError> {
+        self.fits(plan, shape).map_err(|fault| WorkerError::Plan { step: plan.step, fault })
     }
 
-    fn fits(&self, plan: &StepPlan, geometry: &Geometry) -> Result<Vec<Vec<u32>>, PlanFault> {
+    fn fits(&self, plan: &StepPlan, shape: &ModelShape) -> Result<Vec<Vec<u32>>, PlanFault> {
         let tokens = plan.sequences.iter().map(|s| s.tokens.len()).sum();
         if tokens > self.max_batched_tokens {
             return Err(PlanFault::TooManyTokens { tokens, limit: self.max_batched_tokens });
@@ -37,24 +37,24 @@ impl Bounds {
         if rows > self.max_seqs {
             return Err(PlanFault::TooManyRows { rows, limit: self.max_seqs });
         }
-        let check = |s| check_sequence(s, geometry, self.kv_blocks);
+        let check = |s| check_sequence(s, shape, self.kv_blocks);
         let tables = plan.sequences.iter().map(check).collect::<Result<_, _>>()?;
         check_written(plan)?;
         Ok(tables)
     }
 }
 
-fn check_sequence(sequence: &SequenceStep, geometry: &Geometry, kv_blocks: usize) -> Result<Vec<u32>, PlanFault> {
+fn check_sequence(sequence: &SequenceStep, shape: &ModelShape, kv_blocks: usize) -> Result<Vec<u32>, PlanFault> {
     let (tokens, start) = (sequence.tokens.len(), sequence.start as usize);
     if tokens == 0 {
         return Err(PlanFault::NoTokens);
     }
-    if let Some(&token) = sequence.tokens.iter().find(|&&token| token as usize >= geometry.vocab_size) {
-        return Err(PlanFault::Token { token, vocab_size: geometry.vocab_size });
+    if let Some(&token) = sequence.tokens.iter().find(|&&token| token as usize >= shape.vocab_size) {
+        return Err(PlanFault::Token { token, vocab_size: shape.vocab_size });
     }
     let positions = start + tokens;
-    if positions > geometry.n_positions {
-        return Err(PlanFault::Position { position: positions - 1, n_positions: geometry.n_positions });
+    if positions > shape.context {
+        return Err(PlanFault::Position { position: positions - 1, n_positions: shape.context });
     }
     if sequence.blocks.len() * BLOCK_TOKENS < positions {
         return Err(PlanFault::Table { blocks: sequence.blocks.len(), positions });

@@ -1,30 +1,30 @@
 //! One rank: its slices of a checkpoint, and one forward step over them.
 //!
-//! Reading order: [`shard`] copies this rank's slices of it into packed form;
-//! [`gpt2`] is the forward pass, over a [`kv_pool`]; [`step`] turns a plan into rows of answers; [`rank`] is the life of a
-//! rank, message by message; [`cuda`] is the same on a GPU.  [`plan`] foretells the memory; [`trace`] draws where the time of a step goes.
+//! Reading order: [`rank`] is the life of a rank, message by message; a device is chosen for it (`backend`), the processor
+//! ([`cpu`]) or a GPU ([`cuda`]), each behind the same seam (`runner`): a checkpoint's slices are loaded there, and a plan becomes
+//! rows of answers. [`mod@gpu_check`] tries a GPU; [`roofline`] is what the processor could do at most; [`trace`] draws where the
+//! time of a step goes.
 //!
 //! Does not know requests, text or policy, and has no async.
 
-pub mod shard;
-pub mod kv_pool;
-pub mod gpt2;
-pub mod step;
-mod progress;
 pub mod rank;
-pub mod plan;
-pub mod limits;
+pub mod cpu;
+pub mod cuda;
+pub mod gpu_check;
+pub mod roofline;
 pub mod trace;
 
 mod backend;
 mod bounds;
 mod error;
-mod pack;
 mod memory;
+mod progress;
+mod runner;
 
-pub use backend::cuda;
+pub use backend::memory as rank_memory;
 pub use error::WorkerError;
 pub use memory::free_bytes;
+pub use runner::RankMemory;
 
 /// The element type for who does not choose: bf16 where this CPU multiplies it, else f32.
 pub fn default_dtype() -> nanoinfer_shared::protocol::DType {

@@ -25,10 +25,9 @@ use nanoinfer_shared::{
 };
 
 use crate::{
-    WorkerError,
-    backend::{self, Link, Runner},
-    cuda,
+    WorkerError, backend, cuda,
     progress::{Progress, Watched},
+    runner::{Link, Runner},
     trace::Trace,
 };
 use nanoinfer_checkpoint::Checkpoint;
@@ -238,7 +237,7 @@ impl Rank {
         };
         let rank = self.identity.rank;
         let partition =
-            Partition::new(&load.geometry, self.identity.world).expect("the coordinator has dealt this partition");
+            Partition::new(&load.shape, self.identity.world).expect("the coordinator has dealt this partition");
         let share = partition.share(rank).clone();
         let listener = match load.comm {
             CommKind::Tcp => Some(
@@ -284,7 +283,7 @@ impl Rank {
     fn open(&self, load: &LoadOrder) -> Result<Checkpoint, WorkerError> {
         let files = self.weights.as_ref().unwrap_or(&load.weights);
         let checkpoint = Checkpoint::open(files)?;
-        checkpoint.check(&load.geometry)?;
+        checkpoint.check(&load.shape)?;
         let got = checkpoint.fingerprint();
         if got != load.fingerprint {
             let (rank, expected) = (self.identity.rank, load.fingerprint);

@@ -13,8 +13,8 @@ use std::{
 };
 
 use nanoinfer_checkpoint::{Checkpoint, Layout};
-use nanoinfer_shared::{Geometry, Partition, protocol::DType};
-use nanoinfer_worker::shard::Shard;
+use nanoinfer_shared::{ModelShape, Partition, protocol::DType};
+use nanoinfer_worker::cpu::load::Shard;
 
 use crate::zip::zip;
 
@@ -31,12 +31,12 @@ fn anonymous_bytes() -> u64 {
 }
 
 /// Names and shapes, as `[out, in]` for the Linear layout.
-fn tensors(geometry: &Geometry, layout: Layout) -> Vec<(String, Vec<usize>)> {
-    let (c, f) = (geometry.n_embd, geometry.n_inner);
+fn tensors(model_shape: &ModelShape, layout: Layout) -> Vec<(String, Vec<usize>)> {
+    let (c, f) = (model_shape.width, model_shape.mlp.inner);
     let matrix = |input, output| if layout == Layout::Linear { vec![output, input] } else { vec![input, output] };
-    let mut tensors = vec![("wte.weight".to_owned(), vec![geometry.vocab_size, c])];
-    tensors.push(("wpe.weight".into(), vec![geometry.n_positions, c]));
-    for layer in 0..geometry.n_layer {
+    let mut tensors = vec![("wte.weight".to_owned(), vec![model_shape.vocab_size, c])];
+    tensors.push(("wpe.weight".into(), vec![model_shape.context, c]));
+    for layer in 0..model_shape.layers {
         for (name, shape) in [
             ("ln_1.weight", vec![c]),
             ("attn.c_attn.weight", matrix(c, 3 * c)),
@@ -140,9 +140,9 @@ fn write_zip(path: &Path, tensors: &[(String, Vec<usize>)]) {
 #[test]
 fn loading_takes_a_share_and_at_most_one_tensor() {
     let dir = tempfile::tempdir().unwrap();
-    let geometry = Geometry::from_config_json(CONFIG).unwrap();
-    let partition = Partition::new(&geometry, 4).unwrap();
-    let largest = (geometry.vocab_size * geometry.n_embd * 4) as u64;
+    let model_shape = ModelShape::from_config_json(CONFIG).unwrap();
+    let partition = Partition::new(&model_shape, 4).unwrap();
+    let largest = (model_shape.vocab_size * model_shape.width * 4) as u64;
     for (layout, write) in [
         (Layout::Conv1d, write_safetensors as fn(&Path, &[(String, Vec<usize>)])),
         (Layout::Conv1d, write_zip),
@@ -150,11 +150,11 @@ fn loading_takes_a_share_and_at_most_one_tensor() {
         (Layout::Linear, write_legacy),
     ] {
         let path: PathBuf = dir.path().join("weights");
-        write(&path, &tensors(&geometry, layout));
+        write(&path, &tensors(&model_shape, layout));
         let file_bytes = fs::metadata(&path).unwrap().len();
         for dtype in [DType::F32, DType::Bf16, DType::Int8] {
             let share = partition.share(1);
-            let share_bytes = Shard::bytes(&geometry, share, dtype);
+            let share_bytes = Shard::bytes(&model_shape, share, dtype);
             let before = anonymous_bytes();
             let loaded = AtomicBool::new(false);
             let peak = std::thread::scope(|scope| {
@@ -167,9 +167,9 @@ fn loading_takes_a_share_and_at_most_one_tensor() {
                 });
                 let checkpoint = Checkpoint::open(std::slice::from_ref(&path)).unwrap();
                 assert_eq!(checkpoint.layout(), layout);
-                let geometry = checkpoint.refine(geometry.clone());
-                checkpoint.check(&geometry).unwrap();
-                let shard = Shard::load(&checkpoint, &geometry, share, dtype, 1).unwrap();
+                let model_shape = checkpoint.refine(model_shape.clone());
+                checkpoint.check(&model_shape).unwrap();
+                let shard = Shard::load(&checkpoint, &model_shape, share, dtype, 1).unwrap();
                 loaded.store(true, SeqCst);
                 let peak: u64 = watch.join().unwrap();
                 let after = anonymous_bytes();

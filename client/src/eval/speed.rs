@@ -41,10 +41,10 @@ pub(super) struct SpeedOptions {
 pub(super) fn run(options: &SpeedOptions) -> Result<(), Failure> {
     let config = cluster_config(options.model.flags()).map_err(|reason| Failure::usage(anyhow!(reason)))?;
     let plan = Plan::new(&config, Placement::Here).context("cannot plan the cluster")?;
-    let geometry = plan.model.geometry.clone();
-    let length = options.prompt_tokens.map_or(geometry.n_positions, |n| (n as usize).min(geometry.n_positions));
+    let shape = plan.model.shape.clone();
+    let length = options.prompt_tokens.map_or(shape.context, |n| (n as usize).min(shape.context));
     let mut random = Random::new(1);
-    let prompts: Vec<_> = (0..options.prompts).map(|_| random.ids(length, geometry.vocab_size)).collect();
+    let prompts: Vec<_> = (0..options.prompts).map(|_| random.ids(length, shape.vocab_size)).collect();
     let cluster = Cluster::carry_out(&plan, &config).context("cannot start the cluster")?;
     let runtime = tokio::runtime::Builder::new_current_thread().build().context("cannot start a runtime")?;
     let mut ratios = Vec::new();

@@ -10,7 +10,7 @@ use anyhow::{Context, anyhow};
 use clap::Args;
 use nanoinfer_checkpoint::Checkpoint;
 use nanoinfer_launch::{cli::environment, model, output, utf8};
-use nanoinfer_reference::Gpt2Reference;
+use nanoinfer_reference::Reference;
 use serde_json::json;
 
 use super::{documents, server::Server, windows, with_server};
@@ -76,7 +76,7 @@ pub(super) fn run(options: &VerifyOptions) -> Result<(), Failure> {
     };
     let checkpoint = Checkpoint::open(&resolved.weights).context("the checkpoint cannot be read")?;
     let reference =
-        Gpt2Reference::load(&checkpoint, resolved.geometry.clone()).context("the reference cannot load this model")?;
+        Reference::load(&checkpoint, resolved.shape.clone()).context("the reference cannot load this model")?;
     let mut truth = None;
     let mut readings = Vec::new();
     let mut dtype = String::new();
@@ -108,7 +108,7 @@ fn read_by_server(server: &Server, name: String, ids: &[u32], tokens: usize) -> 
     Ok(Reading { name, logprobs, greedy })
 }
 
-fn read_by_reference(model: &Gpt2Reference, ids: &[u32], length: usize, tokens: usize) -> anyhow::Result<Truth> {
+fn read_by_reference(model: &Reference, ids: &[u32], length: usize, tokens: usize) -> anyhow::Result<Truth> {
     let mut logprobs = Vec::new();
     let mut largest_logit = 0.0_f64;
     for window in windows::strided(ids.len(), length, length) {

@@ -6,8 +6,8 @@ mod scheduling;
 use anyhow::Context;
 use nanoinfer_launch::{
     ClusterConfig, DType,
-    limits::Limits,
     plan::{Placement, Plan},
+    roofline::Limits,
 };
 
 use super::{
@@ -26,7 +26,7 @@ type Change = Box<dyn Fn(&mut ClusterConfig)>;
 pub(super) fn run(base: &ClusterConfig, rounds: u32) -> anyhow::Result<Results> {
     let plan = Plan::new(base, Placement::Here).context("cannot plan the cluster")?;
     let program = Program::load(&plan)?;
-    let length = Length::within(program.geometry.n_positions);
+    let length = Length::within(program.shape.context);
     let threads = plan.threads.unwrap_or(1);
     let limits = Limits::measure(threads);
 

@@ -60,7 +60,7 @@ impl Running {
     pub(super) fn decode_s(&self, batch: u32, length: Length) -> anyhow::Result<f64> {
         let bench = Batch {
             handle: self.handle(),
-            vocab_size: self.plan.model.geometry.vocab_size,
+            vocab_size: self.plan.model.shape.vocab_size,
             run: self.next_run(),
             batch,
             what: What::Decode,
@@ -74,7 +74,7 @@ impl Running {
     pub(super) fn request(&self, prompt_tokens: usize, tokens: usize) -> Request {
         // Not the prompts of a batch.
         let mut random = Random::new(!u64::from(self.next_run()));
-        Request::greedy(random.ids(prompt_tokens, self.plan.model.geometry.vocab_size), tokens)
+        Request::greedy(random.ids(prompt_tokens, self.plan.model.shape.vocab_size), tokens)
     }
 
     /// Reports of the decode steps in which `batch` texts took part, by their numbers.

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, anyhow};
 use nanoinfer_launch::{
-    Category, ClusterConfig, Geometry, Partition, StepTimes,
+    Category, ClusterConfig, ModelShape, Partition, StepTimes,
     cluster::CommChoice,
     explanation::StepReport,
     plan::{Placement, Plan},
@@ -31,18 +31,18 @@ const END_DEADLINE: Duration = Duration::from_secs(30);
 
 pub(super) fn run(base: &ClusterConfig, options: &ModelOptions, rounds: u32) -> Result<Results, Failure> {
     let plan = Plan::new(base, Placement::Here).context("cannot plan the cluster")?;
-    let geometry = plan.model.geometry.clone();
-    if geometry.n_head < 2 {
+    let shape = plan.model.shape.clone();
+    if shape.attention.heads < 2 {
         return Err(Failure::usage(anyhow!("{} has one attention head, and a head is never split", plan.model.name)));
     }
-    let length = Length::within(geometry.n_positions);
-    let (links, mut facts) = links(base, &geometry, (length, rounds))?;
-    let (ranks, told) = ranks(base, &geometry, (length, rounds))?;
+    let length = Length::within(shape.context);
+    let (links, mut facts) = links(base, &shape, (length, rounds))?;
+    let (ranks, told) = ranks(base, &shape, (length, rounds))?;
     facts.extend(told);
     let (death, told) = death(options)?;
     facts.extend(told);
-    let xl = Geometry::from_config_json(GPT2_XL).context("the sizes of gpt2-xl")?;
-    facts.push(("3.xl_heads", xl.n_head.to_string()));
+    let xl = ModelShape::from_config_json(GPT2_XL).context("the sizes of gpt2-xl")?;
+    facts.push(("3.xl_heads", xl.attention.heads.to_string()));
     let figures = vec![partition(&xl)?, links, ranks, death];
     Ok(Results {
         number: 3,
@@ -67,10 +67,10 @@ pub(super) fn run(base: &ClusterConfig, options: &ModelOptions, rounds: u32) -> 
 }
 
 /// Who would hold what of gpt2-xl, whose sizes these are.
-fn partition(geometry: &Geometry) -> anyhow::Result<Figure> {
+fn partition(shape: &ModelShape) -> anyhow::Result<Figure> {
     let mut rows = Vec::new();
     for world in [2, 3] {
-        let partition = Partition::new(geometry, world)?;
+        let partition = Partition::new(shape, world)?;
         for (rank, share) in partition.shares().iter().enumerate() {
             let range = |range: &std::ops::Range<usize>| format!("{} … {}", range.start, range.end - 1);
             let label = text(format!("rank {rank} of {world}"), format!("{world} 个中的 rank {rank}"));
@@ -118,12 +118,8 @@ impl Reductions {
 }
 
 /// What the reductions of a step cost over shared memory and over TCP.
-fn links(
-    base: &ClusterConfig,
-    geometry: &Geometry,
-    (length, rounds): (Length, u32),
-) -> anyhow::Result<(Figure, Facts)> {
-    let reductions = 2 * geometry.n_layer + 1;
+fn links(base: &ClusterConfig, shape: &ModelShape, (length, rounds): (Length, u32)) -> anyhow::Result<(Figure, Facts)> {
+    let reductions = 2 * shape.layers + 1;
     let kinds = [
         (text("shared memory", "共享内存"), "`--comm shm`", CommChoice::Shm),
         (same("TCP"), "`--comm tcp`", CommChoice::Tcp),
@@ -149,7 +145,7 @@ fn links(
             each_us.push(each);
             let cells = [
                 switch.to_owned(),
-                bytes(f64::from(batch) * (geometry.n_embd * size_of::<f32>()) as f64),
+                bytes(f64::from(batch) * (shape.width * size_of::<f32>()) as f64),
                 digits(each),
                 ms(reducing_s),
                 ms(waiting_s),
@@ -183,7 +179,7 @@ fn links(
     };
     let facts = vec![
         ("3.reductions", reductions.to_string()),
-        ("3.layers", geometry.n_layer.to_string()),
+        ("3.layers", shape.layers.to_string()),
         ("3.shm_us", digits(each_us[0])),
         ("3.tcp_us", digits(each_us[BATCHES.len()])),
     ];
@@ -191,12 +187,8 @@ fn links(
 }
 
 /// Speed by the number of ranks, each with one thread.
-fn ranks(
-    base: &ClusterConfig,
-    geometry: &Geometry,
-    (length, rounds): (Length, u32),
-) -> anyhow::Result<(Figure, Facts)> {
-    let worlds: Vec<usize> = (1..=geometry.n_head.min(MAX_RANKS)).collect();
+fn ranks(base: &ClusterConfig, shape: &ModelShape, (length, rounds): (Length, u32)) -> anyhow::Result<(Figure, Facts)> {
+    let worlds: Vec<usize> = (1..=shape.attention.heads.min(MAX_RANKS)).collect();
     let mut seconds = vec![[const { Vec::new() }; BATCHES.len()]; worlds.len()];
     let mut memory = vec![0.0; worlds.len()];
     for _ in 0..rounds {

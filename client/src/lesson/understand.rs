@@ -4,7 +4,7 @@ use std::{path::Path, time::Instant};
 
 use anyhow::{Context, anyhow};
 use nanoinfer_launch::{
-    ClusterConfig, Geometry,
+    ClusterConfig, ModelShape,
     plan::{Placement, Plan},
 };
 use tokenizers::Tokenizer;
@@ -28,7 +28,7 @@ const REPETITIONS: usize = 9;
 pub(super) struct Program {
     pub(super) model: Gpt2,
     tokenizer: Tokenizer,
-    pub(super) geometry: Geometry,
+    pub(super) shape: ModelShape,
 }
 
 impl Program {
@@ -46,7 +46,7 @@ impl Program {
             Tokenizer::from_file(&file).map_err(|error| anyhow!("cannot read {}: {error}", file.display()))?;
         // Settings of batches, which the server does not obey either.
         tokenizer.with_padding(None).with_truncation(None).map_err(|error| anyhow!("{error}"))?;
-        Ok(Self { model, tokenizer, geometry: plan.model.geometry.clone() })
+        Ok(Self { model, tokenizer, shape: plan.model.shape.clone() })
     }
 
     /// Seconds of the token that follows `ids`, with the keys and values of all but the last at hand or not; the median of
@@ -68,7 +68,7 @@ impl Program {
 
     /// Some text of `length` tokens.
     pub(super) fn ids(&self, length: usize) -> Vec<u32> {
-        (0..length).map(|i| (i * 7919 % self.geometry.vocab_size) as u32).collect()
+        (0..length).map(|i| (i * 7919 % self.shape.vocab_size) as u32).collect()
     }
 }
 
@@ -80,16 +80,16 @@ pub(super) fn run(base: &ClusterConfig) -> anyhow::Result<Results> {
     let ids = encoded.get_ids();
     let (next, difference) = next(&program, ids)?;
     let (growth, gain, longest) = growth(&program)?;
-    let geometry = &program.geometry;
+    let shape = &program.shape;
     let facts = vec![
         ("1.prompt_tokens", ids.len().to_string()),
-        ("1.vocab", geometry.vocab_size.to_string()),
-        ("1.width", geometry.n_embd.to_string()),
-        ("1.layers", geometry.n_layer.to_string()),
-        ("1.heads", geometry.n_head.to_string()),
-        ("1.head_width", geometry.head_dim().to_string()),
-        ("1.positions", geometry.n_positions.to_string()),
-        ("1.parameters", format!("{:.1}", geometry.parameters() as f64 / 1e6)),
+        ("1.vocab", shape.vocab_size.to_string()),
+        ("1.width", shape.width.to_string()),
+        ("1.layers", shape.layers.to_string()),
+        ("1.heads", shape.attention.heads.to_string()),
+        ("1.head_width", shape.attention.head_dim.to_string()),
+        ("1.positions", shape.context.to_string()),
+        ("1.parameters", format!("{:.1}", shape.parameters() as f64 / 1e6)),
         ("1.longest", longest.to_string()),
         ("1.gain", times(gain)),
         ("1.difference", format!("{difference:.0e}")),
@@ -101,7 +101,7 @@ pub(super) fn run(base: &ClusterConfig) -> anyhow::Result<Results> {
             format!("{}; the 100-line program, f32; {}", plan.model.name, machine().of(Language::English)),
             format!("{}；百行程序，f32；{}", plan.model.name, machine().of(Language::Chinese)),
         ),
-        figures: vec![tokens(&program, ids)?, weights(geometry), next, growth],
+        figures: vec![tokens(&program, ids)?, weights(shape), next, growth],
         facts,
     })
 }
@@ -122,14 +122,11 @@ fn tokens(program: &Program, ids: &[u32]) -> anyhow::Result<Figure> {
 }
 
 /// Where the parameters are.
-fn weights(geometry: &Geometry) -> Figure {
-    let (c, f, layers) = (geometry.n_embd, geometry.n_inner, geometry.n_layer);
+fn weights(shape: &ModelShape) -> Figure {
+    let (c, f, layers) = (shape.width, shape.mlp.inner, shape.layers);
     let parts = [
-        (
-            text("token embedding, which is also the last product", "token 嵌入，也是最后一次乘法"),
-            geometry.vocab_size * c,
-        ),
-        (text("position embedding", "位置嵌入"), geometry.n_positions * c),
+        (text("token embedding, which is also the last product", "token 嵌入，也是最后一次乘法"), shape.vocab_size * c),
+        (text("position embedding", "位置嵌入"), shape.context * c),
         (text("attention, all layers", "注意力（所有层）"), layers * (4 * c * c + 4 * c)),
         (text("MLP, all layers", "MLP（所有层）"), layers * (2 * c * f + f + c)),
         (text("LayerNorm", "LayerNorm"), (2 * layers + 1) * 2 * c),
@@ -183,7 +180,7 @@ fn next(program: &Program, ids: &[u32]) -> anyhow::Result<(Figure, f64)> {
 fn growth(program: &Program) -> anyhow::Result<(Figure, f64, usize)> {
     let mut rows = Vec::new();
     let (mut gain, mut longest) = (1.0, 0);
-    for length in LENGTHS.into_iter().filter(|&length| length <= program.geometry.n_positions) {
+    for length in LENGTHS.into_iter().filter(|&length| length <= program.shape.context) {
         let ids = program.ids(length);
         let (without, with) = (program.token_s(&ids, false, REPETITIONS)?, program.token_s(&ids, true, REPETITIONS)?);
         (gain, longest) = (without / with, length);

@@ -199,7 +199,7 @@ fn end_of_text_and_stop_tokens_end_a_sequence_after_being_reported() {
     let expected = greedy(&prompt(1, 3), 10);
     let at = (3..10).find(|&at| !expected[..at].contains(&expected[at])).unwrap();
     let mut config = fake_rank::config(1, 20);
-    config.geometry.eos_token_ids = vec![expected[at]];
+    config.shape.eos_token_ids = vec![expected[at]];
     let (handle, _ranks) = engine(config, well_behaved(1));
     let run = |change: &dyn Fn(&mut Limits)| {
         let mut request = request(&prompt(1, 3), 10);

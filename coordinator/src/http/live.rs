@@ -22,18 +22,18 @@ pub(super) async fn cluster(State(app): State<App>) -> Json<Value> {
         })
     };
     let ranks: Vec<Value> = card.partition.shares().iter().zip(&card.weight_bytes).enumerate().map(rank).collect();
-    let geometry = &card.geometry;
+    let shape = &card.shape;
     // Copied, as the engine waits for whoever looks.
     let live = status.live.borrow().clone();
     Json(json!({
         "model": models::shown(card),
         "dtype": card.dtype.to_string(),
-        "n_layer": geometry.n_layer,
-        "n_head": geometry.n_head,
-        "n_embd": geometry.n_embd,
-        "n_inner": geometry.n_inner,
-        "n_positions": geometry.n_positions,
-        "vocab_size": geometry.vocab_size,
+        "n_layer": shape.layers,
+        "n_head": shape.attention.heads,
+        "n_embd": shape.width,
+        "n_inner": shape.mlp.inner,
+        "n_positions": shape.context,
+        "vocab_size": shape.vocab_size,
         "ready": status.ready.load(Relaxed),
         "ranks": ranks,
         "block_tokens": BLOCK_TOKENS,

@@ -52,7 +52,7 @@ pub(super) async fn tokenize(State(app): State<App>, mut fields: Fields) -> Resu
     let (ids, strings) = encoded.await??;
     let reply = Tokenized {
         count: ids.len(),
-        max_model_len: app.engine.card().geometry.n_positions,
+        max_model_len: app.engine.card().shape.context,
         token_strs: strings,
         tokens: ids,
         warnings: &warnings,
@@ -105,7 +105,7 @@ pub(super) async fn info(State(app): State<App>) -> Json<Value> {
         "eos_token": spelled(eos),
         "bos_token_id": id(bos),
         "eos_token_id": id(eos),
-        "model_max_length": app.engine.card().geometry.n_positions,
+        "model_max_length": app.engine.card().shape.context,
         "chat_template": text.chat.template(),
     }))
 }

@@ -11,8 +11,8 @@ use crate::{
     request::{BadWords, Limits, TokenSet},
 };
 
-fn geometry(vocab_size: usize) -> Geometry {
-    Geometry::from_config_json(&format!(r#"{{"vocab_size":{vocab_size},"eos_token_id":0}}"#)).unwrap()
+fn shape(vocab_size: usize) -> ModelShape {
+    ModelShape::from_config_json(&format!(r#"{{"vocab_size":{vocab_size},"eos_token_id":0}}"#)).unwrap()
 }
 
 fn request(prompt: Vec<TokenId>, sampling: SamplingParams) -> Request {
@@ -215,7 +215,7 @@ proptest! {
         let mut request = request(prompt, sampling);
         constraints.put(&mut request.sampling, row.len(), &tokens);
         request.limits.min_tokens = min_tokens;
-        let draw = Draw::new(&request, &tokens, &geometry(row.len()));
+        let draw = Draw::new(&request, &tokens, &shape(row.len()));
         let slices = slices(&draw, &row, &cuts);
         let slices: Vec<_> = slices.iter().collect();
         let mut adjusted = Vec::new();
@@ -258,7 +258,7 @@ proptest! {
         let mut request = Request { explain: true, ..request(vec![1, 2, 3, 2], sampling) };
         request.limits.min_tokens = min_tokens;
         constraints.put(&mut request.sampling, row.len(), &[9]);
-        let draw = Draw::new(&request, &[1, 2, 3, 2, 9, 9], &geometry(row.len()));
+        let draw = Draw::new(&request, &[1, 2, 3, 2, 9, 9], &shape(row.len()));
         let slices = slices(&draw, &row, &[cut]);
         let slices: Vec<_> = slices.iter().collect();
         let drawn = draw.by_row(&slices, &[&row], &mut RowScratch::default());
@@ -290,7 +290,7 @@ fn top_k_needs_a_row_only_for_ties() {
     let distinct: Vec<f32> = (0..500).map(|id| ((id * 7919) % 500) as f32 * 0.01).collect();
     let tied = vec![1.0; 500];
     for (row, decided) in [(distinct, true), (tied, false)] {
-        let draw = Draw::new(&request, &[1], &geometry(500));
+        let draw = Draw::new(&request, &[1], &shape(500));
         let slices = slices(&draw, &row, &[200]);
         assert_eq!(draw.by_candidates(&slices.iter().collect::<Vec<_>>()).is_some(), decided);
     }
@@ -302,7 +302,7 @@ fn what_candidates_cannot_decide_asks_for_one() {
         let mut sampling = SamplingParams::neutral(3);
         change(&mut sampling);
         let plain = Request { logprobs: None, ..request(vec![1], sampling) };
-        let Wants::Candidates { k, .. } = Draw::new(&plain, &[1], &geometry(5000)).wants() else {
+        let Wants::Candidates { k, .. } = Draw::new(&plain, &[1], &shape(5000)).wants() else {
             panic!("a draw asks for candidates")
         };
         k as usize
@@ -322,7 +322,7 @@ fn reported_log_probabilities_are_raw_and_include_adjusted_tokens() {
     (row[7], row[150], row[299]) = (5.0, 4.0, 3.0);
     let sampling =
         SamplingParams { logit_bias: [(7, -100.0), (9, 50.0)].into_iter().collect(), ..SamplingParams::greedy() };
-    let draw = Draw::new(&request(vec![1], sampling), &[1], &geometry(300));
+    let draw = Draw::new(&request(vec![1], sampling), &[1], &shape(300));
     let slices = slices(&draw, &row, &[100, 200]);
     let drawn = draw.by_candidates(&slices.iter().collect::<Vec<_>>()).unwrap();
     let sum = f64::ln(5f64.exp() + 4f64.exp() + 3f64.exp() + 297.0);
@@ -341,7 +341,7 @@ fn draws_follow_the_distribution() {
     let mut counts = [0f64; 8];
     for seed in 0..20_000 {
         let sampling = SamplingParams { temperature: 0.7, ..SamplingParams::neutral(seed) };
-        let draw = Draw::new(&request(vec![1], sampling), &[1, 2], &geometry(8));
+        let draw = Draw::new(&request(vec![1], sampling), &[1, 2], &shape(8));
         let slices = slices(&draw, &row, &[3]);
         counts[draw.by_candidates(&slices.iter().collect::<Vec<_>>()).unwrap().id as usize] += 1.0;
     }
@@ -355,7 +355,7 @@ fn numbers_out_of_order_do_not_stop_a_draw() {
     for row in [[f32::NAN; 4], [f32::NEG_INFINITY; 4], [f32::INFINITY, 0.0, f32::NAN, -0.0]] {
         for temperature in [0.0, 1e-4, 1.0, f32::NAN, f32::INFINITY] {
             let sampling = SamplingParams { temperature, top_p: 0.9, min_p: 0.1, ..SamplingParams::neutral(1) };
-            let draw = Draw::new(&request(vec![1], sampling), &[1], &geometry(4));
+            let draw = Draw::new(&request(vec![1], sampling), &[1], &shape(4));
             let slices = slices(&draw, &row, &[2]);
             assert!(
                 draw.by_row(&slices.iter().collect::<Vec<_>>(), &[&row[..3], &row[3..]], &mut RowScratch::default()).id
@@ -379,7 +379,7 @@ fn an_explanation_counts_what_each_processor_removed() {
     let row: Vec<f32> = (0..20).map(|i| -(i as f32) * 2f32.ln()).collect();
     let sampling = SamplingParams { top_k: 5, top_p: 0.95, min_p: 0.4, ..SamplingParams::neutral(1) };
     let request = Request { explain: true, ..request(vec![1, 2], sampling) };
-    let draw = Draw::new(&request, &[1, 2], &geometry(20));
+    let draw = Draw::new(&request, &[1, 2], &shape(20));
     for cuts in [&[][..], &[7], &[1, 13]] {
         let (id, narrowing) = told(&draw, &row, cuts);
         let chain: Vec<_> = narrowing.chain.iter().map(|p| (p.processor, p.removed, p.changed)).collect();
@@ -407,7 +407,7 @@ fn an_explanation_of_penalties_and_of_a_greedy_draw() {
     };
     let mut request = Request { explain: true, ..request(vec![3], sampling) };
     request.limits.min_tokens = 1;
-    let (id, narrowing) = told(&Draw::new(&request, &[3], &geometry(20)), &row, &[4]);
+    let (id, narrowing) = told(&Draw::new(&request, &[3], &shape(20)), &row, &[4]);
     assert_eq!(id, 9, "the token of the prompt has lost its lead");
     let chain: Vec<_> = narrowing.chain.iter().map(|p| (p.processor, p.changed, p.removed)).collect();
     let expected = [("min_tokens", 0, 1), ("logit_bias", 1, 0), ("repetition_penalty", 1, 0), ("temperature", 0, 18)];
@@ -428,7 +428,7 @@ fn an_explanation_tells_of_what_was_not_allowed() {
     sampling.bad_words = [vec![5], vec![4, 8], vec![9, 8], vec![4, 6]].into_iter().collect();
     let mut request = Request { explain: true, ..request(vec![9], sampling) };
     request.limits.min_tokens = 2;
-    let (id, narrowing) = told(&Draw::new(&request, &[9, 4], &geometry(20)), &row, &[6]);
+    let (id, narrowing) = told(&Draw::new(&request, &[9, 4], &shape(20)), &row, &[6]);
     assert!(id == 3 || id == 7);
     let chain: Vec<_> = narrowing.chain.iter().map(|p| (p.processor, p.removed)).collect();
     // The prompt's 9 is no part of a bad word; 6 was ruled out before.
@@ -446,7 +446,7 @@ fn what_must_not_come_is_removed_once_in_an_explanation() {
     let removed = |sampling, stops: Range<TokenId>| {
         let mut request = Request { explain: true, ..request(vec![3], sampling) };
         (request.limits.min_tokens, request.limits.stop_token_ids) = (5, stops.collect());
-        let (_, narrowing) = told(&Draw::new(&request, &[3], &geometry(20)), &row, &[7]);
+        let (_, narrowing) = told(&Draw::new(&request, &[3], &shape(20)), &row, &[7]);
         narrowing.chain.iter().map(|p| (p.processor, p.removed, p.removed_mass)).collect::<Vec<_>>()
     };
     let wide = SamplingParams { top_k: 5000, ..SamplingParams::neutral(1) };
@@ -471,7 +471,7 @@ fn an_explained_draw_is_the_same_draw() {
         let plain = request(vec![1], sampling);
         let explained = Request { explain: true, ..plain.clone() };
         let [plain, explained] = [plain, explained].map(|request| {
-            let draw = Draw::new(&request, &[1], &geometry(3000));
+            let draw = Draw::new(&request, &[1], &shape(3000));
             let slices = slices(&draw, &row, &[1000]);
             let slices: Vec<_> = slices.iter().collect();
             let drawn = draw

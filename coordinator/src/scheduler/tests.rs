@@ -19,12 +19,12 @@ use crate::{
 
 const N_POSITIONS: usize = 64;
 
-fn geometry() -> Geometry {
-    Geometry::from_config_json(&format!(r#"{{"n_positions":{N_POSITIONS},"vocab_size":100}}"#)).unwrap()
+fn shape() -> ModelShape {
+    ModelShape::from_config_json(&format!(r#"{{"n_positions":{N_POSITIONS},"vocab_size":100}}"#)).unwrap()
 }
 
 fn scheduler(kv_blocks: usize, max_seqs: usize, max_batched_tokens: usize) -> Scheduler {
-    Scheduler::new(geometry(), SchedulerLimits { kv_blocks, max_seqs, max_batched_tokens, prefix_cache: true })
+    Scheduler::new(shape(), SchedulerLimits { kv_blocks, max_seqs, max_batched_tokens, prefix_cache: true })
 }
 
 /// A prompt that no other of these shares.
@@ -457,7 +457,7 @@ fn little_is_computed_twice_where_blocks_are_short() {
     // computes 1.76 times the tokens, in 272 steps instead of 296; with all kept that may ever be needed 1.00 times, in 400.
     for (kv_blocks, most) in [(17, 1.4), (40, 1.4)] {
         let limits = SchedulerLimits { kv_blocks, max_seqs: 32, max_batched_tokens: 64, prefix_cache: false };
-        let mut scheduler = Scheduler::new(geometry(), limits);
+        let mut scheduler = Scheduler::new(shape(), limits);
         let mut events = Vec::new();
         for id in 0..32 {
             let (sequence, receiver) = sequence(id, own_prompt(id, 10), 50, false);
@@ -536,7 +536,7 @@ proptest! {
     ) {
         let kv_blocks = N_POSITIONS / BLOCK_TOKENS + extra_blocks;
         let limits = SchedulerLimits { kv_blocks, max_seqs, max_batched_tokens, prefix_cache };
-        let mut scheduler = Scheduler::new(geometry(), limits);
+        let mut scheduler = Scheduler::new(shape(), limits);
         let mut pool = Pool::default();
         let mut under_way: Option<PlannedStep> = None;
         let mut receivers = HashMap::new();

@@ -5,8 +5,8 @@
 use std::path::Path;
 
 use nanoinfer_shared::{
-    geometry::{is_known_end, whole_numbers},
     json::show,
+    model::config::{is_known_end, whole_numbers},
     protocol::TokenId,
 };
 use serde_json::Value;

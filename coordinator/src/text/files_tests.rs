@@ -51,10 +51,10 @@ fn with_added(tokens: &[Value]) -> Value {
 }
 
 fn load(folder: &TempDir, rows: usize) -> Result<ModelText, TextError> {
-    let mut geometry =
-        Geometry::from_config_json(&fs::read_to_string(folder.path().join("config.json")).unwrap()).unwrap();
-    geometry.vocab_size = rows;
-    ModelText::load(folder.path(), &geometry)
+    let mut shape =
+        ModelShape::from_config_json(&fs::read_to_string(folder.path().join("config.json")).unwrap()).unwrap();
+    shape.vocab_size = rows;
+    ModelText::load(folder.path(), &shape)
 }
 
 /// What loading says, and what it gives.

@@ -27,7 +27,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nanoinfer_shared::{Geometry, json};
+use nanoinfer_shared::{ModelShape, json};
 
 use crate::utf8;
 
@@ -115,10 +115,10 @@ impl ModelText {
     ///
     /// # Errors
     /// When a file is missing, unreadable, malformed, or belongs to another model.
-    pub fn load(folder: &Path, geometry: &Geometry) -> Result<Self, TextError> {
-        let tokenizer = Tokenizer::load(folder, geometry.vocab_size)?;
+    pub fn load(folder: &Path, shape: &ModelShape) -> Result<Self, TextError> {
+        let tokenizer = Tokenizer::load(folder, shape.vocab_size)?;
         let chat = ChatFormat::load(folder, &tokenizer)?;
-        let defaults = GenerationDefaults::load(folder, geometry.vocab_size)?;
+        let defaults = GenerationDefaults::load(folder, shape.vocab_size)?;
         Ok(Self { tokenizer, chat, defaults })
     }
 }

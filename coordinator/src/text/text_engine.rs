@@ -121,7 +121,7 @@ impl TextEngine {
     ) -> Result<(Vec<PreparedPrompt>, GenerateRequest), GenerateError> {
         self.encode_bad_words(&mut request).await?;
         let prompts = std::mem::take(&mut request.prompts);
-        let room = Room { wall: self.card.geometry.n_positions, max: request.max_tokens, keep_last: request.keep_last };
+        let room = Room { wall: self.card.shape.context, max: request.max_tokens, keep_last: request.keep_last };
         let prepare = move |text: &ModelText| prompts.into_iter().map(|prompt| prompt.prepare(text, room)).collect();
         let prepared: Result<Vec<_>, _> = self.encode(prepare).await?;
         Ok((prepared?, request))
@@ -152,7 +152,7 @@ impl TextEngine {
     }
 
     fn check_tokens(&self, field: &'static str, mut ids: impl Iterator<Item = TokenId>) -> Result<(), GenerateError> {
-        let vocab_size = self.card.geometry.vocab_size;
+        let vocab_size = self.card.shape.vocab_size;
         match ids.find(|&id| id as usize >= vocab_size) {
             Some(id) => Err(GenerateError::UnknownToken { field, id, vocab_size }),
             None => Ok(()),
@@ -184,7 +184,7 @@ impl TextEngine {
     /// Tokens that end a text, as config.json, generation_config.json and the tokenizer say.
     fn eos_token_ids(&self) -> impl Iterator<Item = TokenId> {
         let eos = self.text.tokenizer.eos().map(|(_, id)| id);
-        self.card.geometry.eos_token_ids.iter().chain(&self.text.defaults.eos_token_ids).copied().chain(eos)
+        self.card.shape.eos_token_ids.iter().chain(&self.text.defaults.eos_token_ids).copied().chain(eos)
     }
 
     /// Adds what holds for every request of this model, once for all of its sequences.
@@ -193,7 +193,7 @@ impl TextEngine {
         *bias = if bias.is_empty() { self.mask.clone() } else { bias.iter().chain(&*self.mask).copied().collect() };
         if !request.ignore_eos {
             // The engine knows the ids of config.json.
-            let known = &self.card.geometry.eos_token_ids;
+            let known = &self.card.shape.eos_token_ids;
             let ends = self.eos_token_ids().filter(|id| !known.contains(id));
             request.stop_token_ids = request.stop_token_ids.iter().copied().chain(ends).collect();
         }

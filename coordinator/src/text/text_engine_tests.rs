@@ -165,9 +165,9 @@ fn engine_of(files: &[(&str, serde_json::Value)], rows: usize, says: &'static [T
         std::fs::write(folder.path().join(file), content.to_string()).unwrap();
     }
     let mut card = demo_card();
-    card.geometry.vocab_size = rows;
-    card.geometry.eos_token_ids.clear();
-    let text = Arc::new(ModelText::load(folder.path(), &card.geometry).unwrap());
+    card.shape.vocab_size = rows;
+    card.shape.eos_token_ids.clear();
+    let text = Arc::new(ModelText::load(folder.path(), &card.shape).unwrap());
     let handle = scripted(4, move |request| Act::Events(speak_tokens(request, says)));
     TextEngine::new(handle, text, Arc::new(card))
 }
@@ -206,7 +206,7 @@ async fn the_end_that_the_tokenizer_names_ends_a_reply_too() {
         Act::Events(speak_tokens(request, &[566, 7]))
     });
     let mut card = demo_card();
-    card.geometry.eos_token_ids = vec![7];
+    card.shape.eos_token_ids = vec![7];
     let engine = TextEngine::new(handle, demo_text(), Arc::new(card));
     chunks(&engine, chat("x")).await;
     assert!(request.lock().unwrap().as_ref().unwrap().stop_token_ids.contains(4095));

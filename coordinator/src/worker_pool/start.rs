@@ -28,11 +28,11 @@ impl WorkerPool {
         if links.len() != expected {
             return Err(PoolError::World { expected, got: links.len() });
         }
-        let pool = Self::connect(links, config.geometry.vocab_size, status, wake)?;
+        let pool = Self::connect(links, config.shape.vocab_size, status, wake)?;
         let reports = pool.load(config)?;
         let room = |report: &LoadReport| RankRoom { block_bytes: report.kv_block_bytes, free_bytes: report.free_bytes };
         let rooms: Vec<RankRoom> = reports.iter().map(room).collect();
-        let kv_blocks = config.kv.blocks(&config.geometry, config.max_seqs, &rooms)?;
+        let kv_blocks = config.kv.blocks(&config.shape, config.max_seqs, &rooms)?;
         pool.begin(config, &reports, kv_blocks)?;
         pool.heartbeat.serve();
         tracing::info!(ranks = expected, kv_blocks, kv_tokens = kv_blocks * BLOCK_TOKENS, "the ranks are ready");
@@ -41,7 +41,7 @@ impl WorkerPool {
 
     pub(super) fn load(&self, config: &EngineConfig) -> Result<Vec<LoadReport>, PoolError> {
         let order = |rank: usize| LoadOrder {
-            geometry: config.geometry.clone(),
+            shape: config.shape.clone(),
             weights: config.weights.clone(),
             fingerprint: config.fingerprint,
             device: config.device.clone(),

@@ -18,7 +18,7 @@ use crate::{
     spawn::WorkerBinary,
     utf8,
 };
-use nanoinfer_shared::protocol::{DType, KvDType};
+use nanoinfer_shared::protocol::DType;
 
 /// Logged unless something else is asked for: lifecycle, no steps. A terminal is told of a start in other ways.
 pub(super) fn default_log() -> &'static str {
@@ -103,9 +103,9 @@ impl Config {
             dtype,
             kv_dtype: match options.kv_dtype {
                 None | Some(TypedKvDType::Auto) => None,
-                Some(TypedKvDType::F32) => Some(KvDType::F32),
-                Some(TypedKvDType::Bf16) => Some(KvDType::Bf16),
-                Some(TypedKvDType::Int8) => Some(KvDType::Int8),
+                Some(TypedKvDType::F32) => Some(DType::F32),
+                Some(TypedKvDType::Bf16) => Some(DType::Bf16),
+                Some(TypedKvDType::Int8) => Some(DType::Int8),
             },
             comm,
             threads: options.threads.map(|n| n as usize),

@@ -3,7 +3,10 @@
 
 use std::io;
 
-use nanoinfer_worker::cuda::{self, Finding, Found, GpuInfo};
+use nanoinfer_worker::{
+    cuda::{self, Found, GpuInfo},
+    gpu_check::{self, Finding},
+};
 
 use crate::{error::LaunchError, output};
 
@@ -40,7 +43,7 @@ pub(super) fn run(ordinals: &[u32]) -> Result<bool, LaunchError> {
 fn check(gpu: &GpuInfo, peer: &GpuInfo, scratch: &Scratch, tell: &mut impl FnMut(String)) -> usize {
     let (mut passed, mut failed) = (0, 0);
     tell(format!("GPU {} ({})", gpu.ordinal, gpu.name));
-    cuda::check(gpu, peer.ordinal, &scratch.0, &mut |Finding { what, got, passed: verdict }| {
+    gpu_check::check(gpu, peer.ordinal, &scratch.0, &mut |Finding { what, got, passed: verdict }| {
         let mark = match verdict {
             Some(true) => "ok",
             Some(false) => "FAILED",

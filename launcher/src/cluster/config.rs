@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use nanoinfer_shared::protocol::{DType, KvDType};
+use nanoinfer_shared::protocol::DType;
 
 use crate::{cli::environment, device::DeviceChoice, model::Caches, size::ByteSize, spawn::WorkerBinary};
 
@@ -24,7 +24,7 @@ pub struct ClusterConfig {
     /// Element type to compute in; `None` for what goes with the device.
     pub dtype: Option<DType>,
     /// Element type of the KV cache; `None` for what goes with `dtype`.
-    pub kv_dtype: Option<KvDType>,
+    pub kv_dtype: Option<DType>,
     /// Data link between ranks.
     pub comm: CommChoice,
     /// Compute threads of each rank; `None` for all cores, divided by the ranks.

@@ -41,8 +41,8 @@ fn every_format_is_found_in_its_folder() {
         let model = resolve(Some(name), None, &caches).unwrap();
         assert_eq!(model, bare);
         assert_eq!(model.weights, [folder.join(weights)], "{format}");
-        assert_eq!(model.geometry.tie_word_embeddings, format != "untied");
-        assert_eq!(model.geometry.vocab_size, if format == "nanogpt" { 64 } else { 61 });
+        assert_eq!(model.shape.tied_head, format != "untied");
+        assert_eq!(model.shape.vocab_size, if format == "nanogpt" { 64 } else { 61 });
         // The same by the name of the file, or of the index.
         let file = folder.join(weights);
         assert_eq!(resolve(Some(file.to_str().unwrap()), None, &caches).unwrap().weights, model.weights);
@@ -63,7 +63,7 @@ fn folders_files_and_the_demo_model_are_found_without_a_hub() {
     let root = tempfile::tempdir().unwrap();
     let caches = caches(root.path());
     let demo = resolve(None, None, &caches).unwrap();
-    assert_eq!((demo.name.as_str(), demo.geometry.n_head, demo.geometry.vocab_size), ("nano-chat", 8, 4096));
+    assert_eq!((demo.name.as_str(), demo.shape.attention.heads, demo.shape.vocab_size), ("nano-chat", 8, 4096));
     assert_eq!(resolve(Some(DEMO_MODEL), None, &caches).unwrap(), demo);
 
     let folder = demo.folder.display().to_string();
@@ -134,7 +134,7 @@ fn configurations_as_windows_and_python_write_them_are_read() {
     let mut twice = config.trim_start_matches('\u{feff}').trim_end().trim_end_matches('}').to_owned();
     twice += ", \"eos_token_id\": [-1, 3, 50256], \"vocab_size\": 60000}";
     fs::write(folder.join("config.json"), twice).unwrap();
-    assert_eq!(resolve_checkpoint(Some(name), None, &caches).unwrap().geometry.eos_token_ids, [3]);
+    assert_eq!(resolve_checkpoint(Some(name), None, &caches).unwrap().shape.eos_token_ids, [3]);
     fs::write(folder.join("config.json"), "{\"n_embd\": Infinity}").unwrap();
     let error = resolve_checkpoint(Some(name), None, &caches).unwrap_err().to_string();
     assert!(error.contains("config.json") && error.contains("`n_embd`") && error.ends_with("got Infinity"), "{error}");

@@ -6,7 +6,7 @@
 
 use std::{collections::HashMap, ops::Range};
 
-use super::names;
+use super::shown::shown;
 
 /// Most entries: each tensor has one; gpt2-xl with its optimizer has some 1,800.
 const MAX_ENTRIES: u64 = 1 << 17;
@@ -76,7 +76,7 @@ impl<'a> Archive<'a> {
 }
 
 fn shown_bytes(name: &[u8]) -> String {
-    names::shown(&String::from_utf8_lossy(name))
+    shown(&String::from_utf8_lossy(name))
 }
 
 /// Number of entries, and where the directory begins.

@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use super::pickle::PickleError;
+use nanoinfer_shared::model::unserved::NotServed;
+
+use super::{pickle::PickleError, shown::shown};
 
 /// Why a checkpoint cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -110,15 +112,8 @@ pub enum CheckpointError {
         path: PathBuf,
     },
     /// The weights of another architecture.
-    #[error("the checkpoint is a {family} model (tensor `{tensor}`), not GPT-2: {why}")]
-    NotGpt2 {
-        /// The architecture.
-        family: &'static str,
-        /// By which it is known.
-        tensor: String,
-        /// What sets it apart.
-        why: &'static str,
-    },
+    #[error("the checkpoint is a {} model (tensor `{}`), not GPT-2: {}", .0.family, shown(&.0.tensor), .0.why)]
+    NotServed(#[from] NotServed),
     /// A tensor that GPT-2 needs is not there.
     #[error("the checkpoint has no tensor `{name}`\n  hint: config.json may belong to another checkpoint")]
     Missing {

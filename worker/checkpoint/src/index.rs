@@ -11,9 +11,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nanoinfer_shared::json;
+use nanoinfer_shared::{
+    json,
+    model::family::{bare, is_mask},
+};
 
-use super::{CheckpointError, names};
+use super::{CheckpointError, shown::shown};
 
 const SUFFIX: &str = ".index.json";
 
@@ -52,14 +55,14 @@ impl Index {
         let (mut places_bare, mut files) = (BTreeMap::new(), BTreeSet::new());
         for (name, file) in places(&text).map_err(broken)? {
             files.insert(folder.join(&file));
-            let bare = names::bare(&name);
-            if names::is_mask(bare) {
+            let bare = bare(&name);
+            if is_mask(bare) {
                 continue;
             }
             if let Some(other) = places_bare.insert(bare.to_owned(), file.clone())
                 && other != file
             {
-                let (name, other, file) = (names::shown(bare), names::shown(&other), names::shown(&file));
+                let (name, other, file) = (shown(bare), shown(&other), shown(&file));
                 return Err(broken(format!("`weight_map` has tensor `{name}` twice, in {other} and in {file}")));
             }
         }
@@ -92,11 +95,11 @@ impl Index {
 
 /// File names by names of tensors.
 fn places(text: &str) -> Result<BTreeMap<String, String>, String> {
-    let index = json::parse(text.as_bytes()).map_err(|e| names::shown(&e.to_string()))?;
+    let index = json::parse(text.as_bytes()).map_err(|e| shown(&e.to_string()))?;
     let map = index.get("weight_map").and_then(|map| map.as_object()).ok_or("there is no `weight_map`")?;
     let place = |(name, file): (&String, &serde_json::Value)| match file.as_str() {
         Some(file) if Path::new(file).file_name() == Some(file.as_ref()) => Ok((name.clone(), file.to_owned())),
-        _ => Err(format!("`weight_map` has {}, which is no file name", names::shown(&file.to_string()))),
+        _ => Err(format!("`weight_map` has {}, which is no file name", shown(&file.to_string()))),
     };
     let places: BTreeMap<_, _> = map.iter().map(place).collect::<Result<_, _>>()?;
     if places.is_empty() { Err("`weight_map` is empty".into()) } else { Ok(places) }

@@ -1,19 +1,15 @@
-//! A GPT-2 checkpoint of any format: mapped, checked against its configuration, read by slices.
+//! A checkpoint of any format: mapped, checked against its configuration, read by slices.
 //!
-//! ```text
-//! names, without prefixes                                    shapes as seen from here: Conv1D, [in, out]
-//!   wte.weight [V, C]   wpe.weight [P, C]                      h.0.attn.c_attn.weight [C, 3C]  columns: q | k | v
-//!   h.0.ln_1.{weight,bias} [C]  …  ln_f.{weight,bias} [C]      h.0.attn.c_proj.weight [C, C]
-//!   h.0.mlp.c_fc.weight [C, F]  h.0.mlp.c_proj.weight [F, C]   lm_head.weight [V, C], where it is not wte
-//! ```
-//! Reading order: [`tensor`](TensorSlice) is a view; `names` says which there are; `mapped` is a file, `index` says which there
-//! are of a split checkpoint; `archive`, `pickle` and `torch` read files of torch.save; `fingerprint` samples; `export` writes
+//! Its family says which tensor a [`Part`] of the model is; matrices of blocks are `[in, out]` as seen from here, however they
+//! are stored.
+//!
+//! Reading order: [`tensor`](TensorSlice) is a view; `mapped` is a file, `index` says which there are of a split checkpoint; `archive`, `pickle` and `torch` read files of torch.save; `fingerprint` samples; `export` writes
 //! safetensors. Opening reads headers only. Pages of a slice are read when the slice is; they are the file's, not this process's.
 //! Does not know ranks, devices, kernels or candle. Invariant: what opening and checking cost is linear in the length of headers and pickles.
 //! Reference: <https://github.com/huggingface/safetensors>, `torch/serialization.py`.
 
 mod tensor;
-mod names;
+mod shown;
 mod mapped;
 mod index;
 mod archive;
@@ -28,14 +24,24 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nanoinfer_shared::Geometry;
+use nanoinfer_shared::{
+    ModelShape,
+    model::{
+        families::FAMILIES,
+        family::{Family, Source, bare, is_mask},
+        parts::Part,
+        unserved::NotServed,
+    },
+};
 use safetensors::{Dtype, SafeTensors};
+
+pub use nanoinfer_shared::model::family::Layout;
 
 pub use self::{
     error::CheckpointError,
     index::{Index, is_index, parts},
-    names::{expected, shown},
     pickle::PickleError,
+    shown::shown,
     tensor::TensorSlice,
 };
 use self::{
@@ -68,6 +74,7 @@ const OTHER_FILES: [(&[u8], &str, &str); 2] = [
 pub struct Checkpoint {
     files: Vec<MappedFile>,
     format: Format,
+    family: &'static Family,
     layout: Layout,
     tensors: BTreeMap<String, Stored>,
     config: Option<String>,
@@ -84,15 +91,6 @@ pub enum Format {
     TorchZip,
     /// `torch.save` before that.
     TorchLegacy,
-}
-
-/// How a layer's matrices are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Layout {
-    /// `[in, out]`, as in transformers' GPT-2.
-    Conv1d,
-    /// `[out, in]`, as in torch's nn.Linear and so in nanoGPT.
-    Linear,
 }
 
 /// One tensor of a file, as it is stored.
@@ -113,9 +111,18 @@ impl Checkpoint {
     /// When a file cannot be opened, is of no known format, holds more than data, or is not GPT-2's; when a tensor is in two files
     /// and no index says which is meant, or not in the one that it says.
     pub fn open(files: &[PathBuf]) -> Result<Self, CheckpointError> {
+        Self::of_families(FAMILIES, files)
+    }
+
+    /// The same for a list of families.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn of_families(families: &'static [&'static Family], files: &[PathBuf]) -> Result<Self, CheckpointError> {
         let mut checkpoint = Self {
             files: Vec::new(),
             format: Format::Safetensors,
+            family: families[0],
             layout: Layout::Conv1d,
             tensors: BTreeMap::new(),
             config: None,
@@ -128,12 +135,12 @@ impl Checkpoint {
                 checkpoint.add(path, None)?;
             }
         }
-        if let Some((name, (family, why))) =
-            checkpoint.tensors.keys().find_map(|name| Some((name, names::other_family(name)?)))
-        {
-            return Err(CheckpointError::NotGpt2 { family, tensor: shown(name), why });
+        if let Some(other) = checkpoint.tensors.keys().find_map(|name| NotServed::by_tensor(name)) {
+            return Err(other.into());
         }
-        checkpoint.layout = checkpoint.find_layout()?;
+        let sizes = |name: &str| checkpoint.tensors.get(name).map(|stored| &stored.shape[..]);
+        let family = Family::of_tensors(families, |name| sizes(name).is_some());
+        (checkpoint.layout, checkpoint.family) = (family.layout(sizes)?, family);
         Ok(checkpoint)
     }
 
@@ -168,8 +175,8 @@ impl Checkpoint {
             return Err(malformed(format!("a checkpoint of more than {MAX_TENSORS} tensors is none")));
         }
         for (name, mut stored) in contents.tensors {
-            let bare = names::bare(&name);
-            if names::is_mask(bare) {
+            let bare = bare(&name);
+            if is_mask(bare) {
                 continue;
             }
             if index.is_some_and(|index| index.is_elsewhere(bare, path)) {
@@ -188,29 +195,14 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Told by c_attn, whose two sizes always differ; c_proj of attention is square.
-    fn find_layout(&self) -> Result<Layout, CheckpointError> {
-        let name = "h.0.attn.c_attn.weight";
-        let (Some(wte), Some(c_attn)) = (self.tensors.get("wte.weight"), self.tensors.get(name)) else {
-            // `check` says what is missing.
-            return Ok(Layout::Conv1d);
-        };
-        let (&[_, c], &[first, second]) = (&wte.shape[..], &c_attn.shape[..]) else { return Ok(Layout::Conv1d) };
-        let linear = second == c && Some(first) == c.checked_mul(3);
-        // One head of keys and values for all queries: fewer columns than three thirds.
-        if second == c && first > c && !linear {
-            return Err(CheckpointError::NotGpt2 {
-                family: "gpt_bigcode",
-                tensor: name.into(),
-                why: "all heads share one pair of keys and values",
-            });
-        }
-        Ok(if linear { Layout::Linear } else { Layout::Conv1d })
-    }
-
     /// How the files are written.
     pub fn format(&self) -> Format {
         self.format
+    }
+
+    /// What its tensors are called by.
+    pub fn family(&self) -> &'static Family {
+        self.family
     }
 
     /// How the matrices are stored.
@@ -244,18 +236,19 @@ impl Checkpoint {
         self.tensors.iter().map(|(name, stored)| TensorInfo { name, dtype: stored.dtype, shape: &stored.shape })
     }
 
-    /// `geometry` with what the weights know better than a configuration: how many rows the vocabulary has, padding included,
+    /// `model_shape` with what the weights know better than a configuration: how many rows the vocabulary has, padding included,
     /// and whether the head is a matrix of its own. Warns of what it overrules.
-    pub fn refine(&self, geometry: Geometry) -> Geometry {
+    pub fn refine(&self, model_shape: ModelShape) -> ModelShape {
+        let names = [Part::Embedding, Part::Head].map(|part| self.family.source(&model_shape, part).tensor);
         // An empty one is no vocabulary, as `check` says then.
-        let vocab_size = self.tensors.get("wte.weight").and_then(|wte| wte.shape.first()).filter(|&&rows| rows > 0);
-        let vocab_size = vocab_size.copied().unwrap_or(geometry.vocab_size);
+        let rows = self.tensors.get(&names[0]).and_then(|embedding| embedding.shape.first()).filter(|&&rows| rows > 0);
+        let vocab_size = rows.copied().unwrap_or(model_shape.vocab_size);
         // A head that is stored twice is still one matrix.
-        let tie_word_embeddings = match (self.tensor("wte.weight"), self.tensor("lm_head.weight")) {
-            (Ok(wte), Ok(head)) if is_float(wte.dtype) && is_float(head.dtype) => wte.equals(&head),
-            _ => geometry.tie_word_embeddings,
+        let tied_head = match names.map(|name| self.tensor(&name)) {
+            [Ok(embedding), Ok(head)] if is_float(embedding.dtype) && is_float(head.dtype) => embedding.equals(&head),
+            _ => model_shape.tied_head,
         };
-        if geometry.tie_word_embeddings && !tie_word_embeddings {
+        if model_shape.tied_head && !tied_head {
             tracing::warn!(
                 "config.json ties the head to the embedding, but the checkpoint has another: that one is used"
             );
@@ -263,44 +256,44 @@ impl Checkpoint {
         if self.overruled > 0 {
             tracing::warn!("{} of the tensors in several files were left out: the index names others", self.overruled);
         }
-        Geometry { vocab_size, tie_word_embeddings, ..geometry }
+        ModelShape { vocab_size, tied_head, ..model_shape }
     }
 
-    /// Checks that exactly the tensors of `geometry` are there, in its shapes. A bias may be left out, if it is in all layers.
+    /// Checks that exactly the tensors of `model_shape` are there, in its shapes. A bias may be left out, if it is in all layers.
     ///
     /// # Errors
     /// Names the first tensor that is missing, misshapen, of a foreign type, or of a layer too many.
-    pub fn check(&self, geometry: &Geometry) -> Result<(), CheckpointError> {
-        let in_layers: BTreeSet<&str> = self.tensors.keys().filter_map(|name| Some(names::in_layer(name)?.1)).collect();
-        // A bias that the model does without is in no layer.
-        let leaves_out = |name: &str| {
-            name.ends_with(".bias") && names::in_layer(name).is_none_or(|(_, part)| !in_layers.contains(part))
-        };
-        for (name, shape) in names::expected(geometry) {
-            let Some(entry) = self.tensors.get(&name) else {
-                if leaves_out(&name) {
+    pub fn check(&self, model_shape: &ModelShape) -> Result<(), CheckpointError> {
+        let in_layer = |name| self.family.in_layer(name);
+        let in_layers: BTreeSet<&str> = self.tensors.keys().filter_map(|name| Some(in_layer(name)?.1)).collect();
+        let tensors = self.family.tensors(model_shape);
+        for Source { tensor: name, sizes, may_be_turned, may_be_absent, .. } in &tensors {
+            let Some(entry) = self.tensors.get(name) else {
+                // A bias that the model does without is in no layer.
+                if *may_be_absent && in_layer(name).is_none_or(|(_, part)| !in_layers.contains(part)) {
                     continue;
                 }
-                return Err(CheckpointError::Missing { name });
+                return Err(CheckpointError::Missing { name: name.clone() });
             };
-            let stored = match (self.layout, is_layer_matrix(&name)) {
-                (Layout::Linear, true) => shape.iter().rev().copied().collect(),
-                _ => shape,
-            };
-            if entry.shape != stored {
-                return Err(CheckpointError::Shape { name, expected: stored, got: entry.shape.clone() });
+            let name = name.clone();
+            let mut expected = sizes.clone();
+            if *may_be_turned && self.layout == Layout::Linear {
+                expected.reverse();
+            }
+            if entry.shape != expected {
+                return Err(CheckpointError::Shape { name, expected, got: entry.shape.clone() });
             }
             if !is_float(entry.dtype) {
                 return Err(CheckpointError::Type { name, dtype: format!("{:?}", entry.dtype) });
             }
         }
-        let known = names::of_layer(geometry);
+        let known: BTreeSet<&str> = tensors.iter().filter_map(|source| Some(in_layer(&source.tensor)?.1)).collect();
         for name in self.tensors.keys() {
-            match names::in_layer(name) {
-                Some((layer, _)) if layer >= geometry.n_layer => {
-                    return Err(CheckpointError::Extra { name: shown(name), n_layer: geometry.n_layer });
+            match in_layer(name) {
+                Some((layer, _)) if layer >= model_shape.layers => {
+                    return Err(CheckpointError::Extra { name: shown(name), n_layer: model_shape.layers });
                 }
-                Some((_, part)) if known.iter().all(|(known, _)| *known != part) => {
+                Some((_, part)) if !known.contains(part) => {
                     return Err(CheckpointError::Foreign { name: shown(name) });
                 }
                 _ => {}
@@ -309,57 +302,51 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// A tensor by its name without prefixes, matrices as `[in, out]`.
+    /// A part of the model, a matrix as `[in, out]`; zeros for a bias that the model does without.
     ///
     /// # Errors
-    /// When there is none, or one of more than two dimensions.
-    pub fn tensor(&self, name: &str) -> Result<TensorSlice<'_>, CheckpointError> {
-        let missing = || CheckpointError::Missing { name: name.to_owned() };
-        let (name, entry) = self.tensors.get_key_value(name).ok_or_else(missing)?;
-        let slice = entry.view(name, &self.files[entry.file][entry.start..]).ok_or_else(|| CheckpointError::Shape {
-            name: shown(name),
-            expected: vec![0; 2],
-            got: entry.shape.clone(),
-        })?;
-        Ok(if self.layout == Layout::Linear && is_layer_matrix(name) { slice.transposed() } else { slice })
+    /// When it is not there.
+    pub fn part(&self, model_shape: &ModelShape, part: Part) -> Result<TensorSlice<'_>, CheckpointError> {
+        self.slice(&self.family.source(model_shape, part))
     }
 
-    /// All tensors that `geometry` has, with their names and shapes, matrices as `[in, out]`, and zeros for biases that the model
-    /// does without.
+    /// All tensors that `model_shape` has, each whole, matrices as `[in, out]`, and zeros for biases that the model does without.
     ///
     /// # Errors
     /// When one is missing.
-    pub fn of_geometry(
-        &self,
-        geometry: &Geometry,
-    ) -> Result<Vec<(String, Vec<usize>, TensorSlice<'_>)>, CheckpointError> {
-        let slice = |(name, shape): (String, Vec<usize>)| {
-            let slice = if shape.len() == 1 { self.vector(&name, shape[0])? } else { self.tensor(&name)? };
-            Ok((name, shape, slice))
-        };
-        names::expected(geometry).map(slice).collect()
+    pub(crate) fn slices(&self, model_shape: &ModelShape) -> Result<Vec<(Source, TensorSlice<'_>)>, CheckpointError> {
+        let with_slice = |source: Source| Ok((source.clone(), self.slice(&source)?));
+        self.family.tensors(model_shape).into_iter().map(with_slice).collect()
     }
 
-    /// A vector by its name: zeros where it is a bias that the model does without.
+    fn slice(&self, source: &Source) -> Result<TensorSlice<'_>, CheckpointError> {
+        let slice = match self.tensor(&source.tensor) {
+            Err(CheckpointError::Missing { .. }) if source.may_be_absent => {
+                return Ok(TensorSlice::zeros(source.columns.len()));
+            }
+            other => other?,
+        };
+        let turned = source.may_be_turned && self.layout == Layout::Linear;
+        Ok((if turned { slice.transposed() } else { slice }).columns_of(source.columns.clone()))
+    }
+
+    /// A tensor by its name without prefixes, as it is stored.
     ///
     /// # Errors
-    /// When there is none and it is no bias.
-    pub fn vector(&self, name: &str, len: usize) -> Result<TensorSlice<'_>, CheckpointError> {
-        match self.tensor(name) {
-            Err(CheckpointError::Missing { .. }) if name.ends_with(".bias") => Ok(TensorSlice::zeros(len)),
-            other => other,
-        }
+    /// When there is none, or one of more than two dimensions.
+    fn tensor(&self, name: &str) -> Result<TensorSlice<'_>, CheckpointError> {
+        let missing = || CheckpointError::Missing { name: name.to_owned() };
+        let (name, entry) = self.tensors.get_key_value(name).ok_or_else(missing)?;
+        entry.view(name, &self.files[entry.file][entry.start..]).ok_or_else(|| CheckpointError::Shape {
+            name: shown(name),
+            expected: vec![0; 2],
+            got: entry.shape.clone(),
+        })
     }
 }
 
 fn is_float(dtype: Dtype) -> bool {
     matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16)
-}
-
-/// Whether a tensor is one of those that Linear stores the other way round.
-fn is_layer_matrix(name: &str) -> bool {
-    names::in_layer(name)
-        .is_some_and(|(_, part)| part.ends_with(".weight") && (part.starts_with("attn.") || part.starts_with("mlp.")))
 }
 
 fn read_safetensors(map: &[u8]) -> Result<Contents, String> {

@@ -34,6 +34,8 @@ pub struct TensorSlice<'a> {
     name: &'a str,
     /// Type that elements must fit, once they are read.
     target: Dtype,
+    /// The tensor's column that is its first; for messages.
+    first_column: usize,
     /// From the first element on.
     pub(super) bytes: &'a [u8],
     pub(super) dtype: Dtype,
@@ -95,7 +97,7 @@ impl Stored {
             _ => return None,
         };
         let (dtype, target) = (self.dtype, Dtype::F32);
-        Some(TensorSlice { name, target, bytes, dtype, rows, columns, row_stride, column_stride })
+        Some(TensorSlice { name, target, first_column: 0, bytes, dtype, rows, columns, row_stride, column_stride })
     }
 }
 
@@ -105,6 +107,7 @@ impl<'a> TensorSlice<'a> {
         Self {
             name: "a bias that is left out",
             target: Dtype::F32,
+            first_column: 0,
             bytes: &[0; 4],
             dtype: Dtype::F32,
             rows: 1,
@@ -117,6 +120,15 @@ impl<'a> TensorSlice<'a> {
     /// The same for elements that will be rounded to `target`: f32, f16 or bf16.
     pub fn narrowed_to(self, target: Dtype) -> Self {
         Self { target, ..self }
+    }
+
+    /// Some of its columns.
+    pub(super) fn columns_of(self, columns: Range<usize>) -> Self {
+        assert!(columns.end <= self.columns, "a part lies inside its tensor");
+        let skipped = columns.start * self.column_stride * element_bytes(self.dtype);
+        // Those of an empty tensor begin behind its end.
+        let bytes = self.bytes.get(skipped..).unwrap_or(&[]);
+        Self { bytes, columns: columns.len(), first_column: self.first_column + columns.start, ..self }
     }
 
     /// The same matrix with rows and columns exchanged; nothing moves.
@@ -187,7 +199,7 @@ impl<'a> TensorSlice<'a> {
         Ok(out)
     }
 
-    /// Checks what was made of `values` elements of row `row` together with others: the `i`th of column `column(i)`.
+    /// Checks what was made of elements of row `row` together with others, from column `first` on.
     ///
     /// # Errors
     /// Names the tensor and the element of which no finite number came, and what it was to be.
@@ -196,20 +208,21 @@ impl<'a> TensorSlice<'a> {
         what: &'static str,
         values: &[f32],
         row: usize,
-        column: impl Fn(usize) -> usize,
+        first: usize,
     ) -> Result<(), CheckpointError> {
         match first_beyond(values, infinite_from(Dtype::F32)) {
             None => Ok(()),
             Some(i) => {
                 let mut value = Vec::new();
-                self.copy_out(row, column(i)..column(i) + 1, &mut value);
-                let (name, element) = (self.name.to_owned(), self.element(row, column(i)));
+                self.copy_out(row, first + i..first + i + 1, &mut value);
+                let (name, element) = (self.name.to_owned(), self.element(row, first + i));
                 Err(CheckpointError::Overflow { name, element, value: value[0], target: what })
             }
         }
     }
 
     fn element(&self, row: usize, column: usize) -> String {
+        let column = self.first_column + column;
         if self.rows == 1 { format!("{column}") } else { format!("[{row}, {column}]") }
     }
 

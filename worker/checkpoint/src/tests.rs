@@ -21,22 +21,23 @@ fn write_as(path: &Path, tensors: &[(String, Dtype, Vec<usize>)], byte: u8) -> P
     path.to_owned()
 }
 
-fn geometry() -> Geometry {
-    Geometry::from_config_json(
+fn model_shape() -> ModelShape {
+    ModelShape::from_config_json(
         r#"{"n_layer":2,"n_embd":4,"n_head":2,"n_inner":6,"vocab_size":7,"n_positions":5,"tie_word_embeddings":true}"#,
     )
     .unwrap()
 }
 
 fn whole() -> Tensors {
-    names::expected(&geometry()).map(|(name, shape)| (name, Dtype::F16, shape)).collect()
+    let tensors = FAMILIES[0].tensors(&model_shape());
+    tensors.into_iter().map(|tensor| (tensor.tensor, Dtype::F16, tensor.sizes)).collect()
 }
 
 /// What opening and checking say of these tensors.
 fn verdict(tensors: &[(String, Dtype, Vec<usize>)]) -> Result<(), String> {
     let dir = tempfile::tempdir().unwrap();
     let path = write(dir.path(), tensors);
-    Checkpoint::open(&[path]).and_then(|c| c.check(&geometry())).map_err(|e| e.to_string())
+    Checkpoint::open(&[path]).and_then(|c| c.check(&model_shape())).map_err(|e| e.to_string())
 }
 
 #[test]
@@ -106,16 +107,6 @@ fn other_architectures_are_refused_by_name_with_the_reason() {
 }
 
 #[test]
-fn names_lose_what_programs_put_before_them() {
-    for name in
-        ["wte.weight", "transformer.wte.weight", "module._orig_mod.transformer.wte.weight", "_orig_mod.wte.weight"]
-    {
-        assert_eq!(names::bare(name), "wte.weight");
-    }
-    assert!(names::is_mask("h.3.attn.masked_bias") && !names::is_mask("h.3.attn.c_attn.bias"));
-}
-
-#[test]
 fn a_file_cut_short_or_foreign_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = write(dir.path(), &[("wte.weight".into(), Dtype::F32, vec![10, 4])]);
@@ -156,7 +147,7 @@ fn the_index_decides_which_file_a_tensor_is_taken_from() {
     let dir = tempfile::tempdir().unwrap();
     let first = |path: &Path| {
         let checkpoint = Checkpoint::open(&[path.to_owned()]).unwrap();
-        checkpoint.check(&geometry()).unwrap();
+        checkpoint.check(&model_shape()).unwrap();
         assert_eq!(checkpoint.files().count(), 2);
         (checkpoint.tensor("ln_f.weight").unwrap().read_vector(0..1).unwrap()[0], checkpoint.overruled)
     };
@@ -198,7 +189,7 @@ fn an_index_that_is_wrong_is_told_with_the_tensor_and_the_file() {
     // Masks are left out wherever they are said to be.
     let map: Vec<_> = whole().iter().map(|(name, ..)| format!(r#""{name}":"{}""#, own(name))).collect();
     std::fs::write(&index, format!(r#"{{"weight_map":{{{},"h.0.attn.bias":"b"}}}}"#, map.join(","))).unwrap();
-    Checkpoint::open(&[index]).unwrap().check(&geometry()).unwrap();
+    Checkpoint::open(&[index]).unwrap().check(&model_shape()).unwrap();
 }
 
 #[test]
@@ -209,8 +200,8 @@ fn the_head_may_be_a_copy_and_the_vocabulary_must_be_one() {
         tensors.push(("lm_head.weight".into(), Dtype::F16, head.to_vec()));
         tensors[0].2 = wte.to_vec();
         let checkpoint = Checkpoint::open(&[write(dir.path(), &tensors)]).unwrap();
-        let geometry = checkpoint.refine(geometry());
-        checkpoint.check(&geometry).map(|()| geometry.tie_word_embeddings).map_err(|e| e.to_string())
+        let model_shape = checkpoint.refine(model_shape());
+        checkpoint.check(&model_shape).map(|()| model_shape.tied_head).map_err(|e| e.to_string())
     };
     assert_eq!(refined(&[7, 4], &[7, 4]), Ok(true));
     assert!(refined(&[4, 7], &[7, 4]).unwrap_err().contains("lm_head.weight"));

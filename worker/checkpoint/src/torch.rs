@@ -21,8 +21,8 @@ use safetensors::Dtype;
 use super::{
     MAX_DIMENSIONS,
     archive::Archive,
-    names::shown,
     pickle::{Id, Pickle, PickleError, Value},
+    shown::shown,
     tensor::{Stored, element_bytes},
 };
 

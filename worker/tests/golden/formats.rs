@@ -8,8 +8,8 @@
 use std::path::{Path, PathBuf};
 
 use nanoinfer_checkpoint::Checkpoint;
-use nanoinfer_reference::Gpt2Reference;
-use nanoinfer_shared::{Geometry, protocol::*};
+use nanoinfer_reference::Reference;
+use nanoinfer_shared::{ModelShape, protocol::*};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -19,7 +19,7 @@ fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/formats")
 }
 
-/// All cases; the geometry as the launcher makes it from configuration and checkpoint.
+/// All cases; the shape as the launcher makes it from configuration and checkpoint.
 fn cases() -> Vec<Golden> {
     let read = |file: &str| std::fs::read(folder().join(file)).unwrap();
     let json: Value = serde_json::from_slice(&read("golden.json")).unwrap();
@@ -35,14 +35,14 @@ fn cases() -> Vec<Golden> {
             Value::Null => checkpoint.config().unwrap().to_owned(),
             config => config.to_string(),
         };
-        let geometry = checkpoint.refine(Geometry::from_config_json(&config).unwrap());
-        checkpoint.check(&geometry).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let shape = checkpoint.refine(ModelShape::from_config_json(&config).unwrap());
+        checkpoint.check(&shape).unwrap_or_else(|e| panic!("{name}: {e}"));
         let view = tensors.tensor(name).unwrap();
         let (floats, _) = view.data().as_chunks::<4>();
         let floats: Vec<f32> = floats.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
-        let logits = floats.chunks(geometry.vocab_size).map(<[f32]>::to_vec).collect();
+        let logits = floats.chunks(shape.vocab_size).map(<[f32]>::to_vec).collect();
         let case = Case { name: name.into(), prompt: prompt.clone(), logits, greedy: Vec::new(), margins: Vec::new() };
-        Golden { weights, geometry, cases: vec![case] }
+        Golden { weights, shape, cases: vec![case] }
     };
     json["cases"].as_array().unwrap().iter().map(case).collect()
 }
@@ -71,7 +71,7 @@ fn the_reference_agrees_with_transformers() {
     for golden in &cases() {
         let case = &golden.cases[0];
         let checkpoint = Checkpoint::open(&golden.weights).unwrap();
-        let reference = Gpt2Reference::load(&checkpoint, golden.geometry.clone()).unwrap();
+        let reference = Reference::load(&checkpoint, golden.shape.clone()).unwrap();
         assert_close(&reference.logits(&case.prompt).unwrap().to_vec2::<f32>().unwrap(), &case.logits, &case.name);
     }
 }
@@ -82,14 +82,14 @@ fn convert_keeps_the_logits() {
     for golden in cases() {
         let converted = dir.path().join(&golden.cases[0].name).with_extension("safetensors");
         let checkpoint = Checkpoint::open(&golden.weights).unwrap();
-        checkpoint.write_safetensors(&golden.geometry, &converted).unwrap();
-        let config = Geometry::from_config_json(&golden.geometry.to_config_json()).unwrap();
+        checkpoint.write_safetensors(&golden.shape, &converted).unwrap();
+        let config = ModelShape::from_config_json(&checkpoint.family().config_json(&golden.shape)).unwrap();
         let reopened = Checkpoint::open(std::slice::from_ref(&converted)).unwrap();
-        let geometry = reopened.refine(config);
-        reopened.check(&geometry).unwrap();
-        assert_eq!(geometry, golden.geometry);
+        let shape = reopened.refine(config);
+        reopened.check(&shape).unwrap();
+        assert_eq!(shape, golden.shape);
         let before = bits(&logits(&golden, 2));
-        let converted = Golden { weights: vec![converted], geometry, cases: golden.cases };
+        let converted = Golden { weights: vec![converted], shape, cases: golden.cases };
         assert_eq!(bits(&logits(&converted, 2)), before, "{}", converted.cases[0].name);
     }
 }

@@ -2,16 +2,18 @@
 //!
 //! The golden data and the scripts that made it are in `tests/golden`. Index:
 //! - [`quality`]: perplexity of rounded types beside f32, also where channels are large; a rounded KV cache
+//! - [`family`]: a family under other names
 //! - [`formats`]: every format of checkpoints and every option of a configuration
 //! - [`refused`]: weights that are no numbers, or not the coordinator's
 //! - `logits_and_greedy_ids_agree_with_transformers`: every model, nproc 1, 2, 3, 5, shm and tcp; shm = tcp bit for bit
 //! - `a_batch_equals_each_alone`, `chunks_equal_the_whole`: bit for bit
 //! - `rounded_types_stay_near_and_shm_equals_tcp`: bf16, int8
 //! - `every_instruction_set_agrees`: each type on each that this CPU has, batched = single, near the best one
-//! - `the_reference_agrees_with_transformers`: `worker/src/reference.rs`
+//! - `the_reference_agrees_with_transformers`: `worker/reference`
 //! - `answers_agree_with_full_rows`: `Targets` and `Candidates` against fetched rows
 //! - `a_plan_that_does_not_fit_ends_the_rank_with_the_reason`
 
+mod family;
 mod formats;
 mod quality;
 mod ranks;
@@ -24,8 +26,8 @@ use std::{
 };
 
 use nanoinfer_checkpoint::Checkpoint;
-use nanoinfer_reference::Gpt2Reference;
-use nanoinfer_shared::{Geometry, handshake::Identity, link::in_memory, protocol::*};
+use nanoinfer_reference::Reference;
+use nanoinfer_shared::{ModelShape, handshake::Identity, link::in_memory, protocol::*};
 use nanoinfer_worker::rank::{OnLost, RankSetup, run};
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -43,7 +45,7 @@ fn golden(model: &str) -> Arc<Golden> {
 fn load_golden(model: &str) -> Golden {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(model);
     let read = |file: &str| std::fs::read(folder.join(file)).unwrap();
-    let geometry = Geometry::from_config_json(std::str::from_utf8(&read("config.json")).unwrap()).unwrap();
+    let shape = ModelShape::from_config_json(std::str::from_utf8(&read("config.json")).unwrap()).unwrap();
     let json: Value = serde_json::from_slice(&read("golden.json")).unwrap();
     let tensors = read("golden.safetensors");
     let tensors = SafeTensors::deserialize(&tensors).unwrap();
@@ -55,13 +57,13 @@ fn load_golden(model: &str) -> Golden {
         Case {
             name: format!("{model}/{name}"),
             prompt: ids(&case["prompt_ids"]),
-            logits: floats.chunks(geometry.vocab_size).map(<[f32]>::to_vec).collect(),
+            logits: floats.chunks(shape.vocab_size).map(<[f32]>::to_vec).collect(),
             greedy: ids(&case["greedy_ids"]),
             margins: case["top2_margins"].as_array().unwrap().iter().map(|m| m.as_f64().unwrap() as f32).collect(),
         }
     };
     let cases = json["cases"].as_array().unwrap().iter().map(case).collect();
-    Golden { weights: vec![folder.join("model.safetensors")], geometry, cases }
+    Golden { weights: vec![folder.join("model.safetensors")], shape, cases }
 }
 
 /// Every case in every element type.
@@ -77,7 +79,7 @@ fn argmax(row: &[f32]) -> TokenId {
 fn logits_and_greedy_ids_agree_with_transformers() {
     for model in MODELS {
         let golden = golden(model);
-        for world in [1, 2, 3, 5].into_iter().filter(|&world| world <= golden.geometry.n_head) {
+        for world in [1, 2, 3, 5].into_iter().filter(|&world| world <= golden.shape.attention.heads) {
             let mut of_links = Vec::new();
             for comm in links(world) {
                 let mut ranks = Ranks::start(&golden, world, comm, DType::F32);
@@ -93,7 +95,7 @@ fn logits_and_greedy_ids_agree_with_transformers() {
                         // Every margin of the golden data is far above the tolerance, so no id may differ.
                         assert!(margin > 100.0 * TOLERANCE, "{what}");
                         assert_eq!(next, expected, "{what}: position {position}");
-                        if position == golden.geometry.n_positions {
+                        if position == golden.shape.context {
                             break;
                         }
                         let row = ranks.full_rows(vec![sequence(&[next], position, 5)]).remove(0);
@@ -232,7 +234,7 @@ fn the_reference_agrees_with_transformers() {
     for model in MODELS {
         let golden = golden(model);
         let checkpoint = Checkpoint::open(&golden.weights).unwrap();
-        let reference = Gpt2Reference::load(&checkpoint, golden.geometry.clone()).unwrap();
+        let reference = Reference::load(&checkpoint, golden.shape.clone()).unwrap();
         for case in &golden.cases {
             let logits = reference.logits(&case.prompt).unwrap().to_vec2::<f32>().unwrap();
             assert_close(&logits, &case.logits, &case.name);
@@ -246,7 +248,7 @@ fn answers_agree_with_full_rows() {
         let golden = golden(model);
         let mut ranks = Ranks::start(&golden, world, links(world)[0], DType::F32);
         let case = &golden.cases[3];
-        let targets: Vec<TokenId> = vec![0, 3, golden.geometry.vocab_size as u32 - 1];
+        let targets: Vec<TokenId> = vec![0, 3, golden.shape.vocab_size as u32 - 1];
         let (k, temperature) = (6, 0.7);
         let mut plan = sequence(&case.prompt, 0, 0);
         let row = plan.tokens.len() as u32 - 1;

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use nanoinfer_shared::{Geometry, protocol::*};
+use nanoinfer_shared::{ModelShape, protocol::*};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
 use crate::ranks::{Golden, Ranks, bits, load_order, sequence};
@@ -21,7 +21,7 @@ fn demo() -> Golden {
     let config = std::fs::read_to_string(folder.join("config.json")).unwrap();
     Golden {
         weights: vec![folder.join("model.safetensors")],
-        geometry: Geometry::from_config_json(&config).unwrap(),
+        shape: ModelShape::from_config_json(&config).unwrap(),
         cases: Vec::new(),
     }
 }
@@ -29,7 +29,7 @@ fn demo() -> Golden {
 /// The same function with large channels: gain and bias of a LayerNorm times [`GAIN`], the next matrix's rows divided by it.
 fn with_outliers(model: &Golden, folder: &Path) -> Golden {
     let bytes = std::fs::read(&model.weights[0]).unwrap();
-    let width = model.geometry.n_embd;
+    let width = model.shape.width;
     let planted = SafeTensors::deserialize(&bytes).unwrap().tensors().into_iter().map(|(name, view)| {
         assert_eq!(view.dtype(), Dtype::BF16);
         let (halves, _) = view.data().as_chunks::<2>();
@@ -54,7 +54,7 @@ fn with_outliers(model: &Golden, folder: &Path) -> Golden {
         .map(|(name, shape, data)| (name.as_str(), TensorView::new(Dtype::F32, shape.clone(), data).unwrap()));
     let path = folder.join("model.safetensors");
     safetensors::serialize_to_file(views, None, &path).unwrap();
-    Golden { weights: vec![path], geometry: model.geometry.clone(), cases: Vec::new() }
+    Golden { weights: vec![path], shape: model.shape.clone(), cases: Vec::new() }
 }
 
 /// A text drawn from the model at temperature 1, from the end of text on.
@@ -75,7 +75,7 @@ fn draw(ranks: &mut Ranks, begin: TokenId, seed: u64) -> Vec<TokenId> {
     text
 }
 
-fn perplexity(model: &Golden, world: usize, (dtype, kv_dtype): (DType, KvDType), texts: &[Vec<TokenId>]) -> f64 {
+fn perplexity(model: &Golden, world: usize, (dtype, kv_dtype): (DType, DType), texts: &[Vec<TokenId>]) -> f64 {
     let comm = if world == 1 { CommKind::Local } else { CommKind::Shm };
     let mut ranks = Ranks::start_with(LoadOrder { kv_dtype, ..load_order(model, None, comm, dtype) }, world);
     let mut loss = 0.0;
@@ -100,19 +100,19 @@ fn rounding_costs_little_also_where_channels_are_large() {
     let plain = demo();
     let planted = with_outliers(&plain, dir.path());
     let mut ranks = Ranks::start(&plain, 1, CommKind::Local, DType::F32);
-    let texts: Vec<_> = (0..TEXTS).map(|seed| draw(&mut ranks, plain.geometry.eos_token_ids[0], seed)).collect();
+    let texts: Vec<_> = (0..TEXTS).map(|seed| draw(&mut ranks, plain.shape.eos_token_ids[0], seed)).collect();
     ranks.stop();
     use DType::{Bf16, F32, Int8};
-    let exact = perplexity(&plain, 1, (F32, KvDType::F32), &texts);
+    let exact = perplexity(&plain, 1, (F32, DType::F32), &texts);
     for (what, model) in [("plain", &plain), ("with outliers", &planted)] {
         for (world, types, limit) in [
-            (1, (F32, KvDType::F32), 1e-5),
-            (1, (F32, KvDType::Bf16), 1e-3),
-            (1, (F32, KvDType::Int8), 1e-3),
-            (1, (Bf16, KvDType::Bf16), 1e-3),
-            (1, (Int8, KvDType::Bf16), 5e-3),
-            (1, (Int8, KvDType::Int8), 5e-3),
-            (3, (Int8, KvDType::Int8), 5e-3),
+            (1, (F32, DType::F32), 1e-5),
+            (1, (F32, DType::Bf16), 1e-3),
+            (1, (F32, DType::Int8), 1e-3),
+            (1, (Bf16, DType::Bf16), 1e-3),
+            (1, (Int8, DType::Bf16), 5e-3),
+            (1, (Int8, DType::Int8), 5e-3),
+            (3, (Int8, DType::Int8), 5e-3),
         ] {
             let got = perplexity(model, world, types, &texts);
             println!("{what} nproc {world} {types:?}: perplexity {got:.5}, {:+.4} %", (got / exact - 1.0) * 100.0);
@@ -128,7 +128,7 @@ fn chunks_equal_the_whole_with_a_rounded_kv_cache() {
     let mut exact = Ranks::start(&model, 2, CommKind::Shm, DType::F32);
     let unrounded = exact.full_rows(vec![sequence(&tokens, 0, 2)]);
     exact.stop();
-    for kv_dtype in [KvDType::Bf16, KvDType::Int8] {
+    for kv_dtype in [DType::Bf16, DType::Int8] {
         let order = LoadOrder { kv_dtype, ..load_order(&model, None, CommKind::Shm, DType::F32) };
         let mut ranks = Ranks::start_with(order, 2);
         let whole = ranks.full_rows(vec![sequence(&tokens, 0, 2)]);

@@ -4,7 +4,7 @@ use std::{path::PathBuf, thread::JoinHandle};
 
 use nanoinfer_checkpoint::Checkpoint;
 use nanoinfer_shared::{
-    Geometry,
+    ModelShape,
     comm::ShmSegment,
     handshake::Identity,
     link::{ControlLink, in_memory},
@@ -34,7 +34,7 @@ pub(crate) struct Case {
 /// A checkpoint, and what transformers makes of it.
 pub(crate) struct Golden {
     pub(crate) weights: Vec<PathBuf>,
-    pub(crate) geometry: Geometry,
+    pub(crate) shape: ModelShape,
     pub(crate) cases: Vec<Case>,
 }
 
@@ -152,12 +152,12 @@ impl Ranks {
 pub(crate) fn load_order(golden: &Golden, isa: Option<&str>, comm: CommKind, dtype: DType) -> LoadOrder {
     let weights = golden.weights.clone();
     LoadOrder {
-        geometry: golden.geometry.clone(),
+        shape: golden.shape.clone(),
         fingerprint: Checkpoint::open(&weights).unwrap().fingerprint(),
         weights,
         device: Device::Cpu,
         dtype,
-        kv_dtype: KvDType::F32,
+        kv_dtype: DType::F32,
         threads: Some(1),
         ranks_on_host: 1,
         isa: isa.map(str::to_owned),

@@ -8,7 +8,7 @@ use std::{
 
 use nanoinfer_checkpoint::{Checkpoint, CheckpointError};
 use nanoinfer_shared::{Partition, protocol::*};
-use nanoinfer_worker::shard::Shard;
+use nanoinfer_worker::cpu::load::Shard;
 use safetensors::SafeTensors;
 
 use crate::{
@@ -54,16 +54,15 @@ impl Spoiled {
     }
 
     fn load(&self, path: &Path, dtype: DType) -> Result<Shard, CheckpointError> {
-        let geometry = &self.golden.geometry;
+        let shape = &self.golden.shape;
         let checkpoint = Checkpoint::open(&[path.to_owned()]).unwrap();
-        let partition = Partition::new(geometry, 1).unwrap();
-        Shard::load(&checkpoint, geometry, partition.share(0), dtype, 2)
+        let partition = Partition::new(shape, 1).unwrap();
+        Shard::load(&checkpoint, shape, partition.share(0), dtype, 2)
     }
 
     /// The order of a coordinator whose checkpoint `path` is.
     fn order(&self, path: &Path, comm: CommKind, dtype: DType) -> LoadOrder {
-        let golden =
-            Golden { weights: vec![path.to_owned()], geometry: self.golden.geometry.clone(), cases: Vec::new() };
+        let golden = Golden { weights: vec![path.to_owned()], shape: self.golden.shape.clone(), cases: Vec::new() };
         load_order(&golden, None, comm, dtype)
     }
 }
@@ -85,7 +84,7 @@ fn a_weight_that_is_no_number_is_refused_by_its_name_wherever_it_stands() {
             // Nor is it hidden in a copy.
             let checkpoint = Checkpoint::open(std::slice::from_ref(&path)).unwrap();
             let copy = spoiled.dir.path().join("copy");
-            let error = checkpoint.write_safetensors(&spoiled.golden.geometry, &copy).unwrap_err().to_string();
+            let error = checkpoint.write_safetensors(&spoiled.golden.shape, &copy).unwrap_err().to_string();
             assert!(error.contains(bare) && !copy.exists(), "{error}");
         }
     }
@@ -94,8 +93,8 @@ fn a_weight_that_is_no_number_is_refused_by_its_name_wherever_it_stands() {
 #[test]
 fn the_rank_that_holds_it_says_which_element_it_is() {
     let spoiled = Spoiled::new();
-    let last = spoiled.golden.geometry.vocab_size - 1;
-    let c = spoiled.golden.geometry.n_embd;
+    let last = spoiled.golden.shape.vocab_size - 1;
+    let c = spoiled.golden.shape.width;
     let path = spoiled.file("wte.weight", |i, x| if i == last * c + 3 { f32::NAN } else { x });
     let answers = Ranks::load(spoiled.order(&path, CommKind::Shm, DType::Int8), &[None, None]);
     assert_eq!(answers[0], None);
@@ -156,7 +155,7 @@ fn ranks_with_other_weights_of_the_same_layout_do_not_compute_together() {
     // One that only lies elsewhere is the same.
     let copy = dir.path().join("copy");
     let checkpoint = Checkpoint::open(std::slice::from_ref(&ours)).unwrap();
-    checkpoint.write_safetensors(&spoiled.golden.geometry, &copy).unwrap();
+    checkpoint.write_safetensors(&spoiled.golden.shape, &copy).unwrap();
     assert_ne!(fs::read(&copy).unwrap(), spoiled.whole);
     assert_eq!(digest(&copy), digest(&ours));
 }
@@ -195,8 +194,8 @@ fn a_file_that_is_written_to_while_it_is_read_is_refused_by_its_name() {
     // As a writer leaves it, whatever the clock's steps are.
     let file = File::options().write(true).open(spoiled.dir.path().join("old")).unwrap();
     file.set_modified(SystemTime::now() + Duration::from_secs(5)).unwrap();
-    let geometry = &spoiled.golden.geometry;
-    let partition = Partition::new(geometry, 1).unwrap();
-    let error = Shard::load(&checkpoint, geometry, partition.share(0), DType::F32, 1).unwrap_err().to_string();
+    let shape = &spoiled.golden.shape;
+    let partition = Partition::new(shape, 1).unwrap();
+    let error = Shard::load(&checkpoint, shape, partition.share(0), DType::F32, 1).unwrap_err().to_string();
     assert!(error.contains("model.safetensors was changed while it was read"), "{error}");
 }

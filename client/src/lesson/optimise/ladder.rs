@@ -2,8 +2,8 @@
 
 use nanoinfer_launch::{
     ClusterConfig, DType,
-    limits::{self, Limits},
     plan::Plan,
+    roofline::{self, Limits},
 };
 
 use super::MANY;
@@ -91,8 +91,8 @@ pub(super) fn climb(
 
 /// What a step reads: all weights but the position embedding, of which it reads a few rows.
 fn step_bytes(plan: &Plan) -> f64 {
-    let geometry = &plan.model.geometry;
-    let positions = plan.partition.world() * geometry.n_positions * geometry.n_embd * size_of::<f32>();
+    let shape = &plan.model.shape;
+    let positions = plan.partition.world() * shape.context * shape.width * size_of::<f32>();
     (plan.memory.iter().map(|memory| memory.weights).sum::<u64>() - positions as u64) as f64
 }
 
@@ -127,7 +127,7 @@ pub(super) fn limit(steps: &[Step], limits: &Limits, threads: usize) -> (Figure,
         let Some((dtype, read)) = step.reads else { continue };
         let again_s = match known {
             Some((same, seconds)) if same == read => seconds,
-            _ => limits::reading_s(read as u64, threads),
+            _ => roofline::reading_s(read as u64, threads),
         };
         known = Some((read, again_s));
         let share = again_s / step.seconds;

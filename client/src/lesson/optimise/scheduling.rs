@@ -30,7 +30,7 @@ pub(super) fn figures(base: &ClusterConfig, rounds: u32) -> anyhow::Result<(Vec<
 /// KV memory of many texts of different lengths, at its highest.
 fn paged_blocks(base: &ClusterConfig) -> anyhow::Result<(Figure, Facts)> {
     let running = Running::start(base, |config| config.max_seqs = TEXTS)?;
-    let n_positions = running.plan.model.geometry.n_positions;
+    let n_positions = running.plan.model.shape.context;
     // Lengths from a sixteenth to the whole.
     let request = |i: usize| {
         let whole = (n_positions * (1 + i % 16) / 16).max(8);
@@ -102,7 +102,7 @@ fn chunked_prefill(base: &ClusterConfig, rounds: u32) -> anyhow::Result<Figure> 
                 config.max_seqs = config.max_seqs.clamp(WRITERS + 1, budget);
                 config.max_batched_tokens = budget;
             })?;
-            let n_positions = running.plan.model.geometry.n_positions;
+            let n_positions = running.plan.model.shape.context;
             let submit = |prompt, tokens, count| {
                 let requests = (0..count).map(|_| running.request(prompt, tokens)).collect();
                 running.handle().submit_all(requests).context("the engine takes no more")
@@ -162,7 +162,7 @@ fn prefix_cache(base: &ClusterConfig) -> anyhow::Result<(Figure, Facts)> {
     let mut lengths = (0, 0);
     for prefix_cache in [false, true] {
         let running = Running::start(base, |config| config.prefix_cache = prefix_cache)?;
-        let n_positions = running.plan.model.geometry.n_positions;
+        let n_positions = running.plan.model.shape.context;
         let (shared, own) = ((n_positions * 3 / 4).saturating_sub(16).max(1), 16.min(n_positions / 4));
         lengths = (shared, own);
         let beginning = running.request(shared, 1).prompt;

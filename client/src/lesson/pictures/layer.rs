@@ -5,7 +5,7 @@
 //! row-parallel:    both projections  a rank holds rows, and makes a summand of the output ─ all-reduce
 //! ```
 
-use nanoinfer_launch::{Geometry, Partition, Share};
+use nanoinfer_launch::{ModelShape, Partition, Share};
 
 use super::{Svg, class};
 use crate::lesson::serve::GPT2_XL;
@@ -19,10 +19,10 @@ const SIDE: f64 = 112.0;
 const WIDE: f64 = 232.0;
 
 pub(super) fn draw() -> anyhow::Result<String> {
-    let geometry = Geometry::from_config_json(GPT2_XL)?;
-    let partition = Partition::new(&geometry, RANKS)?;
+    let shape = ModelShape::from_config_json(GPT2_XL)?;
+    let partition = Partition::new(&shape, RANKS)?;
     let mut svg = Svg::new(WIDTH);
-    let (c, f, heads) = (geometry.n_embd, geometry.n_inner, geometry.n_head);
+    let (c, f, heads) = (shape.width, shape.mlp.inner, shape.attention.heads);
     for (rank, share) in partition.shares().iter().enumerate() {
         let x = LEFT + rank as f64 * 200.0;
         svg.rect(class(rank), (x, 8.0), (14.0, 14.0), "");
@@ -54,7 +54,7 @@ pub(super) fn draw() -> anyhow::Result<String> {
         "soft",
         "start",
         (LEFT, top + SIDE + 18.0),
-        &format!("each matrix {c} × {c}; a head is {} columns, and never split", geometry.head_dim()),
+        &format!("each matrix {c} × {c}; a head is {} columns, and never split", shape.attention.head_dim),
     );
 
     let top = top + SIDE + 60.0;

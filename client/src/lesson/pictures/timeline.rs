@@ -34,7 +34,7 @@ pub(super) fn draw(base: &ClusterConfig) -> anyhow::Result<String> {
     let running = Running::start(base, |config| {
         (config.nproc, config.threads, config.trace) = (RANKS, Some(1), Some(path.clone()));
     })?;
-    running.decode_s(BATCH, Length::within(running.plan.model.geometry.n_positions))?;
+    running.decode_s(BATCH, Length::within(running.plan.model.shape.context))?;
     running.shut_down();
     let text = fs::read_to_string(&path).context("cannot read the trace");
     // Nothing depends on its being gone.

@@ -36,7 +36,7 @@ pub(in crate::http) async fn ps(State(app): State<App>) -> Json<Value> {
     let mut entry = entry(card);
     entry["expires_at"] = NEVER.into();
     entry["size_vram"] = 0.into();
-    entry["context_length"] = card.geometry.n_positions.into();
+    entry["context_length"] = card.shape.context.into();
     Json(json!({"models": [entry]}))
 }
 
@@ -46,7 +46,7 @@ pub(in crate::http) async fn show(State(app): State<App>, mut fields: Fields) ->
     fields.ignore(&["verbose"]);
     let _ = fields.finish(&app.unknown_fields);
     let card = app.engine.card();
-    let geometry = &card.geometry;
+    let shape = &card.shape;
     let text = app.engine.text();
     let defaults = &text.defaults;
     let parameters: Vec<String> = [
@@ -67,13 +67,13 @@ pub(in crate::http) async fn show(State(app): State<App>, mut fields: Fields) ->
         "capabilities": ["completion"],
         "model_info": {
             "general.architecture": "gpt2",
-            "general.parameter_count": geometry.parameters(),
-            "gpt2.block_count": geometry.n_layer,
-            "gpt2.context_length": geometry.n_positions,
-            "gpt2.embedding_length": geometry.n_embd,
-            "gpt2.feed_forward_length": geometry.n_inner,
-            "gpt2.attention.head_count": geometry.n_head,
-            "gpt2.vocab_size": geometry.vocab_size,
+            "general.parameter_count": shape.parameters(),
+            "gpt2.block_count": shape.layers,
+            "gpt2.context_length": shape.context,
+            "gpt2.embedding_length": shape.width,
+            "gpt2.feed_forward_length": shape.mlp.inner,
+            "gpt2.attention.head_count": shape.attention.heads,
+            "gpt2.vocab_size": shape.vocab_size,
         },
     })))
 }
@@ -131,7 +131,7 @@ fn details(card: &ModelCard) -> Value {
         "format": "safetensors",
         "family": "gpt2",
         "families": ["gpt2"],
-        "parameter_size": parameter_size(card.geometry.parameters()),
+        "parameter_size": parameter_size(card.shape.parameters()),
         "quantization_level": card.dtype.to_string().to_uppercase(),
     })
 }

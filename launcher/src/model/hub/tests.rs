@@ -98,7 +98,7 @@ fn a_hub_id_is_downloaded_whole_once_and_then_taken_from_the_cache() {
     let hub = hub(Manners::default());
     let mut caches = caches(root.path(), &hub);
     let model = resolve(Some("gpt2"), None, &caches).unwrap();
-    assert_eq!((model.name.as_str(), model.geometry.n_head), ("gpt2", 3));
+    assert_eq!((model.name.as_str(), model.shape.attention.heads), ("gpt2", 3));
     assert!(!model.folder.join("pytorch_model.bin").exists());
     assert!(hub.asked().last().unwrap().0.ends_with("/model.safetensors"), "weights come last");
 

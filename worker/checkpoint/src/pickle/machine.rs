@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use super::{super::names::shown, Id, PickleError, Value};
+use super::{super::shown::shown, Id, PickleError, Value};
 
 /// Most values in one.
 const MAX_VALUES: usize = 1 << 20;

@@ -1,0 +1,137 @@
+//! Fields of a `config.json`, for families to read, and why one cannot be used.
+//!
+//! Does not know which fields a family has. Whoever read the file names it.
+
+use serde_json::Value;
+
+use crate::json::show;
+
+/// Why a `config.json` is not one that this server can run.
+#[derive(Debug, thiserror::Error)]
+pub enum ShapeError {
+    /// Not JSON at all, or not an object.
+    #[error("not a JSON object: {0}")]
+    NotJson(String),
+    /// Another architecture.
+    #[error("it describes a `{model_type}` model, which is not GPT-2: {why}")]
+    NotServed {
+        /// What `model_type` says.
+        model_type: String,
+        /// What sets it apart.
+        why: &'static str,
+    },
+    /// A field is missing or of the wrong kind.
+    #[error("`{field}` should be {expected}, got {got}")]
+    Field {
+        /// Name of the field as it stands in the file.
+        field: &'static str,
+        /// What is accepted.
+        expected: String,
+        /// What the file has.
+        got: String,
+    },
+    /// Heads do not divide the width.
+    #[error("n_embd {width} is not a multiple of n_head {heads}")]
+    HeadWidth {
+        /// Width of the model.
+        width: usize,
+        /// Number of heads.
+        heads: usize,
+    },
+}
+
+/// That a field has not what is `expected`.
+pub(super) fn wrong<T>(
+    field: &'static str,
+    expected: impl Into<String>,
+    got: impl Into<String>,
+) -> Result<T, ShapeError> {
+    Err(ShapeError::Field { field, expected: expected.into(), got: got.into() })
+}
+
+/// The first of `names` that is present and not null, as a positive whole number.
+pub(super) fn size(config: &Value, names: &[&'static str], default: usize) -> Result<usize, ShapeError> {
+    /// No model has a dimension near this; a larger one is a corrupt file, and products of two stay in 64 bits.
+    const LIMIT: u64 = 1 << 24;
+    match names.iter().find_map(|&name| Some((name, present(config, name)?))) {
+        None => Ok(default),
+        Some((name, value)) => match value.as_u64() {
+            Some(n) if (1..=LIMIT).contains(&n) => Ok(n as usize),
+            _ => wrong(name, "a whole number from 1 to 16777216", show(value)),
+        },
+    }
+}
+
+/// A switch.
+pub(super) fn flag(config: &Value, field: &'static str, default: bool) -> Result<bool, ShapeError> {
+    match present(config, field) {
+        None => Ok(default),
+        Some(value) => value.as_bool().map_or_else(|| wrong(field, "true or false", show(value)), Ok),
+    }
+}
+
+/// A small number.
+pub(super) fn fraction(config: &Value, field: &'static str, default: f32) -> Result<f32, ShapeError> {
+    match present(config, field) {
+        None => Ok(default),
+        Some(value) => match value.as_f64() {
+            Some(number) if number > 0.0 && number < 1.0 => Ok(number as f32),
+            _ => wrong(field, "a number between 0 and 1", show(value)),
+        },
+    }
+}
+
+/// One of `names`, as a text.
+pub(super) fn choice<T>(
+    config: &Value,
+    field: &'static str,
+    default: &str,
+    names: impl Fn() -> String,
+    of: impl Fn(&str) -> Option<T>,
+) -> Result<T, ShapeError> {
+    let value = present(config, field);
+    let name = value.map_or(Some(default), Value::as_str);
+    match name.and_then(of) {
+        Some(chosen) => Ok(chosen),
+        None => wrong(
+            field,
+            format!("one of {}", names()),
+            name.map_or_else(|| value.map_or_else(String::new, show), str::to_owned),
+        ),
+    }
+}
+
+/// Ids of tokens: none, one or a list. An id that no vocabulary can have, like −1, is left out with a warning.
+pub(super) fn token_ids(config: &Value, field: &'static str, default: u32) -> Result<Vec<u32>, ShapeError> {
+    let Some(value) = config.get(field) else {
+        return Ok(vec![default]);
+    };
+    let Some(ids) = whole_numbers(value) else { return wrong(field, "a token id or a list of them", show(value)) };
+    // How many rows the vocabulary has is not known yet.
+    let known = ids.into_iter().filter(|&id| is_known_end("config.json", id, 1 << 32));
+    Ok(known.filter_map(|id| id.try_into().ok()).collect())
+}
+
+fn present<'a>(config: &'a Value, field: &str) -> Option<&'a Value> {
+    config.get(field).filter(|value| !value.is_null())
+}
+
+/// A field that holds token ids: none, one or a list of them. Negative ones and too large ones are whole numbers too;
+/// those that no integer can hold count as the largest. `None` where it is of another kind.
+pub fn whole_numbers(value: &Value) -> Option<Vec<i64>> {
+    let one = |value: &Value| value.as_i64().or_else(|| value.as_u64().map(|_| i64::MAX));
+    match value {
+        Value::Null => Some(Vec::new()),
+        Value::Array(ids) => ids.iter().map(one).collect(),
+        value => Some(vec![one(value)?]),
+    }
+}
+
+/// Whether an end of text is in a vocabulary of so many tokens; says so where it is not.
+pub fn is_known_end(file: &str, id: i64, vocab_size: usize) -> bool {
+    let known = usize::try_from(id).is_ok_and(|id| id < vocab_size);
+    if !known {
+        tracing::warn!("{file}: eos_token_id {id} is not in the model's vocabulary, so no text ends by it");
+    }
+    known
+}

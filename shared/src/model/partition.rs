@@ -1,0 +1,230 @@
+//! Who holds what: whole units of a layer, dealt out to ranks.
+//!
+//! ```text
+//! gpt2-xl over 2 ranks     heads (25)              FFN blocks (100)        vocabulary blocks (786)
+//!   rank 0                 0 .. 13                 columns 0 .. 3200       rows 0 .. 25152
+//!   rank 1                 13 .. 25                columns 3200 .. 6400    rows 25152 .. 50257
+//! ```
+//! Invariant: the shares of each kind are contiguous, in rank order, disjoint, and cover everything; no unit is
+//! ever cut. A share may be empty: its rank still joins every reduction.
+
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+
+use super::{parts::LayerPart, shape::ModelShape};
+
+/// Columns of the MLP's hidden layer that stay together. The last block of a layer may be shorter.
+pub const FFN_BLOCK: usize = 64;
+/// Rows of the vocabulary that stay together. The last block may be shorter.
+pub const VOCAB_BLOCK: usize = 64;
+/// Columns of the residual stream that stay together. The last block may be shorter.
+pub const WIDTH_BLOCK: usize = 64;
+
+/// What one rank holds of every layer, as ranges of global indices.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Share {
+    /// Query heads; never empty.
+    pub heads: Range<usize>,
+    /// Heads of keys and values that those read. Where ranks are more than they, some stand on several.
+    pub kv_heads: Range<usize>,
+    /// Columns of the MLP's hidden layer.
+    pub ffn: Range<usize>,
+    /// Rows of the token embedding, which is also the LM head.
+    pub vocab: Range<usize>,
+}
+
+/// The shares of all ranks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Partition {
+    shares: Vec<Share>,
+}
+
+/// The linear layers of a block, as ranks compute them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Linear {
+    /// Column-parallel: queries, keys and values side by side.
+    Qkv,
+    /// Row-parallel.
+    AttentionOutput,
+    /// Column-parallel.
+    Up,
+    /// Row-parallel.
+    Down,
+}
+
+/// What a rank holds of a linear layer: outputs of some parts, side by side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinearShare {
+    /// Inputs that the rank has, the same of all parts.
+    pub inputs: Range<usize>,
+    /// Parts with the outputs that the rank makes.
+    pub pieces: Vec<(LayerPart, Range<usize>)>,
+    /// Inputs that stay together: a head, a block of the FFN, or so many of the residual stream.
+    pub unit: usize,
+}
+
+impl LinearShare {
+    /// Outputs of all parts.
+    pub fn outputs(&self) -> usize {
+        self.pieces.iter().map(|(_, outputs)| outputs.len()).sum()
+    }
+}
+
+impl Share {
+    /// What of a linear layer of each block.
+    pub fn linear(&self, shape: &ModelShape, linear: Linear) -> LinearShare {
+        let d = shape.attention.head_dim;
+        let of = |heads: &Range<usize>| heads.start * d..heads.end * d;
+        let (queries, kv, all) = (of(&self.heads), of(&self.kv_heads), 0..shape.width);
+        let (inputs, pieces, unit) = match linear {
+            Linear::Qkv => {
+                let pieces = vec![(LayerPart::Query, queries), (LayerPart::Key, kv.clone()), (LayerPart::Value, kv)];
+                (all, pieces, WIDTH_BLOCK)
+            }
+            Linear::AttentionOutput => (queries, vec![(LayerPart::AttentionOutput, all)], d),
+            Linear::Up => (all, vec![(LayerPart::Up, self.ffn.clone())], WIDTH_BLOCK),
+            Linear::Down => (self.ffn.clone(), vec![(LayerPart::Down, all)], FFN_BLOCK),
+        };
+        LinearShare { inputs, pieces, unit }
+    }
+}
+
+/// Why a model cannot be split as asked.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PartitionError {
+    /// A head is the smallest unit of attention.
+    #[error(
+        "--nproc {world} is more than the model's {heads} attention heads\n  hint: a head is never split; use --nproc 1 to {heads}"
+    )]
+    MoreRanksThanHeads {
+        /// Ranks asked for.
+        world: usize,
+        /// Heads of the model.
+        heads: usize,
+    },
+    /// Nothing to run on.
+    #[error("--nproc must be at least 1")]
+    NoRanks,
+}
+
+impl Partition {
+    /// Deals the units of `shape` to `world` ranks, as evenly as whole units allow: where they do not divide,
+    /// the first ranks hold one unit more.
+    ///
+    /// # Errors
+    /// When there are no ranks, or more ranks than heads.
+    pub fn new(shape: &ModelShape, world: usize) -> Result<Self, PartitionError> {
+        if world == 0 {
+            return Err(PartitionError::NoRanks);
+        }
+        if world > shape.attention.heads {
+            return Err(PartitionError::MoreRanksThanHeads { world, heads: shape.attention.heads });
+        }
+        let attention = &shape.attention;
+        // Query heads that read the same keys.
+        let group = attention.heads / attention.kv_heads;
+        let share = |rank| {
+            let heads = deal(attention.heads, 1, world, rank);
+            Share {
+                kv_heads: heads.start / group..heads.end.div_ceil(group),
+                heads,
+                ffn: deal(shape.mlp.inner, FFN_BLOCK, world, rank),
+                vocab: deal(shape.vocab_size, VOCAB_BLOCK, world, rank),
+            }
+        };
+        Ok(Self { shares: (0..world).map(share).collect() })
+    }
+
+    /// Number of ranks.
+    pub fn world(&self) -> usize {
+        self.shares.len()
+    }
+
+    /// The share of `rank`.
+    pub fn share(&self, rank: usize) -> &Share {
+        &self.shares[rank]
+    }
+
+    /// All shares in rank order.
+    pub fn shares(&self) -> &[Share] {
+        &self.shares
+    }
+}
+
+/// The range of `total` items that `rank` of `world` holds when whole blocks of `block` items are dealt out.
+fn deal(total: usize, block: usize, world: usize, rank: usize) -> Range<usize> {
+    let blocks = total.div_ceil(block);
+    let (each, more) = (blocks / world, blocks % world);
+    let first = |rank: usize| (rank * each + rank.min(more)) * block;
+    first(rank).min(total)..first(rank + 1).min(total)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape(heads: usize, inner: usize, vocab_size: usize) -> ModelShape {
+        let json =
+            format!(r#"{{"n_embd":{},"n_head":{heads},"n_inner":{inner},"vocab_size":{vocab_size}}}"#, heads * 8);
+        ModelShape::from_config_json(&json).unwrap()
+    }
+
+    #[test]
+    fn twenty_five_heads_over_two_ranks() {
+        let partition = Partition::new(&shape(25, 6400, 50257), 2).unwrap();
+        assert_eq!(partition.share(0), &Share { heads: 0..13, kv_heads: 0..13, ffn: 0..3200, vocab: 0..25152 });
+        assert_eq!(
+            partition.share(1),
+            &Share { heads: 13..25, kv_heads: 13..25, ffn: 3200..6400, vocab: 25152..50257 }
+        );
+    }
+
+    #[test]
+    fn every_split_covers_everything_once() {
+        for (heads, inner, vocab) in [(5, 160, 307), (7, 77, 389), (3, 48, 61), (25, 6400, 50257), (1, 1, 1)] {
+            let shape = shape(heads, inner, vocab);
+            for world in 1..=heads {
+                let partition = Partition::new(&shape, world).unwrap();
+                let check = |total: usize, unit: usize, ranges: Vec<Range<usize>>| {
+                    let mut end = 0;
+                    for range in &ranges {
+                        assert_eq!(range.start, end, "contiguous in rank order");
+                        assert!(range.is_empty() || range.start % unit == 0, "no unit is cut");
+                        end = range.end;
+                    }
+                    assert_eq!(end, total);
+                    let units = ranges.iter().map(|r| r.len().div_ceil(unit));
+                    assert!(units.clone().max().unwrap() - units.min().unwrap() <= 1, "as even as units allow");
+                };
+                check(heads, 1, partition.shares().iter().map(|s| s.heads.clone()).collect());
+                check(inner, FFN_BLOCK, partition.shares().iter().map(|s| s.ffn.clone()).collect());
+                check(vocab, VOCAB_BLOCK, partition.shares().iter().map(|s| s.vocab.clone()).collect());
+            }
+        }
+    }
+
+    #[test]
+    fn a_rank_holds_every_kv_head_that_its_query_heads_read() {
+        let mut shape = shape(9, 1536, 49152);
+        shape.attention.kv_heads = 3;
+        let held = |world| {
+            let partition = Partition::new(&shape, world).unwrap();
+            partition.shares().iter().map(|s| (s.heads.len(), s.kv_heads.clone())).collect::<Vec<_>>()
+        };
+        assert_eq!(held(1), [(9, 0..3)]);
+        assert_eq!(held(2), [(5, 0..2), (4, 1..3)]);
+        assert_eq!(held(5), [(2, 0..1), (2, 0..2), (2, 1..2), (2, 2..3), (1, 2..3)]);
+        assert!(held(9).iter().all(|(heads, kv_heads)| (*heads, kv_heads.len()) == (1, 1)), "more ranks than KV heads");
+        let qkv = Partition::new(&shape, 2).unwrap().share(1).linear(&shape, Linear::Qkv);
+        assert_eq!((qkv.outputs(), &qkv.pieces[1]), ((4 + 2 + 2) * 8, &(LayerPart::Key, 8..24)));
+    }
+
+    #[test]
+    fn more_ranks_than_heads_is_refused_with_the_limit() {
+        let error = Partition::new(&shape(5, 160, 307), 6).unwrap_err();
+        assert_eq!(error, PartitionError::MoreRanksThanHeads { world: 6, heads: 5 });
+        assert!(error.to_string().contains("1 to 5"));
+        assert_eq!(Partition::new(&shape(5, 160, 307), 0), Err(PartitionError::NoRanks));
+    }
+}

@@ -1,0 +1,108 @@
+//! The weights of a model one by one, whatever a checkpoint calls them.
+//!
+//! Matrices are `[in, out]` but for the vocabulary's and the positions', of which a row is a token's or a position's. Does not
+//! know names, files or ranks.
+
+use super::shape::ModelShape;
+
+/// One weight of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Token embedding `[V, C]`.
+    Embedding,
+    /// Learned positions `[P, C]`.
+    Positions,
+    /// The head `[V, C]`, where it is not the embedding.
+    Head,
+    /// The norm before the head `[C]`.
+    FinalNorm(Term),
+    /// Of a block, counted from 0.
+    Layer(usize, LayerPart, Term),
+}
+
+/// What is multiplied with, or what is added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Term {
+    /// A matrix, or the gain of a norm.
+    Weight,
+    /// A vector.
+    Bias,
+}
+
+/// What a block is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LayerPart {
+    /// Before attention `[C]`.
+    AttentionNorm,
+    /// `[C, H · D]`.
+    Query,
+    /// `[C, KV · D]`.
+    Key,
+    /// `[C, KV · D]`.
+    Value,
+    /// Behind attention `[H · D, C]`.
+    AttentionOutput,
+    /// Before the MLP `[C]`.
+    MlpNorm,
+    /// `[C, F]`.
+    Up,
+    /// `[F, C]`.
+    Down,
+}
+
+impl Part {
+    /// All weights of a model, in the order in which checkpoints are written.
+    pub fn all(shape: &ModelShape) -> impl Iterator<Item = Self> + use<> {
+        use LayerPart::{AttentionNorm, AttentionOutput, Down, Key, MlpNorm, Query, Up, Value};
+        // Of weights that a checkpoint may have in one tensor, all weights come before their biases.
+        const TOGETHER: [&[LayerPart]; 6] =
+            [&[AttentionNorm], &[Query, Key, Value], &[AttentionOutput], &[MlpNorm], &[Up], &[Down]];
+        let terms = [Term::Weight, Term::Bias];
+        let outside = [Self::Embedding, Self::Positions].into_iter().chain(terms.map(Self::FinalNorm));
+        let head = (!shape.tied_head).then_some(Self::Head);
+        let layers = (0..shape.layers).flat_map(move |layer| {
+            let of = move |parts: &'static [LayerPart]| {
+                terms.into_iter().flat_map(move |term| parts.iter().map(move |&part| Self::Layer(layer, part, term)))
+            };
+            TOGETHER.into_iter().flat_map(of)
+        });
+        outside.chain(head).chain(layers)
+    }
+
+    /// Sizes of it.
+    pub fn sizes(self, shape: &ModelShape) -> Vec<usize> {
+        let (v, c) = (shape.vocab_size, shape.width);
+        match self {
+            Self::Embedding | Self::Head => vec![v, c],
+            Self::Positions => vec![shape.context, c],
+            Self::FinalNorm(_) => vec![c],
+            Self::Layer(_, part, term) => {
+                let (inputs, outputs) = part.inputs_outputs(shape);
+                if term == Term::Weight && inputs > 0 { vec![inputs, outputs] } else { vec![outputs] }
+            }
+        }
+    }
+}
+
+impl LayerPart {
+    /// Of its matrix; a norm has no inputs.
+    pub fn inputs_outputs(self, shape: &ModelShape) -> (usize, usize) {
+        let (c, f) = (shape.width, shape.mlp.inner);
+        let attention = &shape.attention;
+        match self {
+            Self::AttentionNorm | Self::MlpNorm => (0, c),
+            Self::Query => (c, attention.heads * attention.head_dim),
+            Self::Key | Self::Value => (c, attention.kv_heads * attention.head_dim),
+            Self::AttentionOutput => (attention.heads * attention.head_dim, c),
+            Self::Up => (c, f),
+            Self::Down => (f, c),
+        }
+    }
+}
+
+impl ModelShape {
+    /// Number of parameters, a tied head counted once.
+    pub fn parameters(&self) -> usize {
+        Part::all(self).map(|part| part.sizes(self).iter().product::<usize>()).sum()
+    }
+}

@@ -1,0 +1,111 @@
+//! Sizes and switches of one model: all that the forward pass has to know of its architecture.
+//!
+//! Does not know names of fields or tensors. All sizes are global, never a rank's share.
+
+use serde::{Deserialize, Serialize};
+
+/// A pre-norm decoder.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelShape {
+    /// Rows of the token embedding `V`, padding rows included.
+    pub vocab_size: usize,
+    /// Longest sequence in tokens: the hard wall, as positions are learned.
+    pub context: usize,
+    /// Width of the residual stream `C`.
+    pub width: usize,
+    /// Transformer blocks.
+    pub layers: usize,
+    /// Of every block.
+    pub attention: AttentionShape,
+    /// Of every block.
+    pub mlp: MlpShape,
+    /// Added to the variance in every norm.
+    pub norm_epsilon: f32,
+    /// The head that makes logits is the token embedding.
+    pub tied_head: bool,
+    /// Ids that end a text.
+    pub eos_token_ids: Vec<u32>,
+}
+
+/// The attention of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttentionShape {
+    /// Query heads `H`.
+    pub heads: usize,
+    /// Heads of keys and of values: query heads in equal groups, in order, share one of each.
+    pub kv_heads: usize,
+    /// Width `D` of a head.
+    pub head_dim: usize,
+    /// Scores are divided by `sqrt(D)`.
+    pub scaled_by_width: bool,
+    /// Scores of layer `l` are further divided by `l + 1`.
+    pub scaled_by_layer: bool,
+}
+
+impl AttentionShape {
+    /// What the scores `q·k` of layer `layer` (from 0) are multiplied by.
+    pub fn scale(&self, layer: usize) -> f32 {
+        let by_width = if self.scaled_by_width { (self.head_dim as f32).sqrt().recip() } else { 1.0 };
+        let by_layer = if self.scaled_by_layer { (layer as f32 + 1.0).recip() } else { 1.0 };
+        by_width * by_layer
+    }
+}
+
+/// The MLP of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MlpShape {
+    /// Width of the hidden layer `F`.
+    pub inner: usize,
+    /// Its non-linearity.
+    pub activation: Activation,
+}
+
+/// Non-linearities.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Activation {
+    /// `0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`.
+    GeluTanh,
+    /// `0.5 x (1 + erf(x / sqrt(2)))`.
+    GeluErf,
+    /// `x sigmoid(1.702 x)`.
+    QuickGelu,
+    /// `max(x, 0)`.
+    Relu,
+    /// `max(x, 0)^2`.
+    Relu2,
+    /// `x sigmoid(x)`.
+    Silu,
+    /// Hyperbolic tangent.
+    Tanh,
+}
+
+/// As configurations spell them, the name that is written first.
+const ACTIVATIONS: [(&str, Activation); 10] = [
+    ("gelu_new", Activation::GeluTanh),
+    ("gelu_pytorch_tanh", Activation::GeluTanh),
+    ("gelu_fast", Activation::GeluTanh),
+    ("gelu", Activation::GeluErf),
+    ("quick_gelu", Activation::QuickGelu),
+    ("relu", Activation::Relu),
+    ("relu2", Activation::Relu2),
+    ("silu", Activation::Silu),
+    ("swish", Activation::Silu),
+    ("tanh", Activation::Tanh),
+];
+
+impl Activation {
+    /// All names by which one is known to transformers.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        ACTIVATIONS.iter().map(|&(name, _)| name)
+    }
+
+    /// By a name of it.
+    pub fn from_name(name: &str) -> Option<Self> {
+        ACTIVATIONS.iter().find(|(known, _)| *known == name).map(|&(_, activation)| activation)
+    }
+
+    /// As `activation_function` spells it.
+    pub fn name(self) -> &'static str {
+        ACTIVATIONS.iter().find(|&&(_, known)| known == self).map_or("", |&(name, _)| name)
+    }
+}

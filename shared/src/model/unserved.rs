@@ -1,0 +1,64 @@
+//! Architectures that are not served: by which tensor or `model_type` they are known, and what sets them apart.
+
+const ROTARY_GATED: &str = "positions are rotations, norms are RMS, and the MLP is gated";
+const GPT_NEO: &str = "every other layer attends to 256 tokens only, and scores are not scaled";
+const GPT_J: &str = "positions are rotations, and attention and MLP run side by side";
+const NANOCHAT: &str = "positions are rotations, norms have no weights, and the MLP is squared ReLU without biases";
+const OPT: &str = "queries, keys and values are separate, and positions are offset";
+const BIGCODE: &str = "all heads share one pair of keys and values";
+
+/// Tensors by which other architectures are known (any name that contains the text), and what sets them apart.
+const TENSORS: [(&str, &str, &str); 10] = [
+    ("attn.attention.q_proj.weight", "GPT-Neo", GPT_NEO),
+    (".attn.q_proj.weight", "GPT-J", GPT_J),
+    (".attn.c_q.weight", "nanochat", NANOCHAT),
+    ("self_attn.q_proj.weight", "Llama-like", ROTARY_GATED),
+    ("self_attn.qkv_proj.weight", "Phi-like", ROTARY_GATED),
+    ("self_attn.k_proj.weight", "OPT-like", OPT),
+    ("attention.query_key_value.weight", "GPT-NeoX or Bloom", "positions are rotations or biases"),
+    ("decoder.layers.", "decoder of fairseq or OPT", "its layers are laid out differently"),
+    ("encoder.layer.", "BERT-like", "it encodes, and cannot continue a text"),
+    ("relative_attention_bias", "T5-like", "it translates from an encoder's output"),
+];
+
+/// An architecture that is not served.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("tensor `{tensor}` is of a {family} model: {why}")]
+pub struct NotServed {
+    /// What it is called.
+    pub family: &'static str,
+    /// The tensor by which it is known.
+    pub tensor: String,
+    /// What sets it apart.
+    pub why: &'static str,
+}
+
+impl NotServed {
+    /// The architecture that a tensor of this name belongs to, if that is known for another than ours.
+    pub fn by_tensor(name: &str) -> Option<Self> {
+        let &(_, family, why) = TENSORS.iter().find(|(part, ..)| name.contains(part))?;
+        Some(Self { family, tensor: name.to_owned(), why })
+    }
+
+    /// One head of keys and values for all queries, as `tensor` shows.
+    pub(super) fn one_kv_head(tensor: String) -> Self {
+        Self { family: "gpt_bigcode", tensor, why: BIGCODE }
+    }
+}
+
+/// Why a model of another type cannot run.
+pub(super) fn what_sets_apart(model_type: &str) -> &'static str {
+    match model_type {
+        "gpt_neo" => GPT_NEO,
+        "gpt_bigcode" => BIGCODE,
+        "gptj" => GPT_J,
+        "gpt_neox" | "phi" => "positions are rotations",
+        "bloom" | "mpt" => "positions are biases of attention",
+        "opt" => OPT,
+        "llama" | "mistral" | "qwen2" | "qwen3" | "gemma" | "gemma2" | "gemma3" | "phi3" | "olmo" | "olmo2" => {
+            ROTARY_GATED
+        }
+        "nanochat" => NANOCHAT,
+        _ => "only models of type `gpt2` are served",
+    }
+}

@@ -1,0 +1,126 @@
+//! A rank on the processor.
+//!
+//! Reading order: [`load`] copies a rank's slices of a checkpoint into packed form ([`pack`]); [`pass`] is the forward pass, over a
+//! [`pool`] of keys and values; [`step`] turns a plan into rows of answers. Does not know GPUs.
+
+pub mod load;
+pub mod pack;
+pub mod pool;
+pub mod pass;
+pub mod step;
+
+use nanoinfer_checkpoint::Checkpoint;
+use nanoinfer_kernels::{Isa, Kernels, MAX_HEAD_DIM, keep_on};
+use nanoinfer_shared::{
+    ModelShape, Share,
+    protocol::{DType, LoadOrder},
+};
+
+use self::{load::Shard, pass::Pass, pool::KvPool, step::StepRunner};
+use crate::{
+    WorkerError, memory,
+    runner::{Link, Loaded, RankMemory, Runner, threads},
+    trace::Trace,
+};
+
+/// Whether the CPU computes such a model in such types.
+///
+/// # Errors
+/// Says what it does not do.
+pub(crate) fn fits(shape: &ModelShape, dtype: DType, kv_dtype: DType) -> Result<(), WorkerError> {
+    let head_dim = shape.attention.head_dim;
+    if head_dim > MAX_HEAD_DIM {
+        return Err(WorkerError::HeadTooWide { head_dim, limit: MAX_HEAD_DIM });
+    }
+    if [dtype, kv_dtype].contains(&DType::F16) {
+        return Err(WorkerError::HalfOnCpu);
+    }
+    Ok(())
+}
+
+/// What a rank will take of its host's memory, without a data link.
+pub(crate) fn memory(order: &LoadOrder, share: &Share, kv_blocks: usize) -> RankMemory {
+    let shape = &order.shape;
+    RankMemory {
+        weights: Shard::bytes(shape, share, order.dtype),
+        kv: kv_blocks as u64 * KvPool::block_bytes(shape, share, order.kv_dtype),
+        activations: Pass::activation_bytes(shape, share, order.max_batched_tokens)
+            + StepRunner::buffer_bytes(share, order.max_seqs),
+        link: 0,
+    }
+}
+
+/// A rank's slices, in packed form.
+pub(crate) struct Held {
+    order: LoadOrder,
+    rank: usize,
+    share: Share,
+    shard: Shard,
+    isa: Isa,
+    threads: usize,
+}
+
+impl Held {
+    /// Copies `share` of a checkpoint.
+    pub(crate) fn load(
+        order: &LoadOrder,
+        rank: usize,
+        share: &Share,
+        checkpoint: impl FnOnce() -> Result<Checkpoint, WorkerError>,
+    ) -> Result<Self, WorkerError> {
+        let isa = isa_of(order)?;
+        fits(&order.shape, order.dtype, order.kv_dtype)?;
+        // Before anything is taken: what the system refuses later ends the process without a word. Blocks and the link come
+        // later, when the coordinator has counted what is free.
+        let (needed, max_batched_tokens) = (memory(order, share, 0).total(), order.max_batched_tokens);
+        if let Some(free) = memory::free_bytes().filter(|free| *free < needed) {
+            return Err(WorkerError::Memory { rank, needed, max_batched_tokens, free });
+        }
+        // Before the first page of weights is touched, which is then on the node of these CPUs.
+        if let Some(cpus) = order.cores.of_rank(rank) {
+            keep_on(cpus);
+        }
+        let threads = threads(order);
+        let shard = Shard::load(&checkpoint()?, &order.shape, share, order.dtype, threads)?;
+        Ok(Self { order: order.clone(), rank, share: share.clone(), shard, isa, threads })
+    }
+}
+
+impl Loaded for Held {
+    fn weight_bytes(&self) -> u64 {
+        memory(&self.order, &self.share, 0).weights
+    }
+
+    fn kv_block_bytes(&self) -> u64 {
+        memory(&self.order, &self.share, 1).kv
+    }
+
+    fn free_bytes(&self) -> Option<u64> {
+        memory::free_bytes()
+    }
+
+    fn start(self: Box<Self>, kv_blocks: usize, link: Link, trace: Trace) -> Result<Box<dyn Runner>, WorkerError> {
+        let Self { order, rank, share, shard, isa, threads } = *self;
+        let Link::Host(comm) = link else { return Err(WorkerError::NcclOnCpu { rank }) };
+        let kv = KvPool::new(&order.shape, &share, order.kv_dtype, kv_blocks);
+        let mut kernels = Kernels::new(isa, threads, order.cores.may_spin())
+            .map_err(|source| WorkerError::Threads { rank, wanted: threads + 1, source })?;
+        if let Some(cpus) = order.cores.of_rank(rank) {
+            kernels.pin(cpus);
+        }
+        tracing::info!(rank, isa = kernels.isa().name(), kv_blocks, "ready");
+        let tokens = order.max_batched_tokens;
+        let pass = Pass::new(order.shape, share, shard, kv, comm, kernels, tokens).with_trace(trace);
+        Ok(Box::new(StepRunner::new(pass, tokens, order.max_seqs)))
+    }
+}
+
+/// The instruction set ordered, or the best there is.
+fn isa_of(order: &LoadOrder) -> Result<Isa, WorkerError> {
+    let Some(name) = &order.isa else { return Ok(Isa::detect()) };
+    let available = Isa::available();
+    Isa::from_name(name).filter(|isa| available.contains(isa)).ok_or_else(|| WorkerError::Isa {
+        name: name.clone(),
+        available: available.iter().map(|isa| isa.name()).collect::<Vec<_>>().join(", "),
+    })
+}

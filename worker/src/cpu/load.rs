@@ -1,0 +1,175 @@
+//! One rank's weights on the CPU: slices of the checkpoint in the kernels' packed form.
+//!
+//! ```text
+//! queries, keys, values [C, …]: this rank's columns of each, side by side     q₁ q₂ │ k₁ k₂ │ v₁ v₂
+//! behind attention, out of the MLP: rows of this rank's heads or FFN columns; the bias is whole, added after the reduction
+//! embedding: this rank's rows, as columns of the LM head; the embedding is read back from there. An untied head is cut alike
+//! ```
+//! What a rank holds of a layer is [`Share::linear`]'s word, and so are the bytes that this takes. Only this rank's slices are
+//! ever copied: resident anonymous memory stays at its share, also while loading.
+
+use std::{
+    iter::repeat_with,
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    thread,
+};
+
+use nanoinfer_checkpoint::{Checkpoint, CheckpointError};
+use nanoinfer_kernels::{PackedMatrix, WeightType};
+use nanoinfer_shared::{
+    ModelShape, Share,
+    model::{
+        partition::{Linear as Which, WIDTH_BLOCK},
+        parts::{LayerPart, Part, Term},
+    },
+    protocol::DType,
+};
+
+use super::pack::{LayerNorm, Linear, Packer};
+
+/// Everything that a rank holds of a model.
+#[derive(Debug)]
+pub struct Shard {
+    /// Token embedding, and LM head where that is tied: `[C, V_local]`, the token's row as a column.
+    pub embedding: PackedMatrix,
+    /// An LM head of its own: `[C, V_local]`.
+    pub untied_head: Option<PackedMatrix>,
+    /// Position embedding `[P, C]`, on every rank.
+    pub positions: Vec<f32>,
+    /// Transformer blocks.
+    pub layers: Vec<LayerShard>,
+    /// The LayerNorm before the head, on every rank.
+    pub final_norm: LayerNorm,
+}
+
+/// What a rank holds of one transformer block.
+#[derive(Debug)]
+pub struct LayerShard {
+    /// Before attention, on every rank.
+    pub attention_norm: LayerNorm,
+    /// Column-parallel: `[C, (H_local + 2 · KV_local) · D]`, q | k | v of this rank's heads.
+    pub qkv: Linear,
+    /// Row-parallel: `[H_local · D, C]`.
+    pub attention_output: Linear,
+    /// Before the MLP, on every rank.
+    pub mlp_norm: LayerNorm,
+    /// Column-parallel: `[C, F_local]`.
+    pub up: Linear,
+    /// Row-parallel: `[F_local, C]`.
+    pub down: Linear,
+}
+
+impl Shard {
+    /// Copies `share` of a checked checkpoint, on `threads` threads.
+    ///
+    /// # Errors
+    /// When a tensor is missing, a weight is no number or too large for `dtype`, or the files are written to meanwhile.
+    pub fn load(
+        checkpoint: &Checkpoint,
+        shape: &ModelShape,
+        share: &Share,
+        dtype: DType,
+        threads: usize,
+    ) -> Result<Self, CheckpointError> {
+        let loader = Loader { checkpoint, shape, share, packer: Packer::new(weight_type(dtype)) };
+        let next = AtomicUsize::new(0);
+        // Each thread takes one layer after the other; the first begins with the embedding, the largest matrix there is.
+        let load_layers = || {
+            let taken = repeat_with(|| next.fetch_add(1, Relaxed)).take_while(|&layer| layer < shape.layers);
+            taken.map(|layer| Ok((layer, loader.layer(layer)?))).collect::<Result<Vec<_>, CheckpointError>>()
+        };
+        let (outside, layers) = thread::scope(|scope| {
+            // Where the system gives fewer threads, those take more layers.
+            let more = |_| thread::Builder::new().spawn_scoped(scope, load_layers).ok();
+            let others: Vec<_> = (1..threads.min(shape.layers)).map_while(more).collect();
+            let head = || (!shape.tied_head).then(|| loader.vocabulary(Part::Head)).transpose();
+            let outside = loader.vocabulary(Part::Embedding).and_then(|embedding| Ok((embedding, head()?)));
+            let mut layers = vec![load_layers()];
+            layers.extend(others.into_iter().map(|other| other.join().expect("loading does not panic")));
+            (outside, layers.into_iter().collect::<Result<Vec<_>, _>>())
+        });
+        let mut layers: Vec<_> = layers?.into_iter().flatten().collect();
+        layers.sort_unstable_by_key(|&(layer, _)| layer);
+        let (embedding, untied_head) = outside?;
+        let shard = Self {
+            embedding,
+            untied_head,
+            positions: checkpoint.part(shape, Part::Positions)?.read_matrix()?,
+            layers: layers.into_iter().map(|(_, layer)| layer).collect(),
+            final_norm: loader.norm(Part::FinalNorm)?,
+        };
+        checkpoint.still_as_opened()?;
+        Ok(shard)
+    }
+
+    /// What logits are made with.
+    pub fn head(&self) -> &PackedMatrix {
+        self.untied_head.as_ref().unwrap_or(&self.embedding)
+    }
+
+    /// Bytes that [`Shard::load`] will take for `share`.
+    pub fn bytes(shape: &ModelShape, share: &Share, dtype: DType) -> u64 {
+        let (kind, floats) = (weight_type(dtype), size_of::<f32>());
+        let linear = |which| {
+            let held = share.linear(shape, which);
+            PackedMatrix::bytes(kind, held.unit, held.inputs.len(), held.outputs()) + held.outputs() * floats
+        };
+        let layer: usize = [Which::Qkv, Which::AttentionOutput, Which::Up, Which::Down].map(linear).iter().sum();
+        let norm = 2 * shape.width * floats;
+        let vocabularies = if shape.tied_head { 1 } else { 2 };
+        let vocabulary = PackedMatrix::bytes(kind, WIDTH_BLOCK, shape.width, share.vocab.len());
+        let positions = shape.context * shape.width * floats;
+        (shape.layers * (layer + 2 * norm) + vocabularies * vocabulary + positions + norm) as u64
+    }
+}
+
+struct Loader<'a> {
+    checkpoint: &'a Checkpoint,
+    shape: &'a ModelShape,
+    share: &'a Share,
+    packer: Packer,
+}
+
+impl Loader<'_> {
+    fn layer(&self, layer: usize) -> Result<LayerShard, CheckpointError> {
+        let norm = |part| self.norm(|term| Part::Layer(layer, part, term));
+        let (mut attention_norm, mut mlp_norm) = (norm(LayerPart::AttentionNorm)?, norm(LayerPart::MlpNorm)?);
+        Ok(LayerShard {
+            qkv: self.linear(layer, Which::Qkv, Some(&mut attention_norm))?,
+            attention_norm,
+            attention_output: self.linear(layer, Which::AttentionOutput, None)?,
+            up: self.linear(layer, Which::Up, Some(&mut mlp_norm))?,
+            mlp_norm,
+            down: self.linear(layer, Which::Down, None)?,
+        })
+    }
+
+    fn linear(&self, layer: usize, which: Which, norm: Option<&mut LayerNorm>) -> Result<Linear, CheckpointError> {
+        let held = self.share.linear(self.shape, which);
+        let of = |term| {
+            let piece = |(part, outputs): &(LayerPart, _)| {
+                Ok((self.checkpoint.part(self.shape, Part::Layer(layer, *part, term))?, Clone::clone(outputs)))
+            };
+            held.pieces.iter().map(piece).collect::<Result<Vec<_>, CheckpointError>>()
+        };
+        self.packer.linear(&of(Term::Weight)?, &of(Term::Bias)?, held.inputs.clone(), held.unit, norm)
+    }
+
+    fn vocabulary(&self, part: Part) -> Result<PackedMatrix, CheckpointError> {
+        self.packer.rows_as_columns(self.checkpoint.part(self.shape, part)?, self.share.vocab.clone(), self.shape.width)
+    }
+
+    fn norm(&self, part: impl Fn(Term) -> Part) -> Result<LayerNorm, CheckpointError> {
+        let vector = |term| self.checkpoint.part(self.shape, part(term))?.read_vector(0..self.shape.width);
+        Ok(LayerNorm { gain: vector(Term::Weight)?, bias: vector(Term::Bias)? })
+    }
+}
+
+fn weight_type(dtype: DType) -> WeightType {
+    match dtype {
+        DType::F32 => WeightType::F32,
+        DType::Bf16 => WeightType::Bf16,
+        DType::Int8 => WeightType::Int8,
+        DType::F16 => unreachable!("the CPU's backend refuses it"),
+    }
+}

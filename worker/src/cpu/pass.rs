@@ -1,0 +1,275 @@
+//! The forward pass of one rank over its shard.
+//!
+//! ```text
+//! tokens ─► embedding (rows of this rank, zeros elsewhere) ─ all-reduce ─► + positions ─► x [T, C]
+//! each layer:  x ─► LayerNorm ─► QKV [T, 3·H_local·D] ─► paged attention ─► projection [T, C] ─ all-reduce ─► x += sum + bias
+//!              x ─► LayerNorm ─► FC, activation [T, F_local] ─────────────► projection [T, C] ─ all-reduce ─► x += sum + bias
+//! wanted rows of x ─► LayerNorm ─► LM head [R, V_local]
+//! ```
+//! Invariant: after each all-reduce `x` has the same bits on every rank. f32, but for what weights, their
+//! inputs and the KV cache are rounded to.
+//! Does not know plans beyond rows, positions and block tables, nor what logits are wanted for.
+
+use std::time::{Duration, Instant};
+
+use nanoinfer_kernels::{Activation, AttentionRow, AttentionRows, Epilogue, Kernels};
+use nanoinfer_shared::{
+    Activation as Nonlinearity, ModelShape, Share,
+    comm::{CommError, Communicator, Elements, ReduceSite},
+    model::partition::Linear,
+    protocol::TokenId,
+};
+
+use super::{load::Shard, pack::LayerNorm, pool::KvPool};
+use crate::trace::{Category, Trace};
+
+/// One token of a step.
+#[derive(Clone, Copy, Debug)]
+pub struct Row<'a> {
+    /// Its id.
+    pub token: TokenId,
+    /// Its position in its sequence.
+    pub position: usize,
+    /// Block table of its sequence.
+    pub blocks: &'a [u32],
+}
+
+/// A rank's model, ready to run.
+pub struct Pass {
+    shape: ModelShape,
+    share: Share,
+    shard: Shard,
+    kv: KvPool,
+    comm: Box<dyn Communicator>,
+    kernels: Kernels,
+    trace: Trace,
+    /// Time in reductions since it was last asked for.
+    reducing: Duration,
+    buffers: Buffers,
+}
+
+/// Activations of one step, allocated once for the largest.
+struct Buffers {
+    /// Residual stream `[T, C]`.
+    x: Vec<f32>,
+    /// LayerNorm's output `[T, C]`; at the end the rows that the LM head reads.
+    normed: Vec<f32>,
+    /// `[T, (H_local + 2 · KV_local) · D]`.
+    qkv: Vec<f32>,
+    /// Attention's output `[T, H_local · D]`.
+    mixed: Vec<f32>,
+    /// `[T, F_local]`.
+    hidden: Vec<f32>,
+    /// Partial sums `[T, C]` of a row-parallel layer.
+    partial: Vec<f32>,
+}
+
+/// Floats of each buffer for a token, in the order of their fields.
+fn buffer_widths(shape: &ModelShape, share: &Share) -> [usize; 6] {
+    let (c, width) = (shape.width, share.heads.len() * shape.attention.head_dim);
+    [c, c, share.linear(shape, Linear::Qkv).outputs(), width, share.ffn.len(), c]
+}
+
+impl Buffers {
+    fn new(shape: &ModelShape, share: &Share, tokens: usize) -> Self {
+        let [x, normed, qkv, mixed, hidden, partial] =
+            buffer_widths(shape, share).map(|width| vec![0.0; tokens * width]);
+        Self { x, normed, qkv, mixed, hidden, partial }
+    }
+}
+
+impl Pass {
+    /// Bytes of activations for steps of up to `tokens` tokens.
+    pub fn activation_bytes(shape: &ModelShape, share: &Share, tokens: usize) -> u64 {
+        (tokens * buffer_widths(shape, share).iter().sum::<usize>() * size_of::<f32>()) as u64
+    }
+
+    /// A model over its parts, for steps of up to `max_batched_tokens`.
+    pub fn new(
+        shape: ModelShape,
+        share: Share,
+        shard: Shard,
+        kv: KvPool,
+        comm: Box<dyn Communicator>,
+        kernels: Kernels,
+        max_batched_tokens: usize,
+    ) -> Self {
+        let buffers = Buffers::new(&shape, &share, max_batched_tokens);
+        Self { shape, share, shard, kv, comm, kernels, trace: Trace::default(), reducing: Duration::ZERO, buffers }
+    }
+
+    /// The same, with a timeline of its steps.
+    pub fn with_trace(self, trace: Trace) -> Self {
+        Self { trace, ..self }
+    }
+
+    /// Sizes of the model.
+    pub fn shape(&self) -> &ModelShape {
+        &self.shape
+    }
+
+    /// What of it this rank holds.
+    pub fn share(&self) -> &Share {
+        &self.share
+    }
+
+    /// Blocks of the KV pool.
+    pub fn kv_blocks(&self) -> usize {
+        self.kv.blocks()
+    }
+
+    /// The kernels, for work on logits.
+    pub fn kernels(&mut self) -> &mut Kernels {
+        &mut self.kernels
+    }
+
+    /// The timeline, for marks outside the model.
+    pub(crate) fn trace(&mut self) -> &mut Trace {
+        &mut self.trace
+    }
+
+    /// Time in reductions since the last call, waiting for others included.
+    pub(crate) fn take_reducing(&mut self) -> Duration {
+        std::mem::take(&mut self.reducing)
+    }
+
+    /// Frees peers that wait for this rank.
+    pub fn abort(&self) {
+        self.comm.abort();
+    }
+
+    /// Runs all layers over `rows` and writes their keys and values to the pool; [`Pass::logits`] reads the result.
+    ///
+    /// # Errors
+    /// When a reduction fails.
+    ///
+    /// # Panics
+    /// When rows were not checked against the vocabulary, the positions and the pool, or are more than the buffers hold.
+    pub fn forward(&mut self, step: u64, rows: &[Row<'_>]) -> Result<(), CommError> {
+        self.embed(step, rows)?;
+        let attending = rows.iter().map(|row| AttentionRow { blocks: row.blocks, positions: row.position + 1 });
+        let attending = AttentionRows::new(attending.collect());
+        for layer in 0..self.shape.layers {
+            self.trace.layer(Some(layer));
+            let begun = self.trace.begin();
+            self.attention(step, layer, &attending)?;
+            self.mlp(step, layer, rows.len())?;
+            self.trace.end("layer", begun);
+        }
+        self.trace.layer(None);
+        Ok(())
+    }
+
+    /// Logits `[R, V_local]` after the given rows of the last forward pass, in `out`.
+    pub fn logits(&mut self, rows: &[usize], out: &mut [f32]) {
+        let c = self.shape.width;
+        let Buffers { x, normed, partial, .. } = &mut self.buffers;
+        let (gathered, normed) = (&mut partial[..rows.len() * c], &mut normed[..rows.len() * c]);
+        for (to, &row) in gathered.chunks_exact_mut(c).zip(rows) {
+            to.copy_from_slice(&x[row * c..][..c]);
+        }
+        norm(&mut self.kernels, gathered, &self.shard.final_norm, &self.shape, normed);
+        self.trace.lap(Category::Rows, "LayerNorm");
+        self.kernels.matmul(normed, self.shard.head(), Epilogue::None, out);
+        self.trace.lap(Category::Product, "LM head");
+    }
+
+    /// VocabParallelEmbedding: each token's row comes from the one rank that holds it.
+    fn embed(&mut self, step: u64, rows: &[Row<'_>]) -> Result<(), CommError> {
+        let c = self.shape.width;
+        let x = &mut self.buffers.x[..rows.len() * c];
+        let vocab = &self.share.vocab;
+        let local = |row: &Row<'_>| {
+            Some(row.token as usize).filter(|token| vocab.contains(token)).map(|token| token - vocab.start)
+        };
+        let columns: Vec<_> = rows.iter().map(local).collect();
+        self.kernels.gather(&self.shard.embedding, &columns, x);
+        self.trace.lap(Category::Rows, "gather");
+        let site = ReduceSite { step, layer: None, operation: "token embedding" };
+        self.reducing += reduce(&mut *self.comm, x, site, &mut self.trace)?;
+        for (to, row) in x.chunks_exact_mut(c).zip(rows) {
+            let position = &self.shard.positions[row.position * c..][..c];
+            to.iter_mut().zip(position).for_each(|(x, p)| *x += p);
+        }
+        self.trace.lap(Category::Rows, "positions");
+        Ok(())
+    }
+
+    fn attention(&mut self, step: u64, layer: usize, rows: &AttentionRows<'_>) -> Result<(), CommError> {
+        let (t, c) = (rows.len(), self.shape.width);
+        let width = self.kv.layout().width();
+        let weights = &self.shard.layers[layer];
+        let Buffers { x, normed, qkv, mixed, partial, .. } = &mut self.buffers;
+        let (x, normed, partial) = (&mut x[..t * c], &mut normed[..t * c], &mut partial[..t * c]);
+        let (qkv, mixed) = (&mut qkv[..t * 3 * width], &mut mixed[..t * width]);
+
+        norm(&mut self.kernels, x, &weights.attention_norm, &self.shape, normed);
+        self.trace.lap(Category::Rows, "LayerNorm");
+        self.kernels.matmul(normed, &weights.qkv.weights, Epilogue::Bias(&weights.qkv.bias), qkv);
+        self.trace.lap(Category::Product, "QKV");
+        self.kernels.write_kv(self.kv.layer_mut(layer), rows, qkv);
+        self.trace.lap(Category::Rows, "KV write");
+        let scale = self.shape.attention.scale(layer);
+        self.kernels.attention(self.kv.layer(layer), rows, qkv, scale, mixed);
+        self.trace.lap(Category::Attention, "attention");
+        let projection = &weights.attention_output;
+        self.kernels.matmul(mixed, &projection.weights, Epilogue::None, partial);
+        self.trace.lap(Category::Product, "projection");
+        let site = ReduceSite { step, layer: Some(layer), operation: "attention projection" };
+        self.reducing += reduce(&mut *self.comm, partial, site, &mut self.trace)?;
+        self.kernels.add_residual(x, partial, &projection.bias);
+        self.trace.lap(Category::Rows, "residual");
+        Ok(())
+    }
+
+    fn mlp(&mut self, step: u64, layer: usize, t: usize) -> Result<(), CommError> {
+        let c = self.shape.width;
+        let weights = &self.shard.layers[layer];
+        let Buffers { x, normed, hidden, partial, .. } = &mut self.buffers;
+        let (x, normed, partial) = (&mut x[..t * c], &mut normed[..t * c], &mut partial[..t * c]);
+        let hidden = &mut hidden[..t * self.share.ffn.len()];
+
+        norm(&mut self.kernels, x, &weights.mlp_norm, &self.shape, normed);
+        let activation = Epilogue::BiasActivation(&weights.up.bias, kernel_of(self.shape.mlp.activation));
+        self.trace.lap(Category::Rows, "LayerNorm");
+        self.kernels.matmul(normed, &weights.up.weights, activation, hidden);
+        self.trace.lap(Category::Product, "FC");
+        self.kernels.matmul(hidden, &weights.down.weights, Epilogue::None, partial);
+        self.trace.lap(Category::Product, "MLP projection");
+        let site = ReduceSite { step, layer: Some(layer), operation: "MLP projection" };
+        self.reducing += reduce(&mut *self.comm, partial, site, &mut self.trace)?;
+        self.kernels.add_residual(x, partial, &weights.down.bias);
+        self.trace.lap(Category::Rows, "residual");
+        Ok(())
+    }
+}
+
+fn norm(kernels: &mut Kernels, x: &[f32], norm: &LayerNorm, shape: &ModelShape, out: &mut [f32]) {
+    kernels.layer_norm(x, &norm.gain, &norm.bias, shape.norm_epsilon, out);
+}
+
+/// Adds up over ranks; returns how long that took, waiting for others included.
+fn reduce(
+    comm: &mut dyn Communicator,
+    data: &mut [f32],
+    site: ReduceSite,
+    trace: &mut Trace,
+) -> Result<Duration, CommError> {
+    let begun = Instant::now();
+    let waited = comm.all_reduce(Elements::F32(data), site)?;
+    trace.reduction(site.operation, waited);
+    Ok(begun.elapsed())
+}
+
+/// The kernels know no configuration, so each side has its own list.
+fn kernel_of(activation: Nonlinearity) -> Activation {
+    match activation {
+        Nonlinearity::GeluTanh => Activation::GeluTanh,
+        Nonlinearity::GeluErf => Activation::GeluErf,
+        Nonlinearity::QuickGelu => Activation::QuickGelu,
+        Nonlinearity::Relu => Activation::Relu,
+        Nonlinearity::Relu2 => Activation::Relu2,
+        Nonlinearity::Silu => Activation::Silu,
+        Nonlinearity::Tanh => Activation::Tanh,
+    }
+}

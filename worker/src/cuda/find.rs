@@ -1,0 +1,279 @@
+//! Which libraries and GPUs there are. Nothing is linked: all of it is looked for at run time, and what is missing is named.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
+
+use cudarc::{
+    cublaslt,
+    driver::{self, CudaContext, sys},
+};
+use libloading::Library;
+use nanoinfer_kernels::cuda::LEAST_COMPUTE_CAPABILITY;
+
+use super::error::{GpuError, While};
+
+/// The driver that understands PTX 8.4, as drivers count: CUDA 12.4.
+const LEAST_DRIVER: i32 = 12_040;
+/// Where a toolkit's libraries lie when nothing is set up to find them.
+pub(crate) const TOOLKIT_FOLDERS: &[&str] = &["/usr/local/cuda/lib64", "/opt/cuda/lib64"];
+const DRIVER_NAMES: &[&str] = &["libcuda.so.1", "libcuda.so"];
+/// The newest first that a driver takes; one of a newer CUDA only to be told of.
+const PRODUCT_NAMES: &[&str] = &["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"];
+const PRODUCT_NAMES_OF_12: &[&str] = &["libcublasLt.so.12", "libcublasLt.so", "libcublasLt.so.13"];
+
+/// What is called of the driver, so that a missing function is found before it is needed.
+const DRIVER_SYMBOLS: [&str; 37] = [
+    "cuInit",
+    "cuDriverGetVersion",
+    "cuGetErrorString",
+    "cuDeviceGetCount",
+    "cuDeviceGet",
+    "cuDeviceGetName",
+    "cuDeviceGetAttribute",
+    "cuDevicePrimaryCtxRetain",
+    "cuDevicePrimaryCtxRelease_v2",
+    "cuCtxGetCurrent",
+    "cuCtxSetCurrent",
+    "cuMemGetInfo_v2",
+    "cuMemAlloc_v2",
+    "cuMemFree_v2",
+    "cuMemHostAlloc",
+    "cuMemFreeHost",
+    "cuMemcpyHtoDAsync_v2",
+    "cuMemcpyDtoHAsync_v2",
+    "cuMemsetD8Async",
+    "cuModuleLoadData",
+    "cuModuleUnload",
+    "cuModuleGetFunction",
+    "cuFuncGetAttribute",
+    "cuFuncSetAttribute",
+    "cuLaunchKernel",
+    "cuStreamCreate",
+    "cuStreamDestroy_v2",
+    "cuStreamBeginCapture_v2",
+    "cuStreamEndCapture",
+    "cuGraphInstantiateWithFlags",
+    "cuGraphLaunch",
+    "cuGraphExecDestroy",
+    "cuGraphDestroy",
+    "cuEventCreate",
+    "cuEventDestroy_v2",
+    "cuEventRecord",
+    "cuEventQuery",
+];
+
+/// One GPU, as the driver describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GpuInfo {
+    /// As the driver counts, from 0.
+    pub ordinal: u32,
+    /// Its name.
+    pub name: String,
+    /// Its generation.
+    pub compute_capability: (i32, i32),
+    /// Bytes free now.
+    pub free_bytes: u64,
+    /// Bytes in all.
+    pub total_bytes: u64,
+}
+
+/// GPUs to compute on.
+#[derive(Debug)]
+pub struct Found {
+    /// In the order in which they were asked for.
+    pub gpus: Vec<GpuInfo>,
+    /// Why others were not taken, where none was asked for in particular.
+    pub passed_over: Vec<GpuError>,
+}
+
+/// The first `most` of the GPUs `wanted`, or of all that can be used where none is wanted in particular, with everything that running
+/// on them needs. No other is opened.
+///
+/// # Errors
+/// Names the library, the function or the GPU that is not there, and where it was looked for.
+pub fn find(wanted: &[u32], most: usize) -> Result<Found, GpuError> {
+    guarded(|| choose(load_libraries()?, wanted, most, |ordinal| describe(ordinal).map(|(gpu, _)| gpu)))
+}
+
+/// Opens one of them. While the context is kept, the GPU is quickly opened again.
+///
+/// # Errors
+/// As [`find()`].
+pub(crate) fn open_one(ordinal: u32) -> Result<Arc<CudaContext>, GpuError> {
+    guarded(|| {
+        let count = load_libraries()?;
+        if ordinal >= count {
+            return Err(GpuError::NoSuchGpu { ordinal, count });
+        }
+        describe(ordinal).map(|(_, context)| context)
+    })
+}
+
+/// The bindings panic where a library is not what it seems.
+fn guarded<T>(first_use: impl FnOnce() -> Result<T, GpuError>) -> Result<T, GpuError> {
+    catch_unwind(AssertUnwindSafe(first_use)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+        Err(GpuError::Panicked { reason: text.unwrap_or("it panicked").to_owned() })
+    })
+}
+
+/// [`find()`] among `count` GPUs.
+fn choose(
+    count: u32,
+    wanted: &[u32],
+    most: usize,
+    describe: impl Fn(u32) -> Result<GpuInfo, GpuError>,
+) -> Result<Found, GpuError> {
+    let (mut gpus, mut passed_over) = (Vec::new(), Vec::new());
+    if let Some(&ordinal) = wanted.iter().find(|&&ordinal| ordinal >= count) {
+        return Err(GpuError::NoSuchGpu { ordinal, count });
+    }
+    for &ordinal in wanted.iter().take(most) {
+        gpus.push(describe(ordinal)?);
+    }
+    for ordinal in (0..count).take_while(|_| wanted.is_empty()) {
+        if gpus.len() < most {
+            describe(ordinal).map_or_else(|error| passed_over.push(error), |gpu| gpus.push(gpu));
+        }
+    }
+    match passed_over.first() {
+        Some(_) if gpus.is_empty() => Err(passed_over.swap_remove(0)),
+        _ => Ok(Found { gpus, passed_over }),
+    }
+}
+
+/// The first of `names` that the dynamic linker finds, or that lies in one of `folders`.
+pub(crate) fn open(names: &[&str], folders: &[&str]) -> Option<Library> {
+    let places = |name: &&str| {
+        let there = folders.iter().map(|folder| format!("{folder}/{name}")).collect::<Vec<_>>();
+        std::iter::once((*name).to_owned()).chain(there)
+    };
+    let mut candidates = names.iter().flat_map(places);
+    // SAFETY: NVIDIA's libraries may be loaded at any time; their initialisers touch nothing of ours.
+    candidates.find_map(|name| unsafe { Library::new(name) }.ok())
+}
+
+/// Loads the driver and cublasLt; returns how many GPUs the driver sees.
+fn load_libraries() -> Result<u32, GpuError> {
+    // SAFETY: loads the driver's library, which may be loaded at any time.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(GpuError::NoLibrary {
+            what: "CUDA driver",
+            names: DRIVER_NAMES,
+            folders: &[],
+            hint: "it comes with the NVIDIA driver; in a container, start it with access to the GPUs",
+        });
+    }
+    // SAFETY: as above.
+    let library = unsafe { sys::culib() };
+    for symbol in DRIVER_SYMBOLS {
+        // SAFETY: only looked up, never called through this type.
+        let found = unsafe { library.get::<unsafe extern "C" fn()>(symbol.as_bytes()) };
+        found.map_err(|_| GpuError::NoSymbol { library: DRIVER_NAMES[0], symbol })?;
+    }
+    let mut version = 0;
+    // SAFETY: writes one integer.
+    match unsafe { sys::cuDriverGetVersion(&mut version) } {
+        sys::CUresult::CUDA_ERROR_STUB_LIBRARY => return Err(GpuError::Stub),
+        status => status.result().doing("ask the driver for its version")?,
+    }
+    if version < LEAST_DRIVER {
+        return Err(GpuError::OldDriver { got: version, needed: LEAST_DRIVER });
+    }
+    let count = match CudaContext::device_count() {
+        Ok(0) | Err(driver::DriverError(sys::CUresult::CUDA_ERROR_NO_DEVICE)) => return Err(GpuError::NoGpu),
+        other => other.doing("start the CUDA driver")?,
+    };
+    load_products(version)?;
+    Ok(count as u32)
+}
+
+/// Loads cublasLt, also from where cudarc would not look; once loaded it is found by its name. A driver does not take one of a newer
+/// CUDA.
+fn load_products(driver: i32) -> Result<(), GpuError> {
+    let names = if driver < 13_000 { PRODUCT_NAMES_OF_12 } else { PRODUCT_NAMES };
+    let library = open(names, TOOLKIT_FOLDERS).ok_or(GpuError::NoLibrary {
+        what: "cublasLt",
+        names,
+        folders: TOOLKIT_FOLDERS,
+        hint: "it comes with the CUDA toolkit, and with the Python package nvidia-cublas, whose folder LD_LIBRARY_PATH may name",
+    })?;
+    // Stays for the life of the process.
+    std::mem::forget(library);
+    // SAFETY: loads the library that was just found, or another that the linker finds and cudarc prefers.
+    let library = unsafe { cublaslt::sys::culib() };
+    for symbol in ["cublasLtCreate", "cublasLtMatmul", "cublasLtMatmulAlgoGetHeuristic", "cublasLtGetCudartVersion"] {
+        // SAFETY: only looked up.
+        let found = unsafe { library.get::<unsafe extern "C" fn()>(symbol.as_bytes()) };
+        found.map_err(|_| GpuError::NoSymbol { library: "libcublasLt", symbol })?;
+    }
+    // SAFETY: takes nothing, and may be called at any time.
+    let got = unsafe { cublaslt::sys::cublasLtGetCudartVersion() } as i32;
+    if got / 1000 > driver / 1000 { Err(GpuError::NewProducts { got, driver }) } else { Ok(()) }
+}
+
+/// What a GPU is, and its context.
+fn describe(ordinal: u32) -> Result<(GpuInfo, Arc<CudaContext>), GpuError> {
+    let described = || {
+        let context = CudaContext::new(ordinal as usize).doing("open it")?;
+        let (free, total) = context.mem_get_info().doing("ask for free memory")?;
+        let gpu = GpuInfo {
+            ordinal,
+            name: context.name().doing("ask for its name")?,
+            compute_capability: context.compute_capability().doing("ask for its generation")?,
+            free_bytes: free as u64,
+            total_bytes: total as u64,
+        };
+        Ok((gpu, context))
+    };
+    let (gpu, context) = described().map_err(|source| GpuError::Unusable { ordinal, source: Box::new(source) })?;
+    if gpu.compute_capability < LEAST_COMPUTE_CAPABILITY {
+        let (name, got) = (gpu.name, gpu.compute_capability);
+        return Err(GpuError::OldGpu { ordinal, name, got, needed: LEAST_COMPUTE_CAPABILITY });
+    }
+    Ok((gpu, context))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The first is too old.
+    fn describe(ordinal: u32) -> Result<GpuInfo, GpuError> {
+        let name = format!("card {ordinal}");
+        match ordinal {
+            0 => Err(GpuError::OldGpu { ordinal, name, got: (7, 0), needed: LEAST_COMPUTE_CAPABILITY }),
+            _ => Ok(GpuInfo { ordinal, name, compute_capability: (9, 0), free_bytes: 1, total_bytes: 2 }),
+        }
+    }
+
+    #[test]
+    fn gpus_that_cannot_be_used_are_passed_over_unless_they_are_asked_for() {
+        let choose = |count, wanted: &[u32], most| choose(count, wanted, most, describe);
+        let ordinals = |found: Found| found.gpus.iter().map(|gpu| gpu.ordinal).collect::<Vec<_>>();
+        let all = choose(4, &[], 2).unwrap();
+        let message = "GPU 0 (card 0) has compute capability 7.0, and the kernels need 8.0";
+        assert_eq!(all.passed_over.iter().map(ToString::to_string).collect::<Vec<_>>(), [message]);
+        assert_eq!(ordinals(all), [1, 2], "no more than are needed");
+        assert_eq!(ordinals(choose(4, &[], 9).unwrap()), [1, 2, 3]);
+        assert_eq!(ordinals(choose(4, &[2, 1, 0], 2).unwrap()), [2, 1]);
+        assert_eq!(choose(4, &[1, 0], 2).unwrap_err().to_string(), message);
+        assert_eq!(choose(1, &[], 1).unwrap_err().to_string(), message);
+        assert!(choose(3, &[5], 1).unwrap_err().to_string().contains("no GPU 5: the driver sees 3"));
+    }
+
+    #[test]
+    fn what_was_looked_for_is_named_with_where() {
+        let names: &[&str] = &["libnothing.so.1", "libnothing.so"];
+        assert!(open(names, TOOLKIT_FOLDERS).is_none());
+        let error = GpuError::NoLibrary { what: "nothing", names, folders: TOOLKIT_FOLDERS, hint: "none" }.to_string();
+        for part in ["no nothing", "libnothing.so.1, libnothing.so", "LD_LIBRARY_PATH", "/usr/local/cuda/lib64", "hint"]
+        {
+            assert!(error.contains(part), "{part} in {error}");
+        }
+        let old = GpuError::OldDriver { got: 11_080, needed: LEAST_DRIVER }.to_string();
+        assert!(old.contains("CUDA 11.8") && old.contains("12.4"), "{old}");
+    }
+}

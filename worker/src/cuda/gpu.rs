@@ -1,0 +1,345 @@
+//! One GPU: its stream, its kernels, its memory, and waiting for it.
+//!
+//! Everything is queued on one stream, in order; nothing blocks but [`Gpu::wait`], which has a deadline and asks in between whether
+//! waiting still makes sense. Does not know what is computed.
+
+use std::{
+    collections::HashMap,
+    ffi::CString,
+    ptr::NonNull,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use cudarc::driver::{
+    CudaContext, CudaEvent, CudaGraph, CudaStream, DriverError, result,
+    sys::{
+        CUdevice_attribute, CUfunction, CUfunction_attribute, CUgraphInstantiate_flags, CUmodule, CUstreamCaptureMode,
+    },
+};
+use nanoinfer_kernels::cuda::{Arguments, Element, KERNELS, Launch};
+
+use super::error::{GpuError, While};
+
+/// How long the GPU may take for what is queued: far above any step, so that only a lost peer or a fault meets it.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
+/// Waiting is busy for so long: longer than a decode step.
+const BUSY: Duration = Duration::from_millis(20);
+/// Then it looks up this often.
+const NAP: Duration = Duration::from_micros(200);
+
+/// One GPU with the kernels of one element type.
+pub(crate) struct Gpu {
+    /// As the driver counts.
+    pub(crate) ordinal: u32,
+    pub(crate) name: String,
+    pub(crate) multiprocessors: usize,
+    /// Of the second-level cache.
+    pub(crate) cache_bytes: usize,
+    /// What the memory's clock and width allow, where the driver tells them.
+    pub(crate) memory_bytes_per_s: Option<f64>,
+    functions: HashMap<&'static str, Function>,
+    done: CudaEvent,
+    stream: Arc<CudaStream>,
+    module: CUmodule,
+    context: Arc<CudaContext>,
+}
+
+/// A kernel, and how much shared memory it can be given beside what it declares.
+#[derive(Clone, Copy)]
+struct Function {
+    handle: CUfunction,
+    shared_bytes: usize,
+}
+
+impl Gpu {
+    /// Opens a GPU and compiles the kernels for it.
+    pub(crate) fn open(ordinal: u32, element: Element) -> Result<Self, GpuError> {
+        let context = CudaContext::new(ordinal as usize).doing("open the GPU")?;
+        // SAFETY: one stream does everything, so that nothing needs to be ordered; and a capture may not wait for events.
+        unsafe { context.disable_event_tracking() };
+        // The null stream cannot be captured.
+        let stream = context.new_stream().doing("make a stream")?;
+        let done = context.new_event(None).doing("make an event")?;
+        let name = context.name().doing("ask for the GPU's name")?;
+        let ptx = CString::new(element.ptx()).expect("PTX has no zero bytes");
+        // SAFETY: text that ends with a zero; the context is bound to this thread.
+        let module = unsafe { result::module::load_data(ptx.as_ptr().cast()) }.doing("compile the kernels")?;
+        let attribute = |which| context.attribute(which).doing("ask for the GPU's sizes");
+        let multiprocessors = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
+        let cache_bytes = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)? as usize;
+        let clock_khz = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)?;
+        let width_bits = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)?;
+        // Two transfers a clock.
+        let memory_bytes_per_s = f64::from(clock_khz) * 1e3 * 2.0 * f64::from(width_bits) / 8.0;
+        let memory_bytes_per_s = Some(memory_bytes_per_s).filter(|&rate| rate > 0.0);
+        let shared = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+        let functions = HashMap::new();
+        let mut gpu = Self {
+            ordinal,
+            name,
+            multiprocessors,
+            cache_bytes,
+            memory_bytes_per_s,
+            functions,
+            done,
+            stream,
+            module,
+            context,
+        };
+        for kernel in KERNELS {
+            // SAFETY: the module was just loaded, and lives as long as `gpu`.
+            let function = unsafe { Function::of(module, kernel, shared) }.doing("find a kernel")?;
+            gpu.functions.insert(kernel, function);
+        }
+        Ok(gpu)
+    }
+
+    /// The queue of everything.
+    pub(crate) fn stream(&self) -> &Arc<CudaStream> {
+        &self.stream
+    }
+
+    /// Bytes of shared memory that a kernel can be given.
+    pub(crate) fn shared_bytes(&self, kernel: &str) -> usize {
+        self.functions[kernel].shared_bytes
+    }
+
+    /// Bytes free.
+    pub(crate) fn free_bytes(&self) -> Result<u64, GpuError> {
+        self.context.mem_get_info().map(|(free, _)| free as u64).doing("ask for free memory")
+    }
+
+    /// Memory on the device, for `what`.
+    pub(crate) fn allocate(&self, bytes: usize, what: &'static str) -> Result<Memory, GpuError> {
+        // The driver refuses nothing at all, and a rank's share may be empty.
+        // SAFETY: whoever reads it writes it first; `zeroed` is for what may be read before.
+        match unsafe { result::malloc_sync(bytes.max(1)) } {
+            Ok(address) => Ok(Memory { address, bytes, context: self.context.clone() }),
+            Err(_) => Err(GpuError::Memory {
+                ordinal: self.ordinal,
+                name: self.name.clone(),
+                free: self.free_bytes()?,
+                needed: bytes as u64,
+                what,
+            }),
+        }
+    }
+
+    /// The same, of zeros.
+    pub(crate) fn zeroed(&self, bytes: usize, what: &'static str) -> Result<Memory, GpuError> {
+        let memory = self.allocate(bytes, what)?;
+        self.clear(memory.address, bytes)?;
+        Ok(memory)
+    }
+
+    /// Queues zeros.
+    pub(crate) fn clear(&self, address: u64, bytes: usize) -> Result<(), GpuError> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        // SAFETY: addresses here are inside of live allocations, see `Memory::at`.
+        unsafe { result::memset_d8_async(address, 0, bytes, self.stream.cu_stream()) }.doing("clear memory")
+    }
+
+    /// Memory of the host that the device reads and writes by itself.
+    pub(crate) fn pinned(&self, words: usize) -> Result<Pinned, GpuError> {
+        let words = words.max(1);
+        // SAFETY: set to zero before anybody reads it.
+        let address = unsafe { result::malloc_host(words * 4, 0) }.doing("allocate pinned memory")?;
+        let address = NonNull::new(address.cast::<u32>()).expect("the driver returned memory");
+        // SAFETY: `words` words were just allocated.
+        unsafe { address.write_bytes(0, words) };
+        Ok(Pinned { address, words, context: self.context.clone() })
+    }
+
+    /// Queues a copy of the first `words` words to the device. They stay as they are until a wait.
+    pub(crate) fn upload(&self, from: &Pinned, words: usize, to: u64) -> Result<(), GpuError> {
+        if words == 0 {
+            return Ok(());
+        }
+        // SAFETY: pinned memory outlives the stream's work, as every step ends with a wait; the target is inside an allocation.
+        unsafe { result::memcpy_htod_async(to, &from.words()[..words], self.stream.cu_stream()) }
+            .doing("copy to the GPU")
+    }
+
+    /// Queues a copy of `words` words from the device, to be read after a wait.
+    pub(crate) fn download(&self, from: u64, to: &mut Pinned, words: usize) -> Result<(), GpuError> {
+        if words == 0 {
+            return Ok(());
+        }
+        // SAFETY: as above.
+        unsafe { result::memcpy_dtoh_async(&mut to.words_mut()[..words], from, self.stream.cu_stream()) }
+            .doing("copy from the GPU")
+    }
+
+    /// Queues a kernel.
+    pub(crate) fn launch<A: Arguments>(&self, launch: Launch, arguments: &A) -> Result<(), GpuError> {
+        self.launch_as(A::NAME, launch, arguments)
+    }
+
+    /// Queues the kernel of this name, which takes the same arguments as `A`'s.
+    pub(crate) fn launch_as<A: Arguments>(
+        &self,
+        name: &'static str,
+        Launch { grid, threads, shared_bytes }: Launch,
+        arguments: &A,
+    ) -> Result<(), GpuError> {
+        if grid.0 == 0 || grid.1 == 0 {
+            return Ok(());
+        }
+        let mut parameters = [std::ptr::from_ref(arguments).cast_mut().cast()];
+        let function = self.functions[name].handle;
+        // SAFETY: `Arguments` promises the kernel's layout; the driver copies the struct before it returns.
+        unsafe {
+            result::launch_kernel(
+                function,
+                (grid.0, grid.1, 1),
+                (threads, 1, 1),
+                shared_bytes,
+                self.stream.cu_stream(),
+                &mut parameters,
+            )
+        }
+        .doing("launch a kernel")
+    }
+
+    /// What is queued from now on becomes a graph, and is not run.
+    pub(crate) fn begin_capture(&self) -> Result<(), GpuError> {
+        self.stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).doing("begin a capture")
+    }
+
+    /// What was queued since [`Gpu::begin_capture`]. To be called also after a failure, or the stream would capture for ever.
+    pub(crate) fn end_capture(&self) -> Result<CudaGraph, GpuError> {
+        let graph = self.stream.end_capture(CUgraphInstantiate_flags(0)).doing("make a graph")?;
+        Ok(graph.expect("a captured stream gives a graph"))
+    }
+
+    /// What `queue` queues, as a graph; it is not run.
+    pub(crate) fn capture(&self, queue: impl FnOnce() -> Result<(), GpuError>) -> Result<CudaGraph, GpuError> {
+        self.begin_capture()?;
+        let queued = queue();
+        let graph = self.end_capture();
+        queued?;
+        graph
+    }
+
+    /// Waits until all that is queued is done. `check` is asked now and then, and ends the wait with its error.
+    pub(crate) fn wait(
+        &self,
+        doing: &'static str,
+        mut check: impl FnMut() -> Result<(), GpuError>,
+    ) -> Result<(), GpuError> {
+        self.done.record(&self.stream).doing(doing)?;
+        let begun = Instant::now();
+        while !self.done.try_is_complete().doing(doing)? {
+            let waited = begun.elapsed();
+            if waited > DEADLINE {
+                return Err(GpuError::Deadline { doing, waited });
+            }
+            if waited > BUSY {
+                check()?;
+                thread::sleep(NAP);
+            } else {
+                std::hint::spin_loop();
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Function {
+    /// Finds a kernel, and lets it have all of a block's `shared` bytes.
+    ///
+    /// # Safety
+    /// The module is loaded.
+    unsafe fn of(module: CUmodule, kernel: &str, shared: i32) -> Result<Self, DriverError> {
+        let name = CString::new(kernel).expect("names have no zero bytes");
+        // SAFETY: the caller's promise; the function is the module's.
+        unsafe {
+            let handle = result::module::get_function(module, name)?;
+            let declared = result::function::get_function_attribute(
+                handle,
+                CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES,
+            )?;
+            let left = shared - declared;
+            let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            result::function::set_function_attribute(handle, attribute, left)?;
+            Ok(Self { handle, shared_bytes: left as usize })
+        }
+    }
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        // An error has been reported by whoever met it first; what is left goes with the process.
+        let _ = self.context.bind_to_thread();
+        // SAFETY: loaded in `open`; nobody launches any more.
+        let _ = unsafe { result::module::unload(self.module) };
+    }
+}
+
+/// Memory on a device.
+pub(crate) struct Memory {
+    address: u64,
+    bytes: usize,
+    context: Arc<CudaContext>,
+}
+
+impl Memory {
+    /// Its address.
+    pub(crate) fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// The address of `bytes` bytes behind its first `offset`.
+    ///
+    /// # Panics
+    /// When they are not all inside: kernels do not look.
+    pub(crate) fn at(&self, offset: usize, bytes: usize) -> u64 {
+        assert!(offset + bytes <= self.bytes, "{offset} + {bytes} bytes lie inside {}", self.bytes);
+        self.address + offset as u64
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // As for the GPU itself.
+        let _ = self.context.bind_to_thread();
+        // SAFETY: allocated by `Gpu::allocate` and freed once; freeing waits for what is queued.
+        let _ = unsafe { result::free_sync(self.address) };
+    }
+}
+
+/// Page-locked memory of the host, in words of 32 bits.
+pub(crate) struct Pinned {
+    address: NonNull<u32>,
+    words: usize,
+    context: Arc<CudaContext>,
+}
+
+impl Pinned {
+    pub(crate) fn words(&self) -> &[u32] {
+        // SAFETY: `words` initialised words, lent as this is; the device writes only between a `download` and a wait.
+        unsafe { std::slice::from_raw_parts(self.address.as_ptr(), self.words) }
+    }
+
+    pub(crate) fn words_mut(&mut self) -> &mut [u32] {
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts_mut(self.address.as_ptr(), self.words) }
+    }
+
+    pub(crate) fn floats_mut(&mut self) -> &mut [f32] {
+        bytemuck::cast_slice_mut(self.words_mut())
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // As for the GPU itself.
+        let _ = self.context.bind_to_thread();
+        // SAFETY: allocated by `Gpu::pinned` and freed once.
+        let _ = unsafe { result::free_host(self.address.as_ptr().cast()) };
+    }
+}

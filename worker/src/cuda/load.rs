@@ -1,0 +1,315 @@
+//! One rank's weights on its GPU: slices of the checkpoint in the element type asked for, a row for each output.
+//!
+//! ```text
+//! queries, keys, values [(H_local + 2·KV_local)·D, C], behind attention [C, H_local·D]   rows in whole slices
+//! into the MLP [F_local, C], out of it [C, F_local], embedding, an untied head [V_local, C]   likewise
+//! biases, norms, positions [P, C] (on the first rank)   f32
+//! ```
+//! What a rank holds of a layer is [`Share::linear`]'s word, and so are the bytes that this takes.
+//! Whoever multiplies a few inputs with a matrix reads rows of it, hence outputs are rows; here they are columns of the parts. Pieces go
+//! from the mapped file through a few megabytes of pinned memory: the host never holds the share.
+
+use std::{ops::Range, sync::Mutex, thread};
+
+use half::{bf16, f16};
+use nanoinfer_checkpoint::{Checkpoint, CheckpointError, TensorSlice};
+use nanoinfer_kernels::cuda::{Element, row_stride};
+use nanoinfer_shared::{
+    ModelShape, Share,
+    model::{
+        partition::{Linear as Which, LinearShare},
+        parts::{LayerPart, Part, Term},
+    },
+};
+use safetensors::Dtype;
+
+use super::gpu::{Gpu, Memory, Pinned};
+use crate::WorkerError;
+
+/// Bytes that are copied at once.
+const CHUNK_BYTES: usize = 8 << 20;
+/// Outputs that are read together: as many lines of a file stay in the cache while their inputs are read one by one.
+const STRIP_OUTPUTS: usize = 64;
+/// Inputs of theirs that are read before they are turned: a line of the result.
+const BLOCK_INPUTS: usize = 16;
+
+pub(crate) struct Weights {
+    /// `[V_local, C]`, rows in whole slices.
+    pub(crate) embedding: Memory,
+    /// Likewise.
+    pub(crate) untied_head: Option<Memory>,
+    /// `[P, C]` f32, on the first rank only.
+    pub(crate) positions: Option<Memory>,
+    pub(crate) layers: Vec<LayerWeights>,
+    pub(crate) final_norm: Norm,
+}
+
+pub(crate) struct LayerWeights {
+    pub(crate) attention_norm: Norm,
+    pub(crate) qkv: Linear,
+    pub(crate) attention_output: Linear,
+    pub(crate) mlp_norm: Norm,
+    pub(crate) up: Linear,
+    pub(crate) down: Linear,
+}
+
+pub(crate) struct Linear {
+    /// `[out, in]`, rows in whole slices.
+    weights: Memory,
+    /// `[out]` f32.
+    bias: Memory,
+    inputs: usize,
+    outputs: usize,
+}
+
+/// Where a matrix lies, and its bias, 0 where it has none.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Matrix {
+    pub(crate) weights: u64,
+    pub(crate) bias: u64,
+    pub(crate) inputs: usize,
+    pub(crate) outputs: usize,
+}
+
+impl Linear {
+    pub(crate) fn matrix(&self) -> Matrix {
+        let Self { weights, bias, inputs, outputs } = self;
+        Matrix { weights: weights.address(), bias: bias.address(), inputs: *inputs, outputs: *outputs }
+    }
+}
+
+pub(crate) struct Norm {
+    /// `[C]` f32.
+    pub(crate) gain: Memory,
+    /// `[C]` f32.
+    pub(crate) bias: Memory,
+}
+
+impl Weights {
+    /// Bytes that [`Weights::load`] takes.
+    pub(crate) fn bytes(shape: &ModelShape, rank: usize, share: &Share, element: Element) -> u64 {
+        let (c, floats) = (shape.width, size_of::<f32>());
+        let linear = |which| {
+            let held = share.linear(shape, which);
+            held.outputs() * (row_stride(held.inputs.len()) * element.bytes() + floats)
+        };
+        let layer: usize = [Which::Qkv, Which::AttentionOutput, Which::Up, Which::Down].map(linear).iter().sum();
+        let norm = 2 * c * floats;
+        let vocabularies = if shape.tied_head { 1 } else { 2 };
+        let positions = if rank == 0 { shape.context * c * floats } else { 0 };
+        let vocabulary = share.vocab.len() * row_stride(c) * element.bytes();
+        (shape.layers * (layer + 2 * norm) + vocabularies * vocabulary + positions + norm) as u64
+    }
+
+    /// Copies `share` of a checked checkpoint, read by `threads` threads; zeros, where there is none.
+    ///
+    /// # Errors
+    /// When the GPU fails, a tensor is missing, a weight is no number or too large for `element`, or the files are written to meanwhile.
+    ///
+    /// # Panics
+    /// When the system gives no thread.
+    pub(crate) fn load(
+        gpu: &Gpu,
+        checkpoint: Option<&Checkpoint>,
+        shape: &ModelShape,
+        (rank, share): (usize, &Share),
+        element: Element,
+        threads: usize,
+    ) -> Result<Self, WorkerError> {
+        let staging = gpu.pinned(CHUNK_BYTES / 4).map_err(|source| WorkerError::Gpu { rank, source })?;
+        let mut loader = Loader { gpu, checkpoint, shape, rank, share, element, threads, staging, pending: Vec::new() };
+        let weights = Self {
+            embedding: loader.vocabulary(Part::Embedding)?,
+            untied_head: (!shape.tied_head).then(|| loader.vocabulary(Part::Head)).transpose()?,
+            positions: (rank == 0)
+                .then(|| loader.floats(&[(Part::Positions, 0..shape.width)], shape.context))
+                .transpose()?,
+            layers: (0..shape.layers).map(|layer| loader.layer(layer)).collect::<Result<_, _>>()?,
+            final_norm: loader.norm(Part::FinalNorm)?,
+        };
+        checkpoint.map_or(Ok(()), Checkpoint::still_as_opened)?;
+        Ok(weights)
+    }
+
+    /// What logits are made with.
+    pub(crate) fn head(&self) -> &Memory {
+        self.untied_head.as_ref().unwrap_or(&self.embedding)
+    }
+}
+
+struct Loader<'a> {
+    gpu: &'a Gpu,
+    checkpoint: Option<&'a Checkpoint>,
+    shape: &'a ModelShape,
+    rank: usize,
+    share: &'a Share,
+    element: Element,
+    threads: usize,
+    staging: Pinned,
+    /// Bytes that are still to be copied, fewer than a chunk and what one call adds.
+    pending: Vec<u8>,
+}
+
+/// Outputs of a part, or elements of it.
+type Piece = (Part, Range<usize>);
+
+impl<'a> Loader<'a> {
+    fn layer(&mut self, layer: usize) -> Result<LayerWeights, WorkerError> {
+        Ok(LayerWeights {
+            qkv: self.linear(layer, Which::Qkv)?,
+            attention_output: self.linear(layer, Which::AttentionOutput)?,
+            up: self.linear(layer, Which::Up)?,
+            down: self.linear(layer, Which::Down)?,
+            attention_norm: self.norm(|term| Part::Layer(layer, LayerPart::AttentionNorm, term))?,
+            mlp_norm: self.norm(|term| Part::Layer(layer, LayerPart::MlpNorm, term))?,
+        })
+    }
+
+    fn linear(&mut self, layer: usize, which: Which) -> Result<Linear, WorkerError> {
+        let held = self.share.linear(self.shape, which);
+        let of = |term| -> Vec<Piece> {
+            held.pieces.iter().map(|(part, outputs)| (Part::Layer(layer, *part, term), outputs.clone())).collect()
+        };
+        let (outputs, LinearShare { inputs, .. }) = (held.outputs(), held.clone());
+        Ok(Linear {
+            bias: self.floats(&of(Term::Bias), 1)?,
+            inputs: inputs.len(),
+            outputs,
+            weights: self.matrix(&of(Term::Weight), inputs)?,
+        })
+    }
+
+    fn norm(&mut self, part: impl Fn(Term) -> Part) -> Result<Norm, WorkerError> {
+        let mut vector = |term| self.floats(&[(part(term), 0..self.shape.width)], 1);
+        Ok(Norm { gain: vector(Term::Weight)?, bias: vector(Term::Bias)? })
+    }
+
+    fn vocabulary(&mut self, part: Part) -> Result<Memory, WorkerError> {
+        self.matrix(&[(part, self.share.vocab.clone())], 0..self.shape.width)
+    }
+
+    /// A part of the checkpoint, outputs as columns.
+    fn slice(checkpoint: &'a Checkpoint, shape: &ModelShape, part: Part) -> Result<TensorSlice<'a>, CheckpointError> {
+        let slice = checkpoint.part(shape, part)?;
+        Ok(if matches!(part, Part::Embedding | Part::Head) { slice.transposed() } else { slice })
+    }
+
+    /// The given outputs one below the other, each a row of the given inputs in the element type, filled up with zeros.
+    fn matrix(&mut self, pieces: &[Piece], inputs: Range<usize>) -> Result<Memory, WorkerError> {
+        let target = match self.element {
+            Element::F32 => Dtype::F32,
+            Element::F16 => Dtype::F16,
+            Element::Bf16 => Dtype::BF16,
+        };
+        let stride = row_stride(inputs.len());
+        let row_bytes = stride * self.element.bytes();
+        let rows: usize = pieces.iter().map(|(_, outputs)| outputs.len()).sum();
+        let Some(checkpoint) = self.checkpoint else { return self.zeros(rows * row_bytes) };
+        let mut strips = Vec::new();
+        for (part, outputs) in pieces {
+            let tensor = Self::slice(checkpoint, self.shape, *part)?.narrowed_to(target);
+            let strip = |first: usize| (tensor, first..outputs.end.min(first + STRIP_OUTPUTS));
+            strips.extend(outputs.clone().step_by(STRIP_OUTPUTS).map(strip));
+        }
+        let memory = self.allocate(rows * row_bytes)?;
+        let at_once = (CHUNK_BYTES / (STRIP_OUTPUTS * row_bytes).max(1)).max(1);
+        let mut offset = 0;
+        for strips in strips.chunks(at_once) {
+            let begin = self.pending.len();
+            self.pending.resize(begin + strips.iter().map(|(_, strip)| strip.len()).sum::<usize>() * row_bytes, 0);
+            let mut places = &mut self.pending[begin..];
+            let places =
+                strips.iter().map(|(_, strip)| places.split_off_mut(..strip.len() * row_bytes).expect("as counted"));
+            let work = Mutex::new(strips.iter().cloned().zip(places));
+            let fill_strips = || {
+                let (mut values, mut columns, mut rows) = (Vec::new(), Vec::new(), Vec::new());
+                let next = || work.lock().expect("no thread panics").next();
+                while let Some(((tensor, strip), place)) = next() {
+                    rows.resize(strip.len() * stride, 0.0);
+                    for (block, first) in inputs.clone().step_by(BLOCK_INPUTS).enumerate() {
+                        columns.clear();
+                        for input in first..inputs.end.min(first + BLOCK_INPUTS) {
+                            tensor.read_row(input, strip.clone(), &mut values)?;
+                            columns.extend_from_slice(&values);
+                        }
+                        for (output, row) in rows.chunks_exact_mut(stride).enumerate() {
+                            let inputs = columns.iter().skip(output).step_by(strip.len());
+                            row[block * BLOCK_INPUTS..].iter_mut().zip(inputs).for_each(|(place, &x)| *place = x);
+                        }
+                    }
+                    narrow(&rows, self.element, place);
+                }
+                Ok::<_, CheckpointError>(())
+            };
+            thread::scope(|scope| {
+                // Where the system gives fewer threads, those take more strips.
+                let more = |_| thread::Builder::new().spawn_scoped(scope, fill_strips).ok();
+                let others: Vec<_> = (1..self.threads.min(strips.len())).map_while(more).collect();
+                let ours = fill_strips();
+                others.into_iter().map(|other| other.join().expect("loading does not panic")).fold(ours, Result::and)
+            })?;
+            offset = self.send(&memory, offset, CHUNK_BYTES)?;
+        }
+        self.send(&memory, offset, 1)?;
+        Ok(memory)
+    }
+
+    /// Rows of the given columns side by side, in f32.
+    fn floats(&mut self, pieces: &[Piece], rows: usize) -> Result<Memory, WorkerError> {
+        let width: usize = pieces.iter().map(|(_, columns)| columns.len()).sum();
+        let bytes = rows * width * size_of::<f32>();
+        let Some(checkpoint) = self.checkpoint else { return self.zeros(bytes) };
+        let slice = |(part, columns): &Piece| Ok((checkpoint.part(self.shape, *part)?, columns.clone()));
+        let tensors = pieces.iter().map(slice).collect::<Result<Vec<_>, CheckpointError>>()?;
+        let memory = self.allocate(bytes)?;
+        let (mut offset, mut values) = (0, Vec::new());
+        for index in 0..rows {
+            for (tensor, columns) in &tensors {
+                tensor.read_row(index, columns.clone(), &mut values)?;
+                self.pending.extend_from_slice(bytemuck::cast_slice(&values));
+            }
+            offset = self.send(&memory, offset, CHUNK_BYTES)?;
+        }
+        self.send(&memory, offset, 1)?;
+        Ok(memory)
+    }
+
+    fn zeros(&self, bytes: usize) -> Result<Memory, WorkerError> {
+        self.gpu.zeroed(bytes, "weights").map_err(|source| WorkerError::Gpu { rank: self.rank, source })
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Memory, WorkerError> {
+        self.gpu.allocate(bytes, "weights").map_err(|source| WorkerError::Gpu { rank: self.rank, source })
+    }
+
+    /// Copies what is pending behind the first `offset` bytes, chunk by chunk, while there are at least `least` bytes; returns the next
+    /// offset. All that is pending is whole words.
+    fn send(&mut self, to: &Memory, mut offset: usize, least: usize) -> Result<usize, WorkerError> {
+        while self.pending.len() >= least {
+            let bytes = self.pending.len().min(CHUNK_BYTES);
+            bytemuck::cast_slice_mut::<u32, u8>(&mut self.staging.words_mut()[..bytes / 4])
+                .copy_from_slice(&self.pending[..bytes]);
+            let copied = self
+                .gpu
+                .upload(&self.staging, bytes / 4, to.at(offset, bytes))
+                .and_then(|()| self.gpu.wait("load weights", || Ok(())));
+            copied.map_err(|source| WorkerError::Gpu { rank: self.rank, source })?;
+            self.pending.drain(..bytes);
+            offset += bytes;
+        }
+        Ok(offset)
+    }
+}
+
+fn narrow(values: &[f32], element: Element, out: &mut [u8]) {
+    match element {
+        Element::F32 => out.copy_from_slice(bytemuck::cast_slice(values)),
+        Element::F16 => convert(values, out, |x| f16::from_f32(x).to_le_bytes()),
+        Element::Bf16 => convert(values, out, |x| bf16::from_f32(x).to_le_bytes()),
+    }
+}
+
+fn convert(values: &[f32], out: &mut [u8], convert: impl Fn(f32) -> [u8; 2]) {
+    let (words, _) = out.as_chunks_mut::<2>();
+    words.iter_mut().zip(values).for_each(|(word, &x)| *word = convert(x));
+}

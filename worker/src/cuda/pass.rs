@@ -1,0 +1,266 @@
+//! The forward pass of one rank, as kernels and products queued on its GPU.
+//!
+//! ```text
+//! tokens ─► embed, positions on the first rank ─ all-reduce ─► x [T, C]
+//! each layer:  LayerNorm, QKV, KV write ─► attention ─► projection, x += ─ all-reduce
+//!              LayerNorm, FC, activation ─────────────► projection, x += ─ all-reduce
+//! wanted rows of x: LayerNorm, LM head [R, V_local] ─► answers
+//! ```
+//! What is between two commas is one kernel for few rows, and several for more ([`linear`](super::linear)). Products take inputs in the
+//! element type and give f32, and so do reductions: as on the CPU, only what is multiplied is rounded.
+//!
+//! Invariant: all addresses are those of buffers made once, so that a captured step can run again. Does not know plans.
+
+use std::time::{Duration, Instant};
+
+use nanoinfer_kernels::cuda::{
+    AnswerArguments, AttendArguments, BLOCK, Element, EmbedArguments, Launch, QkvPlaces, TILE_ROWS, head_stride,
+    row_stride,
+};
+use nanoinfer_shared::{
+    ModelShape, Share,
+    comm::{CommError, Communicator as HostCommunicator, Elements, ReduceSite},
+};
+
+use super::{
+    error::GpuError,
+    gpu::{Gpu, Memory, Pinned},
+    inputs::Inputs,
+    linear::{Input, Linears, Output},
+    load::{Matrix, Weights},
+    nccl::Communicator,
+};
+
+/// Rows of logits begin at multiples of so many floats: 256 bytes, which is what cublasLt takes for granted.
+const LOGIT_ALIGNMENT: usize = 64;
+
+/// Why a pass failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PassError {
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
+    #[error(transparent)]
+    Comm(#[from] CommError),
+}
+
+/// How partial sums reach the other ranks.
+pub(crate) enum Reduction {
+    /// There are none.
+    Alone,
+    /// Through memory of the host, which the sums are copied to and from.
+    Staged { comm: Box<dyn HostCommunicator>, staging: Pinned },
+    /// On the GPUs.
+    Nccl(Communicator),
+}
+
+/// A rank's model on its GPU.
+pub(crate) struct Pass {
+    reduction: Reduction,
+    pub(crate) shape: ModelShape,
+    pub(crate) share: Share,
+    linears: Linears,
+    weights: Weights,
+    /// Of each layer.
+    cache: Vec<Memory>,
+    /// `[T, H_local, D]`, heads in whole loads.
+    queries: Memory,
+    /// `[T, H_local · D]` in whole slices.
+    mixed: Memory,
+    /// `[T, F_local]` in whole slices.
+    hidden: Memory,
+    /// Time in reductions through the host since it was last asked for.
+    reducing: Duration,
+    pub(crate) gpu: Gpu,
+}
+
+/// Sizes of what a model is given room for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sizes {
+    /// Most rows of a step.
+    pub(crate) tokens: usize,
+    /// Most rows that logits are wanted of at once.
+    pub(crate) rows: usize,
+    /// Blocks of the KV cache.
+    pub(crate) kv_blocks: usize,
+}
+
+impl Pass {
+    /// Bytes of one block of the KV cache, in all layers.
+    pub(crate) fn block_bytes(shape: &ModelShape, share: &Share, element: Element) -> u64 {
+        (shape.layers * layer_block_bytes(shape, share, element)) as u64
+    }
+
+    /// Bytes of activations for steps of up to `tokens` tokens, of which at most `rows` logits are wanted at once.
+    pub(crate) fn activation_bytes(
+        shape: &ModelShape,
+        share: &Share,
+        element: Element,
+        tokens: usize,
+        rows: usize,
+    ) -> u64 {
+        let elements: usize = activation_widths(shape, share).iter().sum();
+        (tokens * elements * element.bytes()) as u64 + Linears::bytes(shape, share, element, tokens, rows)
+    }
+
+    pub(crate) fn new(
+        gpu: Gpu,
+        shape: ModelShape,
+        (rank, share): (usize, Share),
+        element: Element,
+        weights: Weights,
+        reduction: Reduction,
+        sizes: Sizes,
+    ) -> Result<Self, GpuError> {
+        let linears = Linears::new(&gpu, &shape, &share, rank, element, (sizes.tokens, sizes.rows))?;
+        // What fills rows up stays zero.
+        let elements = |width: usize| gpu.zeroed(sizes.tokens * width * element.bytes(), "activations");
+        let [queries, mixed, hidden] = activation_widths(&shape, &share).map(elements);
+        let (queries, mixed, hidden) = (queries?, mixed?, hidden?);
+        // One block more, for rows that only fill a batch.
+        let bytes = (sizes.kv_blocks + 1) * layer_block_bytes(&shape, &share, element);
+        let cache = (0..shape.layers).map(|_| gpu.zeroed(bytes, "KV cache")).collect::<Result<_, _>>()?;
+        let reducing = Duration::ZERO;
+        Ok(Self { reduction, shape, share, linears, weights, cache, queries, mixed, hidden, reducing, gpu })
+    }
+
+    /// Whether a step can be captured: nothing in it needs the host.
+    pub(crate) fn is_capturable(&self) -> bool {
+        !matches!(self.reduction, Reduction::Staged { .. })
+    }
+
+    /// Floats from one row of logits to the next.
+    pub(crate) fn logit_stride(share: &Share) -> usize {
+        share.vocab.len().next_multiple_of(LOGIT_ALIGNMENT)
+    }
+
+    /// Queues all layers over rows that have been copied to `memory`.
+    pub(crate) fn forward(&mut self, step: u64, inputs: &Inputs, memory: &Memory) -> Result<(), PassError> {
+        let (t, c) = (inputs.rows, self.shape.width);
+        self.gpu.launch(
+            Launch::rows(t),
+            &EmbedArguments {
+                tokens: inputs.tokens(memory),
+                positions: inputs.placement(memory).positions,
+                embedding: self.weights.embedding.address(),
+                position_embedding: self.weights.positions.as_ref().map_or(0, Memory::address),
+                x: self.linears.x.address(),
+                first_token: self.share.vocab.start as u32,
+                tokens_local: self.share.vocab.len() as u32,
+                width: c as u32,
+                stride: row_stride(c) as u32,
+            },
+        )?;
+        let site = |layer, operation| ReduceSite { step, layer, operation };
+        self.reduce(t, site(None, "token embedding"))?;
+        for layer in 0..self.shape.layers {
+            self.attention(layer, inputs, memory)?;
+            self.reduce(t, site(Some(layer), "attention projection"))?;
+            self.mlp(layer, t)?;
+            self.reduce(t, site(Some(layer), "MLP projection"))?;
+        }
+        Ok(())
+    }
+
+    /// Queues the logits `[R, V_local]` after rows of the last forward pass, whose numbers are at `rows`, and what is `asked` of them;
+    /// sizes are filled in here.
+    pub(crate) fn answer(&mut self, (rows, count): (u64, usize), asked: AnswerArguments) -> Result<(), GpuError> {
+        let (stride, width) = (Self::logit_stride(&self.share), self.share.vocab.len());
+        let head = Matrix { weights: self.weights.head().address(), bias: 0, inputs: self.shape.width, outputs: width };
+        let input = Input::Norm { norm: &self.weights.final_norm, rows, next: None };
+        self.linears.apply(&self.gpu, count, input, head, Output::Logits { at: asked.logits, stride })?;
+        let arguments = AnswerArguments { width: width as u32, stride: stride as u32, ..asked };
+        self.gpu.launch_as("answer_parts", Launch::answer_parts(count, width), &arguments)?;
+        self.gpu.launch(Launch::answers(count), &arguments)
+    }
+
+    fn attention(&mut self, layer: usize, inputs: &Inputs, memory: &Memory) -> Result<(), GpuError> {
+        let (t, d, heads) = (inputs.rows, self.shape.attention.head_dim, self.share.heads.len());
+        let weights = &self.weights.layers[layer];
+        let places = QkvPlaces {
+            queries: self.queries.address(),
+            cache: self.cache[layer].address(),
+            at: inputs.placement(memory),
+            heads: heads as u32,
+            head_dim: d as u32,
+            head_stride: head_stride(d) as u32,
+            table_blocks: inputs.table_blocks as u32,
+        };
+        let projection = weights.attention_output.matrix();
+        let input = Input::Norm { norm: &weights.attention_norm, rows: 0, next: Some(projection) };
+        self.linears.apply(&self.gpu, t, input, weights.qkv.matrix(), Output::Qkv(places))?;
+        let tiled = inputs.tiles > 0;
+        let attend = AttendArguments {
+            from: places,
+            out: self.mixed.address(),
+            tiles: inputs.tiles_address(memory),
+            tile_rows: if tiled { TILE_ROWS as u32 } else { 1 },
+            out_stride: row_stride(heads * d) as u32,
+            scale: self.shape.attention.scale(layer),
+            padding: 0,
+        };
+        let (name, launch) = Launch::attention(if tiled { inputs.tiles } else { t }, heads, d, tiled);
+        self.gpu.launch_as(name, launch, &attend)?;
+        self.linears.apply(&self.gpu, t, Input::Elements(self.mixed.address()), projection, Output::Residual)
+    }
+
+    fn mlp(&mut self, layer: usize, t: usize) -> Result<(), GpuError> {
+        let (weights, hidden) = (&self.weights.layers[layer], self.hidden.address());
+        let projection = weights.down.matrix();
+        let input = Input::Norm { norm: &weights.mlp_norm, rows: 0, next: Some(projection) };
+        self.linears.apply(&self.gpu, t, input, weights.up.matrix(), Output::Activation(hidden))?;
+        self.linears.apply(&self.gpu, t, Input::Elements(hidden), projection, Output::Residual)
+    }
+
+    /// Replaces `x` by its sum over all ranks.
+    fn reduce(&mut self, t: usize, site: ReduceSite) -> Result<(), PassError> {
+        let (address, count) = (self.linears.x.address(), t * self.shape.width);
+        match &mut self.reduction {
+            Reduction::Alone => {}
+            Reduction::Nccl(communicator) => {
+                communicator.all_reduce(address, count, self.gpu.stream().cu_stream())?;
+            }
+            Reduction::Staged { comm, staging } => {
+                let begun = Instant::now();
+                self.gpu.download(address, staging, count)?;
+                self.gpu.wait("bring partial sums", || Ok(()))?;
+                comm.all_reduce(Elements::F32(&mut staging.floats_mut()[..count]), site)?;
+                self.gpu.upload(staging, count, address)?;
+                self.reducing += begun.elapsed();
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for all that is queued.
+    pub(crate) fn wait(&self) -> Result<(), GpuError> {
+        self.gpu.wait("finish a step", || match &self.reduction {
+            Reduction::Nccl(communicator) => communicator.check(),
+            Reduction::Alone | Reduction::Staged { .. } => Ok(()),
+        })
+    }
+
+    /// Time in reductions through the host since the last call; of those on the GPUs nobody knows.
+    pub(crate) fn take_reducing(&mut self) -> Duration {
+        std::mem::take(&mut self.reducing)
+    }
+
+    /// Frees peers that wait for this rank.
+    pub(crate) fn abort(&self) {
+        match &self.reduction {
+            Reduction::Staged { comm, .. } => comm.abort(),
+            // The end of this process ends them: NCCL's own way would wait for graphs, and does not reach peers.
+            Reduction::Alone | Reduction::Nccl(_) => {}
+        }
+    }
+}
+
+/// Elements a row of queries, of what attention mixes, and of the hidden layer.
+fn activation_widths(shape: &ModelShape, share: &Share) -> [usize; 3] {
+    let (d, heads) = (shape.attention.head_dim, share.heads.len());
+    [heads * head_stride(d), row_stride(heads * d), row_stride(share.ffn.len())]
+}
+
+/// K and V of the heads of one block of one layer.
+fn layer_block_bytes(shape: &ModelShape, share: &Share, element: Element) -> usize {
+    2 * BLOCK * share.kv_heads.len() * head_stride(shape.attention.head_dim) * element.bytes()
+}

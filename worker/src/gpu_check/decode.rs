@@ -1,0 +1,130 @@
+//! What a decode step of gpt2-xl takes on this GPU, captured and launched kernel by kernel, beside what its memory allows. Weights are
+//! zeros, as time does not depend on them: no checkpoint is needed.
+
+use std::time::Instant;
+
+use nanoinfer_kernels::cuda::Element;
+use nanoinfer_shared::{
+    ModelShape, Partition,
+    comm::Local,
+    protocol::{BLOCK_TOKENS, CommKind, DType, Device, LoadOrder, StepPlan},
+};
+
+use super::{
+    Section,
+    model::{CONFIG, Trouble, one_token, order_of},
+};
+use crate::cuda::{GpuInfo, Held, gpu::Gpu, load::Weights, memory, pass::Pass};
+use crate::{
+    runner::{Link, Runner},
+    trace::Trace,
+};
+
+const XL: &str = r#"{"n_layer":48,"n_head":25,"n_embd":1600,"vocab_size":50257,"n_positions":1024}"#;
+const ELEMENT: Element = Element::Bf16;
+const STEPS: usize = 20;
+
+/// A model, and what it decodes.
+struct Subject {
+    name: &'static str,
+    shape: ModelShape,
+    /// Positions before the token.
+    history: usize,
+    batches: &'static [usize],
+}
+
+/// Measures gpt2-xl where it fits; else the small model of the other checks, which says no more than that it runs.
+pub(crate) fn measure(info: &GpuInfo, section: &mut Section<'_>) -> Result<(), Trouble> {
+    let of = |name, config, history, batches| {
+        let shape = ModelShape::from_config_json(config).expect("the configuration is sound");
+        Subject { name, shape, history, batches }
+    };
+    let xl = of("gpt2-xl", XL, 512, &[1, 8, 16, 32]);
+    let subject = if xl.bytes() < info.free_bytes { xl } else { of("a small model", CONFIG, 40, &[1, 4]) };
+    let (captured, limit) = subject.seconds(info.ordinal, true)?;
+    let (plain, _) = subject.seconds(info.ordinal, false)?;
+    for (i, &batch) in subject.batches.iter().enumerate() {
+        let ms = |seconds: f64| seconds * 1e3;
+        let bytes = subject.step_bytes(batch) as f64;
+        let reached = limit.map_or(String::new(), |limit| format!(", {:.0} %", 100.0 * bytes / limit / captured[i]));
+        section.tell(
+            &format!("a step of {} in bf16, batch {batch}", subject.name),
+            format!(
+                "{:.2} ms captured, {:.2} ms not; {:.2} GB at {:.0} GB/s{reached}",
+                ms(captured[i]),
+                ms(plain[i]),
+                bytes / 1e9,
+                bytes / captured[i] / 1e9
+            ),
+            None,
+        );
+    }
+    let limit = limit.map_or("unknown".into(), |limit| format!("{:.0} GB/s", limit / 1e9));
+    section.tell("the memory's rate, by clock and width, of which these are", limit, None);
+    Ok(())
+}
+
+impl Subject {
+    fn partition(&self) -> Partition {
+        Partition::new(&self.shape, 1).expect("one rank has room for every head")
+    }
+
+    fn max_seqs(&self) -> usize {
+        self.batches.iter().copied().max().unwrap_or(1)
+    }
+
+    fn sequence_blocks(&self) -> usize {
+        self.history / BLOCK_TOKENS + 1
+    }
+
+    fn kv_blocks(&self) -> usize {
+        self.max_seqs() * self.sequence_blocks()
+    }
+
+    fn order(&self, ordinal: u32) -> LoadOrder {
+        let (device, sizes) = (Device::Gpus(vec![ordinal]), (self.max_seqs(), self.max_seqs()));
+        order_of(&self.shape, Vec::new(), device, DType::Bf16, CommKind::Local, sizes)
+    }
+
+    /// All that it needs.
+    fn bytes(&self) -> u64 {
+        memory(&self.order(0), 0, self.partition().share(0), self.kv_blocks()).total()
+    }
+
+    /// What a step reads: weights but for positions, keys and values.
+    fn step_bytes(&self, batch: usize) -> u64 {
+        let (partition, shape) = (self.partition(), &self.shape);
+        let share = partition.share(0);
+        let positions = (shape.context * shape.width * size_of::<f32>()) as u64;
+        let position = Pass::block_bytes(shape, share, ELEMENT) / BLOCK_TOKENS as u64;
+        Weights::bytes(shape, 0, share, ELEMENT) - positions + position * ((self.history + 1) * batch) as u64
+    }
+
+    /// Median seconds of a step of each batch, and the bytes a second of the GPU's memory where it tells.
+    fn seconds(&self, ordinal: u32, with_graphs: bool) -> Result<(Vec<f64>, Option<f64>), Trouble> {
+        let partition = self.partition();
+        let gpu = Gpu::open(ordinal, ELEMENT)?;
+        let limit = gpu.memory_bytes_per_s;
+        let share = partition.share(0).clone();
+        let weights = Weights::load(&gpu, None, &self.shape, (0, &share), ELEMENT, 1)?;
+        let held = Held { order: self.order(ordinal), rank: 0, share, element: ELEMENT, weights, gpu };
+        let mut runner = held.runner(self.kv_blocks(), Link::Host(Box::new(Local)), Trace::default(), with_graphs)?;
+        let medians = self.batches.iter().map(|&batch| {
+            let mut seconds = Vec::with_capacity(STEPS);
+            for step in 0..STEPS {
+                let plan = self.plan(step as u64, batch);
+                let begun = Instant::now();
+                runner.run(&plan)?;
+                seconds.push(begun.elapsed().as_secs_f64());
+            }
+            seconds.sort_by(f64::total_cmp);
+            Ok(seconds[STEPS / 2])
+        });
+        Ok((medians.collect::<Result<_, Trouble>>()?, limit))
+    }
+
+    fn plan(&self, step: u64, batch: usize) -> StepPlan {
+        let sequence = |index: usize| one_token((self.history as u32, (index * self.sequence_blocks()) as u32));
+        StepPlan { step, sequences: (0..batch).map(sequence).collect(), timed: false }
+    }
+}

@@ -1,0 +1,107 @@
+//! What a device must do for a rank: hold its slices of a checkpoint ([`Loaded`]), and run steps over them ([`Runner`]).
+//!
+//! Does not know which devices there are.
+
+use nanoinfer_shared::{
+    comm::Communicator,
+    protocol::{LoadOrder, LogitSlice, StepOutput, StepPlan, Wants},
+};
+
+use crate::{WorkerError, trace::Trace};
+
+/// A rank's slices of a checkpoint, in the memory of its device.
+pub(crate) trait Loaded {
+    /// Bytes of weights.
+    fn weight_bytes(&self) -> u64;
+
+    /// Bytes of one block of the KV pool.
+    fn kv_block_bytes(&self) -> u64;
+
+    /// Bytes free for that pool; `None` where the system does not say.
+    fn free_bytes(&self) -> Option<u64>;
+
+    /// Allocates the pool and all buffers.
+    ///
+    /// # Errors
+    /// When the device does not take them, or the peers cannot be joined.
+    fn start(self: Box<Self>, kv_blocks: usize, link: Link, trace: Trace) -> Result<Box<dyn Runner>, WorkerError>;
+}
+
+/// Runs steps.
+pub(crate) trait Runner {
+    /// Runs one step.
+    ///
+    /// # Errors
+    /// When the plan does not fit this rank, or a reduction or the device fails.
+    fn run(&mut self, plan: &StepPlan) -> Result<StepOutput, WorkerError>;
+
+    /// Logits `[V_local]` of rows of the last step that asked for candidates.
+    ///
+    /// # Errors
+    /// When a row asked for something else, there is no such row, or the device fails.
+    fn fetch(&mut self, rows: &[u32]) -> Result<Vec<LogitSlice>, WorkerError>;
+
+    /// Writes the timeline of a step that was answered.
+    fn write_trace(&mut self, step: u64);
+
+    /// Frees peers that wait for this rank.
+    fn abort(&self);
+}
+
+/// How partial sums reach the other ranks.
+pub(crate) enum Link {
+    /// Through the host's memory.
+    Host(Box<dyn Communicator>),
+    /// From GPU to GPU: rank, world size, and what rank 0 reported.
+    Nccl { rank: usize, world: usize, id: Vec<u8> },
+}
+
+/// Compute threads of a rank.
+pub(crate) fn threads(order: &LoadOrder) -> usize {
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    order.threads.unwrap_or_else(|| (cores() / order.ranks_on_host).max(1))
+}
+
+/// Something wanted of the distribution after one token of a step.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted<'a> {
+    /// Its place among the answers.
+    pub(crate) answer: usize,
+    /// The token's row: those of all sequences are counted, one sequence after the other.
+    pub(crate) row: usize,
+    /// What.
+    pub(crate) wants: &'a Wants,
+}
+
+/// Everything that a plan wants, in the order of the answers.
+pub(crate) fn wanted(plan: &StepPlan) -> Vec<Wanted<'_>> {
+    let mut wanted = Vec::new();
+    let mut first = 0;
+    for sequence in &plan.sequences {
+        for output in &sequence.outputs {
+            wanted.push(Wanted { answer: wanted.len(), row: first + output.row as usize, wants: &output.wants });
+        }
+        first += sequence.tokens.len();
+    }
+    wanted
+}
+
+/// Bytes of one rank, by what they are for: of its host's memory, or of its GPU's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RankMemory {
+    /// Packed weights, biases, position embedding.
+    pub weights: u64,
+    /// KV pool when every block is in use.
+    pub kv: u64,
+    /// Activations and logits of the largest step; on a GPU also what products need, and the driver for itself.
+    pub activations: u64,
+    /// Data link: the segment that the ranks of a host share, socket buffers, or what NCCL takes of a GPU.
+    pub link: u64,
+}
+
+impl RankMemory {
+    /// Everything together.
+    pub fn total(&self) -> u64 {
+        self.weights + self.kv + self.activations + self.link
+    }
+}
