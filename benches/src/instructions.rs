@@ -1,6 +1,6 @@
 //! How many instructions each kernel takes, held against a committed baseline: a guard that the noise of a machine cannot blur.
 //!
-//! `cargo run --release -p nanoinfer-benches --bin instructions` compares with `benches/instructions.txt`; with `--update` it writes
+//! `cargo run --release --bin instructions` compares with `benches/instructions.txt`; with `--update` it writes
 //! that file. Needs valgrind, which counts in its own simulation of a CPU: AVX2 is forced, so that the counts are the same
 //! wherever they are made; AVX-512 it does not know. Each kernel runs once and twice; the difference is one run of it, without
 //! what starts the program.

@@ -1,6 +1,6 @@
 //! A whole cluster inside a program of one's own: text in, a stream of text out.
 //!
-//! `cargo run --release -p nanoinfer-launch --example embed -- "What is a cat?"`
+//! `cargo run --release --example embed -- "What is a cat?"`
 
 use std::io::Write;
 

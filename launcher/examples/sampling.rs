@@ -2,7 +2,7 @@
 //! the control links.
 //!
 //! ```sh
-//! cargo run --release -p nanoinfer-launch --example sampling -- MODEL [SEQUENCES]
+//! cargo run --release --example sampling -- MODEL [SEQUENCES]
 //! ```
 //! Kinds take turns in one run, so that a noisy machine treats them alike; medians. One rank on all cores.
 

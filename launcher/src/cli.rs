@@ -198,6 +198,6 @@ fn log_to_stderr(filter: &str) -> Result<(), ConfigError> {
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi);
     // Where nobody reads standard error any more, a complaint about that would be a panic. An embedding program may have
     // installed a log of its own.
-    let _ = log.log_internal_errors(false).try_init();
+    let _ = tracing::subscriber::set_global_default(log.log_internal_errors(false).finish());
     Ok(())
 }

@@ -60,7 +60,7 @@ pub enum HandshakeError {
     Rejected(String),
     /// The operating system gave no random numbers.
     #[error("no random numbers from the operating system: {0}")]
-    Random(rustix::io::Errno),
+    Random(getrandom::Error),
 }
 
 type Nonce = [u8; 16];
@@ -234,11 +234,7 @@ fn digest(mac: Hmac<Sha256>) -> Digest {
 
 fn random<const N: usize>() -> Result<[u8; N], HandshakeError> {
     let mut bytes = [0; N];
-    let mut filled = 0;
-    while filled < N {
-        filled += rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty())
-            .map_err(HandshakeError::Random)?;
-    }
+    getrandom::fill(&mut bytes).map_err(HandshakeError::Random)?;
     Ok(bytes)
 }
 

@@ -1,6 +1,6 @@
 //! From checkpoint to conversation: GPT-2 whole, in one page and without any trick. What the server does is this, faster.
 //!
-//!     cargo run --release -p nanoinfer-reference --example conversation [-- FOLDER [TEMPERATURE]] [--no-cache]
+//!     cargo run --release --example conversation [-- FOLDER [TEMPERATURE]] [--no-cache]
 use std::{collections::HashMap, error::Error, io::Write, path::Path};
 
 use candle_core::{D, DType, Device::Cpu, Result, Tensor};
