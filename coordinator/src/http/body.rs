@@ -17,7 +17,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{HttpOptions, error::Failure};
+use super::{error::Failure, options::HttpOptions};
 use crate::off_runtime::{self, OffRuntime};
 
 /// Bodies up to here take no share, and are parsed where they are read.

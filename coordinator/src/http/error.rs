@@ -14,7 +14,7 @@ use axum::{
 };
 use serde_json::{Value, json};
 
-use super::fields::short;
+use super::quote::short;
 use crate::{
     handle::SubmitError,
     metrics::Metrics,

@@ -6,11 +6,10 @@
 //! costs nothing but its text.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::BTreeMap,
     fmt,
     mem::take,
     ops::{Range, RangeInclusive},
-    sync::{Mutex, PoisonError},
 };
 
 use axum::{
@@ -26,10 +25,12 @@ use serde_json::{Value, value::RawValue};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
-    App,
+    app::App,
     body::SMALL_BYTES,
     error::Failure,
     json::{Given, MAX_VALUES, Unread, integer},
+    quote::show,
+    unknown_fields::{MAX_NAMES, UnknownFields},
 };
 use crate::{
     names::closest,
@@ -50,12 +51,6 @@ const MAX_STOPS: usize = 64;
 const MAX_STOP_BYTES: usize = 16 << 10;
 /// Most tokens of a request that end its texts.
 const MAX_STOP_TOKEN_IDS: usize = 64;
-
-/// Most names of unknown fields to remember; further ones are not logged.
-const MAX_UNKNOWN_NAMES: usize = 256;
-
-/// Longest name of an unknown field in the log, in characters.
-const MAX_NAME_CHARS: usize = 64;
 
 /// A JSON object whose fields are taken out.
 #[derive(Debug)]
@@ -80,13 +75,6 @@ enum Held {
     At(Range<usize>),
     /// What it was when it was read.
     Read(Result<Given, Unread>),
-}
-
-/// Names of unknown fields that were logged already.
-#[derive(Debug, Default)]
-pub(super) struct UnknownFields {
-    /// Locked for a look-up, and only when a request has an unknown field.
-    names: Mutex<HashSet<String>>,
 }
 
 impl FromRequest<App> for Fields {
@@ -340,7 +328,7 @@ impl Fields {
     /// Refuses a request that lacks a field and has, among what is left, a slip of the keyboard for it.
     pub(super) fn refuse_slip(&self, name: &str) -> Result<(), Failure> {
         // Bounded, as comparing takes the time of both lengths.
-        let short = self.held.keys().take(MAX_UNKNOWN_NAMES).filter(|key| key.len() <= 2 * name.len());
+        let short = self.held.keys().take(MAX_NAMES).filter(|key| key.len() <= 2 * name.len());
         match short.into_iter().find(|key| closest(key, [name]).is_some()) {
             Some(slip) => Err(Failure::field(name, format!("`{name}` is missing, and `{slip}` is unknown"))
                 .with_hint(format!("did you mean `{name}`?"))),
@@ -420,45 +408,12 @@ impl<'de> Visitor<'de> for Names<'_> {
     }
 }
 
-impl UnknownFields {
-    #[cfg(test)]
-    pub(super) fn names(&self) -> Vec<String> {
-        self.names.lock().unwrap().iter().cloned().collect()
-    }
-
-    pub(super) fn report(&self, path: &str) {
-        let name: String = path.chars().take(MAX_NAME_CHARS).collect();
-        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
-        if names.len() < MAX_UNKNOWN_NAMES && names.insert(name.clone()) {
-            tracing::warn!(field = ?name, "unknown field in a request: ignored, and not mentioned again");
-        }
-    }
-}
-
 fn text_of(body: &Bytes) -> &str {
     str::from_utf8(body).expect("looked at when the body came")
 }
 
 fn not_json(why: &dyn fmt::Display) -> Failure {
     Failure::no_request(format!("the request's body is not JSON: {why}"))
-}
-
-/// A value as errors quote it: short.
-pub(super) fn show(value: &Value) -> String {
-    match value {
-        Value::Object(_) => "an object".into(),
-        Value::Array(_) => "a list".into(),
-        value => short(&value.to_string()),
-    }
-}
-
-/// A client's text as errors quote it.
-pub(super) fn short(text: &str) -> String {
-    const MOST_CHARS: usize = 60;
-    match text.char_indices().nth(MOST_CHARS) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
-    }
 }
 
 #[cfg(test)]
@@ -637,16 +592,5 @@ mod tests {
         for other in ["messages", "user", "pro", long.as_str()] {
             fields(&json!({(other): 1})).refuse_slip("prompt").unwrap();
         }
-    }
-
-    #[test]
-    fn unknown_fields_are_remembered_within_bounds() {
-        let unknown = UnknownFields::default();
-        for i in 0..1000 {
-            let _ = fields(&json!({(format!("{i}").repeat(100)): 1})).finish(&unknown);
-        }
-        let names = unknown.names.lock().unwrap();
-        assert_eq!(names.len(), MAX_UNKNOWN_NAMES);
-        assert!(names.iter().all(|name| name.chars().count() <= MAX_NAME_CHARS));
     }
 }

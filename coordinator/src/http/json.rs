@@ -14,7 +14,7 @@ use serde::{
 };
 use serde_json::{Map, Value};
 
-use super::fields::show;
+use super::quote::show;
 
 /// Most values within one, lists of token ids left aside.
 pub(super) const MAX_VALUES: usize = 1 << 15;

@@ -6,7 +6,9 @@ use serde_json::Value;
 
 use super::{
     error::Failure,
-    fields::{Fields, UnknownFields, short, show},
+    fields::Fields,
+    quote::{short, show},
+    unknown_fields::UnknownFields,
 };
 use crate::text::{ChatLayout, Ending, Message, Role};
 

@@ -1,38 +1,30 @@
 //! The outside: HTTP routes of three dialects over one [`TextEngine`].
 //!
-//! Reading order: this router; [`access`] lets requests in; [`body`], [`fields`] (with [`json`]) and [`messages`] read them, [`unbuilt`] refuses
-//! what would change an answer; [`sampling`] and [`openai`] turn them into a `GenerateRequest`; the routes
-//! [`short_form`], [`ollama`], [`completions`] and [`chat_completions`] answer, whole or through [`stream`]; [`pages`]
-//! and [`live`] are for browsers; [`error`] alone decides statuses. Nothing here knows token ids' meaning, scheduling
-//! or ranks.
+//! Reading order: this router; [`operate`] lets requests in; [`body`], [`fields`] (with [`json`]) and [`messages`] read them,
+//! [`unbuilt`] refuses what would change an answer; [`sampling`] turns them into a `GenerateRequest`; the dialects, [`openai`],
+//! [`ollama`] and the [`short`] form, answer, whole or through [`stream`]; [`page`] is for browsers; [`error`] alone
+//! decides statuses. Nothing here knows token ids' meaning, scheduling or ranks.
 
-mod access;
+mod app;
 mod body;
-mod chat_completions;
-mod completions;
-mod connections;
 mod error;
-mod exchange;
+mod explain;
 mod fields;
 mod json;
-mod live;
 mod logprobs;
-mod explain;
 mod messages;
-mod models;
-mod neighbours;
+mod model_name;
 mod ollama;
 mod openai;
-mod pages;
-mod places;
-mod probes;
-mod request_id;
+mod operate;
+mod options;
+mod page;
+mod quote;
 mod sampling;
-mod short_form;
+mod short;
 mod stream;
-mod tokenize;
 mod unbuilt;
-mod watched;
+mod unknown_fields;
 
 use std::{future::Future, io, net::IpAddr, sync::Arc, time::Duration};
 
@@ -53,66 +45,22 @@ use tracing::Span;
 
 pub use axum::http::HeaderValue;
 
-pub use self::access::ApiKey;
 use self::{
+    app::App,
     body::Bodies,
-    connections::Limits,
-    fields::{UnknownFields, short},
-    neighbours::Neighbours,
     ollama::{chat, generate, library},
+    openai::{chat_completions, completions, models, tokenize},
+    operate::{
+        access,
+        connections::{self, Limits},
+        live,
+        neighbours::{self, Neighbours},
+        probes, request_id,
+    },
+    quote::short,
 };
+pub use self::{operate::access::ApiKey, options::HttpOptions};
 use crate::{metrics::Metrics, text::TextEngine};
-
-/// How the server behaves towards its clients.
-#[derive(Clone, Debug)]
-pub struct HttpOptions {
-    /// Largest body of a request, in bytes; more is answered with 413.
-    pub max_body_bytes: usize,
-    /// Most bytes of large bodies in work together; more wait, and get 429 in the end.
-    pub max_bodies_bytes: usize,
-    /// Most memory that the answer to one request may take, in bytes; a request for more is answered with 400.
-    pub max_request_memory: usize,
-    /// Longest that a client may take to send the head of its first request.
-    pub head_deadline: Duration,
-    /// Longest that it may take to send the next one's, and any body.
-    pub read_deadline: Duration,
-    /// Longest that it may read nothing of an answer.
-    pub write_deadline: Duration,
-    /// Most connections, but for a few more that only probes may use; none for as many as come.
-    pub max_connections: Option<usize>,
-    /// What requests must show; none for nothing.
-    pub api_key: Option<ApiKey>,
-    /// Origins of other sites whose pages may read answers; `*` for all.
-    pub cors_origins: Vec<HeaderValue>,
-    /// Names of this server, besides those of loopback, where it is bound to that and there is no key; `*` for all.
-    pub allowed_hosts: Vec<String>,
-}
-
-/// What every route can reach.
-#[derive(Clone, Debug)]
-struct App {
-    engine: TextEngine,
-    unknown_fields: Arc<UnknownFields>,
-    bodies: Bodies,
-    max_request_memory: usize,
-}
-
-impl Default for HttpOptions {
-    fn default() -> Self {
-        Self {
-            max_body_bytes: 8 << 20,
-            max_bodies_bytes: 64 << 20,
-            max_request_memory: 256 << 20,
-            head_deadline: Duration::from_secs(10),
-            read_deadline: Duration::from_secs(60),
-            write_deadline: Duration::from_secs(60),
-            max_connections: None,
-            api_key: None,
-            cors_origins: Vec::new(),
-            allowed_hosts: Vec::new(),
-        }
-    }
-}
 
 /// Serves until `shutdown` resolves; then takes no new connections, finishes the requests under way, and returns.
 ///
@@ -136,19 +84,19 @@ fn router(engine: TextEngine, options: HttpOptions, address: IpAddr) -> Router {
     let max_request_memory = options.max_request_memory;
     let app = App { engine, unknown_fields: Arc::default(), bodies, max_request_memory };
     let router = Router::new()
-        .route("/", get(pages::chat))
-        .route("/docs", get(pages::docs))
-        .route("/assets/{name}", get(pages::asset))
-        .route("/openapi.json", get(pages::openapi))
+        .route("/", get(page::chat))
+        .route("/docs", get(page::docs))
+        .route("/assets/{name}", get(page::asset))
+        .route("/openapi.json", get(page::openapi))
         .route("/livez", get(probes::livez))
         .route("/readyz", get(probes::readyz))
         .route("/health", get(probes::readyz))
         .route("/metrics", get(probes::metrics))
         .route("/api/health", get(probes::health))
         .route("/api/cluster", get(live::cluster))
-        .route("/api/model_info", get(models::info))
+        .route("/api/model_info", get(live::model_info))
         .route("/api/chat", post(chat::chat))
-        .route("/api/chat/batch", post(short_form::batch))
+        .route("/api/chat/batch", post(short::batch))
         .route("/api/generate", post(generate::generate))
         .route("/api/version", get(library::version))
         .route("/api/tags", get(library::tags))

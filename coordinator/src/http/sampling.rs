@@ -12,7 +12,8 @@ use serde_json::Value;
 
 use super::{
     error::Failure,
-    fields::{Fields, short, show},
+    fields::Fields,
+    quote::{short, show},
 };
 use crate::{
     request::{LogitBias, SamplingParams, TokenSet},

@@ -6,10 +6,7 @@
 
 use serde_json::Value;
 
-use super::{
-    error::Failure,
-    fields::{Fields, show},
-};
+use super::{error::Failure, fields::Fields, quote::show};
 
 /// Would change the answer, unless they ask for nothing: null, `false`, an empty text or list.
 const REFUSED: [&str; 40] = [

@@ -4,17 +4,17 @@ use std::time::Instant;
 
 use axum::{extract::State, response::Response};
 
-use super::{
-    super::{App, error::Failure, fields::Fields, messages, models, short_form, unbuilt},
-    Shape, answer, settings,
+use super::answer::{Shape, answer, settings};
+use crate::{
+    http::{app::App, error::Failure, fields::Fields, messages, model_name, short, unbuilt},
+    text::{ChatLayout, Prompt},
 };
-use crate::text::{ChatLayout, Prompt};
 
 /// The key that is present decides the form.
-pub(in crate::http) async fn chat(State(app): State<App>, fields: Fields) -> Result<Response, Failure> {
+pub(crate) async fn chat(State(app): State<App>, fields: Fields) -> Result<Response, Failure> {
     match (fields.has("messages"), fields.has("prompt")) {
         (true, false) => create(&app, fields).await,
-        (false, true) => short_form::create(&app, fields).await,
+        (false, true) => short::create(&app, fields).await,
         (true, true) => Err(Failure::field("prompt", "`messages` and `prompt` are two forms of a request: give one")),
         (false, false) => Err(Failure::field("messages", "`messages` or `prompt` is missing")),
     }
@@ -22,7 +22,7 @@ pub(in crate::http) async fn chat(State(app): State<App>, fields: Fields) -> Res
 
 async fn create(app: &App, mut fields: Fields) -> Result<Response, Failure> {
     let start = Instant::now();
-    models::take(&mut fields, app.engine.card())?;
+    model_name::take(&mut fields, app.engine.card())?;
     unbuilt::tools(&mut fields)?;
     let mut messages = messages::take(&mut fields, &app.unknown_fields)?;
     let layout = ChatLayout { ending: messages::natural_ending(&mut messages), ..ChatLayout::default() };

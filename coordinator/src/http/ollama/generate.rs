@@ -4,15 +4,15 @@ use std::time::Instant;
 
 use axum::{extract::State, response::Response};
 
-use super::{
-    super::{App, error::Failure, fields::Fields, models},
-    Shape, answer, settings,
+use super::answer::{Shape, answer, settings};
+use crate::{
+    http::{app::App, error::Failure, fields::Fields, model_name},
+    text::{ChatLayout, Message, Prompt, Role},
 };
-use crate::text::{ChatLayout, Message, Prompt, Role};
 
-pub(in crate::http) async fn generate(State(app): State<App>, mut fields: Fields) -> Result<Response, Failure> {
+pub(crate) async fn generate(State(app): State<App>, mut fields: Fields) -> Result<Response, Failure> {
     let start = Instant::now();
-    models::take(&mut fields, app.engine.card())?;
+    model_name::take(&mut fields, app.engine.card())?;
     let text = fields.string("prompt")?.unwrap_or_default();
     let system = fields.string("system")?.filter(|system| !system.is_empty());
     let raw = fields.boolean("raw")?.unwrap_or(false);

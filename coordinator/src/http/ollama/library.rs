@@ -8,8 +8,11 @@ use axum::{
 };
 use serde_json::{Value, json};
 
-use super::super::{App, error::Failure, fields::Fields, models};
-use crate::{clock::UtcTime, config::ModelCard};
+use crate::{
+    clock::UtcTime,
+    config::ModelCard,
+    http::{app::App, error::Failure, fields::Fields, model_name},
+};
 
 /// A time that does not come: the model stays loaded as long as the server runs.
 const NEVER: &str = "9999-12-31T23:59:59Z";
@@ -18,12 +21,12 @@ const NEVER: &str = "9999-12-31T23:59:59Z";
 const OLLAMA_VERSION: &str = "0.12.11";
 
 /// `GET /api/version`: clients take it apart into integers, and refuse what is too old for them.
-pub(in crate::http) async fn version(State(app): State<App>) -> Json<Value> {
+pub(crate) async fn version(State(app): State<App>) -> Json<Value> {
     Json(json!({"version": OLLAMA_VERSION, "nanoinfer": app.engine.card().build_id}))
 }
 
 /// `GET /api/tags`: what there is.
-pub(in crate::http) async fn tags(State(app): State<App>) -> Json<Value> {
+pub(crate) async fn tags(State(app): State<App>) -> Json<Value> {
     let card = app.engine.card();
     let mut entry = entry(card);
     entry["modified_at"] = UtcTime::of(card.started).rfc3339().into();
@@ -31,7 +34,7 @@ pub(in crate::http) async fn tags(State(app): State<App>) -> Json<Value> {
 }
 
 /// `GET /api/ps`: what is loaded.
-pub(in crate::http) async fn ps(State(app): State<App>) -> Json<Value> {
+pub(crate) async fn ps(State(app): State<App>) -> Json<Value> {
     let card = app.engine.card();
     let mut entry = entry(card);
     entry["expires_at"] = NEVER.into();
@@ -41,7 +44,7 @@ pub(in crate::http) async fn ps(State(app): State<App>) -> Json<Value> {
 }
 
 /// `POST /api/show`: everything about a model.
-pub(in crate::http) async fn show(State(app): State<App>, mut fields: Fields) -> Result<Json<Value>, Failure> {
+pub(crate) async fn show(State(app): State<App>, mut fields: Fields) -> Result<Json<Value>, Failure> {
     named(&app, &mut fields)?;
     fields.ignore(&["verbose"]);
     let _ = fields.finish(&app.unknown_fields);
@@ -59,7 +62,7 @@ pub(in crate::http) async fn show(State(app): State<App>, mut fields: Fields) ->
     .filter_map(|(name, value)| Some(format!("{name} {}", value?)))
     .collect();
     Ok(Json(json!({
-        "modelfile": format!("FROM {}", models::shown(card)),
+        "modelfile": format!("FROM {}", model_name::shown(card)),
         "parameters": parameters.join("\n"),
         "template": text.chat.template().unwrap_or_default(),
         "modified_at": UtcTime::of(card.started).rfc3339(),
@@ -79,7 +82,7 @@ pub(in crate::http) async fn show(State(app): State<App>, mut fields: Fields) ->
 }
 
 /// `POST /api/pull`: what is served is there already, and nothing else can be had.
-pub(in crate::http) async fn pull(State(app): State<App>, mut fields: Fields) -> Result<Response, Failure> {
+pub(crate) async fn pull(State(app): State<App>, mut fields: Fields) -> Result<Response, Failure> {
     named(&app, &mut fields)?;
     fields.ignore(&["insecure", "username", "password"]);
     let stream = fields.boolean("stream")?.unwrap_or(true);
@@ -93,14 +96,14 @@ pub(in crate::http) async fn pull(State(app): State<App>, mut fields: Fields) ->
 }
 
 /// `POST /api/embed` and `/api/embeddings`: known, and not what this model does.
-pub(in crate::http) async fn embed(State(app): State<App>, mut fields: Fields) -> Result<Response, Failure> {
+pub(crate) async fn embed(State(app): State<App>, mut fields: Fields) -> Result<Response, Failure> {
     named(&app, &mut fields)?;
-    let message = format!("\"{}\" does not support embeddings", models::shown(app.engine.card()));
+    let message = format!("\"{}\" does not support embeddings", model_name::shown(app.engine.card()));
     Err(Failure::unsupported("model", message))
 }
 
 /// `create`, `copy`, `delete`, `push` and the blobs behind them.
-pub(in crate::http) async fn unchangeable(method: Method) -> Failure {
+pub(crate) async fn unchangeable(method: Method) -> Failure {
     let message = format!("this server serves one model, which a {method} cannot change");
     Failure::unsupported("model", message).with_hint("nanoinfer-launch --model chooses another")
 }
@@ -110,15 +113,15 @@ fn named(app: &App, fields: &mut Fields) -> Result<(), Failure> {
     let card = app.engine.card();
     let field = if fields.has("model") { "model" } else { "name" };
     match fields.string(field)? {
-        Some(name) => models::check(&name, card),
+        Some(name) => model_name::check(&name, card),
         None => Err(Failure::field("model", "`model` is missing")),
     }
 }
 
 fn entry(card: &ModelCard) -> Value {
     json!({
-        "name": models::shown(card),
-        "model": models::shown(card),
+        "name": model_name::shown(card),
+        "model": model_name::shown(card),
         "size": card.weight_bytes.iter().sum::<u64>(),
         "digest": card.digest,
         "details": details(card),

@@ -25,7 +25,7 @@ const MOST_AHEAD: usize = 16 << 10;
 
 /// A watched stream.
 #[derive(Debug)]
-pub(super) struct Watched<S> {
+pub(crate) struct Watched<S> {
     stream: S,
     exchange: Arc<Exchange>,
     /// Longest that a write may make no progress.
@@ -41,7 +41,7 @@ pub(super) struct Watched<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
-    pub(super) fn new(stream: S, exchange: Arc<Exchange>, write_deadline: Duration) -> Self {
+    pub(crate) fn new(stream: S, exchange: Arc<Exchange>, write_deadline: Duration) -> Self {
         Self { stream, exchange, write_deadline, timer: None, waits: false, ahead: Vec::new(), spilled: false }
     }
 
@@ -150,7 +150,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::http::places::Places;
+    use crate::http::operate::places::Places;
 
     const DEADLINE: Duration = Duration::from_secs(60);
 

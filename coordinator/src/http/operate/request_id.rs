@@ -9,7 +9,7 @@ use axum::{
     response::Response,
 };
 
-use super::sampling;
+use crate::http::sampling;
 
 const NAME: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -17,7 +17,7 @@ const NAME: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_BYTES: usize = 128;
 
 /// Middleware that names the request in its response.
-pub(super) async fn give_back(request: Request, next: Next) -> Response {
+pub(crate) async fn give_back(request: Request, next: Next) -> Response {
     let given = request.headers().get(NAME).filter(|id| is_fit(id)).cloned();
     let mut response = next.run(request).await;
     let made = || HeaderValue::from_str(&format!("{:016x}{:016x}", sampling::random(), sampling::random()));

@@ -23,7 +23,7 @@ const BRIEF: usize = 16;
 
 /// What a connection may do in its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// All.
     Full,
     /// Ask how the server is.
@@ -32,7 +32,7 @@ pub(super) enum Kind {
 
 /// All places.
 #[derive(Debug)]
-pub(super) struct Places {
+pub(crate) struct Places {
     most: usize,
     /// Locked for a look-up: connections are served on several threads.
     held: Mutex<Held>,
@@ -54,9 +54,9 @@ struct Held {
 
 /// One of them. Dropping it gives it back.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(crate) struct Place {
     places: Arc<Places>,
-    pub(super) kind: Kind,
+    pub(crate) kind: Kind,
     /// When it began to wait for a request; none while it has one.
     since: Mutex<Option<u64>>,
     yields: Arc<Yield>,
@@ -70,12 +70,12 @@ struct Yield {
 }
 
 impl Places {
-    pub(super) fn new(most: usize) -> Arc<Self> {
+    pub(crate) fn new(most: usize) -> Arc<Self> {
         Arc::new(Self { most, held: Mutex::default(), freed: Notify::new() })
     }
 
     /// A place for a connection that says nothing yet; waits until there is one. For one caller at a time.
-    pub(super) async fn enter(self: &Arc<Self>) -> Place {
+    pub(crate) async fn enter(self: &Arc<Self>) -> Place {
         loop {
             if let Some(kind) = self.try_enter() {
                 let place = Place { places: self.clone(), kind, since: Mutex::default(), yields: Arc::default() };
@@ -121,7 +121,7 @@ impl Places {
 
 impl Place {
     /// Its connection waits for a request.
-    pub(super) fn idle(&self) {
+    pub(crate) fn idle(&self) {
         let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
         if since.is_none() {
             let mut held = self.places.lock();
@@ -137,14 +137,14 @@ impl Place {
     }
 
     /// Its connection has a request.
-    pub(super) fn busy(&self) {
+    pub(crate) fn busy(&self) {
         if let Some(since) = self.since.lock().unwrap_or_else(PoisonError::into_inner).take() {
             self.places.lock().idle.remove(&since);
         }
     }
 
     /// Returns when the place is wanted for another.
-    pub(super) async fn yields(&self) {
+    pub(crate) async fn yields(&self) {
         self.yields.wake.notified().await;
     }
 }

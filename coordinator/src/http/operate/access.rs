@@ -9,7 +9,7 @@ use axum::{
 use sha2::{Digest, Sha256};
 use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
 
-use super::error::Failure;
+use crate::http::error::Failure;
 
 /// Routes that need no key, besides what the pages load: probes, and pages that hold nothing and ask for the key
 /// themselves.
@@ -38,12 +38,12 @@ impl ApiKey {
 }
 
 /// Whether a path is a probe's.
-pub(super) fn is_probe(path: &str) -> bool {
+pub(crate) fn is_probe(path: &str) -> bool {
     PROBES.contains(&path)
 }
 
 /// Middleware that lets in what shows the key, and what needs none.
-pub(super) async fn check(State(key): State<ApiKey>, request: Request, next: Next) -> Response {
+pub(crate) async fn check(State(key): State<ApiKey>, request: Request, next: Next) -> Response {
     let path = request.uri().path();
     if OPEN.contains(&path) || path.starts_with("/assets/") || key.opens(&request) {
         next.run(request).await
@@ -53,7 +53,7 @@ pub(super) async fn check(State(key): State<ApiKey>, request: Request, next: Nex
 }
 
 /// A path as routes are written: no slash at its end, and no two in a row. Clients make those of a base address and a path.
-pub(super) async fn plain_path(mut request: Request) -> Request {
+pub(crate) async fn plain_path(mut request: Request) -> Request {
     let path = request.uri().path();
     if path.contains("//") || (path.len() > 1 && path.ends_with('/')) {
         let plain: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
@@ -68,7 +68,7 @@ pub(super) async fn plain_path(mut request: Request) -> Request {
 }
 
 /// Middleware that lets in what names its host once, as RFC 9112 (3.2) has it; before HTTP/1.1 none had to be named.
-pub(super) async fn one_host(request: Request, next: Next) -> Response {
+pub(crate) async fn one_host(request: Request, next: Next) -> Response {
     let hosts = request.headers().get_all(header::HOST).iter().count();
     if hosts > 1 || (hosts == 0 && request.version() == Version::HTTP_11) {
         return Failure::no_request(format!("a request has one header `Host`, this one has {hosts}")).into_response();
@@ -77,7 +77,7 @@ pub(super) async fn one_host(request: Request, next: Next) -> Response {
 }
 
 /// Lets pages of `origins` read answers; `*` stands for all of them.
-pub(super) fn cors(origins: &[HeaderValue]) -> CorsLayer {
+pub(crate) fn cors(origins: &[HeaderValue]) -> CorsLayer {
     let allowed = if origins.iter().any(|origin| origin == "*") {
         AllowOrigin::any()
     } else {

@@ -9,15 +9,15 @@ use nanoinfer_shared::protocol::TokenId;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{
-    App,
+use crate::http::{
+    app::App,
     error::Failure,
     explain::Explained,
     fields::Fields,
     json::Given,
     logprobs::{CompletionLogprobs, PromptScores, TextOffset},
-    models,
-    openai::{self, Envelope, ReplyOptions, Usage},
+    model_name,
+    openai::reply::{self, Envelope, ReplyOptions, Usage},
     sampling,
     stream::{self, Framing, Objects, Writer},
 };
@@ -26,16 +26,16 @@ use crate::{
     text::{Chunk, Generation, ModelText, Prompt, prompt::PreparedPrompt},
 };
 
-pub(super) async fn create(State(app): State<App>, mut fields: Fields) -> Result<Response, Failure> {
-    models::take(&mut fields, app.engine.card())?;
+pub(crate) async fn create(State(app): State<App>, mut fields: Fields) -> Result<Response, Failure> {
+    model_name::take(&mut fields, app.engine.card())?;
     let add_special_tokens = fields.boolean("add_special_tokens")?.unwrap_or(true);
     let has_prompt = fields.has("prompt");
     let prompts = prompts(fields.given("prompt")?, add_special_tokens)?;
     let echo = fields.boolean("echo")?.unwrap_or(false);
-    let logprobs = fields.integer("logprobs", 0..=openai::MAX_LOGPROBS)?.map(|k| k as u32);
+    let logprobs = fields.integer("logprobs", 0..=reply::MAX_LOGPROBS)?.map(|k| k as u32);
     let from = fields.count("logprob_start_len", 0)?.unwrap_or(0);
     let max_tokens = fields.count("max_tokens", 0)?;
-    let (mut request, reply) = openai::take(&app, &mut fields, prompts, max_tokens, &sampling::COMPLETIONS)?;
+    let (mut request, reply) = reply::take(&app, &mut fields, prompts, max_tokens, &sampling::COMPLETIONS)?;
     if !has_prompt {
         fields.refuse_slip("prompt")?;
     }
@@ -55,13 +55,13 @@ pub(super) async fn create(State(app): State<App>, mut fields: Fields) -> Result
     }
     let choices = generation.whole().await?;
     choices.iter().for_each(|chunk| writer.usage.count(chunk));
-    let reply = openai::Reply { usage: Some(Some(writer.usage)), warnings: &warnings, ..writer.envelope.around(&[]) };
+    let reply = reply::Reply { usage: Some(Some(writer.usage)), warnings: &warnings, ..writer.envelope.around(&[]) };
     let ends = reply.ends();
     let choices = choices.into_iter().map(move |chunk| {
         let place = writer.place(&chunk);
         stream::json(&writer.choice(&chunk, place))
     });
-    Ok(stream::in_pieces(openai::pieces(ends, choices), &warnings))
+    Ok(stream::in_pieces(reply::pieces(ends, choices), &warnings))
 }
 
 /// A string, strings, token ids, or lists of those.
@@ -161,7 +161,7 @@ impl CompletionsWriter {
         });
         Choice {
             explain: self.reply.explain.then_some(Explained { tokenizer, tokens: &chunk.tokens }),
-            finish_reason: openai::finish_reason(chunk.finish),
+            finish_reason: reply::finish_reason(chunk.finish),
             index: chunk.index,
             logprobs,
             prompt_logprobs: self.reply.scored(tokenizer, chunk.prompt_logprobs.as_deref()),
@@ -179,7 +179,7 @@ impl Writer for CompletionsWriter {
         let warnings = std::mem::take(&mut self.warnings);
         let usage = self.reply.usage_so_far(self.usage);
         let choice = self.choice(&chunk, place);
-        out.push(&openai::Reply { usage, warnings: &warnings, ..self.envelope.around(&[choice]) });
+        out.push(&reply::Reply { usage, warnings: &warnings, ..self.envelope.around(&[choice]) });
     }
 
     fn end(&mut self, out: &mut Objects) {
@@ -187,7 +187,7 @@ impl Writer for CompletionsWriter {
     }
 
     fn failure(&mut self, failure: &Failure, out: &mut Objects) {
-        openai::failure(failure, out);
+        reply::failure(failure, out);
     }
 }
 

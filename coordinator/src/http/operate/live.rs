@@ -1,4 +1,4 @@
-//! `GET /api/cluster`: who holds what, and what is under way: the live view of the page.
+//! `GET /api/cluster`: who holds what, and what is under way: the live view of the page; and what the model is.
 
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -6,9 +6,9 @@ use axum::{Json, extract::State};
 use nanoinfer_shared::{Share, protocol::BLOCK_TOKENS};
 use serde_json::{Value, json};
 
-use super::{App, models};
+use crate::http::{app::App, model_name};
 
-pub(super) async fn cluster(State(app): State<App>) -> Json<Value> {
+pub(crate) async fn cluster(State(app): State<App>) -> Json<Value> {
     let card = app.engine.card();
     let status = app.engine.status();
     let range = |range: &std::ops::Range<usize>| [range.start, range.end];
@@ -26,7 +26,7 @@ pub(super) async fn cluster(State(app): State<App>) -> Json<Value> {
     // Copied, as the engine waits for whoever looks.
     let live = status.live.borrow().clone();
     Json(json!({
-        "model": models::shown(card),
+        "model": model_name::shown(card),
         "dtype": card.dtype.to_string(),
         "n_layer": shape.layers,
         "n_head": shape.attention.heads,
@@ -43,5 +43,29 @@ pub(super) async fn cluster(State(app): State<App>) -> Json<Value> {
         "running": status.running.load(Relaxed),
         "waiting": status.waiting.load(Relaxed),
         "sequences": live.sequences,
+    }))
+}
+
+/// `GET /api/model_info`.
+pub(crate) async fn model_info(State(app): State<App>) -> Json<Value> {
+    let card = app.engine.card();
+    let geometry = &card.geometry;
+    Json(json!({
+        "model": model_name::shown(card),
+        "model_type": "gpt2",
+        "parameters": geometry.parameters(),
+        "dtype": card.dtype.to_string(),
+        "nproc": card.partition.world(),
+        "build_id": card.build_id,
+        "config": {
+            "vocab_size": geometry.vocab_size,
+            "n_positions": geometry.n_positions,
+            "n_embd": geometry.n_embd,
+            "n_layer": geometry.n_layer,
+            "n_head": geometry.n_head,
+            "n_inner": geometry.n_inner,
+            "eos_token_ids": geometry.eos_token_ids,
+        },
+        "chat_template": app.engine.text().chat.template().is_some(),
     }))
 }

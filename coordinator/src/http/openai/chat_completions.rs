@@ -6,14 +6,14 @@ use axum::{extract::State, response::Response};
 use nanoinfer_shared::protocol::TokenId;
 use serde::Serialize;
 
-use super::{
-    App,
+use crate::http::{
+    app::App,
     error::Failure,
     explain::Explained,
     fields::Fields,
     logprobs::ChatLogprobs,
-    messages, models,
-    openai::{self, Envelope, ReplyOptions, Usage},
+    messages, model_name,
+    openai::reply::{self, Envelope, ReplyOptions, Usage},
     sampling,
     stream::{self, Framing, Objects, Writer},
     unbuilt,
@@ -23,8 +23,8 @@ use crate::{
     text::{Chunk, Generation, ModelText, Prompt},
 };
 
-pub(super) async fn create(State(app): State<App>, mut fields: Fields) -> Result<Response, Failure> {
-    models::take(&mut fields, app.engine.card())?;
+pub(crate) async fn create(State(app): State<App>, mut fields: Fields) -> Result<Response, Failure> {
+    model_name::take(&mut fields, app.engine.card())?;
     unbuilt::tools(&mut fields)?;
     let mut messages = messages::take(&mut fields, &app.unknown_fields)?;
     if messages.is_empty() {
@@ -33,14 +33,14 @@ pub(super) async fn create(State(app): State<App>, mut fields: Fields) -> Result
     let layout = messages::layout(&mut fields, &mut messages)?;
     let truncate = fields.boolean("truncate")?.unwrap_or(true);
     let wants_logprobs = fields.boolean("logprobs")?.unwrap_or(false);
-    let top = fields.integer("top_logprobs", 0..=openai::MAX_LOGPROBS)?;
+    let top = fields.integer("top_logprobs", 0..=reply::MAX_LOGPROBS)?;
     if top.is_some_and(|top| top > 0) && !wants_logprobs {
         return Err(Failure::field("top_logprobs", "`top_logprobs` needs `logprobs` to be true"));
     }
     let old_name = fields.count("max_tokens", 1)?;
     let max_tokens = fields.count("max_completion_tokens", 1)?.or(old_name);
     let prompts = vec![Prompt::Chat { messages, truncate, layout }];
-    let (mut request, reply) = openai::take(&app, &mut fields, prompts, max_tokens, &sampling::CHAT_COMPLETIONS)?;
+    let (mut request, reply) = reply::take(&app, &mut fields, prompts, max_tokens, &sampling::CHAT_COMPLETIONS)?;
     let left_out = fields.finish(&app.unknown_fields);
     request.logprobs = wants_logprobs.then(|| top.unwrap_or(0) as u32);
     request.prompt_logprobs = reply.prompt_logprobs.map(|top| PromptLogprobs { top, from: 0 });
@@ -56,7 +56,7 @@ pub(super) async fn create(State(app): State<App>, mut fields: Fields) -> Result
     let choices = generation.whole().await?;
     choices.iter().for_each(|chunk| writer.usage.count(chunk));
     let scores = choices.first().and_then(|chunk| chunk.prompt_logprobs.as_deref());
-    let ends = openai::Reply {
+    let ends = reply::Reply {
         prompt_logprobs: reply.scored(&writer.text.tokenizer, scores),
         usage: Some(Some(writer.usage)),
         warnings: &warnings,
@@ -68,7 +68,7 @@ pub(super) async fn create(State(app): State<App>, mut fields: Fields) -> Result
         let prompt_token_ids = writer.prompt_ids();
         stream::json(&Choice { message: Some(message), prompt_token_ids, ..writer.choice(&chunk) })
     });
-    Ok(stream::in_pieces(openai::pieces(ends, choices), &warnings))
+    Ok(stream::in_pieces(reply::pieces(ends, choices), &warnings))
 }
 
 struct ChatWriter {
@@ -102,7 +102,7 @@ impl ChatWriter {
         let (tokenizer, tokens) = (&self.text.tokenizer, &chunk.tokens);
         Choice {
             explain: self.reply.explain.then_some(Explained { tokenizer, tokens }),
-            finish_reason: openai::finish_reason(chunk.finish),
+            finish_reason: reply::finish_reason(chunk.finish),
             index: chunk.index,
             logprobs: self.logprobs.then_some(Logprobs { content: ChatLogprobs { tokenizer, tokens }, refusal: () }),
             token_ids: self.reply.token_ids.then(|| chunk.tokens.iter().map(|token| token.id).collect()),
@@ -116,7 +116,7 @@ impl ChatWriter {
 
     fn push(&self, choice: Choice, warnings: &[String], out: &mut Objects) {
         let usage = self.reply.usage_so_far(self.usage);
-        out.push(&openai::Reply { usage, warnings, ..self.envelope.around(&[choice]) });
+        out.push(&reply::Reply { usage, warnings, ..self.envelope.around(&[choice]) });
     }
 }
 
@@ -142,7 +142,7 @@ impl Writer for ChatWriter {
     }
 
     fn failure(&mut self, failure: &Failure, out: &mut Objects) {
-        openai::failure(failure, out);
+        reply::failure(failure, out);
     }
 }
 

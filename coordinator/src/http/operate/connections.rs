@@ -37,13 +37,15 @@ use tokio::{
 };
 
 use super::{
-    HttpOptions, access,
-    error::Failure,
+    access,
     exchange::{Answering, Exchange, With},
     places::{Kind, Place, Places},
     watched::Watched,
 };
-use crate::request::Client;
+use crate::{
+    http::{error::Failure, options::HttpOptions},
+    request::Client,
+};
 
 /// How long a connection lives that only probes may use.
 const BRIEF_LIFE: Duration = Duration::from_secs(5);
@@ -54,7 +56,7 @@ const TELL_EVERY: Duration = Duration::from_secs(10);
 
 /// How long clients may take, and how many there may be.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
+pub(crate) struct Limits {
     most: usize,
     head_deadline: Duration,
     idle_deadline: Duration,
@@ -69,7 +71,7 @@ type Reply = Response<With<Body, Answering>>;
 struct Brief;
 
 impl Limits {
-    pub(super) fn of(options: &HttpOptions) -> Self {
+    pub(crate) fn of(options: &HttpOptions) -> Self {
         Self {
             most: options.max_connections.unwrap_or(usize::MAX),
             head_deadline: options.head_deadline,
@@ -80,7 +82,7 @@ impl Limits {
 }
 
 /// Serves until `shutdown` resolves; then finishes the requests under way.
-pub(super) async fn serve(listener: TcpListener, router: Router, limits: Limits, shutdown: impl Future<Output = ()>) {
+pub(crate) async fn serve(listener: TcpListener, router: Router, limits: Limits, shutdown: impl Future<Output = ()>) {
     let (server, mut shutdown) = (Server::new(router, limits), pin!(shutdown));
     let places = Places::new(limits.most);
     let mut trouble = Trouble::default();
@@ -193,7 +195,7 @@ fn service(
 }
 
 /// Middleware that answers only probes where there is no place for more.
-pub(super) async fn place(request: Request, next: Next) -> Response {
+pub(crate) async fn place(request: Request, next: Next) -> Response {
     if request.extensions().get::<Brief>().is_some() && !access::is_probe(request.uri().path()) {
         return Failure::no_place().into_response();
     }

@@ -14,14 +14,15 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::{HttpOptions, access, error::Failure};
+use super::access;
+use crate::http::{error::Failure, options::HttpOptions};
 
 const SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 
 /// Who is let in.
 #[derive(Debug)]
-pub(super) struct Neighbours {
+pub(crate) struct Neighbours {
     /// Sites whose pages may ask; `*` for all.
     origins: Vec<HeaderValue>,
     /// Names of this server besides those of loopback, in lower case; `*` for all. None where any name will do: who is bound
@@ -31,7 +32,7 @@ pub(super) struct Neighbours {
 
 impl Neighbours {
     /// Those of a server that is bound to `address`.
-    pub(super) fn new(options: &HttpOptions, address: IpAddr) -> Self {
+    pub(crate) fn new(options: &HttpOptions, address: IpAddr) -> Self {
         let hosts = || options.allowed_hosts.iter().map(|host| host.to_ascii_lowercase()).collect();
         Self { origins: options.cors_origins.clone(), hosts: address.to_canonical().is_loopback().then(hosts) }
     }
@@ -78,7 +79,7 @@ impl Neighbours {
 }
 
 /// Middleware that lets in who may ask.
-pub(super) async fn check(State(neighbours): State<Arc<Neighbours>>, request: Request, next: Next) -> Response {
+pub(crate) async fn check(State(neighbours): State<Arc<Neighbours>>, request: Request, next: Next) -> Response {
     if !access::is_probe(request.uri().path())
         && let Some(failure) = neighbours.obstacle(&request)
     {

@@ -26,20 +26,20 @@ const FLUSHING: u8 = 3;
 
 /// One connection's.
 #[derive(Debug)]
-pub(super) struct Exchange {
+pub(crate) struct Exchange {
     phase: AtomicU8,
     /// Its first request came.
     asked: Notify,
-    pub(super) place: Place,
+    pub(crate) place: Place,
 }
 
 impl Exchange {
-    pub(super) fn new(place: Place) -> Arc<Self> {
+    pub(crate) fn new(place: Place) -> Arc<Self> {
         Arc::new(Self { phase: AtomicU8::new(WAITING), asked: Notify::new(), place })
     }
 
     /// A request's head is there. Its body, and in time its answer's, go with what this returns.
-    pub(super) fn begin(self: &Arc<Self>) -> (Asking, Answering) {
+    pub(crate) fn begin(self: &Arc<Self>) -> (Asking, Answering) {
         self.place.busy();
         self.phase.store(ASKING, Relaxed);
         self.asked.notify_one();
@@ -47,22 +47,22 @@ impl Exchange {
     }
 
     /// Returns when the first request has come.
-    pub(super) async fn asked(&self) {
+    pub(crate) async fn asked(&self) {
         self.asked.notified().await;
     }
 
     /// Nothing more is to be read of the request, and its answer goes on.
-    pub(super) fn is_answering(&self) -> bool {
+    pub(crate) fn is_answering(&self) -> bool {
         self.phase.load(Relaxed) == ANSWERING
     }
 
     /// What comes now is none of the request's.
-    pub(super) fn is_ahead(&self) -> bool {
+    pub(crate) fn is_ahead(&self) -> bool {
         matches!(self.phase.load(Relaxed), ANSWERING | FLUSHING)
     }
 
     /// All that was said is sent. Returns whether that ends an answer.
-    pub(super) fn flushed(&self) -> bool {
+    pub(crate) fn flushed(&self) -> bool {
         let ends = self.phase.compare_exchange(FLUSHING, WAITING, Relaxed, Relaxed).is_ok();
         if ends {
             self.place.idle();
@@ -73,11 +73,11 @@ impl Exchange {
 
 /// Dropped with the body of a request.
 #[derive(Debug)]
-pub(super) struct Asking(Arc<Exchange>);
+pub(crate) struct Asking(Arc<Exchange>);
 
 /// Dropped with the body of an answer.
 #[derive(Debug)]
-pub(super) struct Answering(Arc<Exchange>);
+pub(crate) struct Answering(Arc<Exchange>);
 
 impl Drop for Asking {
     fn drop(&mut self) {
@@ -94,9 +94,9 @@ impl Drop for Answering {
 
 /// A body, and what is dropped with it.
 #[derive(Debug)]
-pub(super) struct With<B, T> {
-    pub(super) body: B,
-    pub(super) _with: T,
+pub(crate) struct With<B, T> {
+    pub(crate) body: B,
+    pub(crate) _with: T,
 }
 
 impl<B: Body + Unpin, T: Unpin> Body for With<B, T> {

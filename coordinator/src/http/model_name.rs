@@ -1,13 +1,7 @@
-//! Which model is served, and by which names.
+//! By which names the model is served.
 
-use axum::{
-    Json,
-    extract::{Path, State, rejection::PathRejection},
-};
-use serde_json::{Value, json};
-
-use super::{App, error::Failure, fields::Fields};
-use crate::{clock::UtcTime, config::ModelCard};
+use super::{error::Failure, fields::Fields};
+use crate::config::ModelCard;
 
 /// Takes the field `model`; an absent one means the model that is served.
 pub(super) fn take(fields: &mut Fields, card: &ModelCard) -> Result<(), Failure> {
@@ -42,57 +36,6 @@ fn names(card: &ModelCard) -> impl Iterator<Item = &str> {
 
 fn last_component(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
-}
-
-/// `GET /v1/models`.
-pub(super) async fn list(State(app): State<App>) -> Json<Value> {
-    Json(json!({"object": "list", "data": [model(app.engine.card())]}))
-}
-
-/// `GET /v1/models/{id}`; ids of the hub have a slash.
-pub(super) async fn get(
-    State(app): State<App>,
-    id: Result<Path<String>, PathRejection>,
-) -> Result<Json<Value>, Failure> {
-    let Path(id) = id?;
-    let card = app.engine.card();
-    check(&id, card)?;
-    Ok(Json(model(card)))
-}
-
-fn model(card: &ModelCard) -> Value {
-    json!({
-        "id": shown(card),
-        "object": "model",
-        "created": UtcTime::of(card.started).unix_seconds(),
-        "owned_by": "nanoinfer",
-        "root": shown(card),
-        "max_model_len": card.shape.context,
-    })
-}
-
-/// `GET /api/model_info`.
-pub(super) async fn info(State(app): State<App>) -> Json<Value> {
-    let card = app.engine.card();
-    let shape = &card.shape;
-    Json(json!({
-        "model": shown(card),
-        "model_type": "gpt2",
-        "parameters": shape.parameters(),
-        "dtype": card.dtype.to_string(),
-        "nproc": card.partition.world(),
-        "build_id": card.build_id,
-        "config": {
-            "vocab_size": shape.vocab_size,
-            "n_positions": shape.context,
-            "n_embd": shape.width,
-            "n_layer": shape.layers,
-            "n_head": shape.attention.heads,
-            "n_inner": shape.mlp.inner,
-            "eos_token_ids": shape.eos_token_ids,
-        },
-        "chat_template": app.engine.text().chat.template().is_some(),
-    }))
 }
 
 #[cfg(test)]

@@ -7,11 +7,13 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{
-    App,
+    app::App,
     error::{Failure, Form},
     explain::Explained,
-    fields::{Fields, show},
-    models, sampling,
+    fields::Fields,
+    model_name,
+    quote::show,
+    sampling,
     stream::{self, Framing, Objects, Writer},
     unbuilt,
 };
@@ -73,7 +75,7 @@ fn prompt(text: String, raw: bool) -> Prompt {
 
 /// Takes the settings, and all that is left: the request, and what the reply is to say of it.
 fn take(app: &App, mut fields: Fields, prompts: Vec<Prompt>) -> Result<(GenerateRequest, Vec<String>), Failure> {
-    models::take(&mut fields, app.engine.card())?;
+    model_name::take(&mut fields, app.engine.card())?;
     let model = &app.engine.text().defaults;
     let max_tokens = fields.count("max_tokens", 1)?;
     let max_tokens = sampling::max_tokens(max_tokens, &sampling::SHORT_FORM, model);

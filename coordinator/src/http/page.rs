@@ -11,7 +11,7 @@ use axum::{
 use serde_json::Value;
 
 use super::{
-    App,
+    app::App,
     error::{self, Failure},
 };
 

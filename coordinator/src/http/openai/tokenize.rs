@@ -5,15 +5,15 @@ use nanoinfer_shared::protocol::TokenId;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{App, error::Failure, fields::Fields, messages, models, stream, unbuilt};
+use crate::http::{app::App, error::Failure, fields::Fields, messages, model_name, stream, unbuilt};
 use crate::text::{ChatLayout, GenerateError, Specials, generate_request::MAX_UNBOUNDED_BYTES};
 
 /// Most tokens to decode: one may stand for more than a hundred bytes.
 const MAX_TOKENS: usize = 1 << 20;
 
 /// `POST /tokenize`: `prompt` or `messages`.
-pub(super) async fn tokenize(State(app): State<App>, mut fields: Fields) -> Result<Response, Failure> {
-    models::take(&mut fields, app.engine.card())?;
+pub(crate) async fn tokenize(State(app): State<App>, mut fields: Fields) -> Result<Response, Failure> {
+    model_name::take(&mut fields, app.engine.card())?;
     let add_special_tokens = fields.boolean("add_special_tokens")?.unwrap_or(true);
     let with_strings = fields.boolean("return_token_strs")?.unwrap_or(false);
     let is_chat = fields.has("messages");
@@ -72,8 +72,8 @@ struct Tokenized<'a> {
 }
 
 /// `POST /detokenize`.
-pub(super) async fn detokenize(State(app): State<App>, mut fields: Fields) -> Result<Json<Value>, Failure> {
-    models::take(&mut fields, app.engine.card())?;
+pub(crate) async fn detokenize(State(app): State<App>, mut fields: Fields) -> Result<Json<Value>, Failure> {
+    model_name::take(&mut fields, app.engine.card())?;
     if !fields.has("tokens") {
         return Err(Failure::field("tokens", "`tokens` is missing"));
     }
@@ -92,7 +92,7 @@ pub(super) async fn detokenize(State(app): State<App>, mut fields: Fields) -> Re
 }
 
 /// `GET /tokenizer_info`.
-pub(super) async fn info(State(app): State<App>) -> Json<Value> {
+pub(crate) async fn info(State(app): State<App>) -> Json<Value> {
     let text = app.engine.text();
     let (bos, eos) = (text.tokenizer.bos(), text.tokenizer.eos());
     let spelled = |token: Option<(&str, u32)>| token.map(|(text, _)| text.to_owned());

@@ -10,16 +10,15 @@ use axum::{
 };
 use serde_json::{Value, json};
 
-use super::App;
-use crate::metrics::CONTENT_TYPE;
+use crate::{http::app::App, metrics::CONTENT_TYPE};
 
 /// `GET /livez`: the process answers.
-pub(super) async fn livez() -> Json<Value> {
+pub(crate) async fn livez() -> Json<Value> {
     Json(json!({"status": "alive"}))
 }
 
 /// `GET /readyz` and `GET /health`: a request would be answered.
-pub(super) async fn readyz(State(app): State<App>) -> Response {
+pub(crate) async fn readyz(State(app): State<App>) -> Response {
     match obstacle(&app) {
         None => Json(json!({"status": "ready"})).into_response(),
         Some(reason) => {
@@ -29,7 +28,7 @@ pub(super) async fn readyz(State(app): State<App>) -> Response {
 }
 
 /// `GET /api/health`.
-pub(super) async fn health(State(app): State<App>) -> Response {
+pub(crate) async fn health(State(app): State<App>) -> Response {
     match obstacle(&app) {
         None => Json(json!({"status": "healthy", "model_loaded": true})).into_response(),
         Some(reason) => {
@@ -40,7 +39,7 @@ pub(super) async fn health(State(app): State<App>) -> Response {
 }
 
 /// `GET /metrics`, for Prometheus.
-pub(super) async fn metrics(State(app): State<App>) -> Response {
+pub(crate) async fn metrics(State(app): State<App>) -> Response {
     let status = app.engine.status();
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], status.metrics.render(status)).into_response()
 }
