@@ -2,7 +2,7 @@
 //!
 //! Reading order: this router; [`operate`] lets requests in; [`body`], [`fields`] (with [`json`]) and [`messages`] read them,
 //! [`unbuilt`] refuses what would change an answer; [`sampling`] turns them into a `GenerateRequest`; the dialects, [`openai`],
-//! [`ollama`] and the [`short`] form, answer, whole or through [`stream`]; [`page`] is for browsers; [`error`] alone
+//! [`ollama`] and the [`short`] form, answer, whole or through [`writer`]; [`page`] is for browsers; [`error`] alone
 //! decides statuses. Nothing here knows token ids' meaning, scheduling or ranks.
 
 mod app;
@@ -22,9 +22,9 @@ mod page;
 mod quote;
 mod sampling;
 mod short;
-mod stream;
 mod unbuilt;
 mod unknown_fields;
+mod writer;
 
 use std::{future::Future, io, net::IpAddr, sync::Arc, time::Duration};
 

@@ -1,6 +1,6 @@
 //! `POST /api/chat` with `prompt`, and its batch: a question in, an answer out.
 
-use std::{sync::Arc, time::Instant};
+use std::{iter, sync::Arc, time::Instant};
 
 use axum::{extract::State, response::Response};
 use serde::Serialize;
@@ -13,9 +13,8 @@ use super::{
     fields::Fields,
     model_name,
     quote::show,
-    sampling,
-    stream::{self, Framing, Objects, Writer},
-    unbuilt,
+    sampling, unbuilt,
+    writer::{self, Framing, Objects, Writer, json},
 };
 use crate::text::{Chunk, GenerateRequest, ModelText, Prompt};
 
@@ -24,21 +23,9 @@ pub(super) async fn create(app: &App, mut fields: Fields) -> Result<Response, Fa
     let start = Instant::now();
     let text = fields.string("prompt")?.unwrap_or_default();
     let prompt = prompt(text, fields.boolean("raw")?.unwrap_or(false));
-    let stream = fields.boolean("stream")?.unwrap_or(false);
-    let explained = fields.boolean("explain")?.unwrap_or(false);
-    let (request, left_out) = take(app, fields, vec![prompt])?;
-    let generation = app.engine.generate(GenerateRequest { explain: explained, ..request }).await?;
-    let warnings = stream::warnings(left_out, &generation);
-    let text = app.engine.text().clone();
-    if stream {
-        let writer = ShortFormWriter { text, explain: explained, warnings: warnings.clone() };
-        return Ok(stream::respond(Framing::Sse, generation, writer, &warnings));
-    }
-    let chunk = generation.whole().await?.pop().unwrap_or_default();
-    let explain = explained.then_some(Explained { tokenizer: &text.tokenizer, tokens: &chunk.tokens });
-    let response = Some(chunk.text.as_str());
-    let reply = Reply { explain, response, ..Reply::new(chunk.tokens.len(), start, &warnings) };
-    Ok(stream::whole(&reply, &warnings))
+    let streams = fields.boolean("stream")?.unwrap_or(false);
+    let explain = fields.boolean("explain")?.unwrap_or(false);
+    answer(app, fields, vec![prompt], Asked { start, streams, explain, is_batch: false }).await
 }
 
 /// `POST /api/chat/batch`: `{"prompts": ["…", …]}` with the settings of the short form.
@@ -55,44 +42,45 @@ pub(super) async fn batch(State(app): State<App>, mut fields: Fields) -> Result<
         None => Err(Failure::field("prompts", format!("`prompts[{i}]` should be a string, got {}", show(value)))),
     };
     let prompts = list.iter().enumerate().map(text).collect::<Result<_, _>>()?;
-    let (request, left_out) = take(&app, fields, prompts)?;
-    let generation = app.engine.generate(request).await?;
-    let warnings = stream::warnings(left_out, &generation);
-    let chunks = generation.whole().await?;
-    let one = |chunk| {
-        let Chunk { text, tokens, .. } = chunk;
-        OneOfBatch { response: text, tokens_generated: tokens.len() }
-    };
-    let responses: Vec<OneOfBatch> = chunks.into_iter().map(one).collect();
-    let tokens = responses.iter().map(|one| one.tokens_generated).sum();
-    let reply = Reply { responses: Some(responses), ..Reply::new(tokens, start, &warnings) };
-    Ok(stream::whole(&reply, &warnings))
+    answer(&app, fields, prompts, Asked { start, streams: false, explain: false, is_batch: true }).await
 }
 
 fn prompt(text: String, raw: bool) -> Prompt {
     if raw { Prompt::Text { text, add_special_tokens: true } } else { Prompt::single_turn(text) }
 }
 
-/// Takes the settings, and all that is left: the request, and what the reply is to say of it.
-fn take(app: &App, mut fields: Fields, prompts: Vec<Prompt>) -> Result<(GenerateRequest, Vec<String>), Failure> {
+/// What a reply is to be like.
+#[derive(Clone, Copy)]
+struct Asked {
+    start: Instant,
+    streams: bool,
+    explain: bool,
+    is_batch: bool,
+}
+
+/// Takes the settings, and all that is left, and answers.
+async fn answer(app: &App, mut fields: Fields, prompts: Vec<Prompt>, asked: Asked) -> Result<Response, Failure> {
     model_name::take(&mut fields, app.engine.card())?;
-    let model = &app.engine.text().defaults;
+    let text = app.engine.text();
     let max_tokens = fields.count("max_tokens", 1)?;
-    let max_tokens = sampling::max_tokens(max_tokens, &sampling::SHORT_FORM, model);
+    let max_tokens = sampling::max_tokens(max_tokens, &sampling::SHORT_FORM, &text.defaults);
     let request = GenerateRequest {
         prompts,
         stop: fields.stops()?,
         timeout: sampling::timeout(&mut fields)?,
         client: fields.client(),
         max_memory: app.max_request_memory,
+        explain: asked.explain,
         ..GenerateRequest::new(
             Prompt::Tokens(Vec::new()),
-            sampling::openai(&mut fields, &sampling::SHORT_FORM, model)?,
+            sampling::openai(&mut fields, &sampling::SHORT_FORM, &text.defaults)?,
             max_tokens,
         )
     };
     unbuilt::take(&mut fields)?;
-    Ok((request, fields.finish(&app.unknown_fields)))
+    let left_out = fields.finish(&app.unknown_fields);
+    let writer = |_: &_, warnings| ShortForm { text: text.clone(), asked, warnings };
+    writer::answer(app, request, left_out, asked.streams, writer).await
 }
 
 /// A whole reply, to one prompt or to a batch. Times are in seconds.
@@ -104,7 +92,7 @@ struct Reply<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     response: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    responses: Option<Vec<OneOfBatch>>,
+    responses: Option<Vec<OneOfBatch<'a>>>,
     tokens_generated: usize,
     tokens_per_second: f64,
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
@@ -112,8 +100,8 @@ struct Reply<'a> {
 }
 
 #[derive(Serialize)]
-struct OneOfBatch {
-    response: String,
+struct OneOfBatch<'a> {
+    response: &'a str,
     tokens_generated: usize,
 }
 
@@ -127,32 +115,25 @@ struct Event<'a> {
     warnings: &'a [String],
 }
 
-impl<'a> Reply<'a> {
-    fn new(tokens: usize, start: Instant, warnings: &'a [String]) -> Self {
-        let seconds = start.elapsed().as_secs_f64();
-        Self {
-            explain: None,
-            generation_time: seconds,
-            response: None,
-            responses: None,
-            tokens_generated: tokens,
-            tokens_per_second: if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 },
-            warnings,
-        }
-    }
-}
-
-struct ShortFormWriter {
+struct ShortForm {
     text: Arc<ModelText>,
-    explain: bool,
-    /// To be said in the last event.
+    asked: Asked,
+    /// To be said at the end.
     warnings: Vec<String>,
 }
 
-impl Writer for ShortFormWriter {
-    fn chunk(&mut self, chunk: Chunk, out: &mut Objects) {
-        let tokens = Explained { tokenizer: &self.text.tokenizer, tokens: &chunk.tokens };
-        let explain = (self.explain && !chunk.tokens.is_empty()).then_some(tokens);
+impl ShortForm {
+    fn explained<'a>(&'a self, chunk: &'a Chunk) -> Option<Explained<'a>> {
+        self.asked.explain.then_some(Explained { tokenizer: &self.text.tokenizer, tokens: &chunk.tokens })
+    }
+}
+
+impl Writer for ShortForm {
+    const FRAMING: Framing = Framing::Sse;
+    const FORM: Form = Form::Ollama;
+
+    fn piece(&mut self, chunk: &Chunk, out: &mut Objects) {
+        let explain = self.explained(chunk).filter(|_| !chunk.tokens.is_empty());
         if explain.is_some() || !chunk.text.is_empty() {
             out.push(&Event { explain, token: &chunk.text, warnings: &[] });
         }
@@ -164,7 +145,22 @@ impl Writer for ShortFormWriter {
         }
     }
 
-    fn failure(&mut self, failure: &Failure, out: &mut Objects) {
-        out.push(&failure.body(Form::Ollama));
+    fn whole(self, choices: Vec<Chunk>) -> impl Iterator<Item = Vec<u8>> + Send + 'static {
+        let one = |chunk| {
+            let Chunk { text, tokens, .. }: &Chunk = chunk;
+            OneOfBatch { response: text, tokens_generated: tokens.len() }
+        };
+        let only = choices.first().filter(|_| !self.asked.is_batch);
+        let seconds = self.asked.start.elapsed().as_secs_f64();
+        let tokens = choices.iter().map(|chunk| chunk.tokens.len()).sum();
+        iter::once(json(&Reply {
+            explain: only.and_then(|chunk| self.explained(chunk)),
+            generation_time: seconds,
+            response: only.map(|chunk| chunk.text.as_str()),
+            responses: self.asked.is_batch.then(|| choices.iter().map(one).collect()),
+            tokens_generated: tokens,
+            tokens_per_second: if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 },
+            warnings: &self.warnings,
+        }))
     }
 }

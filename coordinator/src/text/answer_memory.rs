@@ -175,7 +175,8 @@ mod tests {
             let told: usize = held_bytes(&request, &prompts[0], 2) * request.n;
             assert!(told < answer_bytes(&request, &prompts, 2));
             let what = format!("{:?} {:?} {}", request.logprobs, request.prompt_logprobs, request.explain);
-            let held: usize = engine.generate(request).await.unwrap().whole().await.unwrap().iter().map(bytes_of).sum();
+            let held: usize =
+                engine.generate(request).await.unwrap().whole(|_| ()).await.unwrap().iter().map(bytes_of).sum();
             assert!((told / 10..told).contains(&held), "{what}: {held} of {told}");
         }
     }

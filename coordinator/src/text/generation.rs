@@ -82,14 +82,15 @@ impl Generation {
         &self.prompts
     }
 
-    /// Waits for the end: one chunk per choice, in order, with all that came.
+    /// Waits for the end: one chunk per choice, in order, with all that came; each piece is `seen` as it comes.
     ///
     /// # Errors
     /// The first that any choice had.
-    pub async fn whole(mut self) -> Result<Vec<Chunk>, GenerateError> {
+    pub async fn whole(mut self, mut seen: impl FnMut(&Chunk)) -> Result<Vec<Chunk>, GenerateError> {
         let mut wholes: Vec<Chunk> = Vec::new();
         while let Some(chunk) = self.next().await {
             let chunk = chunk?;
+            seen(&chunk);
             if wholes.len() <= chunk.index {
                 wholes.resize_with(chunk.index + 1, Chunk::default);
             }

@@ -318,7 +318,7 @@ async fn a_deadline_wakes_who_reads_and_is_forgotten_after_the_end() {
     tokio::time::sleep(2 * timeout).await;
     assert_eq!(generation.next().await, None);
     let handle = scripted(8, move |_| Act::Hang(vec![], dropped.clone()));
-    let error = engine(handle).generate(request()).await.unwrap().whole().await.unwrap_err();
+    let error = engine(handle).generate(request()).await.unwrap().whole(|_| ()).await.unwrap_err();
     assert_eq!(error, GenerateError::Deadline { timeout });
     assert_eq!(cancelled.recv().await, Some(0));
 }
@@ -334,7 +334,7 @@ async fn every_way_to_end_is_counted_once() {
     let engine = engine(handle.clone());
     let counts = || ["stop", "length", "abort", "timeout", "error"].map(|how| ended(&engine, how));
     let with = |tokens| GenerateRequest { max_tokens: MaxTokens::Given(tokens), ..raw("x") };
-    let whole = async |request| engine.generate(request).await.unwrap().whole().await;
+    let whole = async |request| engine.generate(request).await.unwrap().whole(|_| ()).await;
     whole(raw("x")).await.unwrap();
     assert_eq!(counts(), [1, 0, 0, 0, 0]);
     whole(GenerateRequest { stop: vec!["o th".into()], n: 2, ..raw("x") }).await.unwrap();

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use axum::{extract::State, response::Response};
 
-use super::answer::{Shape, answer, settings};
+use super::answer::{Shape, answer};
 use crate::{
     http::{app::App, error::Failure, fields::Fields, messages, model_name, short, unbuilt},
     text::{ChatLayout, Prompt},
@@ -27,10 +27,6 @@ async fn create(app: &App, mut fields: Fields) -> Result<Response, Failure> {
     let mut messages = messages::take(&mut fields, &app.unknown_fields)?;
     let layout = ChatLayout { ending: messages::natural_ending(&mut messages), ..ChatLayout::default() };
     let truncate = fields.boolean("truncate")?.unwrap_or(true);
-    let is_empty = messages.is_empty();
-    let settings = settings(app, fields, Prompt::Chat { messages, truncate, layout })?;
-    if is_empty {
-        return Ok(Shape::Chat.loaded(app, settings.unload));
-    }
-    answer(app, Shape::Chat, settings, start).await
+    let prompt = (!messages.is_empty()).then_some(Prompt::Chat { messages, truncate, layout });
+    answer(app, fields, Shape::Chat, prompt, start).await
 }

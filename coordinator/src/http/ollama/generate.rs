@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use axum::{extract::State, response::Response};
 
-use super::answer::{Shape, answer, settings};
+use super::answer::{Shape, answer};
 use crate::{
     http::{app::App, error::Failure, fields::Fields, model_name},
     text::{ChatLayout, Message, Prompt, Role},
@@ -32,9 +32,5 @@ pub(crate) async fn generate(State(app): State<App>, mut fields: Fields) -> Resu
         let messages = system.into_iter().chain([Message::user(text)]).collect();
         Prompt::Chat { messages, truncate, layout: ChatLayout::default() }
     };
-    let settings = settings(&app, fields, prompt)?;
-    if is_empty {
-        return Ok(Shape::Generate.loaded(&app, settings.unload));
-    }
-    answer(&app, Shape::Generate, settings, start).await
+    answer(&app, fields, Shape::Generate, (!is_empty).then_some(prompt), start).await
 }

@@ -1,278 +1,268 @@
-//! What `/v1/completions` and `/v1/chat/completions` have in common.
+//! The objects that `/v1/completions` and `/v1/chat/completions` answer with: the same around their choices, and most of a choice.
 
 use std::{iter, sync::Arc};
 
-use serde::{Serialize, Serializer, ser::SerializeStruct};
+use axum::response::Response;
+use nanoinfer_shared::protocol::TokenId;
+use serde::Serialize;
 
-use crate::http::{
-    app::App,
-    error::{Failure, Form},
-    fields::Fields,
-    logprobs::PromptScores,
-    model_name,
-    sampling::{self, RouteDefaults},
-    stream::{self, Objects},
-    unbuilt,
-};
+use super::request::ReplyOptions;
 use crate::{
     clock::UtcTime,
-    request::{FinishReason, TokenLogprobs},
-    text::{Chunk, GenerateRequest, KeepLast, Prompt, Tokenizer},
+    http::{
+        app::App,
+        error::{Failure, Form},
+        explain::Explained,
+        logprobs::{ChatLogprobs, CompletionLogprobs, PromptScores},
+        model_name, sampling,
+        writer::{self, Framing, Objects, Writer, json},
+    },
+    request::FinishReason,
+    text::{Chunk, GenerateRequest, ModelText, prompt::PreparedPrompt},
 };
 
-/// A salt as long as a random one in any spelling is short of this.
-const MAX_SALT_BYTES: usize = 1024;
+/// What the answers of one route have of their own.
+pub(crate) trait Route: Send + 'static {
+    /// What ids begin with.
+    const ID: &str;
+    /// `object` of a whole reply, and of a piece.
+    const OBJECTS: [&str; 2];
 
-/// Most alternatives beside a token; OpenAI allows 5 for completions.
-pub(crate) const MAX_LOGPROBS: i64 = 20;
+    /// Before a stream's first piece of a choice.
+    fn opening<'a>(&self, _about: &'a About, _index: usize) -> Option<Choice<'a>> {
+        None
+    }
 
-/// Most choices for one prompt.
-const MAX_N: i64 = 128;
+    /// The next piece of a choice.
+    fn piece<'a>(&mut self, about: &'a About, chunk: &'a Chunk) -> Choice<'a>;
 
-/// What a reply is to contain.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct ReplyOptions {
-    pub(crate) stream: bool,
-    /// A last chunk with `usage`.
-    pub(crate) include_usage: bool,
-    /// `usage` in every chunk, of all that came so far.
-    continuous_usage: bool,
-    /// Alternatives beside each log-probability of the prompt; none for no `prompt_logprobs`.
-    pub(crate) prompt_logprobs: Option<u32>,
-    /// Whether special tokens have no place in the text.
-    pub(crate) skip_special_tokens: bool,
-    /// `prompt_token_ids` and `token_ids` in every choice.
-    pub(crate) token_ids: bool,
-    /// `explain` in every choice.
-    pub(crate) explain: bool,
-    /// Choices for each prompt.
-    pub(crate) n: usize,
+    /// A whole one.
+    fn whole<'a>(&mut self, about: &'a About, chunk: &'a Chunk) -> Choice<'a> {
+        self.piece(about, chunk)
+    }
+
+    /// Scores of the prompt that stand beside the choices.
+    fn beside<'a>(&self, _about: &'a About, _first: Option<&'a Chunk>) -> Option<PromptScores<'a>> {
+        None
+    }
 }
 
-/// Takes the fields that both routes know, after those that only one knows.
-pub(crate) fn take(
+/// What an answer is about.
+pub(crate) struct About {
+    pub(crate) text: Arc<ModelText>,
+    prompts: Vec<PreparedPrompt>,
+    pub(crate) reply: ReplyOptions,
+}
+
+/// One entry of `choices`: a whole one, or the next piece.
+#[derive(Default, Serialize)]
+pub(crate) struct Choice<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) delta: Option<Message<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) explain: Option<Explained<'a>>,
+    pub(crate) finish_reason: Option<&'static str>,
+    pub(crate) index: usize,
+    pub(crate) logprobs: Option<Logprobs<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) message: Option<Message<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) prompt_logprobs: Option<PromptScores<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) prompt_token_ids: Option<&'a [TokenId]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) text: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) token_ids: Option<Vec<TokenId>>,
+}
+
+/// What the model says in a chat, or what follows of it.
+#[derive(Serialize)]
+pub(crate) struct Message<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) content: Option<&'a str>,
+    /// Null in a whole one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) refusal: Option<()>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) role: Option<&'static str>,
+}
+
+/// The two forms of them.
+#[derive(Serialize)]
+#[serde(untagged)]
+pub(crate) enum Logprobs<'a> {
+    Chat { content: ChatLogprobs<'a>, refusal: () },
+    Completion(CompletionLogprobs<'a>),
+}
+
+impl About {
+    /// The prompt of a choice.
+    pub(crate) fn prompt(&self, choice: usize) -> &PreparedPrompt {
+        &self.prompts[choice / self.reply.n]
+    }
+
+    /// The field `prompt_token_ids` of a choice.
+    pub(crate) fn prompt_token_ids(&self, choice: usize) -> Option<&[TokenId]> {
+        self.reply.token_ids.then(|| self.prompt(choice).ids.as_slice())
+    }
+
+    /// The field `prompt_logprobs` of what has a choice's scores.
+    pub(crate) fn prompt_logprobs<'a>(&'a self, chunk: &'a Chunk) -> Option<PromptScores<'a>> {
+        let (top, scores) = self.reply.prompt_logprobs.zip(chunk.prompt_logprobs.as_deref())?;
+        Some(PromptScores { tokenizer: &self.text.tokenizer, top: top as usize, scores })
+    }
+
+    /// What all choices have.
+    pub(crate) fn choice<'a>(&'a self, chunk: &'a Chunk) -> Choice<'a> {
+        let (tokenizer, tokens) = (&self.text.tokenizer, &chunk.tokens);
+        let finish_reason = chunk.finish.map(|reason| match reason {
+            FinishReason::Stop => "stop",
+            FinishReason::Length => "length",
+        });
+        Choice {
+            explain: self.reply.explain.then_some(Explained { tokenizer, tokens }),
+            finish_reason,
+            index: chunk.index,
+            token_ids: self.reply.token_ids.then(|| tokens.iter().map(|token| token.id).collect()),
+            ..Choice::default()
+        }
+    }
+}
+
+/// Generates, and answers in the form of a route.
+pub(crate) async fn answer<R: Route>(
     app: &App,
-    fields: &mut Fields,
-    prompts: Vec<Prompt>,
-    max_tokens: Option<usize>,
-    route: &RouteDefaults,
-) -> Result<(GenerateRequest, ReplyOptions), Failure> {
-    let model = &app.engine.text().defaults;
-    let stream = fields.boolean("stream")?.unwrap_or(false);
-    let mut stream_options = fields.object("stream_options")?;
-    let include_usage = stream_options.boolean("include_usage")?.unwrap_or(false);
-    let continuous_usage = stream_options.boolean("continuous_usage_stats")?.unwrap_or(false);
-    stream_options.ignore(&["include_obfuscation"]);
-    let _ = stream_options.finish(&app.unknown_fields);
-    let n = fields.integer("n", 1..=MAX_N)?.unwrap_or(1);
-    if fields.integer("best_of", 1..=i64::MAX)?.is_some_and(|best_of| best_of != n) {
-        return Err(Failure::unsupported("best_of", "`best_of` is not supported unless it equals `n`"));
-    }
-    let token_ids = fields.boolean("return_token_ids")?.unwrap_or(false);
-    let explain = fields.boolean("explain")?.unwrap_or(false);
-    let prompt_logprobs = fields.integer("prompt_logprobs", 0..=MAX_LOGPROBS)?.map(|top| top as u32);
-    if prompt_logprobs.is_some() && stream {
-        return Err(Failure::field("prompt_logprobs", "`prompt_logprobs` are not there where `stream` is true"));
-    }
-    let skip_special_tokens = fields.boolean("skip_special_tokens")?.unwrap_or(true);
-    let options = ReplyOptions {
-        stream,
-        include_usage,
-        continuous_usage,
-        prompt_logprobs,
-        skip_special_tokens,
-        token_ids,
-        explain,
-        n: n as usize,
-    };
-    let request = GenerateRequest {
-        prompts,
-        n: n as usize,
-        sampling: sampling::openai(fields, route, model)?,
-        bad_words: sampling::bad_words(fields)?,
-        max_tokens: sampling::max_tokens(max_tokens, route, model),
-        keep_last: keep_last(fields)?,
-        min_tokens: fields.count("min_tokens", 0)?.unwrap_or(0),
-        ignore_eos: fields.boolean("ignore_eos")?.unwrap_or(false),
-        stop: fields.stops()?,
-        include_stop: fields.boolean("include_stop_str_in_output")?.unwrap_or(false),
-        skip_special_tokens,
-        stop_token_ids: fields.stop_token_ids()?,
-        logprobs: None,
-        prompt_logprobs: None,
-        explain,
-        timeout: sampling::timeout(fields)?,
-        client: fields.client(),
-        cache_salt: cache_salt(fields)?,
-        max_memory: app.max_request_memory,
-    };
-    unbuilt::take(fields)?;
-    Ok((request, options))
-}
-
-/// What keeps this request's KV blocks apart from others'.
-fn cache_salt(fields: &mut Fields) -> Result<Option<Arc<str>>, Failure> {
-    let salt = fields.string("cache_salt")?;
-    match salt.as_deref().map(str::len) {
-        Some(0) => {
-            Err(Failure::field("cache_salt", "`cache_salt` should not be empty; leave it out to share what is cached"))
-        }
-        Some(MAX_SALT_BYTES..) => {
-            Err(Failure::field("cache_salt", format!("`cache_salt` should have less than {MAX_SALT_BYTES} bytes")))
-        }
-        _ => Ok(salt.map(Arc::from)),
-    }
-}
-
-/// `truncate_prompt_tokens`: so many of the last ones, or −1 for as many as fit.
-fn keep_last(fields: &mut Fields) -> Result<Option<KeepLast>, Failure> {
-    const NAME: &str = "truncate_prompt_tokens";
-    match fields.integer(NAME, -1..=i64::MAX)? {
-        None => Ok(None),
-        Some(-1) => Ok(Some(KeepLast::Fitting)),
-        Some(0) => Err(Failure::field(NAME, "`truncate_prompt_tokens` should be -1 or at least 1, got 0")),
-        Some(count) => Ok(Some(KeepLast::Tokens(usize::try_from(count).unwrap_or(usize::MAX)))),
-    }
-}
-
-impl ReplyOptions {
-    /// The field `usage` of a chunk, before the last one.
-    pub(crate) fn usage_so_far(&self, usage: Usage) -> Option<Option<Usage>> {
-        match self.continuous_usage {
-            true => Some(Some(usage)),
-            false => self.include_usage.then_some(None),
-        }
-    }
-
-    /// The field `prompt_logprobs` of what has these scores.
-    pub(crate) fn scored<'a>(
-        &self,
-        tokenizer: &'a Tokenizer,
-        scores: Option<&'a [Option<TokenLogprobs>]>,
-    ) -> Option<PromptScores<'a>> {
-        self.prompt_logprobs.zip(scores).map(|(top, scores)| PromptScores { tokenizer, top: top as usize, scores })
-    }
-}
-
-/// The object around choices: the same id, time and names in every chunk.
-#[derive(Debug)]
-pub(crate) struct Envelope {
-    id: String,
-    object: &'static str,
-    created: u64,
-    model: String,
-    fingerprint: String,
-}
-
-impl Envelope {
-    pub(crate) fn new(app: &App, prefix: &str, object: &'static str) -> Self {
-        let card = app.engine.card();
-        Self {
-            id: format!("{prefix}-{:016x}", sampling::random()),
-            object,
-            created: UtcTime::now().unix_seconds(),
-            model: model_name::shown(card).to_owned(),
+    request: GenerateRequest,
+    left_out: Vec<String>,
+    reply: ReplyOptions,
+    route: R,
+) -> Result<Response, Failure> {
+    writer::answer(app, request, left_out, reply.stream, |generation, warnings| {
+        let (card, prompts) = (app.engine.card(), generation.prompts().to_vec());
+        let prompt_tokens = prompts.iter().map(|prompt| prompt.ids.len()).sum();
+        ReplyWriter {
+            envelope: Envelope {
+                created: UtcTime::now().unix_seconds(),
+                id: format!("{}-{:016x}", R::ID, sampling::random()),
+                model: model_name::shown(card).to_owned(),
+                object: R::OBJECTS[usize::from(reply.stream)],
+            },
             fingerprint: card.build_id.clone(),
+            usage: Usage { completion_tokens: 0, prompt_tokens, total_tokens: prompt_tokens },
+            warnings,
+            about: About { text: app.engine.text().clone(), prompts, reply },
+            route,
         }
-    }
+    })
+    .await
+}
 
-    /// What a stream ends with: the tokens used, if the request asked for them.
-    pub(crate) fn end(&self, reply: &ReplyOptions, usage: Usage, out: &mut Objects) {
-        if reply.include_usage {
-            out.push(&Reply::<()> { usage: Some(Some(usage)), ..self.around(&[]) });
-        }
-    }
+struct ReplyWriter<R> {
+    envelope: Envelope,
+    fingerprint: String,
+    usage: Usage,
+    /// To be said in the next object.
+    warnings: Vec<String>,
+    about: About,
+    route: R,
+}
 
-    /// The object around some choices.
-    pub(crate) fn around<'a, C>(&'a self, choices: &'a [C]) -> Reply<'a, C> {
-        Reply {
-            choices,
-            created: self.created,
-            id: &self.id,
-            model: &self.model,
-            object: self.object,
-            prompt_logprobs: None,
-            system_fingerprint: &self.fingerprint,
-            usage: None,
-            warnings: &[],
-        }
-    }
+/// The same in every object of an answer.
+#[derive(Serialize)]
+struct Envelope {
+    created: u64,
+    id: String,
+    model: String,
+    object: &'static str,
+}
+
+/// Tokens read and written; a prompt counts once, whatever its choices.
+#[derive(Clone, Copy, Serialize)]
+struct Usage {
+    completion_tokens: usize,
+    prompt_tokens: usize,
+    total_tokens: usize,
 }
 
 /// A reply, or a piece of one.
 #[derive(Serialize)]
-pub(crate) struct Reply<'a, C> {
-    /// Before all else: [`ends`](Self::ends) counts on it.
-    pub(crate) choices: &'a [C],
-    pub(crate) created: u64,
-    pub(crate) id: &'a str,
-    pub(crate) model: &'a str,
-    pub(crate) object: &'static str,
+struct Reply<'a> {
+    /// Before all else: [`whole`](Writer::whole) counts on it.
+    choices: &'a [Choice<'a>],
+    #[serde(flatten)]
+    envelope: &'a Envelope,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) prompt_logprobs: Option<PromptScores<'a>>,
-    pub(crate) system_fingerprint: &'a str,
+    prompt_logprobs: Option<PromptScores<'a>>,
+    system_fingerprint: &'a str,
     /// Null in the chunks before the one that has it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) usage: Option<Option<Usage>>,
+    usage: Option<Option<Usage>>,
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
-    pub(crate) warnings: &'a [String],
+    warnings: &'a [String],
 }
 
-impl Reply<'_, ()> {
-    /// The JSON of a whole reply that stands before its choices, and behind them.
-    pub(crate) fn ends(&self) -> (Vec<u8>, Vec<u8>) {
-        let mut head = stream::json(self);
-        let tail = head.split_off("{\"choices\":[".len());
-        (head, tail)
-    }
-}
-
-/// A whole reply in pieces: its choices, each in JSON and made when it is its turn, between the ends.
-pub(crate) fn pieces(
-    (head, tail): (Vec<u8>, Vec<u8>),
-    choices: impl Iterator<Item = Vec<u8>>,
-) -> impl Iterator<Item = Vec<u8>> {
-    let separated = choices.enumerate().map(|(i, mut choice)| {
-        if i > 0 {
-            choice.insert(0, b',');
+impl<R: Route> ReplyWriter<R> {
+    fn around<'a>(&'a self, choices: &'a [Choice<'a>]) -> Reply<'a> {
+        Reply {
+            choices,
+            envelope: &self.envelope,
+            prompt_logprobs: None,
+            system_fingerprint: &self.fingerprint,
+            usage: Some(Some(self.usage)),
+            warnings: &self.warnings,
         }
-        choice
-    });
-    iter::once(head).chain(separated).chain(iter::once(tail))
-}
+    }
 
-/// Tokens read and written; a prompt counts once, whatever its choices.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Usage {
-    pub(crate) prompt_tokens: usize,
-    pub(crate) completion_tokens: usize,
-}
-
-impl Usage {
-    pub(crate) fn count(&mut self, chunk: &Chunk) {
-        self.completion_tokens += chunk.tokens.len();
+    fn push(&self, choice: Choice, out: &mut Objects) {
+        let ReplyOptions { include_usage, continuous_usage, .. } = self.about.reply;
+        let usage = if continuous_usage { Some(Some(self.usage)) } else { include_usage.then_some(None) };
+        out.push(&Reply { usage, ..self.around(&[choice]) });
     }
 }
 
-impl Serialize for Usage {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Self { prompt_tokens, completion_tokens } = self;
-        let mut usage = serializer.serialize_struct("usage", 3)?;
-        usage.serialize_field("completion_tokens", completion_tokens)?;
-        usage.serialize_field("prompt_tokens", prompt_tokens)?;
-        usage.serialize_field("total_tokens", &(prompt_tokens + completion_tokens))?;
-        usage.end()
+impl<R: Route> Writer for ReplyWriter<R> {
+    const FRAMING: Framing = Framing::Sse;
+    const FORM: Form = Form::OpenAi;
+
+    fn count(&mut self, chunk: &Chunk) {
+        self.usage.completion_tokens += chunk.tokens.len();
+        self.usage.total_tokens += chunk.tokens.len();
     }
-}
 
-pub(crate) fn finish_reason(finish: Option<FinishReason>) -> Option<&'static str> {
-    finish.map(|reason| match reason {
-        FinishReason::Stop => "stop",
-        FinishReason::Length => "length",
-    })
-}
+    fn begin(&mut self, out: &mut Objects) {
+        for index in 0..self.about.reply.n {
+            if let Some(choice) = self.route.opening(&self.about, index) {
+                self.push(choice, out);
+                self.warnings.clear();
+            }
+        }
+    }
 
-/// A failure in the middle of a stream.
-pub(crate) fn failure(failure: &Failure, out: &mut Objects) {
-    out.push(&failure.body(Form::OpenAi));
+    fn piece(&mut self, chunk: &Chunk, out: &mut Objects) {
+        let choice = self.route.piece(&self.about, chunk);
+        self.push(choice, out);
+        self.warnings.clear();
+    }
+
+    fn end(&mut self, out: &mut Objects) {
+        if self.about.reply.include_usage {
+            out.push(&self.around(&[]));
+        }
+    }
+
+    /// The choices, each made when it is its turn, between what stands before and behind them.
+    fn whole(mut self, choices: Vec<Chunk>) -> impl Iterator<Item = Vec<u8>> + Send + 'static {
+        let prompt_logprobs = self.route.beside(&self.about, choices.first());
+        let mut head = json(&Reply { prompt_logprobs, ..self.around(&[]) });
+        let tail = head.split_off("{\"choices\":[".len());
+        let choices = choices.into_iter().enumerate().map(move |(i, chunk)| {
+            let mut choice = json(&self.route.whole(&self.about, &chunk));
+            if i > 0 {
+                choice.insert(0, b',');
+            }
+            choice
+        });
+        iter::once(head).chain(choices).chain(iter::once(tail))
+    }
 }

@@ -5,7 +5,7 @@ use nanoinfer_shared::protocol::TokenId;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::http::{app::App, error::Failure, fields::Fields, messages, model_name, stream, unbuilt};
+use crate::http::{app::App, error::Failure, fields::Fields, messages, model_name, unbuilt, writer};
 use crate::text::{ChatLayout, GenerateError, Specials, generate_request::MAX_UNBOUNDED_BYTES};
 
 /// Most tokens to decode: one may stand for more than a hundred bytes.
@@ -57,7 +57,7 @@ pub(crate) async fn tokenize(State(app): State<App>, mut fields: Fields) -> Resu
         tokens: ids,
         warnings: &warnings,
     };
-    Ok(stream::whole(&reply, &warnings))
+    Ok(writer::at_once(&reply, &warnings))
 }
 
 #[derive(Serialize)]

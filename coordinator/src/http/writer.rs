@@ -4,7 +4,7 @@
 //! [`Generation`], which cancels it. Invariant: of a whole answer no more is there as JSON than the piece that is being
 //! sent and the next; the rest is numbers.
 
-use std::{collections::HashSet, convert::Infallible, io};
+use std::{collections::HashSet, convert::Infallible, io, iter};
 
 use axum::{
     body::{Body, Bytes},
@@ -15,8 +15,11 @@ use futures_util::{StreamExt, stream};
 use serde::Serialize;
 use serde_json::ser::{Formatter, Serializer};
 
-use super::error::Failure;
-use crate::text::{Chunk, Generation};
+use super::{
+    app::App,
+    error::{Failure, Form},
+};
+use crate::text::{Chunk, GenerateRequest, Generation};
 
 /// Tells of what was left out of a request, or changed to make its prompt fit, before the answer starts.
 const WARNING: HeaderName = HeaderName::from_static("x-nanoinfer-warning");
@@ -36,16 +39,23 @@ pub(super) enum Framing {
     Ndjson,
 }
 
-/// One protocol's way to tell of a generation.
-pub(super) trait Writer: Send + 'static {
-    /// Before anything is generated.
+/// One protocol's way to tell of a generation: piece by piece, or folded into one object.
+pub(super) trait Writer: Send + Sized + 'static {
+    /// How the objects of a stream follow each other.
+    const FRAMING: Framing;
+    /// How a stream tells of a failure, instead of all that would have followed.
+    const FORM: Form;
+
+    /// Counts a piece of a choice, streamed or not.
+    fn count(&mut self, _: &Chunk) {}
+    /// What a stream says before anything is generated.
     fn begin(&mut self, _: &mut Objects) {}
-    /// For a piece of a choice; nothing if the protocol has nothing to say.
-    fn chunk(&mut self, chunk: Chunk, out: &mut Objects);
-    /// After the last choice has ended.
+    /// What it says of a piece; nothing if the protocol has nothing to say.
+    fn piece(&mut self, chunk: &Chunk, out: &mut Objects);
+    /// What it says after the last choice has ended.
     fn end(&mut self, _: &mut Objects) {}
-    /// Instead of all that would have followed.
-    fn failure(&mut self, failure: &Failure, out: &mut Objects);
+    /// The one object of an answer that does not stream, in pieces: of each choice all that came.
+    fn whole(self, choices: Vec<Chunk>) -> impl Iterator<Item = Vec<u8>> + Send + 'static;
 }
 
 /// Objects of a stream, as they go out.
@@ -78,61 +88,89 @@ pub(super) fn json(object: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(object).expect(ALWAYS_JSON)
 }
 
-/// A response that streams.
-pub(super) fn respond(framing: Framing, generation: Generation, writer: impl Writer, warnings: &[String]) -> Response {
-    let mut headers = warning_headers(warnings);
-    headers.insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static(match framing {
-            Framing::Sse => "text/event-stream; charset=utf-8",
-            Framing::Ndjson => "application/x-ndjson",
-        }),
-    );
+/// Generates, and answers as the request wants it. `left_out` is what the reply is to say of the request; all that it has to say
+/// comes to the writer.
+pub(super) async fn answer<W: Writer>(
+    app: &App,
+    request: GenerateRequest,
+    left_out: Vec<String>,
+    streams: bool,
+    writer: impl FnOnce(&Generation, Vec<String>) -> W,
+) -> Result<Response, Failure> {
+    let generation = app.engine.generate(request).await?;
+    // What was left out of the request, and what was changed to make its prompts fit; each once.
+    let mut said = HashSet::new();
+    let warnings = left_out.into_iter().chain(generation.warnings());
+    let warnings: Vec<String> = warnings.filter(|warning| said.insert(warning.clone())).collect();
+    let headers = warning_headers(&warnings);
+    let mut writer = writer(&generation, warnings);
+    if streams {
+        return Ok(streamed(headers, generation, writer));
+    }
+    let choices = generation.whole(|chunk| writer.count(chunk)).await?;
+    Ok(in_pieces(headers, writer.whole(choices)))
+}
+
+fn streamed<W: Writer>(mut headers: HeaderMap, generation: Generation, mut writer: W) -> Response {
+    let kind = match W::FRAMING {
+        Framing::Sse => "text/event-stream; charset=utf-8",
+        Framing::Ndjson => "application/x-ndjson",
+    };
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     // Otherwise nginx collects the pieces.
     headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
-    let lines = stream::unfold(State::Begin(generation, writer), move |mut state| async move {
-        loop {
-            let mut out = Objects { framing, bytes: Vec::new() };
-            state = state.step(&mut out).await?;
-            if !out.bytes.is_empty() {
-                return Some((Ok::<_, Infallible>(Bytes::from(out.bytes)), state));
+    let objects = || Objects { framing: W::FRAMING, bytes: Vec::new() };
+    let mut opening = objects();
+    writer.begin(&mut opening);
+    let pieces = stream::unfold(Some((generation, writer)), move |under_way| async move {
+        let (mut generation, mut writer) = under_way?;
+        let (mut out, mut over) = (objects(), false);
+        while out.bytes.is_empty() && !over {
+            match generation.next().await {
+                Some(Ok(chunk)) => {
+                    writer.count(&chunk);
+                    writer.piece(&chunk, &mut out);
+                }
+                Some(Err(error)) => {
+                    tracing::warn!(%error, "a stream broke off");
+                    out.push(&Failure::from(error).body(W::FORM));
+                    over = true;
+                }
+                None => {
+                    writer.end(&mut out);
+                    if W::FRAMING == Framing::Sse {
+                        out.bytes.extend_from_slice(b"data: [DONE]\n\n");
+                    }
+                    over = true;
+                }
             }
         }
+        Some((out.bytes, (!over).then_some((generation, writer))))
     });
-    (headers, Body::from_stream(lines)).into_response()
+    let opening = (!opening.bytes.is_empty()).then_some(opening.bytes);
+    let body = stream::iter(opening).chain(pieces).map(|bytes| Ok::<_, Infallible>(Bytes::from(bytes)));
+    (headers, Body::from_stream(body)).into_response()
 }
 
 /// A response that comes at once, an object.
-pub(super) fn whole(body: &impl Serialize, warnings: &[String]) -> Response {
-    in_pieces(std::iter::once(json(body)), warnings)
+pub(super) fn at_once(body: &impl Serialize, warnings: &[String]) -> Response {
+    in_pieces(warning_headers(warnings), iter::once(json(body)))
 }
 
-/// The same in pieces, each made when the one before is on its way.
-pub(super) fn in_pieces(pieces: impl Iterator<Item = Vec<u8>> + Send + 'static, warnings: &[String]) -> Response {
-    let mut headers = warning_headers(warnings);
+/// An object in pieces, each made when the one before is on its way.
+fn in_pieces(mut headers: HeaderMap, mut pieces: impl Iterator<Item = Vec<u8>> + Send + 'static) -> Response {
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    let mut pieces = pieces;
     let mut first = Vec::new();
-    let body = loop {
+    while first.len() <= AT_ONCE_BYTES {
         match pieces.next() {
             Some(piece) if first.is_empty() => first = piece,
             Some(piece) => first.extend_from_slice(&piece),
-            None => break Body::from(first),
+            None => return (headers, Body::from(first)).into_response(),
         }
-        if first.len() > AT_ONCE_BYTES {
-            let rest = std::iter::once(first).chain(pieces);
-            break Body::from_stream(stream::iter(rest.map(Ok::<_, Infallible>)));
-        }
-    };
-    (headers, body).into_response()
-}
-
-/// What a reply has to say of its request: what was left out of it, and what was changed to make its prompts fit; each
-/// once.
-pub(super) fn warnings(left_out: Vec<String>, generation: &Generation) -> Vec<String> {
-    let mut said = HashSet::new();
-    left_out.into_iter().chain(generation.warnings()).filter(|warning| said.insert(warning.clone())).collect()
+    }
+    let all = iter::once(first).chain(pieces);
+    (headers, Body::from_stream(stream::iter(all.map(Ok::<_, Infallible>)))).into_response()
 }
 
 fn warning_headers(warnings: &[String]) -> HeaderMap {
@@ -155,43 +193,6 @@ fn warning_headers(warnings: &[String]) -> HeaderMap {
         headers.insert(WARNING, value);
     }
     headers
-}
-
-enum State<W> {
-    Begin(Generation, W),
-    Running(Generation, W),
-    Over,
-}
-
-impl<W: Writer> State<W> {
-    /// Writes what is next; how to go on.
-    async fn step(self, out: &mut Objects) -> Option<Self> {
-        match self {
-            Self::Begin(generation, mut writer) => {
-                writer.begin(out);
-                Some(Self::Running(generation, writer))
-            }
-            Self::Running(mut generation, mut writer) => match generation.next().await {
-                Some(Ok(chunk)) => {
-                    writer.chunk(chunk, out);
-                    Some(Self::Running(generation, writer))
-                }
-                Some(Err(error)) => {
-                    tracing::warn!(%error, "a stream broke off");
-                    writer.failure(&error.into(), out);
-                    Some(Self::Over)
-                }
-                None => {
-                    writer.end(out);
-                    if out.framing == Framing::Sse {
-                        out.bytes.extend_from_slice(b"data: [DONE]\n\n");
-                    }
-                    Some(Self::Over)
-                }
-            },
-            Self::Over => None,
-        }
-    }
 }
 
 /// JSON that is one line to everybody: Python's `splitlines`, which httpx reads streams with, also breaks at these, which
