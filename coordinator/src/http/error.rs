@@ -60,12 +60,12 @@ impl Failure {
 
     /// 400 that names a field.
     pub(super) fn field(param: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { param: Some(param.into()), ..Self::new(StatusCode::BAD_REQUEST, message) }
+        Self { param: Some(param.into()), ..Self::no_request(message) }
     }
 
     /// 400 for a feature that is known, would change the answer, and is not built.
     pub(super) fn unsupported(param: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { code: Some("unsupported"), ..Self::field(param, message) }
+        Self::field(param, message).with_code("unsupported")
     }
 
     /// 400 for what is no request at all.
@@ -88,20 +88,15 @@ impl Failure {
     }
 
     pub(super) fn model_not_found(name: &str, served: &str) -> Self {
-        Self {
-            hint: Some(format!("this server serves '{served}'")),
-            param: Some("model".into()),
-            code: Some("model_not_found"),
-            ..Self::new(StatusCode::NOT_FOUND, format!("model '{}' not found", short(name)))
-        }
+        let failure = Self::field("model", format!("model '{}' not found", short(name)));
+        let failure = failure.with_code("model_not_found").with_hint(format!("this server serves '{served}'"));
+        Self { status: StatusCode::NOT_FOUND, ..failure }
     }
 
     pub(super) fn unauthorized() -> Self {
-        Self {
-            hint: Some("send the header `Authorization: Bearer KEY`".into()),
-            code: Some("invalid_api_key"),
-            ..Self::new(StatusCode::UNAUTHORIZED, "the API key is missing or wrong")
-        }
+        Self::new(StatusCode::UNAUTHORIZED, "the API key is missing or wrong")
+            .with_code("invalid_api_key")
+            .with_hint("send the header `Authorization: Bearer KEY`")
     }
 
     /// The engine is not there, or not yet.
@@ -113,37 +108,31 @@ impl Failure {
     pub(super) fn foreign_origin(origin: Option<&str>) -> Self {
         let whose = origin.map_or_else(|| "another site".into(), |origin| format!("'{}'", short(origin)));
         let named = origin.filter(|origin| *origin != "null").map_or("ORIGIN".into(), short);
-        let hint = format!("--cors-origin {named} lets its pages ask; so does --api-key-file, of who shows the key");
-        Self {
-            code: Some("foreign_origin"),
-            ..Self::new(StatusCode::FORBIDDEN, format!("pages of {whose} may not ask this server"))
-        }
-        .with_hint(hint)
+        Self::new(StatusCode::FORBIDDEN, format!("pages of {whose} may not ask this server"))
+            .with_code("foreign_origin")
+            .with_hint(format!(
+                "--cors-origin {named} lets its pages ask; so does --api-key-file, of who shows the key"
+            ))
     }
 
     /// A name that this server does not know of.
     pub(super) fn foreign_host(name: &str) -> Self {
         let name = short(name);
-        let hint = format!("--allowed-host {name} makes it one, --api-key-file takes any with the key");
-        Self {
-            code: Some("foreign_host"),
-            ..Self::new(
-                StatusCode::FORBIDDEN,
-                format!("'{name}' is no name of this server, which is there for its own host"),
-            )
-        }
-        .with_hint(hint)
+        let message = format!("'{name}' is no name of this server, which is there for its own host");
+        Self::new(StatusCode::FORBIDDEN, message)
+            .with_code("foreign_host")
+            .with_hint(format!("--allowed-host {name} makes it one, --api-key-file takes any with the key"))
     }
 
     /// All connections that there may be are at work.
     pub(super) fn no_place() -> Self {
-        Self { code: Some("connections_full"), ..Self::unavailable("as many connections as there may be are at work") }
+        Self::unavailable("as many connections as there may be are at work").with_code("connections_full")
     }
 
     /// Too much of other requests is in work.
     pub(super) fn bodies_full(limit_bytes: usize) -> Self {
         let message = format!("other requests' bodies take all of the {limit_bytes} bytes that they may take together");
-        Self { code: Some("bodies_full"), ..Self::new(StatusCode::TOO_MANY_REQUESTS, message) }
+        Self::new(StatusCode::TOO_MANY_REQUESTS, message).with_code("bodies_full")
     }
 
     pub(super) fn panicked() -> Self {
@@ -152,6 +141,10 @@ impl Failure {
 
     pub(super) fn with_hint(self, hint: impl Into<String>) -> Self {
         Self { hint: Some(hint.into()), ..self }
+    }
+
+    fn with_code(self, code: &'static str) -> Self {
+        Self { code: Some(code), ..self }
     }
 
     /// The same of a request whose prompt is its messages.
@@ -187,37 +180,33 @@ impl Failure {
 
 impl From<GenerateError> for Failure {
     fn from(error: GenerateError) -> Self {
+        use GenerateError as Error;
         let message = error.to_string();
         match error {
-            GenerateError::PromptTooLong { .. } => {
-                Self { code: Some("context_length_exceeded"), ..Self::field("prompt", message) }
-            }
-            GenerateError::MaxTokensTooLarge { .. } => {
-                Self { code: Some("context_length_exceeded"), ..Self::field("max_tokens", message) }
-            }
-            GenerateError::EmptyPrompt | GenerateError::TextTooLong { .. } | GenerateError::Encode(_) => {
+            Error::PromptTooLong { .. } => Self::field("prompt", message).with_code("context_length_exceeded"),
+            Error::MaxTokensTooLarge { .. } => Self::field("max_tokens", message).with_code("context_length_exceeded"),
+            Error::EmptyPrompt
+            | Error::TextTooLong { .. }
+            | Error::Encode(_)
+            | Error::Submit(SubmitError::EmptyPrompt | SubmitError::UnknownToken { .. }) => {
                 Self::field("prompt", message)
             }
-            GenerateError::UnknownToken { field, .. } => Self::field(field, message),
-            GenerateError::TooManySequences { .. } => {
+            Error::UnknownToken { field: param, .. } | Error::TooMuchMemory { param, .. } => {
+                Self::field(param, message)
+            }
+            Error::TooManySequences { .. } => {
                 Self::field("n", message).with_hint(format!("split the request into parts of {MAX_SEQUENCES}"))
             }
-            GenerateError::TooMuchMemory { param, .. } => Self::field(param, message),
-            GenerateError::Template { .. } => Self::field("messages", message),
-            GenerateError::Submit(SubmitError::QueueFull { .. } | SubmitError::QueueTokensFull { .. }) => {
-                Self { code: Some("queue_full"), ..Self::new(StatusCode::TOO_MANY_REQUESTS, message) }
+            Error::Template { .. } => Self::field("messages", message),
+            Error::Submit(SubmitError::QueueFull { .. } | SubmitError::QueueTokensFull { .. }) => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, message).with_code("queue_full")
             }
-            GenerateError::Submit(SubmitError::EmptyPrompt | SubmitError::UnknownToken { .. }) => {
-                Self::field("prompt", message)
-            }
-            GenerateError::Submit(SubmitError::TooLong { .. }) => Self::field("max_tokens", message),
-            GenerateError::Submit(SubmitError::Stopping | SubmitError::Ended(_)) | GenerateError::Failed { .. } => {
+            Error::Submit(SubmitError::TooLong { .. }) => Self::field("max_tokens", message),
+            Error::Submit(SubmitError::Stopping | SubmitError::Ended(_)) | Error::Failed { .. } => {
                 Self::unavailable(message)
             }
-            GenerateError::EncoderBroke { .. } => Self::panicked(),
-            GenerateError::Deadline { .. } => {
-                Self { code: Some("timeout"), ..Self::new(StatusCode::GATEWAY_TIMEOUT, message) }
-            }
+            Error::EncoderBroke { .. } => Self::panicked(),
+            Error::Deadline { .. } => Self::new(StatusCode::GATEWAY_TIMEOUT, message).with_code("timeout"),
         }
     }
 }

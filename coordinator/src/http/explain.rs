@@ -2,117 +2,67 @@
 
 use std::time::Duration;
 
-use nanoinfer_shared::protocol::{StepTimes, TokenId};
 use serde::{Serialize, Serializer};
+use serde_json::{Value, json};
 
 use super::logprobs;
 use crate::{
-    explanation::{self, Processed},
+    explanation::{Alternative, Explanation, Processed},
     text::{Tokenizer, generation::GeneratedToken},
 };
 
-/// One object for each token that was explained.
+/// One object for each token that was explained, made when it is written.
 pub(super) struct Explained<'a> {
     pub(super) tokenizer: &'a Tokenizer,
     pub(super) tokens: &'a [GeneratedToken],
 }
 
-#[derive(Serialize)]
-struct Token<'a> {
-    alternatives: Vec<Alternative>,
-    chain: Vec<Processor>,
-    id: TokenId,
-    step: Step<'a>,
-    token: String,
-}
-
-#[derive(Serialize)]
-struct Alternative {
-    id: TokenId,
-    logprob: f64,
-    probability: f64,
-    removed_by: Option<&'static str>,
-    token: String,
-}
-
-#[derive(Serialize)]
-struct Processor {
-    changed: usize,
-    processor: &'static str,
-    removed: usize,
-    removed_mass: f64,
-    value: Option<f64>,
-}
-
-#[derive(Serialize)]
-struct Step<'a> {
-    ms: f64,
-    number: u64,
-    ranks: Vec<Rank<'a>>,
-    sequences: usize,
-    tokens: usize,
-}
-
-#[derive(Serialize)]
-struct Rank<'a> {
-    ms: f64,
-    rank: usize,
-    stages: Vec<Stage<'a>>,
-}
-
-#[derive(Serialize)]
-struct Stage<'a> {
-    kind: &'static str,
-    ms: f64,
-    stage: &'a str,
-}
-
-impl<'a> Explained<'a> {
-    fn token(&self, token: &'a GeneratedToken) -> Option<Token<'a>> {
-        let explanation::Explanation { narrowing, step } = token.explanation.as_deref()?;
-        let alternative = |a: &explanation::Alternative| Alternative {
-            id: a.id,
-            logprob: logprobs::number(a.logprob),
-            probability: a.probability,
-            removed_by: a.removed_by,
-            token: self.tokenizer.spell(a.id),
-        };
-        Some(Token {
-            alternatives: narrowing.alternatives.iter().map(alternative).collect(),
-            chain: narrowing.chain.iter().map(processor).collect(),
-            id: token.id,
-            step: Step {
-                ms: ms(step.elapsed),
-                number: step.step,
-                ranks: step.ranks.iter().enumerate().map(rank).collect(),
-                sequences: step.sequences,
-                tokens: step.tokens,
-            },
-            token: self.tokenizer.spell(token.id),
-        })
-    }
-}
-
 impl Serialize for Explained<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(self.tokens.iter().filter_map(|token| self.token(token)))
+        let explained = |token: &GeneratedToken| Some(self.token(token, token.explanation.as_deref()?));
+        serializer.collect_seq(self.tokens.iter().filter_map(explained))
     }
 }
 
-fn processor(p: &Processed) -> Processor {
-    Processor {
-        changed: p.changed,
-        processor: p.processor,
-        removed: p.removed,
-        removed_mass: p.removed_mass,
-        value: p.value.map(as_typed),
+impl Explained<'_> {
+    fn token(&self, token: &GeneratedToken, Explanation { narrowing, step }: &Explanation) -> Value {
+        let alternative = |a: &Alternative| {
+            json!({
+                "id": a.id,
+                "logprob": logprobs::number(a.logprob),
+                "probability": a.probability,
+                "removed_by": a.removed_by,
+                "token": self.tokenizer.spell(a.id),
+            })
+        };
+        let processor = |p: &Processed| {
+            json!({
+                "changed": p.changed,
+                "processor": p.processor,
+                "removed": p.removed,
+                "removed_mass": p.removed_mass,
+                "value": p.value.map(as_typed),
+            })
+        };
+        let ranks = step.ranks.iter().enumerate().map(|(rank, times)| {
+            let stages = times.stages.iter();
+            let stages = stages.map(|it| json!({"kind": it.category.name(), "ms": ms(it.time), "stage": it.name}));
+            json!({"ms": ms(times.whole), "rank": rank, "stages": stages.collect::<Value>()})
+        });
+        json!({
+            "alternatives": narrowing.alternatives.iter().map(alternative).collect::<Value>(),
+            "chain": narrowing.chain.iter().map(processor).collect::<Value>(),
+            "id": token.id,
+            "step": {
+                "ms": ms(step.elapsed),
+                "number": step.step,
+                "ranks": ranks.collect::<Value>(),
+                "sequences": step.sequences,
+                "tokens": step.tokens,
+            },
+            "token": self.tokenizer.spell(token.id),
+        })
     }
-}
-
-fn rank((rank, times): (usize, &StepTimes)) -> Rank<'_> {
-    let stages = times.stages.iter();
-    let stages = stages.map(|stage| Stage { kind: stage.category.name(), ms: ms(stage.time), stage: &stage.name });
-    Rank { ms: ms(times.whole), rank, stages: stages.collect() }
 }
 
 /// A setting as it was typed: 0.8, where the nearest `f32`, which the processor took, is 0.800000011920929.

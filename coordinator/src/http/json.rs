@@ -5,14 +5,11 @@
 //! not know fields.
 //! Invariant: whatever the text says, a value takes some [`MAX_VALUES`] objects of memory and the length of its text.
 
-use std::{cell::Cell, fmt, mem::take, ops::Range};
+use std::{mem::take, ops::Range};
 
 use nanoinfer_shared::protocol::TokenId;
-use serde::{
-    Deserialize, Deserializer,
-    de::{DeserializeSeed, Error, MapAccess, SeqAccess, Visitor},
-};
-use serde_json::{Map, Value};
+use serde::Deserialize;
+use serde_json::Value;
 
 use super::quote::show;
 
@@ -40,25 +37,24 @@ pub(super) enum Unread {
 }
 
 impl Given {
-    /// Reads the value that stands in `range` of a body.
+    /// Reads the value that stands in `range` of a body, which was looked through already.
     pub(super) fn read(body: &str, range: Range<usize>) -> Result<Self, Unread> {
         let text = &body[range.clone()];
         let begins = text.strip_prefix('[').and_then(|list| list.trim_ascii_start().bytes().next());
         let tokens = match begins {
-            Some(b'-' | b'0'..=b'9') => serde_json::from_str(text).ok().map(|Ids(ids)| Self::Tokens(ids)),
-            Some(b'[') => serde_json::from_str(text).ok().map(|IdLists(lists)| Self::TokenLists(lists)),
+            Some(b'-' | b'0'..=b'9') => serde_json::from_str(text).ok().map(|list| Self::Tokens(ids(list))),
+            Some(b'[') if text.matches('[').count() <= MAX_VALUES + 1 => {
+                let lists: Option<Vec<Vec<Id>>> = serde_json::from_str(text).ok();
+                lists.map(|lists| Self::TokenLists(lists.into_iter().map(ids).collect()))
+            }
             _ => None,
         };
-        if let Some(tokens) = tokens {
-            return Ok(tokens);
-        }
-        let left = Cell::new(Some(MAX_VALUES));
-        let mut json = serde_json::Deserializer::from_str(text);
-        let read = Counted(&left).deserialize(&mut json).and_then(|value| json.end().map(|()| value));
-        match read {
-            Ok(value) => Ok(Self::Other(value)),
-            Err(_) if left.get().is_none() => Err(Unread::TooMany),
-            Err(error) => Err(Unread::NoJson(in_body(&error, &body[..range.start]))),
+        match tokens {
+            Some(tokens) => Ok(tokens),
+            None if values(text) > MAX_VALUES => Err(Unread::TooMany),
+            None => serde_json::from_str(text)
+                .map(Self::Other)
+                .map_err(|error| Unread::NoJson(in_body(&error, &body[..range.start]))),
         }
     }
 
@@ -121,141 +117,43 @@ fn whole(x: f64) -> Option<i128> {
     (x.fract() == 0.0 && x.abs() < 9e15).then_some(x as i128)
 }
 
-/// Reads a value and counts those in it; what is left is gone once there were too many.
-#[derive(Clone, Copy)]
-struct Counted<'a>(&'a Cell<Option<usize>>);
-
-impl<'de> DeserializeSeed<'de> for Counted<'_> {
-    type Value = Value;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
-        let left = self.0.get().and_then(|left| left.checked_sub(1));
-        self.0.set(left);
-        match left {
-            Some(_) => deserializer.deserialize_any(self),
-            None => Err(D::Error::custom("too many values")),
+/// How many values a text of JSON holds, itself included.
+fn values(text: &str) -> usize {
+    let mut count = 1;
+    let mut bytes = text.bytes().filter(|byte| !byte.is_ascii_whitespace()).peekable();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b',' => count += 1,
+            b'[' | b'{' => count += usize::from(!matches!(bytes.peek(), Some(b']' | b'}'))),
+            b'"' => {
+                while let Some(within) = bytes.next().filter(|&within| within != b'"') {
+                    if within == b'\\' {
+                        bytes.next();
+                    }
+                }
+            }
+            _ => {}
         }
     }
-}
-
-impl<'de> Visitor<'de> for Counted<'_> {
-    type Value = Value;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("any JSON value")
-    }
-
-    fn visit_unit<E>(self) -> Result<Value, E> {
-        Ok(Value::Null)
-    }
-
-    fn visit_bool<E>(self, it: bool) -> Result<Value, E> {
-        Ok(it.into())
-    }
-
-    fn visit_i64<E>(self, number: i64) -> Result<Value, E> {
-        Ok(number.into())
-    }
-
-    fn visit_u64<E>(self, number: u64) -> Result<Value, E> {
-        Ok(number.into())
-    }
-
-    fn visit_f64<E>(self, number: f64) -> Result<Value, E> {
-        Ok(number.into())
-    }
-
-    fn visit_str<E>(self, text: &str) -> Result<Value, E> {
-        Ok(text.into())
-    }
-
-    fn visit_string<E>(self, text: String) -> Result<Value, E> {
-        Ok(text.into())
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Value, A::Error> {
-        let mut values = Vec::new();
-        while let Some(value) = list.next_element_seed(self)? {
-            values.push(value);
-        }
-        Ok(values.into())
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Value, A::Error> {
-        let mut values = Map::new();
-        while let Some(name) = object.next_key::<String>()? {
-            values.insert(name, object.next_value_seed(self)?);
-        }
-        Ok(values.into())
-    }
+    count
 }
 
 /// A token id, written as any number without a fraction.
+#[derive(Deserialize)]
+#[serde(try_from = "f64")]
 struct Id(TokenId);
 
-impl<'de> Deserialize<'de> for Id {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Number;
+impl TryFrom<f64> for Id {
+    type Error = &'static str;
 
-        impl Visitor<'_> for Number {
-            type Value = Id;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a token id")
-            }
-
-            fn visit_u64<E: Error>(self, number: u64) -> Result<Id, E> {
-                number.try_into().map(Id).map_err(E::custom)
-            }
-
-            fn visit_f64<E: Error>(self, number: f64) -> Result<Id, E> {
-                let id = whole(number).and_then(|id| id.try_into().ok());
-                id.map(Id).ok_or_else(|| E::custom("no token id"))
-            }
-        }
-
-        deserializer.deserialize_any(Number)
+    fn try_from(number: f64) -> Result<Self, Self::Error> {
+        let id = whole(number).and_then(|id| id.try_into().ok());
+        id.map(Self).ok_or("no token id")
     }
 }
 
-/// A list of them.
-struct Ids(Vec<TokenId>);
-
-impl<'de> Deserialize<'de> for Ids {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let ids = Vec::<Id>::deserialize(deserializer)?;
-        Ok(Self(ids.into_iter().map(|Id(id)| id).collect()))
-    }
-}
-
-/// A list of such lists, of which each counts as a value.
-struct IdLists(Vec<Vec<TokenId>>);
-
-impl<'de> Deserialize<'de> for IdLists {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Lists;
-
-        impl<'de> Visitor<'de> for Lists {
-            type Value = IdLists;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("lists of token ids")
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<IdLists, A::Error> {
-                let mut lists = Vec::new();
-                while let Some(Ids(ids)) = list.next_element()? {
-                    if lists.len() == MAX_VALUES {
-                        return Err(A::Error::custom("too many lists"));
-                    }
-                    lists.push(ids);
-                }
-                Ok(IdLists(lists))
-            }
-        }
-
-        deserializer.deserialize_seq(Lists)
-    }
+fn ids(list: Vec<Id>) -> Vec<TokenId> {
+    list.into_iter().map(|Id(id)| id).collect()
 }
 
 #[cfg(test)]
