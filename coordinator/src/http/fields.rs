@@ -19,7 +19,7 @@ use axum::{
 use nanoinfer_shared::protocol::TokenId;
 use serde::{
     Deserializer,
-    de::{Error, MapAccess, Visitor},
+    de::{MapAccess, Visitor},
 };
 use serde_json::{Value, value::RawValue};
 use tokio::sync::OwnedSemaphorePermit;
@@ -120,21 +120,16 @@ impl Fields {
     /// The fields of the object that stands in `range` of a body.
     fn object_at(body: Bytes, range: Range<usize>, prefix: String) -> Result<Self, Failure> {
         let text = text_of(&body);
-        let mut too_many = false;
         let mut json = serde_json::Deserializer::from_str(&text[range]);
-        let found = json.deserialize_map(Names { body: text, too_many: &mut too_many });
-        let held = match found.and_then(|held| json.end().map(|()| held)) {
-            Ok(held) => held,
-            Err(_) if too_many => {
-                let of = if prefix.is_empty() {
-                    "the request's body".into()
-                } else {
-                    format!("`{}`", prefix.trim_end_matches('.'))
-                };
-                return Err(Failure::no_request(format!("{of} has more than {MAX_FIELDS} fields")));
-            }
-            Err(error) => return Err(not_json(&error)),
-        };
+        let found = json.deserialize_map(Names { body: text });
+        let held = found.and_then(|held| json.end().map(|()| held)).map_err(|error| not_json(&error))?;
+        if held.len() > MAX_FIELDS {
+            let of = match prefix.strip_suffix('.') {
+                None => "the request's body".into(),
+                Some(path) => format!("`{path}`"),
+            };
+            return Err(Failure::no_request(format!("{of} has more than {MAX_FIELDS} fields")));
+        }
         Ok(Self { body, held, prefix, warnings: Vec::new(), client: Client::Local, _share: None })
     }
 
@@ -183,10 +178,10 @@ impl Fields {
         value.map_err(|unread| self.failure(name, &unread))
     }
 
-    /// Fields that may be there and change nothing.
-    pub(super) fn ignore(&mut self, names: &[&str]) {
-        for name in names {
-            self.held.remove(*name);
+    /// Fields that may be there and change nothing, with spaces between them.
+    pub(super) fn ignore(&mut self, names: &str) {
+        for name in names.split(' ') {
+            self.held.remove(name);
         }
     }
 
@@ -271,12 +266,10 @@ impl Fields {
     }
 
     pub(super) fn list(&mut self, name: &str) -> Result<Option<Vec<Value>>, Failure> {
-        let Some(given) = self.given(name)? else {
-            return Ok(None);
-        };
-        match given.into_value().map_err(|unread| self.failure(name, &unread))? {
-            Value::Array(list) => Ok(Some(list)),
-            other => Err(self.wrong(name, "a list", &show(&other))),
+        match self.value(name)? {
+            None => Ok(None),
+            Some(Value::Array(list)) => Ok(Some(list)),
+            Some(other) => Err(self.wrong(name, "a list", &show(&other))),
         }
     }
 
@@ -311,18 +304,19 @@ impl Fields {
     /// An object; an empty one if absent.
     pub(super) fn object(&mut self, name: &str) -> Result<Self, Failure> {
         let prefix = format!("{}.", self.path(name));
-        let object = match self.held.remove(name) {
-            Some(Held::At(range)) if self.body[range.start] == b'{' => {
-                Self::object_at(self.body.clone(), range, prefix)?
-            }
-            Some(other) => {
-                self.held.insert(name.into(), other);
-                self.take::<()>(name, "an object", |_| None)?;
-                Self::object_at(Bytes::from_static(b"{}"), 0..2, prefix)?
-            }
-            None => Self::object_at(Bytes::from_static(b"{}"), 0..2, prefix)?,
+        let found = match self.held.get(name) {
+            Some(Held::At(range)) => Some(range.clone()).filter(|range| self.body[range.start] == b'{'),
+            _ => None,
         };
-        Ok(Self { client: self.client, ..object })
+        let (body, range) = match found {
+            Some(range) => (self.body.clone(), range),
+            None => {
+                self.take::<()>(name, "an object", |_| None)?;
+                (Bytes::from_static(b"{}"), 0..2)
+            }
+        };
+        self.held.remove(name);
+        Ok(Self { client: self.client, ..Self::object_at(body, range, prefix)? })
     }
 
     /// Refuses a request that lacks a field and has, among what is left, a slip of the keyboard for it.
@@ -376,12 +370,10 @@ impl Fields {
     }
 }
 
-/// Finds the fields of an object.
+/// Finds the fields of an object, but no more than one too many.
 struct Names<'a> {
     /// What the object stands in.
     body: &'a str,
-    /// Set where it has more than [`MAX_FIELDS`].
-    too_many: &'a mut bool,
 }
 
 impl<'de> Visitor<'de> for Names<'_> {
@@ -397,11 +389,9 @@ impl<'de> Visitor<'de> for Names<'_> {
             let value = object.next_value::<&RawValue>()?.get();
             // Both are slices of the same text.
             let start = value.as_ptr() as usize - self.body.as_ptr() as usize;
-            // Of several with one name the last counts.
-            held.insert(name, Held::At(start..start + value.len()));
-            if held.len() > MAX_FIELDS {
-                *self.too_many = true;
-                return Err(A::Error::custom("too many fields"));
+            if held.len() <= MAX_FIELDS {
+                // Of several with one name the last counts.
+                held.insert(name, Held::At(start..start + value.len()));
             }
         }
         Ok(held)
@@ -535,7 +525,7 @@ mod tests {
             body.held.values().all(|held| matches!(held, Held::At(_))),
             "nothing was read of what was not asked for"
         );
-        body.ignore(&["zz"]);
+        body.ignore("zz");
         assert_eq!(body.stops().unwrap_err().message, "`stop` holds more than 32768 values");
         let mut inner = body.object("o").unwrap();
         assert_eq!(inner.refuse("zz").unwrap_err().message, "`o.zz` holds more than 32768 values");

@@ -8,51 +8,16 @@ use serde_json::Value;
 
 use super::{error::Failure, fields::Fields, quote::show};
 
-/// Would change the answer, unless they ask for nothing: null, `false`, an empty text or list.
-const REFUSED: [&str; 40] = [
-    // What the text may be.
-    "format",
-    "structured_outputs",
-    "structural_tag",
-    "json_schema",
-    "grammar",
-    "regex",
-    "ebnf",
-    "allowed_token_ids",
-    "bad_words",
-    "logits_processors",
-    "use_beam_search",
-    "ignore_eos",
-    "stop_token_ids",
-    // What it follows.
-    "messages",
-    "prompt",
-    "prompt_embeds",
-    "system",
-    "suffix",
-    "template",
-    "context",
-    "documents",
-    "images",
-    "audio",
-    "chat_template",
-    "continue_final_message",
-    "add_special_tokens",
-    "truncate_prompt_tokens",
-    "shift",
-    "tools",
-    "functions",
-    "web_search_options",
-    "think",
-    "enable_thinking",
-    // What the reply has beside it.
-    "echo",
-    "include_stop_str_in_output",
-    "logprobs",
-    "prompt_logprobs",
-    "return_token_ids",
-    "return_tokens_as_token_ids",
-    "explain",
+/// Would change the answer, unless they ask for nothing: null, `false`, an empty text or list. First what says what the text may
+/// be, then what it follows, then what the reply has beside it.
+const REFUSED: [&str; 3] = [
+    "format structured_outputs structural_tag json_schema grammar regex ebnf allowed_token_ids bad_words \
+     logits_processors use_beam_search ignore_eos stop_token_ids",
+    "messages prompt prompt_embeds system suffix template context documents images audio chat_template \
+     continue_final_message add_special_tokens truncate_prompt_tokens shift tools functions \
+     web_search_options think enable_thinking",
+    "echo include_stop_str_in_output logprobs prompt_logprobs return_token_ids return_tokens_as_token_ids \
+     explain",
 ];
 
 /// The same, where the value that asks for nothing is another, in JSON.
@@ -85,24 +50,13 @@ const LEFT_OUT: [(&str, &str); 9] = [
 ];
 
 /// Change nothing here, whatever they say.
-const IGNORED: [&str; 11] = [
-    "user",
-    "metadata",
-    "store",
-    "service_tier",
-    "safety_identifier",
-    "prompt_cache_key",
-    "prompt_cache_retention",
-    "parallel_tool_calls",
-    "prediction",
-    "spaces_between_special_tokens",
-    "guided_decoding_backend",
-];
+const IGNORED: &str = "user metadata store service_tier safety_identifier prompt_cache_key prompt_cache_retention \
+    parallel_tool_calls prediction spaces_between_special_tokens guided_decoding_backend";
 
 /// Takes what a route left.
 pub(super) fn take(fields: &mut Fields) -> Result<(), Failure> {
-    fields.ignore(&IGNORED);
-    for name in REFUSED {
+    fields.ignore(IGNORED);
+    for name in REFUSED.into_iter().flat_map(|names| names.split(' ')) {
         fields.refuse(name)?;
     }
     for name in fields.beginning(REFUSED_PREFIX) {

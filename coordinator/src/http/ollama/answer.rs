@@ -45,7 +45,7 @@ pub(crate) async fn answer(
     let unload = fields.value("keep_alive")?.is_some_and(|time| is_no_time(&time));
     let mut options = fields.object("options")?;
     // Positions are absolute and the context is the model's: these can change nothing.
-    options.ignore(&["num_ctx", "num_keep", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread"]);
+    options.ignore("num_ctx num_keep num_batch num_gpu main_gpu use_mmap num_thread");
     let defaults = &app.engine.text().defaults;
     let num_predict = options.integer("num_predict", -2..=i64::MAX)?;
     let max_tokens = match num_predict {

@@ -46,20 +46,20 @@ pub(crate) async fn ps(State(app): State<App>) -> Json<Value> {
 /// `POST /api/show`: everything about a model.
 pub(crate) async fn show(State(app): State<App>, mut fields: Fields) -> Result<Json<Value>, Failure> {
     named(&app, &mut fields)?;
-    fields.ignore(&["verbose"]);
+    fields.ignore("verbose");
     let _ = fields.finish(&app.unknown_fields);
     let card = app.engine.card();
     let shape = &card.shape;
     let text = app.engine.text();
     let defaults = &text.defaults;
     let parameters: Vec<String> = [
-        ("temperature", defaults.temperature.map(|x| x.to_string())),
-        ("top_k", defaults.top_k.map(|x| x.to_string())),
-        ("top_p", defaults.top_p.map(|x| x.to_string())),
-        ("num_predict", defaults.max_new_tokens.map(|x| x.to_string())),
+        defaults.temperature.map(|x| format!("temperature {x}")),
+        defaults.top_k.map(|x| format!("top_k {x}")),
+        defaults.top_p.map(|x| format!("top_p {x}")),
+        defaults.max_new_tokens.map(|x| format!("num_predict {x}")),
     ]
     .into_iter()
-    .filter_map(|(name, value)| Some(format!("{name} {}", value?)))
+    .flatten()
     .collect();
     Ok(Json(json!({
         "modelfile": format!("FROM {}", model_name::shown(card)),
@@ -84,7 +84,7 @@ pub(crate) async fn show(State(app): State<App>, mut fields: Fields) -> Result<J
 /// `POST /api/pull`: what is served is there already, and nothing else can be had.
 pub(crate) async fn pull(State(app): State<App>, mut fields: Fields) -> Result<Response, Failure> {
     named(&app, &mut fields)?;
-    fields.ignore(&["insecure", "username", "password"]);
+    fields.ignore("insecure username password");
     let stream = fields.boolean("stream")?.unwrap_or(true);
     let _ = fields.finish(&app.unknown_fields);
     let success = json!({"status": "success"});

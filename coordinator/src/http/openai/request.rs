@@ -55,7 +55,7 @@ pub(crate) fn take(
     let mut stream_options = fields.object("stream_options")?;
     let include_usage = stream_options.boolean("include_usage")?.unwrap_or(false);
     let continuous_usage = stream_options.boolean("continuous_usage_stats")?.unwrap_or(false);
-    stream_options.ignore(&["include_obfuscation"]);
+    stream_options.ignore("include_obfuscation");
     let _ = stream_options.finish(&app.unknown_fields);
     let n = fields.integer("n", 1..=MAX_N)?.unwrap_or(1);
     if fields.integer("best_of", 1..=i64::MAX)?.is_some_and(|best_of| best_of != n) {

@@ -5,21 +5,21 @@
 
 use std::{
     convert::Infallible,
-    future::{Future, pending},
+    future::Future,
     io::{self, ErrorKind},
     pin::pin,
-    sync::Arc,
     time::Duration,
 };
 
 use axum::{
-    Router,
-    body::Body,
+    BoxError, Router,
+    body::{Body, Bytes, HttpBody},
     extract::Request,
     http::{HeaderValue, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
+use http_body_util::BodyExt;
 use hyper::{
     body::Incoming,
     server::conn::http1,
@@ -38,7 +38,7 @@ use tokio::{
 
 use super::{
     access,
-    exchange::{Answering, Exchange, With},
+    exchange::Exchange,
     places::{Kind, Place, Places},
     watched::Watched,
 };
@@ -62,9 +62,6 @@ pub(crate) struct Limits {
     idle_deadline: Duration,
     write_deadline: Duration,
 }
-
-/// What a connection sends back.
-type Reply = Response<With<Body, Answering>>;
 
 /// Of a request on a connection that only probes may use.
 #[derive(Clone, Copy, Debug)]
@@ -122,76 +119,57 @@ impl Server {
 
     /// Serves one connection, on a task of its own.
     fn take(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, place: Place, client: Client) {
-        let kind = place.kind;
+        let is_brief = place.kind == Kind::Brief;
         let exchange = Exchange::new(place);
+        let (served, router) = (exchange.clone(), TowerToHyperService::new(self.router.clone()));
+        let service = service_fn(move |request: hyper::Request<Incoming>| {
+            let (asking, answering) = served.begin();
+            let mut request = request.map(|body| with(body, asking));
+            request.extensions_mut().insert(client);
+            if is_brief {
+                request.extensions_mut().insert(Brief);
+            }
+            let answer = router.call(request);
+            async move {
+                let mut answer = answer.await?;
+                if is_brief {
+                    answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, Infallible>(answer.map(|body| with(body, answering)))
+            }
+        });
         let stream = Watched::new(stream, exchange.clone(), self.limits.write_deadline);
-        let service = service(self.router.clone(), exchange.clone(), client);
         let connection = self.connections.watch(self.http.serve_connection(TokioIo::new(stream), service));
         let head_deadline = self.limits.head_deadline;
-        let life = (kind == Kind::Brief).then_some(BRIEF_LIFE);
-        tokio::spawn(async move { converse(connection, &exchange, head_deadline, life).await });
+        // Sees it to its end, one way or another.
+        tokio::spawn(async move {
+            tokio::select! {
+                ended = connection => {
+                    if let Err(error) = ended {
+                        tracing::debug!(%error, "a connection ended early");
+                    }
+                }
+                Err(_) = timeout(head_deadline, exchange.asked()) => {
+                    tracing::debug!("a connection that said nothing was closed");
+                }
+                () = exchange.place.yields() => {
+                    tracing::debug!("a connection that said nothing gave its place to another");
+                }
+                () = sleep(BRIEF_LIFE), if is_brief => tracing::debug!("a connection for probes was closed"),
+            }
+        });
     }
 }
 
-/// Sees a connection to its end, one way or another.
-async fn converse(
-    connection: impl Future<Output = hyper::Result<()>>,
-    exchange: &Exchange,
-    head_deadline: Duration,
-    life: Option<Duration>,
-) {
-    let silent = async {
-        if timeout(head_deadline, exchange.asked()).await.is_ok() {
-            pending().await
-        }
-    };
-    let over = async {
-        match life {
-            Some(life) => sleep(life).await,
-            None => pending().await,
-        }
-    };
-    tokio::select! {
-        ended = connection => {
-            if let Err(error) = ended {
-                tracing::debug!(%error, "a connection ended early");
-            }
-        }
-        () = silent => tracing::debug!("a connection that said nothing was closed"),
-        () = exchange.place.yields() => tracing::debug!("a connection that said nothing gave its place to another"),
-        () = over => tracing::debug!("a connection for probes was closed"),
-    }
-}
-
-/// What answers the requests of one connection.
-fn service(
-    router: Router,
-    exchange: Arc<Exchange>,
-    client: Client,
-) -> impl Service<
-    hyper::Request<Incoming>,
-    Response = Reply,
-    Error = Infallible,
-    Future = impl Future<Output = Result<Reply, Infallible>> + Send,
-> {
-    let router = TowerToHyperService::new(router);
-    service_fn(move |request: hyper::Request<Incoming>| {
-        let is_brief = exchange.place.kind == Kind::Brief;
-        let (asking, answering) = exchange.begin();
-        let mut request = request.map(|body| With { body, _with: asking });
-        request.extensions_mut().insert(client);
-        if is_brief {
-            request.extensions_mut().insert(Brief);
-        }
-        let answer = router.call(request);
-        async move {
-            let mut answer = answer.await?;
-            if is_brief {
-                answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-            }
-            Ok(answer.map(|body| With { body, _with: answering }))
-        }
-    })
+/// A body that `guard` is dropped with.
+fn with<B>(body: B, guard: impl Send + 'static) -> Body
+where
+    B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+{
+    Body::new(body.map_err(move |error| {
+        let _ = &guard;
+        error
+    }))
 }
 
 /// Middleware that answers only probes where there is no place for more.

@@ -5,16 +5,11 @@
 //! ```
 //! The one truth that the stream, the service and the connection's task share. Does not know what is said.
 
-use std::{
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU8, Ordering::Relaxed},
-    },
-    task::{Context, Poll},
+use std::sync::{
+    Arc,
+    atomic::{AtomicU8, Ordering::Relaxed},
 };
 
-use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::Notify;
 
 use super::places::Place;
@@ -89,32 +84,5 @@ impl Drop for Asking {
 impl Drop for Answering {
     fn drop(&mut self) {
         self.0.phase.store(FLUSHING, Relaxed);
-    }
-}
-
-/// A body, and what is dropped with it.
-#[derive(Debug)]
-pub(crate) struct With<B, T> {
-    pub(crate) body: B,
-    pub(crate) _with: T,
-}
-
-impl<B: Body + Unpin, T: Unpin> Body for With<B, T> {
-    type Data = B::Data;
-    type Error = B::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }

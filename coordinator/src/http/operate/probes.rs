@@ -19,23 +19,13 @@ pub(crate) async fn livez() -> Json<Value> {
 
 /// `GET /readyz` and `GET /health`: a request would be answered.
 pub(crate) async fn readyz(State(app): State<App>) -> Response {
-    match obstacle(&app) {
-        None => Json(json!({"status": "ready"})).into_response(),
-        Some(reason) => {
-            (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"status": "not ready", "reason": reason}))).into_response()
-        }
-    }
+    told(&app, json!({"status": "ready"}), json!({"status": "not ready"}))
 }
 
 /// `GET /api/health`.
 pub(crate) async fn health(State(app): State<App>) -> Response {
-    match obstacle(&app) {
-        None => Json(json!({"status": "healthy", "model_loaded": true})).into_response(),
-        Some(reason) => {
-            let body = json!({"status": "unhealthy", "model_loaded": false, "reason": reason});
-            (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response()
-        }
-    }
+    let well = json!({"status": "healthy", "model_loaded": true});
+    told(&app, well, json!({"status": "unhealthy", "model_loaded": false}))
 }
 
 /// `GET /metrics`, for Prometheus.
@@ -44,13 +34,15 @@ pub(crate) async fn metrics(State(app): State<App>) -> Response {
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], status.metrics.render(status)).into_response()
 }
 
-fn obstacle(app: &App) -> Option<String> {
+/// Whether a request would be answered, and why not.
+fn told(app: &App, well: Value, mut ill: Value) -> Response {
     let status = app.engine.status();
-    if let Some(failure) = status.failure.get() {
-        return Some(failure.clone());
-    }
-    if status.stopping.load(Relaxed) {
-        return Some("the server is shutting down".into());
-    }
-    (!status.ready.load(Relaxed)).then(|| "not every rank answers".into())
+    let reason = match status.failure.get() {
+        Some(failure) => failure,
+        None if status.stopping.load(Relaxed) => "the server is shutting down",
+        None if !status.ready.load(Relaxed) => "not every rank answers",
+        None => return Json(well).into_response(),
+    };
+    ill["reason"] = reason.into();
+    (StatusCode::SERVICE_UNAVAILABLE, Json(ill)).into_response()
 }
