@@ -36,6 +36,6 @@ fn model(card: &ModelCard) -> Value {
         "created": UtcTime::of(card.started).unix_seconds(),
         "owned_by": "nanoinfer",
         "root": shown(card),
-        "max_model_len": card.geometry.n_positions,
+        "max_model_len": card.shape.context,
     })
 }

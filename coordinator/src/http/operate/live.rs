@@ -49,22 +49,22 @@ pub(crate) async fn cluster(State(app): State<App>) -> Json<Value> {
 /// `GET /api/model_info`.
 pub(crate) async fn model_info(State(app): State<App>) -> Json<Value> {
     let card = app.engine.card();
-    let geometry = &card.geometry;
+    let shape = &card.shape;
     Json(json!({
         "model": model_name::shown(card),
         "model_type": "gpt2",
-        "parameters": geometry.parameters(),
+        "parameters": shape.parameters(),
         "dtype": card.dtype.to_string(),
         "nproc": card.partition.world(),
         "build_id": card.build_id,
         "config": {
-            "vocab_size": geometry.vocab_size,
-            "n_positions": geometry.n_positions,
-            "n_embd": geometry.n_embd,
-            "n_layer": geometry.n_layer,
-            "n_head": geometry.n_head,
-            "n_inner": geometry.n_inner,
-            "eos_token_ids": geometry.eos_token_ids,
+            "vocab_size": shape.vocab_size,
+            "n_positions": shape.context,
+            "n_embd": shape.width,
+            "n_layer": shape.layers,
+            "n_head": shape.attention.heads,
+            "n_inner": shape.mlp.inner,
+            "eos_token_ids": shape.eos_token_ids,
         },
         "chat_template": app.engine.text().chat.template().is_some(),
     }))

@@ -24,7 +24,7 @@ fn what_is_not_gpt2_is_refused_by_name() {
 }
 
 #[test]
-fn a_geometry_survives_being_written() {
+fn a_shape_survives_being_written() {
     for text in [
         "{}",
         r#"{"n_embd":30,"n_head":6,"n_inner":77,"activation_function":"relu2","layer_norm_epsilon":0.001,
