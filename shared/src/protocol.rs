@@ -15,27 +15,21 @@
 //! ```
 //! Invariant: a step is a pure function of plan, weights and KV pool. Ranks keep no request state.
 
+mod plan;
 mod answers;
 
 use std::{fmt, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-pub use self::answers::{Category, LogSumExp, LogitSlice, RowSlice, Stage, StepOutput, StepTimes};
+pub use self::{
+    answers::{Category, LogSumExp, LogitSlice, RowSlice, Stage, StepOutput, StepTimes},
+    plan::{BLOCK_TOKENS, BlockId, RowRequest, SequenceStep, StepPlan, TokenId, Wants},
+};
 use crate::model::shape::ModelShape;
 
 /// Changes whenever a message changes; compared in the handshake beside the build id.
 pub const PROTOCOL_VERSION: u32 = 3;
-
-/// Tokens in one KV block. One block is also the tile of attention.
-pub const BLOCK_TOKENS: usize = 16;
-
-/// A token of the model's vocabulary.
-pub type TokenId = u32;
-
-/// A KV block: the same index on every rank, each holding the heads of its share.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct BlockId(pub u32);
 
 /// Element type of weights and of matrix products, or of the KV cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -238,59 +232,4 @@ pub struct StartOrder {
     pub nccl_id: Option<Vec<u8>>,
     /// Secret of this cluster's data links, made for this start.
     pub link_key: [u8; 32],
-}
-
-/// One forward pass over the new tokens of some sequences.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct StepPlan {
-    /// Counts from 0; appears in errors and traces.
-    pub step: u64,
-    /// Sequences with their new tokens. Order does not change any result.
-    pub sequences: Vec<SequenceStep>,
-    /// Ranks are to tell where their time went.
-    pub timed: bool,
-}
-
-/// New tokens of one sequence.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct SequenceStep {
-    /// New tokens in order; at least one.
-    pub tokens: Vec<TokenId>,
-    /// Position of the first of them: tokens before it are in the KV pool.
-    pub start: u32,
-    /// Block table: block `i` holds positions `16 i .. 16 i + 16`; covers `start + tokens.len()` positions.
-    pub blocks: Vec<BlockId>,
-    /// What is wanted after which of the new tokens, by ascending row.
-    pub outputs: Vec<RowRequest>,
-}
-
-/// What is wanted of the distribution after one token.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct RowRequest {
-    /// Index into [`SequenceStep::tokens`].
-    pub row: u32,
-    /// What of it.
-    pub wants: Wants,
-}
-
-/// The three answers to a row are: nothing (no request), log-probabilities of given tokens, or candidates to draw from.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub enum Wants {
-    /// Logits of `ids`, and the `top` highest of the row.
-    Targets {
-        /// Tokens to score.
-        ids: Vec<TokenId>,
-        /// How many of the highest logits to add.
-        top: u32,
-    },
-    /// The `k` highest logits among the ids that are not `adjusted`, and the raw logits of those that are.
-    /// The rank keeps the row for a [`ToRank::FetchRows`] until the next step.
-    Candidates {
-        /// How many.
-        k: u32,
-        /// Divides logits in [`RowSlice::rest`]; 1 for greedy.
-        temperature: f32,
-        /// Ids whose logits penalties or biases will change, in any order, without repeats.
-        adjusted: Vec<TokenId>,
-    },
 }

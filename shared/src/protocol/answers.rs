@@ -4,14 +4,14 @@ use std::{ops::Deref, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::TokenId;
+use super::plan::TokenId;
 
 /// One rank's answers, in the order in which the plan lists sequences and rows.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepOutput {
     /// Step of the plan.
     pub step: u64,
-    /// One entry per [`super::RowRequest`].
+    /// One entry per [`RowRequest`](super::RowRequest).
     pub rows: Vec<RowSlice>,
     /// Time in all its reductions, waiting for other ranks included.
     pub reducing: Duration,

@@ -46,14 +46,12 @@ pub use self::{
 };
 use self::{
     mapped::MappedFile,
-    tensor::Stored,
+    tensor::{MAX_DIMENSIONS, Stored},
     torch::{Contents, TorchError},
 };
 
 /// Most tensors of a checkpoint: those of 5,000 layers.
 const MAX_TENSORS: usize = 1 << 16;
-/// Most dimensions of a tensor: mask buffers have 4.
-const MAX_DIMENSIONS: usize = 8;
 
 /// What is taken for a checkpoint by mistake: how it begins, what it is, and what to do.
 const OTHER_FILES: [(&[u8], &str, &str); 2] = [

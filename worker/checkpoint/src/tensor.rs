@@ -13,7 +13,10 @@ use std::ops::Range;
 use half::{bf16, f16};
 use safetensors::Dtype;
 
-use super::CheckpointError;
+use super::error::CheckpointError;
+
+/// Most dimensions of a tensor: mask buffers have 4.
+pub(super) const MAX_DIMENSIONS: usize = 8;
 
 /// Where a tensor lies in its file, in units of its elements from `start`.
 #[derive(Clone, Debug, PartialEq, Eq)]

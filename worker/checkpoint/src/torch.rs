@@ -19,11 +19,10 @@ use std::{
 use safetensors::Dtype;
 
 use super::{
-    MAX_DIMENSIONS,
     archive::Archive,
     pickle::{Id, Pickle, PickleError, Value},
     shown::shown,
-    tensor::{Stored, element_bytes},
+    tensor::{MAX_DIMENSIONS, Stored, element_bytes},
 };
 
 /// Begins every legacy file: a pickle of the number 0x1950a86a20f9469cfc6c.

@@ -5,7 +5,8 @@
 
 use std::collections::HashMap;
 
-use super::{super::shown::shown, Id, PickleError, Value};
+use super::value::{Id, PickleError, Value};
+use crate::shown::shown;
 
 /// Most values in one.
 const MAX_VALUES: usize = 1 << 20;
@@ -64,151 +65,132 @@ impl<'a> Machine<'a> {
     pub(super) fn run(&mut self) -> Result<Id, PickleError> {
         loop {
             let at = self.at;
-            match self.byte()? {
-                b'\x80' => drop(self.byte()?),             // PROTO
-                b'\x95' => drop(self.take(8)?),            // FRAME
-                b'.' => return self.pop(),                 // STOP
-                b'(' => self.marks.push(self.stack.len()), // MARK
-                b'0' => drop(self.pop()?),                 // POP
-                b'1' => drop(self.pop_to_mark()?),         // POP_MARK
-                b'2' => {
-                    let top = self.top()?; // DUP
-                    self.stack.push(top);
-                }
-                b'N' => self.push(Value::None)?,
-                b'\x88' => self.push(Value::Bool(true))?,
-                b'\x89' => self.push(Value::Bool(false))?,
-                b'K' => {
-                    let value = i64::from(self.byte()?); // BININT1
-                    self.push(Value::Int(value))?;
-                }
-                b'M' => {
-                    let value = i64::from(u16::from_le_bytes(self.array()?)); // BININT2
-                    self.push(Value::Int(value))?;
-                }
-                b'J' => {
-                    let value = i64::from(i32::from_le_bytes(self.array()?)); // BININT
-                    self.push(Value::Int(value))?;
-                }
-                b'\x8a' => {
-                    let len = usize::from(self.byte()?); // LONG1
-                    let value = whole_number(self.take(len)?);
-                    self.push(value)?;
-                }
-                b'G' => {
-                    let value = f64::from_be_bytes(self.array()?); // BINFLOAT
-                    self.push(Value::Float(value))?;
-                }
-                b'U' | b'\x8c' => {
-                    let len = usize::from(self.byte()?); // SHORT_BINSTRING, SHORT_BINUNICODE
-                    self.push_text(len)?;
-                }
-                b'T' | b'X' => {
-                    let len = u32::from_le_bytes(self.array()?) as usize; // BINSTRING, BINUNICODE
-                    self.push_text(len)?;
-                }
-                b'\x8d' => {
-                    let len = self.long_len()?; // BINUNICODE8
-                    self.push_text(len)?;
-                }
-                b'C' => {
-                    let len = usize::from(self.byte()?); // SHORT_BINBYTES
-                    self.push_bytes(len)?;
-                }
-                b'B' => {
-                    let len = u32::from_le_bytes(self.array()?) as usize; // BINBYTES
-                    self.push_bytes(len)?;
-                }
-                b'\x8e' | b'\x96' => {
-                    let len = self.long_len()?; // BINBYTES8, BYTEARRAY8
-                    self.push_bytes(len)?;
-                }
-                b')' => self.push(Value::Tuple(Vec::new()))?,
-                b'\x85'..=b'\x87' => {
-                    let items = self.pop_many(usize::from(self.bytes[at] - 0x84))?; // TUPLE1, TUPLE2, TUPLE3
-                    self.push(Value::Tuple(items))?;
-                }
-                b't' => {
-                    let items = self.pop_to_mark()?; // TUPLE
-                    self.push(Value::Tuple(items))?;
-                }
-                b']' | b'\x8f' => self.push(Value::List(Vec::new()))?, // EMPTY_LIST, EMPTY_SET
-                b'l' | b'\x91' => {
-                    let items = self.pop_to_mark()?; // LIST, FROZENSET
-                    self.push(Value::List(items))?;
-                }
-                b'a' => {
-                    let item = self.pop()?; // APPEND
-                    self.extend(vec![item])?;
-                }
-                b'e' | b'\x90' => {
-                    let items = self.pop_to_mark()?; // APPENDS, ADDITEMS
-                    self.extend(items)?;
-                }
-                b'}' => self.push(Value::Dict(Vec::new()))?,
-                b'd' => {
-                    let items = self.pop_to_mark()?; // DICT
-                    self.push(Value::Dict(Vec::new()))?;
-                    self.set_items(&items)?;
-                }
-                b's' => {
-                    let items = self.pop_many(2)?; // SETITEM
-                    self.set_items(&items)?;
-                }
-                b'u' => {
-                    let items = self.pop_to_mark()?; // SETITEMS
-                    self.set_items(&items)?;
-                }
-                b'c' => {
-                    let (module, name) = (self.line()?, self.line()?); // GLOBAL
-                    self.push_global(&module, &name)?;
-                }
-                b'\x93' => {
-                    let names = self.pop_many(2)?; // STACK_GLOBAL
-                    let text = |id: Id| match &self.values[id as usize] {
-                        Value::Text(text) => Ok(text.clone()),
-                        _ => Err(self.broken("a name is no text")),
-                    };
-                    let (module, name) = (text(names[0])?, text(names[1])?);
-                    self.push_global(&module, &name)?;
-                }
-                b'R' | b'\x81' => {
-                    let parts = self.pop_many(2)?; // REDUCE, NEWOBJ
-                    self.call(parts[0], parts[1])?;
-                }
-                b'\x92' => {
-                    let parts = self.pop_many(3)?; // NEWOBJ_EX
-                    self.call(parts[0], parts[1])?;
-                }
-                // BUILD: attributes of an object, which are none of a tensor's or dictionary's content.
-                b'b' => drop(self.pop()?),
-                b'Q' => {
-                    let name = self.pop()?; // BINPERSID
-                    self.push(Value::Persistent(name))?;
-                }
-                b'q' => {
-                    let index = u32::from(self.byte()?); // BINPUT
-                    self.put(index)?;
-                }
-                b'r' => {
-                    let index = u32::from_le_bytes(self.array()?); // LONG_BINPUT
-                    self.put(index)?;
-                }
-                b'\x94' => {
-                    let index = self.memo.len() as u32; // MEMOIZE
-                    self.put(index)?;
-                }
-                b'h' => {
-                    let index = u32::from(self.byte()?); // BINGET
-                    self.fetch(index)?;
-                }
-                b'j' => {
-                    let index = u32::from_le_bytes(self.array()?); // LONG_BINGET
-                    self.fetch(index)?;
-                }
-                opcode => return Err(PickleError::Opcode { opcode, at }),
+            let opcode = self.byte()?;
+            if opcode == b'.' {
+                return self.pop(); // STOP
+            }
+            if let Some(value) = self.value(opcode, at)? {
+                self.push(value)?;
             }
         }
+    }
+
+    /// Carries out one instruction, and returns the value that it makes.
+    fn value(&mut self, opcode: u8, at: usize) -> Result<Option<Value>, PickleError> {
+        Ok(Some(match opcode {
+            b'N' => Value::None,
+            b'\x88' => Value::Bool(true),
+            b'\x89' => Value::Bool(false),
+            b'K' => Value::Int(self.byte()?.into()), // BININT1
+            b'M' => Value::Int(u16::from_le_bytes(self.array()?).into()), // BININT2
+            b'J' => Value::Int(i32::from_le_bytes(self.array()?).into()), // BININT
+            b'\x8a' => {
+                let len = usize::from(self.byte()?); // LONG1
+                whole_number(self.take(len)?)
+            }
+            b'G' => Value::Float(f64::from_be_bytes(self.array()?)), // BINFLOAT
+            // SHORT_BINSTRING, SHORT_BINUNICODE; BINSTRING, BINUNICODE; BINUNICODE8
+            b'U' | b'\x8c' | b'T' | b'X' | b'\x8d' => {
+                let len = self.length(opcode)?;
+                // Python 2 wrote names as byte strings; all of torch's are ASCII.
+                Value::Text(String::from_utf8_lossy(self.take(len)?).into_owned())
+            }
+            // SHORT_BINBYTES; BINBYTES; BINBYTES8, BYTEARRAY8
+            b'C' | b'B' | b'\x8e' | b'\x96' => {
+                let len = self.length(opcode)?;
+                self.take(len)?;
+                Value::Opaque
+            }
+            b')' => Value::Tuple(Vec::new()),
+            b'\x85'..=b'\x87' => Value::Tuple(self.pop_many(usize::from(opcode - 0x84))?), // TUPLE1, TUPLE2, TUPLE3
+            b't' => Value::Tuple(self.pop_to_mark()?),                                     // TUPLE
+            b']' | b'\x8f' => Value::List(Vec::new()),                                     // EMPTY_LIST, EMPTY_SET
+            b'l' | b'\x91' => Value::List(self.pop_to_mark()?),                            // LIST, FROZENSET
+            b'}' => Value::Dict(Vec::new()),
+            b'Q' => Value::Persistent(self.pop()?), // BINPERSID
+            _ => {
+                self.carry_out(opcode, at)?;
+                return Ok(None);
+            }
+        }))
+    }
+
+    /// Carries out an instruction that makes no value by itself.
+    fn carry_out(&mut self, opcode: u8, at: usize) -> Result<(), PickleError> {
+        match opcode {
+            b'\x80' => drop(self.byte()?),             // PROTO
+            b'\x95' => drop(self.take(8)?),            // FRAME
+            b'(' => self.marks.push(self.stack.len()), // MARK
+            // BUILD: attributes of an object, which are none of a tensor's or dictionary's content.
+            b'0' | b'b' => drop(self.pop()?),     // POP
+            b'1' => drop(self.pop_to_mark()?),    // POP_MARK
+            b'2' => self.stack.push(self.top()?), // DUP
+            b'a' => {
+                let item = self.pop()?; // APPEND
+                self.extend(vec![item])?;
+            }
+            b'e' | b'\x90' => {
+                let items = self.pop_to_mark()?; // APPENDS, ADDITEMS
+                self.extend(items)?;
+            }
+            b'd' => {
+                let items = self.pop_to_mark()?; // DICT
+                self.push(Value::Dict(Vec::new()))?;
+                self.set_items(&items)?;
+            }
+            b's' => {
+                let items = self.pop_many(2)?; // SETITEM
+                self.set_items(&items)?;
+            }
+            b'u' => {
+                let items = self.pop_to_mark()?; // SETITEMS
+                self.set_items(&items)?;
+            }
+            b'c' => {
+                let (module, name) = (self.line()?, self.line()?); // GLOBAL
+                self.push_global(&module, &name)?;
+            }
+            b'\x93' => {
+                let names = self.pop_many(2)?; // STACK_GLOBAL
+                let text = |id: Id| match &self.values[id as usize] {
+                    Value::Text(text) => Ok(text.clone()),
+                    _ => Err(self.broken("a name is no text")),
+                };
+                let (module, name) = (text(names[0])?, text(names[1])?);
+                self.push_global(&module, &name)?;
+            }
+            b'R' | b'\x81' | b'\x92' => {
+                let parts = self.pop_many(if opcode == b'\x92' { 3 } else { 2 })?; // REDUCE, NEWOBJ, NEWOBJ_EX
+                self.call(parts[0], parts[1])?;
+            }
+            // BINPUT, LONG_BINPUT, MEMOIZE
+            b'q' | b'r' | b'\x94' => {
+                let index = if opcode == b'\x94' { self.memo.len() as u32 } else { self.index(opcode == b'r')? };
+                self.put(index)?;
+            }
+            // BINGET, LONG_BINGET
+            b'h' | b'j' => {
+                let index = self.index(opcode == b'j')?;
+                self.fetch(index)?;
+            }
+            opcode => return Err(PickleError::Opcode { opcode, at }),
+        }
+        Ok(())
+    }
+
+    /// How long the text or the bytes are that follow an instruction: in one, four or eight bytes. What no file can hold is cut
+    /// short anyway.
+    fn length(&mut self, opcode: u8) -> Result<usize, PickleError> {
+        Ok(match opcode {
+            b'U' | b'\x8c' | b'C' => self.byte()?.into(),
+            b'T' | b'X' | b'B' => u32::from_le_bytes(self.array()?) as usize,
+            _ => usize::try_from(u64::from_le_bytes(self.array()?)).unwrap_or(usize::MAX),
+        })
+    }
+
+    /// A place in the memo.
+    fn index(&mut self, is_long: bool) -> Result<u32, PickleError> {
+        if is_long { Ok(u32::from_le_bytes(self.array()?)) } else { Ok(self.byte()?.into()) }
     }
 
     fn broken(&self, what: &'static str) -> PickleError {
@@ -231,11 +213,6 @@ impl<'a> Machine<'a> {
         Ok(self.take(1)?[0])
     }
 
-    /// A length of 8 bytes; what no file can hold is cut short anyway.
-    fn long_len(&mut self) -> Result<usize, PickleError> {
-        Ok(usize::try_from(u64::from_le_bytes(self.array()?)).unwrap_or(usize::MAX))
-    }
-
     fn line(&mut self) -> Result<String, PickleError> {
         let rest = &self.bytes[self.at..];
         let len = rest.iter().position(|&b| b == b'\n').ok_or(PickleError::Truncated { at: self.bytes.len() })?;
@@ -251,17 +228,6 @@ impl<'a> Machine<'a> {
         self.stack.push(self.values.len() as Id);
         self.values.push(value);
         Ok(())
-    }
-
-    fn push_text(&mut self, len: usize) -> Result<(), PickleError> {
-        // Python 2 wrote names as byte strings; all of torch's are ASCII.
-        let text = String::from_utf8_lossy(self.take(len)?).into_owned();
-        self.push(Value::Text(text))
-    }
-
-    fn push_bytes(&mut self, len: usize) -> Result<(), PickleError> {
-        self.take(len)?;
-        self.push(Value::Opaque)
     }
 
     fn push_global(&mut self, module: &str, name: &str) -> Result<(), PickleError> {
