@@ -10,6 +10,10 @@ const make = (tag, props = {}, ...children) => {
   element.append(...children);
   return element;
 };
+const button = (textContent, onclick) => make("button", { type: "button", textContent, onclick });
+const code = (textContent) => make("code", { textContent });
+const cell = (textContent, className = "num") => make("td", { textContent, className });
+const bar = (share, className = "") => make("td", { className: "bar" }, make("i", { className, style: `--p: ${Math.min(1, share) * 100}%` }));
 
 /** How often the live view asks, in milliseconds: while an answer comes, and while nothing does. */
 const POLL_BUSY_MS = 250, POLL_IDLE_MS = 2000;
@@ -84,7 +88,7 @@ async function answer() {
   const message = { role: "assistant", content: "", pieces: [] };
   state.messages.push(message);
   const abort = state.abort = new AbortController();
-  const view = render();
+  const append = render();
   const start = performance.now();
   const times = [];
   let finish = "stopped";
@@ -96,13 +100,10 @@ async function answer() {
       for (const choice of chunk.choices) {
         const tokens = choice.logprobs?.content ?? [];
         const text = choice.delta.content ?? "";
-        if (tokens.length) {
-          times.push(...tokens.map(() => performance.now()));
+        times.push(...tokens.map(() => performance.now()));
+        if (tokens.length || text) {
           message.pieces.push({ text, tokens: tokens.map(slim), explain: choice.explain });
-          view.append(message.pieces.at(-1));
-        } else if (text) {
-          message.pieces.push({ text, tokens: [] });
-          view.append(message.pieces.at(-1));
+          append(message.pieces.at(-1));
         }
         message.content += text;
         finish = choice.finish_reason ?? finish;
@@ -172,14 +173,12 @@ function render() {
   document.body.classList.toggle("tint", state.settings.tint);
   const items = state.messages.map((message, index) => view(message, index, busy && index === state.messages.length - 1));
   $("messages").replaceChildren(...items);
-  scroll(true);
+  scroll();
   const text = items.at(-1)?.querySelector(".text");
-  return {
-    append(piece) {
-      const stick = nearEnd();
-      text.append(pieceView(piece));
-      if (stick) scroll();
-    },
+  return (piece) => {
+    const stick = nearEnd();
+    text.append(pieceView(piece));
+    if (stick) scroll();
   };
 }
 
@@ -187,40 +186,33 @@ const nearEnd = () => { const c = $("chat"); return c.scrollHeight - c.scrollTop
 const scroll = () => { $("chat").scrollTop = $("chat").scrollHeight; };
 
 function view(message, index, busy) {
-  const item = make("li", { className: `message ${message.role}${busy ? " busy" : ""}` });
-  item.setAttribute("aria-busy", busy);
+  const item = make("li", { className: `message ${message.role}${busy ? " busy" : ""}`, ariaBusy: busy });
   if (message.role === "user" && state.editing === index) {
-    item.append(editor(message, index));
+    item.append(...editor(message, index));
     return item;
   }
-  const text = make("div", { className: "text" });
-  if (message.pieces?.length) {
-    text.append(...message.pieces.map(pieceView));
-    text.tabIndex = 0;
-    text.setAttribute("role", "group");
-    text.setAttribute("aria-label", "Answer; arrow keys walk through its tokens");
-  } else {
-    text.textContent = message.content;
-  }
+  const walked = { tabIndex: 0, role: "group", ariaLabel: "Answer; arrow keys walk through its tokens" };
+  const text = message.pieces?.length
+    ? make("div", { className: "text", ...walked }, ...message.pieces.map(pieceView))
+    : make("div", { className: "text", textContent: message.content });
   if (message.content || busy) item.append(text);
   for (const warning of message.warnings ?? []) item.append(make("p", { className: "warning", textContent: warning }));
   if (message.error) item.append(make("p", { className: "error", role: "alert", textContent: message.error }));
   const foot = make("div", { className: "foot" });
   if (message.stats) foot.append(make("span", { textContent: told(message.stats) }));
   if (!state.abort) {
-    const button = (label, onclick) => foot.append(make("button", { type: "button", textContent: label, onclick }));
-    if (message.role === "assistant") button(message.error ? "Try again" : "Retry", () => again(index));
-    else button("Edit", () => { state.editing = index; render(); });
+    foot.append(message.role === "assistant"
+      ? button(message.error ? "Try again" : "Retry", () => again(index))
+      : button("Edit", () => { state.editing = index; render(); }));
     // Browsers have a clipboard for loopback and HTTPS only.
-    if (message.content && navigator.clipboard) button("Copy", () => navigator.clipboard.writeText(message.content));
+    if (message.content && navigator.clipboard) foot.append(button("Copy", () => navigator.clipboard.writeText(message.content)));
   }
   item.append(foot);
   return item;
 }
 
 function editor(message, index) {
-  const area = make("textarea", { value: message.content, rows: 2 });
-  area.setAttribute("aria-label", "Edit the message");
+  const area = make("textarea", { value: message.content, rows: 2, ariaLabel: "Edit the message" });
   const close = () => { state.editing = -1; render(); $("prompt").focus(); };
   const send = () => {
     if (!area.value.trim()) return;
@@ -233,22 +225,14 @@ function editor(message, index) {
     if (event.key === "Escape") { event.stopPropagation(); close(); }
   };
   requestAnimationFrame(() => area.focus());
-  const row = make("div", { className: "foot" },
-    make("button", { type: "button", textContent: "Send", onclick: send }),
-    make("button", { type: "button", textContent: "Cancel", onclick: close }));
-  const box = document.createDocumentFragment();
-  box.append(area, row);
-  return box;
+  return [area, make("div", { className: "foot" }, button("Send", send), button("Cancel", close))];
 }
 
 // ---- tokens ----
 
 function pieceView(piece) {
-  const span = make("span", { className: piece.text ? "piece" : "piece end", textContent: piece.text || "■" });
-  span.piece = piece;
   const sure = piece.tokens.reduce((product, token) => product * token.p, 1);
-  span.style.setProperty("--doubt", 1 - sure);
-  return span;
+  return make("span", { className: piece.text ? "piece" : "piece end", textContent: piece.text || "■", piece, style: `--doubt: ${1 - sure}` });
 }
 
 /** Shows what there is to say of a piece; all of it, and until it is closed, if `pinned`. */
@@ -277,14 +261,8 @@ function showToken(span, pinned = false) {
 
 function tokenTable(token) {
   const rows = token.top.some(([text]) => text === token.t) ? token.top : [...token.top, [token.t, token.p]];
-  const row = ([text, p]) => {
-    const bar = make("i");
-    bar.style.setProperty("--p", `${p * 100}%`);
-    return make("tr", { className: text === token.t ? "chosen" : "" },
-      make("td", {}, make("code", { textContent: visible(text) })),
-      make("td", { className: "bar" }, bar),
-      make("td", { className: "num", textContent: percent(p) }));
-  };
+  const row = ([text, p]) =>
+    make("tr", { className: text === token.t ? "chosen" : "" }, make("td", {}, code(visible(text))), bar(p), cell(percent(p)));
   const rank = token.top.findIndex(([text]) => text === token.t);
   const caption = rank === 0 ? "the most likely token" : rank > 0 ? `the ${["second", "third", "fourth", "fifth"][rank - 1]} choice` : "not among the first five";
   return make("table", {}, make("caption", { textContent: caption }), make("tbody", {}, ...rows.map(row)));
@@ -292,16 +270,10 @@ function tokenTable(token) {
 
 /** One token of `explain`: alternatives, what the sampling chain did, and where the time of its step went, rank by rank. */
 function explanation({ token, id, alternatives, chain, step }) {
-  const cell = (textContent, className = "num") => make("td", { textContent, className });
-  const bar = (share, className = "") => {
-    const fill = make("i", { className });
-    fill.style.setProperty("--p", `${Math.min(1, share) * 100}%`);
-    return make("td", { className: "bar" }, fill);
-  };
   const table = (caption, head, rows) => make("table", {}, make("caption", { textContent: caption }),
     make("thead", {}, make("tr", {}, ...head.map((textContent) => make("th", { textContent })))), make("tbody", {}, ...rows));
   const choices = alternatives.map((a) => make("tr", { className: `${a.id === id ? "chosen" : ""} ${a.removed_by ? "removed" : ""}` },
-    make("td", {}, make("code", { textContent: visible(a.token) })), cell(percent(Math.exp(a.logprob))),
+    make("td", {}, code(visible(a.token))), cell(percent(Math.exp(a.logprob))),
     cell(a.removed_by ? a.removed_by : percent(a.probability)), bar(a.probability)));
   const processors = chain.map((p) => make("tr", {},
     cell([p.processor, p.value === null ? "" : Number(p.value.toPrecision(4))].join(" "), ""),
@@ -313,9 +285,8 @@ function explanation({ token, id, alternatives, chain, step }) {
     ...step.ranks.map((rank) => cell(of(rank, stage)?.toFixed(3) ?? "–")), bar(stage.ms / step.ranks[0].ms, stage.kind)));
   times.push(make("tr", { className: "whole" }, cell("the step", ""), ...step.ranks.map((rank) => cell(rank.ms.toFixed(3)))));
   const many = (n, what) => `${n} ${what}${n === 1 ? "" : "s"}`;
-  const title = make("p", {}, make("code", { textContent: visible(token) }));
-  const close = make("button", { type: "button", textContent: "Close", onclick: () => showToken(null) });
-  return make("section", {}, make("header", {}, title, close), make("div", {},
+  const head = make("header", {}, make("p", {}, code(visible(token))), button("Close", () => showToken(null)));
+  return make("section", {}, head, make("div", {},
     table("alternatives", ["", "model", "drawn", ""], choices),
     processors.length ? table("what the sampling chain removed", [], processors) : make("p", { className: "note", textContent: "Every processor is neutral." })),
     table(`step ${step.number}: ${many(step.sequences, "sequence")}, ${many(step.tokens, "token")}, ${step.ms.toFixed(2)} ms`,
@@ -367,21 +338,17 @@ function speed(start, times) {
 }
 
 function ranks(cluster) {
-  const bar = (name, [from, to], whole) => {
-    const fill = make("i");
-    fill.style.setProperty("--from", `${(from / whole) * 100}%`);
-    fill.style.setProperty("--size", `${((to - from) / whole) * 100}%`);
-    const row = make("div", { className: "share", title: `${name} ${from} to ${to} of ${whole}` }, make("span", { textContent: name }), make("b", {}, fill));
-    return row;
+  const share = (name, [from, to], whole) => {
+    const fill = make("i", { style: `--from: ${(from / whole) * 100}%; --size: ${((to - from) / whole) * 100}%` });
+    return make("div", { className: "share", title: `${name} ${from} to ${to} of ${whole}` }, make("span", { textContent: name }), make("b", {}, fill));
   };
   const card = (rank) => {
     const [from, to] = rank.heads;
     const cells = Array.from({ length: cluster.n_head }, (_, head) => make("i", { className: head >= from && head < to ? "own" : "" }));
     const heads = make("div", { className: "heads", title: `heads ${from} to ${to - 1} of ${cluster.n_head}` }, ...cells);
     const title = make("p", {}, make("strong", { textContent: `Rank ${rank.rank}` }), ` · ${to - from} of ${cluster.n_head} heads · ${bytes(rank.weight_bytes)}`);
-    const box = make("div", { className: "rank" }, title, heads, bar("FFN", rank.ffn, cluster.n_inner), bar("vocabulary", rank.vocab, cluster.vocab_size));
-    box.style.setProperty("--hue", hue(rank.rank));
-    return box;
+    return make("div", { className: "rank", style: `--hue: ${hue(rank.rank)}` },
+      title, heads, share("FFN", rank.ffn, cluster.n_inner), share("vocabulary", rank.vocab, cluster.vocab_size));
   };
   $("ranks").replaceChildren(...cluster.ranks.map(card));
 }
@@ -430,13 +397,10 @@ function blocks(cluster) {
   const note = `${held} of ${total} blocks of ${cluster.block_tokens} positions held${shared ? `, ${shared} shared (framed)` : ""}` +
     `${idle.size ? `, ${idle.size} kept for prompts that begin alike` : ""}` +
     (cluster.waiting ? `; ${cluster.waiting} waiting` : "");
-  $("blocks-note").textContent = note;
-  canvas.setAttribute("aria-label", note);
+  $("blocks-note").textContent = canvas.ariaLabel = note;
   $("sequences").replaceChildren(...cluster.sequences.slice(0, 12).map((sequence) => {
-    const mark = make("i");
-    mark.style.setProperty("--hue", hue(sequence.id));
     const words = `#${sequence.id} · ${sequence.prompt_tokens} + ${sequence.tokens - sequence.prompt_tokens} tokens · ${sequence.blocks.length} blocks`;
-    return make("li", {}, mark, words);
+    return make("li", {}, make("i", { style: `--hue: ${hue(sequence.id)}` }), words);
   }));
 }
 
@@ -484,13 +448,20 @@ $("key").addEventListener("close", () => {
   }
 });
 
+/** Takes and keeps settings. */
+function settle(changed) {
+  Object.assign(state.settings, changed);
+  store("settings", state.settings);
+  document.body.classList.toggle("tint", state.settings.tint);
+}
+
 const fieldsOf = new Map();
 for (const [name, label, min, max, step] of CONTROLS) {
   const input = make("input", { type: "number", min, max, step, placeholder: "default", inputMode: "decimal" });
   input.oninput = () => {
     if (input.value === "" || !input.checkValidity()) delete state.settings.sampling[name];
     else state.settings.sampling[name] = Number(input.value);
-    store("settings", state.settings);
+    settle({});
   };
   fieldsOf.set(name, input);
   $("controls").append(make("label", {}, label, input));
@@ -500,9 +471,9 @@ function showSettings() {
   $("tint").checked = state.settings.tint;
   for (const [name, input] of fieldsOf) input.value = state.settings.sampling[name] ?? "";
 }
-$("system").oninput = (event) => { state.settings.system = event.target.value; store("settings", state.settings); };
-$("tint").onchange = (event) => { state.settings.tint = event.target.checked; store("settings", state.settings); document.body.classList.toggle("tint", state.settings.tint); };
-$("defaults").onclick = () => { state.settings = { system: "", tint: false, sampling: {} }; store("settings", state.settings); showSettings(); document.body.classList.remove("tint"); };
+$("system").oninput = (event) => settle({ system: event.target.value });
+$("tint").onchange = (event) => settle({ tint: event.target.checked });
+$("defaults").onclick = () => { settle({ system: "", tint: false, sampling: {} }); showSettings(); };
 $("show-settings").onclick = () => { showSettings(); $("settings").showModal(); };
 
 // ---- keys and buttons ----
@@ -542,7 +513,7 @@ function showLive(shown) {
 $("show-live").onclick = () => showLive(document.body.classList.contains("no-live"));
 const narrow = matchMedia("(max-width: 54rem)").matches;
 
-$("examples").append(...EXAMPLES.map((text) => make("button", { type: "button", textContent: text, onclick: () => say(text) })));
+$("examples").append(...EXAMPLES.map((text) => button(text, () => say(text))));
 ask("api/model_info").then((response) => response.json()).then((info) => {
   if (!info.chat_template) $("about").append(" This model has no chat template: turns are written as User: and Assistant:, which it may not have learned.");
 }).catch(() => { /* the state in the header says it */ });
