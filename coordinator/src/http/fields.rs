@@ -84,15 +84,10 @@ impl FromRequest<App> for Fields {
     async fn from_request(request: Request, app: &App) -> Result<Self, Failure> {
         let client = request.extensions().get().copied().unwrap_or_default();
         let body = app.bodies.read(request).await?;
-        let (bytes, share) = (body.bytes, body.share);
-        let fields = if bytes.len() > SMALL_BYTES {
-            // The share goes with the work, which goes on where its client has gone.
-            let parse = move || Self::parse(bytes).map(|fields| Self { _share: share, ..fields });
-            app.bodies.parse(parse).await??
-        } else {
-            Self::parse(bytes)?
-        };
-        Ok(Self { client, ..fields })
+        let is_large = body.bytes.len() > SMALL_BYTES;
+        // The share goes with the work, which goes on where its client has gone.
+        let parse = move || Ok(Self { client, _share: body.share, ..Self::parse(body.bytes)? });
+        if is_large { app.bodies.parse(parse).await? } else { parse() }
     }
 }
 
@@ -161,11 +156,8 @@ impl Fields {
 
     /// A field of any type.
     pub(super) fn given(&mut self, name: &str) -> Result<Option<Given>, Failure> {
-        if !self.has(name) {
-            self.held.remove(name);
-            return Ok(None);
-        }
-        let read = self.held.remove(name).map(|held| match held {
+        let is_set = self.has(name);
+        let read = self.held.remove(name).filter(|_| is_set).map(|held| match held {
             Held::At(range) => Given::read(text_of(&self.body), range),
             Held::Read(read) => read,
         });

@@ -51,9 +51,7 @@ use self::{
     ollama::{chat, generate, library},
     openai::{chat_completions, completions, models, tokenize},
     operate::{
-        access,
-        connections::{self, Limits},
-        live,
+        access, connections, live,
         neighbours::{self, Neighbours},
         probes, request_id,
     },
@@ -73,8 +71,7 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
     let address = listener.local_addr()?.ip();
-    let limits = Limits::of(&options);
-    connections::serve(listener, router(engine, options, address), limits, shutdown).await;
+    connections::serve(listener, router(engine, options.clone(), address), options, shutdown).await;
     Ok(())
 }
 

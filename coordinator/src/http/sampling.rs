@@ -26,38 +26,22 @@ pub(super) struct RouteDefaults {
     temperature: f32,
     top_k: u32,
     top_p: f32,
-    repetition_penalty: f32,
-    /// Tokens; `None` for all.
-    repetition_window: Option<usize>,
     /// Tokens; `None` for as many as fit.
     max_tokens: Option<usize>,
 }
 
-const NEUTRAL: RouteDefaults = RouteDefaults {
-    temperature: 1.0,
-    top_k: 0,
-    top_p: 1.0,
-    repetition_penalty: 1.0,
-    repetition_window: None,
-    max_tokens: None,
-};
-
 /// `/api/chat` with `prompt`.
 pub(super) const SHORT_FORM: RouteDefaults =
-    RouteDefaults { temperature: 0.8, top_p: 0.9, max_tokens: Some(200), ..NEUTRAL };
+    RouteDefaults { temperature: 0.8, top_k: 0, top_p: 0.9, max_tokens: Some(200) };
 /// `/api/chat` with `messages`.
-pub(super) const OLLAMA: RouteDefaults = RouteDefaults {
-    temperature: 0.8,
-    top_k: 40,
-    top_p: 0.9,
-    repetition_penalty: 1.1,
-    repetition_window: Some(64),
-    max_tokens: None,
-};
+pub(super) const OLLAMA: RouteDefaults = RouteDefaults { temperature: 0.8, top_k: 40, top_p: 0.9, max_tokens: None };
+/// Its penalty of repetitions, and within how many of the last tokens.
+const OLLAMA_REPETITIONS: (f32, usize) = (1.1, 64);
 /// `/v1/completions`.
-pub(super) const COMPLETIONS: RouteDefaults = RouteDefaults { max_tokens: Some(16), ..NEUTRAL };
+pub(super) const COMPLETIONS: RouteDefaults = RouteDefaults { max_tokens: Some(16), ..CHAT_COMPLETIONS };
 /// `/v1/chat/completions`.
-pub(super) const CHAT_COMPLETIONS: RouteDefaults = NEUTRAL;
+pub(super) const CHAT_COMPLETIONS: RouteDefaults =
+    RouteDefaults { temperature: 1.0, top_k: 0, top_p: 1.0, max_tokens: None };
 
 /// OpenAI's names, with the extras of the field.
 pub(super) fn openai(
@@ -67,10 +51,13 @@ pub(super) fn openai(
 ) -> Result<SamplingParams, Failure> {
     let seed = fields.seed()?;
     let penalty = fields.factor("repetition_penalty", 0.01..=100.0)?;
-    let mut sampling = common(fields, route, model, seed, penalty)?;
-    sampling.logit_bias = logit_bias(fields)?;
-    sampling.allowed_token_ids = allowed_token_ids(fields)?;
-    Ok(sampling)
+    let common = common(fields, route, model, seed)?;
+    Ok(SamplingParams {
+        repetition_penalty: penalty.or(model.repetition_penalty).unwrap_or(1.0),
+        logit_bias: logit_bias(fields)?,
+        allowed_token_ids: allowed_token_ids(fields)?,
+        ..common
+    })
 }
 
 /// Ollama's names.
@@ -79,13 +66,13 @@ pub(super) fn ollama(options: &mut Fields, model: &GenerationDefaults) -> Result
     let seed = options.seed()?.filter(|&seed| seed != -1);
     let penalty = options.factor("repeat_penalty", 0.01..=100.0)?;
     let window = options.integer("repeat_last_n", -1..=i64::MAX)?;
-    let mut sampling = common(options, &OLLAMA, model, seed, penalty)?;
-    match window {
-        Some(-1) => sampling.repetition_window = None,
-        Some(window) => sampling.repetition_window = Some(usize::try_from(window).unwrap_or(usize::MAX)),
-        None => {}
-    }
-    Ok(sampling)
+    let (default_penalty, default_window) = OLLAMA_REPETITIONS;
+    Ok(SamplingParams {
+        repetition_penalty: penalty.or(model.repetition_penalty).unwrap_or(default_penalty),
+        // −1 is its way to say "all".
+        repetition_window: window.map_or(Some(default_window), |window| usize::try_from(window).ok()),
+        ..common(options, &OLLAMA, model, seed)?
+    })
 }
 
 fn common(
@@ -93,13 +80,10 @@ fn common(
     route: &RouteDefaults,
     model: &GenerationDefaults,
     seed: Option<i128>,
-    repetition_penalty: Option<f32>,
 ) -> Result<SamplingParams, Failure> {
     let top_k = fields.integer("top_k", -1..=i64::MAX)?;
     let top_k = top_k.map(|k| if k < 0 { 0 } else { u32::try_from(k).unwrap_or(u32::MAX) });
     Ok(SamplingParams {
-        repetition_penalty: repetition_penalty.or(model.repetition_penalty).unwrap_or(route.repetition_penalty),
-        repetition_window: route.repetition_window,
         presence_penalty: fields.factor("presence_penalty", -2.0..=2.0)?.unwrap_or(0.0),
         frequency_penalty: fields.factor("frequency_penalty", -2.0..=2.0)?.unwrap_or(0.0),
         temperature: fields.factor("temperature", 0.0..=100.0)?.or(model.temperature).unwrap_or(route.temperature),

@@ -95,16 +95,14 @@ pub(crate) async fn detokenize(State(app): State<App>, mut fields: Fields) -> Re
 pub(crate) async fn info(State(app): State<App>) -> Json<Value> {
     let text = app.engine.text();
     let (bos, eos) = (text.tokenizer.bos(), text.tokenizer.eos());
-    let spelled = |token: Option<(&str, u32)>| token.map(|(text, _)| text.to_owned());
-    let id = |token: Option<(&str, u32)>| token.map(|(_, id)| id);
     Json(json!({
         "tokenizer_class": text.tokenizer.class(),
         "vocab_size": text.tokenizer.vocab_size(),
         // Texts, as tokenizer_config.json has them: lm-eval encodes them again.
-        "bos_token": spelled(bos),
-        "eos_token": spelled(eos),
-        "bos_token_id": id(bos),
-        "eos_token_id": id(eos),
+        "bos_token": bos.map(|(text, _)| text),
+        "eos_token": eos.map(|(text, _)| text),
+        "bos_token_id": bos.map(|(_, id)| id),
+        "eos_token_id": eos.map(|(_, id)| id),
         "model_max_length": app.engine.card().shape.context,
         "chat_template": text.chat.template(),
     }))

@@ -54,34 +54,19 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How often that is told.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
-/// How long clients may take, and how many there may be.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Limits {
-    most: usize,
-    head_deadline: Duration,
-    idle_deadline: Duration,
-    write_deadline: Duration,
-}
-
 /// Of a request on a connection that only probes may use.
 #[derive(Clone, Copy, Debug)]
 struct Brief;
 
-impl Limits {
-    pub(crate) fn of(options: &HttpOptions) -> Self {
-        Self {
-            most: options.max_connections.unwrap_or(usize::MAX),
-            head_deadline: options.head_deadline,
-            idle_deadline: options.read_deadline,
-            write_deadline: options.write_deadline,
-        }
-    }
-}
-
 /// Serves until `shutdown` resolves; then finishes the requests under way.
-pub(crate) async fn serve(listener: TcpListener, router: Router, limits: Limits, shutdown: impl Future<Output = ()>) {
-    let (server, mut shutdown) = (Server::new(router, limits), pin!(shutdown));
-    let places = Places::new(limits.most);
+pub(crate) async fn serve(
+    listener: TcpListener,
+    router: Router,
+    options: HttpOptions,
+    shutdown: impl Future<Output = ()>,
+) {
+    let places = Places::new(options.max_connections.unwrap_or(usize::MAX));
+    let (server, mut shutdown) = (Server::new(router, options), pin!(shutdown));
     let mut trouble = Trouble::default();
     loop {
         let next = async {
@@ -106,15 +91,15 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, limits: Limits,
 struct Server {
     http: http1::Builder,
     router: Router,
-    limits: Limits,
+    options: HttpOptions,
     connections: GracefulShutdown,
 }
 
 impl Server {
-    fn new(router: Router, limits: Limits) -> Self {
+    fn new(router: Router, options: HttpOptions) -> Self {
         let mut http = http1::Builder::new();
-        http.timer(TokioTimer::new()).header_read_timeout(limits.idle_deadline);
-        Self { http, router, limits, connections: GracefulShutdown::new() }
+        http.timer(TokioTimer::new()).header_read_timeout(options.read_deadline);
+        Self { http, router, options, connections: GracefulShutdown::new() }
     }
 
     /// Serves one connection, on a task of its own.
@@ -138,9 +123,9 @@ impl Server {
                 Ok::<_, Infallible>(answer.map(|body| with(body, answering)))
             }
         });
-        let stream = Watched::new(stream, exchange.clone(), self.limits.write_deadline);
+        let stream = Watched::new(stream, exchange.clone(), self.options.write_deadline);
         let connection = self.connections.watch(self.http.serve_connection(TokioIo::new(stream), service));
-        let head_deadline = self.limits.head_deadline;
+        let head_deadline = self.options.head_deadline;
         // Sees it to its end, one way or another.
         tokio::spawn(async move {
             tokio::select! {
@@ -227,9 +212,8 @@ mod tests {
 
     /// A server of `router`, and the client's end of a connection to it.
     async fn connect(router: Router, room: usize, client: Client) -> (Server, DuplexStream) {
-        let limits = Limits::of(&HttpOptions::default());
         let (ours, theirs) = duplex(room);
-        let server = Server::new(router, limits);
+        let server = Server::new(router, HttpOptions::default());
         server.take(ours, Places::new(1).enter().await, client);
         (server, theirs)
     }
