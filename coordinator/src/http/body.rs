@@ -17,7 +17,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{error::Failure, options::HttpOptions};
+use super::{Failure, HttpOptions};
 use crate::off_runtime::{self, OffRuntime};
 
 /// Bodies up to here take no share, and are parsed where they are read.

@@ -25,9 +25,8 @@ use serde_json::{Value, value::RawValue};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
-    app::App,
+    App, Failure,
     body::SMALL_BYTES,
-    error::Failure,
     json::{Given, MAX_VALUES, Unread, integer},
     quote::show,
     unknown_fields::{MAX_NAMES, UnknownFields},

@@ -5,8 +5,7 @@
 use serde_json::Value;
 
 use super::{
-    error::Failure,
-    fields::Fields,
+    Failure, Fields,
     quote::{short, show},
     unknown_fields::UnknownFields,
 };

@@ -48,6 +48,8 @@ pub use axum::http::HeaderValue;
 use self::{
     app::App,
     body::Bodies,
+    error::Failure,
+    fields::Fields,
     ollama::{chat, generate, library},
     openai::{chat_completions, completions, models, tokenize},
     operate::{

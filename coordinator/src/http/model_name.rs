@@ -1,6 +1,6 @@
 //! By which names the model is served.
 
-use super::{error::Failure, fields::Fields};
+use super::{Failure, Fields};
 use crate::config::ModelCard;
 
 /// Takes the field `model`; an absent one means the model that is served.

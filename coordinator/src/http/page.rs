@@ -11,7 +11,7 @@ use axum::{
 use serde_json::Value;
 
 use super::{
-    app::App,
+    App,
     error::{self, Failure},
 };
 

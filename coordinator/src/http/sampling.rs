@@ -11,8 +11,7 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    error::Failure,
-    fields::Fields,
+    Failure, Fields,
     quote::{short, show},
 };
 use crate::{

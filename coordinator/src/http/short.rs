@@ -7,10 +7,9 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{
-    app::App,
+    App, Fields,
     error::{Failure, Form},
     explain::Explained,
-    fields::Fields,
     model_name,
     quote::show,
     sampling, unbuilt,

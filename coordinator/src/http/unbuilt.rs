@@ -6,7 +6,7 @@
 
 use serde_json::Value;
 
-use super::{error::Failure, fields::Fields, quote::show};
+use super::{Failure, Fields, quote::show};
 
 /// Would change the answer, unless they ask for nothing: null, `false`, an empty text or list. First what says what the text may
 /// be, then what it follows, then what the reply has beside it.

@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde_json::ser::{Formatter, Serializer};
 
 use super::{
-    app::App,
+    App,
     error::{Failure, Form},
 };
 use crate::text::{Chunk, GenerateRequest, Generation};

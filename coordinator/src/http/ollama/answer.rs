@@ -9,9 +9,8 @@ use serde_json::Value;
 use crate::{
     clock::UtcTime,
     http::{
-        app::App,
+        App, Fields,
         error::{Failure, Form},
-        fields::Fields,
         logprobs::ChatLogprobs,
         model_name, sampling, unbuilt,
         writer::{self, Framing, Objects, Writer, json},

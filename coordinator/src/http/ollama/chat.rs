@@ -6,7 +6,7 @@ use axum::{extract::State, response::Response};
 
 use super::answer::{Shape, answer};
 use crate::{
-    http::{app::App, error::Failure, fields::Fields, messages, model_name, short, unbuilt},
+    http::{App, Failure, Fields, messages, model_name, short, unbuilt},
     text::{ChatLayout, Prompt},
 };
 

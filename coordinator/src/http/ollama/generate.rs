@@ -6,7 +6,7 @@ use axum::{extract::State, response::Response};
 
 use super::answer::{Shape, answer};
 use crate::{
-    http::{app::App, error::Failure, fields::Fields, model_name},
+    http::{App, Failure, Fields, model_name},
     text::{ChatLayout, Message, Prompt, Role},
 };
 

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::{
     clock::UtcTime,
     config::ModelCard,
-    http::{app::App, error::Failure, fields::Fields, model_name},
+    http::{App, Failure, Fields, model_name},
 };
 
 /// A time that does not come: the model stays loaded as long as the server runs.

@@ -8,9 +8,7 @@ use super::{
 };
 use crate::{
     http::{
-        app::App,
-        error::Failure,
-        fields::Fields,
+        App, Failure, Fields,
         logprobs::{ChatLogprobs, PromptScores},
         messages, model_name, sampling, unbuilt,
     },

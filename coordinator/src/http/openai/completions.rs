@@ -13,9 +13,7 @@ use super::{
 };
 use crate::{
     http::{
-        app::App,
-        error::Failure,
-        fields::Fields,
+        App, Failure, Fields,
         json::Given,
         logprobs::{CompletionLogprobs, TextOffset},
         model_name, sampling,

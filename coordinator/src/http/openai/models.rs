@@ -7,8 +7,7 @@ use axum::{
 use serde_json::{Value, json};
 
 use crate::http::{
-    app::App,
-    error::Failure,
+    App, Failure,
     model_name::{check, shown},
 };
 use crate::{clock::UtcTime, config::ModelCard};

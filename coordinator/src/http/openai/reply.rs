@@ -10,7 +10,7 @@ use super::request::ReplyOptions;
 use crate::{
     clock::UtcTime,
     http::{
-        app::App,
+        App,
         error::{Failure, Form},
         explain::Explained,
         logprobs::{ChatLogprobs, CompletionLogprobs, PromptScores},

@@ -4,9 +4,7 @@ use std::sync::Arc;
 
 use crate::{
     http::{
-        app::App,
-        error::Failure,
-        fields::Fields,
+        App, Failure, Fields,
         sampling::{self, RouteDefaults},
         unbuilt,
     },

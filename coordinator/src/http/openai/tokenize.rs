@@ -5,7 +5,7 @@ use nanoinfer_shared::protocol::TokenId;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::http::{app::App, error::Failure, fields::Fields, messages, model_name, unbuilt, writer};
+use crate::http::{App, Failure, Fields, messages, model_name, unbuilt, writer};
 use crate::text::{ChatLayout, GenerateError, Specials, generate_request::MAX_UNBOUNDED_BYTES};
 
 /// Most tokens to decode: one may stand for more than a hundred bytes.

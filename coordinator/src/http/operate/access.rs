@@ -9,7 +9,7 @@ use axum::{
 use sha2::{Digest, Sha256};
 use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
 
-use crate::http::error::Failure;
+use crate::http::Failure;
 
 /// Routes that need no key, besides what the pages load: probes, and pages that hold nothing and ask for the key
 /// themselves.

@@ -43,7 +43,7 @@ use super::{
     watched::Watched,
 };
 use crate::{
-    http::{error::Failure, options::HttpOptions},
+    http::{Failure, HttpOptions},
     request::Client,
 };
 

@@ -6,7 +6,7 @@ use axum::{Json, extract::State};
 use nanoinfer_shared::{Share, protocol::BLOCK_TOKENS};
 use serde_json::{Value, json};
 
-use crate::http::{app::App, model_name};
+use crate::http::{App, model_name};
 
 pub(crate) async fn cluster(State(app): State<App>) -> Json<Value> {
     let card = app.engine.card();

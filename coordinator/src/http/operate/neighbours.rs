@@ -15,7 +15,7 @@ use axum::{
 };
 
 use super::access;
-use crate::http::{error::Failure, options::HttpOptions};
+use crate::http::{Failure, HttpOptions};
 
 const SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");

@@ -10,7 +10,7 @@ use axum::{
 };
 use serde_json::{Value, json};
 
-use crate::{http::app::App, metrics::CONTENT_TYPE};
+use crate::{http::App, metrics::CONTENT_TYPE};
 
 /// `GET /livez`: the process answers.
 pub(crate) async fn livez() -> Json<Value> {
