@@ -111,11 +111,11 @@ fn engine(what: What, options: &EngineBenchOptions) -> Result<(), Failure> {
         return Err(Failure::usage(error));
     }
     let ranks = plan.partition.world();
-    let threads = plan.threads.unwrap_or(1);
+    let threads = plan.load.threads.unwrap_or(1);
     // The limits are the processor's.
     let measure = || (!plan.on_gpus()).then(|| Limits::measure(ranks * threads));
     let limits = measure();
-    let cluster = Cluster::carry_out(&plan, &config).context("cannot start the cluster")?;
+    let cluster = Cluster::carry_out(&plan).context("cannot start the cluster")?;
     let runtime = tokio::runtime::Builder::new_current_thread().build().context("cannot start a runtime")?;
 
     // What a step reads: all weights but the position embedding, of which it reads a few rows.
@@ -240,12 +240,12 @@ fn report(
     let with = limits.map_or("on GPUs".into(), |limits| {
         format!(
             "{} threads a rank; this machine reads {:.1} GB/s and does {:.0} GFLOP/s (f32) with them",
-            plan.threads.unwrap_or(1),
+            plan.load.threads.unwrap_or(1),
             limits.read_bytes_per_s / 1e9,
             limits.f32_ops_per_s / 1e9
         )
     });
-    let mut text = format!("{} {}, nproc {ranks}, {with}\n", plan.model.name, plan.dtype());
+    let mut text = format!("{} {}, nproc {ranks}, {with}\n", plan.model.name, plan.load.dtype);
     let (column, limit) = match what {
         What::Decode => ("step", "of reading all weights"),
         What::Prefill => ("prompts", "of f32 arithmetic"),
@@ -267,8 +267,8 @@ fn report(
     };
     let name = if what == What::Decode { "decode" } else { "prefill" };
     let all = json!({
-        "bench": name, "model": plan.model.name, "dtype": plan.dtype().to_string(), "nproc": ranks,
-        "threads": plan.threads, "prompt_tokens": options.prompt_tokens, "tokens": options.tokens, "runs": options.runs,
+        "bench": name, "model": plan.model.name, "dtype": plan.load.dtype.to_string(), "nproc": ranks,
+        "threads": plan.load.threads, "prompt_tokens": options.prompt_tokens, "tokens": options.tokens, "runs": options.runs,
         "read_gb_per_s": limits.map(|limits| limits.read_bytes_per_s / 1e9),
         "f32_gflop_per_s": limits.map(|limits| limits.f32_ops_per_s / 1e9),
         "step_bytes": step_bytes, "rows": rows.iter().map(line).collect::<Vec<_>>(),
@@ -295,7 +295,7 @@ mod tests {
         let narrow = ClusterConfig { max_queue: 1, max_queue_tokens: 10, ..ClusterConfig::default() };
         let config = for_batches(narrow, &[1, 600]);
         let plan = Plan::new(&config, Placement::Here).unwrap();
-        let cluster = Cluster::carry_out(&plan, &config).unwrap();
+        let cluster = Cluster::carry_out(&plan).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         for what in [What::Decode, What::Prefill] {
             let (handle, vocab_size) = (cluster.handle(), plan.model.shape.vocab_size);

@@ -67,8 +67,8 @@ pub enum StartError {
 /// When a rank fails to load, the KV pool cannot hold one sequence of full length, or a limit is 0.
 pub fn start(links: Vec<ControlLink<ToRank, FromRank>>, config: EngineConfig) -> Result<EngineHandle, StartError> {
     for (name, limit) in [
-        ("--max-seqs", config.max_seqs),
-        ("--max-batched-tokens", config.max_batched_tokens),
+        ("--max-seqs", config.load.max_seqs),
+        ("--max-batched-tokens", config.load.max_batched_tokens),
         ("--max-queue", config.max_queue),
         ("--max-queue-tokens", config.max_queue_tokens),
     ] {
@@ -130,8 +130,8 @@ impl<R: Ranks> Engine<R> {
     ) -> Self {
         let limits = SchedulerLimits {
             kv_blocks,
-            max_seqs: config.max_seqs,
-            max_batched_tokens: config.max_batched_tokens,
+            max_seqs: config.load.max_seqs,
+            max_batched_tokens: config.load.max_batched_tokens,
             prefix_cache: config.prefix_cache,
         };
         let mut engine = Self {

@@ -14,8 +14,8 @@ use nanoinfer_shared::{
     ModelShape, Partition,
     link::{ControlLink, in_memory},
     protocol::{
-        BLOCK_TOKENS, CommKind, Cores, DType, Device, FromRank, LoadReport, LogSumExp, LogitSlice, Place, RowSlice,
-        SequenceStep, StepOutput, StepPlan, StepTimes, ToRank, TokenId, Wants,
+        BLOCK_TOKENS, CommKind, Cores, DType, Device, FromRank, LoadOrder, LoadReport, LogSumExp, LogitSlice, Place,
+        RowSlice, SequenceStep, StepOutput, StepPlan, StepTimes, ToRank, TokenId, Wants,
     },
 };
 
@@ -42,26 +42,39 @@ pub(crate) fn config(world: usize, kv_blocks: usize) -> EngineConfig {
     let json = r#"{"n_positions":96,"n_embd":24,"n_head":3,"n_layer":2,"vocab_size":150,"eos_token_id":149}"#;
     let shape = ModelShape::from_config_json(json).expect("a valid configuration");
     let partition = Partition::new(&shape, world).expect("three heads");
-    EngineConfig {
-        shape,
-        partition,
+    let load = LoadOrder {
+        shape: shape.clone(),
         weights: Vec::new(),
         fingerprint: 0,
         device: Device::Cpu,
         dtype: DType::F32,
         kv_dtype: DType::F32,
         threads: Some(1),
-        ranks_on_host: vec![1; world],
+        ranks_on_host: 1,
         isa: None,
         comm: CommKind::Tcp,
         cores: Cores::Shared,
-        kv: KvBudget { kv_memory: Some(kv_blocks as u64 * KV_BLOCK_BYTES), ranks_per_memory: 1 },
-        max_seqs: 8,
         max_batched_tokens: 64,
+        max_seqs: 8,
+        trace: None,
+    };
+    EngineConfig {
+        load,
+        shape,
+        partition,
+        ranks_on_host: vec![1; world],
+        kv: KvBudget { kv_memory: Some(kv_blocks as u64 * KV_BLOCK_BYTES), ranks_per_memory: 1 },
         max_queue: 100,
         max_queue_tokens: 10_000,
         prefix_cache: true,
-        trace: None,
+    }
+}
+
+impl EngineConfig {
+    /// With other limits of one step.
+    pub(crate) fn with_steps_of(mut self, max_seqs: usize, max_batched_tokens: usize) -> Self {
+        (self.load.max_seqs, self.load.max_batched_tokens) = (max_seqs, max_batched_tokens);
+        self
     }
 }
 
@@ -72,7 +85,7 @@ pub(crate) fn spawn(
 ) -> (Vec<ControlLink<ToRank, FromRank>>, Vec<JoinHandle<()>>) {
     let start = |(share, behaviour): (&nanoinfer_shared::Share, Behaviour)| {
         let (ours, theirs) = in_memory();
-        let rank = FakeRank::new(share.vocab.clone(), config.max_batched_tokens);
+        let rank = FakeRank::new(share.vocab.clone(), config.load.max_batched_tokens);
         (ours, thread::spawn(move || rank.run(theirs, &behaviour)))
     };
     config.partition.shares().iter().zip(behaviours).map(start).unzip()

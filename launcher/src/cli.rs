@@ -115,7 +115,7 @@ fn serve(options: ServeOptions) -> Result<(), Failure> {
     Ok(supervise::serve(listener, config.http, config.shutdown_timeout, move || {
         let plan = announced(&cluster, Placement::Here)?;
         let _progress = LoadProgress::begin(&plan);
-        Cluster::carry_out(&plan, &cluster)
+        Cluster::carry_out(&plan)
     })?)
 }
 
@@ -128,7 +128,7 @@ fn coordinate(options: CoordinatorOptions) -> Result<(), Failure> {
     Ok(supervise::serve(listener, config.http, config.shutdown_timeout, move || {
         let plan = announced(&cluster, Placement::Elsewhere)?;
         let _progress = LoadProgress::begin(&plan);
-        Cluster::gather(&plan, &cluster, arrivals)
+        Cluster::gather(&plan, arrivals)
     })?)
 }
 

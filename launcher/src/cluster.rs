@@ -6,12 +6,10 @@ use std::{
     os::unix::net::UnixStream,
     sync::{Arc, atomic::Ordering::Relaxed},
     thread::{self, JoinHandle},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
-use nanoinfer_coordinator::{
-    TextEngine, config::EngineConfig, config::ModelCard, engine, handle::EngineHandle, text::ModelText,
-};
+use nanoinfer_coordinator::{TextEngine, config::EngineConfig, engine, handle::EngineHandle, text::ModelText};
 use nanoinfer_shared::{
     comm::ShmSegment,
     handshake::{self, Identity},
@@ -84,28 +82,27 @@ impl Cluster {
     /// Says what is wrong with the model or the options, or which rank failed and how.
     pub fn start(config: ClusterConfig) -> Result<Self, LaunchError> {
         let plan = Plan::new(&config, Placement::Here)?;
-        Self::carry_out(&plan, &config)
+        Self::carry_out(&plan)
     }
 
     /// Starts the ranks of a plan on this host.
     ///
     /// # Errors
     /// As [`Cluster::start`].
-    pub fn carry_out(plan: &Plan, config: &ClusterConfig) -> Result<Self, LaunchError> {
+    pub fn carry_out(plan: &Plan) -> Result<Self, LaunchError> {
         plan.check_memory()?;
         let text = ModelText::load(&plan.model.folder, &plan.model.shape)?;
         let world = plan.partition.world();
         let (report, mut ends) = mpsc::channel(world);
-        let (links, ranks) =
-            if world == 1 { on_a_thread(report)? } else { as_processes(plan, config, report, &mut ends)? };
-        Self::join(plan, config, text, (links, plan.engine_config(config)), ranks, ends)
+        let (links, ranks) = if world == 1 { on_a_thread(report)? } else { as_processes(plan, report, &mut ends)? };
+        Self::join(plan, text, (links, plan.engine_config(vec![world; world])), ranks, ends)
     }
 
     /// Waits for the ranks of a plan to come over the network.
     ///
     /// # Errors
     /// As [`Cluster::start`].
-    pub(crate) fn gather(plan: &Plan, config: &ClusterConfig, arrivals: Arrivals) -> Result<Self, LaunchError> {
+    pub(crate) fn gather(plan: &Plan, arrivals: Arrivals) -> Result<Self, LaunchError> {
         let text = ModelText::load(&plan.model.folder, &plan.model.shape)?;
         let arrived = arrivals.all()?;
         let on_host = |host: &str| arrived.iter().filter(|other| other.host == host).count();
@@ -113,21 +110,20 @@ impl Cluster {
         let links = arrived.into_iter().map(|rank| rank.link).collect();
         // Nobody reports: the ranks are other hosts' processes.
         let (_, ends) = mpsc::channel(1);
-        let mut engine_config = plan.engine_config(config);
-        engine_config.kv.ranks_per_memory = ranks_on_host.iter().copied().max().unwrap_or(1);
-        engine_config.ranks_on_host = ranks_on_host;
-        Self::join(plan, config, text, (links, engine_config), Ranks::Elsewhere, ends)
+        let ranks_per_memory = ranks_on_host.iter().copied().max().unwrap_or(1);
+        let mut engine_config = plan.engine_config(ranks_on_host);
+        engine_config.kv.ranks_per_memory = ranks_per_memory;
+        Self::join(plan, text, (links, engine_config), Ranks::Elsewhere, ends)
     }
 
     fn join(
         plan: &Plan,
-        config: &ClusterConfig,
         text: ModelText,
         (links, engine_config): (Vec<ControlLink<ToRank, FromRank>>, EngineConfig),
         ranks: Ranks,
         mut ends: mpsc::Receiver<RankEnd>,
     ) -> Result<Self, LaunchError> {
-        let trace = config.trace.as_ref().map(|path| {
+        let trace = plan.config.trace.as_ref().map(|path| {
             TraceFile::create(path, plan.partition.world())
                 .map_err(LaunchError::system(format!("write the trace {}", path.display())))
         });
@@ -136,18 +132,7 @@ impl Cluster {
             // Where a rank died of it, its own words say more.
             cause(&mut ends).unwrap_or(LaunchError::Start(error))
         })?;
-        let card = ModelCard {
-            name: plan.model.name.clone(),
-            served_name: config.served_name.clone(),
-            shape: plan.model.shape.clone(),
-            dtype: plan.dtype(),
-            partition: plan.partition.clone(),
-            weight_bytes: plan.memory.iter().map(|memory| memory.weights).collect(),
-            digest: plan.digest(),
-            started: SystemTime::now(),
-            build_id: BUILD_ID.into(),
-        };
-        let text_engine = TextEngine::new(handle.clone(), Arc::new(text), Arc::new(card));
+        let text_engine = TextEngine::new(handle.clone(), Arc::new(text), Arc::new(plan.model_card()));
         Ok(Self { text_engine, handle, ranks, ends, trace })
     }
 
@@ -256,20 +241,19 @@ fn on_a_thread(report: mpsc::Sender<RankEnd>) -> Result<(Vec<ControlLink<ToRank,
 /// Starts one process a rank, and meets them.
 fn as_processes(
     plan: &Plan,
-    config: &ClusterConfig,
     report: mpsc::Sender<RankEnd>,
     ends: &mut mpsc::Receiver<RankEnd>,
 ) -> Result<(Vec<ControlLink<ToRank, FromRank>>, Ranks), LaunchError> {
     let world = plan.partition.world();
-    let binary = config.worker_binary.as_ref().ok_or_else(|| LaunchError::Usage {
+    let binary = plan.config.worker_binary.as_ref().ok_or_else(|| LaunchError::Usage {
         problem: format!("{world} ranks are {world} processes, and this program has not named one to run them"),
         hint: "set ClusterConfig::worker_binary to the path of a nanoinfer-launch of the same build".into(),
     })?;
-    let segment = (plan.comm == CommKind::Shm)
+    let segment = (plan.load.comm == CommKind::Shm)
         .then(|| ShmSegment::create(world))
         .transpose()
         .map_err(LaunchError::SharedMemory)?;
-    let (processes, sockets) = RankProcesses::start(world, binary, &config.log, &report)?;
+    let (processes, sockets) = RankProcesses::start(world, binary, &plan.config.log, &report)?;
     let mut links = Vec::with_capacity(world);
     for (rank, socket) in sockets.into_iter().enumerate() {
         links.push(meet(rank, world, socket, segment.as_ref()).map_err(|error| cause(ends).unwrap_or(error))?);

@@ -2,19 +2,20 @@
 //!
 //! `--plan` prints it and stops; a start carries it out. Reads no weights.
 
-use std::fmt;
+use std::{fmt, time::SystemTime};
 
 use nanoinfer_coordinator::{
-    config::EngineConfig,
+    config::{EngineConfig, ModelCard},
     kv_budget::{KvBudget, RankRoom},
 };
 use nanoinfer_shared::{
     Partition,
-    protocol::{BLOCK_TOKENS, CommKind, Cores, DType, Device, LoadOrder},
+    protocol::{BLOCK_TOKENS, CommKind, Cores, Device, LoadOrder},
 };
 use nanoinfer_worker::{RankMemory, cuda, free_bytes, rank_memory};
 
 use crate::{
+    build::BUILD_ID,
     cluster::ClusterConfig,
     device::{self, Chosen, DeviceChoice, Types},
     error::LaunchError,
@@ -35,30 +36,25 @@ pub enum Placement {
 /// A cluster on paper.
 #[derive(Clone, Debug)]
 pub struct Plan {
+    /// What was asked for.
+    pub(crate) config: ClusterConfig,
+    /// Where the ranks will run.
+    pub(crate) placement: Placement,
     /// The model, with its files.
     pub model: ResolvedModel,
     /// Who holds what.
     pub partition: Partition,
-    /// Data link between the ranks.
-    pub comm: CommKind,
-    /// Compute threads of each rank.
-    pub threads: Option<usize>,
-    /// What there is for the threads of all ranks to run on.
-    pub cores: Cores,
-    /// That in words, where it is decided here and threads compute.
-    why_cores: Option<String>,
+    /// What every rank is told.
+    pub load: LoadOrder,
     /// Estimated bytes of each rank, in rank order.
     pub memory: Vec<RankMemory>,
     /// KV blocks that the estimate assumes; the pool is sized for good when the weights are loaded.
     pub kv_blocks: usize,
-    /// What the ranks compute on, and in what.
-    chosen: Chosen,
-    /// Why the data link is not the fastest, where that was not asked for.
-    link_note: Option<String>,
+    kv: KvBudget,
     /// The memories that the ranks share, as far as they are known here.
     memories: Vec<SharedMemory>,
-    kv: KvBudget,
-    placement: Placement,
+    /// What was chosen here, and why, a line each.
+    notes: Vec<String>,
 }
 
 /// A memory, and the ranks in it.
@@ -124,11 +120,17 @@ impl Plan {
             }
             Placement::Elsewhere => (config.threads, Cores::Shared, None),
         };
+        let notes = [
+            Some(chosen.to_string()),
+            why_cores,
+            link_note.map(|why| format!("partial sums go through the host's memory: {why}")),
+        ];
+        let memories = shared_memories(&chosen, world, placement);
         let load = LoadOrder {
             shape: model.shape.clone(),
             weights: model.weights.clone(),
             fingerprint: model.fingerprint,
-            device: chosen.device.clone(),
+            device: chosen.device,
             dtype: chosen.dtype,
             kv_dtype: chosen.kv_dtype,
             threads,
@@ -141,7 +143,6 @@ impl Plan {
             trace: config.trace.clone(),
         };
         let estimate = |rank, kv_blocks| rank_memory(&load, &partition, rank, kv_blocks);
-        let memories = shared_memories(&chosen, world, placement);
         let kv = KvBudget {
             kv_memory: config.kv_memory.map(|size| size.0),
             ranks_per_memory: memories.iter().map(|memory| memory.ranks.len()).max().unwrap_or(1),
@@ -157,18 +158,15 @@ impl Plan {
         let kv_blocks = kv.blocks(&model.shape, config.max_seqs, &rooms)?;
         Ok(Self {
             memory: (0..world).map(|rank| estimate(rank, kv_blocks)).collect(),
-            cores: load.cores,
-            why_cores,
-            chosen,
-            link_note,
-            memories,
+            config: config.clone(),
+            placement,
             model,
             partition,
-            comm,
-            threads,
+            load,
             kv_blocks,
             kv,
-            placement,
+            memories,
+            notes: notes.into_iter().flatten().collect(),
         })
     }
 
@@ -197,46 +195,35 @@ impl Plan {
 
     /// Whether the ranks compute on GPUs.
     pub fn on_gpus(&self) -> bool {
-        self.chosen.device != Device::Cpu
+        self.load.device != Device::Cpu
     }
 
-    /// Where the ranks will run.
-    pub(crate) fn placement(&self) -> Placement {
-        self.placement
-    }
-
-    /// Element type to compute in.
-    pub fn dtype(&self) -> DType {
-        self.chosen.dtype
-    }
-
-    /// What tells this checkpoint from others, in hexadecimal.
-    pub(crate) fn digest(&self) -> String {
-        format!("{:016x}", self.model.fingerprint)
-    }
-
-    /// What the coordinator is told.
-    pub(crate) fn engine_config(&self, config: &ClusterConfig) -> EngineConfig {
+    /// What the coordinator is told, where `ranks_on_host` share the host of each.
+    pub(crate) fn engine_config(&self, ranks_on_host: Vec<usize>) -> EngineConfig {
         EngineConfig {
+            load: self.load.clone(),
             shape: self.model.shape.clone(),
             partition: self.partition.clone(),
-            weights: self.model.weights.clone(),
-            fingerprint: self.model.fingerprint,
-            device: self.chosen.device.clone(),
-            dtype: self.chosen.dtype,
-            kv_dtype: self.chosen.kv_dtype,
-            threads: self.threads,
-            ranks_on_host: vec![self.partition.world(); self.partition.world()],
-            isa: config.isa.clone(),
-            comm: self.comm,
-            cores: self.cores.clone(),
+            ranks_on_host,
             kv: self.kv,
-            max_seqs: config.max_seqs,
-            max_batched_tokens: config.max_batched_tokens,
-            max_queue: config.max_queue,
-            max_queue_tokens: config.max_queue_tokens,
-            prefix_cache: config.prefix_cache,
-            trace: config.trace.clone(),
+            max_queue: self.config.max_queue,
+            max_queue_tokens: self.config.max_queue_tokens,
+            prefix_cache: self.config.prefix_cache,
+        }
+    }
+
+    /// What clients are told, from now on.
+    pub(crate) fn model_card(&self) -> ModelCard {
+        ModelCard {
+            name: self.model.name.clone(),
+            served_name: self.config.served_name.clone(),
+            shape: self.model.shape.clone(),
+            dtype: self.load.dtype,
+            partition: self.partition.clone(),
+            weight_bytes: self.memory.iter().map(|memory| memory.weights).collect(),
+            digest: format!("{:016x}", self.model.fingerprint),
+            started: SystemTime::now(),
+            build_id: BUILD_ID.into(),
         }
     }
 }
@@ -285,10 +272,10 @@ impl fmt::Display for Plan {
                 Placement::Here => "on this host",
                 Placement::Elsewhere => "joining by address",
             },
-            self.threads.map_or("threads as their host has cores".into(), |threads| counted(threads, "thread")),
+            self.load.threads.map_or("threads as their host has cores".into(), |threads| counted(threads, "thread")),
             if world > 1 { " each" } else { "" },
-            self.chosen.dtype,
-            match self.comm {
+            self.load.dtype,
+            match self.load.comm {
                 CommKind::Local => "",
                 CommKind::Shm => ", data link shared memory",
                 CommKind::Tcp => ", data link TCP",
@@ -297,13 +284,7 @@ impl fmt::Display for Plan {
             counted(self.kv_blocks, "block"),
             self.kv_blocks * BLOCK_TOKENS,
         )?;
-        writeln!(f, "{}", self.chosen)?;
-        if let Some(why) = &self.why_cores {
-            writeln!(f, "{why}")?;
-        }
-        if let Some(why) = &self.link_note {
-            writeln!(f, "partial sums go through the host's memory: {why}")?;
-        }
+        self.notes.iter().try_for_each(|note| writeln!(f, "{note}"))?;
         if self.on_gpus() {
             writeln!(
                 f,

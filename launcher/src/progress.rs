@@ -41,7 +41,7 @@ impl LoadProgress {
         let weights = plan.memory.iter().map(|memory| memory.weights).sum();
         let world = plan.partition.world();
         // Memory of this host that grows as weights arrive.
-        let shows = plan.placement() == Placement::Here && !plan.on_gpus();
+        let shows = plan.placement == Placement::Here && !plan.on_gpus();
         let (stop, stopped) = mpsc::channel::<()>();
         let thread = thread::Builder::new().name("progress".into()).spawn(move || {
             let bar = if shows { bar(weights) } else { waiting(world) };

@@ -45,7 +45,7 @@ pub(super) fn run(options: &SpeedOptions) -> Result<(), Failure> {
     let length = options.prompt_tokens.map_or(shape.context, |n| (n as usize).min(shape.context));
     let mut random = Random::new(1);
     let prompts: Vec<_> = (0..options.prompts).map(|_| random.ids(length, shape.vocab_size)).collect();
-    let cluster = Cluster::carry_out(&plan, &config).context("cannot start the cluster")?;
+    let cluster = Cluster::carry_out(&plan).context("cannot start the cluster")?;
     let runtime = tokio::runtime::Builder::new_current_thread().build().context("cannot start a runtime")?;
     let mut ratios = Vec::new();
     let (mut engine_seconds, mut server_seconds) = (Vec::new(), Vec::new());

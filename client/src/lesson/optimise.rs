@@ -27,7 +27,7 @@ pub(super) fn run(base: &ClusterConfig, rounds: u32) -> anyhow::Result<Results> 
     let plan = Plan::new(base, Placement::Here).context("cannot plan the cluster")?;
     let program = Program::load(&plan)?;
     let length = Length::within(program.shape.context);
-    let threads = plan.threads.unwrap_or(1);
+    let threads = plan.load.threads.unwrap_or(1);
     let limits = Limits::measure(threads);
 
     let steps = ladder::climb(base, &program, (length, rounds))?;

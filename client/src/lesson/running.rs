@@ -37,7 +37,7 @@ impl Running {
         let mut config = base.clone();
         change(&mut config);
         let plan = Plan::new(&config, Placement::Here).context("cannot plan the cluster")?;
-        let cluster = Cluster::carry_out(&plan, &config).context("cannot start the cluster")?;
+        let cluster = Cluster::carry_out(&plan).context("cannot start the cluster")?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
         Ok(Self { plan, cluster, runtime: runtime.context("cannot start a runtime")?, runs: 0.into() })
     }

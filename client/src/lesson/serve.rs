@@ -51,13 +51,13 @@ pub(super) fn run(base: &ClusterConfig, options: &ModelOptions, rounds: u32) -> 
             format!(
                 "{}, {}, one thread a rank; medians of {rounds} rounds; {}",
                 plan.model.name,
-                plan.dtype(),
+                plan.load.dtype,
                 machine().of(Language::English)
             ),
             format!(
                 "{}，{}，每个 rank 一个线程；{rounds} 轮的中位数；{}",
                 plan.model.name,
-                plan.dtype(),
+                plan.load.dtype,
                 machine().of(Language::Chinese)
             ),
         ),

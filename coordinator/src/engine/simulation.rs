@@ -82,12 +82,7 @@ struct Solo(HashMap<(usize, u64, u32), Vec<Event>>);
 impl Solo {
     fn events(&mut self, world: usize, number: u64, choice: u32) -> &[Event] {
         self.0.entry((world, number, choice)).or_insert_with(|| {
-            let config = EngineConfig {
-                max_batched_tokens: 96,
-                prefix_cache: false,
-                max_seqs: 1,
-                ..fake_rank::config(world, 100)
-            };
+            let config = EngineConfig { prefix_cache: false, ..fake_rank::config(world, 100).with_steps_of(1, 96) };
             let mut day = Day::of(config, 100, Dice::new(number), None);
             let request = Request { choice, ..a_request(number) };
             let mut events = day.world.borrow().handle.submit(request).unwrap();
@@ -191,13 +186,12 @@ impl Day {
         let ranks = dice.roll(1, 3) as usize;
         let kv_blocks = dice.roll(6, 14) as usize;
         let max_seqs = dice.roll(1, 8) as usize;
+        let max_batched_tokens = dice.roll(1, 40) as usize;
         let config = EngineConfig {
-            max_seqs,
-            max_batched_tokens: dice.roll(1, 40) as usize,
             prefix_cache: dice.percent(85),
             max_queue: dice.roll(1, 20) as usize,
             max_queue_tokens: dice.roll(50, 2000) as usize,
-            ..fake_rank::config(ranks, kv_blocks)
+            ..fake_rank::config(ranks, kv_blocks).with_steps_of(max_seqs, max_batched_tokens)
         };
         let last_step = dice.percent(4).then(|| dice.roll(0, 60));
         let day = Self::of(config, kv_blocks, dice, last_step);
@@ -223,7 +217,7 @@ impl Day {
         let (handle, commands) = handle::channel(Door::of(&config));
         let status = handle.shared_status();
         let new_rank = |share: &nanoinfer_shared::Share| {
-            let mut rank = FakeRank::new(share.vocab.clone(), config.max_batched_tokens);
+            let mut rank = FakeRank::new(share.vocab.clone(), config.load.max_batched_tokens);
             rank.allocate(kv_blocks);
             rank
         };
@@ -241,7 +235,7 @@ impl Day {
             late: 0,
             digest: DefaultHasher::new(),
         }));
-        let solo = !config.prefix_cache && config.max_seqs == 1 && config.max_batched_tokens == 96;
+        let solo = !config.prefix_cache && config.load.max_seqs == 1 && config.load.max_batched_tokens == 96;
         let ranks = SimulatedRanks { world: world.clone(), solo, ranks, slow, last_step, under_way: None };
         Self { engine: Engine::new(config, kv_blocks, ranks, commands, status), world, ranks: world_size, room }
     }

@@ -134,7 +134,7 @@ fn a_sequence_is_the_same_alone_and_beside_others_chunked_preempted_and_split() 
     assert_eq!(alone[6], [Event::Finished(FinishReason::Length)]);
     for world in 1..=3 {
         for (kv_blocks, max_batched_tokens) in [(100, 64), (100, 5), (6, 64), (7, 9)] {
-            let config = EngineConfig { max_batched_tokens, ..fake_rank::config(world, kv_blocks) };
+            let config = fake_rank::config(world, kv_blocks).with_steps_of(8, max_batched_tokens);
             let (handle, ranks) = engine(config, well_behaved(world));
             let events: Vec<_> = mixed().into_iter().map(|request| handle.submit(request).unwrap()).collect();
             for (events, alone) in events.into_iter().zip(&alone) {
@@ -238,7 +238,7 @@ fn dropping_the_events_frees_the_blocks() {
 #[test]
 fn the_queue_counts_what_waits_for_its_first_step() {
     let (release, behaviours) = held();
-    let config = EngineConfig { max_queue: 2, max_seqs: 1, ..fake_rank::config(1, 20) };
+    let config = EngineConfig { max_queue: 2, ..fake_rank::config(1, 20).with_steps_of(1, 64) };
     let (handle, _ranks) = engine(config, behaviours);
     let submit = || handle.submit(request(&prompt(1, 3), 4));
     let mut accepted = vec![submit().unwrap()];
@@ -257,7 +257,7 @@ fn the_queue_counts_what_waits_for_its_first_step() {
 #[test]
 fn a_request_of_many_sequences_keeps_one_place_until_the_last_began_or_went() {
     let (release, behaviours) = held();
-    let config = EngineConfig { max_queue: 1, max_seqs: 1, ..fake_rank::config(1, 20) };
+    let config = EngineConfig { max_queue: 1, ..fake_rank::config(1, 20).with_steps_of(1, 64) };
     let (handle, _ranks) = engine(config, behaviours);
     let mut group = handle.submit_all(vec![request(&prompt(1, 3), 4); 6]).unwrap();
     wait_until("the first one runs", || handle.status().running.load(Relaxed) == 1);
@@ -281,7 +281,7 @@ fn a_lost_rank_fails_everything_and_is_named() {
     let fails = Behaviour { fails_at: Some(2), ..Behaviour::default() };
     let closes = Behaviour { closes_at: Some(2), ..Behaviour::default() };
     for (behaviour, words) in [(fails, "rank 1 failed: the fake rank was told to"), (closes, "rank 1 is gone")] {
-        let config = EngineConfig { max_seqs: 2, ..fake_rank::config(3, 20) };
+        let config = fake_rank::config(3, 20).with_steps_of(2, 64);
         let (handle, ranks) = engine(config, vec![Behaviour::default(), behaviour, Behaviour::default()]);
         let events: Vec<_> = (0..4).map(|seed| handle.submit(request(&prompt(seed, 5), 20)).unwrap()).collect();
         for events in events {
@@ -323,7 +323,7 @@ fn a_silent_rank_is_not_ready_within_two_seconds_and_ready_again_when_it_answers
 #[test]
 fn stopping_finishes_what_was_taken() {
     let (release, behaviours) = held();
-    let config = EngineConfig { max_seqs: 1, ..fake_rank::config(1, 20) };
+    let config = fake_rank::config(1, 20).with_steps_of(1, 64);
     let (handle, ranks) = engine(config, behaviours);
     let events: Vec<_> = (0..3).map(|seed| handle.submit(request(&prompt(seed, 5), 6)).unwrap()).collect();
     handle.stop();
@@ -360,7 +360,7 @@ fn what_cannot_start_says_why() {
     assert!(refused(fake_rank::config(2, 20), 1).contains("split over 2 ranks, but there are links to 1"));
     let message = refused(fake_rank::config(2, 5), 2);
     assert!(message.contains("rank 0: a sequence of 96 tokens") && message.contains("--kv-memory"), "{message}");
-    assert!(refused(EngineConfig { max_seqs: 0, ..fake_rank::config(1, 20) }, 1).contains("--max-seqs"));
+    assert!(refused(fake_rank::config(1, 20).with_steps_of(0, 64), 1).contains("--max-seqs"));
 }
 
 #[test]
@@ -379,7 +379,7 @@ fn a_panic_of_the_engine_is_no_clean_stop() {
 #[test]
 fn an_engine_that_is_cut_off_fails_what_runs_and_what_waits() {
     let (release, behaviours) = held();
-    let (handle, ranks) = engine(EngineConfig { max_seqs: 1, ..fake_rank::config(1, 100) }, behaviours);
+    let (handle, ranks) = engine(fake_rank::config(1, 100).with_steps_of(1, 64), behaviours);
     let running = handle.submit(request(&prompt(1, 3), 60)).unwrap();
     let waiting = handle.submit(request(&prompt(2, 3), 60)).unwrap();
     wait_until("one runs", || handle.status().running.load(Relaxed) == 1);

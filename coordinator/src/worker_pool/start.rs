@@ -32,7 +32,7 @@ impl WorkerPool {
         let reports = pool.load(config)?;
         let room = |report: &LoadReport| RankRoom { block_bytes: report.kv_block_bytes, free_bytes: report.free_bytes };
         let rooms: Vec<RankRoom> = reports.iter().map(room).collect();
-        let kv_blocks = config.kv.blocks(&config.shape, config.max_seqs, &rooms)?;
+        let kv_blocks = config.kv.blocks(&config.shape, config.load.max_seqs, &rooms)?;
         pool.begin(config, &reports, kv_blocks)?;
         pool.heartbeat.serve();
         tracing::info!(ranks = expected, kv_blocks, kv_tokens = kv_blocks * BLOCK_TOKENS, "the ranks are ready");
@@ -40,21 +40,9 @@ impl WorkerPool {
     }
 
     pub(super) fn load(&self, config: &EngineConfig) -> Result<Vec<LoadReport>, PoolError> {
-        let order = |rank: usize| LoadOrder {
-            shape: config.shape.clone(),
-            weights: config.weights.clone(),
-            fingerprint: config.fingerprint,
-            device: config.device.clone(),
-            dtype: config.dtype,
-            kv_dtype: config.kv_dtype,
-            threads: config.threads,
-            ranks_on_host: config.ranks_on_host.get(rank).copied().unwrap_or(1),
-            isa: config.isa.clone(),
-            comm: config.comm,
-            cores: config.cores.clone(),
-            max_batched_tokens: config.max_batched_tokens,
-            max_seqs: config.max_seqs,
-            trace: config.trace.clone(),
+        let order = |rank: usize| {
+            let ranks_on_host = config.ranks_on_host.get(rank).copied().unwrap_or(1);
+            LoadOrder { ranks_on_host, ..config.load.clone() }
         };
         self.send_all(|rank| ToRank::Load(order(rank)))?;
         let reports = self.collect("the end of loading", |message| match message {
@@ -70,7 +58,7 @@ impl WorkerPool {
 
     fn begin(&self, config: &EngineConfig, reports: &[LoadReport], kv_blocks: usize) -> Result<(), PoolError> {
         let mut peers = Vec::new();
-        if config.comm == CommKind::Tcp {
+        if config.load.comm == CommKind::Tcp {
             for (rank, report) in reports.iter().enumerate() {
                 peers.push(report.data_address.clone().ok_or(PoolError::NoAddress { rank })?);
             }
