@@ -39,7 +39,7 @@ pub(crate) fn compile(name: &str, options: &[&str]) -> PathBuf {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     };
     let source = |file: &str| fake.join(file).to_str().unwrap().to_owned();
-    let all_kernels = kernels.join("gpt2.cu");
+    let all_kernels = kernels.join("decoder.cu");
     for element in ["32", "16", "19"] {
         let (define, object) = (format!("-DELEMENT={element}"), format!("kernels-{element}.o"));
         cc(&["-x", "c", "-c", &define, all_kernels.to_str().unwrap(), "-o", &object]);

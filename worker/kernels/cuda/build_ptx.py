@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Compiles gpt2.cu to PTX, once for each element type; needs no GPU.
+"""Compiles decoder.cu to PTX, once for each element type; needs no GPU.
 
     python3 -m pip install nvidia-cuda-nvrtc-cu12==12.4.127
-    python3 build_ptx.py            writes gpt2_f32.ptx, gpt2_f16.ptx, gpt2_bf16.ptx
+    python3 build_ptx.py            writes ptx/decoder_f32.ptx, ptx/decoder_f16.ptx, ptx/decoder_bf16.ptx
     python3 build_ptx.py --check    compares them instead
 
 The compiler is pinned: its PTX (version 8.4) is understood by every driver since CUDA 12.4, and the same bytes come out each time.
@@ -17,7 +17,7 @@ import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 SOURCES = [
-    "gpt2.cu", "device.h", "arguments.h", "tiles.h", "rows.h", "cache.h", "attention.h", "project.h", "answer.h",
+    "decoder.cu", "device.h", "arguments.h", "tiles.h", "rows.h", "cache.h", "attention.h", "project.h", "answer.h",
 ]
 ELEMENTS = {"f32": 32, "f16": 16, "bf16": 19}
 VERSION = (12, 4)
@@ -70,7 +70,7 @@ def main():
     stale = []
     for element in ELEMENTS:
         ptx = f"// {element}, sources {digest}\n" + compile_for(nvrtc, texts, element)
-        path = os.path.join(HERE, f"gpt2_{element}.ptx")
+        path = os.path.join(HERE, "ptx", f"decoder_{element}.ptx")
         if "--check" not in sys.argv[1:]:
             with open(path, "w", encoding="utf-8") as file:
                 file.write(ptx)

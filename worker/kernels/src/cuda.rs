@@ -29,9 +29,9 @@ impl Element {
     /// All kernels for it, as text that the driver compiles: PTX 8.4 for compute capability 8.0 and later.
     pub fn ptx(self) -> &'static str {
         match self {
-            Self::F32 => include_str!("../cuda/gpt2_f32.ptx"),
-            Self::F16 => include_str!("../cuda/gpt2_f16.ptx"),
-            Self::Bf16 => include_str!("../cuda/gpt2_bf16.ptx"),
+            Self::F32 => include_str!("../cuda/ptx/decoder_f32.ptx"),
+            Self::F16 => include_str!("../cuda/ptx/decoder_f16.ptx"),
+            Self::Bf16 => include_str!("../cuda/ptx/decoder_bf16.ptx"),
         }
     }
 }
@@ -365,7 +365,7 @@ mod tests {
     #[test]
     fn ptx_is_of_the_sources_that_stand_beside_it() {
         let sources = [
-            include_str!("../cuda/gpt2.cu"),
+            include_str!("../cuda/decoder.cu"),
             include_str!("../cuda/device.h"),
             HEADER,
             include_str!("../cuda/tiles.h"),
