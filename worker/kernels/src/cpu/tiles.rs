@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use crate::{
+use crate::cpu::{
     Isa,
     inputs::Inputs,
     lanes::{LANES, Lanes, bf16_pairs_tile, prefetch_far, versions},

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use crate::{
+use crate::cpu::{
     Activation, Isa, Kernels,
     activation::activate,
     inputs::Inputs,
@@ -165,7 +165,7 @@ unsafe fn add_to_all_body<V: Lanes>(rows: &mut [[f32; LANES]], lanes: &[f32; LAN
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
+    use crate::cpu::{
         Arena,
         packed::{WeightType, from_bf16, to_bf16, to_int8},
     };

@@ -1,11 +1,11 @@
-//! Attention of single rows over a paged KV pool ([`crate::KvLayout`]), with an online softmax.
+//! Attention of single rows over a paged KV pool ([`crate::cpu::KvLayout`]), with an online softmax.
 //!
 //! A block is the tile of the softmax for decode and prefill alike, and rows read K and V back from the pool even within their
 //! own chunk: a row's result depends on its position and history only, not on how it was batched or chunked.
 
 use std::{mem::MaybeUninit, ops::Range};
 
-use crate::{
+use crate::cpu::{
     AttentionRow, AttentionRows, Kernels, KvLayer, KvLayout,
     kv::{Cell, Cells, SCALES},
     lanes::{LANES, Lanes, prefetch, versions},
@@ -270,7 +270,7 @@ unsafe fn add_scores<V: Lanes, const R: usize, T: Cell>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Isa, KvType, packed::to_bf16};
+    use crate::cpu::{Isa, KvType, packed::to_bf16};
 
     fn value(position: usize, i: usize, kind: usize) -> f32 {
         ((position * 131 + i * 17 + kind * 71) % 97) as f32 / 64.0 - 1.0

@@ -1,6 +1,6 @@
 //! What the machine can do at most, with the same threads and instructions as the kernels: the yardstick of benchmarks.
 
-use crate::{
+use crate::cpu::{
     Kernels,
     lanes::{LANES, Lanes, versions},
 };
@@ -71,7 +71,7 @@ unsafe fn multiply_body<V: Lanes>(rounds: usize) -> (usize, f32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Isa;
+    use crate::cpu::Isa;
 
     #[test]
     fn all_is_read_and_all_is_counted() {

@@ -3,7 +3,7 @@
 //! Functions here are `inline(always)`: they become instructions of the `target_feature` function that [`versions!`] makes
 //! around a kernel's body.
 
-use crate::packed::{from_bf16, to_bf16};
+use crate::cpu::packed::{from_bf16, to_bf16};
 
 /// Lanes of a vector on every instruction set.
 pub(crate) const LANES: usize = 16;

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::lanes::Lanes;
+use crate::cpu::lanes::Lanes;
 
 /// Two halves of 8 lanes; with VNNI, four products of bytes are one instruction.
 #[derive(Clone, Copy)]

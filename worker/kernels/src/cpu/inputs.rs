@@ -3,7 +3,7 @@
 //! A row's form depends on that row alone, and its int8 scales on one unit of K each.
 //! Does not know panels or tiles.
 
-use crate::{
+use crate::cpu::{
     Isa, Kernels,
     lanes::{LANES, Lanes, byte_scale, versions},
     packed::{Shape, WeightType, from_bf16, to_bf16, to_int8},

@@ -1,6 +1,6 @@
 //! What a row of logits is asked for: its largest entries and the logarithm of its sum of exponentials.
 
-use crate::{
+use crate::cpu::{
     Isa,
     lanes::{LANES, Lanes, versions},
 };

@@ -1,7 +1,7 @@
 //! Other CPUs: the portable lanes only.
 
 use super::Isa;
-use crate::tiles::Ahead;
+use crate::cpu::tiles::Ahead;
 
 impl Isa {
     pub(crate) fn is_available(self) -> bool {
@@ -13,9 +13,9 @@ impl Isa {
 macro_rules! versions {
     ($(#[$meta:meta])* unsafe fn $name:ident $(<$(const $c:ident: usize),+>)? ($($arg:ident: $type:ty),* $(,)?) $(-> $ret:ty)? = $body:ident $(<$element:ty>)?) => {
         $(#[$meta])*
-        pub(crate) unsafe fn $name $(<$(const $c: usize),+>)? (_isa: $crate::lanes::Isa, $($arg: $type),*) $(-> $ret)? {
+        pub(crate) unsafe fn $name $(<$(const $c: usize),+>)? (_isa: $crate::cpu::lanes::Isa, $($arg: $type),*) $(-> $ret)? {
             // SAFETY: portable code runs everywhere; the rest is the caller's promise.
-            unsafe { $body::<$crate::lanes::Portable, $($($c,)+)? $($element)?>($($arg),*) }
+            unsafe { $body::<$crate::cpu::lanes::Portable, $($($c,)+)? $($element)?>($($arg),*) }
         }
     };
 }

@@ -1,6 +1,6 @@
 //! Non-linearities of the MLP, element by element.
 
-use crate::{
+use crate::cpu::{
     Isa,
     lanes::{LANES, Lanes, versions},
 };

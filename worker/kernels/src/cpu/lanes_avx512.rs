@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::avx2::{NEAREST, fold};
-use crate::{
+use crate::cpu::{
     lanes::{LANES, Lanes},
     tiles::Ahead,
 };
@@ -163,7 +163,7 @@ impl Lanes for Avx512 {
     }
 }
 
-/// Columns of rows times panels over pairs of bf16, by the instruction that does just that; see [`crate::tiles`]. It treats
+/// Columns of rows times panels over pairs of bf16, by the instruction that does just that; see [`crate::cpu::tiles`]. It treats
 /// denormals as zeros and rounds the two products of a pair its own way: these bits are those of no other level.
 ///
 /// # Safety

@@ -39,29 +39,29 @@ impl Isa {
 macro_rules! versions {
     ($(#[$meta:meta])* unsafe fn $name:ident $(<$(const $c:ident: usize),+>)? ($($arg:ident: $type:ty),* $(,)?) $(-> $ret:ty)? = $body:ident $(<$element:ty>)?) => {
         $(#[$meta])*
-        pub(crate) unsafe fn $name $(<$(const $c: usize),+>)? (isa: $crate::lanes::Isa, $($arg: $type),*) $(-> $ret)? {
+        pub(crate) unsafe fn $name $(<$(const $c: usize),+>)? (isa: $crate::cpu::lanes::Isa, $($arg: $type),*) $(-> $ret)? {
             #[target_feature(enable = "avx2,fma")]
             unsafe fn avx2 $(<$(const $c: usize),+>)? ($($arg: $type),*) $(-> $ret)? {
                 // SAFETY: the features are enabled here; the rest is the caller's promise.
-                unsafe { $body::<$crate::lanes::Avx2, $($($c,)+)? $($element)?>($($arg),*) }
+                unsafe { $body::<$crate::cpu::lanes::Avx2, $($($c,)+)? $($element)?>($($arg),*) }
             }
             #[target_feature(enable = "avx2,fma,avxvnni")]
             unsafe fn avx_vnni $(<$(const $c: usize),+>)? ($($arg: $type),*) $(-> $ret)? {
                 // SAFETY: the features are enabled here; the rest is the caller's promise.
-                unsafe { $body::<$crate::lanes::AvxVnni, $($($c,)+)? $($element)?>($($arg),*) }
+                unsafe { $body::<$crate::cpu::lanes::AvxVnni, $($($c,)+)? $($element)?>($($arg),*) }
             }
             #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
             unsafe fn avx512 $(<$(const $c: usize),+>)? ($($arg: $type),*) $(-> $ret)? {
                 // SAFETY: the features are enabled here; the rest is the caller's promise.
-                unsafe { $body::<$crate::lanes::Avx512, $($($c,)+)? $($element)?>($($arg),*) }
+                unsafe { $body::<$crate::cpu::lanes::Avx512, $($($c,)+)? $($element)?>($($arg),*) }
             }
             // SAFETY: the caller promises that the CPU has `isa`.
             unsafe {
                 match isa {
-                    $crate::lanes::Isa::Portable => $body::<$crate::lanes::Portable, $($($c,)+)? $($element)?>($($arg),*),
-                    $crate::lanes::Isa::Avx2 => avx2 $(::<$($c),+>)? ($($arg),*),
-                    $crate::lanes::Isa::AvxVnni => avx_vnni $(::<$($c),+>)? ($($arg),*),
-                    $crate::lanes::Isa::Avx512 | $crate::lanes::Isa::Avx512Bf16 => avx512 $(::<$($c),+>)? ($($arg),*),
+                    $crate::cpu::lanes::Isa::Portable => $body::<$crate::cpu::lanes::Portable, $($($c,)+)? $($element)?>($($arg),*),
+                    $crate::cpu::lanes::Isa::Avx2 => avx2 $(::<$($c),+>)? ($($arg),*),
+                    $crate::cpu::lanes::Isa::AvxVnni => avx_vnni $(::<$($c),+>)? ($($arg),*),
+                    $crate::cpu::lanes::Isa::Avx512 | $crate::cpu::lanes::Isa::Avx512Bf16 => avx512 $(::<$($c),+>)? ($($arg),*),
                 }
             }
         }

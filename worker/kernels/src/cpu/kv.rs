@@ -8,7 +8,7 @@
 //! K is laid out so that 16 scores are one vector; V so that 16 outputs are. A scale belongs to one key or value: what others a block
 //! holds does not matter to it.
 
-use crate::{
+use crate::cpu::{
     AttentionRow, AttentionRows, Kernels,
     buffer::in_small_pages,
     lanes::{LANES, Lanes, byte_scale, versions},

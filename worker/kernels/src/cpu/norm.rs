@@ -1,6 +1,6 @@
 //! LayerNorm over rows of the residual stream.
 
-use crate::{
+use crate::cpu::{
     Kernels,
     lanes::{LANES, Lanes, versions},
     pool::Shards,
@@ -88,7 +88,7 @@ unsafe fn normalise_body<V: Lanes>(x: &[f32], gain: &[f32], bias: &[f32], epsilo
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Isa;
+    use crate::cpu::Isa;
 
     #[test]
     fn rows_follow_the_formula_on_odd_widths() {

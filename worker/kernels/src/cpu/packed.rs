@@ -12,7 +12,7 @@
 //! for each unit and column, which depends on no other unit, so that a rank needs only its own part of K and finds the same
 //! scales however K is split.
 
-use crate::{
+use crate::cpu::{
     Kernels,
     buffer::{Arena, Buffer},
     lanes::LANES,
