@@ -26,7 +26,7 @@ use std::{
 use anyhow::Context;
 use clap::Args;
 use nanoinfer_launch::{
-    cli::environment,
+    environment,
     output::{self, OutputError, Reader},
     say, utf8,
 };

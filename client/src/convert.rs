@@ -8,8 +8,7 @@ use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use nanoinfer_checkpoint::Checkpoint;
 use nanoinfer_launch::{
-    cli::environment,
-    json,
+    environment, json,
     model::{self, ResolvedModel, has_tokenizer},
     output, say,
 };

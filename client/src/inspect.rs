@@ -8,8 +8,7 @@ use anyhow::Context;
 use clap::Args;
 use nanoinfer_checkpoint::{Checkpoint, Format, Layout, shown};
 use nanoinfer_launch::{
-    ClusterConfig,
-    cli::environment,
+    ClusterConfig, environment,
     model::{self, ResolvedModel, has_tokenizer},
     output,
     plan::{Placement, Plan},

@@ -14,7 +14,7 @@ use std::{
 };
 
 use anyhow::{Context, anyhow};
-use nanoinfer_launch::{cli::environment, model, say};
+use nanoinfer_launch::{environment, model, say};
 
 use crate::{Failure, SERVE, model_options::ModelOptions};
 

@@ -5,7 +5,7 @@
 //! another size, is completed. Progress goes to standard error, the folder to standard output.
 
 use clap::Args;
-use nanoinfer_launch::{cli::environment, model, output};
+use nanoinfer_launch::{environment, model, output};
 
 use crate::Failure;
 

@@ -4,7 +4,7 @@ use std::io::{BufReader, Read};
 
 use anyhow::{Context, anyhow};
 use clap::Args;
-use nanoinfer_launch::{cli::environment, say, utf8};
+use nanoinfer_launch::{environment, say, utf8};
 use serde_json::Value;
 use ureq::http::StatusCode;
 

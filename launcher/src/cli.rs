@@ -1,11 +1,12 @@
 //! The command line, in two stages: what was typed (`options`) and what it means (`config`).
 //!
-//! The environment is read here ([`environment`], and the `NANOINFER_*` that clap knows) and nowhere else.
+//! Of the environment our own variables, which clap knows, are read here and nowhere else.
 
 mod config;
-pub mod environment;
 mod gpu_check;
 mod options;
+mod service_links;
+mod slips;
 
 use std::{ffi::OsString, net::TcpListener, process::ExitCode};
 
@@ -18,7 +19,9 @@ use self::{
     options::{CommandLine, CoordinatorOptions, ServeOptions, Subcommand, WorkerOptions},
 };
 use crate::{
-    cluster::{Cluster, ClusterConfig},
+    cluster::Cluster,
+    config::ClusterConfig,
+    environment,
     error::LaunchError,
     gather::Gathering,
     model::{self, ModelError},
@@ -39,7 +42,7 @@ pub fn main_with(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Err(error) => {
             let code = output::parser_said(&error);
             if let Some(ContextValue::String(flag)) = error.get(ContextKind::InvalidArg)
-                && let Some(variable) = environment::source_of(flag, &args)
+                && let Some(variable) = slips::source_of(flag, &args)
             {
                 crate::say(format_args!("  hint: the value is that of {variable} in the environment"));
             }
@@ -51,8 +54,8 @@ pub fn main_with(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let is_rank = matches!(typed.command, Some(Subcommand::Worker(_)));
     let result = match typed.command {
-        None => serve(typed.serve),
-        Some(Subcommand::Coordinator(options)) => coordinate(*options),
+        None => serve(typed.serve, &args),
+        Some(Subcommand::Coordinator(options)) => coordinate(*options, &args),
         Some(Subcommand::Worker(options)) => work(options),
         Some(Subcommand::GpuCheck(options)) => match gpu_check::run(&options.gpu) {
             // The table has said why.
@@ -100,59 +103,63 @@ impl Failure {
 /// # Errors
 /// In words, when they are wrong.
 pub fn cluster_config(flags: impl IntoIterator<Item = String>) -> Result<ClusterConfig, String> {
-    let args = std::iter::once("nanoinfer-launch".to_owned()).chain(flags);
-    let typed = CommandLine::parse_from_all(args).map_err(|error| config::reason(&error.to_string()))?;
-    let config = Config::new(typed.serve, &environment::caches()).map_err(|error| error.to_string())?;
-    Ok(config.cluster)
+    let args: Vec<OsString> = ["nanoinfer-launch".to_owned()].into_iter().chain(flags).map(OsString::from).collect();
+    let typed = CommandLine::parse_from_all(&args).map_err(|error| config::reason(&error.to_string()))?;
+    let config = Config::new(typed.serve, &args, environment::caches()).map_err(|error| error.to_string())?;
+    Ok(config.options.cluster)
 }
 
-fn serve(options: ServeOptions) -> Result<(), Failure> {
+fn serve(options: ServeOptions, args: &[OsString]) -> Result<(), Failure> {
     if let Some(parent) = options.parent {
         rank::die_with_parent(parent).map_err(LaunchError::system("start"))?;
     }
-    let Some((config, listener)) = prepare(options, Placement::Here)? else { return Ok(()) };
-    let cluster = config.cluster;
-    Ok(supervise::serve(listener, config.http, config.shutdown_timeout, move || {
-        let plan = announced(&cluster, Placement::Here)?;
+    let Some((config, listener)) = prepare(options, args, Placement::Here)? else { return Ok(()) };
+    let Config { options, http } = config;
+    Ok(supervise::serve(listener, http, options.shutdown_timeout, move || {
+        let plan = announced(&options.cluster, Placement::Here)?;
         let _progress = LoadProgress::begin(&plan);
         Cluster::carry_out(&plan)
     })?)
 }
 
-fn coordinate(options: CoordinatorOptions) -> Result<(), Failure> {
-    let Some((config, listener)) = prepare(options.serve, Placement::Elsewhere)? else { return Ok(()) };
+fn coordinate(options: CoordinatorOptions, args: &[OsString]) -> Result<(), Failure> {
+    let Some((config, listener)) = prepare(options.serve, args, Placement::Elsewhere)? else { return Ok(()) };
     // Not before there is a log: it may have something to say of the file.
     let secret = Secret::read(&options.secret_file)?;
-    let cluster = config.cluster;
-    let arrivals = Gathering::listen(&options.listen, secret)?.begin(cluster.nproc)?;
-    Ok(supervise::serve(listener, config.http, config.shutdown_timeout, move || {
-        let plan = announced(&cluster, Placement::Elsewhere)?;
+    let Config { options: serve, http } = config;
+    let arrivals = Gathering::listen(&options.listen, secret)?.begin(serve.cluster.nproc)?;
+    Ok(supervise::serve(listener, http, serve.shutdown_timeout, move || {
+        let plan = announced(&serve.cluster, Placement::Elsewhere)?;
         let _progress = LoadProgress::begin(&plan);
         Cluster::gather(&plan, arrivals)
     })?)
 }
 
 /// What both servers do first; none where `--plan` was all that was asked for.
-fn prepare(options: ServeOptions, placement: Placement) -> Result<Option<(Config, TcpListener)>, Failure> {
-    let config = Config::new(options, &environment::caches())?;
-    log_to_stderr(&config.cluster.log)?;
-    for slip in environment::slips(environment::variables()) {
+fn prepare(
+    typed: ServeOptions,
+    args: &[OsString],
+    placement: Placement,
+) -> Result<Option<(Config, TcpListener)>, Failure> {
+    let mut config = Config::new(typed, args, environment::caches())?;
+    let options = &mut config.options;
+    log_to_stderr(&options.cluster.log)?;
+    for slip in slips::slips(slips::variables()) {
         tracing::warn!("{slip}");
     }
-    if config.plan {
-        let plan = Plan::new(&config.cluster, placement)?;
+    if options.plan {
+        let plan = Plan::new(&options.cluster, placement)?;
         // A start fails with the same words.
         let warning = plan.check_memory().err().map(|error| format!("\nwarning: {error}")).unwrap_or_default();
         output::write(format_args!("{plan}{warning}\n")).map_err(LaunchError::from)?;
         return Ok(None);
     }
-    match supervise::bind(&config.host, config.port) {
+    match supervise::bind(&options.host, options.port) {
         Ok(listener) => Ok(Some((config, listener))),
         // Bad usage is told first, as far as it shows without a download.
         Err(taken) => {
-            let mut cluster = config.cluster;
-            cluster.caches.hub.offline = true;
-            match Plan::new(&cluster, placement) {
+            options.cluster.caches.hub.offline = true;
+            match Plan::new(&options.cluster, placement) {
                 Err(LaunchError::Model(ModelError::Hub(_))) | Ok(_) => Err(taken.into()),
                 Err(error) => Err(error.into()),
             }

@@ -1,7 +1,5 @@
 //! A whole cluster as a value: start it, ask it, shut it down.
 
-mod config;
-
 use std::{
     os::unix::net::UnixStream,
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -22,9 +20,9 @@ use nanoinfer_worker::{
 };
 use tokio::sync::mpsc;
 
-pub use self::config::{ClusterConfig, CommChoice};
 use crate::{
     build::BUILD_ID,
+    config::ClusterConfig,
     error::LaunchError,
     gather::Arrivals,
     plan::{Placement, Plan},
@@ -306,7 +304,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        device::DeviceChoice,
+        config::DeviceChoice,
         model::{Caches, HubAccess},
     };
 

@@ -2,7 +2,7 @@
 //!
 //! Invariant: the CPU takes a GPU's place only where `auto` was asked for, and the plan says why. Does not load anything.
 
-use std::{fmt, str::FromStr};
+use std::fmt;
 
 use nanoinfer_shared::{
     ModelShape,
@@ -10,38 +10,11 @@ use nanoinfer_shared::{
 };
 use nanoinfer_worker::cuda::{self, Found, GpuError, GpuInfo};
 
-use crate::{cluster::CommChoice, error::LaunchError, plan::Placement};
-
-/// What to compute on, as asked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum DeviceChoice {
-    /// GPUs where there are any, else the processor.
-    Auto,
-    /// The processor.
-    Cpu,
-    /// GPUs by their ordinals, or all of them.
-    Cuda(Vec<u32>),
-}
-
-impl FromStr for DeviceChoice {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("`{text}` is none of auto, cpu, cuda, cuda:0, cuda:0,1");
-        match text {
-            "auto" => Ok(Self::Auto),
-            "cpu" => Ok(Self::Cpu),
-            "cuda" => Ok(Self::Cuda(Vec::new())),
-            _ => {
-                let list = text.strip_prefix("cuda:").ok_or_else(wrong)?;
-                let ordinals: Vec<u32> =
-                    list.split(',').map(|ordinal| ordinal.parse().map_err(|_| wrong())).collect::<Result<_, _>>()?;
-                let repeated = ordinals.iter().enumerate().any(|(i, ordinal)| ordinals[..i].contains(ordinal));
-                if repeated { Err(format!("`{text}` names a GPU twice")) } else { Ok(Self::Cuda(ordinals)) }
-            }
-        }
-    }
-}
+use crate::{
+    config::{CommChoice, DeviceChoice},
+    error::LaunchError,
+    plan::Placement,
+};
 
 /// What ranks will compute on, and in what.
 #[derive(Clone, Debug)]
@@ -222,16 +195,6 @@ mod tests {
     ) -> Result<Chosen, LaunchError> {
         let shape = ModelShape::from_config_json("{}").unwrap();
         choose(&choice.parse().unwrap(), types, &shape, world, Placement::Here, find)
-    }
-
-    #[test]
-    fn devices_are_spelled_out() {
-        let read = |text: &str| text.parse::<DeviceChoice>();
-        assert_eq!(read("cuda").unwrap(), DeviceChoice::Cuda(Vec::new()));
-        assert_eq!(read("cuda:0,3").unwrap(), DeviceChoice::Cuda(vec![0, 3]));
-        for wrong in ["gpu", "cuda:", "cuda:x", "cuda:0,", "cuda:1,1", "CPU"] {
-            assert!(read(wrong).unwrap_err().contains(wrong), "{wrong}");
-        }
     }
 
     #[test]

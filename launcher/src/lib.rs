@@ -1,6 +1,6 @@
 //! Starts and watches a NanoInfer cluster.
 //!
-//! Reading order: [`cli`] turns what was typed into a [`cluster::ClusterConfig`]; [`model`] turns a name into files;
+//! Reading order: [`cli`] turns what was typed into a [`ClusterConfig`]; [`model`] turns a name into files;
 //! [`plan`] decides who holds what, before anything starts; [`cluster`] carries the plan out, with ranks that it spawns
 //! itself (`spawn`) or that join over the network (`gather`); [`supervise`] serves until a signal or a failure. The other
 //! side of a link is the `worker` subcommand, `rank`.
@@ -12,8 +12,10 @@
 pub mod build;
 pub mod cli;
 pub mod cluster;
+pub mod config;
 mod descriptors;
 pub mod device;
+pub mod environment;
 pub mod error;
 mod gather;
 pub mod model;
@@ -29,7 +31,8 @@ mod spawn;
 pub mod supervise;
 mod topology;
 
-pub use cluster::{Cluster, ClusterConfig};
+pub use cluster::Cluster;
+pub use config::ClusterConfig;
 pub use error::LaunchError;
 pub use nanoinfer_coordinator::{explanation, handle, names::closest, request, status, text, utf8};
 pub use nanoinfer_shared::{

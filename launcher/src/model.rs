@@ -60,6 +60,13 @@ pub struct Caches {
     pub hub: HubAccess,
 }
 
+impl Caches {
+    /// Nothing is kept, and nothing is asked for.
+    pub fn nowhere() -> Self {
+        Self { demo: Vec::new(), hub: HubAccess::offline(PathBuf::new()) }
+    }
+}
+
 /// The Hugging Face hub, or a mirror, and its local cache in the layout that all Hugging Face tools share.
 #[derive(Clone)]
 pub struct HubAccess {

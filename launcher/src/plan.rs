@@ -16,8 +16,8 @@ use nanoinfer_worker::{RankMemory, cuda, free_bytes, rank_memory};
 
 use crate::{
     build::BUILD_ID,
-    cluster::ClusterConfig,
-    device::{self, Chosen, DeviceChoice, Types},
+    config::{ClusterConfig, DeviceChoice},
+    device::{self, Chosen, Types},
     error::LaunchError,
     model::{self, ResolvedModel},
     size::ByteSize,
@@ -318,7 +318,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        cluster::CommChoice,
+        config::CommChoice,
         model::{Caches, HubAccess},
     };
 

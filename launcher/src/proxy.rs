@@ -1,7 +1,7 @@
 //! Which proxy a request goes through: what `http_proxy`, `https_proxy`, `all_proxy` and `no_proxy` say, as curl reads them.
 //!
 //! Names in small letters win over those in capitals. Entries of `no_proxy` are hosts with all below them, addresses, networks
-//! (`10.0.0.0/8`), each with a port if one is meant, or `*`. Does not read the environment (`cli::environment` does), and asks
+//! (`10.0.0.0/8`), each with a port if one is meant, or `*`. Does not read the environment (`environment` does), and asks
 //! nobody.
 //!
 //! Invariant: what is on this machine is asked directly, whatever the variables say, also where a redirect leads to it.

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use anyhow::{Context, anyhow};
 use clap::Args;
 use nanoinfer_checkpoint::Checkpoint;
-use nanoinfer_launch::{cli::environment, model, output, utf8};
+use nanoinfer_launch::{environment, model, output, utf8};
 use nanoinfer_reference::Reference;
 use serde_json::json;
 

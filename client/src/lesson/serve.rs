@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, anyhow};
 use nanoinfer_launch::{
     Category, ClusterConfig, ModelShape, Partition, StepTimes,
-    cluster::CommChoice,
+    config::CommChoice,
     explanation::StepReport,
     plan::{Placement, Plan},
 };

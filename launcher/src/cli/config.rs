@@ -3,22 +3,13 @@
 //!
 //! A TOML file is read as the flags it spells, by the same parser: one set of names, values and messages.
 
-use std::{ffi::OsString, path::PathBuf, time::Duration};
+use std::{ffi::OsString, path::PathBuf};
 
-use clap::CommandFactory;
+use clap::parser::ValueSource;
 use nanoinfer_coordinator::http::{ApiKey, HeaderValue, HttpOptions};
 
-use super::options::{CommandLine, ServeOptions, TypedComm, TypedDType, TypedKvDType};
-use crate::{
-    closest,
-    cluster::{ClusterConfig, CommChoice},
-    device::DeviceChoice,
-    model::Caches,
-    progress,
-    spawn::WorkerBinary,
-    utf8,
-};
-use nanoinfer_shared::protocol::DType;
+use super::options::{CommandLine, ServeOptions, Subcommand};
+use crate::{closest, model::Caches, progress, spawn::WorkerBinary, utf8};
 
 /// Logged unless something else is asked for: lifecycle, no steps. A terminal is told of a start in other ways.
 pub(super) fn default_log() -> &'static str {
@@ -28,13 +19,8 @@ pub(super) fn default_log() -> &'static str {
 /// Everything that `nanoinfer-launch` needs to know.
 #[derive(Debug)]
 pub(super) struct Config {
-    pub(super) cluster: ClusterConfig,
-    pub(super) host: String,
-    pub(super) port: u16,
+    pub(super) options: ServeOptions,
     pub(super) http: HttpOptions,
-    pub(super) shutdown_timeout: Duration,
-    /// Print the plan and stop.
-    pub(super) plan: bool,
 }
 
 /// Options that contradict one another, or a configuration file that says what no option does.
@@ -69,72 +55,25 @@ pub(super) enum ConfigError {
 }
 
 impl Config {
-    /// Adds the file and the defaults to what was typed.
-    pub(super) fn new(typed: ServeOptions, caches: &Caches) -> Result<Self, ConfigError> {
-        let options = match &typed.config {
-            Some(path) => {
-                let file = read_file(path.clone())?;
-                typed.or(file)
-            }
+    /// What was typed in `args`, with what a file adds.
+    pub(super) fn new(typed: ServeOptions, args: &[OsString], caches: Caches) -> Result<Self, ConfigError> {
+        let mut options = match &typed.config {
+            Some(path) => with_file(path.clone(), args)?,
             None => typed,
         };
-        let dtype = match options.dtype {
-            None | Some(TypedDType::Auto) => None,
-            Some(TypedDType::F32) => Some(DType::F32),
-            Some(TypedDType::Bf16) => Some(DType::Bf16),
-            Some(TypedDType::Int8) => Some(DType::Int8),
-            Some(TypedDType::F16) => Some(DType::F16),
-        };
-        let comm = match options.comm {
-            None | Some(TypedComm::Auto) => CommChoice::Auto,
-            Some(TypedComm::Shm) => CommChoice::Shm,
-            Some(TypedComm::Tcp) => CommChoice::Tcp,
-            Some(TypedComm::Nccl) => CommChoice::Nccl,
-        };
-        let defaults = ClusterConfig::new(caches.clone());
-        let http = HttpOptions::default();
-        let count = |typed: Option<u32>, default: usize| typed.map_or(default, |n| n as usize);
-        let cluster = ClusterConfig {
-            model: options.model,
-            revision: options.revision,
-            served_name: options.served_model_name,
-            nproc: count(options.nproc, defaults.nproc),
-            device: options.device.unwrap_or(DeviceChoice::Auto),
-            dtype,
-            kv_dtype: match options.kv_dtype {
-                None | Some(TypedKvDType::Auto) => None,
-                Some(TypedKvDType::F32) => Some(DType::F32),
-                Some(TypedKvDType::Bf16) => Some(DType::Bf16),
-                Some(TypedKvDType::Int8) => Some(DType::Int8),
-            },
-            comm,
-            threads: options.threads.map(|n| n as usize),
-            isa: options.isa,
-            kv_memory: options.kv_memory,
-            max_seqs: count(options.max_seqs, defaults.max_seqs),
-            max_batched_tokens: count(options.max_batched_tokens, defaults.max_batched_tokens),
-            max_queue: count(options.max_queue, defaults.max_queue),
-            max_queue_tokens: count(options.max_queue_tokens, defaults.max_queue_tokens),
-            prefix_cache: !options.no_prefix_cache,
-            trace: options.trace.map(|path| std::path::absolute(&path).unwrap_or(path)),
-            worker_binary: Some(WorkerBinary::ThisProgram),
-            log: options.log.unwrap_or_else(|| default_log().into()),
+        let defaults = HttpOptions::default();
+        let http = HttpOptions {
+            max_request_memory: options.max_request_memory.map_or(defaults.max_request_memory, |size| size.0 as usize),
+            api_key: api_key(options.api_key.take(), options.api_key_file.take())?,
+            cors_origins: cors_origins(std::mem::take(&mut options.cors_origin))?,
+            allowed_hosts: allowed_hosts(std::mem::take(&mut options.allowed_host))?,
             ..defaults
         };
-        Ok(Self {
-            cluster,
-            host: options.host.unwrap_or_else(|| "127.0.0.1".into()),
-            port: options.port.unwrap_or(8000),
-            http: HttpOptions {
-                max_request_memory: options.max_request_memory.map_or(http.max_request_memory, |size| size.0 as usize),
-                api_key: api_key(options.api_key, options.api_key_file)?,
-                cors_origins: cors_origins(options.cors_origin.unwrap_or_default())?,
-                allowed_hosts: allowed_hosts(options.allowed_host.unwrap_or_default())?,
-                ..http
-            },
-            shutdown_timeout: options.shutdown_timeout.unwrap_or(Duration::from_secs(30)),
-            plan: options.plan,
-        })
+        let cluster = &mut options.cluster;
+        cluster.caches = caches;
+        cluster.worker_binary = Some(WorkerBinary::ThisProgram);
+        cluster.log = options.log.take().unwrap_or_else(|| default_log().into());
+        Ok(Self { options, http })
     }
 }
 
@@ -171,82 +110,52 @@ fn allowed_hosts(hosts: Vec<String>) -> Result<Vec<String>, ConfigError> {
     hosts.into_iter().map(read).collect()
 }
 
-impl ServeOptions {
-    /// These options, and where one is absent the other's.
-    fn or(self, other: Self) -> Self {
-        Self {
-            config: self.config,
-            model: self.model.or(other.model),
-            revision: self.revision.or(other.revision),
-            served_model_name: self.served_model_name.or(other.served_model_name),
-            nproc: self.nproc.or(other.nproc),
-            device: self.device.or(other.device),
-            dtype: self.dtype.or(other.dtype),
-            kv_dtype: self.kv_dtype.or(other.kv_dtype),
-            host: self.host.or(other.host),
-            port: self.port.or(other.port),
-            // A key and a file of one exclude one another, wherever they stand.
-            api_key: if self.api_key_file.is_some() { self.api_key } else { self.api_key.or(other.api_key) },
-            api_key_file: self.api_key_file.or(other.api_key_file),
-            cors_origin: self.cors_origin.or(other.cors_origin),
-            allowed_host: self.allowed_host.or(other.allowed_host),
-            threads: self.threads.or(other.threads),
-            isa: self.isa.or(other.isa),
-            comm: self.comm.or(other.comm),
-            kv_memory: self.kv_memory.or(other.kv_memory),
-            max_seqs: self.max_seqs.or(other.max_seqs),
-            max_batched_tokens: self.max_batched_tokens.or(other.max_batched_tokens),
-            max_queue: self.max_queue.or(other.max_queue),
-            max_queue_tokens: self.max_queue_tokens.or(other.max_queue_tokens),
-            max_request_memory: self.max_request_memory.or(other.max_request_memory),
-            no_prefix_cache: self.no_prefix_cache || other.no_prefix_cache,
-            trace: self.trace.or(other.trace),
-            shutdown_timeout: self.shutdown_timeout.or(other.shutdown_timeout),
-            plan: self.plan || other.plan,
-            log: self.log.or(other.log),
-            parent: self.parent,
-        }
-    }
-}
-
-/// The options that a TOML file spells. An option that the environment sets too appears here with that value, which
-/// does not matter: the environment has won already.
-fn read_file(path: PathBuf) -> Result<ServeOptions, ConfigError> {
+/// What is typed in `args`, and what the file at `path` spells of all else.
+fn with_file(path: PathBuf, args: &[OsString]) -> Result<ServeOptions, ConfigError> {
     let text = utf8::read_file(&path).map_err(|source| ConfigError::Read { path: path.clone(), source })?;
     let table: toml::Table =
         text.parse().map_err(|e: toml::de::Error| ConfigError::Syntax { path: path.clone(), reason: e.to_string() })?;
-    let command = CommandLine::command();
-    let known: Vec<&str> = command
+    let (command, matches) = CommandLine::matches(args).expect("it was parsed before");
+    let matches = matches.subcommand().map_or(&matches, |(_, of_it)| of_it);
+    // A key and a file of one exclude one another, wherever they stand.
+    let place = |id: &str| if id == "api_key_file" { "api_key".to_owned() } else { id.to_owned() };
+    let is_said = |id: &&clap::Id| matches.value_source(id.as_str()) != Some(ValueSource::DefaultValue);
+    let mut said: Vec<String> = matches.ids().filter(is_said).map(|id| place(id.as_str())).collect();
+    let known: Vec<(&str, &clap::Arg)> = command
         .get_arguments()
         .filter(|arg| !arg.is_hide_set())
-        .filter_map(|arg| arg.get_long())
-        .filter(|name| !matches!(*name, "config" | "help" | "version"))
+        .filter_map(|arg| Some((arg.get_long()?, arg)))
+        .filter(|(name, _)| !matches!(*name, "config" | "help" | "version"))
         .collect();
-    let is_switch = |name: &str| {
-        command.get_arguments().any(|arg| arg.get_long() == Some(name) && !arg.get_action().takes_values())
-    };
-    let mut options = ServeOptions::default();
+    let mut args = args.to_vec();
     for (key, value) in table {
         // `max_seqs` is as good as `max-seqs`.
         let name = key.replace('_', "-");
-        if !known.contains(&name.as_str()) {
-            let suggestion = closest(&name, known.iter().copied()).map(String::from);
+        let Some((_, arg)) = known.iter().find(|(known, _)| *known == name) else {
+            let suggestion = closest(&name, known.iter().map(|(name, _)| *name)).map(String::from);
             return Err(ConfigError::UnknownKey { path, key, suggestion });
-        }
+        };
+        let is_switch = !arg.get_action().takes_values();
         let wrong = |reason: String| ConfigError::Value { path: path.clone(), key: key.clone(), reason };
-        let value = match value {
-            toml::Value::String(text) => Some(text),
-            toml::Value::Integer(number) => Some(number.to_string()),
-            toml::Value::Boolean(true) if is_switch(&name) => None,
-            toml::Value::Boolean(false) if is_switch(&name) => continue,
+        let flag = match value {
+            toml::Value::String(text) => format!("--{name}={text}"),
+            toml::Value::Integer(number) => format!("--{name}={number}"),
+            toml::Value::Boolean(true) if is_switch => format!("--{name}"),
+            toml::Value::Boolean(false) if is_switch => continue,
             other => return Err(wrong(format!("a {} is not what it takes", other.type_str()))),
         };
-        let flag = value.map_or(format!("--{name}"), |value| format!("--{name}={value}"));
-        let one = CommandLine::parse_from_all([OsString::from("nanoinfer-launch"), flag.into()])
-            .map_err(|error| wrong(reason(&error.to_string())))?;
-        options = options.or(one.serve);
+        CommandLine::parse_from_all(["nanoinfer-launch", &flag]).map_err(|error| wrong(reason(&error.to_string())))?;
+        let place = place(arg.get_id().as_str());
+        if !said.contains(&place) {
+            said.push(place);
+            args.push(flag.into());
+        }
     }
-    Ok(options)
+    let whole = CommandLine::parse_from_all(args).expect("what is understood alone is understood together");
+    match whole.command {
+        Some(Subcommand::Coordinator(options)) => Ok(options.serve),
+        _ => Ok(whole.serve),
+    }
 }
 
 /// The first paragraph of a message of the parser, without its "error: ", and what it suggests.
@@ -257,15 +166,20 @@ pub(super) fn reason(message: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, path::Path};
+    use std::{fs, path::Path, time::Duration};
+
+    use nanoinfer_shared::protocol::DType;
 
     use super::*;
-    use crate::{model::HubAccess, size::ByteSize};
+    use crate::{
+        config::{CommChoice, DeviceChoice},
+        size::ByteSize,
+    };
 
     fn meaning(args: &[&str]) -> Result<Config, String> {
-        let hub = HubAccess::offline("hub".into());
-        let typed = CommandLine::parse_from_all(["nanoinfer-launch"].iter().chain(args)).map_err(|e| e.to_string())?;
-        Config::new(typed.serve, &Caches { demo: Vec::new(), hub }).map_err(|e| e.to_string())
+        let args: Vec<OsString> = ["nanoinfer-launch"].iter().chain(args).map(OsString::from).collect();
+        let typed = CommandLine::parse_from_all(&args).map_err(|e| e.to_string())?;
+        Config::new(typed.serve, &args, Caches::nowhere()).map_err(|e| e.to_string())
     }
 
     fn with_file(toml: &str, args: &[&str]) -> Result<Config, String> {
@@ -277,7 +191,7 @@ mod tests {
 
     #[test]
     fn nothing_typed_serves_the_demo_model_on_loopback() {
-        let config = meaning(&[]).unwrap();
+        let config = meaning(&[]).unwrap().options;
         assert_eq!((config.host.as_str(), config.port, config.plan), ("127.0.0.1", 8000, false));
         assert_eq!((config.cluster.model, config.cluster.nproc), (None, 1));
         assert_eq!(config.shutdown_timeout, Duration::from_secs(30));
@@ -285,13 +199,15 @@ mod tests {
 
     #[test]
     fn flags_win_over_the_file_and_the_file_over_defaults() {
+        let config = with_file("max_queue = 7\nmax_queue_tokens = 9", &["--max-queue-tokens", "8"]).unwrap().options;
+        assert_eq!((config.cluster.max_queue, config.cluster.max_queue_tokens), (7, 8));
         let toml = "model = \"gpt2\"\nport = 9000\nmax_seqs = 4\nkv-memory = \"512MiB\"\nmax-request-memory = \"64MiB\"\nplan = true\nno_prefix_cache = true\n";
-        let config = with_file(toml, &["--port", "0", "--dtype", "fp32"]).unwrap();
+        let Config { options: config, http } = with_file(toml, &["--port", "0", "--dtype", "fp32"]).unwrap();
         assert_eq!((config.port, config.plan, config.cluster.prefix_cache), (0, true, false));
         assert_eq!(config.cluster.model.as_deref(), Some("gpt2"));
         assert_eq!((config.cluster.max_seqs, config.cluster.max_queue), (4, 256));
         assert_eq!(config.cluster.kv_memory, Some(ByteSize(512 << 20)));
-        assert_eq!((config.http.max_request_memory, config.http.max_body_bytes), (64 << 20, 8 << 20));
+        assert_eq!((http.max_request_memory, http.max_body_bytes), (64 << 20, 8 << 20));
     }
 
     #[test]
@@ -316,7 +232,7 @@ mod tests {
 
     #[test]
     fn files_begin_as_other_systems_begin_them() {
-        assert_eq!(with_file("\u{feff}port = 9000\r\n", &[]).unwrap().port, 9000);
+        assert_eq!(with_file("\u{feff}port = 9000\r\n", &[]).unwrap().options.port, 9000);
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("key");
         let meant = |bytes: &[u8]| {
@@ -357,10 +273,10 @@ mod tests {
 
     #[test]
     fn devices_and_types_are_read_from_flags_and_files() {
-        let config = with_file("device = \"cuda:1,0\"\ndtype = \"f16\"\ncomm = \"nccl\"", &[]).unwrap().cluster;
+        let config = with_file("device = \"cuda:1,0\"\ndtype = \"f16\"\ncomm = \"nccl\"", &[]).unwrap().options.cluster;
         assert_eq!((config.device, config.dtype), (DeviceChoice::Cuda(vec![1, 0]), Some(DType::F16)));
         assert_eq!(config.comm, CommChoice::Nccl);
-        assert_eq!(meaning(&[]).unwrap().cluster.device, DeviceChoice::Auto);
+        assert_eq!(meaning(&[]).unwrap().options.cluster.device, DeviceChoice::Auto);
         assert!(meaning(&["--device", "tpu"]).unwrap_err().contains("none of auto, cpu, cuda"));
         assert!(with_file("device = \"cuda:x\"", &[]).unwrap_err().contains("`device`"));
     }

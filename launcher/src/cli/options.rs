@@ -1,13 +1,13 @@
 //! What was typed: on the command line, in `NANOINFER_*`, or in a TOML file, whose keys are the same words.
 //!
-//! Everything is optional here; `config` decides what the absence of an option means.
+//! What a cluster is asked to be is a part of it, defined elsewhere: [`ClusterConfig`].
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
-use clap::{Args, CommandFactory, FromArgMatches, Parser, ValueEnum, builder::Resettable};
+use clap::{ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, builder::Resettable};
 
-use super::environment;
-use crate::{device::DeviceChoice, size::ByteSize};
+use super::service_links;
+use crate::{config::ClusterConfig, size::ByteSize};
 
 /// Serves a GPT-2 model over HTTP, split over one or more ranks.
 #[derive(Debug, Parser)]
@@ -38,15 +38,38 @@ impl CommandLine {
     /// What arguments (the first is the program's name) and the environment say together, without variables that are no
     /// options although they have the name of one.
     pub(super) fn parse_from_all(args: impl IntoIterator<Item: Into<OsString> + Clone>) -> Result<Self, clap::Error> {
-        let ours = |arg: clap::Arg| match arg.get_env() {
-            Some(name) if environment::is_service_link(name) => arg.env(Resettable::Reset),
-            _ => arg,
-        };
-        let mut command = Self::command().mut_args(ours).mut_subcommands(|subcommand| subcommand.mut_args(ours));
-        let matches = command.try_get_matches_from_mut(args)?;
+        let (mut command, matches) = Self::matches(args)?;
         Self::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
     }
+
+    /// The same, with where each value is from.
+    pub(super) fn matches(
+        args: impl IntoIterator<Item: Into<OsString> + Clone>,
+    ) -> Result<(Command, ArgMatches), clap::Error> {
+        let ours = |arg: clap::Arg| match arg.get_env() {
+            Some(name) if service_links::is_one(name) => arg.env(Resettable::Reset),
+            _ => arg,
+        };
+        // The help of an option tells its default itself.
+        let ours = |arg: clap::Arg| {
+            let has_values = arg.get_action().takes_values();
+            ours(arg).hide_default_value(has_values)
+        };
+        let with_limits_last = |command: Command| {
+            let limits = command.get_arguments().filter(|arg| arg.get_help_heading() == Some(LIMITS));
+            let limits: Vec<_> = limits.map(|arg| arg.get_id().to_string()).collect();
+            // What is changed goes to the end.
+            limits.iter().fold(command, |command, limit| command.mut_arg(limit, |arg| arg))
+        };
+        let whole = |command: Command| with_limits_last(command.mut_args(ours));
+        let mut command = whole(Self::command()).mut_subcommands(whole);
+        let matches = command.try_get_matches_from_mut(args)?;
+        Ok((command, matches))
+    }
 }
+
+/// Heading of what bounds a server, after all others but in the definitions.
+const LIMITS: &str = "Limits";
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Subcommand {
@@ -58,39 +81,19 @@ pub(super) enum Subcommand {
     GpuCheck(GpuCheckOptions),
 }
 
-#[derive(Debug, Default, Args)]
+#[derive(Debug, Args)]
 pub(super) struct ServeOptions {
     /// TOML file with any of these options, without the dashes.
     #[arg(long, env = "NANOINFER_CONFIG", value_name = "FILE", help_heading = "Configuration")]
     pub(super) config: Option<PathBuf>,
-    /// Folder, checkpoint file, hub id (org/name) or short name (gpt2 … gpt2-xl) [default: the built-in nano-chat].
-    #[arg(long, env = "NANOINFER_MODEL", value_name = "MODEL", help_heading = "Model")]
-    pub(super) model: Option<String>,
-    /// Branch, tag or commit of a hub model [default: main].
-    #[arg(long, env = "NANOINFER_REVISION", value_name = "REVISION", help_heading = "Model")]
-    pub(super) revision: Option<String>,
-    /// The name that clients see [default: what --model says, of a path the last component].
-    #[arg(long, env = "NANOINFER_SERVED_MODEL_NAME", value_name = "NAME", help_heading = "Model")]
-    pub(super) served_model_name: Option<String>,
-    /// Ranks to split the model over, up to its number of attention heads [default: 1].
-    #[arg(long, env = "NANOINFER_NPROC", value_name = "N", value_parser = positive, help_heading = "Cluster")]
-    pub(super) nproc: Option<u32>,
-    /// What to compute on: auto (GPUs, else the CPU, saying why), cpu, cuda, or GPUs by number like cuda:0,1
-    /// [default: auto].
-    #[arg(long, env = "NANOINFER_DEVICE", value_name = "DEVICE", help_heading = "Cluster")]
-    pub(super) device: Option<DeviceChoice>,
-    /// Element type of weights and matrix products [default: auto].
-    #[arg(long, env = "NANOINFER_DTYPE", value_enum, help_heading = "Cluster")]
-    pub(super) dtype: Option<TypedDType>,
-    /// Element type of the KV cache [default: auto].
-    #[arg(long, env = "NANOINFER_KV_DTYPE", value_enum, help_heading = "Cluster")]
-    pub(super) kv_dtype: Option<TypedKvDType>,
+    #[command(flatten)]
+    pub(super) cluster: ClusterConfig,
     /// Address to listen on [default: 127.0.0.1].
-    #[arg(long, env = "NANOINFER_HOST", value_name = "HOST", help_heading = "Server")]
-    pub(super) host: Option<String>,
+    #[arg(long, env = "NANOINFER_HOST", value_name = "HOST", default_value = "127.0.0.1", help_heading = "Server")]
+    pub(super) host: String,
     /// Port to listen on; 0 takes any free one [default: 8000].
-    #[arg(long, env = "NANOINFER_PORT", value_name = "PORT", help_heading = "Server")]
-    pub(super) port: Option<u16>,
+    #[arg(long, env = "NANOINFER_PORT", value_name = "PORT", default_value_t = 8000, help_heading = "Server")]
+    pub(super) port: u16,
     /// Key that requests must show as `Authorization: Bearer KEY`; other users of this host can see it here, unlike
     /// in a file.
     #[arg(
@@ -108,50 +111,20 @@ pub(super) struct ServeOptions {
     /// Sites whose pages may use this server, like https://chat.example, separated by commas; * for all
     /// [default: none].
     #[arg(long, env = "NANOINFER_CORS_ORIGIN", value_name = "ORIGIN", value_delimiter = ',', help_heading = "Server")]
-    pub(super) cors_origin: Option<Vec<String>>,
+    pub(super) cors_origin: Vec<String>,
     /// Names of this server besides localhost, like chat.example, separated by commas; * for all. Looked at without a key on
     /// a loopback address, where a name that is not known may be another site's [default: none].
     #[arg(long, env = "NANOINFER_ALLOWED_HOST", value_name = "NAME", value_delimiter = ',', help_heading = "Server")]
-    pub(super) allowed_host: Option<Vec<String>>,
-    /// Compute threads of each rank [default: cores divided by ranks].
-    #[arg(long, env = "NANOINFER_THREADS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024), help_heading = "Cluster")]
-    pub(super) threads: Option<u32>,
-    /// Instruction set of the kernels [default: the best there is].
-    #[arg(long, env = "NANOINFER_ISA", value_name = "LEVEL", value_parser = ["portable", "avx2", "avx-vnni", "avx512", "avx512-bf16"], help_heading = "Cluster")]
-    pub(super) isa: Option<String>,
-    /// How ranks exchange partial sums [default: auto].
-    #[arg(long, env = "NANOINFER_COMM", value_enum, help_heading = "Cluster")]
-    pub(super) comm: Option<TypedComm>,
-    /// KV cache of each rank, like 512MiB or 2G [default: a quarter of the free memory, or what --max-seqs need].
-    #[arg(long, env = "NANOINFER_KV_MEMORY", value_name = "SIZE", help_heading = "Limits")]
-    pub(super) kv_memory: Option<ByteSize>,
-    /// Most sequences in one step [default: 32].
-    #[arg(long, env = "NANOINFER_MAX_SEQS", value_name = "N", value_parser = positive, help_heading = "Limits")]
-    pub(super) max_seqs: Option<u32>,
-    /// Most new tokens in one step [default: 512].
-    #[arg(long, env = "NANOINFER_MAX_BATCHED_TOKENS", value_name = "N", value_parser = positive, help_heading = "Limits")]
-    pub(super) max_batched_tokens: Option<u32>,
-    /// Most requests waiting for their first step; beyond it 429 [default: 256].
-    #[arg(long, env = "NANOINFER_MAX_QUEUE", value_name = "N", value_parser = positive, help_heading = "Limits")]
-    pub(super) max_queue: Option<u32>,
-    /// Most tokens of prompts waiting for their first step, or one larger request; beyond it 429 [default: 65536].
-    #[arg(long, env = "NANOINFER_MAX_QUEUE_TOKENS", value_name = "N", value_parser = positive, help_heading = "Limits")]
-    pub(super) max_queue_tokens: Option<u32>,
+    pub(super) allowed_host: Vec<String>,
     /// Memory that the answer to one request may take, like 64MiB; beyond it 400 [default: 256MiB].
-    #[arg(long, env = "NANOINFER_MAX_REQUEST_MEMORY", value_name = "SIZE", help_heading = "Limits")]
+    #[arg(long, env = "NANOINFER_MAX_REQUEST_MEMORY", value_name = "SIZE", help_heading = LIMITS)]
     pub(super) max_request_memory: Option<ByteSize>,
-    /// Compute every prompt from its start, instead of beginning with KV blocks computed for another.
-    #[arg(long, env = "NANOINFER_NO_PREFIX_CACHE", help_heading = "Limits")]
-    pub(super) no_prefix_cache: bool,
     /// How long running requests may take to finish after SIGTERM, like 30 or 2m [default: 30].
-    #[arg(long, env = "NANOINFER_SHUTDOWN_TIMEOUT", value_name = "SECONDS", value_parser = duration, help_heading = "Server")]
-    pub(super) shutdown_timeout: Option<Duration>,
+    #[arg(long, env = "NANOINFER_SHUTDOWN_TIMEOUT", value_name = "SECONDS", value_parser = duration, default_value = "30", help_heading = "Server")]
+    pub(super) shutdown_timeout: Duration,
     /// Print what every rank will hold, then stop without loading anything.
     #[arg(long, env = "NANOINFER_PLAN", help_heading = "Cluster")]
     pub(super) plan: bool,
-    /// Write a timeline of every rank's steps to this file, for ui.perfetto.dev.
-    #[arg(long, env = "NANOINFER_TRACE", value_name = "FILE", help_heading = "Configuration")]
-    pub(super) trace: Option<PathBuf>,
     /// What to log to standard error: error, warn, info, debug, trace, or a filter like RUST_LOG's [default: info].
     #[arg(long, env = "NANOINFER_LOG", value_name = "FILTER", help_heading = "Configuration")]
     pub(super) log: Option<String>,
@@ -213,56 +186,6 @@ pub(super) struct GpuCheckOptions {
     pub(super) gpu: Vec<u32>,
 }
 
-/// Values of `--dtype`, with the names that other programs use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum TypedDType {
-    /// bf16 on GPUs and where the CPU multiplies it (AVX-512 BF16), else f32.
-    Auto,
-    /// 32-bit floats.
-    #[value(alias = "fp32", alias = "float32")]
-    F32,
-    /// Weights and the inputs of products in bf16, sums in f32: half the memory.
-    #[value(alias = "bfloat16")]
-    Bf16,
-    /// Weights and the inputs of products in bytes with scales: a quarter of the memory. On CPUs.
-    Int8,
-    /// As bf16, in IEEE half precision. On GPUs.
-    #[value(alias = "fp16", alias = "float16")]
-    F16,
-}
-
-/// Values of `--kv-dtype`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum TypedKvDType {
-    /// That of the weights; on GPUs there is no other.
-    Auto,
-    /// 32-bit floats.
-    #[value(alias = "fp32", alias = "float32")]
-    F32,
-    /// Half the memory, rounded.
-    #[value(alias = "bfloat16")]
-    Bf16,
-    /// Bytes with scales: about a quarter of the memory. On CPUs.
-    Int8,
-}
-
-/// Values of `--comm`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum TypedComm {
-    /// NCCL between GPUs, shared memory within this host otherwise, TCP between hosts.
-    Auto,
-    /// Shared memory.
-    Shm,
-    /// TCP.
-    Tcp,
-    /// From GPU to GPU, one for each rank.
-    Nccl,
-}
-
-fn positive(text: &str) -> Result<u32, String> {
-    text.parse().ok().filter(|&n| n > 0).ok_or_else(|| "expected a whole number, 1 or more".into())
-}
-
 /// Seconds, or a number with `ms`, `s`, `m` or `h`.
 fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
@@ -289,6 +212,25 @@ mod tests {
         CommandLine::command().debug_assert();
         let version = CommandLine::command().render_version().to_string();
         assert!(version.starts_with("nanoinfer-launch ") && version.contains(BUILD_ID), "{version}");
+    }
+
+    #[test]
+    fn the_help_has_its_order_and_tells_a_default_once() {
+        let help = |arguments: &[&str]| CommandLine::parse_from_all(arguments).unwrap_err().to_string();
+        for help in [help(&["x", "--help"]), help(&["x", "coordinator", "-h"])] {
+            let at = |words: &str| help.find(words).unwrap_or_else(|| panic!("no {words} in {help}"));
+            let order = [
+                "Configuration:",
+                "Model:",
+                "Cluster:",
+                "Server:",
+                "Limits:",
+                "--max-request-memory",
+                "--no-prefix-cache",
+            ];
+            assert!(order.map(at).is_sorted(), "{help}");
+            assert!(help.matches("[default: 8000]").count() == 1 && !help.contains("[default: false]"), "{help}");
+        }
     }
 
     #[test]

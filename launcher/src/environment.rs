@@ -1,27 +1,17 @@
-//! Where the environment says that models are: the variables that all Hugging Face tools share, and XDG's. And what to say
-//! of our own, which the parser reads, where they are wrong.
+//! Where the environment says that models are: the variables that all Hugging Face tools share, and XDG's.
 
 use std::{
-    env,
-    ffi::{OsStr, OsString},
-    fs, io,
-    net::{IpAddr, SocketAddr},
+    env, fs, io,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use clap::CommandFactory;
-
-use super::options::CommandLine;
 use crate::{
-    closest,
     model::{Caches, HubAccess},
     proxy::Proxies,
     say,
 };
 
-/// How all variables of ours begin.
-const PREFIX: &str = "NANOINFER_";
 const PUBLIC_HUB: &str = "https://huggingface.co";
 
 /// Where programs keep what they remember of their user, as XDG has it; none without a home.
@@ -141,93 +131,6 @@ fn home_of(user: Option<&str>) -> Option<String> {
     users.find(|fields| user.map_or(fields[2] == ours, |user| fields[0] == user)).map(|fields| fields[5].to_owned())
 }
 
-/// The variable that a value came from which the parser refuses, if it was not typed: `flag` is as `--port <PORT>`.
-pub(super) fn source_of(flag: &str, typed: &[OsString]) -> Option<String> {
-    let flag = flag.split(' ').next()?;
-    let command = CommandLine::command();
-    let argument = command.get_arguments().find(|argument| Some(flag) == long(argument).as_deref())?;
-    let variable = argument.get_env()?.to_str()?;
-    let is_typed = typed.iter().any(|word| word.to_string_lossy().split('=').next() == Some(flag));
-    (!is_typed && env::var_os(variable).is_some()).then(|| variable.to_owned())
-}
-
-fn long(argument: &clap::Arg) -> Option<String> {
-    argument.get_long().map(|name| format!("--{name}"))
-}
-
-/// What to say of variables that look like options and are none: a slip in a name would otherwise go unnoticed.
-pub(super) fn slips(variables: impl IntoIterator<Item = (String, String)>) -> Vec<String> {
-    let command = CommandLine::command();
-    let known: Vec<&str> = command.get_arguments().filter_map(|argument| argument.get_env()?.to_str()).collect();
-    let ours = variables.into_iter().filter(|(name, _)| name.starts_with(PREFIX));
-    let (mut links, others): (Vec<_>, Vec<_>) = ours.partition(|(name, value)| has_form_of_service_link(name, value));
-    let say = |name: &String| match closest(name, known.iter().copied()) {
-        Some(near) => format!("{name} in the environment is no option; did you mean {near}?"),
-        None => format!("{name} in the environment is no option"),
-    };
-    let names = others.iter().map(|(name, _)| name).filter(|name| !known.contains(&name.as_str()));
-    let mut said: Vec<String> = names.map(say).collect();
-    if !links.is_empty() {
-        links.sort();
-        let names: Vec<&str> = links.iter().map(|(name, _)| name.as_str()).collect();
-        said.push(format!(
-            "left out, as the addresses that Kubernetes gives to pods beside a service of that name: {}; hint: enableServiceLinks: false in the pod's spec",
-            names.join(", ")
-        ));
-    }
-    said
-}
-
-/// All variables that are text.
-pub(super) fn variables() -> impl Iterator<Item = (String, String)> {
-    env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-}
-
-/// Whether a variable is set by Kubernetes, or by Docker's links, to tell where a service is.
-pub(super) fn is_service_link(name: &OsStr) -> bool {
-    let value = env::var_os(name);
-    value.is_some_and(|value| {
-        name.to_str().zip(value.to_str()).is_some_and(|(name, value)| has_form_of_service_link(name, value))
-    })
-}
-
-/// By name and value: `X_PORT=tcp://10.96.0.7:8000`, `X_PORT_8000_TCP` with `_ADDR`, `_PORT` and `_PROTO`,
-/// `X_SERVICE_HOST`, `X_SERVICE_PORT` and that with the name of a port.
-fn has_form_of_service_link(name: &str, value: &str) -> bool {
-    let is_number = |text: &str| text.parse::<u16>().is_ok();
-    let is_address = |text: &str| text.parse::<IpAddr>().is_ok();
-    let is_protocol = |text: &str| matches!(text, "tcp" | "udp" | "sctp");
-    let is_url = || {
-        value.split_once("://").is_some_and(|(protocol, at)| is_protocol(protocol) && at.parse::<SocketAddr>().is_ok())
-    };
-    if name.ends_with("_PORT") && is_url() {
-        return true;
-    }
-    if let Some((_, rest)) = name.rsplit_once("_SERVICE_") {
-        return match rest {
-            "HOST" => is_address(value),
-            port => (port == "PORT" || port.starts_with("PORT_")) && is_number(value),
-        };
-    }
-    // From the end, as a service may be called anything: [detail,] protocol, port.
-    let mut words = name.rsplit('_');
-    let mut last = words.next().unwrap_or_default();
-    let detail = matches!(last, "ADDR" | "PORT" | "PROTO").then_some(last);
-    if detail.is_some() {
-        last = words.next().unwrap_or_default();
-    }
-    let is_port = is_protocol(&last.to_ascii_lowercase())
-        && words.next().is_some_and(is_number)
-        && words.next().is_some_and(|word| word == "PORT");
-    is_port
-        && match detail {
-            None => is_url(),
-            Some("ADDR") => is_address(value),
-            Some("PORT") => is_number(value),
-            Some(_) => is_protocol(value),
-        }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -303,55 +206,6 @@ mod tests {
 
         let patience = |value: &str| with(&[("HF_HUB_DOWNLOAD_TIMEOUT", value)]).hub.patience.as_secs();
         assert_eq!([patience("5"), patience("0"), patience("soon")], [5, 30, 30]);
-    }
-
-    #[test]
-    fn slips_in_names_are_told() {
-        let names = ["NANOINFER_NPROCS", "NANOINFER_PORT", "NANOINFER_FLAVOUR", "HOME"];
-        let said = slips(names.map(|name| (name.to_owned(), "2".to_owned())));
-        let [near, far] = &said[..] else { panic!("{said:?}") };
-        assert!(near.contains("NANOINFER_NPROCS") && near.ends_with("did you mean NANOINFER_NPROC?"), "{near}");
-        assert!(far.contains("NANOINFER_FLAVOUR"), "{far}");
-    }
-
-    #[test]
-    fn addresses_of_services_are_told_from_options_and_slips() {
-        let links = [
-            ("NANOINFER_PORT", "tcp://10.96.0.7:8000"),
-            ("NANOINFER_PORT", "udp://[fd00::7]:8000"),
-            ("NANOINFER_PORT_8000_TCP", "tcp://10.96.0.7:8000"),
-            ("NANOINFER_PORT_8000_TCP_ADDR", "10.96.0.7"),
-            ("NANOINFER_PORT_8000_TCP_PORT", "8000"),
-            ("NANOINFER_PORT_8000_TCP_PROTO", "tcp"),
-            ("NANOINFER_SERVICE_HOST", "fd00::7"),
-            ("NANOINFER_SERVICE_PORT", "8000"),
-            ("NANOINFER_SERVICE_PORT_HTTP", "8000"),
-            ("NANOINFER_HOST_PORT", "tcp://10.96.0.8:80"),
-            ("NANOINFER_HOST_SERVICE_HOST", "10.96.0.8"),
-            ("NANOINFER_MODEL_2_PORT_80_SCTP_ADDR", "10.96.0.8"),
-        ];
-        for (name, value) in links {
-            assert!(has_form_of_service_link(name, value), "{name}={value}");
-        }
-        for (name, value) in [
-            ("NANOINFER_PORT", "80x0"),
-            ("NANOINFER_PORT", "8000"),
-            ("NANOINFER_PORT", "tcp://10.96.0.7"),
-            ("NANOINFER_PORT", "http://10.96.0.7:8000"),
-            ("NANOINFER_HOST", "10.96.0.7"),
-            ("NANOINFER_SERVICE_HOST", "nowhere"),
-            ("NANOINFER_SERVICE_PORT", "x"),
-            ("NANOINFER_SERVICE_NAME", "8000"),
-            ("NANOINFER_PORT_TCP_ADDR", "10.96.0.7"),
-            ("NANOINFER_PORT_8000_TCP_PROTO", "ip"),
-            ("NANOINFER_MODEL", "tcp://10.96.0.7:8000"),
-        ] {
-            assert!(!has_form_of_service_link(name, value), "{name}={value}");
-        }
-        let said = slips(links.map(|(name, value)| (name.to_owned(), value.to_owned())));
-        let [one] = &said[..] else { panic!("{said:?}") };
-        assert!(one.contains("NANOINFER_PORT_8000_TCP_ADDR, ") && one.contains("enableServiceLinks"), "{one}");
-        assert!(!one.contains("did you mean"));
     }
 
     #[test]

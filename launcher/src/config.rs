@@ -1,0 +1,233 @@
+//! What a cluster is asked to be, and how each wish is typed: one definition for the library, the command line, the environment
+//! and a file.
+//!
+//! Knows defaults; does not know what is possible: [`Plan`](crate::plan::Plan) decides that.
+
+use std::{path::PathBuf, str::FromStr};
+
+use clap::{
+    Args, Command, FromArgMatches, ValueEnum,
+    builder::{
+        BoolValueParser, PathBufValueParser, PossibleValue, PossibleValuesParser, RangedI64ValueParser, Resettable,
+        TypedValueParser,
+    },
+};
+use nanoinfer_shared::protocol::DType;
+
+use crate::{environment, model::Caches, size::ByteSize, spawn::WorkerBinary};
+
+/// What to serve, and on what. Start from [`ClusterConfig::default`].
+#[derive(Args, Clone, Debug)]
+pub struct ClusterConfig {
+    /// Folder, checkpoint file, hub id (org/name) or short name (gpt2 … gpt2-xl) [default: the built-in nano-chat].
+    #[arg(long, env = "NANOINFER_MODEL", value_name = "MODEL", help_heading = "Model")]
+    pub model: Option<String>,
+    /// Branch, tag or commit of a hub model [default: main].
+    #[arg(long, env = "NANOINFER_REVISION", value_name = "REVISION", help_heading = "Model")]
+    pub revision: Option<String>,
+    /// The name that clients see [default: what --model says, of a path the last component].
+    #[arg(
+        long = "served-model-name",
+        env = "NANOINFER_SERVED_MODEL_NAME",
+        value_name = "NAME",
+        help_heading = "Model"
+    )]
+    pub served_name: Option<String>,
+    /// Ranks to split the model over, up to its number of attention heads [default: 1].
+    #[arg(long, env = "NANOINFER_NPROC", value_name = "N", value_parser = positive, default_value_t = 1, help_heading = "Cluster")]
+    pub nproc: usize,
+    /// What to compute on: auto (GPUs, else the CPU, saying why), cpu, cuda, or GPUs by number like cuda:0,1
+    /// [default: auto].
+    #[arg(long, env = "NANOINFER_DEVICE", value_name = "DEVICE", default_value = "auto", help_heading = "Cluster")]
+    pub device: DeviceChoice,
+    /// Element type of weights and matrix products [default: auto].
+    #[arg(long, env = "NANOINFER_DTYPE", value_parser = dtype(), default_value = "auto", help_heading = "Cluster")]
+    pub dtype: DTypeChoice,
+    /// Element type of the KV cache [default: auto].
+    #[arg(long, env = "NANOINFER_KV_DTYPE", value_parser = kv_dtype(), default_value = "auto", help_heading = "Cluster")]
+    pub kv_dtype: DTypeChoice,
+    /// Compute threads of each rank [default: cores divided by ranks].
+    #[arg(long, env = "NANOINFER_THREADS", value_name = "N", value_parser = RangedI64ValueParser::<usize>::new().range(1..=1024), help_heading = "Cluster")]
+    pub threads: Option<usize>,
+    /// Instruction set of the kernels [default: the best there is].
+    #[arg(long, env = "NANOINFER_ISA", value_name = "LEVEL", value_parser = ["portable", "avx2", "avx-vnni", "avx512", "avx512-bf16"], help_heading = "Cluster")]
+    pub isa: Option<String>,
+    /// How ranks exchange partial sums [default: auto].
+    #[arg(long, env = "NANOINFER_COMM", value_enum, default_value = "auto", help_heading = "Cluster")]
+    pub comm: CommChoice,
+    /// KV cache of each rank, like 512MiB or 2G [default: a quarter of the free memory, or what --max-seqs need].
+    #[arg(long, env = "NANOINFER_KV_MEMORY", value_name = "SIZE", help_heading = "Limits")]
+    pub kv_memory: Option<ByteSize>,
+    /// Most sequences in one step [default: 32].
+    #[arg(long, env = "NANOINFER_MAX_SEQS", value_name = "N", value_parser = positive, default_value_t = 32, help_heading = "Limits")]
+    pub max_seqs: usize,
+    /// Most new tokens in one step [default: 512].
+    #[arg(long, env = "NANOINFER_MAX_BATCHED_TOKENS", value_name = "N", value_parser = positive, default_value_t = 512, help_heading = "Limits")]
+    pub max_batched_tokens: usize,
+    /// Most requests waiting for their first step; beyond it 429 [default: 256].
+    #[arg(long, env = "NANOINFER_MAX_QUEUE", value_name = "N", value_parser = positive, default_value_t = 256, help_heading = "Limits")]
+    pub max_queue: usize,
+    // A minute of prefill at a thousand tokens a second: who waits longer is better told so.
+    /// Most tokens of prompts waiting for their first step, or one larger request; beyond it 429 [default: 65536].
+    #[arg(long, env = "NANOINFER_MAX_QUEUE_TOKENS", value_name = "N", value_parser = positive, default_value_t = 65_536, help_heading = "Limits")]
+    pub max_queue_tokens: usize,
+    /// Whether a prompt may begin with KV blocks that were computed for another.
+    #[arg(
+        long = "no-prefix-cache",
+        help = "Compute every prompt from its start, instead of beginning with KV blocks computed for another",
+        env = "NANOINFER_NO_PREFIX_CACHE",
+        value_parser = BoolValueParser::new().map(|without| !without),
+        display_order = 100,
+        help_heading = "Limits"
+    )]
+    pub prefix_cache: bool,
+    /// Write a timeline of every rank's steps to this file, for ui.perfetto.dev.
+    #[arg(long, env = "NANOINFER_TRACE", value_name = "FILE", value_parser = absolute_path(), help_heading = "Configuration")]
+    pub trace: Option<PathBuf>,
+    /// Where models are kept.
+    #[arg(skip = Caches::nowhere())]
+    pub caches: Caches,
+    /// What runs the ranks, where there are several. A program of its own that embeds this library names a
+    /// `nanoinfer-launch` of the same build.
+    #[arg(skip)]
+    pub worker_binary: Option<WorkerBinary>,
+    /// Filter of the ranks' logs, in the syntax of `RUST_LOG`.
+    #[arg(skip = "info")]
+    pub log: String,
+}
+
+/// Element type as asked for; none for what goes with the device, or with the other type.
+pub type DTypeChoice = Option<DType>;
+
+/// Data link, as asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CommChoice {
+    /// NCCL between GPUs, shared memory within this host otherwise, TCP between hosts.
+    Auto,
+    /// Shared memory.
+    Shm,
+    /// TCP.
+    Tcp,
+    /// From GPU to GPU, one for each rank.
+    Nccl,
+}
+
+/// What to compute on, as asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// GPUs where there are any, else the processor.
+    Auto,
+    /// The processor.
+    Cpu,
+    /// GPUs by their ordinals, or all of them.
+    Cuda(Vec<u32>),
+}
+
+impl ClusterConfig {
+    /// The demo model on one rank, with models kept in `caches`.
+    pub fn new(caches: Caches) -> Self {
+        // As where nothing is typed, in the environment neither.
+        let silent = |arg: clap::Arg| arg.env(Resettable::Reset);
+        let command = Self::augment_args(Command::new("")).mut_args(silent);
+        let defaults = command.try_get_matches_from([""]).and_then(|nothing| Self::from_arg_matches(&nothing));
+        Self { caches, ..defaults.expect("every option has a default") }
+    }
+}
+
+impl Default for ClusterConfig {
+    /// As [`ClusterConfig::new`], with the caches where the command line has them.
+    fn default() -> Self {
+        Self::new(environment::caches())
+    }
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is none of auto, cpu, cuda, cuda:0, cuda:0,1");
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(Vec::new())),
+            _ => {
+                let list = text.strip_prefix("cuda:").ok_or_else(wrong)?;
+                let ordinals: Vec<u32> =
+                    list.split(',').map(|ordinal| ordinal.parse().map_err(|_| wrong())).collect::<Result<_, _>>()?;
+                let repeated = ordinals.iter().enumerate().any(|(i, ordinal)| ordinals[..i].contains(ordinal));
+                if repeated { Err(format!("`{text}` names a GPU twice")) } else { Ok(Self::Cuda(ordinals)) }
+            }
+        }
+    }
+}
+
+/// Element types by their names, with those that other programs use.
+const DTYPES: [(&str, &[&str], DType); 4] = [
+    ("f32", &["fp32", "float32"], DType::F32),
+    ("bf16", &["bfloat16"], DType::Bf16),
+    ("int8", &[], DType::Int8),
+    ("f16", &["fp16", "float16"], DType::F16),
+];
+
+fn dtype() -> impl TypedValueParser<Value = DTypeChoice> {
+    auto_or(&[
+        ("auto", "bf16 on GPUs and where the CPU multiplies it (AVX-512 BF16), else f32"),
+        ("f32", "32-bit floats"),
+        ("bf16", "Weights and the inputs of products in bf16, sums in f32: half the memory"),
+        ("int8", "Weights and the inputs of products in bytes with scales: a quarter of the memory. On CPUs"),
+        ("f16", "As bf16, in IEEE half precision. On GPUs"),
+    ])
+}
+
+fn kv_dtype() -> impl TypedValueParser<Value = DTypeChoice> {
+    auto_or(&[
+        ("auto", "That of the weights; on GPUs there is no other"),
+        ("f32", "32-bit floats"),
+        ("bf16", "Half the memory, rounded"),
+        ("int8", "Bytes with scales: about a quarter of the memory. On CPUs"),
+    ])
+}
+
+/// One of these names, each with its help, and what it stands for.
+fn auto_or(choices: &[(&'static str, &'static str)]) -> impl TypedValueParser<Value = DTypeChoice> + use<> {
+    let aliases = |name| DTYPES.iter().find(|dtype| dtype.0 == name).map_or(&[][..], |dtype| dtype.1);
+    let value = |&(name, help)| PossibleValue::new(name).help(help).aliases(aliases(name));
+    PossibleValuesParser::new(choices.iter().map(value)).map(|typed| {
+        let known = DTYPES.iter().find(|(name, aliases, _)| *name == typed || aliases.contains(&typed.as_str()));
+        known.map(|&(.., dtype)| dtype)
+    })
+}
+
+/// Ranks open it too, wherever they run.
+fn absolute_path() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().map(|path| std::path::absolute(&path).unwrap_or(path))
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    let number: Option<u32> = text.parse().ok().filter(|&n| n > 0);
+    number.map(|n| n as usize).ok_or_else(|| "expected a whole number, 1 or more".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_spelled_out() {
+        let read = |text: &str| text.parse::<DeviceChoice>();
+        assert_eq!(read("cuda").unwrap(), DeviceChoice::Cuda(Vec::new()));
+        assert_eq!(read("cuda:0,3").unwrap(), DeviceChoice::Cuda(vec![0, 3]));
+        for wrong in ["gpu", "cuda:", "cuda:x", "cuda:0,", "cuda:1,1", "CPU"] {
+            assert!(read(wrong).unwrap_err().contains(wrong), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_said_has_a_default() {
+        let config = ClusterConfig::new(Caches::nowhere());
+        assert_eq!((config.nproc, config.max_seqs, config.max_batched_tokens), (1, 32, 512));
+        assert_eq!((config.max_queue, config.max_queue_tokens, config.prefix_cache), (256, 65_536, true));
+        assert_eq!((config.dtype, config.kv_dtype, config.comm), (None, None, CommChoice::Auto));
+        assert_eq!((config.device, config.threads, config.log.as_str()), (DeviceChoice::Auto, None, "info"));
+    }
+}
