@@ -347,7 +347,8 @@ impl Fields {
         read(&mut given).map(Some).ok_or_else(|| self.wrong(name, expected, &given.show()))
     }
 
-    fn wrong(&self, name: &str, expected: &str, got: &str) -> Failure {
+    /// A field is not what it should be.
+    pub(super) fn wrong(&self, name: &str, expected: &str, got: &str) -> Failure {
         let path = self.path(name);
         Failure::field(&path, format!("`{path}` should be {expected}, got {got}"))
     }

@@ -50,10 +50,7 @@ pub(super) fn layout(fields: &mut Fields, messages: &mut Vec<Message>) -> Result
     let variables = match fields.value("chat_template_kwargs")? {
         None => serde_json::Map::new(),
         Some(Value::Object(map)) => map,
-        Some(other) => {
-            let message = format!("`chat_template_kwargs` should be an object, got {}", show(&other));
-            return Err(Failure::field("chat_template_kwargs", message));
-        }
+        Some(other) => return Err(fields.wrong("chat_template_kwargs", "an object", &show(&other))),
     };
     if let Some(name) = RESERVED.into_iter().find(|name| variables.contains_key(*name)) {
         let message = format!("`chat_template_kwargs.{name}` is what the server itself gives to the template");

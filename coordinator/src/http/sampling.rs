@@ -132,7 +132,8 @@ fn allowed_token_ids(fields: &mut Fields) -> Result<Option<TokenSet>, Failure> {
         Some(ids) if !ids.is_empty() => Ok(Some(ids.into_iter().collect())),
         ids => {
             let got = ids.map_or_else(|| given.show(), |_| "an empty list".into());
-            Err(Failure::field(NAME, format!("`{NAME}` should be a list of at least one token id, got {got}"))
+            Err(fields
+                .wrong(NAME, "a list of at least one token id", &got)
                 .with_hint("leave it out to allow every token"))
         }
     }
@@ -149,10 +150,8 @@ pub(super) fn bad_words(fields: &mut Fields) -> Result<Vec<String>, Failure> {
     let Some(value) = fields.value(NAME)? else {
         return Ok(Vec::new());
     };
-    let failure = |got: String| {
-        let bounds = format!("{MAX_BAD_WORDS} words of {MAX_BAD_WORD_BYTES} bytes together");
-        Failure::field(NAME, format!("`{NAME}` should be a list of at most {bounds}, got {got}"))
-    };
+    let expected = format!("a list of at most {MAX_BAD_WORDS} words of {MAX_BAD_WORD_BYTES} bytes together");
+    let failure = |got: String| fields.wrong(NAME, &expected, &got);
     let list = value.as_array().ok_or_else(|| failure(show(&value)))?;
     if list.len() > MAX_BAD_WORDS {
         return Err(failure(format!("{} of them", list.len())));

@@ -95,7 +95,7 @@ fn is_no_time(time: &Value) -> bool {
 }
 
 /// A line of an answer, or a whole one.
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 struct Object<'a> {
     created_at: String,
     done: bool,
@@ -137,17 +137,7 @@ impl Shape {
             Self::Chat => (Some(Message { content: text, role: "assistant" }), None),
             Self::Generate => (None, Some(text)),
         };
-        Object {
-            created_at: UtcTime::now().rfc3339(),
-            done: false,
-            done_reason: None,
-            counts: None,
-            logprobs: None,
-            message,
-            model,
-            response,
-            warnings: &[],
-        }
+        Object { created_at: UtcTime::now().rfc3339(), message, model, response, ..Object::default() }
     }
 }
 
