@@ -64,5 +64,5 @@ fn kv_type(dtype: DType) -> KvType {
 }
 
 fn layout(shape: &ModelShape, share: &Share) -> KvLayout {
-    KvLayout { heads_local: share.heads.len(), head_dim: shape.attention.head_dim }
+    KvLayout { heads_local: share.kv_heads.len(), head_dim: shape.attention.head_dim }
 }
