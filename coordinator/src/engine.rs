@@ -8,9 +8,27 @@
 //! While the ranks compute, the tokens of the last step are delivered, and the next step is chosen with its blocks; once
 //! they have answered, the tokens drawn are patched in and the next step goes out.
 //!
-//! Knows the order of things; the rest is in [`scheduler`](crate::scheduler), [`worker_pool`](crate::worker_pool) and
-//! [`sampler`](crate::sampler). Does not know text. No decision depends on a clock: it is read to report how long steps took.
+//! Knows the order of things; the rest is in [`scheduler`], [`ranks`] and [`sampler`]. Does not know text. No decision depends on a clock: it is read to report how long steps took.
 //! Invariant: every submission ends in exactly one of `Finished` or `Failed`, or its receiver was dropped.
+
+mod block_hash;
+mod block_manager;
+pub mod config;
+pub mod explanation;
+mod fair_queue;
+pub mod handle;
+pub mod kv_budget;
+pub mod metrics;
+mod random;
+mod ranks;
+pub mod request;
+mod sampler;
+mod scheduler;
+mod sequence;
+pub mod status;
+
+#[cfg(test)]
+pub(crate) mod fake_rank;
 
 use std::{
     sync::{
@@ -30,18 +48,18 @@ use nanoinfer_shared::{
 };
 use tokio::sync::mpsc::{self, error::TryRecvError};
 
-pub use crate::worker_pool::PoolError;
-use crate::{
+pub use self::ranks::PoolError;
+use self::{
     config::EngineConfig,
     explanation::StepReport,
     fair_queue::{Owner, RequestId},
-    handle::{self, Command, Door, EngineHandle, Submission},
+    handle::{Command, Door, EngineHandle, Submission},
+    ranks::{Ranks, WorkerPool},
     request::Event,
     sampler::{Draw, RowDraw, RowDrawer, logprobs},
     scheduler::{Counters, PlannedStep, Scheduler, SchedulerLimits},
     sequence::{RowUse, SeqId, Sequence, Ticket},
     status::{LiveSequence, Status},
-    worker_pool::{Ranks, WorkerPool},
 };
 
 /// Why there is no engine.

@@ -15,10 +15,12 @@ use nanoinfer_shared::{
 use tokio::sync::mpsc;
 
 use crate::{
-    config::ModelCard,
-    explanation::{Alternative, Explanation, Narrowing, Processed, StepReport},
-    handle::{self, Command, Door, EngineHandle, Submission},
-    request::{Event, FinishReason, PromptLogprobs, Request, TokenLogprobs},
+    engine::{
+        config::ModelCard,
+        explanation::{Alternative, Explanation, Narrowing, Processed, StepReport},
+        handle::{self, Command, Door, EngineHandle, Submission},
+        request::{Event, FinishReason, PromptLogprobs, Request, TokenLogprobs},
+    },
     text::{ModelText, Specials, TextEngine},
 };
 

@@ -23,7 +23,7 @@ use nanoinfer_shared::protocol::{LogitSlice, StepPlan};
 
 use self::world::{Dice, Happening, REQUESTS, World, a_request, received};
 use super::*;
-use crate::{
+use crate::engine::{
     fake_rank::{self, FakeRank},
     request::Request,
 };

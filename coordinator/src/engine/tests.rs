@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::*;
-use crate::{
+use crate::engine::{
     fake_rank::{self, Behaviour},
     handle::{Events, SubmitError},
     request::{FinishReason, Limits, PromptLogprobs, Request, SamplingParams, TokenLogprobs},

@@ -11,7 +11,7 @@
 use nanoinfer_shared::protocol::{Stage, StepTimes, TokenId};
 
 use super::{GenerateError, GenerateRequest, generation::GeneratedToken, prompt::PreparedPrompt};
-use crate::{
+use crate::engine::{
     explanation::{Alternative, Explanation, Processed, StepReport},
     request::{Event, TokenLogprobs},
 };
@@ -127,7 +127,7 @@ fn explained_bytes(ranks: usize) -> usize {
 mod tests {
     use super::*;
     use crate::{
-        request::{PromptLogprobs, SamplingParams},
+        engine::request::{PromptLogprobs, SamplingParams},
         testing::{Act, engine, scripted, speak_tokens},
         text::{Chunk, MaxTokens, Prompt, Room},
     };

@@ -5,7 +5,7 @@
 //! a space counts only if it has as many tokens.
 
 use super::{EncodeError, Specials, tokenizer::Tokenizer};
-use crate::request::BadWords;
+use crate::engine::request::BadWords;
 
 /// The runs of tokens that spell `words`; special tokens count where they are spelled as they are.
 ///

@@ -14,7 +14,7 @@ use futures_util::Stream;
 use nanoinfer_shared::protocol::TokenId;
 
 use super::{Chunk, Detokenizer, GenerateError, ModelText, StopFinder, generation::GeneratedToken};
-use crate::{
+use crate::engine::{
     handle::Events,
     metrics::Ending,
     request::{Event, FinishReason},

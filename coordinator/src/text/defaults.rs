@@ -18,17 +18,17 @@ const FILE: &str = "generation_config.json";
 /// Defaults that the model's makers recommend; `None` where they say nothing.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct GenerationDefaults {
-    /// See [`crate::request::SamplingParams::temperature`].
+    /// See [`crate::engine::request::SamplingParams::temperature`].
     pub temperature: Option<f32>,
-    /// See [`crate::request::SamplingParams::top_k`].
+    /// See [`crate::engine::request::SamplingParams::top_k`].
     pub top_k: Option<u32>,
-    /// See [`crate::request::SamplingParams::top_p`].
+    /// See [`crate::engine::request::SamplingParams::top_p`].
     pub top_p: Option<f32>,
-    /// See [`crate::request::SamplingParams::min_p`].
+    /// See [`crate::engine::request::SamplingParams::min_p`].
     pub min_p: Option<f32>,
-    /// See [`crate::request::SamplingParams::typical_p`].
+    /// See [`crate::engine::request::SamplingParams::typical_p`].
     pub typical_p: Option<f32>,
-    /// See [`crate::request::SamplingParams::repetition_penalty`].
+    /// See [`crate::engine::request::SamplingParams::repetition_penalty`].
     pub repetition_penalty: Option<f32>,
     /// Tokens to generate.
     pub max_new_tokens: Option<usize>,

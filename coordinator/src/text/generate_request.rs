@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use nanoinfer_shared::protocol::TokenId;
 
 use super::{EncodeError, KeepLast, MaxTokens, Prompt};
-use crate::{
+use crate::engine::{
     handle::SubmitError,
     request::{Client, PromptLogprobs, SamplingParams, TokenSet},
 };

@@ -16,7 +16,7 @@ use nanoinfer_shared::protocol::TokenId;
 use tokio::{sync::oneshot, task::AbortHandle, time::Sleep};
 
 use super::{GenerateError, choice::Choice, prompt::PreparedPrompt};
-use crate::{
+use crate::engine::{
     explanation::Explanation,
     request::{FinishReason, TokenLogprobs},
 };

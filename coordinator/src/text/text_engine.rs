@@ -15,11 +15,13 @@ use super::{
     prompt::{PreparedPrompt, Room},
 };
 use crate::{
-    config::ModelCard,
-    handle::EngineHandle,
+    engine::{
+        config::ModelCard,
+        handle::EngineHandle,
+        request::{Limits, LogitBias, Request},
+        status::Status,
+    },
     off_runtime::{self, OffRuntime},
-    request::{Limits, LogitBias, Request},
-    status::Status,
 };
 
 /// Added to the logits of ids that are no token: rows that pad the vocabulary can never be drawn. Finite, so that no

@@ -8,8 +8,10 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::{
-    handle::SubmitError,
-    request::{Event, FinishReason, SamplingParams},
+    engine::{
+        handle::SubmitError,
+        request::{Event, FinishReason, SamplingParams},
+    },
     testing::{Act, demo_card, demo_text, engine, saying, scripted, silent, speak, speak_tokens},
     text::{Chunk, MaxTokens, Specials},
 };

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, hash::DefaultHasher};
 
 use nanoinfer_shared::protocol::TokenId;
 
-use crate::{
+use crate::engine::{
     handle::{EngineHandle, Events, SubmitError},
     random,
     request::{self, BadWords, Event, Limits, PromptLogprobs, Request, SamplingParams, TokenSet},

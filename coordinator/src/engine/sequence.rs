@@ -16,13 +16,13 @@ use nanoinfer_shared::{
 };
 use tokio::sync::mpsc;
 
-use crate::{
+use crate::engine::{
+    block_hash::PrefixHashes,
     block_manager::BlockTable,
     explanation::{Explanation, StepReport},
     fair_queue::Owner,
     handle::{Place, Submission},
     metrics::SequenceMeter,
-    prefix::PrefixHashes,
     request::{Event, FinishReason, PromptLogprobs, Request, TokenLogprobs},
     sampler::{Draw, Drawn},
 };

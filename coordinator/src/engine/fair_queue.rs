@@ -19,7 +19,7 @@ use std::{
     net::IpAddr,
 };
 
-use crate::{request::Client, sequence::Sequence};
+use crate::engine::{request::Client, sequence::Sequence};
 
 /// Steps for which a party that is alone is compared with those who have left: chats come and go.
 const LATELY_STEPS: u32 = 8;

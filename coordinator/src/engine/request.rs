@@ -10,7 +10,7 @@ use std::{
 
 use nanoinfer_shared::protocol::TokenId;
 
-use crate::explanation::Explanation;
+use crate::engine::explanation::Explanation;
 
 /// One sequence to generate. A request with `n` choices or several prompts is that many of these.
 #[derive(Clone, Debug)]

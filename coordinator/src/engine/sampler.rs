@@ -8,7 +8,7 @@
 //!                                             │ undecided         ▲
 //!                                             └──► whole row ── masses
 //! ```
-//! Knows the chain of processors of [`SamplingParams`](crate::request::SamplingParams); does not know ranks' links,
+//! Knows the chain of processors of [`SamplingParams`](crate::engine::request::SamplingParams); does not know ranks' links,
 //! blocks or text.
 //! Invariant: whether the candidates decide depends on the row alone, so the way a token is drawn does not depend on what
 //! else runs. Candidates give the token that the sorted row would give, as both are a prefix for the same [`filter`]s;
@@ -35,7 +35,7 @@ use self::{
     ranked::Ranked,
     row_drawer::RowScratch,
 };
-use crate::{
+use crate::engine::{
     explanation::Narrowing,
     random,
     request::{Request, SamplingParams, TokenLogprobs},

@@ -27,7 +27,7 @@ use nanoinfer_shared::{
 };
 
 use self::heartbeat::Heartbeat;
-use crate::{kv_budget::KvTooSmall, status::Status};
+use crate::engine::{kv_budget::KvTooSmall, status::Status};
 
 /// A rank that has not answered a heartbeat for so long has ended or hangs: the pool fails.
 const LOST_AFTER: Duration = Duration::from_secs(60);

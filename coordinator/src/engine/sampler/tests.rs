@@ -5,7 +5,7 @@ use std::ops::Range;
 use proptest::prelude::*;
 
 use super::*;
-use crate::{
+use crate::engine::{
     explanation::Narrowing,
     fake_rank,
     request::{BadWords, Limits, TokenSet},

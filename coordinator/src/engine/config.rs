@@ -7,7 +7,7 @@ use nanoinfer_shared::{
     protocol::{DType, LoadOrder},
 };
 
-use crate::kv_budget::KvBudget;
+use crate::engine::kv_budget::KvBudget;
 
 /// Everything the engine needs besides links to its ranks.
 #[derive(Clone, Debug)]

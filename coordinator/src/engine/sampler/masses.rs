@@ -448,7 +448,7 @@ fn exp(x: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
+    use crate::engine::{
         random,
         sampler::filter::{Candidate, Known},
     };

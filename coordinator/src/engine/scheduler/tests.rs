@@ -9,7 +9,7 @@ use nanoinfer_shared::protocol::{BLOCK_TOKENS, TokenId, Wants};
 use proptest::prelude::*;
 
 use super::*;
-use crate::{
+use crate::engine::{
     fair_queue::Owner,
     handle::{self, Command, Door, Events},
     request::{Client, Event, PromptLogprobs, Request},
@@ -213,7 +213,7 @@ fn a_prompt_with_a_salt_is_found_by_those_who_know_it_only() {
     let mut hits = Vec::new();
     for (id, salt) in [(0, None), (1, Some("a")), (2, Some("b")), (3, Some("a")), (4, None)] {
         let (mut sequence, _events) = sequence(id, own_prompt(0, 33), 1, false);
-        sequence.hashes = crate::prefix::PrefixHashes::salted(salt);
+        sequence.hashes = crate::engine::block_hash::PrefixHashes::salted(salt);
         scheduler.add(sequence);
         while let Some(step) = scheduler.next() {
             scheduler.take(&step, 7);

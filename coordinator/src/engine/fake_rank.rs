@@ -19,7 +19,7 @@ use nanoinfer_shared::{
     },
 };
 
-use crate::{config::EngineConfig, kv_budget::KvBudget};
+use crate::engine::{config::EngineConfig, kv_budget::KvBudget};
 
 /// How a fake rank behaves besides answering.
 #[derive(Debug, Default)]

@@ -31,7 +31,7 @@ use nanoinfer_shared::{
     protocol::{BLOCK_TOKENS, SequenceStep, StepPlan},
 };
 
-use crate::{
+use crate::engine::{
     block_manager::BlockManager,
     fair_queue::{FairQueue, Party, RequestId},
     sequence::{RowUse, Sequence, Ticket},

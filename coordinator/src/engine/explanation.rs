@@ -1,6 +1,6 @@
 //! What is told of one generated token where a request asks for it: how the choice narrowed, and where its step's time went.
 //!
-//! Holds numbers only. The [`sampler`](crate::sampler) makes the first half, the ranks and the engine the second.
+//! Holds numbers only. The [`sampler`](crate::engine::sampler) makes the first half, the ranks and the engine the second.
 
 use std::{sync::Arc, time::Duration};
 

@@ -10,7 +10,7 @@
 use nanoinfer_shared::protocol::TokenId;
 
 use super::explain::neutral;
-use crate::{
+use crate::engine::{
     explanation::Processed,
     request::{LogitBias, Request, TokenSet},
 };
@@ -209,7 +209,7 @@ pub(crate) fn orderly(logit: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::Limits;
+    use crate::engine::request::Limits;
 
     fn request(change: impl FnOnce(&mut Request)) -> Request {
         let limits =

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use nanoinfer_shared::protocol::{BLOCK_TOKENS, BlockId};
 
-use crate::prefix::BlockHash;
+use crate::engine::block_hash::BlockHash;
 
 /// The pool of KV blocks. The same index is the same block on every rank.
 #[derive(Debug)]
@@ -218,7 +218,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::prefix::PrefixHashes;
+    use crate::engine::block_hash::PrefixHashes;
 
     /// Contents of the blocks of a text that begins with `shared` blocks like every other's.
     fn contents(text: u32, shared: usize, blocks: usize) -> Vec<BlockHash> {

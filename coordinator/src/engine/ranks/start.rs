@@ -11,7 +11,7 @@ use nanoinfer_shared::{
 };
 
 use super::{PoolError, WorkerPool};
-use crate::{config::EngineConfig, kv_budget::RankRoom, status::Status};
+use crate::engine::{config::EngineConfig, kv_budget::RankRoom, status::Status};
 
 impl WorkerPool {
     /// Brings the ranks behind `links`, in rank order, to where they take steps. Returns the blocks of the KV pool.

@@ -18,7 +18,7 @@ use tokio::sync::{
     mpsc::{self, error::TrySendError},
 };
 
-use crate::{
+use crate::engine::{
     config::EngineConfig,
     metrics::{EndMeter, Ending, SequenceMeter},
     request::{Client, Event, Request},
@@ -409,7 +409,7 @@ mod tests {
         let (handle, mut engine) = channel(door(4, 100));
         let events = handle.submit_all(vec![request(&[1], 1); 3]).unwrap();
         let Ok(Command::Submit { sequences: submissions, .. }) = engine.try_recv() else { panic!("the request") };
-        submissions[0].events.try_send(Event::Finished(crate::request::FinishReason::Length)).unwrap();
+        submissions[0].events.try_send(Event::Finished(crate::engine::request::FinishReason::Length)).unwrap();
         for (mut events, counted) in events.into_iter().zip([0, 1, 2]) {
             events.try_next();
             drop(events);

@@ -5,7 +5,7 @@
 use nanoinfer_shared::protocol::{LogSumExp, RowSlice, TokenId};
 
 use super::adjust::orderly;
-use crate::request::TokenLogprobs;
+use crate::engine::request::TokenLogprobs;
 
 /// The log-probability of `id` with raw logit `logit`, and of the `top` most likely tokens.
 pub(crate) fn report(id: TokenId, logit: f32, top: u32, slices: &[&RowSlice]) -> TokenLogprobs {

@@ -17,7 +17,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::{
+use crate::engine::{
     request::{Event, FinishReason},
     status::Status,
 };

@@ -23,7 +23,7 @@ use nanoinfer_shared::{
 };
 
 use super::PoolError;
-use crate::status::Status;
+use crate::engine::status::Status;
 
 /// Between two pings.
 const PING_EVERY: Duration = Duration::from_millis(500);

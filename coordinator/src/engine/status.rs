@@ -10,7 +10,7 @@ use std::sync::{
 use serde::Serialize;
 use tokio::sync::watch;
 
-use crate::{metrics::Metrics, sequence::Sequence};
+use crate::engine::{metrics::Metrics, sequence::Sequence};
 
 /// The engine's state, for probes and pages: written by the engine's threads, read by anyone.
 #[derive(Debug, Default)]

@@ -6,7 +6,7 @@ use nanoinfer_shared::{
 };
 
 use super::*;
-use crate::fake_rank;
+use crate::engine::fake_rank;
 
 /// The next order; pings on the way are answered.
 fn order(link: &mut ControlLink<FromRank, ToRank>) -> ToRank {

@@ -11,7 +11,7 @@ use super::{
     logprobs,
     ranked::Ranked,
 };
-use crate::explanation::{Alternative, Narrowing, Processed};
+use crate::engine::explanation::{Alternative, Narrowing, Processed};
 
 /// How many of the most likely tokens are told of.
 pub(super) const ALTERNATIVES: usize = 8;
