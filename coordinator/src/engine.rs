@@ -19,6 +19,9 @@ mod fair_queue;
 pub mod handle;
 pub mod kv_budget;
 pub mod metrics;
+mod orders;
+mod owner;
+mod queue_room;
 mod random;
 mod ranks;
 pub mod request;
@@ -26,18 +29,13 @@ mod sampler;
 mod scheduler;
 mod sequence;
 pub mod status;
+pub(crate) mod submission;
 
 #[cfg(test)]
 pub(crate) mod fake_rank;
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{
-            AtomicU64,
-            Ordering::{Acquire, Relaxed},
-        },
-    },
+    sync::{Arc, atomic::Ordering::Relaxed},
     thread,
     time::{Duration, Instant},
 };
@@ -52,14 +50,16 @@ pub use self::ranks::PoolError;
 use self::{
     config::EngineConfig,
     explanation::StepReport,
-    fair_queue::{Owner, RequestId},
-    handle::{Command, Door, EngineHandle, Submission},
+    handle::{Door, EngineHandle},
+    orders::Orders,
+    owner::{Owner, RequestId},
     ranks::{Ranks, WorkerPool},
     request::Event,
     sampler::{Draw, RowDraw, RowDrawer, logprobs},
     scheduler::{Counters, PlannedStep, Scheduler, SchedulerLimits},
     sequence::{RowUse, SeqId, Sequence, Ticket},
-    status::{LiveSequence, Status},
+    status::Status,
+    submission::{Command, Submission},
 };
 
 /// Why there is no engine.
@@ -96,7 +96,7 @@ pub fn start(links: Vec<ControlLink<ToRank, FromRank>>, config: EngineConfig) ->
     }
     let (handle, commands) = handle::channel(Door::of(&config));
     let (pool, kv_blocks) = WorkerPool::start(links, &config, handle.shared_status(), handle.waker())?;
-    let engine = Engine::new(config, kv_blocks, pool, commands, handle.shared_status());
+    let engine = Engine::new(config, kv_blocks, pool, commands, &handle);
     thread::Builder::new().name("engine".into()).spawn(move || engine.run()).map_err(StartError::Thread)?;
     Ok(handle)
 }
@@ -121,6 +121,7 @@ struct Engine<R> {
     row_drawer: RowDrawer,
     /// When the live view was last told who holds what.
     live_told: Instant,
+    orders: Arc<Orders>,
     status: Arc<Status>,
 }
 
@@ -144,8 +145,9 @@ impl<R: Ranks> Engine<R> {
         kv_blocks: usize,
         ranks: R,
         commands: mpsc::Receiver<Command>,
-        status: Arc<Status>,
+        handle: &EngineHandle,
     ) -> Self {
+        let status = handle.shared_status();
         let limits = SchedulerLimits {
             kv_blocks,
             max_seqs: config.load.max_seqs,
@@ -165,6 +167,7 @@ impl<R: Ranks> Engine<R> {
             ended: Vec::new(),
             row_drawer: RowDrawer::new(thread::available_parallelism().map_or(1, usize::from)),
             live_told: Instant::now(),
+            orders: handle.shared_orders(),
             status,
         };
         engine.report();
@@ -200,16 +203,16 @@ impl<R: Ranks> Engine<R> {
             chosen = self.scheduler.schedule(true);
             let answers = self.ranks.finish_step()?;
             let elapsed = since.elapsed();
-            self.status.metrics.step.observe(elapsed.as_secs_f64());
+            self.status.metrics().step.observe(elapsed.as_secs_f64());
             let reducing = answers.iter().map(|answer| answer.reducing).max().unwrap_or_default();
-            self.status.metrics.allreduce.observe(reducing.as_secs_f64());
+            self.status.metrics().allreduce.observe(reducing.as_secs_f64());
             let report = step.plan.timed.then(|| Arc::new(report(&step.plan, elapsed, &answers)));
             self.postprocess(&step, &answers, report.as_ref())?;
         }
         // Read before what was submitted is taken: who goes later is seen at the next turn.
-        let hang_ups = self.status.hang_ups.load(Acquire);
+        let hang_ups = self.orders.hang_ups();
         self.take_commands();
-        if self.status.cutting_off.load(Relaxed) {
+        if self.orders.is_cutting_off() {
             self.deliver();
             return Ok(Turn::Over);
         }
@@ -238,7 +241,7 @@ impl<R: Ranks> Engine<R> {
         }
         assert!(self.scheduler.is_idle(), "there are sequences, and none of them can take a step");
         self.check_invariants();
-        Ok(if self.abandoned || self.status.stopping.load(Relaxed) { Turn::Over } else { Turn::Idle })
+        Ok(if self.abandoned || self.orders.is_stopping() { Turn::Over } else { Turn::Idle })
     }
 
     fn take_commands(&mut self) {
@@ -307,9 +310,10 @@ impl<R: Ranks> Engine<R> {
         for ((_, ticket, _), token) in undecided.iter().zip(tokens) {
             self.scheduler.get_mut(*ticket).append(token, report);
         }
-        count(&self.status.draw_ns, begun.elapsed());
-        self.status.rows_fetched.fetch_add(rows.len() as u64, Relaxed);
-        self.status.answer_bytes.fetch_add(answer_bytes(answers, &whole_rows), Relaxed);
+        let metrics = self.status.metrics();
+        metrics.drew(begun.elapsed());
+        metrics.rows_fetched.inc_by(rows.len() as u64);
+        metrics.rank_answer_bytes.inc_by(answer_bytes(answers, &whole_rows));
         for part in &step.parts {
             if let Some(reason) = self.scheduler.get_mut(part.ticket).finish_reason(&self.eos_token_ids) {
                 let mut sequence = self.scheduler.remove(part.ticket);
@@ -337,8 +341,7 @@ impl<R: Ranks> Engine<R> {
         match &failure {
             Some(failure) => {
                 tracing::error!("the engine ends: {failure}");
-                // Set by nobody else.
-                let _ = self.status.failure.set(failure.clone());
+                self.status.fail(failure);
             }
             None => tracing::info!("the engine ends: it was stopped"),
         }
@@ -370,28 +373,25 @@ impl<R: Ranks> Engine<R> {
         };
         if let Err(broken) = self.scheduler.check().and_then(|()| leaked()) {
             tracing::error!("an invariant of the scheduler is broken, which is a bug: {broken}");
-            // The first says most.
-            let _ = self.status.broken_invariant.set(broken);
+            self.status.metrics().invariants_hold.set(0);
         }
     }
 
     fn report(&mut self) {
-        let status = &self.status;
-        let blocks = self.scheduler.blocks();
-        status.running.store(self.scheduler.running(), Relaxed);
-        status.waiting.store(self.scheduler.waiting(), Relaxed);
-        status.blocks_total.store(blocks.total(), Relaxed);
-        status.blocks_free.store(blocks.free(), Relaxed);
-        status.blocks_cached.store(blocks.cached(), Relaxed);
+        let (metrics, blocks) = (self.status.metrics(), self.scheduler.blocks());
+        metrics.running.set(self.scheduler.running() as i64);
+        metrics.waiting.set(self.scheduler.waiting() as i64);
+        metrics.set_blocks(blocks.total(), blocks.free(), blocks.cached());
         let Counters { preemptions, prefix_queries, prefix_hits } = self.scheduler.counters();
-        status.preemptions.store(preemptions, Relaxed);
-        status.prefix_queries.store(prefix_queries, Relaxed);
-        status.prefix_hits.store(prefix_hits, Relaxed);
+        metrics.preemptions.inner().store(preemptions, Relaxed);
+        metrics.prefix_cache_queries.inner().store(prefix_queries, Relaxed);
+        metrics.prefix_cache_hits.inner().store(prefix_hits, Relaxed);
+        let live = self.status.live();
         let due = self.under_way.is_none() || self.live_told.elapsed() >= LIVE_TOLD_EVERY;
         // Who subscribed looks at every step.
-        if due || status.live.receiver_count() > 0 {
-            status.live.send_modify(|live| {
-                live.sequences = self.scheduler.sequences().map(LiveSequence::of).collect();
+        if due || live.receiver_count() > 0 {
+            live.send_modify(|live| {
+                live.sequences = self.scheduler.sequences().map(Sequence::live).collect();
                 if due {
                     live.idle = blocks.idle().map(|block| block.0).collect();
                 }
@@ -421,18 +421,13 @@ fn answer_bytes(answers: &[StepOutput], whole_rows: &[Vec<LogitSlice>]) -> u64 {
     (rows.map(of).sum::<usize>() + whole_rows.iter().flatten().map(|slice| 4 * slice.len()).sum::<usize>()) as u64
 }
 
-fn count(total_ns: &AtomicU64, time: Duration) {
-    total_ns.fetch_add(time.as_nanos() as u64, Relaxed);
-}
-
 /// Says that the engine failed where its thread ends by a bug of ours, so that nobody takes that for a clean stop.
 struct PanicReport(Arc<Status>);
 
 impl Drop for PanicReport {
     fn drop(&mut self) {
         if thread::panicking() {
-            // An earlier failure says more.
-            let _ = self.0.failure.set("the engine's thread panicked, which is a bug".into());
+            self.0.fail("the engine's thread panicked, which is a bug");
         }
     }
 }

@@ -12,7 +12,7 @@ pub mod engine;
 pub mod text;
 pub mod http;
 
-pub mod names;
+pub mod spelling;
 pub mod utf8;
 mod clock;
 mod off_runtime;

@@ -4,7 +4,7 @@ use std::{
     fs::File,
     io::{Read, Seek},
     path::Path,
-    sync::{Arc, LazyLock, atomic::Ordering::Relaxed},
+    sync::{Arc, LazyLock},
     time::{Duration, SystemTime},
 };
 
@@ -18,8 +18,9 @@ use crate::{
     engine::{
         config::ModelCard,
         explanation::{Alternative, Explanation, Narrowing, Processed, StepReport},
-        handle::{self, Command, Door, EngineHandle, Submission},
+        handle::{self, Door, EngineHandle},
         request::{Event, FinishReason, PromptLogprobs, Request, TokenLogprobs},
+        submission::{Command, Submission},
     },
     text::{ModelText, Specials, TextEngine},
 };
@@ -89,7 +90,7 @@ pub(crate) fn silent(queue: usize) -> (EngineHandle, mpsc::Receiver<Command>) {
 /// An engine that handles one request after another by a script.
 pub(crate) fn scripted(queue: usize, script: impl Fn(&Request) -> Act + Send + 'static) -> EngineHandle {
     let (handle, mut receiver) = silent(queue);
-    handle.status().ready.store(true, Relaxed);
+    handle.status().set_ready(true);
     tokio::spawn(async move {
         while let Some(command) = receiver.recv().await {
             let Command::Submit { sequences: submissions, .. } = command else { continue };

@@ -6,10 +6,7 @@
 //! ```
 //! Kinds take turns in one run, so that a noisy machine treats them alike; medians. One rank on all cores.
 
-use std::{
-    sync::atomic::Ordering::Relaxed,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use nanoinfer_launch::{
     Cluster, ClusterConfig,
@@ -142,10 +139,7 @@ struct Counted {
 
 impl Counted {
     fn of(status: &Status) -> Self {
-        Self {
-            draw_ns: status.draw_ns.load(Relaxed),
-            bytes: status.answer_bytes.load(Relaxed),
-            rows: status.rows_fetched.load(Relaxed),
-        }
+        let metrics = status.metrics();
+        Self { draw_ns: metrics.draw_ns(), bytes: metrics.rank_answer_bytes(), rows: metrics.rows_fetched() }
     }
 }

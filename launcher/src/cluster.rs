@@ -159,7 +159,7 @@ impl Cluster {
                 () = self.handle.ended() => break,
             }
         }
-        if status.failure.get().is_none() && status.stopping.load(Relaxed) {
+        if status.failure().is_none() && self.handle.is_stopping() {
             return std::future::pending().await;
         }
         let ends = &mut self.ends;
@@ -174,7 +174,7 @@ impl Cluster {
         match tokio::time::timeout(CAUSE_DEADLINE, first_failure).await {
             Ok(Some(end)) => self.ended(end).await,
             _ => LaunchError::EngineEnded {
-                reason: status.failure.get().cloned().unwrap_or_else(|| "nobody asked it to".into()),
+                reason: status.failure().map_or_else(|| "nobody asked it to".into(), str::to_owned),
             },
         }
     }

@@ -17,7 +17,6 @@ use std::{
     net::{SocketAddr, TcpListener},
     os::unix::process::ExitStatusExt,
     process::ExitStatus,
-    sync::atomic::Ordering::Relaxed,
     time::Duration,
 };
 
@@ -273,11 +272,11 @@ async fn drained(handle: &EngineHandle, deadline: Instant) {
 }
 
 fn is_busy(handle: &EngineHandle) -> bool {
-    handle.status().running.load(Relaxed) + handle.status().waiting.load(Relaxed) > 0
+    handle.status().running() + handle.status().waiting() > 0
 }
 
 fn requests(handle: &EngineHandle) -> String {
-    let (running, waiting) = (handle.status().running.load(Relaxed), handle.status().waiting.load(Relaxed));
+    let (running, waiting) = (handle.status().running(), handle.status().waiting());
     format!("{running} running and {waiting} waiting requests")
 }
 

@@ -39,6 +39,13 @@ pub struct Processed {
     pub removed_mass: f64,
 }
 
+impl Processed {
+    /// A processor that has done nothing yet.
+    pub(crate) fn neutral(processor: &'static str, value: f64) -> Self {
+        Self { processor, value: Some(value), changed: 0, removed: 0, removed_mass: 0.0 }
+    }
+}
+
 /// A token that stood there, or could have.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Alternative {

@@ -16,33 +16,15 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BinaryHeap, HashMap, VecDeque},
-    net::IpAddr,
 };
 
-use crate::engine::{request::Client, sequence::Sequence};
+use crate::engine::{
+    owner::{Owner, Party, RequestId},
+    sequence::Sequence,
+};
 
 /// Steps for which a party that is alone is compared with those who have left: chats come and go.
 const LATELY_STEPS: u32 = 8;
-
-/// Identity of a request, in order of arrival.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct RequestId(pub(crate) u64);
-
-/// One of those among whom turns go round.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Party {
-    /// A request that stands for itself.
-    Request(RequestId),
-    /// All requests of an address.
-    Address(IpAddr),
-}
-
-/// Whose a sequence is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Owner {
-    pub(crate) party: Party,
-    pub(crate) request: RequestId,
-}
 
 /// The place of an owner in the order of turns; the least is next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -101,17 +83,6 @@ struct Served {
     tokens: u64,
     /// In the step that is being chosen.
     reserved: u64,
-}
-
-impl Owner {
-    /// Of all sequences of one request of a client.
-    pub(crate) fn new(client: Client, request: RequestId) -> Self {
-        let party = match client {
-            Client::Local => Party::Request(request),
-            Client::Address(address) => Party::Address(address),
-        };
-        Self { party, request }
-    }
 }
 
 impl Served {
@@ -187,7 +158,7 @@ impl FairQueue {
 
     /// Takes back a sequence that was taken from here, to the place where it stood.
     pub(crate) fn put_back(&mut self, sequence: Sequence) {
-        let waiting = &mut self.request_mut(sequence.owner).waiting;
+        let waiting = &mut self.accounts_mut(sequence.owner).1.waiting;
         let at = waiting.partition_point(|other| other.id < sequence.id);
         waiting.insert(at, sequence);
         self.waiting += 1;
@@ -211,12 +182,12 @@ impl FairQueue {
     /// Takes the first sequence of somebody who waits. Its accounts stay, until it is put back or has [`Self::left`].
     pub(crate) fn take(&mut self, owner: Owner) -> Sequence {
         self.waiting -= 1;
-        self.request_mut(owner).waiting.pop_front().expect("somebody who waits")
+        self.accounts_mut(owner).1.waiting.pop_front().expect("somebody who waits")
     }
 
     /// When somebody's turn is, compared with others'.
     pub(crate) fn turn(&self, owner: Owner) -> Turn {
-        let party = self.parties.get(&owner.party).expect("who has a sequence has an account");
+        let party = self.party(owner.party);
         let request = party.requests.get(&owner.request).expect("a request with a sequence has an account");
         party.turn(owner.request, request)
     }
@@ -232,7 +203,7 @@ impl FairQueue {
 
     /// Tokens that were computed for a party that is here, in steps that were planned.
     pub(crate) fn served(&self, party: Party) -> u64 {
-        self.parties.get(&party).expect("who has a sequence has an account").served.tokens
+        self.party(party).served.tokens
     }
 
     /// Whether for `other` as much was computed as for `owner`: for its party, or among one party's requests for its request.
@@ -247,9 +218,9 @@ impl FairQueue {
 
     /// Notes that a step that is being chosen computes `tokens` for somebody.
     pub(crate) fn reserve(&mut self, owner: Owner, tokens: usize) {
-        let party = self.parties.get_mut(&owner.party).expect("who has a sequence has an account");
-        party.served.reserved += tokens as u64;
-        self.request_mut(owner).served.reserved += tokens as u64;
+        let (party, request) = self.accounts_mut(owner);
+        party.reserved += tokens as u64;
+        request.served.reserved += tokens as u64;
     }
 
     /// The step is planned.
@@ -269,12 +240,13 @@ impl FairQueue {
 
     /// Notes that a sequence which was taken from here is over.
     pub(crate) fn left(&mut self, owner: Owner) {
-        let party = self.parties.get_mut(&owner.party).expect("who has a sequence has an account");
-        let request = party.requests.get_mut(&owner.request).expect("a request with a sequence has an account");
+        let (_, request) = self.accounts_mut(owner);
         request.sequences -= 1;
-        if request.sequences == 0 {
-            party.requests.remove(&owner.request);
+        if request.sequences > 0 {
+            return;
         }
+        let party = self.parties.get_mut(&owner.party).expect("it was just looked up");
+        party.requests.remove(&owner.request);
         if party.requests.is_empty() {
             self.parties.remove(&owner.party);
         }
@@ -343,9 +315,15 @@ impl FairQueue {
         }
     }
 
-    fn request_mut(&mut self, owner: Owner) -> &mut RequestAccount {
+    fn party(&self, party: Party) -> &PartyAccount {
+        self.parties.get(&party).expect("who has a sequence has an account")
+    }
+
+    /// What was computed for an owner's party, and the account of its request.
+    fn accounts_mut(&mut self, owner: Owner) -> (&mut Served, &mut RequestAccount) {
         let party = self.parties.get_mut(&owner.party).expect("who has a sequence has an account");
-        party.requests.get_mut(&owner.request).expect("a request with a sequence has an account")
+        let request = party.requests.get_mut(&owner.request).expect("a request with a sequence has an account");
+        (&mut party.served, request)
     }
 
     fn each_account(&mut self, change: impl Fn(&mut Served)) {

@@ -5,24 +5,22 @@
 
 use std::{
     future::poll_fn,
-    sync::{
-        Arc,
-        atomic::Ordering::{Relaxed, Release},
-    },
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use nanoinfer_shared::protocol::TokenId;
-use tokio::sync::{
-    OwnedSemaphorePermit, Semaphore,
-    mpsc::{self, error::TrySendError},
-};
+use tokio::sync::mpsc::{self, error::TrySendError};
 
+pub use crate::engine::queue_room::QueuePlace;
 use crate::engine::{
     config::EngineConfig,
     metrics::{EndMeter, Ending, SequenceMeter},
+    orders::Orders,
+    queue_room::{Place, Queue},
     request::{Client, Event, Request},
     status::Status,
+    submission::{Command, Submission},
 };
 
 /// Submits requests to the engine.
@@ -32,15 +30,7 @@ pub struct EngineHandle {
     queue: Queue,
     door: Door,
     status: Arc<Status>,
-}
-
-/// The room there is for requests of which a sequence waits for its first step.
-#[derive(Clone, Debug)]
-struct Queue {
-    /// One place for each request.
-    requests: Arc<Semaphore>,
-    /// One place for each token of its prompts.
-    tokens: Arc<Semaphore>,
+    orders: Arc<Orders>,
 }
 
 /// What every request is held against before it enters.
@@ -56,46 +46,6 @@ pub(crate) struct Door {
     pub(crate) max_queue_tokens: usize,
 }
 
-/// What reaches the engine's thread.
-#[derive(Debug)]
-pub(crate) enum Command {
-    /// One more request.
-    Submit {
-        /// Who asks.
-        client: Client,
-        /// In the order in which they are to run.
-        sequences: Vec<Submission>,
-    },
-    /// Look at the status and at the ranks again; there is nothing to add.
-    Wake,
-}
-
-/// A sequence on its way to the engine, with the way back.
-#[derive(Debug)]
-pub(crate) struct Submission {
-    pub(crate) request: Request,
-    /// Holds every event a sequence can have, so that the engine never waits for a slow reader.
-    pub(crate) events: mpsc::Sender<Event>,
-    pub(crate) place: Place,
-    /// Runs from here on.
-    pub(crate) meter: SequenceMeter,
-}
-
-/// A request's place in the queue, taken before anything is done for it. Dropping it gives it back.
-#[derive(Debug)]
-pub struct QueuePlace {
-    _permit: OwnedSemaphorePermit,
-}
-
-/// A sequence's share of the queue. Dropping it gives it back.
-#[derive(Debug)]
-pub(crate) struct Place {
-    /// That of the request that it is part of, given back with its last sequence.
-    _request: Arc<QueuePlace>,
-    /// Those of its own prompt.
-    _tokens: Option<OwnedSemaphorePermit>,
-}
-
 /// The events of one sequence. Dropping it cancels the sequence within one step.
 #[derive(Debug)]
 pub struct Events {
@@ -104,7 +54,7 @@ pub struct Events {
     over: bool,
     /// Told how the sequence ended.
     end: EndMeter,
-    status: Arc<Status>,
+    orders: Arc<Orders>,
 }
 
 /// Why a request was not taken.
@@ -155,13 +105,10 @@ pub enum SubmitError {
 
 /// A handle and the engine's end of it.
 pub(crate) fn channel(door: Door) -> (EngineHandle, mpsc::Receiver<Command>) {
-    // More than any machine holds; the library has no room for the largest numbers.
-    let [requests, tokens] = [door.max_queue, door.max_queue_tokens].map(|most| most.min(Semaphore::MAX_PERMITS - 1));
+    let queue = Queue::new(door.max_queue, door.max_queue_tokens);
     // Every submission holds a place, so there is always room for one wake-up among them.
-    let (commands, receiver) = mpsc::channel(requests + 1);
-    let room = |places: usize| Arc::new(Semaphore::new(places));
-    let queue = Queue { requests: room(requests), tokens: room(tokens) };
-    (EngineHandle { commands, queue, door, status: Arc::default() }, receiver)
+    let (commands, receiver) = mpsc::channel(queue.free().0 + 1);
+    (EngineHandle { commands, queue, door, status: Arc::default(), orders: Arc::default() }, receiver)
 }
 
 impl EngineHandle {
@@ -170,11 +117,10 @@ impl EngineHandle {
     /// # Errors
     /// When the queue is full, or the engine takes nothing more.
     pub fn enter(&self) -> Result<QueuePlace, SubmitError> {
-        if self.status.stopping.load(Relaxed) {
+        if self.is_stopping() {
             return Err(SubmitError::Stopping);
         }
-        let place = self.queue.requests.clone().try_acquire_owned();
-        place.map(|_permit| QueuePlace { _permit }).map_err(|_| SubmitError::QueueFull { limit: self.door.max_queue })
+        self.queue.enter().ok_or(SubmitError::QueueFull { limit: self.door.max_queue })
     }
 
     /// Queues one sequence.
@@ -206,16 +152,17 @@ impl EngineHandle {
         requests: Vec<Request>,
     ) -> Result<Vec<Events>, SubmitError> {
         requests.iter().try_for_each(|request| self.door.check(request))?;
-        if self.status.stopping.load(Relaxed) {
+        if self.is_stopping() {
             return Err(SubmitError::Stopping);
         }
-        let places = self.queue.share(place, &self.door, &requests)?;
+        let limit = self.door.max_queue_tokens;
+        let places = self.queue.share(place, limit, &requests).ok_or(SubmitError::QueueTokensFull { limit })?;
         let enter = |(request, place): (Request, Place)| {
             // A prompt event, one event a token, and the end.
             let (events, receiver) = mpsc::channel(request.limits.max_tokens + 2);
-            let meter = SequenceMeter::new(self.status.metrics.clone(), request.prompt.len());
-            let end = EndMeter::new(self.status.metrics.clone());
-            let events_read = Events { receiver, over: false, end, status: self.status.clone() };
+            let meter = SequenceMeter::new(self.status.metrics().clone(), request.prompt.len());
+            let end = EndMeter::new(self.status.metrics().clone());
+            let events_read = Events { receiver, over: false, end, orders: self.orders.clone() };
             (Submission { request, events, place, meter }, events_read)
         };
         let (sequences, mut events): (_, Vec<Events>) = requests.into_iter().zip(places).map(enter).unzip();
@@ -233,16 +180,21 @@ impl EngineHandle {
         &self.status
     }
 
+    /// Whether it was told to take no new requests.
+    pub fn is_stopping(&self) -> bool {
+        self.orders.is_stopping()
+    }
+
     /// Takes no new requests from now on; those under way finish.
     pub fn stop(&self) {
-        self.status.stopping.store(true, Relaxed);
+        self.orders.stop();
         // Where there is no room for it, the engine has something to read already.
         let _ = self.commands.try_send(Command::Wake);
     }
 
     /// Ends the engine after its current step: every sequence there still is fails, so that its client is told.
     pub fn cut_off(&self) {
-        self.status.cutting_off.store(true, Relaxed);
+        self.orders.cut_off();
         self.stop();
     }
 
@@ -265,7 +217,7 @@ impl EngineHandle {
     /// Places that are free in the queue: for requests, and for tokens.
     #[cfg(test)]
     pub(crate) fn room(&self) -> (usize, usize) {
-        (self.queue.requests.available_permits(), self.queue.tokens.available_permits())
+        self.queue.free()
     }
 
     /// The engine's own hand on the status.
@@ -273,26 +225,13 @@ impl EngineHandle {
         self.status.clone()
     }
 
-    fn failure(&self) -> String {
-        self.status.failure.get().cloned().unwrap_or_else(|| "it was stopped".into())
+    /// The engine's own hand on what it is told.
+    pub(crate) fn shared_orders(&self) -> Arc<Orders> {
+        self.orders.clone()
     }
-}
 
-impl Queue {
-    /// The `place` of a request, shared by its sequences, with places for their tokens. One with more tokens than the queue may
-    /// hold gets in when no other waits.
-    fn share(&self, place: QueuePlace, door: &Door, requests: &[Request]) -> Result<Vec<Place>, SubmitError> {
-        let request = Arc::new(place);
-        let limit = door.max_queue_tokens;
-        let all: usize = requests.iter().map(|request| request.prompt.len()).sum();
-        let all = u32::try_from(all.min(limit)).unwrap_or(u32::MAX);
-        let tokens = self.tokens.clone().try_acquire_many_owned(all);
-        let mut tokens = tokens.map_err(|_| SubmitError::QueueTokensFull { limit })?;
-        let place = |one: &Request| {
-            let own = one.prompt.len().min(tokens.num_permits());
-            Place { _request: request.clone(), _tokens: tokens.split(own) }
-        };
-        Ok(requests.iter().map(place).collect())
+    fn failure(&self) -> String {
+        self.status.failure().map_or_else(|| "it was stopped".into(), str::to_owned)
     }
 }
 
@@ -373,7 +312,7 @@ impl Drop for Events {
         if !self.over {
             // Closed before it is counted: who sees the count finds it closed.
             self.receiver.close();
-            self.status.hang_ups.fetch_add(1, Release);
+            self.orders.hang_up();
         }
     }
 }
@@ -413,7 +352,7 @@ mod tests {
         for (mut events, counted) in events.into_iter().zip([0, 1, 2]) {
             events.try_next();
             drop(events);
-            assert_eq!(handle.status().hang_ups.load(Relaxed), counted);
+            assert_eq!(handle.orders.hang_ups(), counted);
         }
         assert!(submissions.iter().all(|submission| submission.events.is_closed()));
     }

@@ -1,26 +1,27 @@
 //! What is counted and timed, for Prometheus; the names are vLLM's behind `nanoinfer_`.
 //!
 //! Knows names and buckets; does not know when something happens: the engine's side calls [`SequenceMeter`] and the
-//! fields of [`Metrics`], whoever reads a sequence's events says with [`EndMeter`] how it ended. Gauges are read from [`Status`] when they are asked for, so that there is one truth.
+//! fields of [`Metrics`], whoever reads a sequence's events says with [`EndMeter`] how it ended. What is shown elsewhere too is
+//! read from here, so that there is one truth.
 //! Invariant: nothing here waits; a counter is an atomic, a histogram a lock held for one addition.
 //! Reference: <https://docs.vllm.ai/en/latest/usage/metrics.html>.
 
 use std::{
     fmt,
-    sync::{Arc, atomic::Ordering::Relaxed},
-    time::Instant,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
 };
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, prometheus_text},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
-    registry::Registry,
+    registry::{Metric, Registry},
 };
 
-use crate::engine::{
-    request::{Event, FinishReason},
-    status::Status,
-};
+use crate::engine::request::{Event, FinishReason};
 
 /// Media type of [`Metrics::render`].
 pub use prometheus_text::CONTENT_TYPE;
@@ -35,19 +36,32 @@ const LONG_S: [f64; 16] =
 /// Everything that is counted.
 pub struct Metrics {
     registry: Registry,
-    running: Gauge,
-    waiting: Gauge,
-    kv_cache_usage: Gauge<f64, std::sync::atomic::AtomicU64>,
+    /// Sequences in the current step.
+    pub(crate) running: Gauge,
+    /// Sequences that wait for their first step, or again after a preemption.
+    pub(crate) waiting: Gauge,
+    /// KV blocks in the pool.
+    pub(crate) blocks_total: AtomicUsize,
+    /// KV blocks that nobody holds, those that can be found by their content included.
+    pub(crate) blocks_free: AtomicUsize,
+    kv_cache_usage: Gauge<f64, AtomicU64>,
     kv_blocks_cached: Gauge,
-    invariants_hold: Gauge,
-    prefix_cache_queries: Counter,
-    prefix_cache_hits: Counter,
-    preemptions: Counter,
+    /// 0 once something was found broken while nothing ran: a bug of ours.
+    pub(crate) invariants_hold: Gauge,
+    /// Tokens of prompts that were looked up in the prefix cache.
+    pub(crate) prefix_cache_queries: Counter,
+    /// How many of them were there.
+    pub(crate) prefix_cache_hits: Counter,
+    /// Times that a sequence gave its blocks to another.
+    pub(crate) preemptions: Counter,
     prompt_tokens: Counter,
     generation_tokens: Counter,
-    sampling_seconds: Counter<f64, std::sync::atomic::AtomicU64>,
-    rows_fetched: Counter,
-    rank_answer_bytes: Counter,
+    draw_ns: AtomicU64,
+    sampling_seconds: Counter<f64, AtomicU64>,
+    /// Draws for which the candidates did not suffice.
+    pub(crate) rows_fetched: Counter,
+    /// Bytes of what ranks answered to steps: candidates, targets and whole rows.
+    pub(crate) rank_answer_bytes: Counter,
     requests: Family<Finished, Counter>,
     refused: Family<Refused, Counter>,
     time_to_first_token: Histogram,
@@ -107,76 +121,99 @@ pub(crate) struct SequenceMeter {
 }
 
 impl Default for Metrics {
+    /// In the order in which they are shown.
     fn default() -> Self {
         let mut registry = Registry::with_prefix("nanoinfer");
-        let mut histogram = |name: &str, help: &str, buckets: [f64; 16]| {
-            let histogram = Histogram::new(buckets);
-            registry.register(name, help, histogram.clone());
-            histogram
-        };
-        let time_to_first_token =
-            histogram("time_to_first_token_seconds", "From submission to the first token", LONG_S);
-        let inter_token_latency = histogram("inter_token_latency_seconds", "Between two tokens of a sequence", SHORT_S);
-        let e2e_request_latency = histogram("e2e_request_latency_seconds", "From submission to the end", LONG_S);
-        let request_queue_time = histogram("request_queue_time_seconds", "From submission to the first step", LONG_S);
-        let step = histogram("step_seconds", "One step of all ranks, as the coordinator waits for it", SHORT_S);
-        let allreduce = "All reductions of a step, of the rank that they took longest on";
-        let allreduce = histogram("allreduce_seconds", allreduce, SHORT_S);
+        let all = &mut registry;
         let metrics = Self {
-            running: Gauge::default(),
-            waiting: Gauge::default(),
-            kv_cache_usage: Gauge::default(),
-            kv_blocks_cached: Gauge::default(),
-            invariants_hold: Gauge::default(),
-            prefix_cache_queries: Counter::default(),
-            prefix_cache_hits: Counter::default(),
-            preemptions: Counter::default(),
-            prompt_tokens: Counter::default(),
-            generation_tokens: Counter::default(),
-            sampling_seconds: Counter::default(),
-            rows_fetched: Counter::default(),
-            rank_answer_bytes: Counter::default(),
-            requests: Family::default(),
-            refused: Family::default(),
-            time_to_first_token,
-            inter_token_latency,
-            e2e_request_latency,
-            request_queue_time,
-            step,
-            allreduce,
-            registry: Registry::default(),
+            time_to_first_token: histogram(
+                all,
+                "time_to_first_token_seconds",
+                "From submission to the first token",
+                LONG_S,
+            ),
+            inter_token_latency: histogram(
+                all,
+                "inter_token_latency_seconds",
+                "Between two tokens of a sequence",
+                SHORT_S,
+            ),
+            e2e_request_latency: histogram(all, "e2e_request_latency_seconds", "From submission to the end", LONG_S),
+            request_queue_time: histogram(
+                all,
+                "request_queue_time_seconds",
+                "From submission to the first step",
+                LONG_S,
+            ),
+            step: histogram(all, "step_seconds", "One step of all ranks, as the coordinator waits for it", SHORT_S),
+            allreduce: histogram(
+                all,
+                "allreduce_seconds",
+                "All reductions of a step, of the rank that they took longest on",
+                SHORT_S,
+            ),
+            running: plain(all, "num_requests_running", "Sequences in the current step"),
+            waiting: plain(all, "num_requests_waiting", "Sequences waiting for a step"),
+            blocks_total: AtomicUsize::default(),
+            blocks_free: AtomicUsize::default(),
+            kv_cache_usage: plain(all, "kv_cache_usage_perc", "KV blocks held, from 0 to 1"),
+            kv_blocks_cached: plain(
+                all,
+                "kv_blocks_cached",
+                "KV blocks that can be found by their content, held or not",
+            ),
+            invariants_hold: plain(
+                all,
+                "scheduler_invariants_hold",
+                "1 unless the scheduler, looked at while idle, was not as it must be",
+            ),
+            prefix_cache_queries: plain(all, "prefix_cache_queries", "Tokens of prompts looked up in the prefix cache"),
+            prefix_cache_hits: plain(all, "prefix_cache_hits", "Those of them that were there"),
+            preemptions: plain(all, "num_preemptions", "Times that a sequence gave its KV blocks to another"),
+            prompt_tokens: plain(all, "prompt_tokens", "Tokens of prompts"),
+            generation_tokens: plain(all, "generation_tokens", "Tokens generated"),
+            draw_ns: AtomicU64::default(),
+            sampling_seconds: plain(
+                all,
+                "sampling_seconds",
+                "Seconds between steps in which tokens were drawn from the ranks' answers",
+            ),
+            rows_fetched: plain(
+                all,
+                "rows_fetched",
+                "Draws that took the whole row of logits, as the candidates did not decide",
+            ),
+            rank_answer_bytes: plain(
+                all,
+                "rank_answer_bytes",
+                "Bytes of the ranks' answers to steps: candidates, targets and whole rows",
+            ),
+            requests: plain(all, "request_success", "Sequences that ended, by how"),
+            refused: plain(all, "http_requests_refused", "Requests that got no answer, by status"),
+            registry,
         };
-        registry.register("num_requests_running", "Sequences in the current step", metrics.running.clone());
-        registry.register("num_requests_waiting", "Sequences waiting for a step", metrics.waiting.clone());
-        registry.register("kv_cache_usage_perc", "KV blocks held, from 0 to 1", metrics.kv_cache_usage.clone());
-        let cached = "KV blocks that can be found by their content, held or not";
-        registry.register("kv_blocks_cached", cached, metrics.kv_blocks_cached.clone());
-        let hold = "1 unless the scheduler, looked at while idle, was not as it must be";
-        registry.register("scheduler_invariants_hold", hold, metrics.invariants_hold.clone());
-        let queries = "Tokens of prompts looked up in the prefix cache";
-        registry.register("prefix_cache_queries", queries, metrics.prefix_cache_queries.clone());
-        registry.register("prefix_cache_hits", "Those of them that were there", metrics.prefix_cache_hits.clone());
-        let preemptions = "Times that a sequence gave its KV blocks to another";
-        registry.register("num_preemptions", preemptions, metrics.preemptions.clone());
-        registry.register("prompt_tokens", "Tokens of prompts", metrics.prompt_tokens.clone());
-        registry.register("generation_tokens", "Tokens generated", metrics.generation_tokens.clone());
-        let sampling = "Seconds between steps in which tokens were drawn from the ranks' answers";
-        registry.register("sampling_seconds", sampling, metrics.sampling_seconds.clone());
-        let fetched = "Draws that took the whole row of logits, as the candidates did not decide";
-        registry.register("rows_fetched", fetched, metrics.rows_fetched.clone());
-        let bytes = "Bytes of the ranks' answers to steps: candidates, targets and whole rows";
-        registry.register("rank_answer_bytes", bytes, metrics.rank_answer_bytes.clone());
-        registry.register("request_success", "Sequences that ended, by how", metrics.requests.clone());
+        metrics.invariants_hold.set(1);
+        // There from the start, so that a rate has something to begin at.
         for ending in [Ending::Stop, Ending::Length, Ending::Abort, Ending::Timeout, Ending::Error] {
-            // There from the start, so that a rate has something to begin at.
             drop(metrics.requests.get_or_create(&ending.label()));
         }
-        registry.register("http_requests_refused", "Requests that got no answer, by status", metrics.refused.clone());
         for status in [429, 503] {
             drop(metrics.refused.get_or_create(&Refused { status }));
         }
-        Self { registry, ..metrics }
+        metrics
     }
+}
+
+fn plain<M: Metric + Clone + Default>(all: &mut Registry, name: &str, help: &str) -> M {
+    let metric = M::default();
+    all.register(name, help, metric.clone());
+    metric
+}
+
+fn histogram(all: &mut Registry, name: &str, help: &str, buckets: [f64; 16]) -> Histogram {
+    let histogram = Histogram::new(buckets);
+    all.register(name, help, histogram.clone());
+    histogram
 }
 
 impl Metrics {
@@ -185,26 +222,39 @@ impl Metrics {
         self.refused.get_or_create(&Refused { status }).inc();
     }
 
-    /// Everything in Prometheus' text format.
-    pub(crate) fn render(&self, status: &Status) -> String {
-        self.running.set(status.running.load(Relaxed) as i64);
-        self.waiting.set(status.waiting.load(Relaxed) as i64);
-        let (total, free) = (status.blocks_total.load(Relaxed), status.blocks_free.load(Relaxed));
+    /// The KV blocks, as they are now.
+    pub(crate) fn set_blocks(&self, total: usize, free: usize, cached: usize) {
+        self.blocks_total.store(total, Relaxed);
+        self.blocks_free.store(free, Relaxed);
         let held = total.saturating_sub(free);
         self.kv_cache_usage.set(if total == 0 { 0.0 } else { held as f64 / total as f64 });
-        self.kv_blocks_cached.set(status.blocks_cached.load(Relaxed) as i64);
-        self.invariants_hold.set(status.broken_invariant.get().is_none().into());
-        for (counter, counted) in [
-            (&self.prefix_cache_queries, &status.prefix_queries),
-            (&self.prefix_cache_hits, &status.prefix_hits),
-            (&self.preemptions, &status.preemptions),
-            (&self.rows_fetched, &status.rows_fetched),
-            (&self.rank_answer_bytes, &status.answer_bytes),
-        ] {
-            counter.inner().store(counted.load(Relaxed), Relaxed);
-        }
+        self.kv_blocks_cached.set(cached as i64);
+    }
+
+    /// Tokens were drawn from answers, whole rows included, for so long.
+    pub(crate) fn drew(&self, time: Duration) {
+        self.draw_ns.fetch_add(time.as_nanos() as u64, Relaxed);
+    }
+
+    /// Nanoseconds in which tokens were drawn.
+    pub fn draw_ns(&self) -> u64 {
+        self.draw_ns.load(Relaxed)
+    }
+
+    /// Bytes of what ranks answered to steps.
+    pub fn rank_answer_bytes(&self) -> u64 {
+        self.rank_answer_bytes.get()
+    }
+
+    /// Draws that took a whole row.
+    pub fn rows_fetched(&self) -> u64 {
+        self.rows_fetched.get()
+    }
+
+    /// Everything in Prometheus' text format.
+    pub(crate) fn render(&self) -> String {
         // An atomic of the library's holds the bits of the number.
-        let sampling_s = status.draw_ns.load(Relaxed) as f64 / 1e9;
+        let sampling_s = self.draw_ns() as f64 / 1e9;
         self.sampling_seconds.inner().store(sampling_s.to_bits(), Relaxed);
         let mut text = String::new();
         prometheus_text::encode(&mut text, &self.registry).expect("writing to a string does not fail");
@@ -305,24 +355,23 @@ mod tests {
 
     #[test]
     fn a_sequence_is_counted_once_in_each_place() {
-        let status = Status::default();
-        status.blocks_total.store(8, Relaxed);
-        status.blocks_free.store(6, Relaxed);
-        status.prefix_hits.store(32, Relaxed);
-        status.draw_ns.store(1_500_000_000, Relaxed);
-        status.rows_fetched.store(3, Relaxed);
-        status.answer_bytes.store(4096, Relaxed);
-        let mut meter = SequenceMeter::new(status.metrics.clone(), 5);
+        let metrics = Arc::new(Metrics::default());
+        metrics.set_blocks(8, 6, 0);
+        metrics.prefix_cache_hits.inc_by(32);
+        metrics.drew(Duration::from_millis(1500));
+        metrics.rows_fetched.inc_by(3);
+        metrics.rank_answer_bytes.inc_by(4096);
+        let mut meter = SequenceMeter::new(metrics.clone(), 5);
         meter.started();
         meter.started();
         for _ in 0..3 {
             meter.reported(&Event::Token { id: 1, logprobs: None, explanation: None });
         }
-        EndMeter::new(status.metrics.clone()).ends(Ending::Length);
-        drop(EndMeter::new(status.metrics.clone()));
-        EndMeter::new(status.metrics.clone()).leave_out();
-        status.metrics.refused(429);
-        let text = status.metrics.render(&status);
+        EndMeter::new(metrics.clone()).ends(Ending::Length);
+        drop(EndMeter::new(metrics.clone()));
+        EndMeter::new(metrics.clone()).leave_out();
+        metrics.refused(429);
+        let text = metrics.render();
         for line in [
             "nanoinfer_prompt_tokens_total 5",
             "nanoinfer_generation_tokens_total 3",

@@ -29,10 +29,10 @@ use nanoinfer_shared::{
 
 pub(crate) use self::row_drawer::{RowDraw, RowDrawer};
 use self::{
-    adjust::{Adjustments, orderly},
+    adjust::Adjustments,
     explain::ALTERNATIVES,
     filter::{Candidate, Filter, Known, Left},
-    ranked::Ranked,
+    ranked::{Ranked, orderly},
     row_drawer::RowScratch,
 };
 use crate::engine::{

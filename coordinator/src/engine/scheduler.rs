@@ -33,7 +33,8 @@ use nanoinfer_shared::{
 
 use crate::engine::{
     block_manager::BlockManager,
-    fair_queue::{FairQueue, Party, RequestId},
+    fair_queue::FairQueue,
+    owner::{Party, RequestId},
     sequence::{RowUse, Sequence, Ticket},
 };
 

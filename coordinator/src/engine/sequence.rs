@@ -20,11 +20,13 @@ use crate::engine::{
     block_hash::PrefixHashes,
     block_manager::BlockTable,
     explanation::{Explanation, StepReport},
-    fair_queue::Owner,
-    handle::{Place, Submission},
     metrics::SequenceMeter,
+    owner::Owner,
+    queue_room::Place,
     request::{Event, FinishReason, PromptLogprobs, Request, TokenLogprobs},
     sampler::{Draw, Drawn},
+    status::LiveSequence,
+    submission::Submission,
 };
 
 /// Identity of a sequence, in order of arrival.
@@ -204,6 +206,17 @@ impl Sequence {
         let complete =
             generated.len() >= limits.max_tokens && (limits.max_tokens > 0 || self.computed == self.tokens.len());
         complete.then_some(FinishReason::Length)
+    }
+
+    /// As the live view shows it.
+    pub(crate) fn live(&self) -> LiveSequence {
+        LiveSequence {
+            id: self.id.0,
+            prompt_tokens: self.request.prompt.len(),
+            tokens: self.tokens.len(),
+            computed: self.computed,
+            blocks: self.blocks.covering(self.computed).iter().map(|block| block.0).collect(),
+        }
     }
 
     fn generated(&self) -> usize {

@@ -215,7 +215,6 @@ impl Day {
 
     fn of(config: EngineConfig, kv_blocks: usize, mut dice: Dice, last_step: Option<u64>) -> Self {
         let (handle, commands) = handle::channel(Door::of(&config));
-        let status = handle.shared_status();
         let new_rank = |share: &nanoinfer_shared::Share| {
             let mut rank = FakeRank::new(share.vocab.clone(), config.load.max_batched_tokens);
             rank.allocate(kv_blocks);
@@ -224,6 +223,7 @@ impl Day {
         let ranks: Vec<_> = config.partition.shares().iter().map(new_rank).collect();
         let slow = (dice.roll(0, ranks.len() as u64 - 1) as usize, if dice.percent(20) { 20 } else { 1 });
         let (room, world_size) = (handle.room(), ranks.len());
+        let to_engine = handle.clone();
         let world = Rc::new(RefCell::new(World {
             now_us: 0,
             dice,
@@ -237,7 +237,7 @@ impl Day {
         }));
         let solo = !config.prefix_cache && config.load.max_seqs == 1 && config.load.max_batched_tokens == 96;
         let ranks = SimulatedRanks { world: world.clone(), solo, ranks, slow, last_step, under_way: None };
-        Self { engine: Engine::new(config, kv_blocks, ranks, commands, status), world, ranks: world_size, room }
+        Self { engine: Engine::new(config, kv_blocks, ranks, commands, &to_engine), world, ranks: world_size, room }
     }
 
     /// From the first arrival to the last answer.
@@ -274,10 +274,10 @@ impl Day {
             assert_eq!(engine.scheduler.blocks().free(), engine.scheduler.blocks().total(), "every block is free");
             assert_eq!(world.borrow().handle.room(), room, "every place in the queue is free");
         }
-        assert_eq!(status.broken_invariant.get(), None);
+        assert_eq!(status.metrics().invariants_hold.get(), 1);
         tally.steps = engine.scheduler.steps();
-        tally.preemptions = status.preemptions.load(Relaxed);
-        tally.prefix_hits = status.prefix_hits.load(Relaxed);
+        tally.preemptions = status.metrics().preemptions.get();
+        tally.prefix_hits = status.metrics().prefix_cache_hits.get();
         engine.end(failure);
         let mut world = world.borrow_mut();
         (tally.refused, tally.hung_up, tally.late) = (world.refused, world.hung_up, world.late);

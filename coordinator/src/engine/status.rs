@@ -4,55 +4,24 @@
 
 use std::sync::{
     Arc, OnceLock,
-    atomic::{AtomicBool, AtomicU64, AtomicUsize},
+    atomic::{
+        AtomicBool,
+        Ordering::{Relaxed, SeqCst},
+    },
 };
 
 use serde::Serialize;
 use tokio::sync::watch;
 
-use crate::engine::{metrics::Metrics, sequence::Sequence};
+use crate::engine::metrics::Metrics;
 
 /// The engine's state, for probes and pages: written by the engine's threads, read by anyone.
 #[derive(Debug, Default)]
 pub struct Status {
-    /// Every rank answered its last heartbeat in time, and the engine runs.
-    pub ready: AtomicBool,
-    /// No new requests are taken.
-    pub stopping: AtomicBool,
-    /// Those under way do not finish either.
-    pub cutting_off: AtomicBool,
-    /// Sequences in the current step.
-    pub running: AtomicUsize,
-    /// Sequences that wait for their first step, or again after a preemption.
-    pub waiting: AtomicUsize,
-    /// Readers who went before their sequence's end.
-    pub hang_ups: AtomicUsize,
-    /// KV blocks in the pool.
-    pub blocks_total: AtomicUsize,
-    /// KV blocks that nobody holds, those that can be found by their content included.
-    pub blocks_free: AtomicUsize,
-    /// KV blocks that can be found by their content, held or not.
-    pub blocks_cached: AtomicUsize,
-    /// Tokens of prompts that were looked up in the prefix cache.
-    pub prefix_queries: AtomicU64,
-    /// How many of them were there.
-    pub prefix_hits: AtomicU64,
-    /// Times that a sequence gave its blocks to another.
-    pub preemptions: AtomicU64,
-    /// Drawing tokens from answers, whole rows included, in all.
-    pub draw_ns: AtomicU64,
-    /// Draws for which the candidates did not suffice.
-    pub rows_fetched: AtomicU64,
-    /// Bytes of what ranks answered to steps: candidates, targets and whole rows.
-    pub answer_bytes: AtomicU64,
-    /// What was found broken while nothing ran: a bug of ours.
-    pub broken_invariant: OnceLock<String>,
-    /// Why the engine ended, once it has.
-    pub failure: OnceLock<String>,
-    /// Who holds KV blocks: as of the last step for those who subscribed, else, while steps run, as of a fraction of a second ago.
-    pub live: watch::Sender<LiveBlocks>,
-    /// What is counted and timed.
-    pub metrics: Arc<Metrics>,
+    ready: AtomicBool,
+    failure: OnceLock<String>,
+    live: watch::Sender<LiveBlocks>,
+    metrics: Arc<Metrics>,
 }
 
 /// The KV blocks in use, as the live view shows them.
@@ -79,14 +48,55 @@ pub struct LiveSequence {
     pub blocks: Vec<u32>,
 }
 
-impl LiveSequence {
-    pub(crate) fn of(sequence: &Sequence) -> Self {
-        Self {
-            id: sequence.id.0,
-            prompt_tokens: sequence.request.prompt.len(),
-            tokens: sequence.tokens.len(),
-            computed: sequence.computed,
-            blocks: sequence.blocks.covering(sequence.computed).iter().map(|block| block.0).collect(),
-        }
+impl Status {
+    /// Whether every rank answered its last heartbeat in time, and the engine runs.
+    pub fn is_ready(&self) -> bool {
+        self.ready.load(SeqCst)
+    }
+
+    /// Sets that; tells what it was.
+    pub(crate) fn set_ready(&self, ready: bool) -> bool {
+        self.ready.swap(ready, SeqCst)
+    }
+
+    /// Why the engine ended, once it has.
+    pub fn failure(&self) -> Option<&str> {
+        self.failure.get().map(String::as_str)
+    }
+
+    /// Notes why the engine ends; the first reason says most.
+    pub(crate) fn fail(&self, reason: impl Into<String>) {
+        let _ = self.failure.set(reason.into());
+    }
+
+    /// Sequences in the current step.
+    pub fn running(&self) -> usize {
+        self.metrics.running.get() as usize
+    }
+
+    /// Sequences that wait for their first step, or again after a preemption.
+    pub fn waiting(&self) -> usize {
+        self.metrics.waiting.get() as usize
+    }
+
+    /// KV blocks in the pool.
+    pub fn blocks_total(&self) -> usize {
+        self.metrics.blocks_total.load(Relaxed)
+    }
+
+    /// KV blocks that nobody holds, those that can be found by their content included.
+    pub fn blocks_free(&self) -> usize {
+        self.metrics.blocks_free.load(Relaxed)
+    }
+
+    /// Who holds KV blocks: as of the last step for those who subscribed, else, while steps run, as of a fraction of a second
+    /// ago.
+    pub fn live(&self) -> &watch::Sender<LiveBlocks> {
+        &self.live
+    }
+
+    /// What is counted and timed.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
     }
 }

@@ -141,11 +141,11 @@ fn a_sequence_is_the_same_alone_and_beside_others_chunked_preempted_and_split() 
                 assert_same(&all(events), alone);
             }
             wait_until("every block is free when idle", || {
-                handle.status().blocks_free.load(Relaxed) == kv_blocks && handle.status().running.load(Relaxed) == 0
+                handle.status().blocks_free() == kv_blocks && handle.status().running() == 0
             });
             handle.stop();
             wait_for_end(&handle, ranks);
-            assert_eq!(handle.status().failure.get(), None);
+            assert_eq!(handle.status().failure(), None);
         }
     }
 }
@@ -183,13 +183,13 @@ fn what_leads_up_to_the_first_score_comes_from_the_cache() {
         scores
     };
     let whole = scores(0);
-    assert_eq!(handle.status().prefix_hits.load(Relaxed), 0, "all of them are wanted");
+    assert_eq!(handle.status().metrics().prefix_cache_hits.get(), 0, "all of them are wanted");
     for from in [1, 17, 33, 34, 64, 65, 69, 70, 1000] {
-        let before = handle.status().prefix_hits.load(Relaxed);
+        let before = handle.status().metrics().prefix_cache_hits.get();
         let some = scores(from);
         let first = from.min(70);
         assert!(some[..first].iter().all(Option::is_none) && some[first..] == whole[first..], "{from}");
-        let hits = handle.status().prefix_hits.load(Relaxed) - before;
+        let hits = handle.status().metrics().prefix_cache_hits.get() - before;
         assert_eq!(hits, ((first - 1) / 16 * 16) as u64, "{from}");
     }
 }
@@ -226,11 +226,11 @@ fn dropping_the_events_frees_the_blocks() {
     let mut cancelled = handle.submit(request(&prompt(1, 20), 60)).unwrap();
     release.send(()).unwrap();
     assert!(matches!(cancelled.blocking_next(), Some(Event::Token { .. })));
-    assert_eq!(handle.status().blocks_free.load(Relaxed), 18);
+    assert_eq!(handle.status().blocks_free(), 18);
     drop(cancelled);
     // The step that was under way, and none after it.
     release.send(()).unwrap();
-    wait_until("the blocks come back", || handle.status().blocks_free.load(Relaxed) == 20);
+    wait_until("the blocks come back", || handle.status().blocks_free() == 20);
     drop(release);
     assert_eq!(ids(&all(handle.submit(request(&prompt(1, 3), 5)).unwrap())), greedy(&prompt(1, 3), 5));
 }
@@ -242,7 +242,7 @@ fn the_queue_counts_what_waits_for_its_first_step() {
     let (handle, _ranks) = engine(config, behaviours);
     let submit = || handle.submit(request(&prompt(1, 3), 4));
     let mut accepted = vec![submit().unwrap()];
-    wait_until("the first one runs", || handle.status().running.load(Relaxed) == 1);
+    wait_until("the first one runs", || handle.status().running() == 1);
     accepted.extend([submit().unwrap(), submit().unwrap()]);
     assert_eq!(submit().unwrap_err(), SubmitError::QueueFull { limit: 2 });
     drop(accepted.pop());
@@ -260,7 +260,7 @@ fn a_request_of_many_sequences_keeps_one_place_until_the_last_began_or_went() {
     let config = EngineConfig { max_queue: 1, ..fake_rank::config(1, 20).with_steps_of(1, 64) };
     let (handle, _ranks) = engine(config, behaviours);
     let mut group = handle.submit_all(vec![request(&prompt(1, 3), 4); 6]).unwrap();
-    wait_until("the first one runs", || handle.status().running.load(Relaxed) == 1);
+    wait_until("the first one runs", || handle.status().running() == 1);
     let submit = || handle.submit(request(&prompt(2, 3), 4));
     assert_eq!(submit().unwrap_err(), SubmitError::QueueFull { limit: 1 });
     // Only the one that runs is left, and nobody reads what it says.
@@ -289,8 +289,8 @@ fn a_lost_rank_fails_everything_and_is_named() {
             assert!(matches!(&last, Event::Failed(reason) if reason.contains(words)), "{last:?}");
         }
         wait_for_end(&handle, ranks);
-        assert!(handle.status().failure.get().unwrap().contains(words));
-        assert!(!handle.status().ready.load(Relaxed));
+        assert!(handle.status().failure().unwrap().contains(words));
+        assert!(!handle.status().is_ready());
         let refused = handle.submit(request(&[1], 1)).unwrap_err();
         assert!(matches!(&refused, SubmitError::Ended(reason) if reason.contains(words)), "{refused:?}");
     }
@@ -301,23 +301,23 @@ fn a_rank_lost_while_idle_ends_the_engine() {
     let closes = Behaviour { closes_when_pinged: true, ..Behaviour::default() };
     let (handle, ranks) = engine(fake_rank::config(2, 20), vec![Behaviour::default(), closes]);
     wait_for_end(&handle, ranks);
-    assert!(handle.status().failure.get().unwrap().contains("rank 1 is gone"));
-    assert!(!handle.status().ready.load(Relaxed));
+    assert!(handle.status().failure().unwrap().contains("rank 1 is gone"));
+    assert!(!handle.status().is_ready());
 }
 
 #[test]
 fn a_silent_rank_is_not_ready_within_two_seconds_and_ready_again_when_it_answers() {
     let (release, behaviours) = held();
     let (handle, _ranks) = engine(fake_rank::config(1, 20), behaviours);
-    assert!(handle.status().ready.load(Relaxed));
+    assert!(handle.status().is_ready());
     let events = handle.submit(request(&prompt(1, 3), 2)).unwrap();
-    wait_until("the step began", || handle.status().running.load(Relaxed) == 1);
+    wait_until("the step began", || handle.status().running() == 1);
     let since = Instant::now();
-    wait_until("a silent rank is not ready", || !handle.status().ready.load(Relaxed));
+    wait_until("a silent rank is not ready", || !handle.status().is_ready());
     assert!(since.elapsed() < Duration::from_secs(2), "{:?}", since.elapsed());
     drop(release);
     assert_eq!(ids(&all(events)).len(), 2);
-    wait_until("it answers again", || handle.status().ready.load(Relaxed));
+    wait_until("it answers again", || handle.status().is_ready());
 }
 
 #[test]
@@ -333,8 +333,8 @@ fn stopping_finishes_what_was_taken() {
         assert_eq!(ids(&all(events)), greedy(&prompt(seed, 5), 6));
     }
     wait_for_end(&handle, ranks);
-    assert_eq!(handle.status().failure.get(), None);
-    assert!(!handle.status().ready.load(Relaxed));
+    assert_eq!(handle.status().failure(), None);
+    assert!(!handle.status().is_ready());
 }
 
 #[test]
@@ -373,7 +373,7 @@ fn a_panic_of_the_engine_is_no_clean_stop() {
         panic!("as a bug would");
     });
     assert!(ended.join().is_err());
-    assert!(handle.status().failure.get().unwrap().contains("panicked"));
+    assert!(handle.status().failure().unwrap().contains("panicked"));
 }
 
 #[test]
@@ -382,13 +382,13 @@ fn an_engine_that_is_cut_off_fails_what_runs_and_what_waits() {
     let (handle, ranks) = engine(fake_rank::config(1, 100).with_steps_of(1, 64), behaviours);
     let running = handle.submit(request(&prompt(1, 3), 60)).unwrap();
     let waiting = handle.submit(request(&prompt(2, 3), 60)).unwrap();
-    wait_until("one runs", || handle.status().running.load(Relaxed) == 1);
+    wait_until("one runs", || handle.status().running() == 1);
     handle.cut_off();
     drop(release);
     for events in [running, waiting] {
         assert_eq!(all(events).last(), Some(&Event::Failed("the server is shutting down".into())));
     }
-    assert!(handle.status().failure.get().is_none());
+    assert!(handle.status().failure().is_none());
     assert_eq!(handle.submit(request(&[1], 1)).unwrap_err(), SubmitError::Stopping);
     wait_for_end(&handle, ranks);
 }
@@ -399,9 +399,9 @@ fn the_live_view_is_told_now_and_then_and_who_subscribed_of_every_step() {
     let (handle, commands) = handle::channel(Door::of(&config));
     let (links, _ranks) = fake_rank::spawn(&config, well_behaved(1));
     let (pool, kv_blocks) = WorkerPool::start(links, &config, handle.shared_status(), handle.waker()).unwrap();
-    let mut engine = Engine::new(config, kv_blocks, pool, commands, handle.shared_status());
+    let mut engine = Engine::new(config, kv_blocks, pool, commands, &handle);
     let _events = handle.submit(request(&prompt(1, 5), 20)).unwrap();
-    let seen = || handle.status().live.borrow().sequences.iter().map(|sequence| sequence.tokens).collect::<Vec<_>>();
+    let seen = || handle.status().live().borrow().sequences.iter().map(|sequence| sequence.tokens).collect::<Vec<_>>();
     let turns = |engine: &mut Engine<_>, last_told: Instant, count: usize| {
         engine.live_told = last_told;
         (0..count).for_each(|_| assert_eq!(engine.turn().unwrap(), Turn::Busy));
@@ -413,7 +413,7 @@ fn the_live_view_is_told_now_and_then_and_who_subscribed_of_every_step() {
     assert_eq!(seen(), [8]);
     turns(&mut engine, now + DEADLINE, 2);
     assert_eq!(seen(), [8]);
-    let subscribed = handle.status().live.subscribe();
+    let subscribed = handle.status().live().subscribe();
     for tokens in 11..14 {
         turns(&mut engine, now + DEADLINE, 1);
         assert_eq!(seen(), [tokens]);

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::logprobs;
 use crate::{
     explanation::{Alternative, Explanation, Processed},
-    text::{Tokenizer, generation::GeneratedToken},
+    text::{GeneratedToken, Tokenizer},
 };
 
 /// One object for each token that was explained, made when it is written.

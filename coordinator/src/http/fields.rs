@@ -32,8 +32,8 @@ use super::{
     unknown_fields::{MAX_NAMES, UnknownFields},
 };
 use crate::{
-    names::closest,
     request::{Client, TokenSet},
+    spelling::closest,
     utf8,
 };
 

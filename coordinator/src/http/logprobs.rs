@@ -10,7 +10,7 @@ use serde::{Serialize, Serializer, ser::SerializeStruct};
 
 use crate::{
     request::TokenLogprobs,
-    text::{Detokenizer, Tokenizer, generation::GeneratedToken},
+    text::{Detokenizer, GeneratedToken, Tokenizer},
 };
 
 /// Stands for −∞, which JSON cannot write.

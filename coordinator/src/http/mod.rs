@@ -78,7 +78,7 @@ pub async fn serve(
 }
 
 fn router(engine: TextEngine, options: HttpOptions, address: IpAddr) -> Router {
-    let metrics = engine.status().metrics.clone();
+    let metrics = engine.status().metrics().clone();
     let bodies = Bodies::new(&options);
     let max_request_memory = options.max_request_memory;
     let app = App { engine, unknown_fields: Arc::default(), bodies, max_request_memory };

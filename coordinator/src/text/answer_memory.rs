@@ -10,7 +10,7 @@
 
 use nanoinfer_shared::protocol::{Stage, StepTimes, TokenId};
 
-use super::{GenerateError, GenerateRequest, generation::GeneratedToken, prompt::PreparedPrompt};
+use super::{GenerateError, GenerateRequest, chunk::GeneratedToken, prompt::PreparedPrompt};
 use crate::engine::{
     explanation::{Alternative, Explanation, Processed, StepReport},
     request::{Event, TokenLogprobs},

@@ -22,9 +22,8 @@ use nanoinfer_shared::protocol::TokenId;
 use serde_json::{Map, Value};
 
 use super::{
-    TextError,
+    files::{TextError, read_file, read_json},
     jinja::{JinjaTemplate, TemplateMessage},
-    read_file, read_json,
     tokenizer::Tokenizer,
 };
 

@@ -168,7 +168,7 @@ fn templates_are_found_where_hugging_face_puts_them() {
     write("chat_template.jinja", "j");
     assert_eq!(load().unwrap().template(), Some("j"));
     let huge = fs::File::create(folder.path().join("chat_template.jinja")).unwrap();
-    huge.set_len(crate::text::MAX_FILE_BYTES + 1).unwrap();
+    huge.set_len(crate::text::files::MAX_FILE_BYTES + 1).unwrap();
     let message = load().unwrap_err().to_string();
     assert!(message.contains("chat_template.jinja: it is larger than 256 MB"), "{message}");
 }

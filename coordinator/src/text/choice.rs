@@ -13,7 +13,7 @@ use std::{
 use futures_util::Stream;
 use nanoinfer_shared::protocol::TokenId;
 
-use super::{Chunk, Detokenizer, GenerateError, ModelText, StopFinder, generation::GeneratedToken};
+use super::{Chunk, Detokenizer, GenerateError, GeneratedToken, ModelText, StopFinder};
 use crate::engine::{
     handle::Events,
     metrics::Ending,

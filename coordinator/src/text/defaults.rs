@@ -11,7 +11,7 @@ use nanoinfer_shared::{
 };
 use serde_json::Value;
 
-use super::{TextError, read_json};
+use super::files::{TextError, invalid, read_json};
 
 const FILE: &str = "generation_config.json";
 
@@ -48,24 +48,23 @@ impl GenerationDefaults {
             return Ok(Self::default());
         };
         if !value.is_object() {
-            return Err(super::invalid(&path, "it is no JSON object"));
+            return Err(invalid(&path, "it is no JSON object"));
         }
-        let invalid = |key: &str, expected: &str| TextError::Invalid {
-            path: path.clone(),
-            reason: format!("`{key}` should be {expected}, got {}", show(&value[key])),
+        let wrong = |key: &str, expected: &str| {
+            invalid(&path, format!("`{key}` should be {expected}, got {}", show(&value[key])))
         };
         let number = |key: &str, low: f64, high: f64| match &value[key] {
             Value::Null => Ok(None),
             number => match number.as_f64() {
                 Some(x) if (low..=high).contains(&x) => Ok(Some(x as f32)),
-                _ => Err(invalid(key, &format!("a number from {low} to {high}"))),
+                _ => Err(wrong(key, &format!("a number from {low} to {high}"))),
             },
         };
         let count = |key: &str| match &value[key] {
             Value::Null => Ok(None),
-            number => number.as_u64().map(Some).ok_or_else(|| invalid(key, "a count")),
+            number => number.as_u64().map(Some).ok_or_else(|| wrong(key, "a count")),
         };
-        let eos = whole_numbers(&value["eos_token_id"]).ok_or_else(|| invalid("eos_token_id", "token ids"))?;
+        let eos = whole_numbers(&value["eos_token_id"]).ok_or_else(|| wrong("eos_token_id", "token ids"))?;
         let known = eos.into_iter().filter(|&id| is_known_end(FILE, id, vocab_size));
         let eos_token_ids = known.filter_map(|id| id.try_into().ok()).collect();
         Ok(Self {

@@ -7,6 +7,7 @@ use std::{
     sync::Arc,
 };
 
+use nanoinfer_shared::ModelShape;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 

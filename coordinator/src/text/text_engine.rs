@@ -73,6 +73,11 @@ impl TextEngine {
         self.handle.status()
     }
 
+    /// Whether it takes no new requests.
+    pub fn is_stopping(&self) -> bool {
+        self.handle.is_stopping()
+    }
+
     /// Starts a generation.
     ///
     /// # Errors

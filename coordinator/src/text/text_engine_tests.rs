@@ -284,7 +284,7 @@ async fn no_more_texts_are_encoded_at_a_time_than_there_are_cores() {
 
 /// How many sequences ended in this way.
 fn ended(engine: &TextEngine, how: &str) -> u64 {
-    let text = engine.status().metrics.render(engine.status());
+    let text = engine.status().metrics().render();
     let name = format!("nanoinfer_request_success_total{{finished_reason=\"{how}\"}} ");
     text.lines().find_map(|line| line.strip_prefix(&name)).unwrap().parse().unwrap()
 }
@@ -353,6 +353,6 @@ async fn every_way_to_end_is_counted_once() {
     handle.stop();
     engine.generate(raw("x")).await.unwrap_err();
     assert_eq!(counts(), [3, 1, 1, 1, 1], "what was not taken is no sequence");
-    let text = engine.status().metrics.render(engine.status());
+    let text = engine.status().metrics().render();
     assert!(text.contains("nanoinfer_e2e_request_latency_seconds_count 7\n"), "{text}");
 }

@@ -21,9 +21,9 @@ use tokenizers::{
 };
 
 use super::{
-    EncodeError, TextError,
+    TextError,
     decoder::Decoder,
-    invalid,
+    files::invalid,
     tokenizer_config::{END_OF_TEXT, TokenizerConfig},
     tokenizer_files,
 };
@@ -62,6 +62,19 @@ pub struct Tokenizer {
     class: String,
     /// Most bytes of text that one token can stand for, if there is a bound.
     most_bytes: Option<usize>,
+}
+
+/// Why a text has no token ids.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("the model's tokenizer cannot encode this text: {reason}")]
+pub struct EncodeError {
+    reason: String,
+}
+
+impl EncodeError {
+    fn new(reason: impl ToString) -> Self {
+        Self { reason: reason.to_string() }
+    }
 }
 
 impl Tokenizer {

@@ -12,7 +12,7 @@ use nanoinfer_shared::{json::show, protocol::TokenId};
 use serde_json::Value;
 use tokenizers::AddedToken;
 
-use super::{TextError, invalid, read_json};
+use super::files::{TextError, invalid, read_json};
 
 /// Ends a text in every GPT-2 vocabulary.
 pub(super) const END_OF_TEXT: &str = "<|endoftext|>";

@@ -17,7 +17,10 @@ use tokenizers::{
     pre_tokenizers::byte_level::ByteLevel,
 };
 
-use super::{TextError, invalid, read_file, tokenizer_config::TokenizerConfig};
+use super::{
+    files::{TextError, invalid, read_file},
+    tokenizer_config::TokenizerConfig,
+};
 
 /// Sections of a tokenizer.json.
 const SECTIONS: [&str; 7] =

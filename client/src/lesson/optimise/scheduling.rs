@@ -37,7 +37,7 @@ fn paged_blocks(base: &ClusterConfig) -> anyhow::Result<(Figure, Facts)> {
         running.request(whole * 3 / 4, whole / 4)
     };
     let events = running.handle().submit_all((0..TEXTS).map(request).collect()).context("the engine takes no more")?;
-    let mut live = running.handle().status().live.subscribe();
+    let mut live = running.handle().status().live().subscribe();
     let (mut held, mut written, mut texts) = (0, 0, 0);
     running.block_on(async {
         let all = async {

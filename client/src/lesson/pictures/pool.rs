@@ -27,7 +27,7 @@ pub(super) fn draw(base: &ClusterConfig) -> anyhow::Result<String> {
         let prompt = [beginning.clone(), request.prompt.clone()].concat();
         Request { prompt, ..request }
     };
-    let mut live = running.handle().status().live.subscribe();
+    let mut live = running.handle().status().live().subscribe();
     let sequences = running.block_on(async {
         // Its blocks are known once it is done.
         let first = running.handle().submit(with_beginning(1, 1)).context("the engine takes no more")?;

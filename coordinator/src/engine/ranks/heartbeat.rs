@@ -1,4 +1,4 @@
-//! Watches that every rank answers and goes on, and says so in [`Status::ready`].
+//! Watches that every rank answers and goes on, and says so in [`Status::is_ready`].
 //!
 //! Pings begin with the links, so that ranks are watched while they load. Does not know what else is sent.
 //! Invariant: at most one ping of each rank is unanswered, so pings never fill the buffer of a rank that was stopped;
@@ -85,12 +85,12 @@ impl Heartbeat {
             while end.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
                 // Looked at before pinging, which can be held up.
                 let ready = serving.load(SeqCst) && pulses.iter().all(|pulse| pulse.silent_for() < UNREADY_AFTER);
-                if ready != status.ready.swap(ready, SeqCst) {
+                if ready != status.set_ready(ready) {
                     tracing::info!(ready, "the ranks' heartbeats changed");
                 }
                 if ended.load(SeqCst) {
                     // Ended while we looked: what we said must not stay.
-                    status.ready.store(false, SeqCst);
+                    status.set_ready(false);
                 }
                 if Instant::now() >= next_ping {
                     next_ping = Instant::now() + PING_EVERY;
@@ -102,10 +102,10 @@ impl Heartbeat {
         Ok(())
     }
 
-    /// The ranks take steps: sets [`Status::ready`] from now on.
+    /// The ranks take steps: sets [`Status::is_ready`] from now on.
     pub(super) fn serve(&self) {
         self.serving.store(true, SeqCst);
-        self.status.ready.store(true, SeqCst);
+        self.status.set_ready(true);
     }
 
     /// Whether the ranks take steps.
@@ -144,7 +144,7 @@ impl Heartbeat {
 impl Drop for Heartbeat {
     fn drop(&mut self) {
         self.ended.store(true, SeqCst);
-        self.status.ready.store(false, SeqCst);
+        self.status.set_ready(false);
     }
 }
 

@@ -1,4 +1,4 @@
-use std::{os::unix::net::UnixStream, sync::atomic::Ordering::Relaxed};
+use std::os::unix::net::UnixStream;
 
 use nanoinfer_shared::{
     link::Socket,
@@ -97,7 +97,7 @@ fn a_rank_that_stops_reading_does_not_hold_up_the_heartbeat() {
     let config = fake_rank::config(1, 6);
     let (mut pool, kv_blocks) = WorkerPool::start(vec![link], &config, status.clone(), || ()).unwrap();
     assert_eq!(kv_blocks, 6);
-    assert!(status.ready.load(Relaxed));
+    assert!(status.is_ready());
 
     let tokens = vec![1 << 20; 1 << 20];
     let sequences = vec![SequenceStep { tokens, start: 0, blocks: Vec::new(), outputs: Vec::new() }];
@@ -106,12 +106,12 @@ fn a_rank_that_stops_reading_does_not_hold_up_the_heartbeat() {
         pool.begin_step(&plan).and_then(|()| pool.finish_step().map(drop)).unwrap_err().to_string()
     });
     let since = Instant::now();
-    while status.ready.load(Relaxed) {
+    while status.is_ready() {
         assert!(since.elapsed() < Duration::from_secs(2));
         thread::yield_now();
     }
     drop(go_on);
     rank.join().unwrap();
     assert!(step.join().unwrap().contains("rank 0 is gone"));
-    assert!(!status.ready.load(Relaxed));
+    assert!(!status.is_ready());
 }

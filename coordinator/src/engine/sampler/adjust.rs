@@ -9,7 +9,7 @@
 
 use nanoinfer_shared::protocol::TokenId;
 
-use super::explain::neutral;
+use super::ranked::orderly;
 use crate::engine::{
     explanation::Processed,
     request::{LogitBias, Request, TokenSet},
@@ -162,12 +162,12 @@ impl Adjustments {
     /// What each processor does, in their order, those left out that change nothing.
     pub(crate) fn told(&self) -> Vec<Processed> {
         let count = |of: fn(&Seen) -> bool| self.seen.iter().filter(|(_, seen)| of(seen)).count();
-        let changed = |name, value: f32, changed| Processed { changed, ..neutral(name, f64::from(value)) };
+        let changed = |name, value: f32, changed| Processed { changed, ..Processed::neutral(name, f64::from(value)) };
         let generated = count(|seen| seen.generated > 0);
         let presence = changed("presence_penalty", self.presence_penalty, generated);
         let frequency = changed("frequency_penalty", self.frequency_penalty, generated);
         let biased = self.bias.iter().filter(|&&(_, bias)| bias != 0.0).count();
-        let removed = |name, removed| Processed { removed, value: None, ..neutral(name, 0.0) };
+        let removed = |name, removed| Processed { removed, value: None, ..Processed::neutral(name, 0.0) };
         // Each is counted where it is ruled out first.
         let forbidden = |name| self.forbidden().filter(|&id| self.forbidden_by(id) == Some(name)).count();
         let mut told = vec![
@@ -199,11 +199,6 @@ impl Adjustments {
         }
         orderly(logit)
     }
-}
-
-/// `logit` with a place in a total order: not a number is never drawn, −0 equals 0, +∞ is a very large number.
-pub(crate) fn orderly(logit: f32) -> f32 {
-    if logit.is_nan() { f32::NEG_INFINITY } else { logit.min(f32::MAX) + 0.0 }
 }
 
 #[cfg(test)]

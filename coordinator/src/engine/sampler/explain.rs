@@ -42,7 +42,7 @@ impl Draw {
         let forbidden: usize = chain.iter().map(|processed| processed.removed).sum();
         let (mut count, mut mass) = (self.vocab_size - forbidden, 1.0);
         let value = f64::from(if self.is_greedy() { 0.0 } else { self.temperature() });
-        let mut temperature = neutral("temperature", value);
+        let mut temperature = Processed::neutral("temperature", value);
         match &self.method {
             Method::Greedy => {
                 // Where nothing may come, something is drawn all the same, and nothing is left to remove.
@@ -64,7 +64,7 @@ impl Draw {
                         // Tokens with no probability at all count as removed by the first cut.
                         removed: count - left.count,
                         removed_mass: (1.0 - left.mass / mass).max(0.0),
-                        ..neutral(name, value)
+                        ..Processed::neutral(name, value)
                     });
                     (count, mass) = (left.count, left.mass);
                     rule_out(&mut alternatives, name, &|token| left.has(token));
@@ -105,11 +105,6 @@ impl Draw {
     fn is_greedy(&self) -> bool {
         matches!(self.method, Method::Greedy)
     }
-}
-
-/// A processor that has done nothing yet.
-pub(super) fn neutral(processor: &'static str, value: f64) -> Processed {
-    Processed { processor, value: Some(value), changed: 0, removed: 0, removed_mass: 0.0 }
 }
 
 /// Its name in a request, and its setting.

@@ -4,7 +4,7 @@
 
 use nanoinfer_shared::protocol::{LogSumExp, RowSlice, TokenId};
 
-use super::adjust::orderly;
+use super::ranked::orderly;
 use crate::engine::request::TokenLogprobs;
 
 /// The log-probability of `id` with raw logit `logit`, and of the `top` most likely tokens.

@@ -36,6 +36,11 @@ const fn turn(bits: u32) -> u32 {
     if bits >> 31 == 0 { !bits & 0x7FFF_FFFF } else { bits }
 }
 
+/// `logit` with a place in a total order: not a number is never drawn, −0 equals 0, +∞ is a very large number.
+pub(crate) fn orderly(logit: f32) -> f32 {
+    if logit.is_nan() { f32::NEG_INFINITY } else { logit.min(f32::MAX) + 0.0 }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

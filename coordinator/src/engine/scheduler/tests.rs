@@ -10,11 +10,12 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::engine::{
-    fair_queue::Owner,
-    handle::{self, Command, Door, Events},
+    handle::{self, Door, Events},
+    owner::Owner,
     request::{Client, Event, PromptLogprobs, Request},
     sampler::Drawn,
     sequence::SeqId,
+    submission::Command,
 };
 
 const N_POSITIONS: usize = 64;

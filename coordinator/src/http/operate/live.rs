@@ -1,7 +1,5 @@
 //! `GET /api/cluster`: who holds what, and what is under way: the live view of the page; and what the model is.
 
-use std::sync::atomic::Ordering::Relaxed;
-
 use axum::{Json, extract::State};
 use nanoinfer_shared::{Share, protocol::BLOCK_TOKENS};
 use serde_json::{Value, json};
@@ -24,7 +22,7 @@ pub(crate) async fn cluster(State(app): State<App>) -> Json<Value> {
     let ranks: Vec<Value> = card.partition.shares().iter().zip(&card.weight_bytes).enumerate().map(rank).collect();
     let shape = &card.shape;
     // Copied, as the engine waits for whoever looks.
-    let live = status.live.borrow().clone();
+    let live = status.live().borrow().clone();
     Json(json!({
         "model": model_name::shown(card),
         "dtype": card.dtype.to_string(),
@@ -34,14 +32,14 @@ pub(crate) async fn cluster(State(app): State<App>) -> Json<Value> {
         "n_inner": shape.mlp.inner,
         "n_positions": shape.context,
         "vocab_size": shape.vocab_size,
-        "ready": status.ready.load(Relaxed),
+        "ready": status.is_ready(),
         "ranks": ranks,
         "block_tokens": BLOCK_TOKENS,
-        "blocks_total": status.blocks_total.load(Relaxed),
-        "blocks_free": status.blocks_free.load(Relaxed),
+        "blocks_total": status.blocks_total(),
+        "blocks_free": status.blocks_free(),
         "blocks_idle": live.idle,
-        "running": status.running.load(Relaxed),
-        "waiting": status.waiting.load(Relaxed),
+        "running": status.running(),
+        "waiting": status.waiting(),
         "sequences": live.sequences,
     }))
 }

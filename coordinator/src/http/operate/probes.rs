@@ -1,7 +1,5 @@
 //! Is it alive, is it ready, how busy is it.
 
-use std::sync::atomic::Ordering::Relaxed;
-
 use axum::{
     Json,
     extract::State,
@@ -31,16 +29,16 @@ pub(crate) async fn health(State(app): State<App>) -> Response {
 /// `GET /metrics`, for Prometheus.
 pub(crate) async fn metrics(State(app): State<App>) -> Response {
     let status = app.engine.status();
-    ([(header::CONTENT_TYPE, CONTENT_TYPE)], status.metrics.render(status)).into_response()
+    ([(header::CONTENT_TYPE, CONTENT_TYPE)], status.metrics().render()).into_response()
 }
 
 /// Whether a request would be answered, and why not.
 fn told(app: &App, well: Value, mut ill: Value) -> Response {
     let status = app.engine.status();
-    let reason = match status.failure.get() {
+    let reason = match status.failure() {
         Some(failure) => failure,
-        None if status.stopping.load(Relaxed) => "the server is shutting down",
-        None if !status.ready.load(Relaxed) => "not every rank answers",
+        None if app.engine.is_stopping() => "the server is shutting down",
+        None if !status.is_ready() => "not every rank answers",
         None => return Json(well).into_response(),
     };
     ill["reason"] = reason.into();

@@ -1,6 +1,6 @@
 //! Readiness, load, hang-ups and the end.
 
-use std::{sync::atomic::Ordering::Relaxed, time::Duration};
+use std::time::Duration;
 
 use serde_json::json;
 use tokio::{
@@ -28,10 +28,10 @@ async fn probes_tell_ready_from_not() {
         codes
     };
     assert_eq!(codes().await, [200, 503, 503, 503]);
-    status.ready.store(true, Relaxed);
+    status.set_ready(true);
     assert_eq!(codes().await, [200, 200, 200, 200]);
     assert_eq!(server.get("/api/health").await.json(), json!({"status": "healthy", "model_loaded": true}));
-    status.failure.set("rank 1 died".into()).unwrap();
+    status.fail("rank 1 died");
     assert_eq!(codes().await, [200, 503, 503, 503]);
     assert!(server.get("/readyz").await.body.contains("rank 1 died"));
 }
