@@ -25,6 +25,7 @@ use std::{
 
 use anyhow::Context;
 use clap::Args;
+use nanoinfer_eval::connection::Connection;
 use nanoinfer_launch::{
     environment,
     output::{self, OutputError, Reader},
@@ -85,7 +86,7 @@ struct Statistics {
 
 pub(crate) fn run(options: ChatOptions) -> Result<(), Failure> {
     let mut target = Target::open(&options.target)?;
-    let info = target.get("/api/model_info")?;
+    let info = target.connection.get("/api/model_info")?;
     let stop = interrupts()?;
     let mut lines = Lines::open()?;
     if io::stdin().is_terminal() && io::stdout().is_terminal() {
@@ -130,7 +131,7 @@ fn talk(
             Ok(Said::Turn) => {
                 stop.store(false, Relaxed);
                 let mut text = String::new();
-                let answered = answer(target, &conversation.request(), stop, &mut text);
+                let answered = answer(&target.connection, &conversation.request(), stop, &mut text);
                 output::write(if text.is_empty() || text.ends_with('\n') { "" } else { "\n" })?;
                 let shown = match answered {
                     Ok(statistics) if tells_statistics => statistics.told(stop.load(Relaxed)) + "\n",
@@ -249,10 +250,15 @@ fn piped_line(mut pipe: impl BufRead, number: usize) -> anyhow::Result<Option<St
 }
 
 /// Asks, and writes the answer as it comes; what came is in `text`, also where it was stopped or broke off.
-fn answer(target: &Target, request: &Value, stop: &AtomicBool, text: &mut String) -> anyhow::Result<Statistics> {
+fn answer(
+    connection: &Connection,
+    request: &Value,
+    stop: &AtomicBool,
+    text: &mut String,
+) -> anyhow::Result<Statistics> {
     let start = Instant::now();
     let mut statistics = Statistics { start, first: None, last: start, usage: Value::Null, reader: Reader::Reads };
-    let (_, body) = target.post("/v1/chat/completions", request)?;
+    let (_, body) = connection.post("/v1/chat/completions", request)?;
     let (pieces, received) = mpsc::sync_channel(MAX_PIECES);
     // Ends with the stream, or when nobody receives: then it drops the connection, which cancels the answer.
     thread::spawn(move || {

@@ -10,9 +10,8 @@
 use std::io::BufRead;
 
 use anyhow::{Context, bail};
+use nanoinfer_eval::connection::said;
 use serde_json::Value;
-
-use crate::target::said;
 
 /// Longest event, and longest line, that is still one.
 const MAX_EVENT_BYTES: usize = 1 << 20;

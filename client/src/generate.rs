@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context, anyhow};
 use clap::Args;
+use nanoinfer_eval::connection::{self, Connection};
 use nanoinfer_launch::{
     output::{self, OutputError, Reader},
     utf8,
@@ -20,7 +21,7 @@ use crate::{
     bars::Bars,
     events::Events,
     explain,
-    target::{self, Target, TargetOptions},
+    target::{Target, TargetOptions},
 };
 
 /// Longest prompt that is read from standard input.
@@ -71,12 +72,7 @@ fn number_within(range: RangeInclusive<f32>, typed: &str) -> Result<f32, String>
 pub(crate) fn run(options: GenerateOptions) -> Result<(), Failure> {
     let prompt = prompt(&options, io::stdin().lock(), io::stdin().is_terminal())?;
     let body = body(&options, prompt);
-    let mut target = Target::open(&options.target)?;
-    let asked = ask(&target, &body);
-    if asked.is_err() {
-        target.tell_its_end();
-    }
-    Ok(asked?)
+    Target::open(&options.target)?.ask(|connection| ask(connection, &body))
 }
 
 /// What was typed, or what comes through a pipe, without its last line end.
@@ -122,12 +118,12 @@ fn number(typed: f32) -> Value {
 }
 
 /// Sends the request and writes the text of the answer, ended by a line end.
-fn ask(target: &Target, body: &Value) -> anyhow::Result<()> {
-    let (is_stream, reply) = target.post("/api/chat", body)?;
+fn ask(connection: &Connection, body: &Value) -> anyhow::Result<()> {
+    let (is_stream, reply) = connection.post("/api/chat", body)?;
     if is_stream {
         return write_events(Events::new(reply), |text| output::write(text));
     }
-    let answer = target::whole(reply)?;
+    let answer = connection::whole(reply)?;
     let text = answer["response"].as_str().with_context(|| format!("the server sent no answer: {answer}"))?;
     let explained = match answer.get("explain") {
         Some(list) => format!("\n{}", explain::tokens(list, 1, Bars::of_stdout()).trim_end()),

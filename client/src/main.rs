@@ -1,7 +1,8 @@
 //! `nanoinfer`: meets a server over HTTP as any client would; starts a private one when given a model.
 //!
 //! [`generate`] and [`chat`] ask a [`target`], which may be a [`private_server`], and read its [`events`]; [`bench`] measures
-//! a cluster without HTTP; [`lesson`] measures what the chapters of docs/learn explain; [`eval`] measures how good a model is; [`pull`],
+//! a cluster without HTTP; [`lesson`] measures what the chapters of docs/learn explain; [`eval`] measures how good a model is,
+//! [`verify`] and [`speed`] whether and how fast servers compute what they should; [`pull`],
 //! [`inspect`] and [`convert`] fetch, describe and rewrite checkpoints. Does not know how text is made.
 
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
@@ -10,8 +11,6 @@ mod generate;
 mod explain;
 mod bars;
 mod random;
-mod plot;
-mod page;
 mod chat;
 mod target;
 mod events;
@@ -24,6 +23,8 @@ mod lesson;
 #[allow(dead_code, clippy::print_stdout)]
 mod conversation;
 mod eval;
+mod verify;
+mod speed;
 mod pull;
 mod inspect;
 mod convert;

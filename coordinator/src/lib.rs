@@ -13,7 +13,6 @@ pub mod text;
 pub mod http;
 
 pub mod spelling;
-pub mod utf8;
 mod clock;
 mod off_runtime;
 
@@ -21,4 +20,5 @@ mod off_runtime;
 mod testing;
 
 pub use engine::{config, explanation, handle, kv_budget, metrics, request, status};
+pub use nanoinfer_shared::utf8;
 pub use text::TextEngine;

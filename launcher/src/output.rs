@@ -10,6 +10,8 @@ use std::{
     process::ExitCode,
 };
 
+pub use nanoinfer_shared::say;
+
 /// Whether somebody reads what is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reader {
@@ -38,12 +40,6 @@ fn write_to(out: &mut impl Write, text: impl Display) -> Result<Reader, OutputEr
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(Reader::Left),
         Err(error) => Err(error.into()),
     }
-}
-
-/// Writes a line to standard error.
-pub fn say(line: impl Display) {
-    // Nobody is left to be told that it cannot be written.
-    let _ = writeln!(io::stderr().lock(), "{line}");
 }
 
 /// Writes what a parser of arguments has to say, help and version included, and returns the exit code for it.

@@ -2,11 +2,13 @@
 //!
 //! Reading order: a [`model`] is a shape, read from [`json`], which a partition deals out; the coordinator and its ranks
 //! talk in the messages of [`protocol`], carried by a [`link`] after a [`handshake`] at a [`door`]; the ranks add up partial
-//! results through a [`comm`]unicator.
+//! results through a [`comm`]unicator. What comes from outside is [`utf8`], and people are told by [`say`].
 //!
 //! This crate does not know HTTP, text, the tensors of any library, CUDA, or scheduling.
 
 pub mod json;
+pub mod utf8;
+mod say;
 pub mod model;
 pub mod protocol;
 pub mod link;
@@ -19,3 +21,4 @@ pub use model::{
     partition::{Partition, PartitionError, Share},
     shape::{Activation, ModelShape},
 };
+pub use say::say;

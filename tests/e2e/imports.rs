@@ -23,7 +23,8 @@ fn imports_go_one_way() {
         ("worker", &["nanoinfer-shared", "nanoinfer-kernels", "nanoinfer-checkpoint"]),
         ("coordinator", &["nanoinfer-shared"]),
         ("launcher", &["nanoinfer-coordinator", "nanoinfer-worker", "nanoinfer-checkpoint", "nanoinfer-shared"]),
-        ("client", &["nanoinfer-launch", "nanoinfer-checkpoint", "nanoinfer-reference"]),
+        ("eval", &["nanoinfer-shared"]),
+        ("client", &["nanoinfer-launch", "nanoinfer-eval", "nanoinfer-checkpoint", "nanoinfer-reference"]),
     ] {
         let allowed = allowed.iter().map(|&name| name.to_owned()).collect();
         assert_eq!(imports(folder), allowed, "{folder}/Cargo.toml");

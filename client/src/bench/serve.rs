@@ -7,7 +7,7 @@
 //! Does not know what serves.
 
 use std::{
-    sync::{Arc, mpsc},
+    sync::mpsc,
     thread,
     time::{Duration, Instant},
 };
@@ -15,6 +15,7 @@ use std::{
 use anyhow::{Context, anyhow};
 use clap::Args;
 use hdrhistogram::Histogram;
+use nanoinfer_eval::connection::Connection;
 use nanoinfer_launch::output;
 use serde_json::{Value, json};
 
@@ -84,16 +85,11 @@ pub(crate) fn run(options: ServeBenchOptions) -> Result<(), Failure> {
     if !(options.rate > 0.0 && options.rate.is_finite() && options.spread >= 0.0 && options.spread.is_finite()) {
         return Err(Failure::usage(anyhow!("--rate is more than 0 and --spread not less than 0")));
     }
-    let target = Arc::new(Target::open(&options.target)?);
-    let measured = measure(&options, &target);
-    if let (Err(_), Ok(mut target)) = (&measured, Arc::try_unwrap(target)) {
-        target.tell_its_end();
-    }
-    Ok(measured?)
+    Target::open(&options.target)?.ask(|connection| measure(&options, connection))
 }
 
-fn measure(options: &ServeBenchOptions, target: &Arc<Target>) -> anyhow::Result<()> {
-    let models = target.get("/v1/models")?;
+fn measure(options: &ServeBenchOptions, connection: &Connection) -> anyhow::Result<()> {
+    let models = connection.get("/v1/models")?;
     let first = models.pointer("/data/0/id").and_then(Value::as_str);
     let model = options.served_model_name.as_deref().or(first);
     let model = model.context("the server names no model\n  hint: --served-model-name NAME")?;
@@ -103,21 +99,17 @@ fn measure(options: &ServeBenchOptions, target: &Arc<Target>) -> anyhow::Result<
     let asked_tokens: u64 = trace.iter().map(|arrival| u64::from(arrival.tokens)).sum();
     let (answers, answered) = mpsc::channel();
     let begun = Instant::now();
-    let threads: Vec<_> = trace
-        .into_iter()
-        .map(|arrival| {
+    thread::scope(|scope| {
+        for arrival in trace {
             thread::sleep(arrival.at.saturating_sub(begun.elapsed()));
-            let (target, model, answers) = (Arc::clone(target), model.to_owned(), answers.clone());
-            thread::spawn(move || {
-                // Whoever counts lives as long as this thread.
-                let _ = answers.send(ask(&target, &model, &arrival));
-            })
-        })
-        .collect();
+            let answers = answers.clone();
+            // Whoever counts lives as long as this thread.
+            scope.spawn(move || drop(answers.send(ask(connection, model, &arrival))));
+        }
+    });
+    let elapsed = begun.elapsed();
     drop(answers);
     let answers: Vec<_> = answered.iter().collect();
-    let elapsed = begun.elapsed();
-    threads.into_iter().for_each(|thread| thread.join().expect("it only asks and sends"));
     report(options, lengths, model, &answers, asked_tokens, elapsed)
 }
 
@@ -166,13 +158,13 @@ fn length(random: &mut Random, median: u32, spread: f64) -> u32 {
     ((f64::from(median) * factor).round() as u32).max(2)
 }
 
-fn ask(target: &Target, model: &str, arrival: &Arrival) -> anyhow::Result<Answer> {
+fn ask(connection: &Connection, model: &str, arrival: &Arrival) -> anyhow::Result<Answer> {
     let arrived = Instant::now();
     let body = json!({
         "model": model, "prompt": arrival.prompt, "max_tokens": arrival.tokens, "temperature": 0, "ignore_eos": true,
         "stream": true, "stream_options": { "include_usage": true },
     });
-    let (is_stream, answer) = target.post("/v1/completions", &body)?;
+    let (is_stream, answer) = connection.post("/v1/completions", &body)?;
     if !is_stream {
         return Err(anyhow!("the server does not stream"));
     }

@@ -2,13 +2,13 @@
 //!
 //! Holds results; measures nothing. A figure's name is that of its place in the chapters, `<!-- NAME -->`.
 
-use serde_json::{Value, json};
-
-use crate::{
-    bars::Bars,
+use nanoinfer_eval::{
     page,
     plot::{self, Bar, escape, log_share},
 };
+use serde_json::{Value, json};
+
+use crate::bars::Bars;
 
 /// Width of a bar in a terminal and in a chapter.
 const BAR_WIDTH: usize = 24;

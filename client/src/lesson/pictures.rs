@@ -9,6 +9,7 @@ mod timeline;
 use std::{fs, path::Path};
 
 use anyhow::Context;
+use nanoinfer_eval::plot::escape;
 use nanoinfer_launch::ClusterConfig;
 use nanoinfer_launch::output;
 
@@ -56,7 +57,7 @@ impl Svg {
     }
 
     fn text(&mut self, class: &str, anchor: &str, (x, y): (f64, f64), text: &str) {
-        let text = crate::plot::escape(text);
+        let text = escape(text);
         self.body +=
             &format!("<text class=\"{class}\" text-anchor=\"{anchor}\" x=\"{x:.1}\" y=\"{y:.1}\">{text}</text>\n");
         self.height = self.height.max(y + 4.0);

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{
+use crate::{
     bleu::{self, Bleu, BleuOptions},
     rouge::{self, Rouge},
     server::Server,
@@ -11,41 +11,41 @@ use super::{
 
 /// A question and the answer that is hoped for. Both keys must be there.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct Pair {
-    pub(super) prompt: String,
-    pub(super) reference: String,
+pub(crate) struct Pair {
+    pub(crate) prompt: String,
+    pub(crate) reference: String,
 }
 
 /// How to generate.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub(super) struct Sampling {
+pub(crate) struct Sampling {
     /// As a turn of a chat, or as text to continue.
-    pub(super) as_chat: bool,
-    pub(super) max_tokens: u32,
-    pub(super) temperature: f64,
-    pub(super) seed: u64,
+    pub(crate) as_chat: bool,
+    pub(crate) max_tokens: u32,
+    pub(crate) temperature: f64,
+    pub(crate) seed: u64,
 }
 
 /// What a pair came to.
 #[derive(Clone, Debug)]
-pub(super) struct Answer {
-    pub(super) hypothesis: String,
-    pub(super) rouge: Rouge,
+pub(crate) struct Answer {
+    pub(crate) hypothesis: String,
+    pub(crate) rouge: Rouge,
 }
 
 /// What they came to together.
 #[derive(Clone, Debug)]
-pub(super) struct Comparison {
-    pub(super) bleu: Bleu,
-    pub(super) rouge: Rouge,
-    pub(super) answers: Vec<Answer>,
+pub(crate) struct Comparison {
+    pub(crate) bleu: Bleu,
+    pub(crate) rouge: Rouge,
+    pub(crate) answers: Vec<Answer>,
 }
 
 /// Generates an answer to every prompt and compares it with its reference.
 ///
 /// # Errors
 /// When the server fails.
-pub(super) fn measure(
+pub(crate) fn measure(
     server: &Server,
     work: &mut Work,
     pairs: &[Pair],

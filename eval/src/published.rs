@@ -1,7 +1,7 @@
 //! Numbers that others published, to stand beside ours. Each with its source; none is a target.
 
 /// Per task accuracies of `gpt2` (124M) by an independent port of the protocol, in bf16.
-pub(super) const GPT2_TASKS: (&str, &[(&str, f64)]) = (
+pub(crate) const GPT2_TASKS: (&str, &[(&str, f64)]) = (
     "gpt2 124M, an MLX port in bf16 (SammyTourani/road-to-52)",
     &[
         ("hellaswag_zeroshot", 0.3088),
@@ -30,11 +30,11 @@ pub(super) const GPT2_TASKS: (&str, &[(&str, f64)]) = (
 );
 
 /// CORE, by nanochat.
-pub(super) const CORE: &[(&str, f64)] =
+pub(crate) const CORE: &[(&str, f64)] =
     &[("gpt2", 0.1139), ("gpt2-medium", 0.1849), ("gpt2-large", 0.2146), ("gpt2-xl", 0.2565)];
 
 /// Perplexity of WikiText-2, by token: the GPT-2 paper, and Hugging Face's page.
-pub(super) const WIKITEXT2: &[(&str, f64)] = &[
+pub(crate) const WIKITEXT2: &[(&str, f64)] = &[
     ("gpt2, paper", 29.41),
     ("gpt2-medium, paper", 22.76),
     ("gpt2-large, paper", 19.93),

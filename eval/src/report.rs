@@ -1,39 +1,34 @@
-//! What an evaluation says: a table on standard output, JSON, and a page.
+//! What an evaluation says: a table for a terminal, and JSON; the page is `html`'s.
 //!
 //! Holds results and where they come from; computes nothing.
 
-use std::{fs, path::Path};
-
-use anyhow::Context;
 use serde_json::{Map, Value, json};
 
-use super::{
-    core,
-    core::TaskResult,
-    generation::{Comparison, Pair},
-    html,
+use crate::{
+    core::{self, TaskResult},
+    generation::{Answer, Comparison, Pair},
     perplexity::{Perplexity, PerplexityMethod},
 };
 
 /// Everything there is to say.
 #[derive(Debug)]
-pub(super) struct Report {
+pub(crate) struct Report {
     /// What was evaluated, on what, how: names, versions, settings, seeds.
-    pub(super) conditions: Value,
-    pub(super) perplexity: Option<(PerplexityMethod, Perplexity)>,
-    pub(super) comparison: Option<(Vec<Pair>, Comparison)>,
+    pub(crate) conditions: Value,
+    pub(crate) perplexity: Option<(PerplexityMethod, Perplexity)>,
+    pub(crate) comparison: Option<(Vec<Pair>, Comparison)>,
     /// Which of `bleu`, `rouge` were asked for.
-    pub(super) bleu: bool,
-    pub(super) rouge: bool,
-    pub(super) tasks: Option<Vec<TaskResult>>,
+    pub(crate) bleu: bool,
+    pub(crate) rouge: bool,
+    pub(crate) tasks: Option<Vec<TaskResult>>,
     /// Whether the JSON lists every item of every task.
-    pub(super) log_items: bool,
-    pub(super) elapsed_s: f64,
+    pub(crate) log_items: bool,
+    pub(crate) elapsed_s: f64,
 }
 
 impl Report {
     /// The numbers that were asked for, by their names.
-    pub(super) fn metrics(&self) -> Vec<(&'static str, f64)> {
+    pub(crate) fn metrics(&self) -> Vec<(&'static str, f64)> {
         let mut metrics = Vec::new();
         if let Some((_, p)) = &self.perplexity {
             metrics.push(("ppl", p.ppl));
@@ -61,7 +56,7 @@ impl Report {
     }
 
     /// The whole as JSON.
-    pub(super) fn to_json(&self) -> Value {
+    pub(crate) fn to_json(&self) -> Value {
         let metrics: Map<String, Value> =
             self.metrics().into_iter().map(|(name, number)| (name.to_owned(), json!(number))).collect();
         let mut report = json!({"metrics": metrics, "conditions": self.conditions, "elapsed_s": self.elapsed_s});
@@ -77,7 +72,7 @@ impl Report {
                     "counts": bleu.counts, "totals": bleu.totals,
                 });
             }
-            let answer = |(pair, answer): (&Pair, &super::generation::Answer)| {
+            let answer = |(pair, answer): (&Pair, &Answer)| {
                 json!({
                     "prompt": pair.prompt, "reference": pair.reference, "hypothesis": answer.hypothesis,
                     "rougeL": answer.rouge.rouge_l.f,
@@ -98,7 +93,7 @@ impl Report {
     }
 
     /// As lines for a terminal.
-    pub(super) fn to_table(&self) -> String {
+    pub(crate) fn to_table(&self) -> String {
         let mut table = String::new();
         if let Some(tasks) = &self.tasks {
             // As nanochat writes it.
@@ -128,17 +123,5 @@ impl Report {
             table += &format!("{} answers; BLEU {}\n", pairs.len(), comparison.bleu.signature);
         }
         table
-    }
-
-    /// Writes the JSON to `path`, and the page beside it.
-    ///
-    /// # Errors
-    /// When it cannot.
-    pub(super) fn write(&self, path: &Path) -> anyhow::Result<()> {
-        let page = path.with_extension("html");
-        for (path, text) in [(path, format!("{:#}\n", self.to_json())), (&page, html::page(self))] {
-            fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
-        }
-        Ok(())
     }
 }

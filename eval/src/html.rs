@@ -1,16 +1,18 @@
 //! One self-contained page: numbers, plots, answers; opens without a server or a network.
 
-use super::{core, published, report::Report};
 use crate::{
+    core,
     page::{self, section},
     plot::{self, Bar, escape},
+    published,
+    report::Report,
 };
 
 /// Most documents and answers on a page; the JSON has all.
 const MAX_ROWS: usize = 200;
 
 /// The report as a page.
-pub(super) fn page(report: &Report) -> String {
+pub(crate) fn page(report: &Report) -> String {
     let model = report.conditions["model"].as_str().unwrap_or("model");
     let title = format!("{} · nanoinfer eval", escape(model));
     let mut body = format!("<h1>{title}</h1>\n<table>\n");

@@ -12,17 +12,17 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{python_random::PythonRandom, python_text::strip};
+use crate::{python_random::PythonRandom, python_text::strip};
 
 /// Seed of an item's examples, plus its index.
-pub(super) const FEW_SHOT_SEED: u64 = 1234;
+pub(crate) const FEW_SHOT_SEED: u64 = 1234;
 /// What stands between examples.
 const GAP: &str = "\n\n";
 
 /// How an item asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum TaskKind {
+pub(crate) enum TaskKind {
     /// One context, several endings.
     MultipleChoice,
     /// Several contexts, one ending.
@@ -33,7 +33,7 @@ pub(super) enum TaskKind {
 
 /// A question with its answer.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum CoreItem {
+pub(crate) enum CoreItem {
     MultipleChoice { query: String, choices: Vec<String>, gold: usize },
     Schema { context_options: Vec<String>, continuation: String, gold: usize },
     LanguageModeling { context: String, continuation: String },
@@ -41,30 +41,30 @@ pub(super) enum CoreItem {
 
 /// The texts of an item.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Prompts {
+pub(crate) struct Prompts {
     /// The part before the ending, for language modeling.
-    pub(super) context: Option<String>,
+    pub(crate) context: Option<String>,
     /// One for each row.
-    pub(super) rows: Vec<String>,
+    pub(crate) rows: Vec<String>,
 }
 
 /// Tokens to compute, and the span `start..end` to score; `start` is at least 1.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Row {
-    pub(super) tokens: Vec<u32>,
-    pub(super) start: usize,
-    pub(super) end: usize,
+pub(crate) struct Row {
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) start: usize,
+    pub(crate) end: usize,
 }
 
 /// How often an item was not as nanochat takes for granted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Departures {
+pub(crate) struct Departures {
     /// Rows longer than the model's context, cut at their start.
-    pub(super) cropped: usize,
+    pub(crate) cropped: usize,
     /// Rows whose scored span was cut too: nanochat would stop.
-    pub(super) span_cut: usize,
+    pub(crate) span_cut: usize,
     /// Contexts whose tokens do not begin their row: nanochat would stop.
-    pub(super) context_not_prefix: usize,
+    pub(crate) context_not_prefix: usize,
 }
 
 impl CoreItem {
@@ -72,7 +72,7 @@ impl CoreItem {
     ///
     /// # Errors
     /// In words, if a key is missing or of another type.
-    pub(super) fn from_json(kind: TaskKind, item: &Value) -> Result<Self, String> {
+    pub(crate) fn from_json(kind: TaskKind, item: &Value) -> Result<Self, String> {
         let text = |key: &str| {
             item[key].as_str().map(str::to_owned).ok_or_else(|| format!("`{key}` should be a string, is {}", item[key]))
         };
@@ -102,7 +102,7 @@ impl CoreItem {
     }
 
     /// Which row should win; `None` for language modeling.
-    pub(super) fn gold(&self) -> Option<usize> {
+    pub(crate) fn gold(&self) -> Option<usize> {
         match self {
             Self::MultipleChoice { gold, .. } | Self::Schema { gold, .. } => Some(*gold),
             Self::LanguageModeling { .. } => None,
@@ -124,14 +124,14 @@ impl CoreItem {
 }
 
 /// Indices of an item's examples: `k` of the other `n - 1`, or all of them if there are fewer.
-pub(super) fn few_shots(n: usize, index: usize, k: usize) -> Vec<usize> {
+pub(crate) fn few_shots(n: usize, index: usize, k: usize) -> Vec<usize> {
     let others = n.saturating_sub(1);
     let drawn = PythonRandom::new(FEW_SHOT_SEED + index as u64).sample(others, k.min(others));
     drawn.into_iter().map(|i| i + usize::from(i >= index)).collect()
 }
 
 /// The texts of `items[index]` behind its examples.
-pub(super) fn prompts(items: &[CoreItem], index: usize, shots: &[usize], delimiter: &str) -> Prompts {
+pub(crate) fn prompts(items: &[CoreItem], index: usize, shots: &[usize], delimiter: &str) -> Prompts {
     let prefix: String = shots.iter().map(|&shot| items[shot].example(delimiter) + GAP).collect();
     match &items[index] {
         CoreItem::MultipleChoice { query, choices, .. } => {
@@ -153,7 +153,7 @@ pub(super) fn prompts(items: &[CoreItem], index: usize, shots: &[usize], delimit
 
 /// The spans of rows whose tokens begin with the beginning of a document. `context` are the tokens of
 /// [`Prompts::context`], likewise.
-pub(super) fn spans(
+pub(crate) fn spans(
     kind: TaskKind,
     context: Option<&[u32]>,
     tokens: Vec<Vec<u32>>,
@@ -179,7 +179,7 @@ pub(super) fn spans(
 
 impl Row {
     /// Keeps the last `max` tokens.
-    pub(super) fn crop(self, max: usize, departures: &mut Departures) -> Self {
+    pub(crate) fn crop(self, max: usize, departures: &mut Departures) -> Self {
         let Some(gone) = self.tokens.len().checked_sub(max).filter(|&gone| gone > 0) else { return self };
         departures.cropped += 1;
         // Nothing predicts a row's first token.
@@ -190,7 +190,7 @@ impl Row {
 }
 
 /// Tokens that all rows begin with.
-pub(super) fn common_prefix(rows: &[Vec<u32>]) -> usize {
+pub(crate) fn common_prefix(rows: &[Vec<u32>]) -> usize {
     let shortest = rows.iter().map(Vec::len).min().unwrap_or(0);
     (0..shortest).find(|&i| rows.iter().any(|row| row[i] != rows[0][i])).unwrap_or(shortest)
 }
@@ -227,7 +227,7 @@ mod tests {
         let tokenizer = Tokenizer::load(&root.join("tests/data/gpt2-tokenizer"), 50257).unwrap();
         let encode = |text: &str| [vec![50256], tokenizer.encode(text, Specials::Match).unwrap()].concat();
         let vectors: Value =
-            serde_json::from_str(include_str!("../../../tests/data/vectors/core_prompt_vectors.json")).unwrap();
+            serde_json::from_str(include_str!("../../tests/data/vectors/core_prompt_vectors.json")).unwrap();
         let cases = vectors["vectors"].as_array().unwrap();
         assert_eq!(cases.len(), 44);
         for case in cases {
@@ -256,8 +256,7 @@ mod tests {
 
     #[test]
     fn examples_are_those_of_nanochat() {
-        let vectors: Value =
-            serde_json::from_str(include_str!("../../../tests/data/vectors/rng_vectors.json")).unwrap();
+        let vectors: Value = serde_json::from_str(include_str!("../../tests/data/vectors/rng_vectors.json")).unwrap();
         for case in vectors["fewshot"].as_array().unwrap() {
             let number = |name: &str| case[name].as_u64().unwrap() as usize;
             let drawn = few_shots(number("n"), number("idx"), number("k"));

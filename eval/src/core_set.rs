@@ -14,13 +14,13 @@ use std::{
 };
 
 use anyhow::{Context, anyhow, bail};
-use nanoinfer_launch::utf8;
+use nanoinfer_shared::utf8;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{core_prompt::TaskKind, documents, yaml};
+use crate::{core_prompt::TaskKind, documents, yaml};
 
-pub(super) const FORMAT: &str = "nanoinfer.core/1";
+pub(crate) const FORMAT: &str = "nanoinfer.core/1";
 const TASKS: &str = "core.yaml";
 const BASELINES: &str = "eval_meta_data.csv";
 const DATA: &str = "eval_data";
@@ -32,25 +32,25 @@ const BASELINE_KEY: &str = "random_baseline";
 
 /// Tasks with their data.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct CoreSet {
+pub struct CoreSet {
     format: String,
-    pub(super) tasks: Vec<TaskSpec>,
+    pub(crate) tasks: Vec<TaskSpec>,
     /// Items by dataset, in published order; tasks may share one.
     datasets: BTreeMap<String, Vec<Value>>,
 }
 
 /// What a task asks, and how.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct TaskSpec {
-    pub(super) label: String,
+pub(crate) struct TaskSpec {
+    pub(crate) label: String,
     dataset_uri: String,
-    pub(super) icl_task_type: TaskKind,
+    pub(crate) icl_task_type: TaskKind,
     /// Only the first counts.
     num_fewshot: Vec<usize>,
     #[serde(default = "space")]
-    pub(super) continuation_delimiter: String,
+    pub(crate) continuation_delimiter: String,
     /// Percent that guessing gets.
-    pub(super) random_baseline: f64,
+    pub(crate) random_baseline: f64,
 }
 
 fn space() -> String {
@@ -59,7 +59,7 @@ fn space() -> String {
 
 impl TaskSpec {
     /// Examples before each question.
-    pub(super) fn shots(&self) -> usize {
+    pub(crate) fn shots(&self) -> usize {
         self.num_fewshot.first().copied().unwrap_or(0)
     }
 }
@@ -69,7 +69,7 @@ impl CoreSet {
     ///
     /// # Errors
     /// When something is missing or is not what it should be, with the file's name.
-    pub(super) fn read(path: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
         if path.is_dir() {
             return Self::read_bundle(path);
         }
@@ -78,7 +78,7 @@ impl CoreSet {
         Self::from_json(value).with_context(|| format!("cannot use {}", path.display()))
     }
 
-    pub(super) fn from_json(value: Value) -> anyhow::Result<Self> {
+    pub(crate) fn from_json(value: Value) -> anyhow::Result<Self> {
         let set: Self = serde_json::from_value(value)?;
         if set.format != FORMAT {
             bail!("its format is {:?}, not {FORMAT:?}", set.format);
@@ -90,7 +90,7 @@ impl CoreSet {
     }
 
     /// A task's items, in published order.
-    pub(super) fn items(&self, task: &TaskSpec) -> anyhow::Result<&[Value]> {
+    pub(crate) fn items(&self, task: &TaskSpec) -> anyhow::Result<&[Value]> {
         let items = self.datasets.get(&task.dataset_uri);
         items.map(Vec::as_slice).ok_or_else(|| anyhow!("task {} has no dataset {}", task.label, task.dataset_uri))
     }
@@ -117,7 +117,7 @@ impl CoreSet {
     ///
     /// # Errors
     /// When `to` is there already or cannot be written.
-    pub(super) fn convert(from: &Path, to: &Path) -> anyhow::Result<()> {
+    pub fn convert(from: &Path, to: &Path) -> anyhow::Result<()> {
         let set = Self::read(from)?;
         if to.exists() {
             bail!("{} is there already", to.display());

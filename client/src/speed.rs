@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, anyhow};
 use clap::Args;
+use nanoinfer_eval::{server::Server, work::Work};
 use nanoinfer_launch::{
     Cluster,
     cli::cluster_config,
@@ -17,11 +18,10 @@ use nanoinfer_launch::{
 };
 use serde_json::json;
 
-use super::{server::Server, with_server, work::Work};
 use crate::{Failure, model_options::ModelOptions, random::Random, target::Target};
 
 #[derive(Debug, Args)]
-pub(super) struct SpeedOptions {
+pub(crate) struct SpeedOptions {
     #[command(flatten)]
     model: ModelOptions,
     /// Prompts of each run.
@@ -38,7 +38,7 @@ pub(super) struct SpeedOptions {
     runs: u32,
 }
 
-pub(super) fn run(options: &SpeedOptions) -> Result<(), Failure> {
+pub(crate) fn run(options: &SpeedOptions) -> Result<(), Failure> {
     let config = cluster_config(options.model.flags()).map_err(|reason| Failure::usage(anyhow!(reason)))?;
     let plan = Plan::new(&config, Placement::Here).context("cannot plan the cluster")?;
     let shape = plan.model.shape.clone();
@@ -49,7 +49,8 @@ pub(super) fn run(options: &SpeedOptions) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().build().context("cannot start a runtime")?;
     let mut ratios = Vec::new();
     let (mut engine_seconds, mut server_seconds) = (Vec::new(), Vec::new());
-    with_server(Target::private(&options.model)?, |server| {
+    Target::private(&options.model)?.ask(|connection| {
+        let server = &Server::connect(connection)?;
         for run in 0..=options.runs {
             let engine = timed(|| runtime.block_on(score_by_engine(cluster.handle(), &prompts)))?;
             let http = timed(|| score_by_server(server, &prompts, options.batch_size as usize))?;
@@ -90,7 +91,7 @@ async fn score_by_engine(handle: &EngineHandle, prompts: &[Vec<u32>]) -> anyhow:
     Ok(())
 }
 
-fn score_by_server(server: &Server, prompts: &[Vec<u32>], batch_size: usize) -> anyhow::Result<()> {
+fn score_by_server(server: &Server<'_>, prompts: &[Vec<u32>], batch_size: usize) -> anyhow::Result<()> {
     let mut work = Work::new(batch_size, None, &json!(null))?;
     let sums: Vec<f64> = work.map("server", prompts, Vec::len, |prompt| {
         let scores = server.score(&[prompt], 0, false)?.remove(0);

@@ -12,13 +12,13 @@ pre{overflow:auto;background:#8881;padding:.6rem}p.note{opacity:.75}
 ";
 
 /// A whole page; title and body are HTML.
-pub(crate) fn document(title: &str, body: &str) -> String {
+pub fn document(title: &str, body: &str) -> String {
     format!(
         "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" content=\"width=device-width\">\n<title>{title}</title>\n<style>\n{STYLE}</style>\n<body>\n{body}</body>\n</html>\n"
     )
 }
 
 /// A heading with a note and what follows; all of it HTML.
-pub(crate) fn section(title: &str, note: &str, content: &str) -> String {
+pub fn section(title: &str, note: &str, content: &str) -> String {
     format!("<h2>{title}</h2>\n<p class=\"note\">{note}</p>\n{content}")
 }

@@ -8,7 +8,7 @@ use std::{thread, time::Duration};
 use anyhow::{Context, anyhow, bail};
 use serde_json::{Value, json};
 
-use crate::target::{self, Target};
+use crate::connection::{self, Connection};
 
 /// Most bytes of text in one request to `/tokenize`; our server takes 1 MiB.
 const MAX_TOKENIZE_BYTES: usize = 512 << 10;
@@ -18,46 +18,46 @@ const WORTH_SHARING: usize = 32;
 const MAX_RETRIES: u32 = 600;
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 
-/// What is served by a target.
+/// What is served over a connection.
 #[derive(Debug)]
-pub(super) struct Server<'t> {
-    target: &'t Target,
+pub struct Server<'c> {
+    connection: &'c Connection,
     /// As the server names it.
-    pub(super) model: String,
+    pub model: String,
     /// Longest prompt that can be scored.
-    pub(super) n_positions: usize,
+    pub n_positions: usize,
     /// Begins a document; `None` if the tokenizer has no such token.
-    pub(super) document_token: Option<u32>,
+    pub document_token: Option<u32>,
     /// What `/api/model_info` says, if there is such a page.
-    pub(super) about: Value,
+    pub about: Value,
 }
 
 /// Of one token after those before it.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct TokenScore {
+pub struct TokenScore {
     /// Natural logarithm.
-    pub(super) logprob: f64,
+    pub logprob: f64,
     /// No other token is as likely. Known only where an alternative was asked for.
-    pub(super) is_first: bool,
+    pub is_first: bool,
 }
 
-impl<'t> Server<'t> {
+impl<'c> Server<'c> {
     /// Finds out what is served.
     ///
     /// # Errors
     /// When nobody answers, or not like an OpenAI server.
-    pub(super) fn connect(target: &'t Target) -> anyhow::Result<Self> {
+    pub fn connect(connection: &'c Connection) -> anyhow::Result<Self> {
         let mut server =
-            Self { target, model: String::new(), n_positions: 0, document_token: None, about: Value::Null };
-        let models = target.get("/v1/models")?;
+            Self { connection, model: String::new(), n_positions: 0, document_token: None, about: Value::Null };
+        let models = connection.get("/v1/models")?;
         let model = &models["data"][0];
-        server.model = model["id"].as_str().ok_or_else(|| anyhow!("{} serves no model", target.url()))?.to_owned();
-        server.about = target.get("/api/model_info").unwrap_or(Value::Null);
+        server.model = model["id"].as_str().ok_or_else(|| anyhow!("{} serves no model", connection.url()))?.to_owned();
+        server.about = connection.get("/api/model_info").unwrap_or(Value::Null);
         let length = match model["max_model_len"].as_u64() {
             Some(length) => length,
             None => server.post("/tokenize", json!({"model": server.model, "prompt": "a"}))?["max_model_len"]
                 .as_u64()
-                .ok_or_else(|| anyhow!("{} does not say how long a prompt may be", target.url()))?,
+                .ok_or_else(|| anyhow!("{} does not say how long a prompt may be", connection.url()))?,
         };
         server.n_positions = length as usize;
         for text in ["<|bos|>", "<|endoftext|>"] {
@@ -73,7 +73,7 @@ impl<'t> Server<'t> {
     ///
     /// # Errors
     /// If there is none.
-    pub(super) fn document_token(&self) -> anyhow::Result<u32> {
+    pub fn document_token(&self) -> anyhow::Result<u32> {
         self.document_token.ok_or_else(|| {
             anyhow!(
                 "the tokenizer of {} has neither <|bos|> nor <|endoftext|>\n  hint: --ppl-mode exact needs none",
@@ -83,7 +83,7 @@ impl<'t> Server<'t> {
     }
 
     /// Tokens of a text of any length, special tokens in it taken as such, nothing added.
-    pub(super) fn tokenize(&self, text: &str) -> anyhow::Result<Vec<u32>> {
+    pub fn tokenize(&self, text: &str) -> anyhow::Result<Vec<u32>> {
         let mut ids = Vec::new();
         for piece in pieces(text, MAX_TOKENIZE_BYTES) {
             let body = json!({"model": self.model, "prompt": piece, "add_special_tokens": false});
@@ -98,7 +98,7 @@ impl<'t> Server<'t> {
 
     /// Scores the tokens of each prompt from the one at `from` on, and before it where the server can't leave that out; with
     /// `alternatives`, also whether each is the model's first choice.
-    pub(super) fn score(
+    pub fn score(
         &self,
         prompts: &[&[u32]],
         from: usize,
@@ -125,21 +125,21 @@ impl<'t> Server<'t> {
         });
         let reply = self.post("/v1/completions", body)?;
         let choices = reply["choices"].as_array().filter(|choices| choices.len() == prompts.len());
-        let choices = choices.ok_or_else(|| anyhow!("{} answered another number of choices", self.target.url()))?;
+        let choices = choices.ok_or_else(|| anyhow!("{} answered another number of choices", self.connection.url()))?;
         let mut scores = vec![Vec::new(); prompts.len()];
         for choice in choices {
             let index = choice["index"].as_u64().map(|index| index as usize).filter(|&index| index < prompts.len());
             let index =
-                index.ok_or_else(|| anyhow!("{} answered a choice that was not asked for", self.target.url()))?;
+                index.ok_or_else(|| anyhow!("{} answered a choice that was not asked for", self.connection.url()))?;
             scores[index] = token_scores(&choice["logprobs"], prompts[index].len()).with_context(|| {
-                format!("{} does not score prompts\n  hint: it must support echo with logprobs", self.target.url())
+                format!("{} does not score prompts\n  hint: it must support echo with logprobs", self.connection.url())
             })?;
         }
         Ok(scores)
     }
 
     /// Continues a text, or answers it as a turn of a chat.
-    pub(super) fn generate(
+    pub fn generate(
         &self,
         prompt: &str,
         as_chat: bool,
@@ -163,7 +163,7 @@ impl<'t> Server<'t> {
     }
 
     /// Tokens drawn greedily after a prompt of tokens. Needs a server that tells ids, as ours does.
-    pub(super) fn greedy(&self, prompt: &[u32], max_tokens: usize) -> anyhow::Result<Vec<u32>> {
+    pub fn greedy(&self, prompt: &[u32], max_tokens: usize) -> anyhow::Result<Vec<u32>> {
         let body = json!({
             "model": self.model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": true,
             "return_token_ids": true,
@@ -171,18 +171,18 @@ impl<'t> Server<'t> {
         let reply = self.post("/v1/completions", body)?;
         let ids = reply.pointer("/choices/0/token_ids").and_then(Value::as_array);
         let ids = ids.and_then(|ids| ids.iter().map(|id| Some(id.as_u64()? as u32)).collect());
-        ids.ok_or_else(|| anyhow!("{} answered no token ids: {reply}", self.target.url()))
+        ids.ok_or_else(|| anyhow!("{} answered no token ids: {reply}", self.connection.url()))
     }
 
     fn post(&self, path: &str, body: Value) -> anyhow::Result<Value> {
         for _ in 0..MAX_RETRIES {
-            let response = self.target.send(path, &body)?;
+            let response = self.connection.send(path, &body)?;
             if response.status().as_u16() != 429 {
-                return target::whole(self.target.accepted(path, response)?.1);
+                return connection::whole(self.connection.accepted(path, response)?.1);
             }
             thread::sleep(RETRY_AFTER);
         }
-        let url = self.target.url();
+        let url = self.connection.url();
         bail!("{url} was busy for a minute\n  hint: --batch-size N, with fewer requests at a time")
     }
 }

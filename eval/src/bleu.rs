@@ -9,7 +9,7 @@ use std::{collections::HashMap, sync::LazyLock};
 use clap::{Args, ValueEnum};
 use regex::Regex;
 
-use super::python_text;
+use crate::python_text;
 
 /// Longest n-gram that may be asked for.
 const MAX_ORDER: usize = 8;
@@ -57,25 +57,25 @@ enum Splitting {
 
 /// What came out, and what it came from.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Bleu {
+pub(crate) struct Bleu {
     /// 0 to 100.
-    pub(super) score: f64,
+    pub(crate) score: f64,
     /// 0 to 100, of each order.
-    pub(super) precisions: Vec<f64>,
+    pub(crate) precisions: Vec<f64>,
     /// 0 to 1.
-    pub(super) brevity_penalty: f64,
+    pub(crate) brevity_penalty: f64,
     /// Tokens of the hypotheses, and of the references nearest in length.
-    pub(super) hypothesis_tokens: usize,
-    pub(super) reference_tokens: usize,
+    pub(crate) hypothesis_tokens: usize,
+    pub(crate) reference_tokens: usize,
     /// n-grams that matched, and that there are, of each order.
-    pub(super) counts: Vec<usize>,
-    pub(super) totals: Vec<usize>,
+    pub(crate) counts: Vec<usize>,
+    pub(crate) totals: Vec<usize>,
     /// How it was computed, in sacrebleu's words.
-    pub(super) signature: String,
+    pub(crate) signature: String,
 }
 
 /// Of a corpus: hypotheses, and the references of each.
-pub(super) fn corpus(pairs: &[(&str, Vec<&str>)], options: &BleuOptions) -> Bleu {
+pub(crate) fn corpus(pairs: &[(&str, Vec<&str>)], options: &BleuOptions) -> Bleu {
     let order = usize::from(options.bleu_order);
     let (mut counts, mut totals) = (vec![0; order], vec![0; order]);
     let (mut hypothesis_tokens, mut reference_tokens) = (0, 0);
@@ -215,7 +215,7 @@ mod tests {
     use super::*;
 
     fn vectors() -> Value {
-        serde_json::from_str(include_str!("../../../tests/data/vectors/bleu_vectors.json")).unwrap()
+        serde_json::from_str(include_str!("../../tests/data/vectors/bleu_vectors.json")).unwrap()
     }
 
     fn strings(value: &Value) -> Vec<&str> {

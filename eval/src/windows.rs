@@ -10,22 +10,22 @@ use std::ops::Range;
 
 /// One request's share of a text.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Window {
+pub struct Window {
     /// Tokens of the text.
-    pub(super) tokens: Range<usize>,
+    pub tokens: Range<usize>,
     /// Whether the token that begins a document stands before them.
-    pub(super) document_start: bool,
+    pub document_start: bool,
     /// How many of the last tokens are scored.
-    pub(super) scored: usize,
+    pub scored: usize,
     /// What Hugging Face's script weighs the window's mean with.
-    pub(super) weight: usize,
+    pub weight: usize,
 }
 
 /// Windows of at most `length` tokens, `stride` apart, over `n` tokens.
 ///
 /// Every token but the first is scored once, with `stride` below `length`; the first token of every window has no score,
 /// which matters where they do not overlap.
-pub(super) fn strided(n: usize, length: usize, stride: usize) -> Vec<Window> {
+pub fn strided(n: usize, length: usize, stride: usize) -> Vec<Window> {
     let mut windows = Vec::new();
     let mut scored_to = 0;
     for begin in (0..n).step_by(stride) {
@@ -43,7 +43,7 @@ pub(super) fn strided(n: usize, length: usize, stride: usize) -> Vec<Window> {
 }
 
 /// Windows of at most `max` targets over `n` tokens: every token is scored once, the first after the document token.
-pub(super) fn rolling(n: usize, max: usize) -> Vec<Window> {
+pub fn rolling(n: usize, max: usize) -> Vec<Window> {
     let first = n.min(max);
     let mut windows = Vec::new();
     if first > 0 {

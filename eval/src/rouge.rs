@@ -9,30 +9,30 @@ use std::{
     hash::Hash,
 };
 
-use super::porter;
+use crate::porter;
 
 /// Tokens up to this length are not stemmed.
 const SHORT: usize = 3;
 
 /// Precision, recall and their harmonic mean.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) struct Overlap {
-    pub(super) precision: f64,
-    pub(super) recall: f64,
-    pub(super) f: f64,
+pub(crate) struct Overlap {
+    pub(crate) precision: f64,
+    pub(crate) recall: f64,
+    pub(crate) f: f64,
 }
 
 /// One number for each measure.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) struct Rouge {
-    pub(super) rouge1: Overlap,
-    pub(super) rouge2: Overlap,
-    pub(super) rouge_l: Overlap,
-    pub(super) rouge_lsum: Overlap,
+pub(crate) struct Rouge {
+    pub(crate) rouge1: Overlap,
+    pub(crate) rouge2: Overlap,
+    pub(crate) rouge_l: Overlap,
+    pub(crate) rouge_lsum: Overlap,
 }
 
 /// Of one hypothesis; the first of the best references, for each measure.
-pub(super) fn score(hypothesis: &str, references: &[&str], stemmer: bool) -> Rouge {
+pub(crate) fn score(hypothesis: &str, references: &[&str], stemmer: bool) -> Rouge {
     let mut best: Option<Rouge> = None;
     for reference in references {
         let one = score_one(hypothesis, reference, stemmer);
@@ -53,7 +53,7 @@ pub(super) fn score(hypothesis: &str, references: &[&str], stemmer: bool) -> Rou
 }
 
 /// Of a corpus: the mean of every number.
-pub(super) fn mean(scores: &[Rouge]) -> Rouge {
+pub(crate) fn mean(scores: &[Rouge]) -> Rouge {
     let of = |measure: fn(&Rouge) -> Overlap| {
         let mean = |number: fn(&Overlap) -> f64| {
             scores.iter().map(|score| number(&measure(score))).sum::<f64>() / scores.len().max(1) as f64
@@ -190,8 +190,7 @@ mod tests {
 
     #[test]
     fn scores_are_those_of_rouge_score() {
-        let vectors: Value =
-            serde_json::from_str(include_str!("../../../tests/data/vectors/rouge_vectors.json")).unwrap();
+        let vectors: Value = serde_json::from_str(include_str!("../../tests/data/vectors/rouge_vectors.json")).unwrap();
         let vectors = vectors["vectors"].as_array().unwrap();
         assert_eq!(vectors.len(), 27);
         for vector in vectors {

@@ -11,7 +11,7 @@
 use clap::ValueEnum;
 use serde::Serialize;
 
-use super::{
+use crate::{
     documents::Document,
     python_text,
     server::Server,
@@ -21,7 +21,7 @@ use super::{
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum PerplexityMode {
+pub(crate) enum PerplexityMode {
     /// The mean over tokens, in strided windows.
     Exact,
     /// As Hugging Face's script weighs windows.
@@ -32,25 +32,25 @@ pub(super) enum PerplexityMode {
 
 /// How to score, with the defaults filled in.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub(super) struct PerplexityMethod {
-    pub(super) mode: PerplexityMode,
+pub(crate) struct PerplexityMethod {
+    pub(crate) mode: PerplexityMode,
     /// Tokens from one window to the next; rolling windows have none.
-    pub(super) stride: usize,
+    pub(crate) stride: usize,
     /// Most tokens of a window.
-    pub(super) length: usize,
+    pub(crate) length: usize,
 }
 
 /// What came out. Numbers of words and bytes are there where every token was scored.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Perplexity {
-    pub(super) ppl: f64,
-    pub(super) word_ppl: Option<f64>,
-    pub(super) byte_ppl: Option<f64>,
-    pub(super) bits_per_byte: Option<f64>,
+pub(crate) struct Perplexity {
+    pub(crate) ppl: f64,
+    pub(crate) word_ppl: Option<f64>,
+    pub(crate) byte_ppl: Option<f64>,
+    pub(crate) bits_per_byte: Option<f64>,
     /// Tokens that were scored.
-    pub(super) tokens: usize,
+    pub(crate) tokens: usize,
     /// The same by document, for plots: name and perplexity.
-    pub(super) by_document: Vec<(String, f64)>,
+    pub(crate) by_document: Vec<(String, f64)>,
 }
 
 /// One window of one document.
@@ -64,7 +64,7 @@ struct Request {
 ///
 /// # Errors
 /// When the server fails, or there is nothing to score.
-pub(super) fn measure(
+pub(crate) fn measure(
     server: &Server,
     work: &mut Work,
     documents: &[Document],

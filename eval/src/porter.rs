@@ -25,7 +25,7 @@ const POOL: [(&str, &str); 16] = [
 ];
 
 /// The stem of a lower-case word.
-pub(super) fn stem(word: &str) -> String {
+pub(crate) fn stem(word: &str) -> String {
     if let Some((_, stem)) = POOL.iter().find(|(pooled, _)| *pooled == word) {
         return (*stem).to_owned();
     }
@@ -219,7 +219,7 @@ mod tests {
     #[test]
     fn stems_are_those_of_nltk() {
         let vectors: Value =
-            serde_json::from_str(include_str!("../../../tests/data/vectors/porter_vectors.json")).unwrap();
+            serde_json::from_str(include_str!("../../tests/data/vectors/porter_vectors.json")).unwrap();
         let pairs = vectors["pairs"].as_array().unwrap();
         assert_eq!(pairs.len(), 213);
         for pair in pairs {

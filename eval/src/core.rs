@@ -10,7 +10,7 @@
 use anyhow::anyhow;
 use serde::{Deserialize, Serialize};
 
-use super::{
+use crate::{
     core_prompt::{self, CoreItem, Departures, Row, TaskKind},
     core_set::{CoreSet, TaskSpec},
     python_random::PythonRandom,
@@ -19,33 +19,33 @@ use super::{
 };
 
 /// Seed of the order of every task's items.
-pub(super) const SHUFFLE_SEED: u64 = 1337;
+pub(crate) const SHUFFLE_SEED: u64 = 1337;
 
 /// What became of one task.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct TaskResult {
+pub(crate) struct TaskResult {
     #[serde(skip)]
-    pub(super) label: String,
-    pub(super) accuracy: f64,
+    pub(crate) label: String,
+    pub(crate) accuracy: f64,
     /// 0 is guessing, 1 perfect.
-    pub(super) centered: f64,
-    pub(super) n: usize,
+    pub(crate) centered: f64,
+    pub(crate) n: usize,
     /// Of `n`.
-    pub(super) correct: usize,
+    pub(crate) correct: usize,
     /// Examples before each question: fewer than asked for where there are not as many items.
-    pub(super) shots: usize,
+    pub(crate) shots: usize,
     #[serde(flatten)]
-    pub(super) departures: Departures,
+    pub(crate) departures: Departures,
     /// Percent.
-    pub(super) random_baseline: f64,
+    pub(crate) random_baseline: f64,
     /// Every item, in the shuffled order.
     #[serde(skip)]
-    pub(super) items: Vec<ItemResult>,
+    pub(crate) items: Vec<ItemResult>,
 }
 
 /// What became of one item, as the journal keeps it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct ItemResult {
+pub(crate) struct ItemResult {
     correct: bool,
     /// Which item of the data set it is.
     item: usize,
@@ -58,11 +58,11 @@ pub(super) struct ItemResult {
 ///
 /// # Errors
 /// When the server fails or a task has an item that is none.
-pub(super) fn measure(
+pub(crate) fn measure(
     server: &Server,
     work: &mut Work,
     set: &CoreSet,
-    tasks: &[&TaskSpec],
+    tasks: &[TaskSpec],
     limit: Option<usize>,
 ) -> anyhow::Result<Vec<TaskResult>> {
     let mut results = Vec::new();
@@ -111,7 +111,7 @@ pub(super) fn measure(
 }
 
 /// CORE: the plain mean over tasks.
-pub(super) fn metric(results: &[TaskResult]) -> f64 {
+pub(crate) fn metric(results: &[TaskResult]) -> f64 {
     results.iter().map(|result| result.centered).sum::<f64>() / results.len() as f64
 }
 

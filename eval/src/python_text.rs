@@ -3,27 +3,27 @@
 //! Python also counts the four separators U+001C to U+001F, which Unicode's `White_Space`, and so Rust, does not.
 
 /// `c.isspace()`.
-pub(super) fn is_space(c: char) -> bool {
+pub(crate) fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }
 
 /// `text.strip()`.
-pub(super) fn strip(text: &str) -> &str {
+pub(crate) fn strip(text: &str) -> &str {
     text.trim_matches(is_space)
 }
 
 /// `text.rstrip()`.
-pub(super) fn rstrip(text: &str) -> &str {
+pub(crate) fn rstrip(text: &str) -> &str {
     text.trim_end_matches(is_space)
 }
 
 /// `text.split()`.
-pub(super) fn split(text: &str) -> impl Iterator<Item = &str> {
+pub(crate) fn split(text: &str) -> impl Iterator<Item = &str> {
     text.split(is_space).filter(|word| !word.is_empty())
 }
 
 /// `len(re.split(r"\s+", text))`: one more than there are runs of white space.
-pub(super) fn words(text: &str) -> usize {
+pub(crate) fn words(text: &str) -> usize {
     let mut after_space = false;
     let starts = text.chars().filter(|&c| {
         let start = is_space(c) && !after_space;

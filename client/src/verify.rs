@@ -9,15 +9,15 @@ use std::path::PathBuf;
 use anyhow::{Context, anyhow};
 use clap::Args;
 use nanoinfer_checkpoint::Checkpoint;
+use nanoinfer_eval::{documents, server::Server, windows};
 use nanoinfer_launch::{environment, model, output, utf8};
 use nanoinfer_reference::Reference;
 use serde_json::json;
 
-use super::{documents, server::Server, windows, with_server};
 use crate::{Failure, model_options::ModelOptions, target::Target};
 
 /// Documents that are scored where no text is given.
-const DOCUMENTS: &str = include_str!("../../demo/corpus.jsonl");
+const DOCUMENTS: &str = include_str!("../../eval/demo/corpus.jsonl");
 /// Most tokens of the text that are scored; the reference has no cache and no threads of its own.
 const MAX_TOKENS: usize = 2048;
 /// Tokens that the greedy continuation follows.
@@ -27,7 +27,7 @@ const GREEDY_PROMPT: usize = 16;
 const TOLERANCE: f64 = 1e-4;
 
 #[derive(Debug, Args)]
-pub(super) struct VerifyOptions {
+pub(crate) struct VerifyOptions {
     #[command(flatten)]
     model: ModelOptions,
     /// Numbers of ranks to compare.
@@ -64,7 +64,7 @@ struct Truth {
     largest_logit: f64,
 }
 
-pub(super) fn run(options: &VerifyOptions) -> Result<(), Failure> {
+pub(crate) fn run(options: &VerifyOptions) -> Result<(), Failure> {
     let resolved =
         model::resolve(options.model.model.as_deref(), options.model.revision.as_deref(), &environment::caches())
             .map_err(Failure::usage)?;
@@ -81,7 +81,8 @@ pub(super) fn run(options: &VerifyOptions) -> Result<(), Failure> {
     let mut readings = Vec::new();
     let mut dtype = String::new();
     for &ranks in &options.ranks {
-        with_server(Target::private(&options.model.with_nproc(ranks))?, |server| {
+        Target::private(&options.model.with_nproc(ranks))?.ask(|connection| {
+            let server = &Server::connect(connection)?;
             let ids = server.tokenize(&text)?;
             let ids = &ids[..ids.len().min(MAX_TOKENS)];
             anyhow::ensure!(ids.len() > GREEDY_PROMPT, "the text has no more than {GREEDY_PROMPT} tokens");
@@ -98,7 +99,7 @@ pub(super) fn run(options: &VerifyOptions) -> Result<(), Failure> {
     report(&truth, &readings, &dtype)
 }
 
-fn read_by_server(server: &Server, name: String, ids: &[u32], tokens: usize) -> anyhow::Result<Reading> {
+fn read_by_server(server: &Server<'_>, name: String, ids: &[u32], tokens: usize) -> anyhow::Result<Reading> {
     let mut logprobs = Vec::new();
     for window in windows::strided(ids.len(), server.n_positions, server.n_positions) {
         let scores = server.score(&[&ids[window.tokens]], 0, false)?.remove(0);

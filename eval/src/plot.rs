@@ -2,13 +2,15 @@
 
 /// One bar.
 #[derive(Clone, Debug)]
-pub(crate) struct Bar {
-    pub(crate) label: String,
-    pub(crate) value: f64,
+pub struct Bar {
+    /// What it is of.
+    pub label: String,
+    /// How long it is.
+    pub value: f64,
     /// What others got, as a line across the bar.
-    pub(crate) reference: Option<f64>,
+    pub reference: Option<f64>,
     /// Somebody else's value altogether, in another colour.
-    pub(crate) foreign: bool,
+    pub foreign: bool,
 }
 
 const ROW: usize = 22;
@@ -19,7 +21,7 @@ const NUMBER_WIDTH: usize = 80;
 const MAX_LABEL: usize = 40;
 
 /// Horizontal bars from 0, one below the other; values below 0 go to the left of it.
-pub(crate) fn bars(bars: &[Bar]) -> String {
+pub fn bars(bars: &[Bar]) -> String {
     let finite = |x: &f64| x.is_finite();
     let numbers = || bars.iter().flat_map(|bar| [Some(bar.value), bar.reference]).flatten().filter(finite);
     let (low, high) = (numbers().fold(0.0, f64::min), numbers().fold(0.0, f64::max));
@@ -28,7 +30,7 @@ pub(crate) fn bars(bars: &[Bar]) -> String {
 }
 
 /// Horizontal bars by the logarithm: equal factors are equal lengths.
-pub(crate) fn log_bars(bars: &[Bar]) -> String {
+pub fn log_bars(bars: &[Bar]) -> String {
     let values: Vec<f64> = bars.iter().map(|bar| bar.value).collect();
     let share = log_share(&values);
     // A bar begins where nothing would be.
@@ -36,7 +38,7 @@ pub(crate) fn log_bars(bars: &[Bar]) -> String {
 }
 
 /// How far along a logarithmic scale a value lies that begins at half of the least of `values` and ends at the most.
-pub(crate) fn log_share(values: &[f64]) -> impl Fn(f64) -> f64 + use<> {
+pub fn log_share(values: &[f64]) -> impl Fn(f64) -> f64 + use<> {
     let positive = || values.iter().copied().filter(|value| *value > 0.0 && value.is_finite());
     let low = positive().fold(f64::INFINITY, f64::min) / 2.0;
     let high = positive().fold(low * 2.0, f64::max);
@@ -75,7 +77,7 @@ fn drawn(bars: &[Bar], place: impl Fn(f64) -> f64) -> String {
 }
 
 /// With four digits that matter.
-pub(crate) fn number(value: f64) -> String {
+pub fn number(value: f64) -> String {
     match value.abs() {
         x if !x.is_finite() => "–".into(),
         x if x >= 1000.0 => format!("{value:.0}"),
@@ -85,7 +87,7 @@ pub(crate) fn number(value: f64) -> String {
 }
 
 /// Text as HTML and SVG show it.
-pub(crate) fn escape(text: &str) -> String {
+pub fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 

@@ -11,7 +11,7 @@ const M: usize = 397;
 
 /// A generator in CPython's state after `Random(seed)`.
 #[derive(Clone, Debug)]
-pub(super) struct PythonRandom {
+pub(crate) struct PythonRandom {
     state: [u32; N],
     /// The next word of `state` to temper; `N` where a new block is due.
     next: usize,
@@ -19,7 +19,7 @@ pub(super) struct PythonRandom {
 
 impl PythonRandom {
     /// `random.Random(seed)` for a seed that is not negative.
-    pub(super) fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         let (low, high) = (seed as u32, (seed >> 32) as u32);
         let both = [low, high];
         let key = if high == 0 { &both[..1] } else { &both[..] };
@@ -44,7 +44,7 @@ impl PythonRandom {
     }
 
     /// `shuffle(list)`.
-    pub(super) fn shuffle<T>(&mut self, list: &mut [T]) {
+    pub(crate) fn shuffle<T>(&mut self, list: &mut [T]) {
         for i in (1..list.len()).rev() {
             let j = self.below(i + 1);
             list.swap(i, j);
@@ -52,7 +52,7 @@ impl PythonRandom {
     }
 
     /// `sample(range(n), k)`; `k` is at most `n`.
-    pub(super) fn sample(&mut self, n: usize, k: usize) -> Vec<usize> {
+    pub(crate) fn sample(&mut self, n: usize, k: usize) -> Vec<usize> {
         assert!(k <= n, "{k} of {n} cannot be drawn without replacement");
         // CPython takes a set of what was drawn where that is smaller than a copy of the pool, and draws differently.
         let mut set_size = 21;
@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     fn vectors() -> Value {
-        serde_json::from_str(include_str!("../../../tests/data/vectors/rng_vectors.json")).unwrap()
+        serde_json::from_str(include_str!("../../tests/data/vectors/rng_vectors.json")).unwrap()
     }
 
     fn list(value: &Value) -> Vec<usize> {

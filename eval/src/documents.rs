@@ -7,22 +7,24 @@
 use std::{path::Path, sync::LazyLock};
 
 use anyhow::{Context, anyhow};
-use nanoinfer_launch::utf8;
+use nanoinfer_shared::utf8;
 use regex::Regex;
 use serde_json::Value;
 
 /// A text, and how it is scored.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Document {
-    pub(super) name: String,
+pub struct Document {
+    /// Of its file, with its line if that has several.
+    pub name: String,
     /// Whose words and bytes count.
-    pub(super) original: String,
-    pub(super) scored: String,
+    pub original: String,
+    /// What the model is asked about.
+    pub scored: String,
 }
 
 impl Document {
     /// Scored as it is.
-    pub(super) fn plain(name: impl Into<String>, text: impl Into<String>) -> Self {
+    pub fn plain(name: impl Into<String>, text: impl Into<String>) -> Self {
         let text = text.into();
         Self { name: name.into(), scored: text.clone(), original: text }
     }
@@ -32,7 +34,7 @@ impl Document {
 ///
 /// # Errors
 /// When it cannot be read, or a line has no text.
-pub(super) fn read(path: &Path) -> anyhow::Result<Vec<Document>> {
+pub fn read(path: &Path) -> anyhow::Result<Vec<Document>> {
     let text = utf8::read_file(path).with_context(|| format!("cannot read {}", path.display()))?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     if path.extension().is_none_or(|extension| extension != "jsonl") {
@@ -42,7 +44,7 @@ pub(super) fn read(path: &Path) -> anyhow::Result<Vec<Document>> {
 }
 
 /// One document a line.
-pub(super) fn from_json_lines(name: &str, text: &str) -> anyhow::Result<Vec<Document>> {
+pub fn from_json_lines(name: &str, text: &str) -> anyhow::Result<Vec<Document>> {
     let document = |(number, value): (usize, Value)| {
         let text = value["text"].as_str().or_else(|| value["page"].as_str());
         let text = text.ok_or_else(|| anyhow!("line {number} has no string `text` or `page`"))?;
@@ -53,7 +55,7 @@ pub(super) fn from_json_lines(name: &str, text: &str) -> anyhow::Result<Vec<Docu
 
 /// The values of JSON lines with their numbers from 1, empty ones left out. Files that were put together may have a
 /// byte-order mark inside, where one of them begins.
-pub(super) fn json_lines(text: &str) -> anyhow::Result<Vec<(usize, Value)>> {
+pub fn json_lines(text: &str) -> anyhow::Result<Vec<(usize, Value)>> {
     let lines = text.lines().map(|line| line.strip_prefix('\u{feff}').unwrap_or(line)).enumerate();
     let filled = lines.filter(|(_, line)| !line.trim().is_empty());
     let value =
@@ -62,7 +64,7 @@ pub(super) fn json_lines(text: &str) -> anyhow::Result<Vec<(usize, Value)>> {
 }
 
 /// All as one, with an empty line between two: what strided windows are laid over.
-pub(super) fn joined(documents: &[Document]) -> Vec<Document> {
+pub fn joined(documents: &[Document]) -> Vec<Document> {
     let join = |part: fn(&Document) -> &str| documents.iter().map(part).collect::<Vec<_>>().join("\n\n");
     let name = documents.first().map_or_else(String::new, |document| document.name.clone());
     let name = if documents.len() > 1 { format!("{} documents", documents.len()) } else { name };
@@ -107,7 +109,7 @@ enum Replacement {
 }
 
 /// WikiText as its authors' sources had it, nearly.
-pub(super) fn detokenize_wikitext(text: &str) -> String {
+pub fn detokenize_wikitext(text: &str) -> String {
     WIKITEXT.iter().fold(text.to_owned(), |text, replacement| match replacement {
         Replacement::Plain(from, to) => text.replace(from, to),
         Replacement::Pattern(from, to) => from.replace_all(&text, *to).into_owned(),
@@ -124,7 +126,7 @@ mod tests {
     fn wikitext_is_detokenized_as_by_lm_eval() {
         // Printed by lm-eval 0.4's wikitext_detokenizer.
         let vectors: Value =
-            serde_json::from_str(include_str!("../../../tests/data/vectors/wikitext_vectors.json")).unwrap();
+            serde_json::from_str(include_str!("../../tests/data/vectors/wikitext_vectors.json")).unwrap();
         for pair in vectors["pairs"].as_array().unwrap() {
             assert_eq!(detokenize_wikitext(pair[0].as_str().unwrap()), pair[1].as_str().unwrap(), "{}", pair[0]);
         }
@@ -141,7 +143,7 @@ mod tests {
         fs::write(&path, "\u{feff}{\"text\": \"one\"}\r\n\r\n\u{feff}{\"page\": \"two\"}\r\n").unwrap();
         assert_eq!(read(&path).unwrap(), documents, "as Windows writes it");
         fs::write(&path, b"{\"text\": \"one\"}\n{\"text\": \"\xe9\"}\n").unwrap();
-        let error = crate::told(&read(&path).unwrap_err());
+        let error = format!("{:#}", read(&path).unwrap_err());
         assert!(error.contains("a.jsonl: not UTF-8: byte 0xe9 at offset 26, in line 2\n  hint: iconv"), "{error}");
         fs::write(&path, "{\"text\": 1}\n").unwrap();
         assert!(format!("{:#}", read(&path).unwrap_err()).contains("line 1"));

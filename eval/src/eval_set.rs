@@ -11,22 +11,22 @@
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use nanoinfer_launch::utf8;
+use nanoinfer_shared::utf8;
 use serde_json::Value;
 
-use super::{
+use crate::{
     core_set::{CoreSet, FORMAT},
     documents::{self, Document},
     generation::Pair,
 };
 
 /// Questions about what the built-in model was taught, with answers.
-const BUILT_IN: &str = include_str!("../../demo/questions.json");
+const BUILT_IN: &str = include_str!("../demo/questions.json");
 /// Its name in reports.
-pub(super) const BUILT_IN_NAME: &str = "built-in questions for nano-chat";
+pub(crate) const BUILT_IN_NAME: &str = "built-in questions for nano-chat";
 
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum EvalSet {
+pub(crate) enum EvalSet {
     Core(CoreSet),
     Pairs(Vec<Pair>),
     Corpus(Vec<Document>),
@@ -37,7 +37,7 @@ impl EvalSet {
     ///
     /// # Errors
     /// When there is no such thing, or it is none of the three.
-    pub(super) fn read(path: Option<&Path>) -> anyhow::Result<Self> {
+    pub(crate) fn read(path: Option<&Path>) -> anyhow::Result<Self> {
         let Some(path) = path else {
             return from_json(serde_json::from_str(BUILT_IN)?);
         };
@@ -61,7 +61,7 @@ impl EvalSet {
     }
 
     /// Keeps the first `limit` documents or pairs; CORE limits each task after shuffling it.
-    pub(super) fn limit(&mut self, limit: usize) {
+    pub(crate) fn limit(&mut self, limit: usize) {
         match self {
             Self::Core(_) => {}
             Self::Pairs(pairs) => pairs.truncate(limit),

@@ -21,7 +21,7 @@ use std::{
 
 use anyhow::{Context, anyhow};
 use indicatif::{ProgressBar, ProgressStyle};
-use nanoinfer_launch::say;
+use nanoinfer_shared::say;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
@@ -30,7 +30,7 @@ const TICK: Duration = Duration::from_millis(500);
 
 /// Runs the requests of an evaluation.
 #[derive(Debug)]
-pub(super) struct Work {
+pub struct Work {
     parallel: usize,
     journal: Option<Journal>,
 }
@@ -52,7 +52,7 @@ struct Entry {
 
 impl Work {
     /// `parallel` requests at a time; results are remembered at `journal`, for the evaluation that `key` describes.
-    pub(super) fn new(parallel: usize, journal: Option<&Path>, key: &Value) -> anyhow::Result<Self> {
+    pub fn new(parallel: usize, journal: Option<&Path>, key: &Value) -> anyhow::Result<Self> {
         let journal = journal.map(|path| Journal::open(path, key)).transpose()?;
         Ok(Self { parallel, journal })
     }
@@ -61,7 +61,7 @@ impl Work {
     ///
     /// # Errors
     /// The first one; what is done by then stays in the journal.
-    pub(super) fn map<I: Sync, R: Serialize + DeserializeOwned + Send>(
+    pub fn map<I: Sync, R: Serialize + DeserializeOwned + Send>(
         &mut self,
         phase: &str,
         items: &[I],
@@ -122,7 +122,7 @@ impl Work {
     }
 
     /// Forgets the journal: the report is written.
-    pub(super) fn finish(self) -> anyhow::Result<()> {
+    pub fn finish(self) -> anyhow::Result<()> {
         match self.journal {
             Some(journal) => {
                 fs::remove_file(&journal.path).with_context(|| format!("cannot remove {}", journal.path.display()))

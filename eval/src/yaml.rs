@@ -21,7 +21,7 @@ enum Open {
 ///
 /// # Errors
 /// When it is no YAML, or has more than JSON can say.
-pub(super) fn parse(text: &str) -> anyhow::Result<Value> {
+pub(crate) fn parse(text: &str) -> anyhow::Result<Value> {
     let mut open: Vec<Open> = Vec::new();
     for event in Parser::new_from_str(text) {
         let (event, _) = event?;
