@@ -21,7 +21,7 @@ use nanoinfer_launch::{
 };
 use serde_json::{Value, json};
 
-use crate::{Failure, model_options::ModelOptions, random::Random};
+use crate::{failure::Failure, model_options::ModelOptions, random::Random};
 
 use self::serve::ServeBenchOptions;
 

@@ -36,10 +36,9 @@ use serde_json::Value;
 
 use self::conversation::{Conversation, Said};
 use crate::{
-    Failure,
     events::Events,
+    failure::{Failure, told},
     target::{Target, TargetOptions},
-    told,
 };
 
 /// How often a running answer looks whether it should stop.

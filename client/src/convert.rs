@@ -14,7 +14,7 @@ use nanoinfer_launch::{
 };
 use serde_json::{Map, Value};
 
-use crate::Failure;
+use crate::failure::Failure;
 
 /// Files that belong to a model and are no weights.
 const COMPANIONS: [&str; 8] = [

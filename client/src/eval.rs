@@ -14,7 +14,7 @@ use nanoinfer_eval::{
 use nanoinfer_launch::{build::BUILD_ID, output, say};
 
 use crate::{
-    Failure,
+    failure::Failure,
     speed::{self, SpeedOptions},
     target::{Target, TargetOptions},
     verify::{self, VerifyOptions},

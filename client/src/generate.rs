@@ -17,10 +17,10 @@ use nanoinfer_launch::{
 use serde_json::{Map, Value, json};
 
 use crate::{
-    Failure,
     bars::Bars,
     events::Events,
     explain,
+    failure::Failure,
     target::{Target, TargetOptions},
 };
 
@@ -203,7 +203,7 @@ mod tests {
         assert_eq!(prompt(&typed(&[]), "\u{feff}Hi\r\n".as_bytes(), false).unwrap(), "Hi", "as Windows pipes it");
         assert_eq!(prompt(&typed(&[]), &b""[..], true).unwrap_err().exit_code, 2);
         let failure = prompt(&typed(&[]), &b"\xff\xfeH\0i\0"[..], false).unwrap_err();
-        let words = crate::told(&failure.error);
+        let words = crate::failure::told(&failure.error);
         assert!(failure.exit_code == 2 && words.contains("standard input: UTF-16, where UTF-8"), "{words}");
         for nothing in [&b""[..], b"\n", b"\r\n", b"\xef\xbb\xbf\n"] {
             let failure = prompt(&typed(&[]), nothing, false).unwrap_err();

@@ -16,7 +16,7 @@ use nanoinfer_launch::{
     text::ModelText,
 };
 
-use crate::Failure;
+use crate::failure::Failure;
 
 #[derive(Debug, Args)]
 pub(crate) struct InspectOptions {

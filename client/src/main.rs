@@ -7,6 +7,7 @@
 
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
+mod failure;
 mod generate;
 mod explain;
 mod bars;
@@ -35,15 +36,19 @@ use clap::{
     Parser, Subcommand,
     error::{ContextKind, ContextValue, ErrorKind},
 };
-use nanoinfer_launch::{
-    LaunchError,
-    output::{self, OutputError},
-    say,
-};
+use nanoinfer_launch::{output, say};
 
 use crate::{
-    bench::BenchVerb, chat::ChatOptions, convert::ConvertOptions, eval::EvalOptions, generate::GenerateOptions,
-    inspect::InspectOptions, lesson::LessonOptions, pull::PullOptions,
+    bench::BenchVerb,
+    chat::ChatOptions,
+    convert::ConvertOptions,
+    eval::EvalOptions,
+    failure::{Failure, told},
+    generate::GenerateOptions,
+    inspect::InspectOptions,
+    lesson::LessonOptions,
+    private_server::SERVE,
+    pull::PullOptions,
 };
 
 /// Generates text from a server, or from a model.
@@ -78,8 +83,7 @@ enum Verb {
     Convert(ConvertOptions),
 }
 
-/// Verbs that are `nanoinfer-launch` in this program, so that it can start servers and ranks without a second file.
-const SERVE: &str = "serve";
+/// This verb and [`SERVE`] are `nanoinfer-launch` in this program, so that it can start servers and ranks without a second file.
 const WORKER: &str = "worker";
 
 fn main() -> ExitCode {
@@ -131,71 +135,4 @@ fn version() -> Result<(), Failure> {
     let (version, build) = (env!("CARGO_PKG_VERSION"), nanoinfer_launch::build::BUILD_ID);
     output::write(format_args!("nanoinfer {version} (build {build})\n"))?;
     Ok(())
-}
-
-/// Why the program ends with an error, and with which code: 2 for usage and models, 1 for everything else.
-#[derive(Debug)]
-struct Failure {
-    error: anyhow::Error,
-    exit_code: u8,
-}
-
-impl Failure {
-    fn usage(error: impl Into<anyhow::Error>) -> Self {
-        Self { error: error.into(), exit_code: 2 }
-    }
-}
-
-/// An error and its causes, with what to do about it last. A cause that stands in the words before it is not told again.
-fn told(error: &anyhow::Error) -> String {
-    let (mut told, mut hints) = (String::new(), String::new());
-    for cause in error.chain().map(ToString::to_string) {
-        let (what, hint) = cause.split_at(cause.find("\n  hint:").unwrap_or(cause.len()));
-        if !told.contains(what) {
-            told += if told.is_empty() { "" } else { ": " };
-            told += what;
-            hints += hint;
-        }
-    }
-    told + &hints
-}
-
-impl From<OutputError> for Failure {
-    fn from(error: OutputError) -> Self {
-        anyhow::Error::from(error).into()
-    }
-}
-
-impl From<anyhow::Error> for Failure {
-    fn from(error: anyhow::Error) -> Self {
-        // Under whatever was being done: a model that is none is one there too.
-        let exit_code = error.downcast_ref::<LaunchError>().map_or(1, LaunchError::exit_code);
-        Self { error, exit_code }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io;
-
-    use anyhow::Context;
-    use nanoinfer_launch::model::ModelError;
-
-    use super::*;
-
-    #[test]
-    fn an_error_is_told_once_and_what_to_do_comes_last() {
-        let unreadable = ModelError::Read { path: "m".into(), source: io::Error::other("no luck") };
-        assert_eq!(told(&unreadable.into()), "cannot read m: no luck");
-        let hinted = anyhow::anyhow!("line 3").context("m is no JSON\n  hint: write some").context("cannot start");
-        assert_eq!(told(&hinted), "cannot start: m is no JSON: line 3\n  hint: write some");
-    }
-
-    #[test]
-    fn a_bad_model_is_one_in_every_verb() {
-        let no_model = LaunchError::Model(ModelError::NoSuchPath { path: "m".into(), suggestion: None });
-        let error = Err::<(), _>(no_model).context("cannot plan the cluster").unwrap_err();
-        assert_eq!(Failure::from(error).exit_code, 2);
-        assert_eq!(Failure::from(anyhow::anyhow!("rank 1 is gone")).exit_code, 1);
-    }
 }

@@ -16,8 +16,10 @@ use std::{
 use anyhow::{Context, anyhow};
 use nanoinfer_launch::{environment, model, say};
 
-use crate::{Failure, SERVE, model_options::ModelOptions};
+use crate::{failure::Failure, model_options::ModelOptions};
 
+/// The verb that is `nanoinfer-launch serve`.
+pub(crate) const SERVE: &str = "serve";
 /// How the server says where it is; everything before is about its start.
 const READY: &str = "ready on ";
 /// Lines of it that are kept, in case it fails.

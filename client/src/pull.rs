@@ -7,7 +7,7 @@
 use clap::Args;
 use nanoinfer_launch::{environment, model, output};
 
-use crate::Failure;
+use crate::failure::Failure;
 
 #[derive(Debug, Args)]
 pub(crate) struct PullOptions {

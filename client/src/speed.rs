@@ -18,7 +18,7 @@ use nanoinfer_launch::{
 };
 use serde_json::json;
 
-use crate::{Failure, model_options::ModelOptions, random::Random, target::Target};
+use crate::{failure::Failure, model_options::ModelOptions, random::Random, target::Target};
 
 #[derive(Debug, Args)]
 pub(crate) struct SpeedOptions {

@@ -4,7 +4,7 @@ use clap::Args;
 use nanoinfer_eval::connection::Connection;
 use nanoinfer_launch::environment;
 
-use crate::{Failure, model_options::ModelOptions, private_server::PrivateServer};
+use crate::{failure::Failure, model_options::ModelOptions, private_server::PrivateServer};
 
 #[derive(Debug, Args)]
 pub(crate) struct TargetOptions {

@@ -14,7 +14,7 @@ use nanoinfer_launch::{environment, model, output, utf8};
 use nanoinfer_reference::Reference;
 use serde_json::json;
 
-use crate::{Failure, model_options::ModelOptions, target::Target};
+use crate::{failure::Failure, model_options::ModelOptions, target::Target};
 
 /// Documents that are scored where no text is given.
 const DOCUMENTS: &str = include_str!("../../eval/demo/corpus.jsonl");

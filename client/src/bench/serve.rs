@@ -20,8 +20,8 @@ use nanoinfer_launch::output;
 use serde_json::{Value, json};
 
 use crate::{
-    Failure,
     events::Events,
+    failure::Failure,
     random::Random,
     target::{Target, TargetOptions},
 };

@@ -21,8 +21,8 @@ use anyhow::{Context, anyhow};
 use clap::Args;
 use nanoinfer_launch::{cli::cluster_config, output};
 
-use self::figure::{Results, Text, text};
-use crate::{Failure, bars::Bars, model_options::ModelOptions};
+use self::figure::Results;
+use crate::{bars::Bars, failure::Failure, model_options::ModelOptions};
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
@@ -91,14 +91,4 @@ pub(crate) fn run(options: &LessonOptions) -> Result<(), Failure> {
     }
     chapters.fill(&all)?.write()?;
     Ok(pictures::draw(&base, folder)?)
-}
-
-/// The machine in a few words: processor and cores.
-fn machine() -> Text {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name =
-        info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ").map(|(_, name)| name.trim()));
-    let name = name.unwrap_or("an unnamed processor");
-    text(format!("{name}, {cores} cores"), format!("{name}，{cores} 核"))
 }

@@ -10,15 +10,12 @@ use nanoinfer_launch::{
     roofline::Limits,
 };
 
+use self::ladder::MANY;
 use super::{
     figure::{Figure, Language, Results, Row, Scale, Text, text},
-    machine,
-    running::{Length, Running, digits, median, times},
+    running::{Length, Running, digits, machine, median, times},
     understand::Program,
 };
-
-/// Texts in a step, where they are many.
-const MANY: u32 = 32;
 
 /// Sets a switch of the engine.
 type Change = Box<dyn Fn(&mut ClusterConfig)>;

@@ -4,6 +4,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     time::{Duration, Instant},
 };
 
@@ -17,6 +18,7 @@ use nanoinfer_launch::{
 };
 use tokio::runtime::Runtime;
 
+use super::figure::{Text, text};
 use crate::{
     bench::{Batch, What},
     random::Random,
@@ -176,4 +178,14 @@ pub(super) fn bytes(count: f64) -> String {
 /// The middle of durations, in seconds.
 pub(super) fn median_s(durations: impl Iterator<Item = Duration>) -> f64 {
     median(durations.map(|duration| duration.as_secs_f64()).collect())
+}
+
+/// The machine in a few words: processor and cores.
+pub(super) fn machine() -> Text {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name =
+        info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ").map(|(_, name)| name.trim()));
+    let name = name.unwrap_or("an unnamed processor");
+    text(format!("{name}, {cores} cores"), format!("{name}，{cores} 核"))
 }

@@ -15,10 +15,9 @@ use nanoinfer_launch::{
 
 use super::{
     figure::{Facts, Figure, Language, Results, Row, Scale, Text, same, text},
-    machine,
-    running::{Length, Running, bytes, digits, median, median_s, ms, times},
+    running::{Length, Running, bytes, digits, machine, median, median_s, ms, times},
 };
-use crate::{Failure, model_options::ModelOptions, private_server::PrivateServer};
+use crate::{failure::Failure, model_options::ModelOptions, private_server::PrivateServer};
 
 /// gpt2-xl's `config.json`, as far as sizes go.
 pub(super) const GPT2_XL: &str = r#"{"n_layer":48,"n_head":25,"n_embd":1600,"n_positions":1024,"vocab_size":50257}"#;

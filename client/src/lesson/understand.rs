@@ -11,8 +11,7 @@ use tokenizers::Tokenizer;
 
 use super::{
     figure::{Figure, Language, Results, Row, Scale, same, text},
-    machine,
-    running::{digits, median, ms, times},
+    running::{digits, machine, median, ms, times},
 };
 use crate::conversation::{Cache, Gpt2};
 

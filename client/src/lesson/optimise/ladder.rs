@@ -6,12 +6,14 @@ use nanoinfer_launch::{
     roofline::{self, Limits},
 };
 
-use super::MANY;
 use crate::lesson::{
     figure::{Facts, Figure, Row, Scale, Text, same, text},
     running::{Length, Running, bytes, digits, median, ms, times},
     understand::Program,
 };
+
+/// Texts in a step, where they are many.
+pub(super) const MANY: u32 = 32;
 
 /// One step of the ladder, measured.
 pub(super) struct Step {

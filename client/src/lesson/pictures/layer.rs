@@ -7,7 +7,7 @@
 
 use nanoinfer_launch::{ModelShape, Partition, Share};
 
-use super::{Svg, class};
+use super::svg::{Svg, class};
 use crate::lesson::serve::GPT2_XL;
 
 const RANKS: usize = 2;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use nanoinfer_launch::{BLOCK_TOKENS, ClusterConfig, request::Request, status::LiveBlocks};
 
-use super::{Svg, class};
+use super::svg::{Svg, class};
 use crate::lesson::running::{Running, token_times};
 
 /// How often the moment is waited for, and for how long.

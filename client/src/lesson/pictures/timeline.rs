@@ -6,7 +6,7 @@ use anyhow::Context;
 use nanoinfer_launch::ClusterConfig;
 use serde_json::Value;
 
-use super::Svg;
+use super::svg::Svg;
 use crate::lesson::running::{Length, Running};
 
 const RANKS: usize = 2;
