@@ -4,43 +4,18 @@
 //! replacement. The order of a data set and the choice of its examples depend on every bit of it.
 //! References: Matsumoto and Nishimura 1998; CPython 3.11 `Modules/_randommodule.c` and `Lib/random.py`.
 
-/// Words of state.
-const N: usize = 624;
-/// How far ahead the recurrence looks.
-const M: usize = 397;
+use rand_mt::Mt;
 
 /// A generator in CPython's state after `Random(seed)`.
 #[derive(Clone, Debug)]
-pub(crate) struct PythonRandom {
-    state: [u32; N],
-    /// The next word of `state` to temper; `N` where a new block is due.
-    next: usize,
-}
+pub(crate) struct PythonRandom(Mt);
 
 impl PythonRandom {
     /// `random.Random(seed)` for a seed that is not negative.
     pub(crate) fn new(seed: u64) -> Self {
         let (low, high) = (seed as u32, (seed >> 32) as u32);
-        let both = [low, high];
-        let key = if high == 0 { &both[..1] } else { &both[..] };
-        let mut state = [0; N];
-        state[0] = 19_650_218;
-        for i in 1..N {
-            state[i] = 1_812_433_253_u32.wrapping_mul(mixed(state[i - 1])).wrapping_add(i as u32);
-        }
-        let (mut i, mut j) = (1, 0);
-        for _ in 0..N.max(key.len()) {
-            state[i] =
-                (state[i] ^ mixed(state[i - 1]).wrapping_mul(1_664_525)).wrapping_add(key[j]).wrapping_add(j as u32);
-            i = advanced(&mut state, i);
-            j = (j + 1) % key.len();
-        }
-        for _ in 1..N {
-            state[i] = (state[i] ^ mixed(state[i - 1]).wrapping_mul(1_566_083_941)).wrapping_sub(i as u32);
-            i = advanced(&mut state, i);
-        }
-        state[0] = 1 << 31;
-        Self { state, next: N }
+        let key = if high == 0 { vec![low] } else { vec![low, high] };
+        Self(Mt::new_with_key(key))
     }
 
     /// `shuffle(list)`.
@@ -86,47 +61,12 @@ impl PythonRandom {
         // Bits of n, not of n − 1: that is CPython's.
         let bits = usize::BITS - n.leading_zeros();
         loop {
-            let r = (self.word() >> (32 - bits)) as usize;
+            let r = (self.0.next_u32() >> (32 - bits)) as usize;
             if r < n {
                 return r;
             }
         }
     }
-
-    /// 32 bits.
-    fn word(&mut self) -> u32 {
-        if self.next == N {
-            self.twist();
-        }
-        let mut y = self.state[self.next];
-        self.next += 1;
-        y ^= y >> 11;
-        y ^= (y << 7) & 0x9d2c_5680;
-        y ^= (y << 15) & 0xefc6_0000;
-        y ^ (y >> 18)
-    }
-
-    fn twist(&mut self) {
-        for i in 0..N {
-            let y = (self.state[i] & 0x8000_0000) | (self.state[(i + 1) % N] & 0x7fff_ffff);
-            let odd = if y & 1 == 1 { 0x9908_b0df } else { 0 };
-            self.state[i] = self.state[(i + M) % N] ^ (y >> 1) ^ odd;
-        }
-        self.next = 0;
-    }
-}
-
-fn mixed(word: u32) -> u32 {
-    word ^ (word >> 30)
-}
-
-/// The place after `i` while seeding; past the end the last word becomes the first.
-fn advanced(state: &mut [u32; N], i: usize) -> usize {
-    if i + 1 < N {
-        return i + 1;
-    }
-    state[0] = state[N - 1];
-    1
 }
 
 /// The least e with 4ᵉ ≥ x.
@@ -154,7 +94,7 @@ mod tests {
         for stream in vectors["streams"].as_array().unwrap() {
             let seed = stream["seed"].as_u64().unwrap();
             let mut random = PythonRandom::new(seed);
-            let words: Vec<usize> = (0..4).map(|_| random.word() as usize).collect();
+            let words: Vec<usize> = (0..4).map(|_| random.0.next_u32() as usize).collect();
             assert_eq!(words, list(&stream["u32"]), "seed {seed}");
             let mut order: Vec<usize> = (0..12).collect();
             PythonRandom::new(seed).shuffle(&mut order);
