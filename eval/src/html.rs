@@ -6,6 +6,7 @@ use crate::{
     plot::{self, Bar, escape},
     published,
     report::Report,
+    rouge::ROUGE_L,
 };
 
 /// Most documents and answers on a page; the JSON has all.
@@ -36,7 +37,7 @@ pub(crate) fn page(report: &Report) -> String {
         body += &section("Beside published numbers", text, &plot::bars(&beside));
     }
     if let Some((pairs, comparison)) = &report.comparison {
-        let rouge: Vec<f64> = comparison.answers.iter().map(|answer| answer.rouge.rouge_l.f).collect();
+        let rouge: Vec<f64> = comparison.answers.iter().map(|answer| answer.rouge[ROUGE_L].f).collect();
         body +=
             &section("Answers by ROUGE-L", "How many answers fall into each tenth.", &plot::bars(&histogram(&rouge)));
         let mut rows =
@@ -44,7 +45,7 @@ pub(crate) fn page(report: &Report) -> String {
         for (pair, answer) in pairs.iter().zip(&comparison.answers).take(MAX_ROWS) {
             let cells =
                 [&pair.prompt, &pair.reference, &answer.hypothesis].map(|text| format!("<td>{}</td>", escape(text)));
-            rows += &format!("<tr>{}<td class=\"number\">{:.3}</td></tr>\n", cells.concat(), answer.rouge.rouge_l.f);
+            rows += &format!("<tr>{}<td class=\"number\">{:.3}</td></tr>\n", cells.concat(), answer.rouge[ROUGE_L].f);
         }
         body += &section("Answers", &note(pairs.len()), &(rows + "</table>\n"));
     }

@@ -5,29 +5,14 @@
 //! condition then holds. Takes lower-case words; digits and anything that is no vowel are consonants.
 
 /// Words that are not stemmed by rule.
-const POOL: [(&str, &str); 16] = [
-    ("sky", "sky"),
-    ("skies", "sky"),
-    ("dying", "die"),
-    ("lying", "lie"),
-    ("tying", "tie"),
-    ("news", "news"),
-    ("innings", "inning"),
-    ("inning", "inning"),
-    ("outings", "outing"),
-    ("outing", "outing"),
-    ("cannings", "canning"),
-    ("canning", "canning"),
-    ("howe", "howe"),
-    ("proceed", "proceed"),
-    ("exceed", "exceed"),
-    ("succeed", "succeed"),
-];
+const POOL: &str = "sky→sky skies→sky dying→die lying→lie tying→tie news→news innings→inning inning→inning \
+    outings→outing outing→outing cannings→canning canning→canning howe→howe proceed→proceed \
+    exceed→exceed succeed→succeed";
 
 /// The stem of a lower-case word.
 pub(crate) fn stem(word: &str) -> String {
-    if let Some((_, stem)) = POOL.iter().find(|(pooled, _)| *pooled == word) {
-        return (*stem).to_owned();
+    if let Some((_, stem)) = pairs(POOL).find(|(pooled, _)| *pooled == word) {
+        return stem.to_owned();
     }
     if word.chars().count() <= 2 {
         return word.to_owned();
@@ -41,8 +26,6 @@ pub(crate) fn stem(word: &str) -> String {
 
 /// A word or a stem.
 type Letters = Vec<char>;
-/// Suffix, what replaces it, and how often the stem before it must have vowels followed by consonants.
-type Rule = (&'static str, &'static str, usize);
 
 fn step_1a(word: Letters) -> Letters {
     if word.len() == 4
@@ -50,8 +33,7 @@ fn step_1a(word: Letters) -> Letters {
     {
         return joined(stem, "ie");
     }
-    let rules = [("sses", "ss", 0), ("ies", "i", 0), ("ss", "ss", 0), ("s", "", 0)];
-    apply(word, &rules)
+    apply(word, 0, "sses→ss ies→i ss→ss s→")
 }
 
 fn step_1b(word: Letters) -> Letters {
@@ -94,47 +76,18 @@ fn step_2(word: Letters) -> Letters {
         // Shorter by two letters: this ends.
         return step_2(joined(stem, "al"));
     }
-    let rules = [
-        ("ational", "ate", 1),
-        ("tional", "tion", 1),
-        ("enci", "ence", 1),
-        ("anci", "ance", 1),
-        ("izer", "ize", 1),
-        ("bli", "ble", 1),
-        ("alli", "al", 1),
-        ("entli", "ent", 1),
-        ("eli", "e", 1),
-        ("ousli", "ous", 1),
-        ("ization", "ize", 1),
-        ("ation", "ate", 1),
-        ("ator", "ate", 1),
-        ("alism", "al", 1),
-        ("iveness", "ive", 1),
-        ("fulness", "ful", 1),
-        ("ousness", "ous", 1),
-        ("aliti", "al", 1),
-        ("iviti", "ive", 1),
-        ("biliti", "ble", 1),
-        ("fulli", "ful", 1),
-    ];
     if let Some(stem) = without(&word, "logi") {
         // NLTK measures the stem with its "l", as in "apologi".
         return if measure(&word[..word.len() - 3]) > 0 { joined(stem, "log") } else { word };
     }
-    apply(word, &rules)
+    let rules = "ational→ate tional→tion enci→ence anci→ance izer→ize bli→ble alli→al entli→ent eli→e ousli→ous \
+        ization→ize ation→ate ator→ate alism→al iveness→ive fulness→ful ousness→ous aliti→al iviti→ive \
+        biliti→ble fulli→ful";
+    apply(word, 1, rules)
 }
 
 fn step_3(word: Letters) -> Letters {
-    let rules = [
-        ("icate", "ic", 1),
-        ("ative", "", 1),
-        ("alize", "al", 1),
-        ("iciti", "ic", 1),
-        ("ical", "ic", 1),
-        ("ful", "", 1),
-        ("ness", "", 1),
-    ];
-    apply(word, &rules)
+    apply(word, 1, "icate→ic ative→ alize→al iciti→ic ical→ic ful→ ness→")
 }
 
 fn step_4(word: Letters) -> Letters {
@@ -142,11 +95,8 @@ fn step_4(word: Letters) -> Letters {
         let follows = matches!(stem.last(), Some('s' | 't'));
         return if measure(stem) > 1 && follows { stem.to_vec() } else { word };
     }
-    let suffixes = [
-        "al", "ance", "ence", "er", "ic", "able", "ible", "ant", "ement", "ment", "ent", "ou", "ism", "ate", "iti",
-        "ous", "ive", "ize",
-    ];
-    apply(word, &suffixes.map(|suffix| (suffix, "", 2)))
+    let rules = "al→ ance→ ence→ er→ ic→ able→ ible→ ant→ ement→ ment→ ent→ ou→ ism→ ate→ iti→ ous→ ive→ ize→";
+    apply(word, 2, rules)
 }
 
 fn step_5a(word: Letters) -> Letters {
@@ -165,14 +115,18 @@ fn step_5b(word: Letters) -> Letters {
     }
 }
 
-/// The first rule whose suffix matches decides.
-fn apply(word: Letters, rules: &[Rule]) -> Letters {
-    for &(suffix, replacement, least) in rules {
-        if let Some(stem) = without(&word, suffix) {
-            return if measure(stem) >= least { joined(stem, replacement) } else { word };
-        }
-    }
-    word
+/// What stands before and behind each arrow.
+fn pairs(list: &'static str) -> impl Iterator<Item = (&'static str, &'static str)> {
+    list.split(' ').filter_map(|pair| pair.split_once('→'))
+}
+
+/// Rules are suffixes, each with what replaces it. The first that matches decides, and holds where the stem before it has
+/// vowels followed by consonants so often.
+fn apply(word: Letters, least: usize, rules: &'static str) -> Letters {
+    let Some((stem, replacement)) = pairs(rules).find_map(|(suffix, new)| Some((without(&word, suffix)?, new))) else {
+        return word;
+    };
+    if measure(stem) >= least { joined(stem, replacement) } else { word }
 }
 
 /// The word without a suffix that it ends with.

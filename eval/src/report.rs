@@ -8,6 +8,7 @@ use crate::{
     core::{self, TaskResult},
     generation::{Answer, Comparison, Pair},
     perplexity::{Perplexity, PerplexityMethod},
+    rouge::{MEASURES, ROUGE_L},
 };
 
 /// Everything there is to say.
@@ -40,13 +41,7 @@ impl Report {
                 metrics.push(("bleu", comparison.bleu.score));
             }
             if self.rouge {
-                let rouge = &comparison.rouge;
-                metrics.extend([
-                    ("rouge1", rouge.rouge1.f),
-                    ("rouge2", rouge.rouge2.f),
-                    ("rougeL", rouge.rouge_l.f),
-                    ("rougeLsum", rouge.rouge_lsum.f),
-                ]);
+                metrics.extend(MEASURES.into_iter().zip(comparison.rouge.map(|overlap| overlap.f)));
             }
         }
         if let Some(tasks) = &self.tasks {
@@ -75,7 +70,7 @@ impl Report {
             let answer = |(pair, answer): (&Pair, &Answer)| {
                 json!({
                     "prompt": pair.prompt, "reference": pair.reference, "hypothesis": answer.hypothesis,
-                    "rougeL": answer.rouge.rouge_l.f,
+                    "rougeL": answer.rouge[ROUGE_L].f,
                 })
             };
             report["answers"] = pairs.iter().zip(answers).map(answer).collect();

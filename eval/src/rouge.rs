@@ -5,6 +5,7 @@
 //! References: Lin 2004; rouge_score 0.1.2, whose numbers the tests hold.
 
 use std::{
+    array,
     collections::{BTreeSet, HashMap},
     hash::Hash,
 };
@@ -22,50 +23,29 @@ pub(crate) struct Overlap {
     pub(crate) f: f64,
 }
 
-/// One number for each measure.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(crate) struct Rouge {
-    pub(crate) rouge1: Overlap,
-    pub(crate) rouge2: Overlap,
-    pub(crate) rouge_l: Overlap,
-    pub(crate) rouge_lsum: Overlap,
-}
+/// What is measured.
+pub(crate) const MEASURES: [&str; 4] = ["rouge1", "rouge2", "rougeL", "rougeLsum"];
+/// Which of them is ROUGE-L.
+pub(crate) const ROUGE_L: usize = 2;
+
+/// One overlap for each measure.
+pub(crate) type Rouge = [Overlap; MEASURES.len()];
 
 /// Of one hypothesis; the first of the best references, for each measure.
 pub(crate) fn score(hypothesis: &str, references: &[&str], stemmer: bool) -> Rouge {
-    let mut best: Option<Rouge> = None;
-    for reference in references {
-        let one = score_one(hypothesis, reference, stemmer);
-        best = Some(match best {
-            None => one,
-            Some(best) => {
-                let better = |a: Overlap, b: Overlap| if b.f > a.f { b } else { a };
-                Rouge {
-                    rouge1: better(best.rouge1, one.rouge1),
-                    rouge2: better(best.rouge2, one.rouge2),
-                    rouge_l: better(best.rouge_l, one.rouge_l),
-                    rouge_lsum: better(best.rouge_lsum, one.rouge_lsum),
-                }
-            }
-        });
-    }
-    best.unwrap_or_default()
+    let scores = references.iter().map(|reference| score_one(hypothesis, reference, stemmer));
+    let better = |best: Rouge, one: Rouge| array::from_fn(|i| if one[i].f > best[i].f { one[i] } else { best[i] });
+    scores.reduce(better).unwrap_or_default()
 }
 
 /// Of a corpus: the mean of every number.
 pub(crate) fn mean(scores: &[Rouge]) -> Rouge {
-    let of = |measure: fn(&Rouge) -> Overlap| {
+    array::from_fn(|i| {
         let mean = |number: fn(&Overlap) -> f64| {
-            scores.iter().map(|score| number(&measure(score))).sum::<f64>() / scores.len().max(1) as f64
+            scores.iter().map(|score| number(&score[i])).sum::<f64>() / scores.len().max(1) as f64
         };
         Overlap { precision: mean(|o| o.precision), recall: mean(|o| o.recall), f: mean(|o| o.f) }
-    };
-    Rouge {
-        rouge1: of(|score| score.rouge1),
-        rouge2: of(|score| score.rouge2),
-        rouge_l: of(|score| score.rouge_l),
-        rouge_lsum: of(|score| score.rouge_lsum),
-    }
+    })
 }
 
 fn score_one(hypothesis: &str, reference: &str, stemmer: bool) -> Rouge {
@@ -73,17 +53,12 @@ fn score_one(hypothesis: &str, reference: &str, stemmer: bool) -> Rouge {
     let sentences = |text: &str| -> Vec<Vec<String>> {
         text.split('\n').filter(|line| !line.is_empty()).map(|line| tokens(line, stemmer)).collect()
     };
-    Rouge {
-        rouge1: ngram_overlap(&h, &r, 1),
-        rouge2: ngram_overlap(&h, &r, 2),
-        rouge_l: if h.is_empty() || r.is_empty() {
-            Overlap::default()
-        } else {
-            let common = lcs_table(&r, &h)[r.len()][h.len()] as usize;
-            overlap(common, h.len(), r.len())
-        },
-        rouge_lsum: summary_overlap(&sentences(hypothesis), &sentences(reference)),
-    }
+    let subsequence = match h.is_empty() || r.is_empty() {
+        true => Overlap::default(),
+        false => overlap(lcs_table(&r, &h)[r.len()][h.len()] as usize, h.len(), r.len()),
+    };
+    let summary = summary_overlap(&sentences(hypothesis), &sentences(reference));
+    [ngram_overlap(&h, &r, 1), ngram_overlap(&h, &r, 2), subsequence, summary]
 }
 
 fn ngram_overlap(hypothesis: &[String], reference: &[String], n: usize) -> Overlap {
@@ -173,15 +148,9 @@ mod tests {
     use super::*;
 
     fn check(ours: &Rouge, theirs: &Value, what: &str) {
-        let measures = [
-            ("rouge1", ours.rouge1),
-            ("rouge2", ours.rouge2),
-            ("rougeL", ours.rouge_l),
-            ("rougeLsum", ours.rouge_lsum),
-        ];
-        for (name, overlap) in measures {
+        for (name, overlap) in MEASURES.iter().zip(ours) {
             for (number, ours) in [("p", overlap.precision), ("r", overlap.recall), ("f", overlap.f)] {
-                let theirs = theirs[name][number].as_f64().unwrap();
+                let theirs = theirs[*name][number].as_f64().unwrap();
                 // They are printed with six digits.
                 assert!((ours - theirs).abs() <= 5.1e-7, "{what} {name}.{number}: {ours}, not {theirs}");
             }
