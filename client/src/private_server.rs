@@ -4,17 +4,19 @@
 //! reaches only us, since it is a process group of its own.
 
 use std::{
-    collections::VecDeque,
-    io::{BufRead, BufReader},
+    io::BufReader,
     os::unix::process::CommandExt,
-    process::{Child, ChildStderr, Command, Stdio},
-    sync::{Arc, Mutex, PoisonError},
+    process::{Child, Command, Stdio},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, anyhow};
-use nanoinfer_launch::{environment, model, say};
+use nanoinfer_launch::{
+    cli::environment,
+    last_lines::{LastLines, next_line},
+    model, say,
+};
 
 use crate::{failure::Failure, model_options::ModelOptions};
 
@@ -22,13 +24,8 @@ use crate::{failure::Failure, model_options::ModelOptions};
 pub(crate) const SERVE: &str = "serve";
 /// How the server says where it is; everything before is about its start.
 const READY: &str = "ready on ";
-/// Lines of it that are kept, in case it fails.
-const KEPT_LINES: usize = 20;
 /// How long it may take to end before it is killed.
 const END_DEADLINE: Duration = Duration::from_secs(5);
-
-/// The last lines of a server's log. A mutex, as a thread of its own reads them.
-type LastLines = Arc<Mutex<VecDeque<String>>>;
 
 /// A running server. Dropping it stops it.
 #[derive(Debug)]
@@ -65,7 +62,7 @@ impl PrivateServer {
             match next_line(&mut stderr) {
                 Some(line) => match line.strip_prefix(READY) {
                     Some(url) => break url.to_string(),
-                    None => keep(&last_lines, line),
+                    None => last_lines.keep(line),
                 },
                 None => {
                     let status = child.wait().context("cannot wait for the private server")?;
@@ -78,7 +75,7 @@ impl PrivateServer {
         // Reads on, so that the server never waits for a full pipe.
         let reader = thread::spawn(move || {
             while let Some(line) = next_line(&mut stderr) {
-                keep(&kept, line);
+                kept.keep(line);
             }
         });
         Ok(Self { child, url, last_lines, reader: Some(reader) })
@@ -143,23 +140,7 @@ impl Drop for PrivateServer {
     }
 }
 
-fn next_line(stderr: &mut BufReader<ChildStderr>) -> Option<String> {
-    let mut line = Vec::new();
-    match stderr.read_until(b'\n', &mut line) {
-        Ok(0) | Err(_) => None,
-        Ok(_) => Some(String::from_utf8_lossy(&line).trim_end().to_string()),
-    }
-}
-
-fn keep(lines: &LastLines, line: String) {
-    let mut lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
-    if lines.len() == KEPT_LINES {
-        lines.pop_front();
-    }
-    lines.push_back(line);
-}
-
+/// The last lines, set apart from what is said before them.
 fn joined(lines: &LastLines) -> String {
-    let lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
-    lines.iter().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
+    lines.lines().iter().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
 }

@@ -18,6 +18,7 @@ pub mod device;
 pub mod environment;
 pub mod error;
 mod gather;
+pub mod last_lines;
 pub mod model;
 pub mod output;
 pub mod plan;

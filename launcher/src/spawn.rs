@@ -11,10 +11,9 @@
 //! whole service nevertheless (systemd, `pkill`) does not end them either: [`leave_stopping_to_the_launcher`].
 
 use std::{
-    collections::VecDeque,
     ffi::OsString,
     fs::File,
-    io::{self, BufRead, BufReader, IoSlice, IoSliceMut, Read},
+    io::{self, BufReader, IoSlice, IoSliceMut},
     mem::MaybeUninit,
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
@@ -39,13 +38,10 @@ use rustix::{
 
 use crate::{
     error::LaunchError,
+    last_lines::{LastLines, next_line},
     supervise::{HowEnded, RankEnd},
 };
 
-/// Lines of a rank's standard error that are kept for the report of its end.
-const KEPT_LINES: usize = 20;
-/// Longest line that is forwarded whole; a longer one is broken.
-const MAX_LINE_BYTES: u64 = 16 << 10;
 /// How long a rank that was told to end may take before it is killed.
 const END_DEADLINE: Duration = Duration::from_secs(5);
 /// Data of the message that carries the descriptor of the shared memory, or says that there is none.
@@ -210,23 +206,13 @@ fn watch(rank: usize, pid: Pid, child: &Mutex<Child>, stderr: ChildStderr, ends:
 }
 
 /// Writes every line to our standard error, marked; returns the last ones.
-fn forward_lines(rank: usize, stderr: impl Read) -> Vec<String> {
-    let mut reader = BufReader::new(stderr);
-    let mut kept = VecDeque::with_capacity(KEPT_LINES);
-    loop {
-        let mut line = Vec::new();
-        match reader.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line) {
-            Ok(0) | Err(_) => return kept.into(),
-            Ok(_) => {
-                let line = String::from_utf8_lossy(&line).trim_end().to_string();
-                crate::say(format_args!("[rank {rank}] {line}"));
-                if kept.len() == KEPT_LINES {
-                    kept.pop_front();
-                }
-                kept.push_back(line);
-            }
-        }
+fn forward_lines(rank: usize, stderr: ChildStderr) -> Vec<String> {
+    let (kept, mut stderr) = (LastLines::default(), BufReader::new(stderr));
+    while let Some(line) = next_line(&mut stderr) {
+        crate::say(format_args!("[rank {rank}] {line}"));
+        kept.keep(line);
     }
+    kept.lines()
 }
 
 /// Makes this process, a rank, ignore the signals that ask to stop: the launcher gets them too, and ends its ranks when running
@@ -293,15 +279,6 @@ mod tests {
         assert!(receive_segment(&b).unwrap().is_none());
         drop(a);
         assert!(receive_segment(&b).is_err());
-    }
-
-    #[test]
-    fn the_last_lines_are_kept_and_long_ones_are_broken() {
-        let text: String = (0..50).map(|i| format!("line {i}\n")).collect();
-        let kept = forward_lines(0, text.as_bytes());
-        assert_eq!((kept.len(), kept[0].as_str(), kept[19].as_str()), (KEPT_LINES, "line 30", "line 49"));
-        let long = "x".repeat(MAX_LINE_BYTES as usize + 1);
-        assert_eq!(forward_lines(0, long.as_bytes()).len(), 2);
     }
 
     #[test]
