@@ -6,24 +6,17 @@
 
 mod serve;
 
-use std::time::{Duration, Instant};
-
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use clap::{Args, Subcommand};
-use nanoinfer_launch::{
-    Cluster, ClusterConfig,
-    cli::cluster_config,
-    handle::EngineHandle,
-    output,
-    plan::{Placement, Plan},
-    request::{Event, Request},
-    roofline::Limits,
-};
+use nanoinfer_launch::{ClusterConfig, output, plan::Plan, roofline::Limits};
 use serde_json::{Value, json};
 
-use crate::{failure::Failure, model_options::ModelOptions, random::Random};
-
 use self::serve::ServeBenchOptions;
+use crate::{
+    failure::Failure,
+    model_options::ModelOptions,
+    running::{self, Length, Running},
+};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum BenchVerb {
@@ -54,7 +47,7 @@ pub(crate) struct EngineBenchOptions {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum What {
+enum What {
     Decode,
     Prefill,
 }
@@ -95,9 +88,8 @@ pub(crate) fn run(verb: BenchVerb) -> Result<(), Failure> {
 }
 
 fn engine(what: What, options: &EngineBenchOptions) -> Result<(), Failure> {
-    let config = cluster_config(options.model.flags()).map_err(|reason| Failure::usage(anyhow!(reason)))?;
-    let config = for_batches(config, &options.batch);
-    let plan = Plan::new(&config, Placement::Here).context("cannot plan the cluster")?;
+    let config = for_batches(options.model.config()?, &options.batch);
+    let plan = running::plan(&config)?;
     let shape = plan.model.shape.clone();
     let length = options.prompt_tokens + options.tokens;
     if options.prompt_tokens == 0 || options.tokens < 2 || length > shape.context {
@@ -113,27 +105,25 @@ fn engine(what: What, options: &EngineBenchOptions) -> Result<(), Failure> {
     let ranks = plan.partition.world();
     let threads = plan.load.threads.unwrap_or(1);
     // The limits are the processor's.
-    let measure = || (!plan.on_gpus()).then(|| Limits::measure(ranks * threads));
+    let on_gpus = plan.on_gpus();
+    let measure = || (!on_gpus).then(|| Limits::measure(ranks * threads));
     let limits = measure();
-    let cluster = Cluster::carry_out(&plan).context("cannot start the cluster")?;
-    let runtime = tokio::runtime::Builder::new_current_thread().build().context("cannot start a runtime")?;
-
-    // What a step reads: all weights but the position embedding, of which it reads a few rows.
-    let holding_positions = if plan.on_gpus() { 1 } else { ranks };
-    let positions = holding_positions * shape.context * shape.width * size_of::<f32>();
-    let step_bytes = plan.memory.iter().map(|memory| memory.weights).sum::<u64>() - positions as u64;
+    let running = Running::carry_out(plan)?;
+    let step_bytes = running.step_bytes();
     // Two operations for each weight that a token meets; the head is met by the last token of a prompt only.
     let head = shape.vocab_size * shape.width;
     let body = shape.parameters() - head - shape.context * shape.width;
     let mut rows = Vec::new();
     for &batch in &options.batch {
-        let (mut seconds, runs) = (Vec::new(), options.runs + 1);
-        for run in 0..runs {
-            let (prompt_tokens, tokens) = (options.prompt_tokens, options.tokens);
-            let handle = cluster.handle();
-            let vocab_size = shape.vocab_size;
-            let bench = Batch { handle, vocab_size, run, batch, what, prompt_tokens, tokens };
-            let measured = runtime.block_on(bench.run())?;
+        let mut seconds = Vec::new();
+        for run in 0..=options.runs {
+            let measured = match what {
+                What::Decode => {
+                    let length = Length { prompt: options.prompt_tokens, generated: options.tokens };
+                    running.decode(run, batch, length)?
+                }
+                What::Prefill => vec![running.prefill_s(run, batch, options.prompt_tokens)?],
+            };
             if run > 0 {
                 seconds.extend(measured);
             }
@@ -149,7 +139,7 @@ fn engine(what: What, options: &EngineBenchOptions) -> Result<(), Failure> {
         };
         rows.push(Row { batch, tokens_per_s: batch_tokens / median, seconds, limit });
     }
-    cluster.shutdown();
+    let plan = running.shut_down();
     // Once more, as a busy machine may have been slower before.
     let limits = limits.zip(measure()).map(|(before, after)| before.best_of(after));
     output::write(report(what, options, &plan, limits.as_ref(), step_bytes, &rows))?;
@@ -163,68 +153,6 @@ fn for_batches(config: ClusterConfig, batches: &[u32]) -> ClusterConfig {
     ClusterConfig { max_seqs, max_batched_tokens: config.max_batched_tokens.max(max_seqs), ..config }
 }
 
-/// One run of one batch.
-pub(crate) struct Batch<'a> {
-    pub(crate) handle: &'a EngineHandle,
-    pub(crate) vocab_size: usize,
-    /// Prompts of different runs differ.
-    pub(crate) run: u32,
-    pub(crate) batch: u32,
-    pub(crate) what: What,
-    /// Of each prompt.
-    pub(crate) prompt_tokens: usize,
-    /// Of each text (decode).
-    pub(crate) tokens: usize,
-}
-
-impl Batch<'_> {
-    /// Seconds of every step (decode), or of the whole (prefill).
-    pub(crate) async fn run(&self) -> anyhow::Result<Vec<f64>> {
-        let begun = Instant::now();
-        // At once, so that the queue takes it whatever its size.
-        let submitted = self.handle.submit_all((0..self.batch).map(|i| self.request(i)).collect())?;
-        let mut times = Vec::new();
-        // One after the other is enough: events wait in their queues, and the engine stamps none. The first sequence is
-        // read as it goes, and its times are the steps'.
-        let mut sequences = submitted.into_iter();
-        let mut first = sequences.next().ok_or_else(|| anyhow!("a batch has at least one sequence"))?;
-        let mut others: Vec<_> = sequences.collect();
-        let decode = self.what == What::Decode;
-        loop {
-            match first.next().await {
-                Some(Event::Token { .. }) => times.push(Instant::now()),
-                Some(Event::Finished(_)) => break,
-                Some(Event::Prompt(_)) => {}
-                Some(Event::Failed(reason)) => return Err(anyhow!("the engine failed: {reason}")),
-                None => return Err(anyhow!("the engine ended")),
-            }
-        }
-        let mut all_started = begun;
-        for other in &mut others {
-            while let Some(event) = other.next().await {
-                if let Event::Failed(reason) = event {
-                    return Err(anyhow!("the engine failed: {reason}"));
-                }
-            }
-            all_started = Instant::now();
-        }
-        if !decode {
-            let end = if others.is_empty() { times.first().copied() } else { Some(all_started) };
-            return Ok(vec![(end.unwrap_or(begun) - begun).as_secs_f64()]);
-        }
-        // While later prompts are computed, steps take longer: the first sequence's last steps are those of a full batch,
-        // unless the others go on after it. Half of its tokens are left out at the start for that.
-        let steps = times.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64());
-        Ok(steps.skip(times.len() / 2).collect())
-    }
-
-    fn request(&self, index: u32) -> Request {
-        let mut random = Random::new(u64::from(self.run) << 32 | u64::from(index));
-        let max_tokens = if self.what == What::Decode { self.tokens } else { 1 };
-        Request::greedy(random.ids(self.prompt_tokens, self.vocab_size), max_tokens)
-    }
-}
-
 /// A table, then one line of JSON.
 fn report(
     what: What,
@@ -234,8 +162,7 @@ fn report(
     step_bytes: u64,
     rows: &[Row],
 ) -> String {
-    let ms = |seconds: f64| Duration::from_secs_f64(seconds).as_secs_f64() * 1e3;
-    let percentile = |row: &Row, p: usize| ms(row.seconds[(row.seconds.len() - 1) * p / 100]);
+    let percentile = |row: &Row, p: usize| row.seconds[(row.seconds.len() - 1) * p / 100] * 1e3;
     let ranks = plan.partition.world();
     let with = limits.map_or("on GPUs".into(), |limits| {
         format!(
@@ -294,15 +221,11 @@ mod tests {
     fn a_batch_is_taken_whatever_the_queue_and_the_budget_of_a_step() {
         let narrow = ClusterConfig { max_queue: 1, max_queue_tokens: 10, ..ClusterConfig::default() };
         let config = for_batches(narrow, &[1, 600]);
-        let plan = Plan::new(&config, Placement::Here).unwrap();
-        let cluster = Cluster::carry_out(&plan).unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        for what in [What::Decode, What::Prefill] {
-            let (handle, vocab_size) = (cluster.handle(), plan.model.shape.vocab_size);
-            let batch = Batch { handle, vocab_size, run: 0, batch: 3, what, prompt_tokens: 20, tokens: 4 };
-            assert!(runtime.block_on(batch.run()).unwrap().iter().all(|&seconds| seconds > 0.0));
-        }
-        cluster.shutdown();
+        let running = Running::start(&config, |_| {}).unwrap();
+        let steps = running.decode(0, 3, Length { prompt: 20, generated: 4 }).unwrap();
+        assert!(!steps.is_empty() && steps.iter().all(|&seconds| seconds > 0.0));
+        assert!(running.prefill_s(0, 3, 20).unwrap() > 0.0);
+        running.shut_down();
     }
 
     #[test]

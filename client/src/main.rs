@@ -12,6 +12,7 @@ mod generate;
 mod explain;
 mod bars;
 mod random;
+mod running;
 mod chat;
 mod target;
 mod events;

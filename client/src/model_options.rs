@@ -1,6 +1,10 @@
 //! Which model, and how to run it: for verbs that start their own.
 
+use anyhow::anyhow;
 use clap::Args;
+use nanoinfer_launch::{ClusterConfig, cli::cluster_config};
+
+use crate::failure::Failure;
 
 #[derive(Clone, Debug, Default, Args)]
 pub(crate) struct ModelOptions {
@@ -33,6 +37,14 @@ impl ModelOptions {
     /// The same on the processor, unless a device was named.
     pub(crate) fn or_on_cpu(&self) -> Self {
         Self { device: self.device.clone().or(Some("cpu".into())), ..self.clone() }
+    }
+
+    /// As a cluster of this process.
+    ///
+    /// # Errors
+    /// When an option is none of what it can be.
+    pub(crate) fn config(&self) -> Result<ClusterConfig, Failure> {
+        cluster_config(self.flags()).map_err(|reason| Failure::usage(anyhow!(reason)))
     }
 
     /// As flags of `nanoinfer-launch`, which knows what they mean.

@@ -1,14 +1,14 @@
-//! The real engine for a while, with one switch changed: what lessons compare.
+//! The engine for a while, driven by its handle, without HTTP: what `bench`, `eval speed` and lessons measure.
 //!
-//! Drives it by its handle, as `nanoinfer bench` does. Does not know what is compared, nor why.
+//! Does not know what is compared, nor why.
 
 use std::{
+    cell::Cell,
     collections::BTreeMap,
-    fs,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use nanoinfer_launch::{
     Cluster, ClusterConfig,
     explanation::StepReport,
@@ -18,174 +18,187 @@ use nanoinfer_launch::{
 };
 use tokio::runtime::Runtime;
 
-use super::figure::{Text, text};
-use crate::{
-    bench::{Batch, What},
-    random::Random,
-};
+use crate::random::Random;
 
 /// A cluster that is up. Dropping it ends its ranks.
-pub(super) struct Running {
-    pub(super) plan: Plan,
+pub(crate) struct Running {
+    pub(crate) plan: Plan,
     cluster: Cluster,
     runtime: Runtime,
     /// So that no two runs have the same prompts, which the prefix cache would find.
-    runs: std::cell::Cell<u32>,
+    runs: Cell<u32>,
+}
+
+/// Who would hold what.
+pub(crate) fn plan(config: &ClusterConfig) -> anyhow::Result<Plan> {
+    Plan::new(config, Placement::Here).context("cannot plan the cluster")
 }
 
 impl Running {
     /// `base` with `change`.
-    pub(super) fn start(base: &ClusterConfig, change: impl FnOnce(&mut ClusterConfig)) -> anyhow::Result<Self> {
+    pub(crate) fn start(base: &ClusterConfig, change: impl FnOnce(&mut ClusterConfig)) -> anyhow::Result<Self> {
         let mut config = base.clone();
         change(&mut config);
-        let plan = Plan::new(&config, Placement::Here).context("cannot plan the cluster")?;
+        Self::carry_out(plan(&config)?)
+    }
+
+    /// What was planned.
+    pub(crate) fn carry_out(plan: Plan) -> anyhow::Result<Self> {
         let cluster = Cluster::carry_out(&plan).context("cannot start the cluster")?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
         Ok(Self { plan, cluster, runtime: runtime.context("cannot start a runtime")?, runs: 0.into() })
     }
 
-    pub(super) fn handle(&self) -> &EngineHandle {
+    pub(crate) fn handle(&self) -> &EngineHandle {
         self.cluster.handle()
     }
 
     /// Runs something that waits for events.
-    pub(super) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+    pub(crate) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
         self.runtime.block_on(future)
     }
 
-    /// Ends it, and waits until the ranks have ended.
-    pub(super) fn shut_down(self) {
+    /// Ends it, and waits until the ranks have ended; what it had been planned as is left.
+    pub(crate) fn shut_down(self) -> Plan {
         self.cluster.shutdown();
+        self.plan
     }
 
     /// Seconds of one decode step of `batch` texts: the median of a run.
-    pub(super) fn decode_s(&self, batch: u32, length: Length) -> anyhow::Result<f64> {
-        let bench = Batch {
-            handle: self.handle(),
-            vocab_size: self.plan.model.shape.vocab_size,
-            run: self.next_run(),
-            batch,
-            what: What::Decode,
-            prompt_tokens: length.prompt,
-            tokens: length.generated,
+    pub(crate) fn decode_s(&self, batch: u32, length: Length) -> anyhow::Result<f64> {
+        Ok(median(self.decode(self.next_run(), batch, length)?))
+    }
+
+    /// Seconds of every step that adds one token to each of `batch` texts.
+    pub(crate) fn decode(&self, run: u32, batch: u32, length: Length) -> anyhow::Result<Vec<f64>> {
+        self.block_on(async {
+            let mut sequences = self.submit_batch(run, batch, length)?.into_iter();
+            let first = sequences.next().ok_or_else(|| anyhow!("a batch has at least one sequence"))?;
+            // One after the other is enough: events wait in their queues, and the engine stamps none. The first sequence is
+            // read as it goes, and its times are the steps'.
+            let times = token_times(first).await?;
+            for other in sequences {
+                each_event(other, |_| {}).await?;
+            }
+            // While later prompts are computed, steps take longer: the first sequence's last steps are those of a full batch,
+            // unless the others go on after it. Half of its tokens are left out at the start for that.
+            let steps = times.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64());
+            Ok(steps.skip(times.len() / 2).collect())
+        })
+    }
+
+    /// Seconds until each of `batch` texts has its first token.
+    pub(crate) fn prefill_s(&self, run: u32, batch: u32, prompt_tokens: usize) -> anyhow::Result<f64> {
+        self.block_on(async {
+            let begun = Instant::now();
+            let mut last = begun;
+            for sequence in self.submit_batch(run, batch, Length { prompt: prompt_tokens, generated: 1 })? {
+                last = token_times(sequence).await?.first().copied().unwrap_or(last).max(last);
+            }
+            Ok((last - begun).as_secs_f64())
+        })
+    }
+
+    /// All at once, so that the queue takes them whatever its size. Prompts of different runs differ.
+    fn submit_batch(&self, run: u32, batch: u32, length: Length) -> anyhow::Result<Vec<Events>> {
+        let request = |index: u32| {
+            let mut random = Random::new(u64::from(run) << 32 | u64::from(index));
+            Request::greedy(random.ids(length.prompt, self.plan.model.shape.vocab_size), length.generated)
         };
-        Ok(median(self.block_on(bench.run())?))
+        Ok(self.handle().submit_all((0..batch).map(request).collect())?)
     }
 
     /// A greedy request with a prompt of random tokens, unlike all others.
-    pub(super) fn request(&self, prompt_tokens: usize, tokens: usize) -> Request {
+    pub(crate) fn request(&self, prompt_tokens: usize, tokens: usize) -> Request {
         // Not the prompts of a batch.
         let mut random = Random::new(!u64::from(self.next_run()));
         Request::greedy(random.ids(prompt_tokens, self.plan.model.shape.vocab_size), tokens)
     }
 
     /// Reports of the decode steps in which `batch` texts took part, by their numbers.
-    pub(super) fn explained_steps(&self, batch: u32, length: Length) -> anyhow::Result<Vec<StepReport>> {
+    pub(crate) fn explained_steps(&self, batch: u32, length: Length) -> anyhow::Result<Vec<StepReport>> {
         let request = |_| Request { explain: true, ..self.request(length.prompt, length.generated) };
-        let events: Vec<Events> =
-            self.handle().submit_all((0..batch).map(request).collect()).context("the engine takes no more")?;
         let mut steps = BTreeMap::new();
-        self.block_on(async {
-            for mut events in events {
-                while let Some(event) = events.next().await {
-                    match event {
-                        Event::Token { explanation: Some(explanation), .. } => {
-                            let step = (*explanation.step).clone();
-                            let is_decode = step.sequences == batch as usize && step.tokens == batch as usize;
-                            steps.extend(is_decode.then_some((step.step, step)));
-                        }
-                        Event::Failed(reason) => return Err(anyhow!("the engine failed: {reason}")),
-                        _ => {}
-                    }
+        for events in self.submit((0..batch).map(request))? {
+            self.block_on(each_event(events, |event| {
+                if let Event::Token { explanation: Some(explanation), .. } = event {
+                    let step = (*explanation.step).clone();
+                    let is_decode = step.sequences == batch as usize && step.tokens == batch as usize;
+                    steps.extend(is_decode.then_some((step.step, step)));
                 }
-            }
-            Ok(())
-        })?;
+            }))?;
+        }
         Ok(steps.into_values().collect())
     }
 
+    /// Hands requests to the engine together.
+    pub(crate) fn submit(&self, requests: impl IntoIterator<Item = Request>) -> anyhow::Result<Vec<Events>> {
+        self.handle().submit_all(requests.into_iter().collect()).context("the engine takes no more")
+    }
+
     fn next_run(&self) -> u32 {
-        let run = self.runs.get();
-        self.runs.set(run + 1);
-        run
+        self.runs.replace(self.runs.get() + 1)
+    }
+
+    /// What a step reads: all weights but the position embedding, of which it reads a few rows.
+    pub(crate) fn step_bytes(&self) -> u64 {
+        let (plan, shape) = (&self.plan, &self.plan.model.shape);
+        let holding_positions = if plan.on_gpus() { 1 } else { plan.partition.world() };
+        let positions = holding_positions * shape.context * shape.width * size_of::<f32>();
+        plan.memory.iter().map(|memory| memory.weights).sum::<u64>() - positions as u64
     }
 }
 
 /// Tokens of the texts that are timed.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Length {
-    pub(super) prompt: usize,
-    pub(super) generated: usize,
+pub(crate) struct Length {
+    pub(crate) prompt: usize,
+    pub(crate) generated: usize,
 }
 
 impl Length {
     /// As long as `nanoinfer bench` takes them, or what fits the model.
-    pub(super) fn within(n_positions: usize) -> Self {
+    pub(crate) fn within(n_positions: usize) -> Self {
         Self { prompt: (n_positions / 2).clamp(1, 128), generated: (n_positions / 4).clamp(2, 48) }
     }
 }
 
-/// When each token came.
-pub(super) async fn token_times(mut events: Events) -> anyhow::Result<Vec<Instant>> {
-    let mut times = Vec::new();
+/// Shows every event of a sequence, to its end.
+///
+/// # Errors
+/// When the engine fails.
+pub(crate) async fn each_event(mut events: Events, mut see: impl FnMut(Event)) -> anyhow::Result<()> {
+    let mut is_over = false;
     while let Some(event) = events.next().await {
-        match event {
-            Event::Token { .. } => times.push(Instant::now()),
-            Event::Failed(reason) => return Err(anyhow!("the engine failed: {reason}")),
-            _ => {}
+        if let Event::Failed(reason) = event {
+            bail!("the engine failed: {reason}");
         }
+        is_over |= matches!(event, Event::Finished(_));
+        see(event);
     }
+    anyhow::ensure!(is_over, "the engine ended");
+    Ok(())
+}
+
+/// When each token came.
+pub(crate) async fn token_times(events: Events) -> anyhow::Result<Vec<Instant>> {
+    let mut times = Vec::new();
+    each_event(events, |event| {
+        if matches!(event, Event::Token { .. }) {
+            times.push(Instant::now());
+        }
+    })
+    .await?;
     Ok(times)
 }
 
 /// The middle one; 0 of none.
-pub(super) fn median(mut values: Vec<f64>) -> f64 {
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(0.0)
 }
 
-/// Milliseconds with three digits that matter.
-pub(super) fn ms(seconds: f64) -> String {
-    digits(seconds * 1e3)
-}
-
-/// Three digits that matter.
-pub(super) fn digits(value: f64) -> String {
-    match value.abs() {
-        x if x >= 100.0 => format!("{value:.0}"),
-        x if x >= 10.0 => format!("{value:.1}"),
-        x if x >= 1.0 => format!("{value:.2}"),
-        x if x >= 0.1 => format!("{value:.3}"),
-        0.0 => "0".into(),
-        _ => format!("{value:.4}"),
-    }
-}
-
-/// A factor, like `3.4 ×`.
-pub(super) fn times(factor: f64) -> String {
-    format!("{} ×", if factor >= 10.0 { format!("{factor:.0}") } else { format!("{factor:.1}") })
-}
-
-/// Bytes in units of a thousand.
-pub(super) fn bytes(count: f64) -> String {
-    match count {
-        x if x >= 1e9 => format!("{:.2} GB", x / 1e9),
-        x if x >= 1e6 => format!("{:.1} MB", x / 1e6),
-        x => format!("{:.0} kB", x / 1e3),
-    }
-}
-
 /// The middle of durations, in seconds.
-pub(super) fn median_s(durations: impl Iterator<Item = Duration>) -> f64 {
+pub(crate) fn median_s(durations: impl Iterator<Item = Duration>) -> f64 {
     median(durations.map(|duration| duration.as_secs_f64()).collect())
-}
-
-/// The machine in a few words: processor and cores.
-pub(super) fn machine() -> Text {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name =
-        info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ").map(|(_, name)| name.trim()));
-    let name = name.unwrap_or("an unnamed processor");
-    text(format!("{name}, {cores} cores"), format!("{name}，{cores} 核"))
 }

@@ -5,20 +5,21 @@
 
 use std::time::Instant;
 
-use anyhow::{Context, anyhow};
 use clap::Args;
 use nanoinfer_eval::{server::Server, work::Work};
 use nanoinfer_launch::{
-    Cluster,
-    cli::cluster_config,
-    handle::EngineHandle,
     output,
-    plan::{Placement, Plan},
-    request::{Event, PromptLogprobs, Request},
+    request::{PromptLogprobs, Request},
 };
 use serde_json::json;
 
-use crate::{failure::Failure, model_options::ModelOptions, random::Random, target::Target};
+use crate::{
+    failure::Failure,
+    model_options::ModelOptions,
+    random::Random,
+    running::{Running, each_event, median},
+    target::Target,
+};
 
 #[derive(Debug, Args)]
 pub(crate) struct SpeedOptions {
@@ -39,20 +40,17 @@ pub(crate) struct SpeedOptions {
 }
 
 pub(crate) fn run(options: &SpeedOptions) -> Result<(), Failure> {
-    let config = cluster_config(options.model.flags()).map_err(|reason| Failure::usage(anyhow!(reason)))?;
-    let plan = Plan::new(&config, Placement::Here).context("cannot plan the cluster")?;
-    let shape = plan.model.shape.clone();
+    let running = Running::start(&options.model.config()?, |_| {})?;
+    let shape = &running.plan.model.shape;
     let length = options.prompt_tokens.map_or(shape.context, |n| (n as usize).min(shape.context));
     let mut random = Random::new(1);
     let prompts: Vec<_> = (0..options.prompts).map(|_| random.ids(length, shape.vocab_size)).collect();
-    let cluster = Cluster::carry_out(&plan).context("cannot start the cluster")?;
-    let runtime = tokio::runtime::Builder::new_current_thread().build().context("cannot start a runtime")?;
     let mut ratios = Vec::new();
     let (mut engine_seconds, mut server_seconds) = (Vec::new(), Vec::new());
     Target::private(&options.model)?.ask(|connection| {
         let server = &Server::connect(connection)?;
         for run in 0..=options.runs {
-            let engine = timed(|| runtime.block_on(score_by_engine(cluster.handle(), &prompts)))?;
+            let engine = timed(|| score_by_engine(&running, &prompts))?;
             let http = timed(|| score_by_server(server, &prompts, options.batch_size as usize))?;
             if run > 0 {
                 ratios.push(engine / http);
@@ -62,10 +60,10 @@ pub(crate) fn run(options: &SpeedOptions) -> Result<(), Failure> {
         }
         Ok(())
     })?;
-    cluster.shutdown();
+    let plan = running.shut_down();
     let tokens = (prompts.len() * length) as f64;
-    let (engine, server) = (tokens / median(&mut engine_seconds), tokens / median(&mut server_seconds));
-    let ratio = median(&mut ratios);
+    let (engine, server) = (tokens / median(engine_seconds), tokens / median(server_seconds));
+    let ratio = median(ratios);
     let (name, percent) = (&plan.model.name, ratio * 100.0);
     let line = json!({"model": name, "prompts": prompts.len(), "prompt_tokens": length, "runs": options.runs,
                       "engine_tokens_per_s": engine, "server_tokens_per_s": server, "ratio": ratio});
@@ -77,16 +75,12 @@ pub(crate) fn run(options: &SpeedOptions) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn score_by_engine(handle: &EngineHandle, prompts: &[Vec<u32>]) -> anyhow::Result<()> {
+fn score_by_engine(running: &Running, prompts: &[Vec<u32>]) -> anyhow::Result<()> {
     let scored = Some(PromptLogprobs { top: 0, from: 0 });
     let request = |prompt: &Vec<u32>| Request { prompt_logprobs: scored, ..Request::greedy(prompt.clone(), 0) };
     // At once, so that the queue takes them whatever its size.
-    for mut events in handle.submit_all(prompts.iter().map(request).collect())? {
-        while let Some(event) = events.next().await {
-            if let Event::Failed(reason) = event {
-                return Err(anyhow!("the engine failed: {reason}"));
-            }
-        }
+    for events in running.handle().submit_all(prompts.iter().map(request).collect())? {
+        running.block_on(each_event(events, |_| {}))?;
     }
     Ok(())
 }
@@ -105,9 +99,4 @@ fn timed(work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<f64> {
     let begun = Instant::now();
     work()?;
     Ok(begun.elapsed().as_secs_f64())
-}
-
-fn median(numbers: &mut [f64]) -> f64 {
-    numbers.sort_by(f64::total_cmp);
-    numbers[numbers.len() / 2]
 }

@@ -8,7 +8,7 @@
 //! (`worker/reference/examples/conversation.rs`). Figures of different runs do not compare.
 
 mod figure;
-mod running;
+mod words;
 mod understand;
 mod optimise;
 mod serve;
@@ -17,9 +17,9 @@ mod chapters;
 
 use std::{fs, path::PathBuf};
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 use clap::Args;
-use nanoinfer_launch::{cli::cluster_config, output};
+use nanoinfer_launch::output;
 
 use self::figure::Results;
 use crate::{bars::Bars, failure::Failure, model_options::ModelOptions};
@@ -55,7 +55,7 @@ pub(crate) struct LessonOptions {
 pub(crate) fn run(options: &LessonOptions) -> Result<(), Failure> {
     // The chapters are about the processor: threads, vectors, int8.
     let model = options.model.or_on_cpu();
-    let mut base = cluster_config(model.flags()).map_err(|reason| Failure::usage(anyhow!(reason)))?;
+    let mut base = model.config()?;
     // Many clusters come and go; only what goes wrong is worth a line.
     base.log = "warn".into();
     if let Some(folder) = &options.pictures {

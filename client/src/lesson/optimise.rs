@@ -3,25 +3,21 @@
 mod ladder;
 mod scheduling;
 
-use anyhow::Context;
-use nanoinfer_launch::{
-    ClusterConfig, DType,
-    plan::{Placement, Plan},
-    roofline::Limits,
-};
+use nanoinfer_launch::{ClusterConfig, DType, roofline::Limits};
 
 use self::ladder::MANY;
 use super::{
     figure::{Figure, Language, Results, Row, Scale, Text, text},
-    running::{Length, Running, digits, machine, median, times},
     understand::Program,
+    words::{digits, machine, times},
 };
+use crate::running::{self, Length, Running, median};
 
 /// Sets a switch of the engine.
 type Change = Box<dyn Fn(&mut ClusterConfig)>;
 
 pub(super) fn run(base: &ClusterConfig, rounds: u32) -> anyhow::Result<Results> {
-    let plan = Plan::new(base, Placement::Here).context("cannot plan the cluster")?;
+    let plan = running::plan(base)?;
     let program = Program::load(&plan)?;
     let length = Length::within(program.shape.context);
     let threads = plan.load.threads.unwrap_or(1);

@@ -7,17 +7,19 @@ use std::{
 
 use anyhow::{Context, anyhow};
 use nanoinfer_launch::{
-    Category, ClusterConfig, ModelShape, Partition, StepTimes,
-    config::CommChoice,
-    explanation::StepReport,
-    plan::{Placement, Plan},
+    Category, ClusterConfig, ModelShape, Partition, StepTimes, config::CommChoice, explanation::StepReport,
 };
 
 use super::{
     figure::{Facts, Figure, Language, Results, Row, Scale, Text, same, text},
-    running::{Length, Running, bytes, digits, machine, median, median_s, ms, times},
+    words::{bytes, digits, machine, ms, times},
 };
-use crate::{failure::Failure, model_options::ModelOptions, private_server::PrivateServer};
+use crate::{
+    failure::Failure,
+    model_options::ModelOptions,
+    private_server::PrivateServer,
+    running::{self, Length, Running, median, median_s},
+};
 
 /// gpt2-xl's `config.json`, as far as sizes go.
 pub(super) const GPT2_XL: &str = r#"{"n_layer":48,"n_head":25,"n_embd":1600,"n_positions":1024,"vocab_size":50257}"#;
@@ -29,7 +31,7 @@ const BATCHES: [u32; 2] = [1, 16];
 const END_DEADLINE: Duration = Duration::from_secs(30);
 
 pub(super) fn run(base: &ClusterConfig, options: &ModelOptions, rounds: u32) -> Result<Results, Failure> {
-    let plan = Plan::new(base, Placement::Here).context("cannot plan the cluster")?;
+    let plan = running::plan(base)?;
     let shape = plan.model.shape.clone();
     if shape.attention.heads < 2 {
         return Err(Failure::usage(anyhow!("{} has one attention head, and a head is never split", plan.model.name)));

@@ -3,17 +3,17 @@
 use std::{path::Path, time::Instant};
 
 use anyhow::{Context, anyhow};
-use nanoinfer_launch::{
-    ClusterConfig, ModelShape,
-    plan::{Placement, Plan},
-};
+use nanoinfer_launch::{ClusterConfig, ModelShape, plan::Plan};
 use tokenizers::Tokenizer;
 
 use super::{
     figure::{Figure, Language, Results, Row, Scale, same, text},
-    running::{digits, machine, median, ms, times},
+    words::{digits, machine, ms, times},
 };
-use crate::conversation::{Cache, Gpt2};
+use crate::{
+    conversation::{Cache, Gpt2},
+    running::{self, median},
+};
 
 const QUESTION: &str = "What is a cat?";
 /// Alternatives that are shown.
@@ -72,7 +72,7 @@ impl Program {
 }
 
 pub(super) fn run(base: &ClusterConfig) -> anyhow::Result<Results> {
-    let plan = Plan::new(base, Placement::Here).context("cannot plan the cluster")?;
+    let plan = running::plan(base)?;
     let program = Program::load(&plan)?;
     let prompt = format!("User: {QUESTION}\nAssistant:");
     let encoded = program.tokenizer.encode(prompt, false).map_err(|error| anyhow!("{error}"))?;

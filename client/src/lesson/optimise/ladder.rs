@@ -2,14 +2,16 @@
 
 use nanoinfer_launch::{
     ClusterConfig, DType,
-    plan::Plan,
     roofline::{self, Limits},
 };
 
-use crate::lesson::{
-    figure::{Facts, Figure, Row, Scale, Text, same, text},
-    running::{Length, Running, bytes, digits, median, ms, times},
-    understand::Program,
+use crate::{
+    lesson::{
+        figure::{Facts, Figure, Row, Scale, Text, same, text},
+        understand::Program,
+        words::{bytes, digits, ms, times},
+    },
+    running::{Length, Running, median},
 };
 
 /// Texts in a step, where they are many.
@@ -71,7 +73,7 @@ pub(super) fn climb(
             let running = Running::start(base, |config| config.dtype = Some(rung.dtype))?;
             running.decode_s(rung.batch, length)?;
             engine[i].push(running.decode_s(rung.batch, length)?);
-            reads[i] = step_bytes(&running.plan);
+            reads[i] = running.step_bytes() as f64;
             running.shut_down();
         }
     }
@@ -89,13 +91,6 @@ pub(super) fn climb(
         steps.push(Step { label, switch, batch, seconds: median(samples), reads: Some((dtype, bytes)) });
     }
     Ok(steps)
-}
-
-/// What a step reads: all weights but the position embedding, of which it reads a few rows.
-fn step_bytes(plan: &Plan) -> f64 {
-    let shape = &plan.model.shape;
-    let positions = plan.partition.world() * shape.context * shape.width * size_of::<f32>();
-    (plan.memory.iter().map(|memory| memory.weights).sum::<u64>() - positions as u64) as f64
 }
 
 pub(super) fn figure(steps: &[Step]) -> Figure {

@@ -5,9 +5,12 @@ use std::time::Instant;
 use anyhow::Context;
 use nanoinfer_launch::{BLOCK_TOKENS, ClusterConfig, request::Request};
 
-use crate::lesson::{
-    figure::{Facts, Figure, Row, Scale, same, text},
-    running::{Running, bytes, median, ms, times, token_times},
+use crate::{
+    lesson::{
+        figure::{Facts, Figure, Row, Scale, same, text},
+        words::{bytes, ms, times},
+    },
+    running::{Running, median, token_times},
 };
 
 /// Texts of the figure about memory.
@@ -36,7 +39,7 @@ fn paged_blocks(base: &ClusterConfig) -> anyhow::Result<(Figure, Facts)> {
         let whole = (n_positions * (1 + i % 16) / 16).max(8);
         running.request(whole * 3 / 4, whole / 4)
     };
-    let events = running.handle().submit_all((0..TEXTS).map(request).collect()).context("the engine takes no more")?;
+    let events = running.submit((0..TEXTS).map(request))?;
     let mut live = running.handle().status().live().subscribe();
     let (mut held, mut written, mut texts) = (0, 0, 0);
     running.block_on(async {
@@ -103,10 +106,7 @@ fn chunked_prefill(base: &ClusterConfig, rounds: u32) -> anyhow::Result<Figure> 
                 config.max_batched_tokens = budget;
             })?;
             let n_positions = running.plan.model.shape.context;
-            let submit = |prompt, tokens, count| {
-                let requests = (0..count).map(|_| running.request(prompt, tokens)).collect();
-                running.handle().submit_all(requests).context("the engine takes no more")
-            };
+            let submit = |prompt, tokens, count| running.submit((0..count).map(|_| running.request(prompt, tokens)));
             // The first large step finds its buffers' memory; it is not what is asked here.
             for events in submit(n_positions - 8, 1, PROMPTS)? {
                 running.block_on(token_times(events))?;

@@ -6,7 +6,7 @@ use anyhow::{Context, anyhow};
 use nanoinfer_launch::{BLOCK_TOKENS, ClusterConfig, request::Request, status::LiveBlocks};
 
 use super::svg::{Svg, class};
-use crate::lesson::running::{Running, token_times};
+use crate::running::{Running, token_times};
 
 /// How often the moment is waited for, and for how long.
 const TRIES: usize = 10;
@@ -37,7 +37,7 @@ pub(super) fn draw(base: &ClusterConfig) -> anyhow::Result<String> {
         };
         for _ in 0..TRIES {
             let requests = vec![with_beginning(9, 100), with_beginning(30, 100), running.request(40, 100)];
-            let _writing = running.handle().submit_all(requests).context("the engine takes no more")?;
+            let _writing = running.submit(requests)?;
             // A busy machine may let it pass unseen.
             if let Ok(Ok(moment)) = tokio::time::timeout(PATIENCE, live.wait_for(is_moment)).await {
                 return Ok(moment.sequences.clone());

@@ -7,7 +7,7 @@ use nanoinfer_launch::ClusterConfig;
 use serde_json::Value;
 
 use super::svg::Svg;
-use crate::lesson::running::{Length, Running};
+use crate::running::{Length, Running};
 
 const RANKS: usize = 2;
 const WIDTH: f64 = 1000.0;
