@@ -99,6 +99,17 @@ pub(super) struct Results {
 }
 
 impl Figure {
+    /// A figure with these columns, `English = Chinese` or one word for both, with ` | ` between two.
+    pub(super) fn new(name: &'static str, title: Text, columns: &str, rows: Vec<Row>) -> Self {
+        let column = |column: &str| column.split_once(" = ").map_or_else(|| same(column), |(en, zh)| text(en, zh));
+        Self { name, title, columns: columns.split(" | ").map(column).collect(), rows, scale: Scale::Linear }
+    }
+
+    /// The same with bars by the logarithm.
+    pub(super) fn logarithmic(self) -> Self {
+        Self { scale: Scale::Logarithmic, ..self }
+    }
+
     /// Lengths of the bars, 0 to 1; none where no row has one.
     fn bars(&self) -> Option<Vec<f64>> {
         let values: Vec<f64> = self.rows.iter().filter_map(|row| row.bar).collect();

@@ -7,7 +7,7 @@ use nanoinfer_launch::{ClusterConfig, DType, roofline::Limits};
 
 use self::ladder::MANY;
 use super::{
-    figure::{Figure, Language, Results, Row, Scale, Text, text},
+    figure::{Figure, Language, Results, Row, Text, text},
     understand::Program,
     words::{digits, machine, times},
 };
@@ -97,18 +97,11 @@ fn threads_and_vectors(
         let cells = [switch.to_owned(), digits(speed(0)), gain(0), digits(speed(1)), gain(1)];
         rows.push(Row::new(label, cells).with_bar(speed(1)));
     }
-    Ok(Figure {
-        name: "2.threads",
-        title: text("Vectors and threads, f32 (tokens/s)", "向量指令与线程，f32（每秒 token）"),
-        columns: vec![
-            text("engine with", "引擎"),
-            text("switch", "开关"),
-            text("1 text", "1 条文本"),
-            text("gain", "倍数"),
-            text("32 texts", "32 条文本"),
-            text("gain", "倍数"),
-        ],
+    Ok(Figure::new(
+        "2.threads",
+        text("Vectors and threads, f32 (tokens/s)", "向量指令与线程，f32（每秒 token）"),
+        "engine with = 引擎 | switch = 开关 | 1 text = 1 条文本 | gain = 倍数 | 32 texts = 32 条文本 | gain = 倍数",
         rows,
-        scale: Scale::Logarithmic,
-    })
+    )
+    .logarithmic())
 }

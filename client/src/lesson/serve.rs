@@ -11,7 +11,7 @@ use nanoinfer_launch::{
 };
 
 use super::{
-    figure::{Facts, Figure, Language, Results, Row, Scale, Text, same, text},
+    figure::{Facts, Figure, Language, Results, Row, Text, same, text},
     words::{bytes, digits, machine, ms, times},
 };
 use crate::{
@@ -79,19 +79,12 @@ fn partition(shape: &ModelShape) -> anyhow::Result<Figure> {
             rows.push(Row::new(label, cells).with_bar(share.heads.len() as f64));
         }
     }
-    Ok(Figure {
-        name: "3.partition",
-        title: text("gpt2-xl, 25 heads, over 2 and 3 ranks", "gpt2-xl 的 25 个头，分给 2 个和 3 个 rank"),
-        columns: vec![
-            same("rank"),
-            text("heads", "头数"),
-            text("which", "哪些"),
-            text("columns of the MLP", "MLP 的列"),
-            text("rows of the vocabulary", "词表的行"),
-        ],
+    Ok(Figure::new(
+        "3.partition",
+        text("gpt2-xl, 25 heads, over 2 and 3 ranks", "gpt2-xl 的 25 个头，分给 2 个和 3 个 rank"),
+        "rank | heads = 头数 | which = 哪些 | columns of the MLP = MLP 的列 | rows of the vocabulary = 词表的行",
         rows,
-        scale: Scale::Linear,
-    })
+    ))
 }
 
 /// Where a rank's time goes in the steps of one setting, on average over ranks; medians of steps.
@@ -160,24 +153,16 @@ fn links(base: &ClusterConfig, shape: &ModelShape, (length, rounds): (Length, u3
             rows.push(Row::new(label, cells).with_bar(reducing_s / step_s));
         }
     }
-    let figure = Figure {
-        name: "3.links",
-        title: text(
+    let figure = Figure::new(
+        "3.links",
+        text(
             format!("{reductions} all-reduces a step between 2 ranks"),
             format!("2 个 rank，每步 {reductions} 次 all-reduce"),
         ),
-        columns: vec![
-            text("link", "链路"),
-            text("switch", "开关"),
-            text("bytes each", "每次字节"),
-            text("µs each, without waiting", "每次微秒，不含等待"),
-            text("ms a step, with it", "每步毫秒，含等待"),
-            text("of these waiting", "其中等待"),
-            text("of the step", "占一步"),
-        ],
+        "link = 链路 | switch = 开关 | bytes each = 每次字节 | µs each, without waiting = 每次微秒，不含等待 | \
+         ms a step, with it = 每步毫秒，含等待 | of these waiting = 其中等待 | of the step = 占一步",
         rows,
-        scale: Scale::Linear,
-    };
+    );
     let facts = vec![
         ("3.reductions", reductions.to_string()),
         ("3.layers", shape.layers.to_string()),
@@ -212,23 +197,19 @@ fn ranks(base: &ClusterConfig, shape: &ModelShape, (length, rounds): (Length, u3
     }
     let best = (0..worlds.len()).min_by(|&a, &b| seconds[a][1].total_cmp(&seconds[b][1])).unwrap_or(0);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let figure = Figure {
-        name: "3.ranks",
-        title: text(
+    let figure = Figure::new(
+        "3.ranks",
+        text(
             format!("More ranks of one thread each, on {cores} cores (tokens/s)"),
             format!("{cores} 核上增加 rank，每个一线程（每秒 token）"),
         ),
-        columns: vec![
-            same("`--nproc`"),
-            text("weights of rank 0", "rank 0 的权重"),
-            text("1 text", "1 条文本"),
-            text("against 1 rank", "相比 1 个 rank"),
-            text(format!("{} texts", BATCHES[1]), format!("{} 条文本", BATCHES[1])),
-            text("against 1 rank", "相比 1 个 rank"),
-        ],
+        &format!(
+            "`--nproc` | weights of rank 0 = rank 0 的权重 | 1 text = 1 条文本 | \
+             against 1 rank = 相比 1 个 rank | {many} texts = {many} 条文本 | against 1 rank = 相比 1 个 rank",
+            many = BATCHES[1]
+        ),
         rows,
-        scale: Scale::Linear,
-    };
+    );
     Ok((figure, vec![("3.best", worlds[best].to_string()), ("3.cores", cores.to_string())]))
 }
 
@@ -252,11 +233,11 @@ fn death(options: &ModelOptions) -> Result<(Figure, Facts), Failure> {
     let code = code.map_or("none".into(), |code| code.to_string());
     let said = last_lines.lines().map(str::trim).rfind(|line| line.starts_with("error")).unwrap_or("").to_owned();
     let row = |label: Text, seconds: f64| Row::new(label, [ms(seconds)]).with_bar(seconds);
-    let figure = Figure {
-        name: "3.death",
-        title: text("`kill -9` of one of two ranks (ms)", "两个 rank 中的一个被 `kill -9`（毫秒）"),
-        columns: vec![text("event", "事件"), text("after", "之后")],
-        rows: vec![
+    let figure = Figure::new(
+        "3.death",
+        text("`kill -9` of one of two ranks (ms)", "两个 rank 中的一个被 `kill -9`（毫秒）"),
+        "event = 事件 | after = 之后",
+        vec![
             row(text("a rank is killed", "一个 rank 被杀死"), 0.0),
             row(
                 text(format!("the server has ended, with exit code {code}"), format!("服务器已结束，退出码 {code}")),
@@ -264,8 +245,7 @@ fn death(options: &ModelOptions) -> Result<(Figure, Facts), Failure> {
             ),
             row(text("no process is left", "没有进程残留"), all_gone),
         ],
-        scale: Scale::Linear,
-    };
+    );
     Ok((figure, vec![("3.code", code), ("3.said", format!("`{said}`"))]))
 }
 

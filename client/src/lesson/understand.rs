@@ -7,7 +7,7 @@ use nanoinfer_launch::{ClusterConfig, ModelShape, plan::Plan};
 use tokenizers::Tokenizer;
 
 use super::{
-    figure::{Figure, Language, Results, Row, Scale, same, text},
+    figure::{Figure, Language, Results, Row, same, text},
     words::{digits, machine, ms, times},
 };
 use crate::{
@@ -111,13 +111,12 @@ fn tokens(program: &Program, ids: &[u32]) -> anyhow::Result<Figure> {
         let spelled = program.tokenizer.decode(&[id], false).map_err(|error| anyhow!("{error}"))?;
         Ok(Row::new(same(position.to_string()), [id.to_string(), format!("`{spelled:?}`")]))
     };
-    Ok(Figure {
-        name: "1.tokens",
-        title: text(format!("The tokens of \"{QUESTION}\", as a chat puts it"), "提示词切成的 token"),
-        columns: vec![text("position", "位置"), same("id"), text("text", "文本")],
-        rows: ids.iter().enumerate().map(row).collect::<anyhow::Result<_>>()?,
-        scale: Scale::Linear,
-    })
+    Ok(Figure::new(
+        "1.tokens",
+        text(format!("The tokens of \"{QUESTION}\", as a chat puts it"), "提示词切成的 token"),
+        "position = 位置 | id | text = 文本",
+        ids.iter().enumerate().map(row).collect::<anyhow::Result<_>>()?,
+    ))
 }
 
 /// Where the parameters are.
@@ -135,13 +134,12 @@ fn weights(shape: &ModelShape) -> Figure {
         let share = count as f64 / all as f64;
         Row::new(label, [format!("{:.2}", count as f64 / 1e6), format!("{:.1} %", share * 100.0)]).with_bar(share)
     };
-    Figure {
-        name: "1.weights",
-        title: text("Where the parameters are", "参数在哪里"),
-        columns: vec![text("part", "部分"), text("millions", "百万"), text("share", "占比")],
-        rows: parts.into_iter().map(row).collect(),
-        scale: Scale::Linear,
-    }
+    Figure::new(
+        "1.weights",
+        text("Where the parameters are", "参数在哪里"),
+        "part = 部分 | millions = 百万 | share = 占比",
+        parts.into_iter().map(row).collect(),
+    )
 }
 
 /// The likeliest tokens after the prompt; and how much the logits differ at most with the cache, relative to the largest.
@@ -165,13 +163,12 @@ fn next(program: &Program, ids: &[u32]) -> anyhow::Result<(Figure, f64)> {
         let cells = [format!("{:.2}", logits[id]), format!("{:.2} %", probability * 100.0)];
         Ok(Row::new(same(format!("`{spelled:?}`")), cells).with_bar(probability))
     };
-    let figure = Figure {
-        name: "1.next",
-        title: text("The likeliest tokens after the prompt", "提示词之后最可能的 token"),
-        columns: vec![same("token"), same("logit"), text("probability", "概率")],
-        rows: order.iter().take(NEXT).map(row).collect::<anyhow::Result<_>>()?,
-        scale: Scale::Linear,
-    };
+    let figure = Figure::new(
+        "1.next",
+        text("The likeliest tokens after the prompt", "提示词之后最可能的 token"),
+        "token | logit | probability = 概率",
+        order.iter().take(NEXT).map(row).collect::<anyhow::Result<_>>()?,
+    );
     Ok((figure, difference.into()))
 }
 
@@ -186,18 +183,12 @@ fn growth(program: &Program) -> anyhow::Result<(Figure, f64, usize)> {
         let cells = [ms(without), ms(with), times(gain), digits(1.0 / with)];
         rows.push(Row::new(same(length.to_string()), cells).with_bar(without));
     }
-    let figure = Figure {
-        name: "1.growth",
-        title: text("Milliseconds of one more token", "再生成一个 token 的毫秒数"),
-        columns: vec![
-            text("tokens of text", "文本的 token 数"),
-            text("`--no-cache`", "`--no-cache`"),
-            text("with a KV cache", "有 KV 缓存"),
-            text("gain", "倍数"),
-            text("tokens/s with it", "有缓存时每秒 token"),
-        ],
+    let figure = Figure::new(
+        "1.growth",
+        text("Milliseconds of one more token", "再生成一个 token 的毫秒数"),
+        "tokens of text = 文本的 token 数 | `--no-cache` | with a KV cache = 有 KV 缓存 | gain = 倍数 | \
+         tokens/s with it = 有缓存时每秒 token",
         rows,
-        scale: Scale::Linear,
-    };
+    );
     Ok((figure, gain, longest))
 }

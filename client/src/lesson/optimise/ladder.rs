@@ -7,7 +7,7 @@ use nanoinfer_launch::{
 
 use crate::{
     lesson::{
-        figure::{Facts, Figure, Row, Scale, Text, same, text},
+        figure::{Facts, Figure, Row, Text, same, text},
         understand::Program,
         words::{bytes, digits, ms, times},
     },
@@ -100,19 +100,13 @@ pub(super) fn figure(steps: &[Step]) -> Figure {
         let cells = [step.switch.to_owned(), ms(step.seconds), digits(step.tokens_per_s()), gain];
         Row::new(step.label.clone(), cells).with_bar(step.tokens_per_s())
     };
-    Figure {
-        name: "2.ladder",
-        title: text("Each step against the one before", "每一步与前一步相比"),
-        columns: vec![
-            text("step", "步骤"),
-            text("switch", "开关"),
-            text("ms a step", "每步毫秒"),
-            same("tokens/s"),
-            text("gain", "倍数"),
-        ],
-        rows: steps.iter().enumerate().map(row).collect(),
-        scale: Scale::Logarithmic,
-    }
+    Figure::new(
+        "2.ladder",
+        text("Each step against the one before", "每一步与前一步相比"),
+        "step = 步骤 | switch = 开关 | ms a step = 每步毫秒 | tokens/s | gain = 倍数",
+        steps.iter().enumerate().map(row).collect(),
+    )
+    .logarithmic()
 }
 
 /// How near the engine's steps come to reading their weights and nothing else.
@@ -146,20 +140,13 @@ pub(super) fn limit(steps: &[Step], limits: &Limits, threads: usize) -> (Figure,
             _ => {}
         }
     }
-    let figure = Figure {
-        name: "2.limit",
-        title: text("What reading the weights alone would take (ms)", "只读权重需要的时间（毫秒）"),
-        columns: vec![
-            text("step", "步骤"),
-            text("weights", "权重"),
-            text("read from memory", "从内存读"),
-            text("read again and again, as here", "反复读，如本例"),
-            text("the step", "实际一步"),
-            text("of the limit", "达到极限的"),
-        ],
+    let figure = Figure::new(
+        "2.limit",
+        text("What reading the weights alone would take (ms)", "只读权重需要的时间（毫秒）"),
+        "step = 步骤 | weights = 权重 | read from memory = 从内存读 | \
+         read again and again, as here = 反复读，如本例 | the step = 实际一步 | of the limit = 达到极限的",
         rows,
-        scale: Scale::Linear,
-    };
+    );
     (figure, facts)
 }
 

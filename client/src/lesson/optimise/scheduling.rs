@@ -7,7 +7,7 @@ use nanoinfer_launch::{BLOCK_TOKENS, ClusterConfig, request::Request};
 
 use crate::{
     lesson::{
-        figure::{Facts, Figure, Row, Scale, same, text},
+        figure::{Facts, Figure, Row, same, text},
         words::{bytes, ms, times},
     },
     running::{Running, median, token_times},
@@ -78,16 +78,12 @@ fn paged_blocks(base: &ClusterConfig) -> anyhow::Result<(Figure, Facts)> {
     let row = |(label, positions): (_, f64)| {
         Row::new(label, [format!("{positions:.0}"), bytes(positions * position_bytes)]).with_bar(positions)
     };
-    let figure = Figure {
-        name: "2.blocks",
-        title: text(
-            format!("KV memory of {texts} texts of different lengths"),
-            format!("{texts} 条不同长度文本的 KV 内存"),
-        ),
-        columns: vec![text("KV cache", "KV 缓存"), text("positions", "位置数"), text("memory", "内存")],
-        rows: rows.map(row).into(),
-        scale: Scale::Linear,
-    };
+    let figure = Figure::new(
+        "2.blocks",
+        text(format!("KV memory of {texts} texts of different lengths"), format!("{texts} 条不同长度文本的 KV 内存")),
+        "KV cache = KV 缓存 | positions = 位置数 | memory = 内存",
+        rows.map(row).into(),
+    );
     let facts = vec![
         ("2.block", BLOCK_TOKENS.to_string()),
         ("2.blocks_gain", times(reserved / blocks)),
@@ -139,20 +135,18 @@ fn chunked_prefill(base: &ClusterConfig, rounds: u32) -> anyhow::Result<Figure> 
         let (gap, prompts) = (median(gaps), median(prompts));
         Row::new(same(format!("`--max-batched-tokens {budget}`")), [ms(gap), ms(prompts)]).with_bar(gap)
     };
-    Ok(Figure {
-        name: "2.pieces",
-        title: text(
+    Ok(Figure::new(
+        "2.pieces",
+        text(
             format!("{PROMPTS} long prompts arrive while {WRITERS} texts are being written (ms)"),
             format!("{WRITERS} 条文本正在生成时，{PROMPTS} 条长提示词同时到达（毫秒）"),
         ),
-        columns: vec![
-            text("most new tokens in a step", "一步最多的新 token"),
-            text("longest gap between two tokens", "两个 token 间最长的间隔"),
-            text("until all prompts are read", "读完所有提示词"),
-        ],
-        rows: BUDGETS.into_iter().zip(samples).map(row).collect(),
-        scale: Scale::Logarithmic,
-    })
+        "most new tokens in a step = 一步最多的新 token | \
+            longest gap between two tokens = 两个 token 间最长的间隔 | \
+            until all prompts are read = 读完所有提示词",
+        BUDGETS.into_iter().zip(samples).map(row).collect(),
+    )
+    .logarithmic())
 }
 
 /// Time to the first token of a prompt whose beginning was seen before.
@@ -186,15 +180,14 @@ fn prefix_cache(base: &ClusterConfig) -> anyhow::Result<(Figure, Facts)> {
         (text("found in the cache", "命中缓存"), ""),
     ];
     let row = |((label, switch), s): ((_, &str), &f64)| Row::new(label, [switch.to_owned(), ms(*s)]).with_bar(*s);
-    let figure = Figure {
-        name: "2.prefix",
-        title: text(
+    let figure = Figure::new(
+        "2.prefix",
+        text(
             format!("First token after {} tokens that were seen before and {} new ones (ms)", lengths.0, lengths.1),
             format!("{} 个见过的 token 加 {} 个新 token 之后的首个 token（毫秒）", lengths.0, lengths.1),
         ),
-        columns: vec![text("the beginning is", "开头"), text("switch", "开关"), text("first token", "首个 token")],
-        rows: labels.into_iter().zip(&seconds).map(row).collect(),
-        scale: Scale::Linear,
-    };
+        "the beginning is = 开头 | switch = 开关 | first token = 首个 token",
+        labels.into_iter().zip(&seconds).map(row).collect(),
+    );
     Ok((figure, vec![("2.prefix_gain", times(seconds[0] / seconds[1]))]))
 }
