@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context, anyhow};
 use nanoinfer_launch::{
-    cli::environment,
+    environment,
     last_lines::{LastLines, next_line},
     model, say,
 };

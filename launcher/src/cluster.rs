@@ -2,7 +2,7 @@
 
 use std::{
     os::unix::net::UnixStream,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::Arc,
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
