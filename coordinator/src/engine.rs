@@ -46,14 +46,14 @@ use nanoinfer_shared::{
 };
 use tokio::sync::mpsc::{self, error::TryRecvError};
 
-pub use self::ranks::PoolError;
+pub use self::ranks::RanksError;
 use self::{
     config::EngineConfig,
     explanation::StepReport,
     handle::{Door, EngineHandle},
     orders::Orders,
     owner::{Owner, RequestId},
-    ranks::{Ranks, WorkerPool},
+    ranks::{LinkedRanks, Ranks},
     request::Event,
     sampler::{Draw, RowDraw, RowDrawer, logprobs},
     scheduler::{Counters, PlannedStep, Scheduler, SchedulerLimits},
@@ -67,7 +67,7 @@ use self::{
 pub enum StartError {
     /// The ranks did not come up.
     #[error(transparent)]
-    Pool(#[from] PoolError),
+    Ranks(#[from] RanksError),
     /// A limit that lets nothing run.
     #[error("{name} must be at least 1")]
     Zero {
@@ -95,8 +95,8 @@ pub fn start(links: Vec<ControlLink<ToRank, FromRank>>, config: EngineConfig) ->
         }
     }
     let (handle, commands) = handle::channel(Door::of(&config));
-    let (pool, kv_blocks) = WorkerPool::start(links, &config, handle.shared_status(), handle.waker())?;
-    let engine = Engine::new(config, kv_blocks, pool, commands, &handle);
+    let (ranks, kv_blocks) = LinkedRanks::start(links, &config, handle.shared_status(), handle.waker())?;
+    let engine = Engine::new(config, kv_blocks, ranks, commands, &handle);
     thread::Builder::new().name("engine".into()).spawn(move || engine.run()).map_err(StartError::Thread)?;
     Ok(handle)
 }
@@ -120,13 +120,13 @@ struct Engine<R> {
     ended: Vec<Sequence>,
     row_drawer: RowDrawer,
     /// When the live view was last told who holds what.
-    live_told: Instant,
+    live_sent: Instant,
     orders: Arc<Orders>,
     status: Arc<Status>,
 }
 
 /// How often the live view is told while steps run: there may be thousands of blocks.
-const LIVE_TOLD_EVERY: Duration = Duration::from_millis(200);
+const LIVE_EVERY: Duration = Duration::from_millis(200);
 
 /// What a turn left behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,7 +166,7 @@ impl<R: Ranks> Engine<R> {
             under_way: None,
             ended: Vec::new(),
             row_drawer: RowDrawer::new(thread::available_parallelism().map_or(1, usize::from)),
-            live_told: Instant::now(),
+            live_sent: Instant::now(),
             orders: handle.shared_orders(),
             status,
         };
@@ -180,7 +180,7 @@ impl<R: Ranks> Engine<R> {
     }
 
     /// Takes turns until there is nothing left to do and nothing more to come.
-    fn serve(&mut self) -> Result<(), PoolError> {
+    fn serve(&mut self) -> Result<(), RanksError> {
         loop {
             match self.turn()? {
                 Turn::Busy => {}
@@ -197,7 +197,7 @@ impl<R: Ranks> Engine<R> {
     }
 
     /// From one step to the next: the ranks compute when it begins and, if there is work, when it ends.
-    fn turn(&mut self) -> Result<Turn, PoolError> {
+    fn turn(&mut self) -> Result<Turn, RanksError> {
         let mut chosen = None;
         if let Some((step, since)) = self.under_way.take() {
             chosen = self.scheduler.schedule(true);
@@ -275,7 +275,7 @@ impl<R: Ranks> Engine<R> {
         step: &PlannedStep,
         answers: &[StepOutput],
         report: Option<&Arc<StepReport>>,
-    ) -> Result<(), PoolError> {
+    ) -> Result<(), RanksError> {
         let begun = Instant::now();
         self.scheduler.complete(step);
         let mut undecided: Vec<(u32, Ticket, &Draw)> = Vec::new();
@@ -285,7 +285,7 @@ impl<R: Ranks> Engine<R> {
             let sequence = self.scheduler.get_mut(ticket);
             match row_use {
                 RowUse::Score { target, top } => {
-                    let raw = logprobs::raw_logit(*target, &slices).ok_or(PoolError::MissingTarget { id: *target })?;
+                    let raw = logprobs::raw_logit(*target, &slices).ok_or(RanksError::MissingTarget { id: *target })?;
                     sequence.record_score(Some(logprobs::report(*target, raw, *top, &slices)));
                 }
                 RowUse::Draw(draw) => match draw.by_candidates(&slices) {
@@ -336,7 +336,7 @@ impl<R: Ranks> Engine<R> {
     }
 
     /// Ends the ranks, and every sequence there still is.
-    fn end(mut self, error: Option<PoolError>) {
+    fn end(mut self, error: Option<RanksError>) {
         let failure = error.map(|error| error.to_string());
         match &failure {
             Some(failure) => {
@@ -387,7 +387,7 @@ impl<R: Ranks> Engine<R> {
         metrics.prefix_cache_queries.inner().store(prefix_queries, Relaxed);
         metrics.prefix_cache_hits.inner().store(prefix_hits, Relaxed);
         let live = self.status.live();
-        let due = self.under_way.is_none() || self.live_told.elapsed() >= LIVE_TOLD_EVERY;
+        let due = self.under_way.is_none() || self.live_sent.elapsed() >= LIVE_EVERY;
         // Who subscribed looks at every step.
         if due || live.receiver_count() > 0 {
             live.send_modify(|live| {
@@ -398,7 +398,7 @@ impl<R: Ranks> Engine<R> {
             });
         }
         if due {
-            self.live_told = Instant::now();
+            self.live_sent = Instant::now();
         }
     }
 }

@@ -4,7 +4,7 @@
 //! is replaced. Does not know what the text says.
 
 use std::{
-    fmt, fs,
+    fs,
     io::{self, ErrorKind, Read},
     path::Path,
 };
@@ -18,14 +18,16 @@ const MARKS: [(&[u8], &str); 4] = [
 ];
 
 /// Why bytes are no text.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotUtf8 {
     /// They begin with the mark of another encoding.
+    #[error("{encoding}, where UTF-8 is expected")]
     Encoded {
         /// Its name, as `iconv` has it too.
         encoding: &'static str,
     },
     /// They go wrong somewhere.
+    #[error("not UTF-8: byte 0x{byte:02x} at offset {offset}, in line {line}")]
     Invalid {
         /// Bytes before it.
         offset: usize,
@@ -35,19 +37,6 @@ pub enum NotUtf8 {
         byte: u8,
     },
 }
-
-impl fmt::Display for NotUtf8 {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Encoded { encoding } => write!(f, "{encoding}, where UTF-8 is expected"),
-            Self::Invalid { offset, line, byte } => {
-                write!(f, "not UTF-8: byte 0x{byte:02x} at offset {offset}, in line {line}")
-            }
-        }
-    }
-}
-
-impl std::error::Error for NotUtf8 {}
 
 /// The text that `bytes` are, without its mark.
 ///

@@ -29,9 +29,9 @@ use nanoinfer_shared::{
 use self::heartbeat::Heartbeat;
 use crate::engine::{kv_budget::KvTooSmall, status::Status};
 
-/// A rank that has not answered a heartbeat for so long has ended or hangs: the pool fails.
+/// A rank that has not answered a heartbeat for so long has ended or hangs: all ranks fail.
 const LOST_AFTER: Duration = Duration::from_secs(60);
-/// A rank that answers heartbeats, but has not come from one reduction to the next for so long, hangs: the pool fails. The
+/// A rank that answers heartbeats, but has not come from one reduction to the next for so long, hangs: all ranks fail. The
 /// largest layer of a step takes seconds.
 const STUCK_AFTER: Duration = Duration::from_secs(120);
 /// How often a wait for answers looks at heartbeats.
@@ -44,20 +44,20 @@ const MAX_FETCHED_ROWS: usize = 64;
 /// What the engine asks of its ranks; its tests have ranks without threads and processes.
 pub(crate) trait Ranks {
     /// Starts a step on all ranks.
-    fn begin_step(&mut self, plan: &StepPlan) -> Result<(), PoolError>;
+    fn begin_step(&mut self, plan: &StepPlan) -> Result<(), RanksError>;
     /// Waits for the step that was started: the ranks' slices in rank order.
-    fn finish_step(&mut self) -> Result<Vec<StepOutput>, PoolError>;
+    fn finish_step(&mut self) -> Result<Vec<StepOutput>, RanksError>;
     /// The raw logits of rows of the last step: for each rank its slices of them.
-    fn fetch_rows(&mut self, rows: &[u32]) -> Result<Vec<Vec<LogitSlice>>, PoolError>;
+    fn fetch_rows(&mut self, rows: &[u32]) -> Result<Vec<Vec<LogitSlice>>, RanksError>;
     /// Looks whether a rank has gone while nothing was asked of it.
-    fn check(&mut self) -> Result<(), PoolError>;
+    fn check(&mut self) -> Result<(), RanksError>;
     /// Tells the ranks to end. Those that are gone already have.
     fn shut_down(&self);
 }
 
 /// The ranks, seen from the coordinator.
 #[derive(Debug)]
-pub(crate) struct WorkerPool {
+pub(crate) struct LinkedRanks {
     senders: Arc<Senders>,
     answers: mpsc::Receiver<Answer>,
     heartbeat: Heartbeat,
@@ -94,7 +94,7 @@ struct Answer {
 
 /// Why the ranks cannot go on.
 #[derive(Debug, thiserror::Error)]
-pub enum PoolError {
+pub enum RanksError {
     /// The rank said so before it ended.
     #[error("rank {rank} failed: {reason}")]
     Failed {
@@ -170,14 +170,14 @@ pub enum PoolError {
     Thread(std::io::Error),
 }
 
-impl WorkerPool {
+impl LinkedRanks {
     /// Takes over the links, in rank order. `wake` is called when a rank is gone, whoever waits for it or not.
     fn connect(
         links: Vec<ControlLink<ToRank, FromRank>>,
         vocab_size: usize,
         status: Arc<Status>,
         wake: impl Fn() + Send + Clone + 'static,
-    ) -> Result<Self, PoolError> {
+    ) -> Result<Self, RanksError> {
         // A rank answers one order at a time and may fail on top of it.
         let (inbox, answers) = mpsc::sync_channel(2 * links.len());
         let mut heartbeat = Heartbeat::new(links.len(), status);
@@ -188,20 +188,20 @@ impl WorkerPool {
             thread::Builder::new()
                 .name(format!("from-rank-{rank}"))
                 .spawn(move || read(rank, link.receiver, &inbox, &pulse, wake))
-                .map_err(PoolError::Thread)?;
+                .map_err(RanksError::Thread)?;
         }
         let senders = Arc::new(senders);
         heartbeat.start(senders.clone())?;
         Ok(Self { senders, answers, heartbeat, vocab_size, step: (0, 0), patience: Patience::default() })
     }
 
-    fn send_all(&self, message: impl Fn(usize) -> ToRank) -> Result<(), PoolError> {
+    fn send_all(&self, message: impl Fn(usize) -> ToRank) -> Result<(), RanksError> {
         self.heartbeat.expect();
         for (rank, sender) in self.senders.iter().enumerate() {
             let mut sender = sender.lock().unwrap_or_else(PoisonError::into_inner);
             if let Err(source) = sender.send(message(rank)) {
                 drop(sender);
-                return Err(self.last_words(rank).unwrap_or(PoolError::Gone { rank, source }));
+                return Err(self.last_words(rank).unwrap_or(RanksError::Gone { rank, source }));
             }
         }
         Ok(())
@@ -212,7 +212,7 @@ impl WorkerPool {
         &self,
         expected: &str,
         accept: impl Fn(FromRank) -> Result<T, FromRank>,
-    ) -> Result<Vec<T>, PoolError> {
+    ) -> Result<Vec<T>, RanksError> {
         let mut gathered: Vec<Option<T>> = self.senders.iter().map(|_| None).collect();
         let mut reminded = Instant::now();
         while gathered.iter().any(Option::is_none) {
@@ -236,7 +236,7 @@ impl WorkerPool {
             match answer {
                 Ok(Ok(value)) if gathered[rank].is_none() => gathered[rank] = Some(value),
                 Ok(Ok(_)) => {
-                    return Err(PoolError::Unexpected {
+                    return Err(RanksError::Unexpected {
                         rank,
                         expected: "nothing more".into(),
                         got: format!("{expected} again"),
@@ -250,7 +250,7 @@ impl WorkerPool {
     }
 
     /// What a rank said before its link closed, if its reader has heard it or does soon.
-    fn last_words(&self, of: usize) -> Option<PoolError> {
+    fn last_words(&self, of: usize) -> Option<RanksError> {
         let deadline = Instant::now() + LOOK_EVERY;
         while let Ok(answer) = self.answers.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             if answer.rank == of {
@@ -261,13 +261,13 @@ impl WorkerPool {
     }
 }
 
-impl Ranks for WorkerPool {
-    fn begin_step(&mut self, plan: &StepPlan) -> Result<(), PoolError> {
+impl Ranks for LinkedRanks {
+    fn begin_step(&mut self, plan: &StepPlan) -> Result<(), RanksError> {
         self.step = (plan.step, plan.sequences.iter().map(|sequence| sequence.outputs.len()).sum());
         self.send_all(|_| ToRank::Step(plan.clone()))
     }
 
-    fn finish_step(&mut self) -> Result<Vec<StepOutput>, PoolError> {
+    fn finish_step(&mut self) -> Result<Vec<StepOutput>, RanksError> {
         let (step, rows) = self.step;
         self.collect(&format!("step {step} with {rows} rows"), |message| match message {
             FromRank::Done(output) if output.step == step && output.rows.len() == rows => Ok(output),
@@ -275,7 +275,7 @@ impl Ranks for WorkerPool {
         })
     }
 
-    fn fetch_rows(&mut self, rows: &[u32]) -> Result<Vec<Vec<LogitSlice>>, PoolError> {
+    fn fetch_rows(&mut self, rows: &[u32]) -> Result<Vec<Vec<LogitSlice>>, RanksError> {
         let mut fetched = vec![Vec::<LogitSlice>::new(); self.senders.len()];
         for rows in rows.chunks(MAX_FETCHED_ROWS) {
             self.send_all(|_| ToRank::FetchRows(rows.to_vec()))?;
@@ -286,7 +286,7 @@ impl Ranks for WorkerPool {
             for row in 0..rows.len() {
                 let got = by_rank.iter().map(|slices| slices[row].len()).sum::<usize>();
                 if got != self.vocab_size {
-                    return Err(PoolError::Unexpected {
+                    return Err(RanksError::Unexpected {
                         rank: self.senders.len() - 1,
                         expected: format!("its part of {} logits", self.vocab_size),
                         got: format!("{got} with those of the ranks before it"),
@@ -298,7 +298,7 @@ impl Ranks for WorkerPool {
         Ok(fetched)
     }
 
-    fn check(&mut self) -> Result<(), PoolError> {
+    fn check(&mut self) -> Result<(), RanksError> {
         match self.answers.try_recv() {
             Ok(answer) => Err(unexpected(answer, "nothing")),
             Err(TryRecvError::Empty) => Ok(()),
@@ -336,7 +336,7 @@ fn read(
         if last {
             pulse.stop();
         }
-        // A closed inbox: the pool has ended before its rank.
+        // A closed inbox: the engine has ended before its rank.
         if inbox.send(Answer { rank, message }).is_err() || last {
             return wake();
         }
@@ -344,17 +344,17 @@ fn read(
 }
 
 /// The error that an answer out of place is.
-fn unexpected(Answer { rank, message }: Answer, expected: &str) -> PoolError {
+fn unexpected(Answer { rank, message }: Answer, expected: &str) -> RanksError {
     let got = match message {
-        Err(source) => return PoolError::Gone { rank, source },
-        Ok(FromRank::Failed(reason)) => return PoolError::Failed { rank, reason },
+        Err(source) => return RanksError::Gone { rank, source },
+        Ok(FromRank::Failed(reason)) => return RanksError::Failed { rank, reason },
         Ok(FromRank::Loaded(_)) => "the end of loading".into(),
         Ok(FromRank::Ready) => "that it is ready".into(),
         Ok(FromRank::Done(output)) => format!("step {} with {} rows", output.step, output.rows.len()),
         Ok(FromRank::Rows(rows)) => format!("{} rows", rows.len()),
         Ok(FromRank::Pong { .. }) => "a heartbeat".into(),
     };
-    PoolError::Unexpected { rank, expected: expected.into(), got }
+    RanksError::Unexpected { rank, expected: expected.into(), got }
 }
 
 #[cfg(test)]

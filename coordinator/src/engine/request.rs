@@ -155,38 +155,39 @@ pub struct Limits {
     pub stop_token_ids: TokenSet,
 }
 
-/// Some tokens, ascending without repeats. Copies share them: the sequences of a request have one list.
+/// A list that its copies share: the sequences of a request have one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TokenSet(Arc<[TokenId]>);
+pub struct Shared<T>(Arc<[T]>);
+
+/// Some tokens, ascending without repeats.
+pub type TokenSet = Shared<TokenId>;
+
+/// Runs of tokens that must not be generated: the last of each may not come where the others have just come.
+pub type BadWords = Shared<Vec<TokenId>>;
+
+/// What is added to the logits of some tokens, ascending by id without repeats.
+pub type LogitBias = Shared<(TokenId, f32)>;
+
+impl<T> Deref for Shared<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.0
+    }
+}
 
 impl TokenSet {
     /// Whether `id` is one of them.
     pub fn contains(&self, id: TokenId) -> bool {
-        self.0.binary_search(&id).is_ok()
+        self.binary_search(&id).is_ok()
     }
 }
 
 impl FromIterator<TokenId> for TokenSet {
     fn from_iter<I: IntoIterator<Item = TokenId>>(ids: I) -> Self {
-        let mut ids: Vec<TokenId> = ids.into_iter().collect();
-        ids.sort_unstable();
-        ids.dedup();
-        Self(ids.into())
+        Self(ascending(ids).into())
     }
 }
-
-impl Deref for TokenSet {
-    type Target = [TokenId];
-
-    fn deref(&self) -> &[TokenId] {
-        &self.0
-    }
-}
-
-/// Runs of tokens that must not be generated: the last of each may not come where the others have just come. Copies share
-/// them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct BadWords(Arc<[Vec<TokenId>]>);
 
 impl BadWords {
     /// The tokens that must not follow `generated`, ascending without repeats.
@@ -195,10 +196,7 @@ impl BadWords {
             let (&last, others) = word.split_last()?;
             generated.ends_with(others).then_some(last)
         };
-        let mut ids: Vec<TokenId> = self.0.iter().filter_map(completed).collect();
-        ids.sort_unstable();
-        ids.dedup();
-        ids
+        ascending(self.iter().filter_map(completed))
     }
 }
 
@@ -208,22 +206,10 @@ impl FromIterator<Vec<TokenId>> for BadWords {
     }
 }
 
-impl Deref for BadWords {
-    type Target = [Vec<TokenId>];
-
-    fn deref(&self) -> &[Vec<TokenId>] {
-        &self.0
-    }
-}
-
-/// What is added to the logits of some tokens, ascending by id without repeats. Copies share it.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct LogitBias(Arc<[(TokenId, f32)]>);
-
 impl LogitBias {
     /// What is added to the logit of `id`.
     pub fn of(&self, id: TokenId) -> f32 {
-        self.0.binary_search_by_key(&id, |&(id, _)| id).map_or(0.0, |at| self.0[at].1)
+        self.binary_search_by_key(&id, |&(id, _)| id).map_or(0.0, |at| self[at].1)
     }
 }
 
@@ -243,12 +229,12 @@ impl FromIterator<(TokenId, f32)> for LogitBias {
     }
 }
 
-impl Deref for LogitBias {
-    type Target = [(TokenId, f32)];
-
-    fn deref(&self) -> &[(TokenId, f32)] {
-        &self.0
-    }
+/// Without repeats.
+fn ascending(ids: impl IntoIterator<Item = TokenId>) -> Vec<TokenId> {
+    let mut ids: Vec<TokenId> = ids.into_iter().collect();
+    ids.sort_unstable();
+    ids.dedup();
+    ids
 }
 
 /// What the engine reports of one sequence, in order: at most one `Prompt`, then `Token`s, then one of the last two.

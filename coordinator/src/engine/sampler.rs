@@ -188,8 +188,8 @@ impl Draw {
                 _ => OPEN_CANDIDATES,
             },
         };
-        let told = if self.explain { ALTERNATIVES } else { 0 };
-        for_draw.max(told).max(self.logprobs.unwrap_or(0) as usize)
+        let for_explanation = if self.explain { ALTERNATIVES } else { 0 };
+        for_draw.max(for_explanation).max(self.logprobs.unwrap_or(0) as usize)
     }
 
     fn temperature(&self) -> f32 {

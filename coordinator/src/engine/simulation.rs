@@ -134,12 +134,12 @@ struct SimulatedRanks {
 }
 
 impl Ranks for SimulatedRanks {
-    fn begin_step(&mut self, plan: &StepPlan) -> Result<(), PoolError> {
+    fn begin_step(&mut self, plan: &StepPlan) -> Result<(), RanksError> {
         assert!(self.under_way.replace(plan.clone()).is_none(), "one step at a time");
         Ok(())
     }
 
-    fn finish_step(&mut self) -> Result<Vec<StepOutput>, PoolError> {
+    fn finish_step(&mut self) -> Result<Vec<StepOutput>, RanksError> {
         let plan = self.under_way.take().expect("a step was begun");
         let tokens: usize = plan.sequences.iter().map(|sequence| sequence.tokens.len()).sum();
         if !self.solo {
@@ -156,17 +156,17 @@ impl Ranks for SimulatedRanks {
             }
         }
         if self.last_step.is_some_and(|last| plan.step >= last) {
-            return Err(PoolError::Failed { rank: 0, reason: "it died".into() });
+            return Err(RanksError::Failed { rank: 0, reason: "it died".into() });
         }
         Ok(self.ranks.iter_mut().map(|rank| rank.step(&plan)).collect())
     }
 
-    fn fetch_rows(&mut self, rows: &[u32]) -> Result<Vec<Vec<LogitSlice>>, PoolError> {
+    fn fetch_rows(&mut self, rows: &[u32]) -> Result<Vec<Vec<LogitSlice>>, RanksError> {
         assert!(self.under_way.is_none(), "rows are those of the last step");
         Ok(self.ranks.iter().map(|rank| rank.fetch(rows)).collect())
     }
 
-    fn check(&mut self) -> Result<(), PoolError> {
+    fn check(&mut self) -> Result<(), RanksError> {
         Ok(())
     }
 

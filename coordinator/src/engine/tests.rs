@@ -398,18 +398,18 @@ fn the_live_view_is_told_now_and_then_and_who_subscribed_of_every_step() {
     let config = fake_rank::config(1, 20);
     let (handle, commands) = handle::channel(Door::of(&config));
     let (links, _ranks) = fake_rank::spawn(&config, well_behaved(1));
-    let (pool, kv_blocks) = WorkerPool::start(links, &config, handle.shared_status(), handle.waker()).unwrap();
-    let mut engine = Engine::new(config, kv_blocks, pool, commands, &handle);
+    let (ranks, kv_blocks) = LinkedRanks::start(links, &config, handle.shared_status(), handle.waker()).unwrap();
+    let mut engine = Engine::new(config, kv_blocks, ranks, commands, &handle);
     let _events = handle.submit(request(&prompt(1, 5), 20)).unwrap();
     let seen = || handle.status().live().borrow().sequences.iter().map(|sequence| sequence.tokens).collect::<Vec<_>>();
     let turns = |engine: &mut Engine<_>, last_told: Instant, count: usize| {
-        engine.live_told = last_told;
+        engine.live_sent = last_told;
         (0..count).for_each(|_| assert_eq!(engine.turn().unwrap(), Turn::Busy));
     };
     let now = Instant::now();
     turns(&mut engine, now + DEADLINE, 3);
     assert_eq!(seen(), [0; 0], "nobody looks, and it is not time");
-    turns(&mut engine, now - LIVE_TOLD_EVERY, 1);
+    turns(&mut engine, now - LIVE_EVERY, 1);
     assert_eq!(seen(), [8]);
     turns(&mut engine, now + DEADLINE, 2);
     assert_eq!(seen(), [8]);

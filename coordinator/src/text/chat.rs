@@ -15,6 +15,7 @@
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     io,
+    ops::RangeInclusive,
     path::Path,
 };
 
@@ -139,7 +140,7 @@ impl ChatFormat {
 
     /// Finds out two habits of a template by trying it, and what chats will fail at.
     fn probe(template: Option<JinjaTemplate>, tokenizer: &Tokenizer) -> (Self, Vec<String>) {
-        let mut format = Self { template, trims_reply: false, ignores_system: false };
+        let format = Self { template, trims_reply: false, ignores_system: false };
         let message = |role, content: &str| Message { role, content: content.into() };
         let render = |messages: &[Message], generate| {
             let visible = messages.iter().map(|m| (m.role, m.content.clone())).collect();
@@ -165,9 +166,7 @@ impl ChatFormat {
         if !unknown.is_empty() {
             doubts.push(format!("names what is not known here: {}; chats that reach it fail", unknown.join(", ")));
         }
-        format.trims_reply = trims_reply;
-        format.ignores_system = ignores_system;
-        (format, doubts)
+        (Self { trims_reply, ignores_system, ..format }, doubts)
     }
 
     /// Whether white space before a reply belongs to the format, not to the reply: after `Assistant:`, models say ` Hi`.
@@ -200,10 +199,10 @@ impl ChatFormat {
         layout: &ChatLayout,
         tokenizer: &Tokenizer,
     ) -> Result<Vec<TokenId>, String> {
-        let mut said: Vec<&str> = messages.iter().map(|message| message.content.as_str()).collect();
-        layout.variables.values().for_each(|value| strings(value, &mut said));
-        let shield = Shield::new(&said, tokenizer, self.template().unwrap_or_default());
-        let mark = Mark::new(&said, self.template().unwrap_or_default());
+        let mut contents: Vec<&str> = messages.iter().map(|message| message.content.as_str()).collect();
+        layout.variables.values().for_each(|value| strings(value, &mut contents));
+        let shield = Shield::new(&contents, tokenizer, self.template().unwrap_or_default());
+        let mark = Mark::new(&contents, self.template().unwrap_or_default());
         let render = |hide: &dyn Fn(&str) -> String| {
             let mut hidden: Vec<_> = messages.iter().map(|m| (m.role, hide(&m.content))).collect();
             let variables = layout.variables.iter().map(|(name, value)| (name.clone(), mapped(value, hide))).collect();
@@ -293,12 +292,10 @@ fn mapped(value: &Value, change: &dyn Fn(&str) -> String) -> Value {
 struct Mark(char);
 
 impl Mark {
-    fn new(said: &[&str], template: &str) -> Self {
-        let private = '\u{100000}'..='\u{10fffd}';
-        let texts = said.iter().copied().chain([template]);
-        let taken: HashSet<char> = texts.flat_map(str::chars).filter(|c| private.contains(c)).collect();
-        // The plane has 65,534 characters; a text that used all of them is longer than any prompt.
-        Self(private.clone().find(|c| !taken.contains(c)).unwrap_or(*private.end()))
+    fn new(contents: &[&str], template: &str) -> Self {
+        let plane = '\u{100000}'..='\u{10fffd}';
+        let last = *plane.end();
+        Self(unused(plane, contents.iter().copied().chain([template])).next().unwrap_or(last))
     }
 
     fn set_behind(&self, text: &mut String) {
@@ -346,14 +343,11 @@ struct Shield<'t> {
 }
 
 impl<'t> Shield<'t> {
-    fn new(said: &[&str], tokenizer: &'t Tokenizer, template: &str) -> Self {
+    fn new(contents: &[&str], tokenizer: &'t Tokenizer, template: &str) -> Self {
         let specials: Vec<&str> = tokenizer.special_texts().collect();
         let needed: BTreeSet<char> = specials.iter().flat_map(|special| special.chars()).collect();
-        let private = '\u{f0000}'..='\u{ffffd}';
-        let texts = said.iter().copied().chain([template]).chain(specials.iter().copied());
-        let taken: HashSet<char> = texts.flat_map(str::chars).filter(|c| private.contains(c)).collect();
-        // The plane has 65,534 characters; a text that used nearly all of them is longer than any prompt.
-        let stand_ins: HashMap<char, char> = needed.into_iter().zip(private.filter(|c| !taken.contains(c))).collect();
+        let texts = contents.iter().copied().chain([template]).chain(specials.iter().copied());
+        let stand_ins: HashMap<char, char> = needed.into_iter().zip(unused('\u{f0000}'..='\u{ffffd}', texts)).collect();
         let real = stand_ins.iter().map(|(&real, &stand_in)| (stand_in, real)).collect();
         Self { specials, stand_ins, real }
     }
@@ -403,6 +397,13 @@ impl<'t> Shield<'t> {
     fn reveal(&self, text: &str) -> String {
         swap(text, &self.real)
     }
+}
+
+/// Characters of a private plane that occur in none of the texts. It has 65,534 characters; a text that used nearly all of them is
+/// longer than any prompt.
+fn unused<'a>(plane: RangeInclusive<char>, texts: impl Iterator<Item = &'a str>) -> impl Iterator<Item = char> {
+    let taken: HashSet<char> = texts.flat_map(str::chars).filter(|c| plane.contains(c)).collect();
+    plane.filter(move |c| !taken.contains(c))
 }
 
 fn swap(text: &str, pairs: &HashMap<char, char>) -> String {

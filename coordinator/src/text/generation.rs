@@ -32,7 +32,7 @@ struct Deadline {
     timeout: Duration,
     timer: AbortHandle,
     /// Told when the choices were ended.
-    passed: oneshot::Receiver<()>,
+    reached: oneshot::Receiver<()>,
 }
 
 impl Generation {
@@ -81,7 +81,7 @@ impl Generation {
 
 impl Deadline {
     fn start(sleep: Pin<Box<Sleep>>, timeout: Duration, choices: Weak<Choices>) -> Self {
-        let (tell, passed) = oneshot::channel();
+        let (tell, reached) = oneshot::channel();
         let timer = tokio::spawn(async move {
             sleep.await;
             if let Some(choices) = choices.upgrade() {
@@ -92,7 +92,7 @@ impl Deadline {
             // Nobody waits for it where nobody reads.
             let _ = tell.send(());
         });
-        Self { timeout, timer: timer.abort_handle(), passed }
+        Self { timeout, timer: timer.abort_handle(), reached }
     }
 }
 
@@ -112,7 +112,7 @@ impl Stream for Generation {
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
         if let Some(deadline) = &mut this.deadline
-            && Pin::new(&mut deadline.passed).poll(context) == Poll::Ready(Ok(()))
+            && Pin::new(&mut deadline.reached).poll(context) == Poll::Ready(Ok(()))
         {
             let timeout = deadline.timeout;
             this.deadline = None;

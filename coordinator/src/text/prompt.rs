@@ -179,13 +179,7 @@ impl Room {
         let too_long = GenerateError::PromptTooLong { tokens: prompt, exact: true, wall };
         match self.max {
             // Scoring alone needs no room.
-            MaxTokens::Given(0) => {
-                if prompt <= wall {
-                    Ok(0)
-                } else {
-                    Err(too_long)
-                }
-            }
+            MaxTokens::Given(0) if prompt <= wall => Ok(0),
             _ if prompt >= wall => Err(too_long),
             MaxTokens::Given(max_tokens) if max_tokens > wall - prompt => {
                 Err(GenerateError::MaxTokensTooLarge { prompt, max_tokens, wall })
@@ -201,16 +195,15 @@ impl Room {
         match self.behind(prompt) {
             Err(GenerateError::MaxTokensTooLarge { max_tokens, .. }) => {
                 let left = self.wall - prompt;
-                warnings.push(cut(max_tokens, left, self.wall));
+                warnings.push(format!(
+                    "max_tokens {max_tokens} was cut to {left}: the model's context ends at {} tokens",
+                    self.wall
+                ));
                 Ok(left)
             }
             other => other,
         }
     }
-}
-
-fn cut(asked: usize, left: usize, wall: usize) -> String {
-    format!("max_tokens {asked} was cut to {left}: the model's context ends at {wall} tokens")
 }
 
 /// A chat that is to become a prompt.
@@ -246,7 +239,7 @@ impl Conversation<'_> {
 
     /// As much of the conversation as leaves room for a reply, and that room.
     fn drop_turns(&self, warnings: &mut Vec<String>) -> Result<(Vec<TokenId>, usize), GenerateError> {
-        let (messages, wall, max) = (self.messages, self.room.wall, self.room.max);
+        let (messages, wall) = (self.messages, self.room.wall);
         let turns = turn_starts(messages);
         let encode = |dropped: usize| self.encode(&without_turns(messages, &turns, dropped));
         let wanted = self.room.wanted();
@@ -275,16 +268,7 @@ impl Conversation<'_> {
             warnings
                 .push(format!("the {gone} oldest messages were dropped to fit the model's context of {wall} tokens"));
         }
-        let left = wall - ids.len();
-        if let MaxTokens::Given(asked) = max
-            && asked > left
-        {
-            warnings.push(cut(asked, left, wall));
-        }
-        let max_tokens = match max {
-            MaxTokens::Given(n) | MaxTokens::Default(n) => n.min(left),
-            MaxTokens::Wall => left,
-        };
+        let max_tokens = self.room.or_less(ids.len(), warnings)?;
         Ok((ids, max_tokens))
     }
 
@@ -300,16 +284,9 @@ impl Conversation<'_> {
 
 /// Where turns begin: at the first message that is no instruction, and at every message of the person after it.
 fn turn_starts(messages: &[Message]) -> Vec<usize> {
-    let mut starts = Vec::new();
-    for (i, message) in messages.iter().enumerate() {
-        match message.role {
-            Role::System => {}
-            Role::User => starts.push(i),
-            Role::Assistant if starts.is_empty() => starts.push(i),
-            Role::Assistant => {}
-        }
-    }
-    starts
+    let first = messages.iter().position(|message| message.role != Role::System);
+    let is_start = |&i: &usize| Some(i) == first || messages[i].role == Role::User;
+    (0..messages.len()).filter(is_start).collect()
 }
 
 /// A conversation without its oldest turns; instructions stay.

@@ -22,7 +22,7 @@ use nanoinfer_shared::{
     protocol::{Place, ToRank},
 };
 
-use super::PoolError;
+use super::RanksError;
 use crate::engine::status::Status;
 
 /// Between two pings.
@@ -75,7 +75,7 @@ impl Heartbeat {
     }
 
     /// Begins to ping.
-    pub(super) fn start(&mut self, senders: Arc<Vec<Mutex<Sender<ToRank>>>>) -> Result<(), PoolError> {
+    pub(super) fn start(&mut self, senders: Arc<Vec<Mutex<Sender<ToRank>>>>) -> Result<(), RanksError> {
         let (pulses, status, ended) = (self.pulses.clone(), self.status.clone(), self.ended.clone());
         let serving = self.serving.clone();
         let (alive, end) = mpsc::channel();
@@ -98,7 +98,7 @@ impl Heartbeat {
                 }
             }
         };
-        thread::Builder::new().name("heartbeat".into()).spawn(watch).map_err(PoolError::Thread)?;
+        thread::Builder::new().name("heartbeat".into()).spawn(watch).map_err(RanksError::Thread)?;
         Ok(())
     }
 
@@ -119,22 +119,22 @@ impl Heartbeat {
     }
 
     /// Names a rank that has been silent for `limit`.
-    pub(super) fn lost(&self, limit: Duration) -> Result<(), PoolError> {
+    pub(super) fn lost(&self, limit: Duration) -> Result<(), RanksError> {
         let silent =
             self.pulses.iter().map(|pulse| pulse.silent_for()).enumerate().find(|(_, silence)| *silence > limit);
         match silent {
-            Some((rank, silence)) => Err(PoolError::Silent { rank, seconds: silence.as_secs() }),
+            Some((rank, silence)) => Err(RanksError::Silent { rank, seconds: silence.as_secs() }),
             None => Ok(()),
         }
     }
 
     /// Names the rank that is furthest behind of those that `owe` an answer, and where it is, if it has not gone on for `limit`.
     /// Those before it may well wait for it.
-    pub(super) fn stuck(&self, owe: impl Iterator<Item = usize>, limit: Duration) -> Result<(), PoolError> {
+    pub(super) fn stuck(&self, owe: impl Iterator<Item = usize>, limit: Duration) -> Result<(), RanksError> {
         let of = |rank: usize| (self.pulses[rank].place(), rank);
         match owe.map(of).min_by_key(|&((place, _), rank)| (place, rank)) {
             Some(((place, still), rank)) if still > limit => {
-                Err(PoolError::Stuck { rank, seconds: still.as_secs(), place })
+                Err(RanksError::Stuck { rank, seconds: still.as_secs(), place })
             }
             _ => Ok(()),
         }

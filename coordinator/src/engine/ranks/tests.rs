@@ -31,8 +31,8 @@ fn report() -> LoadReport {
     }
 }
 
-fn less_patience(pool: &mut WorkerPool) {
-    pool.patience =
+fn less_patience(ranks: &mut LinkedRanks) {
+    ranks.patience =
         Patience { lost: Duration::from_secs(20), stuck: Duration::from_millis(700), look: Duration::from_millis(20) };
 }
 
@@ -52,12 +52,12 @@ fn a_rank_that_answers_but_does_not_go_on_is_told_from_one_that_works() {
         }
     });
     let config = fake_rank::config(1, 6);
-    let (mut pool, _) = WorkerPool::start(vec![ours], &config, Arc::default(), || ()).unwrap();
-    less_patience(&mut pool);
-    pool.begin_step(&StepPlan { step: 7, sequences: Vec::new(), timed: false }).unwrap();
-    let error = pool.finish_step().unwrap_err().to_string();
+    let (mut ranks, _) = LinkedRanks::start(vec![ours], &config, Arc::default(), || ()).unwrap();
+    less_patience(&mut ranks);
+    ranks.begin_step(&StepPlan { step: 7, sequences: Vec::new(), timed: false }).unwrap();
+    let error = ranks.finish_step().unwrap_err().to_string();
     assert!(error.contains("rank 0 has not gone on") && error.contains("step 7, layer 3, waiting"), "{error}");
-    drop(pool);
+    drop(ranks);
     rank.join().unwrap();
 }
 
@@ -70,10 +70,10 @@ fn a_rank_that_falls_silent_while_it_loads_is_named() {
         stopped.recv().unwrap_err();
     });
     let config = fake_rank::config(1, 6);
-    let mut pool = WorkerPool::connect(vec![ours], 150, Arc::default(), || ()).unwrap();
-    less_patience(&mut pool);
-    pool.patience.lost = Duration::from_millis(100);
-    let error = pool.load(&config).unwrap_err().to_string();
+    let mut ranks = LinkedRanks::connect(vec![ours], 150, Arc::default(), || ()).unwrap();
+    less_patience(&mut ranks);
+    ranks.patience.lost = Duration::from_millis(100);
+    let error = ranks.load(&config).unwrap_err().to_string();
     assert!(error.contains("rank 0 has not answered"), "{error}");
     drop(go_on);
     rank.join().unwrap();
@@ -95,7 +95,7 @@ fn a_rank_that_stops_reading_does_not_hold_up_the_heartbeat() {
     });
     let status = Arc::new(Status::default());
     let config = fake_rank::config(1, 6);
-    let (mut pool, kv_blocks) = WorkerPool::start(vec![link], &config, status.clone(), || ()).unwrap();
+    let (mut ranks, kv_blocks) = LinkedRanks::start(vec![link], &config, status.clone(), || ()).unwrap();
     assert_eq!(kv_blocks, 6);
     assert!(status.is_ready());
 
@@ -103,7 +103,7 @@ fn a_rank_that_stops_reading_does_not_hold_up_the_heartbeat() {
     let sequences = vec![SequenceStep { tokens, start: 0, blocks: Vec::new(), outputs: Vec::new() }];
     let step = thread::spawn(move || {
         let plan = StepPlan { step: 0, sequences, timed: false };
-        pool.begin_step(&plan).and_then(|()| pool.finish_step().map(drop)).unwrap_err().to_string()
+        ranks.begin_step(&plan).and_then(|()| ranks.finish_step().map(drop)).unwrap_err().to_string()
     });
     let since = Instant::now();
     while status.is_ready() {

@@ -160,7 +160,7 @@ impl Adjustments {
     }
 
     /// What each processor does, in their order, those left out that change nothing.
-    pub(crate) fn told(&self) -> Vec<Processed> {
+    pub(crate) fn report(&self) -> Vec<Processed> {
         let count = |of: fn(&Seen) -> bool| self.seen.iter().filter(|(_, seen)| of(seen)).count();
         let changed = |name, value: f32, changed| Processed { changed, ..Processed::neutral(name, f64::from(value)) };
         let generated = count(|seen| seen.generated > 0);
@@ -170,16 +170,16 @@ impl Adjustments {
         let removed = |name, removed| Processed { removed, value: None, ..Processed::neutral(name, 0.0) };
         // Each is counted where it is ruled out first.
         let forbidden = |name| self.forbidden().filter(|&id| self.forbidden_by(id) == Some(name)).count();
-        let mut told = vec![
+        let mut report = vec![
             removed("allowed_token_ids", self.allowed.as_ref().map_or(0, |allowed| self.vocab_size - allowed.len())),
             removed("bad_words", forbidden("bad_words")),
             removed("min_tokens", forbidden("min_tokens")),
             Processed { value: None, ..changed("logit_bias", 0.0, biased) },
             changed("repetition_penalty", self.repetition_penalty, count(|seen| seen.repeated)),
         ];
-        told.extend([presence, frequency].into_iter().filter(|processed| processed.value != Some(0.0)));
-        told.retain(|processed| processed.changed + processed.removed > 0);
-        told
+        report.extend([presence, frequency].into_iter().filter(|processed| processed.value != Some(0.0)));
+        report.retain(|processed| processed.changed + processed.removed > 0);
+        report
     }
 
     /// The logit of `id` after bias, repetition, presence and frequency penalty; −∞ where it must not come.
@@ -312,7 +312,7 @@ mod tests {
             assert!(std::ptr::eq(&*adjustments.bias, &*request.sampling.logit_bias));
             assert!(std::ptr::eq(&*adjustments.ends[0], &*request.limits.stop_token_ids));
             assert_eq!(adjustments.named(), [4, 6, 7], "once each");
-            assert_eq!(adjustments.told()[0].removed, 2);
+            assert_eq!(adjustments.report()[0].removed, 2);
         }
     }
 }

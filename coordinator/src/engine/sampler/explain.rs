@@ -26,7 +26,7 @@ impl Draw {
         normaliser: f64,
         slices: &[&RowSlice],
     ) -> Narrowing {
-        let mut chain = self.adjustments.told();
+        let mut chain = self.adjustments.report();
         let mut alternatives = self.most_likely(id, raw, normaliser, slices);
         for (alternative, _) in &mut alternatives {
             alternative.removed_by = self.adjustments.forbidden_by(alternative.id);
