@@ -8,6 +8,7 @@
 //! Knows the protocol; does not know sequences, sampling or how the links came to be.
 //! Invariant: at most one order is under way, and every rank has answered it before the next is sent.
 
+mod error;
 mod heartbeat;
 mod start;
 
@@ -21,13 +22,13 @@ use std::{
 };
 
 use nanoinfer_shared::{
-    handshake::HandshakeError,
     link::{ControlLink, LinkError, Receiver, Sender},
-    protocol::{FromRank, LogitSlice, Place, StepOutput, StepPlan, ToRank, TokenId},
+    protocol::{FromRank, LogitSlice, StepOutput, StepPlan, ToRank},
 };
 
+pub use self::error::RanksError;
 use self::heartbeat::Heartbeat;
-use crate::engine::{kv_budget::KvTooSmall, status::Status};
+use crate::engine::status::Status;
 
 /// A rank that has not answered a heartbeat for so long has ended or hangs: all ranks fail.
 const LOST_AFTER: Duration = Duration::from_secs(60);
@@ -90,84 +91,6 @@ type Senders = Vec<Mutex<Sender<ToRank>>>;
 struct Answer {
     rank: usize,
     message: Result<FromRank, LinkError>,
-}
-
-/// Why the ranks cannot go on.
-#[derive(Debug, thiserror::Error)]
-pub enum RanksError {
-    /// The rank said so before it ended.
-    #[error("rank {rank} failed: {reason}")]
-    Failed {
-        /// Which rank.
-        rank: usize,
-        /// In its own words.
-        reason: String,
-    },
-    /// The rank's process ended, or the network between.
-    #[error("rank {rank} is gone: {source}")]
-    Gone {
-        /// Which rank.
-        rank: usize,
-        /// What the link says.
-        source: LinkError,
-    },
-    /// The rank's process exists but does not answer.
-    #[error("rank {rank} has not answered for {seconds} s")]
-    Silent {
-        /// Which rank.
-        rank: usize,
-        /// Since its last word.
-        seconds: u64,
-    },
-    /// The rank answers, but does not go on.
-    #[error("rank {rank} has not gone on for {seconds} s; it is at {place}")]
-    Stuck {
-        /// Which rank.
-        rank: usize,
-        /// Since it came there.
-        seconds: u64,
-        /// Where.
-        place: Place,
-    },
-    /// The rank answers what was not asked.
-    #[error("rank {rank} should have answered {expected}, got {got}")]
-    Unexpected {
-        /// Which rank.
-        rank: usize,
-        /// What the protocol says.
-        expected: String,
-        /// What came.
-        got: String,
-    },
-    /// No rank holds the logit of a token that was to be scored.
-    #[error("no rank answered for token {id}")]
-    MissingTarget {
-        /// The token.
-        id: TokenId,
-    },
-    /// The links do not fit the partition.
-    #[error("the model is split over {expected} ranks, but there are links to {got}")]
-    World {
-        /// Ranks of the partition.
-        expected: usize,
-        /// Links.
-        got: usize,
-    },
-    /// Not one sequence of full length fits.
-    #[error(transparent)]
-    KvMemory(#[from] KvTooSmall),
-    /// A rank on another host cannot be reached by its peers.
-    #[error("rank {rank} gave no address for its peers")]
-    NoAddress {
-        /// Which rank.
-        rank: usize,
-    },
-    /// The operating system gave no random numbers for the secret of the data links.
-    #[error(transparent)]
-    LinkKey(HandshakeError),
-    /// The operating system gave no thread.
-    #[error("no thread for the links: {0}")]
-    Thread(std::io::Error),
 }
 
 impl LinkedRanks {

@@ -30,10 +30,9 @@ use nanoinfer_shared::{
 pub(crate) use self::row_drawer::{RowDraw, RowDrawer};
 use self::{
     adjust::Adjustments,
-    explain::ALTERNATIVES,
     filter::{Candidate, Filter, Known, Left},
+    masses::Masses,
     ranked::{Ranked, orderly},
-    row_drawer::RowScratch,
 };
 use crate::engine::{
     explanation::Narrowing,
@@ -47,6 +46,9 @@ const OPEN_CANDIDATES: usize = 128;
 const MAX_CANDIDATES: usize = 2048;
 /// Below this a temperature is taken for 0: logits divided by it would overflow.
 const MIN_TEMPERATURE: f32 = 1e-5;
+
+/// How many of the most likely tokens are told of.
+const ALTERNATIVES: usize = 8;
 
 /// The draw of one token, complete in itself: made when the step is planned, carried out when its row is there.
 #[derive(Clone, Debug)]
@@ -72,6 +74,14 @@ pub(crate) struct Drawn {
     pub(crate) id: TokenId,
     pub(crate) logprobs: Option<TokenLogprobs>,
     pub(crate) narrowing: Option<Narrowing>,
+}
+
+/// What a draw from a whole row writes to.
+#[derive(Debug, Default)]
+struct RowScratch {
+    /// The row's logits, adjusted.
+    logits: Vec<f32>,
+    masses: Masses,
 }
 
 impl Draw {

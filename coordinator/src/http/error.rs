@@ -18,7 +18,7 @@ use super::quote::short;
 use crate::{
     handle::SubmitError,
     metrics::Metrics,
-    text::{GenerateError, generate_request::MAX_SEQUENCES},
+    text::{GenerateError, generate_error::MAX_SEQUENCES},
 };
 
 /// Seconds after which a client may try again when the queue is full.

@@ -12,6 +12,7 @@ pub mod defaults;
 mod decoder;
 pub mod detokenizer;
 mod files;
+pub mod generate_error;
 pub mod generate_request;
 pub mod generation;
 mod jinja;
@@ -30,7 +31,8 @@ pub use self::{
     defaults::GenerationDefaults,
     detokenizer::Detokenizer,
     files::TextError,
-    generate_request::{GenerateError, GenerateRequest},
+    generate_error::GenerateError,
+    generate_request::GenerateRequest,
     generation::Generation,
     model_text::ModelText,
     prompt::{KeepLast, MaxTokens, Prompt, Room},

@@ -6,7 +6,7 @@
 
 use nanoinfer_shared::protocol::TokenId;
 
-use super::{GenerateError, Message, ModelText, Role, chat::ChatLayout, generate_request::MAX_UNBOUNDED_BYTES};
+use super::{GenerateError, Message, ModelText, Role, chat::ChatLayout, generate_error::MAX_UNBOUNDED_BYTES};
 
 /// What is to be continued.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use super::{
     GenerateError, GenerateRequest, Generation, ModelText, Prompt, StopFinder, answer_memory, bad_words,
     chat::Ending,
     choice::{Choice, ChoiceFormat},
-    generate_request::MAX_SEQUENCES,
+    generate_error::MAX_SEQUENCES,
     prompt::{PreparedPrompt, Room},
 };
 use crate::{

@@ -22,7 +22,7 @@ use nanoinfer_shared::{
     protocol::{Place, ToRank},
 };
 
-use super::RanksError;
+use super::error::RanksError;
 use crate::engine::status::Status;
 
 /// Between two pings.

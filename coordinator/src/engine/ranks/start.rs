@@ -1,4 +1,4 @@
-//! From links to ranks that are ready: load, choose the size of the KV ranks, start.
+//! From links to ranks that are ready: load, choose the size of the KV pool, start.
 //!
 //! Does not know what is served later.
 
@@ -14,7 +14,7 @@ use super::{RanksError, LinkedRanks};
 use crate::engine::{config::EngineConfig, kv_budget::RankRoom, status::Status};
 
 impl LinkedRanks {
-    /// Brings the ranks behind `links`, in rank order, to where they take steps. Returns the blocks of the KV ranks.
+    /// Brings the ranks behind `links`, in rank order, to where they take steps. Returns the blocks of the KV pool.
     ///
     /// Has no deadline of its own, as reading a large checkpoint from a slow disk takes what it takes: a rank that
     /// ends or is silent, or a user who loses patience, ends it. Who is waited for is said now and then.

@@ -6,15 +6,12 @@
 use nanoinfer_shared::protocol::{RowSlice, TokenId};
 
 use super::{
-    Draw, Method,
+    ALTERNATIVES, Draw, Method,
     filter::{Filter, Left},
     logprobs,
     ranked::Ranked,
 };
 use crate::engine::explanation::{Alternative, Narrowing, Processed};
-
-/// How many of the most likely tokens are told of.
-pub(super) const ALTERNATIVES: usize = 8;
 
 impl Draw {
     /// What happened to the vocabulary until `id`, whose raw logit is `raw`, was drawn. `left` is what each filter left;

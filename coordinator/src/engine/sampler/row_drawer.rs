@@ -6,7 +6,7 @@ use std::thread;
 
 use nanoinfer_shared::protocol::RowSlice;
 
-use super::{Draw, Drawn, masses::Masses};
+use super::{Draw, Drawn, RowScratch};
 
 /// Below so many draws, a thread takes longer to start than it saves.
 const MIN_DRAWS_A_THREAD: usize = 4;
@@ -23,14 +23,6 @@ pub(crate) struct RowDraw<'a> {
 /// Threads' memory, kept from step to step.
 pub(crate) struct RowDrawer {
     scratch: Vec<RowScratch>,
-}
-
-/// What a draw from a whole row writes to.
-#[derive(Debug, Default)]
-pub(super) struct RowScratch {
-    /// The row's logits, adjusted.
-    pub(super) logits: Vec<f32>,
-    pub(super) masses: Masses,
 }
 
 impl RowDrawer {

@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::http::{App, Failure, Fields, messages, model_name, unbuilt, writer};
-use crate::text::{ChatLayout, GenerateError, Specials, generate_request::MAX_UNBOUNDED_BYTES};
+use crate::text::{ChatLayout, GenerateError, Specials, generate_error::MAX_UNBOUNDED_BYTES};
 
 /// Most tokens to decode: one may stand for more than a hundred bytes.
 const MAX_TOKENS: usize = 1 << 20;
