@@ -10,7 +10,7 @@ use nanoinfer_shared::{
     protocol::{BLOCK_TOKENS, CommKind, FromRank, LoadOrder, LoadReport, StartOrder, ToRank},
 };
 
-use super::{RanksError, LinkedRanks};
+use super::{LinkedRanks, RanksError};
 use crate::engine::{config::EngineConfig, kv_budget::RankRoom, status::Status};
 
 impl LinkedRanks {
