@@ -8,9 +8,9 @@ use std::{thread, time::Duration};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use nanoinfer_benches::{UNIT, VOCABULARY, WIDTH, activations, attention, candidates, layer_norm, product, weights};
-use nanoinfer_kernels::{Epilogue, Isa, Kernels, PackedMatrix, WeightType};
+use nanoinfer_kernels::{Element, Epilogue, Isa, Kernels, PackedMatrix};
 
-const KINDS: [WeightType; 3] = [WeightType::F32, WeightType::Bf16, WeightType::Int8];
+const KINDS: [Element; 3] = [Element::F32, Element::Bf16, Element::Int8];
 /// f32 elements read to measure memory: far above any cache.
 const READ: usize = 64 << 20;
 

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path, process::Comma
 
 use anyhow::{Context, bail};
 use nanoinfer_benches::{Work, attention, candidates, layer_norm, product};
-use nanoinfer_kernels::{Isa, Kernels, WeightType};
+use nanoinfer_kernels::{Element, Isa, Kernels};
 
 const BASELINE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/instructions.txt");
 /// Another version of the compiler or of the C library moves counts by less.
@@ -18,12 +18,12 @@ const ISA: Isa = Isa::Avx2;
 
 type Make = fn() -> Work;
 const WORKS: [Make; 9] = [
-    || product(WeightType::F32, 1),
-    || product(WeightType::F32, 8),
-    || product(WeightType::Bf16, 1),
-    || product(WeightType::Bf16, 8),
-    || product(WeightType::Int8, 1),
-    || product(WeightType::Int8, 8),
+    || product(Element::F32, 1),
+    || product(Element::F32, 8),
+    || product(Element::Bf16, 1),
+    || product(Element::Bf16, 8),
+    || product(Element::Int8, 1),
+    || product(Element::Int8, 8),
     || layer_norm(8),
     || attention(1, 200),
     || candidates(ISA),

@@ -1,8 +1,8 @@
 //! The kernels in the shapes of GPT-2 124M, for the benchmarks and for counting instructions.
 
 use nanoinfer_kernels::{
-    Activation, Arena, AttentionRow, AttentionRows, Epilogue, Isa, Kernels, KvLayer, KvLayout, KvType, PackedMatrix,
-    WeightType, arg_top_k, log_sum_exp,
+    Activation, Arena, AttentionRow, AttentionRows, Element, Epilogue, Isa, Kernels, KvLayer, KvLayout, PackedMatrix,
+    arg_top_k, log_sum_exp,
 };
 
 /// Width of the model.
@@ -15,7 +15,7 @@ const HEADS: usize = 12;
 pub const UNIT: usize = 64;
 
 /// A weight matrix `[k, n]` of no particular values.
-pub fn weights(kind: WeightType, k: usize, n: usize) -> PackedMatrix {
+pub fn weights(kind: Element, k: usize, n: usize) -> PackedMatrix {
     let mut matrix = PackedMatrix::zeros(&Arena::default(), kind, UNIT, k, n);
     let column = activations(k);
     (0..n).for_each(|i| matrix.set_column(i, &column));
@@ -46,7 +46,7 @@ impl Work {
 }
 
 /// `rows` rows times a matrix of the MLP, with bias and GELU, as a layer has it.
-pub fn product(kind: WeightType, rows: usize) -> Work {
+pub fn product(kind: Element, rows: usize) -> Work {
     let (weights, bias, x) = (weights(kind, WIDTH, 4 * WIDTH), activations(4 * WIDTH), activations(rows * WIDTH));
     let mut out = vec![0.0; rows * 4 * WIDTH];
     let name = format!("product {} x{rows}", format!("{kind:?}").to_lowercase());
@@ -67,7 +67,7 @@ pub fn layer_norm(rows: usize) -> Work {
 pub fn attention(rows: usize, positions: usize) -> Work {
     let layout = KvLayout { heads_local: HEADS, head_dim: WIDTH / HEADS };
     let blocks = positions.div_ceil(KvLayout::BLOCK);
-    let layer = KvLayer::zeros(KvType::F32, layout, rows * blocks);
+    let layer = KvLayer::zeros(Element::F32, layout, rows * blocks);
     let tables: Vec<Vec<u32>> =
         (0..rows).map(|row| (row * blocks..(row + 1) * blocks).map(|block| block as u32).collect()).collect();
     let (qkv, mut out) = (activations(rows * 3 * WIDTH), vec![0.0; rows * WIDTH]);

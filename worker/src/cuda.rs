@@ -23,7 +23,7 @@ pub(crate) mod products;
 pub(crate) mod step;
 
 use nanoinfer_checkpoint::Checkpoint;
-use nanoinfer_kernels::cuda::{Element, MAX_HEAD_DIM};
+use nanoinfer_kernels::{Element, cuda::MAX_HEAD_DIM};
 use nanoinfer_shared::{
     ModelShape, Share,
     protocol::{CommKind, DType, LoadOrder},
@@ -43,6 +43,7 @@ use self::{
 use crate::{
     WorkerError,
     bounds::Bounds,
+    element::element,
     runner::{Link, Loaded, RankMemory, Runner, threads},
     trace::Trace,
 };
@@ -99,15 +100,6 @@ fn element_of(shape: &ModelShape, dtype: DType, kv_dtype: DType) -> Result<Eleme
         return Err(GpuError::HeadTooWide { head_dim: shape.attention.head_dim, limit: MAX_HEAD_DIM });
     }
     Ok(element(dtype))
-}
-
-fn element(dtype: DType) -> Element {
-    match dtype {
-        DType::F32 => Element::F32,
-        DType::F16 => Element::F16,
-        DType::Bf16 => Element::Bf16,
-        DType::Int8 => unreachable!("`fits` refuses it"),
-    }
 }
 
 /// A rank's slices, on its GPU.

@@ -9,12 +9,20 @@ mod speed;
 use std::{fmt, path::Path};
 
 use half::{bf16, f16};
-use nanoinfer_kernels::cuda::{Element, row_stride};
+use nanoinfer_kernels::{Element, cuda::row_stride};
+use nanoinfer_shared::protocol::DType;
 
-use crate::cuda::{
-    GpuError, GpuInfo, find,
-    gpu::{Gpu, Memory, Pinned},
+use crate::{
+    cuda::{
+        GpuError, GpuInfo, find,
+        gpu::{Gpu, Memory, Pinned},
+        load::narrow,
+    },
+    element::element,
 };
+
+/// Those that GPUs have kernels for.
+const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
 
 /// What one part of the check found.
 #[derive(Clone, Debug)]
@@ -32,15 +40,15 @@ pub struct Finding {
 pub fn check(gpu: &GpuInfo, peer: u32, scratch: &Path, tell: &mut dyn FnMut(Finding)) {
     // Where this fails, so does all that follows, and says so.
     let _context = find::open_one(gpu.ordinal);
-    for element in [Element::F32, Element::F16, Element::Bf16] {
-        let mut section = Section { name: name(element).into(), tell: &mut *tell };
-        if let Err(error) = Lab::new(gpu.ordinal, element).and_then(|lab| kernels::check(&lab, &mut section)) {
+    for dtype in DTYPES {
+        let mut section = Section { name: dtype.to_string(), tell: &mut *tell };
+        if let Err(error) = Lab::new(gpu.ordinal, dtype).and_then(|lab| kernels::check(&lab, &mut section)) {
             section.failed("kernels", &error);
         }
     }
-    for element in [Element::F32, Element::F16, Element::Bf16] {
-        let mut section = Section { name: name(element).into(), tell: &mut *tell };
-        if let Err(error) = model::check(gpu.ordinal, element, scratch, &mut section) {
+    for dtype in DTYPES {
+        let mut section = Section { name: dtype.to_string(), tell: &mut *tell };
+        if let Err(error) = model::check(gpu.ordinal, dtype, scratch, &mut section) {
             section.failed("whole steps", &error);
         }
     }
@@ -57,14 +65,6 @@ pub fn check(gpu: &GpuInfo, peer: u32, scratch: &Path, tell: &mut dyn FnMut(Find
     }
     if let Err(error) = decode::measure(gpu, &mut section) {
         section.failed("decode steps", &error);
-    }
-}
-
-fn name(element: Element) -> &'static str {
-    match element {
-        Element::F32 => "f32",
-        Element::F16 => "f16",
-        Element::Bf16 => "bf16",
     }
 }
 
@@ -116,7 +116,8 @@ struct Lab {
 }
 
 impl Lab {
-    fn new(ordinal: u32, element: Element) -> Result<Self, GpuError> {
+    fn new(ordinal: u32, dtype: DType) -> Result<Self, GpuError> {
+        let element = element(dtype);
         Ok(Self { gpu: Gpu::open(ordinal, element)?, element })
     }
 
@@ -135,11 +136,8 @@ impl Lab {
 
     /// In the element type; `values` should be rounded to it already.
     fn elements(&self, values: &[f32]) -> Result<Memory, GpuError> {
-        let mut bytes: Vec<u8> = match self.element {
-            Element::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
-            Element::F16 => values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
-            Element::Bf16 => values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
-        };
+        let mut bytes = vec![0; values.len() * self.element.bytes()];
+        narrow(values, self.element, &mut bytes);
         bytes.resize(bytes.len().next_multiple_of(4), 0);
         let (words, _) = bytes.as_chunks::<4>();
         self.words(&words.iter().map(|&word| u32::from_le_bytes(word)).collect::<Vec<_>>())
@@ -193,7 +191,7 @@ impl Lab {
     /// Rounded to the element type.
     fn round(&self, x: f32) -> f32 {
         match self.element {
-            Element::F32 => x,
+            Element::F32 | Element::Int8 => x,
             Element::F16 => f16::from_f32(x).to_f32(),
             Element::Bf16 => bf16::from_f32(x).to_f32(),
         }
@@ -202,7 +200,7 @@ impl Lab {
     /// Half a step of the element type at 1, and what f32 sums add to it.
     fn tolerance(&self) -> f64 {
         match self.element {
-            Element::F32 => 1e-5,
+            Element::F32 | Element::Int8 => 1e-5,
             Element::F16 => 6e-4,
             Element::Bf16 => 5e-3,
         }

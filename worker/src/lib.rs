@@ -16,6 +16,7 @@ pub mod trace;
 
 mod backend;
 mod bounds;
+mod element;
 mod error;
 mod memory;
 mod progress;

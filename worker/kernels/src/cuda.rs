@@ -6,33 +6,15 @@
 //!
 //! Invariant: sums are f32 in one order that a row's neighbours do not change.
 
-/// Element type of weights, of what is multiplied with them, and of the KV cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Element {
-    /// 32-bit floats.
-    F32,
-    /// IEEE half precision.
-    F16,
-    /// The upper half of an f32, rounded to nearest even.
-    Bf16,
-}
+use crate::Element;
 
-impl Element {
-    /// Bytes of one.
-    pub fn bytes(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 | Self::Bf16 => 2,
-        }
-    }
-
-    /// All kernels for it, as text that the driver compiles: PTX 8.4 for compute capability 8.0 and later.
-    pub fn ptx(self) -> &'static str {
-        match self {
-            Self::F32 => include_str!("../cuda/ptx/decoder_f32.ptx"),
-            Self::F16 => include_str!("../cuda/ptx/decoder_f16.ptx"),
-            Self::Bf16 => include_str!("../cuda/ptx/decoder_bf16.ptx"),
-        }
+/// All kernels for it, as text that the driver compiles: PTX 8.4 for compute capability 8.0 and later. There are none for bytes.
+pub fn ptx(element: Element) -> Option<&'static str> {
+    match element {
+        Element::F32 => Some(include_str!("../cuda/ptx/decoder_f32.ptx")),
+        Element::F16 => Some(include_str!("../cuda/ptx/decoder_f16.ptx")),
+        Element::Bf16 => Some(include_str!("../cuda/ptx/decoder_bf16.ptx")),
+        Element::Int8 => None,
     }
 }
 
@@ -91,138 +73,77 @@ pub unsafe trait Arguments: Copy {
     const NAME: &'static str;
 }
 
-macro_rules! arguments {
-    ($(#[$meta:meta])* $name:ident for $kernel:literal { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* }) => {
-        $(#[$meta])*
+macro_rules! structs {
+    ($($(#[$meta:meta])* $name:ident $(for $kernel:literal)? { $($type:ty: $($field:ident),+;)+ })+) => {
+        $($(#[$meta])*
+        #[allow(missing_docs)]
         #[repr(C)]
-        #[derive(Clone, Copy, Debug)]
-        pub struct $name { $($(#[$field_meta])* pub $field: $type,)* }
+        #[derive(Clone, Copy, Debug, Default, PartialEq)]
+        pub struct $name { $($(pub $field: $type,)+)+ }
+
         // SAFETY: the fields of `cuda/arguments.h` in its order; the tests below compare names and sizes.
-        unsafe impl Arguments for $name { const NAME: &'static str = $kernel; }
+        $(unsafe impl Arguments for $name { const NAME: &'static str = $kernel; })?)+
+
+        #[cfg(test)]
+        const FIELDS: &[(&str, &[&str])] = &[$((stringify!($name), &[$($(stringify!($field),)+)+]),)+];
     };
 }
 
-/// Where rows stand in the KV cache.
-#[allow(missing_docs)]
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Placement {
-    pub positions: u64,
-    pub sequences: u64,
-    pub tables: u64,
-}
+structs! {
+    /// Where rows stand in the KV cache.
+    Placement { u64: positions, sequences, tables; }
 
-/// What is normalised.
-#[allow(missing_docs)]
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Norm {
-    pub x: u64,
-    pub gain: u64,
-    pub shift: u64,
-    pub rows: u64,
-    pub width: u32,
-    pub epsilon: f32,
-}
+    /// What is normalised.
+    Norm { u64: x, gain, shift, rows; u32: width; f32: epsilon; }
 
-/// Where queries, keys and values of rows go.
-#[allow(missing_docs)]
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
-pub struct QkvPlaces {
-    pub queries: u64,
-    pub cache: u64,
-    pub at: Placement,
-    pub heads: u32,
-    pub head_dim: u32,
-    pub head_stride: u32,
-    pub table_blocks: u32,
-}
+    /// Where queries, keys and values of rows go.
+    QkvPlaces { u64: queries, cache; Placement: at; u32: heads, head_dim, head_stride, table_blocks; }
 
-arguments! {
     /// Of `embed`, one block a row.
-    #[allow(missing_docs)]
     EmbedArguments for "embed" {
-        tokens: u64,
-        positions: u64,
-        embedding: u64,
-        position_embedding: u64,
-        x: u64,
-        first_token: u32,
-        tokens_local: u32,
-        width: u32,
-        stride: u32,
+        u64: tokens, positions, embedding, position_embedding, x;
+        u32: first_token, tokens_local, width, stride;
     }
-}
 
-arguments! {
     /// Of `layer_norm`, one block a row.
-    #[allow(missing_docs)]
-    NormArguments for "layer_norm" {
-        norm: Norm,
-        bias: u64,
-        out: u64,
-        stride: u32,
-        padding: u32,
-    }
-}
+    NormArguments for "layer_norm" { Norm: norm; u64: bias, out; u32: stride, padding; }
 
-arguments! {
     /// Of `activate`, one thread an element.
-    #[allow(missing_docs)]
-    ActivateArguments for "activate" {
-        sums: u64,
-        bias: u64,
-        out: u64,
-        count: u32,
-        width: u32,
-        activation: u32,
-        stride: u32,
-    }
-}
+    ActivateArguments for "activate" { u64: sums, bias, out; u32: count, width, activation, stride; }
 
-arguments! {
     /// Of `write_kv`, one block a row.
-    #[allow(missing_docs)]
-    WriteKvArguments for "write_kv" {
-        to: QkvPlaces,
-        sums: u64,
-        bias: u64,
-    }
-}
+    WriteKvArguments for "write_kv" { QkvPlaces: to; u64: sums, bias; }
 
-arguments! {
     /// Of the attention kernels, one block a head of a tile.
-    #[allow(missing_docs)]
     AttendArguments for "attend_64" {
-        from: QkvPlaces,
-        out: u64,
-        tiles: u64,
-        tile_rows: u32,
-        out_stride: u32,
-        scale: f32,
-        padding: u32,
+        QkvPlaces: from;
+        u64: out, tiles;
+        u32: tile_rows, out_stride;
+        f32: scale;
+        u32: padding;
     }
-}
 
-arguments! {
     /// Of `project_rows` and `project_normed`, whose blocks take outputs in turns.
-    #[allow(missing_docs)]
     ProjectArguments for "project_rows" {
-        norm: Norm,
-        inputs: u64,
-        weights: u64,
-        bias: u64,
-        to: QkvPlaces,
-        out: u64,
-        sums: u64,
-        rows: u32,
-        outputs: u32,
-        stride: u32,
-        out_stride: u32,
-        finish: u32,
-        activation: u32,
+        Norm: norm;
+        u64: inputs, weights, bias;
+        QkvPlaces: to;
+        u64: out, sums;
+        u32: rows, outputs, stride, out_stride, finish, activation;
     }
+
+    /// Of `answer`, one block a row, and of `answer_parts`, one a part of a row.
+    AnswerArguments for "answer" { u64: logits, wants, ids, parts, answers; u32: width, stride; }
+
+    /// What is wanted of one row of logits.
+    RowWants {
+        u32: wanted, k, listed, first_listed, leave_out;
+        f32: scale;
+        u32: listed_at, largest_at, parts_at, padding;
+    }
+
+    /// The head of one row's answer.
+    RowAnswer { f64: sum_all, sum_rest; f32: max_all, max_rest; }
 }
 
 /// What a layer does with its sums, as `project.h` counts.
@@ -236,49 +157,6 @@ pub enum Finish {
     Residual,
     /// Leaves them as they are.
     Logits,
-}
-
-arguments! {
-    /// Of `answer`, one block a row, and of `answer_parts`, one a part of a row.
-    #[allow(missing_docs)]
-    #[derive(Default)]
-    AnswerArguments for "answer" {
-        logits: u64,
-        wants: u64,
-        ids: u64,
-        parts: u64,
-        answers: u64,
-        width: u32,
-        stride: u32,
-    }
-}
-
-/// What is wanted of one row of logits.
-#[allow(missing_docs)]
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct RowWants {
-    pub wanted: u32,
-    pub k: u32,
-    pub listed: u32,
-    pub first_listed: u32,
-    pub leave_out: u32,
-    pub scale: f32,
-    pub listed_at: u32,
-    pub largest_at: u32,
-    pub parts_at: u32,
-    pub padding: u32,
-}
-
-/// The head of one row's answer.
-#[allow(missing_docs)]
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct RowAnswer {
-    pub sum_all: f64,
-    pub sum_rest: f64,
-    pub max_all: f32,
-    pub max_rest: f32,
 }
 
 /// Names of all kernels, in the order of the sources.
@@ -377,7 +255,7 @@ mod tests {
         ];
         let digest: String = Sha256::digest(sources.concat()).iter().map(|byte| format!("{byte:02x}")).collect();
         for (element, name) in ELEMENTS {
-            let first = element.ptx().lines().next().unwrap();
+            let first = ptx(element).unwrap().lines().next().unwrap();
             assert_eq!(first, format!("// {name}, sources {digest}"), "run worker/kernels/cuda/build_ptx.py");
         }
     }
@@ -393,7 +271,7 @@ mod tests {
     #[test]
     fn kernels_take_as_many_bytes_as_they_are_given() {
         for (element, _) in ELEMENTS {
-            let ptx = element.ptx();
+            let ptx = ptx(element).unwrap();
             assert!(ptx.contains("\n.version 8.4\n.target sm_80\n"));
             assert_eq!(ptx.matches(".visible .entry ").count(), KERNELS.len());
             for (kernel, bytes) in [
@@ -413,12 +291,13 @@ mod tests {
         }
     }
 
-    /// Names of the fields of a struct in a text, in order: the last word before `end`.
-    fn fields(text: &str, begin: &str, close: &str, end: char) -> Vec<String> {
-        let from = text.find(begin).unwrap_or_else(|| panic!("no {begin}"));
-        let body = text[..from].rfind(close).map_or(&text[from..], |at| &text[at..from]);
+    /// Names of the fields of a struct that `end` ends, in order: the last word before each semicolon.
+    fn fields(text: &str, end: &str) -> Vec<String> {
+        let end = text.find(end).unwrap_or_else(|| panic!("no {end}"));
+        let begin = text[..end].rfind("typedef struct {").unwrap();
+        let body = &text[begin..end];
         let word = |line: &str| {
-            let field = line.split("//").next()?.split_once(end)?.0;
+            let field = line.split("//").next()?.split_once(';')?.0;
             let name = field.rsplit(|c: char| !(c.is_alphanumeric() || c == '_')).next()?;
             (!name.is_empty()).then(|| name.trim_start_matches('*').to_owned())
         };
@@ -427,33 +306,11 @@ mod tests {
 
     #[test]
     fn both_languages_have_the_same_fields() {
-        let rust = include_str!("cuda.rs");
-        for (name, begin) in [
-            ("Placement", "pub struct Placement {"),
-            ("Norm", "pub struct Norm {"),
-            ("QkvPlaces", "pub struct QkvPlaces {"),
-            ("EmbedArguments", "EmbedArguments for"),
-            ("NormArguments", "NormArguments for"),
-            ("ActivateArguments", "ActivateArguments for"),
-            ("WriteKvArguments", "WriteKvArguments for"),
-            ("AttendArguments", "AttendArguments for"),
-            ("ProjectArguments", "ProjectArguments for"),
-            ("RowWants", "pub struct RowWants {"),
-            ("RowAnswer", "pub struct RowAnswer {"),
-            ("AnswerArguments", "AnswerArguments for"),
-        ] {
-            let theirs = fields(HEADER, &format!("}} {name};"), "typedef struct {", ';');
-            let body = &rust[rust.find(begin).unwrap()..];
-            let body = &body[..body.find("\n}").unwrap()];
-            let mut ours: Vec<_> = body
-                .lines()
-                .filter_map(|line| {
-                    let (field, _) = line.trim().trim_start_matches("pub ").split_once(": ")?;
-                    Some(field.to_owned())
-                })
-                .collect();
-            ours.retain(|field| field != "padding");
+        assert_eq!(FIELDS.len(), HEADER.matches("typedef struct {").count());
+        for (name, ours) in FIELDS {
+            let theirs = fields(HEADER, &format!("}} {name};"));
             let theirs: Vec<_> = theirs.into_iter().filter(|field| field != "unused").collect();
+            let ours: Vec<_> = ours.iter().copied().filter(|&field| field != "padding").collect();
             assert_eq!(ours, theirs, "{name}");
         }
     }

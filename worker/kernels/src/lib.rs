@@ -9,10 +9,13 @@
 //!
 //! Does not know models, processes, or any other crate of this project.
 
+mod element;
 mod cpu;
+
 pub mod cuda;
 
 pub use cpu::{
-    Activation, Arena, AttentionRow, AttentionRows, Epilogue, Isa, Kernels, KvLayer, KvLayout, KvType, MAX_HEAD_DIM,
-    PackedMatrix, ThreadPool, WeightType, arg_top_k, keep_on, log_sum_exp,
+    Activation, Arena, AttentionRow, AttentionRows, Epilogue, Isa, Kernels, KvLayer, KvLayout, MAX_HEAD_DIM,
+    PackedMatrix, ThreadPool, arg_top_k, keep_on, log_sum_exp,
 };
+pub use element::Element;

@@ -15,7 +15,7 @@ use std::{
 };
 
 use nanoinfer_checkpoint::{Checkpoint, CheckpointError};
-use nanoinfer_kernels::{PackedMatrix, WeightType};
+use nanoinfer_kernels::PackedMatrix;
 use nanoinfer_shared::{
     ModelShape, Share,
     model::{
@@ -26,6 +26,7 @@ use nanoinfer_shared::{
 };
 
 use super::pack::{LayerNorm, Linear, Packer};
+use crate::element::element;
 
 /// Everything that a rank holds of a model.
 #[derive(Debug)]
@@ -71,7 +72,7 @@ impl Shard {
         dtype: DType,
         threads: usize,
     ) -> Result<Self, CheckpointError> {
-        let loader = Loader { checkpoint, shape, share, packer: Packer::new(weight_type(dtype)) };
+        let loader = Loader { checkpoint, shape, share, packer: Packer::new(element(dtype)) };
         let next = AtomicUsize::new(0);
         // Each thread takes one layer after the other; the first begins with the embedding, the largest matrix there is.
         let load_layers = || {
@@ -109,7 +110,7 @@ impl Shard {
 
     /// Bytes that [`Shard::load`] will take for `share`.
     pub fn bytes(shape: &ModelShape, share: &Share, dtype: DType) -> u64 {
-        let (kind, floats) = (weight_type(dtype), size_of::<f32>());
+        let (kind, floats) = (element(dtype), size_of::<f32>());
         let linear = |which| {
             let held = share.linear(shape, which);
             PackedMatrix::bytes(kind, held.unit, held.inputs.len(), held.outputs()) + held.outputs() * floats
@@ -162,14 +163,5 @@ impl Loader<'_> {
     fn norm(&self, part: impl Fn(Term) -> Part) -> Result<LayerNorm, CheckpointError> {
         let vector = |term| self.checkpoint.part(self.shape, part(term))?.read_vector(0..self.shape.width);
         Ok(LayerNorm { gain: vector(Term::Weight)?, bias: vector(Term::Bias)? })
-    }
-}
-
-fn weight_type(dtype: DType) -> WeightType {
-    match dtype {
-        DType::F32 => WeightType::F32,
-        DType::Bf16 => WeightType::Bf16,
-        DType::Int8 => WeightType::Int8,
-        DType::F16 => unreachable!("the CPU's backend refuses it"),
     }
 }

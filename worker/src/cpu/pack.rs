@@ -9,9 +9,10 @@
 use std::ops::Range;
 
 use nanoinfer_checkpoint::{CheckpointError, TensorSlice};
-use nanoinfer_kernels::{Arena, PackedMatrix, WeightType};
+use nanoinfer_kernels::{Arena, Element, PackedMatrix};
 use nanoinfer_shared::model::partition::WIDTH_BLOCK;
-use safetensors::Dtype;
+
+use crate::element::range_of;
 
 /// Weights and bias of a layer. A row-parallel layer holds its whole bias, to be added once after the reduction.
 #[derive(Debug)]
@@ -36,13 +37,13 @@ pub(crate) type Piece<'a> = (TensorSlice<'a>, Range<usize>);
 
 /// Packs a rank's matrices, all of one type and into one arena.
 pub(crate) struct Packer {
-    kind: WeightType,
+    element: Element,
     arena: Arena,
 }
 
 impl Packer {
-    pub(crate) fn new(kind: WeightType) -> Self {
-        Self { kind, arena: Arena::default() }
+    pub(crate) fn new(element: Element) -> Self {
+        Self { element, arena: Arena::default() }
     }
 
     /// A linear layer: the given columns of some tensors side by side, of the rows `inputs` in units of `unit`. What a quantised
@@ -59,12 +60,12 @@ impl Packer {
         norm: Option<&mut LayerNorm>,
     ) -> Result<Linear, CheckpointError> {
         let outputs = weights.iter().map(|(_, outputs)| outputs.len()).sum();
-        let mut matrix = PackedMatrix::zeros(&self.arena, self.kind, unit, inputs.len(), outputs);
+        let mut matrix = PackedMatrix::zeros(&self.arena, self.element, unit, inputs.len(), outputs);
         let mut bias = Vec::with_capacity(outputs);
         for (tensor, outputs) in biases {
             bias.extend(tensor.read_vector(outputs.clone())?);
         }
-        let absorbed = norm.filter(|_| self.kind == WeightType::Int8);
+        let absorbed = norm.filter(|_| self.element == Element::Int8);
         let (mut values, mut row) = (Vec::new(), Vec::new());
         for index in 0..matrix.units() {
             values.clear();
@@ -99,7 +100,7 @@ impl Packer {
         width: usize,
     ) -> Result<PackedMatrix, CheckpointError> {
         let tensor = self.narrowed(tensor);
-        let mut matrix = PackedMatrix::zeros(&self.arena, self.kind, WIDTH_BLOCK, width, range.len());
+        let mut matrix = PackedMatrix::zeros(&self.arena, self.element, WIDTH_BLOCK, width, range.len());
         let mut values = Vec::new();
         for (column, row) in range.enumerate() {
             tensor.read_row(row, 0..width, &mut values)?;
@@ -108,12 +109,9 @@ impl Packer {
         Ok(matrix)
     }
 
-    /// `tensor`, whose elements must fit the type of the matrices. Bytes have a scale, which has the range of f32.
+    /// `tensor`, whose elements must fit the type of the matrices.
     fn narrowed<'a>(&self, tensor: TensorSlice<'a>) -> TensorSlice<'a> {
-        tensor.narrowed_to(match self.kind {
-            WeightType::F32 | WeightType::Int8 => Dtype::F32,
-            WeightType::Bf16 => Dtype::BF16,
-        })
+        tensor.narrowed_to(range_of(self.element))
     }
 }
 

@@ -3,11 +3,13 @@
 //! Knows blocks and slots only; which sequence owns a block is the coordinator's business. Memory becomes resident as blocks
 //! are first written.
 
-use nanoinfer_kernels::{KvLayer, KvLayout, KvType};
+use nanoinfer_kernels::{KvLayer, KvLayout};
 use nanoinfer_shared::{
     ModelShape, Share,
     protocol::{BLOCK_TOKENS, DType},
 };
+
+use crate::element::element;
 
 // One block is one tile of the attention kernel.
 const _: () = assert!(BLOCK_TOKENS == KvLayout::BLOCK);
@@ -24,13 +26,13 @@ impl KvPool {
     /// A pool of `blocks` blocks for the heads of `share`.
     pub fn new(shape: &ModelShape, share: &Share, dtype: DType, blocks: usize) -> Self {
         let layout = layout(shape, share);
-        let layers = (0..shape.layers).map(|_| KvLayer::zeros(kv_type(dtype), layout, blocks)).collect();
+        let layers = (0..shape.layers).map(|_| KvLayer::zeros(element(dtype), layout, blocks)).collect();
         Self { layout, blocks, layers }
     }
 
     /// Bytes of one block of all layers.
     pub fn block_bytes(shape: &ModelShape, share: &Share, dtype: DType) -> u64 {
-        (shape.layers * layout(shape, share).block_bytes(kv_type(dtype))) as u64
+        (shape.layers * layout(shape, share).block_bytes(element(dtype))) as u64
     }
 
     /// Shape of a layer's part.
@@ -51,15 +53,6 @@ impl KvPool {
     /// One layer's part, to write to.
     pub fn layer_mut(&mut self, layer: usize) -> &mut KvLayer {
         &mut self.layers[layer]
-    }
-}
-
-fn kv_type(dtype: DType) -> KvType {
-    match dtype {
-        DType::F32 => KvType::F32,
-        DType::Bf16 => KvType::Bf16,
-        DType::Int8 => KvType::Int8,
-        DType::F16 => unreachable!("the CPU's backend refuses it"),
     }
 }
 

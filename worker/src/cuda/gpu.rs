@@ -18,7 +18,11 @@ use cudarc::driver::{
         CUdevice_attribute, CUfunction, CUfunction_attribute, CUgraphInstantiate_flags, CUmodule, CUstreamCaptureMode,
     },
 };
-use nanoinfer_kernels::cuda::{Arguments, Element, KERNELS, Launch};
+use nanoinfer_kernels::{
+    Element,
+    cuda::{Arguments, KERNELS, Launch, ptx},
+};
+use nanoinfer_shared::protocol::DType;
 
 use super::error::{GpuError, While};
 
@@ -63,7 +67,8 @@ impl Gpu {
         let stream = context.new_stream().doing("make a stream")?;
         let done = context.new_event(None).doing("make an event")?;
         let name = context.name().doing("ask for the GPU's name")?;
-        let ptx = CString::new(element.ptx()).expect("PTX has no zero bytes");
+        let ptx = ptx(element).ok_or(GpuError::DType { dtype: DType::Int8 })?;
+        let ptx = CString::new(ptx).expect("PTX has no zero bytes");
         // SAFETY: text that ends with a zero; the context is bound to this thread.
         let module = unsafe { result::module::load_data(ptx.as_ptr().cast()) }.doing("compile the kernels")?;
         let attribute = |which| context.attribute(which).doing("ask for the GPU's sizes");

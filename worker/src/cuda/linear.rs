@@ -7,9 +7,10 @@
 //! The residual stream: a row-parallel layer's product is added to `x` on the first rank, with the bias, and replaces it on the others,
 //! so that the sum over all ranks is the stream itself. Does not know layers' order.
 
+use nanoinfer_kernels::Element;
 use nanoinfer_kernels::cuda::{
-    ActivateArguments, Element, Finish, Launch, Norm as NormOf, NormArguments, ProjectArguments, QkvPlaces,
-    WriteKvArguments, row_stride,
+    ActivateArguments, Finish, Launch, Norm as NormOf, NormArguments, ProjectArguments, QkvPlaces, WriteKvArguments,
+    row_stride,
 };
 use nanoinfer_shared::{Activation, ModelShape, Share, model::partition::Linear};
 

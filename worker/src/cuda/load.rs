@@ -13,7 +13,7 @@ use std::{ops::Range, sync::Mutex, thread};
 
 use half::{bf16, f16};
 use nanoinfer_checkpoint::{Checkpoint, CheckpointError, TensorSlice};
-use nanoinfer_kernels::cuda::{Element, row_stride};
+use nanoinfer_kernels::{Element, cuda::row_stride};
 use nanoinfer_shared::{
     ModelShape, Share,
     model::{
@@ -21,10 +21,9 @@ use nanoinfer_shared::{
         parts::{LayerPart, Part, Term},
     },
 };
-use safetensors::Dtype;
 
 use super::gpu::{Gpu, Memory, Pinned};
-use crate::WorkerError;
+use crate::{WorkerError, element::range_of};
 
 /// Bytes that are copied at once.
 const CHUNK_BYTES: usize = 8 << 20;
@@ -196,11 +195,7 @@ impl<'a> Loader<'a> {
 
     /// The given outputs one below the other, each a row of the given inputs in the element type, filled up with zeros.
     fn matrix(&mut self, pieces: &[Piece], inputs: Range<usize>) -> Result<Memory, WorkerError> {
-        let target = match self.element {
-            Element::F32 => Dtype::F32,
-            Element::F16 => Dtype::F16,
-            Element::Bf16 => Dtype::BF16,
-        };
+        let target = range_of(self.element);
         let stride = row_stride(inputs.len());
         let row_bytes = stride * self.element.bytes();
         let rows: usize = pieces.iter().map(|(_, outputs)| outputs.len()).sum();
@@ -301,11 +296,12 @@ impl<'a> Loader<'a> {
     }
 }
 
-fn narrow(values: &[f32], element: Element, out: &mut [u8]) {
+pub(crate) fn narrow(values: &[f32], element: Element, out: &mut [u8]) {
     match element {
         Element::F32 => out.copy_from_slice(bytemuck::cast_slice(values)),
         Element::F16 => convert(values, out, |x| f16::from_f32(x).to_le_bytes()),
         Element::Bf16 => convert(values, out, |x| bf16::from_f32(x).to_le_bytes()),
+        Element::Int8 => unreachable!("`fits` refuses it"),
     }
 }
 

@@ -13,9 +13,9 @@
 
 use std::time::{Duration, Instant};
 
+use nanoinfer_kernels::Element;
 use nanoinfer_kernels::cuda::{
-    AnswerArguments, AttendArguments, BLOCK, Element, EmbedArguments, Launch, QkvPlaces, TILE_ROWS, head_stride,
-    row_stride,
+    AnswerArguments, AttendArguments, BLOCK, EmbedArguments, Launch, QkvPlaces, TILE_ROWS, head_stride, row_stride,
 };
 use nanoinfer_shared::{
     ModelShape, Share,

@@ -17,7 +17,7 @@ use cudarc::cublaslt::{
         cublasLtMatmulDescAttributes_t, cublasLtMatmulPreferenceAttributes_t, cublasLtMatrixLayout_t, cudaDataType,
     },
 };
-use nanoinfer_kernels::cuda::{Element, row_stride};
+use nanoinfer_kernels::{Element, cuda::row_stride};
 
 use super::{
     error::{GpuError, While},
@@ -140,6 +140,7 @@ impl Plan {
             Element::F32 => cudaDataType::CUDA_R_32F,
             Element::F16 => cudaDataType::CUDA_R_16F,
             Element::Bf16 => cudaDataType::CUDA_R_16BF,
+            Element::Int8 => cudaDataType::CUDA_R_8I,
         };
         let layout = |kind, height: usize, width: usize, stride: usize| {
             result::create_matrix_layout(kind, height as u64, width as u64, stride as i64).doing("describe a matrix")

@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use nanoinfer_kernels::cuda::Element;
+use nanoinfer_kernels::Element;
 use nanoinfer_shared::{
     ModelShape, Partition,
     comm::Local,

@@ -1,7 +1,7 @@
 //! Every kernel of one element type, and products, against the CPU on odd sizes.
 
 use nanoinfer_kernels::{
-    Activation, Arena, Epilogue, Isa, Kernels, PackedMatrix, WeightType,
+    Activation, Arena, Element, Epilogue, Isa, Kernels, PackedMatrix,
     cuda::{
         ActivateArguments, AnswerArguments, AttendArguments, BLOCK, EmbedArguments, Finish, Launch, Norm,
         NormArguments, PART, Placement, ProjectArguments, QkvPlaces, TILE_ROWS, WriteKvArguments, head_stride,
@@ -123,7 +123,7 @@ fn activate(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
     let (sums, bias) = (values(rows * width, 8), values(width, 9));
     let (sums_at, bias_at) = (lab.floats(&sums)?, lab.floats(&bias)?);
     // On the CPU an activation is the end of a product; here of one with the unit matrix.
-    let mut unit = PackedMatrix::zeros(&Arena::default(), WeightType::F32, width, width, width);
+    let mut unit = PackedMatrix::zeros(&Arena::default(), Element::F32, width, width, width);
     let diagonal = (0..width * width).map(|i| if i % (width + 1) == 0 { 1.0 } else { 0.0 });
     unit.set_unit(0, &diagonal.collect::<Vec<_>>());
     let mut cpu = Kernels::new(Isa::detect(), 1, false).expect("the caller is the only thread");

@@ -6,7 +6,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nanoinfer_kernels::cuda::Element;
 use nanoinfer_shared::{
     ModelShape, Partition,
     comm::{Communicator, Local, Shm, ShmSegment},
@@ -61,8 +60,7 @@ pub(crate) enum Trouble {
     Panicked,
 }
 
-pub(crate) fn check(gpu: u32, element: Element, scratch: &Path, section: &mut Section<'_>) -> Result<(), Trouble> {
-    let dtype = dtype(element);
+pub(crate) fn check(gpu: u32, dtype: DType, scratch: &Path, section: &mut Section<'_>) -> Result<(), Trouble> {
     let model = Small::write(scratch)?;
     // The CPU has no f16; f32 is what both are near to.
     let on_cpu = model.order(Device::Cpu, if dtype == DType::F16 { DType::F32 } else { dtype }, CommKind::Local);
@@ -106,7 +104,7 @@ pub(crate) fn check_nccl(gpu: u32, peer: u32, section: &mut Section<'_>) -> Resu
     let what = format!("NCCL, version {}", nccl.version);
     let id = nccl.new_id()?;
     if peer == gpu {
-        let _lab = Lab::new(gpu, Element::F32)?;
+        let _lab = Lab::new(gpu, DType::F32)?;
         nccl::Communicator::join(nccl, 0, 1, &id)?.end();
         section.tell(&format!("{what}, which one GPU does not need"), "loads and joins".into(), Some(true));
         return Ok(());
@@ -128,7 +126,7 @@ pub(crate) fn check_nccl(gpu: u32, peer: u32, section: &mut Section<'_>) -> Resu
 
 /// What comes out on `gpu`, as rank `rank` of two: plainly, and captured.
 fn add_up(nccl: Nccl, gpu: u32, rank: usize, id: &[u8]) -> Result<(Vec<f32>, Vec<f32>), Trouble> {
-    let lab = Lab::new(gpu, Element::F32)?;
+    let lab = Lab::new(gpu, DType::F32)?;
     let numbers = values(NCCL_COUNT, rank);
     let memories = [lab.floats(&numbers)?, lab.floats(&numbers)?];
     let communicator = nccl::Communicator::join(nccl, rank, 2, id)?;
@@ -175,14 +173,6 @@ pub(crate) fn check_shared_gpu(gpu: u32, scratch: &Path, section: &mut Section<'
         (0..slices[0].len()).map(|row| slices.iter().flat_map(|s: &Vec<Vec<f32>>| s[row].clone()).collect()).collect();
     compare(section, "two ranks on this GPU, through the host's memory", &rows, &exact, DType::F32);
     Ok(())
-}
-
-fn dtype(element: Element) -> DType {
-    match element {
-        Element::F32 => DType::F32,
-        Element::F16 => DType::F16,
-        Element::Bf16 => DType::Bf16,
-    }
 }
 
 fn bits(rows: &[Vec<f32>]) -> Vec<u32> {

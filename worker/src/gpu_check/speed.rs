@@ -2,7 +2,8 @@
 
 use std::time::Instant;
 
-use nanoinfer_kernels::cuda::{ActivateArguments, Element, Finish, Launch, Norm, ProjectArguments, QkvPlaces};
+use nanoinfer_kernels::cuda::{ActivateArguments, Finish, Launch, Norm, ProjectArguments, QkvPlaces};
+use nanoinfer_shared::protocol::DType;
 
 use super::{Lab, Section};
 use crate::cuda::{GpuError, GpuInfo, error::While};
@@ -18,7 +19,7 @@ pub(crate) fn measure(gpu: &GpuInfo, section: &mut Section<'_>) -> Result<(), Gp
     section.tell("compute capability", format!("{major}.{minor}"), None);
     let gb = |bytes: u64| bytes as f64 / 1e9;
     section.tell("memory", format!("{:.1} GB, {:.1} GB free", gb(*total_bytes), gb(*free_bytes)), None);
-    let lab = Lab::new(gpu.ordinal, Element::Bf16)?;
+    let lab = Lab::new(gpu.ordinal, DType::Bf16)?;
     copies(&lab, section)?;
     launches(&lab, section)?;
     projections(&lab, section)

@@ -1,8 +1,9 @@
 //! Non-linearities of the MLP, element by element.
 
 use crate::cpu::{
-    Isa,
-    lanes::{LANES, Lanes, versions},
+    isa::Isa,
+    lanes::{LANES, Lanes},
+    versions::versions,
 };
 
 /// Which non-linearity.

@@ -6,10 +6,14 @@
 use std::{mem::MaybeUninit, ops::Range};
 
 use crate::cpu::{
-    AttentionRow, AttentionRows, Kernels, KvLayer, KvLayout,
-    kv::{Cell, Cells, SCALES},
-    lanes::{LANES, Lanes, prefetch, versions},
+    ahead::prefetch,
+    kernels::Kernels,
+    kv::{Cell, Cells, KvLayer},
+    lanes::{LANES, Lanes},
+    layout::{KvLayout, SCALES},
     pool::Shards,
+    rows::{AttentionRow, AttentionRows},
+    versions::versions,
 };
 
 /// Widest head that the kernel has scratch for.
@@ -22,10 +26,27 @@ impl Kernels {
     /// # Panics
     /// When sizes do not agree, or a block lies outside the pool.
     pub fn attention(&mut self, layer: &KvLayer, rows: &AttentionRows<'_>, qkv: &[f32], scale: f32, out: &mut [f32]) {
-        let (isa, layout, groups) = (self.isa, layer.layout, rows.together());
-        let (heads, dim, width) = (layout.heads_local, layout.head_dim, layout.width());
-        assert!(dim <= MAX_HEAD_DIM, "heads are at most {MAX_HEAD_DIM} wide");
+        let width = layer.layout.width();
+        assert!(layer.layout.head_dim <= MAX_HEAD_DIM, "heads are at most {MAX_HEAD_DIM} wide");
         assert!(qkv.len() == rows.len() * 3 * width && out.len() == rows.len() * width, "qkv and out have T rows");
+        match &layer.cells {
+            Cells::F32(cells) => self.attend(layer, cells, rows, qkv, scale, out),
+            Cells::Bf16(cells) => self.attend(layer, cells, rows, qkv, scale, out),
+            Cells::Int8(cells) => self.attend(layer, cells, rows, qkv, scale, out),
+        }
+    }
+
+    fn attend<T: Cell>(
+        &mut self,
+        layer: &KvLayer,
+        cells: &[T],
+        rows: &AttentionRows<'_>,
+        qkv: &[f32],
+        scale: f32,
+        out: &mut [f32],
+    ) {
+        let (isa, layout, scales, groups) = (self.isa, layer.layout, &layer.scales, rows.together());
+        let (heads, dim, width) = (layout.heads_local, layout.head_dim, layout.width());
         let out = Shards::new(out);
         self.pool.run(groups.len() * heads, &|task| {
             let (group, head) = (&groups[task / heads], task % heads);
@@ -36,22 +57,10 @@ impl Kernels {
             };
             // SAFETY: `isa` was detected or listed as available.
             unsafe {
-                match (&layer.cells, group.len()) {
-                    (Cells::F32(cells), 1) => attend_f32::<1>(isa, layout, cells, &[], head, queries, &out),
-                    (Cells::F32(cells), 2) => attend_f32::<2>(isa, layout, cells, &[], head, queries, &out),
-                    (Cells::F32(cells), _) => attend_f32::<4>(isa, layout, cells, &[], head, queries, &out),
-                    (Cells::Bf16(cells), 1) => attend_bf16::<1>(isa, layout, cells, &[], head, queries, &out),
-                    (Cells::Bf16(cells), 2) => attend_bf16::<2>(isa, layout, cells, &[], head, queries, &out),
-                    (Cells::Bf16(cells), _) => attend_bf16::<4>(isa, layout, cells, &[], head, queries, &out),
-                    (Cells::Int8 { bytes, scales }, 1) => {
-                        attend_int8::<1>(isa, layout, bytes, scales, head, queries, &out);
-                    }
-                    (Cells::Int8 { bytes, scales }, 2) => {
-                        attend_int8::<2>(isa, layout, bytes, scales, head, queries, &out);
-                    }
-                    (Cells::Int8 { bytes, scales }, _) => {
-                        attend_int8::<4>(isa, layout, bytes, scales, head, queries, &out);
-                    }
+                match group.len() {
+                    1 => attend_rows::<T, 1>(isa, layout, cells, scales, head, queries, &out),
+                    2 => attend_rows::<T, 2>(isa, layout, cells, scales, head, queries, &out),
+                    _ => attend_rows::<T, 4>(isa, layout, cells, scales, head, queries, &out),
                 }
             };
         });
@@ -69,24 +78,14 @@ pub(crate) struct Queries<'a> {
 type Out<'a> = &'a dyn Fn(usize) -> &'a mut [f32];
 
 versions! {
-    unsafe fn attend_f32<const R: usize>(
-        layout: KvLayout, pool: &[f32], scales: &[f32], head: usize, queries: Queries<'_>, out: Out<'_>,
-    ) = attend_body<f32>
-}
-versions! {
-    unsafe fn attend_bf16<const R: usize>(
-        layout: KvLayout, pool: &[u16], scales: &[f32], head: usize, queries: Queries<'_>, out: Out<'_>,
-    ) = attend_body<u16>
-}
-versions! {
-    unsafe fn attend_int8<const R: usize>(
-        layout: KvLayout, pool: &[i8], scales: &[f32], head: usize, queries: Queries<'_>, out: Out<'_>,
-    ) = attend_body<i8>
+    unsafe fn attend_rows<type T: Cell, const R: usize>(
+        layout: KvLayout, pool: &[T], scales: &[f32], head: usize, queries: Queries<'_>, out: Out<'_>,
+    ) = attend_body
 }
 
 /// What a row does is the same, in the same order, whether or not others are with it.
 #[inline(always)]
-unsafe fn attend_body<V: Lanes, const R: usize, T: Cell>(
+unsafe fn attend_body<V: Lanes, T: Cell, const R: usize>(
     layout: KvLayout,
     pool: &[T],
     scales: &[f32],
@@ -270,7 +269,7 @@ unsafe fn add_scores<V: Lanes, const R: usize, T: Cell>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::{Isa, KvType, packed::to_bf16};
+    use crate::{Element, Isa, cpu::rounding::to_bf16};
 
     fn value(position: usize, i: usize, kind: usize) -> f32 {
         ((position * 131 + i * 17 + kind * 71) % 97) as f32 / 64.0 - 1.0
@@ -278,7 +277,7 @@ mod tests {
 
     #[test]
     fn rows_agree_with_f64_and_ignore_stale_slots() {
-        let kinds = [KvType::F32, KvType::Bf16, KvType::Int8];
+        let kinds = [Element::F32, Element::Bf16, Element::Int8];
         for (isa, kind) in Isa::available().into_iter().flat_map(|isa| kinds.map(|kind| (isa, kind))) {
             for (heads, dim) in [(5, 8), (3, 64), (2, 5), (1, 80)] {
                 let layout = KvLayout { heads_local: heads, head_dim: dim };
@@ -288,11 +287,9 @@ mod tests {
                 match &mut layer.cells {
                     Cells::F32(cells) => cells.fill(f32::NAN),
                     Cells::Bf16(cells) => cells.fill(to_bf16(f32::NAN)),
-                    Cells::Int8 { bytes, scales } => {
-                        bytes.fill(-128);
-                        scales.fill(f32::NAN);
-                    }
+                    Cells::Int8(bytes) => bytes.fill(-128),
                 }
+                layer.scales.fill(f32::NAN);
                 let row = |t: usize| AttentionRow { blocks: &blocks, positions: t + 1 };
                 // Queries, keys and values of each row.
                 let part = |t: usize, kind: usize| (0..width).map(move |i| value(t, i, kind));
@@ -314,7 +311,7 @@ mod tests {
                         // As the pool holds it: f32 and bf16 hold multiples of 1/64 exactly, bytes do not.
                         let stored = |s: usize, d: usize, part: usize| -> f64 {
                             let of = |d: usize| value(s, head * dim + d, part);
-                            if kind != KvType::Int8 {
+                            if kind != Element::Int8 {
                                 return of(d).into();
                             }
                             let largest = (0..dim).map(|d| of(d).abs()).fold(0.0, f32::max);

@@ -3,22 +3,18 @@
 //! A row's form depends on that row alone, and its int8 scales on one unit of K each.
 //! Does not know panels or tiles.
 
-use crate::cpu::{
-    Isa, Kernels,
-    lanes::{LANES, Lanes, byte_scale, versions},
-    packed::{Shape, WeightType, from_bf16, to_bf16, to_int8},
-    pool::Shards,
+use crate::{
+    Element,
+    cpu::{
+        isa::Isa,
+        kernels::{InputBuffers, Kernels},
+        lanes::{LANES, Lanes, byte_scale},
+        packed::Shape,
+        pool::Shards,
+        rounding::{from_bf16, to_bf16, to_int8},
+        versions::versions,
+    },
 };
-
-/// Buffers that hold the rows of one product; kept, so that a step allocates nothing.
-#[derive(Debug, Default)]
-pub(crate) struct InputBuffers {
-    floats: Vec<f32>,
-    pairs: Vec<u16>,
-    bytes: Vec<i8>,
-    scales: Vec<f32>,
-    offsets: Vec<i32>,
-}
 
 /// Rows of a product, `[rows, depth]`, where `depth` is K as it lies in the weights' memory.
 #[derive(Clone, Copy)]
@@ -27,8 +23,16 @@ pub(crate) enum Inputs<'a> {
     F32(&'a [f32]),
     /// bf16, for the instruction that multiplies pairs.
     Bf16(&'a [u16]),
-    /// Bytes, with a scale and what sums begin with for each row and unit, `[rows, units]`.
-    Int8 { values: &'a [i8], scales: &'a [f32], offsets: &'a [i32] },
+    /// Bytes.
+    Int8(Bytes<'a>),
+}
+
+/// Quantised rows, with a scale and what sums begin with for each row and unit, `[rows, units]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Bytes<'a> {
+    pub(crate) values: &'a [i8],
+    pub(crate) scales: &'a [f32],
+    pub(crate) offsets: &'a [i32],
 }
 
 impl Inputs<'_> {
@@ -38,7 +42,7 @@ impl Inputs<'_> {
             * match self {
                 Self::F32(_) => 4,
                 Self::Bf16(_) => 2,
-                Self::Int8 { .. } => 1,
+                Self::Int8(_) => 1,
             }
     }
 
@@ -48,11 +52,11 @@ impl Inputs<'_> {
         match self {
             Self::F32(x) => Self::F32(&x[row * depth..][..count * depth]),
             Self::Bf16(x) => Self::Bf16(&x[row * depth..][..count * depth]),
-            Self::Int8 { values, scales, offsets } => Self::Int8 {
-                values: &values[row * depth..][..count * depth],
-                scales: &scales[row * units..][..count * units],
-                offsets: &offsets[row * units..][..count * units],
-            },
+            Self::Int8(x) => Self::Int8(Bytes {
+                values: &x.values[row * depth..][..count * depth],
+                scales: &x.scales[row * units..][..count * units],
+                offsets: &x.offsets[row * units..][..count * units],
+            }),
         }
     }
 }
@@ -68,9 +72,9 @@ impl Kernels {
     ) -> Inputs<'a> {
         let (isa, depth, k) = (self.isa, shape.depth(), x.len() / rows.max(1));
         let row_of = |row: usize| &x[row * k..][..k];
-        match shape.kind() {
-            WeightType::F32 => Inputs::F32(x),
-            WeightType::Bf16 if isa == Isa::Avx512Bf16 => {
+        match shape.element() {
+            Element::F32 | Element::F16 => Inputs::F32(x),
+            Element::Bf16 if isa == Isa::Avx512Bf16 => {
                 buffers.pairs.resize(rows * depth, 0);
                 let pairs = Shards::new(&mut buffers.pairs);
                 self.pool.run(rows, &|row| {
@@ -79,7 +83,7 @@ impl Kernels {
                 });
                 Inputs::Bf16(&buffers.pairs)
             }
-            WeightType::Bf16 => {
+            Element::Bf16 => {
                 buffers.floats.resize(rows * depth, 0.0);
                 let floats = Shards::new(&mut buffers.floats);
                 self.pool.run(rows, &|row| {
@@ -88,7 +92,7 @@ impl Kernels {
                 });
                 Inputs::F32(&buffers.floats)
             }
-            WeightType::Int8 => {
+            Element::Int8 => {
                 let units = shape.units();
                 buffers.bytes.resize(rows * depth, 0);
                 buffers.scales.resize(rows * units, 0.0);
@@ -107,7 +111,7 @@ impl Kernels {
                     }
                 });
                 let InputBuffers { bytes, scales, offsets, .. } = buffers;
-                Inputs::Int8 { values: bytes, scales, offsets }
+                Inputs::Int8(Bytes { values: bytes, scales, offsets })
             }
         }
     }

@@ -1,107 +1,54 @@
-//! The KV pool of one layer: its layout, and how keys and values get into it.
-//!
-//! ```text
-//! one layer's pool:  block 0 │ block 1 │ …          a block: head 0 │ head 1 │ …  (this rank's heads)
-//! one head of one block:  K as [D][16 positions], then V as [16 positions][D′]   D′ = D rounded up to 16
-//! scales of bytes, apart: of each head of each block 16 of keys, then 16 of values
-//! ```
-//! K is laid out so that 16 scores are one vector; V so that 16 outputs are. A scale belongs to one key or value: what others a block
-//! holds does not matter to it.
+//! Keys and values of one layer, and how they get into its pool; where they lie says [`KvLayout`].
 
-use crate::cpu::{
-    AttentionRow, AttentionRows, Kernels,
-    buffer::in_small_pages,
-    lanes::{LANES, Lanes, byte_scale, versions},
-    pool::Shards,
+use crate::{
+    Element,
+    cpu::{
+        buffer::in_small_pages,
+        kernels::Kernels,
+        lanes::{LANES, Lanes, byte_scale, methods},
+        layout::{KvLayout, SCALES},
+        pool::Shards,
+        rows::{AttentionRow, AttentionRows},
+        versions::versions,
+    },
 };
-
-/// Shape of a layer's KV pool on one rank.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KvLayout {
-    /// Heads of this rank.
-    pub heads_local: usize,
-    /// Width D of a head.
-    pub head_dim: usize,
-}
-
-impl KvLayout {
-    /// Positions of one block.
-    pub const BLOCK: usize = LANES;
-
-    /// Bytes of one block of one layer.
-    pub fn block_bytes(self, kind: KvType) -> usize {
-        match kind {
-            KvType::F32 => 4 * self.block_elements(),
-            KvType::Bf16 => 2 * self.block_elements(),
-            KvType::Int8 => self.block_elements() + size_of::<f32>() * self.heads_local * SCALES,
-        }
-    }
-
-    pub(crate) fn block_elements(self) -> usize {
-        self.heads_local * self.head_elements()
-    }
-
-    pub(crate) fn head_elements(self) -> usize {
-        LANES * (self.head_dim + self.value_stride())
-    }
-
-    pub(crate) fn value_stride(self) -> usize {
-        self.head_dim.next_multiple_of(LANES)
-    }
-
-    /// Width of one of q, k, v of a row: `H_local · D`.
-    pub fn width(self) -> usize {
-        self.heads_local * self.head_dim
-    }
-}
-
-/// Element type of a KV pool.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KvType {
-    /// 32-bit floats.
-    F32,
-    /// The upper half of one, rounded to nearest even.
-    Bf16,
-    /// Bytes, with a scale for each key and each value of a head.
-    Int8,
-}
-
-/// Scales of one head of one block.
-pub(crate) const SCALES: usize = 2 * LANES;
 
 /// Keys and values of one layer: blocks of a [`KvLayout`].
 #[derive(Debug)]
 pub struct KvLayer {
     pub(crate) layout: KvLayout,
     pub(crate) cells: Cells,
+    /// Of bytes; else there are none.
+    pub(crate) scales: Vec<f32>,
 }
 
 #[derive(Debug)]
 pub(crate) enum Cells {
     F32(Vec<f32>),
     Bf16(Vec<u16>),
-    Int8 { bytes: Vec<i8>, scales: Vec<f32> },
+    Int8(Vec<i8>),
 }
 
 impl KvLayer {
     /// `blocks` blocks of zeros; memory becomes resident as it is written, in small pages: clearing a huge one
     /// takes longer than a step.
-    pub fn zeros(kind: KvType, layout: KvLayout, blocks: usize) -> Self {
+    ///
+    /// # Panics
+    /// When the element is f16.
+    pub fn zeros(element: Element, layout: KvLayout, blocks: usize) -> Self {
         let len = blocks * layout.block_elements();
-        let cells = match kind {
-            KvType::F32 => Cells::F32(in_small_pages(vec![0.0; len])),
-            KvType::Bf16 => Cells::Bf16(in_small_pages(vec![0; len])),
-            KvType::Int8 => Cells::Int8 {
-                bytes: in_small_pages(vec![0; len]),
-                scales: in_small_pages(vec![0.0; blocks * layout.heads_local * SCALES]),
-            },
+        let cells = match element {
+            Element::F32 => Cells::F32(in_small_pages(vec![0.0; len])),
+            Element::Bf16 => Cells::Bf16(in_small_pages(vec![0; len])),
+            Element::Int8 => Cells::Int8(in_small_pages(vec![0; len])),
+            Element::F16 => panic!("no KV cache on a CPU is of f16"),
         };
-        Self { layout, cells }
+        Self { layout, cells, scales: in_small_pages(vec![0.0; blocks * layout.block_scales(element)]) }
     }
 }
 
 /// An element of a pool.
-pub(crate) trait Cell: Copy + Send + Sync {
+pub(crate) trait Cell: Copy + Default + Send + Sync {
     /// Whether it is to be multiplied by a scale; else pools have none.
     const SCALED: bool = false;
 
@@ -119,29 +66,17 @@ pub(crate) trait Cell: Copy + Send + Sync {
 }
 
 impl Cell for f32 {
-    #[inline(always)]
-    unsafe fn load<V: Lanes>(from: *const Self) -> V {
-        // SAFETY: the caller's promise.
-        unsafe { V::load(from) }
-    }
-    #[inline(always)]
-    unsafe fn store<V: Lanes>(lanes: V, to: *mut Self) {
-        // SAFETY: the caller's promise.
-        unsafe { lanes.store(to) }
+    methods! { unsafe:
+        fn load<V: Lanes>(from: *const Self) -> V = V::load(from);
+        fn store<V: Lanes>(lanes: V, to: *mut Self) = lanes.store(to);
     }
 }
 
 /// A bf16.
 impl Cell for u16 {
-    #[inline(always)]
-    unsafe fn load<V: Lanes>(from: *const Self) -> V {
-        // SAFETY: the caller's promise.
-        unsafe { V::load_bf16(from) }
-    }
-    #[inline(always)]
-    unsafe fn store<V: Lanes>(lanes: V, to: *mut Self) {
-        // SAFETY: the caller's promise.
-        unsafe { lanes.round_to_bf16().store_upper_halves(to) }
+    methods! { unsafe:
+        fn load<V: Lanes>(from: *const Self) -> V = V::load_bf16(from);
+        fn store<V: Lanes>(lanes: V, to: *mut Self) = lanes.round_to_bf16().store_upper_halves(to);
     }
 }
 
@@ -149,15 +84,9 @@ impl Cell for u16 {
 impl Cell for i8 {
     const SCALED: bool = true;
 
-    #[inline(always)]
-    unsafe fn load<V: Lanes>(from: *const Self) -> V {
-        // SAFETY: the caller's promise.
-        unsafe { V::load_bytes(from) }
-    }
-    #[inline(always)]
-    unsafe fn store<V: Lanes>(lanes: V, to: *mut Self) {
-        // SAFETY: the caller's promise.
-        unsafe { lanes.round_to_bytes().store_bytes(to) }
+    methods! { unsafe:
+        fn load<V: Lanes>(from: *const Self) -> V = V::load_bytes(from);
+        fn store<V: Lanes>(lanes: V, to: *mut Self) = lanes.round_to_bytes().store_bytes(to);
     }
 }
 
@@ -167,45 +96,43 @@ impl Kernels {
     /// # Panics
     /// When sizes do not agree, or a block lies outside the pool.
     pub fn write_kv(&mut self, layer: &mut KvLayer, rows: &AttentionRows<'_>, qkv: &[f32]) {
-        let (isa, layout, parts) = (self.isa, layer.layout, rows.by_block());
-        assert_eq!(qkv.len(), rows.len() * 3 * layout.width(), "qkv is [T, 3 · H_local · D]");
-        let part = |task: usize| (rows.part(&parts[task]), &qkv[parts[task].start * 3 * layout.width()..]);
-        match &mut layer.cells {
-            Cells::F32(cells) => {
-                let (cells, none) = (Shards::new(cells), Shards::new(&mut []));
-                // SAFETY: `isa` was detected or listed as available; each block is written by one task.
-                self.pool.run(parts.len(), &|task| unsafe { write_f32(isa, layout, &cells, &none, part(task)) });
-            }
-            Cells::Bf16(cells) => {
-                let (cells, none) = (Shards::new(cells), Shards::new(&mut []));
-                // SAFETY: as above.
-                self.pool.run(parts.len(), &|task| unsafe { write_bf16(isa, layout, &cells, &none, part(task)) });
-            }
-            Cells::Int8 { bytes, scales } => {
-                let (bytes, scales) = (Shards::new(bytes), Shards::new(scales));
-                // SAFETY: as above.
-                self.pool.run(parts.len(), &|task| unsafe { write_int8(isa, layout, &bytes, &scales, part(task)) });
-            }
+        assert_eq!(qkv.len(), rows.len() * 3 * layer.layout.width(), "qkv is [T, 3 · H_local · D]");
+        let KvLayer { layout, cells, scales } = layer;
+        match cells {
+            Cells::F32(cells) => self.write_cells(*layout, cells, scales, rows, qkv),
+            Cells::Bf16(cells) => self.write_cells(*layout, cells, scales, rows, qkv),
+            Cells::Int8(cells) => self.write_cells(*layout, cells, scales, rows, qkv),
         }
+    }
+
+    fn write_cells<T: Cell>(
+        &mut self,
+        layout: KvLayout,
+        cells: &mut [T],
+        scales: &mut [f32],
+        rows: &AttentionRows<'_>,
+        qkv: &[f32],
+    ) {
+        let (isa, parts) = (self.isa, rows.by_block());
+        let (cells, scales) = (Shards::new(cells), Shards::new(scales));
+        self.pool.run(parts.len(), &|task| {
+            let part = (rows.part(&parts[task]), &qkv[parts[task].start * 3 * layout.width()..]);
+            // SAFETY: `isa` was detected or listed as available; each block is written by one task.
+            unsafe { write_rows::<T>(isa, layout, &cells, &scales, part) };
+        });
     }
 }
 
 type Part<'a> = (&'a [AttentionRow<'a>], &'a [f32]);
 
 versions! {
-    unsafe fn write_f32(layout: KvLayout, pool: &Shards<f32>, scales: &Shards<f32>, part: Part<'_>) = write_body<f32>
-}
-versions! {
-    unsafe fn write_bf16(layout: KvLayout, pool: &Shards<u16>, scales: &Shards<f32>, part: Part<'_>) = write_body<u16>
-}
-versions! {
-    unsafe fn write_int8(layout: KvLayout, pool: &Shards<i8>, scales: &Shards<f32>, part: Part<'_>) = write_body<i8>
+    unsafe fn write_rows<type T: Cell,>(layout: KvLayout, pool: &Shards<T>, scales: &Shards<f32>, part: Part<'_>) = write_body
 }
 
 /// # Safety
 /// No other task writes the blocks of these rows.
 #[inline(always)]
-unsafe fn write_body<V: Lanes, T: Cell + Default>(
+unsafe fn write_body<V: Lanes, T: Cell>(
     layout: KvLayout,
     pool: &Shards<T>,
     scales: &Shards<f32>,
@@ -254,7 +181,7 @@ unsafe fn write_body<V: Lanes, T: Cell + Default>(
 /// # Safety
 /// The instruction set of `V` is available.
 #[inline(always)]
-unsafe fn write_lanes<V: Lanes, T: Cell + Default>(
+unsafe fn write_lanes<V: Lanes, T: Cell>(
     (k, v): (&[f32; LANES], &[f32; LANES]),
     inverses: [f32; 2],
     keys: &mut [T],

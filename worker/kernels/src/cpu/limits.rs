@@ -1,8 +1,9 @@
 //! What the machine can do at most, with the same threads and instructions as the kernels: the yardstick of benchmarks.
 
 use crate::cpu::{
-    Kernels,
-    lanes::{LANES, Lanes, versions},
+    kernels::Kernels,
+    lanes::{LANES, Lanes},
+    versions::versions,
 };
 
 /// The most chains of multiply-adds of any instruction set.

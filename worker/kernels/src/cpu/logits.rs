@@ -1,8 +1,9 @@
 //! What a row of logits is asked for: its largest entries and the logarithm of its sum of exponentials.
 
 use crate::cpu::{
-    Isa,
-    lanes::{LANES, Lanes, versions},
+    isa::Isa,
+    lanes::{LANES, Lanes},
+    versions::versions,
 };
 
 /// `(max, Σ exp(x · scale − max))` with `max` over `x · scale`; `(−∞, 0)` of an empty row. Terms are f32; they are added in

@@ -6,13 +6,16 @@
 use std::ops::Range;
 
 use crate::cpu::{
-    Activation, Isa, Kernels,
-    activation::activate,
+    activation::{Activation, activate},
+    ahead::Ahead,
     inputs::Inputs,
-    lanes::{LANES, Lanes, versions},
+    isa::Isa,
+    kernels::Kernels,
+    lanes::{LANES, Lanes},
     packed::PackedMatrix,
     pool::Shards,
-    tiles::{self, Ahead},
+    tiles,
+    versions::versions,
 };
 
 /// Bytes of rows that are multiplied with a group of panels before the next rows: they stay in a core's second-level cache.
@@ -165,9 +168,9 @@ unsafe fn add_to_all_body<V: Lanes>(rows: &mut [[f32; LANES]], lanes: &[f32; LAN
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::{
-        Arena,
-        packed::{WeightType, from_bf16, to_bf16, to_int8},
+    use crate::{
+        Arena, Element,
+        cpu::rounding::{from_bf16, to_bf16, to_int8},
     };
 
     fn noise(len: usize, seed: u32) -> Vec<f32> {
@@ -176,24 +179,24 @@ mod tests {
             .collect()
     }
 
-    const KINDS: [WeightType; 3] = [WeightType::F32, WeightType::Bf16, WeightType::Int8];
+    const KINDS: [Element; 3] = [Element::F32, Element::Bf16, Element::Int8];
     /// Of which neither is a whole number of lanes, with their padding or without.
     const UNITS: [usize; 2] = [9, 31];
 
     /// A row of `x` as a product with weights of this type sees it.
-    fn rounded(kind: WeightType, unit_len: usize, x: &[f32]) -> Vec<f64> {
+    fn rounded(kind: Element, unit_len: usize, x: &[f32]) -> Vec<f64> {
         let unit = |x: &[f32]| {
             let scale = x.iter().fold(0.0f32, |a, b| a.max(b.abs())) / 127.0;
             x.iter().map(|&x| f64::from(to_int8(x / scale)) * f64::from(scale)).collect::<Vec<_>>()
         };
         match kind {
-            WeightType::F32 => x.iter().map(|&x| f64::from(x)).collect(),
-            WeightType::Bf16 => x.iter().map(|&x| f64::from(from_bf16(to_bf16(x)))).collect(),
-            WeightType::Int8 => x.chunks(unit_len).flat_map(unit).collect(),
+            Element::F32 | Element::F16 => x.iter().map(|&x| f64::from(x)).collect(),
+            Element::Bf16 => x.iter().map(|&x| f64::from(from_bf16(to_bf16(x)))).collect(),
+            Element::Int8 => x.chunks(unit_len).flat_map(unit).collect(),
         }
     }
 
-    fn packed(kind: WeightType, unit_len: usize, k: usize, n: usize) -> PackedMatrix {
+    fn packed(kind: Element, unit_len: usize, k: usize, n: usize) -> PackedMatrix {
         let dense = noise(k * n, 3);
         let mut matrix = PackedMatrix::zeros(&Arena::default(), kind, unit_len, k, n);
         for (unit, values) in dense.chunks(unit_len * n).enumerate() {
@@ -202,7 +205,7 @@ mod tests {
         matrix
     }
 
-    fn cases() -> impl Iterator<Item = (Isa, WeightType, usize)> {
+    fn cases() -> impl Iterator<Item = (Isa, Element, usize)> {
         let kinds = || KINDS.into_iter().flat_map(|kind| UNITS.map(|unit_len| (kind, unit_len)));
         Isa::available().into_iter().flat_map(move |isa| kinds().map(move |(kind, unit_len)| (isa, kind, unit_len)))
     }

@@ -1,9 +1,10 @@
 //! LayerNorm over rows of the residual stream.
 
 use crate::cpu::{
-    Kernels,
-    lanes::{LANES, Lanes, versions},
+    kernels::Kernels,
+    lanes::{LANES, Lanes},
     pool::Shards,
+    versions::versions,
 };
 
 /// Rows that one task normalises.

@@ -12,24 +12,18 @@
 //! for each unit and column, which depends on no other unit, so that a rank needs only its own part of K and finds the same
 //! scales however K is split.
 
-use crate::cpu::{
-    Kernels,
-    buffer::{Arena, Buffer},
-    lanes::LANES,
-    pool::Shards,
-};
+use std::ops::Range;
 
-/// Element type of a weight matrix, and with it the arithmetic of products with it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WeightType {
-    /// 32-bit floats.
-    F32,
-    /// The upper half of one, rounded to nearest even; the other factor is rounded likewise, sums are f32.
-    Bf16,
-    /// −127..=127 with a scale for each unit of K and column; the other factor likewise, with a scale for each row and unit.
-    /// Sums are exact within a unit, f32 across units.
-    Int8,
-}
+use crate::{
+    Element,
+    cpu::{
+        buffer::{Arena, Buffer},
+        kernels::Kernels,
+        lanes::LANES,
+        pool::Shards,
+        rounding::{from_bf16, to_bf16, to_int8},
+    },
+};
 
 /// A weight matrix `[K, N]` in panels of 16 columns.
 #[derive(Clone, Debug)]
@@ -45,10 +39,20 @@ pub(crate) enum Panels {
     Int8(Buffer<i8>),
 }
 
+impl Panels {
+    pub(crate) fn start(&self) -> *const u8 {
+        match self {
+            Self::F32(all) => all.as_slice().as_ptr().cast(),
+            Self::Bf16(all) => all.as_slice().as_ptr().cast(),
+            Self::Int8(all) => all.as_slice().as_ptr().cast(),
+        }
+    }
+}
+
 /// Sizes of a matrix, and where its elements lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Shape {
-    kind: WeightType,
+    element: Element,
     rows: usize,
     columns: usize,
     unit: usize,
@@ -65,8 +69,8 @@ impl Shape {
         self.unit.next_multiple_of(4)
     }
 
-    pub(crate) fn kind(self) -> WeightType {
-        self.kind
+    pub(crate) fn element(self) -> Element {
+        self.element
     }
 
     /// K of one unit.
@@ -74,57 +78,45 @@ impl Shape {
         self.unit
     }
 
+    /// Elements of a column that lie side by side: one, a pair, or four.
+    pub(crate) fn packed(self) -> usize {
+        size_of::<f32>() / self.element.bytes()
+    }
+
+    fn scaled(self) -> bool {
+        self.element == Element::Int8
+    }
+
     /// K as it lies in memory.
     pub(crate) fn depth(self) -> usize {
-        match self.kind {
-            WeightType::F32 => self.rows,
-            WeightType::Bf16 => self.rows.next_multiple_of(2),
-            WeightType::Int8 => self.units() * self.padded_unit(),
-        }
+        if self.scaled() { self.units() * self.padded_unit() } else { self.rows.next_multiple_of(self.packed()) }
     }
 
     /// Bytes of an int8 panel's scales.
     pub(crate) fn scale_bytes(self) -> usize {
-        (self.units() * LANES * size_of::<u16>()).next_multiple_of(64)
+        if self.scaled() { (self.units() * LANES * size_of::<u16>()).next_multiple_of(64) } else { 0 }
     }
 
     /// Elements of a panel; bytes, with the scales, where they are int8.
     pub(crate) fn panel_len(self) -> usize {
-        match self.kind {
-            WeightType::F32 | WeightType::Bf16 => self.depth() * LANES,
-            WeightType::Int8 => self.scale_bytes() + self.depth() * LANES,
-        }
+        self.scale_bytes() + self.depth() * LANES
+    }
+
+    pub(crate) fn panel_bytes(self) -> usize {
+        self.panel_len() * self.element.bytes()
     }
 
     fn panels(self) -> usize {
         self.columns.div_ceil(LANES)
     }
 
-    pub(crate) fn panel_bytes(self) -> usize {
-        let element = match self.kind {
-            WeightType::F32 => 4,
-            WeightType::Bf16 => 2,
-            WeightType::Int8 => 1,
-        };
-        self.panel_len() * element
-    }
-
-    fn bytes(self) -> usize {
-        self.panels() * self.panel_bytes()
-    }
-
     /// Where an element lies.
     fn at(self, row: usize, column: usize) -> usize {
-        let (panel, lane) = (column / LANES * self.panel_len(), column % LANES);
-        panel
-            + match self.kind {
-                WeightType::F32 => row * LANES + lane,
-                WeightType::Bf16 => row / 2 * 2 * LANES + 2 * lane + row % 2,
-                WeightType::Int8 => {
-                    let k = row / self.unit * self.padded_unit() + row % self.unit;
-                    self.scale_bytes() + k / 4 * 4 * LANES + 4 * lane + k % 4
-                }
-            }
+        let k = if self.scaled() { row / self.unit * self.padded_unit() + row % self.unit } else { row };
+        // A power of two, which the compiler would divide by.
+        let (packed, within) = (self.packed(), k & (self.packed() - 1));
+        let panel = column / LANES * self.panel_len() + self.scale_bytes();
+        panel + (k - within) * LANES + column % LANES * packed + within
     }
 
     /// Where the two bytes of a scale lie.
@@ -133,7 +125,7 @@ impl Shape {
     }
 
     /// Rows of one unit.
-    fn rows_of(self, unit: usize) -> std::ops::Range<usize> {
+    fn rows_of(self, unit: usize) -> Range<usize> {
         unit * self.unit..((unit + 1) * self.unit).min(self.rows)
     }
 }
@@ -142,22 +134,24 @@ impl PackedMatrix {
     /// A matrix `[K = rows, N = columns]` of zeros, whose K comes in units of `unit`; memory becomes resident as it is filled.
     ///
     /// # Panics
-    /// When a unit is empty.
-    pub fn zeros(arena: &Arena, kind: WeightType, unit: usize, rows: usize, columns: usize) -> Self {
+    /// When a unit is empty, or the element is f16.
+    pub fn zeros(arena: &Arena, element: Element, unit: usize, rows: usize, columns: usize) -> Self {
         assert!(unit > 0, "a unit of K has rows");
-        let shape = Shape { kind, rows, columns, unit };
+        let shape = Shape { element, rows, columns, unit };
         let len = shape.panels() * shape.panel_len();
-        let panels = match kind {
-            WeightType::F32 => Panels::F32(Buffer::zeros(arena, len)),
-            WeightType::Bf16 => Panels::Bf16(Buffer::zeros(arena, len)),
-            WeightType::Int8 => Panels::Int8(Buffer::zeros(arena, len)),
+        let panels = match element {
+            Element::F32 => Panels::F32(Buffer::zeros(arena, len)),
+            Element::Bf16 => Panels::Bf16(Buffer::zeros(arena, len)),
+            Element::Int8 => Panels::Int8(Buffer::zeros(arena, len)),
+            Element::F16 => panic!("no product on a CPU is of f16"),
         };
         Self { shape, panels }
     }
 
     /// Bytes that such a matrix takes.
-    pub fn bytes(kind: WeightType, unit: usize, rows: usize, columns: usize) -> usize {
-        Shape { kind, rows, columns, unit }.bytes()
+    pub fn bytes(element: Element, unit: usize, rows: usize, columns: usize) -> usize {
+        let shape = Shape { element, rows, columns, unit };
+        shape.panels() * shape.panel_bytes()
     }
 
     /// K.
@@ -168,11 +162,6 @@ impl PackedMatrix {
     /// N.
     pub fn columns(&self) -> usize {
         self.shape.columns
-    }
-
-    /// Element type.
-    pub fn kind(&self) -> WeightType {
-        self.shape.kind
     }
 
     /// Units of K; the last may be short.
@@ -199,34 +188,17 @@ impl PackedMatrix {
         if n == 0 {
             return;
         }
-        let mut inverse_scales = Vec::new();
-        if shape.kind == WeightType::Int8 {
+        let mut inverses = vec![1.0; n];
+        if shape.scaled() {
             let mut largest = vec![0.0f32; n];
             for row in values.chunks_exact(n) {
                 largest.iter_mut().zip(row).for_each(|(largest, x)| *largest = largest.max(x.abs()));
             }
-            inverse_scales
-                .extend(largest.into_iter().enumerate().map(|(column, largest)| self.set_scale(unit, column, largest)));
+            inverses = largest.iter().enumerate().map(|(column, &x)| self.set_scale(unit, column, x)).collect();
         }
         for (row, values) in rows.zip(values.chunks_exact(n)) {
-            for column in (0..n).step_by(LANES) {
-                let (at, values) = (shape.at(row, column), &values[column..n.min(column + LANES)]);
-                match &mut self.panels {
-                    Panels::F32(panels) => panels.as_mut_slice()[at..at + values.len()].copy_from_slice(values),
-                    Panels::Bf16(panels) => {
-                        let panel = panels.as_mut_slice()[at..].iter_mut().step_by(2);
-                        panel.zip(values).for_each(|(to, &value)| *to = to_bf16(value));
-                    }
-                    Panels::Int8(panels) => {
-                        let panel = panels.as_mut_slice()[at..].iter_mut().step_by(4);
-                        let inverses = &inverse_scales[column..];
-                        panel
-                            .zip(values)
-                            .zip(inverses)
-                            .for_each(|((to, value), inverse)| *to = to_int8(value * inverse));
-                    }
-                }
-            }
+            let lanes = values.chunks(LANES).zip(inverses.chunks(LANES));
+            lanes.enumerate().for_each(|(panel, lanes)| self.set(row, panel * LANES, lanes));
         }
     }
 
@@ -239,20 +211,27 @@ impl PackedMatrix {
         assert!(column < shape.columns && values.len() == shape.rows, "one column has K elements");
         for unit in 0..shape.units() {
             let rows = shape.rows_of(unit);
-            let inverse = match shape.kind {
-                WeightType::F32 | WeightType::Bf16 => 1.0,
-                WeightType::Int8 => {
-                    let largest = values[rows.clone()].iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
-                    self.set_scale(unit, column, largest)
-                }
-            };
-            for row in rows {
-                let (at, value) = (shape.at(row, column), values[row]);
-                match &mut self.panels {
-                    Panels::F32(panels) => panels.as_mut_slice()[at] = value,
-                    Panels::Bf16(panels) => panels.as_mut_slice()[at] = to_bf16(value),
-                    Panels::Int8(panels) => panels.as_mut_slice()[at] = to_int8(value * inverse),
-                }
+            let mut inverse = 1.0;
+            if shape.scaled() {
+                let largest = values[rows.clone()].iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+                inverse = self.set_scale(unit, column, largest);
+            }
+            rows.for_each(|row| self.set(row, column, (&values[row..=row], &[inverse])));
+        }
+    }
+
+    /// Sets elements of a row from `column` on that lie in one panel, given their scales' inverses.
+    fn set(&mut self, row: usize, column: usize, (values, inverses): (&[f32], &[f32])) {
+        let at = self.shape.at(row, column);
+        match &mut self.panels {
+            Panels::F32(panels) => panels.as_mut_slice()[at..at + values.len()].copy_from_slice(values),
+            Panels::Bf16(panels) => {
+                let lanes = panels.as_mut_slice()[at..].iter_mut().step_by(2);
+                lanes.zip(values).for_each(|(to, &value)| *to = to_bf16(value));
+            }
+            Panels::Int8(panels) => {
+                let lanes = panels.as_mut_slice()[at..].iter_mut().step_by(4);
+                lanes.zip(values).zip(inverses).for_each(|((to, value), inverse)| *to = to_int8(value * inverse));
             }
         }
     }
@@ -281,7 +260,7 @@ impl PackedMatrix {
 
     /// Stores the scale of a unit's column whose largest magnitude is `largest`; returns its inverse.
     fn set_scale(&mut self, unit: usize, column: usize, largest: f32) -> f32 {
-        let Panels::Int8(panels) = &mut self.panels else { unreachable!("only int8 matrices have scales") };
+        let Panels::Int8(panels) = &mut self.panels else { return 1.0 };
         // Rounded before anything is divided by it, so that the rounding costs no accuracy.
         let scale = to_bf16(largest / 127.0);
         let at = self.shape.scale_at(unit, column);
@@ -313,32 +292,13 @@ impl Kernels {
     }
 }
 
-/// The nearest of −127..=127, ties to even; a NaN is 0.
-pub(crate) fn to_int8(value: f32) -> i8 {
-    value.round_ties_even().clamp(-127.0, 127.0) as i8
-}
-
-/// The f32 that a bf16 is the upper half of.
-pub(crate) fn from_bf16(bits: u16) -> f32 {
-    f32::from_bits(u32::from(bits) << 16)
-}
-
-/// The nearest bf16, ties to even; a NaN stays one.
-pub(crate) fn to_bf16(value: f32) -> u16 {
-    let bits = value.to_bits();
-    if value.is_nan() {
-        return (bits >> 16) as u16 | 0x40;
-    }
-    (bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn units_and_columns_write_the_same_matrix_and_read_back() {
-        use WeightType::{Bf16, F32, Int8};
+        use Element::{Bf16, F16, F32, Int8};
         for (kind, unit, rows, columns) in [
             (F32, 4, 9, 35),
             (Bf16, 4, 9, 35),
@@ -364,7 +324,7 @@ mod tests {
                     let largest = values.iter().fold(0.0f32, |a, b| a.max(b.abs()));
                     // bf16 has 8 significant bits; int8 half a step of 1/127 of the largest, the scale's rounding included.
                     let error = |value: f32| match kind {
-                        F32 => 0.0,
+                        F32 | F16 => 0.0,
                         Bf16 => value.abs() / 256.0,
                         Int8 => largest / 127.0 * 0.75,
                     };
@@ -376,21 +336,5 @@ mod tests {
             }
             assert_eq!(format!("{by_unit:?}"), format!("{by_column:?}"));
         }
-    }
-
-    #[test]
-    fn bf16_rounds_to_nearest_even() {
-        for (bits, expected) in [
-            (0x3f80_0000, 0x3f80),
-            (0x3f80_7fff, 0x3f80),
-            (0x3f80_8000, 0x3f80),
-            (0x3f81_8000, 0x3f82),
-            (0x3f80_8001, 0x3f81),
-            (0xff80_0000, 0xff80),
-            (0x7f7f_ffff, 0x7f80),
-        ] {
-            assert_eq!(to_bf16(f32::from_bits(bits)), expected, "{bits:x}");
-        }
-        assert!(f32::from_bits(u32::from(to_bf16(f32::NAN)) << 16).is_nan());
     }
 }

@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use crate::cpu::KvLayout;
+use crate::cpu::layout::KvLayout;
 
 /// One row of a step: where in its sequence it is, and where that sequence's keys and values are.
 #[derive(Clone, Copy, Debug)]

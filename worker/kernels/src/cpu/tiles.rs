@@ -7,11 +7,19 @@
 use std::ops::Range;
 
 use crate::cpu::{
-    Isa,
-    inputs::Inputs,
-    lanes::{LANES, Lanes, bf16_pairs_tile, prefetch_far, versions},
+    ahead::Ahead,
+    inputs::{Bytes, Inputs},
+    isa::Isa,
+    lanes::{LANES, Lanes},
     packed::{Panels, Shape},
+    versions::versions,
 };
+
+#[cfg(target_arch = "x86_64")]
+mod bf16_pairs;
+
+#[cfg(target_arch = "x86_64")]
+use bf16_pairs::bf16_pairs_tile;
 
 /// Calls the version of a tile function for the tile's rows and panels.
 macro_rules! by_size {
@@ -30,47 +38,15 @@ macro_rules! by_size {
     (@call $name:ident $m:literal $p:literal ($($arg:expr),*)) => { $name::<$m, $p>($($arg),*) };
 }
 
-/// What a tile asks memory for while it computes: its share of the panels that come next.
-#[derive(Clone, Copy)]
-pub(crate) struct Ahead {
-    from: *const u8,
-    /// For each step over K.
-    bytes_per_step: usize,
-}
-
-impl Ahead {
-    /// The share that is tile `tile` of `tiles` of the panels in `next`, which need not exist.
-    pub(crate) fn new(weights: &Panels, shape: Shape, next: Range<usize>, (tile, tiles): (usize, usize)) -> Self {
-        let (start, steps) = match weights {
-            Panels::F32(all) => (all.as_slice().as_ptr().cast::<u8>(), shape.depth()),
-            Panels::Bf16(all) => (all.as_slice().as_ptr().cast(), shape.depth() / 2),
-            Panels::Int8(all) => (all.as_slice().as_ptr().cast(), shape.depth() / 4),
-        };
-        let panel = shape.panel_bytes();
-        let share = next.len() * panel / tiles;
-        Self {
-            from: start.wrapping_add(next.start * panel + tile * share),
-            bytes_per_step: share.div_ceil(steps.max(1)),
-        }
-    }
-
-    /// Asks for what belongs to a step: a cache line for each of P panels, which may be one that was asked for before.
-    #[inline(always)]
-    pub(crate) fn fetch<const P: usize>(self, step: usize) {
-        let at = self.from.wrapping_add(step * self.bytes_per_step);
-        (0..P).for_each(|line| prefetch_far(at.wrapping_add(line * 64)));
-    }
-}
-
 /// Vectors of the largest tile there is.
 pub(crate) const MOST_VECTORS: usize = 24;
 
 /// Rows of the highest tile that an instruction set has registers for. Bytes take two sums each, of the unit and of all.
 pub(crate) fn most_rows(isa: Isa, inputs: &Inputs<'_>) -> usize {
     match (isa, inputs) {
-        (Isa::Avx512 | Isa::Avx512Bf16, Inputs::Int8 { .. }) => 8,
+        (Isa::Avx512 | Isa::Avx512Bf16, Inputs::Int8(_)) => 8,
         (Isa::Avx512 | Isa::Avx512Bf16, _) => 12,
-        (_, Inputs::Int8 { .. }) => 4,
+        (_, Inputs::Int8(_)) => 4,
         _ => 6,
     }
 }
@@ -80,13 +56,8 @@ pub(crate) fn most_rows(isa: Isa, inputs: &Inputs<'_>) -> usize {
 pub(crate) fn group(isa: Isa, shape: Shape) -> usize {
     const BYTES: usize = 256 << 10;
     match isa {
-        Isa::Avx512 | Isa::Avx512Bf16 => {
-            if 4 * shape.panel_bytes() <= BYTES {
-                4
-            } else {
-                2
-            }
-        }
+        Isa::Avx512 | Isa::Avx512Bf16 if 4 * shape.panel_bytes() <= BYTES => 4,
+        Isa::Avx512 | Isa::Avx512Bf16 => 2,
         Isa::AvxVnni | Isa::Avx2 | Isa::Portable => 1,
     }
 }
@@ -124,22 +95,14 @@ pub(crate) unsafe fn run(
         match (weights, x) {
             (Panels::F32(all), Inputs::F32(x)) => by_size!(size, f32_tile(isa, x, all.get(range), ahead, tile)),
             (Panels::Bf16(all), Inputs::F32(x)) => by_size!(size, bf16_tile(isa, x, all.get(range), ahead, tile)),
+            #[cfg(target_arch = "x86_64")]
             (Panels::Bf16(all), Inputs::Bf16(x)) => by_size!(size, bf16_pairs_tile(x, all.get(range), ahead, tile)),
-            (Panels::Int8(all), Inputs::Int8 { values, scales, offsets }) => {
-                let x = Bytes { values, scales, offsets };
-                by_size!(size, int8_tile(isa, x, all.get(range), shape, ahead, tile));
+            (Panels::Int8(all), Inputs::Int8(x)) => {
+                by_size!(size, int8_tile(isa, x, all.get(range), shape, ahead, tile))
             }
             _ => unreachable!("rows come in the form of their weights"),
         }
     }
-}
-
-/// Quantised rows.
-#[derive(Clone, Copy)]
-pub(crate) struct Bytes<'a> {
-    values: &'a [i8],
-    scales: &'a [f32],
-    offsets: &'a [i32],
 }
 
 versions! {

@@ -1,0 +1,56 @@
+//! Memory that is asked for before it is read.
+
+use std::ops::Range;
+
+use crate::cpu::packed::{Panels, Shape};
+
+/// Wishes for the cache line at `at`, which need not exist, in the first-level cache.
+#[inline(always)]
+pub(crate) fn prefetch<T>(at: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch never faults; SSE is part of x86-64.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
+/// The same for the second-level cache.
+#[inline(always)]
+fn prefetch_far<T>(at: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: as above.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
+/// What a tile asks memory for while it computes: its share of the panels that come next.
+#[derive(Clone, Copy)]
+pub(crate) struct Ahead {
+    from: *const u8,
+    /// For each step over K.
+    bytes_per_step: usize,
+}
+
+impl Ahead {
+    /// The share that is tile `tile` of `tiles` of the panels in `next`, which need not exist.
+    pub(crate) fn new(weights: &Panels, shape: Shape, next: Range<usize>, (tile, tiles): (usize, usize)) -> Self {
+        let (panel, steps) = (shape.panel_bytes(), shape.depth() / shape.packed());
+        let share = next.len() * panel / tiles;
+        Self {
+            from: weights.start().wrapping_add(next.start * panel + tile * share),
+            bytes_per_step: share.div_ceil(steps.max(1)),
+        }
+    }
+
+    /// Asks for what belongs to a step: a cache line for each of P panels, which may be one that was asked for before.
+    #[inline(always)]
+    pub(crate) fn fetch<const P: usize>(self, step: usize) {
+        let at = self.from.wrapping_add(step * self.bytes_per_step);
+        (0..P).for_each(|line| prefetch_far(at.wrapping_add(line * 64)));
+    }
+}

@@ -1,0 +1,56 @@
+//! What every kernel of a CPU runs with.
+
+use std::io;
+
+use crate::cpu::{isa::Isa, pool::ThreadPool};
+
+/// The kernels of one rank: an instruction set and threads to run on.
+#[derive(Debug)]
+pub struct Kernels {
+    pub(crate) isa: Isa,
+    pub(crate) pool: ThreadPool,
+    pub(crate) inputs: InputBuffers,
+}
+
+impl Kernels {
+    /// Kernels for `isa` on `threads` threads, the caller's included. `spin` lets idle threads wait busily between the
+    /// phases of a step.
+    ///
+    /// # Errors
+    /// When the system does not give the threads.
+    ///
+    /// # Panics
+    /// When this CPU has no `isa`: every kernel relies on it.
+    pub fn new(isa: Isa, threads: usize, spin: bool) -> io::Result<Self> {
+        assert!(isa.is_available(), "this CPU has no {}", isa.name());
+        Ok(Self { isa, pool: ThreadPool::new(threads, spin)?, inputs: InputBuffers::default() })
+    }
+
+    /// Keeps each thread on one of these CPUs from now on, the caller on the first. A wish, where the system does not grant it.
+    ///
+    /// # Panics
+    /// When there are fewer than threads.
+    pub fn pin(&mut self, cpus: &[u32]) {
+        self.pool.pin(cpus);
+    }
+
+    /// `[f(0), …, f(count − 1)]`, computed on all threads.
+    pub fn map<T: Send>(&mut self, count: usize, f: impl Fn(usize) -> T + Sync) -> Vec<T> {
+        self.pool.map(count, f)
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+}
+
+/// Buffers that hold the rows of one product; kept, so that a step allocates nothing.
+#[derive(Debug, Default)]
+pub(crate) struct InputBuffers {
+    pub(crate) floats: Vec<f32>,
+    pub(crate) pairs: Vec<u16>,
+    pub(crate) bytes: Vec<i8>,
+    pub(crate) scales: Vec<f32>,
+    pub(crate) offsets: Vec<i32>,
+}

@@ -1,0 +1,24 @@
+//! Element types of the protocol, as kernels and readers of checkpoints know them.
+
+use nanoinfer_kernels::Element;
+use nanoinfer_shared::protocol::DType;
+use safetensors::Dtype;
+
+/// What kernels call it.
+pub(crate) fn element(dtype: DType) -> Element {
+    match dtype {
+        DType::F32 => Element::F32,
+        DType::Bf16 => Element::Bf16,
+        DType::F16 => Element::F16,
+        DType::Int8 => Element::Int8,
+    }
+}
+
+/// What elements of a checkpoint must fit. Bytes have a scale, which has the range of f32.
+pub(crate) fn range_of(element: Element) -> Dtype {
+    match element {
+        Element::F32 | Element::Int8 => Dtype::F32,
+        Element::Bf16 => Dtype::BF16,
+        Element::F16 => Dtype::F16,
+    }
+}
