@@ -42,6 +42,7 @@ pub(crate) fn demo_card() -> ModelCard {
         name: "someone/nano-chat".into(),
         served_name: None,
         shape: DEMO.0.clone(),
+        parameters: DEMO.0.parameters(),
         dtype: DType::F32,
         partition: Partition::new(&DEMO.0, 2).unwrap(),
         weight_bytes: vec![6_000_000, 5_900_000],

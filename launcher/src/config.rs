@@ -58,6 +58,9 @@ pub struct ClusterConfig {
     /// KV cache of each rank, like 512MiB or 2G [default: a quarter of the free memory, or what --max-seqs need].
     #[arg(long, env = "NANOINFER_KV_MEMORY", value_name = "SIZE", help_heading = "Limits")]
     pub kv_memory: Option<ByteSize>,
+    /// Positions that a sequence may use, prompt and answer together [default: all that the model has].
+    #[arg(long, env = "NANOINFER_MAX_MODEL_LEN", value_name = "N", value_parser = positive, help_heading = "Limits")]
+    pub max_model_len: Option<usize>,
     /// Most sequences in one step [default: 32].
     #[arg(long, env = "NANOINFER_MAX_SEQS", value_name = "N", value_parser = positive, default_value_t = 32, help_heading = "Limits")]
     pub max_seqs: usize,

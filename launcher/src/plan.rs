@@ -9,7 +9,7 @@ use nanoinfer_coordinator::{
     kv_budget::{KvBudget, RankRoom},
 };
 use nanoinfer_shared::{
-    Partition,
+    ModelShape, Partition,
     protocol::{BLOCK_TOKENS, CommKind, Cores, Device, LoadOrder},
 };
 use nanoinfer_worker::{RankMemory, cuda, free_bytes, rank_memory};
@@ -42,6 +42,8 @@ pub struct Plan {
     pub(crate) placement: Placement,
     /// The model, with its files.
     pub model: ResolvedModel,
+    /// Its sizes as it is served: a sequence may be left fewer positions than it has.
+    pub shape: ModelShape,
     /// Who holds what.
     pub partition: Partition,
     /// What every rank is told.
@@ -99,6 +101,7 @@ impl Plan {
         model: ResolvedModel,
     ) -> Result<Self, LaunchError> {
         let world = config.nproc;
+        let shape = served(&model, config.max_model_len)?;
         let partition = Partition::new(&model.shape, world)?;
         let (comm, link_note) = device::data_link(config.comm, world, placement, &chosen.device, cuda::nccl_version)?;
         if config.max_batched_tokens < config.max_seqs {
@@ -155,12 +158,13 @@ impl Plan {
         }
         let room = |rank| RankRoom { block_bytes: estimate(rank, 1).kv, free_bytes: free_after[rank] };
         let rooms: Vec<RankRoom> = (0..world).map(room).collect();
-        let kv_blocks = kv.blocks(&model.shape, config.max_seqs, &rooms)?;
+        let kv_blocks = kv.blocks(&shape, config.max_seqs, &rooms)?;
         Ok(Self {
             memory: (0..world).map(|rank| estimate(rank, kv_blocks)).collect(),
             config: config.clone(),
             placement,
             model,
+            shape,
             partition,
             load,
             kv_blocks,
@@ -202,7 +206,7 @@ impl Plan {
     pub(crate) fn engine_config(&self, ranks_on_host: Vec<usize>) -> EngineConfig {
         EngineConfig {
             load: self.load.clone(),
-            shape: self.model.shape.clone(),
+            shape: self.shape.clone(),
             partition: self.partition.clone(),
             ranks_on_host,
             kv: self.kv,
@@ -217,7 +221,8 @@ impl Plan {
         ModelCard {
             name: self.model.name.clone(),
             served_name: self.config.served_name.clone(),
-            shape: self.model.shape.clone(),
+            shape: self.shape.clone(),
+            parameters: self.model.shape.parameters(),
             dtype: self.load.dtype,
             partition: self.partition.clone(),
             weight_bytes: self.memory.iter().map(|memory| memory.weights).collect(),
@@ -226,6 +231,19 @@ impl Plan {
             build_id: BUILD_ID.into(),
         }
     }
+}
+
+/// The sizes of a model where a sequence may use so many of its positions.
+fn served(model: &ResolvedModel, positions: Option<usize>) -> Result<ModelShape, LaunchError> {
+    let most = model.shape.context;
+    let context = positions.unwrap_or(most);
+    if context > most {
+        return Err(LaunchError::Usage {
+            problem: format!("--max-model-len {context} is more than the {most} positions of {}", model.name),
+            hint: format!("--max-model-len {most} or less; none is learned for what is behind them"),
+        });
+    }
+    Ok(ModelShape { context, ..model.shape.clone() })
 }
 
 /// Which ranks share which memory; none of ranks elsewhere.
@@ -251,17 +269,20 @@ fn shared_memories(chosen: &Chosen, world: usize, placement: Placement) -> Vec<S
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let shape = &self.model.shape;
+        let positions = match self.shape.context {
+            all if all == shape.context => all.to_string(),
+            some => format!("{some} of {}", shape.context),
+        };
         let counted = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
         let world = self.partition.world();
         writeln!(
             f,
-            "{}: {} layers, {} heads, width {}, vocabulary {}, {} positions, {:.1} M parameters",
+            "{}: {} layers, {} heads, width {}, vocabulary {}, {positions} positions, {:.1} M parameters",
             self.model.name,
             shape.layers,
             shape.attention.heads,
             shape.width,
             shape.vocab_size,
-            shape.context,
             shape.parameters() as f64 / 1e6
         )?;
         writeln!(
@@ -352,6 +373,31 @@ mod tests {
         let tiny = ClusterConfig { kv_memory: Some(ByteSize(1000)), ..base };
         let message = Plan::new(&tiny, Placement::Here).unwrap_err().to_string();
         assert!(message.contains("256 tokens") && message.contains("hint: --kv-memory "), "{message}");
+    }
+
+    #[test]
+    fn a_shorter_sequence_needs_a_smaller_pool_and_no_more_is_told() {
+        let root = tempfile::tempdir().unwrap();
+        let of = |max_model_len, kv_memory: u64| {
+            let kv_memory = Some(ByteSize(kv_memory));
+            Plan::new(&ClusterConfig { max_model_len, kv_memory, ..config(root.path(), 1) }, Placement::Here)
+        };
+        let whole = of(None, 1 << 30).unwrap();
+        let block_bytes = whole.memory[0].kv / whole.kv_blocks as u64;
+        assert!(of(None, 2 * block_bytes).unwrap_err().to_string().contains("a sequence of 256 tokens"));
+        let plan = of(Some(20), 2 * block_bytes).unwrap();
+        assert_eq!((plan.kv_blocks, plan.shape.context, plan.load.shape.context), (2, 20, 256));
+        assert!(plan.to_string().contains("20 of 256 positions, "), "{plan}");
+        let card = plan.model_card();
+        assert_eq!((card.shape.context, card.parameters), (20, whole.model.shape.parameters()));
+        assert_eq!(plan.engine_config(vec![1]).shape.context, 20);
+        assert!(of(Some(20), block_bytes).unwrap_err().to_string().contains("a sequence of 20 tokens"));
+        let error = of(Some(257), 1 << 30).unwrap_err();
+        assert!(
+            error.exit_code() == 2 && error.to_string().contains("--max-model-len 257 is more than the 256 positions")
+        );
+        assert!(error.to_string().contains("hint: --max-model-len 256 or less"), "{error}");
+        assert_eq!(of(Some(256), 1 << 30).unwrap().to_string(), whole.to_string());
     }
 
     #[test]

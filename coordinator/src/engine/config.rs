@@ -37,8 +37,10 @@ pub struct ModelCard {
     pub name: String,
     /// The name that clients see, from `--served-model-name`.
     pub served_name: Option<String>,
-    /// Sizes of the model.
+    /// Sizes of the model as it is served.
     pub shape: ModelShape,
+    /// Numbers that it is made of, those of positions that no sequence may use too.
+    pub parameters: usize,
     /// Who holds what of it.
     pub partition: Partition,
     /// Bytes of weights that each rank holds.

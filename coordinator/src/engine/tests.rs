@@ -364,6 +364,16 @@ fn what_cannot_start_says_why() {
 }
 
 #[test]
+fn a_wall_before_the_models_bounds_requests_and_what_the_pool_must_hold() {
+    let mut config = fake_rank::config(1, 2);
+    config.shape.context = 32;
+    let (handle, _ranks) = engine(config, well_behaved(1));
+    assert_eq!(ids(&all(handle.submit(request(&prompt(1, 30), 2)).unwrap())), greedy(&prompt(1, 30), 2));
+    let refused = handle.submit(request(&prompt(1, 30), 3)).unwrap_err();
+    assert_eq!(refused, SubmitError::TooLong { prompt: 30, max_tokens: 3, n_positions: 32 });
+}
+
+#[test]
 fn a_panic_of_the_engine_is_no_clean_stop() {
     let (handle, _commands) =
         handle::channel(Door { vocab_size: 1, n_positions: 1, max_queue: 1, max_queue_tokens: 1 });

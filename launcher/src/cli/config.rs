@@ -199,7 +199,11 @@ mod tests {
 
     #[test]
     fn flags_win_over_the_file_and_the_file_over_defaults() {
-        let config = with_file("max_queue = 7\nmax_queue_tokens = 9", &["--max-queue-tokens", "8"]).unwrap().options;
+        let config =
+            with_file("max_queue = 7\nmax_queue_tokens = 9\nmax-model-len = 100", &["--max-queue-tokens", "8"])
+                .unwrap()
+                .options;
+        assert_eq!(config.cluster.max_model_len, Some(100));
         assert_eq!((config.cluster.max_queue, config.cluster.max_queue_tokens), (7, 8));
         let toml = "model = \"gpt2\"\nport = 9000\nmax_seqs = 4\nkv-memory = \"512MiB\"\nmax-request-memory = \"64MiB\"\nplan = true\nno_prefix_cache = true\n";
         let Config { options: config, http } = with_file(toml, &["--port", "0", "--dtype", "fp32"]).unwrap();

@@ -70,7 +70,7 @@ pub(crate) async fn show(State(app): State<App>, mut fields: Fields) -> Result<J
         "capabilities": ["completion"],
         "model_info": {
             "general.architecture": "gpt2",
-            "general.parameter_count": shape.parameters(),
+            "general.parameter_count": card.parameters,
             "gpt2.block_count": shape.layers,
             "gpt2.context_length": shape.context,
             "gpt2.embedding_length": shape.width,
@@ -134,7 +134,7 @@ fn details(card: &ModelCard) -> Value {
         "format": "safetensors",
         "family": "gpt2",
         "families": ["gpt2"],
-        "parameter_size": parameter_size(card.shape.parameters()),
+        "parameter_size": parameter_size(card.parameters),
         "quantization_level": card.dtype.to_string().to_uppercase(),
     })
 }

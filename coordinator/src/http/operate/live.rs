@@ -51,7 +51,7 @@ pub(crate) async fn model_info(State(app): State<App>) -> Json<Value> {
     Json(json!({
         "model": model_name::shown(card),
         "model_type": "gpt2",
-        "parameters": shape.parameters(),
+        "parameters": card.parameters,
         "dtype": card.dtype.to_string(),
         "nproc": card.partition.world(),
         "build_id": card.build_id,
