@@ -2,7 +2,7 @@ use std::os::unix::net::UnixStream;
 
 use nanoinfer_shared::{
     link::Socket,
-    protocol::{LoadReport, SequenceStep},
+    protocol::{LoadReport, Place, SequenceStep},
 };
 
 use super::*;
