@@ -12,9 +12,9 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use memmap2::{MmapMut, MmapRaw};
 #[cfg(target_os = "linux")]
 use rustix::mm::{Advice, madvise};
-use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 /// Alignment of a region: a huge page of x86-64.
 const HUGE_PAGE: usize = 2 << 20;
@@ -52,40 +52,21 @@ impl Arena {
 /// A mapping, and where in it the first huge page begins.
 #[derive(Debug)]
 struct Region {
-    mapping: *mut u8,
-    mapped: usize,
-    start: *mut u8,
+    mapping: MmapRaw,
+    start: usize,
 }
-
-// SAFETY: the mapping is owned like a Vec's; the pointers are only handed to the one buffer that owns their bytes.
-unsafe impl Send for Region {}
-// SAFETY: as above.
-unsafe impl Sync for Region {}
 
 impl Region {
     fn new(bytes: usize) -> Self {
         // Room to move the start to a huge page's; the rest is never touched and costs no memory.
         let mapped = bytes + HUGE_PAGE;
-        // SAFETY: a fresh mapping at an address of the kernel's choice aliases nothing.
-        let mapping = unsafe {
-            mmap_anonymous(std::ptr::null_mut(), mapped, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)
-        };
-        let mapping = mapping.unwrap_or_else(|error| panic!("no memory for {mapped} bytes: {error}")).cast::<u8>();
-        // SAFETY: less than a huge page further, so `bytes` from there on lie in the mapping.
-        let start = unsafe { mapping.add(mapping.align_offset(HUGE_PAGE)) };
+        let mapping = MmapMut::map_anon(mapped).map(MmapRaw::from);
+        let mapping = mapping.unwrap_or_else(|error| panic!("no memory for {mapped} bytes: {error}"));
+        let start = mapping.as_ptr().align_offset(HUGE_PAGE);
         // A wish: a refusal changes nothing.
         #[cfg(target_os = "linux")]
-        // SAFETY: the range lies in the mapping; the advice changes no contents.
-        let _ = unsafe { madvise(start.cast(), bytes, Advice::LinuxHugepage) };
-        Self { mapping, mapped, start }
-    }
-}
-
-impl Drop for Region {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is ours, and nobody borrows from it any more.
-        // An error would mean that it is not, which `new` excludes.
-        let _ = unsafe { munmap(self.mapping.cast(), self.mapped) };
+        let _ = mapping.advise_range(memmap2::Advice::HugePage, start, bytes);
+        Self { mapping, start }
     }
 }
 
@@ -126,7 +107,7 @@ impl<T: Plain> Buffer<T> {
         }
         let (region, at) = arena.take(bytes);
         // SAFETY: `bytes` from `at` on lie in the region; they are given to no other buffer, and were zeroed by the kernel.
-        let start = unsafe { region.start.add(at) };
+        let start = unsafe { region.mapping.as_mut_ptr().add(region.start + at) };
         Self { start: start.cast(), len, _region: Some(region) }
     }
 

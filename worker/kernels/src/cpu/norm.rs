@@ -19,20 +19,12 @@ impl Kernels {
         let width = gain.len();
         assert!(bias.len() == width && x.len() == out.len() && x.len().is_multiple_of(width), "x and out are [T, C]");
         let isa = self.isa;
-        let rows = x.len() / width;
-        let out = Shards::new(out);
-        self.pool.run(rows.div_ceil(ROWS_PER_TASK), &|task| {
-            for row in task * ROWS_PER_TASK..((task + 1) * ROWS_PER_TASK).min(rows) {
-                // SAFETY: rows are disjoint, and each belongs to one task.
-                let out = unsafe { out.slice(row * width, width) };
-                // SAFETY: `isa` was detected or listed as available.
-                unsafe { normalise(isa, &x[row * width..][..width], gain, bias, epsilon, out) };
-            }
+        self.rows(out, width, |row, out| {
+            // SAFETY: `isa` was detected or listed as available.
+            unsafe { normalise(isa, &x[row * width..][..width], gain, bias, epsilon, out) };
         });
     }
-}
 
-impl Kernels {
     /// `x[t] += delta[t] + bias` for each row, `[T, C]`: the residual connection behind a row-parallel layer, whose bias is
     /// added here once, after the reduction.
     ///
@@ -41,13 +33,19 @@ impl Kernels {
     pub fn add_residual(&mut self, x: &mut [f32], delta: &[f32], bias: &[f32]) {
         assert!(x.len() == delta.len() && x.len().is_multiple_of(bias.len()), "x and delta are [T, C]");
         let width = bias.len();
-        let rows = x.len() / width;
-        let x = Shards::new(x);
+        self.rows(x, width, |row, x| {
+            x.iter_mut().zip(&delta[row * width..]).zip(bias).for_each(|((x, delta), bias)| *x += delta + bias);
+        });
+    }
+
+    /// Gives each row of `all`, `[T, width]`, to `body`, on all threads.
+    fn rows(&mut self, all: &mut [f32], width: usize, body: impl Fn(usize, &mut [f32]) + Sync) {
+        let rows = all.len() / width;
+        let all = Shards::new(all);
         self.pool.run(rows.div_ceil(ROWS_PER_TASK), &|task| {
             for row in task * ROWS_PER_TASK..((task + 1) * ROWS_PER_TASK).min(rows) {
                 // SAFETY: rows are disjoint, and each belongs to one task.
-                let x = unsafe { x.slice(row * width, width) };
-                x.iter_mut().zip(&delta[row * width..]).zip(bias).for_each(|((x, delta), bias)| *x += delta + bias);
+                body(row, unsafe { all.slice(row * width, width) });
             }
         });
     }

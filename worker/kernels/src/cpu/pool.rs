@@ -65,6 +65,27 @@ impl std::fmt::Debug for Shared {
     }
 }
 
+impl Shared {
+    /// Polls while it may, then parks.
+    fn wait_while(&self, waiting: impl Fn() -> bool) {
+        let mut polls = 0;
+        while waiting() {
+            if self.spin && polls < SPINS {
+                polls += 1;
+                hint::spin_loop();
+            } else {
+                thread::park();
+            }
+        }
+    }
+
+    /// The tasks that are a thread's own.
+    fn range(&self, tasks: usize, thread: usize) -> Range<usize> {
+        let threads = self.next.len();
+        thread * tasks / threads..(thread + 1) * tasks / threads
+    }
+}
+
 impl ThreadPool {
     /// A pool of `threads`, the caller of [`ThreadPool::run`] being one of them.
     ///
@@ -110,7 +131,7 @@ impl ThreadPool {
         // SAFETY: no helper reads `phase` now: the last phase ended with `active` 0, and `&mut self` excludes another caller.
         unsafe { *shared.phase.get() = Some(Phase { body, tasks, caller: thread::current() }) };
         for (thread, next) in shared.next.iter().enumerate() {
-            next.0.store(range(shared, tasks, thread).start, Relaxed);
+            next.0.store(shared.range(tasks, thread).start, Relaxed);
         }
         shared.active.store(self.helpers.len(), Relaxed);
         shared.generation.fetch_add(1, Release);
@@ -119,24 +140,14 @@ impl ThreadPool {
         }
         // A panic here must still wait for the helpers, which hold a pointer into the caller's frame.
         let own = catch_unwind(AssertUnwindSafe(|| take_tasks(shared, 0, body, tasks)));
-        let mut polls = 0;
-        while shared.active.load(Acquire) > 0 {
-            if shared.spin && polls < SPINS {
-                polls += 1;
-                hint::spin_loop();
-            } else {
-                thread::park();
-            }
-        }
+        shared.wait_while(|| shared.active.load(Acquire) > 0);
         let helper_panicked = shared.panicked.swap(false, Relaxed);
         if let Err(panic) = own {
             std::panic::resume_unwind(panic);
         }
         assert!(!helper_panicked, "a compute thread panicked");
     }
-}
 
-impl ThreadPool {
     /// Keeps each thread on the CPU of its number, the caller on the first. A wish, where the system does not grant it.
     pub(crate) fn pin(&mut self, cpus: &[u32]) {
         assert!(cpus.len() >= self.threads(), "there is a CPU for each thread");
@@ -181,16 +192,10 @@ pub fn keep_on(cpus: &[u32]) {
     }
 }
 
-/// The tasks that are a thread's own.
-fn range(shared: &Shared, tasks: usize, thread: usize) -> Range<usize> {
-    let threads = shared.next.len();
-    thread * tasks / threads..(thread + 1) * tasks / threads
-}
-
 fn take_tasks(shared: &Shared, thread: usize, body: *const (dyn Fn(usize) + Sync), tasks: usize) {
     let threads = shared.next.len();
     for owner in (thread..thread + threads).map(|owner| owner % threads) {
-        let end = range(shared, tasks, owner).end;
+        let end = shared.range(tasks, owner).end;
         loop {
             let task = shared.next[owner].0.fetch_add(1, Relaxed);
             if task >= end {
@@ -205,15 +210,7 @@ fn take_tasks(shared: &Shared, thread: usize, body: *const (dyn Fn(usize) + Sync
 fn help(shared: &Shared, thread: usize) {
     let mut seen = 0;
     loop {
-        let mut polls = 0;
-        while shared.generation.load(Acquire) == seen {
-            if shared.spin && polls < SPINS {
-                polls += 1;
-                hint::spin_loop();
-            } else {
-                thread::park();
-            }
-        }
+        shared.wait_while(|| shared.generation.load(Acquire) == seen);
         seen = seen.wrapping_add(1);
         if shared.stop.load(Relaxed) {
             return;
