@@ -4,25 +4,14 @@ use std::ops::Range;
 
 use crate::cpu::packed::{Panels, Shape};
 
-/// Wishes for the cache line at `at`, which need not exist, in the first-level cache.
+/// Wishes for the cache line at `at`, which need not exist: in the first-level cache, or where it is FAR in the second-level one.
 #[inline(always)]
-pub(crate) fn prefetch<T>(at: *const T) {
+pub(crate) fn prefetch<const FAR: bool>(at: *const u8) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch never faults; SSE is part of x86-64.
     unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = at;
-}
-
-/// The same for the second-level cache.
-#[inline(always)]
-fn prefetch_far<T>(at: *const T) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: as above.
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(at.cast());
+        use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
+        if FAR { _mm_prefetch::<_MM_HINT_T1>(at.cast()) } else { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = at;
@@ -51,6 +40,6 @@ impl Ahead {
     #[inline(always)]
     pub(crate) fn fetch<const P: usize>(self, step: usize) {
         let at = self.from.wrapping_add(step * self.bytes_per_step);
-        (0..P).for_each(|line| prefetch_far(at.wrapping_add(line * 64)));
+        (0..P).for_each(|line| prefetch::<true>(at.wrapping_add(line * 64)));
     }
 }

@@ -254,10 +254,10 @@ unsafe fn add_scores<V: Lanes, const R: usize, T: Cell>(
     unsafe {
         // A tile is K and V: twice as much as `keys`. Of bytes, two rounds share a line.
         if size_of::<T>() > 1 || i.is_multiple_of(2) {
-            prefetch(ahead.wrapping_add(i * 2 * LANES));
+            prefetch::<false>(ahead.wrapping_add(i * 2 * LANES).cast());
         }
         if size_of::<T>() == 4 {
-            prefetch(ahead.wrapping_add(i * 2 * LANES + LANES));
+            prefetch::<false>(ahead.wrapping_add(i * 2 * LANES + LANES).cast());
         }
         let key: V = T::load(keys.add(i * LANES));
         for r in 0..R {
