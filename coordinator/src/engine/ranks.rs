@@ -155,18 +155,16 @@ impl LinkedRanks {
                 }
                 Err(RecvTimeoutError::Disconnected) => unreachable!("every reader leaves an error behind"),
             };
-            let answer = message.map(&accept);
-            match answer {
-                Ok(Ok(value)) if gathered[rank].is_none() => gathered[rank] = Some(value),
-                Ok(Ok(_)) => {
+            match message.map_err(Err).and_then(|message| accept(message).map_err(Ok)) {
+                Ok(value) if gathered[rank].is_none() => gathered[rank] = Some(value),
+                Ok(_) => {
                     return Err(RanksError::Unexpected {
                         rank,
                         expected: "nothing more".into(),
                         got: format!("{expected} again"),
                     });
                 }
-                Ok(Err(other)) => return Err(unexpected(Answer { rank, message: Ok(other) }, expected)),
-                Err(error) => return Err(unexpected(Answer { rank, message: Err(error) }, expected)),
+                Err(message) => return Err(unexpected(Answer { rank, message }, expected)),
             }
         }
         Ok(gathered.into_iter().flatten().collect())

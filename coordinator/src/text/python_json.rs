@@ -7,7 +7,7 @@ use std::io;
 
 use minijinja::{Value, value::ValueKind};
 use serde::{Serialize, ser};
-use serde_json::ser::{CharEscape, Formatter, Serializer};
+use serde_json::ser::{Formatter, Serializer};
 
 /// Deepest nesting; Python's own limit is near 1,000.
 const MAX_DEPTH: usize = 200;
@@ -185,20 +185,6 @@ impl Formatter for Python {
         }
         Ok(())
     }
-
-    fn write_char_escape<W: ?Sized + io::Write>(&mut self, writer: &mut W, escape: CharEscape) -> io::Result<()> {
-        match escape {
-            CharEscape::Quote => writer.write_all(b"\\\""),
-            CharEscape::ReverseSolidus => writer.write_all(b"\\\\"),
-            CharEscape::Solidus => writer.write_all(b"/"),
-            CharEscape::Backspace => writer.write_all(b"\\b"),
-            CharEscape::FormFeed => writer.write_all(b"\\f"),
-            CharEscape::LineFeed => writer.write_all(b"\\n"),
-            CharEscape::CarriageReturn => writer.write_all(b"\\r"),
-            CharEscape::Tab => writer.write_all(b"\\t"),
-            CharEscape::AsciiControl(byte) => write!(writer, "\\u{byte:04x}"),
-        }
-    }
 }
 
 /// `repr` of a finite float: the shortest digits, with an exponent below 1e-4 and from 1e16 on.
@@ -206,11 +192,14 @@ pub(super) fn repr(value: f64) -> String {
     let text = format!("{value:e}");
     let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
     match exponent.parse::<i32>() {
-        Ok(exponent) if !(-4..16).contains(&exponent) => {
-            format!("{digits}e{}{:02}", if exponent < 0 { '-' } else { '+' }, exponent.abs())
-        }
+        Ok(exponent) if !(-4..16).contains(&exponent) => scientific(digits, exponent),
         _ => format!("{value:?}"),
     }
+}
+
+/// Digits with an exponent of two digits at least.
+pub(super) fn scientific(digits: &str, exponent: i32) -> String {
+    format!("{digits}e{}{:02}", if exponent < 0 { '-' } else { '+' }, exponent.abs())
 }
 
 #[cfg(test)]

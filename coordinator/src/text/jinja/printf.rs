@@ -8,6 +8,7 @@ use std::{iter::Peekable, str::Chars, vec};
 use minijinja::{Error, State, Value, value::ValueKind};
 
 use super::arguments::{invalid, pay, string, written};
+use crate::text::python_json::scientific;
 
 /// Most digits of a number: Rust's own formatting knows no more.
 const MAX_PRECISION: usize = u16::MAX as usize;
@@ -144,19 +145,16 @@ impl Spec {
         if !value.is_finite() {
             return if value.is_nan() { "nan".into() } else { "inf".into() };
         }
-        let scientific = |precision: usize| {
+        let parts = |precision: usize| {
             let text = format!("{value:.precision$e}");
             let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
             (digits.to_owned(), exponent.parse::<i32>().unwrap_or(0))
         };
-        let spell = |digits: &str, exponent: i32| {
-            format!("{digits}e{}{:02}", if exponent < 0 { '-' } else { '+' }, exponent.abs())
-        };
         match letter {
             'f' => format!("{value:.precision$}"),
             'e' => {
-                let (digits, exponent) = scientific(precision);
-                spell(&digits, exponent)
+                let (digits, exponent) = parts(precision);
+                scientific(&digits, exponent)
             }
             _ => {
                 let significant = precision.max(1);
@@ -164,10 +162,10 @@ impl Spec {
                     true => digits.trim_end_matches('0').trim_end_matches('.').to_owned(),
                     false => digits,
                 };
-                let (digits, exponent) = scientific(significant - 1);
+                let (digits, exponent) = parts(significant - 1);
                 match (-4..significant as i32).contains(&exponent) {
                     true => shorten(format!("{value:.0$}", (significant as i32 - 1 - exponent) as usize)),
-                    false => spell(&shorten(digits), exponent),
+                    false => scientific(&shorten(digits), exponent),
                 }
             }
         }
