@@ -32,25 +32,19 @@ pub(super) fn run(base: &ClusterConfig, rounds: u32) -> anyhow::Result<Results> 
     let (more, told) = scheduling::figures(base, rounds)?;
     figures.extend(more);
     facts.extend(told);
+    let (name, prompt, machine) = (&plan.model.name, length.prompt, machine());
+    let (reads, does) = (limits.read_bytes_per_s / 1e9, limits.f32_ops_per_s / 1e9);
     Ok(Results {
         number: 2,
         title: text("from the 100 lines to the server's speed", "从 100 行到服务器的速度"),
         conditions: text(
             format!(
-                "{}; texts of {} tokens and more; medians of {rounds} rounds; {}; it reads {:.0} GB/s and does {:.0} GFLOP/s (f32) on {threads} threads",
-                plan.model.name,
-                length.prompt,
-                machine().of(Language::English),
-                limits.read_bytes_per_s / 1e9,
-                limits.f32_ops_per_s / 1e9
+                "{name}; texts of {prompt} tokens and more; medians of {rounds} rounds; {}; it reads {reads:.0} GB/s and does {does:.0} GFLOP/s (f32) on {threads} threads",
+                machine.of(Language::English)
             ),
             format!(
-                "{}；文本从 {} 个 token 起；{rounds} 轮的中位数；{}；{threads} 个线程每秒读 {:.0} GB，做 {:.0} GFLOP（f32）",
-                plan.model.name,
-                length.prompt,
-                machine().of(Language::Chinese),
-                limits.read_bytes_per_s / 1e9,
-                limits.f32_ops_per_s / 1e9
+                "{name}；文本从 {prompt} 个 token 起；{rounds} 轮的中位数；{}；{threads} 个线程每秒读 {reads:.0} GB，做 {does:.0} GFLOP（f32）",
+                machine.of(Language::Chinese)
             ),
         ),
         figures,

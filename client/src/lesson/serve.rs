@@ -45,22 +45,14 @@ pub(super) fn run(base: &ClusterConfig, options: &ModelOptions, rounds: u32) -> 
     let xl = ModelShape::from_config_json(GPT2_XL).context("the sizes of gpt2-xl")?;
     facts.push(("3.xl_heads", xl.attention.heads.to_string()));
     let figures = vec![partition(&xl)?, links, ranks, death];
+    let (name, dtype, machine) = (&plan.model.name, plan.load.dtype, machine());
+    let (here, here_zh) = (machine.of(Language::English), machine.of(Language::Chinese));
     Ok(Results {
         number: 3,
         title: text("a model over several ranks", "一个模型，多个 rank"),
         conditions: text(
-            format!(
-                "{}, {}, one thread a rank; medians of {rounds} rounds; {}",
-                plan.model.name,
-                plan.load.dtype,
-                machine().of(Language::English)
-            ),
-            format!(
-                "{}，{}，每个 rank 一个线程；{rounds} 轮的中位数；{}",
-                plan.model.name,
-                plan.load.dtype,
-                machine().of(Language::Chinese)
-            ),
+            format!("{name}, {dtype}, one thread a rank; medians of {rounds} rounds; {here}"),
+            format!("{name}，{dtype}，每个 rank 一个线程；{rounds} 轮的中位数；{here_zh}"),
         ),
         figures,
         facts,
