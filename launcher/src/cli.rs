@@ -23,13 +23,12 @@ use crate::{
     config::ClusterConfig,
     environment,
     error::LaunchError,
-    gather::Gathering,
+    hosts::{gather::Gathering, secret::Secret},
+    join::{self, Door, RankError, Worker},
     model::{self, ModelError},
     output,
     plan::{Placement, Plan},
     progress::LoadProgress,
-    rank::{self, Door, RankError, Worker},
-    secret::Secret,
     supervise,
 };
 
@@ -111,7 +110,7 @@ pub fn cluster_config(flags: impl IntoIterator<Item = String>) -> Result<Cluster
 
 fn serve(options: ServeOptions, args: &[OsString]) -> Result<(), Failure> {
     if let Some(parent) = options.parent {
-        rank::die_with_parent(parent).map_err(LaunchError::system("start"))?;
+        join::die_with_parent(parent).map_err(LaunchError::system("start"))?;
     }
     let Some((config, listener)) = prepare(options, args, Placement::Here)? else { return Ok(()) };
     let Config { options, http } = config;
@@ -195,7 +194,7 @@ fn work(options: WorkerOptions) -> Result<(), Failure> {
             .into());
         }
     };
-    Ok(rank::run(Worker { rank: options.rank, world: options.world, door })?)
+    Ok(join::run(Worker { rank: options.rank, world: options.world, door })?)
 }
 
 fn log_to_stderr(filter: &str) -> Result<(), ConfigError> {

@@ -24,10 +24,10 @@ use crate::{
     build::BUILD_ID,
     config::ClusterConfig,
     error::LaunchError,
-    gather::Arrivals,
+    hosts::gather::Arrivals,
     plan::{Placement, Plan},
+    rank_end::{CAUSE_DEADLINE, HowEnded, RankEnd, SETTLE},
     spawn::{self, RankProcesses},
-    supervise::{CAUSE_DEADLINE, HowEnded, RankEnd, SETTLE},
 };
 
 /// Epoch of ranks that this process starts itself: their sockets are new, so no earlier life can speak on them.

@@ -6,7 +6,7 @@ use nanoinfer_coordinator::{engine::StartError, kv_budget::KvTooSmall, text::Tex
 use nanoinfer_shared::{PartitionError, handshake::HandshakeError, link::LinkError};
 use nanoinfer_worker::cuda::GpuError;
 
-use crate::{model::ModelError, output::OutputError, supervise::RankEnd};
+use crate::{model::ModelError, output::OutputError, rank_end::RankEnd};
 
 /// Why a cluster did not start, or ended.
 #[derive(Debug, thiserror::Error)]

@@ -2,8 +2,8 @@
 //!
 //! Reading order: [`cli`] turns what was typed into a [`ClusterConfig`]; [`model`] turns a name into files;
 //! [`plan`] decides who holds what, before anything starts; [`cluster`] carries the plan out, with ranks that it spawns
-//! itself (`spawn`) or that join over the network (`gather`); [`supervise`] serves until a signal or a failure. The other
-//! side of a link is the `worker` subcommand, `rank`.
+//! itself (`spawn`) or that join over the network (`hosts`); [`supervise`] serves until a signal or a failure. The other
+//! side of a link is the `worker` subcommand, `join`.
 //!
 //! This crate does not know how a token is made.
 
@@ -14,10 +14,10 @@ pub mod cli;
 pub mod cluster;
 pub mod config;
 mod descriptors;
-pub mod device;
 pub mod environment;
 pub mod error;
-mod gather;
+mod hosts;
+mod join;
 pub mod last_lines;
 pub mod model;
 pub mod output;
@@ -25,12 +25,10 @@ pub mod plan;
 mod private_folder;
 mod progress;
 pub mod proxy;
-mod rank;
-mod secret;
+pub mod rank_end;
 pub mod size;
 mod spawn;
 pub mod supervise;
-mod topology;
 
 pub use cluster::Cluster;
 pub use config::ClusterConfig;

@@ -2,7 +2,13 @@
 //!
 //! `--plan` prints it and stops; a start carries it out. Reads no weights.
 
-use std::{fmt, time::SystemTime};
+mod data_link;
+mod device;
+mod placement;
+mod table;
+mod topology;
+
+use std::time::SystemTime;
 
 use nanoinfer_coordinator::{
     config::{EngineConfig, ModelCard},
@@ -10,28 +16,22 @@ use nanoinfer_coordinator::{
 };
 use nanoinfer_shared::{
     ModelShape, Partition,
-    protocol::{BLOCK_TOKENS, CommKind, Cores, Device, LoadOrder},
+    protocol::{Cores, Device, LoadOrder},
 };
 use nanoinfer_worker::{RankMemory, cuda, free_bytes, rank_memory};
 
+pub use self::placement::Placement;
+use self::{
+    device::{Chosen, Types},
+    topology::Topology,
+};
 use crate::{
     build::BUILD_ID,
     config::{ClusterConfig, DeviceChoice},
-    device::{self, Chosen, Types},
     error::LaunchError,
     model::{self, ResolvedModel},
     size::ByteSize,
-    topology::Topology,
 };
-
-/// Where the ranks will run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Placement {
-    /// All on this host.
-    Here,
-    /// Anywhere; they join over TCP.
-    Elsewhere,
-}
 
 /// A cluster on paper.
 #[derive(Clone, Debug)]
@@ -103,7 +103,7 @@ impl Plan {
         let world = config.nproc;
         let shape = served(&model, config.max_model_len)?;
         let partition = Partition::new(&model.shape, world)?;
-        let (comm, link_note) = device::data_link(config.comm, world, placement, &chosen.device, cuda::nccl_version)?;
+        let (comm, link_note) = data_link::choose(config.comm, world, placement, &chosen.device, cuda::nccl_version)?;
         if config.max_batched_tokens < config.max_seqs {
             return Err(LaunchError::Usage {
                 problem: format!(
@@ -263,73 +263,6 @@ fn shared_memories(chosen: &Chosen, world: usize, placement: Placement) -> Vec<S
             };
             chosen.gpus.iter().enumerate().map(of).collect()
         }
-    }
-}
-
-impl fmt::Display for Plan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let shape = &self.model.shape;
-        let positions = match self.shape.context {
-            all if all == shape.context => all.to_string(),
-            some => format!("{some} of {}", shape.context),
-        };
-        let counted = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
-        let world = self.partition.world();
-        writeln!(
-            f,
-            "{}: {} layers, {} heads, width {}, vocabulary {}, {positions} positions, {:.1} M parameters",
-            self.model.name,
-            shape.layers,
-            shape.attention.heads,
-            shape.width,
-            shape.vocab_size,
-            shape.parameters() as f64 / 1e6
-        )?;
-        writeln!(
-            f,
-            "{} {}, {}{}, {}{}, {} of KV ({} tokens)",
-            counted(world, "rank"),
-            match self.placement {
-                Placement::Here => "on this host",
-                Placement::Elsewhere => "joining by address",
-            },
-            self.load.threads.map_or("threads as their host has cores".into(), |threads| counted(threads, "thread")),
-            if world > 1 { " each" } else { "" },
-            self.load.dtype,
-            match self.load.comm {
-                CommKind::Local => "",
-                CommKind::Shm => ", data link shared memory",
-                CommKind::Tcp => ", data link TCP",
-                CommKind::Nccl => ", data link NCCL",
-            },
-            counted(self.kv_blocks, "block"),
-            self.kv_blocks * BLOCK_TOKENS,
-        )?;
-        self.notes.iter().try_for_each(|note| writeln!(f, "{note}"))?;
-        if self.on_gpus() {
-            writeln!(
-                f,
-                "computing on GPUs has not run on hardware yet: `nanoinfer-launch gpu-check` tells whether it is right"
-            )?;
-        }
-        writeln!(f)?;
-        let header = ["rank", "heads", "ffn", "vocab", "weights", "kv", "activations", "link", "total"];
-        let range = |range: &std::ops::Range<usize>| format!("{}..{}", range.start, range.end);
-        let mut rows = vec![header.map(String::from)];
-        for (rank, (share, memory)) in self.partition.shares().iter().zip(&self.memory).enumerate() {
-            let bytes = [memory.weights, memory.kv, memory.activations, memory.link, memory.total()];
-            let [weights, kv, activations, link, total] = bytes.map(|bytes| ByteSize(bytes).to_string());
-            let (heads, ffn, vocab) = (range(&share.heads), range(&share.ffn), range(&share.vocab));
-            rows.push([rank.to_string(), heads, ffn, vocab, weights, kv, activations, link, total]);
-        }
-        let widths: Vec<usize> =
-            (0..header.len()).map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0)).collect();
-        for row in &rows {
-            let cells: Vec<_> = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:>width$}")).collect();
-            writeln!(f, "{}", cells.join("  "))?;
-        }
-        let total: u64 = self.memory.iter().map(RankMemory::total).sum();
-        write!(f, "\nall ranks: {}", ByteSize(total))
     }
 }
 

@@ -39,7 +39,7 @@ use rustix::{
 use crate::{
     error::LaunchError,
     last_lines::{LastLines, next_line},
-    supervise::{HowEnded, RankEnd},
+    rank_end::{HowEnded, RankEnd},
 };
 
 /// How long a rank that was told to end may take before it is killed.

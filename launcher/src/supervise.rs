@@ -12,11 +12,9 @@
 //! The port is bound before the model is loaded, so that a taken one is told at once; it answers when all is ready.
 
 use std::{
-    fmt, fs,
+    fs,
     future::pending,
     net::{SocketAddr, TcpListener},
-    os::unix::process::ExitStatusExt,
-    process::ExitStatus,
     time::Duration,
 };
 
@@ -41,99 +39,6 @@ const ECHO: Duration = Duration::from_millis(500);
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 /// How long replies that are complete, or cut off, may take to reach their clients.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(2);
-/// How long the ends of further ranks are awaited after the first: the one that came first need not be the cause.
-pub(crate) const SETTLE: Duration = Duration::from_millis(200);
-/// How long to wait for the word of the rank that a failed engine lost: the cause is worth more than the effect.
-pub(crate) const CAUSE_DEADLINE: Duration = Duration::from_secs(1);
-
-/// The end of one rank.
-#[derive(Clone, Debug)]
-pub struct RankEnd {
-    /// Which.
-    pub rank: usize,
-    /// How.
-    pub how: HowEnded,
-    /// What it last wrote to its standard error.
-    pub last_lines: Vec<String>,
-}
-
-/// How a rank ended.
-#[derive(Clone, Debug)]
-pub enum HowEnded {
-    /// A process, with this status.
-    Status(ExitStatus),
-    /// A thread, cleanly.
-    Returned,
-    /// A thread, with this error.
-    Failed(String),
-}
-
-impl RankEnd {
-    /// Ends in the order in which they explain the most: signals first, else as they came.
-    pub(crate) fn sorted(mut ends: Vec<Self>) -> Vec<Self> {
-        ends.sort_by_key(|end| !matches!(&end.how, HowEnded::Status(status) if status.signal().is_some()));
-        ends
-    }
-
-    /// Several ends in words: the first in full, the others in a line each, as they mostly followed from it.
-    pub(crate) fn told(ends: &[Self]) -> String {
-        let Some((first, others)) = ends.split_first() else { return "a rank ended".into() };
-        let headline = |end: &Self| end.to_string().lines().next().map(|line| format!("\n  then {line}"));
-        first.to_string() + &others.iter().filter_map(headline).collect::<String>()
-    }
-
-    /// Without any sign of failure.
-    pub(crate) fn is_clean(&self) -> bool {
-        match &self.how {
-            HowEnded::Status(status) => status.success(),
-            HowEnded::Returned => true,
-            HowEnded::Failed(_) => false,
-        }
-    }
-}
-
-impl fmt::Display for RankEnd {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "rank {} ", self.rank)?;
-        match &self.how {
-            HowEnded::Status(status) => match (status.signal(), status.code()) {
-                (Some(signal), _) => {
-                    write!(f, "was killed by signal {signal}{}", signal_name(signal))?;
-                    if signal == 9 {
-                        write!(
-                            f,
-                            "\n  hint: if nobody did that, the kernel ran out of memory: see `dmesg` and --plan"
-                        )?;
-                    }
-                }
-                (None, Some(code)) => write!(f, "ended with exit status {code}")?,
-                (None, None) => write!(f, "ended with {status}")?,
-            },
-            HowEnded::Returned => write!(f, "ended although nobody asked it to")?,
-            HowEnded::Failed(reason) => write!(f, "failed: {reason}")?,
-        }
-        if !self.last_lines.is_empty() {
-            write!(f, "\n  its last lines:")?;
-            self.last_lines.iter().try_for_each(|line| write!(f, "\n    {line}"))?;
-        }
-        Ok(())
-    }
-}
-
-fn signal_name(signal: i32) -> &'static str {
-    match signal {
-        1 => " (SIGHUP)",
-        4 => " (SIGILL)",
-        6 => " (SIGABRT)",
-        7 => " (SIGBUS)",
-        8 => " (SIGFPE)",
-        9 => " (SIGKILL)",
-        11 => " (SIGSEGV)",
-        15 => " (SIGTERM)",
-        _ => "",
-    }
-}
-
 /// The socket of the HTTP server, taken before anything else.
 ///
 /// # Errors
@@ -349,26 +254,6 @@ fn is_ignored(status: &str, signal: SignalKind) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_end_of_a_rank_names_signal_status_and_last_lines() {
-        let end = |how| RankEnd { rank: 1, how, last_lines: vec!["thread panicked".into()] }.to_string();
-        let killed = end(HowEnded::Status(ExitStatus::from_raw(9)));
-        assert!(killed.starts_with("rank 1 was killed by signal 9 (SIGKILL)"), "{killed}");
-        assert!(killed.contains("out of memory") && killed.ends_with("thread panicked"), "{killed}");
-        assert!(end(HowEnded::Status(ExitStatus::from_raw(101 << 8))).contains("exit status 101"));
-
-        let one = |rank, status| RankEnd {
-            rank,
-            how: HowEnded::Status(ExitStatus::from_raw(status)),
-            last_lines: vec!["a line".into()],
-        };
-        let told = RankEnd::told(&RankEnd::sorted(vec![one(0, 1 << 8), one(2, 11)]));
-        assert_eq!(
-            told,
-            "rank 2 was killed by signal 11 (SIGSEGV)\n  its last lines:\n    a line\n  then rank 0 ended with exit status 1"
-        );
-    }
 
     #[test]
     fn what_follows_a_signal_at_once_is_its_echo() {

@@ -18,7 +18,10 @@ use self::{
     client::Client,
 };
 pub use self::{error::HubError, error::Refusal};
-use super::{CONFIG, Freshness, HubAccess, weights};
+use super::{
+    access::{Freshness, HubAccess},
+    files::{self, CONFIG},
+};
 use crate::say;
 
 /// The folder that holds the files of `id` at `revision`.
@@ -81,10 +84,10 @@ fn download(id: &str, revision: &str, access: &HubAccess, cache: &RepoCache) -> 
         (false, true) => wanted.extend(["vocab.json", "merges.txt"]),
         (false, false) => return Err(missing("tokenizer.json, or vocab.json and merges.txt", "it cannot be served")),
     }
-    let offered = || weights::CANDIDATES.into_iter().filter(|file| has(file));
+    let offered = || files::CANDIDATES.into_iter().filter(|file| has(file));
     // Those that another tool has chosen are as good.
     let chosen = offered().find(|file| cache.file(&listing.commit, file).exists()).or_else(|| offered().next());
-    let chosen = chosen.ok_or_else(|| missing(weights::CANDIDATES[0], "it holds no weights of a known name"))?;
+    let chosen = chosen.ok_or_else(|| missing(files::CANDIDATES[0], "it holds no weights of a known name"))?;
     for file in OPTIONAL.into_iter().chain([TOKENIZER]).filter(|file| !has(file)) {
         cache.note_absent(&listing.commit, file);
     }
@@ -94,10 +97,10 @@ fn download(id: &str, revision: &str, access: &HubAccess, cache: &RepoCache) -> 
         bring(file)?;
     }
     let last = bring(chosen)?;
-    if weights::is_index(&last) {
+    if files::is_index(&last) {
         let broken = |reason| HubError::Index { id: id.into(), index: chosen, reason };
         let text = fs::read_to_string(&last).map_err(|error| broken(error.to_string()))?;
-        let parts = weights::parts(&text).map_err(broken)?;
+        let parts = files::parts(&text).map_err(broken)?;
         if let Some(lost) = parts.iter().find(|part| !has(part)) {
             return Err(broken(format!("it names {lost}, which the repository does not have")));
         }

@@ -47,7 +47,7 @@ fn every_format_is_found_in_its_folder() {
         let file = folder.join(weights);
         assert_eq!(resolve(Some(file.to_str().unwrap()), None, &caches).unwrap().weights, model.weights);
         // An index says nothing that its files do not say, as long as each tensor is in one of them.
-        if weights::is_index(&file) {
+        if files::is_index(&file) {
             fs::remove_file(&file).unwrap();
             let without = resolve(Some(name), None, &caches).unwrap();
             assert_eq!((without.weights.len(), without.fingerprint), (2, model.fingerprint));

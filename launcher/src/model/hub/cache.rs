@@ -21,7 +21,7 @@ use std::{
 use rustix::io::Errno;
 
 use super::{error::HubError, listing::is_commit};
-use crate::model::{CONFIG, has_tokenizer, weights};
+use crate::model::files::{self, CONFIG, has_tokenizer};
 
 /// Files that a model may have, and that say how to talk to it.
 pub(super) const OPTIONAL: [&str; 5] = [
@@ -74,7 +74,7 @@ impl RepoCache {
         let needs = [
             (CONFIG, has(CONFIG)),
             ("tokenizer", has_tokenizer(&folder)),
-            ("weights", weights::in_folder(&folder).is_ok()),
+            ("weights", files::in_folder(&folder).is_ok()),
         ];
         let lacks = needs.into_iter().filter(|(_, there)| !there).map(|(what, _)| what).collect();
         let known = self.tree(commit);

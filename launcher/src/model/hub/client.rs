@@ -21,7 +21,7 @@ use super::{
     error::{HubError, Refusal},
     listing::{Listing, is_hex},
 };
-use crate::{model::HubAccess, say};
+use crate::{model::access::HubAccess, say};
 
 /// How often in a row something is tried again without a byte of progress.
 const RETRIES: u32 = 4;

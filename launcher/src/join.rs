@@ -1,4 +1,4 @@
-//! The `worker` subcommand: one rank as a process of its own.
+//! How a rank that is a process of its own joins its cluster: the `worker` subcommand.
 //!
 //! Started by the launcher it inherits its control link as standard input; started by hand, by Slurm, by mpirun or by
 //! Kubernetes it joins a coordinator by address and proves that it holds the cluster's secret.
@@ -20,7 +20,7 @@ use nanoinfer_shared::{
 use nanoinfer_worker::rank::{self, OnLost, RankSetup};
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 
-use crate::{build::BUILD_ID, error::LaunchError, secret::Secret, spawn};
+use crate::{build::BUILD_ID, error::LaunchError, hosts::secret::Secret, spawn};
 
 /// How long a rank knocks at a coordinator that is not there yet: schedulers start them in any order.
 const KNOCK_DEADLINE: Duration = Duration::from_secs(30);

@@ -6,35 +6,32 @@ use std::fmt;
 
 use nanoinfer_shared::{
     ModelShape,
-    protocol::{CommKind, DType, Device},
+    protocol::{DType, Device},
 };
 use nanoinfer_worker::cuda::{self, Found, GpuError, GpuInfo};
 
-use crate::{
-    config::{CommChoice, DeviceChoice},
-    error::LaunchError,
-    plan::Placement,
-};
+use super::placement::Placement;
+use crate::{config::DeviceChoice, error::LaunchError};
 
 /// What ranks will compute on, and in what.
 #[derive(Clone, Debug)]
-pub(crate) struct Chosen {
-    pub(crate) device: Device,
+pub(super) struct Chosen {
+    pub(super) device: Device,
     /// Those of this host, in the order of `device`; none where the ranks are elsewhere.
-    pub(crate) gpus: Vec<GpuInfo>,
-    pub(crate) dtype: DType,
-    pub(crate) kv_dtype: DType,
+    pub(super) gpus: Vec<GpuInfo>,
+    pub(super) dtype: DType,
+    pub(super) kv_dtype: DType,
     /// Why it is the CPU, where that was not asked for.
-    pub(crate) instead: Option<String>,
+    pub(super) instead: Option<String>,
     /// Why there are GPUs that were not taken.
-    pub(crate) passed_over: Vec<String>,
+    pub(super) passed_over: Vec<String>,
 }
 
 /// What was asked for of types.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Types {
-    pub(crate) dtype: Option<DType>,
-    pub(crate) kv_dtype: Option<DType>,
+pub(super) struct Types {
+    pub(super) dtype: Option<DType>,
+    pub(super) kv_dtype: Option<DType>,
 }
 
 impl Types {
@@ -48,7 +45,7 @@ impl Types {
 ///
 /// # Errors
 /// When what was asked for is not there, or does not do what is asked.
-pub(crate) fn choose(
+pub(super) fn choose(
     choice: &DeviceChoice,
     types: Types,
     shape: &ModelShape,
@@ -86,7 +83,7 @@ pub(crate) fn choose(
 ///
 /// # Errors
 /// When the types are not for CPUs.
-pub(crate) fn on_cpu(types: Types, instead: Option<&dyn fmt::Display>) -> Result<Chosen, LaunchError> {
+pub(super) fn on_cpu(types: Types, instead: Option<&dyn fmt::Display>) -> Result<Chosen, LaunchError> {
     let instead = instead.map(first_line);
     let (dtype, kv_dtype) = types.or(nanoinfer_worker::default_dtype());
     if dtype == DType::F16 || kv_dtype == DType::F16 {
@@ -100,49 +97,8 @@ pub(crate) fn on_cpu(types: Types, instead: Option<&dyn fmt::Display>) -> Result
 }
 
 /// What to do about an error is for whoever asked for what failed.
-fn first_line(error: impl fmt::Display) -> String {
+pub(super) fn first_line(error: impl fmt::Display) -> String {
     error.to_string().lines().next().unwrap_or_default().to_owned()
-}
-
-/// The link between ranks, and why it is not the fastest, where that was not asked for. `nccl` looks for NCCL.
-///
-/// # Errors
-/// When what was asked for does not work so.
-pub(crate) fn data_link(
-    choice: CommChoice,
-    world: usize,
-    placement: Placement,
-    device: &Device,
-    nccl: impl FnOnce() -> Result<String, GpuError>,
-) -> Result<(CommKind, Option<String>), LaunchError> {
-    let usage =
-        |problem: &str, hint: &str| Err(LaunchError::Usage { problem: problem.to_owned(), hint: hint.to_owned() });
-    // Ranks elsewhere each see GPUs of their own.
-    let gpu_each = match device {
-        Device::Cpu => false,
-        Device::Gpus(gpus) => placement == Placement::Elsewhere || gpus.len() >= world,
-    };
-    match (choice, placement) {
-        (CommChoice::Shm, Placement::Elsewhere) => usage(
-            "--comm shm is for ranks that this process starts itself",
-            "ranks that join by address use --comm tcp, or auto",
-        ),
-        (CommChoice::Nccl, _) if *device == Device::Cpu => {
-            usage("--comm nccl is for ranks on GPUs", "--device cuda, or --comm shm or tcp")
-        }
-        (CommChoice::Nccl, _) if !gpu_each => {
-            usage("NCCL does not let two ranks share a GPU", "as many GPUs as ranks, or --comm shm")
-        }
-        _ if world == 1 => Ok((CommKind::Local, None)),
-        (CommChoice::Nccl, Placement::Here) => Ok(nccl().map(|_| (CommKind::Nccl, None))?),
-        (CommChoice::Nccl, Placement::Elsewhere) => Ok((CommKind::Nccl, None)),
-        (CommChoice::Auto, Placement::Here) if gpu_each => match nccl() {
-            Ok(_) => Ok((CommKind::Nccl, None)),
-            Err(error) => Ok((CommKind::Shm, Some(first_line(error)))),
-        },
-        (CommChoice::Auto | CommChoice::Shm, Placement::Here) => Ok((CommKind::Shm, None)),
-        (CommChoice::Tcp, _) | (CommChoice::Auto, Placement::Elsewhere) => Ok((CommKind::Tcp, None)),
-    }
 }
 
 impl fmt::Display for Chosen {
@@ -229,37 +185,5 @@ mod tests {
         assert_eq!(here("cuda", types(DType::F16, None), 1, two).unwrap().kv_dtype, DType::F16);
         let error = here("cuda", types(DType::F16, Some(DType::F32)), 1, two).unwrap_err().to_string();
         assert!(error.contains("--kv-dtype"), "{error}");
-    }
-
-    #[test]
-    fn links_follow_placement_and_devices() {
-        let found = || Ok("2.28.9".to_owned());
-        let link = |choice, world, placement, gpus: &[u32]| {
-            let device = if gpus.is_empty() { Device::Cpu } else { Device::Gpus(gpus.to_vec()) };
-            data_link(choice, world, placement, &device, found).map(|(kind, _)| kind)
-        };
-        for (choice, world, placement, gpus, expected) in [
-            (CommChoice::Auto, 1, Placement::Here, &[][..], CommKind::Local),
-            (CommChoice::Auto, 2, Placement::Here, &[], CommKind::Shm),
-            (CommChoice::Tcp, 2, Placement::Here, &[], CommKind::Tcp),
-            (CommChoice::Auto, 2, Placement::Elsewhere, &[], CommKind::Tcp),
-            (CommChoice::Auto, 2, Placement::Here, &[0, 1], CommKind::Nccl),
-            (CommChoice::Auto, 2, Placement::Here, &[0], CommKind::Shm),
-            (CommChoice::Shm, 2, Placement::Here, &[0, 1], CommKind::Shm),
-            (CommChoice::Auto, 2, Placement::Elsewhere, &[0], CommKind::Tcp),
-            (CommChoice::Nccl, 2, Placement::Elsewhere, &[0], CommKind::Nccl),
-        ] {
-            assert_eq!(link(choice, world, placement, gpus).unwrap(), expected, "{choice:?} {world} {placement:?}");
-        }
-        for (choice, placement, gpus) in [
-            (CommChoice::Shm, Placement::Elsewhere, &[][..]),
-            (CommChoice::Nccl, Placement::Here, &[]),
-            (CommChoice::Nccl, Placement::Here, &[0]),
-        ] {
-            assert_eq!(link(choice, 2, placement, gpus).unwrap_err().exit_code(), 2, "{choice:?} {placement:?}");
-        }
-        let missing = || Err(GpuError::NoGpu);
-        let (kind, why) = data_link(CommChoice::Auto, 2, Placement::Here, &Device::Gpus(vec![0, 1]), missing).unwrap();
-        assert!(kind == CommKind::Shm && why.is_some());
     }
 }

@@ -1,4 +1,4 @@
-//! Which files of a folder hold a model's weights.
+//! Which files of a folder a model is made of.
 //!
 //! Knows names of files; the index of a split checkpoint stands for its files. Does not know what is in the weights.
 
@@ -10,8 +10,10 @@ use std::{
 use nanoinfer_checkpoint::Index;
 pub(super) use nanoinfer_checkpoint::{is_index, parts};
 
-use super::ModelError;
+use super::error::ModelError;
 
+/// The configuration.
+pub(super) const CONFIG: &str = "config.json";
 /// By preference: as transformers looks for them, then nanoGPT's.
 pub(super) const CANDIDATES: [&str; 5] = [
     "model.safetensors",
@@ -24,6 +26,12 @@ pub(super) const CANDIDATES: [&str; 5] = [
 const SPLIT: [(&str, &str); 2] = [("model-", ".safetensors"), ("pytorch_model-", ".bin")];
 /// What to do where none of them is.
 pub(super) const HINT: &str = "weights are model.safetensors, pytorch_model.bin (each also split, with its index) or ckpt.pt; any other name can be passed as a file: --model FOLDER/FILE";
+
+/// Whether a folder has what a tokenizer is made of.
+pub fn has_tokenizer(folder: &Path) -> bool {
+    let has = |file: &str| folder.join(file).exists();
+    has("tokenizer.json") || (has("vocab.json") && has("merges.txt"))
+}
 
 /// The weights in a folder.
 pub(super) fn in_folder(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
@@ -61,5 +69,5 @@ fn without_index(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
             None => Ok((1..=total).map(part).collect()),
         };
     }
-    Err(ModelError::MissingFile { folder: folder.into(), file: CANDIDATES[0], hint: HINT })
+    Err(ModelError::missing(folder, CANDIDATES[0], HINT))
 }

@@ -20,7 +20,7 @@ const SYS: &str = "/sys/devices";
 
 /// What the threads of all ranks of this host can run on.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Topology {
+pub(super) struct Topology {
     /// By node, then by their first CPU.
     cores: Vec<Core>,
     /// CPUs' worth of time that a quota of a control group leaves, where that is less than the CPUs there are.
@@ -39,7 +39,7 @@ struct Core {
 
 impl Topology {
     /// That of this host, as far as this process may use it.
-    pub(crate) fn of_host() -> Self {
+    pub(super) fn of_host() -> Self {
         let usable = std::thread::available_parallelism().map_or(1, usize::from);
         let allowed: Vec<u32> = match sched_getaffinity(None) {
             Ok(mask) => (0..CpuSet::MAX_CPU).filter(|&cpu| mask.is_set(cpu)).map(|cpu| cpu as u32).collect(),
@@ -86,7 +86,7 @@ impl Topology {
 
     /// Compute threads that this host is best used with: one for each physical core that is not small, within the quota.
     /// A second thread of a core shares its arithmetic units, and a small core holds up those that wait for it.
-    pub(crate) fn threads(&self) -> usize {
+    pub(super) fn threads(&self) -> usize {
         let cores = self.large().count();
         self.quota.map_or(cores, |quota| if cores == 0 { quota } else { quota.min(cores) }).max(1)
     }
@@ -96,7 +96,7 @@ impl Topology {
     /// Threads stay where they are put only if they are as many as the cores or CPUs: whoever takes fewer leaves the choice of
     /// cores to the system, as other programs may be on the first ones. Under a quota they neither stay nor spin: the mask
     /// says nothing of which cores are meant, so that every server would take the same, and waiting busily uses the quota up.
-    pub(crate) fn place(&self, world: usize, threads: usize) -> (Cores, String) {
+    pub(super) fn place(&self, world: usize, threads: usize) -> (Cores, String) {
         let wanted = world * threads;
         let cpus: Vec<u32> = self.cores.iter().flat_map(|core| core.cpus.iter().copied()).collect();
         if let Some(quota) = self.quota {

@@ -24,7 +24,8 @@ use rustix::{
     time::Timespec,
 };
 
-use crate::{build::BUILD_ID, error::LaunchError, secret::Secret};
+use super::secret::Secret;
+use crate::{build::BUILD_ID, error::LaunchError};
 
 /// How often the missing ranks are named.
 const REMINDER: Duration = Duration::from_secs(5);
