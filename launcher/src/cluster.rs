@@ -26,7 +26,7 @@ use crate::{
     error::LaunchError,
     hosts::gather::Arrivals,
     plan::{Placement, Plan},
-    rank_end::{CAUSE_DEADLINE, HowEnded, RankEnd, SETTLE},
+    rank_end::{CAUSE_DEADLINE, HowEnded, RankEnd, RankEnds},
     spawn::{self, RankProcesses},
 };
 
@@ -40,7 +40,7 @@ pub struct Cluster {
     handle: EngineHandle,
     ranks: Ranks,
     /// Of ranks on this host; one place for each, and each ends once.
-    ends: mpsc::Receiver<RankEnd>,
+    ends: RankEnds,
     /// Closed when it is dropped: after the ranks, which append to it.
     trace: Option<TraceFile>,
 }
@@ -91,7 +91,7 @@ impl Cluster {
         plan.check_memory()?;
         let text = ModelText::load(&plan.model.folder, &plan.model.shape)?;
         let world = plan.partition.world();
-        let (report, mut ends) = mpsc::channel(world);
+        let (report, mut ends) = RankEnds::of(world);
         let (links, ranks) = if world == 1 { on_a_thread(report)? } else { as_processes(plan, report, &mut ends)? };
         Self::join(plan, text, (links, plan.engine_config(vec![world; world])), ranks, ends)
     }
@@ -107,7 +107,7 @@ impl Cluster {
         let ranks_on_host: Vec<usize> = arrived.iter().map(|rank| on_host(&rank.host)).collect();
         let links = arrived.into_iter().map(|rank| rank.link).collect();
         // Nobody reports: the ranks are other hosts' processes.
-        let (_, ends) = mpsc::channel(1);
+        let (_, ends) = RankEnds::of(1);
         let ranks_per_memory = ranks_on_host.iter().copied().max().unwrap_or(1);
         let mut engine_config = plan.engine_config(ranks_on_host);
         engine_config.kv.ranks_per_memory = ranks_per_memory;
@@ -119,7 +119,7 @@ impl Cluster {
         text: ModelText,
         (links, engine_config): (Vec<ControlLink<ToRank, FromRank>>, EngineConfig),
         ranks: Ranks,
-        mut ends: mpsc::Receiver<RankEnd>,
+        mut ends: RankEnds,
     ) -> Result<Self, LaunchError> {
         let trace = plan.config.trace.as_ref().map(|path| {
             TraceFile::create(path, plan.partition.world())
@@ -148,45 +148,19 @@ impl Cluster {
     /// ([`EngineHandle::stop`]) is no failure.
     pub async fn failed(&mut self) -> LaunchError {
         let status = self.handle.status();
-        loop {
-            tokio::select! {
-                // A rank that ends cleanly was told to; where it was not, the engine misses it and ends.
-                Some(end) = self.ends.recv() => {
-                    if !end.is_clean() {
-                        return self.ended(end).await;
-                    }
-                }
-                () = self.handle.ended() => break,
-            }
+        tokio::select! {
+            Some(ends) = self.ends.failures(Duration::MAX) => return LaunchError::RanksEnded { ends },
+            () = self.handle.ended() => {}
         }
         if status.failure().is_none() && self.handle.is_stopping() {
             return std::future::pending().await;
         }
-        let ends = &mut self.ends;
-        let first_failure = async {
-            loop {
-                match ends.recv().await {
-                    Some(end) if end.is_clean() => {}
-                    end => return end,
-                }
-            }
-        };
-        match tokio::time::timeout(CAUSE_DEADLINE, first_failure).await {
-            Ok(Some(end)) => self.ended(end).await,
-            _ => LaunchError::EngineEnded {
+        match self.ends.failures(CAUSE_DEADLINE).await {
+            Some(ends) => LaunchError::RanksEnded { ends },
+            None => LaunchError::EngineEnded {
                 reason: status.failure().map_or_else(|| "nobody asked it to".into(), str::to_owned),
             },
         }
-    }
-
-    /// `first` and the ranks that failed with it.
-    async fn ended(&mut self, first: RankEnd) -> LaunchError {
-        tokio::time::sleep(SETTLE).await;
-        let mut ends = vec![first];
-        while let Ok(end) = self.ends.try_recv() {
-            ends.extend((!end.is_clean()).then_some(end));
-        }
-        LaunchError::RanksEnded { ends: RankEnd::sorted(ends) }
     }
 
     /// Takes no new requests, cuts off those under way, lets the ranks end, and ends those that do not.
@@ -240,7 +214,7 @@ fn on_a_thread(report: mpsc::Sender<RankEnd>) -> Result<(Vec<ControlLink<ToRank,
 fn as_processes(
     plan: &Plan,
     report: mpsc::Sender<RankEnd>,
-    ends: &mut mpsc::Receiver<RankEnd>,
+    ends: &mut RankEnds,
 ) -> Result<(Vec<ControlLink<ToRank, FromRank>>, Ranks), LaunchError> {
     let world = plan.partition.world();
     let binary = plan.config.worker_binary.as_ref().ok_or_else(|| LaunchError::Usage {
@@ -279,23 +253,9 @@ fn meet(
 }
 
 /// The ends of the ranks that made something else fail, if they come to light soon.
-fn cause(reports: &mut mpsc::Receiver<RankEnd>) -> Option<LaunchError> {
-    let mut ends = Vec::new();
-    let mut deadline = Instant::now() + CAUSE_DEADLINE;
-    loop {
-        match reports.try_recv() {
-            Ok(end) if end.is_clean() => {}
-            Ok(end) => {
-                ends.push(end);
-                deadline = Instant::now() + SETTLE;
-            }
-            Err(mpsc::error::TryRecvError::Empty) if Instant::now() < deadline => {
-                thread::sleep(Duration::from_millis(10));
-            }
-            Err(_) => break,
-        }
-    }
-    (!ends.is_empty()).then(|| LaunchError::RanksEnded { ends: RankEnd::sorted(ends) })
+fn cause(ends: &mut RankEnds) -> Option<LaunchError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().ok()?;
+    runtime.block_on(ends.failures(CAUSE_DEADLINE)).map(|ends| LaunchError::RanksEnded { ends })
 }
 
 #[cfg(test)]

@@ -135,18 +135,7 @@ impl LaunchError {
             | Self::KvMemory(_)
             | Self::Gpu(_)
             | Self::Secret { .. } => 2,
-            Self::Bind { .. }
-            | Self::System { .. }
-            | Self::SharedMemory(_)
-            | Self::Handshake { .. }
-            | Self::Link { .. }
-            | Self::Start(_)
-            | Self::RanksEnded { .. }
-            | Self::EngineEnded { .. }
-            | Self::Http { .. }
-            | Self::Join { .. }
-            | Self::Output(_)
-            | Self::StoppedTwice => 1,
+            _ => 1,
         }
     }
 

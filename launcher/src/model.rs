@@ -129,27 +129,19 @@ fn locate(
     freshness: Freshness,
 ) -> Result<Place, ModelError> {
     let folder = |folder| Place { folder, file: None };
-    let local = |name: &str| match revision {
-        Some(revision) => Err(ModelError::Revision { name: name.into(), revision: revision.into() }),
-        None => Ok(()),
-    };
-    let Some(name) = name else {
-        local(DEMO_MODEL)?;
-        return Ok(folder(demo::extract(&caches.demo)?));
-    };
+    let (is_built_in, name) = (name.is_none(), name.unwrap_or(DEMO_MODEL));
     let path = Path::new(name);
-    if path.is_dir() {
-        local(name)?;
-        return Ok(folder(path.to_path_buf()));
-    }
-    if path.is_file() {
-        local(name)?;
+    let is_there = !is_built_in && (path.is_dir() || path.is_file());
+    if is_there || name == DEMO_MODEL {
+        if let Some(revision) = revision {
+            return Err(ModelError::Revision { name: name.into(), revision: revision.into() });
+        }
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        return Ok(Place { folder: parent.to_path_buf(), file: Some(path.to_path_buf()) });
-    }
-    if name == DEMO_MODEL {
-        local(name)?;
-        return Ok(folder(demo::extract(&caches.demo)?));
+        return Ok(match is_there {
+            false => folder(demo::extract(&caches.demo)?),
+            true if path.is_dir() => folder(path.into()),
+            true => Place { folder: parent.into(), file: Some(path.into()) },
+        });
     }
     let id = match SHORT_NAMES.iter().find(|(short, _)| *short == name) {
         Some((_, id)) => id,

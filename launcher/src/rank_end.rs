@@ -2,10 +2,12 @@
 //!
 //! Does not know who watches ranks, nor what becomes of a cluster that lost one.
 
-use std::{fmt, os::unix::process::ExitStatusExt, process::ExitStatus, time::Duration};
+use std::{fmt, mem, os::unix::process::ExitStatusExt, process::ExitStatus, time::Duration};
+
+use tokio::{sync::mpsc, time::timeout};
 
 /// How long the ends of further ranks are awaited after the first: the one that came first need not be the cause.
-pub(crate) const SETTLE: Duration = Duration::from_millis(200);
+const SETTLE: Duration = Duration::from_millis(200);
 /// How long to wait for the word of the rank that a failed engine lost: the cause is worth more than the effect.
 pub(crate) const CAUSE_DEADLINE: Duration = Duration::from_secs(1);
 
@@ -31,9 +33,38 @@ pub enum HowEnded {
     Failed(String),
 }
 
+/// Ends as they are reported, of which those that are failures are kept until they are asked for.
+#[derive(Debug)]
+pub(crate) struct RankEnds {
+    reports: mpsc::Receiver<RankEnd>,
+    failed: Vec<RankEnd>,
+}
+
+impl RankEnds {
+    /// Of `world` ranks, each of which ends once.
+    pub(crate) fn of(world: usize) -> (mpsc::Sender<RankEnd>, Self) {
+        let (report, reports) = mpsc::channel(world);
+        (report, Self { reports, failed: Vec::new() })
+    }
+
+    /// Failures that come together, the likeliest cause first, if one comes within `patience`; none where nobody is left to report
+    /// any. May be dropped and called again: what has come is not lost.
+    pub(crate) async fn failures(&mut self, patience: Duration) -> Option<Vec<RankEnd>> {
+        loop {
+            // A rank that ends cleanly was told to; where it was not, the engine misses it and ends.
+            let patience = if self.failed.is_empty() { patience } else { SETTLE };
+            match timeout(patience, self.reports.recv()).await {
+                Ok(Some(end)) => self.failed.extend((!end.is_clean()).then_some(end)),
+                _ if self.failed.is_empty() => return None,
+                _ => return Some(RankEnd::sorted(mem::take(&mut self.failed))),
+            }
+        }
+    }
+}
+
 impl RankEnd {
     /// Ends in the order in which they explain the most: signals first, else as they came.
-    pub(crate) fn sorted(mut ends: Vec<Self>) -> Vec<Self> {
+    fn sorted(mut ends: Vec<Self>) -> Vec<Self> {
         ends.sort_by_key(|end| !matches!(&end.how, HowEnded::Status(status) if status.signal().is_some()));
         ends
     }
@@ -46,7 +77,7 @@ impl RankEnd {
     }
 
     /// Without any sign of failure.
-    pub(crate) fn is_clean(&self) -> bool {
+    fn is_clean(&self) -> bool {
         match &self.how {
             HowEnded::Status(status) => status.success(),
             HowEnded::Returned => true,

@@ -11,7 +11,6 @@
 //! whole service nevertheless (systemd, `pkill`) does not end them either: [`leave_stopping_to_the_launcher`].
 
 use std::{
-    ffi::OsString,
     fs::File,
     io::{self, BufReader, IoSlice, IoSliceMut},
     mem::MaybeUninit,
@@ -145,16 +144,13 @@ fn start_all(
     ends: &tokio::sync::mpsc::Sender<RankEnd>,
 ) -> Result<Started, LaunchError> {
     // Open until all are started: the name of the descriptor is the program to run.
-    let this_program = match binary {
+    let this_program;
+    let program: PathBuf = match binary {
+        WorkerBinary::At(path) => path.clone(),
         WorkerBinary::ThisProgram => {
-            Some(File::open("/proc/self/exe").map_err(LaunchError::system("open /proc/self/exe"))?)
+            this_program = File::open("/proc/self/exe").map_err(LaunchError::system("open /proc/self/exe"))?;
+            format!("/proc/self/fd/{}", this_program.as_raw_fd()).into()
         }
-        WorkerBinary::At(_) => None,
-    };
-    let program: OsString = match (binary, &this_program) {
-        (WorkerBinary::At(path), _) => path.into(),
-        (WorkerBinary::ThisProgram, Some(file)) => format!("/proc/self/fd/{}", file.as_raw_fd()).into(),
-        (WorkerBinary::ThisProgram, None) => unreachable!("it was opened above"),
     };
     let mut all = RankProcesses { ranks: Vec::new(), spawner: None };
     let mut sockets = Vec::new();

@@ -1,7 +1,7 @@
 //! The `gpu-check` subcommand: whether a GPU computes what the CPU computes, and what it costs. A table and a verdict on standard
 //! output.
 
-use std::io;
+use std::path::Path;
 
 use nanoinfer_worker::{
     cuda::{self, Found, GpuInfo},
@@ -27,11 +27,12 @@ pub(super) fn run(ordinals: &[u32]) -> Result<bool, LaunchError> {
         }
     };
     passed_over.iter().for_each(|why| tell(format!("without {why}")));
-    let scratch = Scratch::new().map_err(LaunchError::system("make a folder for a small checkpoint"))?;
+    let scratch = tempfile::Builder::new().prefix("nanoinfer-gpu-check-").tempdir();
+    let scratch = scratch.map_err(LaunchError::system("make a folder for a small checkpoint"))?;
     let mut failures = 0;
     for (i, gpu) in gpus.iter().enumerate() {
         let peer = &gpus[(i + 1) % gpus.len()];
-        failures += check(gpu, peer, &scratch, &mut tell);
+        failures += check(gpu, peer, scratch.path(), &mut tell);
     }
     match unwritten {
         Some(error) => Err(error.into()),
@@ -40,10 +41,10 @@ pub(super) fn run(ordinals: &[u32]) -> Result<bool, LaunchError> {
 }
 
 /// Returns how much failed.
-fn check(gpu: &GpuInfo, peer: &GpuInfo, scratch: &Scratch, tell: &mut impl FnMut(String)) -> usize {
+fn check(gpu: &GpuInfo, peer: &GpuInfo, scratch: &Path, tell: &mut impl FnMut(String)) -> usize {
     let (mut passed, mut failed) = (0, 0);
     tell(format!("GPU {} ({})", gpu.ordinal, gpu.name));
-    gpu_check::check(gpu, peer.ordinal, &scratch.0, &mut |Finding { what, got, passed: verdict }| {
+    gpu_check::check(gpu, peer.ordinal, scratch, &mut |Finding { what, got, passed: verdict }| {
         let mark = match verdict {
             Some(true) => "ok",
             Some(false) => "FAILED",
@@ -59,22 +60,4 @@ fn check(gpu: &GpuInfo, peer: &GpuInfo, scratch: &Scratch, tell: &mut impl FnMut
     };
     tell(verdict);
     failed
-}
-
-/// A folder that goes when it is dropped.
-struct Scratch(std::path::PathBuf);
-
-impl Scratch {
-    fn new() -> io::Result<Self> {
-        let path = std::env::temp_dir().join(format!("nanoinfer-gpu-check-{}", std::process::id()));
-        std::fs::create_dir(&path)?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // The system clears what is left of temporary folders.
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }

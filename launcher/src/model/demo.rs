@@ -4,9 +4,9 @@
 //! a damaged or foreign folder is never served, nor one that somebody else could still change.
 
 use std::{
-    fs,
+    fs::{self, Permissions},
     io::{self, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -55,32 +55,27 @@ fn extract_into(root: &Path) -> io::Result<PathBuf> {
     if is_intact(&folder) {
         return Ok(folder);
     }
-    let fresh = root.join(format!(".nano-chat-{}-{:x}", std::process::id(), unique()));
-    let filled = fill(&fresh).and_then(|()| {
-        if is_intact(&folder) {
-            // Another process was faster.
-            return fs::remove_dir_all(&fresh);
-        }
-        if fs::symlink_metadata(&folder).is_ok() {
+    // Each goes again, with what is in it, unless it has another name by then.
+    let scratch =
+        || tempfile::Builder::new().prefix(".nano-chat-").permissions(Permissions::from_mode(0o700)).tempdir_in(root);
+    let fresh = scratch()?;
+    let placed = fill(fresh.path()).and_then(|()| {
+        if fs::symlink_metadata(&folder).is_ok() && !is_intact(&folder) {
             // Damaged, and readers of it may still have its files mapped: move it away instead of writing into it.
-            fs::rename(&folder, fresh.with_extension("damaged"))?;
-            fs::remove_dir_all(fresh.with_extension("damaged"))?;
+            fs::rename(&folder, scratch()?.path().join("damaged"))?;
         }
-        fs::rename(&fresh, &folder)
+        fs::rename(fresh.path(), &folder)
     });
-    if let Err(error) = filled {
-        // What is left of the attempt is of no use; that it cannot be removed is no further news.
-        let _ = fs::remove_dir_all(&fresh);
+    match placed {
         // Another process may have been faster.
-        return if is_intact(&folder) { Ok(folder) } else { Err(error) };
+        Err(error) if !is_intact(&folder) => Err(error),
+        _ => Ok(folder),
     }
-    Ok(folder)
 }
 
 fn fill(folder: &Path) -> io::Result<()> {
-    // Whatever the umask leaves to others.
-    fs::DirBuilder::new().mode(0o700).create(folder)?;
     FILES.iter().try_for_each(|(name, bytes)| {
+        // Whatever the umask leaves to others.
         let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(folder.join(name))?;
         file.write_all(bytes)
     })
@@ -99,15 +94,9 @@ fn is_intact(folder: &Path) -> bool {
         })
 }
 
-/// Differs between threads and calls of this process.
-fn unique() -> u64 {
-    use std::hash::{BuildHasher, RandomState};
-    RandomState::new().hash_one(0)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+    use std::os::unix::fs::{MetadataExt, chown, symlink};
 
     use super::*;
 
