@@ -24,7 +24,7 @@ use crate::{
     environment,
     error::LaunchError,
     hosts::{gather::Gathering, secret::Secret},
-    join::{self, Door, RankError, Worker},
+    join::{self, Door, Worker},
     model::{self, ModelError},
     output,
     plan::{Placement, Plan},
@@ -83,16 +83,13 @@ enum Failure {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Launch(#[from] LaunchError),
-    #[error(transparent)]
-    Rank(#[from] RankError),
 }
 
 impl Failure {
     fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) => 2,
-            Self::Launch(error) | Self::Rank(RankError::Launch(error)) => error.exit_code(),
-            Self::Rank(RankError::Worker(_)) => 1,
+            Self::Launch(error) => error.exit_code(),
         }
     }
 }

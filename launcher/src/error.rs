@@ -4,7 +4,7 @@ use std::{io, net::SocketAddr, path::PathBuf};
 
 use nanoinfer_coordinator::{engine::StartError, kv_budget::KvTooSmall, text::TextError};
 use nanoinfer_shared::{PartitionError, handshake::HandshakeError, link::LinkError};
-use nanoinfer_worker::cuda::GpuError;
+use nanoinfer_worker::{WorkerError, cuda::GpuError};
 
 use crate::{model::ModelError, output::OutputError, rank_end::RankEnd};
 
@@ -116,6 +116,9 @@ pub enum LaunchError {
         /// Why.
         reason: String,
     },
+    /// A rank, which this process is, failed at its work.
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
     /// What was asked for could not be written.
     #[error(transparent)]
     Output(#[from] OutputError),

@@ -55,7 +55,7 @@ pub(crate) enum Door {
 ///
 /// # Errors
 /// When the rank cannot join, or fails.
-pub(crate) fn run(worker: Worker) -> Result<(), RankError> {
+pub(crate) fn run(worker: Worker) -> Result<(), LaunchError> {
     // A name for `ps` and `top`; a kernel that refuses it is no reason to stop.
     let _ = std::ffi::CString::new(format!("rank {}", worker.rank)).map(|name| rustix::thread::set_name(&name));
     let identity = Identity { build_id: BUILD_ID.into(), world: worker.world, rank: worker.rank, host: this_host() };
@@ -68,17 +68,6 @@ pub(crate) fn run(worker: Worker) -> Result<(), RankError> {
         }
     };
     Ok(rank::run(setup)?)
-}
-
-/// Why a rank ended.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum RankError {
-    /// It did not come in.
-    #[error(transparent)]
-    Launch(#[from] LaunchError),
-    /// It failed at its work.
-    #[error(transparent)]
-    Worker(#[from] nanoinfer_worker::WorkerError),
 }
 
 /// What tells this host from others: its boot, and the control groups that this process sees, as containers of one host have

@@ -21,10 +21,7 @@ use nanoinfer_shared::{
 use nanoinfer_worker::{RankMemory, cuda, free_bytes, rank_memory};
 
 pub use self::placement::Placement;
-use self::{
-    device::{Chosen, Types},
-    topology::Topology,
-};
+use self::{device::Chosen, topology::Topology};
 use crate::{
     build::BUILD_ID,
     config::{ClusterConfig, DeviceChoice},
@@ -75,8 +72,7 @@ impl Plan {
     pub fn new(config: &ClusterConfig, placement: Placement) -> Result<Self, LaunchError> {
         let model = model::resolve(config.model.as_deref(), config.revision.as_deref(), &config.caches)?;
         Partition::new(&model.shape, config.nproc)?;
-        let types = Types { dtype: config.dtype, kv_dtype: config.kv_dtype };
-        let chosen = device::choose(&config.device, types, &model.shape, config.nproc, placement, cuda::find)?;
+        let chosen = device::choose(config, &model.shape, placement, cuda::find)?;
         let may_be_cpu = config.device == DeviceChoice::Auto && chosen.device != Device::Cpu;
         let plan = Self::on(chosen, config, placement, model.clone());
         if !may_be_cpu {
@@ -88,7 +84,7 @@ impl Plan {
             Err(_) => None,
         };
         match too_little {
-            Some(error) => Self::on(device::on_cpu(types, Some(&error))?, config, placement, model),
+            Some(error) => Self::on(device::on_cpu(config, Some(&error))?, config, placement, model),
             None => plan,
         }
     }

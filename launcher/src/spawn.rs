@@ -70,7 +70,7 @@ struct RankProcess {
     /// Shared with the thread that waits for its end: a process may only be killed while it is certain that its number
     /// was not given to another, that is, under this mutex and before it was waited for.
     child: Arc<Mutex<Child>>,
-    watcher: Option<JoinHandle<()>>,
+    watcher: JoinHandle<()>,
 }
 
 impl RankProcesses {
@@ -103,7 +103,7 @@ impl RankProcesses {
 
     /// Waits for all ranks to end by themselves, up to a deadline; what is left is killed when this is dropped.
     pub(crate) fn wait(&self) {
-        wait_for(self.ranks.iter().filter_map(|rank| rank.watcher.as_ref()));
+        wait_for(self.ranks.iter().map(|rank| &rank.watcher));
     }
 }
 
@@ -123,9 +123,9 @@ impl Drop for RankProcesses {
             // An error means that it has ended already.
             let _ = rank.child.lock().unwrap_or_else(PoisonError::into_inner).kill();
         }
-        for watcher in self.ranks.iter_mut().filter_map(|rank| rank.watcher.take()) {
+        for rank in self.ranks.drain(..) {
             // A panic there has been printed; there is nothing left to do for that rank.
-            let _ = watcher.join();
+            let _ = rank.watcher.join();
         }
         if let Some((release, spawner)) = self.spawner.take() {
             drop(release);
@@ -175,7 +175,7 @@ fn start_all(
             .spawn(move || watch(rank, pid, &watched, stderr, &ends))
             .map_err(LaunchError::system("start a thread"));
         match watcher {
-            Ok(watcher) => all.ranks.push(RankProcess { child, watcher: Some(watcher) }),
+            Ok(watcher) => all.ranks.push(RankProcess { child, watcher }),
             Err(error) => {
                 // Its control link closes as `ours` is dropped, and so the rank ends; kill it all the same.
                 let _ = child.lock().unwrap_or_else(PoisonError::into_inner).kill();

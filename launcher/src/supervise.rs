@@ -14,6 +14,7 @@
 use std::{
     fs,
     future::pending,
+    io,
     net::{SocketAddr, TcpListener},
     time::Duration,
 };
@@ -26,6 +27,7 @@ use nanoinfer_worker::rank::end_process;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::oneshot,
+    task::JoinError,
     time::{Instant, timeout},
 };
 
@@ -147,12 +149,9 @@ async fn answer(
     if stopped_twice { Err(LaunchError::StoppedTwice) } else { Ok(()) }
 }
 
-fn http_ended(address: SocketAddr, ended: Result<std::io::Result<()>, tokio::task::JoinError>) -> LaunchError {
-    let source = match ended {
-        Ok(Ok(())) => std::io::Error::other("nobody asked it to"),
-        Ok(Err(error)) => error,
-        Err(error) => std::io::Error::other(error),
-    };
+fn http_ended(address: SocketAddr, ended: Result<io::Result<()>, JoinError>) -> LaunchError {
+    let failure = ended.unwrap_or_else(|error| Err(io::Error::other(error))).err();
+    let source = failure.unwrap_or_else(|| io::Error::other("nobody asked it to"));
     LaunchError::Http { address, source }
 }
 
@@ -166,14 +165,12 @@ async fn drained(handle: &EngineHandle, deadline: Instant) {
             quiet = if is_busy(handle) { 0 } else { quiet + 1 };
         }
     };
-    let done = async {
-        tokio::select! {
-            () = idle => {}
-            () = handle.ended() => {}
-        }
-    };
     // Whichever comes first; the caller looks at what is left.
-    let _ = tokio::time::timeout_at(deadline, done).await;
+    tokio::select! {
+        () = idle => {}
+        () = handle.ended() => {}
+        () = tokio::time::sleep_until(deadline) => {}
+    }
 }
 
 fn is_busy(handle: &EngineHandle) -> bool {

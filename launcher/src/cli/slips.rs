@@ -14,14 +14,11 @@ const PREFIX: &str = "NANOINFER_";
 pub(super) fn source_of(flag: &str, typed: &[OsString]) -> Option<String> {
     let flag = flag.split(' ').next()?;
     let command = CommandLine::command();
-    let argument = command.get_arguments().find(|argument| Some(flag) == long(argument).as_deref())?;
+    let name = flag.strip_prefix("--");
+    let argument = command.get_arguments().find(|argument| name.is_some() && argument.get_long() == name)?;
     let variable = argument.get_env()?.to_str()?;
     let is_typed = typed.iter().any(|word| word.to_string_lossy().split('=').next() == Some(flag));
     (!is_typed && env::var_os(variable).is_some()).then(|| variable.to_owned())
-}
-
-fn long(argument: &clap::Arg) -> Option<String> {
-    argument.get_long().map(|name| format!("--{name}"))
 }
 
 /// What to say of variables that look like options and are none: a slip in a name would otherwise go unnoticed.

@@ -43,6 +43,8 @@ type Link = ControlLink<ToRank, FromRank>;
 pub(crate) struct Arrived {
     pub(crate) link: Link,
     pub(crate) host: String,
+    /// The link's socket, to see whether the rank is still there.
+    socket: TcpStream,
 }
 
 /// A place where ranks may join.
@@ -53,17 +55,9 @@ pub(crate) struct Gathering {
 }
 
 /// Ranks that have joined, by number. A mutex, as several handshakes may end at once.
-type Joined = Arc<Mutex<Vec<Option<Guest>>>>;
+type Joined = Arc<Mutex<Vec<Option<Arrived>>>>;
 
-/// A rank that has joined.
-#[derive(Debug)]
-struct Guest {
-    rank: Arrived,
-    /// The link's socket, to see whether the rank is still there.
-    socket: TcpStream,
-}
-
-impl Guest {
+impl Arrived {
     /// The rank has gone again: a scheduler that restarts it sends another.
     fn is_gone(&self) -> bool {
         // A rank says nothing before it is told to load, so there is either nothing to read or the end.
@@ -121,7 +115,7 @@ impl Gathering {
             if missing.is_empty() {
                 // Handshakes that are still under way find their rank taken.
                 let mut guests = joined.lock().unwrap_or_else(PoisonError::into_inner);
-                return Ok(guests.iter_mut().filter_map(Option::take).map(|guest| guest.rank).collect());
+                return Ok(guests.iter_mut().filter_map(Option::take).collect());
             }
             if reminded.elapsed() >= REMINDER {
                 tracing::info!("still waiting at {address} for {}", named(&missing, world));
@@ -171,7 +165,7 @@ fn admit(
     secret: &Secret,
     epoch: u32,
     joined: &Joined,
-) -> Result<(usize, Guest), HandshakeError> {
+) -> Result<(usize, Arrived), HandshakeError> {
     let free = |rank: usize| match joined.lock().unwrap_or_else(PoisonError::into_inner).get(rank) {
         Some(None) => Ok(()),
         Some(Some(guest)) if guest.is_gone() => Ok(()),
@@ -184,14 +178,13 @@ fn admit(
     let until = Instant::now() + HANDSHAKE_TIMEOUT;
     let admission = Admission { expected: &expected, key: secret.key(), epoch, until };
     let Identity { rank, host, .. } = handshake::admit(&mut socket, admission, free)?;
-    let arrived = Arrived { link: Link::over(socket, epoch)?, host };
-    Ok((rank, Guest { rank: arrived, socket: probe }))
+    Ok((rank, Arrived { link: Link::over(socket, epoch)?, host, socket: probe }))
 }
 
 /// Puts a guest in its place.
-fn take_in(rank: usize, from: SocketAddr, guest: Guest, joined: &Joined) {
+fn take_in(rank: usize, from: SocketAddr, guest: Arrived, joined: &Joined) {
     let place = &mut joined.lock().unwrap_or_else(PoisonError::into_inner)[rank];
-    if place.as_ref().is_none_or(Guest::is_gone) {
+    if place.as_ref().is_none_or(Arrived::is_gone) {
         *place = Some(guest);
         tracing::info!(rank, "joined from {from}");
     } else {

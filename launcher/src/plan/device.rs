@@ -11,7 +11,10 @@ use nanoinfer_shared::{
 use nanoinfer_worker::cuda::{self, Found, GpuError, GpuInfo};
 
 use super::placement::Placement;
-use crate::{config::DeviceChoice, error::LaunchError};
+use crate::{
+    config::{ClusterConfig, DeviceChoice},
+    error::LaunchError,
+};
 
 /// What ranks will compute on, and in what.
 #[derive(Clone, Debug)]
@@ -27,55 +30,34 @@ pub(super) struct Chosen {
     pub(super) passed_over: Vec<String>,
 }
 
-/// What was asked for of types.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Types {
-    pub(super) dtype: Option<DType>,
-    pub(super) kv_dtype: Option<DType>,
-}
-
-impl Types {
-    fn or(self, default: DType) -> (DType, DType) {
-        let dtype = self.dtype.unwrap_or(default);
-        (dtype, self.kv_dtype.unwrap_or(dtype))
-    }
-}
-
-/// Decides for `world` ranks. `find` looks for as many GPUs of this host, among those that are wanted.
+/// Decides for the ranks of `config`. `find` looks for as many GPUs of this host, among those that are wanted.
 ///
 /// # Errors
 /// When what was asked for is not there, or does not do what is asked.
 pub(super) fn choose(
-    choice: &DeviceChoice,
-    types: Types,
+    config: &ClusterConfig,
     shape: &ModelShape,
-    world: usize,
     placement: Placement,
     find: impl Fn(&[u32], usize) -> Result<Found, GpuError>,
 ) -> Result<Chosen, LaunchError> {
     let on_gpus = |wanted: &[u32]| {
-        let (dtype, kv_dtype) = types.or(DType::Bf16);
+        let (dtype, kv_dtype) = types(config, DType::Bf16);
         cuda::fits(shape, dtype, kv_dtype)?;
-        let Found { gpus, passed_over } = find(wanted, world)?;
-        let device = Device::Gpus(gpus.iter().map(|gpu| gpu.ordinal).collect());
-        let passed_over = passed_over.iter().map(first_line).collect();
-        Ok::<_, GpuError>(Chosen { device, gpus, dtype, kv_dtype, instead: None, passed_over })
-    };
-    match (choice, placement) {
-        (DeviceChoice::Cpu, _) | (DeviceChoice::Auto, Placement::Elsewhere) => on_cpu(types, None),
-        (DeviceChoice::Cuda(wanted), Placement::Here) => Ok(on_gpus(wanted)?),
-        (DeviceChoice::Cuda(wanted), Placement::Elsewhere) => {
+        let (ordinals, gpus, passed_over) = match placement {
+            Placement::Here => {
+                let Found { gpus, passed_over } = find(wanted, config.nproc)?;
+                (gpus.iter().map(|gpu| gpu.ordinal).collect(), gpus, passed_over.iter().map(first_line).collect())
+            }
             // Other hosts' GPUs show when their ranks load. Where none is named, each rank takes the first that it sees.
-            let (dtype, kv_dtype) = types.or(DType::Bf16);
-            cuda::fits(shape, dtype, kv_dtype)?;
-            let ordinals = if wanted.is_empty() { vec![0] } else { wanted.clone() };
-            let (device, gpus, passed_over) = (Device::Gpus(ordinals), Vec::new(), Vec::new());
-            Ok(Chosen { device, gpus, dtype, kv_dtype, instead: None, passed_over })
-        }
-        (DeviceChoice::Auto, Placement::Here) => match on_gpus(&[]) {
-            Ok(chosen) => Ok(chosen),
-            Err(error) => on_cpu(types, Some(&error)),
-        },
+            Placement::Elsewhere if wanted.is_empty() => (vec![0], Vec::new(), Vec::new()),
+            Placement::Elsewhere => (wanted.to_vec(), Vec::new(), Vec::new()),
+        };
+        Ok::<_, GpuError>(Chosen { device: Device::Gpus(ordinals), gpus, dtype, kv_dtype, instead: None, passed_over })
+    };
+    match (&config.device, placement) {
+        (DeviceChoice::Cpu, _) | (DeviceChoice::Auto, Placement::Elsewhere) => on_cpu(config, None),
+        (DeviceChoice::Cuda(wanted), _) => Ok(on_gpus(wanted)?),
+        (DeviceChoice::Auto, Placement::Here) => on_gpus(&[]).or_else(|error| on_cpu(config, Some(&error))),
     }
 }
 
@@ -83,9 +65,9 @@ pub(super) fn choose(
 ///
 /// # Errors
 /// When the types are not for CPUs.
-pub(super) fn on_cpu(types: Types, instead: Option<&dyn fmt::Display>) -> Result<Chosen, LaunchError> {
+pub(super) fn on_cpu(config: &ClusterConfig, instead: Option<&dyn fmt::Display>) -> Result<Chosen, LaunchError> {
     let instead = instead.map(first_line);
-    let (dtype, kv_dtype) = types.or(nanoinfer_worker::default_dtype());
+    let (dtype, kv_dtype) = types(config, nanoinfer_worker::default_dtype());
     if dtype == DType::F16 || kv_dtype == DType::F16 {
         let why = instead.as_ref().map_or(String::new(), |why| format!(", and none is used: {why}"));
         return Err(LaunchError::Usage {
@@ -94,6 +76,12 @@ pub(super) fn on_cpu(types: Types, instead: Option<&dyn fmt::Display>) -> Result
         });
     }
     Ok(Chosen { device: Device::Cpu, gpus: Vec::new(), dtype, kv_dtype, instead, passed_over: Vec::new() })
+}
+
+/// What to compute in, and the KV cache's: `default` where nothing was asked for.
+fn types(config: &ClusterConfig, default: DType) -> (DType, DType) {
+    let dtype = config.dtype.unwrap_or(default);
+    (dtype, config.kv_dtype.unwrap_or(dtype))
 }
 
 /// What to do about an error is for whoever asked for what failed.
@@ -122,8 +110,11 @@ impl fmt::Display for Chosen {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Caches;
 
-    const AS_IT_FITS: Types = Types { dtype: None, kv_dtype: None };
+    type Types = (Option<DType>, Option<DType>);
+
+    const AS_IT_FITS: Types = (None, None);
 
     fn gpu(ordinal: u32) -> GpuInfo {
         let name = "H".into();
@@ -145,12 +136,14 @@ mod tests {
 
     fn here(
         choice: &str,
-        types: Types,
-        world: usize,
+        (dtype, kv_dtype): Types,
+        nproc: usize,
         find: fn(&[u32], usize) -> Result<Found, GpuError>,
     ) -> Result<Chosen, LaunchError> {
         let shape = ModelShape::from_config_json("{}").unwrap();
-        choose(&choice.parse().unwrap(), types, &shape, world, Placement::Here, find)
+        let device = choice.parse().unwrap();
+        let config = ClusterConfig { device, dtype, kv_dtype, nproc, ..ClusterConfig::new(Caches::nowhere()) };
+        choose(&config, &shape, Placement::Here, find)
     }
 
     #[test]
@@ -175,7 +168,7 @@ mod tests {
 
     #[test]
     fn types_decide_too() {
-        let types = |dtype, kv_dtype| Types { dtype: Some(dtype), kv_dtype };
+        let types = |dtype, kv_dtype| (Some(dtype), kv_dtype);
         let chosen = here("auto", types(DType::Int8, None), 1, two).unwrap();
         assert_eq!(chosen.device, Device::Cpu);
         assert!(chosen.instead.unwrap().contains("int8 is for CPUs"));

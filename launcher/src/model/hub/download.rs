@@ -16,7 +16,7 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressStyle};
 use sha1::Sha1;
-use sha2::{Digest as _, Sha256};
+use sha2::{Digest as _, Sha256, digest::DynDigest};
 
 use super::{
     cache::{RepoCache, is_whole},
@@ -100,7 +100,7 @@ struct Partial<'a> {
     path: PathBuf,
     content: File,
     /// Of the content so far.
-    hash: Hash,
+    hash: Box<dyn DynDigest>,
     /// Bytes so far.
     len: u64,
     announced: Announced,
@@ -110,7 +110,7 @@ impl<'a> Partial<'a> {
     /// Takes up what an earlier download left.
     fn open(cache: &'a RepoCache, name: &str, of: (&'a str, &'a str), announced: &Announced) -> Result<Self, HubError> {
         let (path, content) = cache.open_incomplete(name)?;
-        let hash = Hash::new(announced);
+        let hash = hash_of(announced);
         let mut partial = Self { cache, of, path, content, hash, len: 0, announced: announced.clone() };
         let mut chunk = vec![0; CHUNK];
         loop {
@@ -172,14 +172,14 @@ impl<'a> Partial<'a> {
     }
 
     fn restart(&mut self) -> Result<(), Trouble> {
-        (self.len, self.hash) = (0, Hash::new(&self.announced));
+        (self.len, self.hash) = (0, hash_of(&self.announced));
         self.content.set_len(0).and_then(|()| self.content.rewind()).map_err(|source| self.fails(source))
     }
 
     /// Gives it its name, if it is what was announced.
     fn finish(&mut self) -> Result<String, HubError> {
         let (id, file) = self.of;
-        let got = self.hash.hex();
+        let got: String = self.hash.finalize_reset().iter().map(|byte| format!("{byte:02x}")).collect();
         if let Some(digest) = self.announced.digest.as_ref().filter(|digest| digest.hex() != got) {
             let (expected, got) = (format!("digest {}", digest.hex()), format!("digest {got}"));
             return Err(HubError::Content { id: id.into(), file: file.into(), expected, got });
@@ -200,34 +200,11 @@ impl<'a> Partial<'a> {
     }
 }
 
-/// The digest that content is compared by, as it grows.
-#[derive(Clone)]
-enum Hash {
-    Sha256(Sha256),
-    Git(Sha1),
-}
-
-impl Hash {
-    fn new(announced: &Announced) -> Self {
-        match (&announced.digest, announced.size) {
-            (Some(Digest::GitBlob(_)), Some(size)) => Self::Git(Sha1::new_with_prefix(format!("blob {size}\0"))),
-            _ => Self::Sha256(Sha256::new()),
-        }
-    }
-
-    fn update(&mut self, content: &[u8]) {
-        match self {
-            Self::Sha256(hash) => hash.update(content),
-            Self::Git(hash) => hash.update(content),
-        }
-    }
-
-    fn hex(&self) -> String {
-        let digest = match self.clone() {
-            Self::Sha256(hash) => hash.finalize().to_vec(),
-            Self::Git(hash) => hash.finalize().to_vec(),
-        };
-        digest.iter().map(|byte| format!("{byte:02x}")).collect()
+/// What makes the digest that content is compared by.
+fn hash_of(announced: &Announced) -> Box<dyn DynDigest> {
+    match (&announced.digest, announced.size) {
+        (Some(Digest::GitBlob(_)), Some(size)) => Box::new(Sha1::new_with_prefix(format!("blob {size}\0"))),
+        _ => Box::new(Sha256::new()),
     }
 }
 
