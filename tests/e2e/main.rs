@@ -17,6 +17,7 @@
 //! - [`trace`]: `--trace` is a file for Perfetto in which steps, layers and their parts nest
 //! - [`configs`]: every file in `configs/` starts
 //! - [`imports`]: the import rules of docs/architecture.md
+//! - [`circles`]: no file of a crate needs one that needs it
 //! - [`docs`]: files, links and flags that the documents name exist
 //! - [`example`]: the 100-line program
 
@@ -27,6 +28,7 @@ mod server;
 mod bad_input;
 mod cable;
 mod chat;
+mod circles;
 mod completions;
 mod configs;
 mod cores;
