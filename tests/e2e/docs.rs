@@ -37,6 +37,22 @@ fn quoted(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2)
 }
 
+/// docs/walk.md says how long the way is.
+#[test]
+fn the_walk_is_as_long_as_it_says() {
+    let walk = fs::read_to_string(root().join("docs/walk.md")).unwrap();
+    let rows = walk.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` | "));
+    let mut all = 0;
+    for (file, rest) in rows {
+        let said: usize = rest.split(' ').next().unwrap().parse().unwrap();
+        let text = fs::read_to_string(root().join(file)).unwrap();
+        let lines = text.lines().take_while(|line| *line != "#[cfg(test)]").count();
+        assert!(lines.abs_diff(said) * 10 <= lines, "docs/walk.md says that {file} has {said} lines, and it has {lines}");
+        all += lines;
+    }
+    assert!(walk.contains("some 3,400 lines") && (3_000..3_800).contains(&all), "the walk has {all} lines");
+}
+
 #[test]
 fn files_named_in_the_documents_exist() {
     let mut all = Vec::new();
