@@ -110,25 +110,15 @@ fn serve(options: ServeOptions, args: &[OsString]) -> Result<(), Failure> {
         join::die_with_parent(parent).map_err(LaunchError::system("start"))?;
     }
     let Some((config, listener)) = prepare(options, args, Placement::Here)? else { return Ok(()) };
-    let Config { options, http } = config;
-    Ok(supervise::serve(listener, http, options.shutdown_timeout, move || {
-        let plan = announced(&options.cluster, Placement::Here)?;
-        let _progress = LoadProgress::begin(&plan);
-        Cluster::carry_out(&plan)
-    })?)
+    supervise(config, listener, Placement::Here, Cluster::carry_out)
 }
 
 fn coordinate(options: CoordinatorOptions, args: &[OsString]) -> Result<(), Failure> {
     let Some((config, listener)) = prepare(options.serve, args, Placement::Elsewhere)? else { return Ok(()) };
     // Not before there is a log: it may have something to say of the file.
     let secret = Secret::read(&options.secret_file)?;
-    let Config { options: serve, http } = config;
-    let arrivals = Gathering::listen(&options.listen, secret)?.begin(serve.cluster.nproc)?;
-    Ok(supervise::serve(listener, http, serve.shutdown_timeout, move || {
-        let plan = announced(&serve.cluster, Placement::Elsewhere)?;
-        let _progress = LoadProgress::begin(&plan);
-        Cluster::gather(&plan, arrivals)
-    })?)
+    let arrivals = Gathering::listen(&options.listen, secret)?.begin(config.options.cluster.nproc)?;
+    supervise(config, listener, Placement::Elsewhere, |plan| Cluster::gather(plan, arrivals))
 }
 
 /// What both servers do first; none where `--plan` was all that was asked for.
@@ -163,11 +153,19 @@ fn prepare(
     }
 }
 
-/// The plan of a cluster, told to whoever reads the log.
-fn announced(cluster: &ClusterConfig, placement: Placement) -> Result<Plan, LaunchError> {
-    let plan = Plan::new(cluster, placement)?;
-    tracing::info!("\n{plan}");
-    Ok(plan)
+/// What both servers do then: tell the plan to whoever reads the log, carry it out with `start`, and serve.
+fn supervise(
+    Config { options, http }: Config,
+    listener: TcpListener,
+    placement: Placement,
+    start: impl FnOnce(&Plan) -> Result<Cluster, LaunchError> + Send + 'static,
+) -> Result<(), Failure> {
+    Ok(supervise::serve(listener, http, options.shutdown_timeout, move || {
+        let plan = Plan::new(&options.cluster, placement)?;
+        tracing::info!("\n{plan}");
+        let _progress = LoadProgress::begin(&plan);
+        start(&plan)
+    })?)
 }
 
 fn work(options: WorkerOptions) -> Result<(), Failure> {

@@ -151,4 +151,23 @@ mod tests {
             "rank 2 was killed by signal 11 (SIGSEGV)\n  its last lines:\n    a line\n  then rank 0 ended with exit status 1"
         );
     }
+
+    #[test]
+    fn ends_that_come_together_are_told_together_and_none_is_lost() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let (report, mut ends) = RankEnds::of(3);
+        let came = |rank, how| report.try_send(RankEnd { rank, how, last_lines: Vec::new() }).unwrap();
+        runtime.block_on(async {
+            came(0, HowEnded::Returned);
+            assert!(ends.failures(Duration::from_millis(1)).await.is_none(), "a clean end is no failure");
+            came(1, HowEnded::Failed("of something".into()));
+            // Dropped while others are awaited.
+            assert!(timeout(SETTLE / 10, ends.failures(Duration::MAX)).await.is_err());
+            came(2, HowEnded::Status(ExitStatus::from_raw(9)));
+            let ranks: Vec<usize> = ends.failures(Duration::MAX).await.unwrap().iter().map(|end| end.rank).collect();
+            assert_eq!(ranks, [2, 1], "a signal explains the most");
+        });
+        drop(report);
+        assert!(runtime.block_on(ends.failures(Duration::MAX)).is_none(), "nobody is left to report any");
+    }
 }
