@@ -129,12 +129,11 @@ impl Family {
         Source { tensor, sizes, columns, may_be_turned, may_be_absent }
     }
 
-    /// All tensors of a model, each once.
-    pub fn tensors(&self, shape: &ModelShape) -> Vec<Source> {
-        let mut tensors: Vec<Source> = Part::all(shape).map(|part| self.source(shape, part)).collect();
-        tensors.dedup_by(|next, tensor| next.tensor == tensor.tensor);
-        tensors.iter_mut().for_each(|tensor| tensor.columns = 0..tensor.sizes[tensor.sizes.len() - 1]);
-        tensors
+    /// All tensors of a model, each once. One after the other: a configuration may claim any number of layers.
+    pub fn tensors<'a>(&'a self, shape: &'a ModelShape) -> impl Iterator<Item = Source> + use<'a> {
+        // Of parts side by side the first stands for the tensor.
+        let tensors = Part::all(shape).map(|part| self.source(shape, part)).filter(|source| source.columns.start == 0);
+        tensors.map(|tensor| Source { columns: 0..tensor.sizes[tensor.sizes.len() - 1], ..tensor })
     }
 
     /// The block that a tensor is of, and its name there.

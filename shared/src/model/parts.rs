@@ -103,6 +103,11 @@ impl LayerPart {
 impl ModelShape {
     /// Number of parameters, a tied head counted once.
     pub fn parameters(&self) -> usize {
-        Part::all(self).map(|part| part.sizes(self).iter().product::<usize>()).sum()
+        let with_layers = |layers| {
+            let shape = Self { layers, ..self.clone() };
+            Part::all(&shape).map(|part| part.sizes(&shape).iter().product::<usize>()).sum::<usize>()
+        };
+        let outside = with_layers(0);
+        outside + self.layers * (with_layers(1) - outside)
     }
 }

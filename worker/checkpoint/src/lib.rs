@@ -264,18 +264,16 @@ impl Checkpoint {
     pub fn check(&self, model_shape: &ModelShape) -> Result<(), CheckpointError> {
         let in_layer = |name| self.family.in_layer(name);
         let in_layers: BTreeSet<&str> = self.tensors.keys().filter_map(|name| Some(in_layer(name)?.1)).collect();
-        let tensors = self.family.tensors(model_shape);
-        for Source { tensor: name, sizes, may_be_turned, may_be_absent, .. } in &tensors {
-            let Some(entry) = self.tensors.get(name) else {
+        for Source { tensor: name, sizes, may_be_turned, may_be_absent, .. } in self.family.tensors(model_shape) {
+            let Some(entry) = self.tensors.get(&name) else {
                 // A bias that the model does without is in no layer.
-                if *may_be_absent && in_layer(name).is_none_or(|(_, part)| !in_layers.contains(part)) {
+                if may_be_absent && self.family.in_layer(&name).is_none_or(|(_, part)| !in_layers.contains(part)) {
                     continue;
                 }
-                return Err(CheckpointError::Missing { name: name.clone() });
+                return Err(CheckpointError::Missing { name });
             };
-            let name = name.clone();
-            let mut expected = sizes.clone();
-            if *may_be_turned && self.layout == Layout::Linear {
+            let mut expected = sizes;
+            if may_be_turned && self.layout == Layout::Linear {
                 expected.reverse();
             }
             if entry.shape != expected {
@@ -285,7 +283,9 @@ impl Checkpoint {
                 return Err(CheckpointError::Type { name, dtype: format!("{:?}", entry.dtype) });
             }
         }
-        let known: BTreeSet<&str> = tensors.iter().filter_map(|source| Some(in_layer(&source.tensor)?.1)).collect();
+        let one_layer = ModelShape { layers: 1, ..model_shape.clone() };
+        let of_one: Vec<Source> = self.family.tensors(&one_layer).collect();
+        let known: BTreeSet<&str> = of_one.iter().filter_map(|source| Some(in_layer(&source.tensor)?.1)).collect();
         for name in self.tensors.keys() {
             match in_layer(name) {
                 Some((layer, _)) if layer >= model_shape.layers => {
@@ -314,7 +314,7 @@ impl Checkpoint {
     /// When one is missing.
     pub(crate) fn slices(&self, model_shape: &ModelShape) -> Result<Vec<(Source, TensorSlice<'_>)>, CheckpointError> {
         let with_slice = |source: Source| Ok((source.clone(), self.slice(&source)?));
-        self.family.tensors(model_shape).into_iter().map(with_slice).collect()
+        self.family.tensors(model_shape).map(with_slice).collect()
     }
 
     fn slice(&self, source: &Source) -> Result<TensorSlice<'_>, CheckpointError> {

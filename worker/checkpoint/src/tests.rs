@@ -29,8 +29,9 @@ fn model_shape() -> ModelShape {
 }
 
 fn whole() -> Tensors {
-    let tensors = FAMILIES[0].tensors(&model_shape());
-    tensors.into_iter().map(|tensor| (tensor.tensor, Dtype::F16, tensor.sizes)).collect()
+    let shape = model_shape();
+    let tensors = FAMILIES[0].tensors(&shape);
+    tensors.map(|tensor| (tensor.tensor, Dtype::F16, tensor.sizes)).collect()
 }
 
 /// What opening and checking say of these tensors.

@@ -289,7 +289,7 @@ impl Small {
         let shape = ModelShape::from_config_json(CONFIG).expect("the configuration above is sound");
         let path = scratch.join("gpu-check.safetensors");
         let (mut header, mut end) = (String::from(r#"{"__metadata__":{"format":"pt"}"#), 0);
-        let tensors: Vec<_> = FAMILIES[0].tensors(&shape);
+        let tensors: Vec<_> = FAMILIES[0].tensors(&shape).collect();
         for Source { tensor, sizes, .. } in &tensors {
             let begin = end;
             end += sizes.iter().product::<usize>() * size_of::<f32>();

@@ -36,7 +36,7 @@ static WITH_RENAMED: &[&Family] = &[&RENAMED];
 
 /// `checkpoint` under the other family's names, as a file of safetensors.
 fn renamed(from: &Checkpoint, golden: &Golden) -> Vec<u8> {
-    let (ours, theirs) = (FAMILIES[0].tensors(&golden.shape), RENAMED.tensors(&golden.shape));
+    let [ours, theirs] = [FAMILIES[0], &RENAMED].map(|family| family.tensors(&golden.shape).collect::<Vec<_>>());
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.safetensors");
     from.write_safetensors(&golden.shape, &path).unwrap();

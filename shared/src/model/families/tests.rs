@@ -75,7 +75,7 @@ fn a_part_is_columns_of_a_tensor_and_all_parts_cover_all_tensors() {
         ModelShape::from_config_json(r#"{"n_embd":30,"n_head":6,"n_layer":2,"tie_word_embeddings":false}"#).unwrap();
     let key = gpt2::GPT2.source(&shape, Part::Layer(1, LayerPart::Key, Term::Weight));
     assert_eq!((key.tensor.as_str(), &key.sizes[..], key.columns), ("h.1.attn.c_attn.weight", &[30, 90][..], 30..60));
-    let tensors = gpt2::GPT2.tensors(&shape);
+    let tensors: Vec<_> = gpt2::GPT2.tensors(&shape).collect();
     assert_eq!(tensors.len(), 5 + 2 * 12);
     assert_eq!(tensors.iter().map(|tensor| tensor.sizes.iter().product::<usize>()).sum::<usize>(), shape.parameters());
 }
