@@ -2,6 +2,7 @@
 
 use std::{io, path::PathBuf};
 
+use nanoinfer_checkpoint::CheckpointError;
 use nanoinfer_shared::{
     comm::CommError,
     link::LinkError,
@@ -9,7 +10,6 @@ use nanoinfer_shared::{
 };
 
 use crate::cuda::GpuError;
-use nanoinfer_checkpoint::CheckpointError;
 
 /// Why a rank cannot go on.
 #[derive(Debug, thiserror::Error)]

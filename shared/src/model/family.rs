@@ -3,7 +3,7 @@
 //! With the families' own files the only place where the name of a tensor is written: who loads, checks, converts or lists
 //! weights asks for a [`Part`]. Does not know which families there are, nor files, formats or ranks.
 
-use std::{fmt, ops::Range};
+use std::{fmt, ops::Range, slice::from_ref};
 
 use serde_json::Value;
 
@@ -20,7 +20,7 @@ pub struct Family {
     pub model_type: &'static str,
     /// Reads a configuration of it.
     pub read_config: fn(&Value) -> Result<ModelShape, ShapeError>,
-    /// The fields of a configuration that reads so.
+    /// The fields of a configuration that reads so, and that transformers reads too.
     pub write_config: fn(&ModelShape) -> Value,
     /// What its tensors are called.
     pub names: Names,
@@ -94,38 +94,35 @@ impl Family {
     /// Where a part is.
     pub fn source(&self, shape: &ModelShape, part: Part) -> Source {
         let names = &self.names;
-        let outside = |name, term| (with_ending(name, term), part.sizes(shape));
-        let (mut columns, mut may_be_turned) = (None, false);
-        let (tensor, sizes) = match part {
+        let outside = |name, term| {
+            let sizes = part.sizes(shape);
+            (with_ending(name, term), 0..sizes[sizes.len() - 1], sizes, false)
+        };
+        let (tensor, columns, sizes, may_be_turned) = match part {
             Part::Embedding => outside(names.embedding, Term::Weight),
             Part::Positions => outside(names.positions, Term::Weight),
             Part::Head => outside(names.head, Term::Weight),
             Part::FinalNorm(term) => outside(names.final_norm, term),
             Part::Layer(layer, part, term) => {
-                let (inputs, outputs) = part.inputs_outputs(shape);
-                // The tensor's outputs, and how many of them come before the part's.
-                let together = |first: &[LayerPart]| {
-                    let width = |parts: &[LayerPart]| parts.iter().map(|part| part.inputs_outputs(shape).1).sum();
-                    (width(&[LayerPart::Query, LayerPart::Key, LayerPart::Value]), width(first))
+                // The parts that are side by side in the tensor.
+                let (name, together) = match part {
+                    LayerPart::AttentionNorm => (names.attention_norm, from_ref(&part)),
+                    LayerPart::Query | LayerPart::Key | LayerPart::Value => (names.qkv, &LayerPart::QKV[..]),
+                    LayerPart::AttentionOutput => (names.attention_output, from_ref(&part)),
+                    LayerPart::MlpNorm => (names.mlp_norm, from_ref(&part)),
+                    LayerPart::Up => (names.up, from_ref(&part)),
+                    LayerPart::Down => (names.down, from_ref(&part)),
                 };
-                let (name, (width, start)) = match part {
-                    LayerPart::AttentionNorm => (names.attention_norm, (outputs, 0)),
-                    LayerPart::Query => (names.qkv, together(&[])),
-                    LayerPart::Key => (names.qkv, together(&[LayerPart::Query])),
-                    LayerPart::Value => (names.qkv, together(&[LayerPart::Query, LayerPart::Key])),
-                    LayerPart::AttentionOutput => (names.attention_output, (outputs, 0)),
-                    LayerPart::MlpNorm => (names.mlp_norm, (outputs, 0)),
-                    LayerPart::Up => (names.up, (outputs, 0)),
-                    LayerPart::Down => (names.down, (outputs, 0)),
-                };
-                may_be_turned = term == Term::Weight && inputs > 0;
-                columns = Some(start..start + outputs);
-                let sizes = if may_be_turned { vec![inputs, width] } else { vec![width] };
-                (with_ending(&format!("{}{layer}.{name}", names.layers), term), sizes)
+                let outputs = |part: &LayerPart| part.inputs_outputs(shape).1;
+                let start: usize = together.iter().take_while(|&before| *before != part).map(outputs).sum();
+                let (inputs, width) = (part.inputs_outputs(shape).0, together.iter().map(outputs).sum());
+                let is_matrix = term == Term::Weight && inputs > 0;
+                let sizes = if is_matrix { vec![inputs, width] } else { vec![width] };
+                let tensor = with_ending(&format!("{}{layer}.{name}", names.layers), term);
+                (tensor, start..start + outputs(&part), sizes, is_matrix)
             }
         };
         let may_be_absent = matches!(part, Part::FinalNorm(Term::Bias) | Part::Layer(_, _, Term::Bias));
-        let columns = columns.unwrap_or(0..sizes[sizes.len() - 1]);
         Source { tensor, sizes, columns, may_be_turned, may_be_absent }
     }
 
@@ -166,11 +163,6 @@ impl Family {
             return Err(NotServed::one_kv_head(fused));
         }
         Ok(if linear { Layout::Linear } else { Layout::Conv1d })
-    }
-
-    /// The text of a `config.json` that reads as this shape, and that transformers reads too.
-    pub fn config_json(&self, shape: &ModelShape) -> String {
-        format!("{:#}\n", (self.write_config)(shape))
     }
 }
 

@@ -12,7 +12,10 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use super::{parts::LayerPart, shape::ModelShape};
+use super::{
+    parts::{LayerPart, Part, Term},
+    shape::ModelShape,
+};
 
 /// Columns of the MLP's hidden layer that stay together. The last block of a layer may be shorter.
 pub const FFN_BLOCK: usize = 64;
@@ -53,6 +56,11 @@ pub enum Linear {
     Down,
 }
 
+impl Linear {
+    /// Those of a block.
+    pub const ALL: [Self; 4] = [Self::Qkv, Self::AttentionOutput, Self::Up, Self::Down];
+}
+
 /// What a rank holds of a linear layer: outputs of some parts, side by side.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LinearShare {
@@ -68,6 +76,11 @@ impl LinearShare {
     /// Outputs of all parts.
     pub fn outputs(&self) -> usize {
         self.pieces.iter().map(|(_, outputs)| outputs.len()).sum()
+    }
+
+    /// The parts of a block that it is made of, matrices or biases, with the outputs of each.
+    pub fn of_layer(&self, layer: usize, term: Term) -> impl Iterator<Item = (Part, Range<usize>)> {
+        self.pieces.iter().map(move |(part, outputs)| (Part::Layer(layer, *part, term), outputs.clone()))
     }
 }
 

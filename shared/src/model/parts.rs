@@ -53,10 +53,10 @@ pub enum LayerPart {
 impl Part {
     /// All weights of a model, in the order in which checkpoints are written.
     pub fn all(shape: &ModelShape) -> impl Iterator<Item = Self> + use<> {
-        use LayerPart::{AttentionNorm, AttentionOutput, Down, Key, MlpNorm, Query, Up, Value};
+        use LayerPart::{AttentionNorm, AttentionOutput, Down, MlpNorm, Up};
         // Of weights that a checkpoint may have in one tensor, all weights come before their biases.
         const TOGETHER: [&[LayerPart]; 6] =
-            [&[AttentionNorm], &[Query, Key, Value], &[AttentionOutput], &[MlpNorm], &[Up], &[Down]];
+            [&[AttentionNorm], &LayerPart::QKV, &[AttentionOutput], &[MlpNorm], &[Up], &[Down]];
         let terms = [Term::Weight, Term::Bias];
         let outside = [Self::Embedding, Self::Positions].into_iter().chain(terms.map(Self::FinalNorm));
         let head = (!shape.tied_head).then_some(Self::Head);
@@ -85,6 +85,9 @@ impl Part {
 }
 
 impl LayerPart {
+    /// What a checkpoint may have side by side in one tensor.
+    pub const QKV: [Self; 3] = [Self::Query, Self::Key, Self::Value];
+
     /// Of its matrix; a norm has no inputs.
     pub fn inputs_outputs(self, shape: &ModelShape) -> (usize, usize) {
         let (c, f) = (shape.width, shape.mlp.inner);

@@ -23,7 +23,7 @@ const TENSORS: [(&str, &str, &str); 10] = [
 
 /// An architecture that is not served.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("tensor `{tensor}` is of a {family} model: {why}")]
+#[error("the checkpoint is a {family} model (tensor `{tensor}`), not GPT-2: {why}")]
 pub struct NotServed {
     /// What it is called.
     pub family: &'static str,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use nanoinfer_shared::model::unserved::NotServed;
 
-use super::{pickle::PickleError, shown::shown};
+use super::pickle::PickleError;
 
 /// Why a checkpoint cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -112,7 +112,7 @@ pub enum CheckpointError {
         path: PathBuf,
     },
     /// The weights of another architecture.
-    #[error("the checkpoint is a {} model (tensor `{}`), not GPT-2: {}", .0.family, shown(&.0.tensor), .0.why)]
+    #[error(transparent)]
     NotServed(#[from] NotServed),
     /// A tensor that GPT-2 needs is not there.
     #[error("the checkpoint has no tensor `{name}`\n  hint: config.json may belong to another checkpoint")]

@@ -134,7 +134,7 @@ impl Checkpoint {
             }
         }
         if let Some(other) = checkpoint.tensors.keys().find_map(|name| NotServed::by_tensor(name)) {
-            return Err(other.into());
+            return Err(NotServed { tensor: shown(&other.tensor), ..other }.into());
         }
         let sizes = |name: &str| checkpoint.tensors.get(name).map(|stored| &stored.shape[..]);
         let family = Family::of_tensors(families, |name| sizes(name).is_some());

@@ -115,7 +115,7 @@ impl Shard {
             let held = share.linear(shape, which);
             PackedMatrix::bytes(kind, held.unit, held.inputs.len(), held.outputs()) + held.outputs() * floats
         };
-        let layer: usize = [Which::Qkv, Which::AttentionOutput, Which::Up, Which::Down].map(linear).iter().sum();
+        let layer: usize = Which::ALL.map(linear).iter().sum();
         let norm = 2 * shape.width * floats;
         let vocabularies = if shape.tied_head { 1 } else { 2 };
         let vocabulary = PackedMatrix::bytes(kind, WIDTH_BLOCK, shape.width, share.vocab.len());
@@ -148,10 +148,8 @@ impl Loader<'_> {
     fn linear(&self, layer: usize, which: Which, norm: Option<&mut LayerNorm>) -> Result<Linear, CheckpointError> {
         let held = self.share.linear(self.shape, which);
         let of = |term| {
-            let piece = |(part, outputs): &(LayerPart, _)| {
-                Ok((self.checkpoint.part(self.shape, Part::Layer(layer, *part, term))?, Clone::clone(outputs)))
-            };
-            held.pieces.iter().map(piece).collect::<Result<Vec<_>, CheckpointError>>()
+            let piece = |(part, outputs)| Ok((self.checkpoint.part(self.shape, part)?, outputs));
+            held.of_layer(layer, term).map(piece).collect::<Result<Vec<_>, CheckpointError>>()
         };
         self.packer.linear(&of(Term::Weight)?, &of(Term::Bias)?, held.inputs.clone(), held.unit, norm)
     }

@@ -17,7 +17,7 @@ use nanoinfer_kernels::{Element, cuda::row_stride};
 use nanoinfer_shared::{
     ModelShape, Share,
     model::{
-        partition::{Linear as Which, LinearShare},
+        partition::Linear as Which,
         parts::{LayerPart, Part, Term},
     },
 };
@@ -92,7 +92,7 @@ impl Weights {
             let held = share.linear(shape, which);
             held.outputs() * (row_stride(held.inputs.len()) * element.bytes() + floats)
         };
-        let layer: usize = [Which::Qkv, Which::AttentionOutput, Which::Up, Which::Down].map(linear).iter().sum();
+        let layer: usize = Which::ALL.map(linear).iter().sum();
         let norm = 2 * c * floats;
         let vocabularies = if shape.tied_head { 1 } else { 2 };
         let positions = if rank == 0 { shape.context * c * floats } else { 0 };
@@ -166,15 +166,12 @@ impl<'a> Loader<'a> {
 
     fn linear(&mut self, layer: usize, which: Which) -> Result<Linear, WorkerError> {
         let held = self.share.linear(self.shape, which);
-        let of = |term| -> Vec<Piece> {
-            held.pieces.iter().map(|(part, outputs)| (Part::Layer(layer, *part, term), outputs.clone())).collect()
-        };
-        let (outputs, LinearShare { inputs, .. }) = (held.outputs(), held.clone());
+        let of = |term| held.of_layer(layer, term).collect::<Vec<Piece>>();
         Ok(Linear {
             bias: self.floats(&of(Term::Bias), 1)?,
-            inputs: inputs.len(),
-            outputs,
-            weights: self.matrix(&of(Term::Weight), inputs)?,
+            inputs: held.inputs.len(),
+            outputs: held.outputs(),
+            weights: self.matrix(&of(Term::Weight), held.inputs.clone())?,
         })
     }
 

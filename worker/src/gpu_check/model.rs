@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use nanoinfer_checkpoint::{Checkpoint, CheckpointError};
 use nanoinfer_shared::{
     ModelShape, Partition,
     comm::{Communicator, Local, Shm, ShmSegment},
@@ -17,18 +18,17 @@ use nanoinfer_shared::{
 };
 
 use super::{Lab, Section, values};
-use crate::cuda::{
-    GpuError, Held,
-    error::While,
-    gpu::Memory,
-    nccl::{self, Nccl},
-};
 use crate::{
     WorkerError, backend,
+    cuda::{
+        GpuError, Held,
+        error::While,
+        gpu::Memory,
+        nccl::{self, Nccl},
+    },
     runner::{Link, Runner},
     trace::Trace,
 };
-use nanoinfer_checkpoint::{Checkpoint, CheckpointError};
 
 /// Five heads of 64, a hidden layer of three blocks and a bit, a vocabulary of two blocks and a bit.
 pub(crate) const CONFIG: &str =

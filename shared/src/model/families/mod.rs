@@ -26,16 +26,13 @@ impl ModelShape {
         if !value.is_object() {
             return Err(ShapeError::NotJson("the top level is no object".into()));
         }
-        let named = value.get("model_type").and_then(Value::as_str);
-        let family = match named {
-            None => Some(&FAMILIES[0]),
-            Some(model_type) => FAMILIES.iter().find(|family| family.model_type == model_type),
-        };
-        let unserved = |model_type: &str| ShapeError::NotServed {
-            model_type: model_type.into(),
-            why: unserved::what_sets_apart(model_type),
-        };
-        (family.ok_or_else(|| unserved(named.unwrap_or_default()))?.read_config)(&value)
+        let model_type = value.get("model_type").and_then(Value::as_str).unwrap_or(FAMILIES[0].model_type);
+        match FAMILIES.iter().find(|family| family.model_type == model_type) {
+            Some(family) => (family.read_config)(&value),
+            None => {
+                Err(ShapeError::NotServed { model_type: model_type.into(), why: unserved::what_sets_apart(model_type) })
+            }
+        }
     }
 
     /// Leaves out ends of text that the vocabulary has not, with a warning: they are never drawn, so nothing ends by
