@@ -203,9 +203,9 @@ impl<R: Ranks> Engine<R> {
             chosen = self.scheduler.schedule(true);
             let answers = self.ranks.finish_step()?;
             let elapsed = since.elapsed();
-            self.status.metrics().step.observe(elapsed.as_secs_f64());
+            self.status.metrics().step_seconds.observe(elapsed.as_secs_f64());
             let reducing = answers.iter().map(|answer| answer.reducing).max().unwrap_or_default();
-            self.status.metrics().allreduce.observe(reducing.as_secs_f64());
+            self.status.metrics().allreduce_seconds.observe(reducing.as_secs_f64());
             let report = step.plan.timed.then(|| Arc::new(report(&step.plan, elapsed, &answers)));
             self.postprocess(&step, &answers, report.as_ref())?;
         }
@@ -311,7 +311,7 @@ impl<R: Ranks> Engine<R> {
             self.scheduler.get_mut(*ticket).append(token, report);
         }
         let metrics = self.status.metrics();
-        metrics.drew(begun.elapsed());
+        metrics.sampling_seconds.inc_by(begun.elapsed().as_secs_f64());
         metrics.rows_fetched.inc_by(rows.len() as u64);
         metrics.rank_answer_bytes.inc_by(answer_bytes(answers, &whole_rows));
         for part in &step.parts {
@@ -373,17 +373,17 @@ impl<R: Ranks> Engine<R> {
         };
         if let Err(broken) = self.scheduler.check().and_then(|()| leaked()) {
             tracing::error!("an invariant of the scheduler is broken, which is a bug: {broken}");
-            self.status.metrics().invariants_hold.set(0);
+            self.status.metrics().scheduler_invariants_hold.set(0);
         }
     }
 
     fn report(&mut self) {
         let (metrics, blocks) = (self.status.metrics(), self.scheduler.blocks());
-        metrics.running.set(self.scheduler.running() as i64);
-        metrics.waiting.set(self.scheduler.waiting() as i64);
+        metrics.num_requests_running.set(self.scheduler.running() as i64);
+        metrics.num_requests_waiting.set(self.scheduler.waiting() as i64);
         metrics.set_blocks(blocks.total(), blocks.free(), blocks.cached());
         let Counters { preemptions, prefix_queries, prefix_hits } = self.scheduler.counters();
-        metrics.preemptions.inner().store(preemptions, Relaxed);
+        metrics.num_preemptions.inner().store(preemptions, Relaxed);
         metrics.prefix_cache_queries.inner().store(prefix_queries, Relaxed);
         metrics.prefix_cache_hits.inner().store(prefix_hits, Relaxed);
         let live = self.status.live();

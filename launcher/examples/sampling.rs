@@ -125,14 +125,14 @@ async fn measure(
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
     Ok(Cost {
         step_ms: a_step(ms(elapsed)),
-        draw_ms: a_step((after.draw_ns - before.draw_ns) as f64 / 1e6),
+        draw_ms: a_step((after.draw_s - before.draw_s) * 1e3),
         kilobytes: a_step((after.bytes - before.bytes) as f64 / 1e3),
         rows: a_step((after.rows - before.rows) as f64),
     })
 }
 
 struct Counted {
-    draw_ns: u64,
+    draw_s: f64,
     bytes: u64,
     rows: u64,
 }
@@ -140,6 +140,10 @@ struct Counted {
 impl Counted {
     fn of(status: &Status) -> Self {
         let metrics = status.metrics();
-        Self { draw_ns: metrics.draw_ns(), bytes: metrics.rank_answer_bytes(), rows: metrics.rows_fetched() }
+        Self {
+            draw_s: metrics.sampling_seconds.get(),
+            bytes: metrics.rank_answer_bytes.get(),
+            rows: metrics.rows_fetched.get(),
+        }
     }
 }

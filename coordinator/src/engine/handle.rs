@@ -171,7 +171,7 @@ impl EngineHandle {
             Err(TrySendError::Full(_)) => SubmitError::QueueFull { limit: self.door.max_queue },
             Err(TrySendError::Closed(_)) => SubmitError::Ended(self.failure()),
         };
-        events.iter_mut().for_each(|events| events.end.leave_out());
+        events.iter_mut().for_each(|events| events.end.ending = None);
         Err(refused)
     }
 
@@ -278,7 +278,7 @@ impl Events {
 
     /// Ends the sequence, and says why that is.
     pub(crate) fn end(mut self, ending: Ending) {
-        self.end.ends(ending);
+        self.end.ending = Some(ending);
     }
 
     /// The next event if there is one already.
@@ -296,10 +296,10 @@ impl Events {
 
     fn note(&mut self, event: Option<Event>) -> Option<Event> {
         match &event {
-            Some(Event::Finished(reason)) => self.end.ends((*reason).into()),
-            Some(Event::Failed(_)) => self.end.ends(Ending::Error),
+            Some(Event::Finished(reason)) => self.end.ending = Some((*reason).into()),
+            Some(Event::Failed(_)) => self.end.ending = Some(Ending::Error),
             // The engine has gone.
-            None if !self.over => self.end.ends(Ending::Error),
+            None if !self.over => self.end.ending = Some(Ending::Error),
             Some(Event::Prompt(_) | Event::Token { .. }) | None => {}
         }
         self.over |= matches!(event, Some(Event::Finished(_) | Event::Failed(_)));

@@ -8,17 +8,18 @@
 
 use std::{
     fmt,
+    hash::Hash,
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use prometheus_client::{
-    encoding::{EncodeLabelSet, prometheus_text},
+    encoding::prometheus_text,
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
-    registry::{Metric, Registry},
+    registry::Registry,
 };
 
 use crate::engine::request::{Event, FinishReason};
@@ -33,45 +34,77 @@ const SHORT_S: [f64; 16] =
 const LONG_S: [f64; 16] =
     [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
 
-/// Everything that is counted.
-pub struct Metrics {
-    registry: Registry,
-    /// Sequences in the current step.
-    pub(crate) running: Gauge,
-    /// Sequences that wait for their first step, or again after a preemption.
-    pub(crate) waiting: Gauge,
-    /// KV blocks in the pool.
-    pub(crate) blocks_total: AtomicUsize,
-    /// KV blocks that nobody holds, those that can be found by their content included.
-    pub(crate) blocks_free: AtomicUsize,
-    kv_cache_usage: Gauge<f64, AtomicU64>,
-    kv_blocks_cached: Gauge,
-    /// 0 once something was found broken while nothing ran: a bug of ours.
-    pub(crate) invariants_hold: Gauge,
-    /// Tokens of prompts that were looked up in the prefix cache.
-    pub(crate) prefix_cache_queries: Counter,
-    /// How many of them were there.
-    pub(crate) prefix_cache_hits: Counter,
-    /// Times that a sequence gave its blocks to another.
-    pub(crate) preemptions: Counter,
-    prompt_tokens: Counter,
-    generation_tokens: Counter,
-    draw_ns: AtomicU64,
-    sampling_seconds: Counter<f64, AtomicU64>,
-    /// Draws for which the candidates did not suffice.
-    pub(crate) rows_fetched: Counter,
-    /// Bytes of what ranks answered to steps: candidates, targets and whole rows.
-    pub(crate) rank_answer_bytes: Counter,
-    requests: Family<Finished, Counter>,
-    refused: Family<Refused, Counter>,
-    time_to_first_token: Histogram,
-    inter_token_latency: Histogram,
-    e2e_request_latency: Histogram,
-    request_queue_time: Histogram,
-    /// One step of all ranks, as the coordinator waits for it.
-    pub(crate) step: Histogram,
-    /// All reductions of a step, of the rank that they took longest on.
-    pub(crate) allreduce: Histogram,
+/// Declares [`Metrics`]: its fields have the names and the help that Prometheus shows, in the order in which it shows them.
+macro_rules! metrics {
+    ($($(#[$doc:meta])* $visibility:vis $name:ident: $kind:ty = $metric:expr, $help:literal;)*) => {
+        /// Everything that is counted.
+        pub struct Metrics {
+            registry: Registry,
+            /// KV blocks in the pool.
+            pub(crate) blocks_total: AtomicUsize,
+            /// KV blocks that nobody holds, those that can be found by their content included.
+            pub(crate) blocks_free: AtomicUsize,
+            $(#[doc = $help] $(#[$doc])* $visibility $name: $kind,)*
+        }
+
+        impl Default for Metrics {
+            fn default() -> Self {
+                let mut registry = Registry::with_prefix("nanoinfer");
+                $(
+                    let $name: $kind = $metric;
+                    registry.register(stringify!($name), $help, $name.clone());
+                )*
+                Self { registry, blocks_total: AtomicUsize::new(0), blocks_free: AtomicUsize::new(0), $($name),* }
+            }
+        }
+    };
+}
+
+metrics! {
+    time_to_first_token_seconds: Histogram = Histogram::new(LONG_S), "From submission to the first token";
+    inter_token_latency_seconds: Histogram = Histogram::new(SHORT_S), "Between two tokens of a sequence";
+    e2e_request_latency_seconds: Histogram = Histogram::new(LONG_S), "From submission to the end";
+    request_queue_time_seconds: Histogram = Histogram::new(LONG_S), "From submission to the first step";
+    pub(crate) step_seconds: Histogram = Histogram::new(SHORT_S),
+        "One step of all ranks, as the coordinator waits for it";
+    pub(crate) allreduce_seconds: Histogram = Histogram::new(SHORT_S),
+        "All reductions of a step, of the rank that they took longest on";
+    pub(crate) num_requests_running: Gauge = Gauge::default(), "Sequences in the current step";
+    pub(crate) num_requests_waiting: Gauge = Gauge::default(), "Sequences waiting for a step";
+    kv_cache_usage_perc: Gauge<f64, AtomicU64> = Gauge::default(), "KV blocks held, from 0 to 1";
+    kv_blocks_cached: Gauge = Gauge::default(), "KV blocks that can be found by their content, held or not";
+    /// 0 is a bug of ours.
+    pub(crate) scheduler_invariants_hold: Gauge = one(),
+        "1 unless the scheduler, looked at while idle, was not as it must be";
+    pub(crate) prefix_cache_queries: Counter = Counter::default(), "Tokens of prompts looked up in the prefix cache";
+    pub(crate) prefix_cache_hits: Counter = Counter::default(), "Those of them that were there";
+    pub(crate) num_preemptions: Counter = Counter::default(), "Times that a sequence gave its KV blocks to another";
+    prompt_tokens: Counter = Counter::default(), "Tokens of prompts";
+    generation_tokens: Counter = Counter::default(), "Tokens generated";
+    pub sampling_seconds: Counter<f64, AtomicU64> = Counter::default(),
+        "Seconds between steps in which tokens were drawn from the ranks' answers";
+    pub rows_fetched: Counter = Counter::default(),
+        "Draws that took the whole row of logits, as the candidates did not decide";
+    pub rank_answer_bytes: Counter = Counter::default(),
+        "Bytes of the ranks' answers to steps: candidates, targets and whole rows";
+    request_success: ByLabel<&'static str> = by_label("finished_reason", ENDINGS), "Sequences that ended, by how";
+    http_requests_refused: ByLabel<u16> = by_label("status", [429, 503]), "Requests that got no answer, by status";
+}
+
+/// Counters that one label tells apart.
+type ByLabel<V> = Family<[(&'static str, V); 1], Counter>;
+
+/// Those of `values` are there from the start, so that a rate has something to begin at.
+fn by_label<V: Clone + Hash + Eq, const N: usize>(label: &'static str, values: [V; N]) -> ByLabel<V> {
+    let counters = ByLabel::default();
+    values.into_iter().for_each(|value| drop(counters.get_or_create(&[(label, value)])));
+    counters
+}
+
+fn one() -> Gauge {
+    let gauge = Gauge::default();
+    gauge.set(1);
+    gauge
 }
 
 /// How a sequence ended, for who asked for it.
@@ -89,17 +122,8 @@ pub(crate) enum Ending {
     Error,
 }
 
-/// The same as a label, in vLLM's words where it has one.
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct Finished {
-    finished_reason: &'static str,
-}
-
-/// The status that a request was refused with.
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct Refused {
-    status: u16,
-}
+/// The same as a label, in that order and in vLLM's words where it has one.
+const ENDINGS: [&str; 5] = ["stop", "length", "abort", "timeout", "error"];
 
 /// Counts one sequence when it is dropped, by the way in which it ended.
 #[derive(Debug)]
@@ -107,7 +131,7 @@ pub(crate) struct EndMeter {
     metrics: Arc<Metrics>,
     submitted: Instant,
     /// None where it never was in the queue.
-    ending: Option<Ending>,
+    pub(crate) ending: Option<Ending>,
 }
 
 /// The times of one sequence, from its submission on.
@@ -120,106 +144,10 @@ pub(crate) struct SequenceMeter {
     last_token: Option<Instant>,
 }
 
-impl Default for Metrics {
-    /// In the order in which they are shown.
-    fn default() -> Self {
-        let mut registry = Registry::with_prefix("nanoinfer");
-        let all = &mut registry;
-        let metrics = Self {
-            time_to_first_token: histogram(
-                all,
-                "time_to_first_token_seconds",
-                "From submission to the first token",
-                LONG_S,
-            ),
-            inter_token_latency: histogram(
-                all,
-                "inter_token_latency_seconds",
-                "Between two tokens of a sequence",
-                SHORT_S,
-            ),
-            e2e_request_latency: histogram(all, "e2e_request_latency_seconds", "From submission to the end", LONG_S),
-            request_queue_time: histogram(
-                all,
-                "request_queue_time_seconds",
-                "From submission to the first step",
-                LONG_S,
-            ),
-            step: histogram(all, "step_seconds", "One step of all ranks, as the coordinator waits for it", SHORT_S),
-            allreduce: histogram(
-                all,
-                "allreduce_seconds",
-                "All reductions of a step, of the rank that they took longest on",
-                SHORT_S,
-            ),
-            running: plain(all, "num_requests_running", "Sequences in the current step"),
-            waiting: plain(all, "num_requests_waiting", "Sequences waiting for a step"),
-            blocks_total: AtomicUsize::default(),
-            blocks_free: AtomicUsize::default(),
-            kv_cache_usage: plain(all, "kv_cache_usage_perc", "KV blocks held, from 0 to 1"),
-            kv_blocks_cached: plain(
-                all,
-                "kv_blocks_cached",
-                "KV blocks that can be found by their content, held or not",
-            ),
-            invariants_hold: plain(
-                all,
-                "scheduler_invariants_hold",
-                "1 unless the scheduler, looked at while idle, was not as it must be",
-            ),
-            prefix_cache_queries: plain(all, "prefix_cache_queries", "Tokens of prompts looked up in the prefix cache"),
-            prefix_cache_hits: plain(all, "prefix_cache_hits", "Those of them that were there"),
-            preemptions: plain(all, "num_preemptions", "Times that a sequence gave its KV blocks to another"),
-            prompt_tokens: plain(all, "prompt_tokens", "Tokens of prompts"),
-            generation_tokens: plain(all, "generation_tokens", "Tokens generated"),
-            draw_ns: AtomicU64::default(),
-            sampling_seconds: plain(
-                all,
-                "sampling_seconds",
-                "Seconds between steps in which tokens were drawn from the ranks' answers",
-            ),
-            rows_fetched: plain(
-                all,
-                "rows_fetched",
-                "Draws that took the whole row of logits, as the candidates did not decide",
-            ),
-            rank_answer_bytes: plain(
-                all,
-                "rank_answer_bytes",
-                "Bytes of the ranks' answers to steps: candidates, targets and whole rows",
-            ),
-            requests: plain(all, "request_success", "Sequences that ended, by how"),
-            refused: plain(all, "http_requests_refused", "Requests that got no answer, by status"),
-            registry,
-        };
-        metrics.invariants_hold.set(1);
-        // There from the start, so that a rate has something to begin at.
-        for ending in [Ending::Stop, Ending::Length, Ending::Abort, Ending::Timeout, Ending::Error] {
-            drop(metrics.requests.get_or_create(&ending.label()));
-        }
-        for status in [429, 503] {
-            drop(metrics.refused.get_or_create(&Refused { status }));
-        }
-        metrics
-    }
-}
-
-fn plain<M: Metric + Clone + Default>(all: &mut Registry, name: &str, help: &str) -> M {
-    let metric = M::default();
-    all.register(name, help, metric.clone());
-    metric
-}
-
-fn histogram(all: &mut Registry, name: &str, help: &str, buckets: [f64; 16]) -> Histogram {
-    let histogram = Histogram::new(buckets);
-    all.register(name, help, histogram.clone());
-    histogram
-}
-
 impl Metrics {
     /// A request got this status instead of an answer.
     pub(crate) fn refused(&self, status: u16) {
-        self.refused.get_or_create(&Refused { status }).inc();
+        self.http_requests_refused.get_or_create(&[("status", status)]).inc();
     }
 
     /// The KV blocks, as they are now.
@@ -227,35 +155,12 @@ impl Metrics {
         self.blocks_total.store(total, Relaxed);
         self.blocks_free.store(free, Relaxed);
         let held = total.saturating_sub(free);
-        self.kv_cache_usage.set(if total == 0 { 0.0 } else { held as f64 / total as f64 });
+        self.kv_cache_usage_perc.set(if total == 0 { 0.0 } else { held as f64 / total as f64 });
         self.kv_blocks_cached.set(cached as i64);
-    }
-
-    /// Tokens were drawn from answers, whole rows included, for so long.
-    pub(crate) fn drew(&self, time: Duration) {
-        self.draw_ns.fetch_add(time.as_nanos() as u64, Relaxed);
-    }
-
-    /// Nanoseconds in which tokens were drawn.
-    pub fn draw_ns(&self) -> u64 {
-        self.draw_ns.load(Relaxed)
-    }
-
-    /// Bytes of what ranks answered to steps.
-    pub fn rank_answer_bytes(&self) -> u64 {
-        self.rank_answer_bytes.get()
-    }
-
-    /// Draws that took a whole row.
-    pub fn rows_fetched(&self) -> u64 {
-        self.rows_fetched.get()
     }
 
     /// Everything in Prometheus' text format.
     pub(crate) fn render(&self) -> String {
-        // An atomic of the library's holds the bits of the number.
-        let sampling_s = self.draw_ns() as f64 / 1e9;
-        self.sampling_seconds.inner().store(sampling_s.to_bits(), Relaxed);
         let mut text = String::new();
         prometheus_text::encode(&mut text, &self.registry).expect("writing to a string does not fail");
         text
@@ -265,19 +170,6 @@ impl Metrics {
 impl fmt::Debug for Metrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Metrics").finish_non_exhaustive()
-    }
-}
-
-impl Ending {
-    fn label(self) -> Finished {
-        let finished_reason = match self {
-            Self::Stop => "stop",
-            Self::Length => "length",
-            Self::Abort => "abort",
-            Self::Timeout => "timeout",
-            Self::Error => "error",
-        };
-        Finished { finished_reason }
     }
 }
 
@@ -295,22 +187,13 @@ impl EndMeter {
     pub(crate) fn new(metrics: Arc<Metrics>) -> Self {
         Self { metrics, submitted: Instant::now(), ending: Some(Ending::Abort) }
     }
-
-    pub(crate) fn ends(&mut self, ending: Ending) {
-        self.ending = Some(ending);
-    }
-
-    /// It was not taken after all.
-    pub(crate) fn leave_out(&mut self) {
-        self.ending = None;
-    }
 }
 
 impl Drop for EndMeter {
     fn drop(&mut self) {
         if let Some(ending) = self.ending {
-            self.metrics.e2e_request_latency.observe(self.submitted.elapsed().as_secs_f64());
-            self.metrics.requests.get_or_create(&ending.label()).inc();
+            self.metrics.e2e_request_latency_seconds.observe(self.submitted.elapsed().as_secs_f64());
+            self.metrics.request_success.get_or_create(&[("finished_reason", ENDINGS[ending as usize])]).inc();
         }
     }
 }
@@ -325,26 +208,23 @@ impl SequenceMeter {
     pub(crate) fn started(&mut self) {
         if !self.started {
             self.started = true;
-            self.metrics.request_queue_time.observe(self.submitted.elapsed().as_secs_f64());
+            self.metrics.request_queue_time_seconds.observe(self.submitted.elapsed().as_secs_f64());
             self.metrics.prompt_tokens.inc_by(self.prompt_tokens);
         }
     }
 
     /// What is reported of it.
     pub(crate) fn reported(&mut self, event: &Event) {
-        match event {
-            Event::Token { .. } => {
-                let now = Instant::now();
-                let (histogram, since) = match self.last_token {
-                    None => (&self.metrics.time_to_first_token, self.submitted),
-                    Some(last) => (&self.metrics.inter_token_latency, last),
-                };
-                histogram.observe(now.duration_since(since).as_secs_f64());
-                self.last_token = Some(now);
-                self.metrics.generation_tokens.inc();
-            }
-            // How it ended is for who reads it to say: a stop string is found there, and who hangs up reads nothing.
-            Event::Prompt(_) | Event::Finished(_) | Event::Failed(_) => {}
+        // How it ended is for who reads it to say: a stop string is found there, and who hangs up reads nothing.
+        if let Event::Token { .. } = event {
+            let now = Instant::now();
+            let (histogram, since) = match self.last_token {
+                None => (&self.metrics.time_to_first_token_seconds, self.submitted),
+                Some(last) => (&self.metrics.inter_token_latency_seconds, last),
+            };
+            histogram.observe(now.duration_since(since).as_secs_f64());
+            self.last_token = Some(now);
+            self.metrics.generation_tokens.inc();
         }
     }
 }
@@ -358,7 +238,7 @@ mod tests {
         let metrics = Arc::new(Metrics::default());
         metrics.set_blocks(8, 6, 0);
         metrics.prefix_cache_hits.inc_by(32);
-        metrics.drew(Duration::from_millis(1500));
+        metrics.sampling_seconds.inc_by(1.5);
         metrics.rows_fetched.inc_by(3);
         metrics.rank_answer_bytes.inc_by(4096);
         let mut meter = SequenceMeter::new(metrics.clone(), 5);
@@ -367,9 +247,9 @@ mod tests {
         for _ in 0..3 {
             meter.reported(&Event::Token { id: 1, logprobs: None, explanation: None });
         }
-        EndMeter::new(metrics.clone()).ends(Ending::Length);
+        EndMeter::new(metrics.clone()).ending = Some(Ending::Length);
         drop(EndMeter::new(metrics.clone()));
-        EndMeter::new(metrics.clone()).leave_out();
+        EndMeter::new(metrics.clone()).ending = None;
         metrics.refused(429);
         let text = metrics.render();
         for line in [

@@ -274,9 +274,9 @@ impl Day {
             assert_eq!(engine.scheduler.blocks().free(), engine.scheduler.blocks().total(), "every block is free");
             assert_eq!(world.borrow().handle.room(), room, "every place in the queue is free");
         }
-        assert_eq!(status.metrics().invariants_hold.get(), 1);
+        assert_eq!(status.metrics().scheduler_invariants_hold.get(), 1);
         tally.steps = engine.scheduler.steps();
-        tally.preemptions = status.metrics().preemptions.get();
+        tally.preemptions = status.metrics().num_preemptions.get();
         tally.prefix_hits = status.metrics().prefix_cache_hits.get();
         engine.end(failure);
         let mut world = world.borrow_mut();

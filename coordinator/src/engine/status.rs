@@ -71,12 +71,12 @@ impl Status {
 
     /// Sequences in the current step.
     pub fn running(&self) -> usize {
-        self.metrics.running.get() as usize
+        self.metrics.num_requests_running.get() as usize
     }
 
     /// Sequences that wait for their first step, or again after a preemption.
     pub fn waiting(&self) -> usize {
-        self.metrics.waiting.get() as usize
+        self.metrics.num_requests_waiting.get() as usize
     }
 
     /// KV blocks in the pool.
