@@ -35,7 +35,7 @@ pub(crate) mod submission;
 pub(crate) mod fake_rank;
 
 use std::{
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -56,7 +56,7 @@ use self::{
     ranks::{LinkedRanks, Ranks},
     request::Event,
     sampler::{Draw, RowDraw, RowDrawer, logprobs},
-    scheduler::{Counters, PlannedStep, Scheduler, SchedulerLimits},
+    scheduler::{PlannedStep, Scheduler, SchedulerLimits},
     sequence::{RowUse, SeqId, Sequence, Ticket},
     status::Status,
     submission::{Command, Submission},
@@ -157,7 +157,7 @@ impl<R: Ranks> Engine<R> {
         let mut engine = Self {
             _panic_report: PanicReport(status.clone()),
             eos_token_ids: config.shape.eos_token_ids.clone(),
-            scheduler: Scheduler::new(config.shape, limits),
+            scheduler: Scheduler::new(config.shape, limits, status.metrics().clone()),
             ranks,
             commands,
             abandoned: false,
@@ -382,10 +382,6 @@ impl<R: Ranks> Engine<R> {
         metrics.num_requests_running.set(self.scheduler.running() as i64);
         metrics.num_requests_waiting.set(self.scheduler.waiting() as i64);
         metrics.set_blocks(blocks.total(), blocks.free(), blocks.cached());
-        let Counters { preemptions, prefix_queries, prefix_hits } = self.scheduler.counters();
-        metrics.num_preemptions.inner().store(preemptions, Relaxed);
-        metrics.prefix_cache_queries.inner().store(prefix_queries, Relaxed);
-        metrics.prefix_cache_hits.inner().store(prefix_hits, Relaxed);
         let live = self.status.live();
         let due = self.under_way.is_none() || self.live_sent.elapsed() >= LIVE_EVERY;
         // Who subscribed looks at every step.

@@ -21,7 +21,10 @@
 
 mod give_way;
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use nanoinfer_shared::{
     ModelShape,
@@ -31,6 +34,7 @@ use nanoinfer_shared::{
 use crate::engine::{
     block_manager::BlockManager,
     fair_queue::FairQueue,
+    metrics::Metrics,
     owner::{Party, RequestId},
     sequence::{RowUse, Sequence, Ticket},
 };
@@ -48,17 +52,6 @@ pub(crate) struct SchedulerLimits {
     pub(crate) prefix_cache: bool,
 }
 
-/// What happened so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Counters {
-    /// Sequences that gave their blocks back to another.
-    pub(crate) preemptions: u64,
-    /// Tokens of prompts that were looked up in the prefix cache.
-    pub(crate) prefix_queries: u64,
-    /// How many of them were there.
-    pub(crate) prefix_hits: u64,
-}
-
 /// Owner of all sequences and of the block manager.
 #[derive(Debug)]
 pub(crate) struct Scheduler {
@@ -69,7 +62,7 @@ pub(crate) struct Scheduler {
     running: Vec<Sequence>,
     admitted: u64,
     blocks: BlockManager,
-    counters: Counters,
+    metrics: Arc<Metrics>,
     next_step: u64,
     /// How many had hung up when it was last looked who.
     hang_ups: usize,
@@ -123,7 +116,7 @@ enum Entry {
 
 impl Scheduler {
     /// Nothing to do yet.
-    pub(crate) fn new(shape: ModelShape, mut limits: SchedulerLimits) -> Self {
+    pub(crate) fn new(shape: ModelShape, mut limits: SchedulerLimits, metrics: Arc<Metrics>) -> Self {
         // One decode of each must fit a step, or the last would stand still.
         limits.max_seqs = limits.max_seqs.min(limits.max_batched_tokens);
         Self {
@@ -132,7 +125,7 @@ impl Scheduler {
             running: Vec::new(),
             admitted: 0,
             blocks: BlockManager::new(limits.kv_blocks),
-            counters: Counters::default(),
+            metrics,
             limits,
             next_step: 0,
             hang_ups: 0,
@@ -295,11 +288,6 @@ impl Scheduler {
         &self.blocks
     }
 
-    /// What happened so far.
-    pub(crate) fn counters(&self) -> Counters {
-        self.counters
-    }
-
     /// Steps planned so far.
     #[cfg(test)]
     pub(crate) fn steps(&self) -> u64 {
@@ -458,8 +446,8 @@ impl Scheduler {
         assert!(self.blocks.grow(&mut sequence.blocks, sequence.tokens.len()), "the blocks were counted");
         sequence.computed = reused * BLOCK_TOKENS;
         if sequence.place.take().is_some() && reusable > 0 {
-            self.counters.prefix_queries += sequence.tokens.len() as u64;
-            self.counters.prefix_hits += sequence.computed as u64;
+            self.metrics.prefix_cache_queries.inc_by(sequence.tokens.len() as u64);
+            self.metrics.prefix_cache_hits.inc_by(sequence.computed as u64);
         }
         Entry::Running
     }
@@ -471,7 +459,7 @@ impl Scheduler {
         tracing::debug!(seq = sequence.id.0, tokens = sequence.computed, "preempted: its blocks are another's");
         self.blocks.release(&mut sequence.blocks);
         sequence.computed = 0;
-        self.counters.preemptions += 1;
+        self.metrics.num_preemptions.inc();
         self.queue.put_back(sequence);
     }
 

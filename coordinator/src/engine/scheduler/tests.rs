@@ -25,7 +25,8 @@ fn shape() -> ModelShape {
 }
 
 fn scheduler(kv_blocks: usize, max_seqs: usize, max_batched_tokens: usize) -> Scheduler {
-    Scheduler::new(shape(), SchedulerLimits { kv_blocks, max_seqs, max_batched_tokens, prefix_cache: true })
+    let limits = SchedulerLimits { kv_blocks, max_seqs, max_batched_tokens, prefix_cache: true };
+    Scheduler::new(shape(), limits, Arc::default())
 }
 
 /// A prompt that no other of these shares.
@@ -159,7 +160,7 @@ fn the_last_admitted_gives_way_and_keeps_its_tokens_and_scores() {
     assert_eq!(prefills[&0], [30], "who was admitted first never gives way");
     assert_eq!(prefills[&1], [30, 49], "what was generated is computed again, not drawn again");
     assert_eq!(scores, 2 * 29, "scores are not asked for again");
-    assert_eq!(scheduler.counters().preemptions, 1);
+    assert_eq!(scheduler.metrics.num_preemptions.get(), 1);
     for mut receiver in events {
         let tokens = received(&mut receiver).into_iter().filter(|event| matches!(event, Event::Token { .. }));
         assert_eq!(tokens.count(), 30);
@@ -186,7 +187,8 @@ fn choices_share_the_full_blocks_of_their_prompt_and_compute_its_tail_each() {
     let tails: HashSet<_> = tables.iter().map(|table| table[2]).collect();
     assert_eq!(tails.len(), 4, "the partial block is everybody's own");
     assert_eq!(scheduler.blocks().free(), 16 - 2 - 4);
-    let Counters { prefix_queries, prefix_hits, .. } = scheduler.counters();
+    let prefix_queries = scheduler.metrics.prefix_cache_queries.get();
+    let prefix_hits = scheduler.metrics.prefix_cache_hits.get();
     assert_eq!((prefix_queries, prefix_hits), (160, 96));
     scheduler.check().unwrap();
 }
@@ -219,7 +221,7 @@ fn a_prompt_with_a_salt_is_found_by_those_who_know_it_only() {
         while let Some(step) = scheduler.next() {
             scheduler.take(&step, 7);
         }
-        hits.push(scheduler.counters().prefix_hits);
+        hits.push(scheduler.metrics.prefix_cache_hits.get());
     }
     assert_eq!(hits, [0, 0, 0, 32, 64]);
 }
@@ -299,7 +301,7 @@ fn nobody_is_preempted_before_it_is_known_who_ends() {
     scheduler.take(&last, 9);
     scheduler.remove_where(Sequence::is_cancelled);
     assert_eq!(scheduler.next().unwrap().plan.sequences.len(), 1);
-    assert_eq!(scheduler.counters().preemptions, 0);
+    assert_eq!(scheduler.metrics.num_preemptions.get(), 0);
 }
 
 /// An address of the network.
@@ -445,7 +447,7 @@ fn who_is_far_ahead_leaves_a_place_to_who_comes_next() {
         let small = Owner::new(Client::Local, RequestId(id));
         let _small = add_all(&mut scheduler, request_of(small, id, 1, 2, tokens));
         assert_eq!(steps_until_drawn(&mut scheduler, small), 1);
-        assert_eq!(scheduler.counters().preemptions, 1, "the first time only");
+        assert_eq!(scheduler.metrics.num_preemptions.get(), 1, "the first time only");
         step(&mut scheduler, tokens + 2);
     }
     step(&mut scheduler, 10);
@@ -458,7 +460,7 @@ fn little_is_computed_twice_where_blocks_are_short() {
     // computes 1.76 times the tokens, in 272 steps instead of 296; with all kept that may ever be needed 1.00 times, in 400.
     for (kv_blocks, most) in [(17, 1.4), (40, 1.4)] {
         let limits = SchedulerLimits { kv_blocks, max_seqs: 32, max_batched_tokens: 64, prefix_cache: false };
-        let mut scheduler = Scheduler::new(shape(), limits);
+        let mut scheduler = Scheduler::new(shape(), limits, Arc::default());
         let mut events = Vec::new();
         for id in 0..32 {
             let (sequence, receiver) = sequence(id, own_prompt(id, 10), 50, false);
@@ -472,7 +474,8 @@ fn little_is_computed_twice_where_blocks_are_short() {
             scheduler.take(&step, 7);
         }
         let twice = computed as f64 / (32 * 59) as f64;
-        println!("{kv_blocks} blocks: {twice:.3} times the tokens, {steps} steps, {:?}", scheduler.counters());
+        let preemptions = scheduler.metrics.num_preemptions.get();
+        println!("{kv_blocks} blocks: {twice:.3} times the tokens, {steps} steps, {preemptions} preemptions");
         assert!(twice < most, "{twice}");
     }
 }
@@ -537,7 +540,7 @@ proptest! {
     ) {
         let kv_blocks = N_POSITIONS / BLOCK_TOKENS + extra_blocks;
         let limits = SchedulerLimits { kv_blocks, max_seqs, max_batched_tokens, prefix_cache };
-        let mut scheduler = Scheduler::new(shape(), limits);
+        let mut scheduler = Scheduler::new(shape(), limits, Arc::default());
         let mut pool = Pool::default();
         let mut under_way: Option<PlannedStep> = None;
         let mut receivers = HashMap::new();
