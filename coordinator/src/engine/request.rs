@@ -216,17 +216,25 @@ impl LogitBias {
 impl FromIterator<(TokenId, f32)> for LogitBias {
     /// Several biases of one token add up, in the order in which they are given.
     fn from_iter<I: IntoIterator<Item = (TokenId, f32)>>(biases: I) -> Self {
-        let mut biases: Vec<(TokenId, f32)> = biases.into_iter().collect();
-        biases.sort_by_key(|&(id, _)| id);
-        biases.dedup_by(|later, kept| {
-            let same = later.0 == kept.0;
-            if same {
-                kept.1 += later.1;
-            }
-            same
-        });
-        Self(biases.into())
+        Self(merged(biases, |sum, bias| *sum += bias).into())
     }
+}
+
+/// Ascending by id without repeats: `merge` adds to the first of a token what the later ones say, in their order.
+pub(crate) fn merged<T: Copy>(
+    of_tokens: impl IntoIterator<Item = (TokenId, T)>,
+    merge: impl Fn(&mut T, T),
+) -> Vec<(TokenId, T)> {
+    let mut of_tokens: Vec<(TokenId, T)> = of_tokens.into_iter().collect();
+    of_tokens.sort_by_key(|&(id, _)| id);
+    of_tokens.dedup_by(|&mut (id, later), (kept_id, kept)| {
+        let same = id == *kept_id;
+        if same {
+            merge(kept, later);
+        }
+        same
+    });
+    of_tokens
 }
 
 /// Without repeats.

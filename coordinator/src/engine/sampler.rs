@@ -54,18 +54,15 @@ const ALTERNATIVES: usize = 8;
 #[derive(Clone, Debug)]
 pub(crate) struct Draw {
     adjustments: Adjustments,
-    method: Method,
+    /// The most likely, the lowest id on ties: what comes first of all, at temperature 1 and without filters.
+    greedy: bool,
+    temperature: f32,
+    filters: Vec<Filter>,
+    /// Where to take the inverse of the distribution function.
+    uniform: f64,
     logprobs: Option<u32>,
     explain: bool,
     vocab_size: usize,
-}
-
-#[derive(Clone, Debug)]
-enum Method {
-    /// The most likely, the lowest id on ties.
-    Greedy,
-    /// By inverse of the distribution function at `uniform`.
-    Random { temperature: f32, filters: Vec<Filter>, uniform: f64 },
 }
 
 /// One token of a sequence.
@@ -88,21 +85,22 @@ impl Draw {
     /// The draw of the token that follows `tokens`, which begin with the prompt.
     pub(crate) fn new(request: &Request, tokens: &[TokenId], shape: &ModelShape) -> Self {
         let sampling = &request.sampling;
-        let method = if sampling.temperature >= MIN_TEMPERATURE {
-            Method::Random {
-                temperature: sampling.temperature,
-                filters: filters(sampling),
-                uniform: random::uniform(sampling.seed, request.prompt_index, request.choice, tokens.len() as u32),
-            }
-        } else {
-            Method::Greedy
-        };
-        Self {
+        let greedy = Self {
             adjustments: Adjustments::new(request, tokens, &shape.eos_token_ids, shape.vocab_size),
-            method,
+            greedy: true,
+            temperature: 1.0,
+            filters: Vec::new(),
+            uniform: 0.0,
             logprobs: request.logprobs,
             explain: request.explain,
             vocab_size: shape.vocab_size,
+        };
+        if sampling.temperature >= MIN_TEMPERATURE {
+            let uniform = random::uniform(sampling.seed, request.prompt_index, request.choice, tokens.len() as u32);
+            let (temperature, filters) = (sampling.temperature, filters(sampling));
+            Self { greedy: false, temperature, filters, uniform, ..greedy }
+        } else {
+            greedy
         }
     }
 
@@ -110,7 +108,7 @@ impl Draw {
     pub(crate) fn wants(&self) -> Wants {
         Wants::Candidates {
             k: self.candidates() as u32,
-            temperature: self.temperature(),
+            temperature: self.temperature,
             adjusted: self.adjustments.named(),
         }
     }
@@ -120,14 +118,11 @@ impl Draw {
         if self.adjustments.needs_row() {
             return None;
         }
-        let sorted = |pick: fn(&RowSlice) -> &Vec<(TokenId, f32)>| {
+        let ranked = |pick: fn(&RowSlice) -> &Vec<(TokenId, f32)>| -> Vec<Ranked> {
             let tokens = slices.iter().flat_map(|slice| pick(slice));
-            let mut ranked: Vec<_> =
-                tokens.map(|&(id, raw)| Ranked::new(id, self.adjustments.apply(id, raw))).collect();
-            ranked.sort_unstable();
-            ranked
+            tokens.map(|&(id, raw)| Ranked::new(id, self.adjustments.apply(id, raw))).collect()
         };
-        let (mut known, mut adjusted) = (sorted(|slice| &slice.top), sorted(|slice| &slice.listed));
+        let (mut known, mut adjusted) = (ranked(|slice| &slice.top), ranked(|slice| &slice.listed));
         let selective = self.adjustments.is_selective();
         if selective {
             // All that may come was named.
@@ -137,6 +132,7 @@ impl Draw {
         if !complete {
             // Only what comes before the last candidate has a known place: anything may stand between that and what
             // follows.
+            known.sort_unstable();
             known.truncate(self.candidates());
             let last = *known.last()?;
             adjusted.retain(|token| *token < last);
@@ -146,35 +142,22 @@ impl Draw {
         let normaliser = self.normaliser(slices);
         let id = self.decide(&known, complete, normaliser)?;
         let raw = logprobs::raw_logit(id, slices)?;
-        let narrowing = self.explain.then(|| {
-            let left = self.left(self.known(&known, complete, normaliser));
-            self.narrowing((id, raw), &left, normaliser, slices)
-        });
-        Some(Drawn { narrowing, ..self.drawn(id, raw, slices) })
+        Some(self.drawn(id, raw, slices, || (self.left(self.known(&known, complete, normaliser)), normaliser)))
     }
 
     /// The token, from the raw logits of the whole vocabulary, in slices of ranks.
     fn by_row(&self, slices: &[&RowSlice], row: &[&[f32]], scratch: &mut RowScratch) -> Drawn {
         let RowScratch { logits, masses } = scratch;
         self.adjust(row, logits);
-        let (filters, uniform) = match &self.method {
-            Method::Random { filters, uniform, .. } => (&**filters, *uniform),
-            // The first of all.
-            Method::Greedy => (&[][..], 0.0),
-        };
-        let drawn = masses.draw(logits, self.temperature(), filters, uniform);
+        let drawn = masses.draw(logits, self.temperature, &self.filters, self.uniform);
         // Where nothing may come, something is drawn all the same.
         let id = drawn.unwrap_or_else(|| self.adjustments.in_need());
         let raw = row.iter().flat_map(|slice| slice.iter()).nth(id as usize);
         let raw = *raw.expect("the token is one of the row's");
-        let narrowing = self.explain.then(|| {
-            let (left, normaliser) = match drawn {
-                Some(_) => (masses.left(logits), masses.normaliser()),
-                None => (vec![Left::NOTHING; filters.len()], f64::NEG_INFINITY),
-            };
-            self.narrowing((id, raw), &left, normaliser, slices)
-        });
-        Drawn { narrowing, ..self.drawn(id, raw, slices) }
+        self.drawn(id, raw, slices, || match drawn {
+            Some(_) => (masses.left(logits), masses.normaliser),
+            None => (vec![Left::NOTHING; self.filters.len()], f64::NEG_INFINITY),
+        })
     }
 
     /// Gathers `row` in `logits`, after penalties and biases.
@@ -186,27 +169,17 @@ impl Draw {
 
     /// How many candidates of each rank decide most draws, and answer for the log-probabilities beside it.
     fn candidates(&self) -> usize {
-        let for_draw = match &self.method {
-            Method::Greedy => 1,
-            // Decided by the named, or by a row.
-            _ if self.adjustments.is_selective() => 1,
-            Method::Random { filters, .. } => match filters.first() {
-                // One more shows whether the last of them ties with the next.
-                Some(&Filter::TopK(k)) if k < MAX_CANDIDATES => k + 1,
-                // Never decided by candidates: they would come beside the whole row.
-                Some(Filter::TopK(_) | Filter::Typical(_)) => 1,
-                _ => OPEN_CANDIDATES,
-            },
+        let for_draw = match self.filters.first() {
+            // The selected are decided by the named, or by a row.
+            _ if self.greedy || self.adjustments.is_selective() => 1,
+            // One more shows whether the last of them ties with the next.
+            Some(&Filter::TopK(k)) if k < MAX_CANDIDATES => k + 1,
+            // Never decided by candidates: they would come beside the whole row.
+            Some(Filter::TopK(_) | Filter::Typical(_)) => 1,
+            _ => OPEN_CANDIDATES,
         };
         let for_explanation = if self.explain { ALTERNATIVES } else { 0 };
         for_draw.max(for_explanation).max(self.logprobs.unwrap_or(0) as usize)
-    }
-
-    fn temperature(&self) -> f32 {
-        match self.method {
-            Method::Greedy => 1.0,
-            Method::Random { temperature, .. } => temperature,
-        }
     }
 
     /// `ln Σ exp(logit / temperature)` over all that may come, as the ranks named it and summed up the rest.
@@ -216,7 +189,7 @@ impl Draw {
         } else {
             slices.iter().fold(LogSumExp::EMPTY, |sum, slice| sum.merge(slice.rest)).value()
         };
-        let temperature = f64::from(self.temperature());
+        let temperature = f64::from(self.temperature);
         let listed = slices.iter().flat_map(|slice| &slice.listed);
         let terms: Vec<f64> =
             listed.map(|&(id, raw)| f64::from(self.adjustments.apply(id, raw)) / temperature).chain([rest]).collect();
@@ -229,31 +202,26 @@ impl Draw {
 
     /// The token, if `tokens`, the most likely in descending order, decide it.
     fn decide(&self, tokens: &[Ranked], complete: bool, normaliser: f64) -> Option<TokenId> {
-        let Method::Random { filters, uniform, .. } = &self.method else {
-            return tokens.first().map(|token| token.id());
-        };
-        if tokens.is_empty() {
-            return None;
+        let first = tokens.first()?;
+        if self.greedy {
+            return Some(first.id());
         }
         // Where not even as many as likely as the first would do, the others need not be looked at.
-        let enough = match filters.first() {
-            None => *uniform,
+        let enough = match self.filters.first() {
+            None => self.uniform,
             Some(&Filter::TopP(p)) => p,
             Some(_) => 0.0,
         };
-        if !complete && tokens.len() as f64 * self.probability(tokens[0].logit(), normaliser) < enough {
+        if !complete && tokens.len() as f64 * self.probability(first.logit(), normaliser) < enough {
             return None;
         }
         let known = self.known(tokens, complete, normaliser);
-        filters.iter().try_fold(known, |known, filter| filter.apply(known))?.draw(*uniform)
+        self.filters.iter().try_fold(known, |known, filter| filter.apply(known))?.draw(self.uniform)
     }
 
     /// What each filter leaves of what decides.
     fn left(&self, known: Known) -> Vec<Left> {
-        let Method::Random { filters, .. } = &self.method else {
-            return Vec::new();
-        };
-        let narrowed = filters.iter().scan(known, |known, filter| {
+        let narrowed = self.filters.iter().scan(known, |known, filter| {
             *known = filter.apply(known.clone())?;
             Some(known.left())
         });
@@ -262,22 +230,27 @@ impl Draw {
 
     /// The most likely tokens with their probabilities, before any filter.
     fn known(&self, tokens: &[Ranked], complete: bool, normaliser: f64) -> Known {
-        let candidate = |token: &Ranked| {
-            let logit = token.logit();
-            Candidate { id: token.id(), logit, probability: self.probability(logit, normaliser) }
-        };
+        let candidate = |&token: &Ranked| Candidate { token, probability: self.probability(token.logit(), normaliser) };
         Known { tokens: tokens.iter().map(candidate).collect(), mass: 1.0, complete }
     }
 
     /// Probability over the whole vocabulary, after temperature.
     fn probability(&self, logit: f32, normaliser: f64) -> f64 {
-        let probability = (f64::from(logit) / f64::from(self.temperature()) - normaliser).exp();
+        let probability = (f64::from(logit) / f64::from(self.temperature) - normaliser).exp();
         // Where every logit is −∞.
         if probability.is_nan() { 0.0 } else { probability }
     }
 
-    fn drawn(&self, id: TokenId, raw: f32, slices: &[&RowSlice]) -> Drawn {
-        Drawn { id, logprobs: self.logprobs.map(|top| logprobs::report(id, raw, top, slices)), narrowing: None }
+    /// The token `id`, with what is told of it. `left` is what each filter left, and the normaliser before them.
+    fn drawn(&self, id: TokenId, raw: f32, slices: &[&RowSlice], left: impl FnOnce() -> (Vec<Left>, f64)) -> Drawn {
+        Drawn {
+            id,
+            logprobs: self.logprobs.map(|top| logprobs::report(id, raw, top, slices)),
+            narrowing: self.explain.then(|| {
+                let (left, normaliser) = left();
+                self.narrowing((id, raw), &left, normaliser, slices)
+            }),
+        }
     }
 }
 

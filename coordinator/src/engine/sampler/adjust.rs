@@ -12,7 +12,7 @@ use nanoinfer_shared::protocol::TokenId;
 use super::ranked::orderly;
 use crate::engine::{
     explanation::Processed,
-    request::{LogitBias, Request, TokenSet},
+    request::{Request, SamplingParams, TokenSet, merged},
 };
 
 /// Most allowed tokens to ask the ranks for by name: each takes 4 bytes to ask for and 8 to answer, and is looked up in lists.
@@ -21,12 +21,7 @@ const MAX_NAMED: usize = 1024;
 /// What happens to the logits of some tokens before a draw. What is the same for every token of a request is shared with it.
 #[derive(Clone, Debug)]
 pub(crate) struct Adjustments {
-    repetition_penalty: f32,
-    presence_penalty: f32,
-    frequency_penalty: f32,
-    bias: LogitBias,
-    /// Only these may come, if there is such a list.
-    allowed: Option<TokenSet>,
+    sampling: SamplingParams,
     /// Tokens that would complete a bad word, ascending without repeats.
     bad: Vec<TokenId>,
     /// Tokens that must not come yet: those that end this request, and those that end the model's texts.
@@ -58,14 +53,9 @@ impl Adjustments {
         if sampling.presence_penalty != 0.0 || sampling.frequency_penalty != 0.0 {
             seen.extend(generated.iter().map(|&id| (id, Seen { repeated: false, generated: 1 })));
         }
-        seen.sort_unstable_by_key(|&(id, _)| id);
-        seen.dedup_by(|(id, other), (kept_id, kept)| {
-            let same = id == kept_id;
-            if same {
-                kept.repeated |= other.repeated;
-                kept.generated += other.generated;
-            }
-            same
+        let seen = merged(seen, |kept, other| {
+            kept.repeated |= other.repeated;
+            kept.generated += other.generated;
         });
         let mut ends = <[TokenSet; 2]>::default();
         if generated.len() < limits.min_tokens {
@@ -75,23 +65,13 @@ impl Adjustments {
                 ends[1] = eos_token_ids.iter().copied().collect();
             }
         }
-        Self {
-            repetition_penalty: sampling.repetition_penalty,
-            presence_penalty: sampling.presence_penalty,
-            frequency_penalty: sampling.frequency_penalty,
-            bias: sampling.logit_bias.clone(),
-            allowed: sampling.allowed_token_ids.clone(),
-            bad: sampling.bad_words.after(generated),
-            ends,
-            seen,
-            vocab_size,
-        }
+        Self { sampling: sampling.clone(), bad: sampling.bad_words.after(generated), ends, seen, vocab_size }
     }
 
     /// The tokens to ask the ranks for by name, ascending: those whose logits change, or, where these are few, all that may
     /// come.
     pub(crate) fn named(&self) -> Vec<TokenId> {
-        match &self.allowed {
+        match &self.sampling.allowed_token_ids {
             Some(allowed) if allowed.len() <= MAX_NAMED => allowed.to_vec(),
             Some(_) => Vec::new(),
             None => self.changed(),
@@ -100,17 +80,17 @@ impl Adjustments {
 
     /// Whether only some tokens may come.
     pub(crate) fn is_selective(&self) -> bool {
-        self.allowed.is_some()
+        self.sampling.allowed_token_ids.is_some()
     }
 
     /// Whether the tokens that may come are not all among the named, nor ranked by the ranks.
     pub(crate) fn needs_row(&self) -> bool {
-        self.allowed.as_ref().is_some_and(|allowed| allowed.len() > MAX_NAMED)
+        self.sampling.allowed_token_ids.as_ref().is_some_and(|allowed| allowed.len() > MAX_NAMED)
     }
 
     /// What is drawn where nothing may come.
     pub(crate) fn in_need(&self) -> TokenId {
-        self.allowed.as_ref().and_then(|allowed| allowed.first()).copied().unwrap_or(0)
+        self.sampling.allowed_token_ids.as_ref().and_then(|allowed| allowed.first()).copied().unwrap_or(0)
     }
 
     /// Changes the raw logits of a whole row.
@@ -119,7 +99,7 @@ impl Adjustments {
             let logit = &mut logits[id as usize];
             *logit = self.apply(id, *logit);
         }
-        if let Some(allowed) = &self.allowed {
+        if let Some(allowed) = &self.sampling.allowed_token_ids {
             let mut next = 0;
             for id in allowed.iter().map(|&id| id as usize) {
                 logits[next..id].fill(f32::NEG_INFINITY);
@@ -131,7 +111,7 @@ impl Adjustments {
 
     /// The tokens whose logits change, other than those that are not allowed, ascending.
     fn changed(&self) -> Vec<TokenId> {
-        let biased = self.bias.iter().map(|&(id, _)| id);
+        let biased = self.sampling.logit_bias.iter().map(|&(id, _)| id);
         let seen = self.seen.iter().map(|&(id, _)| id);
         let mut ids: Vec<TokenId> = biased.chain(self.forbidden()).chain(seen).collect();
         // Ascending lists, one behind the other: the stable sort only merges them.
@@ -150,7 +130,7 @@ impl Adjustments {
 
     /// What rules `id` out first, as it is called in a request.
     pub(crate) fn forbidden_by(&self, id: TokenId) -> Option<&'static str> {
-        if self.allowed.as_ref().is_some_and(|allowed| !allowed.contains(id)) {
+        if self.sampling.allowed_token_ids.as_ref().is_some_and(|allowed| !allowed.contains(id)) {
             Some("allowed_token_ids")
         } else if self.bad.binary_search(&id).is_ok() {
             Some("bad_words")
@@ -164,18 +144,19 @@ impl Adjustments {
         let count = |of: fn(&Seen) -> bool| self.seen.iter().filter(|(_, seen)| of(seen)).count();
         let changed = |name, value: f32, changed| Processed { changed, ..Processed::neutral(name, f64::from(value)) };
         let generated = count(|seen| seen.generated > 0);
-        let presence = changed("presence_penalty", self.presence_penalty, generated);
-        let frequency = changed("frequency_penalty", self.frequency_penalty, generated);
-        let biased = self.bias.iter().filter(|&&(_, bias)| bias != 0.0).count();
+        let presence = changed("presence_penalty", self.sampling.presence_penalty, generated);
+        let frequency = changed("frequency_penalty", self.sampling.frequency_penalty, generated);
+        let biased = self.sampling.logit_bias.iter().filter(|&&(_, bias)| bias != 0.0).count();
         let removed = |name, removed| Processed { removed, value: None, ..Processed::neutral(name, 0.0) };
         // Each is counted where it is ruled out first.
         let forbidden = |name| self.forbidden().filter(|&id| self.forbidden_by(id) == Some(name)).count();
+        let allowed = self.sampling.allowed_token_ids.as_ref();
         let mut report = vec![
-            removed("allowed_token_ids", self.allowed.as_ref().map_or(0, |allowed| self.vocab_size - allowed.len())),
+            removed("allowed_token_ids", allowed.map_or(0, |allowed| self.vocab_size - allowed.len())),
             removed("bad_words", forbidden("bad_words")),
             removed("min_tokens", forbidden("min_tokens")),
             Processed { value: None, ..changed("logit_bias", 0.0, biased) },
-            changed("repetition_penalty", self.repetition_penalty, count(|seen| seen.repeated)),
+            changed("repetition_penalty", self.sampling.repetition_penalty, count(|seen| seen.repeated)),
         ];
         report.extend([presence, frequency].into_iter().filter(|processed| processed.value != Some(0.0)));
         report.retain(|processed| processed.changed + processed.removed > 0);
@@ -187,14 +168,18 @@ impl Adjustments {
         if self.forbidden_by(id).is_some() {
             return f32::NEG_INFINITY;
         }
-        let mut logit = raw + self.bias.of(id);
+        let mut logit = raw + self.sampling.logit_bias.of(id);
         if let Ok(at) = self.seen.binary_search_by_key(&id, |&(id, _)| id) {
             let seen = &self.seen[at].1;
             if seen.repeated {
-                logit = if logit < 0.0 { logit * self.repetition_penalty } else { logit / self.repetition_penalty };
+                logit = if logit < 0.0 {
+                    logit * self.sampling.repetition_penalty
+                } else {
+                    logit / self.sampling.repetition_penalty
+                };
             }
             if seen.generated > 0 {
-                logit -= self.presence_penalty + self.frequency_penalty * seen.generated as f32;
+                logit -= self.sampling.presence_penalty + self.sampling.frequency_penalty * seen.generated as f32;
             }
         }
         orderly(logit)
@@ -309,7 +294,7 @@ mod tests {
         for generated in [&[][..], &[4]] {
             let tokens = [&request.prompt, generated].concat();
             let adjustments = Adjustments::new(&request, &tokens, &[6, 7], 50);
-            assert!(std::ptr::eq(&*adjustments.bias, &*request.sampling.logit_bias));
+            assert!(std::ptr::eq(&*adjustments.sampling.logit_bias, &*request.sampling.logit_bias));
             assert!(std::ptr::eq(&*adjustments.ends[0], &*request.limits.stop_token_ids));
             assert_eq!(adjustments.named(), [4, 6, 7], "once each");
             assert_eq!(adjustments.report()[0].removed, 2);

@@ -6,7 +6,7 @@
 use nanoinfer_shared::protocol::{RowSlice, TokenId};
 
 use super::{
-    ALTERNATIVES, Draw, Method,
+    ALTERNATIVES, Draw,
     filter::{Filter, Left},
     logprobs,
     ranked::Ranked,
@@ -25,9 +25,6 @@ impl Draw {
     ) -> Narrowing {
         let mut chain = self.adjustments.report();
         let mut alternatives = self.most_likely(id, raw, normaliser, slices);
-        for (alternative, _) in &mut alternatives {
-            alternative.removed_by = self.adjustments.forbidden_by(alternative.id);
-        }
         // A token that was ruled out stays so.
         let rule_out = |alternatives: &mut [(Alternative, Ranked)], by, is_left: &dyn Fn(Ranked) -> bool| {
             for (alternative, token) in alternatives.iter_mut().filter(|(a, _)| a.removed_by.is_none()) {
@@ -38,52 +35,43 @@ impl Draw {
         };
         let forbidden: usize = chain.iter().map(|processed| processed.removed).sum();
         let (mut count, mut mass) = (self.vocab_size - forbidden, 1.0);
-        let value = f64::from(if self.is_greedy() { 0.0 } else { self.temperature() });
-        let mut temperature = Processed::neutral("temperature", value);
-        match &self.method {
-            Method::Greedy => {
-                // Where nothing may come, something is drawn all the same, and nothing is left to remove.
-                temperature.removed = count.saturating_sub(1);
-                if count > 0 {
-                    temperature.removed_mass = 1.0 - self.probability(self.adjustments.apply(id, raw), normaliser);
-                }
-                chain.push(temperature);
-                rule_out(&mut alternatives, "temperature", &|token| token.id() == id);
-            }
-            Method::Random { filters, .. } => {
-                if value != 1.0 {
-                    temperature.changed = self.vocab_size;
-                    chain.push(temperature);
-                }
-                for (filter, left) in filters.iter().zip(left) {
-                    let (name, value) = named(*filter);
-                    chain.push(Processed {
-                        // Tokens with no probability at all count as removed by the first cut.
-                        removed: count - left.count,
-                        removed_mass: (1.0 - left.mass / mass).max(0.0),
-                        ..Processed::neutral(name, value)
-                    });
-                    (count, mass) = (left.count, left.mass);
-                    rule_out(&mut alternatives, name, &|token| left.has(token));
-                }
-            }
+        if self.greedy {
+            // Where nothing may come, something is drawn all the same, and nothing is left to remove.
+            let left = if count > 0 { self.probability(self.adjustments.apply(id, raw), normaliser) } else { 1.0 };
+            chain.push(Processed {
+                removed: count.saturating_sub(1),
+                removed_mass: 1.0 - left,
+                ..Processed::neutral("temperature", 0.0)
+            });
+            rule_out(&mut alternatives, "temperature", &|token| token.id() == id);
+        } else if self.temperature != 1.0 {
+            let temperature = Processed::neutral("temperature", self.temperature.into());
+            chain.push(Processed { changed: self.vocab_size, ..temperature });
         }
-        let drawable = |mut alternative: Alternative| {
-            alternative.probability = match (alternative.removed_by, &self.method) {
-                (Some(_), _) => 0.0,
-                (None, Method::Greedy) => 1.0,
-                (None, Method::Random { .. }) => (alternative.probability / mass).min(1.0),
+        for (filter, left) in self.filters.iter().zip(left) {
+            let (name, value) = named(*filter);
+            chain.push(Processed {
+                // Tokens with no probability at all count as removed by the first cut.
+                removed: count - left.count,
+                removed_mass: (1.0 - left.mass / mass).max(0.0),
+                ..Processed::neutral(name, value)
+            });
+            (count, mass) = (left.count, left.mass);
+            rule_out(&mut alternatives, name, &|token| left.has(token));
+        }
+        let drawable = |(alternative, _): (Alternative, Ranked)| {
+            let probability = match alternative.removed_by {
+                Some(_) => 0.0,
+                None if self.greedy => 1.0,
+                None => (alternative.probability / mass).min(1.0),
             };
-            alternative
+            Alternative { probability, ..alternative }
         };
-        Narrowing {
-            chain,
-            alternatives: alternatives.into_iter().map(|(alternative, _)| drawable(alternative)).collect(),
-        }
+        Narrowing { chain, alternatives: alternatives.into_iter().map(drawable).collect() }
     }
 
     /// The most likely before any processor and the token drawn, with their probabilities over the vocabulary after penalties
-    /// and temperature, and their places in the order then.
+    /// and temperature, what forbade them, and their places in the order then.
     fn most_likely(&self, id: TokenId, raw: f32, normaliser: f64, slices: &[&RowSlice]) -> Vec<(Alternative, Ranked)> {
         let report = logprobs::report(id, raw, ALTERNATIVES as u32, slices);
         let mut tokens = report.top;
@@ -94,13 +82,10 @@ impl Draw {
             let raw = if other == id { Some(raw) } else { logprobs::raw_logit(other, slices) };
             let logit = self.adjustments.apply(other, raw.unwrap_or(f32::NEG_INFINITY));
             let probability = self.probability(logit, normaliser);
-            (Alternative { id: other, logprob, probability, removed_by: None }, Ranked::new(other, logit))
+            let removed_by = self.adjustments.forbidden_by(other);
+            (Alternative { id: other, logprob, probability, removed_by }, Ranked::new(other, logit))
         };
         tokens.into_iter().map(alternative).collect()
-    }
-
-    fn is_greedy(&self) -> bool {
-        matches!(self.method, Method::Greedy)
     }
 }
 

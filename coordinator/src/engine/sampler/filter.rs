@@ -17,10 +17,8 @@ use super::ranked::Ranked;
 /// One token that may be drawn.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Candidate {
-    /// Its id.
-    pub(crate) id: TokenId,
-    /// After penalties and bias, before temperature: the key of the order.
-    pub(crate) logit: f32,
+    /// With its logit after penalties and bias, before temperature: the key of the order.
+    pub(crate) token: Ranked,
     /// Probability over the whole vocabulary after temperature.
     pub(crate) probability: f64,
 }
@@ -99,11 +97,10 @@ impl Left {
 impl Known {
     /// What is left, if the cut was known.
     pub(crate) fn left(&self) -> Left {
-        let place = |token: Option<&Candidate>| token.map(|token| Ranked::new(token.id, token.logit));
         Left {
-            first: place(self.tokens.first()).unwrap_or(Ranked::LAST),
-            last: place(self.tokens.last()).unwrap_or(Ranked::FIRST),
-            count: self.tokens.iter().filter(|token| token.logit > f32::NEG_INFINITY).count(),
+            first: self.tokens.first().map_or(Ranked::LAST, |first| first.token),
+            last: self.tokens.last().map_or(Ranked::FIRST, |last| last.token),
+            count: self.tokens.iter().filter(|it| it.token.logit() > f32::NEG_INFINITY).count(),
             mass: self.mass,
         }
     }
@@ -112,25 +109,24 @@ impl Known {
     pub(crate) fn draw(&self, uniform: f64) -> Option<TokenId> {
         self.at(uniform * self.mass).or_else(|| {
             // Normaliser and terms differ in the last bits, so that all of them may fall a little short of the mass.
-            let sum: f64 = self.tokens.iter().map(|t| t.probability).sum();
-            self.complete.then(|| self.at(uniform * sum).unwrap_or(self.tokens[0].id))
+            let sum: f64 = self.probabilities().sum();
+            self.complete.then(|| self.at(uniform * sum).unwrap_or(self.tokens[0].token.id()))
         })
     }
 
     /// The first token at which the sum of probabilities passes `target`.
     fn at(&self, target: f64) -> Option<TokenId> {
-        let mut sum = 0.0;
-        let reached = self.tokens.iter().find(|token| {
-            sum += token.probability;
-            sum > target
-        });
-        reached.map(|token| token.id)
+        first_sum(0.0, self.probabilities(), |sum| sum > target).map(|at| self.tokens[at].token.id())
+    }
+
+    fn probabilities(&self) -> impl Iterator<Item = f64> {
+        self.tokens.iter().map(|it| it.probability)
     }
 
     /// Keeps the first `count`, at least one, and nothing else.
     fn cut(mut self, count: usize) -> Self {
         self.tokens.truncate(count.max(1));
-        self.mass = self.tokens.iter().map(|t| t.probability).sum();
+        self.mass = self.probabilities().sum();
         self.complete = true;
         self
     }
@@ -141,23 +137,31 @@ impl Known {
     }
 }
 
+/// The place of the term with which the sum of `terms`, begun at `start`, is first such.
+pub(super) fn first_sum(
+    start: f64,
+    terms: impl IntoIterator<Item = f64>,
+    is_such: impl Fn(f64) -> bool,
+) -> Option<usize> {
+    let mut sum = start;
+    terms.into_iter().position(|term| {
+        sum += term;
+        is_such(sum)
+    })
+}
+
 fn top_k(known: Known, k: usize) -> Option<Known> {
     let Some(last) = known.tokens.get(k.max(1) - 1) else {
         return known.complete.then_some(known);
     };
-    let threshold = last.logit;
-    let count = known.tokens.partition_point(|token| token.logit >= threshold);
+    let threshold = last.token.logit();
+    let count = known.tokens.partition_point(|it| it.token.logit() >= threshold);
     known.cut_if_known(count)
 }
 
 fn top_p(known: Known, p: f64) -> Option<Known> {
     let target = p * known.mass;
-    let mut sum = 0.0;
-    let reached = known.tokens.iter().position(|token| {
-        sum += token.probability;
-        sum >= target
-    });
-    match reached {
+    match first_sum(0.0, known.probabilities(), |sum| sum >= target) {
         Some(last) => Some(known.cut(last + 1)),
         None => known.complete.then_some(known),
     }
@@ -165,7 +169,7 @@ fn top_p(known: Known, p: f64) -> Option<Known> {
 
 fn min_p(known: Known, ratio: f64) -> Option<Known> {
     let threshold = ratio * known.tokens[0].probability;
-    let count = known.tokens.partition_point(|token| token.probability >= threshold);
+    let count = known.tokens.partition_point(|it| it.probability >= threshold);
     known.cut_if_known(count)
 }
 
@@ -178,12 +182,8 @@ fn typical_p(mut known: Known, p: f64) -> Option<Known> {
     let distance = |token: &Candidate| (-share(token).ln() - entropy).abs();
     let mut by_distance: Vec<(f64, f64)> = known.tokens.iter().map(|t| (distance(t), share(t))).collect();
     by_distance.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let mut sum = 0.0;
-    let last = by_distance.iter().find(|(_, share)| {
-        sum += share;
-        sum >= p
-    });
-    if let Some(&(threshold, _)) = last {
+    if let Some(last) = first_sum(0.0, by_distance.iter().map(|&(_, share)| share), |sum| sum >= p) {
+        let threshold = by_distance[last].0;
         let keep: Vec<Candidate> = known.tokens.iter().copied().filter(|t| distance(t) <= threshold).collect();
         known = Known { tokens: keep, ..known };
     }
@@ -198,8 +198,9 @@ mod tests {
     /// Tokens 0, 1, 2 … of these probabilities, the rest of the mass unknown.
     fn known(probabilities: &[f64], complete: bool) -> Known {
         let tokens = (0..).zip(probabilities);
-        let tokens = tokens.map(|(id, &probability)| Candidate { id, logit: probability.ln() as f32, probability });
-        Known { tokens: tokens.collect(), mass: 1.0, complete }
+        let candidate =
+            |(id, &probability): (_, &f64)| Candidate { token: Ranked::new(id, probability.ln() as f32), probability };
+        Known { tokens: tokens.map(candidate).collect(), mass: 1.0, complete }
     }
 
     fn kept(filter: Filter, known: Known) -> Option<usize> {
@@ -243,7 +244,7 @@ mod tests {
         assert_eq!(kept(Filter::Typical(0.5), known(&[0.6, 0.3, 0.1], false)), None);
         // Entropy 0.90; surprises 0.51, 1.20, 2.30: the second is nearest, then the first.
         let typical = Filter::Typical(0.2).apply(known(&[0.6, 0.3, 0.1], true)).unwrap();
-        assert_eq!(typical.tokens.iter().map(|t| t.id).collect::<Vec<_>>(), [1]);
+        assert_eq!(typical.tokens.iter().map(|t| t.token.id()).collect::<Vec<_>>(), [1]);
         assert_eq!(kept(Filter::Typical(0.5), known(&[0.6, 0.3, 0.1], true)), Some(2));
         assert_eq!(kept(Filter::Typical(0.3), known(&[0.25; 4], true)), Some(4), "ties stay");
     }

@@ -12,12 +12,12 @@
 //! Invariant: the same tokens could be drawn with the same probabilities as from the sorted row, up to the rounding of f32.
 //! Passes over the row are loops over arrays without branches, which the compiler makes vectors of.
 
-use std::ops::Range;
+use std::{array, iter, ops::Range};
 
 use nanoinfer_shared::protocol::TokenId;
 
 use super::{
-    filter::{Filter, Left},
+    filter::{Filter, Left, first_sum},
     ranked::Ranked,
 };
 
@@ -27,17 +27,6 @@ const TO_LOW_BITS: f32 = 12_582_912.0;
 const BUCKETS: usize = 4095;
 /// Tokens of a row that are looked at together.
 const CHUNK: usize = 64;
-/// Where what weighs nothing goes, behind the others: most of a peaked row, so each of a chunk has a place of its own. In
-/// one place every sum would wait for the one before.
-const BEHIND: [f32; CHUNK] = {
-    let mut places = [BUCKETS as f32; CHUNK];
-    let mut i = 0;
-    while i < CHUNK {
-        places[i] += i as f32;
-        i += 1;
-    }
-    places
-};
 /// A power of two, so that a number is bounded by its low bits.
 const SLOTS: usize = 8192;
 const _: () = assert!(BUCKETS + CHUNK <= SLOTS && SLOTS <= 1 << 16);
@@ -55,12 +44,10 @@ pub(super) struct Masses {
     mass: Vec<f64>,
     /// Of each part of the buckets.
     parts: Vec<f64>,
-    /// Of each bucket, its tokens; where something asks for them.
-    counts: Vec<u32>,
-    /// `ln Σ exp(logit / temperature)` of the row.
-    normaliser: f64,
-    /// After each filter: its ends, and its share of the mass.
-    left: Vec<(Ranked, Ranked, f64)>,
+    /// `ln Σ exp(logit / temperature)` of the row that was drawn from.
+    pub(super) normaliser: f64,
+    /// After each filter, not counted yet.
+    left: Vec<Left>,
 }
 
 /// A row in its buckets, and what of it is left.
@@ -109,21 +96,24 @@ impl Masses {
         }
         let scale = Scale { max, scale };
         self.fill(logits, scale, width);
-        self.normaliser = f64::from(max) / f64::from(temperature) + self.total().ln();
+        let all = self.total();
+        self.normaliser = f64::from(max) / f64::from(temperature) + all.ln();
+        self.left.clear();
         let mut row = Row { logits, temperature, scale, masses: self, first: Ranked::FIRST, last: Ranked::LAST };
-        row.narrow_by(filters);
-        Some(row.draw(uniform))
+        for &filter in filters {
+            row.narrow_by(filter);
+            let mass = row.masses.total() / all;
+            row.masses.left.push(Left { first: row.first, last: row.last, count: 0, mass });
+        }
+        // The last token is reached in any case: rounding must not lead beyond it.
+        let kept = row.masses.total();
+        let target = (uniform * kept).min(kept.next_down());
+        Some(row.at(|sum| sum > target).id())
     }
 
     /// What each filter of the last draw left of `logits`, which were drawn from.
     pub(super) fn left(&self, logits: &[f32]) -> Vec<Left> {
-        let left = |&(first, last, mass): &(Ranked, Ranked, f64)| Left { first, last, count: 0, mass }.counted(logits);
-        self.left.iter().map(left).collect()
-    }
-
-    /// `ln Σ exp(logit / temperature)` of the row that was drawn from.
-    pub(super) fn normaliser(&self) -> f64 {
-        self.normaliser
+        self.left.iter().map(|left| left.counted(logits)).collect()
     }
 
     /// `exp` of a logit is that of its bucket's middle times that of the small rest, for which three terms are exact enough.
@@ -132,9 +122,12 @@ impl Masses {
         self.mass.clear();
         self.mass.resize(SLOTS, 0.0);
         let mass: &mut [f64; SLOTS] = self.mass.as_mut_slice().try_into().expect("of that length");
+        // Where what weighs nothing goes, behind the others: most of a peaked row, so each of a chunk has a place of its own.
+        // In one place every sum would wait for the one before.
+        let behind: [f32; CHUNK] = array::from_fn(|i| (BUCKETS + i) as f32);
         let mut rests = [0.0; CHUNK];
         for (logits, buckets) in logits.chunks(CHUNK).zip(self.buckets.chunks_mut(CHUNK)) {
-            let places = rests.iter_mut().zip(&mut *buckets).zip(logits.iter().zip(&BEHIND));
+            let places = rests.iter_mut().zip(&mut *buckets).zip(logits.iter().zip(&behind));
             for ((rest, bucket), (&logit, &behind)) in places {
                 let place = scale.place(logit, behind);
                 let rounded = place + TO_LOW_BITS;
@@ -172,31 +165,18 @@ impl Scale {
 
     /// At least [`BUCKETS`] for what weighs nothing.
     fn bucket(self, logit: f32) -> usize {
-        usize::from((self.place(logit, BEHIND[0]).max(0.0) + TO_LOW_BITS).to_bits() as u16)
+        usize::from((self.place(logit, BUCKETS as f32).max(0.0) + TO_LOW_BITS).to_bits() as u16)
     }
 }
 
 impl Row<'_> {
-    fn narrow_by(&mut self, filters: &[Filter]) {
-        let all = self.masses.total();
-        self.masses.left.clear();
-        for filter in filters {
-            match *filter {
-                Filter::TopK(k) => self.top_k(k),
-                Filter::TopP(p) => self.top_p(p),
-                Filter::MinP(ratio) => self.min_p(ratio),
-                Filter::Typical(p) => self.typical_p(p),
-            }
-            let share = self.masses.total() / all;
-            self.masses.left.push((self.first, self.last, share));
+    fn narrow_by(&mut self, filter: Filter) {
+        match filter {
+            Filter::TopK(k) => self.top_k(k),
+            Filter::TopP(p) => self.top_p(p),
+            Filter::MinP(ratio) => self.min_p(ratio),
+            Filter::Typical(p) => self.typical_p(p),
         }
-    }
-
-    fn draw(&self, uniform: f64) -> TokenId {
-        // The last token is reached in any case: rounding must not lead beyond it.
-        let kept = self.masses.total();
-        let target = (uniform * kept).min(kept.next_down());
-        self.at(|sum| sum > target).id()
     }
 
     /// The first filter: it counts all tokens.
@@ -204,10 +184,7 @@ impl Row<'_> {
         if k >= self.logits.len() {
             return;
         }
-        let counts = &mut self.masses.counts;
-        counts.clear();
-        counts.resize(SLOTS, 0);
-        let counts: &mut [u32; SLOTS] = counts.as_mut_slice().try_into().expect("of that length");
+        let mut counts = [0u32; SLOTS];
         self.masses.buckets.iter().for_each(|&bucket| counts[usize::from(bucket) % SLOTS] += 1);
         // The bucket at which there are k, and how many of them are its.
         let mut wanted = k.max(1);
@@ -236,16 +213,12 @@ impl Row<'_> {
     fn typical_p(&mut self, p: f64) {
         let (total, mean) = (self.masses.total(), self.mean_logit());
         let target = p * total;
-        let (known, mut open) = self.around(mean, target);
+        let (sure, mut open) = self.around(mean, target);
         let distance = |token: &Ranked| (f64::from(token.logit()) - mean).abs();
         open.sort_unstable_by(|a, b| distance(a).total_cmp(&distance(b)).then(a.cmp(b)));
-        let mut sum = known;
-        let farthest = open.iter().find(|token| {
-            sum += f64::from(self.weight(token.logit()));
-            sum >= target
-        });
+        let farthest = first_sum(sure, open.iter().map(|&token| self.weight(token)), |sum| sum >= target);
         // In another order a sum may be a little less than all.
-        let Some(farthest) = farthest.map(|token| token.logit()) else { return };
+        let Some(farthest) = farthest.map(|at| open[at].logit()) else { return };
         let mirrored = 2.0 * mean - f64::from(farthest);
         let (low, high) = if f64::from(farthest) < mean {
             (farthest, -at_least(-mirrored) + 0.0)
@@ -266,22 +239,20 @@ impl Row<'_> {
             let weight = if logit > last { exp(x) } else { 0.0 };
             (weight, weight * x)
         };
-        let (groups, tail) = self.logits.as_chunks::<LANES>();
-        let (mut weight, mut moment) = (0.0, 0.0);
-        for groups in groups.chunks(GROUPS) {
-            let mut lanes = [[0f32; LANES]; 2];
-            let [weights, moments] = &mut lanes;
+        let sums = |groups: &[[f32; LANES]]| {
+            let (mut weights, mut moments) = ([0f32; LANES], [0f32; LANES]);
             for group in groups {
-                for ((weight, moment), &logit) in weights.iter_mut().zip(&mut *moments).zip(group) {
+                for ((weight, moment), &logit) in weights.iter_mut().zip(&mut moments).zip(group) {
                     let (w, m) = term(logit);
                     *weight += w;
                     *moment += m;
                 }
             }
-            weight += f64::from(weights.iter().sum::<f32>());
-            moment += f64::from(moments.iter().sum::<f32>());
-        }
-        for (w, m) in tail.iter().map(|&logit| term(logit)) {
+            (weights.iter().sum::<f32>(), moments.iter().sum::<f32>())
+        };
+        let (groups, tail) = self.logits.as_chunks::<LANES>();
+        let (mut weight, mut moment) = (0.0, 0.0);
+        for (w, m) in groups.chunks(GROUPS).map(sums).chain(tail.iter().map(|&logit| term(logit))) {
             weight += f64::from(w);
             moment += f64::from(m);
         }
@@ -289,7 +260,7 @@ impl Row<'_> {
         let bucket = self.scale.bucket(last);
         let tied = if bucket < BUCKETS {
             let count = self.tokens(bucket).iter().filter(|token| token.logit() == last).count();
-            count as f64 * f64::from(self.weight(last))
+            count as f64 * self.weight(self.last)
         } else {
             0.0
         };
@@ -302,13 +273,11 @@ impl Row<'_> {
     /// tokens of those that may be.
     fn around(&self, mean: f64, target: f64) -> (f64, Vec<Ranked>) {
         let middle = (f64::from(self.scale.max) - mean) * f64::from(self.scale.scale);
-        let mut sums = Vec::with_capacity(BUCKETS + 1);
-        let mut sum = 0.0;
-        sums.push(sum);
-        sums.extend(self.masses.mass.iter().map(|mass| {
-            sum += mass;
-            sum
-        }));
+        let sums = self.masses.mass.iter().scan(0.0, |sum, mass| {
+            *sum += mass;
+            Some(*sum)
+        });
+        let sums: Vec<f64> = iter::once(0.0).chain(sums).collect();
         let bounded = |place: f64| place.clamp(0.0, BUCKETS as f64) as usize;
         // Buckets reach half a bucket to both sides of their places.
         let within = |radius: f64| {
@@ -334,23 +303,16 @@ impl Row<'_> {
 
     /// Leaves nothing before `first` and behind `last`.
     fn narrow(&mut self, first: Ranked, last: Ranked) {
-        let (first, last) = (first.max(self.first), last.min(self.last));
         let (was_first, was_last) = (self.first, self.last);
-        (self.first, self.last) = (first, last);
-        let edge = |token: Ranked| self.scale.bucket(token.logit());
-        for (bucket, changed) in [(edge(first), first != was_first), (edge(last), last != was_last)] {
+        (self.first, self.last) = (first.max(was_first), last.min(was_last));
+        let [from, to] = [self.first, self.last].map(|token| self.scale.bucket(token.logit()));
+        for (bucket, changed) in [(from, self.first != was_first), (to, self.last != was_last)] {
             if changed && bucket < BUCKETS {
-                let mut tokens = self.tokens(bucket);
-                tokens.sort_unstable();
-                self.masses.mass[bucket] = tokens.iter().map(|token| f64::from(self.weight(token.logit()))).sum();
+                self.masses.mass[bucket] = self.tokens(bucket).iter().map(|&token| self.weight(token)).sum();
             }
         }
-        if first != was_first {
-            self.masses.mass[..edge(first).min(BUCKETS)].fill(0.0);
-        }
-        if last != was_last {
-            self.masses.mass[(edge(last) + 1).min(BUCKETS)..].fill(0.0);
-        }
+        self.masses.mass[..from.min(BUCKETS)].fill(0.0);
+        self.masses.mass[(to + 1).min(BUCKETS)..].fill(0.0);
         self.masses.sum_parts();
     }
 
@@ -365,14 +327,9 @@ impl Row<'_> {
             }
             for (bucket, &of_bucket) in mass.iter().enumerate().skip(part * PART).take(PART) {
                 if reached(before + of_bucket) && of_bucket > 0.0 {
-                    let mut tokens = self.tokens(bucket);
-                    tokens.sort_unstable();
-                    let mut sum = before;
-                    for token in tokens {
-                        sum += f64::from(self.weight(token.logit()));
-                        if reached(sum) {
-                            return token;
-                        }
+                    let tokens = self.tokens(bucket);
+                    if let Some(at) = first_sum(before, tokens.iter().map(|&token| self.weight(token)), &reached) {
+                        return tokens[at];
                     }
                 }
                 // In another order a sum may be a little less: then it is reached further on.
@@ -381,12 +338,14 @@ impl Row<'_> {
         }
         let last = mass.iter().rposition(|&mass| mass > 0.0).expect("the most likely token has a weight");
         let may_come = |token: &Ranked| token.logit() > f32::NEG_INFINITY;
-        self.tokens(last).into_iter().filter(may_come).max().expect("a bucket with a mass has a token")
+        self.tokens(last).into_iter().rfind(may_come).expect("a bucket with a mass has a token")
     }
 
-    /// What is left of a bucket.
+    /// What is left of a bucket, in order.
     fn tokens(&self, bucket: usize) -> Vec<Ranked> {
-        self.gather(bucket..bucket + 1, 0..0)
+        let mut tokens = self.gather(bucket..bucket + 1, 0..0);
+        tokens.sort_unstable();
+        tokens
     }
 
     /// What is left of two runs of buckets.
@@ -406,8 +365,8 @@ impl Row<'_> {
         tokens
     }
 
-    fn weight(&self, logit: f32) -> f32 {
-        exp((logit - self.scale.max) / self.temperature)
+    fn weight(&self, token: Ranked) -> f64 {
+        exp((token.logit() - self.scale.max) / self.temperature).into()
     }
 }
 
@@ -483,10 +442,8 @@ mod tests {
         let all: f64 = row.iter().map(|&logit| (score(logit) - max).exp()).sum();
         let mut tokens: Vec<Ranked> = (0..).zip(row).map(|(id, &logit)| Ranked::new(id, logit)).collect();
         tokens.sort_unstable();
-        let candidate = |token: &Ranked| {
-            let logit = token.logit();
-            Candidate { id: token.id(), logit, probability: (score(logit) - max).exp() / all }
-        };
+        let candidate =
+            |token: &Ranked| Candidate { token: *token, probability: (score(token.logit()) - max).exp() / all };
         let mut known = Known { tokens: tokens.iter().map(candidate).collect(), mass: 1.0, complete: true };
         let mut left = Vec::new();
         for filter in filters {
