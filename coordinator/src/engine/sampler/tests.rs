@@ -192,8 +192,8 @@ fn in_order(adjusted: &[f32]) -> Vec<Ranked> {
 /// `draw` with another random number.
 fn at(draw: &Draw, other: f64) -> Draw {
     let mut draw = draw.clone();
-    if let Method::Random { uniform, .. } = &mut draw.method {
-        *uniform = other.clamp(0.0, 1.0);
+    if !draw.greedy {
+        draw.uniform = other.clamp(0.0, 1.0);
     }
     draw
 }
@@ -228,7 +228,7 @@ proptest! {
             return Ok(());
         }
         let normaliser = if draw.adjustments.needs_row() {
-            normaliser(&adjusted, draw.temperature())
+            normaliser(&adjusted, draw.temperature)
         } else {
             draw.normaliser(&slices)
         };
@@ -237,7 +237,7 @@ proptest! {
         let uniform = random::uniform(request.sampling.seed, 0, 0, tokens.len() as u32);
         prop_assert_eq!(by_order, reference(&request, &tokens, &row, uniform));
         if let Some(drawn) = draw.by_candidates(&slices) {
-            prop_assert_eq!(drawn, draw.drawn(by_order, row[by_order as usize], &slices));
+            prop_assert_eq!(drawn, draw.drawn(by_order, row[by_order as usize], &slices, || (Vec::new(), normaliser)));
         } else {
             let decided = request.sampling.temperature == 0.0 || draw.adjustments.is_selective();
             prop_assert!(!decided || draw.adjustments.needs_row(), "candidates always decide the most likely, and the named");
@@ -265,7 +265,7 @@ proptest! {
         let mut adjusted = Vec::new();
         draw.adjust(&[&row], &mut adjusted);
         prop_assume!(adjusted.iter().any(|&logit| logit > f32::NEG_INFINITY));
-        let normaliser = normaliser(&adjusted, draw.temperature());
+        let normaliser = normaliser(&adjusted, draw.temperature);
         let left = draw.left(draw.known(&in_order(&adjusted), true, normaliser));
         let expected = draw.narrowing((drawn.id, row[drawn.id as usize]), &left, normaliser, &slices);
         let told = drawn.narrowing.unwrap();
