@@ -24,11 +24,18 @@ pub(super) struct Decoder {
 }
 
 impl Decoder {
+    /// `None` where each token stands for bytes, whatever is around it.
+    ///
     /// # Errors
     /// Why text cannot be streamed through it, or the library would fail on some tokens.
-    pub(super) fn new(wrapper: Option<&DecoderWrapper>) -> Result<Self, String> {
+    pub(super) fn new(wrapper: Option<&DecoderWrapper>) -> Result<Option<Self>, String> {
         let mut stages = Vec::new();
         wrapper.into_iter().for_each(|wrapper| flatten(wrapper, &mut stages));
+        if let [DecoderWrapper::ByteLevel(_), others @ ..] = &stages[..]
+            && others.iter().all(|stage| matches!(stage, DecoderWrapper::Fuse(_)))
+        {
+            return Ok(None);
+        }
         let mut decoder = Self { stages: None, before_bytes: None, last_differs: false, lossy: false };
         let mut fused = false;
         for (i, stage) in stages.iter().enumerate() {
@@ -61,16 +68,7 @@ impl Decoder {
             }
         }
         decoder.stages = wrapper.map(|_| Sequence::new(stages));
-        Ok(decoder)
-    }
-
-    /// Whether each token stands for bytes, whatever is around it.
-    pub(super) fn is_byte_level(wrapper: Option<&DecoderWrapper>) -> bool {
-        let mut stages = Vec::new();
-        wrapper.into_iter().for_each(|wrapper| flatten(wrapper, &mut stages));
-        let mut stages = stages.iter();
-        matches!(stages.next(), Some(DecoderWrapper::ByteLevel(_)))
-            && stages.all(|stage| matches!(stage, DecoderWrapper::Fuse(_)))
+        Ok(Some(decoder))
     }
 
     /// The text of a whole sequence.
@@ -112,15 +110,9 @@ impl Decoder {
     /// The byte that a token `<0xNN>` stands for.
     pub(super) fn byte(&self, token: &str) -> Option<u8> {
         let before = self.before_bytes.as_ref()?;
-        let forms = if before.get_decoders().is_empty() {
-            vec![token.to_owned()]
-        } else {
-            // At the start of a text, and behind another token.
-            let mut forms = apply(before, vec![token.to_owned()]);
-            forms.extend(apply(before, vec![String::new(), token.to_owned()]));
-            forms
-        };
-        forms.iter().find_map(|form| {
+        // At the start of a text, and behind another token.
+        let places = [vec![token.to_owned()], vec![String::new(), token.to_owned()]];
+        places.into_iter().flat_map(|tokens| apply(before, tokens)).find_map(|form| {
             let digits = form.strip_prefix("<0x")?.strip_suffix('>').filter(|digits| digits.len() == 2)?;
             u8::from_str_radix(digits, 16).ok()
         })

@@ -11,7 +11,7 @@ use std::str;
 
 use nanoinfer_shared::protocol::TokenId;
 
-use super::Tokenizer;
+use super::{Tokenizer, decoder::Decoder};
 
 /// So many tokens are decoded together before the oldest are forgotten.
 const WINDOW: usize = 64;
@@ -42,7 +42,7 @@ impl Detokenizer {
         window.truncate(whole);
         let mut detokenizer = Self { window, ..Self::default() };
         detokenizer.given = decoder.settled(&detokenizer.window, &decoder.text(detokenizer.window.clone()));
-        detokenizer.forget(tokenizer);
+        detokenizer.forget(decoder);
         detokenizer
     }
 
@@ -62,7 +62,7 @@ impl Detokenizer {
             self.given = settled;
         }
         if self.window.len() >= WINDOW && settled == text.len() {
-            self.forget(tokenizer);
+            self.forget(decoder);
         }
     }
 
@@ -79,8 +79,7 @@ impl Detokenizer {
     }
 
     /// Keeps so many of the last tokens that they have text: what is dropped at the start of a text is dropped.
-    fn forget(&mut self, tokenizer: &Tokenizer) {
-        let Some(decoder) = tokenizer.decoder() else { return };
+    fn forget(&mut self, decoder: &Decoder) {
         let mut keep = CONTEXT;
         while keep < self.window.len() {
             let last = &self.window[self.window.len() - keep..];
@@ -96,28 +95,18 @@ impl Detokenizer {
 
     fn push_bytes(&mut self, bytes: &[u8], out: &mut String) {
         self.pending.extend_from_slice(bytes);
-        let mut consumed = 0;
-        loop {
-            let rest = &self.pending[consumed..];
-            match str::from_utf8(rest) {
-                Ok(text) => {
-                    out.push_str(text);
-                    self.pending.clear();
-                    return;
-                }
-                Err(error) => {
-                    let valid = error.valid_up_to();
-                    out.push_str(str::from_utf8(&rest[..valid]).expect("checked by the line above"));
-                    consumed += valid;
-                    let Some(invalid) = error.error_len() else {
-                        self.pending.drain(..consumed);
-                        return;
-                    };
-                    out.push(char::REPLACEMENT_CHARACTER);
-                    consumed += invalid;
-                }
+        let mut held = 0;
+        let mut chunks = self.pending.utf8_chunks().peekable();
+        while let Some(chunk) = chunks.next() {
+            out.push_str(chunk.valid());
+            let is_cut_off = str::from_utf8(chunk.invalid()).is_err_and(|error| error.error_len().is_none());
+            if is_cut_off && chunks.peek().is_none() {
+                held = chunk.invalid().len();
+            } else if !chunk.invalid().is_empty() {
+                out.push(char::REPLACEMENT_CHARACTER);
             }
         }
+        self.pending.drain(..self.pending.len() - held);
     }
 }
 

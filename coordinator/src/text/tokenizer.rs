@@ -9,7 +9,7 @@
 //! `lstrip`, `rstrip`, `single_word` and `normalized`.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     ops::Range,
     path::Path,
 };
@@ -52,11 +52,10 @@ pub struct Tokenizer {
     ends: Vec<usize>,
     /// Rows without a token, in their order.
     unused: Vec<TokenId>,
-    specials: BTreeMap<TokenId, String>,
     /// What goes around a whole text besides what the post-processor adds.
     around: (Option<TokenId>, Option<TokenId>),
-    bos: Option<(String, TokenId)>,
-    eos: Option<(String, TokenId)>,
+    bos: Option<TokenId>,
+    eos: Option<TokenId>,
     /// Special tokens by the names that chat templates know them by.
     named: BTreeMap<String, String>,
     class: String,
@@ -66,16 +65,8 @@ pub struct Tokenizer {
 
 /// Why a text has no token ids.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
-#[error("the model's tokenizer cannot encode this text: {reason}")]
-pub struct EncodeError {
-    reason: String,
-}
-
-impl EncodeError {
-    fn new(reason: impl ToString) -> Self {
-        Self { reason: reason.to_string() }
-    }
-}
+#[error("the model's tokenizer cannot encode this text: {0}")]
+pub struct EncodeError(String);
 
 impl Tokenizer {
     /// Reads `tokenizer.json`, or `vocab.json` and `merges.txt`, and `tokenizer_config.json` where there is one.
@@ -86,19 +77,7 @@ impl Tokenizer {
         let config = TokenizerConfig::read(folder)?;
         let (path, mut inner) = tokenizer_files::open(folder, &config)?;
         let trusted = tokenizer_files::add_tokens(&mut inner, &path, &config, vocab_size)?;
-        let specials: BTreeMap<TokenId, String> = trusted
-            .get_added_tokens_decoder()
-            .iter()
-            .filter(|(_, token)| token.special)
-            .map(|(id, token)| (*id, token.content.clone()))
-            .collect();
-
-        let byte_level = Decoder::is_byte_level(inner.get_decoder());
-        let decoder = if byte_level {
-            None
-        } else {
-            Some(Decoder::new(inner.get_decoder()).map_err(|reason| invalid(&path, reason))?)
-        };
+        let decoder = Decoder::new(inner.get_decoder()).map_err(|reason| invalid(&path, reason))?;
         let alphabet = byte_of_char();
         let (mut blob, mut ends, mut unused) = (Vec::new(), Vec::with_capacity(vocab_size), Vec::new());
         for id in 0..vocab_size as TokenId {
@@ -121,19 +100,16 @@ impl Tokenizer {
         }
 
         let mut named = config.named;
-        let token = |name: &str| {
+        let mut token = |name: &str| {
             let text = named.get(name).cloned().unwrap_or_else(|| END_OF_TEXT.into());
-            inner.token_to_id(&text).filter(|&id| (id as usize) < vocab_size).map(|id| (text, id))
+            let id = inner.token_to_id(&text).filter(|&id| (id as usize) < vocab_size);
+            named.insert(name.into(), if id.is_some() { text } else { String::new() });
+            id
         };
         let (bos, eos) = (token("bos_token"), token("eos_token"));
-        for (name, token) in [("bos_token", &bos), ("eos_token", &eos)] {
-            named.insert(name.into(), token.as_ref().map_or(String::new(), |(text, _)| text.clone()));
-        }
         // Beside tokenizer.json its post-processor decides.
-        let id = |asked: bool, token: &Option<(String, TokenId)>| {
-            token.as_ref().map(|(_, id)| *id).filter(|_| asked && !path.ends_with("tokenizer.json"))
-        };
-        let around = (id(config.add_bos_token, &bos), id(config.add_eos_token, &eos));
+        let id = |token: Option<TokenId>, asked| token.filter(|_| asked && !path.ends_with("tokenizer.json"));
+        let around = (id(bos, config.add_bos_token), id(eos, config.add_eos_token));
         let behind_special = inner.get_pre_tokenizer().and_then(behind_special);
         let class = config.class;
         let mut tokenizer = Self {
@@ -144,7 +120,6 @@ impl Tokenizer {
             blob,
             ends,
             unused,
-            specials,
             around,
             bos,
             eos,
@@ -152,9 +127,9 @@ impl Tokenizer {
             class,
             most_bytes: None,
         };
-        if byte_level {
-            tokenizer.most_bytes = tokenizer.find_most_bytes(&alphabet);
+        if tokenizer.decoder.is_none() {
             let lost = alphabet.keys().filter(|c| tokenizer.inner.token_to_id(&c.to_string()).is_none()).count();
+            tokenizer.most_bytes = tokenizer.find_most_bytes().filter(|_| lost == 0);
             let unknown = |bpe: &BPE| bpe.unk_token.is_none() && !bpe.byte_fallback;
             if lost > 0 && matches!(tokenizer.inner.get_model(), ModelWrapper::BPE(bpe) if unknown(bpe)) {
                 tracing::warn!("{}: {lost} of 256 bytes have no token: they vanish from texts", path.display());
@@ -165,16 +140,13 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
-    /// The longest token, if every byte of a text must be in one: nothing is normalized, dropped or stripped.
-    fn find_most_bytes(&self, alphabet: &HashMap<char, u8>) -> Option<usize> {
-        let normalizer = self.inner.get_normalizer();
+    /// The longest token, if every byte of a text that has a token must be in one: nothing is normalized, dropped or stripped.
+    fn find_most_bytes(&self) -> Option<usize> {
         let pre_tokenizer = serde_json::to_value(self.inner.get_pre_tokenizer()).ok()?;
         let strips = self.trusted.get_added_tokens_decoder().values().any(|token| token.lstrip || token.rstrip);
-        let complete = alphabet.keys().all(|c| self.inner.token_to_id(&c.to_string()).is_some());
-        let bounded = matches!(normalizer, None | Some(NormalizerWrapper::ByteLevel(_)))
+        let bounded = matches!(self.inner.get_normalizer(), None | Some(NormalizerWrapper::ByteLevel(_)))
             && keeps_all_text(&pre_tokenizer)
-            && !strips
-            && complete;
+            && !strips;
         let longest = (0..self.ends.len() as TokenId).map(|id| self.bytes(id).len()).max();
         longest.filter(|_| bounded).map(|longest| longest.max(1))
     }
@@ -197,7 +169,8 @@ impl Tokenizer {
     /// As [`Tokenizer::encode`].
     pub fn encode_document(&self, text: &str) -> Result<Vec<TokenId>, EncodeError> {
         let encoding = self.encoding(text, &self.trusted, self.inner.get_pre_tokenizer())?;
-        let encoding = self.inner.post_process(encoding, None, true).map_err(EncodeError::new)?;
+        let encoding = self.inner.post_process(encoding, None, true);
+        let encoding = encoding.map_err(|error| EncodeError(error.to_string()))?;
         let (before, after) = self.around;
         Ok(before.into_iter().chain(self.ids(&encoding)?).chain(after).collect())
     }
@@ -212,21 +185,16 @@ impl Tokenizer {
         text: &str,
         reveal: impl Fn(&str) -> String,
     ) -> Result<Vec<TokenId>, EncodeError> {
-        let mut ids = Vec::new();
-        let mut cursor = 0;
-        let add_text = |ids: &mut Vec<TokenId>, cursor: usize, end: usize| {
+        let (mut ids, mut cursor) = (Vec::new(), 0);
+        let specials = self.specials_in(text).into_iter().map(|(place, id)| (place, Some(id)));
+        for (place, special) in specials.chain([(text.len()..text.len(), None)]) {
             let pre_tokenizer = self.behind_special.as_ref().filter(|_| cursor > 0);
             let pre_tokenizer = pre_tokenizer.or(self.inner.get_pre_tokenizer());
-            let piece = reveal(&text[cursor..end]);
+            let piece = reveal(&text[cursor..place.start]);
             ids.extend(self.ids(&self.encoding(&piece, self.inner.get_added_vocabulary(), pre_tokenizer)?)?);
-            Ok::<_, EncodeError>(())
-        };
-        for (place, id) in self.specials_in(text) {
-            add_text(&mut ids, cursor, place.start)?;
-            ids.push(id);
+            ids.extend(special);
             cursor = place.end;
         }
-        add_text(&mut ids, cursor, text.len())?;
         Ok(ids)
     }
 
@@ -237,7 +205,7 @@ impl Tokenizer {
         let special = splits.filter_map(|(_, (start, end), tokens)| {
             let id = tokens.as_ref()?.first()?.id;
             // Normalized, other words may become a special token; users may have written those.
-            (text[start..end].trim() == self.specials.get(&id)?.trim()).then_some((start..end, id))
+            (text[start..end].trim() == self.special(id)?.trim()).then_some((start..end, id))
         });
         special.collect()
     }
@@ -257,13 +225,13 @@ impl Tokenizer {
             self.inner.get_model().tokenize_in_pretokenized(&mut pieces, None)?;
             pieces.into_encoding(None, 0, OffsetType::None)
         };
-        encode().map_err(EncodeError::new)
+        encode().map_err(|error| EncodeError(error.to_string()))
     }
 
     fn ids(&self, encoding: &Encoding) -> Result<Vec<TokenId>, EncodeError> {
         let ids = encoding.get_ids();
         match ids.iter().find(|&&id| id as usize >= self.vocab_size()) {
-            Some(id) => Err(EncodeError::new(format!(
+            Some(id) => Err(EncodeError(format!(
                 "it makes token {id} of it, and the model has rows for {} tokens",
                 self.vocab_size()
             ))),
@@ -313,24 +281,29 @@ impl Tokenizer {
         }
     }
 
+    /// The text of a special token.
+    fn special(&self, id: TokenId) -> Option<&str> {
+        self.trusted.get_added_tokens_decoder().get(&id).filter(|token| token.special).map(|token| &*token.content)
+    }
+
     /// Whether a token is a special one, which is not part of any text.
     pub fn is_special(&self, id: TokenId) -> bool {
-        self.specials.contains_key(&id)
+        self.special(id).is_some()
     }
 
     /// Texts of the special tokens.
     pub(super) fn special_texts(&self) -> impl Iterator<Item = &str> {
-        self.specials.values().map(String::as_str)
+        self.trusted.get_added_tokens_decoder().keys().filter_map(|&id| self.special(id))
     }
 
     /// The token that begins a text.
     pub fn bos(&self) -> Option<(&str, TokenId)> {
-        self.bos.as_ref().map(|(text, id)| (text.as_str(), *id))
+        self.bos.map(|id| (self.named["bos_token"].as_str(), id))
     }
 
     /// The token that ends a text.
     pub fn eos(&self) -> Option<(&str, TokenId)> {
-        self.eos.as_ref().map(|(text, id)| (text.as_str(), *id))
+        self.eos.map(|id| (self.named["eos_token"].as_str(), id))
     }
 
     /// Special tokens by the names that chat templates know them by, like `eos_token`.
@@ -362,7 +335,8 @@ impl Tokenizer {
 
 impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tokenizer").field("vocab_size", &self.ends.len()).field("specials", &self.specials).finish()
+        let specials: BTreeSet<&str> = self.special_texts().collect();
+        f.debug_struct("Tokenizer").field("vocab_size", &self.ends.len()).field("specials", &specials).finish()
     }
 }
 
