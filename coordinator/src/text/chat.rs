@@ -14,17 +14,17 @@
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
-    io,
     ops::RangeInclusive,
     path::Path,
 };
 
 use nanoinfer_shared::protocol::TokenId;
+use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::{
-    files::{TextError, read_file, read_json},
-    jinja::{JinjaTemplate, TemplateMessage},
+    files::{TextError, invalid, read_if_there, read_json},
+    jinja::JinjaTemplate,
     tokenizer::Tokenizer,
 };
 
@@ -35,7 +35,8 @@ const TRANSCRIPT_STOP: &str = "\nUser:";
 const DIALOGUE: &str = "{% for message in messages %}{{ message.content }}{% if message.role == 'system' %}{{ '\n' }}{% else %}{{ eos_token }}{% endif %}{% endfor %}";
 
 /// Who speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Role {
     /// Instructions.
     System,
@@ -45,8 +46,8 @@ pub enum Role {
     Assistant,
 }
 
-/// One message of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// One message of a conversation, as templates see it too.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Message {
     /// Who speaks.
     pub role: Role,
@@ -79,18 +80,10 @@ pub enum Ending {
 #[derive(Debug)]
 pub struct ChatFormat {
     template: Option<JinjaTemplate>,
-    trims_reply: bool,
-    ignores_system: bool,
-}
-
-impl Role {
-    fn name(self) -> &'static str {
-        match self {
-            Self::System => "system",
-            Self::User => "user",
-            Self::Assistant => "assistant",
-        }
-    }
+    /// Whether white space before a reply belongs to the format, not to the reply: after `Assistant:`, models say ` Hi`.
+    pub(super) trims_reply: bool,
+    /// Whether the template leaves system messages out.
+    pub(super) ignores_system: bool,
 }
 
 impl Message {
@@ -110,9 +103,9 @@ impl ChatFormat {
     pub fn load(folder: &Path, tokenizer: &Tokenizer) -> Result<Self, TextError> {
         let config = folder.join("tokenizer_config.json");
         let file = folder.join("chat_template.jinja");
-        let (path, source) = match read_file(&file) {
-            Ok(source) => (file, Some(source)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+        let (path, source) = match read_if_there(&file)? {
+            Some(source) => (file, Some(source)),
+            None => {
                 let value = read_json(&config)?.unwrap_or_default();
                 let template = &value["chat_template"];
                 let named = template.as_array().and_then(|named| {
@@ -122,12 +115,9 @@ impl ChatFormat {
                 let source = named.unwrap_or(template).as_str().map(str::to_owned);
                 (config, source.map_or_else(|| dialogue_template(folder), |source| Ok(Some(source)))?)
             }
-            Err(source) => return Err(TextError::Read { path: file, source }),
         };
-        let template = source
-            .map(|source| JinjaTemplate::new(&source))
-            .transpose()
-            .map_err(|reason| TextError::Invalid { path, reason: format!("chat template: {reason}") })?;
+        let template = source.map(|source| JinjaTemplate::new(&source)).transpose();
+        let template = template.map_err(|reason| invalid(&path, format!("chat template: {reason}")))?;
         if template.is_none() {
             tracing::info!("the model has no chat template: chats become a plain User/Assistant transcript");
         }
@@ -142,21 +132,18 @@ impl ChatFormat {
     fn probe(template: Option<JinjaTemplate>, tokenizer: &Tokenizer) -> (Self, Vec<String>) {
         let format = Self { template, trims_reply: false, ignores_system: false };
         let message = |role, content: &str| Message { role, content: content.into() };
-        let render = |messages: &[Message], generate| {
-            let visible = messages.iter().map(|m| (m.role, m.content.clone())).collect();
-            format.render(visible, generate, &Map::new(), tokenizer)
-        };
+        let render = |messages: &[Message], generate| format.render(messages, generate, &Map::new(), tokenizer);
         let mut doubts = Vec::new();
+        let mut try_out = |messages: &[Message], generate, what: &str| {
+            render(messages, generate).unwrap_or_else(|reason| {
+                doubts.push(format!("fails at {what}: {reason}"));
+                String::new()
+            })
+        };
         let question = message(Role::User, "question");
-        let asked = render(std::slice::from_ref(&question), true).unwrap_or_else(|reason| {
-            doubts.push(format!("fails at a single question, so that chats do, while completions work: {reason}"));
-            String::new()
-        });
         let dialogue = [question.clone(), message(Role::Assistant, "answer")];
-        let answered = render(&dialogue, false).unwrap_or_else(|reason| {
-            doubts.push(format!("fails at a question with its answer, so that chats end after one turn: {reason}"));
-            String::new()
-        });
+        let asked = try_out(&dialogue[..1], true, "a single question, so that chats do, while completions work");
+        let answered = try_out(&dialogue, false, "a question with its answer, so that chats end after one turn");
         let lead = answered.strip_prefix(&asked).and_then(|rest| rest.split_once("answer")).map(|(lead, _)| lead);
         // Many a template refuses instructions by design: whoever sends some is told.
         let instructed = render(&[message(Role::System, "instruction"), question], true).unwrap_or_default();
@@ -169,16 +156,6 @@ impl ChatFormat {
         (Self { trims_reply, ignores_system, ..format }, doubts)
     }
 
-    /// Whether white space before a reply belongs to the format, not to the reply: after `Assistant:`, models say ` Hi`.
-    pub fn trims_reply(&self) -> bool {
-        self.trims_reply
-    }
-
-    /// Whether the template leaves system messages out.
-    pub fn ignores_system(&self) -> bool {
-        self.ignores_system
-    }
-
     /// Stop strings that the format itself needs.
     pub fn stops(&self) -> &'static [&'static str] {
         if self.template.is_some() { &[] } else { &[TRANSCRIPT_STOP] }
@@ -186,7 +163,7 @@ impl ChatFormat {
 
     /// The model's own template, as it is written in its files.
     pub fn template(&self) -> Option<&str> {
-        self.template.as_ref().map(JinjaTemplate::written)
+        self.template.as_ref().map(|template| template.written.as_str())
     }
 
     /// The prompt after which the model's reply follows.
@@ -204,15 +181,16 @@ impl ChatFormat {
         let shield = Shield::new(&contents, tokenizer, self.template().unwrap_or_default());
         let mark = Mark::new(&contents, self.template().unwrap_or_default());
         let render = |hide: &dyn Fn(&str) -> String| {
-            let mut hidden: Vec<_> = messages.iter().map(|m| (m.role, hide(&m.content))).collect();
+            let hidden = messages.iter().map(|m| Message { role: m.role, content: hide(&m.content) });
+            let mut hidden: Vec<_> = hidden.collect();
             let variables = layout.variables.iter().map(|(name, value)| (name.clone(), mapped(value, hide))).collect();
             if layout.ending != Ending::Open {
-                return self.render(hidden, layout.ending == Ending::NewTurn, &variables, tokenizer);
+                return self.render(&hidden, layout.ending == Ending::NewTurn, &variables, tokenizer);
             }
-            if let Some((_, last)) = hidden.last_mut() {
-                mark.set_behind(last);
+            if let Some(last) = hidden.last_mut() {
+                mark.set_behind(&mut last.content);
             }
-            mark.cut(self.render(hidden, false, &variables, tokenizer)?)
+            mark.cut(self.render(&hidden, false, &variables, tokenizer)?)
         };
         let mut text = render(&|content| shield.hide_all(content))?;
         let plain = render(&|content| content.to_owned())?;
@@ -233,26 +211,24 @@ impl ChatFormat {
 
     fn render(
         &self,
-        messages: Vec<(Role, String)>,
+        messages: &[Message],
         generate: bool,
         variables: &Map<String, Value>,
         tokenizer: &Tokenizer,
     ) -> Result<String, String> {
         if let Some(template) = &self.template {
-            let messages: Vec<_> =
-                messages.into_iter().map(|(role, content)| TemplateMessage { role: role.name(), content }).collect();
             let tokens = tokenizer.named_tokens().iter().map(|(name, text)| (name.clone(), text.as_str().into()));
             let mut named: Map<String, Value> = tokens.collect();
             named.extend(variables.clone());
-            return template.render(&messages, generate, &named);
+            return template.render(messages, generate, &named);
         }
         let mut text = String::new();
-        for (role, content) in messages {
-            match role {
-                Role::System => text += &format!("{content}\n\n"),
-                Role::User => text += &format!("User: {content}\n"),
-                Role::Assistant => text += &format!("Assistant: {content}\n"),
-            }
+        for Message { role, content } in messages {
+            text += &match role {
+                Role::System => format!("{content}\n\n"),
+                Role::User => format!("User: {content}\n"),
+                Role::Assistant => format!("Assistant: {content}\n"),
+            };
         }
         if generate {
             text.push_str("Assistant:");

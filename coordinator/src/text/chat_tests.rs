@@ -46,8 +46,8 @@ fn golden_prompts_of_the_demo_model() {
         let text: String = tokenizer.decode(&reply[..reply.len() - 1]);
         assert_eq!(text.trim_start(), case["text"].as_str().unwrap());
     }
-    assert!(chat.trims_reply(), "replies begin with the space after `Assistant:`");
-    assert!(chat.ignores_system());
+    assert!(chat.trims_reply, "replies begin with the space after `Assistant:`");
+    assert!(chat.ignores_system);
     assert!(chat.stops().is_empty());
 }
 
@@ -107,7 +107,7 @@ fn dialogue_with_separators_only() {
     expected.extend(tokenizer.encode("x<|endoftext|>y", Specials::Literal).unwrap());
     expected.push(4095);
     assert_eq!(chat.encode(&messages, &ChatLayout::default(), &tokenizer).unwrap(), expected);
-    assert!(!chat.trims_reply() && !chat.ignores_system());
+    assert!(!chat.trims_reply && !chat.ignores_system);
 }
 
 #[test]
@@ -129,7 +129,7 @@ fn dialogpt_is_known_by_its_configuration() {
         chat.encode(&with_system, &ChatLayout::default(), &tokenizer).unwrap(),
         tokenizer.encode(expected, Specials::Match).unwrap()
     );
-    assert!(chat.stops().is_empty() && !chat.ignores_system());
+    assert!(chat.stops().is_empty() && !chat.ignores_system);
 }
 
 #[test]
@@ -148,7 +148,7 @@ fn without_a_template_chats_become_a_transcript() {
         tokenizer.encode(expected, Specials::Literal).unwrap()
     );
     assert_eq!(chat.stops(), ["\nUser:"]);
-    assert!(chat.trims_reply() && !chat.ignores_system());
+    assert!(chat.trims_reply && !chat.ignores_system);
 }
 
 #[test]
@@ -182,7 +182,7 @@ fn a_template_may_refuse_messages() {
     );
     let error = chat.encode(&[message(Role::System, "s")], &ChatLayout::default(), &tokenizer).unwrap_err();
     assert!(error.contains("no system role"), "{error}");
-    assert!(!chat.ignores_system(), "refusing is not ignoring");
+    assert!(!chat.ignores_system, "refusing is not ignoring");
 }
 
 /// Templates that put contents beside parts of the demo's one special token, or change them.
@@ -211,8 +211,7 @@ proptest! {
         let ids = chat.encode(&messages, &ChatLayout::default(), tokenizer).unwrap();
         // The same with a mark in the place of the special token, which then is the only one.
         let marked = SEAMS[template].replace("eos_token", "'\u{1}'");
-        let visible = messages.iter().map(|m| (m.role, m.content.clone())).collect();
-        let text = with_template(&marked, tokenizer).render(visible, true, &Map::new(), tokenizer).unwrap();
+        let text = with_template(&marked, tokenizer).render(&messages, true, &Map::new(), tokenizer).unwrap();
         let mut expected = Vec::new();
         for (i, piece) in text.split('\u{1}').enumerate() {
             if i > 0 {
@@ -273,7 +272,7 @@ fn templates_see_role_and_content_only() {
          {% if m.tool_calls %}no{% endif %}{{ m.name | default('-') }}{% endfor %}{{ tools }}{{ enable_thinking is defined }}",
         &tokenizer,
     );
-    let text = chat.render(vec![(Role::User, "hi".into())], true, &Map::new(), &tokenizer).unwrap();
+    let text = chat.render(&[Message::user("hi")], true, &Map::new(), &tokenizer).unwrap();
     assert_eq!(text, "['role', 'content']FalseFalseNone-NoneFalse");
 }
 

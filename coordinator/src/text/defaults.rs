@@ -5,13 +5,12 @@
 use std::path::Path;
 
 use nanoinfer_shared::{
-    json::show,
     model::config::{is_known_end, whole_numbers},
     protocol::TokenId,
 };
 use serde_json::Value;
 
-use super::files::{TextError, invalid, read_json};
+use super::files::{Fields, TextError, invalid, read_json};
 
 const FILE: &str = "generation_config.json";
 
@@ -50,21 +49,14 @@ impl GenerationDefaults {
         if !value.is_object() {
             return Err(invalid(&path, "it is no JSON object"));
         }
-        let wrong = |key: &str, expected: &str| {
-            invalid(&path, format!("`{key}` should be {expected}, got {}", show(&value[key])))
+        let fields = Fields { path, value };
+        let number = |key: &str, low: f64, high: f64| {
+            let within = |value: &Value| value.as_f64().filter(|x| (low..=high).contains(x)).map(|x| x as f32);
+            fields.optional(key, &format!("a number from {low} to {high}"), within)
         };
-        let number = |key: &str, low: f64, high: f64| match &value[key] {
-            Value::Null => Ok(None),
-            number => match number.as_f64() {
-                Some(x) if (low..=high).contains(&x) => Ok(Some(x as f32)),
-                _ => Err(wrong(key, &format!("a number from {low} to {high}"))),
-            },
-        };
-        let count = |key: &str| match &value[key] {
-            Value::Null => Ok(None),
-            number => number.as_u64().map(Some).ok_or_else(|| wrong(key, "a count")),
-        };
-        let eos = whole_numbers(&value["eos_token_id"]).ok_or_else(|| wrong("eos_token_id", "token ids"))?;
+        let count = |key: &str| fields.optional(key, "a count", Value::as_u64);
+        let eos = &fields.value["eos_token_id"];
+        let eos = whole_numbers(eos).ok_or_else(|| fields.wrong("eos_token_id", "token ids", eos))?;
         let known = eos.into_iter().filter(|&id| is_known_end(FILE, id, vocab_size));
         let eos_token_ids = known.filter_map(|id| id.try_into().ok()).collect();
         Ok(Self {

@@ -9,6 +9,7 @@ use std::{
 };
 
 use nanoinfer_shared::json;
+use serde_json::Value;
 
 use crate::utf8;
 
@@ -59,23 +60,59 @@ pub enum TextError {
 pub(super) const MAX_FILE_BYTES: u64 = 256 << 20;
 
 /// The text of a file, if it is not larger than any of its kind.
-pub(super) fn read_file(path: &Path) -> io::Result<String> {
-    let mut bytes = Vec::new();
-    fs::File::open(path)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
-    match bytes.len() as u64 > MAX_FILE_BYTES {
-        true => Err(io::Error::other(format!("it is larger than {} MB", MAX_FILE_BYTES >> 20))),
-        false => utf8::read(&bytes[..]),
+pub(super) fn read(path: &Path) -> Result<String, TextError> {
+    let read = || {
+        let mut bytes = Vec::new();
+        fs::File::open(path)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
+        match bytes.len() as u64 > MAX_FILE_BYTES {
+            true => Err(io::Error::other(format!("it is larger than {} MB", MAX_FILE_BYTES >> 20))),
+            false => utf8::read(&bytes[..]),
+        }
+    };
+    read().map_err(|source| TextError::Read { path: path.to_owned(), source })
+}
+
+/// The same, where there may be no such file.
+pub(super) fn read_if_there(path: &Path) -> Result<Option<String>, TextError> {
+    match read(path) {
+        Err(TextError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+        read => read.map(Some),
     }
 }
 
 /// A JSON file, if it is there.
-pub(super) fn read_json(path: &Path) -> Result<Option<serde_json::Value>, TextError> {
-    let text = match read_file(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(TextError::Read { path: path.to_owned(), source }),
-    };
-    json::parse(text.as_bytes()).map(Some).map_err(|error| invalid(path, error))
+pub(super) fn read_json(path: &Path) -> Result<Option<Value>, TextError> {
+    read_if_there(path)?.map(|text| parse(path, &text)).transpose()
+}
+
+/// What a file says in JSON.
+pub(super) fn parse(path: &Path, text: &str) -> Result<Value, TextError> {
+    json::parse(text.as_bytes()).map_err(|error| invalid(path, error))
+}
+
+/// The fields of a JSON file.
+pub(super) struct Fields {
+    pub(super) path: PathBuf,
+    pub(super) value: Value,
+}
+
+impl Fields {
+    /// A field as `read` has it; nothing where it is not there or null.
+    pub(super) fn optional<T>(
+        &self,
+        key: &str,
+        expected: &str,
+        read: impl Fn(&Value) -> Option<T>,
+    ) -> Result<Option<T>, TextError> {
+        match &self.value[key] {
+            Value::Null => Ok(None),
+            value => read(value).map(Some).ok_or_else(|| self.wrong(key, expected, value)),
+        }
+    }
+
+    pub(super) fn wrong(&self, key: &str, expected: &str, got: &Value) -> TextError {
+        invalid(&self.path, format!("`{key}` should be {expected}, got {}", json::show(got)))
+    }
 }
 
 pub(super) fn invalid(path: &Path, reason: impl ToString) -> TextError {

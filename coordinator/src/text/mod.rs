@@ -17,7 +17,6 @@ pub mod generate_request;
 pub mod generation;
 mod jinja;
 mod model_text;
-mod python_json;
 pub mod prompt;
 pub mod stop;
 pub mod text_engine;

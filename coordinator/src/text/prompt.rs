@@ -231,7 +231,7 @@ impl Conversation<'_> {
         if ids.is_empty() {
             return Err(GenerateError::EmptyPrompt);
         }
-        if self.text.chat.ignores_system() && self.messages.iter().any(|m| m.role == Role::System) {
+        if self.text.chat.ignores_system && self.messages.iter().any(|m| m.role == Role::System) {
             warnings.push("the system message was ignored: this model's chat template has no place for one".into());
         }
         Ok(PreparedPrompt { ids, text: String::new(), max_tokens, warnings })
@@ -274,7 +274,7 @@ impl Conversation<'_> {
 
     fn encode(&self, messages: &[Message]) -> Result<Vec<TokenId>, GenerateError> {
         let chat = &self.text.chat;
-        let is_kept = |message: &&Message| message.role != Role::System || !chat.ignores_system();
+        let is_kept = |message: &&Message| message.role != Role::System || !chat.ignores_system;
         let bytes = messages.iter().filter(is_kept).map(|m| m.content.len()).sum();
         self.room.refuse_hopeless(self.text, bytes)?;
         let encoded = chat.encode(messages, self.layout, &self.text.tokenizer);

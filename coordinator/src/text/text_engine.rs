@@ -184,7 +184,7 @@ impl TextEngine {
             hidden: if shows_eos { Vec::new() } else { self.eos_token_ids().collect() },
             hides_special: request.skip_special_tokens,
             // What continues a text may begin with white space.
-            trim_start: chat.is_some_and(|layout| layout.ending == Ending::NewTurn) && self.text.chat.trims_reply(),
+            trim_start: chat.is_some_and(|layout| layout.ending == Ending::NewTurn) && self.text.chat.trims_reply,
         }
     }
 

@@ -8,17 +8,19 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use nanoinfer_shared::{json::show, protocol::TokenId};
+use nanoinfer_shared::protocol::TokenId;
 use serde_json::Value;
 use tokenizers::AddedToken;
 
-use super::files::{TextError, invalid, read_json};
+use super::files::{Fields, TextError, invalid, read_json};
 
 /// Ends a text in every GPT-2 vocabulary.
 pub(super) const END_OF_TEXT: &str = "<|endoftext|>";
 
 /// Names that templates know special tokens by.
 const NAMES: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+/// Those that are [`END_OF_TEXT`] in GPT-2's class where no file says otherwise.
+const OF_GPT2: [&str; 3] = ["bos_token", "eos_token", "unk_token"];
 /// Lists (or maps) of further special tokens.
 const LISTS: [&str; 2] = ["additional_special_tokens", "extra_special_tokens"];
 
@@ -58,7 +60,8 @@ impl TokenizerConfig {
         let older = if decoder.is_object() { Value::Null } else { read("special_tokens_map.json")? };
         let older = Fields { path: folder.join("special_tokens_map.json"), value: older };
 
-        let class = config.text("tokenizer_class")?.unwrap_or_else(|| "GPT2Tokenizer".into());
+        let class = config.optional("tokenizer_class", "text", |class| class.as_str().map(str::to_owned))?;
+        let class = class.unwrap_or_else(|| "GPT2Tokenizer".into());
         let mut numbered = BTreeMap::new();
         for (id, token) in decoder.as_object().into_iter().flatten() {
             let id: TokenId =
@@ -69,9 +72,12 @@ impl TokenizerConfig {
         let mut named = BTreeMap::new();
         for name in NAMES {
             let found = [&older, &config].into_iter().find(|fields| !fields.value[name].is_null());
-            let token = found.map(|fields| fields.token(name, &fields.value[name], true)).transpose()?;
-            let token = token.or_else(|| of_class(&class, name)).filter(|token| !token.content.is_empty());
-            if let Some(token) = token {
+            let token = match found {
+                Some(fields) => fields.token(name, &fields.value[name], true)?,
+                None if is_gpt2(&class) && OF_GPT2.contains(&name) => AddedToken::from(END_OF_TEXT, true),
+                None => continue,
+            };
+            if !token.content.is_empty() {
                 named.insert(name.to_owned(), token.content.clone());
                 special.push(token);
             }
@@ -112,10 +118,11 @@ impl TokenizerConfig {
                 added.push((None, token));
             }
         }
+        let flag = |key| config.optional(key, "true or false", Value::as_bool);
         Ok(Self {
-            add_prefix_space: config.flag("add_prefix_space")?,
-            add_bos_token: config.flag("add_bos_token")?.unwrap_or(false),
-            add_eos_token: config.flag("add_eos_token")?.unwrap_or(false),
+            add_prefix_space: flag("add_prefix_space")?,
+            add_bos_token: flag("add_bos_token")?.unwrap_or(false),
+            add_eos_token: flag("add_eos_token")?.unwrap_or(false),
             class,
             named,
             added,
@@ -137,39 +144,7 @@ fn is_gpt2(class: &str) -> bool {
     matches!(class, "GPT2Tokenizer" | "GPT2TokenizerFast")
 }
 
-/// What a class names where no file does.
-fn of_class(class: &str, name: &str) -> Option<AddedToken> {
-    let names = ["bos_token", "eos_token", "unk_token"];
-    (is_gpt2(class) && names.contains(&name)).then(|| AddedToken::from(END_OF_TEXT, true))
-}
-
-/// The fields of one file.
-struct Fields {
-    path: std::path::PathBuf,
-    value: Value,
-}
-
 impl Fields {
-    fn wrong(&self, key: &str, expected: &str, got: &Value) -> TextError {
-        invalid(&self.path, format!("`{key}` should be {expected}, got {}", show(got)))
-    }
-
-    fn text(&self, key: &str) -> Result<Option<String>, TextError> {
-        match &self.value[key] {
-            Value::Null => Ok(None),
-            Value::String(text) => Ok(Some(text.clone())),
-            other => Err(self.wrong(key, "text", other)),
-        }
-    }
-
-    fn flag(&self, key: &str) -> Result<Option<bool>, TextError> {
-        match &self.value[key] {
-            Value::Null => Ok(None),
-            Value::Bool(flag) => Ok(Some(*flag)),
-            other => Err(self.wrong(key, "true or false", other)),
-        }
-    }
-
     /// A token: its text, or an object with `content` and flags.
     fn token(&self, key: &str, value: &Value, special: bool) -> Result<AddedToken, TextError> {
         let wrong = |got: &Value| self.wrong(key, "a token: text, or an object with `content` and flags", got);
@@ -179,8 +154,7 @@ impl Fields {
         let content = value["content"].as_str().ok_or_else(|| wrong(value))?;
         let flag = |name: &str, default: bool| match &value[name] {
             Value::Null => Ok(default),
-            Value::Bool(flag) => Ok(*flag),
-            _ => Err(wrong(value)),
+            flag => flag.as_bool().ok_or_else(|| wrong(value)),
         };
         let special = special || flag("special", false)?;
         Ok(AddedToken::from(content, special)

@@ -18,7 +18,7 @@ use tokenizers::{
 };
 
 use super::{
-    files::{TextError, invalid, read_file},
+    files::{TextError, invalid, parse, read},
     tokenizer_config::TokenizerConfig,
 };
 
@@ -50,33 +50,32 @@ pub(super) fn open(folder: &Path, config: &TokenizerConfig) -> Result<(PathBuf, 
     let json = folder.join("tokenizer.json");
     let (vocab, merges) = (folder.join("vocab.json"), folder.join("merges.txt"));
     if json.is_file() {
-        let tokenizer = from_json(&json, config)?;
-        Ok((json, tokenizer))
+        from_json(&json, config).map(|tokenizer| (json, tokenizer))
     } else if vocab.is_file() && merges.is_file() {
-        let tokenizer = from_vocab_and_merges(&vocab, &merges, config)?;
-        Ok((vocab, tokenizer))
+        from_vocab_and_merges(&vocab, &merges, config).map(|tokenizer| (vocab, tokenizer))
     } else {
         Err(TextError::Missing { folder: folder.to_owned() })
     }
 }
 
 fn from_json(path: &Path, config: &TokenizerConfig) -> Result<Tokenizer, TextError> {
-    let mut value = json::parse(read(path)?.as_bytes()).map_err(|e| invalid(path, e))?;
+    let mut value = parse(path, &read(path)?)?;
     let odd = json::not_finite_fields(&value);
     let Value::Object(file) = &mut value else {
         return Err(invalid(path, "it is no JSON object"));
     };
     let ignored = |what: &str| tracing::warn!("{}: {what} is ignored", path.display());
+    let unknown = |field: &str| ignored(&format!("`{field}`, which the tokenizers library does not know,"));
     file.retain(|section, _| !OF_A_CALL.contains(&section.as_str()));
     for section in file.keys().filter(|section| !SECTIONS.contains(&section.as_str())) {
-        ignored(&format!("`{section}`, which the tokenizers library does not know,"));
+        unknown(section);
     }
     if let Some(Value::Object(model)) = file.get_mut("model") {
         if model.remove("dropout").is_some_and(|dropout| dropout.as_f64() != Some(0.0) && !dropout.is_null()) {
             ignored("`model.dropout`, which is for training and would encode a text otherwise each time,");
         }
         for field in model.keys().filter(|field| !OF_MODELS.contains(&field.as_str())) {
-            ignored(&format!("`model.{field}`, which the tokenizers library does not know,"));
+            unknown(&format!("model.{field}"));
         }
     }
     if let (Some(space), Some(section)) = (config.prefix_space(), file.get_mut("pre_tokenizer")) {
@@ -87,15 +86,9 @@ fn from_json(path: &Path, config: &TokenizerConfig) -> Result<Tokenizer, TextErr
             "tokenizer_config.json: add_bos_token and add_eos_token do not count beside tokenizer.json, whose post_processor decides"
         );
     }
-    let written: BTreeMap<&str, Value> =
-        SECTIONS[2..6].iter().filter_map(|&section| Some((section, file.get(section)?.clone()))).collect();
-    let ids: Vec<(String, Value)> = file
-        .get("added_tokens")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-        .filter_map(|token| Some((token["content"].as_str()?.to_owned(), token["id"].clone())))
-        .collect();
+    // All but the model, which is large.
+    let written = file.iter().filter(|(section, _)| *section != "model");
+    let written: Value = written.map(|(section, value)| (section.clone(), value.clone())).collect();
 
     // The library indexes out of bounds on some malformed merges.
     let parsed = std::panic::catch_unwind(|| serde_json::from_value::<Tokenizer>(value));
@@ -107,22 +100,17 @@ fn from_json(path: &Path, config: &TokenizerConfig) -> Result<Tokenizer, TextErr
     };
 
     let parts = [
-        serde_json::to_value(tokenizer.get_normalizer()),
-        serde_json::to_value(tokenizer.get_pre_tokenizer()),
-        serde_json::to_value(tokenizer.get_post_processor()),
-        serde_json::to_value(tokenizer.get_decoder()),
+        ("normalizer", serde_json::to_value(tokenizer.get_normalizer())),
+        ("pre_tokenizer", serde_json::to_value(tokenizer.get_pre_tokenizer())),
+        ("post_processor", serde_json::to_value(tokenizer.get_post_processor())),
+        ("decoder", serde_json::to_value(tokenizer.get_decoder())),
     ];
-    for (section, read) in SECTIONS[2..6].iter().zip(parts) {
-        if let (Some(written), Ok(read)) = (written.get(section), read) {
-            let mut unknown = Vec::new();
-            unknown_fields(written, &read, section, &mut unknown);
-            for field in unknown {
-                ignored(&format!("`{field}`, which the tokenizers library does not know,"));
-            }
-        }
+    for (section, read) in parts {
+        unknown_fields(&written[section], &read.unwrap_or_default(), section, &unknown);
     }
-    for (content, id) in ids {
-        if let (Some(id), Some(got)) = (id.as_u64(), tokenizer.token_to_id(&content))
+    for token in written["added_tokens"].as_array().into_iter().flatten() {
+        if let (Some(content), Some(id)) = (token["content"].as_str(), token["id"].as_u64())
+            && let Some(got) = tokenizer.token_to_id(content)
             && id != u64::from(got)
         {
             tracing::warn!(
@@ -139,7 +127,7 @@ fn from_vocab_and_merges(
     merges_path: &Path,
     config: &TokenizerConfig,
 ) -> Result<Tokenizer, TextError> {
-    let vocab = json::parse(read(vocab_path)?.as_bytes()).map_err(|e| invalid(vocab_path, e))?;
+    let vocab = parse(vocab_path, &read(vocab_path)?)?;
     let vocab: HashMap<String, TokenId> = serde_json::from_value(vocab).map_err(|e| invalid(vocab_path, e))?;
     let text = read(merges_path)?;
     let mut merges: Merges = Vec::new();
@@ -218,8 +206,7 @@ pub(super) fn add_tokens(
             token.content
         );
     }
-    let ids: Vec<TokenId> = kept.iter().map(|(id, _)| *id).collect();
-    let tokens: Vec<_> = kept.into_iter().map(|(_, token)| token).collect();
+    let (ids, tokens): (Vec<TokenId>, Vec<_>) = kept.into_iter().unzip();
     matching.add_tokens(tokens.clone(), model, tokenizer.get_normalizer()).map_err(|e| invalid(path, e))?;
     if let Some((id, token)) =
         ids.iter().zip(&tokens).find(|(id, token)| matching.token_to_id(&token.content, model) != Some(**id))
@@ -239,34 +226,28 @@ fn set_prefix_space(section: &mut Value, space: bool) {
     if section["type"] == "ByteLevel" {
         section["add_prefix_space"] = space.into();
     }
-    section
-        .get_mut("pretokenizers")
-        .and_then(Value::as_array_mut)
-        .into_iter()
-        .flatten()
-        .for_each(|inner| set_prefix_space(inner, space));
+    for inner in section.get_mut("pretokenizers").and_then(Value::as_array_mut).into_iter().flatten() {
+        set_prefix_space(inner, space);
+    }
 }
 
-/// Fields of a section that are not in what the library made of it.
-fn unknown_fields(written: &Value, read: &Value, at: &str, unknown: &mut Vec<String>) {
+/// Tells `report` the fields of a section that are not in what the library made of it.
+fn unknown_fields(written: &Value, read: &Value, at: &str, report: &dyn Fn(&str)) {
     match (written, read) {
         (Value::Object(written), Value::Object(read)) => {
             for (key, value) in written {
+                let at = format!("{at}.{key}");
                 match read.get(key) {
-                    Some(read) => unknown_fields(value, read, &format!("{at}.{key}"), unknown),
+                    Some(read) => unknown_fields(value, read, &at, report),
                     None if OLDER_FIELDS.contains(&key.as_str()) => {}
-                    None => unknown.push(format!("{at}.{key}")),
+                    None => report(&at),
                 }
             }
         }
         (Value::Array(written), Value::Array(read)) => {
             let pairs = written.iter().zip(read).enumerate();
-            pairs.for_each(|(i, (written, read))| unknown_fields(written, read, &format!("{at}[{i}]"), unknown));
+            pairs.for_each(|(i, (written, read))| unknown_fields(written, read, &format!("{at}[{i}]"), report));
         }
         _ => {}
     }
-}
-
-fn read(path: &Path) -> Result<String, TextError> {
-    read_file(path).map_err(|source| TextError::Read { path: path.to_owned(), source })
 }

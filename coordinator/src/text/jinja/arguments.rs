@@ -4,7 +4,7 @@ use std::fmt::{self, Write as _};
 
 use minijinja::{
     Error, ErrorKind, State, Value,
-    value::{Kwargs, Rest, ValueKind, ValueOrKwargs},
+    value::{Kwargs, Rest, ValueOrKwargs, from_args},
 };
 
 /// Arguments as the library hands them over, those by name last.
@@ -13,22 +13,17 @@ pub(super) type Given = Rest<ValueOrKwargs>;
 /// Arguments in the order of their names; undefined where none is given.
 pub(super) fn arguments<const N: usize>(names: [&str; N], given: &[Value]) -> Result<[Value; N], Error> {
     let mut values = [const { Value::UNDEFINED }; N];
-    let (by_place, by_name) = match given.split_last() {
-        Some((last, rest)) if last.is_kwargs() => (rest, Some(Kwargs::try_from(last.clone())?)),
-        _ => (given, None),
-    };
+    let (by_place, by_name): (&[Value], Kwargs) = from_args(given)?;
     if by_place.len() > N {
         return Err(Error::from(ErrorKind::TooManyArguments));
     }
     values[..by_place.len()].clone_from_slice(by_place);
-    if let Some(by_name) = by_name {
-        for (value, name) in values.iter_mut().zip(names).skip(by_place.len()) {
-            if by_name.has(name) {
-                *value = by_name.get(name)?;
-            }
+    for (value, name) in values.iter_mut().zip(names).skip(by_place.len()) {
+        if by_name.has(name) {
+            *value = by_name.get(name)?;
         }
-        by_name.assert_all_used()?;
     }
+    by_name.assert_all_used()?;
     Ok(values)
 }
 
@@ -58,12 +53,24 @@ pub(super) fn written(state: &State, value: fmt::Arguments<'_>) -> Result<String
     Ok(paid.1)
 }
 
+/// An argument that is there and not `None`.
+pub(super) fn given(value: &Value) -> Option<&Value> {
+    Some(value).filter(|value| !value.is_undefined() && !value.is_none())
+}
+
+/// An argument, or this where there is none.
+pub(super) fn value_or(value: Value, default: impl Into<Value>) -> Value {
+    if value.is_undefined() { default.into() } else { value }
+}
+
 /// A whole number, or this one where none is given.
 pub(super) fn integer_or(value: &Value, default: i64) -> Result<i64, Error> {
-    match value.kind() {
-        ValueKind::Undefined | ValueKind::None => Ok(default),
-        _ => i64::try_from(value.clone()),
-    }
+    given(value).map_or(Ok(default), |value| i64::try_from(value.clone()))
+}
+
+/// Keys and values of a mapping; nothing of any other value.
+pub(super) fn pairs(value: &Value) -> impl Iterator<Item = (Value, Value)> {
+    value.as_object().and_then(|map| map.try_iter_pairs()).into_iter().flatten()
 }
 
 /// Pays for bytes that are about to be made.

@@ -11,11 +11,12 @@ use minijinja::{
 use minijinja_contrib::filters as contrib;
 
 use super::{
-    arguments::{Given, arguments, integer_or, invalid, pay, string, text},
+    arguments::{Given, arguments, given, integer_or, invalid, pairs, pay, string, text, value_or},
+    methods,
     methods::pad,
     printf::printf,
+    python_json::{JsonStyle, repr, to_json},
 };
-use crate::text::python_json::{JsonStyle, repr, to_json};
 
 /// Names of operators among the filters.
 pub(super) const REM: &str = "%";
@@ -39,18 +40,18 @@ pub(super) fn add_to(environment: &mut Environment<'static>) {
         .add_filter("upper", |state: &mut State, value: &Value| Ok::<_, Error>(string(state, value)?.to_uppercase()));
     environment
         .add_filter("lower", |state: &mut State, value: &Value| Ok::<_, Error>(string(state, value)?.to_lowercase()));
-    environment.add_filter("tojson", tojson);
-    environment.add_filter("center", |state: &mut State, args: Given| {
-        let [value, width] = arguments(["value", "width"], &args.into_values())?;
+    add(environment, "center", ["value", "width"], |state, [value, width]| {
         pad(state, &string(state, &value)?, integer_or(&width, 80)?, ' ', "center")
     });
-    environment.add_filter("default", default);
-    environment.add_filter("d", default);
-    environment.add_filter("dictsort", |args: Given| {
-        let names = ["value", "case_sensitive", "by", "reverse"];
-        let given = arguments(names, &args.into_values())?;
-        let options = names.into_iter().zip(given.clone()).skip(1).filter(|(_, value)| !value.is_undefined());
-        filters::dictsort(&given[0], options.collect())
+    for name in ["d", "default"] {
+        add(environment, name, ["value", "default_value", "boolean"], |_, [value, default, boolean]| {
+            let is_missing = value.is_undefined() || boolean.is_true() && !value.is_true();
+            Ok(if is_missing { value_or(default, "") } else { value })
+        });
+    }
+    add(environment, "dictsort", ["value", "case_sensitive", "by", "reverse"], |_, [value, options @ ..]| {
+        let options = ["case_sensitive", "by", "reverse"].into_iter().zip(options);
+        filters::dictsort(&value, options.filter(|(_, option)| !option.is_undefined()).collect())
     });
     for name in ["e", "escape"] {
         environment.add_filter(name, |state: &mut State, value: Value| match value.is_safe() {
@@ -58,57 +59,64 @@ pub(super) fn add_to(environment: &mut Environment<'static>) {
             false => escape(state, &value),
         });
     }
-    environment.add_filter("filesizeformat", |args: Given| {
-        let [value, binary] = arguments(["value", "binary"], &args.into_values())?;
+    add(environment, "filesizeformat", ["value", "binary"], |_, [value, binary]| {
         let bytes = f64::try_from(value)?;
         let base = if binary.is_true() { 1024.0 } else { 1000.0 };
         let bytes = if bytes.abs() < base { bytes.trunc() } else { bytes };
-        Ok::<_, Error>(contrib::filesizeformat(bytes, Some(binary.is_true())))
+        Ok(contrib::filesizeformat(bytes, Some(binary.is_true())))
     });
-    environment.add_filter("float", float);
+    add(environment, "float", ["value", "default"], float);
     environment.add_filter("forceescape", |state: &mut State, value: Value| escape(state, &value));
     environment.add_filter("format", |state: &mut State, args: Given| {
         let (format, values) = args.split_first().ok_or(ErrorKind::MissingArgument)?;
-        let values: Vec<Value> = values.iter().map(|value| Value::clone(value)).collect();
-        let values = match &values[..] {
-            [named] if named.is_kwargs() => {
-                Value::from_pairs(named.as_object().and_then(|o| o.try_iter_pairs()).into_iter().flatten())
-            }
-            _ => Value::from(Tuple::from(values)),
+        let values = match values {
+            [named] if named.is_kwargs() => Value::from_pairs(pairs(named)),
+            _ => Value::from(Tuple::from(values.iter().map(|value| Value::clone(value)).collect::<Vec<_>>())),
         };
         printf(state, &string(state, format)?, &values)
     });
-    environment.add_filter("indent", indent);
-    environment.add_filter("int", int);
-    environment.add_filter("join", join);
+    add(environment, "indent", ["s", "width", "first", "blank"], indent);
+    add(environment, "int", ["value", "default", "base"], int);
+    add(environment, "join", ["value", "d", "attribute"], join);
     environment.add_filter("random", contrib::random);
-    environment.add_filter("replace", |state: &mut State, args: Given| {
-        let [s, old, new, count] = arguments(["s", "old", "new", "count"], &args.into_values())?;
+    add(environment, "replace", ["s", "old", "new", "count"], |state, [s, old, new, count]| {
         let (s, old, new) = (string(state, &s)?, string(state, &old)?, string(state, &new)?);
         let count = usize::try_from(integer_or(&count, -1)?).unwrap_or(usize::MAX);
         pay(state, s.len().saturating_add(s.matches(&old).count().min(count).saturating_mul(new.len())))?;
-        Ok::<_, Error>(s.replacen(&old, &new, count))
+        Ok(s.replacen(&old, &new, count))
     });
     environment.add_filter("striptags", strip_tags);
-    environment.add_filter("trim", |state: &mut State, args: Given| {
-        let [value, chars] = arguments(["value", "chars"], &args.into_values())?;
+    add(environment, "tojson", ["x", "ensure_ascii", "indent", "separators", "sort_keys"], tojson);
+    add(environment, "trim", ["value", "chars"], |state, [value, chars]| {
         let value = string(state, &value)?;
-        Ok::<_, Error>(match chars.as_str() {
+        Ok(match chars.as_str() {
             Some(chars) => value.trim_matches(|c| chars.contains(c)).to_owned(),
             None => value.trim().to_owned(),
         })
     });
-    environment.add_filter("truncate", truncate);
+    add(environment, "truncate", ["s", "length", "killwords", "end", "leeway"], truncate);
     environment.add_filter("urlencode", url_encode);
     environment.add_filter("wordcount", |state: &mut State, value: &Value| {
         let is_word = |c: char| c.is_alphanumeric() || c == '_';
         Ok::<_, Error>(string(state, value)?.split(|c| !is_word(c)).filter(|word| !word.is_empty()).count())
     });
-    environment.add_filter("xmlattr", xmlattr);
+    add(environment, "xmlattr", ["d", "autospace"], xmlattr);
     environment.add_test("callable", |value: &Value| value.kind() == ValueKind::Plain);
     environment.add_test("sequence", |value: &Value| match value.kind() {
         ValueKind::Iterable => value.len().is_some(),
         kind => matches!(kind, ValueKind::Seq | ValueKind::String | ValueKind::Map),
+    });
+}
+
+/// Adds a filter whose arguments go by place or by these names.
+fn add<const N: usize, T: Into<Value>>(
+    environment: &mut Environment<'static>,
+    name: &'static str,
+    parameters: [&'static str; N],
+    filter: impl Fn(&mut State, [Value; N]) -> Result<T, Error> + Send + Sync + 'static,
+) {
+    environment.add_filter(name, move |state: &mut State, args: Given| {
+        filter(state, arguments(parameters, &args.into_values())?)
     });
 }
 
@@ -156,38 +164,17 @@ fn rem(state: &mut State, left: Value, right: Value) -> Result<Value, Error> {
     Ok(Value::from(if rest != 0.0 && (rest < 0.0) != (b < 0.0) { rest + b } else { rest }))
 }
 
-fn join(state: &mut State, args: Given) -> Result<String, Error> {
-    let [mut items, separator, attribute] = arguments(["value", "d", "attribute"], &args.into_values())?;
+fn join(state: &mut State, [mut items, separator, attribute]: [Value; 3]) -> Result<String, Error> {
     let separator = string(state, &separator)?;
-    if !attribute.is_undefined() && !attribute.is_none() {
-        let attribute: Kwargs = [("attribute", attribute)].into_iter().collect();
+    if let Some(attribute) = given(&attribute) {
+        let attribute: Kwargs = [("attribute", attribute.clone())].into_iter().collect();
         items = state.apply_filter("map", &[items, Value::from(attribute)])?;
     }
-    let mut out = String::new();
-    for (i, item) in items.try_iter()?.checked().enumerate() {
-        let item = string(state, &item?)?;
-        pay(state, separator.len() + item.len())?;
-        if i > 0 {
-            out.push_str(&separator);
-        }
-        out.push_str(&item);
-    }
-    Ok(out)
+    methods::join(state, &separator, &items, |item| string(state, item))
 }
 
-fn default(args: Given) -> Result<Value, Error> {
-    let [value, default, boolean] = arguments(["value", "default_value", "boolean"], &args.into_values())?;
-    let is_missing = value.is_undefined() || boolean.is_true() && !value.is_true();
-    Ok(match is_missing {
-        true if default.is_undefined() => Value::from(""),
-        true => default,
-        false => value,
-    })
-}
-
-fn int(state: &mut State, args: Given) -> Result<Value, Error> {
-    let [value, default, base] = arguments(["value", "default", "base"], &args.into_values())?;
-    let default = if default.is_undefined() { Value::from(0) } else { default };
+fn int(state: &mut State, [value, default, base]: [Value; 3]) -> Result<Value, Error> {
+    let default = value_or(default, 0);
     let Some(text) = value.as_str() else {
         defined(&value)?;
         return Ok(filters::int(state, &value, None, None, no_options()).unwrap_or(default));
@@ -200,18 +187,14 @@ fn int(state: &mut State, args: Given) -> Result<Value, Error> {
 /// Python's `int(text, base)`: with a sign, a prefix that fits, and white space around; in base 0 the prefix decides.
 fn parse_int(text: &str, base: u32) -> Option<i128> {
     let text = text.trim();
-    let (sign, digits) = match text.strip_prefix(['-', '+']) {
-        Some(digits) => (if text.starts_with('-') { -1 } else { 1 }, digits),
-        None => (1, text),
+    let (sign, digits) = match text.strip_prefix('-') {
+        Some(digits) => (-1, digits),
+        None => (1, text.strip_prefix('+').unwrap_or(text)),
     };
-    let prefixed = digits.get(..2).and_then(|prefix| match prefix.to_ascii_lowercase().as_str() {
-        "0x" => Some(16),
-        "0o" => Some(8),
-        "0b" => Some(2),
-        _ => None,
-    });
+    let prefix = digits.get(..2).unwrap_or_default().to_ascii_lowercase();
+    let prefixed = [("0x", 16), ("0o", 8), ("0b", 2)].into_iter().find(|(of_base, _)| prefix == *of_base);
     let (base, digits) = match prefixed {
-        Some(found) if base == 0 || base == found => (found, &digits[2..]),
+        Some((_, found)) if base == 0 || base == found => (found, &digits[2..]),
         _ if base == 0 => (10, digits),
         _ => (base, digits),
     };
@@ -219,16 +202,13 @@ fn parse_int(text: &str, base: u32) -> Option<i128> {
     is_number.then(|| i128::from_str_radix(digits, base).ok())?.map(|n| sign * n)
 }
 
-fn float(state: &mut State, args: Given) -> Result<Value, Error> {
-    let [value, default] = arguments(["value", "default"], &args.into_values())?;
-    let default = if default.is_undefined() { Value::from(0.0) } else { default };
-    match value.as_str() {
-        Some(text) => Ok(text.trim().parse::<f64>().map_or(default, Value::from)),
-        None => {
-            defined(&value)?;
-            Ok(filters::float(state, &value, None, no_options()).unwrap_or(default))
-        }
-    }
+fn float(state: &mut State, [value, default]: [Value; 2]) -> Result<Value, Error> {
+    let default = value_or(default, 0.0);
+    let Some(text) = value.as_str() else {
+        defined(&value)?;
+        return Ok(filters::float(state, &value, None, no_options()).unwrap_or(default));
+    };
+    Ok(text.trim().parse::<f64>().map_or(default, Value::from))
 }
 
 fn no_options() -> Kwargs {
@@ -239,11 +219,10 @@ fn defined(value: &Value) -> Result<(), Error> {
     if value.is_undefined() { Err(ErrorKind::UndefinedError.into()) } else { Ok(()) }
 }
 
-fn truncate(state: &mut State, args: Given) -> Result<String, Error> {
-    let [value, length, kill_words, end, leeway] =
-        arguments(["s", "length", "killwords", "end", "leeway"], &args.into_values())?;
+fn truncate(state: &mut State, [value, length, kill_words, end, leeway]: [Value; 5]) -> Result<String, Error> {
     let (value, length) = (string(state, &value)?, integer_or(&length, 255)?);
-    let end = if end.is_undefined() { "..." } else { text(&end)? };
+    let end = value_or(end, "...");
+    let end = text(&end)?;
     let room = usize::try_from(length - end.chars().count() as i64).map_err(|_| invalid("truncate: too short"))?;
     if value.chars().count() as i64 <= length.saturating_add(integer_or(&leeway, 5)?) {
         return Ok(value);
@@ -253,14 +232,12 @@ fn truncate(state: &mut State, args: Given) -> Result<String, Error> {
     Ok(format!("{kept}{end}"))
 }
 
-fn xmlattr(state: &mut State, args: Given) -> Result<String, Error> {
-    let [attributes, space] = arguments(["d", "autospace"], &args.into_values())?;
-    let map = attributes.as_object().ok_or_else(|| invalid("xmlattr: not a mapping"))?;
+fn xmlattr(state: &mut State, [attributes, space]: [Value; 2]) -> Result<String, Error> {
+    if attributes.as_object().is_none() {
+        return Err(invalid("xmlattr: not a mapping"));
+    }
     let mut out = String::new();
-    for (key, value) in map.try_iter_pairs().into_iter().flatten() {
-        if value.is_none() || value.is_undefined() {
-            continue;
-        }
+    for (key, value) in pairs(&attributes).filter(|(_, value)| given(value).is_some()) {
         if let Some(bad) = string(state, &key)?.chars().find(|c| c.is_whitespace() || "/>=".contains(*c)) {
             return Err(invalid(format!("xmlattr: {bad:?} in the name of an attribute")));
         }
@@ -277,49 +254,29 @@ fn escape(state: &State, value: &Value) -> Result<Value, Error> {
     let text = string(state, value)?;
     // The longest stand for a character is five long.
     pay(state, text.len().saturating_mul(5))?;
-    let mut out = String::new();
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&#34;"),
-            '\'' => out.push_str("&#39;"),
-            _ => out.push(c),
-        }
-    }
-    Ok(Value::from_safe_string(out))
+    let names = [("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("\"", "&#34;"), ("'", "&#39;")];
+    Ok(Value::from_safe_string(names.iter().fold(text, |text, (character, name)| text.replace(character, name))))
 }
 
-fn indent(state: &mut State, args: Given) -> Result<String, Error> {
-    let [value, width, first, blank] = arguments(["s", "width", "first", "blank"], &args.into_values())?;
+fn indent(state: &mut State, [value, width, first, blank]: [Value; 4]) -> Result<String, Error> {
     let value = string(state, &value)?;
-    let indent = match width.as_str() {
-        Some(indent) => indent.to_owned(),
-        None => pad(state, "", integer_or(&width, 4)?, ' ', "ljust")?,
-    };
-    let lines: Vec<&str> = value.lines().collect();
-    pay(state, value.len().saturating_add(lines.len().saturating_add(1).saturating_mul(indent.len() + 1)))?;
-    let mut out = String::new();
-    for (i, line) in lines.iter().enumerate() {
-        if i > 0 {
-            out.push('\n');
-        }
-        if if i == 0 { first.is_true() } else { blank.is_true() || !line.is_empty() } {
-            out.push_str(&indent);
-        }
-        out.push_str(line);
+    let indent = indentation(state, &width, 4)?;
+    pay(state, value.len().saturating_add(value.lines().count().saturating_add(1).saturating_mul(indent.len() + 1)))?;
+    // In Python a line follows each line end, if an empty one.
+    let last = (value.is_empty() || value.ends_with('\n')).then_some("");
+    let lines = value.lines().chain(last).enumerate().map(|(i, line)| {
+        let is_indented = if i == 0 { first.is_true() } else { blank.is_true() || !line.is_empty() };
+        if is_indented { format!("{indent}{line}") } else { line.to_owned() }
+    });
+    Ok(lines.collect::<Vec<_>>().join("\n"))
+}
+
+/// What goes before a line: a text as it is, or so many spaces.
+fn indentation(state: &State, indent: &Value, default: i64) -> Result<String, Error> {
+    match indent.as_str() {
+        Some(text) => Ok(text.to_owned()),
+        None => pad(state, "", integer_or(indent, default)?, ' ', "ljust"),
     }
-    if lines.is_empty() && first.is_true() {
-        out.push_str(&indent);
-    }
-    if value.ends_with('\n') {
-        out.push('\n');
-        if blank.is_true() {
-            out.push_str(&indent);
-        }
-    }
-    Ok(out)
 }
 
 /// Text without comments, tags and entities, its white space folded.
@@ -343,7 +300,7 @@ fn strip_tags(state: &mut State, value: &Value) -> Result<String, Error> {
 /// A path, or the pairs of a query.
 fn url_encode(state: &mut State, value: &Value) -> Result<String, Error> {
     let pairs: Vec<(Value, Value)> = match value.kind() {
-        ValueKind::Map => value.as_object().and_then(|map| map.try_iter_pairs()).into_iter().flatten().collect(),
+        ValueKind::Map => pairs(value).collect(),
         ValueKind::Seq | ValueKind::Iterable => {
             let pair = |pair: Value| Ok((pair.get_item_by_index(0)?, pair.get_item_by_index(1)?));
             value.try_iter()?.map(pair).collect::<Result<_, Error>>()?
@@ -363,28 +320,16 @@ fn quote(state: &State, value: &Value) -> Result<String, Error> {
 }
 
 /// transformers' filter: `json.dumps` with its options, nothing escaped for HTML.
-fn tojson(state: &mut State, args: Given) -> Result<Value, Error> {
-    let names = ["x", "ensure_ascii", "indent", "separators", "sort_keys"];
-    let [value, ascii, indent, separators, sort_keys] = arguments(names, &args.into_values())?;
-    let separators = match separators.is_undefined() || separators.is_none() {
-        true => None,
-        false => match &separators.try_iter()?.collect::<Vec<_>>()[..] {
-            [item, key] => Some((text(item)?.to_owned(), text(key)?.to_owned())),
+fn tojson(state: &mut State, [value, ascii, indent, separators, sort_keys]: [Value; 5]) -> Result<String, Error> {
+    let separators = match given(&separators) {
+        // With line breaks a comma needs no space.
+        None => (if given(&indent).is_some() { "," } else { ", " }.into(), ": ".into()),
+        Some(separators) => match &separators.try_iter()?.collect::<Vec<_>>()[..] {
+            [item, key] => (text(item)?.to_owned(), text(key)?.to_owned()),
             _ => return Err(invalid("tojson: `separators` are two")),
         },
     };
-    let indent = match (indent.as_str(), indent.is_undefined() || indent.is_none()) {
-        (Some(indent), _) => Some(indent.to_owned()),
-        (None, true) => None,
-        (None, false) => {
-            let width = usize::try_from(integer_or(&indent, 0)?).unwrap_or(0);
-            pay(state, width)?;
-            Some(" ".repeat(width))
-        }
-    };
+    let indent = given(&indent).map(|indent| indentation(state, indent, 0)).transpose()?;
     let style = JsonStyle { ascii: ascii.is_true(), indent, separators, sort_keys: sort_keys.is_true() };
-    /// A byte of JSON takes more time to make than one that is only copied.
-    const COST: usize = 4;
-    let json = to_json(&value, &style, |bytes| pay(state, COST * bytes).map_err(|e| e.to_string()));
-    json.map(Value::from).map_err(|e| invalid(format!("tojson: {e}")))
+    to_json(state, &value, &style).map_err(|e| invalid(format!("tojson: {e}")))
 }

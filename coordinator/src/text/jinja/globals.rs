@@ -8,24 +8,19 @@ use std::sync::{
 };
 
 use minijinja::{
-    Environment, Error, ErrorKind, State, Value,
-    value::{Object, ObjectRepr, Rest, from_args},
+    Environment, Error, ErrorKind, State, Value, functions,
+    value::{Object, ObjectRepr, Rest, ValueKind, from_args},
 };
 use minijinja_contrib::globals::joiner;
 
-use super::arguments::{Given, invalid, pay};
+use super::arguments::{Given, invalid, pairs, pay};
 use crate::clock::{MAX_FIELD_BYTES, UtcTime};
 
 /// What the library's `random` starts from at every rendering.
 const SEED: u64 = 0x9e37_79b9_7f4a_7c15;
 
 pub(super) fn add_to(environment: &mut Environment<'static>) {
-    let namespace = environment.globals().find(|(name, _)| *name == "namespace").map(|(_, value)| value);
-    if let Some(namespace) = namespace {
-        environment.add_function("namespace", move |state: &mut State, args: Given| {
-            namespace.call(state, &[dict(&args.into_values())?])
-        });
-    }
+    environment.add_function("namespace", |args: Given| functions::namespace(Some(dict(&args.into_values())?.into())));
     environment.remove_global("debug");
     environment.add_global("dict", Value::from_object(Dict));
     environment.add_function("cycler", |items: Rest<Value>| match items.is_empty() {
@@ -43,21 +38,19 @@ pub(super) fn add_to(environment: &mut Environment<'static>) {
 
 /// Python's `dict(mapping or pairs, **more)`.
 fn dict(args: &[Value]) -> Result<Value, Error> {
-    let mut pairs = Vec::new();
+    let mut all = Vec::new();
     for source in args {
-        match source.as_object().filter(|object| object.repr() == ObjectRepr::Map) {
-            Some(map) => pairs.extend(map.try_iter_pairs().into_iter().flatten()),
-            None => {
-                for pair in source.try_iter()?.checked() {
-                    let pair: Vec<Value> = pair?.try_iter()?.collect();
-                    let [key, value] =
-                        <[Value; 2]>::try_from(pair).map_err(|_| invalid("dict: an item is not a pair"))?;
-                    pairs.push((key, value));
-                }
-            }
+        if source.kind() == ValueKind::Map {
+            all.extend(pairs(source));
+            continue;
+        }
+        for pair in source.try_iter()?.checked() {
+            let pair: Vec<Value> = pair?.try_iter()?.collect();
+            let [key, value] = <[Value; 2]>::try_from(pair).map_err(|_| invalid("dict: an item is not a pair"))?;
+            all.push((key, value));
         }
     }
-    Ok(Value::from_pairs(pairs))
+    Ok(Value::from_pairs(all))
 }
 
 /// The type `dict`.

@@ -4,13 +4,15 @@
 //! exist, as in Jinja2's immutable sandbox.
 //! Reference: the built-in types in Python's library reference.
 
+use std::{iter, mem};
+
 use minijinja::{
     Error, State, Value,
     value::{Tuple, ValueKind},
 };
 use minijinja_contrib::pycompat;
 
-use super::arguments::{arguments, integer_or, invalid, pay, text};
+use super::arguments::{arguments, given, integer_or, invalid, pay, text, value_or};
 
 /// Methods of what is no string, list or dictionary: `loop`, `cycler`, `dict`.
 pub(super) const OF_OBJECTS: [&str; 5] = ["cycle", "changed", "next", "reset", "fromkeys"];
@@ -19,7 +21,7 @@ pub(super) const OF_OBJECTS: [&str; 5] = ["cycle", "changed", "next", "reset", "
 pub(super) fn call(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
     let ours = match (value.as_str(), value.kind()) {
         (Some(string), _) => string_method(state, string, method, args)?,
-        (None, ValueKind::Map) if method == "copy" => {
+        (None, ValueKind::Map | ValueKind::Seq | ValueKind::Iterable) if method == "copy" && !value.is_tuple() => {
             let [] = arguments([], args)?;
             Some(value.clone())
         }
@@ -33,11 +35,9 @@ fn string_method(state: &State, s: &str, method: &str, args: &[Value]) -> Result
     Ok(Some(match method {
         "center" | "ljust" | "rjust" => {
             let [width, fill] = arguments(["width", "fillchar"], args)?;
-            let fill = if fill.is_undefined() { " " } else { text(&fill)? };
-            let mut fill = fill.chars();
-            let (Some(fill), None) = (fill.next(), fill.next()) else {
-                return Err(invalid("the fill character must be exactly one character long"));
-            };
+            let fill = value_or(fill, " ");
+            let fill = text(&fill)?.parse();
+            let fill = fill.map_err(|_| invalid("the fill character must be exactly one character long"))?;
             let width = i64::try_from(width)?;
             Value::from(pad(state, s, width, fill, method)?)
         }
@@ -53,16 +53,14 @@ fn string_method(state: &State, s: &str, method: &str, args: &[Value]) -> Result
             pay(state, s.matches('\t').count().saturating_mul(size))?;
             let (mut out, mut column) = (String::with_capacity(s.len()), 0);
             for c in s.chars() {
-                let spaces = if c == '\t' && size > 0 { size - column % size } else { 0 };
-                match c {
-                    '\t' => out.extend(std::iter::repeat_n(' ', spaces)),
-                    _ => out.push(c),
-                }
-                column = match c {
-                    '\n' | '\r' => 0,
-                    '\t' => column + spaces,
-                    _ => column + 1,
+                let width = match c {
+                    '\t' if size == 0 => 0,
+                    '\t' => size - column % size,
+                    _ => 1,
                 };
+                let shown = if c == '\t' { ' ' } else { c };
+                out.extend(iter::repeat_n(shown, width));
+                column = if matches!(c, '\n' | '\r') { 0 } else { column + width };
             }
             Value::from(out)
         }
@@ -96,36 +94,20 @@ fn string_method(state: &State, s: &str, method: &str, args: &[Value]) -> Result
         }
         "swapcase" => {
             let [] = arguments([], args)?;
-            let swap =
-                |c: char| if c.is_uppercase() { c.to_lowercase().to_string() } else { c.to_uppercase().to_string() };
-            Value::from(s.chars().map(swap).collect::<String>())
+            Value::from(s.chars().map(|c| cased(c, !c.is_uppercase())).collect::<String>())
         }
         "title" => {
             let [] = arguments([], args)?;
-            let (mut out, mut in_word) = (String::with_capacity(s.len()), false);
-            for c in s.chars() {
-                if in_word {
-                    out.extend(c.to_lowercase())
-                } else {
-                    out.extend(c.to_uppercase())
-                }
-                in_word = c.is_lowercase() || c.is_uppercase();
-            }
-            Value::from(out)
+            let mut in_word = false;
+            let title = s.chars().map(|c| {
+                let begins = !mem::replace(&mut in_word, c.is_lowercase() || c.is_uppercase());
+                cased(c, begins)
+            });
+            Value::from(title.collect::<String>())
         }
         "join" => {
             let [items] = arguments(["iterable"], args)?;
-            let mut out = String::new();
-            for (i, item) in items.try_iter()?.checked().enumerate() {
-                let item = item?;
-                let item = text(&item)?;
-                pay(state, s.len() + item.len())?;
-                if i > 0 {
-                    out.push_str(s);
-                }
-                out.push_str(item);
-            }
-            Value::from(out)
+            Value::from(join(state, s, &items, |item| text(item).map(str::to_owned))?)
         }
         "format" => {
             pay(state, widths(s))?;
@@ -133,6 +115,10 @@ fn string_method(state: &State, s: &str, method: &str, args: &[Value]) -> Result
         }
         _ => return Ok(None),
     }))
+}
+
+fn cased(c: char, upper: bool) -> String {
+    if upper { c.to_uppercase().collect() } else { c.to_lowercase().collect() }
 }
 
 /// A string in the middle (`center`), to the left (`ljust`) or to the right of a field.
@@ -148,8 +134,27 @@ pub(super) fn pad(state: &State, s: &str, width: i64, fill: char, method: &str) 
         // CPython gives the odd character to the left where the width is odd too.
         _ => missing / 2 + (missing & width as usize & 1),
     };
-    let run = |n| std::iter::repeat_n(fill, n);
+    let run = |n| iter::repeat_n(fill, n);
     Ok(run(left).chain(s.chars()).chain(run(missing - left)).collect())
+}
+
+/// Items between separators, each as `string` has it.
+pub(super) fn join(
+    state: &State,
+    separator: &str,
+    items: &Value,
+    string: impl Fn(&Value) -> Result<String, Error>,
+) -> Result<String, Error> {
+    let mut out = String::new();
+    for (i, item) in items.try_iter()?.checked().enumerate() {
+        let item = string(&item?)?;
+        pay(state, separator.len() + item.len())?;
+        if i > 0 {
+            out.push_str(separator);
+        }
+        out.push_str(&item);
+    }
+    Ok(out)
 }
 
 /// Upper bound of the padding that a format string asks for: all numbers within its braces.
@@ -171,14 +176,10 @@ fn search(s: &str, method: &str, args: &[Value]) -> Result<Value, Error> {
     // Where the window ends before it begins, not even the empty string is in it.
     let window = (start <= end).then(|| &s[byte(start)..byte(end)]);
     if let "startswith" | "endswith" = method {
-        let is_affix = |affix: &str| {
-            window.is_some_and(|w| if method == "startswith" { w.starts_with(affix) } else { w.ends_with(affix) })
-        };
-        if !what.is_tuple() {
-            return Ok(Value::from(is_affix(text(&what)?)));
-        }
-        for affix in what.try_iter()? {
-            if is_affix(text(&affix)?) {
+        let affixes = if what.is_tuple() { what.try_iter()?.collect() } else { vec![what] };
+        for affix in &affixes {
+            let affix = text(affix)?;
+            if window.is_some_and(|w| if method == "startswith" { w.starts_with(affix) } else { w.ends_with(affix) }) {
                 return Ok(Value::from(true));
             }
         }
@@ -205,44 +206,34 @@ fn nonempty(separator: &Value) -> Result<&str, Error> {
 
 /// The pieces between separators, or between white space; `backwards` counts the splits from the end.
 fn split(state: &State, s: &str, separator: &Value, most: usize, backwards: bool) -> Result<Value, Error> {
-    let by_space = separator.is_undefined() || separator.is_none();
-    let separator = if by_space { "" } else { nonempty(separator)? };
-    let trim = |s| match (by_space, backwards) {
-        (false, _) => s,
-        (true, false) => str::trim_start(s),
-        (true, true) => str::trim_end(s),
-    };
-    let cut = |s: &str| {
-        let at = match (by_space, backwards) {
-            (false, false) => s.split_once(separator),
-            (false, true) => s.rsplit_once(separator).map(|(rest, piece)| (piece, rest)),
-            (true, false) => s.split_once(char::is_whitespace),
-            (true, true) => s.rsplit_once(char::is_whitespace).map(|(rest, piece)| (piece, rest)),
-        };
-        at.map(|(piece, rest)| (piece.len(), rest.len()))
-    };
-    let (mut pieces, mut rest) = (Vec::new(), trim(s));
-    while !(by_space && rest.is_empty()) {
-        state.consume_fuel(1)?;
-        match cut(rest).filter(|_| pieces.len() < most) {
-            Some((piece, left)) if backwards => {
-                pieces.push(Value::from(&rest[rest.len() - piece..]));
-                rest = trim(&rest[..left]);
-            }
-            Some((piece, left)) => {
-                pieces.push(Value::from(&rest[..piece]));
-                rest = trim(&rest[rest.len() - left..]);
-            }
-            None => {
-                pieces.push(Value::from(rest));
-                break;
-            }
-        }
-    }
+    let mut pieces = match (given(separator), backwards) {
+        (None, _) => list(state, words(s, most, backwards)),
+        (Some(separator), false) => list(state, s.splitn(most.saturating_add(1), nonempty(separator)?)),
+        (Some(separator), true) => list(state, s.rsplitn(most.saturating_add(1), nonempty(separator)?)),
+    }?;
     if backwards {
         pieces.reverse();
     }
     Ok(Value::from(pieces))
+}
+
+/// The pieces between white space, from the end if `backwards`; the last one is all that is left after `most` splits.
+fn words<'s>(s: &'s str, most: usize, backwards: bool) -> impl Iterator<Item = &'s str> {
+    let trim = if backwards { str::trim_end } else { str::trim_start };
+    let cut = move |rest: &'s str| match backwards {
+        false => rest.split_once(char::is_whitespace),
+        true => rest.rsplit_once(char::is_whitespace).map(|(rest, piece)| (piece, rest)),
+    };
+    let mut rest = trim(s);
+    (0..).map_while(move |splits| {
+        let (piece, left) = cut(rest).filter(|_| splits < most).unwrap_or((rest, ""));
+        rest = trim(left);
+        (!piece.is_empty()).then_some(piece)
+    })
+}
+
+fn list<'s>(state: &State, pieces: impl Iterator<Item = &'s str>) -> Result<Vec<Value>, Error> {
+    pieces.map(|piece| state.consume_fuel(1).map(|()| Value::from(piece))).collect()
 }
 
 fn split_lines(state: &State, s: &str, keep_ends: bool) -> Result<Value, Error> {
@@ -275,10 +266,6 @@ fn list_method(list: &Value, method: &str, args: &[Value]) -> Result<Option<Valu
         "count" => {
             let [what] = arguments(["value"], args)?;
             Ok(Some(Value::from(list.try_iter()?.filter(|item| *item == what).count())))
-        }
-        "copy" if !list.is_tuple() => {
-            let [] = arguments([], args)?;
-            Ok(Some(list.clone()))
         }
         _ => Ok(None),
     }

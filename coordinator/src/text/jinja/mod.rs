@@ -12,6 +12,7 @@ mod filters;
 mod globals;
 mod methods;
 mod printf;
+mod python_json;
 mod source;
 mod vet;
 
@@ -38,16 +39,9 @@ pub(super) struct JinjaTemplate {
     environment: Environment<'static>,
     syntax: SyntaxConfig,
     /// As it stands in the model's files.
-    written: String,
+    pub(super) written: String,
     /// As it is compiled, at each rendering anew: that takes a thousandth of what encoding the text does.
     source: String,
-}
-
-/// What a template sees of one message.
-#[derive(Clone, Debug, Serialize)]
-pub(super) struct TemplateMessage {
-    pub(super) role: &'static str,
-    pub(super) content: String,
 }
 
 impl JinjaTemplate {
@@ -66,11 +60,6 @@ impl JinjaTemplate {
         Ok(template)
     }
 
-    /// The template as it was written.
-    pub(super) fn written(&self) -> &str {
-        &self.written
-    }
-
     /// What the template names and nobody here knows, like "filter `urlize`": reaching it is an error.
     pub(super) fn unknown(&self) -> Vec<String> {
         self.compile().map(|compiled| vet::unknown(&self.environment, &compiled)).unwrap_or_default()
@@ -80,39 +69,31 @@ impl JinjaTemplate {
     /// name: special tokens, like `eos_token`, and what a request adds.
     pub(super) fn render(
         &self,
-        messages: &[TemplateMessage],
+        messages: &[impl Serialize + Sync],
         add_generation_prompt: bool,
         variables: &(impl Serialize + Sync),
     ) -> Result<String, String> {
+        let render = || -> Result<String, Error> {
+            let context = context! {
+                messages => Value::from(Serde(messages)),
+                tools => (),
+                documents => (),
+                add_generation_prompt,
+                ..Value::from(Serde(variables))
+            };
+            let CompiledTemplate { instructions, blocks, .. } = self.compile()?;
+            let mut text = String::new();
+            let mut out = make_string_output(&mut text);
+            eval(&self.environment, &instructions, context, &blocks, &mut out, AutoEscape::None)?;
+            Ok(text)
+        };
         // The library drops and writes nested values by recursion, and a template may nest as many as it has fuel for.
+        let thread = thread::Builder::new().name("template".into()).stack_size(STACK_BYTES);
         thread::scope(|scope| {
-            let render = || self.render_here(messages, add_generation_prompt, variables);
-            let rendering =
-                thread::Builder::new().name("template".into()).stack_size(STACK_BYTES).spawn_scoped(scope, render);
+            let rendering = thread.spawn_scoped(scope, || render().map_err(|e| explain(&e)));
             let rendering = rendering.map_err(|error| format!("no thread to render it: {error}"))?;
             rendering.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
-    }
-
-    fn render_here(
-        &self,
-        messages: &[TemplateMessage],
-        add_generation_prompt: bool,
-        variables: &impl Serialize,
-    ) -> Result<String, String> {
-        let context = context! {
-            messages => Value::from(Serde(messages)),
-            tools => (),
-            documents => (),
-            add_generation_prompt,
-            ..Value::from(Serde(variables))
-        };
-        let compiled = self.compile().map_err(|e| explain(&e))?;
-        let mut text = String::new();
-        let mut out = make_string_output(&mut text);
-        let (instructions, blocks) = (&compiled.instructions, &compiled.blocks);
-        eval(&self.environment, instructions, context, blocks, &mut out, AutoEscape::None).map_err(|e| explain(&e))?;
-        Ok(text)
     }
 
     /// Instructions in which two operators are filters of ours: the library's `%` knows only numbers, and its `~` is paid for
@@ -123,14 +104,13 @@ impl JinjaTemplate {
         let mut compiled = CompiledTemplate::new(NAME, &self.source, &config)?;
         for instructions in iter::once(&mut compiled.instructions).chain(compiled.blocks.values_mut()) {
             for at in 0.. {
-                match instructions.get_mut(at) {
-                    Some(rem @ Instruction::Rem) => *rem = Instruction::ApplyFilter(filters::REM, Some(2), u8::MAX),
-                    Some(concat @ Instruction::StringConcat) => {
-                        *concat = Instruction::ApplyFilter(filters::CONCAT, Some(2), u8::MAX);
-                    }
-                    Some(_) => {}
-                    None => break,
-                }
+                let Some(instruction) = instructions.get_mut(at) else { break };
+                let filter = match instruction {
+                    Instruction::Rem => filters::REM,
+                    Instruction::StringConcat => filters::CONCAT,
+                    _ => continue,
+                };
+                *instruction = Instruction::ApplyFilter(filter, Some(2), u8::MAX);
             }
         }
         Ok(compiled)

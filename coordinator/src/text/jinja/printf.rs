@@ -3,12 +3,17 @@
 //! Knows one format string and its values; does not know templates. Padding is paid for before it is made.
 //! Reference: "printf-style String Formatting" in Python's library reference.
 
-use std::{iter::Peekable, str::Chars, vec};
+use std::{
+    iter::{self, Peekable},
+    str::Chars,
+};
 
 use minijinja::{Error, State, Value, value::ValueKind};
 
-use super::arguments::{invalid, pay, string, written};
-use crate::text::python_json::scientific;
+use super::{
+    arguments::{invalid, pay, string, written},
+    python_json::scientific,
+};
 
 /// Most digits of a number: Rust's own formatting knows no more.
 const MAX_PRECISION: usize = u16::MAX as usize;
@@ -35,13 +40,12 @@ pub(super) fn printf(state: &State, format: &str, values: &Value) -> Result<Stri
         if chars.next_if_eq(&'(').is_some() {
             let name: String = chars.by_ref().take_while(|&c| c != ')').collect();
             let value = values.get_item(&Value::from(name.as_str()))?;
-            named =
-                Some(if value.is_undefined() { Err(invalid(format!("no value for %({name})"))) } else { Ok(value) }?);
+            if value.is_undefined() {
+                return Err(invalid(format!("no value for %({name})")));
+            }
+            named = Some(value);
         }
-        let mut flags = String::new();
-        while let Some(flag) = chars.next_if(|c| "#0- +".contains(*c)) {
-            flags.push(flag);
-        }
+        let flags = iter::from_fn(|| chars.next_if(|c| "#0- +".contains(*c))).collect();
         let width = number(&mut chars, &mut unread)?.unwrap_or(0);
         let mut precision = None;
         if chars.next_if_eq(&'.').is_some() {
@@ -49,15 +53,14 @@ pub(super) fn printf(state: &State, format: &str, values: &Value) -> Result<Stri
         }
         while chars.next_if(|c| "hlL".contains(*c)).is_some() {}
         let spec = Spec { flags, width, precision };
-        match chars.next().ok_or_else(|| invalid("incomplete format"))? {
-            '%' => out.push('%'),
-            letter => {
-                let value = named.map_or_else(|| next(&mut unread), Ok)?;
-                let digits = precision.unwrap_or(0).min(MAX_PRECISION);
-                pay(state, width.saturating_add(digits))?;
-                out += &spec.fill(state, letter, &value)?;
-            }
+        let letter = chars.next().ok_or_else(|| invalid("incomplete format"))?;
+        if letter == '%' {
+            out.push('%');
+            continue;
         }
+        let value = named.map_or_else(|| next(&mut unread), Ok)?;
+        pay(state, width.saturating_add(precision.unwrap_or(0).min(MAX_PRECISION)))?;
+        out += &spec.fill(state, letter, &value)?;
     }
     // A mapping may have more than is asked for, and so may a list, for CPython's reasons.
     let is_open = !values.is_tuple() && matches!(values.kind(), ValueKind::Map | ValueKind::Seq);
@@ -67,19 +70,16 @@ pub(super) fn printf(state: &State, format: &str, values: &Value) -> Result<Stri
     Ok(out)
 }
 
-fn next(unread: &mut vec::IntoIter<Value>) -> Result<Value, Error> {
+fn next(unread: &mut impl Iterator<Item = Value>) -> Result<Value, Error> {
     unread.next().ok_or_else(|| invalid("not enough arguments for format string"))
 }
 
 /// Digits, or the value that a `*` stands for.
-fn number(chars: &mut Peekable<Chars<'_>>, unread: &mut vec::IntoIter<Value>) -> Result<Option<usize>, Error> {
+fn number(chars: &mut Peekable<Chars<'_>>, unread: &mut impl Iterator<Item = Value>) -> Result<Option<usize>, Error> {
     if chars.next_if_eq(&'*').is_some() {
         return Ok(Some(usize::try_from(next(unread)?)?));
     }
-    let mut digits = String::new();
-    while let Some(digit) = chars.next_if(char::is_ascii_digit) {
-        digits.push(digit);
-    }
+    let digits: String = iter::from_fn(|| chars.next_if(char::is_ascii_digit)).collect();
     Ok((!digits.is_empty()).then(|| digits.parse().unwrap_or(usize::MAX)))
 }
 
@@ -173,12 +173,9 @@ impl Spec {
 }
 
 fn character(value: &Value) -> Result<char, Error> {
-    let mut chars = value.as_str().unwrap_or_default().chars();
-    match (chars.next(), chars.next()) {
-        (Some(c), None) => Some(c),
-        _ => u32::try_from(value.clone()).ok().and_then(char::from_u32),
-    }
-    .ok_or_else(|| invalid("%c requires a character or its number"))
+    let numbered = || u32::try_from(value.clone()).ok().and_then(char::from_u32);
+    let character = value.as_str().and_then(|text| text.parse().ok()).or_else(numbered);
+    character.ok_or_else(|| invalid("%c requires a character or its number"))
 }
 
 fn float(value: &Value) -> Result<f64, Error> {

@@ -1,9 +1,17 @@
 use std::collections::BTreeMap;
 
+use serde::Deserialize;
+
 use super::*;
 
+#[derive(Deserialize, Serialize)]
+struct Message {
+    role: String,
+    content: String,
+}
+
 fn render(source: &str) -> Result<String, String> {
-    let message = |role, content: &str| TemplateMessage { role, content: content.into() };
+    let message = |role: &str, content: &str| Message { role: role.into(), content: content.into() };
     let messages = [message("system", "Be <kind>."), message("user", " Hi 'you' ")];
     let tokens = BTreeMap::from([("bos_token", "<s>"), ("eos_token", "")]);
     JinjaTemplate::new(source)?.render(&messages, true, &tokens)
@@ -14,12 +22,8 @@ fn vectors() -> serde_json::Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
-fn messages(messages: &serde_json::Value) -> Vec<TemplateMessage> {
-    let message = |message: &serde_json::Value| TemplateMessage {
-        role: ["system", "user", "assistant"].into_iter().find(|role| message["role"] == *role).unwrap(),
-        content: message["content"].as_str().unwrap().into(),
-    };
-    messages.as_array().unwrap().iter().map(message).collect()
+fn messages(messages: &serde_json::Value) -> Vec<Message> {
+    serde_json::from_value(messages.clone()).unwrap()
 }
 
 #[test]
@@ -122,7 +126,7 @@ fn line_ends_of_a_template_are_newlines() {
     }
     // Escapes and contents are no line ends of the source.
     assert_eq!(render("{{ 'a\\r\\n' }}").unwrap(), "a\r\n");
-    let message = TemplateMessage { role: "user", content: "a\r\nb\rc".into() };
+    let message = Message { role: "user".into(), content: "a\r\nb\rc".into() };
     let template = JinjaTemplate::new("{{ messages[0].content }}\r\n").unwrap();
     assert_eq!(template.render(&[message], true, &BTreeMap::<String, String>::new()).unwrap(), "a\r\nb\rc");
 }

@@ -5,41 +5,34 @@
 
 use std::io;
 
-use minijinja::{Value, value::ValueKind};
+use minijinja::{State, Value, value::ValueKind};
 use serde::{Serialize, ser};
 use serde_json::ser::{Formatter, Serializer};
+
+use super::arguments::{pairs, pay};
 
 /// Deepest nesting; Python's own limit is near 1,000.
 const MAX_DEPTH: usize = 200;
 
 /// The options of `json.dumps`.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug)]
 pub(super) struct JsonStyle {
     /// `ensure_ascii`.
     pub(super) ascii: bool,
     /// `indent`: before each item, which then has a line of its own, once a level.
     pub(super) indent: Option<String>,
     /// `separators`: after an item, after a key.
-    pub(super) separators: Option<(String, String)>,
+    pub(super) separators: (String, String),
     /// `sort_keys`.
     pub(super) sort_keys: bool,
 }
 
-/// `json.dumps(value, …)`. `pay` hears of every byte before it is written, and may refuse.
-pub(super) fn to_json(
-    value: &Value,
-    style: &JsonStyle,
-    pay: impl FnMut(usize) -> Result<(), String>,
-) -> Result<String, serde_json::Error> {
-    let (item, key) = style.separators.clone().unwrap_or_else(|| {
-        // With line breaks a comma needs no space.
-        (if style.indent.is_some() { "," } else { ", " }.into(), ": ".into())
-    });
-    let python = Python { ascii: style.ascii, indent: style.indent.clone(), item, key, depth: 0, is_empty: true };
-    let mut paid = Paid { out: Vec::new(), paid: 0, pay };
-    let mut serializer = Serializer::with_formatter(&mut paid, python);
+/// `json.dumps(value, …)`, of which every byte is paid for before it is written.
+pub(super) fn to_json(state: &State, value: &Value, style: &JsonStyle) -> Result<String, serde_json::Error> {
+    let mut paid = Paid { state, out: Vec::new(), paid: 0 };
+    let mut serializer = Serializer::with_formatter(&mut paid, Python { style, depth: 0, is_empty: true });
     match style.sort_keys {
-        true => Sorted(value).serialize(&mut serializer)?,
+        true => Sorted(value.clone()).serialize(&mut serializer)?,
         false => value.serialize(&mut serializer)?,
     }
     // The serializer writes strings whole or escaped: never half a character.
@@ -47,20 +40,22 @@ pub(super) fn to_json(
 }
 
 /// A buffer whose bytes are paid for in advance.
-struct Paid<P> {
+struct Paid<'a, 't, 'e> {
+    state: &'a State<'t, 'e>,
     out: Vec<u8>,
     paid: usize,
-    pay: P,
 }
 
-impl<P: FnMut(usize) -> Result<(), String>> io::Write for Paid<P> {
+impl io::Write for Paid<'_, '_, '_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         /// So that small pieces are not each rounded up to a unit of payment.
         const PURCHASE_BYTES: usize = 1 << 10;
+        /// A byte of JSON takes more time to make than one that is only copied.
+        const COST: usize = 4;
         let needed = self.out.len() + bytes.len();
         if needed > self.paid {
             let bought = (needed - self.paid).max(PURCHASE_BYTES);
-            (self.pay)(bought).map_err(io::Error::other)?;
+            pay(self.state, COST * bought).map_err(io::Error::other)?;
             self.paid += bought;
         }
         self.out.extend_from_slice(bytes);
@@ -73,37 +68,32 @@ impl<P: FnMut(usize) -> Result<(), String>> io::Write for Paid<P> {
 }
 
 /// The same value with the keys of every dictionary in order.
-struct Sorted<'v>(&'v Value);
+struct Sorted(Value);
 
-impl Serialize for Sorted<'_> {
+impl Serialize for Sorted {
     fn serialize<S: ser::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self.0.kind() {
             ValueKind::Map => {
-                let mut pairs: Vec<_> =
-                    self.0.as_object().and_then(|map| map.try_iter_pairs()).into_iter().flatten().collect();
+                let mut pairs: Vec<_> = pairs(&self.0).map(|(key, value)| (key, Self(value))).collect();
                 pairs.sort_by(|a, b| a.0.cmp(&b.0));
-                serializer.collect_map(pairs.iter().map(|(key, value)| (key, Sorted(value))))
+                serializer.collect_map(pairs)
             }
             ValueKind::Seq | ValueKind::Iterable => {
-                let items: Vec<_> = self.0.try_iter().map_err(ser::Error::custom)?.collect();
-                serializer.collect_seq(items.iter().map(Sorted))
+                serializer.collect_seq(self.0.try_iter().map_err(ser::Error::custom)?.map(Self))
             }
             _ => self.0.serialize(serializer),
         }
     }
 }
 
-struct Python {
-    ascii: bool,
-    indent: Option<String>,
-    item: String,
-    key: String,
+struct Python<'s> {
+    style: &'s JsonStyle,
     depth: usize,
     /// Whether the innermost container has had no item yet.
     is_empty: bool,
 }
 
-impl Python {
+impl Python<'_> {
     fn open<W: ?Sized + io::Write>(&mut self, writer: &mut W, bracket: &[u8]) -> io::Result<()> {
         self.depth += 1;
         if self.depth > MAX_DEPTH {
@@ -124,14 +114,14 @@ impl Python {
 
     fn next<W: ?Sized + io::Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
         if !first {
-            writer.write_all(self.item.as_bytes())?;
+            writer.write_all(self.style.separators.0.as_bytes())?;
         }
         self.is_empty = false;
         self.line(writer)
     }
 
     fn line<W: ?Sized + io::Write>(&self, writer: &mut W) -> io::Result<()> {
-        let Some(indent) = &self.indent else {
+        let Some(indent) = &self.style.indent else {
             return Ok(());
         };
         writer.write_all(b"\n")?;
@@ -139,7 +129,7 @@ impl Python {
     }
 }
 
-impl Formatter for Python {
+impl Formatter for Python<'_> {
     fn begin_array<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
         self.open(writer, b"[")
     }
@@ -165,7 +155,7 @@ impl Formatter for Python {
     }
 
     fn begin_object_value<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
-        writer.write_all(self.key.as_bytes())
+        writer.write_all(self.style.separators.1.as_bytes())
     }
 
     fn write_f64<W: ?Sized + io::Write>(&mut self, writer: &mut W, value: f64) -> io::Result<()> {
@@ -173,7 +163,7 @@ impl Formatter for Python {
     }
 
     fn write_string_fragment<W: ?Sized + io::Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
-        if !self.ascii {
+        if !self.style.ascii {
             return writer.write_all(fragment.as_bytes());
         }
         let mut units = [0; 2];
@@ -187,19 +177,18 @@ impl Formatter for Python {
     }
 }
 
-/// `repr` of a finite float: the shortest digits, with an exponent below 1e-4 and from 1e16 on.
+/// `repr` of a finite float: the shortest digits, with an exponent below 1e-4 and from 1e16 on, as in Rust.
 pub(super) fn repr(value: f64) -> String {
-    let text = format!("{value:e}");
-    let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
-    match exponent.parse::<i32>() {
-        Ok(exponent) if !(-4..16).contains(&exponent) => scientific(digits, exponent),
-        _ => format!("{value:?}"),
+    let text = format!("{value:?}");
+    match text.split_once('e').and_then(|(digits, exponent)| Some((digits, exponent.parse().ok()?))) {
+        Some((digits, exponent)) => scientific(digits, exponent),
+        None => text,
     }
 }
 
 /// Digits with an exponent of two digits at least.
 pub(super) fn scientific(digits: &str, exponent: i32) -> String {
-    format!("{digits}e{}{:02}", if exponent < 0 { '-' } else { '+' }, exponent.abs())
+    format!("{digits}e{exponent:+03}")
 }
 
 #[cfg(test)]
