@@ -79,23 +79,17 @@ pub(super) fn check(request: &GenerateRequest, prompts: &[PreparedPrompt], ranks
         return Ok(());
     }
     let tokens = prompts.iter().map(|prompt| prompt.max_tokens).max().unwrap_or(0);
-    let mut fields = Vec::new();
-    if request.n > 1 {
-        fields.push(format!("`n` {}", request.n));
-    }
-    if prompts.len() > 1 {
-        fields.push(format!("{} prompts", prompts.len()));
-    }
-    fields.push(format!("`max_tokens` {tokens}"));
-    if let Some(alternatives) = request.logprobs {
-        fields.push(format!("`logprobs` with {alternatives} alternatives"));
-    }
-    if let Some(scores) = request.prompt_logprobs {
-        fields.push(format!("log-probabilities of the prompt with {} alternatives", scores.top));
-    }
-    if request.explain {
-        fields.push("`explain`".into());
-    }
+    let fields = [
+        (request.n > 1).then(|| format!("`n` {}", request.n)),
+        (prompts.len() > 1).then(|| format!("{} prompts", prompts.len())),
+        Some(format!("`max_tokens` {tokens}")),
+        request.logprobs.map(|alternatives| format!("`logprobs` with {alternatives} alternatives")),
+        request
+            .prompt_logprobs
+            .map(|scores| format!("log-probabilities of the prompt with {} alternatives", scores.top)),
+        request.explain.then(|| "`explain`".into()),
+    ];
+    let fields: Vec<String> = fields.into_iter().flatten().collect();
     let param = if request.n > 1 { "n" } else { "max_tokens" };
     Err(GenerateError::TooMuchMemory { param, fields: fields.join(", "), bytes, limit: request.max_memory })
 }

@@ -217,16 +217,14 @@ struct Conversation<'a> {
 impl Conversation<'_> {
     fn prepare(&self, truncate: bool) -> Result<PreparedPrompt, GenerateError> {
         let mut warnings = Vec::new();
-        let (ids, max_tokens) = if self.room.keep_last.is_some() {
-            let ids = self.room.end_of(self.encode(self.messages)?);
-            let max_tokens = self.room.or_less(ids.len(), &mut warnings)?;
-            (ids, max_tokens)
-        } else if truncate {
-            self.drop_turns(&mut warnings)?
-        } else {
-            let ids = self.encode(self.messages)?;
-            let max_tokens = self.room.behind(ids.len())?;
-            (ids, max_tokens)
+        let keeps_last = self.room.keep_last.is_some();
+        let ids = match truncate && !keeps_last {
+            true => self.drop_turns(&mut warnings)?,
+            false => self.room.end_of(self.encode(self.messages)?),
+        };
+        let max_tokens = match truncate || keeps_last {
+            true => self.room.or_less(ids.len(), &mut warnings)?,
+            false => self.room.behind(ids.len())?,
         };
         if ids.is_empty() {
             return Err(GenerateError::EmptyPrompt);
@@ -237,8 +235,8 @@ impl Conversation<'_> {
         Ok(PreparedPrompt { ids, text: String::new(), max_tokens, warnings })
     }
 
-    /// As much of the conversation as leaves room for a reply, and that room.
-    fn drop_turns(&self, warnings: &mut Vec<String>) -> Result<(Vec<TokenId>, usize), GenerateError> {
+    /// As much of the conversation as leaves room for a reply.
+    fn drop_turns(&self, warnings: &mut Vec<String>) -> Result<Vec<TokenId>, GenerateError> {
         let (messages, wall) = (self.messages, self.room.wall);
         let turns = turn_starts(messages);
         let encode = |dropped: usize| self.encode(&without_turns(messages, &turns, dropped));
@@ -268,8 +266,7 @@ impl Conversation<'_> {
             warnings
                 .push(format!("the {gone} oldest messages were dropped to fit the model's context of {wall} tokens"));
         }
-        let max_tokens = self.room.or_less(ids.len(), warnings)?;
-        Ok((ids, max_tokens))
+        Ok(ids)
     }
 
     fn encode(&self, messages: &[Message]) -> Result<Vec<TokenId>, GenerateError> {

@@ -19,22 +19,9 @@ struct Stop {
 }
 
 impl StopFinder {
-    /// Empty stop strings are ignored.
-    pub fn new(stops: impl IntoIterator<Item = String>) -> Self {
-        Self::default().with(stops)
-    }
-
-    /// The same with further ones.
-    pub fn with(self, stops: impl IntoIterator<Item = String>) -> Self {
-        self.adding(stops, false)
-    }
-
-    /// The same with further ones, each of which is part of the text that it ends.
-    pub fn with_shown(self, stops: impl IntoIterator<Item = String>) -> Self {
-        self.adding(stops, true)
-    }
-
-    fn adding(mut self, stops: impl IntoIterator<Item = String>, shown: bool) -> Self {
+    /// The same with further stop strings, of which empty ones are ignored. Those that are `shown` are part of the text that
+    /// they end.
+    pub fn with(mut self, stops: impl IntoIterator<Item = String>, shown: bool) -> Self {
         let stops = stops.into_iter().filter(|stop| !stop.is_empty());
         self.stops.extend(stops.map(|text| Stop { text, shown }));
         self
@@ -90,7 +77,7 @@ mod tests {
     use super::*;
 
     fn run(stops: &[&str], pieces: &[&str]) -> (Vec<String>, bool) {
-        let mut finder = StopFinder::new(stops.iter().map(|s| (*s).to_owned()));
+        let mut finder = StopFinder::default().with(strings(stops), false);
         let mut out = Vec::new();
         for piece in pieces {
             let (text, found) = finder.push(piece);
@@ -130,18 +117,18 @@ mod tests {
 
     #[test]
     fn a_stop_string_that_is_shown_ends_the_text_behind_it() {
-        let mut finder = StopFinder::new(["B".to_owned()]).with_shown(["END".to_owned()]);
+        let mut finder = StopFinder::default().with(strings(&["B"]), false).with(strings(&["END"]), true);
         assert_eq!([finder.push("a E"), finder.push("ND x")], [("a ".to_owned(), false), ("END".to_owned(), true)]);
-        let mut finder = StopFinder::new(["B".to_owned()]).with_shown(["END".to_owned()]);
+        let mut finder = StopFinder::default().with(strings(&["B"]), false).with(strings(&["END"]), true);
         assert_eq!(finder.push("aBEND"), ("a".to_owned(), true), "the first one decides");
     }
 
     #[test]
     fn a_stop_string_counts_where_it_ends() {
-        let mut finder = StopFinder::new(["END".to_owned()]);
+        let mut finder = StopFinder::default().with(strings(&["END"]), false);
         assert_eq!(finder.pass("an END, EN"), "an END, ");
         assert_eq!(finder.push("D."), (String::new(), true));
-        let mut finder = StopFinder::new(["ab".to_owned(), "éabc".to_owned()]);
+        let mut finder = StopFinder::default().with(strings(&["ab", "éabc"]), false);
         assert_eq!(finder.pass("xéab"), "x", "the start of the longer one");
         assert_eq!(finder.push("d"), ("éabd".to_owned(), false), "the shorter one ended before");
     }

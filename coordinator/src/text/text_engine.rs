@@ -98,8 +98,8 @@ impl TextEngine {
         self.complete(&mut request);
         let deadline = request.timeout.map(|timeout| (Box::pin(tokio::time::sleep(timeout)), timeout));
         let format = Arc::new(self.choice_format(&request));
-        let (timeout, prepared) = (request.timeout, self.prepare(request));
-        let (prompts, request) = match timeout {
+        let (timeout, prepared) = (request.timeout, self.prepare(&mut request));
+        let prompts = match timeout {
             Some(timeout) => {
                 let late = |_| GenerateError::Deadline { timeout };
                 tokio::time::timeout(timeout, prepared).await.map_err(late)??
@@ -108,11 +108,8 @@ impl TextEngine {
         };
         answer_memory::check(&request, &prompts, self.card.partition.world())?;
 
-        let choices_of = |(index, prompt)| {
-            let request = &request;
-            (0..request.n).map(move |choice| self.sequence(request, prompt, index, choice))
-        };
-        let sequences = prompts.iter().enumerate().flat_map(choices_of).collect();
+        let indices = 0..prompts.len() * request.n;
+        let sequences = indices.map(|index| self.sequence(&request, &prompts, index)).collect();
         let events = self.handle.submit_in(place, request.client, sequences)?;
         let choices = events.into_iter().enumerate().map(|(index, events)| {
             let prompt = &prompts[index / request.n];
@@ -122,26 +119,16 @@ impl TextEngine {
         Ok(Generation::new(prompts, choices, deadline))
     }
 
-    async fn prepare(
-        &self,
-        mut request: GenerateRequest,
-    ) -> Result<(Vec<PreparedPrompt>, GenerateRequest), GenerateError> {
-        self.encode_bad_words(&mut request).await?;
+    async fn prepare(&self, request: &mut GenerateRequest) -> Result<Vec<PreparedPrompt>, GenerateError> {
+        if !request.bad_words.is_empty() {
+            let words = std::mem::take(&mut request.bad_words);
+            let encode = move |text: &ModelText| bad_words::encode(&text.tokenizer, &words);
+            request.sampling.bad_words = self.encode(encode).await??;
+        }
         let prompts = std::mem::take(&mut request.prompts);
         let room = Room { wall: self.card.shape.context, max: request.max_tokens, keep_last: request.keep_last };
         let prepare = move |text: &ModelText| prompts.into_iter().map(|prompt| prompt.prepare(text, room)).collect();
-        let prepared: Result<Vec<_>, _> = self.encode(prepare).await?;
-        Ok((prepared?, request))
-    }
-
-    /// Once for all sequences of a request.
-    async fn encode_bad_words(&self, request: &mut GenerateRequest) -> Result<(), GenerateError> {
-        if !request.bad_words.is_empty() {
-            let words = std::mem::take(&mut request.bad_words);
-            let encoded = self.encode(move |text| bad_words::encode(&text.tokenizer, &words)).await?;
-            request.sampling.bad_words = encoded?;
-        }
-        Ok(())
+        self.encode(prepare).await?
     }
 
     /// Runs `work`, which encodes text, where it holds up nobody: a long text takes a second, and 150 times its size in memory.
@@ -172,9 +159,9 @@ impl TextEngine {
             _ => None,
         });
         let of_format = if chat.is_some() { self.text.chat.stops() } else { &[] };
-        let of_format = StopFinder::new(of_format.iter().map(|&stop| stop.to_owned()));
-        let stop = request.stop.iter().cloned();
-        let stop = if request.include_stop { of_format.with_shown(stop) } else { of_format.with(stop) };
+        let of_format = of_format.iter().map(|&stop| stop.to_owned());
+        let stop =
+            StopFinder::default().with(of_format, false).with(request.stop.iter().cloned(), request.include_stop);
         // Where it ends no text, the end of text is a special token as others are.
         let shows_eos = !request.skip_special_tokens && (request.include_stop || request.ignore_eos);
         ChoiceFormat {
@@ -206,13 +193,9 @@ impl TextEngine {
         }
     }
 
-    fn sequence(
-        &self,
-        request: &GenerateRequest,
-        prompt: &PreparedPrompt,
-        prompt_index: usize,
-        choice: usize,
-    ) -> Request {
+    /// The sequence of one choice: `index` is prompt index times `n` plus choice.
+    fn sequence(&self, request: &GenerateRequest, prompts: &[PreparedPrompt], index: usize) -> Request {
+        let prompt = &prompts[index / request.n];
         Request {
             prompt: prompt.ids.clone(),
             sampling: request.sampling.clone(),
@@ -226,8 +209,8 @@ impl TextEngine {
             prompt_logprobs: request.prompt_logprobs,
             explain: request.explain,
             cache_salt: request.cache_salt.clone(),
-            prompt_index: prompt_index as u32,
-            choice: choice as u32,
+            prompt_index: (index / request.n) as u32,
+            choice: (index % request.n) as u32,
         }
     }
 }
