@@ -12,7 +12,7 @@ use minijinja::{Error, State, Value, value::ValueKind};
 
 use super::{
     arguments::{invalid, pay, string, written},
-    python_json::scientific,
+    python_json::with_exponent,
 };
 
 /// Most digits of a number: Rust's own formatting knows no more.
@@ -92,7 +92,6 @@ impl Spec {
         if self.precision.is_some_and(|precision| precision > MAX_PRECISION) {
             return Err(invalid("the precision of a format is too large"));
         }
-        let upper = letter.is_ascii_uppercase();
         let (sign, prefix, body) = match letter {
             's' | 'r' => {
                 let text =
@@ -116,7 +115,7 @@ impl Spec {
             'e' | 'E' | 'f' | 'F' | 'g' | 'G' => {
                 let float = float(value)?;
                 let body = self.float(letter.to_ascii_lowercase(), float.abs());
-                let body = if upper { body.to_uppercase() } else { body };
+                let body = if letter.is_ascii_uppercase() { body.to_uppercase() } else { body };
                 (self.sign(float.is_sign_negative() && !float.is_nan()), "", body)
             }
             _ => return Err(invalid(format!("unsupported format character {letter:?}"))),
@@ -145,27 +144,22 @@ impl Spec {
         if !value.is_finite() {
             return if value.is_nan() { "nan".into() } else { "inf".into() };
         }
-        let parts = |precision: usize| {
-            let text = format!("{value:.precision$e}");
-            let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
-            (digits.to_owned(), exponent.parse::<i32>().unwrap_or(0))
-        };
         match letter {
             'f' => format!("{value:.precision$}"),
-            'e' => {
-                let (digits, exponent) = parts(precision);
-                scientific(&digits, exponent)
-            }
+            'e' => with_exponent(&format!("{value:.precision$e}")),
             _ => {
                 let significant = precision.max(1);
                 let shorten = |digits: String| match digits.contains('.') && !self.has('#') {
                     true => digits.trim_end_matches('0').trim_end_matches('.').to_owned(),
                     false => digits,
                 };
-                let (digits, exponent) = parts(significant - 1);
-                match (-4..significant as i32).contains(&exponent) {
-                    true => shorten(format!("{value:.0$}", (significant as i32 - 1 - exponent) as usize)),
-                    false => scientific(&shorten(digits), exponent),
+                let text = format!("{value:.0$e}", significant - 1);
+                let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
+                match exponent.parse::<i32>() {
+                    Ok(exponent) if (-4..significant as i32).contains(&exponent) => {
+                        shorten(format!("{value:.0$}", (significant as i32 - 1 - exponent) as usize))
+                    }
+                    _ => with_exponent(&format!("{}e{exponent}", shorten(digits.to_owned()))),
                 }
             }
         }

@@ -179,16 +179,15 @@ impl Formatter for Python<'_> {
 
 /// `repr` of a finite float: the shortest digits, with an exponent below 1e-4 and from 1e16 on, as in Rust.
 pub(super) fn repr(value: f64) -> String {
-    let text = format!("{value:?}");
-    match text.split_once('e').and_then(|(digits, exponent)| Some((digits, exponent.parse().ok()?))) {
-        Some((digits, exponent)) => scientific(digits, exponent),
-        None => text,
-    }
+    with_exponent(&format!("{value:?}"))
 }
 
-/// Digits with an exponent of two digits at least.
-pub(super) fn scientific(digits: &str, exponent: i32) -> String {
-    format!("{digits}e{exponent:+03}")
+/// A number of Rust's, whose exponent, if any, gets a sign and two digits at least.
+pub(super) fn with_exponent(number: &str) -> String {
+    match number.split_once('e').map(|(digits, exponent)| (digits, exponent.parse::<i32>())) {
+        Some((digits, Ok(exponent))) => format!("{digits}e{exponent:+03}"),
+        _ => number.to_owned(),
+    }
 }
 
 #[cfg(test)]
