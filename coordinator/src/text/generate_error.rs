@@ -116,3 +116,15 @@ pub enum GenerateError {
         timeout: Duration,
     },
 }
+
+/// Refuses ids that the model has no row for.
+pub(super) fn check_tokens(
+    field: &'static str,
+    mut ids: impl Iterator<Item = TokenId>,
+    vocab_size: usize,
+) -> Result<(), GenerateError> {
+    match ids.find(|&id| id as usize >= vocab_size) {
+        Some(id) => Err(GenerateError::UnknownToken { field, id, vocab_size }),
+        None => Ok(()),
+    }
+}

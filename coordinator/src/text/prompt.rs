@@ -6,7 +6,11 @@
 
 use nanoinfer_shared::protocol::TokenId;
 
-use super::{GenerateError, Message, ModelText, Role, chat::ChatLayout, generate_error::MAX_UNBOUNDED_BYTES};
+use super::{
+    GenerateError, Message, ModelText, Role,
+    chat::ChatLayout,
+    generate_error::{MAX_UNBOUNDED_BYTES, check_tokens},
+};
 
 /// What is to be continued.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,10 +97,7 @@ impl Prompt {
                 (encode_text(text, &content, add_special_tokens, room, &mut warnings)?, Some(content))
             }
             Self::Tokens(ids) => {
-                let vocab_size = text.tokenizer.vocab_size();
-                if let Some(&id) = ids.iter().find(|&&id| id as usize >= vocab_size) {
-                    return Err(GenerateError::UnknownToken { field: "prompt", id, vocab_size });
-                }
+                check_tokens("prompt", ids.iter().copied(), text.tokenizer.vocab_size())?;
                 (ids, None)
             }
             Self::Chat { messages, truncate, layout } => {

@@ -11,7 +11,7 @@ use super::{
     GenerateError, GenerateRequest, Generation, ModelText, Prompt, StopFinder, answer_memory, bad_words,
     chat::Ending,
     choice::{Choice, ChoiceFormat},
-    generate_error::MAX_SEQUENCES,
+    generate_error::{MAX_SEQUENCES, check_tokens},
     prompt::{PreparedPrompt, Room},
 };
 use crate::{
@@ -87,12 +87,11 @@ impl TextEngine {
         if sequences > MAX_SEQUENCES {
             return Err(GenerateError::TooManySequences { sequences });
         }
-        self.check_tokens("stop_token_ids", request.stop_token_ids.iter().copied())?;
-        self.check_tokens(
-            "allowed_token_ids",
-            request.sampling.allowed_token_ids.iter().flat_map(|ids| &**ids).copied(),
-        )?;
-        self.check_tokens("logit_bias", request.sampling.logit_bias.iter().map(|&(id, _)| id))?;
+        let vocab_size = self.card.shape.vocab_size;
+        check_tokens("stop_token_ids", request.stop_token_ids.iter().copied(), vocab_size)?;
+        let allowed = request.sampling.allowed_token_ids.iter().flat_map(|ids| &**ids);
+        check_tokens("allowed_token_ids", allowed.copied(), vocab_size)?;
+        check_tokens("logit_bias", request.sampling.logit_bias.iter().map(|&(id, _)| id), vocab_size)?;
         // Before the work of encoding: who is told to come again later has cost nothing.
         let place = self.handle.enter()?;
         self.complete(&mut request);
@@ -111,11 +110,8 @@ impl TextEngine {
         let indices = 0..prompts.len() * request.n;
         let sequences = indices.map(|index| self.sequence(&request, &prompts, index)).collect();
         let events = self.handle.submit_in(place, request.client, sequences)?;
-        let choices = events.into_iter().enumerate().map(|(index, events)| {
-            let prompt = &prompts[index / request.n];
-            Choice::new(index, events, &prompt.ids, format.clone())
-        });
-        let choices: Vec<_> = choices.collect();
+        let choice = |(index, events)| Choice::new(index, events, &prompts[index / request.n].ids, format.clone());
+        let choices: Vec<_> = events.into_iter().enumerate().map(choice).collect();
         Ok(Generation::new(prompts, choices, deadline))
     }
 
@@ -143,14 +139,6 @@ impl TextEngine {
         let text = self.text.clone();
         let encoded = self.encoders.run(move || work(&text)).await;
         encoded.map_err(|error| GenerateError::EncoderBroke { reason: error.to_string() })
-    }
-
-    fn check_tokens(&self, field: &'static str, mut ids: impl Iterator<Item = TokenId>) -> Result<(), GenerateError> {
-        let vocab_size = self.card.shape.vocab_size;
-        match ids.find(|&id| id as usize >= vocab_size) {
-            Some(id) => Err(GenerateError::UnknownToken { field, id, vocab_size }),
-            None => Ok(()),
-        }
     }
 
     fn choice_format(&self, request: &GenerateRequest) -> ChoiceFormat {

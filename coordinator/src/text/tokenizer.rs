@@ -43,7 +43,7 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     /// The added tokens of trusted text.
     trusted: AddedVocabulary,
-    /// For text behind a special token, where that makes a difference.
+    /// For text behind a special token.
     behind_special: Option<PreTokenizerWrapper>,
     /// `None` where each token stands for bytes.
     decoder: Option<Decoder>,
@@ -110,7 +110,8 @@ impl Tokenizer {
         // Beside tokenizer.json its post-processor decides.
         let id = |token: Option<TokenId>, asked| token.filter(|_| asked && !path.ends_with("tokenizer.json"));
         let around = (id(bos, config.add_bos_token), id(eos, config.add_eos_token));
-        let behind_special = inner.get_pre_tokenizer().and_then(behind_special);
+        let mut behind_special = inner.get_pre_tokenizer().cloned();
+        behind_special.iter_mut().for_each(forget_start);
         let class = config.class;
         let mut tokenizer = Self {
             inner,
@@ -188,8 +189,8 @@ impl Tokenizer {
         let (mut ids, mut cursor) = (Vec::new(), 0);
         let specials = self.specials_in(text).into_iter().map(|(place, id)| (place, Some(id)));
         for (place, special) in specials.chain([(text.len()..text.len(), None)]) {
-            let pre_tokenizer = self.behind_special.as_ref().filter(|_| cursor > 0);
-            let pre_tokenizer = pre_tokenizer.or(self.inner.get_pre_tokenizer());
+            let first = self.inner.get_pre_tokenizer();
+            let pre_tokenizer = if cursor == 0 { first } else { self.behind_special.as_ref() };
             let piece = reveal(&text[cursor..place.start]);
             ids.extend(self.ids(&self.encoding(&piece, self.inner.get_added_vocabulary(), pre_tokenizer)?)?);
             ids.extend(special);
@@ -347,24 +348,18 @@ fn keeps_all_text(section: &serde_json::Value) -> bool {
     kept && section["behavior"] != "Removed" && inner.iter().all(keeps_all_text)
 }
 
-/// The pre-tokenizer for text that is not at the start, if it has a rule for the start.
-fn behind_special(wrapper: &PreTokenizerWrapper) -> Option<PreTokenizerWrapper> {
-    let mut changed = wrapper.clone();
-    match &mut changed {
+/// Takes from a pre-tokenizer its rule for the start of a text.
+fn forget_start(pre_tokenizer: &mut PreTokenizerWrapper) {
+    match pre_tokenizer {
         PreTokenizerWrapper::Metaspace(metaspace) if metaspace.prepend_scheme == PrependScheme::First => {
             metaspace.prepend_scheme = PrependScheme::Never;
         }
         PreTokenizerWrapper::Sequence(sequence) => {
-            let inner: &mut [PreTokenizerWrapper] = sequence.as_mut();
-            inner.iter_mut().for_each(|inner| {
-                if let Some(other) = behind_special(inner) {
-                    *inner = other;
-                }
-            });
+            let stages: &mut [PreTokenizerWrapper] = sequence.as_mut();
+            stages.iter_mut().for_each(forget_start);
         }
-        _ => return None,
+        _ => {}
     }
-    Some(changed)
 }
 
 /// GPT-2's alphabet: printable bytes stand for themselves, the others for characters from U+0100 on.
