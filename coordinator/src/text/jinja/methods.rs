@@ -193,11 +193,8 @@ fn search(s: &str, method: &str, args: &[Value]) -> Result<Value, Error> {
         let at = if method.starts_with('r') { w.rfind(what) } else { w.find(what) };
         at.map(|at| start + w[..at].chars().count() as i64)
     });
-    match found {
-        Some(at) => Ok(Value::from(at)),
-        None if method.ends_with("find") => Ok(Value::from(-1)),
-        None => Err(invalid("substring not found")),
-    }
+    let found = if method.ends_with("find") { found.or(Some(-1)) } else { found };
+    found.map(Value::from).ok_or_else(|| invalid("substring not found"))
 }
 
 fn nonempty(separator: &Value) -> Result<&str, Error> {
@@ -260,8 +257,8 @@ fn list_method(list: &Value, method: &str, args: &[Value]) -> Result<Option<Valu
             let place =
                 |at: i64| if at < 0 { at + items.len() as i64 } else { at }.clamp(0, items.len() as i64) as usize;
             let (start, end) = (place(integer_or(&start, 0)?), place(integer_or(&end, i64::MAX)?));
-            let found = (start..end).find(|&i| items[i] == what);
-            found.map(|i| Some(Value::from(i))).ok_or_else(|| invalid(format!("{what} is not in the list")))
+            let found = (start..end).find(|&i| items[i] == what).map(Value::from);
+            found.map(Some).ok_or_else(|| invalid(format!("{what} is not in the list")))
         }
         "count" => {
             let [what] = arguments(["value"], args)?;
