@@ -69,13 +69,8 @@ impl Choice {
         }
     }
 
-    /// Its time is over.
-    pub(super) fn time_out(&mut self) {
-        self.end_sequence(Ending::Timeout);
-    }
-
     /// Dropping the events cancels the sequence, if it has not ended by itself.
-    fn end_sequence(&mut self, ending: Ending) {
+    pub(super) fn end_sequence(&mut self, ending: Ending) {
         if let Some(events) = self.events.take() {
             events.end(ending);
         }

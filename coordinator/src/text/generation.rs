@@ -15,6 +15,7 @@ use futures_util::{Stream, StreamExt, stream::SelectAll};
 use tokio::{sync::oneshot, task::AbortHandle, time::Sleep};
 
 use super::{GenerateError, choice::Choice, chunk::Chunk, prompt::PreparedPrompt};
+use crate::engine::metrics::Ending;
 
 /// An answer under way: a stream of [`Chunk`]s, which ends after the last choice has finished or after an error.
 pub struct Generation {
@@ -86,7 +87,7 @@ impl Deadline {
             sleep.await;
             if let Some(choices) = choices.upgrade() {
                 let mut choices = lock(&choices);
-                choices.iter_mut().for_each(Choice::time_out);
+                choices.iter_mut().for_each(|choice| choice.end_sequence(Ending::Timeout));
                 choices.clear();
             }
             // Nobody waits for it where nobody reads.
