@@ -217,7 +217,7 @@ impl ChatFormat {
         tokenizer: &Tokenizer,
     ) -> Result<String, String> {
         if let Some(template) = &self.template {
-            let tokens = tokenizer.named_tokens().iter().map(|(name, text)| (name.clone(), text.as_str().into()));
+            let tokens = tokenizer.named.iter().map(|(name, text)| (name.clone(), text.as_str().into()));
             let mut named: Map<String, Value> = tokens.collect();
             named.extend(variables.clone());
             return template.render(messages, generate, &named);

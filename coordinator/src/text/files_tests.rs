@@ -202,7 +202,7 @@ fn a_token_without_a_row_is_left_out() {
     assert!(said.contains("WARN") && said.contains("`[PAD]` is left out: it is 4096"), "{said}");
     let ids = text.tokenizer.encode_document("x[PAD]").unwrap();
     assert!(ids.len() > 2 && ids.iter().all(|&id| id < 4096), "ordinary text: {ids:?}");
-    assert_eq!(text.tokenizer.named_tokens()["pad_token"], "[PAD]");
+    assert_eq!(text.tokenizer.named["pad_token"], "[PAD]");
     let used = Prompt::Tokens(vec![4096]).prepare(&text, ROOM).unwrap_err();
     assert!(matches!(used, GenerateError::UnknownToken { id: 4096, .. }), "{used}");
     assert!(load(&folder(&files), 4097).unwrap().tokenizer.is_special(4096), "with a row it is a token");

@@ -56,8 +56,8 @@ pub struct Tokenizer {
     around: (Option<TokenId>, Option<TokenId>),
     bos: Option<TokenId>,
     eos: Option<TokenId>,
-    /// Special tokens by the names that chat templates know them by.
-    named: BTreeMap<String, String>,
+    /// Special tokens by the names that chat templates know them by, like `eos_token`.
+    pub(super) named: BTreeMap<String, String>,
     class: String,
     /// Most bytes of text that one token can stand for, if there is a bound.
     most_bytes: Option<usize>,
@@ -305,11 +305,6 @@ impl Tokenizer {
     /// The token that ends a text.
     pub fn eos(&self) -> Option<(&str, TokenId)> {
         self.eos.map(|id| (self.named["eos_token"].as_str(), id))
-    }
-
-    /// Special tokens by the names that chat templates know them by, like `eos_token`.
-    pub(super) fn named_tokens(&self) -> &BTreeMap<String, String> {
-        &self.named
     }
 
     /// The class of transformers that tokenizer_config.json names, or GPT-2's.

@@ -128,7 +128,7 @@ fn from_vocab_and_merges(
     config: &TokenizerConfig,
 ) -> Result<Tokenizer, TextError> {
     let vocab = parse(vocab_path, &read(vocab_path)?)?;
-    let vocab: HashMap<String, TokenId> = serde_json::from_value(vocab).map_err(|e| invalid(vocab_path, e))?;
+    let vocab: Vocab = serde_json::from_value(vocab).map_err(|e| invalid(vocab_path, e))?;
     let text = read(merges_path)?;
     let mut merges: Merges = Vec::new();
     for (number, line) in text.lines().enumerate() {
@@ -146,10 +146,7 @@ fn from_vocab_and_merges(
         }
         merges.push((left.into(), right.into()));
     }
-    let bpe = BPE::builder()
-        .vocab_and_merges(vocab.into_iter().collect::<Vocab>(), merges)
-        .build()
-        .map_err(|e| invalid(merges_path, e))?;
+    let bpe = BPE::builder().vocab_and_merges(vocab, merges).build().map_err(|e| invalid(merges_path, e))?;
     let mut tokenizer = Tokenizer::new(bpe);
     tokenizer.with_pre_tokenizer(Some(ByteLevel::new(config.prefix_space().unwrap_or(false), true, true)));
     tokenizer.with_decoder(Some(ByteLevel::default()));

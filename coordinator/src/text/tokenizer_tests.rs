@@ -156,7 +156,7 @@ fn older_models_name_their_special_tokens_in_other_files() {
     let tokenizer = Tokenizer::load(folder.path(), 4200).unwrap();
     assert_eq!(tokenizer.eos(), Some(("<end>", 4096)));
     assert_eq!(tokenizer.bos(), Some(("<|endoftext|>", 4095)));
-    assert_eq!(tokenizer.named_tokens()["pad_token"], "<pad>");
+    assert_eq!(tokenizer.named["pad_token"], "<pad>");
     assert_eq!(tokenizer.encode("<end><pad>", Specials::Match).unwrap(), [4096, 4097]);
     assert!(!tokenizer.encode("<end><pad>", Specials::Literal).unwrap().contains(&4096));
     // As in transformers, what tokenizer_config.json says comes second, unless it has entries of its own.
