@@ -16,7 +16,7 @@ use crate::http::Failure;
 const OPEN: [&str; 5] = ["/livez", "/readyz", "/health", "/", "/docs"];
 
 /// Routes that tell how the server is: they are answered whoever asks, and however busy it is.
-const PROBES: [&str; 4] = ["/livez", "/readyz", "/health", "/metrics"];
+pub(crate) const PROBES: [&str; 4] = ["/livez", "/readyz", "/health", "/metrics"];
 
 /// What every request must carry, as `Authorization: Bearer KEY`. Kept as a digest, so that comparing takes the same
 /// time wherever two keys differ, and no log can show it.
@@ -35,11 +35,6 @@ impl ApiKey {
             shown.and_then(|value| value.split_once(' ')).filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
         key.is_some_and(|(_, key)| Self::new(key.trim()) == *self)
     }
-}
-
-/// Whether a path is a probe's.
-pub(crate) fn is_probe(path: &str) -> bool {
-    PROBES.contains(&path)
 }
 
 /// Middleware that lets in what shows the key, and what needs none.

@@ -67,10 +67,10 @@ pub(crate) async fn serve(
 ) {
     let places = Places::new(options.max_connections.unwrap_or(usize::MAX));
     let (server, mut shutdown) = (Server::new(router, options), pin!(shutdown));
-    let mut trouble = Trouble::default();
+    let mut told = None;
     loop {
         let next = async {
-            let accepted = accept(|| listener.accept(), &mut trouble).await;
+            let accepted = accept(|| listener.accept(), &mut told).await;
             (accepted, places.enter().await)
         };
         let ((stream, address), place) = tokio::select! {
@@ -134,7 +134,7 @@ impl Server {
                         tracing::debug!(%error, "a connection ended early");
                     }
                 }
-                Err(_) = timeout(head_deadline, exchange.asked()) => {
+                Err(_) = timeout(head_deadline, exchange.asked.notified()) => {
                     tracing::debug!("a connection that said nothing was closed");
                 }
                 () = exchange.place.yields() => {
@@ -159,43 +159,28 @@ where
 
 /// Middleware that answers only probes where there is no place for more.
 pub(crate) async fn place(request: Request, next: Next) -> Response {
-    if request.extensions().get::<Brief>().is_some() && !access::is_probe(request.uri().path()) {
+    if request.extensions().get::<Brief>().is_some() && !access::PROBES.contains(&request.uri().path()) {
         return Failure::no_place().into_response();
     }
     next.run(request).await
 }
 
-/// The next connection. Where the system gives none, that is told, now and then, and tried again.
-async fn accept<T, F: Future<Output = io::Result<T>>>(mut next: impl FnMut() -> F, trouble: &mut Trouble) -> T {
+/// The next connection. Where the system gives none, that is told, now and then, and tried again; `told` is when it last was.
+async fn accept<T, F: Future<Output = io::Result<T>>>(mut next: impl FnMut() -> F, told: &mut Option<Instant>) -> T {
     loop {
-        match next().await {
+        let error = match next().await {
             Ok(accepted) => return accepted,
+            Err(error) => error,
+        };
+        if let ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::ConnectionRefused = error.kind() {
             // Its client has gone already.
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::ConnectionRefused
-                ) => {}
-            Err(error) => {
-                trouble.tell(&error);
-                sleep(ACCEPT_PAUSE).await;
-            }
+            continue;
         }
-    }
-}
-
-/// Tells of connections that could not be taken.
-#[derive(Debug, Default)]
-struct Trouble {
-    told: Option<Instant>,
-}
-
-impl Trouble {
-    fn tell(&mut self, error: &io::Error) {
-        if self.told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
-            self.told = Some(Instant::now());
+        if told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
+            *told = Some(Instant::now());
             tracing::error!(%error, "connections cannot be taken; they wait, and this is told again in {TELL_EVERY:?}");
         }
+        sleep(ACCEPT_PAUSE).await;
     }
 }
 
@@ -276,7 +261,7 @@ mod tests {
             1..=250 => Err(io::Error::from_raw_os_error(24)),
             _ => Ok("a connection"),
         };
-        assert_eq!(accept(next, &mut Trouble::default()).await, "a connection");
+        assert_eq!(accept(next, &mut None).await, "a connection");
         assert_eq!(begun.elapsed(), 250 * ACCEPT_PAUSE);
         let text = logged.text();
         assert_eq!(text.matches("connections cannot be taken").count(), 3, "in 25 s: {text}");

@@ -24,7 +24,7 @@ const FLUSHING: u8 = 3;
 pub(crate) struct Exchange {
     phase: AtomicU8,
     /// Its first request came.
-    asked: Notify,
+    pub(crate) asked: Notify,
     pub(crate) place: Place,
 }
 
@@ -34,16 +34,16 @@ impl Exchange {
     }
 
     /// A request's head is there. Its body, and in time its answer's, go with what this returns.
-    pub(crate) fn begin(self: &Arc<Self>) -> (Asking, Answering) {
+    pub(crate) fn begin(self: &Arc<Self>) -> (Guard, Guard) {
         self.place.busy();
         self.phase.store(ASKING, Relaxed);
         self.asked.notify_one();
-        (Asking(self.clone()), Answering(self.clone()))
-    }
-
-    /// Returns when the first request has come.
-    pub(crate) async fn asked(&self) {
-        self.asked.notified().await;
+        // A request's body may be left where it is until its answer is over.
+        let asking = |exchange: &Self| {
+            let _ = exchange.phase.compare_exchange(ASKING, ANSWERING, Relaxed, Relaxed);
+        };
+        let answering = |exchange: &Self| exchange.phase.store(FLUSHING, Relaxed);
+        (Guard(self.clone(), asking), Guard(self.clone(), answering))
     }
 
     /// Nothing more is to be read of the request, and its answer goes on.
@@ -66,23 +66,12 @@ impl Exchange {
     }
 }
 
-/// Dropped with the body of a request.
+/// Dropped with the body of a request or of an answer; what its end means.
 #[derive(Debug)]
-pub(crate) struct Asking(Arc<Exchange>);
+pub(crate) struct Guard(Arc<Exchange>, fn(&Exchange));
 
-/// Dropped with the body of an answer.
-#[derive(Debug)]
-pub(crate) struct Answering(Arc<Exchange>);
-
-impl Drop for Asking {
+impl Drop for Guard {
     fn drop(&mut self) {
-        // A body may be left where it is until its answer is over.
-        let _ = self.0.phase.compare_exchange(ASKING, ANSWERING, Relaxed, Relaxed);
-    }
-}
-
-impl Drop for Answering {
-    fn drop(&mut self) {
-        self.0.phase.store(FLUSHING, Relaxed);
+        (self.1)(&self.0);
     }
 }

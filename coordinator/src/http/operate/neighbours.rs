@@ -9,7 +9,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use axum::{
     extract::{Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue, Method, header},
+    http::{HeaderName, HeaderValue, Method, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -48,7 +48,8 @@ impl Neighbours {
         }
         let looks_at_a_page = matches!(*request.method(), Method::GET | Method::HEAD) && said(MODE) == Some("navigate");
         let (site, origin) = (said(SITE), headers.get(header::ORIGIN));
-        if looks_at_a_page || site == Some("same-origin") || self.lets_in(headers) {
+        let is_let_in = self.origins.iter().any(|known| known == "*" || origin == Some(known));
+        if looks_at_a_page || site == Some("same-origin") || is_let_in {
             return None;
         }
         match origin {
@@ -57,10 +58,6 @@ impl Neighbours {
             _ if site == Some("cross-site") => Some(Failure::foreign_origin(None)),
             _ => None,
         }
-    }
-
-    fn lets_in(&self, headers: &HeaderMap) -> bool {
-        self.origins.iter().any(|known| known == "*" || headers.get(header::ORIGIN) == Some(known))
     }
 
     /// Whether a host, with or without its port, is a name of this server.
@@ -80,7 +77,7 @@ impl Neighbours {
 
 /// Middleware that lets in who may ask.
 pub(crate) async fn check(State(neighbours): State<Arc<Neighbours>>, request: Request, next: Next) -> Response {
-    if !access::is_probe(request.uri().path())
+    if !access::PROBES.contains(&request.uri().path())
         && let Some(failure) = neighbours.obstacle(&request)
     {
         return failure.into_response();
@@ -90,10 +87,8 @@ pub(crate) async fn check(State(neighbours): State<Arc<Neighbours>>, request: Re
 
 /// A host without its port, and without the brackets of an address.
 fn name_of(host: &str) -> &str {
-    if let Some(address) = host.strip_prefix('[') {
-        return address.split(']').next().unwrap_or(address);
-    }
-    host.split(':').next().unwrap_or(host)
+    let (host, end) = host.strip_prefix('[').map_or((host, ':'), |address| (address, ']'));
+    host.split(end).next().unwrap_or(host)
 }
 
 /// Whether pages of an origin come from this host.

@@ -12,7 +12,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
 };
 
@@ -20,6 +20,9 @@ use tokio::sync::Notify;
 
 /// Brief places.
 const BRIEF: usize = 16;
+
+/// In place of when a connection began to wait, where it does not.
+const AT_WORK: u64 = 0;
 
 /// What a connection may do in its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,8 +51,8 @@ struct Held {
     idle: BTreeMap<u64, (Kind, Arc<Yield>)>,
     /// Those that were told to end and have not yet: their places go to the newcomer.
     leaving: usize,
-    /// Orders those that begin to wait.
-    next: u64,
+    /// Orders those that begin to wait: the latest.
+    last: u64,
 }
 
 /// One of them. Dropping it gives it back.
@@ -57,8 +60,8 @@ struct Held {
 pub(crate) struct Place {
     places: Arc<Places>,
     pub(crate) kind: Kind,
-    /// When it began to wait for a request; none while it has one.
-    since: Mutex<Option<u64>>,
+    /// When it began to wait for a request, or [`AT_WORK`]. Changed while `held` is locked.
+    since: AtomicU64,
     yields: Arc<Yield>,
 }
 
@@ -78,7 +81,7 @@ impl Places {
     pub(crate) async fn enter(self: &Arc<Self>) -> Place {
         loop {
             if let Some(kind) = self.try_enter() {
-                let place = Place { places: self.clone(), kind, since: Mutex::default(), yields: Arc::default() };
+                let place = Place { places: self.clone(), kind, since: AT_WORK.into(), yields: Arc::default() };
                 place.idle();
                 return place;
             }
@@ -89,8 +92,6 @@ impl Places {
     /// The kind of place that was free; if none was, one that says nothing is told to end, if there is such.
     fn try_enter(&self) -> Option<Kind> {
         let mut held = self.lock();
-        let oldest =
-            |held: &Held, of: Kind| held.idle.iter().find(|(_, (kind, _))| *kind == of).map(|(&since, _)| since);
         if held.full < self.most {
             held.full += 1;
             return Some(Kind::Full);
@@ -98,14 +99,13 @@ impl Places {
         if held.leaving > 0 {
             return None;
         }
-        let mut yields = oldest(&held, Kind::Full);
-        if yields.is_none() {
-            if held.brief < BRIEF {
-                held.brief += 1;
-                return Some(Kind::Brief);
-            }
-            yields = oldest(&held, Kind::Brief);
+        let oldest = |of| held.idle.iter().find(|(_, (kind, _))| *kind == of).map(|(&since, _)| since);
+        let yields = oldest(Kind::Full);
+        if yields.is_none() && held.brief < BRIEF {
+            held.brief += 1;
+            return Some(Kind::Brief);
         }
+        let yields = yields.or_else(|| oldest(Kind::Brief));
         if let Some((_, oldest)) = yields.and_then(|since| held.idle.remove(&since)) {
             held.leaving += 1;
             oldest.told.store(true, Relaxed);
@@ -122,25 +122,20 @@ impl Places {
 impl Place {
     /// Its connection waits for a request.
     pub(crate) fn idle(&self) {
-        let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
-        if since.is_none() {
-            let mut held = self.places.lock();
-            if self.yields.told.load(Relaxed) {
-                // It is about to end, whatever it has just said.
-                return;
-            }
-            let now = held.next;
-            held.next += 1;
+        let mut held = self.places.lock();
+        // One that was told to end is about to, whatever it has just said.
+        if self.since.load(Relaxed) == AT_WORK && !self.yields.told.load(Relaxed) {
+            held.last += 1;
+            let now = held.last;
             held.idle.insert(now, (self.kind, self.yields.clone()));
-            *since = Some(now);
+            self.since.store(now, Relaxed);
         }
     }
 
     /// Its connection has a request.
     pub(crate) fn busy(&self) {
-        if let Some(since) = self.since.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            self.places.lock().idle.remove(&since);
-        }
+        let mut held = self.places.lock();
+        held.idle.remove(&self.since.swap(AT_WORK, Relaxed));
     }
 
     /// Returns when the place is wanted for another.

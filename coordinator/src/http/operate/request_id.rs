@@ -18,16 +18,13 @@ const MAX_BYTES: usize = 128;
 
 /// Middleware that names the request in its response.
 pub(crate) async fn give_back(request: Request, next: Next) -> Response {
-    let given = request.headers().get(NAME).filter(|id| is_fit(id)).cloned();
+    let is_fit =
+        |id: &&HeaderValue| (1..=MAX_BYTES).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic);
+    let given = request.headers().get(NAME).filter(is_fit).cloned();
     let mut response = next.run(request).await;
     let made = || HeaderValue::from_str(&format!("{:016x}{:016x}", sampling::random(), sampling::random()));
     if let Some(id) = given.or_else(|| made().ok()) {
         response.headers_mut().insert(NAME, id);
     }
     response
-}
-
-fn is_fit(id: &HeaderValue) -> bool {
-    let bytes = id.as_bytes();
-    (1..=MAX_BYTES).contains(&bytes.len()) && bytes.iter().all(u8::is_ascii_graphic)
 }

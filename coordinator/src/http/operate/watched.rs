@@ -15,7 +15,7 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::{Instant, Sleep, sleep},
+    time::{Sleep, sleep},
 };
 
 use super::exchange::Exchange;
@@ -30,10 +30,8 @@ pub(crate) struct Watched<S> {
     exchange: Arc<Exchange>,
     /// Longest that a write may make no progress.
     write_deadline: Duration,
-    /// Ends a write; there once one had to wait.
+    /// Ends a write; there while one waits.
     timer: Option<Pin<Box<Sleep>>>,
-    /// A write waits, and the timer runs.
-    waits: bool,
     /// What came before its turn.
     ahead: Vec<u8>,
     /// That was too much.
@@ -42,7 +40,7 @@ pub(crate) struct Watched<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
     pub(crate) fn new(stream: S, exchange: Arc<Exchange>, write_deadline: Duration) -> Self {
-        Self { stream, exchange, write_deadline, timer: None, waits: false, ahead: Vec::new(), spilled: false }
+        Self { stream, exchange, write_deadline, timer: None, ahead: Vec::new(), spilled: false }
     }
 
     /// Reads what comes before its turn, until the end of the stream: then it is ready.
@@ -67,14 +65,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
     /// Fails a write that has waited too long.
     fn in_time(&mut self, written: Poll<io::Result<usize>>, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if written.is_ready() {
-            self.waits = false;
+            self.timer = None;
             return written;
         }
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(self.write_deadline)));
-        if !self.waits {
-            self.waits = true;
-            timer.as_mut().reset(Instant::now() + self.write_deadline);
-        }
         ready!(timer.as_mut().poll(context));
         Poll::Ready(Err(io::Error::new(ErrorKind::TimedOut, "the client does not read")))
     }
@@ -146,7 +140,7 @@ mod tests {
     use futures_util::FutureExt;
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
-        time::timeout,
+        time::{Instant, timeout},
     };
 
     use super::*;
