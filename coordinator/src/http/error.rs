@@ -3,12 +3,12 @@
 //! Handlers return a [`Failure`]; [`render`] gives it the body that the path's clients expect: OpenAI's object, or
 //! `{"error": "…"}` under `/api/`.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt::Display, sync::Arc, time::Duration};
 
 use axum::{
-    Json,
+    Extension, Json,
     extract::{Request, State, rejection::PathRejection},
-    http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header},
+    http::{Method, StatusCode, Uri, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Seconds after which a client may try again when the queue is full.
-const RETRY_AFTER_S: u64 = 1;
+const RETRY_AFTER_S: &str = "1";
 
 /// A request that gets no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,14 +58,26 @@ impl Failure {
         Self { status, message: message.into(), hint: None, param: None, code: None }
     }
 
-    /// 400 that names a field.
-    pub(super) fn field(param: impl Into<String>, message: impl Into<String>) -> Self {
+    /// 400 of a field, whose name the message begins with.
+    pub(super) fn field(param: impl Into<String>, what: impl Display) -> Self {
+        let param = param.into();
+        let message = format!("`{param}` {what}");
+        Self::at(param, message)
+    }
+
+    /// 400 of a field that is not what it should be.
+    pub(super) fn wrong(param: impl Into<String>, expected: &str, got: &str) -> Self {
+        Self::field(param, format!("should be {expected}, got {got}"))
+    }
+
+    /// 400 of a field, in other words.
+    pub(super) fn at(param: impl Into<String>, message: impl Into<String>) -> Self {
         Self { param: Some(param.into()), ..Self::no_request(message) }
     }
 
-    /// 400 for a feature that is known, would change the answer, and is not built.
-    pub(super) fn unsupported(param: impl Into<String>, message: impl Into<String>) -> Self {
-        Self::field(param, message).with_code("unsupported")
+    /// For a feature that is known, would change the answer, and is not built.
+    pub(super) fn unsupported(self) -> Self {
+        self.with_code("unsupported")
     }
 
     /// 400 for what is no request at all.
@@ -88,7 +100,7 @@ impl Failure {
     }
 
     pub(super) fn model_not_found(name: &str, served: &str) -> Self {
-        let failure = Self::field("model", format!("model '{}' not found", short(name)));
+        let failure = Self::at("model", format!("model '{}' not found", short(name)));
         let failure = failure.with_code("model_not_found").with_hint(format!("this server serves '{served}'"));
         Self { status: StatusCode::NOT_FOUND, ..failure }
     }
@@ -183,25 +195,21 @@ impl From<GenerateError> for Failure {
         use GenerateError as Error;
         let message = error.to_string();
         match error {
-            Error::PromptTooLong { .. } => Self::field("prompt", message).with_code("context_length_exceeded"),
-            Error::MaxTokensTooLarge { .. } => Self::field("max_tokens", message).with_code("context_length_exceeded"),
+            Error::PromptTooLong { .. } => Self::at("prompt", message).with_code("context_length_exceeded"),
+            Error::MaxTokensTooLarge { .. } => Self::at("max_tokens", message).with_code("context_length_exceeded"),
             Error::EmptyPrompt
             | Error::TextTooLong { .. }
             | Error::Encode(_)
-            | Error::Submit(SubmitError::EmptyPrompt | SubmitError::UnknownToken { .. }) => {
-                Self::field("prompt", message)
-            }
-            Error::UnknownToken { field: param, .. } | Error::TooMuchMemory { param, .. } => {
-                Self::field(param, message)
-            }
+            | Error::Submit(SubmitError::EmptyPrompt | SubmitError::UnknownToken { .. }) => Self::at("prompt", message),
+            Error::UnknownToken { field: param, .. } | Error::TooMuchMemory { param, .. } => Self::at(param, message),
             Error::TooManySequences { .. } => {
-                Self::field("n", message).with_hint(format!("split the request into parts of {MAX_SEQUENCES}"))
+                Self::at("n", message).with_hint(format!("split the request into parts of {MAX_SEQUENCES}"))
             }
-            Error::Template { .. } => Self::field("messages", message),
+            Error::Template { .. } => Self::at("messages", message),
             Error::Submit(SubmitError::QueueFull { .. } | SubmitError::QueueTokensFull { .. }) => {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, message).with_code("queue_full")
             }
-            Error::Submit(SubmitError::TooLong { .. }) => Self::field("max_tokens", message),
+            Error::Submit(SubmitError::TooLong { .. }) => Self::at("max_tokens", message),
             Error::Submit(SubmitError::Stopping | SubmitError::Ended(_)) | Error::Failed { .. } => {
                 Self::unavailable(message)
             }
@@ -220,9 +228,7 @@ impl From<PathRejection> for Failure {
 impl IntoResponse for Failure {
     /// Without a body: [`render`] knows the path, and with it the form.
     fn into_response(self) -> Response {
-        let mut response = self.status.into_response();
-        response.extensions_mut().insert(self);
-        response
+        (self.status, Extension(self)).into_response()
     }
 }
 
@@ -234,17 +240,12 @@ pub(super) async fn render(State(metrics): State<Arc<Metrics>>, request: Request
         return response;
     };
     metrics.refused(failure.status.as_u16());
-    let mut headers = HeaderMap::new();
-    if let Some(allow) = response.headers().get(header::ALLOW) {
-        headers.insert(header::ALLOW, allow.clone());
-    }
-    if failure.status == StatusCode::UNAUTHORIZED {
-        headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-    }
-    if failure.status == StatusCode::TOO_MANY_REQUESTS || failure.code == Some("connections_full") {
-        headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S));
-    }
-    (failure.status, headers, Json(failure.body(form))).into_response()
+    let wants_key = failure.status == StatusCode::UNAUTHORIZED;
+    let is_full = failure.status == StatusCode::TOO_MANY_REQUESTS || failure.code == Some("connections_full");
+    let allow = response.headers_mut().remove(header::ALLOW).map(|methods| [(header::ALLOW, methods)]);
+    let scheme = wants_key.then_some([(header::WWW_AUTHENTICATE, "Bearer")]);
+    let again = is_full.then_some([(header::RETRY_AFTER, RETRY_AFTER_S)]);
+    (failure.status, allow, scheme, again, Json(failure.body(form))).into_response()
 }
 
 /// What becomes of a panic in a handler.

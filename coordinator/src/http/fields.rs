@@ -61,8 +61,8 @@ pub(super) struct Fields {
     prefix: String,
     /// What was left out, in words for the reply.
     warnings: Vec<String>,
-    /// Whose they are.
-    client: Client,
+    /// Whose request this is.
+    pub(super) client: Client,
     /// The body's share of what bodies may take.
     _share: Option<OwnedSemaphorePermit>,
 }
@@ -139,18 +139,12 @@ impl Fields {
         }
     }
 
-    /// Whose request this is.
-    pub(super) fn client(&self) -> Client {
-        self.client
-    }
-
     /// Whether a field is there and not null.
     pub(super) fn has(&self, name: &str) -> bool {
-        match self.held.get(name) {
-            None => false,
-            Some(Held::At(range)) => &text_of(&self.body)[range.clone()] != "null",
-            Some(Held::Read(_)) => true,
-        }
+        self.held.get(name).is_some_and(|held| match held {
+            Held::At(range) => &text_of(&self.body)[range.clone()] != "null",
+            Held::Read(_) => true,
+        })
     }
 
     /// A field of any type.
@@ -178,25 +172,21 @@ impl Fields {
 
     /// A field that must not be there, unless its value asks for nothing: `false`, an empty text or list.
     pub(super) fn refuse(&mut self, name: &str) -> Result<(), Failure> {
-        let path = self.path(name);
         match self.given(name)? {
             None | Some(Given::Other(Value::Bool(false))) => Ok(()),
             Some(Given::Other(Value::String(text))) if text.is_empty() => Ok(()),
             Some(Given::Other(Value::Array(list))) if list.is_empty() => Ok(()),
-            Some(given) => Err(Failure::unsupported(&path, format!("`{path}` is not supported, got {}", given.show()))),
+            Some(given) => {
+                Err(Failure::field(self.path(name), format!("is not supported, got {}", given.show())).unsupported())
+            }
         }
     }
 
     /// A field that must not be there, unless its value is `nothing`, in JSON.
     pub(super) fn refuse_unless(&mut self, name: &str, nothing: &str) -> Result<(), Failure> {
-        let path = self.path(name);
-        match self.asked(name, nothing)? {
-            None => Ok(()),
-            Some(value) => {
-                let message = format!("`{path}` is not supported unless it is {nothing}, got {}", show(&value));
-                Err(Failure::unsupported(&path, message))
-            }
-        }
+        let Some(value) = self.asked(name, nothing)? else { return Ok(()) };
+        let what = format!("is not supported unless it is {nothing}, got {}", show(&value));
+        Err(Failure::field(self.path(name), what).unsupported())
     }
 
     /// Takes a field; its value, unless that is `nothing`, in JSON.
@@ -295,13 +285,9 @@ impl Fields {
     /// An object; an empty one if absent.
     pub(super) fn object(&mut self, name: &str) -> Result<Self, Failure> {
         let prefix = format!("{}.", self.path(name));
-        let found = match self.held.get(name) {
-            Some(Held::At(range)) => Some(range.clone()).filter(|range| self.body[range.start] == b'{'),
-            _ => None,
-        };
-        let (body, range) = match found {
-            Some(range) => (self.body.clone(), range),
-            None => {
+        let (body, range) = match self.held.get(name) {
+            Some(Held::At(range)) if self.body[range.start] == b'{' => (self.body.clone(), range.clone()),
+            _ => {
                 self.take::<()>(name, "an object", |_| None)?;
                 (Bytes::from_static(b"{}"), 0..2)
             }
@@ -314,11 +300,9 @@ impl Fields {
     pub(super) fn refuse_slip(&self, name: &str) -> Result<(), Failure> {
         // Bounded, as comparing takes the time of both lengths.
         let short = self.held.keys().take(MAX_NAMES).filter(|key| key.len() <= 2 * name.len());
-        match short.into_iter().find(|key| closest(key, [name]).is_some()) {
-            Some(slip) => Err(Failure::field(name, format!("`{name}` is missing, and `{slip}` is unknown"))
-                .with_hint(format!("did you mean `{name}`?"))),
-            None => Ok(()),
-        }
+        let Some(slip) = short.into_iter().find(|key| closest(key, [name]).is_some()) else { return Ok(()) };
+        let failure = Failure::field(name, format!("is missing, and `{slip}` is unknown"));
+        Err(failure.with_hint(format!("did you mean `{name}`?")))
     }
 
     /// What is left is unknown: named in the log, once. Returns what the reply is to say of those that were left out.
@@ -349,14 +333,12 @@ impl Fields {
 
     /// A field is not what it should be.
     pub(super) fn wrong(&self, name: &str, expected: &str, got: &str) -> Failure {
-        let path = self.path(name);
-        Failure::field(&path, format!("`{path}` should be {expected}, got {got}"))
+        Failure::wrong(self.path(name), expected, got)
     }
 
     fn failure(&self, name: &str, unread: &Unread) -> Failure {
-        let path = self.path(name);
         match unread {
-            Unread::TooMany => Failure::field(&path, format!("`{path}` holds more than {MAX_VALUES} values")),
+            Unread::TooMany => Failure::field(self.path(name), format!("holds more than {MAX_VALUES} values")),
             Unread::NoJson(why) => not_json(why),
         }
     }
@@ -550,7 +532,7 @@ mod tests {
             let mut request = Request::new(body.clone().into());
             request.extensions_mut().insert(client);
             let fields = Fields::from_request(request, &app).await.unwrap();
-            assert_eq!((fields.client(), fields._share.is_some()), (client, true));
+            assert_eq!((fields.client, fields._share.is_some()), (client, true));
         }
     }
 

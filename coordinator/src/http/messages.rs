@@ -34,14 +34,10 @@ pub(super) fn layout(fields: &mut Fields, messages: &mut Vec<Message>) -> Result
     let new_turn = fields.boolean("add_generation_prompt")?;
     let continues = fields.boolean("continue_final_message")?;
     let last_is_the_models = messages.last().is_some_and(|message| message.role == Role::Assistant);
-    let wrong = |message: &str| Err(Failure::field("continue_final_message", message));
+    let wrong = |what| Err(Failure::field("continue_final_message", what));
     let ending = match (continues, new_turn) {
-        (Some(true), Some(true)) => {
-            return wrong("`continue_final_message` and `add_generation_prompt` exclude one another");
-        }
-        (Some(true), _) if !last_is_the_models => {
-            return wrong("`continue_final_message` needs a last message of the assistant");
-        }
+        (Some(true), Some(true)) => return wrong("and `add_generation_prompt` exclude one another"),
+        (Some(true), _) if !last_is_the_models => return wrong("needs a last message of the assistant"),
         (Some(true), _) => Ending::Open,
         (_, Some(false)) => Ending::Closed,
         (Some(false), None) | (_, Some(true)) => Ending::NewTurn,
@@ -53,8 +49,9 @@ pub(super) fn layout(fields: &mut Fields, messages: &mut Vec<Message>) -> Result
         Some(other) => return Err(fields.wrong("chat_template_kwargs", "an object", &show(&other))),
     };
     if let Some(name) = RESERVED.into_iter().find(|name| variables.contains_key(*name)) {
-        let message = format!("`chat_template_kwargs.{name}` is what the server itself gives to the template");
-        return Err(Failure::field(format!("chat_template_kwargs.{name}"), message).with_hint("leave it out"));
+        let failure =
+            Failure::field(format!("chat_template_kwargs.{name}"), "is what the server itself gives to the template");
+        return Err(failure.with_hint("leave it out"));
     }
     Ok(ChatLayout { ending, variables })
 }
@@ -75,35 +72,25 @@ pub(super) fn natural_ending(messages: &mut Vec<Message>) -> Ending {
 fn message(i: usize, value: &Value) -> Result<Message, Failure> {
     let path = |name: &str| format!("messages[{i}].{name}");
     if !value.is_object() {
-        return Err(Failure::field("messages", format!("`messages[{i}]` should be an object, got {}", show(value))));
+        return Err(Failure::at("messages", format!("`messages[{i}]` should be an object, got {}", show(value))));
     }
     let is_set = |name: &str| match &value[name] {
         Value::Null => false,
         Value::Array(list) => !list.is_empty(),
         _ => true,
     };
-    for name in ["images", "audio", "tool_calls", "function_call"] {
-        if is_set(name) {
-            return Err(Failure::unsupported(
-                path(name),
-                format!("`{}` is not supported: this model knows text only", path(name)),
-            ));
-        }
+    if let Some(name) = ["images", "audio", "tool_calls", "function_call"].into_iter().find(|name| is_set(name)) {
+        return Err(Failure::field(path(name), "is not supported: this model knows text only").unsupported());
     }
     let role = match value["role"].as_str() {
         Some("system" | "developer") => Role::System,
         Some("user") => Role::User,
         Some("assistant") => Role::Assistant,
         Some(role @ ("tool" | "function")) => {
-            return Err(Failure::unsupported(path("role"), format!("messages of role '{role}' are not supported")));
+            let message = format!("messages of role '{role}' are not supported");
+            return Err(Failure::at(path("role"), message).unsupported());
         }
-        _ => {
-            let expected = "should be 'system', 'user' or 'assistant'";
-            return Err(Failure::field(
-                path("role"),
-                format!("`{}` {expected}, got {}", path("role"), show(&value["role"])),
-            ));
-        }
+        _ => return Err(Failure::wrong(path("role"), "'system', 'user' or 'assistant'", &show(&value["role"]))),
     };
     let content = match &value["content"] {
         Value::String(text) => text.clone(),
@@ -113,12 +100,7 @@ fn message(i: usize, value: &Value) -> Result<Message, Failure> {
             texts.collect::<Result<Vec<_>, _>>()?.join("\n")
         }
         Value::Null if role == Role::Assistant => String::new(),
-        other => {
-            return Err(Failure::field(
-                path("content"),
-                format!("`{}` should be a string, got {}", path("content"), show(other)),
-            ));
-        }
+        other => return Err(Failure::wrong(path("content"), "a string", &show(other))),
     };
     Ok(Message { role, content })
 }
@@ -128,13 +110,10 @@ fn text_of(part: &Value, path: &str) -> Result<String, Failure> {
     match (part["type"].as_str(), part["text"].as_str()) {
         (Some("text" | "input_text"), Some(text)) => Ok(text.to_owned()),
         (Some(kind), _) if kind != "text" => {
-            let kind = short(kind);
-            Err(Failure::unsupported(path, format!("`{path}` has a part of type '{kind}': this model knows text only")))
+            let what = format!("has a part of type '{}': this model knows text only", short(kind));
+            Err(Failure::field(path, what).unsupported())
         }
-        _ => Err(Failure::field(
-            path,
-            format!("`{path}` should have parts like {{\"type\": \"text\", \"text\": \"…\"}}"),
-        )),
+        _ => Err(Failure::field(path, r#"should have parts like {"type": "text", "text": "…"}"#)),
     }
 }
 

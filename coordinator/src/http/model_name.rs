@@ -5,18 +5,12 @@ use crate::config::ModelCard;
 
 /// Takes the field `model`; an absent one means the model that is served.
 pub(super) fn take(fields: &mut Fields, card: &ModelCard) -> Result<(), Failure> {
-    match fields.string("model")? {
-        Some(name) => check(&name, card),
-        None => Ok(()),
-    }
+    fields.string("model")?.map_or(Ok(()), |name| check(&name, card))
 }
 
 pub(super) fn check(name: &str, card: &ModelCard) -> Result<(), Failure> {
-    if names(card).any(|known| known == name || name.strip_suffix(":latest") == Some(known)) {
-        Ok(())
-    } else {
-        Err(Failure::model_not_found(name, shown(card)))
-    }
+    let is_known = names(card).any(|known| known == name || name.strip_suffix(":latest") == Some(known));
+    is_known.then_some(()).ok_or_else(|| Failure::model_not_found(name, shown(card)))
 }
 
 /// The name that replies carry: the one that was given, else what was typed; of a path its last component, as where it

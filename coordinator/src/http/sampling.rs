@@ -103,10 +103,7 @@ fn logit_bias(fields: &mut Fields) -> Result<LogitBias, Failure> {
         return Ok(LogitBias::default());
     };
     let failure = |what: String| {
-        Failure::field(
-            "logit_bias",
-            format!("`logit_bias` should map token ids to numbers from -100 to 100, got {what}"),
-        )
+        Failure::field("logit_bias", format!("should map token ids to numbers from -100 to 100, got {what}"))
     };
     let map = value.as_object().ok_or_else(|| failure(show(&value)))?;
     if map.len() > MAX_LOGIT_BIASES {
@@ -170,11 +167,8 @@ pub(super) fn bad_words(fields: &mut Fields) -> Result<Vec<String>, Failure> {
 
 /// How many tokens: what the request gives, or what the model or the route recommends.
 pub(super) fn max_tokens(given: Option<usize>, route: &RouteDefaults, model: &GenerationDefaults) -> MaxTokens {
-    match (given, model.max_new_tokens.or(route.max_tokens)) {
-        (Some(given), _) => MaxTokens::Given(given),
-        (None, Some(default)) => MaxTokens::Default(default),
-        (None, None) => MaxTokens::Wall,
-    }
+    let default = model.max_new_tokens.or(route.max_tokens).map(MaxTokens::Default);
+    given.map(MaxTokens::Given).or(default).unwrap_or(MaxTokens::Wall)
 }
 
 /// The request's own deadline.

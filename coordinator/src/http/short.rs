@@ -32,13 +32,13 @@ pub(super) async fn batch(State(app): State<App>, mut fields: Fields) -> Result<
     let start = Instant::now();
     fields.refuse("stream")?;
     let raw = fields.boolean("raw")?.unwrap_or(false);
-    let list = fields.list("prompts")?.ok_or_else(|| Failure::field("prompts", "`prompts` is missing"))?;
+    let list = fields.list("prompts")?.ok_or_else(|| Failure::field("prompts", "is missing"))?;
     if list.is_empty() {
-        return Err(Failure::field("prompts", "`prompts` is an empty list"));
+        return Err(Failure::field("prompts", "is an empty list"));
     }
     let text = |(i, value): (usize, &Value)| match value.as_str() {
         Some(text) => Ok(prompt(text.to_owned(), raw)),
-        None => Err(Failure::field("prompts", format!("`prompts[{i}]` should be a string, got {}", show(value)))),
+        None => Err(Failure::at("prompts", format!("`prompts[{i}]` should be a string, got {}", show(value)))),
     };
     let prompts = list.iter().enumerate().map(text).collect::<Result<_, _>>()?;
     answer(&app, fields, prompts, Asked { start, streams: false, explain: false, is_batch: true }).await
@@ -63,18 +63,17 @@ async fn answer(app: &App, mut fields: Fields, prompts: Vec<Prompt>, asked: Aske
     let text = app.engine.text();
     let max_tokens = fields.count("max_tokens", 1)?;
     let max_tokens = sampling::max_tokens(max_tokens, &sampling::SHORT_FORM, &text.defaults);
+    let stop = fields.stops()?;
+    let timeout = sampling::timeout(&mut fields)?;
+    let sampling = sampling::openai(&mut fields, &sampling::SHORT_FORM, &text.defaults)?;
     let request = GenerateRequest {
         prompts,
-        stop: fields.stops()?,
-        timeout: sampling::timeout(&mut fields)?,
-        client: fields.client(),
+        stop,
+        timeout,
+        client: fields.client,
         max_memory: app.max_request_memory,
         explain: asked.explain,
-        ..GenerateRequest::new(
-            Prompt::Tokens(Vec::new()),
-            sampling::openai(&mut fields, &sampling::SHORT_FORM, &text.defaults)?,
-            max_tokens,
-        )
+        ..GenerateRequest::new(Prompt::Tokens(Vec::new()), sampling, max_tokens)
     };
     unbuilt::take(&mut fields)?;
     let left_out = fields.finish(&app.unknown_fields);
@@ -128,7 +127,7 @@ impl ShortForm {
 }
 
 impl Writer for ShortForm {
-    const FRAMING: Framing = Framing::Sse;
+    const FRAMING: &'static Framing = &writer::SSE;
     const FORM: Form = Form::Ollama;
 
     fn piece(&mut self, chunk: &Chunk, out: &mut Objects) {

@@ -81,9 +81,8 @@ pub(super) fn tools(fields: &mut Fields) -> Result<(), Failure> {
         if let Some(choice_value) = fields.value(choice)? {
             let said = |mode: &Value| matches!(mode.as_str(), Some("auto" | "none"));
             if !said(&choice_value) && !said(&choice_value["allowed_tools"]["mode"]) {
-                let message = format!("`{choice}` is not supported unless it is 'auto' or 'none'");
-                return Err(Failure::unsupported(choice, format!("{message}, got {}", show(&choice_value)))
-                    .with_hint("this server calls no tools"));
+                let what = format!("is not supported unless it is 'auto' or 'none', got {}", show(&choice_value));
+                return Err(Failure::field(choice, what).unsupported().with_hint("this server calls no tools"));
             }
         }
         if offered {

@@ -7,8 +7,8 @@
 use std::{collections::HashSet, convert::Infallible, io, iter};
 
 use axum::{
-    body::{Body, Bytes},
-    http::{HeaderMap, HeaderName, HeaderValue, header},
+    body::Body,
+    http::{HeaderName, HeaderValue, header},
     response::{IntoResponse, Response},
 };
 use futures_util::{StreamExt, stream};
@@ -31,18 +31,32 @@ const MAX_WARNING_BYTES: usize = 2048;
 const AT_ONCE_BYTES: usize = 64 << 10;
 
 /// How objects follow each other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Framing {
-    /// `data: {…}` and an empty line each; `data: [DONE]` after a good end.
-    Sse,
-    /// One object a line.
-    Ndjson,
+#[derive(Debug)]
+pub(super) struct Framing {
+    content_type: &'static str,
+    /// Stands before each object.
+    before: &'static str,
+    /// Stands behind it.
+    behind: &'static str,
+    /// Says that the end is a good one.
+    done: &'static str,
 }
+
+/// Server-sent events.
+pub(super) const SSE: Framing = Framing {
+    content_type: "text/event-stream; charset=utf-8",
+    before: "data: ",
+    behind: "\n\n",
+    done: "data: [DONE]\n\n",
+};
+
+/// One object a line.
+pub(super) const NDJSON: Framing = Framing { content_type: "application/x-ndjson", before: "", behind: "\n", done: "" };
 
 /// One protocol's way to tell of a generation: piece by piece, or folded into one object.
 pub(super) trait Writer: Send + Sized + 'static {
     /// How the objects of a stream follow each other.
-    const FRAMING: Framing;
+    const FRAMING: &'static Framing;
     /// How a stream tells of a failure, instead of all that would have followed.
     const FORM: Form;
 
@@ -61,22 +75,17 @@ pub(super) trait Writer: Send + Sized + 'static {
 /// Objects of a stream, as they go out.
 #[derive(Debug)]
 pub(super) struct Objects {
-    framing: Framing,
+    framing: &'static Framing,
     bytes: Vec<u8>,
 }
 
 impl Objects {
     /// Adds one.
     pub(super) fn push(&mut self, object: &impl Serialize) {
-        if self.framing == Framing::Sse {
-            self.bytes.extend_from_slice(b"data: ");
-        }
+        self.bytes.extend_from_slice(self.framing.before.as_bytes());
         let mut serializer = Serializer::with_formatter(&mut self.bytes, OneLine);
         object.serialize(&mut serializer).expect(ALWAYS_JSON);
-        self.bytes.extend_from_slice(match self.framing {
-            Framing::Sse => b"\n\n",
-            Framing::Ndjson => b"\n",
-        });
+        self.bytes.extend_from_slice(self.framing.behind.as_bytes());
     }
 }
 
@@ -102,30 +111,22 @@ pub(super) async fn answer<W: Writer>(
     let mut said = HashSet::new();
     let warnings = left_out.into_iter().chain(generation.warnings());
     let warnings: Vec<String> = warnings.filter(|warning| said.insert(warning.clone())).collect();
-    let headers = warning_headers(&warnings);
+    let told = warning_header(&warnings);
     let mut writer = writer(&generation, warnings);
     if streams {
-        return Ok(streamed(headers, generation, writer));
+        return Ok(streamed(told, generation, writer));
     }
     let choices = generation.whole(|chunk| writer.count(chunk)).await?;
-    Ok(in_pieces(headers, writer.whole(choices)))
+    Ok(in_pieces(told, writer.whole(choices)))
 }
 
-fn streamed<W: Writer>(mut headers: HeaderMap, generation: Generation, mut writer: W) -> Response {
-    let kind = match W::FRAMING {
-        Framing::Sse => "text/event-stream; charset=utf-8",
-        Framing::Ndjson => "application/x-ndjson",
-    };
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    // Otherwise nginx collects the pieces.
-    headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
+fn streamed<W: Writer>(told: Told, generation: Generation, mut writer: W) -> Response {
     let objects = || Objects { framing: W::FRAMING, bytes: Vec::new() };
     let mut opening = objects();
     writer.begin(&mut opening);
-    let pieces = stream::unfold(Some((generation, writer)), move |under_way| async move {
-        let (mut generation, mut writer) = under_way?;
-        let (mut out, mut over) = (objects(), false);
+    let pieces = stream::unfold(Some((generation, writer, opening)), move |under_way| async move {
+        let (mut generation, mut writer, mut out) = under_way?;
+        let mut over = false;
         while out.bytes.is_empty() && !over {
             match generation.next().await {
                 Some(Ok(chunk)) => {
@@ -139,44 +140,45 @@ fn streamed<W: Writer>(mut headers: HeaderMap, generation: Generation, mut write
                 }
                 None => {
                     writer.end(&mut out);
-                    if W::FRAMING == Framing::Sse {
-                        out.bytes.extend_from_slice(b"data: [DONE]\n\n");
-                    }
+                    out.bytes.extend_from_slice(W::FRAMING.done.as_bytes());
                     over = true;
                 }
             }
         }
-        Some((out.bytes, (!over).then_some((generation, writer))))
+        Some((out.bytes, (!over).then(|| (generation, writer, objects()))))
     });
-    let opening = (!opening.bytes.is_empty()).then_some(opening.bytes);
-    let body = stream::iter(opening).chain(pieces).map(|bytes| Ok::<_, Infallible>(Bytes::from(bytes)));
-    (headers, Body::from_stream(body)).into_response()
+    let headers = [
+        (header::CONTENT_TYPE, W::FRAMING.content_type),
+        (header::CACHE_CONTROL, "no-cache"),
+        // Otherwise nginx collects the pieces.
+        (HeaderName::from_static("x-accel-buffering"), "no"),
+    ];
+    (told, headers, Body::from_stream(pieces.map(Ok::<_, Infallible>))).into_response()
 }
 
 /// A response that comes at once, an object.
 pub(super) fn at_once(body: &impl Serialize, warnings: &[String]) -> Response {
-    in_pieces(warning_headers(warnings), iter::once(json(body)))
+    in_pieces(warning_header(warnings), iter::once(json(body)))
 }
 
 /// An object in pieces, each made when the one before is on its way.
-fn in_pieces(mut headers: HeaderMap, mut pieces: impl Iterator<Item = Vec<u8>> + Send + 'static) -> Response {
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    let mut first = Vec::new();
+fn in_pieces(told: Told, mut pieces: impl Iterator<Item = Vec<u8>> + Send + 'static) -> Response {
+    let headers = [(header::CONTENT_TYPE, "application/json")];
+    let mut first = pieces.next().unwrap_or_default();
     while first.len() <= AT_ONCE_BYTES {
-        match pieces.next() {
-            Some(piece) if first.is_empty() => first = piece,
-            Some(piece) => first.extend_from_slice(&piece),
-            None => return (headers, Body::from(first)).into_response(),
-        }
+        let Some(piece) = pieces.next() else { return (told, headers, Body::from(first)).into_response() };
+        first.extend_from_slice(&piece);
     }
     let all = iter::once(first).chain(pieces);
-    (headers, Body::from_stream(stream::iter(all.map(Ok::<_, Infallible>)))).into_response()
+    (told, headers, Body::from_stream(stream::iter(all.map(Ok::<_, Infallible>)))).into_response()
 }
 
-fn warning_headers(warnings: &[String]) -> HeaderMap {
-    let mut headers = HeaderMap::new();
+/// The header of warnings, if there are any.
+type Told = Option<[(HeaderName, HeaderValue); 1]>;
+
+fn warning_header(warnings: &[String]) -> Told {
     if warnings.is_empty() {
-        return headers;
+        return None;
     }
     let mut text = String::new();
     for (i, warning) in warnings.iter().enumerate() {
@@ -189,10 +191,7 @@ fn warning_headers(warnings: &[String]) -> HeaderMap {
     }
     // Headers are ASCII.
     let text: String = text.chars().map(|c| if matches!(c, ' '..='~') { c } else { '?' }).collect();
-    if let Ok(value) = HeaderValue::from_str(&text) {
-        headers.insert(WARNING, value);
-    }
-    headers
+    Some([(WARNING, HeaderValue::from_str(&text).ok()?)])
 }
 
 /// JSON that is one line to everybody: Python's `splitlines`, which httpx reads streams with, also breaks at these, which

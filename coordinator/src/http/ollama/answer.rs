@@ -46,15 +46,14 @@ pub(crate) async fn answer(
     // Positions are absolute and the context is the model's: these can change nothing.
     options.ignore("num_ctx num_keep num_batch num_gpu main_gpu use_mmap num_thread");
     let defaults = &app.engine.text().defaults;
-    let num_predict = options.integer("num_predict", -2..=i64::MAX)?;
-    let max_tokens = match num_predict {
+    let max_tokens = match options.integer("num_predict", -2..=i64::MAX)? {
         // −1 and −2 are Ollama's ways to say "all there is room for".
         Some(..0) => MaxTokens::Wall,
         given => sampling::max_tokens(given.map(|n| n as usize), &sampling::OLLAMA, defaults),
     };
     let stop = options.stops()?;
     let sampling = sampling::ollama(&mut options, defaults)?;
-    let client = fields.client();
+    let client = fields.client;
     for left in [&mut options, &mut fields] {
         unbuilt::take(left)?;
     }
@@ -172,13 +171,10 @@ impl OllamaWriter {
             prompt_eval_duration: nanos(self.submitted, first_token),
             total_duration: nanos(self.start, now),
         };
-        let done_reason = match self.finish {
-            Some(FinishReason::Length) => "length",
-            _ => "stop",
-        };
+        let is_cut = self.finish == Some(FinishReason::Length);
         Object {
             done: true,
-            done_reason: Some(done_reason),
+            done_reason: Some(if is_cut { "length" } else { "stop" }),
             counts: Some(counts),
             warnings: &self.warnings,
             ..self.shape.object(&self.model, text)
@@ -187,7 +183,7 @@ impl OllamaWriter {
 }
 
 impl Writer for OllamaWriter {
-    const FRAMING: Framing = Framing::Ndjson;
+    const FRAMING: &'static Framing = &writer::NDJSON;
     const FORM: Form = Form::Ollama;
 
     fn count(&mut self, chunk: &Chunk) {

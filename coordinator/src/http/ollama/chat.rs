@@ -15,8 +15,8 @@ pub(crate) async fn chat(State(app): State<App>, fields: Fields) -> Result<Respo
     match (fields.has("messages"), fields.has("prompt")) {
         (true, false) => create(&app, fields).await,
         (false, true) => short::create(&app, fields).await,
-        (true, true) => Err(Failure::field("prompt", "`messages` and `prompt` are two forms of a request: give one")),
-        (false, false) => Err(Failure::field("messages", "`messages` or `prompt` is missing")),
+        (true, true) => Err(Failure::at("prompt", "`messages` and `prompt` are two forms of a request: give one")),
+        (false, false) => Err(Failure::at("messages", "`messages` or `prompt` is missing")),
     }
 }
 

@@ -20,11 +20,8 @@ pub(crate) async fn generate(State(app): State<App>, mut fields: Fields) -> Resu
     let is_empty = text.is_empty();
     let prompt = if raw {
         if system.is_some() {
-            return Err(Failure::field(
-                "system",
-                "`system` has no place in a `raw` prompt, which is taken as it stands",
-            )
-            .with_hint("write it into `prompt`, or leave `raw` out"));
+            let failure = Failure::field("system", "has no place in a `raw` prompt, which is taken as it stands");
+            return Err(failure.with_hint("write it into `prompt`, or leave `raw` out"));
         }
         Prompt::Text { text, add_special_tokens: true }
     } else {

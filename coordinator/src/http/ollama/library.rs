@@ -99,23 +99,20 @@ pub(crate) async fn pull(State(app): State<App>, mut fields: Fields) -> Result<R
 pub(crate) async fn embed(State(app): State<App>, mut fields: Fields) -> Result<Response, Failure> {
     named(&app, &mut fields)?;
     let message = format!("\"{}\" does not support embeddings", model_name::shown(app.engine.card()));
-    Err(Failure::unsupported("model", message))
+    Err(Failure::at("model", message).unsupported())
 }
 
 /// `create`, `copy`, `delete`, `push` and the blobs behind them.
 pub(crate) async fn unchangeable(method: Method) -> Failure {
     let message = format!("this server serves one model, which a {method} cannot change");
-    Failure::unsupported("model", message).with_hint("nanoinfer-launch --model chooses another")
+    Failure::at("model", message).unsupported().with_hint("nanoinfer-launch --model chooses another")
 }
 
 /// Takes the model's name, which Ollama spells in two ways.
 fn named(app: &App, fields: &mut Fields) -> Result<(), Failure> {
-    let card = app.engine.card();
     let field = if fields.has("model") { "model" } else { "name" };
-    match fields.string(field)? {
-        Some(name) => model_name::check(&name, card),
-        None => Err(Failure::field("model", "`model` is missing")),
-    }
+    let name = fields.string(field)?.ok_or_else(|| Failure::field("model", "is missing"))?;
+    model_name::check(&name, app.engine.card())
 }
 
 fn entry(card: &ModelCard) -> Value {

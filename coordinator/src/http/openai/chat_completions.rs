@@ -21,14 +21,14 @@ pub(crate) async fn create(State(app): State<App>, mut fields: Fields) -> Result
     unbuilt::tools(&mut fields)?;
     let mut messages = messages::take(&mut fields, &app.unknown_fields)?;
     if messages.is_empty() {
-        return Err(Failure::field("messages", "`messages` is missing or empty"));
+        return Err(Failure::field("messages", "is missing or empty"));
     }
     let layout = messages::layout(&mut fields, &mut messages)?;
     let truncate = fields.boolean("truncate")?.unwrap_or(true);
     let logprobs = fields.boolean("logprobs")?.unwrap_or(false);
     let top = fields.integer("top_logprobs", 0..=MAX_LOGPROBS)?;
     if top.is_some_and(|top| top > 0) && !logprobs {
-        return Err(Failure::field("top_logprobs", "`top_logprobs` needs `logprobs` to be true"));
+        return Err(Failure::field("top_logprobs", "needs `logprobs` to be true"));
     }
     let old_name = fields.count("max_tokens", 1)?;
     let max_tokens = fields.count("max_completion_tokens", 1)?.or(old_name);

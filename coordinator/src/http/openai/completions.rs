@@ -48,8 +48,8 @@ pub(crate) async fn create(State(app): State<App>, mut fields: Fields) -> Result
 
 /// A string, strings, token ids, or lists of those.
 fn prompts(given: Option<Given>, add_special_tokens: bool) -> Result<Vec<Prompt>, Failure> {
-    let expected = "`prompt` should be a string, a list of strings, a list of token ids, or a list of such lists";
-    let failure = |got: &str| Failure::field("prompt", format!("{expected}, got {got}"));
+    let expected = "a string, a list of strings, a list of token ids, or a list of such lists";
+    let failure = |got: &str| Failure::wrong("prompt", expected, got);
     let text = |text: String| Prompt::Text { text, add_special_tokens };
     match given {
         // OpenAI's default is a new document.
@@ -57,9 +57,7 @@ fn prompts(given: Option<Given>, add_special_tokens: bool) -> Result<Vec<Prompt>
         Some(Given::Tokens(ids)) => Ok(vec![Prompt::Tokens(ids)]),
         Some(Given::TokenLists(lists)) => Ok(lists.into_iter().map(Prompt::Tokens).collect()),
         Some(Given::Other(Value::String(prompt))) => Ok(vec![text(prompt)]),
-        Some(Given::Other(Value::Array(list))) if list.is_empty() => {
-            Err(Failure::field("prompt", "`prompt` is an empty list"))
-        }
+        Some(Given::Other(Value::Array(list))) if list.is_empty() => Err(Failure::field("prompt", "is an empty list")),
         Some(Given::Other(Value::Array(list))) => {
             let string = |entry| match entry {
                 Value::String(prompt) => Some(text(prompt)),

@@ -222,7 +222,7 @@ impl<R: Route> ReplyWriter<R> {
 }
 
 impl<R: Route> Writer for ReplyWriter<R> {
-    const FRAMING: Framing = Framing::Sse;
+    const FRAMING: &'static Framing = &writer::SSE;
     const FORM: Form = Form::OpenAi;
 
     fn count(&mut self, chunk: &Chunk) {

@@ -55,15 +55,15 @@ pub(crate) fn take(
     let continuous_usage = stream_options.boolean("continuous_usage_stats")?.unwrap_or(false);
     stream_options.ignore("include_obfuscation");
     let _ = stream_options.finish(&app.unknown_fields);
-    let n = fields.integer("n", 1..=MAX_N)?.unwrap_or(1);
-    if fields.integer("best_of", 1..=i64::MAX)?.is_some_and(|best_of| best_of != n) {
-        return Err(Failure::unsupported("best_of", "`best_of` is not supported unless it equals `n`"));
+    let n = fields.integer("n", 1..=MAX_N)?.unwrap_or(1) as usize;
+    if fields.count("best_of", 1)?.is_some_and(|best_of| best_of != n) {
+        return Err(Failure::field("best_of", "is not supported unless it equals `n`").unsupported());
     }
     let token_ids = fields.boolean("return_token_ids")?.unwrap_or(false);
     let explain = fields.boolean("explain")?.unwrap_or(false);
     let prompt_logprobs = fields.integer("prompt_logprobs", 0..=MAX_LOGPROBS)?.map(|top| top as u32);
     if prompt_logprobs.is_some() && stream {
-        return Err(Failure::field("prompt_logprobs", "`prompt_logprobs` are not there where `stream` is true"));
+        return Err(Failure::field("prompt_logprobs", "are not there where `stream` is true"));
     }
     let skip_special_tokens = fields.boolean("skip_special_tokens")?.unwrap_or(true);
     let options = ReplyOptions {
@@ -74,11 +74,11 @@ pub(crate) fn take(
         skip_special_tokens,
         token_ids,
         explain,
-        n: n as usize,
+        n,
     };
     let request = GenerateRequest {
         prompts,
-        n: n as usize,
+        n,
         sampling: sampling::openai(fields, route, model)?,
         bad_words: sampling::bad_words(fields)?,
         max_tokens: sampling::max_tokens(max_tokens, route, model),
@@ -93,7 +93,7 @@ pub(crate) fn take(
         prompt_logprobs: None,
         explain,
         timeout: sampling::timeout(fields)?,
-        client: fields.client(),
+        client: fields.client,
         cache_salt: cache_salt(fields)?,
         max_memory: app.max_request_memory,
     };
@@ -103,14 +103,11 @@ pub(crate) fn take(
 
 /// What keeps this request's KV blocks apart from others'.
 fn cache_salt(fields: &mut Fields) -> Result<Option<Arc<str>>, Failure> {
-    let salt = fields.string("cache_salt")?;
+    const NAME: &str = "cache_salt";
+    let salt = fields.string(NAME)?;
     match salt.as_deref().map(str::len) {
-        Some(0) => {
-            Err(Failure::field("cache_salt", "`cache_salt` should not be empty; leave it out to share what is cached"))
-        }
-        Some(MAX_SALT_BYTES..) => {
-            Err(Failure::field("cache_salt", format!("`cache_salt` should have less than {MAX_SALT_BYTES} bytes")))
-        }
+        Some(0) => Err(Failure::field(NAME, "should not be empty; leave it out to share what is cached")),
+        Some(MAX_SALT_BYTES..) => Err(Failure::field(NAME, format!("should have less than {MAX_SALT_BYTES} bytes"))),
         _ => Ok(salt.map(Arc::from)),
     }
 }
@@ -121,7 +118,7 @@ fn keep_last(fields: &mut Fields) -> Result<Option<KeepLast>, Failure> {
     match fields.integer(NAME, -1..=i64::MAX)? {
         None => Ok(None),
         Some(-1) => Ok(Some(KeepLast::Fitting)),
-        Some(0) => Err(Failure::field(NAME, "`truncate_prompt_tokens` should be -1 or at least 1, got 0")),
+        Some(0) => Err(Failure::field(NAME, "should be -1 or at least 1, got 0")),
         Some(count) => Ok(Some(KeepLast::Tokens(usize::try_from(count).unwrap_or(usize::MAX)))),
     }
 }

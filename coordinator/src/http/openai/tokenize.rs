@@ -30,8 +30,8 @@ pub(crate) async fn tokenize(State(app): State<App>, mut fields: Fields) -> Resu
     let of_messages = messages.iter().map(|message| message.content.len()).sum();
     for (name, bytes) in [("prompt", prompt.as_ref().map_or(0, String::len)), ("messages", of_messages)] {
         if bytes > MAX_UNBOUNDED_BYTES {
-            let message = format!("`{name}` has {bytes} bytes of text, over the limit of {MAX_UNBOUNDED_BYTES}");
-            return Err(Failure::field(name, message));
+            let what = format!("has {bytes} bytes of text, over the limit of {MAX_UNBOUNDED_BYTES}");
+            return Err(Failure::field(name, what));
         }
     }
     let encoded = app.engine.encode(move |text| {
@@ -42,9 +42,9 @@ pub(crate) async fn tokenize(State(app): State<App>, mut fields: Fields) -> Resu
             }
             (Some(prompt), false) => tokenizer.encode(&prompt, Specials::Match).map_err(GenerateError::from)?,
             (None, true) => {
-                text.chat.encode(&messages, &layout, tokenizer).map_err(|reason| Failure::field("messages", reason))?
+                text.chat.encode(&messages, &layout, tokenizer).map_err(|reason| Failure::at("messages", reason))?
             }
-            _ => return Err(Failure::field("prompt", "either `prompt` or `messages` is needed, and not both")),
+            _ => return Err(Failure::at("prompt", "either `prompt` or `messages` is needed, and not both")),
         };
         let strings = with_strings.then(|| ids.iter().map(|&id| tokenizer.spell(id)).collect::<Vec<_>>());
         Ok((ids, strings))
@@ -75,18 +75,18 @@ struct Tokenized<'a> {
 pub(crate) async fn detokenize(State(app): State<App>, mut fields: Fields) -> Result<Json<Value>, Failure> {
     model_name::take(&mut fields, app.engine.card())?;
     if !fields.has("tokens") {
-        return Err(Failure::field("tokens", "`tokens` is missing"));
+        return Err(Failure::field("tokens", "is missing"));
     }
     let ids = fields.tokens("tokens")?;
     unbuilt::take(&mut fields)?;
     let _ = fields.finish(&app.unknown_fields);
     if ids.len() > MAX_TOKENS {
-        return Err(Failure::field("tokens", format!("`tokens` are {}, over the limit of {MAX_TOKENS}", ids.len())));
+        return Err(Failure::field("tokens", format!("are {}, over the limit of {MAX_TOKENS}", ids.len())));
     }
     let tokenizer = &app.engine.text().tokenizer;
     if let Some(id) = ids.iter().find(|&&id| id as usize >= tokenizer.vocab_size()) {
         let vocab_size = tokenizer.vocab_size();
-        return Err(Failure::field("tokens", format!("token {id} does not exist: the vocabulary has {vocab_size}")));
+        return Err(Failure::at("tokens", format!("token {id} does not exist: the vocabulary has {vocab_size}")));
     }
     Ok(Json(json!({"prompt": tokenizer.decode(&ids)})))
 }
