@@ -60,10 +60,7 @@ impl Given {
 
     /// What it is where it is no list of tokens.
     pub(super) fn other(&self) -> Option<&Value> {
-        match self {
-            Self::Other(value) => Some(value),
-            Self::Tokens(_) | Self::TokenLists(_) => None,
-        }
+        if let Self::Other(value) = self { Some(value) } else { None }
     }
 
     /// Takes the token ids of a list.
@@ -77,15 +74,11 @@ impl Given {
 
     /// The same as JSON.
     pub(super) fn into_value(self) -> Result<Value, Unread> {
-        let within = match &self {
-            Self::Tokens(ids) => ids.len(),
-            Self::TokenLists(lists) => lists.iter().map(|list| 1 + list.len()).sum(),
-            Self::Other(_) => 0,
-        };
+        let within = |lists: &[Vec<TokenId>]| lists.iter().map(|list| 1 + list.len()).sum::<usize>();
         match self {
-            _ if within >= MAX_VALUES => Err(Unread::TooMany),
-            Self::Tokens(ids) => Ok(ids.into()),
-            Self::TokenLists(lists) => Ok(lists.into()),
+            Self::Tokens(ids) if ids.len() < MAX_VALUES => Ok(ids.into()),
+            Self::TokenLists(lists) if within(&lists) < MAX_VALUES => Ok(lists.into()),
+            Self::Tokens(_) | Self::TokenLists(_) => Err(Unread::TooMany),
             Self::Other(value) => Ok(value),
         }
     }

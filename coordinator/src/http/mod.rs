@@ -38,7 +38,7 @@ use axum::{
 use tokio::net::TcpListener;
 use tower_http::{
     catch_panic::CatchPanicLayer,
-    classify::ServerErrorsFailureClass,
+    classify::ServerErrorsFailureClass as Class,
     trace::{DefaultOnFailure, OnFailure, TraceLayer},
 };
 use tracing::Span;
@@ -146,16 +146,13 @@ fn dress(router: Router, options: HttpOptions, address: IpAddr, metrics: Arc<Met
 
 /// A time-out that the request asked for is its client's doing, and that there is no answer now is said on purpose: neither is
 /// an error of the server.
-fn log_failure(class: ServerErrorsFailureClass, latency: Duration, span: &Span) {
-    match class {
-        ServerErrorsFailureClass::StatusCode(StatusCode::GATEWAY_TIMEOUT) => {
-            tracing::warn!(?latency, "a request's own time ran out");
-        }
-        ServerErrorsFailureClass::StatusCode(StatusCode::SERVICE_UNAVAILABLE) => {
-            tracing::warn!(?latency, "a request was told that the server does not answer now");
-        }
-        class => DefaultOnFailure::new().on_failure(class, latency, span),
-    }
+fn log_failure(class: Class, latency: Duration, span: &Span) {
+    let what = match class {
+        Class::StatusCode(StatusCode::GATEWAY_TIMEOUT) => "a request's own time ran out",
+        Class::StatusCode(StatusCode::SERVICE_UNAVAILABLE) => "a request was told that the server does not answer now",
+        class => return DefaultOnFailure::new().on_failure(class, latency, span),
+    };
+    tracing::warn!(?latency, "{what}");
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 use axum::{
     Json,
     extract::{Path, State, rejection::PathRejection},
-    http::{HeaderName, HeaderValue, Method, Uri, header},
+    http::{Method, Uri, header},
     response::{IntoResponse, Response},
 };
 use serde_json::Value;
@@ -28,10 +28,8 @@ const ASSETS: [(&str, &str, &str); 4] = [
 ];
 
 /// What the pages may do: use this server, and nothing that stands in the page itself.
-const POLICY: HeaderValue = HeaderValue::from_static(
-    "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; \
-     form-action 'none'; frame-ancestors 'none'",
-);
+const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:; \
+    base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// `GET /`: the chat page.
 pub(super) async fn chat() -> Response {
@@ -71,11 +69,11 @@ pub(super) fn document() -> Value {
 
 fn file(kind: &'static str, text: &'static str) -> Response {
     let headers = [
-        (header::CONTENT_TYPE, HeaderValue::from_static(kind)),
+        (header::CONTENT_TYPE, kind),
         (header::CONTENT_SECURITY_POLICY, POLICY),
-        (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
-        (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
-        (HeaderName::from_static("referrer-policy"), HeaderValue::from_static("no-referrer")),
+        (header::CACHE_CONTROL, "no-cache"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
     ];
     (headers, text).into_response()
 }

@@ -177,16 +177,14 @@ fn in_pieces(told: Told, mut pieces: impl Iterator<Item = Vec<u8>> + Send + 'sta
 type Told = Option<[(HeaderName, HeaderValue); 1]>;
 
 fn warning_header(warnings: &[String]) -> Told {
-    if warnings.is_empty() {
-        return None;
-    }
-    let mut text = String::new();
-    for (i, warning) in warnings.iter().enumerate() {
-        if text.len() + warning.len() > MAX_WARNING_BYTES && i > 0 {
-            text += &format!("; and {} more", warnings.len() - i);
+    let (first, others) = warnings.split_first()?;
+    let mut text = first.clone();
+    for (i, warning) in others.iter().enumerate() {
+        if text.len() + warning.len() > MAX_WARNING_BYTES {
+            text += &format!("; and {} more", others.len() - i);
             break;
         }
-        text += if i > 0 { "; " } else { "" };
+        text += "; ";
         text += warning;
     }
     // Headers are ASCII.
