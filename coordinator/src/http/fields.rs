@@ -118,10 +118,8 @@ impl Fields {
         let found = json.deserialize_map(Names { body: text });
         let held = found.and_then(|held| json.end().map(|()| held)).map_err(|error| not_json(&error))?;
         if held.len() > MAX_FIELDS {
-            let of = match prefix.strip_suffix('.') {
-                None => "the request's body".into(),
-                Some(path) => format!("`{path}`"),
-            };
+            let path = prefix.strip_suffix('.').map(|path| format!("`{path}`"));
+            let of = path.as_deref().unwrap_or("the request's body");
             return Err(Failure::no_request(format!("{of} has more than {MAX_FIELDS} fields")));
         }
         Ok(Self { body, held, prefix, warnings: Vec::new(), client: Client::Local, _share: None })

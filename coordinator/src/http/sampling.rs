@@ -129,9 +129,8 @@ fn allowed_token_ids(fields: &mut Fields) -> Result<Option<TokenSet>, Failure> {
         Some(ids) if !ids.is_empty() => Ok(Some(ids.into_iter().collect())),
         ids => {
             let got = ids.map_or_else(|| given.show(), |_| "an empty list".into());
-            Err(fields
-                .wrong(NAME, "a list of at least one token id", &got)
-                .with_hint("leave it out to allow every token"))
+            let failure = fields.wrong(NAME, "a list of at least one token id", &got);
+            Err(failure.with_hint("leave it out to allow every token"))
         }
     }
 }
