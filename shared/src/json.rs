@@ -11,25 +11,18 @@ use serde_json::Value;
 /// The only key of the object that stands for a number which is none.
 const NOT_FINITE: &str = "a number that is not finite";
 
-/// Text without the byte order mark that some editors put before it.
-fn without_bom(text: &[u8]) -> &[u8] {
-    text.strip_prefix("\u{feff}".as_bytes()).unwrap_or(text)
-}
-
 /// Parses the text of a file. Of equal keys in an object the last one counts, as in Python.
 ///
 /// # Errors
 /// Where it is no JSON, also by Python's measure.
 pub fn parse(text: &[u8]) -> Result<Value, serde_json::Error> {
-    serde_json::from_slice(&standard(without_bom(text)))
+    // Some editors put a byte order mark before it.
+    serde_json::from_slice(&standard(text.strip_prefix("\u{feff}".as_bytes()).unwrap_or(text)))
 }
 
 /// A value as a message shows it.
 pub fn show(value: &Value) -> String {
-    match not_finite(value) {
-        Some(word) => word.to_owned(),
-        None => value.to_string(),
-    }
+    not_finite(value).map_or_else(|| value.to_string(), str::to_owned)
 }
 
 /// Places of numbers that are not finite, as in `model.dropout is NaN`.

@@ -21,11 +21,9 @@ const MARKS: [(&[u8], &str); 4] = [
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotUtf8 {
     /// They begin with the mark of another encoding.
-    #[error("{encoding}, where UTF-8 is expected")]
-    Encoded {
-        /// Its name, as `iconv` has it too.
-        encoding: &'static str,
-    },
+    /// Its name is as `iconv` has it too.
+    #[error("{0}, where UTF-8 is expected")]
+    Encoded(&'static str),
     /// They go wrong somewhere.
     #[error("not UTF-8: byte 0x{byte:02x} at offset {offset}, in line {line}")]
     Invalid {
@@ -44,7 +42,7 @@ pub enum NotUtf8 {
 /// When they are in another encoding.
 pub fn text(bytes: &[u8]) -> Result<&str, NotUtf8> {
     if let Some((_, encoding)) = MARKS.iter().find(|(mark, _)| bytes.starts_with(mark)) {
-        return Err(NotUtf8::Encoded { encoding });
+        return Err(NotUtf8::Encoded(encoding));
     }
     let text = str::from_utf8(bytes).map_err(|error| {
         let offset = error.valid_up_to();
@@ -71,7 +69,7 @@ pub fn read(mut stream: impl Read) -> io::Result<String> {
     stream.read_to_end(&mut bytes)?;
     text(&bytes).map(str::to_owned).map_err(|error| {
         let from = match error {
-            NotUtf8::Encoded { encoding } => encoding,
+            NotUtf8::Encoded(encoding) => encoding,
             NotUtf8::Invalid { .. } => "ENCODING",
         };
         let hint = format!("{error}\n  hint: iconv -f {from} -t UTF-8 FILE > NEW");
@@ -97,14 +95,14 @@ mod tests {
     fn other_encodings_are_named_and_slips_are_placed() {
         let utf16 = |endian: fn(u16) -> [u8; 2]| "\u{feff}Hi".encode_utf16().flat_map(endian).collect::<Vec<u8>>();
         for bytes in [utf16(u16::to_le_bytes), utf16(u16::to_be_bytes)] {
-            assert_eq!(text(&bytes), Err(NotUtf8::Encoded { encoding: "UTF-16" }));
+            assert_eq!(text(&bytes), Err(NotUtf8::Encoded("UTF-16")));
             let error = read(&bytes[..]).unwrap_err().to_string();
             assert!(error.contains("UTF-16, where UTF-8") && error.contains("hint: iconv -f UTF-16"), "{error}");
         }
         let utf32 =
             |endian: fn(u32) -> [u8; 4]| "\u{feff}Hi".chars().flat_map(|c| endian(c.into())).collect::<Vec<u8>>();
         for bytes in [utf32(u32::to_le_bytes), utf32(u32::to_be_bytes)] {
-            assert_eq!(text(&bytes), Err(NotUtf8::Encoded { encoding: "UTF-32" }));
+            assert_eq!(text(&bytes), Err(NotUtf8::Encoded("UTF-32")));
         }
         assert_eq!(text(b"a\nb\xe9"), Err(NotUtf8::Invalid { offset: 3, line: 2, byte: 0xe9 }));
         // Cut short.

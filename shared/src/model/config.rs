@@ -49,36 +49,37 @@ pub(super) fn wrong<T>(
     Err(ShapeError::Field { field, expected: expected.into(), got: got.into() })
 }
 
-/// The first of `names` that is present and not null, as a positive whole number.
+/// What `read` makes of the first of `names` that is present and not null.
+fn field<T>(
+    config: &Value,
+    names: &[&'static str],
+    default: T,
+    expected: &str,
+    read: impl Fn(&Value) -> Option<T>,
+) -> Result<T, ShapeError> {
+    match names.iter().find_map(|&name| Some((name, present(config, name)?))) {
+        None => Ok(default),
+        Some((name, value)) => read(value).map_or_else(|| wrong(name, expected, show(value)), Ok),
+    }
+}
+
+/// A positive whole number.
 pub(super) fn size(config: &Value, names: &[&'static str], default: usize) -> Result<usize, ShapeError> {
     /// No model has a dimension near this; a larger one is a corrupt file, and products of two stay in 64 bits.
     const LIMIT: u64 = 1 << 24;
-    match names.iter().find_map(|&name| Some((name, present(config, name)?))) {
-        None => Ok(default),
-        Some((name, value)) => match value.as_u64() {
-            Some(n) if (1..=LIMIT).contains(&n) => Ok(n as usize),
-            _ => wrong(name, "a whole number from 1 to 16777216", show(value)),
-        },
-    }
+    let size = |value: &Value| value.as_u64().filter(|n| (1..=LIMIT).contains(n)).map(|n| n as usize);
+    field(config, names, default, "a whole number from 1 to 16777216", size)
 }
 
 /// A switch.
-pub(super) fn flag(config: &Value, field: &'static str, default: bool) -> Result<bool, ShapeError> {
-    match present(config, field) {
-        None => Ok(default),
-        Some(value) => value.as_bool().map_or_else(|| wrong(field, "true or false", show(value)), Ok),
-    }
+pub(super) fn flag(config: &Value, name: &'static str, default: bool) -> Result<bool, ShapeError> {
+    field(config, &[name], default, "true or false", Value::as_bool)
 }
 
 /// A small number.
-pub(super) fn fraction(config: &Value, field: &'static str, default: f32) -> Result<f32, ShapeError> {
-    match present(config, field) {
-        None => Ok(default),
-        Some(value) => match value.as_f64() {
-            Some(number) if number > 0.0 && number < 1.0 => Ok(number as f32),
-            _ => wrong(field, "a number between 0 and 1", show(value)),
-        },
-    }
+pub(super) fn fraction(config: &Value, name: &'static str, default: f32) -> Result<f32, ShapeError> {
+    let small = |value: &Value| value.as_f64().filter(|&n| n > 0.0 && n < 1.0).map(|n| n as f32);
+    field(config, &[name], default, "a number between 0 and 1", small)
 }
 
 /// One of `names`, as a text.
@@ -93,19 +94,16 @@ pub(super) fn choice<T>(
     let name = value.map_or(Some(default), Value::as_str);
     match name.and_then(of) {
         Some(chosen) => Ok(chosen),
-        None => wrong(
-            field,
-            format!("one of {}", names()),
-            name.map_or_else(|| value.map_or_else(String::new, show), str::to_owned),
-        ),
+        None => {
+            let got = name.map_or_else(|| value.map_or_else(String::new, show), str::to_owned);
+            wrong(field, format!("one of {}", names()), got)
+        }
     }
 }
 
 /// Ids of tokens: none, one or a list. An id that no vocabulary can have, like −1, is left out with a warning.
 pub(super) fn token_ids(config: &Value, field: &'static str, default: u32) -> Result<Vec<u32>, ShapeError> {
-    let Some(value) = config.get(field) else {
-        return Ok(vec![default]);
-    };
+    let Some(value) = config.get(field) else { return Ok(vec![default]) };
     let Some(ids) = whole_numbers(value) else { return wrong(field, "a token id or a list of them", show(value)) };
     // How many rows the vocabulary has is not known yet.
     let known = ids.into_iter().filter(|&id| is_known_end("config.json", id, 1 << 32));

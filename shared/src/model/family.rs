@@ -3,7 +3,7 @@
 //! With the families' own files the only place where the name of a tensor is written: who loads, checks, converts or lists
 //! weights asks for a [`Part`]. Does not know which families there are, nor files, formats or ranks.
 
-use std::{fmt, ops::Range, slice::from_ref};
+use std::{fmt, ops::Range};
 
 use serde_json::Value;
 
@@ -94,34 +94,35 @@ impl Family {
     /// Where a part is.
     pub fn source(&self, shape: &ModelShape, part: Part) -> Source {
         let names = &self.names;
-        let outside = |name, term| {
-            let sizes = part.sizes(shape);
-            (with_ending(name, term), 0..sizes[sizes.len() - 1], sizes, false)
-        };
-        let (tensor, columns, sizes, may_be_turned) = match part {
-            Part::Embedding => outside(names.embedding, Term::Weight),
-            Part::Positions => outside(names.positions, Term::Weight),
-            Part::Head => outside(names.head, Term::Weight),
-            Part::FinalNorm(term) => outside(names.final_norm, term),
+        let mut sizes = part.sizes(shape);
+        let last = sizes.len() - 1;
+        let mut columns = 0..sizes[last];
+        let tensor = match part {
+            Part::Embedding => with_ending(names.embedding, Term::Weight),
+            Part::Positions => with_ending(names.positions, Term::Weight),
+            Part::Head => with_ending(names.head, Term::Weight),
+            Part::FinalNorm(term) => with_ending(names.final_norm, term),
             Part::Layer(layer, part, term) => {
-                // The parts that are side by side in the tensor.
-                let (name, together) = match part {
-                    LayerPart::AttentionNorm => (names.attention_norm, from_ref(&part)),
-                    LayerPart::Query | LayerPart::Key | LayerPart::Value => (names.qkv, &LayerPart::QKV[..]),
-                    LayerPart::AttentionOutput => (names.attention_output, from_ref(&part)),
-                    LayerPart::MlpNorm => (names.mlp_norm, from_ref(&part)),
-                    LayerPart::Up => (names.up, from_ref(&part)),
-                    LayerPart::Down => (names.down, from_ref(&part)),
+                let name = match part {
+                    LayerPart::AttentionNorm => names.attention_norm,
+                    LayerPart::Query | LayerPart::Key | LayerPart::Value => {
+                        // Side by side in the tensor.
+                        let outputs = |part: &LayerPart| part.inputs_outputs(shape).1;
+                        let before = LayerPart::QKV.iter().take_while(|&before| *before != part);
+                        let start: usize = before.map(outputs).sum();
+                        columns = start..start + sizes[last];
+                        sizes[last] = LayerPart::QKV.iter().map(outputs).sum();
+                        names.qkv
+                    }
+                    LayerPart::AttentionOutput => names.attention_output,
+                    LayerPart::MlpNorm => names.mlp_norm,
+                    LayerPart::Up => names.up,
+                    LayerPart::Down => names.down,
                 };
-                let outputs = |part: &LayerPart| part.inputs_outputs(shape).1;
-                let start: usize = together.iter().take_while(|&before| *before != part).map(outputs).sum();
-                let (inputs, width) = (part.inputs_outputs(shape).0, together.iter().map(outputs).sum());
-                let is_matrix = term == Term::Weight && inputs > 0;
-                let sizes = if is_matrix { vec![inputs, width] } else { vec![width] };
-                let tensor = with_ending(&format!("{}{layer}.{name}", names.layers), term);
-                (tensor, start..start + outputs(&part), sizes, is_matrix)
+                with_ending(&format!("{}{layer}.{name}", names.layers), term)
             }
         };
+        let may_be_turned = matches!(part, Part::Layer(..)) && sizes.len() == 2;
         let may_be_absent = matches!(part, Part::FinalNorm(Term::Bias) | Part::Layer(_, _, Term::Bias));
         Source { tensor, sizes, columns, may_be_turned, may_be_absent }
     }
