@@ -13,14 +13,14 @@ const MAX_ENTRIES: u64 = 1 << 17;
 /// A comment of 64 KB may follow the end record of 22 bytes.
 const END_SEARCH_BYTES: usize = 22 + (1 << 16);
 const END: u32 = 0x0605_4b50;
-const END_64: u32 = 0x0606_4b50;
-const END_64_LOCATOR: u32 = 0x0706_4b50;
-const CENTRAL: u32 = 0x0201_4b50;
-const LOCAL: u32 = 0x0403_4b50;
+const END_64: u64 = 0x0606_4b50;
+const END_64_LOCATOR: u64 = 0x0706_4b50;
+const CENTRAL: u64 = 0x0201_4b50;
+const LOCAL: u64 = 0x0403_4b50;
 /// In a field of 32 bits: the value is in the ZIP64 extra field.
 const IN_EXTRA: u64 = u32::MAX as u64;
-const EXTRA_64: u16 = 1;
-const STORED: u16 = 0;
+const EXTRA_64: u64 = 1;
+const STORED: u64 = 0;
 
 /// Entries of an archive, by their names below the folder that all are in.
 #[derive(Debug)]
@@ -39,16 +39,16 @@ impl<'a> Archive<'a> {
         let mut root = None;
         for _ in 0..count {
             let field = Fields(bytes.get(at..).unwrap_or_default());
-            if field.u32(0)? != CENTRAL {
+            if field.number(0, 4)? != CENTRAL {
                 return Err("its directory is broken".into());
             }
-            let (name_len, extra_len, comment_len) =
-                (usize::from(field.u16(28)?), usize::from(field.u16(30)?), usize::from(field.u16(32)?));
+            let len = |at| field.number(at, 2).map(|len| len as usize);
+            let (name_len, extra_len, comment_len) = (len(28)?, len(30)?, len(32)?);
             let name = field.slice(46, name_len)?;
             let extra = field.slice(46 + name_len, extra_len)?;
-            let sizes = [field.u32(24)?, field.u32(20)?, field.u32(42)?].map(u64::from);
+            let sizes = [field.number(24, 4)?, field.number(20, 4)?, field.number(42, 4)?];
             let [size, packed, local] = with_extra(sizes, extra)?;
-            let method = field.u16(10)?;
+            let method = field.number(10, 2)?;
             if method != STORED || size != packed {
                 let name = shown_bytes(name);
                 return Err(format!("`{name}` is compressed (method {method}); torch.save stores, use it again"));
@@ -86,17 +86,17 @@ fn directory(bytes: &[u8]) -> Result<(u64, usize), String> {
     let end = bytes[from..].windows(4).rposition(|window| window == signature).map(|at| from + at);
     let end = end.ok_or("it has no end record, so that its end is missing")?;
     let record = Fields(&bytes[end..]);
-    let (mut count, mut start) = (u64::from(record.u16(10)?), u64::from(record.u32(16)?));
+    let (mut count, mut start) = (record.number(10, 2)?, record.number(16, 4)?);
     // torch writes ZIP64 records always, and the old ones with what fits into them.
-    if let Some(locator_at) = end.checked_sub(20)
-        && Fields(&bytes[locator_at..]).u32(0)? == END_64_LOCATOR
+    if let Some(locator) = end.checked_sub(20).map(|at| Fields(&bytes[at..]))
+        && locator.number(0, 4)? == END_64_LOCATOR
     {
-        let at = usize::try_from(Fields(&bytes[locator_at..]).u64(8)?).unwrap_or(usize::MAX);
+        let at = usize::try_from(locator.number(8, 8)?).unwrap_or(usize::MAX);
         let record = Fields(bytes.get(at..).unwrap_or_default());
-        if record.u32(0)? != END_64 {
+        if record.number(0, 4)? != END_64 {
             return Err("its ZIP64 end record is not where it should be".into());
         }
-        (count, start) = (record.u64(32)?, record.u64(48)?);
+        (count, start) = (record.number(32, 8)?, record.number(48, 8)?);
     }
     Ok((count, usize::try_from(start).unwrap_or(usize::MAX)))
 }
@@ -104,12 +104,12 @@ fn directory(bytes: &[u8]) -> Result<(u64, usize), String> {
 /// Sizes and offset, taken from the ZIP64 extra field where 32 bits are too few for them.
 fn with_extra(mut values: [u64; 3], mut extra: &[u8]) -> Result<[u64; 3], String> {
     while extra.len() >= 4 {
-        let (id, len) = (Fields(extra).u16(0)?, usize::from(Fields(extra).u16(2)?));
+        let (id, len) = (Fields(extra).number(0, 2)?, Fields(extra).number(2, 2)? as usize);
         let field = Fields(extra.get(4..4 + len).ok_or("an extra field is cut short")?);
         if id == EXTRA_64 {
             let wide = values.iter_mut().filter(|value| **value == IN_EXTRA);
             for (i, value) in wide.enumerate() {
-                *value = field.u64(8 * i)?;
+                *value = field.number(8 * i, 8)?;
             }
         }
         extra = &extra[4 + len..];
@@ -122,10 +122,10 @@ fn content(bytes: &[u8], local: u64, size: u64) -> Result<Range<usize>, String> 
     let outside = || "it lies outside of the file".to_owned();
     let at = usize::try_from(local).ok().filter(|&at| at < bytes.len()).ok_or_else(outside)?;
     let header = Fields(&bytes[at..]);
-    if header.u32(0)? != LOCAL {
+    if header.number(0, 4)? != LOCAL {
         return Err("there is no local header where the directory says".into());
     }
-    let start = at + 30 + usize::from(header.u16(26)?) + usize::from(header.u16(28)?);
+    let start = at + 30 + header.number(26, 2)? as usize + header.number(28, 2)? as usize;
     let end = usize::try_from(size).ok().and_then(|size| start.checked_add(size));
     end.filter(|&end| end <= bytes.len()).map(|end| start..end).ok_or_else(outside)
 }
@@ -138,15 +138,8 @@ impl<'a> Fields<'a> {
         self.0.get(at..at + len).ok_or_else(|| "a record is cut short".into())
     }
 
-    fn u16(&self, at: usize) -> Result<u16, String> {
-        Ok(u16::from_le_bytes(self.slice(at, 2)?.try_into().expect("2 bytes")))
-    }
-
-    fn u32(&self, at: usize) -> Result<u32, String> {
-        Ok(u32::from_le_bytes(self.slice(at, 4)?.try_into().expect("4 bytes")))
-    }
-
-    fn u64(&self, at: usize) -> Result<u64, String> {
-        Ok(u64::from_le_bytes(self.slice(at, 8)?.try_into().expect("8 bytes")))
+    /// A number of so many bytes.
+    fn number(&self, at: usize, len: usize) -> Result<u64, String> {
+        Ok(self.slice(at, len)?.iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte)))
     }
 }

@@ -105,21 +105,15 @@ pub enum CheckpointError {
     },
     /// Somebody wrote to a file while it was read.
     #[error(
-        "{} was changed while it was read, so that its weights may be of two checkpoints\n  hint: start again when it is complete; a trainer should write another file and rename it", .path.display()
+        "{} was changed while it was read, so that its weights may be of two checkpoints\n  hint: start again when it is complete; a trainer should write another file and rename it", .0.display()
     )]
-    Changed {
-        /// The file.
-        path: PathBuf,
-    },
+    Changed(PathBuf),
     /// The weights of another architecture.
     #[error(transparent)]
     NotServed(#[from] NotServed),
     /// A tensor that GPT-2 needs is not there.
-    #[error("the checkpoint has no tensor `{name}`\n  hint: config.json may belong to another checkpoint")]
-    Missing {
-        /// The tensor.
-        name: String,
-    },
+    #[error("the checkpoint has no tensor `{0}`\n  hint: config.json may belong to another checkpoint")]
+    Missing(String),
     /// A tensor has another shape than the configuration says.
     #[error("tensor `{name}` is {got:?}, but the configuration makes it {expected:?}")]
     Shape {
@@ -147,11 +141,8 @@ pub enum CheckpointError {
         n_layer: usize,
     },
     /// A tensor of a layer that GPT-2 does not have: leaving it out would change the answers.
-    #[error("tensor `{name}` has no place in a layer of GPT-2")]
-    Foreign {
-        /// The tensor.
-        name: String,
-    },
+    #[error("tensor `{0}` has no place in a layer of GPT-2")]
+    Foreign(String),
     /// A checkpoint cannot be written.
     #[error("cannot write {path}: {source}")]
     Write {

@@ -33,7 +33,7 @@ use nanoinfer_shared::{
         unserved::NotServed,
     },
 };
-use safetensors::{Dtype, SafeTensors};
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
 pub use nanoinfer_shared::model::family::Layout;
 
@@ -223,10 +223,8 @@ impl Checkpoint {
     /// # Errors
     /// Names the first that is not as it was.
     pub fn still_as_opened(&self) -> Result<(), CheckpointError> {
-        match self.files.iter().find(|file| !file.is_as_opened()) {
-            Some(file) => Err(CheckpointError::Changed { path: file.path.clone() }),
-            None => Ok(()),
-        }
+        let changed = self.files.iter().find(|file| !file.is_as_opened());
+        changed.map_or(Ok(()), |file| Err(CheckpointError::Changed(file.path.clone())))
     }
 
     /// All tensors, as they are stored.
@@ -270,7 +268,7 @@ impl Checkpoint {
                 if may_be_absent && self.family.in_layer(&name).is_none_or(|(_, part)| !in_layers.contains(part)) {
                     continue;
                 }
-                return Err(CheckpointError::Missing { name });
+                return Err(CheckpointError::Missing(name));
             };
             let mut expected = sizes;
             if may_be_turned && self.layout == Layout::Linear {
@@ -292,7 +290,7 @@ impl Checkpoint {
                     return Err(CheckpointError::Extra { name: shown(name), n_layer: model_shape.layers });
                 }
                 Some((_, part)) if !known.contains(part) => {
-                    return Err(CheckpointError::Foreign { name: shown(name) });
+                    return Err(CheckpointError::Foreign(shown(name)));
                 }
                 _ => {}
             }
@@ -313,17 +311,14 @@ impl Checkpoint {
     /// # Errors
     /// When one is missing.
     pub(crate) fn slices(&self, model_shape: &ModelShape) -> Result<Vec<(Source, TensorSlice<'_>)>, CheckpointError> {
-        let with_slice = |source: Source| Ok((source.clone(), self.slice(&source)?));
-        self.family.tensors(model_shape).map(with_slice).collect()
+        self.family.tensors(model_shape).map(|source| Ok((source.clone(), self.slice(&source)?))).collect()
     }
 
     fn slice(&self, source: &Source) -> Result<TensorSlice<'_>, CheckpointError> {
-        let slice = match self.tensor(&source.tensor) {
-            Err(CheckpointError::Missing { .. }) if source.may_be_absent => {
-                return Ok(TensorSlice::zeros(source.columns.len()));
-            }
-            other => other?,
-        };
+        if source.may_be_absent && !self.tensors.contains_key(&source.tensor) {
+            return Ok(TensorSlice::zeros(source.columns.len()));
+        }
+        let slice = self.tensor(&source.tensor)?;
         let turned = source.may_be_turned && self.layout == Layout::Linear;
         Ok((if turned { slice.transposed() } else { slice }).columns_of(source.columns.clone()))
     }
@@ -333,13 +328,11 @@ impl Checkpoint {
     /// # Errors
     /// When there is none, or one of more than two dimensions.
     fn tensor(&self, name: &str) -> Result<TensorSlice<'_>, CheckpointError> {
-        let missing = || CheckpointError::Missing { name: name.to_owned() };
+        let missing = || CheckpointError::Missing(name.to_owned());
         let (name, entry) = self.tensors.get_key_value(name).ok_or_else(missing)?;
-        entry.view(name, &self.files[entry.file][entry.start..]).ok_or_else(|| CheckpointError::Shape {
-            name: shown(name),
-            expected: vec![0; 2],
-            got: entry.shape.clone(),
-        })
+        let (expected, got) = (vec![0; 2], &entry.shape);
+        let misshapen = || CheckpointError::Shape { name: shown(name), expected, got: got.clone() };
+        entry.view(name, &self.files[entry.file][entry.start..]).ok_or_else(misshapen)
     }
 }
 
@@ -349,21 +342,15 @@ fn is_float(dtype: Dtype) -> bool {
 
 fn read_safetensors(map: &[u8]) -> Result<Contents, String> {
     let header = SafeTensors::deserialize(map).map_err(|e| shown(&e.to_string()))?;
-    let mut tensors = Vec::new();
-    for (name, view) in header.iter() {
-        if view.shape().len() > MAX_DIMENSIONS {
-            return Err(format!("tensor `{}` has {} dimensions", shown(name), view.shape().len()));
+    let tensor = |(name, view): (&str, TensorView<'_>)| {
+        let (shape, dtype) = (view.shape().to_vec(), view.dtype());
+        if shape.len() > MAX_DIMENSIONS {
+            return Err(format!("tensor `{}` has {} dimensions", shown(name), shape.len()));
         }
-        let stored = Stored {
-            file: 0,
-            start: view.data().as_ptr().addr() - map.as_ptr().addr(),
-            dtype: view.dtype(),
-            shape: view.shape().to_vec(),
-            strides: Stored::contiguous(view.shape()),
-        };
-        tensors.push((name.to_owned(), stored));
-    }
-    Ok(Contents { tensors, config: None })
+        let (start, strides) = (view.data().as_ptr().addr() - map.as_ptr().addr(), Stored::contiguous(&shape));
+        Ok((name.to_owned(), Stored { file: 0, start, dtype, shape, strides }))
+    };
+    Ok(Contents { tensors: header.iter().map(tensor).collect::<Result<_, _>>()?, config: None })
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ impl Pickle {
         let bytes = &bytes[..bytes.len().min(MAX_PICKLE_BYTES)];
         let mut machine = Machine::new(bytes);
         let root = match machine.run() {
-            Err(PickleError::Truncated { .. }) if bytes.len() == MAX_PICKLE_BYTES => {
+            Err(PickleError::Truncated(_)) if bytes.len() == MAX_PICKLE_BYTES => {
                 return Err(PickleError::TooLarge { limit: MAX_PICKLE_BYTES, unit: "bytes" });
             }
             other => other?,
@@ -56,23 +56,17 @@ impl Pickle {
     }
 
     pub(super) fn text(&self, id: Id) -> Option<&str> {
-        match self.get(id) {
-            Value::Text(text) => Some(text),
-            _ => None,
-        }
+        let Value::Text(text) = self.get(id) else { return None };
+        Some(text)
     }
 
     pub(super) fn int(&self, id: Id) -> Option<i64> {
-        match self.get(id) {
-            Value::Int(value) => Some(*value),
-            _ => None,
-        }
+        let Value::Int(value) = self.get(id) else { return None };
+        Some(*value)
     }
 
     pub(super) fn tuple(&self, id: Id) -> Option<&[Id]> {
-        match self.get(id) {
-            Value::Tuple(items) => Some(items),
-            _ => None,
-        }
+        let Value::Tuple(items) = self.get(id) else { return None };
+        Some(items)
     }
 }

@@ -107,17 +107,9 @@ impl Stored {
 impl<'a> TensorSlice<'a> {
     /// A vector of `len` zeros.
     pub(super) fn zeros(len: usize) -> Self {
-        Self {
-            name: "a bias that is left out",
-            target: Dtype::F32,
-            first_column: 0,
-            bytes: &[0; 4],
-            dtype: Dtype::F32,
-            rows: 1,
-            columns: len,
-            row_stride: 0,
-            column_stride: 0,
-        }
+        let (name, bytes, dtype) = ("a bias that is left out", &[0; 4], Dtype::F32);
+        let (rows, columns, row_stride, column_stride) = (1, len, 0, 0);
+        Self { name, target: dtype, first_column: 0, bytes, dtype, rows, columns, row_stride, column_stride }
     }
 
     /// The same for elements that will be rounded to `target`: f32, f16 or bf16.
@@ -136,13 +128,8 @@ impl<'a> TensorSlice<'a> {
 
     /// The same matrix with rows and columns exchanged; nothing moves.
     pub fn transposed(self) -> Self {
-        Self {
-            rows: self.columns,
-            columns: self.rows,
-            row_stride: self.column_stride,
-            column_stride: self.row_stride,
-            ..self
-        }
+        let Self { rows: columns, columns: rows, row_stride: column_stride, column_stride: row_stride, .. } = self;
+        Self { rows, columns, row_stride, column_stride, ..self }
     }
 
     /// Rows of the matrix; 1 of a vector.
@@ -213,15 +200,11 @@ impl<'a> TensorSlice<'a> {
         row: usize,
         first: usize,
     ) -> Result<(), CheckpointError> {
-        match first_beyond(values, infinite_from(Dtype::F32)) {
-            None => Ok(()),
-            Some(i) => {
-                let mut value = Vec::new();
-                self.copy_out(row, first + i..first + i + 1, &mut value);
-                let (name, element) = (self.name.to_owned(), self.element(row, first + i));
-                Err(CheckpointError::Overflow { name, element, value: value[0], target: what })
-            }
-        }
+        let Some(i) = first_beyond(values, infinite_from(Dtype::F32)) else { return Ok(()) };
+        let mut value = Vec::new();
+        self.copy_out(row, first + i..first + i + 1, &mut value);
+        let (name, element) = (self.name.to_owned(), self.element(row, first + i));
+        Err(CheckpointError::Overflow { name, element, value: value[0], target: what })
     }
 
     fn element(&self, row: usize, column: usize) -> String {

@@ -45,7 +45,7 @@ pub(super) struct Machine<'a> {
     stack: Vec<Id>,
     /// Heights of the stack.
     marks: Vec<usize>,
-    memo: HashMap<u32, Id>,
+    memo: HashMap<u64, Id>,
     /// Parts that were copied, not moved: a list may be given to any number of calls.
     copied: usize,
 }
@@ -69,38 +69,31 @@ impl<'a> Machine<'a> {
             if opcode == b'.' {
                 return self.pop(); // STOP
             }
-            if let Some(value) = self.value(opcode, at)? {
-                self.push(value)?;
+            match self.value(opcode)? {
+                Some(value) => self.push(value)?,
+                None => self.carry_out(opcode, at)?,
             }
         }
     }
 
-    /// Carries out one instruction, and returns the value that it makes.
-    fn value(&mut self, opcode: u8, at: usize) -> Result<Option<Value>, PickleError> {
+    /// Carries out an instruction that makes a value, and returns it; none for any other.
+    fn value(&mut self, opcode: u8) -> Result<Option<Value>, PickleError> {
         Ok(Some(match opcode {
             b'N' => Value::None,
             b'\x88' => Value::Bool(true),
             b'\x89' => Value::Bool(false),
-            b'K' => Value::Int(self.byte()?.into()), // BININT1
-            b'M' => Value::Int(u16::from_le_bytes(self.array()?).into()), // BININT2
-            b'J' => Value::Int(i32::from_le_bytes(self.array()?).into()), // BININT
-            b'\x8a' => {
-                let len = usize::from(self.byte()?); // LONG1
-                whole_number(self.take(len)?)
-            }
-            b'G' => Value::Float(f64::from_be_bytes(self.array()?)), // BINFLOAT
-            // SHORT_BINSTRING, SHORT_BINUNICODE; BINSTRING, BINUNICODE; BINUNICODE8
-            b'U' | b'\x8c' | b'T' | b'X' | b'\x8d' => {
-                let len = self.length(opcode)?;
-                // Python 2 wrote names as byte strings; all of torch's are ASCII.
-                Value::Text(String::from_utf8_lossy(self.take(len)?).into_owned())
-            }
-            // SHORT_BINBYTES; BINBYTES; BINBYTES8, BYTEARRAY8
-            b'C' | b'B' | b'\x8e' | b'\x96' => {
-                let len = self.length(opcode)?;
-                self.take(len)?;
-                Value::Opaque
-            }
+            b'K' => Value::Int(self.number(1)? as i64), // BININT1
+            b'M' => Value::Int(self.number(2)? as i64), // BININT2
+            b'J' => whole_number(self.take(4)?),        // BININT
+            b'\x8a' => whole_number(self.counted(1)?),  // LONG1
+            b'G' => Value::Float(f64::from_bits(self.number(8)?.swap_bytes())), // BINFLOAT
+            // Python 2 wrote names as byte strings; all of torch's are ASCII.
+            b'U' | b'\x8c' => text(self.counted(1)?), // SHORT_BINSTRING, SHORT_BINUNICODE
+            b'T' | b'X' => text(self.counted(4)?),    // BINSTRING, BINUNICODE
+            b'\x8d' => text(self.counted(8)?),        // BINUNICODE8
+            b'C' => opaque(self.counted(1)?),         // SHORT_BINBYTES
+            b'B' => opaque(self.counted(4)?),         // BINBYTES
+            b'\x8e' | b'\x96' => opaque(self.counted(8)?), // BINBYTES8, BYTEARRAY8
             b')' => Value::Tuple(Vec::new()),
             b'\x85'..=b'\x87' => Value::Tuple(self.pop_many(usize::from(opcode - 0x84))?), // TUPLE1, TUPLE2, TUPLE3
             b't' => Value::Tuple(self.pop_to_mark()?),                                     // TUPLE
@@ -108,10 +101,7 @@ impl<'a> Machine<'a> {
             b'l' | b'\x91' => Value::List(self.pop_to_mark()?),                            // LIST, FROZENSET
             b'}' => Value::Dict(Vec::new()),
             b'Q' => Value::Persistent(self.pop()?), // BINPERSID
-            _ => {
-                self.carry_out(opcode, at)?;
-                return Ok(None);
-            }
+            _ => return Ok(None),
         }))
     }
 
@@ -125,12 +115,9 @@ impl<'a> Machine<'a> {
             b'0' | b'b' => drop(self.pop()?),     // POP
             b'1' => drop(self.pop_to_mark()?),    // POP_MARK
             b'2' => self.stack.push(self.top()?), // DUP
-            b'a' => {
-                let item = self.pop()?; // APPEND
-                self.extend(vec![item])?;
-            }
-            b'e' | b'\x90' => {
-                let items = self.pop_to_mark()?; // APPENDS, ADDITEMS
+            // APPEND; APPENDS, ADDITEMS
+            b'a' | b'e' | b'\x90' => {
+                let items = if opcode == b'a' { self.pop_many(1)? } else { self.pop_to_mark()? };
                 self.extend(items)?;
             }
             b'd' => {
@@ -138,12 +125,9 @@ impl<'a> Machine<'a> {
                 self.push(Value::Dict(Vec::new()))?;
                 self.set_items(&items)?;
             }
-            b's' => {
-                let items = self.pop_many(2)?; // SETITEM
-                self.set_items(&items)?;
-            }
-            b'u' => {
-                let items = self.pop_to_mark()?; // SETITEMS
+            // SETITEM, SETITEMS
+            b's' | b'u' => {
+                let items = if opcode == b's' { self.pop_many(2)? } else { self.pop_to_mark()? };
                 self.set_items(&items)?;
             }
             b'c' => {
@@ -163,34 +147,24 @@ impl<'a> Machine<'a> {
                 let parts = self.pop_many(if opcode == b'\x92' { 3 } else { 2 })?; // REDUCE, NEWOBJ, NEWOBJ_EX
                 self.call(parts[0], parts[1])?;
             }
-            // BINPUT, LONG_BINPUT, MEMOIZE
             b'q' | b'r' | b'\x94' => {
-                let index = if opcode == b'\x94' { self.memo.len() as u32 } else { self.index(opcode == b'r')? };
-                self.put(index)?;
+                let index = match opcode {
+                    b'q' => self.number(1)?,     // BINPUT
+                    b'r' => self.number(4)?,     // LONG_BINPUT
+                    _ => self.memo.len() as u64, // MEMOIZE
+                };
+                let top = self.top()?;
+                self.memo.insert(index, top);
             }
             // BINGET, LONG_BINGET
             b'h' | b'j' => {
-                let index = self.index(opcode == b'j')?;
-                self.fetch(index)?;
+                let index = self.number(if opcode == b'h' { 1 } else { 4 })?;
+                let made = self.memo.get(&index).copied();
+                self.stack.push(made.ok_or(self.broken("a value is used before it is made"))?);
             }
             opcode => return Err(PickleError::Opcode { opcode, at }),
         }
         Ok(())
-    }
-
-    /// How long the text or the bytes are that follow an instruction: in one, four or eight bytes. What no file can hold is cut
-    /// short anyway.
-    fn length(&mut self, opcode: u8) -> Result<usize, PickleError> {
-        Ok(match opcode {
-            b'U' | b'\x8c' | b'C' => self.byte()?.into(),
-            b'T' | b'X' | b'B' => u32::from_le_bytes(self.array()?) as usize,
-            _ => usize::try_from(u64::from_le_bytes(self.array()?)).unwrap_or(usize::MAX),
-        })
-    }
-
-    /// A place in the memo.
-    fn index(&mut self, is_long: bool) -> Result<u32, PickleError> {
-        if is_long { Ok(u32::from_le_bytes(self.array()?)) } else { Ok(self.byte()?.into()) }
     }
 
     fn broken(&self, what: &'static str) -> PickleError {
@@ -199,14 +173,22 @@ impl<'a> Machine<'a> {
 
     fn take(&mut self, len: usize) -> Result<&[u8], PickleError> {
         let end = self.at.checked_add(len).filter(|&end| end <= self.bytes.len());
-        let end = end.ok_or(PickleError::Truncated { at: self.at })?;
+        let end = end.ok_or(PickleError::Truncated(self.at))?;
         let taken = &self.bytes[self.at..end];
         self.at = end;
         Ok(taken)
     }
 
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], PickleError> {
-        Ok(self.take(N)?.try_into().expect("as many bytes as asked for"))
+    /// A number of so many bytes, the least first.
+    fn number(&mut self, len: usize) -> Result<u64, PickleError> {
+        Ok(self.take(len)?.iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte)))
+    }
+
+    /// As many bytes as a number of so many bytes before them says.
+    fn counted(&mut self, len: usize) -> Result<&[u8], PickleError> {
+        // What no file can hold is cut short anyway.
+        let count = usize::try_from(self.number(len)?).unwrap_or(usize::MAX);
+        self.take(count)
     }
 
     fn byte(&mut self) -> Result<u8, PickleError> {
@@ -215,7 +197,7 @@ impl<'a> Machine<'a> {
 
     fn line(&mut self) -> Result<String, PickleError> {
         let rest = &self.bytes[self.at..];
-        let len = rest.iter().position(|&b| b == b'\n').ok_or(PickleError::Truncated { at: self.bytes.len() })?;
+        let len = rest.iter().position(|&b| b == b'\n').ok_or(PickleError::Truncated(self.bytes.len()))?;
         let line = String::from_utf8_lossy(&rest[..len]).into_owned();
         self.at += len + 1;
         Ok(line)
@@ -234,7 +216,7 @@ impl<'a> Machine<'a> {
         let global = format!("{module}.{name}");
         match ALLOWED.iter().find(|allowed| **allowed == global) {
             Some(allowed) => self.push(Value::Global(allowed)),
-            None => Err(PickleError::Refused { global: shown(&global) }),
+            None => Err(PickleError::Refused(shown(&global))),
         }
     }
 
@@ -313,18 +295,14 @@ impl<'a> Machine<'a> {
         }
         list.iter().map(pair).collect()
     }
+}
 
-    fn put(&mut self, index: u32) -> Result<(), PickleError> {
-        let top = self.top()?;
-        self.memo.insert(index, top);
-        Ok(())
-    }
+fn text(bytes: &[u8]) -> Value {
+    Value::Text(String::from_utf8_lossy(bytes).into_owned())
+}
 
-    fn fetch(&mut self, index: u32) -> Result<(), PickleError> {
-        let id = *self.memo.get(&index).ok_or(self.broken("a value is used before it is made"))?;
-        self.stack.push(id);
-        Ok(())
-    }
+fn opaque(_: &[u8]) -> Value {
+    Value::Opaque
 }
 
 /// Little-endian two's complement.

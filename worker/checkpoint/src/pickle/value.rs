@@ -5,18 +5,12 @@
 pub enum PickleError {
     /// It names what is no data.
     #[error(
-        "refused: the file asks for `{global}`, which is no part of a state dict; nothing of it was run\n  hint: if you trust the file, load it in Python and save `model.state_dict()` with safetensors"
+        "refused: the file asks for `{0}`, which is no part of a state dict; nothing of it was run\n  hint: if you trust the file, load it in Python and save `model.state_dict()` with safetensors"
     )]
-    Refused {
-        /// Module and name.
-        global: String,
-    },
+    Refused(String),
     /// It ends too early.
-    #[error("the pickle is cut short at byte {at}")]
-    Truncated {
-        /// Where.
-        at: usize,
-    },
+    #[error("the pickle is cut short at byte {0}")]
+    Truncated(usize),
     /// An instruction that no checkpoint needs.
     #[error("the pickle has instruction {opcode:#04x} at byte {at}, which is not read")]
     Opcode {
