@@ -73,11 +73,8 @@ pub enum ModelError {
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     /// A part of a split checkpoint is not there.
-    #[error("{} is missing, of which other parts are there\n  hint: fetch it, and the index (model.safetensors.index.json) too", .path.display())]
-    MissingPart {
-        /// Where it should be.
-        path: PathBuf,
-    },
+    #[error("{} is missing, of which other parts are there\n  hint: fetch it, and the index (model.safetensors.index.json) too", .0.display())]
+    MissingPart(PathBuf),
     /// Only the hub has revisions.
     #[error("--revision {revision} is for models of the hub; `{name}` is not one")]
     Revision {

@@ -65,7 +65,7 @@ fn without_index(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
         let part = |number| folder.join(format!("{before}{number:05}-of-{total:05}{after}"));
         // Of more than could be there the first is missing that is.
         return match (1..=total).take(names.len() + 1).map(part).find(|path| !path.exists()) {
-            Some(path) => Err(ModelError::MissingPart { path }),
+            Some(path) => Err(ModelError::MissingPart(path)),
             None => Ok((1..=total).map(part).collect()),
         };
     }

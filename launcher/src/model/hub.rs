@@ -27,7 +27,7 @@ use crate::say;
 /// The folder that holds the files of `id` at `revision`.
 pub(super) fn fetch(id: &str, revision: &str, access: &HubAccess, freshness: Freshness) -> Result<PathBuf, HubError> {
     if !listing::stays_below(revision) {
-        return Err(HubError::Revision { revision: revision.into() });
+        return Err(HubError::Revision(revision.into()));
     }
     let cache = RepoCache::new(&access.cache, id);
     let snapshot = cache.snapshot(revision);

@@ -109,50 +109,41 @@ impl RepoCache {
     }
 
     /// Opens what there is of a blob that is not whole.
-    pub(super) fn open_incomplete(&self, name: &str) -> Result<(PathBuf, File), HubError> {
+    pub(super) fn open_incomplete(&self, name: &str) -> io::Result<(PathBuf, File)> {
         let path = self.blob(&format!("{name}.incomplete"));
-        let open = || {
-            fs::create_dir_all(self.below("blobs"))?;
-            let mut options = OpenOptions::new();
-            options.read(true).write(true).create(true).truncate(false);
-            options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed());
-            match options.open(&path) {
-                // No download of ours: a link, which would lead the content elsewhere.
-                Err(error) if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => {
-                    fs::remove_file(&path)?;
-                    options.open(&path)
-                }
-                other => other,
+        fs::create_dir_all(self.below("blobs"))?;
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed());
+        let file = match options.open(&path) {
+            // No download of ours: a link, which would lead the content elsewhere.
+            Err(error) if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => {
+                fs::remove_file(&path)?;
+                options.open(&path)
             }
+            other => other,
         };
-        open().map(|file| (path.clone(), file)).map_err(|source| self.failed(source))
+        Ok((path, file?))
     }
 
     /// Waits until nobody else downloads the blob; says so with `waiting`. The lock ends with the file.
-    pub(super) fn lock(&self, name: &str, waiting: impl FnOnce()) -> Result<File, HubError> {
+    pub(super) fn lock(&self, name: &str, waiting: impl FnOnce()) -> io::Result<File> {
         let folder = self.cache.join(".locks").join(&self.name);
-        let lock = || {
-            fs::create_dir_all(&folder)?;
-            let mut options = OpenOptions::new();
-            // Users who share a cache wait for each other.
-            let file = options
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o664)
-                .open(folder.join(format!("{name}.lock")))?;
-            match file.try_lock() {
-                Ok(()) => Ok(file),
-                Err(TryLockError::WouldBlock) => {
-                    waiting();
-                    file.lock().map(|()| file)
-                }
-                // File systems without locks: two downloads then write the same bytes to the same places.
-                Err(TryLockError::Error(error)) if is_unsupported(&error) => Ok(file),
-                Err(TryLockError::Error(error)) => Err(error),
+        fs::create_dir_all(&folder)?;
+        let mut options = OpenOptions::new();
+        // Users who share a cache wait for each other.
+        options.write(true).create(true).truncate(false).mode(0o664);
+        let file = options.open(folder.join(format!("{name}.lock")))?;
+        match file.try_lock() {
+            Ok(()) => Ok(file),
+            Err(TryLockError::WouldBlock) => {
+                waiting();
+                file.lock().map(|()| file)
             }
-        };
-        lock().map_err(|source| self.failed(source))
+            // File systems without locks: two downloads then write the same bytes to the same places.
+            Err(TryLockError::Error(error)) if is_unsupported(&error) => Ok(file),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
     }
 
     /// Makes `file` of the snapshot stand for a blob: by `symlink`, else by a copy where the file system has no links.
@@ -162,26 +153,22 @@ impl RepoCache {
         file: &str,
         blob: &str,
         symlink: fn(&Path, &Path) -> io::Result<()>,
-    ) -> Result<PathBuf, HubError> {
+    ) -> io::Result<PathBuf> {
         let path = self.file(commit, file);
+        let folder = path.parent().expect("a file lies in a folder");
         // The blobs are beside the folder of snapshots: two up from a commit, and one more for each folder in it.
-        let up = "../".repeat(Path::new(file).components().count() + 1);
-        let fresh = path.with_file_name(format!(".{blob}.{}", std::process::id()));
-        let make = || {
-            fs::create_dir_all(path.parent().expect("a file lies in a folder"))?;
-            let _ = fs::remove_file(&fresh);
-            match symlink(&Path::new(&up).join("blobs").join(blob), &fresh) {
-                Err(error) if is_unsupported(&error) => {
-                    fs::hard_link(self.blob(blob), &fresh).or_else(|_| fs::copy(self.blob(blob), &fresh).map(drop))
-                }
-                other => other,
-            }?;
-            fs::rename(&fresh, &path)
+        let target = PathBuf::from("../".repeat(Path::new(file).components().count() + 1)).join("blobs").join(blob);
+        fs::create_dir_all(folder)?;
+        let link = |fresh: &Path| match symlink(&target, fresh) {
+            Err(error) if is_unsupported(&error) => {
+                fs::hard_link(self.blob(blob), fresh).or_else(|_| fs::copy(self.blob(blob), fresh).map(drop))
+            }
+            other => other,
         };
-        make().map(|()| path.clone()).map_err(|source| {
-            let _ = fs::remove_file(&fresh);
-            self.failed(source)
-        })
+        // Goes again unless it has its name by then.
+        let fresh = tempfile::Builder::new().prefix(".").make_in(folder, link)?;
+        fresh.into_temp_path().persist(&path)?;
+        Ok(path)
     }
 
     /// Writes down that the repository does not have `file`. That it cannot be written costs a question next time.

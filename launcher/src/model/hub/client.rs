@@ -4,16 +4,11 @@
 //! Answers are asked for as they are, since a range of something compressed is of no use. Every wait has an end. What
 //! passes is tried again, a bounded number of times. Does not know files or the cache.
 
-use std::{
-    cell::{Cell, RefCell},
-    collections::HashMap,
-    thread,
-    time::Duration,
-};
+use std::{cell::Cell, thread, time::Duration};
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use ureq::{
-    Agent, Body, Proxy,
+    Agent, Body,
     http::{HeaderValue, Response, Uri, header},
 };
 
@@ -43,8 +38,7 @@ pub(super) struct Client<'a> {
     access: &'a HubAccess,
     endpoint: Origin,
     token: Option<HeaderValue>,
-    /// By proxy; each keeps its connections.
-    agents: RefCell<HashMap<Option<Proxy>, Agent>>,
+    agent: Agent,
     /// Whether anybody ever answered: where nobody does, trying again only takes longer to say so.
     answered: Cell<bool>,
 }
@@ -61,11 +55,14 @@ pub(super) struct Answer {
 }
 
 /// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
 pub(super) enum Trouble {
     /// It may be over soon, after the pause that the server asks for.
+    #[error("{reason}")]
     Passing { url: String, reason: String, pause: Option<Duration> },
     /// It stays.
-    Final(HubError),
+    #[error(transparent)]
+    Final(#[from] HubError),
 }
 
 /// Scheme, host and port.
@@ -90,7 +87,7 @@ impl<'a> Client<'a> {
             Ok::<_, HubError>(value)
         };
         let token = access.token.as_ref().map(bearer).transpose()?;
-        Ok(Self { id, access, endpoint, token, agents: RefCell::default(), answered: Cell::new(false) })
+        Ok(Self { id, access, endpoint, token, agent: agent(access.patience), answered: Cell::new(false) })
     }
 
     /// What the repository holds at `revision`.
@@ -101,8 +98,8 @@ impl<'a> Client<'a> {
             let mut answer = self.get(&url, revision, 0)?;
             let text = answer.body.with_config().limit(MAX_LISTING).read_to_vec();
             let text = text.map_err(|error| passing(&url, error.to_string()))?;
-            let wrong = |reason| Trouble::Final(HubError::Listing { url: without_query(&url).into(), reason });
-            Listing::parse(&text, revision).map_err(wrong)
+            let wrong = |reason| HubError::Listing { url: without_query(&url).into(), reason };
+            Ok(Listing::parse(&text, revision).map_err(wrong)?)
         })
     }
 
@@ -145,9 +142,13 @@ impl<'a> Client<'a> {
         let (mut linked_size, mut sha256) = (None, None);
         for _ in 0..=MAX_REDIRECTS {
             let uri = url.parse::<Uri>().ok().filter(|uri| origin(uri).is_some());
-            let uri = uri.ok_or_else(|| self.stays(&url, "it is no address"))?;
+            let uri = uri.ok_or_else(|| self.unreachable(&url, "it is no address"))?;
             let is_ours = origin(&uri).as_ref() == Some(&self.endpoint);
-            let mut request = self.agent(&uri).map_err(Trouble::Final)?.get(uri.clone());
+            let mut request = self.agent.get(uri.clone());
+            // Each host may have another; connections are kept by proxy too.
+            if let Some(proxy) = self.access.proxies.of(&url).map_err(HubError::from)? {
+                request = request.config().proxy(Some(proxy)).build();
+            }
             if is_ours && let Some(token) = &self.token {
                 request = request.header(header::AUTHORIZATION, token.clone());
             }
@@ -165,7 +166,7 @@ impl<'a> Client<'a> {
                 _ => return self.judge(&url, revision, is_ours, response, (linked_size, sha256)),
             }
         }
-        Err(self.stays(&url, "redirects without an end"))
+        Err(self.unreachable(&url, "redirects without an end").into())
     }
 
     /// What an answer means that is no redirect.
@@ -182,10 +183,10 @@ impl<'a> Client<'a> {
         let status = response.status();
         match status.as_u16() {
             200 | 206 => {
-                if let Some(encoding) = value("content-encoding").filter(|name| !name.eq_ignore_ascii_case("identity"))
-                {
+                let encoding = value("content-encoding").filter(|name| !name.eq_ignore_ascii_case("identity"));
+                if let Some(encoding) = encoding {
                     let reason = format!("it comes as {encoding}, although it was asked for as it is");
-                    return Err(self.stays(url, reason));
+                    return Err(self.unreachable(url, reason).into());
                 }
                 let (from, size) = match value("content-range").and_then(content_range) {
                     Some((from, size)) => (Some(from), size),
@@ -205,48 +206,17 @@ impl<'a> Client<'a> {
                     Some("EntryNotFound") => Refusal::File,
                     _ => Refusal::Repository,
                 };
-                Err(Trouble::Final(HubError::Refused {
-                    id: self.id.into(),
-                    revision: revision.into(),
-                    url: without_query(url).into(),
-                    status: code,
-                    said,
-                    refusal,
-                    has_token: self.token.is_some(),
-                }))
+                let (id, revision, url) = (self.id.into(), revision.into(), without_query(url).into());
+                let has_token = self.token.is_some();
+                Err(HubError::Refused { id, revision, url, status: code, said, refusal, has_token }.into())
             }
             // Elsewhere: the address that the hub gave us was good for a while.
             401 | 403 | 404 | 408 | 425 | 429 | 500..=599 => {
                 let pause = number("retry-after").map(Duration::from_secs);
                 Err(Trouble::Passing { url: url.into(), reason: format!("{} answered {status}", host(url)), pause })
             }
-            _ => Err(self.stays(url, format!("the answer is {status}"))),
+            _ => Err(self.unreachable(url, format!("the answer is {status}")).into()),
         }
-    }
-
-    fn agent(&self, uri: &Uri) -> Result<Agent, HubError> {
-        let proxy = self.access.proxies.of(&uri.to_string())?;
-        if let Some(agent) = self.agents.borrow().get(&proxy) {
-            return Ok(agent.clone());
-        }
-        let patience = self.access.patience;
-        let agent: Agent = Agent::config_builder()
-            .user_agent(concat!("nanoinfer/", env!("CARGO_PKG_VERSION")))
-            .accept_encoding("identity")
-            .proxy(proxy.clone())
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            .timeout_resolve(Some(CONNECT_TIMEOUT.min(patience)))
-            .timeout_connect(Some(CONNECT_TIMEOUT.min(patience)))
-            .timeout_send_request(Some(patience))
-            .timeout_recv_response(Some(patience))
-            // Each: a large file may take hours, but never so long for nothing.
-            .timeout_per_read(Some(patience))
-            .build()
-            .into();
-        self.agents.borrow_mut().insert(proxy, agent.clone());
-        Ok(agent)
     }
 
     fn trouble(&self, url: &str, error: &ureq::Error) -> Trouble {
@@ -256,18 +226,31 @@ impl<'a> Client<'a> {
             | ureq::Error::HostNotFound
             | ureq::Error::ConnectionFailed
             | ureq::Error::Protocol(_) => passing(url, error.to_string()),
-            _ => self.stays(url, error.to_string()),
+            _ => self.unreachable(url, error.to_string()).into(),
         }
     }
 
-    fn stays(&self, url: &str, reason: impl Into<String>) -> Trouble {
-        Trouble::Final(self.unreachable(url, reason.into()))
+    fn unreachable(&self, url: &str, reason: impl Into<String>) -> HubError {
+        let (id, url, cache) = (self.id.into(), without_query(url).into(), self.access.cache.clone());
+        HubError::Unreachable { id, url, reason: reason.into(), cache }
     }
+}
 
-    fn unreachable(&self, url: &str, reason: String) -> HubError {
-        let cache = self.access.cache.clone();
-        HubError::Unreachable { id: self.id.into(), url: without_query(url).into(), reason, cache }
-    }
+fn agent(patience: Duration) -> Agent {
+    let config = Agent::config_builder()
+        .user_agent(concat!("nanoinfer/", env!("CARGO_PKG_VERSION")))
+        .accept_encoding("identity")
+        .proxy(None)
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        .timeout_resolve(Some(CONNECT_TIMEOUT.min(patience)))
+        .timeout_connect(Some(CONNECT_TIMEOUT.min(patience)))
+        .timeout_send_request(Some(patience))
+        .timeout_recv_response(Some(patience))
+        // Each: a large file may take hours, but never so long for nothing.
+        .timeout_per_read(Some(patience));
+    config.build().into()
 }
 
 /// Trouble on the way.

@@ -43,7 +43,9 @@ pub(super) fn bring(
     }
     let known = announced.digest.as_ref().map(|digest| digest.hex().to_owned());
     let name = known.clone().unwrap_or_else(|| format!("{commit}-{}", file.replace('/', "--")));
-    let _lock = cache.lock(&name, || say(format_args!("waiting for another download of {id}: {file}")))?;
+    let waiting = || say(format_args!("waiting for another download of {id}: {file}"));
+    let failed = |source| cache.failed(source);
+    let _lock = cache.lock(&name, waiting).map_err(failed)?;
     // The other one may have brought it.
     if is_whole(&place, announced.size) {
         return Ok(place);
@@ -52,7 +54,7 @@ pub(super) fn bring(
         Some(name) if is_whole(&cache.blob(&name), announced.size) => name,
         _ => download(client, cache, (commit, file, &name), &announced)?,
     };
-    cache.place(commit, file, &blob, |from, to| symlink(from, to))
+    cache.place(commit, file, &blob, |from, to| symlink(from, to)).map_err(failed)
 }
 
 /// Downloads a blob; what it is called.
@@ -62,7 +64,7 @@ fn download(
     (commit, file, name): (&str, &str, &str),
     announced: &Announced,
 ) -> Result<String, HubError> {
-    let id = client.id;
+    let (id, failed) = (client.id, |source| cache.failed(source));
     let size = announced.size.map_or(String::new(), |size| format!(", {}", ByteSize(size)));
     say(format_args!("downloading {id}: {file}{size}"));
     let url = client.address(commit, file);
@@ -70,7 +72,7 @@ fn download(
     let style = ProgressStyle::with_template("{wide_bar} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left");
     let bar = ProgressBar::new(announced.size.unwrap_or(0)).with_style(style.expect("the template is well-formed"));
     let outcome = loop {
-        let mut partial = Partial::open(cache, name, (id, file), announced)?;
+        let mut partial = Partial::open(cache, name, (id, file), announced).map_err(failed)?;
         let inherited = partial.len > 0;
         let come = client.persist(|reached| {
             let outcome = partial.go_on(client, (&url, commit), &bar);
@@ -79,7 +81,7 @@ fn download(
         });
         match come.and_then(|()| partial.finish()) {
             Err(error @ HubError::Content { .. }) => {
-                fs::remove_file(&partial.path).map_err(|source| cache.failed(source))?;
+                fs::remove_file(&partial.path).map_err(failed)?;
                 if !inherited {
                     break Err(error);
                 }
@@ -108,13 +110,13 @@ struct Partial<'a> {
 
 impl<'a> Partial<'a> {
     /// Takes up what an earlier download left.
-    fn open(cache: &'a RepoCache, name: &str, of: (&'a str, &'a str), announced: &Announced) -> Result<Self, HubError> {
+    fn open(cache: &'a RepoCache, name: &str, of: (&'a str, &'a str), announced: &Announced) -> io::Result<Self> {
         let (path, content) = cache.open_incomplete(name)?;
         let hash = hash_of(announced);
         let mut partial = Self { cache, of, path, content, hash, len: 0, announced: announced.clone() };
         let mut chunk = vec![0; CHUNK];
         loop {
-            match read(&mut partial.content, &mut chunk).map_err(|source| cache.failed(source))? {
+            match read(&mut partial.content, &mut chunk)? {
                 0 => return Ok(partial),
                 n => partial.count(&chunk[..n]),
             }
@@ -144,7 +146,9 @@ impl<'a> Partial<'a> {
             self.announced.digest = Some(Digest::Sha256(sha256));
         }
         match (self.announced.size, answer.size) {
-            (Some(announced), Some(size)) if announced != size => return Err(self.differs(announced, size)),
+            (Some(announced), Some(size)) if announced != size => {
+                return Err(self.differs_in_size(announced, size).into());
+            }
             (announced, size) => self.announced.size = announced.or(size),
         }
         bar.set_length(self.announced.size.unwrap_or(0));
@@ -153,10 +157,10 @@ impl<'a> Partial<'a> {
         loop {
             bar.set_position(self.len);
             let n = read(&mut body, &mut chunk).map_err(|error| passing(url, error.to_string()))?;
-            self.content.write_all(&chunk[..n]).map_err(|source| self.fails(source))?;
+            self.content.write_all(&chunk[..n]).map_err(|source| self.cache.failed(source))?;
             self.count(&chunk[..n]);
             match self.announced.size {
-                Some(size) if self.len > size => return Err(self.differs(size, self.len)),
+                Some(size) if self.len > size => return Err(self.differs_in_size(size, self.len).into()),
                 Some(size) if n == 0 && self.len < size => {
                     return Err(passing(url, format!("the answer ended after {} of {size} bytes", self.len)));
                 }
@@ -171,32 +175,29 @@ impl<'a> Partial<'a> {
         self.len += content.len() as u64;
     }
 
-    fn restart(&mut self) -> Result<(), Trouble> {
+    fn restart(&mut self) -> Result<(), HubError> {
         (self.len, self.hash) = (0, hash_of(&self.announced));
-        self.content.set_len(0).and_then(|()| self.content.rewind()).map_err(|source| self.fails(source))
+        self.content.set_len(0).and_then(|()| self.content.rewind()).map_err(|source| self.cache.failed(source))
     }
 
     /// Gives it its name, if it is what was announced.
     fn finish(&mut self) -> Result<String, HubError> {
-        let (id, file) = self.of;
         let got: String = self.hash.finalize_reset().iter().map(|byte| format!("{byte:02x}")).collect();
         if let Some(digest) = self.announced.digest.as_ref().filter(|digest| digest.hex() != got) {
-            let (expected, got) = (format!("digest {}", digest.hex()), format!("digest {got}"));
-            return Err(HubError::Content { id: id.into(), file: file.into(), expected, got });
+            return Err(self.differs(format!("digest {}", digest.hex()), format!("digest {got}")));
         }
         // A full disk may show only now; what has a name is whole.
         let named = self.content.sync_all().and_then(|()| fs::rename(&self.path, self.cache.blob(&got)));
         named.map(|()| got).map_err(|source| self.cache.failed(source))
     }
 
-    fn differs(&self, expected: u64, got: u64) -> Trouble {
-        let ((id, file), bytes) = (self.of, |n| format!("{n} bytes"));
-        let (expected, got) = (bytes(expected), bytes(got));
-        Trouble::Final(HubError::Content { id: id.into(), file: file.into(), expected, got })
+    fn differs_in_size(&self, expected: u64, got: u64) -> HubError {
+        self.differs(format!("{expected} bytes"), format!("{got} bytes"))
     }
 
-    fn fails(&self, source: io::Error) -> Trouble {
-        Trouble::Final(self.cache.failed(source))
+    fn differs(&self, expected: String, got: String) -> HubError {
+        let (id, file) = self.of;
+        HubError::Content { id: id.into(), file: file.into(), expected, got }
     }
 }
 

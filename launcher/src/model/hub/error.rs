@@ -109,11 +109,8 @@ pub enum HubError {
         source: io::Error,
     },
     /// Nothing that a repository could have.
-    #[error("--revision {revision:?} is no branch, tag or commit")]
-    Revision {
-        /// What was typed.
-        revision: String,
-    },
+    #[error("--revision {0:?} is no branch, tag or commit")]
+    Revision(String),
     /// A setting of the environment that cannot be used.
     #[error("{variable} is {reason}\n  hint: {hint}")]
     Setting {
