@@ -15,7 +15,7 @@ use nanoinfer_worker::rank::end_process;
 use tracing_subscriber::EnvFilter;
 
 use self::{
-    config::{Config, ConfigError},
+    config::Config,
     options::{CommandLine, CoordinatorOptions, ServeOptions, Subcommand, WorkerOptions},
 };
 use crate::{
@@ -28,8 +28,7 @@ use crate::{
     model::{self, ModelError},
     output,
     plan::{Placement, Plan},
-    progress::LoadProgress,
-    supervise,
+    progress, supervise,
 };
 
 /// Does what `nanoinfer-launch` does with these arguments (the first is the program's name), and answers with its exit
@@ -59,14 +58,14 @@ pub fn main_with(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Some(Subcommand::GpuCheck(options)) => match gpu_check::run(&options.gpu) {
             // The table has said why.
             Ok(false) => return ExitCode::FAILURE,
-            checked => checked.map(drop).map_err(Failure::from),
+            checked => checked.map(drop),
         },
     };
     let code = match result {
         Ok(()) => 0,
-        Err(failure) => {
-            crate::say(format_args!("error: {failure}"));
-            failure.exit_code()
+        Err(error) => {
+            crate::say(format_args!("error: {error}"));
+            error.exit_code()
         }
     };
     // Where a thread may still be inside a GPU's driver.
@@ -74,24 +73,6 @@ pub fn main_with(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         end_process(code.into());
     }
     ExitCode::SUCCESS
-}
-
-/// Why the program ends with an error.
-#[derive(Debug, thiserror::Error)]
-enum Failure {
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    #[error(transparent)]
-    Launch(#[from] LaunchError),
-}
-
-impl Failure {
-    fn exit_code(&self) -> u8 {
-        match self {
-            Self::Config(_) => 2,
-            Self::Launch(error) => error.exit_code(),
-        }
-    }
 }
 
 /// What these flags, the environment and a `--config` file say of a cluster.
@@ -105,7 +86,7 @@ pub fn cluster_config(flags: impl IntoIterator<Item = String>) -> Result<Cluster
     Ok(config.options.cluster)
 }
 
-fn serve(options: ServeOptions, args: &[OsString]) -> Result<(), Failure> {
+fn serve(options: ServeOptions, args: &[OsString]) -> Result<(), LaunchError> {
     if let Some(parent) = options.parent {
         join::die_with_parent(parent).map_err(LaunchError::system("start"))?;
     }
@@ -113,7 +94,7 @@ fn serve(options: ServeOptions, args: &[OsString]) -> Result<(), Failure> {
     supervise(config, listener, Placement::Here, Cluster::carry_out)
 }
 
-fn coordinate(options: CoordinatorOptions, args: &[OsString]) -> Result<(), Failure> {
+fn coordinate(options: CoordinatorOptions, args: &[OsString]) -> Result<(), LaunchError> {
     let Some((config, listener)) = prepare(options.serve, args, Placement::Elsewhere)? else { return Ok(()) };
     // Not before there is a log: it may have something to say of the file.
     let secret = Secret::read(&options.secret_file)?;
@@ -126,7 +107,7 @@ fn prepare(
     typed: ServeOptions,
     args: &[OsString],
     placement: Placement,
-) -> Result<Option<(Config, TcpListener)>, Failure> {
+) -> Result<Option<(Config, TcpListener)>, LaunchError> {
     let mut config = Config::new(typed, args, environment::caches())?;
     let options = &mut config.options;
     log_to_stderr(&options.cluster.log)?;
@@ -137,7 +118,7 @@ fn prepare(
         let plan = Plan::new(&options.cluster, placement)?;
         // A start fails with the same words.
         let warning = plan.check_memory().err().map(|error| format!("\nwarning: {error}")).unwrap_or_default();
-        output::write(format_args!("{plan}{warning}\n")).map_err(LaunchError::from)?;
+        output::write(format_args!("{plan}{warning}\n"))?;
         return Ok(None);
     }
     match supervise::bind(&options.host, options.port) {
@@ -146,8 +127,8 @@ fn prepare(
         Err(taken) => {
             options.cluster.caches.hub.offline = true;
             match Plan::new(&options.cluster, placement) {
-                Err(LaunchError::Model(ModelError::Hub(_))) | Ok(_) => Err(taken.into()),
-                Err(error) => Err(error.into()),
+                Err(LaunchError::Model(ModelError::Hub(_))) | Ok(_) => Err(taken),
+                Err(error) => Err(error),
             }
         }
     }
@@ -159,42 +140,37 @@ fn supervise(
     listener: TcpListener,
     placement: Placement,
     start: impl FnOnce(&Plan) -> Result<Cluster, LaunchError> + Send + 'static,
-) -> Result<(), Failure> {
-    Ok(supervise::serve(listener, http, options.shutdown_timeout, move || {
+) -> Result<(), LaunchError> {
+    supervise::serve(listener, http, options.shutdown_timeout, move || {
         let plan = Plan::new(&options.cluster, placement)?;
         tracing::info!("\n{plan}");
-        let _progress = LoadProgress::begin(&plan);
-        start(&plan)
-    })?)
+        progress::during(&plan, || start(&plan))
+    })
 }
 
-fn work(options: WorkerOptions) -> Result<(), Failure> {
+fn work(options: WorkerOptions) -> Result<(), LaunchError> {
     log_to_stderr(options.log.as_deref().unwrap_or(config::default_log()))?;
     let door = match (options.parent, options.connect, options.secret_file) {
         (Some(parent), None, None) if options.inherited => Door::Inherited { parent },
         (None, Some(address), Some(file)) => {
             let caches = environment::caches();
-            let weights = options
-                .model
-                .map(|name| model::resolve_weights(&name, options.revision.as_deref(), &caches))
-                .transpose()
-                .map_err(LaunchError::from)?;
+            let weights = |name: String| model::resolve_weights(&name, options.revision.as_deref(), &caches);
+            let weights = options.model.map(weights).transpose()?;
             Door::Connect { address, secret: Secret::read(&file)?, weights, data_host: options.data_host }
         }
         _ => {
-            return Err(LaunchError::Usage {
-                problem: "a rank started by hand needs the coordinator's address and the cluster's secret".into(),
-                hint: "worker --rank R --world N --connect HOST:PORT --secret-file FILE".into(),
-            }
-            .into());
+            return Err(LaunchError::usage(
+                "a rank started by hand needs the coordinator's address and the cluster's secret",
+                "worker --rank R --world N --connect HOST:PORT --secret-file FILE",
+            ));
         }
     };
-    Ok(join::run(Worker { rank: options.rank, world: options.world, door })?)
+    join::run(Worker { rank: options.rank, world: options.world, door })
 }
 
-fn log_to_stderr(filter: &str) -> Result<(), ConfigError> {
-    let filter = EnvFilter::try_new(filter)
-        .map_err(|error| ConfigError::Log { filter: filter.into(), reason: error.to_string() })?;
+fn log_to_stderr(filter: &str) -> Result<(), LaunchError> {
+    let wrong = |error| LaunchError::Config(format!("--log {filter}: {error}"));
+    let filter = EnvFilter::try_new(filter).map_err(wrong)?;
     let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi);
     // Where nobody reads standard error any more, a complaint about that would be a panic. An embedding program may have

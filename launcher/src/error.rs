@@ -19,6 +19,9 @@ pub enum LaunchError {
         /// What to do.
         hint: String,
     },
+    /// Options that contradict one another, or a configuration file that says what no option does.
+    #[error("{0}")]
+    Config(String),
     /// There is no such model.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -132,6 +135,7 @@ impl LaunchError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Usage { .. }
+            | Self::Config(_)
             | Self::Model(_)
             | Self::Text(_)
             | Self::Partition(_)
@@ -140,6 +144,11 @@ impl LaunchError {
             | Self::Secret { .. } => 2,
             _ => 1,
         }
+    }
+
+    /// What is wrong with the options, and what to do.
+    pub(crate) fn usage(problem: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::Usage { problem: problem.into(), hint: hint.into() }
     }
 
     /// Wraps an error of the operating system: `cannot {what}: …`.

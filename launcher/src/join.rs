@@ -16,6 +16,7 @@ use nanoinfer_shared::{
     comm::ShmSegment,
     handshake::{self, HANDSHAKE_TIMEOUT, HandshakeError, Identity},
     link::{ControlLink, LinkError, Socket},
+    protocol::{FromRank, ToRank},
 };
 use nanoinfer_worker::rank::{self, OnLost, RankSetup};
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
@@ -59,15 +60,21 @@ pub(crate) fn run(worker: Worker) -> Result<(), LaunchError> {
     // A name for `ps` and `top`; a kernel that refuses it is no reason to stop.
     let _ = std::ffi::CString::new(format!("rank {}", worker.rank)).map(|name| rustix::thread::set_name(&name));
     let identity = Identity { build_id: BUILD_ID.into(), world: worker.world, rank: worker.rank, host: this_host() };
-    let setup = match worker.door {
-        Door::Inherited { parent } => inherit(identity, parent)?,
+    let (link, epoch, segment, weights, data_host) = match worker.door {
+        Door::Inherited { parent } => {
+            let failed = |error: Refusal| {
+                let (address, reason) = ("standard input".into(), error.to_string());
+                LaunchError::Join { rank: identity.rank, address, reason }
+            };
+            let (link, epoch, segment) = inherit(&identity, parent).map_err(failed)?;
+            (link, epoch, segment, None, "127.0.0.1".into())
+        }
         Door::Connect { address, secret, weights, data_host } => {
             let (link, epoch, local) = connect(&identity, &address, &secret)?;
-            let data_host = data_host.unwrap_or(local);
-            RankSetup { link, identity, epoch, segment: None, weights, data_host, on_lost: OnLost::Exit }
+            (link, epoch, None, weights, data_host.unwrap_or(local))
         }
     };
-    Ok(rank::run(setup)?)
+    Ok(rank::run(RankSetup { link, identity, epoch, segment, weights, data_host, on_lost: OnLost::Exit })?)
 }
 
 /// What tells this host from others: its boot, and the control groups that this process sees, as containers of one host have
@@ -88,23 +95,18 @@ pub(crate) fn die_with_parent(parent: u32) -> io::Result<()> {
     }
 }
 
-fn inherit(identity: Identity, parent: u32) -> Result<RankSetup, LaunchError> {
-    let rank = identity.rank;
-    let failed = |reason: String| LaunchError::Join { rank, address: "standard input".into(), reason };
-    die_with_parent(parent).map_err(|e| failed(e.to_string()))?;
-    spawn::leave_stopping_to_the_launcher();
-    let socket = io::stdin().as_fd().try_clone_to_owned().map_err(|e| failed(e.to_string()))?;
-    let socket = UnixStream::from(socket);
-    let mut handle = Socket::Unix(socket.try_clone().map_err(|e| failed(e.to_string()))?);
-    let until = Instant::now() + HANDSHAKE_TIMEOUT;
-    let epoch = handshake::join(&mut handle, &identity, &[], until).map_err(|e| failed(e.to_string()))?;
-    let segment: Option<ShmSegment> = spawn::receive_segment(&socket).map_err(|e| failed(e.to_string()))?;
-    let link = ControlLink::over(handle, epoch).map_err(|e| failed(e.to_string()))?;
-    let data_host = "127.0.0.1".into();
-    Ok(RankSetup { link, identity, epoch, segment, weights: None, data_host, on_lost: OnLost::Exit })
-}
+type Link = ControlLink<FromRank, ToRank>;
 
-type Link = ControlLink<nanoinfer_shared::protocol::FromRank, nanoinfer_shared::protocol::ToRank>;
+/// The link, the cluster's epoch, and the shared memory of the data link where there is one.
+fn inherit(identity: &Identity, parent: u32) -> Result<(Link, u32, Option<ShmSegment>), Refusal> {
+    die_with_parent(parent)?;
+    spawn::leave_stopping_to_the_launcher();
+    let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let mut handle = Socket::Unix(socket.try_clone()?);
+    let epoch = handshake::join(&mut handle, identity, &[], Instant::now() + HANDSHAKE_TIMEOUT)?;
+    let segment = spawn::receive_segment(&socket)?;
+    Ok((ControlLink::over(handle, epoch).map_err(HandshakeError::from)?, epoch, segment))
+}
 
 /// The link, the cluster's epoch, and the address of this host that reaches the coordinator.
 fn connect(identity: &Identity, address: &str, secret: &Secret) -> Result<(Link, u32, String), LaunchError> {

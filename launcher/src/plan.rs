@@ -101,13 +101,9 @@ impl Plan {
         let partition = Partition::new(&model.shape, world)?;
         let (comm, link_note) = data_link::choose(config.comm, world, placement, &chosen.device, cuda::nccl_version)?;
         if config.max_batched_tokens < config.max_seqs {
-            return Err(LaunchError::Usage {
-                problem: format!(
-                    "--max-batched-tokens {} is less than --max-seqs {}",
-                    config.max_batched_tokens, config.max_seqs
-                ),
-                hint: "every sequence takes at least one token of a step".into(),
-            });
+            let (tokens, seqs) = (config.max_batched_tokens, config.max_seqs);
+            let problem = format!("--max-batched-tokens {tokens} is less than --max-seqs {seqs}");
+            return Err(LaunchError::usage(problem, "every sequence takes at least one token of a step"));
         }
         // Ranks elsewhere know their own cores.
         let (threads, cores, why_cores) = match placement {
@@ -180,14 +176,10 @@ impl Plan {
             if needed > *free_bytes {
                 let less =
                     if self.on_gpus() { "halves f32's weights" } else { "halves the weights, int8 quarters them" };
-                return Err(LaunchError::Usage {
-                    problem: format!(
-                        "the ranks need {}, and {name} has {} free",
-                        ByteSize(needed),
-                        ByteSize(*free_bytes)
-                    ),
-                    hint: format!("--kv-memory, --max-seqs and --max-batched-tokens take less; --dtype bf16 {less}"),
-                });
+                return Err(LaunchError::usage(
+                    format!("the ranks need {}, and {name} has {} free", ByteSize(needed), ByteSize(*free_bytes)),
+                    format!("--kv-memory, --max-seqs and --max-batched-tokens take less; --dtype bf16 {less}"),
+                ));
             }
         }
         Ok(())
@@ -234,10 +226,10 @@ fn served(model: &ResolvedModel, positions: Option<usize>) -> Result<ModelShape,
     let most = model.shape.context;
     let context = positions.unwrap_or(most);
     if context > most {
-        return Err(LaunchError::Usage {
-            problem: format!("--max-model-len {context} is more than the {most} positions of {}", model.name),
-            hint: format!("--max-model-len {most} or less; none is learned for what is behind them"),
-        });
+        return Err(LaunchError::usage(
+            format!("--max-model-len {context} is more than the {most} positions of {}", model.name),
+            format!("--max-model-len {most} or less; none is learned for what is behind them"),
+        ));
     }
     Ok(ModelShape { context, ..model.shape.clone() })
 }

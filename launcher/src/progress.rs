@@ -7,8 +7,8 @@ use std::{
     fs,
     io::{self, IsTerminal},
     net::SocketAddr,
-    sync::mpsc::{self, RecvTimeoutError},
-    thread::{self, JoinHandle},
+    sync::mpsc::{self, Receiver, RecvTimeoutError},
+    thread::{self, ScopedJoinHandle},
     time::Duration,
 };
 
@@ -18,54 +18,43 @@ use indicatif::{ProgressBar, ProgressStyle};
 /// How often the bar is drawn.
 const DRAW_EVERY: Duration = Duration::from_millis(100);
 
-/// A bar that is drawn until it is dropped.
-#[derive(Debug)]
-pub(crate) struct LoadProgress {
-    /// Dropped to end the thread.
-    stop: Option<mpsc::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
-
 /// Whether a person sees standard error.
 pub(crate) fn is_watched() -> bool {
     io::stderr().is_terminal()
 }
 
-impl LoadProgress {
-    /// Tells the plan and begins to draw; nothing where nobody sees it.
-    pub(crate) fn begin(plan: &Plan) -> Option<Self> {
-        if !is_watched() {
-            return None;
-        }
-        crate::say(format_args!("\n{plan}\n"));
-        let weights = plan.memory.iter().map(|memory| memory.weights).sum();
-        let world = plan.partition.world();
-        // Memory of this host that grows as weights arrive.
-        let shows = plan.placement == Placement::Here && !plan.on_gpus();
-        let (stop, stopped) = mpsc::channel::<()>();
-        let thread = thread::Builder::new().name("progress".into()).spawn(move || {
-            let bar = if shows { bar(weights) } else { waiting(world) };
-            let before = resident_bytes();
-            while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(DRAW_EVERY) {
-                // Other memory grows too: the bar is full at most.
-                bar.set_position(resident_bytes().saturating_sub(before).min(weights));
-                bar.tick();
-            }
-            bar.finish_and_clear();
-        });
-        // Without a thread there is no bar, and all else goes on.
-        thread.ok().map(|thread| Self { stop: Some(stop), thread: Some(thread) })
+/// Tells the plan and draws while `start` runs; nothing where nobody sees it.
+pub(crate) fn during<T>(plan: &Plan, start: impl FnOnce() -> T) -> T {
+    if !is_watched() {
+        return start();
     }
+    crate::say(format_args!("\n{plan}\n"));
+    let (stop, stopped) = mpsc::channel::<()>();
+    thread::scope(|scope| {
+        let progress = thread::Builder::new().name("progress".into());
+        // Without a thread there is no bar, and all else goes on.
+        let thread = progress.spawn_scoped(scope, move || draw(plan, &stopped)).ok();
+        let started = start();
+        drop(stop);
+        // A panic there has been printed.
+        let _ = thread.map(ScopedJoinHandle::join);
+        started
+    })
 }
 
-impl Drop for LoadProgress {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            // A panic there has been printed.
-            let _ = thread.join();
-        }
+/// Draws until the other end of `stopped` is gone.
+fn draw(plan: &Plan, stopped: &Receiver<()>) {
+    let weights = plan.memory.iter().map(|memory| memory.weights).sum();
+    // Memory of this host that grows as weights arrive.
+    let shows = plan.placement == Placement::Here && !plan.on_gpus();
+    let bar = if shows { bar(weights) } else { waiting(plan.partition.world()) };
+    let before = resident_bytes();
+    while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(DRAW_EVERY) {
+        // Other memory grows too: the bar is full at most.
+        bar.set_position(resident_bytes().saturating_sub(before).min(weights));
+        bar.tick();
     }
+    bar.finish_and_clear();
 }
 
 /// What a person can do now.

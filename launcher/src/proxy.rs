@@ -102,13 +102,8 @@ impl Proxies {
 
 /// An entry's host, and its port where it has one. Colons of a bare IPv6 address are its own.
 fn with_port(entry: &str) -> (&str, Option<u16>) {
-    match entry.rsplit_once(':') {
-        Some((host, port)) if !host.contains(':') || host.ends_with(']') => match port.parse() {
-            Ok(port) => (host, Some(port)),
-            Err(_) => (entry, None),
-        },
-        _ => (entry, None),
-    }
+    let parted = entry.rsplit_once(':').filter(|(host, _)| !host.contains(':') || host.ends_with(']'));
+    parted.and_then(|(host, port)| Some((host, Some(port.parse().ok()?)))).unwrap_or((entry, None))
 }
 
 /// Whether an entry means `host`.

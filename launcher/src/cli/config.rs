@@ -3,13 +3,16 @@
 //!
 //! A TOML file is read as the flags it spells, by the same parser: one set of names, values and messages.
 
-use std::{ffi::OsString, path::PathBuf};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
 
 use clap::parser::ValueSource;
 use nanoinfer_coordinator::http::{ApiKey, HeaderValue, HttpOptions};
 
 use super::options::{CommandLine, ServeOptions, Subcommand};
-use crate::{closest, model::Caches, progress, spawn::WorkerBinary, utf8};
+use crate::{closest, error::LaunchError, model::Caches, progress, spawn::WorkerBinary, utf8};
 
 /// Logged unless something else is asked for: lifecycle, no steps. A terminal is told of a start in other ways.
 pub(super) fn default_log() -> &'static str {
@@ -23,50 +26,19 @@ pub(super) struct Config {
     pub(super) http: HttpOptions,
 }
 
-/// Options that contradict one another, or a configuration file that says what no option does.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum ConfigError {
-    /// The file itself.
-    #[error("cannot read {}: {source}", .path.display())]
-    Read { path: PathBuf, source: std::io::Error },
-    /// Not TOML.
-    #[error("{} is not TOML: {reason}", .path.display())]
-    Syntax { path: PathBuf, reason: String },
-    /// A key that is no option.
-    #[error("{}: unknown key `{key}`{}", .path.display(), .suggestion.as_ref().map_or(String::new(), |s| format!("; did you mean `{s}`?")))]
-    UnknownKey { path: PathBuf, key: String, suggestion: Option<String> },
-    /// A value that its option does not take.
-    #[error("{}: `{key}`: {reason}", .path.display())]
-    Value { path: PathBuf, key: String, reason: String },
-    /// An API key that cannot be sent in a header, or is none.
-    #[error("{from}: an API key is one line of visible ASCII characters\n  hint: openssl rand -hex 32 makes one")]
-    ApiKey { from: String },
-    /// An origin that no browser sends.
-    #[error(
-        "--cors-origin {origin} is no origin\n  hint: scheme, host and port, like https://chat.example or http://localhost:3000"
-    )]
-    Origin { origin: String },
-    /// A host that no request names.
-    #[error("--allowed-host {host} is no name\n  hint: a name without scheme or port, like chat.example")]
-    AllowedHost { host: String },
-    /// A log filter that is none.
-    #[error("--log {filter}: {reason}")]
-    Log { filter: String, reason: String },
-}
-
 impl Config {
     /// What was typed in `args`, with what a file adds.
-    pub(super) fn new(typed: ServeOptions, args: &[OsString], caches: Caches) -> Result<Self, ConfigError> {
+    pub(super) fn new(typed: ServeOptions, args: &[OsString], caches: Caches) -> Result<Self, LaunchError> {
         let mut options = match &typed.config {
-            Some(path) => with_file(path.clone(), args)?,
+            Some(path) => with_file(path, args)?,
             None => typed,
         };
         let defaults = HttpOptions::default();
         let http = HttpOptions {
             max_request_memory: options.max_request_memory.map_or(defaults.max_request_memory, |size| size.0 as usize),
             api_key: api_key(options.api_key.take(), options.api_key_file.take())?,
-            cors_origins: cors_origins(std::mem::take(&mut options.cors_origin))?,
-            allowed_hosts: allowed_hosts(std::mem::take(&mut options.allowed_host))?,
+            cors_origins: cors_origins(&options.cors_origin)?,
+            allowed_hosts: allowed_hosts(&options.allowed_host)?,
             ..defaults
         };
         let cluster = &mut options.cluster;
@@ -77,44 +49,57 @@ impl Config {
     }
 }
 
-fn api_key(key: Option<String>, file: Option<PathBuf>) -> Result<Option<ApiKey>, ConfigError> {
+/// The text of a file that an option names.
+fn read(path: &Path) -> Result<String, LaunchError> {
+    utf8::read_file(path).map_err(|error| LaunchError::Config(format!("cannot read {}: {error}", path.display())))
+}
+
+fn api_key(key: Option<String>, file: Option<PathBuf>) -> Result<Option<ApiKey>, LaunchError> {
     let (key, from) = match (key, file) {
         (Some(key), _) => (key, "--api-key".to_owned()),
         (None, Some(path)) => {
-            let text = utf8::read_file(&path).map_err(|source| ConfigError::Read { path: path.clone(), source })?;
+            let text = read(&path)?;
             (text.lines().next().unwrap_or_default().trim().to_owned(), path.display().to_string())
         }
         (None, None) => return Ok(None),
     };
-    let sendable = !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_graphic());
-    if sendable { Ok(Some(ApiKey::new(&key))) } else { Err(ConfigError::ApiKey { from }) }
+    if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+        let problem = format!("{from}: an API key is one line of visible ASCII characters");
+        return Err(LaunchError::usage(problem, "openssl rand -hex 32 makes one"));
+    }
+    Ok(Some(ApiKey::new(&key)))
 }
 
-fn cors_origins(origins: Vec<String>) -> Result<Vec<HeaderValue>, ConfigError> {
-    let read = |origin: String| {
+fn cors_origins(origins: &[String]) -> Result<Vec<HeaderValue>, LaunchError> {
+    let read = |origin: &String| {
         let trimmed = origin.trim().trim_end_matches('/');
         let has_scheme = trimmed.split_once("://").is_some_and(|(_, host)| !host.is_empty() && !host.contains('/'));
         let value = HeaderValue::from_str(trimmed).ok().filter(|_| has_scheme || trimmed == "*");
-        value.ok_or(ConfigError::Origin { origin })
+        let hint = "scheme, host and port, like https://chat.example or http://localhost:3000";
+        value.ok_or_else(|| LaunchError::usage(format!("--cors-origin {origin} is no origin"), hint))
     };
-    origins.into_iter().map(read).collect()
+    origins.iter().map(read).collect()
 }
 
-fn allowed_hosts(hosts: Vec<String>) -> Result<Vec<String>, ConfigError> {
-    let read = |host: String| {
+fn allowed_hosts(hosts: &[String]) -> Result<Vec<String>, LaunchError> {
+    let read = |host: &String| {
         let trimmed = host.trim().trim_end_matches('.');
         let is_name =
             !trimmed.is_empty() && trimmed.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
-        if is_name || trimmed == "*" { Ok(trimmed.to_owned()) } else { Err(ConfigError::AllowedHost { host }) }
+        if is_name || trimmed == "*" {
+            return Ok(trimmed.to_owned());
+        }
+        let hint = "a name without scheme or port, like chat.example";
+        Err(LaunchError::usage(format!("--allowed-host {host} is no name"), hint))
     };
-    hosts.into_iter().map(read).collect()
+    hosts.iter().map(read).collect()
 }
 
 /// What is typed in `args`, and what the file at `path` spells of all else.
-fn with_file(path: PathBuf, args: &[OsString]) -> Result<ServeOptions, ConfigError> {
-    let text = utf8::read_file(&path).map_err(|source| ConfigError::Read { path: path.clone(), source })?;
-    let table: toml::Table =
-        text.parse().map_err(|e: toml::de::Error| ConfigError::Syntax { path: path.clone(), reason: e.to_string() })?;
+fn with_file(path: &Path, args: &[OsString]) -> Result<ServeOptions, LaunchError> {
+    let path_shown = path.display();
+    let not_toml = |error: toml::de::Error| LaunchError::Config(format!("{path_shown} is not TOML: {error}"));
+    let table: toml::Table = read(path)?.parse().map_err(not_toml)?;
     let (command, matches) = CommandLine::matches(args).expect("it was parsed before");
     let matches = matches.subcommand().map_or(&matches, |(_, of_it)| of_it);
     // A key and a file of one exclude one another, wherever they stand.
@@ -132,19 +117,20 @@ fn with_file(path: PathBuf, args: &[OsString]) -> Result<ServeOptions, ConfigErr
         // `max_seqs` is as good as `max-seqs`.
         let name = key.replace('_', "-");
         let Some((_, arg)) = known.iter().find(|(known, _)| *known == name) else {
-            let suggestion = closest(&name, known.iter().map(|(name, _)| *name)).map(String::from);
-            return Err(ConfigError::UnknownKey { path, key, suggestion });
+            let near = closest(&name, known.iter().map(|(name, _)| *name));
+            let near = near.map_or(String::new(), |near| format!("; did you mean `{near}`?"));
+            return Err(LaunchError::Config(format!("{path_shown}: unknown key `{key}`{near}")));
         };
         let is_switch = !arg.get_action().takes_values();
-        let wrong = |reason: String| ConfigError::Value { path: path.clone(), key: key.clone(), reason };
+        let wrong = |reason: &str| LaunchError::Config(format!("{path_shown}: `{key}`: {reason}"));
         let flag = match value {
             toml::Value::String(text) => format!("--{name}={text}"),
             toml::Value::Integer(number) => format!("--{name}={number}"),
             toml::Value::Boolean(true) if is_switch => format!("--{name}"),
             toml::Value::Boolean(false) if is_switch => continue,
-            other => return Err(wrong(format!("a {} is not what it takes", other.type_str()))),
+            other => return Err(wrong(&format!("a {} is not what it takes", other.type_str()))),
         };
-        CommandLine::parse_from_all(["nanoinfer-launch", &flag]).map_err(|error| wrong(reason(&error.to_string())))?;
+        CommandLine::parse_from_all(["nanoinfer-launch", &flag]).map_err(|error| wrong(&reason(&error.to_string())))?;
         let place = place(arg.get_id().as_str());
         if !said.contains(&place) {
             said.push(place);

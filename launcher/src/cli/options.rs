@@ -46,14 +46,11 @@ impl CommandLine {
     pub(super) fn matches(
         args: impl IntoIterator<Item: Into<OsString> + Clone>,
     ) -> Result<(Command, ArgMatches), clap::Error> {
-        let ours = |arg: clap::Arg| match arg.get_env() {
-            Some(name) if service_links::is_one(name) => arg.env(Resettable::Reset),
-            _ => arg,
-        };
-        // The help of an option tells its default itself.
         let ours = |arg: clap::Arg| {
+            // The help of an option tells its default itself.
             let has_values = arg.get_action().takes_values();
-            ours(arg).hide_default_value(has_values)
+            let arg = arg.hide_default_value(has_values);
+            if arg.get_env().is_some_and(service_links::is_one) { arg.env(Resettable::Reset) } else { arg }
         };
         let with_limits_last = |command: Command| {
             let limits = command.get_arguments().filter(|arg| arg.get_help_heading() == Some(LIMITS));

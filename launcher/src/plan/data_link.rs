@@ -17,8 +17,7 @@ pub(super) fn choose(
     device: &Device,
     nccl: impl FnOnce() -> Result<String, GpuError>,
 ) -> Result<(CommKind, Option<String>), LaunchError> {
-    let usage =
-        |problem: &str, hint: &str| Err(LaunchError::Usage { problem: problem.to_owned(), hint: hint.to_owned() });
+    let usage = |problem: &str, hint: &str| Err(LaunchError::usage(problem, hint));
     // Ranks elsewhere each see GPUs of their own.
     let gpu_each = match device {
         Device::Cpu => false,

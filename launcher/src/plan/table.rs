@@ -2,7 +2,10 @@
 
 use std::fmt;
 
-use nanoinfer_shared::protocol::{BLOCK_TOKENS, CommKind};
+use nanoinfer_shared::{
+    ModelShape,
+    protocol::{BLOCK_TOKENS, CommKind},
+};
 use nanoinfer_worker::RankMemory;
 
 use super::{Placement, Plan};
@@ -10,7 +13,9 @@ use crate::size::ByteSize;
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let shape = &self.model.shape;
+        let (name, shape) = (&self.model.name, &self.model.shape);
+        let ModelShape { layers, width, vocab_size, .. } = shape;
+        let (heads, parameters) = (shape.attention.heads, shape.parameters() as f64 / 1e6);
         let positions = match self.shape.context {
             all if all == shape.context => all.to_string(),
             some => format!("{some} of {}", shape.context),
@@ -19,22 +24,13 @@ impl fmt::Display for Plan {
         let world = self.partition.world();
         writeln!(
             f,
-            "{}: {} layers, {} heads, width {}, vocabulary {}, {positions} positions, {:.1} M parameters",
-            self.model.name,
-            shape.layers,
-            shape.attention.heads,
-            shape.width,
-            shape.vocab_size,
-            shape.parameters() as f64 / 1e6
+            "{name}: {layers} layers, {heads} heads, width {width}, vocabulary {vocab_size}, {positions} positions, {parameters:.1} M parameters"
         )?;
         writeln!(
             f,
             "{} {}, {}{}, {}{}, {} of KV ({} tokens)",
             counted(world, "rank"),
-            match self.placement {
-                Placement::Here => "on this host",
-                Placement::Elsewhere => "joining by address",
-            },
+            if self.placement == Placement::Here { "on this host" } else { "joining by address" },
             self.load.threads.map_or("threads as their host has cores".into(), |threads| counted(threads, "thread")),
             if world > 1 { " each" } else { "" },
             self.load.dtype,
@@ -56,12 +52,11 @@ impl fmt::Display for Plan {
         }
         writeln!(f)?;
         let header = ["rank", "heads", "ffn", "vocab", "weights", "kv", "activations", "link", "total"];
-        let range = |range: &std::ops::Range<usize>| format!("{}..{}", range.start, range.end);
         let mut rows = vec![header.map(String::from)];
         for (rank, (share, memory)) in self.partition.shares().iter().zip(&self.memory).enumerate() {
             let bytes = [memory.weights, memory.kv, memory.activations, memory.link, memory.total()];
             let [weights, kv, activations, link, total] = bytes.map(|bytes| ByteSize(bytes).to_string());
-            let (heads, ffn, vocab) = (range(&share.heads), range(&share.ffn), range(&share.vocab));
+            let [heads, ffn, vocab] = [&share.heads, &share.ffn, &share.vocab].map(|range| format!("{range:?}"));
             rows.push([rank.to_string(), heads, ffn, vocab, weights, kv, activations, link, total]);
         }
         let widths: Vec<usize> =

@@ -10,7 +10,7 @@
 //! ```
 //! Reference: `Documentation/admin-guide/cputopology.rst` and `ABI/testing/sysfs-devices-system-cpu` of Linux.
 
-use std::{fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use nanoinfer_shared::protocol::Cores;
 use rustix::thread::{CpuSet, sched_getaffinity};
@@ -51,29 +51,25 @@ impl Topology {
 
     /// That of the `allowed` CPUs, as the folder `sys` describes them. `usable` of them are what their quota is worth.
     fn read(sys: &Path, allowed: &[u32], usable: usize) -> Self {
-        let list = |path: &str| fs::read_to_string(sys.join(path)).ok().and_then(|text| parse_list(&text));
+        let list = |path: &str| read_list(&sys.join(path));
         let online = list("system/cpu/online");
         let allowed: Vec<u32> =
             allowed.iter().copied().filter(|cpu| online.as_ref().is_none_or(|online| online.contains(cpu))).collect();
         let nodes = nodes(sys);
         let small = small_cpus(sys, &allowed);
-        let mut cores: Vec<Core> = Vec::new();
-        let mut seen: Vec<(u32, usize)> = Vec::new();
+        // By the first CPU of each.
+        let mut cores: BTreeMap<u32, Core> = BTreeMap::new();
         for &cpu in &allowed {
             let topology = format!("system/cpu/cpu{cpu}/topology");
             // The second is what kernels before 5.7 call it.
             let siblings =
                 ["core_cpus_list", "thread_siblings_list"].iter().find_map(|f| list(&format!("{topology}/{f}")));
             let first = siblings.and_then(|siblings| siblings.first().copied()).unwrap_or(cpu);
-            match seen.iter().find(|(of, _)| *of == first) {
-                Some(&(_, core)) => cores[core].cpus.push(cpu),
-                None => {
-                    let node = nodes.iter().find(|(_, cpus)| cpus.contains(&cpu)).map_or(0, |&(node, _)| node);
-                    seen.push((first, cores.len()));
-                    cores.push(Core { node, cpus: vec![cpu], is_small: small.contains(&cpu) });
-                }
-            }
+            let node = nodes.iter().find(|(_, cpus)| cpus.contains(&cpu)).map_or(0, |&(node, _)| node);
+            let core = Core { node, cpus: Vec::new(), is_small: small.contains(&cpu) };
+            cores.entry(first).or_insert(core).cpus.push(cpu);
         }
+        let mut cores: Vec<Core> = cores.into_values().collect();
         cores.sort();
         Self { cores, quota: (usable < allowed.len() || allowed.is_empty()).then_some(usable) }
     }
@@ -99,37 +95,28 @@ impl Topology {
     pub(super) fn place(&self, world: usize, threads: usize) -> (Cores, String) {
         let wanted = world * threads;
         let cpus: Vec<u32> = self.cores.iter().flat_map(|core| core.cpus.iter().copied()).collect();
+        let all = cpus.len();
         if let Some(quota) = self.quota {
-            let why = format!(
-                "a quota allows {quota} of {} CPUs: threads stay on none, and sleep while they wait",
-                cpus.len()
-            );
+            let why = format!("a quota allows {quota} of {all} CPUs: threads stay on none, and sleep while they wait");
             return (Cores::Shared, why);
         }
         let one_each = |core: &Core| core.cpus[0];
-        let ways = [self.large().map(one_each).collect(), self.cores.iter().map(one_each).collect(), cpus.clone()];
-        if let Some(all) = ways.into_iter().find(|way: &Vec<u32>| way.len() == wanted) {
-            let ranks: Vec<Vec<u32>> = all.chunks(threads).map(<[u32]>::to_vec).collect();
-            let told =
-                ranks.iter().enumerate().map(|(rank, cpus)| self.tell(rank, cpus)).collect::<Vec<_>>().join("; ");
-            return (Cores::Pinned(ranks), format!("each thread stays on a CPU of its own: {told}"));
+        let ways = [self.large().map(one_each).collect(), self.cores.iter().map(one_each).collect(), cpus];
+        if let Some(way) = ways.into_iter().find(|way: &Vec<u32>| way.len() == wanted) {
+            let ranks: Vec<Vec<u32>> = way.chunks(threads).map(<[u32]>::to_vec).collect();
+            let told: Vec<String> = ranks.iter().enumerate().map(|(rank, cpus)| self.tell(rank, cpus)).collect();
+            return (Cores::Pinned(ranks), format!("each thread stays on a CPU of its own: {}", told.join("; ")));
         }
-        let counts = format!("{wanted} threads, {} CPUs", cpus.len());
-        match wanted < cpus.len() {
-            true => (Cores::Own, format!("{counts}: threads stay on none, and spin while they wait")),
-            false => (Cores::Shared, format!("{counts}: threads stay on none, and sleep while they wait")),
-        }
+        let (cores, pass_time) = if wanted < all { (Cores::Own, "spin") } else { (Cores::Shared, "sleep") };
+        (cores, format!("{wanted} threads, {all} CPUs: threads stay on none, and {pass_time} while they wait"))
     }
 
     fn tell(&self, rank: usize, cpus: &[u32]) -> String {
         let of_rank = |core: &&Core| core.cpus.iter().any(|cpu| cpus.contains(cpu));
         let mut nodes: Vec<String> = self.cores.iter().filter(of_rank).map(|core| core.node.to_string()).collect();
         nodes.dedup();
-        let all: Vec<u32> = self.cores.iter().map(|core| core.node).collect();
-        let node = match all.first() == all.last() {
-            true => String::new(),
-            false => format!(" (node {})", nodes.join(", ")),
-        };
+        let has_one_node = self.cores.first().map(|core| core.node) == self.cores.last().map(|core| core.node);
+        let node = if has_one_node { String::new() } else { format!(" (node {})", nodes.join(", ")) };
         format!("rank {rank} on {}{node}", format_list(cpus))
     }
 }
@@ -138,7 +125,7 @@ impl Topology {
 fn nodes(sys: &Path) -> Vec<(u32, Vec<u32>)> {
     let node = |entry: fs::DirEntry| {
         let number = entry.file_name().to_str()?.strip_prefix("node")?.parse().ok()?;
-        Some((number, parse_list(&fs::read_to_string(entry.path().join("cpulist")).ok()?)?))
+        Some((number, read_list(&entry.path().join("cpulist"))?))
     };
     let mut nodes: Vec<_> =
         fs::read_dir(sys.join("system/node")).into_iter().flatten().flatten().filter_map(node).collect();
@@ -148,7 +135,7 @@ fn nodes(sys: &Path) -> Vec<(u32, Vec<u32>)> {
 
 /// CPUs of small cores: those that Intel's hybrids list, and on Arm those with less than half of the greatest capacity.
 fn small_cpus(sys: &Path, allowed: &[u32]) -> Vec<u32> {
-    if let Some(small) = fs::read_to_string(sys.join("cpu_atom/cpus")).ok().and_then(|text| parse_list(&text)) {
+    if let Some(small) = read_list(&sys.join("cpu_atom/cpus")) {
         return small;
     }
     let capacity = |cpu: u32| {
@@ -158,6 +145,10 @@ fn small_cpus(sys: &Path, allowed: &[u32]) -> Vec<u32> {
     let capacities: Vec<(u32, u32)> = allowed.iter().filter_map(|&cpu| Some((cpu, capacity(cpu)?))).collect();
     let most = capacities.iter().map(|&(_, capacity)| capacity).max().unwrap_or(0);
     capacities.iter().filter(|(_, capacity)| capacity * 2 < most).map(|&(cpu, _)| cpu).collect()
+}
+
+fn read_list(path: &Path) -> Option<Vec<u32>> {
+    parse_list(&fs::read_to_string(path).ok()?)
 }
 
 /// The kernel's lists, like `0-3,8`; `None` for what is none.
