@@ -87,18 +87,16 @@ pub(super) fn choice<T>(
     config: &Value,
     field: &'static str,
     default: &str,
-    names: impl Fn() -> String,
+    names: impl Iterator<Item = &'static str>,
     of: impl Fn(&str) -> Option<T>,
 ) -> Result<T, ShapeError> {
     let value = present(config, field);
     let name = value.map_or(Some(default), Value::as_str);
-    match name.and_then(of) {
-        Some(chosen) => Ok(chosen),
-        None => {
-            let got = name.map_or_else(|| value.map_or_else(String::new, show), str::to_owned);
-            wrong(field, format!("one of {}", names()), got)
-        }
+    if let Some(chosen) = name.and_then(of) {
+        return Ok(chosen);
     }
+    let got = name.map_or_else(|| value.map_or_else(String::new, show), str::to_owned);
+    wrong(field, format!("one of {}", names.collect::<Vec<_>>().join(", ")), got)
 }
 
 /// Ids of tokens: none, one or a list. An id that no vocabulary can have, like −1, is left out with a warning.

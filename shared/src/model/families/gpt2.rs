@@ -39,7 +39,6 @@ fn read_config(config: &Value) -> Result<ModelShape, ShapeError> {
     if width % heads != 0 {
         return Err(ShapeError::HeadWidth { width, heads });
     }
-    let names = || Activation::names().collect::<Vec<_>>().join(", ");
     Ok(ModelShape {
         vocab_size: size(config, &["vocab_size"], 50257)?,
         context: size(config, &["n_positions", "max_position_embeddings", "n_ctx"], 1024)?,
@@ -47,7 +46,7 @@ fn read_config(config: &Value) -> Result<ModelShape, ShapeError> {
         layers: size(config, &["n_layer", "num_hidden_layers"], 12)?,
         mlp: MlpShape {
             inner: size(config, &["n_inner"], 4 * width)?,
-            activation: choice(config, "activation_function", "gelu_new", names, Activation::from_name)?,
+            activation: choice(config, "activation_function", "gelu_new", Activation::names(), Activation::from_name)?,
         },
         norm_epsilon: fraction(config, "layer_norm_epsilon", 1e-5)?,
         attention: AttentionShape {
