@@ -36,10 +36,11 @@ pub fn parts(text: &str) -> Result<BTreeSet<String>, String> {
 /// An index that was read.
 #[derive(Debug)]
 pub struct Index {
-    path: PathBuf,
+    pub(super) path: PathBuf,
     /// File names by tensors, without prefixes and masks.
     places: BTreeMap<String, String>,
-    files: BTreeSet<PathBuf>,
+    /// Files that it lists, in the order of their names.
+    pub(super) files: BTreeSet<PathBuf>,
 }
 
 impl Index {
@@ -70,16 +71,6 @@ impl Index {
             Some(lost) => Err(broken(format!("{} is missing", lost.display()))),
             None => Ok(Self { path: path.to_owned(), places: places_bare, files }),
         }
-    }
-
-    /// The index itself.
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Files that it lists, in the order of their names.
-    pub(super) fn files(&self) -> impl Iterator<Item = &Path> {
-        self.files.iter().map(PathBuf::as_path)
     }
 
     /// Tensors without prefixes, and their files.

@@ -143,10 +143,10 @@ impl Checkpoint {
     }
 
     fn add_all(&mut self, index: &Index) -> Result<(), CheckpointError> {
-        index.files().try_for_each(|file| self.add(file, Some(index)))?;
+        index.files.iter().try_for_each(|file| self.add(file, Some(index)))?;
         for (name, file) in index.places() {
             if self.tensors.get(name).is_none_or(|stored| self.files[stored.file].path != file) {
-                let index = index.path().to_owned();
+                let index = index.path.clone();
                 return Err(CheckpointError::NotInFile { name: shown(name), file, index });
             }
         }

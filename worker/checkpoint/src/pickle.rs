@@ -17,7 +17,8 @@ pub(super) const MAX_PICKLE_BYTES: usize = 16 << 20;
 /// What a pickle builds.
 #[derive(Debug)]
 pub(super) struct Pickle {
-    values: Vec<Value>,
+    /// All values, in the order in which they were made.
+    pub(super) values: Vec<Value>,
     pub(super) root: Id,
     /// Bytes that the pickle takes.
     pub(super) len: usize,
@@ -27,25 +28,18 @@ impl Pickle {
     /// Reads the pickle that `bytes` begin with.
     pub(super) fn read(bytes: &[u8]) -> Result<Self, PickleError> {
         let bytes = &bytes[..bytes.len().min(MAX_PICKLE_BYTES)];
-        let mut machine = Machine::new(bytes);
-        let root = match machine.run() {
+        let (root, values, len) = match Machine::new(bytes).run() {
             Err(PickleError::Truncated(_)) if bytes.len() == MAX_PICKLE_BYTES => {
                 return Err(PickleError::TooLarge { limit: MAX_PICKLE_BYTES, unit: "bytes" });
             }
             other => other?,
         };
-        let (values, len) = machine.into_parts();
         Ok(Self { root, len, values })
     }
 
     /// A value by its index.
     pub(super) fn get(&self, id: Id) -> &Value {
         &self.values[id as usize]
-    }
-
-    /// All values, in the order in which they were made.
-    pub(super) fn values(&self) -> &[Value] {
-        &self.values
     }
 
     /// The value of `key` in a dictionary.

@@ -70,16 +70,10 @@ impl Stored {
         if self.shape.contains(&0) {
             return true;
         }
-        if self.count().saturating_mul(element_bytes(self.dtype)) > bytes {
-            return false;
-        }
-        let last = self
-            .shape
-            .iter()
-            .zip(&self.strides)
-            .try_fold(0usize, |last, (&size, &stride)| last.checked_add((size - 1).checked_mul(stride)?));
-        last.and_then(|last| last.checked_add(1)?.checked_mul(element_bytes(self.dtype)))
-            .is_some_and(|needed| needed <= bytes)
+        let has_room = |count: usize| count.checked_mul(element_bytes(self.dtype)).is_some_and(|all| all <= bytes);
+        let further = |at: usize, (&size, &stride): (&usize, &usize)| at.checked_add((size - 1).checked_mul(stride)?);
+        let last = self.shape.iter().zip(&self.strides).try_fold(0, further);
+        has_room(self.count()) && last.and_then(|last| last.checked_add(1)).is_some_and(has_room)
     }
 
     /// Which element, from `start`, stands at `index` in the order of the shape.
@@ -156,13 +150,11 @@ impl<'a> TensorSlice<'a> {
         self.copy_out(row, columns, out);
         let Some(i) = first_beyond(out, infinite_from(self.target)) else { return Ok(()) };
         let (name, element, value) = (self.name.to_owned(), self.element(row, from + i), out[i]);
-        Err(match value.is_finite() {
-            true => {
-                let target = if self.target == Dtype::F16 { "f16" } else { "bf16" };
-                CheckpointError::Overflow { name, element, value, target }
-            }
-            false => CheckpointError::NoNumber { name, element, value },
-        })
+        if !value.is_finite() {
+            return Err(CheckpointError::NoNumber { name, element, value });
+        }
+        let target = if self.target == Dtype::F16 { "f16" } else { "bf16" };
+        Err(CheckpointError::Overflow { name, element, value, target })
     }
 
     /// Reads part of a vector, as f32.

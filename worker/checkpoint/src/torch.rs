@@ -91,7 +91,7 @@ pub(super) fn read_legacy(bytes: &[u8]) -> Result<Contents, TorchError> {
         return Err(TorchError::Malformed("its numbers are not said to be little-endian".into()));
     }
     let mut sizes = HashMap::new();
-    for value in object.values() {
+    for value in &object.values {
         if let Value::Persistent(id) = value {
             let storage = Storage::parse(&object, *id)?;
             sizes.insert(storage.key, storage);
@@ -200,10 +200,7 @@ fn config(pickle: &Pickle, dict: Id) -> Option<String> {
 
 /// The tensor that a value is, if it is one.
 fn tensor(pickle: &Pickle, value: Id, place: Place<'_>) -> Result<Option<Stored>, TorchError> {
-    let (mut function, mut arguments) = match pickle.get(value) {
-        &Value::Call(function, arguments) => (function, arguments),
-        _ => return Ok(None),
-    };
+    let &Value::Call(mut function, mut arguments) = pickle.get(value) else { return Ok(None) };
     let wrong = || TorchError::Malformed("a tensor is made in an unknown way".into());
     for _ in 0..MAX_WRAPPING {
         let parts = pickle.tuple(arguments).ok_or_else(wrong)?;
@@ -212,10 +209,8 @@ fn tensor(pickle: &Pickle, value: Id, place: Place<'_>) -> Result<Option<Stored>
                 return rebuild(pickle, parts, place).map(Some);
             }
             (Value::Global("torch._utils._rebuild_parameter" | "torch.nn.parameter.Parameter"), &[data, ..]) => {
-                match pickle.get(data) {
-                    &Value::Call(inner, of) => (function, arguments) = (inner, of),
-                    _ => return Err(wrong()),
-                }
+                let &Value::Call(inner, of) = pickle.get(data) else { return Err(wrong()) };
+                (function, arguments) = (inner, of);
             }
             (Value::Global("torch._tensor._rebuild_from_type_v2"), &[inner, _, of, ..]) => {
                 (function, arguments) = (inner, of);

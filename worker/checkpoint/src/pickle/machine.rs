@@ -56,18 +56,13 @@ impl<'a> Machine<'a> {
         Self { bytes, at: 0, values: Vec::new(), stack: Vec::new(), marks: Vec::new(), memo: HashMap::new(), copied: 0 }
     }
 
-    /// The values made, and how many bytes were read.
-    pub(super) fn into_parts(self) -> (Vec<Value>, usize) {
-        (self.values, self.at)
-    }
-
-    /// Carries out everything up to the end; returns what is left.
-    pub(super) fn run(&mut self) -> Result<Id, PickleError> {
+    /// Carries out everything up to the end; returns what is left, the values made, and how many bytes were read.
+    pub(super) fn run(mut self) -> Result<(Id, Vec<Value>, usize), PickleError> {
         loop {
             let at = self.at;
             let opcode = self.byte()?;
             if opcode == b'.' {
-                return self.pop(); // STOP
+                return Ok((self.pop()?, self.values, self.at)); // STOP
             }
             match self.value(opcode)? {
                 Some(value) => self.push(value)?,
