@@ -34,10 +34,7 @@ pub(super) fn run(ordinals: &[u32]) -> Result<bool, LaunchError> {
         let peer = &gpus[(i + 1) % gpus.len()];
         failures += check(gpu, peer, scratch.path(), &mut tell);
     }
-    match unwritten {
-        Some(error) => Err(error.into()),
-        None => Ok(failures == 0),
-    }
+    unwritten.map_or(Ok(failures == 0), |error| Err(error.into()))
 }
 
 /// Returns how much failed.

@@ -32,21 +32,14 @@ pub(super) fn has_form(name: &str, value: &str) -> bool {
             port => (port == "PORT" || port.starts_with("PORT_")) && is_number(value),
         };
     }
-    // From the end, as a service may be called anything: [detail,] protocol, port.
-    let mut words = name.rsplit('_');
-    let mut last = words.next().unwrap_or_default();
-    let detail = matches!(last, "ADDR" | "PORT" | "PROTO").then_some(last);
-    if detail.is_some() {
-        last = words.next().unwrap_or_default();
-    }
-    let is_port = is_protocol(&last.to_ascii_lowercase())
-        && words.next().is_some_and(is_number)
-        && words.next().is_some_and(|word| word == "PORT");
-    is_port
-        && match detail {
-            None => is_url(),
-            Some("ADDR") => is_address(value),
-            Some("PORT") => is_number(value),
-            Some(_) => is_protocol(value),
-        }
+    // At the end, as a service may be called anything.
+    let words: Vec<&str> = name.split('_').collect();
+    let (port, protocol, fits) = match words[..] {
+        [.., "PORT", port, protocol, "ADDR"] => (port, protocol, is_address(value)),
+        [.., "PORT", port, protocol, "PORT"] => (port, protocol, is_number(value)),
+        [.., "PORT", port, protocol, "PROTO"] => (port, protocol, is_protocol(value)),
+        [.., "PORT", port, protocol] => (port, protocol, is_url()),
+        _ => return false,
+    };
+    fits && is_number(port) && is_protocol(&protocol.to_ascii_lowercase())
 }
