@@ -37,19 +37,15 @@ fn caches_of(variable: &dyn Fn(&str) -> Option<String>, temporary: &Path) -> Cac
     let fallback = temporary.join(format!("nanoinfer-{user}"));
     // Theirs may begin with ~ and hold variables, as where a shell has left them alone: in unit files, in compose files.
     let written = |name: &str| variable(name).map(|value| expanded(&value, variable));
-    let hugging_face = written("HF_HOME").unwrap_or_else(|| {
-        let below = written("XDG_CACHE_HOME").or_else(|| user_cache.clone()).unwrap_or_else(|| fallback.clone());
-        below.join("huggingface")
-    });
-    let in_hugging_face = |name: &str| hugging_face.join(name);
+    let below = written("XDG_CACHE_HOME").or_else(|| user_cache.clone()).unwrap_or_else(|| fallback.clone());
+    let hugging_face = written("HF_HOME").unwrap_or_else(|| below.join("huggingface"));
+    let hub_cache = written("HF_HUB_CACHE").or_else(|| written("HUGGINGFACE_HUB_CACHE"));
     Caches {
         demo: user_cache.iter().map(|cache| cache.join("nanoinfer")).chain([fallback]).collect(),
         hub: HubAccess {
-            cache: written("HF_HUB_CACHE")
-                .or_else(|| written("HUGGINGFACE_HUB_CACHE"))
-                .unwrap_or_else(|| in_hugging_face("hub")),
+            cache: hub_cache.unwrap_or_else(|| hugging_face.join("hub")),
             endpoint: variable("HF_ENDPOINT").unwrap_or_else(|| PUBLIC_HUB.into()).trim_end_matches('/').into(),
-            token: token(variable, &written("HF_TOKEN_PATH").unwrap_or_else(|| in_hugging_face("token"))),
+            token: token(variable, &written("HF_TOKEN_PATH").unwrap_or_else(|| hugging_face.join("token"))),
             offline: variable("HF_HUB_OFFLINE").or_else(|| variable("TRANSFORMERS_OFFLINE")).is_some_and(is_truthy),
             patience: patience(variable),
             proxies: Proxies::new(variable),

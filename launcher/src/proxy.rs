@@ -40,12 +40,9 @@ impl std::fmt::Debug for Setting {
 /// A proxy that cannot be one. Its address is not told, as it may hold a password.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{variable} in the environment names no proxy\n  hint: http://HOST:PORT or socks5://HOST:PORT; NO_PROXY lists hosts that are asked without one"
+    "{0} in the environment names no proxy\n  hint: http://HOST:PORT or socks5://HOST:PORT; NO_PROXY lists hosts that are asked without one"
 )]
-pub struct ProxyError {
-    /// Where it stands.
-    pub variable: String,
-}
+pub struct ProxyError(String);
 
 impl Proxies {
     /// `variable` looks one up; an empty one counts as none.
@@ -79,7 +76,7 @@ impl Proxies {
         if is_this_machine(host) || self.is_excepted(host, port) {
             return Ok(None);
         }
-        let wrong = |_| ProxyError { variable: variable.clone() };
+        let wrong = |_| ProxyError(variable.clone());
         let named = Proxy::new(value).map_err(wrong)?;
         let mut proxy = Proxy::builder(named.protocol()).host(named.host()).port(named.port());
         if let Some(name) = named.username() {

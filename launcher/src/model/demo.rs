@@ -25,16 +25,13 @@ const FILES: [(&str, &[u8]); 9] = [
     ("README.md", include_bytes!("../../demo/nano-chat/README.md")),
 ];
 
-/// Why the demo model could not be unpacked.
+/// Why the demo model could not be unpacked: every folder that was tried, with what happened.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "the built-in model needs a folder to unpack 12 MB into:{}\n  hint: set XDG_CACHE_HOME to a folder of yours that can be written",
-    .tried.iter().map(|(folder, error)| format!("\n  {}: {error}", folder.display())).collect::<String>()
+    .0.iter().map(|(folder, error)| format!("\n  {}: {error}", folder.display())).collect::<String>()
 )]
-pub struct DemoError {
-    /// Every folder that was tried, with what happened.
-    pub tried: Vec<(PathBuf, io::Error)>,
-}
+pub struct DemoError(Vec<(PathBuf, io::Error)>);
 
 /// The folder with the demo model, under the first of `roots` where it is or can be made.
 pub(super) fn extract(roots: &[PathBuf]) -> Result<PathBuf, DemoError> {
@@ -45,7 +42,7 @@ pub(super) fn extract(roots: &[PathBuf]) -> Result<PathBuf, DemoError> {
             Err(error) => tried.push((root.clone(), error)),
         }
     }
-    Err(DemoError { tried })
+    Err(DemoError(tried))
 }
 
 fn extract_into(root: &Path) -> io::Result<PathBuf> {

@@ -220,12 +220,9 @@ impl<'a> Client<'a> {
     }
 
     fn trouble(&self, url: &str, error: &ureq::Error) -> Trouble {
+        use ureq::Error::{ConnectionFailed, HostNotFound, Io, Protocol, Timeout};
         match error {
-            ureq::Error::Io(_)
-            | ureq::Error::Timeout(_)
-            | ureq::Error::HostNotFound
-            | ureq::Error::ConnectionFailed
-            | ureq::Error::Protocol(_) => passing(url, error.to_string()),
+            Io(_) | Timeout(_) | HostNotFound | ConnectionFailed | Protocol(_) => passing(url, error.to_string()),
             _ => self.unreachable(url, error.to_string()).into(),
         }
     }
