@@ -117,7 +117,11 @@ impl Running {
 
     /// Reports of the decode steps in which `batch` texts took part, by their numbers.
     pub(crate) fn explained_steps(&self, batch: u32, length: Length) -> anyhow::Result<Vec<StepReport>> {
-        let request = |_| Request { explain: true, ..self.request(length.prompt, length.generated) };
+        let request = |_| {
+            let mut request = self.request(length.prompt, length.generated);
+            request.sampling.explain = true;
+            request
+        };
         let mut steps = BTreeMap::new();
         for events in self.submit((0..batch).map(request))? {
             self.block_on(each_event(events, |event| {

@@ -76,8 +76,11 @@ pub(crate) fn run(options: &SpeedOptions) -> Result<(), Failure> {
 }
 
 fn score_by_engine(running: &Running, prompts: &[Vec<u32>]) -> anyhow::Result<()> {
-    let scored = Some(PromptLogprobs { top: 0, from: 0 });
-    let request = |prompt: &Vec<u32>| Request { prompt_logprobs: scored, ..Request::greedy(prompt.clone(), 0) };
+    let request = |prompt: &Vec<u32>| {
+        let mut request = Request::greedy(prompt.clone(), 0);
+        request.sampling.prompt_logprobs = Some(PromptLogprobs { top: 0, from: 0 });
+        request
+    };
     // At once, so that the queue takes them whatever its size.
     for events in running.handle().submit_all(prompts.iter().map(request).collect())? {
         running.block_on(each_event(events, |_| {}))?;

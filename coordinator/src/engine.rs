@@ -245,14 +245,11 @@ impl<R: Ranks> Engine<R> {
     }
 
     fn take_commands(&mut self) {
-        loop {
+        while !self.abandoned {
             match self.commands.try_recv() {
                 Ok(command) => self.take(command),
                 Err(TryRecvError::Empty) => return,
-                Err(TryRecvError::Disconnected) => {
-                    self.abandoned = true;
-                    return;
-                }
+                Err(TryRecvError::Disconnected) => self.abandoned = true,
             }
         }
     }
@@ -290,7 +287,7 @@ impl<R: Ranks> Engine<R> {
                 }
                 RowUse::Draw(draw) => match draw.by_candidates(&slices) {
                     Some(token) => sequence.append(token, report),
-                    None => undecided.push((row as u32, ticket, draw)),
+                    None => undecided.push((row as u32, ticket, &**draw)),
                 },
             }
         }

@@ -136,19 +136,19 @@ pub(crate) fn speak(request: &Request, reply: &str) -> Vec<Event> {
 
 pub(crate) fn speak_tokens(request: &Request, ids: &[TokenId]) -> Vec<Event> {
     let mut events = Vec::new();
-    if let Some(PromptLogprobs { top, from }) = request.prompt_logprobs {
+    if let Some(PromptLogprobs { top, from }) = request.sampling.prompt_logprobs {
         let scored = |i: usize| i >= from.max(1);
         let scores = request.prompt.iter().enumerate().map(|(i, &id)| scored(i).then(|| score(id, top))).collect();
         events.push(Event::Prompt(scores));
     }
-    for &id in ids.iter().take(request.limits.max_tokens) {
+    for &id in ids.iter().take(request.max_tokens) {
         events.push(Event::Token {
             id,
-            logprobs: request.logprobs.map(|top| score(id, top)),
-            explanation: request.explain.then(|| Box::new(explanation(id))),
+            logprobs: request.sampling.logprobs.map(|top| score(id, top)),
+            explanation: request.sampling.explain.then(|| Box::new(explanation(id))),
         });
     }
-    let stopped = ids.len() <= request.limits.max_tokens;
+    let stopped = ids.len() <= request.max_tokens;
     events.push(Event::Finished(if stopped { FinishReason::Stop } else { FinishReason::Length }));
     events
 }

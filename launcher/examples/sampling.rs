@@ -103,7 +103,8 @@ async fn measure(
 ) -> Result<Cost, Failure> {
     let request = |choice: u32| {
         let prompt = (0..PROMPT_TOKENS as u32).map(|i| (i * 7919 + choice * 104_729) % vocabulary).collect();
-        Request { sampling: sampling.clone(), explain, choice, ..Request::greedy(prompt, TOKENS) }
+        let sampling = SamplingParams { ignore_eos: true, explain, ..sampling.clone() };
+        Request { sampling, choice, ..Request::greedy(prompt, TOKENS) }
     };
     let mut events = cluster.handle().submit_all((0..sequences as u32).map(request).collect())?;
     // The youngest begins last: from its first token on, all decode.

@@ -19,7 +19,7 @@ use nanoinfer_shared::protocol::{BLOCK_TOKENS, BlockId};
 use crate::engine::block_hash::BlockHash;
 
 /// The pool of KV blocks. The same index is the same block on every rank.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct BlockManager {
     blocks: Vec<Block>,
     /// Held by nobody, content unknown. The last is given out next: what was used last is the warmest.
@@ -57,9 +57,7 @@ impl BlockManager {
         Self {
             blocks: vec![Block::default(); blocks],
             blank: (0..count).rev().map(BlockId).collect(),
-            idle: BTreeMap::new(),
-            cached: HashMap::new(),
-            given_back: 0,
+            ..Self::default()
         }
     }
 
@@ -199,11 +197,6 @@ impl BlockTable {
     /// Blocks that it holds.
     pub(crate) fn len(&self) -> usize {
         self.blocks.len()
-    }
-
-    /// Whether it holds nothing.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.blocks.is_empty()
     }
 
     /// How many of the first blocks others can find, or could when this table began with them.

@@ -287,17 +287,14 @@ impl FairQueue {
     ///
     /// # Errors
     /// Says in plain words what is not.
-    pub(crate) fn check<'a>(&self, running: impl Iterator<Item = &'a Sequence>) -> Result<(), String> {
-        let mut counted: BTreeMap<RequestId, usize> = BTreeMap::new();
-        let mut waiting = 0;
-        for sequence in self.sequences() {
-            waiting += 1;
-            *counted.entry(sequence.owner.request).or_default() += 1;
-        }
+    pub(crate) fn check<'a>(&'a self, running: impl Iterator<Item = &'a Sequence>) -> Result<(), String> {
+        let waiting = self.sequences().count();
         if waiting != self.waiting {
             return Err(format!("{waiting} sequences wait, and {} were counted", self.waiting));
         }
-        running.for_each(|sequence| *counted.entry(sequence.owner.request).or_default() += 1);
+        let mut counted: BTreeMap<RequestId, usize> = BTreeMap::new();
+        let all = self.sequences().chain(running);
+        all.for_each(|sequence| *counted.entry(sequence.owner.request).or_default() += 1);
         for (&request, account) in self.parties.values().flat_map(|party| &party.requests) {
             if counted.remove(&request) != Some(account.sequences) {
                 return Err(format!(

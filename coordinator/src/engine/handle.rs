@@ -159,7 +159,7 @@ impl EngineHandle {
         let places = self.queue.share(place, limit, &requests).ok_or(SubmitError::QueueTokensFull { limit })?;
         let enter = |(request, place): (Request, Place)| {
             // A prompt event, one event a token, and the end.
-            let (events, receiver) = mpsc::channel(request.limits.max_tokens + 2);
+            let (events, receiver) = mpsc::channel(request.max_tokens + 2);
             let meter = SequenceMeter::new(self.status.metrics().clone(), request.prompt.len());
             let end = EndMeter::new(self.status.metrics().clone());
             let events_read = Events { receiver, over: false, end, orders: self.orders.clone() };
@@ -169,7 +169,9 @@ impl EngineHandle {
         let refused = match self.commands.try_send(Command::Submit { client, sequences }) {
             Ok(()) => return Ok(events),
             Err(TrySendError::Full(_)) => SubmitError::QueueFull { limit: self.door.max_queue },
-            Err(TrySendError::Closed(_)) => SubmitError::Ended(self.failure()),
+            Err(TrySendError::Closed(_)) => {
+                SubmitError::Ended(self.status.failure().unwrap_or("it was stopped").into())
+            }
         };
         events.iter_mut().for_each(|events| events.end.ending = None);
         Err(refused)
@@ -229,10 +231,6 @@ impl EngineHandle {
     pub(crate) fn shared_orders(&self) -> Arc<Orders> {
         self.orders.clone()
     }
-
-    fn failure(&self) -> String {
-        self.status.failure().map_or_else(|| "it was stopped".into(), str::to_owned)
-    }
 }
 
 impl Door {
@@ -247,7 +245,7 @@ impl Door {
     }
 
     fn check(&self, request: &Request) -> Result<(), SubmitError> {
-        let (prompt, max_tokens) = (request.prompt.len(), request.limits.max_tokens);
+        let (prompt, max_tokens) = (request.prompt.len(), request.max_tokens);
         if prompt == 0 {
             return Err(SubmitError::EmptyPrompt);
         }

@@ -17,16 +17,10 @@ use crate::engine::explanation::Explanation;
 pub struct Request {
     /// Prompt; at least one token, and shorter than `n_positions` if anything is to be generated.
     pub prompt: Vec<TokenId>,
-    /// How each token is drawn.
+    /// Most tokens to generate; 0 scores the prompt only. `prompt + max_tokens` must not exceed `n_positions`.
+    pub max_tokens: usize,
+    /// How each token is drawn, and what is told of it.
     pub sampling: SamplingParams,
-    /// When generation ends.
-    pub limits: Limits,
-    /// Log-probabilities of generated tokens: how many alternatives beside each; `None` for no log-probabilities.
-    pub logprobs: Option<u32>,
-    /// The same for tokens of the prompt.
-    pub prompt_logprobs: Option<PromptLogprobs>,
-    /// Whether each generated token is explained.
-    pub explain: bool,
     /// Keeps its KV blocks from being found by requests with another, or none.
     pub cache_salt: Option<Arc<str>>,
     /// Which prompt of the HTTP request this is; part of the key of its random draws.
@@ -61,11 +55,8 @@ impl Request {
     pub fn greedy(prompt: Vec<TokenId>, max_tokens: usize) -> Self {
         Self {
             prompt,
-            sampling: SamplingParams::greedy(),
-            limits: Limits { max_tokens, min_tokens: 0, ignore_eos: true, stop_token_ids: TokenSet::default() },
-            logprobs: None,
-            prompt_logprobs: None,
-            explain: false,
+            max_tokens,
+            sampling: SamplingParams { ignore_eos: true, ..SamplingParams::greedy() },
             cache_salt: None,
             prompt_index: 0,
             choice: 0,
@@ -83,6 +74,8 @@ pub struct PromptLogprobs {
     pub from: usize,
 }
 
+/// How tokens are drawn, which of them end the text, and what is told of them.
+///
 /// The chain of logits processors, in the order in which it is applied: what may come at all, bias, repetition, presence and
 /// frequency penalties, temperature, top-k, top-p, min-p, typical-p. Neutral values switch a processor off.
 #[derive(Clone, Debug, PartialEq)]
@@ -114,10 +107,22 @@ pub struct SamplingParams {
     pub typical_p: f32,
     /// The same seed and request give the same tokens, whatever else is running.
     pub seed: u64,
+    /// Fewest tokens: the end of text and stop tokens cannot be drawn before.
+    pub min_tokens: usize,
+    /// Go on after the end of text.
+    pub ignore_eos: bool,
+    /// Further tokens that end the text.
+    pub stop_token_ids: TokenSet,
+    /// Log-probabilities of generated tokens: how many alternatives beside each; `None` for no log-probabilities.
+    pub logprobs: Option<u32>,
+    /// The same for tokens of the prompt.
+    pub prompt_logprobs: Option<PromptLogprobs>,
+    /// Whether each generated token is explained.
+    pub explain: bool,
 }
 
 impl SamplingParams {
-    /// Every processor neutral, temperature 1.
+    /// Every processor neutral, temperature 1; the end of text ends it, and nothing is told of tokens but their ids.
     pub fn neutral(seed: u64) -> Self {
         Self {
             allowed_token_ids: None,
@@ -133,6 +138,12 @@ impl SamplingParams {
             min_p: 0.0,
             typical_p: 1.0,
             seed,
+            min_tokens: 0,
+            ignore_eos: false,
+            stop_token_ids: TokenSet::default(),
+            logprobs: None,
+            prompt_logprobs: None,
+            explain: false,
         }
     }
 
@@ -140,19 +151,6 @@ impl SamplingParams {
     pub fn greedy() -> Self {
         Self { temperature: 0.0, ..Self::neutral(0) }
     }
-}
-
-/// When a sequence ends.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Most tokens to generate; 0 scores the prompt only. `prompt + max_tokens` must not exceed `n_positions`.
-    pub max_tokens: usize,
-    /// Fewest tokens: the end of text and stop tokens cannot be drawn before.
-    pub min_tokens: usize,
-    /// Go on after the end of text.
-    pub ignore_eos: bool,
-    /// Further tokens that end the text.
-    pub stop_token_ids: TokenSet,
 }
 
 /// A list that its copies share: the sequences of a request have one.

@@ -91,8 +91,8 @@ impl Draw {
             temperature: 1.0,
             filters: Vec::new(),
             uniform: 0.0,
-            logprobs: request.logprobs,
-            explain: request.explain,
+            logprobs: sampling.logprobs,
+            explain: sampling.explain,
             vocab_size: shape.vocab_size,
         };
         if sampling.temperature >= MIN_TEMPERATURE {

@@ -200,7 +200,7 @@ impl Scheduler {
             });
             sequence.computed = end;
             sequence.drawing = uses.iter().any(|row| matches!(row, RowUse::Draw(_)));
-            planned.plan.timed |= sequence.drawing && sequence.request.explain;
+            planned.plan.timed |= sequence.drawing && sequence.request.sampling.explain;
             planned.parts.push(PlannedPart { ticket, end, uses });
         }
         if planned.parts.is_empty() {
@@ -305,7 +305,7 @@ impl Scheduler {
         if !self.running.iter().map(|sequence| sequence.ticket).is_sorted() {
             return Err("a sequence runs before one that was admitted earlier".into());
         }
-        match self.queue.sequences().find(|sequence| !sequence.blocks.is_empty() || sequence.computed > 0) {
+        match self.queue.sequences().find(|sequence| sequence.blocks.len() > 0 || sequence.computed > 0) {
             Some(sequence) => Err(format!("{:?} waits with something computed", sequence.id)),
             None => Ok(()),
         }

@@ -70,7 +70,7 @@ pub(crate) struct Sequence {
 #[derive(Debug)]
 pub(crate) enum RowUse {
     /// The next token is drawn from it.
-    Draw(Draw),
+    Draw(Box<Draw>),
     /// It scores this token of the prompt, with so many alternatives.
     Score { target: TokenId, top: u32 },
 }
@@ -96,7 +96,7 @@ impl Sequence {
             scored: 0,
             request,
         };
-        if let Some(PromptLogprobs { from, .. }) = sequence.request.prompt_logprobs {
+        if let Some(PromptLogprobs { from, .. }) = sequence.request.sampling.prompt_logprobs {
             // Nothing predicts the first token, and nobody asks for those before `from`.
             (0..from.clamp(1, sequence.tokens.len())).for_each(|_| sequence.record_score(None));
         }
@@ -105,7 +105,7 @@ impl Sequence {
 
     /// Tokens that the next step can compute, the one being drawn included.
     pub(crate) fn pending(&self) -> usize {
-        if self.drawing && self.generated() + 1 >= self.request.limits.max_tokens {
+        if self.drawing && self.generated().len() + 1 >= self.request.max_tokens {
             // Its last token: nothing follows from it.
             return 0;
         }
@@ -119,14 +119,14 @@ impl Sequence {
 
     /// Whether what it may still generate needs more than so many blocks. The last token drawn is never in the pool.
     pub(crate) fn grows_beyond(&self, blocks: usize) -> bool {
-        let longest = self.request.prompt.len() + self.request.limits.max_tokens.saturating_sub(1);
+        let longest = self.request.prompt.len() + self.request.max_tokens.saturating_sub(1);
         longest > blocks * BLOCK_TOKENS
     }
 
     /// How many of its first blocks it may take over from others: at least one token must be computed, to draw from, or the one
     /// before the first that is to be scored.
     pub(crate) fn reusable_blocks(&self) -> usize {
-        let scores = self.request.prompt_logprobs.is_some() && self.scored < self.request.prompt.len();
+        let scores = self.request.sampling.prompt_logprobs.is_some() && self.scored < self.request.prompt.len();
         let first_computed = if scores { self.scored - 1 } else { self.tokens.len() - 1 };
         first_computed / BLOCK_TOKENS
     }
@@ -141,7 +141,7 @@ impl Sequence {
         let (start, end) = (self.computed, self.computed + count);
         let mut rows = Vec::new();
         let mut uses = Vec::new();
-        if let Some(PromptLogprobs { top, .. }) = self.request.prompt_logprobs {
+        if let Some(PromptLogprobs { top, .. }) = self.request.sampling.prompt_logprobs {
             // The row of position i scores token i + 1; those scored before a preemption are not asked for again.
             for next in (start + 1).max(self.scored)..(end + 1).min(self.request.prompt.len()) {
                 let target = self.request.prompt[next];
@@ -150,10 +150,10 @@ impl Sequence {
                 uses.push(RowUse::Score { target, top });
             }
         }
-        if end == self.tokens.len() && self.generated() < self.request.limits.max_tokens {
+        if end == self.tokens.len() && self.generated().len() < self.request.max_tokens {
             let draw = Draw::new(&self.request, &self.tokens, shape);
             rows.push(RowRequest { row: (count - 1) as u32, wants: draw.wants() });
-            uses.push(RowUse::Draw(draw));
+            uses.push(RowUse::Draw(draw.into()));
         }
         (rows, uses)
     }
@@ -195,16 +195,15 @@ impl Sequence {
 
     /// Whether it is over, after a step.
     pub(crate) fn finish_reason(&self, eos_token_ids: &[TokenId]) -> Option<FinishReason> {
-        let limits = &self.request.limits;
-        let generated = &self.tokens[self.request.prompt.len()..];
-        let stops =
-            |id: &TokenId| limits.stop_token_ids.contains(*id) || (!limits.ignore_eos && eos_token_ids.contains(id));
+        let Request { max_tokens, sampling, .. } = &self.request;
+        let generated = self.generated();
+        let ends = |id: &TokenId| !sampling.ignore_eos && eos_token_ids.contains(id);
+        let stops = |id: &TokenId| sampling.stop_token_ids.contains(*id) || ends(id);
         if generated.last().is_some_and(stops) {
             return Some(FinishReason::Stop);
         }
         // A request that generates nothing is over once its prompt is computed.
-        let complete =
-            generated.len() >= limits.max_tokens && (limits.max_tokens > 0 || self.computed == self.tokens.len());
+        let complete = generated.len() >= *max_tokens && (*max_tokens > 0 || self.computed == self.tokens.len());
         complete.then_some(FinishReason::Length)
     }
 
@@ -219,7 +218,7 @@ impl Sequence {
         }
     }
 
-    fn generated(&self) -> usize {
-        self.tokens.len() - self.request.prompt.len()
+    fn generated(&self) -> &[TokenId] {
+        &self.tokens[self.request.prompt.len()..]
     }
 }

@@ -10,7 +10,7 @@ use super::*;
 use crate::engine::{
     fake_rank::{self, Behaviour},
     handle::{Events, SubmitError},
-    request::{FinishReason, Limits, PromptLogprobs, Request, SamplingParams, TokenLogprobs},
+    request::{FinishReason, PromptLogprobs, Request, SamplingParams, TokenLogprobs},
 };
 
 /// Far more than any of this takes.
@@ -78,16 +78,16 @@ fn greedy(prompt: &[u32], count: usize) -> Vec<u32> {
 fn mixed() -> Vec<Request> {
     let sampled = |seed, length, change: &dyn Fn(&mut Request)| {
         let mut request = request(&prompt(seed, length), 30);
-        request.sampling = SamplingParams::neutral(seed.into());
+        request.sampling = SamplingParams { ignore_eos: true, ..SamplingParams::neutral(seed.into()) };
         change(&mut request);
         request
     };
     vec![
         request(&prompt(1, 3), 60),
         sampled(2, 40, &|r| r.sampling.top_p = 0.8),
-        sampled(3, 1, &|r| r.logprobs = Some(4)),
+        sampled(3, 1, &|r| r.sampling.logprobs = Some(4)),
         sampled(4, 50, &|r| {
-            r.prompt_logprobs = Some(PromptLogprobs { top: 2, from: 0 });
+            r.sampling.prompt_logprobs = Some(PromptLogprobs { top: 2, from: 0 });
             r.sampling.repetition_penalty = 1.3;
             r.sampling.top_k = 7;
         }),
@@ -95,8 +95,8 @@ fn mixed() -> Vec<Request> {
         sampled(6, 33, &|r| {
             r.sampling.presence_penalty = 0.7;
             r.sampling.min_p = 0.02;
-            r.limits.min_tokens = 10;
-            r.limits.ignore_eos = false;
+            r.sampling.min_tokens = 10;
+            r.sampling.ignore_eos = false;
         }),
         request(&prompt(7, 96), 0),
     ]
@@ -154,7 +154,8 @@ fn a_sequence_is_the_same_alone_and_beside_others_chunked_preempted_and_split() 
 fn a_prompt_is_scored_with_nothing_generated() {
     let (handle, _ranks) = engine(fake_rank::config(2, 100), well_behaved(2));
     let tokens = prompt(9, 70);
-    let scored = Request { prompt_logprobs: Some(PromptLogprobs { top: 3, from: 0 }), ..request(&tokens, 0) };
+    let mut scored = request(&tokens, 0);
+    scored.sampling.prompt_logprobs = Some(PromptLogprobs { top: 3, from: 0 });
     let events = all(handle.submit(scored).unwrap());
     assert_eq!(events.len(), 2);
     assert_eq!(events[1], Event::Finished(FinishReason::Length));
@@ -176,7 +177,8 @@ fn what_leads_up_to_the_first_score_comes_from_the_cache() {
     let (handle, _ranks) = engine(fake_rank::config(2, 100), well_behaved(2));
     let tokens = prompt(9, 70);
     let scores = |from| {
-        let scored = Request { prompt_logprobs: Some(PromptLogprobs { top: 1, from }), ..request(&tokens, 0) };
+        let mut scored = request(&tokens, 0);
+        scored.sampling.prompt_logprobs = Some(PromptLogprobs { top: 1, from });
         let Some(Event::Prompt(scores)) = all(handle.submit(scored).unwrap()).into_iter().next() else {
             panic!("no scores")
         };
@@ -201,10 +203,10 @@ fn end_of_text_and_stop_tokens_end_a_sequence_after_being_reported() {
     let mut config = fake_rank::config(1, 20);
     config.shape.eos_token_ids = vec![expected[at]];
     let (handle, _ranks) = engine(config, well_behaved(1));
-    let run = |change: &dyn Fn(&mut Limits)| {
+    let run = |change: &dyn Fn(&mut SamplingParams)| {
         let mut request = request(&prompt(1, 3), 10);
-        request.limits.ignore_eos = false;
-        change(&mut request.limits);
+        request.sampling.ignore_eos = false;
+        change(&mut request.sampling);
         let events = all(handle.submit(request).unwrap());
         (ids(&events), events.last().cloned().unwrap())
     };
@@ -436,7 +438,8 @@ fn the_live_view_is_told_now_and_then_and_who_subscribed_of_every_step() {
 #[test]
 fn explained_tokens_tell_of_their_step_on_every_rank_and_others_do_not() {
     let (handle, ranks) = engine(fake_rank::config(2, 20), well_behaved(2));
-    let explained = Request { explain: true, ..request(&prompt(1, 20), 4) };
+    let mut explained = request(&prompt(1, 20), 4);
+    explained.sampling.explain = true;
     let (explained, plain) = (handle.submit(explained).unwrap(), handle.submit(request(&prompt(2, 20), 4)).unwrap());
     let (explained, plain) = (all(explained), all(plain));
     let told = |events: &[Event]| -> Vec<_> {

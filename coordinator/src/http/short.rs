@@ -15,7 +15,10 @@ use super::{
     sampling, unbuilt,
     writer::{self, Framing, Objects, Writer, json},
 };
-use crate::text::{Chunk, GenerateRequest, ModelText, Prompt};
+use crate::{
+    request::SamplingParams,
+    text::{Chunk, GenerateRequest, ModelText, Prompt},
+};
 
 /// Answers one prompt.
 pub(super) async fn create(app: &App, mut fields: Fields) -> Result<Response, Failure> {
@@ -72,8 +75,11 @@ async fn answer(app: &App, mut fields: Fields, prompts: Vec<Prompt>, asked: Aske
         timeout,
         client: fields.client,
         max_memory: app.max_request_memory,
-        explain: asked.explain,
-        ..GenerateRequest::new(Prompt::Tokens(Vec::new()), sampling, max_tokens)
+            ..GenerateRequest::new(
+                Prompt::Tokens(Vec::new()),
+                SamplingParams { explain: asked.explain, ..sampling },
+                max_tokens,
+            )
     };
     unbuilt::take(&mut fields)?;
     let left_out = fields.finish(&app.unknown_fields);

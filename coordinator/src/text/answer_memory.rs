@@ -54,18 +54,19 @@ fn held_bytes(request: &GenerateRequest, prompt: &PreparedPrompt, ranks: usize) 
     // The request has its prompt, and so has the sequence, with room for what follows.
     let ids = 2 * (prompt.ids.len() + prompt.max_tokens) * size_of::<TokenId>();
     let of_prompt =
-        request.prompt_logprobs.map_or(0, |scores| prompt.ids.len().saturating_mul(scored_bytes(scores.top)));
-    let explained = if request.explain { explained_bytes(ranks) } else { 0 };
-    let token = token_bytes(request.logprobs) + explained;
+        request.sampling.prompt_logprobs.map_or(0, |scores| prompt.ids.len().saturating_mul(scored_bytes(scores.top)));
+    let explained = if request.sampling.explain { explained_bytes(ranks) } else { 0 };
+    let token = token_bytes(request.sampling.logprobs) + explained;
     SEQUENCE + ids + prompt.text.len() + of_prompt + prompt.max_tokens.saturating_mul(token)
 }
 
 /// What one choice is as JSON.
 pub(crate) fn choice_json_bytes(request: &GenerateRequest, prompt: &PreparedPrompt, ranks: usize) -> usize {
     let scored = |top: u32| ALTERNATIVE_JSON.saturating_mul(top as usize) + TOKEN_JSON;
-    let of_prompt = request.prompt_logprobs.map_or(0, |scores| prompt.ids.len().saturating_mul(scored(scores.top)));
-    let explained = if request.explain { EXPLANATION_JSON + RANK_JSON * ranks } else { 0 };
-    let token = scored(request.logprobs.unwrap_or(0)) + explained;
+    let of_prompt =
+        request.sampling.prompt_logprobs.map_or(0, |scores| prompt.ids.len().saturating_mul(scored(scores.top)));
+    let explained = if request.sampling.explain { EXPLANATION_JSON + RANK_JSON * ranks } else { 0 };
+    let token = scored(request.sampling.logprobs.unwrap_or(0)) + explained;
     of_prompt + 6 * prompt.text.len() + prompt.max_tokens.saturating_mul(token)
 }
 
@@ -83,11 +84,12 @@ pub(super) fn check(request: &GenerateRequest, prompts: &[PreparedPrompt], ranks
         (request.n > 1).then(|| format!("`n` {}", request.n)),
         (prompts.len() > 1).then(|| format!("{} prompts", prompts.len())),
         Some(format!("`max_tokens` {tokens}")),
-        request.logprobs.map(|alternatives| format!("`logprobs` with {alternatives} alternatives")),
+        request.sampling.logprobs.map(|alternatives| format!("`logprobs` with {alternatives} alternatives")),
         request
+            .sampling
             .prompt_logprobs
             .map(|scores| format!("log-probabilities of the prompt with {} alternatives", scores.top)),
-        request.explain.then(|| "`explain`".into()),
+        request.sampling.explain.then(|| "`explain`".into()),
     ];
     let fields: Vec<String> = fields.into_iter().flatten().collect();
     let param = if request.n > 1 { "n" } else { "max_tokens" };
@@ -157,18 +159,23 @@ mod tests {
             let max_tokens = MaxTokens::Given(200);
             GenerateRequest { n: 8, ..GenerateRequest::new(prompt, SamplingParams::greedy(), max_tokens) }
         };
-        let scores = Some(PromptLogprobs { top: 20, from: 0 });
+        let telling = |change: fn(&mut SamplingParams)| {
+            let mut request = plain();
+            change(&mut request.sampling);
+            request
+        };
         for request in [
             plain(),
-            GenerateRequest { logprobs: Some(20), ..plain() },
-            GenerateRequest { logprobs: Some(0), prompt_logprobs: scores, ..plain() },
-            GenerateRequest { explain: true, ..plain() },
+            telling(|s| s.logprobs = Some(20)),
+            telling(|s| (s.logprobs, s.prompt_logprobs) = (Some(0), Some(PromptLogprobs { top: 20, from: 0 }))),
+            telling(|s| s.explain = true),
         ] {
             let room = Room { wall: 256, max: request.max_tokens, keep_last: None };
             let prompts = vec![request.prompts[0].clone().prepare(engine.text(), room).unwrap()];
             let told: usize = held_bytes(&request, &prompts[0], 2) * request.n;
             assert!(told < answer_bytes(&request, &prompts, 2));
-            let what = format!("{:?} {:?} {}", request.logprobs, request.prompt_logprobs, request.explain);
+            let asked = &request.sampling;
+            let what = format!("{:?} {:?} {}", asked.logprobs, asked.prompt_logprobs, asked.explain);
             let held: usize =
                 engine.generate(request).await.unwrap().whole(|_| ()).await.unwrap().iter().map(bytes_of).sum();
             assert!((told / 10..told).contains(&held), "{what}: {held} of {told}");

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{KeepLast, MaxTokens, Prompt};
-use crate::engine::request::{Client, PromptLogprobs, SamplingParams, TokenSet};
+use crate::engine::request::{Client, SamplingParams};
 
 /// What to generate.
 #[derive(Clone, Debug)]
@@ -12,7 +12,7 @@ pub struct GenerateRequest {
     pub prompts: Vec<Prompt>,
     /// Choices for each prompt; at least 1.
     pub n: usize,
-    /// How each token is drawn.
+    /// How each token is drawn, and what is told of it.
     pub sampling: SamplingParams,
     /// Words that must not be written, none of them empty; they become the sampling's runs of tokens.
     pub bad_words: Vec<String>,
@@ -20,24 +20,12 @@ pub struct GenerateRequest {
     pub max_tokens: MaxTokens,
     /// Of each prompt, the end to keep; the whole of it otherwise.
     pub keep_last: Option<KeepLast>,
-    /// Fewest tokens before the text may end.
-    pub min_tokens: usize,
-    /// Go on after the end of text.
-    pub ignore_eos: bool,
     /// Strings that end the text.
     pub stop: Vec<String>,
     /// Whether what ends the text is part of it.
     pub include_stop: bool,
     /// Whether special tokens are left out of the text.
     pub skip_special_tokens: bool,
-    /// Further tokens that end the text.
-    pub stop_token_ids: TokenSet,
-    /// Alternatives beside each token's log-probability; `None` for no log-probabilities.
-    pub logprobs: Option<u32>,
-    /// The same for tokens of the prompt.
-    pub prompt_logprobs: Option<PromptLogprobs>,
-    /// Whether each generated token is explained.
-    pub explain: bool,
     /// Give up after this long.
     pub timeout: Option<Duration>,
     /// Who asks.
@@ -58,15 +46,9 @@ impl GenerateRequest {
             bad_words: Vec::new(),
             max_tokens,
             keep_last: None,
-            min_tokens: 0,
-            ignore_eos: false,
             stop: Vec::new(),
             include_stop: false,
             skip_special_tokens: true,
-            stop_token_ids: TokenSet::default(),
-            logprobs: None,
-            prompt_logprobs: None,
-            explain: false,
             timeout: None,
             client: Client::Local,
             cache_salt: None,

@@ -18,7 +18,7 @@ use crate::{
     engine::{
         config::ModelCard,
         handle::EngineHandle,
-        request::{Limits, LogitBias, Request},
+        request::{LogitBias, Request, SamplingParams},
         status::Status,
     },
     off_runtime::{self, OffRuntime},
@@ -88,7 +88,7 @@ impl TextEngine {
             return Err(GenerateError::TooManySequences { sequences });
         }
         let vocab_size = self.card.shape.vocab_size;
-        check_tokens("stop_token_ids", request.stop_token_ids.iter().copied(), vocab_size)?;
+        check_tokens("stop_token_ids", request.sampling.stop_token_ids.iter().copied(), vocab_size)?;
         let allowed = request.sampling.allowed_token_ids.iter().flat_map(|ids| &**ids);
         check_tokens("allowed_token_ids", allowed.copied(), vocab_size)?;
         check_tokens("logit_bias", request.sampling.logit_bias.iter().map(|&(id, _)| id), vocab_size)?;
@@ -151,11 +151,11 @@ impl TextEngine {
         let stop =
             StopFinder::default().with(of_format, false).with(request.stop.iter().cloned(), request.include_stop);
         // Where it ends no text, the end of text is a special token as others are.
-        let shows_eos = !request.skip_special_tokens && (request.include_stop || request.ignore_eos);
+        let shows_eos = !request.skip_special_tokens && (request.include_stop || request.sampling.ignore_eos);
         ChoiceFormat {
             text: self.text.clone(),
             stop,
-            min_tokens: request.min_tokens,
+            min_tokens: request.sampling.min_tokens,
             hidden: if shows_eos { Vec::new() } else { self.eos_token_ids().collect() },
             hides_special: request.skip_special_tokens,
             // What continues a text may begin with white space.
@@ -171,13 +171,13 @@ impl TextEngine {
 
     /// Adds what holds for every request of this model, once for all of its sequences.
     fn complete(&self, request: &mut GenerateRequest) {
-        let bias = &mut request.sampling.logit_bias;
+        let SamplingParams { logit_bias: bias, ignore_eos, stop_token_ids: stops, .. } = &mut request.sampling;
         *bias = if bias.is_empty() { self.mask.clone() } else { bias.iter().chain(&*self.mask).copied().collect() };
-        if !request.ignore_eos {
+        if !*ignore_eos {
             // The engine knows the ids of config.json.
             let known = &self.card.shape.eos_token_ids;
             let ends = self.eos_token_ids().filter(|id| !known.contains(id));
-            request.stop_token_ids = request.stop_token_ids.iter().copied().chain(ends).collect();
+            *stops = stops.iter().copied().chain(ends).collect();
         }
     }
 
@@ -186,16 +186,8 @@ impl TextEngine {
         let prompt = &prompts[index / request.n];
         Request {
             prompt: prompt.ids.clone(),
+            max_tokens: prompt.max_tokens,
             sampling: request.sampling.clone(),
-            limits: Limits {
-                max_tokens: prompt.max_tokens,
-                min_tokens: request.min_tokens.min(prompt.max_tokens),
-                ignore_eos: request.ignore_eos,
-                stop_token_ids: request.stop_token_ids.clone(),
-            },
-            logprobs: request.logprobs,
-            prompt_logprobs: request.prompt_logprobs,
-            explain: request.explain,
             cache_salt: request.cache_salt.clone(),
             prompt_index: (index / request.n) as u32,
             choice: (index % request.n) as u32,

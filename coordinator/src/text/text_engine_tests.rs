@@ -155,7 +155,9 @@ async fn a_deadline_ends_the_stream_and_cancels() {
 #[tokio::test]
 async fn special_tokens_are_reported_but_never_shown() {
     let handle = scripted(4, |request| Act::Events(speak_tokens(request, &[4095, 566, 4095, 25, 4095])));
-    let chunks = chunks(&engine(handle), GenerateRequest { ignore_eos: true, ..raw("x") }).await;
+    let mut request = raw("x");
+    request.sampling.ignore_eos = true;
+    let chunks = chunks(&engine(handle), request).await;
     assert_eq!(text_of(&chunks, 0), "User:");
     assert_eq!(chunks.iter().map(|c| c.tokens.len()).sum::<usize>(), 5);
 }
@@ -204,7 +206,7 @@ async fn the_end_that_the_tokenizer_names_ends_a_reply_too() {
     let request = Arc::new(request);
     let seen = request.clone();
     let handle = scripted(4, move |request| {
-        *seen.lock().unwrap() = Some(request.limits.clone());
+        *seen.lock().unwrap() = Some(request.sampling.clone());
         Act::Events(speak_tokens(request, &[566, 7]))
     });
     let mut card = demo_card();
@@ -212,7 +214,9 @@ async fn the_end_that_the_tokenizer_names_ends_a_reply_too() {
     let engine = TextEngine::new(handle, demo_text(), Arc::new(card));
     chunks(&engine, chat("x")).await;
     assert!(request.lock().unwrap().as_ref().unwrap().stop_token_ids.contains(4095));
-    chunks(&engine, GenerateRequest { ignore_eos: true, ..chat("x") }).await;
+    let mut endless = chat("x");
+    endless.sampling.ignore_eos = true;
+    chunks(&engine, endless).await;
     assert!(request.lock().unwrap().as_ref().unwrap().stop_token_ids.is_empty());
 }
 
@@ -223,16 +227,17 @@ async fn the_sequences_of_a_request_share_its_lists_of_tokens() {
         seen.send(request.clone()).unwrap();
         Act::Events(speak_tokens(request, &[566]))
     });
-    let mut request = GenerateRequest { n: 3, stop_token_ids: [9, 4].into_iter().collect(), ..raw("x") };
+    let mut request = GenerateRequest { n: 3, ..raw("x") };
+    request.sampling.stop_token_ids = [9, 4].into_iter().collect();
     request.sampling.logit_bias = [(7, 1.0)].into_iter().collect();
     request.prompts.push(Prompt::Tokens(vec![5]));
     chunks(&engine(handle), request).await;
     let requests: Vec<_> = requests.try_iter().collect();
     assert_eq!(requests.len(), 6);
     let first = &requests[0];
-    assert!(first.limits.stop_token_ids.starts_with(&[4, 9]) && first.sampling.logit_bias.of(7) == 1.0);
+    assert!(first.sampling.stop_token_ids.starts_with(&[4, 9]) && first.sampling.logit_bias.of(7) == 1.0);
     for other in &requests {
-        assert!(std::ptr::eq(&*first.limits.stop_token_ids, &*other.limits.stop_token_ids));
+        assert!(std::ptr::eq(&*first.sampling.stop_token_ids, &*other.sampling.stop_token_ids));
         assert!(std::ptr::eq(&*first.sampling.logit_bias, &*other.sampling.logit_bias));
     }
 }
@@ -248,7 +253,8 @@ async fn a_character_cut_off_at_the_end_is_shown_as_cut_off() {
 #[tokio::test]
 async fn ids_outside_the_vocabulary_are_named() {
     let engine = saying("x");
-    let request = GenerateRequest { stop_token_ids: [4096].into_iter().collect(), ..raw("x") };
+    let mut request = raw("x");
+    request.sampling.stop_token_ids = [4096].into_iter().collect();
     let error = engine.generate(request).await.unwrap_err();
     assert_eq!(error, GenerateError::UnknownToken { field: "stop_token_ids", id: 4096, vocab_size: 4096 });
     let error = engine.generate(GenerateRequest { n: 2000, ..raw("x") }).await.unwrap_err();
@@ -328,7 +334,7 @@ async fn a_deadline_wakes_who_reads_and_is_forgotten_after_the_end() {
 #[tokio::test(start_paused = true)]
 async fn every_way_to_end_is_counted_once() {
     let (dropped, mut cancelled) = mpsc::unbounded_channel();
-    let handle = scripted(64, move |request| match request.limits.max_tokens {
+    let handle = scripted(64, move |request| match request.max_tokens {
         7 => Act::Hang(vec![], dropped.clone()),
         8 => Act::Events(vec![Event::Failed("a rank died".into())]),
         _ => Act::Events(speak(request, "one two three")),

@@ -42,7 +42,7 @@ struct Seen {
 impl Adjustments {
     /// For the token that follows `tokens`, the first of which are the prompt. Ends at or above `vocab_size` are dropped.
     pub(crate) fn new(request: &Request, tokens: &[TokenId], eos_token_ids: &[TokenId], vocab_size: usize) -> Self {
-        let (sampling, limits) = (&request.sampling, &request.limits);
+        let sampling = &request.sampling;
         let generated = &tokens[request.prompt.len()..];
         let mut seen: Vec<(TokenId, Seen)> = Vec::new();
         if sampling.repetition_penalty != 1.0 {
@@ -58,9 +58,9 @@ impl Adjustments {
             kept.generated += other.generated;
         });
         let mut ends = <[TokenSet; 2]>::default();
-        if generated.len() < limits.min_tokens {
-            ends[0] = limits.stop_token_ids.clone();
-            if !limits.ignore_eos {
+        if generated.len() < sampling.min_tokens {
+            ends[0] = sampling.stop_token_ids.clone();
+            if !sampling.ignore_eos {
                 // The few of config.json.
                 ends[1] = eos_token_ids.iter().copied().collect();
             }
@@ -189,12 +189,10 @@ impl Adjustments {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::request::Limits;
 
     fn request(change: impl FnOnce(&mut Request)) -> Request {
-        let limits =
-            Limits { max_tokens: 9, min_tokens: 0, ignore_eos: false, stop_token_ids: [6].into_iter().collect() };
-        let mut request = Request { limits, ..Request::greedy(vec![1, 2, 2], 9) };
+        let mut request = Request::greedy(vec![1, 2, 2], 9);
+        (request.sampling.ignore_eos, request.sampling.stop_token_ids) = (false, [6].into_iter().collect());
         change(&mut request);
         request
     }
@@ -244,19 +242,19 @@ mod tests {
 
     #[test]
     fn the_end_is_forbidden_before_min_tokens() {
-        let mut request = request(|r| r.limits.min_tokens = 2);
+        let mut request = request(|r| r.sampling.min_tokens = 2);
         let (ids, apply) = adjusted(&request, &[4]);
         assert_eq!(ids, [6, 7], "an end of text outside the vocabulary is dropped");
         assert_eq!(apply(7, 5.0), f32::NEG_INFINITY);
         assert!(adjusted(&request, &[4, 4]).0.is_empty());
-        request.limits.ignore_eos = true;
+        request.sampling.ignore_eos = true;
         assert_eq!(adjusted(&request, &[4]).0, [6], "an end of text that ends nothing may come");
     }
 
     #[test]
     fn few_allowed_tokens_are_named_and_many_come_as_a_row() {
         let allowing = |ids: std::ops::Range<TokenId>| {
-            let mut request = request(|r| r.limits.min_tokens = 2);
+            let mut request = request(|r| r.sampling.min_tokens = 2);
             request.sampling.allowed_token_ids = Some(ids.collect());
             Adjustments::new(&request, &request.prompt, &[7], 5000)
         };
@@ -288,14 +286,14 @@ mod tests {
     #[test]
     fn what_no_token_changes_is_not_copied_for_any() {
         let request = request(|r| {
-            r.limits.min_tokens = 2;
+            r.sampling.min_tokens = 2;
             r.sampling.logit_bias = [(4, 1.0), (6, 1.0)].into_iter().collect();
         });
         for generated in [&[][..], &[4]] {
             let tokens = [&request.prompt, generated].concat();
             let adjustments = Adjustments::new(&request, &tokens, &[6, 7], 50);
             assert!(std::ptr::eq(&*adjustments.sampling.logit_bias, &*request.sampling.logit_bias));
-            assert!(std::ptr::eq(&*adjustments.ends[0], &*request.limits.stop_token_ids));
+            assert!(std::ptr::eq(&*adjustments.ends[0], &*request.sampling.stop_token_ids));
             assert_eq!(adjustments.named(), [4, 6, 7], "once each");
             assert_eq!(adjustments.report()[0].removed, 2);
         }

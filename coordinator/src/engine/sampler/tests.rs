@@ -5,19 +5,18 @@ use std::ops::Range;
 use proptest::prelude::*;
 
 use super::*;
-use crate::engine::{
-    explanation::Narrowing,
-    fake_rank,
-    request::{BadWords, Limits, TokenSet},
-};
+use crate::engine::{explanation::Narrowing, fake_rank, request::BadWords};
 
 fn shape(vocab_size: usize) -> ModelShape {
     ModelShape::from_config_json(&format!(r#"{{"vocab_size":{vocab_size},"eos_token_id":0}}"#)).unwrap()
 }
 
 fn request(prompt: Vec<TokenId>, sampling: SamplingParams) -> Request {
-    let limits = Limits { max_tokens: 100, min_tokens: 0, ignore_eos: false, stop_token_ids: TokenSet::default() };
-    Request { sampling, limits, logprobs: Some(3), ..Request::greedy(prompt, 100) }
+    Request { sampling: SamplingParams { logprobs: Some(3), ..sampling }, ..Request::greedy(prompt, 100) }
+}
+
+fn explained(prompt: Vec<TokenId>, sampling: SamplingParams) -> Request {
+    request(prompt, SamplingParams { explain: true, ..sampling })
 }
 
 /// What `world` ranks answer to `draw`.
@@ -45,7 +44,7 @@ fn reference(request: &Request, tokens: &[TokenId], row: &[f32], uniform: f64) -
         if count > 0.0 {
             *logit -= s.presence_penalty + s.frequency_penalty * count;
         }
-        let too_early = id == 0 && generated.len() < request.limits.min_tokens;
+        let too_early = id == 0 && generated.len() < request.sampling.min_tokens;
         let bad =
             s.bad_words.iter().any(|word| word.last() == Some(&id) && generated.ends_with(&word[..word.len() - 1]));
         if too_early || bad || s.allowed_token_ids.as_ref().is_some_and(|allowed| !allowed.contains(id)) {
@@ -130,7 +129,7 @@ fn sampling() -> impl Strategy<Value = SamplingParams> {
             top_p,
             min_p,
             typical_p,
-            seed,
+            ..SamplingParams::neutral(seed)
         },
     )
 }
@@ -214,7 +213,7 @@ proptest! {
         let prompt = tokens[..tokens.len().saturating_sub(generated).max(1)].to_vec();
         let mut request = request(prompt, sampling);
         constraints.put(&mut request.sampling, row.len(), &tokens);
-        request.limits.min_tokens = min_tokens;
+        request.sampling.min_tokens = min_tokens;
         let draw = Draw::new(&request, &tokens, &shape(row.len()));
         let slices = slices(&draw, &row, &cuts);
         let slices: Vec<_> = slices.iter().collect();
@@ -255,8 +254,8 @@ proptest! {
         cut in any::<usize>(),
         constraints in constraints(),
     ) {
-        let mut request = Request { explain: true, ..request(vec![1, 2, 3, 2], sampling) };
-        request.limits.min_tokens = min_tokens;
+        let mut request = explained(vec![1, 2, 3, 2], sampling);
+        request.sampling.min_tokens = min_tokens;
         constraints.put(&mut request.sampling, row.len(), &[9]);
         let draw = Draw::new(&request, &[1, 2, 3, 2, 9, 9], &shape(row.len()));
         let slices = slices(&draw, &row, &[cut]);
@@ -301,7 +300,7 @@ fn what_candidates_cannot_decide_asks_for_one() {
     let asked = |change: fn(&mut SamplingParams)| {
         let mut sampling = SamplingParams::neutral(3);
         change(&mut sampling);
-        let plain = Request { logprobs: None, ..request(vec![1], sampling) };
+        let plain = Request { sampling, ..Request::greedy(vec![1], 100) };
         let Wants::Candidates { k, .. } = Draw::new(&plain, &[1], &shape(5000)).wants() else {
             panic!("a draw asks for candidates")
         };
@@ -378,7 +377,7 @@ fn an_explanation_counts_what_each_processor_removed() {
     // Probabilities 0.5, 0.25, 0.125 … of 20 tokens, so that each cut is known.
     let row: Vec<f32> = (0..20).map(|i| -(i as f32) * 2f32.ln()).collect();
     let sampling = SamplingParams { top_k: 5, top_p: 0.95, min_p: 0.4, ..SamplingParams::neutral(1) };
-    let request = Request { explain: true, ..request(vec![1, 2], sampling) };
+    let request = explained(vec![1, 2], sampling);
     let draw = Draw::new(&request, &[1, 2], &shape(20));
     for cuts in [&[][..], &[7], &[1, 13]] {
         let (id, narrowing) = told(&draw, &row, cuts);
@@ -405,8 +404,8 @@ fn an_explanation_of_penalties_and_of_a_greedy_draw() {
         logit_bias: [(9, 2.0)].into_iter().collect(),
         ..SamplingParams::greedy()
     };
-    let mut request = Request { explain: true, ..request(vec![3], sampling) };
-    request.limits.min_tokens = 1;
+    let mut request = explained(vec![3], sampling);
+    request.sampling.min_tokens = 1;
     let (id, narrowing) = told(&Draw::new(&request, &[3], &shape(20)), &row, &[4]);
     assert_eq!(id, 9, "the token of the prompt has lost its lead");
     let chain: Vec<_> = narrowing.chain.iter().map(|p| (p.processor, p.changed, p.removed)).collect();
@@ -426,8 +425,8 @@ fn an_explanation_tells_of_what_was_not_allowed() {
     let mut sampling = SamplingParams { top_k: 2, ..SamplingParams::neutral(1) };
     sampling.allowed_token_ids = Some([0, 3, 5, 7, 8].into_iter().collect());
     sampling.bad_words = [vec![5], vec![4, 8], vec![9, 8], vec![4, 6]].into_iter().collect();
-    let mut request = Request { explain: true, ..request(vec![9], sampling) };
-    request.limits.min_tokens = 2;
+    let mut request = explained(vec![9], sampling);
+    request.sampling.min_tokens = 2;
     let (id, narrowing) = told(&Draw::new(&request, &[9, 4], &shape(20)), &row, &[6]);
     assert!(id == 3 || id == 7);
     let chain: Vec<_> = narrowing.chain.iter().map(|p| (p.processor, p.removed)).collect();
@@ -444,8 +443,8 @@ fn an_explanation_tells_of_what_was_not_allowed() {
 fn what_must_not_come_is_removed_once_in_an_explanation() {
     let row: Vec<f32> = (0..20).map(|i| -(i as f32)).collect();
     let removed = |sampling, stops: Range<TokenId>| {
-        let mut request = Request { explain: true, ..request(vec![3], sampling) };
-        (request.limits.min_tokens, request.limits.stop_token_ids) = (5, stops.collect());
+        let mut request = explained(vec![3], sampling);
+        (request.sampling.min_tokens, request.sampling.stop_token_ids) = (5, stops.collect());
         let (_, narrowing) = told(&Draw::new(&request, &[3], &shape(20)), &row, &[7]);
         narrowing.chain.iter().map(|p| (p.processor, p.removed, p.removed_mass)).collect::<Vec<_>>()
     };
@@ -468,17 +467,16 @@ fn an_explained_draw_is_the_same_draw() {
             [|_| (), |s| s.top_k = 3, |s| s.top_p = 0.95, |s| s.typical_p = 0.5];
         let mut sampling = SamplingParams::neutral(seed);
         filters[seed as usize % 4](&mut sampling);
-        let plain = request(vec![1], sampling);
-        let explained = Request { explain: true, ..plain.clone() };
-        let [plain, explained] = [plain, explained].map(|request| {
-            let draw = Draw::new(&request, &[1], &shape(3000));
-            let slices = slices(&draw, &row, &[1000]);
-            let slices: Vec<_> = slices.iter().collect();
-            let drawn = draw
-                .by_candidates(&slices)
-                .unwrap_or_else(|| draw.by_row(&slices, &[&row], &mut RowScratch::default()));
-            (drawn.id, drawn.narrowing.is_some())
-        });
+        let [plain, explained] =
+            [request, explained].map(|request| request(vec![1], sampling.clone())).map(|request| {
+                let draw = Draw::new(&request, &[1], &shape(3000));
+                let slices = slices(&draw, &row, &[1000]);
+                let slices: Vec<_> = slices.iter().collect();
+                let drawn = draw
+                    .by_candidates(&slices)
+                    .unwrap_or_else(|| draw.by_row(&slices, &[&row], &mut RowScratch::default()));
+                (drawn.id, drawn.narrowing.is_some())
+            });
         assert_eq!((plain.0, true), (explained.0, explained.1));
         assert!(!plain.1);
     }

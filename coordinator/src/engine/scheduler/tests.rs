@@ -42,8 +42,8 @@ fn sequence(id: u64, prompt: Vec<TokenId>, max_tokens: usize, scored: bool) -> (
 fn sequence_of(owner: Owner, id: u64, prompt: Vec<TokenId>, max_tokens: usize, scored: bool) -> (Sequence, Events) {
     let (handle, mut commands) =
         handle::channel(Door { vocab_size: 100, n_positions: N_POSITIONS, max_queue: 1, max_queue_tokens: 100 });
-    let prompt_logprobs = scored.then_some(PromptLogprobs { top: 0, from: 0 });
-    let request = Request { prompt_logprobs, ..Request::greedy(prompt, max_tokens) };
+    let mut request = Request::greedy(prompt, max_tokens);
+    request.sampling.prompt_logprobs = scored.then_some(PromptLogprobs { top: 0, from: 0 });
     let events = handle.submit(request).unwrap();
     let Ok(Command::Submit { mut sequences, .. }) = commands.try_recv() else { panic!("it was just submitted") };
     (Sequence::new(SeqId(id), owner, sequences.remove(0)), events)

@@ -9,7 +9,7 @@ use nanoinfer_shared::protocol::TokenId;
 use crate::engine::{
     handle::{EngineHandle, Events, SubmitError},
     random,
-    request::{self, BadWords, Event, Limits, PromptLogprobs, Request, SamplingParams, TokenSet},
+    request::{self, BadWords, Event, PromptLogprobs, Request, SamplingParams, TokenSet},
 };
 
 /// Different requests that clients make.
@@ -138,18 +138,15 @@ pub(super) fn a_request(number: u64) -> Request {
         ..SamplingParams::neutral(number)
     };
     let max_tokens = dice.roll(0, 40.min(96 - length as u64)) as usize;
-    Request {
-        sampling,
-        limits: Limits {
-            max_tokens,
-            min_tokens: dice.roll(0, 3).min(max_tokens as u64) as usize,
-            ignore_eos: dice.percent(50),
-            stop_token_ids: if dice.percent(20) { [77, 3, 50].into_iter().collect() } else { TokenSet::default() },
-        },
+    let sampling = SamplingParams {
+        min_tokens: dice.roll(0, 3).min(max_tokens as u64) as usize,
+        ignore_eos: dice.percent(50),
+        stop_token_ids: if dice.percent(20) { [77, 3, 50].into_iter().collect() } else { TokenSet::default() },
         logprobs: dice.percent(20).then_some(3),
         prompt_logprobs: dice.percent(15).then(|| PromptLogprobs { top: 2, from: dice.roll(0, 40) as usize }),
-        ..Request::greedy((0..length).map(|at| token(at) as TokenId).collect(), max_tokens)
-    }
+        ..sampling
+    };
+    Request { sampling, ..Request::greedy((0..length).map(|at| token(at) as TokenId).collect(), max_tokens) }
 }
 
 pub(super) fn received(events: &mut Events) -> Vec<Event> {

@@ -15,7 +15,7 @@ use crate::{
         model_name, sampling, unbuilt,
         writer::{self, Framing, Objects, Writer, json},
     },
-    request::FinishReason,
+    request::{FinishReason, SamplingParams},
     text::{Chunk, GenerateRequest, Generation, MaxTokens, ModelText, Prompt},
 };
 
@@ -65,11 +65,10 @@ pub(crate) async fn answer(
     };
     let request = GenerateRequest {
         stop,
-        logprobs: logprobs.then_some(top),
         timeout,
         client,
         max_memory: app.max_request_memory,
-        ..GenerateRequest::new(prompt, sampling, max_tokens)
+        ..GenerateRequest::new(prompt, SamplingParams { logprobs: logprobs.then_some(top), ..sampling }, max_tokens)
     };
     let writer = |generation: &Generation, warnings| OllamaWriter {
         shape,

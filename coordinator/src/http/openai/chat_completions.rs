@@ -35,8 +35,8 @@ pub(crate) async fn create(State(app): State<App>, mut fields: Fields) -> Result
     let prompts = vec![Prompt::Chat { messages, truncate, layout }];
     let (mut request, reply) = request::take(&app, &mut fields, prompts, max_tokens, &sampling::CHAT_COMPLETIONS)?;
     let left_out = fields.finish(&app.unknown_fields);
-    request.logprobs = logprobs.then(|| top.unwrap_or(0) as u32);
-    request.prompt_logprobs = reply.prompt_logprobs.map(|top| PromptLogprobs { top, from: 0 });
+    request.sampling.logprobs = logprobs.then(|| top.unwrap_or(0) as u32);
+    request.sampling.prompt_logprobs = reply.prompt_logprobs.map(|top| PromptLogprobs { top, from: 0 });
     reply::answer(&app, request, left_out, reply, Chat { logprobs }).await.map_err(Failure::of_chat)
 }
 

@@ -36,8 +36,8 @@ pub(crate) async fn create(State(app): State<App>, mut fields: Fields) -> Result
         fields.refuse_slip("prompt")?;
     }
     let left_out = fields.finish(&app.unknown_fields);
-    request.logprobs = logprobs;
-    request.prompt_logprobs = match (logprobs.filter(|_| echo), reply.prompt_logprobs) {
+    request.sampling.logprobs = logprobs;
+    request.sampling.prompt_logprobs = match (logprobs.filter(|_| echo), reply.prompt_logprobs) {
         (Some(top), None) => Some(PromptLogprobs { top, from }),
         (echoed, of_prompt) => echoed.max(of_prompt).map(|top| PromptLogprobs { top, from: 0 }),
     };

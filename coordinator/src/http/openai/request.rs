@@ -8,6 +8,7 @@ use crate::{
         sampling::{self, RouteDefaults},
         unbuilt,
     },
+    request::SamplingParams,
     text::{GenerateRequest, KeepLast, Prompt},
 };
 
@@ -76,22 +77,24 @@ pub(crate) fn take(
         explain,
         n,
     };
+    let sampling = sampling::openai(fields, route, model)?;
+    let bad_words = sampling::bad_words(fields)?;
+    let keep_last = keep_last(fields)?;
+    let min_tokens = fields.count("min_tokens", 0)?.unwrap_or(0);
+    let ignore_eos = fields.boolean("ignore_eos")?.unwrap_or(false);
+    let stop = fields.stops()?;
+    let include_stop = fields.boolean("include_stop_str_in_output")?.unwrap_or(false);
+    let stop_token_ids = fields.stop_token_ids()?;
     let request = GenerateRequest {
         prompts,
         n,
-        sampling: sampling::openai(fields, route, model)?,
-        bad_words: sampling::bad_words(fields)?,
+        sampling: SamplingParams { min_tokens, ignore_eos, stop_token_ids, explain, ..sampling },
+        bad_words,
         max_tokens: sampling::max_tokens(max_tokens, route, model),
-        keep_last: keep_last(fields)?,
-        min_tokens: fields.count("min_tokens", 0)?.unwrap_or(0),
-        ignore_eos: fields.boolean("ignore_eos")?.unwrap_or(false),
-        stop: fields.stops()?,
-        include_stop: fields.boolean("include_stop_str_in_output")?.unwrap_or(false),
+        keep_last,
+        stop,
+        include_stop,
         skip_special_tokens,
-        stop_token_ids: fields.stop_token_ids()?,
-        logprobs: None,
-        prompt_logprobs: None,
-        explain,
         timeout: sampling::timeout(fields)?,
         client: fields.client,
         cache_salt: cache_salt(fields)?,

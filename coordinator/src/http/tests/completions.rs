@@ -121,8 +121,8 @@ async fn limits_and_stops_reach_the_engine() {
         "best_of": 1, "suffix": null, "seed": 18446744073709551615u64, "typical_p": 0.5});
     server.ask(PATH, body).await;
     let request = requests.recv().unwrap();
-    assert_eq!((request.limits.max_tokens, request.limits.min_tokens, request.limits.ignore_eos), (9, 2, true));
-    assert_eq!((&*request.limits.stop_token_ids, request.sampling.top_k), (&[7][..], 0));
+    assert_eq!((request.max_tokens, request.sampling.min_tokens, request.sampling.ignore_eos), (9, 2, true));
+    assert_eq!((&*request.sampling.stop_token_ids, request.sampling.top_k), (&[7][..], 0));
     assert_eq!((request.sampling.temperature, request.sampling.typical_p), (0.3, 0.5));
     assert_eq!(request.sampling.seed, u64::MAX);
 }

@@ -80,7 +80,7 @@ async fn short_form_is_a_single_turn_unless_raw() {
     let request = requests.recv().unwrap();
     assert_eq!(request.prompt, tokenizer.encode("User: Hi<|endoftext|>\nAssistant:", Specials::Literal).unwrap());
     // generation_config.json of the demo model wins over the route's 0.8 and 200.
-    assert_eq!((request.sampling.temperature, request.sampling.top_p, request.limits.max_tokens), (0.3, 0.9, 96));
+    assert_eq!((request.sampling.temperature, request.sampling.top_p, request.max_tokens), (0.3, 0.9, 96));
 
     let raw =
         json!({"prompt": "Hi<|endoftext|>", "raw": true, "max_tokens": 5, "temperature": 0, "top_k": 7, "seed": -3});
@@ -88,7 +88,7 @@ async fn short_form_is_a_single_turn_unless_raw() {
     assert_eq!(reply["response"], " ok", "raw text keeps its space");
     let request = requests.recv().unwrap();
     assert_eq!(request.prompt, tokenizer.encode("Hi<|endoftext|>", Specials::Match).unwrap());
-    assert_eq!((request.sampling.temperature, request.sampling.top_k, request.limits.max_tokens), (0.0, 7, 5));
+    assert_eq!((request.sampling.temperature, request.sampling.top_k, request.max_tokens), (0.0, 7, 5));
     assert_eq!(request.sampling.seed, -3i64 as u64);
 }
 
@@ -150,7 +150,7 @@ async fn ollama_answers_whole_and_reads_its_options() {
     let request = requests.recv().unwrap();
     let sampling = request.sampling;
     assert_eq!((sampling.top_k, sampling.repetition_penalty, sampling.repetition_window), (40, 1.1, Some(64)));
-    assert_eq!(request.limits.max_tokens, 250, "to the wall");
+    assert_eq!(request.max_tokens, 250, "to the wall");
 }
 
 #[tokio::test]
@@ -225,7 +225,7 @@ async fn openai_chat_answers_whole() {
     assert_eq!(usage["total_tokens"].as_u64(), Some(usage["prompt_tokens"].as_u64().unwrap() + 6));
     let request = requests.recv().unwrap();
     assert_eq!(request.prompt, demo_text().tokenizer.encode("User: Hi\nthere\nAssistant:", Specials::Literal).unwrap());
-    assert_eq!((request.limits.max_tokens, request.logprobs), (50, Some(3)));
+    assert_eq!((request.max_tokens, request.sampling.logprobs), (50, Some(3)));
     assert_eq!(*request.sampling.logit_bias, [(5, -100.0)]);
     assert_eq!(request.sampling.repetition_penalty, 1.2);
 }

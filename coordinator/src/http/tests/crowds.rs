@@ -51,11 +51,7 @@ async fn where_every_place_is_at_work_probes_are_answered_and_others_told_to_com
     let (seen, mut started) = mpsc::unbounded_channel();
     let handle = scripted(8, move |request| {
         let _ = seen.send(());
-        if request.limits.max_tokens == 1 {
-            Act::Events(speak(request, " ok"))
-        } else {
-            Act::Hang(vec![], dropped.clone())
-        }
+        if request.max_tokens == 1 { Act::Events(speak(request, " ok")) } else { Act::Hang(vec![], dropped.clone()) }
     });
     let server = Server::with(engine(handle), HttpOptions { max_connections: Some(2), ..HttpOptions::default() }).await;
     let held = [hanging(&server, &mut started).await, hanging(&server, &mut started).await];

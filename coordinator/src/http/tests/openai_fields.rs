@@ -84,7 +84,7 @@ async fn the_end_of_a_prompt_is_kept_where_that_is_asked_for() {
     let (request, _) = kept(json!({"prompt": ids, "truncate_prompt_tokens": 3, "max_tokens": 5})).await;
     assert_eq!(request.prompt, [397, 398, 399]);
     let (request, _) = kept(json!({"prompt": ids, "truncate_prompt_tokens": -1, "max_tokens": 20})).await;
-    assert_eq!((request.prompt.len(), request.prompt.last(), request.limits.max_tokens), (236, Some(&399), 20));
+    assert_eq!((request.prompt.len(), request.prompt.last(), request.max_tokens), (236, Some(&399), 20));
     let (request, _) = kept(json!({"prompt": [1, 2], "truncate_prompt_tokens": 3, "max_tokens": 5})).await;
     assert_eq!(request.prompt, [1, 2], "nothing to leave out");
     let text = "The cat sat on the mat. ".repeat(200);

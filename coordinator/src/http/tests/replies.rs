@@ -109,32 +109,27 @@ async fn a_request_for_more_memory_than_one_may_take_is_refused_by_name_on_every
 async fn the_largest_replies_stay_below_what_was_told_of_them() {
     let ids: Vec<u32> = (300..550).collect();
     let server = Server::start(engine(scripted(8, move |request| Act::Events(speak_tokens(request, &ids))))).await;
-    let plain = || GenerateRequest::new(Prompt::Tokens(vec![1]), SamplingParams::greedy(), MaxTokens::Wall);
-    let scores = PromptLogprobs { top: 20, from: 0 };
+    let of = |sampling, tokens| GenerateRequest::new(Prompt::Tokens(vec![1]), sampling, MaxTokens::Given(tokens));
+    let prompt_logprobs = Some(PromptLogprobs { top: 20, from: 0 });
     let tokens = Prompt::Tokens(vec![7; 200]);
     for (path, body, prompt, request) in [
         (
             "/v1/chat/completions",
             json!({"messages": chat(), "max_tokens": 240, "logprobs": true, "top_logprobs": 20, "explain": true}),
             Prompt::single_turn("Hi"),
-            GenerateRequest { logprobs: Some(20), explain: true, max_tokens: MaxTokens::Given(240), ..plain() },
+            of(SamplingParams { logprobs: Some(20), explain: true, ..SamplingParams::greedy() }, 240),
         ),
         (
             "/v1/completions",
             json!({"prompt": vec![7; 200], "max_tokens": 50, "echo": true, "logprobs": 20}),
             tokens.clone(),
-            GenerateRequest {
-                logprobs: Some(20),
-                prompt_logprobs: Some(scores),
-                max_tokens: MaxTokens::Given(50),
-                ..plain()
-            },
+            of(SamplingParams { logprobs: Some(20), prompt_logprobs, ..SamplingParams::greedy() }, 50),
         ),
         (
             "/v1/completions",
             json!({"prompt": vec![7; 200], "max_tokens": 50, "explain": true}),
             tokens,
-            GenerateRequest { explain: true, max_tokens: MaxTokens::Given(50), ..plain() },
+            of(SamplingParams { explain: true, ..SamplingParams::greedy() }, 50),
         ),
     ] {
         let choice = server.ask(path, body).await["choices"][0].to_string().len();
