@@ -12,7 +12,7 @@
 //! Invariant: the same tokens could be drawn with the same probabilities as from the sorted row, up to the rounding of f32.
 //! Passes over the row are loops over arrays without branches, which the compiler makes vectors of.
 
-use std::{array, iter, ops::Range};
+use std::{array, ops::Range};
 
 use nanoinfer_shared::protocol::TokenId;
 
@@ -273,11 +273,10 @@ impl Row<'_> {
     /// tokens of those that may be.
     fn around(&self, mean: f64, target: f64) -> (f64, Vec<Ranked>) {
         let middle = (f64::from(self.scale.max) - mean) * f64::from(self.scale.scale);
-        let sums = self.masses.mass.iter().scan(0.0, |sum, mass| {
-            *sum += mass;
-            Some(*sum)
-        });
-        let sums: Vec<f64> = iter::once(0.0).chain(sums).collect();
+        let mut sums = vec![0.0; BUCKETS + 1];
+        for (bucket, mass) in self.masses.mass.iter().enumerate() {
+            sums[bucket + 1] = sums[bucket] + mass;
+        }
         let bounded = |place: f64| place.clamp(0.0, BUCKETS as f64) as usize;
         // Buckets reach half a bucket to both sides of their places.
         let within = |radius: f64| {
