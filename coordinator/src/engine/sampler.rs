@@ -62,7 +62,6 @@ pub(crate) struct Draw {
     uniform: f64,
     logprobs: Option<u32>,
     explain: bool,
-    vocab_size: usize,
 }
 
 /// One token of a sequence.
@@ -93,7 +92,6 @@ impl Draw {
             uniform: 0.0,
             logprobs: sampling.logprobs,
             explain: sampling.explain,
-            vocab_size: shape.vocab_size,
         };
         if sampling.temperature >= MIN_TEMPERATURE {
             let uniform = random::uniform(sampling.seed, request.prompt_index, request.choice, tokens.len() as u32);
@@ -128,7 +126,7 @@ impl Draw {
             // All that may come was named.
             known.clear();
         }
-        let complete = selective || known.len() + adjusted.len() == self.vocab_size;
+        let complete = selective || known.len() + adjusted.len() == self.adjustments.vocab_size;
         if !complete {
             // Only what comes before the last candidate has a known place: anything may stand between that and what
             // follows.

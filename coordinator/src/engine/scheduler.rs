@@ -103,9 +103,8 @@ pub(crate) struct PlannedPart {
     pub(crate) uses: Vec<RowUse>,
 }
 
-/// What became of a sequence that wanted in.
-enum Entry {
-    Running,
+/// Why a sequence that wanted in is not.
+enum Refusal {
     /// Not in this step; others may be.
     Later,
     /// There is no block for it, and what comes free is for it.
@@ -391,7 +390,7 @@ impl Scheduler {
             }
             let mut sequence = self.queue.take(owner);
             match self.enter(&mut sequence, may_give_way) {
-                Entry::Running => {
+                Ok(()) => {
                     let pending = sequence.pending();
                     sequence.ticket = Ticket(self.admitted);
                     self.admitted += 1;
@@ -400,13 +399,13 @@ impl Scheduler {
                     runs.insert(owner.request);
                     line.again(next, pending);
                 }
-                refused => {
+                Err(refusal) => {
                     self.blocks.release(&mut sequence.blocks);
                     self.queue.put_back(sequence);
-                    match refused {
-                        Entry::NoBlocks => return false,
-                        Entry::Exchange => return true,
-                        Entry::Running | Entry::Later => {}
+                    match refusal {
+                        Refusal::Later => {}
+                        Refusal::NoBlocks => return false,
+                        Refusal::Exchange => return true,
                     }
                 }
             }
@@ -422,7 +421,7 @@ impl Scheduler {
 
     /// Finds a place, and the blocks for all tokens of a sequence: what others have computed, and free ones for the rest.
     /// Where it may not run, it may hold some of them.
-    fn enter(&mut self, sequence: &mut Sequence, may_give_way: bool) -> Entry {
+    fn enter(&mut self, sequence: &mut Sequence, may_give_way: bool) -> Result<(), Refusal> {
         let reusable = if self.limits.prefix_cache { sequence.reusable_blocks() } else { 0 };
         let contents = sequence.hashes.of(&sequence.tokens, reusable);
         let reused = self.blocks.reuse(&mut sequence.blocks, contents);
@@ -432,15 +431,14 @@ impl Scheduler {
             let computes =
                 |other: &Sequence| other.blocks.published() <= reused && other.hashes.get(reused) == Some(next);
             if self.running.iter().any(computes) {
-                return Entry::Later;
+                return Err(Refusal::Later);
             }
         }
-        let Some(giving) = self.who_would_give_way(sequence) else {
-            let has_place = self.running.len() < self.limits.max_seqs;
-            return if has_place { Entry::NoBlocks } else { Entry::Later };
-        };
+        let has_place = self.running.len() < self.limits.max_seqs;
+        let refusal = if has_place { Refusal::NoBlocks } else { Refusal::Later };
+        let giving = self.who_would_give_way(sequence).ok_or(refusal)?;
         if !giving.is_empty() && !may_give_way {
-            return Entry::Exchange;
+            return Err(Refusal::Exchange);
         }
         giving.into_iter().for_each(|ticket| self.preempt(self.running_at(ticket)));
         assert!(self.blocks.grow(&mut sequence.blocks, sequence.tokens.len()), "the blocks were counted");
@@ -449,7 +447,7 @@ impl Scheduler {
             self.metrics.prefix_cache_queries.inc_by(sequence.tokens.len() as u64);
             self.metrics.prefix_cache_hits.inc_by(sequence.computed as u64);
         }
-        Entry::Running
+        Ok(())
     }
 
     /// Sends a running sequence back to the queue. It keeps its tokens and computes them again.

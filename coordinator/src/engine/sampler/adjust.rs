@@ -28,7 +28,7 @@ pub(crate) struct Adjustments {
     ends: [TokenSet; 2],
     /// Ascending by id without repeats.
     seen: Vec<(TokenId, Seen)>,
-    vocab_size: usize,
+    pub(super) vocab_size: usize,
 }
 
 /// How a token came before.

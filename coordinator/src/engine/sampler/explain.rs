@@ -34,7 +34,7 @@ impl Draw {
             }
         };
         let forbidden: usize = chain.iter().map(|processed| processed.removed).sum();
-        let (mut count, mut mass) = (self.vocab_size - forbidden, 1.0);
+        let (mut count, mut mass) = (self.adjustments.vocab_size - forbidden, 1.0);
         if self.greedy {
             // Where nothing may come, something is drawn all the same, and nothing is left to remove.
             let left = if count > 0 { self.probability(self.adjustments.apply(id, raw), normaliser) } else { 1.0 };
@@ -46,7 +46,7 @@ impl Draw {
             rule_out(&mut alternatives, "temperature", &|token| token.id() == id);
         } else if self.temperature != 1.0 {
             let temperature = Processed::neutral("temperature", self.temperature.into());
-            chain.push(Processed { changed: self.vocab_size, ..temperature });
+            chain.push(Processed { changed: self.adjustments.vocab_size, ..temperature });
         }
         for (filter, left) in self.filters.iter().zip(left) {
             let (name, value) = named(*filter);
