@@ -95,7 +95,7 @@ pub fn start(links: Vec<ControlLink<ToRank, FromRank>>, config: EngineConfig) ->
         }
     }
     let (handle, commands) = handle::channel(Door::of(&config));
-    let (ranks, kv_blocks) = LinkedRanks::start(links, &config, handle.shared_status(), handle.waker())?;
+    let (ranks, kv_blocks) = LinkedRanks::start(links, &config, handle.status.clone(), handle.waker())?;
     let engine = Engine::new(config, kv_blocks, ranks, commands, &handle);
     thread::Builder::new().name("engine".into()).spawn(move || engine.run()).map_err(StartError::Thread)?;
     Ok(handle)
@@ -147,7 +147,7 @@ impl<R: Ranks> Engine<R> {
         commands: mpsc::Receiver<Command>,
         handle: &EngineHandle,
     ) -> Self {
-        let status = handle.shared_status();
+        let status = handle.status.clone();
         let limits = SchedulerLimits {
             kv_blocks,
             max_seqs: config.load.max_seqs,
@@ -167,7 +167,7 @@ impl<R: Ranks> Engine<R> {
             ended: Vec::new(),
             row_drawer: RowDrawer::new(thread::available_parallelism().map_or(1, usize::from)),
             live_sent: Instant::now(),
-            orders: handle.shared_orders(),
+            orders: handle.orders.clone(),
             status,
         };
         engine.report();

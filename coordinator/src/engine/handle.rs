@@ -29,8 +29,8 @@ pub struct EngineHandle {
     commands: mpsc::Sender<Command>,
     queue: Queue,
     door: Door,
-    status: Arc<Status>,
-    orders: Arc<Orders>,
+    pub(crate) status: Arc<Status>,
+    pub(crate) orders: Arc<Orders>,
 }
 
 /// What every request is held against before it enters.
@@ -220,16 +220,6 @@ impl EngineHandle {
     #[cfg(test)]
     pub(crate) fn room(&self) -> (usize, usize) {
         self.queue.free()
-    }
-
-    /// The engine's own hand on the status.
-    pub(crate) fn shared_status(&self) -> Arc<Status> {
-        self.status.clone()
-    }
-
-    /// The engine's own hand on what it is told.
-    pub(crate) fn shared_orders(&self) -> Arc<Orders> {
-        self.orders.clone()
     }
 }
 

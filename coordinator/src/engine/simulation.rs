@@ -268,7 +268,7 @@ impl Day {
             self.see_off(solo);
         }
         let Self { engine, world, room, .. } = self;
-        let status = world.borrow().handle.shared_status();
+        let status = world.borrow().handle.status.clone();
         let died = failure.is_some();
         if !died {
             assert_eq!(engine.scheduler.blocks().free(), engine.scheduler.blocks().total(), "every block is free");

@@ -379,7 +379,7 @@ fn a_wall_before_the_models_bounds_requests_and_what_the_pool_must_hold() {
 fn a_panic_of_the_engine_is_no_clean_stop() {
     let (handle, _commands) =
         handle::channel(Door { vocab_size: 1, n_positions: 1, max_queue: 1, max_queue_tokens: 1 });
-    let report = PanicReport(handle.shared_status());
+    let report = PanicReport(handle.status.clone());
     let ended = thread::spawn(move || {
         let _report = report;
         panic!("as a bug would");
@@ -410,7 +410,7 @@ fn the_live_view_is_told_now_and_then_and_who_subscribed_of_every_step() {
     let config = fake_rank::config(1, 20);
     let (handle, commands) = handle::channel(Door::of(&config));
     let (links, _ranks) = fake_rank::spawn(&config, well_behaved(1));
-    let (ranks, kv_blocks) = LinkedRanks::start(links, &config, handle.shared_status(), handle.waker()).unwrap();
+    let (ranks, kv_blocks) = LinkedRanks::start(links, &config, handle.status.clone(), handle.waker()).unwrap();
     let mut engine = Engine::new(config, kv_blocks, ranks, commands, &handle);
     let _events = handle.submit(request(&prompt(1, 5), 20)).unwrap();
     let seen = || handle.status().live().borrow().sequences.iter().map(|sequence| sequence.tokens).collect::<Vec<_>>();

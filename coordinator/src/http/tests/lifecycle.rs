@@ -18,7 +18,7 @@ const DEADLINE: Duration = Duration::from_secs(10);
 #[tokio::test]
 async fn probes_tell_ready_from_not() {
     let (handle, _receiver) = silent(1);
-    let status = handle.shared_status();
+    let status = handle.status.clone();
     let server = Server::start(engine(handle)).await;
     let codes = async || {
         let mut codes = Vec::new();
