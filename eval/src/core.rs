@@ -131,7 +131,7 @@ fn answer(server: &Server, task: &TaskSpec, items: &[CoreItem], index: usize) ->
     let scores = server.score(&prompts, from, kind == TaskKind::LanguageModeling)?;
     let spans: Vec<&[Option<TokenScore>]> =
         rows.iter().zip(&scores).map(|(row, scores)| &scores[row.start.min(row.end)..row.end]).collect();
-    let correct = match items[index].gold() {
+    let correct = match items[index].gold {
         Some(gold) => least(spans.iter().map(|span| mean_nll(span))) == gold,
         None => spans[0].iter().flatten().all(|score| score.is_first),
     };
@@ -146,13 +146,8 @@ fn mean_nll(span: &[Option<TokenScore>]) -> f64 {
 
 /// The first of the least; one that is not a number wins only if it comes first, as with Python's `min`.
 fn least(numbers: impl Iterator<Item = f64>) -> usize {
-    let mut best: Option<(usize, f64)> = None;
-    for (i, number) in numbers.enumerate() {
-        if best.is_none_or(|(_, best)| number < best) {
-            best = Some((i, number));
-        }
-    }
-    best.map_or(0, |(i, _)| i)
+    let less = |best: (usize, f64), next: (usize, f64)| if next.1 < best.1 { next } else { best };
+    numbers.enumerate().reduce(less).map_or(0, |(i, _)| i)
 }
 
 #[cfg(test)]

@@ -33,10 +33,13 @@ pub(crate) enum TaskKind {
 
 /// A question with its answer.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum CoreItem {
-    MultipleChoice { query: String, choices: Vec<String>, gold: usize },
-    Schema { context_options: Vec<String>, continuation: String, gold: usize },
-    LanguageModeling { context: String, continuation: String },
+pub(crate) struct CoreItem {
+    /// What stands before the delimiter: one for each row, or one for all of them.
+    contexts: Vec<String>,
+    /// What stands behind it, likewise.
+    endings: Vec<String>,
+    /// Which row should win; `None` for language modeling.
+    pub(crate) gold: Option<usize>,
 }
 
 /// The texts of an item.
@@ -83,43 +86,28 @@ impl CoreItem {
         };
         let gold = |options: &Vec<String>| {
             let gold = item["gold"].as_u64().map(|gold| gold as usize).filter(|&gold| gold < options.len());
-            gold.ok_or_else(|| format!("`gold` should be an index below {}, is {}", options.len(), item["gold"]))
+            gold.map(Some)
+                .ok_or_else(|| format!("`gold` should be an index below {}, is {}", options.len(), item["gold"]))
         };
         Ok(match kind {
             TaskKind::MultipleChoice => {
-                let choices = texts("choices")?;
-                Self::MultipleChoice { query: text("query")?, gold: gold(&choices)?, choices }
+                let endings = texts("choices")?;
+                Self { contexts: vec![text("query")?], gold: gold(&endings)?, endings }
             }
             TaskKind::Schema => {
-                let context_options = texts("context_options")?;
-                let gold = gold(&context_options)?;
-                Self::Schema { context_options, continuation: text("continuation")?, gold }
+                let contexts = texts("context_options")?;
+                Self { gold: gold(&contexts)?, contexts, endings: vec![text("continuation")?] }
             }
             TaskKind::LanguageModeling => {
-                Self::LanguageModeling { context: text("context")?, continuation: text("continuation")? }
+                let contexts = vec![strip(&text("context")?).to_owned()];
+                Self { contexts, endings: vec![text("continuation")?], gold: None }
             }
         })
     }
 
-    /// Which row should win; `None` for language modeling.
-    pub(crate) fn gold(&self) -> Option<usize> {
-        match self {
-            Self::MultipleChoice { gold, .. } | Self::Schema { gold, .. } => Some(*gold),
-            Self::LanguageModeling { .. } => None,
-        }
-    }
-
-    /// With its answer, as an example for others.
-    fn example(&self, delimiter: &str) -> String {
-        match self {
-            Self::MultipleChoice { query, choices, gold } => format!("{query}{delimiter}{}", choices[*gold]),
-            Self::Schema { context_options, continuation, gold } => {
-                format!("{}{delimiter}{continuation}", context_options[*gold])
-            }
-            Self::LanguageModeling { context, continuation } => {
-                format!("{}{delimiter}{continuation}", strip(context))
-            }
-        }
+    fn row(&self, i: usize, delimiter: &str) -> String {
+        let [context, ending] = [&self.contexts, &self.endings].map(|texts| &texts[i.min(texts.len() - 1)]);
+        format!("{context}{delimiter}{ending}")
     }
 }
 
@@ -130,25 +118,15 @@ pub(crate) fn few_shots(n: usize, index: usize, k: usize) -> Vec<usize> {
     drawn.into_iter().map(|i| i + usize::from(i >= index)).collect()
 }
 
-/// The texts of `items[index]` behind its examples.
+/// The texts of `items[index]` behind its examples, each of which has its answer.
 pub(crate) fn prompts(items: &[CoreItem], index: usize, shots: &[usize], delimiter: &str) -> Prompts {
-    let prefix: String = shots.iter().map(|&shot| items[shot].example(delimiter) + GAP).collect();
-    match &items[index] {
-        CoreItem::MultipleChoice { query, choices, .. } => {
-            let rows = choices.iter().map(|choice| format!("{prefix}{query}{delimiter}{choice}"));
-            Prompts { context: None, rows: rows.collect() }
-        }
-        CoreItem::Schema { context_options, continuation, .. } => {
-            let rows = context_options.iter().map(|option| format!("{prefix}{option}{delimiter}{continuation}"));
-            Prompts { context: None, rows: rows.collect() }
-        }
-        CoreItem::LanguageModeling { context, continuation } => {
-            let context = format!("{prefix}{}{delimiter}", strip(context));
-            let row = format!("{context}{continuation}");
-            // The delimiter's space would else be a token of its own.
-            Prompts { context: Some(strip(&context).to_owned()), rows: vec![row] }
-        }
-    }
+    let example = |&shot: &usize| items[shot].row(items[shot].gold.unwrap_or(0), delimiter) + GAP;
+    let prefix: String = shots.iter().map(example).collect();
+    let item = &items[index];
+    let rows = (0..item.contexts.len().max(item.endings.len())).map(|i| prefix.clone() + &item.row(i, delimiter));
+    // The delimiter's space would else be a token of its own.
+    let context = || strip(&format!("{prefix}{}{delimiter}", item.contexts[0])).to_owned();
+    Prompts { context: item.gold.is_none().then(context), rows: rows.collect() }
 }
 
 /// The spans of rows whose tokens begin with the beginning of a document. `context` are the tokens of
@@ -160,9 +138,9 @@ pub(crate) fn spans(
     departures: &mut Departures,
 ) -> Vec<Row> {
     let start_of_row: Vec<usize> = match kind {
-        TaskKind::MultipleChoice => vec![common_prefix(&tokens); tokens.len()],
+        TaskKind::MultipleChoice => vec![in_common(&tokens, |row, i| row[i]); tokens.len()],
         TaskKind::Schema => {
-            let suffix = common_suffix(&tokens);
+            let suffix = in_common(&tokens, |row, i| row[row.len() - 1 - i]);
             tokens.iter().map(|row| row.len() - suffix).collect()
         }
         TaskKind::LanguageModeling => {
@@ -189,16 +167,10 @@ impl Row {
     }
 }
 
-/// Tokens that all rows begin with.
-pub(crate) fn common_prefix(rows: &[Vec<u32>]) -> usize {
+/// How many tokens all rows have in common, of those that `at` finds in a row.
+fn in_common(rows: &[Vec<u32>], at: impl Fn(&[u32], usize) -> u32) -> usize {
     let shortest = rows.iter().map(Vec::len).min().unwrap_or(0);
-    (0..shortest).find(|&i| rows.iter().any(|row| row[i] != rows[0][i])).unwrap_or(shortest)
-}
-
-fn common_suffix(rows: &[Vec<u32>]) -> usize {
-    let shortest = rows.iter().map(Vec::len).min().unwrap_or(0);
-    let from_end = |row: &[u32], i: usize| row[row.len() - 1 - i];
-    (0..shortest).find(|&i| rows.iter().any(|row| from_end(row, i) != from_end(&rows[0], i))).unwrap_or(shortest)
+    (0..shortest).find(|&i| rows.iter().any(|row| at(row, i) != at(&rows[0], i))).unwrap_or(shortest)
 }
 
 #[cfg(test)]
