@@ -2,7 +2,7 @@
 //!
 //! Reference: M. F. Porter, "An algorithm for suffix stripping", 1980, with the departures that NLTK's
 //! `PorterStemmer.NLTK_EXTENSIONS` makes. In every step the first suffix that matches decides, whether or not its
-//! condition then holds. Takes lower-case words; digits and anything that is no vowel are consonants.
+//! condition then holds. Takes lower-case words of ASCII; digits and anything that is no vowel are consonants.
 
 /// Words that are not stemmed by rule.
 const POOL: &str = "sky→sky skies→sky dying→die lying→lie tying→tie news→news innings→inning inning→inning \
@@ -14,71 +14,62 @@ pub(crate) fn stem(word: &str) -> String {
     if let Some((_, stem)) = pairs(POOL).find(|(pooled, _)| *pooled == word) {
         return stem.to_owned();
     }
-    if word.chars().count() <= 2 {
+    if word.len() <= 2 {
         return word.to_owned();
     }
-    let mut word: Vec<char> = word.chars().collect();
-    for step in [step_1a, step_1b, step_1c, step_2, step_3, step_4, step_5a, step_5b] {
-        word = step(word);
-    }
-    word.into_iter().collect()
+    let steps: [fn(&str) -> String; 8] = [step_1a, step_1b, step_1c, step_2, step_3, step_4, step_5a, step_5b];
+    steps.iter().fold(word.to_owned(), |word, step| step(&word))
 }
 
-/// A word or a stem.
-type Letters = Vec<char>;
-
-fn step_1a(word: Letters) -> Letters {
-    if word.len() == 4
-        && let Some(stem) = without(&word, "ies")
-    {
-        return joined(stem, "ie");
+fn step_1a(word: &str) -> String {
+    match word.strip_suffix("ies") {
+        Some(stem) if word.len() == 4 => stem.to_owned() + "ie",
+        _ => apply(word, 0, "sses→ss ies→i ss→ss s→"),
     }
-    apply(word, 0, "sses→ss ies→i ss→ss s→")
 }
 
-fn step_1b(word: Letters) -> Letters {
-    if let Some(stem) = without(&word, "ied") {
-        return joined(stem, if word.len() == 4 { "ie" } else { "i" });
+fn step_1b(word: &str) -> String {
+    if let Some(stem) = word.strip_suffix("ied") {
+        return stem.to_owned() + if word.len() == 4 { "ie" } else { "i" };
     }
-    if let Some(stem) = without(&word, "eed") {
-        return if measure(stem) > 0 { joined(stem, "ee") } else { word };
+    if word.ends_with("eed") {
+        return apply(word, 1, "eed→ee");
     }
-    let has_vowel = |stem: &&[char]| (0..stem.len()).any(|i| !is_consonant(stem, i));
-    let Some(stem) = ["ed", "ing"].iter().find_map(|suffix| without(&word, suffix).filter(has_vowel)) else {
-        return word;
+    let has_vowel = |stem: &&str| (0..stem.len()).any(|i| !is_consonant(stem, i));
+    let Some(stem) = ["ed", "ing"].iter().find_map(|suffix| word.strip_suffix(suffix).filter(has_vowel)) else {
+        return word.to_owned();
     };
-    for (suffix, replacement) in [("at", "ate"), ("bl", "ble"), ("iz", "ize")] {
-        if let Some(shorter) = without(stem, suffix) {
-            return joined(shorter, replacement);
-        }
+    if let Some((shorter, replacement)) = first_rule(stem, "at→ate bl→ble iz→ize") {
+        return shorter.to_owned() + replacement;
     }
-    if let [.., before, last] = stem
+    if let [.., before, last] = stem.as_bytes()
         && before == last
         && is_consonant(stem, stem.len() - 1)
     {
-        let doubled = matches!(last, 'l' | 's' | 'z');
-        return if doubled { stem.to_vec() } else { stem[..stem.len() - 1].to_vec() };
+        let doubled = matches!(last, b'l' | b's' | b'z');
+        return if doubled { stem } else { &stem[..stem.len() - 1] }.to_owned();
     }
-    if measure(stem) == 1 && ends_consonant_vowel_consonant(stem) { joined(stem, "e") } else { stem.to_vec() }
+    let ending = if measure(stem) == 1 && ends_consonant_vowel_consonant(stem) { "e" } else { "" };
+    stem.to_owned() + ending
 }
 
-fn step_1c(word: Letters) -> Letters {
-    match without(&word, "y") {
-        Some(stem) if stem.len() > 1 && is_consonant(stem, stem.len() - 1) => joined(stem, "i"),
-        _ => word,
+fn step_1c(word: &str) -> String {
+    match word.strip_suffix('y') {
+        Some(stem) if stem.len() > 1 && is_consonant(stem, stem.len() - 1) => stem.to_owned() + "i",
+        _ => word.to_owned(),
     }
 }
 
-fn step_2(word: Letters) -> Letters {
-    if let Some(stem) = without(&word, "alli")
+fn step_2(word: &str) -> String {
+    if let Some(stem) = word.strip_suffix("alli")
         && measure(stem) > 0
     {
         // Shorter by two letters: this ends.
-        return step_2(joined(stem, "al"));
+        return step_2(&(stem.to_owned() + "al"));
     }
-    if let Some(stem) = without(&word, "logi") {
+    if let Some(stem) = word.strip_suffix("ogi").filter(|stem| stem.ends_with('l')) {
         // NLTK measures the stem with its "l", as in "apologi".
-        return if measure(&word[..word.len() - 3]) > 0 { joined(stem, "log") } else { word };
+        return if measure(stem) > 0 { stem.to_owned() + "og" } else { word.to_owned() };
     }
     let rules = "ational→ate tional→tion enci→ence anci→ance izer→ize bli→ble alli→al entli→ent eli→e ousli→ous \
         ization→ize ation→ate ator→ate alism→al iveness→ive fulness→ful ousness→ous aliti→al iviti→ive \
@@ -86,32 +77,32 @@ fn step_2(word: Letters) -> Letters {
     apply(word, 1, rules)
 }
 
-fn step_3(word: Letters) -> Letters {
+fn step_3(word: &str) -> String {
     apply(word, 1, "icate→ic ative→ alize→al iciti→ic ical→ic ful→ ness→")
 }
 
-fn step_4(word: Letters) -> Letters {
-    if let Some(stem) = without(&word, "ion") {
-        let follows = matches!(stem.last(), Some('s' | 't'));
-        return if measure(stem) > 1 && follows { stem.to_vec() } else { word };
+fn step_4(word: &str) -> String {
+    if let Some(stem) = word.strip_suffix("ion") {
+        return if measure(stem) > 1 && stem.ends_with(['s', 't']) { stem } else { word }.to_owned();
     }
     let rules = "al→ ance→ ence→ er→ ic→ able→ ible→ ant→ ement→ ment→ ent→ ou→ ism→ ate→ iti→ ous→ ive→ ize→";
     apply(word, 2, rules)
 }
 
-fn step_5a(word: Letters) -> Letters {
-    let Some(stem) = without(&word, "e") else { return word };
-    match measure(stem) {
-        0 => word,
-        1 if ends_consonant_vowel_consonant(stem) => word,
-        _ => stem.to_vec(),
-    }
+fn step_5a(word: &str) -> String {
+    let Some(stem) = word.strip_suffix('e') else { return word.to_owned() };
+    let stays = match measure(stem) {
+        0 => true,
+        1 => ends_consonant_vowel_consonant(stem),
+        _ => false,
+    };
+    if stays { word } else { stem }.to_owned()
 }
 
-fn step_5b(word: Letters) -> Letters {
-    match without(&word, "ll") {
-        Some(stem) if measure(&word[..word.len() - 1]) > 1 => joined(stem, "l"),
-        _ => word,
+fn step_5b(word: &str) -> String {
+    match word.strip_suffix('l') {
+        Some(stem) if stem.ends_with('l') && measure(stem) > 1 => stem.to_owned(),
+        _ => word.to_owned(),
     }
 }
 
@@ -120,47 +111,41 @@ fn pairs(list: &'static str) -> impl Iterator<Item = (&'static str, &'static str
     list.split(' ').filter_map(|pair| pair.split_once('→'))
 }
 
-/// Rules are suffixes, each with what replaces it. The first that matches decides, and holds where the stem before it has
-/// vowels followed by consonants so often.
-fn apply(word: Letters, least: usize, rules: &'static str) -> Letters {
-    let Some((stem, replacement)) = pairs(rules).find_map(|(suffix, new)| Some((without(&word, suffix)?, new))) else {
-        return word;
-    };
-    if measure(stem) >= least { joined(stem, replacement) } else { word }
+/// Rules are suffixes, each with what replaces it: of the first that matches, the stem before it, and the latter.
+fn first_rule<'w>(word: &'w str, rules: &'static str) -> Option<(&'w str, &'static str)> {
+    pairs(rules).find_map(|(suffix, replacement)| Some((word.strip_suffix(suffix)?, replacement)))
 }
 
-/// The word without a suffix that it ends with.
-fn without<'a>(word: &'a [char], suffix: &str) -> Option<&'a [char]> {
-    let at = word.len().checked_sub(suffix.len())?;
-    word[at..].iter().copied().eq(suffix.chars()).then_some(&word[..at])
-}
-
-fn joined(stem: &[char], ending: &str) -> Letters {
-    stem.iter().copied().chain(ending.chars()).collect()
+/// The first rule that matches decides, and holds where the stem before it has vowels followed by consonants so often.
+fn apply(word: &str, least: usize, rules: &'static str) -> String {
+    match first_rule(word, rules) {
+        Some((stem, replacement)) if measure(stem) >= least => stem.to_owned() + replacement,
+        _ => word.to_owned(),
+    }
 }
 
 /// Letters other than a vowel; `y` is one at the start and after a vowel.
-fn is_consonant(word: &[char], i: usize) -> bool {
-    match word[i] {
-        'a' | 'e' | 'i' | 'o' | 'u' => false,
-        'y' => i == 0 || !is_consonant(word, i - 1),
+fn is_consonant(word: &str, i: usize) -> bool {
+    match word.as_bytes()[i] {
+        b'a' | b'e' | b'i' | b'o' | b'u' => false,
+        b'y' => i == 0 || !is_consonant(word, i - 1),
         _ => true,
     }
 }
 
 /// How often vowels are followed by consonants: Porter's m.
-fn measure(stem: &[char]) -> usize {
+fn measure(stem: &str) -> usize {
     (1..stem.len()).filter(|&i| !is_consonant(stem, i - 1) && is_consonant(stem, i)).count()
 }
 
 /// Porter's *o. NLTK also takes a vowel and a consonant alone.
-fn ends_consonant_vowel_consonant(stem: &[char]) -> bool {
+fn ends_consonant_vowel_consonant(stem: &str) -> bool {
     let n = stem.len();
     let pattern = |from_end: usize| is_consonant(stem, n - from_end);
     match n {
         0 | 1 => false,
         2 => !pattern(2) && pattern(1),
-        _ => pattern(3) && !pattern(2) && pattern(1) && !matches!(stem[n - 1], 'w' | 'x' | 'y'),
+        _ => pattern(3) && !pattern(2) && pattern(1) && !stem.ends_with(['w', 'x', 'y']),
     }
 }
 
