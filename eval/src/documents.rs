@@ -71,49 +71,40 @@ pub fn joined(documents: &[Document]) -> Vec<Document> {
     vec![Document { name, original: join(|document| &document.original), scored: join(|document| &document.scored) }]
 }
 
-/// In order: a plain replacement, or a regular expression's.
-static WIKITEXT: LazyLock<Vec<Replacement>> = LazyLock::new(|| {
-    use Replacement::Plain;
-    let pattern = |pattern: &str, to| Replacement::Pattern(Regex::new(pattern).expect("the patterns are fixed"), to);
-    vec![
-        Plain("s '", "s'"),
-        pattern(r"/' [0-9]/", "/'[0-9]/"),
-        Plain(" @-@ ", "-"),
-        Plain(" @,@ ", ","),
-        Plain(" @.@ ", "."),
-        Plain(" : ", ": "),
-        Plain(" ; ", "; "),
-        Plain(" . ", ". "),
-        Plain(" ! ", "! "),
-        Plain(" ? ", "? "),
-        Plain(" , ", ", "),
-        pattern(r"\(\s*([^\)]*?)\s*\)", "(${1})"),
-        pattern(r"\[\s*([^\]]*?)\s*\]", "[${1}]"),
-        pattern(r"\{\s*([^}]*?)\s*\}", "{${1}}"),
-        pattern("\"\\s*([^\"]*?)\\s*\"", "\"${1}\""),
-        pattern(r"'\s*([^']*?)\s*'", "'${1}'"),
-        Plain("= = = =", "===="),
-        Plain("= = =", "==="),
-        Plain("= =", "=="),
-        Plain(" \u{b0} ", "\u{b0}"),
-        Plain(" \n", "\n"),
-        Plain("\n ", "\n"),
-        Plain(" N ", " 1 "),
-        Plain(" 's", "'s"),
+/// Regular expressions and what replaces them, in order.
+static WIKITEXT: LazyLock<[(Regex, &str); 24]> = LazyLock::new(|| {
+    [
+        ("s '", "s'"),
+        ("/' [0-9]/", "/'[0-9]/"),
+        (" @-@ ", "-"),
+        (" @,@ ", ","),
+        (r" @\.@ ", "."),
+        (" : ", ": "),
+        (" ; ", "; "),
+        (r" \. ", ". "),
+        (" ! ", "! "),
+        (r" \? ", "? "),
+        (" , ", ", "),
+        (r"\(\s*([^\)]*?)\s*\)", "(${1})"),
+        (r"\[\s*([^\]]*?)\s*\]", "[${1}]"),
+        (r"\{\s*([^}]*?)\s*\}", "{${1}}"),
+        ("\"\\s*([^\"]*?)\\s*\"", "\"${1}\""),
+        (r"'\s*([^']*?)\s*'", "'${1}'"),
+        ("= = = =", "===="),
+        ("= = =", "==="),
+        ("= =", "=="),
+        (" \u{b0} ", "\u{b0}"),
+        (" \n", "\n"),
+        ("\n ", "\n"),
+        (" N ", " 1 "),
+        (" 's", "'s"),
     ]
+    .map(|(pattern, to)| (Regex::new(pattern).expect("the patterns are fixed"), to))
 });
-
-enum Replacement {
-    Plain(&'static str, &'static str),
-    Pattern(Regex, &'static str),
-}
 
 /// WikiText as its authors' sources had it, nearly.
 pub fn detokenize_wikitext(text: &str) -> String {
-    WIKITEXT.iter().fold(text.to_owned(), |text, replacement| match replacement {
-        Replacement::Plain(from, to) => text.replace(from, to),
-        Replacement::Pattern(from, to) => from.replace_all(&text, *to).into_owned(),
-    })
+    WIKITEXT.iter().fold(text.to_owned(), |text, (pattern, to)| pattern.replace_all(&text, *to).into_owned())
 }
 
 #[cfg(test)]

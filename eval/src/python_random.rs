@@ -30,30 +30,19 @@ impl PythonRandom {
     pub(crate) fn sample(&mut self, n: usize, k: usize) -> Vec<usize> {
         assert!(k <= n, "{k} of {n} cannot be drawn without replacement");
         // CPython takes a set of what was drawn where that is smaller than a copy of the pool, and draws differently.
-        let mut set_size = 21;
-        if k > 5 {
-            set_size += 1_usize << (2 * ceil_log4(3 * k));
-        }
+        let set_size = 21 + if k > 5 { 4_usize.pow(ceil_log4(3 * k)) } else { 0 };
         if n <= set_size {
             let mut pool: Vec<usize> = (0..n).collect();
-            (0..k)
-                .map(|i| {
-                    let j = self.below(n - i);
-                    let drawn = pool[j];
-                    pool[j] = pool[n - i - 1];
-                    drawn
-                })
-                .collect()
-        } else {
-            let mut drawn = Vec::with_capacity(k);
-            while drawn.len() < k {
-                let j = self.below(n);
-                if !drawn.contains(&j) {
-                    drawn.push(j);
-                }
-            }
-            drawn
+            return (0..k).map(|_| pool.swap_remove(self.below(pool.len()))).collect();
         }
+        let mut drawn = Vec::with_capacity(k);
+        while drawn.len() < k {
+            let j = self.below(n);
+            if !drawn.contains(&j) {
+                drawn.push(j);
+            }
+        }
+        drawn
     }
 
     /// An index below `n`, which is at least 1 and below 2³¹.
@@ -71,7 +60,7 @@ impl PythonRandom {
 
 /// The least e with 4ᵉ ≥ x.
 fn ceil_log4(x: usize) -> u32 {
-    (0..).find(|&e| 1_usize << (2 * e) >= x).expect("x is small")
+    (0..).find(|&e| 4_usize.pow(e) >= x).expect("x is small")
 }
 
 #[cfg(test)]

@@ -44,19 +44,13 @@ pub fn strided(n: usize, length: usize, stride: usize) -> Vec<Window> {
 
 /// Windows of at most `max` targets over `n` tokens: every token is scored once, the first after the document token.
 pub fn rolling(n: usize, max: usize) -> Vec<Window> {
-    let first = n.min(max);
-    let mut windows = Vec::new();
-    if first > 0 {
-        windows.push(Window { tokens: 0..first, document_start: true, scored: first, weight: first });
-    }
-    let mut scored_to = first;
-    while scored_to < n {
+    let window = |scored_to: usize| {
         let end = (scored_to + max).min(n);
-        let scored = end - scored_to;
-        windows.push(Window { tokens: end - max - 1..end, document_start: false, scored, weight: scored });
-        scored_to = end;
-    }
-    windows
+        let (scored, document_start) = (end - scored_to, scored_to == 0);
+        let begin = if document_start { 0 } else { end - max - 1 };
+        Window { tokens: begin..end, document_start, scored, weight: scored }
+    };
+    (0..n).step_by(max).map(window).collect()
 }
 
 #[cfg(test)]

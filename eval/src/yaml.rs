@@ -3,63 +3,48 @@
 //! Plain scalars that are whole numbers, `true`, `false` or empty become what they look like; everything else is text.
 //! Anchors and aliases are refused.
 
-use anyhow::{anyhow, bail};
-use saphyr_parser::{Event, Parser, ScalarStyle};
+use anyhow::{Context, bail};
+use saphyr_parser::{Event, Parser, ScalarStyle, StrInput};
 use serde_json::{Map, Value};
 
 /// Deepest nesting.
 const MAX_DEPTH: usize = 32;
-
-/// A list or mapping that is still open.
-enum Open {
-    List(Vec<Value>),
-    /// With the key that waits for its value.
-    Mapping(Map<String, Value>, Option<String>),
-}
 
 /// The first document.
 ///
 /// # Errors
 /// When it is no YAML, or has more than JSON can say.
 pub(crate) fn parse(text: &str) -> anyhow::Result<Value> {
-    let mut open: Vec<Open> = Vec::new();
-    for event in Parser::new_from_str(text) {
-        let (event, _) = event?;
-        let value = match event {
+    next_value(&mut Parser::new_from_str(text), 0)?.context("it has no document")
+}
+
+/// The next value, in so many lists and mappings; none where the innermost of them ends, or the text.
+fn next_value(parser: &mut Parser<'_, StrInput<'_>>, depth: usize) -> anyhow::Result<Option<Value>> {
+    anyhow::ensure!(depth <= MAX_DEPTH, "it is nested more than {MAX_DEPTH} deep");
+    while let Some(event) = parser.next_event() {
+        return Ok(Some(match event?.0 {
             Event::SequenceStart(..) => {
-                open.push(Open::List(Vec::new()));
-                None
+                let mut list = Vec::new();
+                while let Some(value) = next_value(parser, depth + 1)? {
+                    list.push(value);
+                }
+                list.into()
             }
             Event::MappingStart(..) => {
-                open.push(Open::Mapping(Map::new(), None));
-                None
+                let mut map = Map::new();
+                while let Some(key) = next_value(parser, depth + 1)? {
+                    let key = key.as_str().map_or_else(|| key.to_string(), str::to_owned);
+                    map.insert(key, next_value(parser, depth + 1)?.unwrap_or_default());
+                }
+                map.into()
             }
-            Event::SequenceEnd | Event::MappingEnd => match open.pop() {
-                Some(Open::List(list)) => Some(Value::Array(list)),
-                Some(Open::Mapping(map, _)) => Some(Value::Object(map)),
-                None => None,
-            },
-            Event::Scalar(text, style, ..) => Some(scalar(&text, style)),
+            Event::Scalar(text, style, ..) => scalar(&text, style),
+            Event::SequenceEnd | Event::MappingEnd => return Ok(None),
             Event::Alias(_) => bail!("aliases are not supported"),
-            _ => None,
-        };
-        anyhow::ensure!(open.len() <= MAX_DEPTH, "it is nested more than {MAX_DEPTH} deep");
-        let Some(value) = value else { continue };
-        match open.last_mut() {
-            None => return Ok(value),
-            Some(Open::List(list)) => list.push(value),
-            Some(Open::Mapping(map, key)) => match key.take() {
-                Some(key) => {
-                    map.insert(key, value);
-                }
-                None => {
-                    let name = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-                    *key = Some(name);
-                }
-            },
-        }
+            _ => continue,
+        }));
     }
-    Err(anyhow!("it has no document"))
+    Ok(None)
 }
 
 fn scalar(text: &str, style: ScalarStyle) -> Value {
