@@ -4,12 +4,13 @@
 //! the brevity penalty. Does not know where hypotheses come from.
 //! References: Papineni et al. 2002; Post 2018 (sacrebleu 2.6.0, whose numbers the tests hold).
 
-use std::{collections::HashMap, sync::LazyLock};
+use std::sync::LazyLock;
 
 use clap::{Args, ValueEnum};
 use regex::Regex;
+use serde::Serialize;
 
-use crate::python_text;
+use crate::{python_text, rouge::counts_of};
 
 /// Longest n-gram that may be asked for.
 const MAX_ORDER: usize = 8;
@@ -56,9 +57,10 @@ enum Splitting {
 }
 
 /// What came out, and what it came from.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Bleu {
     /// 0 to 100.
+    #[serde(skip)]
     pub(crate) score: f64,
     /// 0 to 100, of each order.
     pub(crate) precisions: Vec<f64>,
@@ -87,8 +89,8 @@ pub(crate) fn corpus(pairs: &[(&str, Vec<&str>)], options: &BleuOptions) -> Bleu
         let nearest = references.iter().map(Vec::len).min_by_key(|n| (n.abs_diff(hypothesis.len()), *n));
         reference_tokens += nearest.unwrap_or(0);
         for n in 1..=order {
-            let references: Vec<_> = references.iter().map(|tokens| ngrams(tokens, n)).collect();
-            for (ngram, count) in ngrams(&hypothesis, n) {
+            let references: Vec<_> = references.iter().map(|tokens| counts_of(tokens.windows(n))).collect();
+            for (ngram, count) in counts_of(hypothesis.windows(n)) {
                 let most = references.iter().filter_map(|counts| counts.get(ngram)).max().copied().unwrap_or(0);
                 counts[n - 1] += count.min(most);
                 totals[n - 1] += count;
@@ -100,14 +102,10 @@ pub(crate) fn corpus(pairs: &[(&str, Vec<&str>)], options: &BleuOptions) -> Bleu
         (hypothesis, reference) if hypothesis < reference => (1.0 - reference as f64 / hypothesis as f64).exp(),
         _ => 1.0,
     };
-    // Add-k shows what it counted with.
-    let add = |n: usize| usize::from(options.bleu_smooth == Smoothing::AddK && n > 0);
     let matched = counts.iter().any(|&count| count > 0);
-    if matched {
-        for n in 0..order {
-            counts[n] += add(n);
-            totals[n] += add(n);
-        }
+    if matched && options.bleu_smooth == Smoothing::AddK {
+        // Add-k shows what it counted with.
+        counts[1..].iter_mut().chain(&mut totals[1..]).for_each(|number| *number += 1);
     }
     let (precisions, effective) = precisions(&counts, &totals, options);
     let log_sum: f64 = precisions[..effective].iter().map(|p| p.ln()).sum();
@@ -168,15 +166,6 @@ fn signature(pairs: &[(&str, Vec<&str>)], options: &BleuOptions) -> String {
     )
 }
 
-/// How often each n-gram occurs.
-fn ngrams(tokens: &[String], n: usize) -> HashMap<&[String], usize> {
-    let mut counts = HashMap::new();
-    for ngram in tokens.windows(n) {
-        *counts.entry(ngram).or_insert(0) += 1;
-    }
-    counts
-}
-
 fn tokens(text: &str, options: &BleuOptions) -> Vec<String> {
     let lowered = if options.bleu_lowercase { text.to_lowercase() } else { text.to_owned() };
     let text = python_text::rstrip(&lowered);
@@ -201,10 +190,7 @@ static RULES_13A: LazyLock<[(Regex, &str); 4]> = LazyLock::new(|| {
 fn tokenize_13a(text: &str) -> Vec<String> {
     let text = text.replace("<skipped>", "").replace("-\n", "").replace('\n', " ");
     let text = text.replace("&quot;", "\"").replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">");
-    let mut text = format!(" {text} ");
-    for (rule, replacement) in RULES_13A.iter() {
-        text = rule.replace_all(&text, *replacement).into_owned();
-    }
+    let text = RULES_13A.iter().fold(format!(" {text} "), |text, (rule, to)| rule.replace_all(&text, *to).into_owned());
     python_text::split(&text).map(str::to_owned).collect()
 }
 

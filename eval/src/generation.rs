@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     bleu::{self, Bleu, BleuOptions},
     rouge::{self, Rouge},
-    server::Server,
+    server::{Sampling, Server},
     work::Work,
 };
 
@@ -14,16 +14,6 @@ use crate::{
 pub(crate) struct Pair {
     pub(crate) prompt: String,
     pub(crate) reference: String,
-}
-
-/// How to generate.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub(crate) struct Sampling {
-    /// As a turn of a chat, or as text to continue.
-    pub(crate) as_chat: bool,
-    pub(crate) max_tokens: u32,
-    pub(crate) temperature: f64,
-    pub(crate) seed: u64,
 }
 
 /// What a pair came to.
@@ -49,22 +39,15 @@ pub(crate) fn measure(
     server: &Server,
     work: &mut Work,
     pairs: &[Pair],
-    sampling: Sampling,
+    sampling: &Sampling,
     bleu_options: &BleuOptions,
     stemmer: bool,
 ) -> anyhow::Result<Comparison> {
-    let Sampling { as_chat, max_tokens, temperature, seed } = sampling;
-    let hypotheses: Vec<String> = work.map(
-        "generation",
-        pairs,
-        |_| 1,
-        |pair| Ok(server.generate(&pair.prompt, as_chat, max_tokens, temperature, seed)?.trim().to_owned()),
-    )?;
-    let compared: Vec<(&str, Vec<&str>)> = hypotheses
-        .iter()
-        .zip(pairs)
-        .map(|(hypothesis, pair)| (hypothesis.as_str(), vec![pair.reference.as_str()]))
-        .collect();
+    let hypotheses: Vec<String> =
+        work.map("generation", pairs, |_| 1, |pair| Ok(server.generate(&pair.prompt, sampling)?.trim().to_owned()))?;
+    let both = hypotheses.iter().zip(pairs);
+    let compared: Vec<(&str, Vec<&str>)> =
+        both.map(|(hypothesis, pair)| (hypothesis.as_str(), vec![pair.reference.as_str()])).collect();
     let bleu = bleu::corpus(&compared, bleu_options);
     let scores: Vec<Rouge> =
         compared.iter().map(|(hypothesis, references)| rouge::score(hypothesis, references, stemmer)).collect();

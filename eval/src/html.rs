@@ -1,7 +1,9 @@
 //! One self-contained page: numbers, plots, answers; opens without a server or a network.
 
+use std::iter;
+
 use crate::{
-    core,
+    core::{self, TaskResult},
     page::{self, section},
     plot::{self, Bar, escape},
     published,
@@ -21,20 +23,18 @@ pub(crate) fn page(report: &Report) -> String {
         body += &format!("<tr><th>{name}</th><td class=\"number\">{}</td></tr>\n", plot::number(value));
     }
     body += "</table>\n";
-    if report.tasks.is_some() {
-        body += &tasks(report);
+    if let Some(results) = &report.tasks {
+        body += &tasks(model, results);
     }
     if let Some((_, perplexity)) = &report.perplexity {
         let mut documents = perplexity.by_document.clone();
         // The hardest first.
         documents.sort_by(|a, b| b.1.total_cmp(&a.1));
-        let shown = documents.iter().take(MAX_ROWS);
-        let ours: Vec<Bar> = shown.map(|(name, value)| bar(name, *value)).collect();
+        let ours: Vec<Bar> = documents.iter().take(MAX_ROWS).map(|(name, value)| Bar::new(name, *value)).collect();
         body += &section("Perplexity by document", &note(documents.len()), &plot::bars(&ours));
-        let mut beside = vec![bar(model, perplexity.ppl)];
-        beside.extend(published::WIKITEXT2.iter().map(|(name, value)| foreign(name, *value)));
         let text = "Grey: others' perplexity of WikiText-2 by token. Comparable only if that is the corpus here.";
-        body += &section("Beside published numbers", text, &plot::bars(&beside));
+        let plot = beside(Bar::new(model, perplexity.ppl), published::WIKITEXT2);
+        body += &section("Beside published numbers", text, &plot);
     }
     if let Some((pairs, comparison)) = &report.comparison {
         let rouge: Vec<f64> = comparison.answers.iter().map(|answer| answer.rouge[ROUGE_L].f).collect();
@@ -54,35 +54,30 @@ pub(crate) fn page(report: &Report) -> String {
     page::document(&title, &body)
 }
 
-fn tasks(report: &Report) -> String {
-    let tasks = report.tasks.as_deref().unwrap_or_default();
+fn tasks(model: &str, tasks: &[TaskResult]) -> String {
     let (source, accuracies) = published::GPT2_TASKS;
     let accuracy = tasks.iter().map(|task| {
         let reference = accuracies.iter().find(|(label, _)| *label == task.label).map(|(_, value)| *value);
-        Bar { reference, ..bar(&format!("{} ({})", task.label, task.n), task.accuracy) }
+        Bar { reference, ..Bar::new(format!("{} ({})", task.label, task.n), task.accuracy) }
     });
     let accuracy: Vec<Bar> = accuracy.collect();
-    let centered: Vec<Bar> = tasks.iter().map(|task| bar(&task.label, task.centered)).collect();
-    let model = report.conditions["model"].as_str().unwrap_or("model");
-    let mut beside = vec![bar(model, core::metric(tasks))];
-    beside.extend(published::CORE.iter().map(|(name, value)| foreign(name, *value)));
+    let centered: Vec<Bar> = tasks.iter().map(|task| Bar::new(&task.label, task.centered)).collect();
+    let beside = beside(Bar::new(model, core::metric(tasks)), published::CORE);
     section("Accuracy by task", &format!("Red line: {}.", escape(source)), &plot::bars(&accuracy))
         + &section("Centered accuracy by task", "0 is guessing, 1 is perfect.", &plot::bars(&centered))
-        + &section("CORE (nanochat protocol)", "Grey: nanochat's own numbers, for all 22 tasks.", &plot::bars(&beside))
+        + &section("CORE (nanochat protocol)", "Grey: nanochat's own numbers, for all 22 tasks.", &beside)
+}
+
+/// Our number, and what others published.
+fn beside(ours: Bar, published: &[(&str, f64)]) -> String {
+    let foreign = published.iter().map(|(name, value)| Bar { foreign: true, ..Bar::new(*name, *value) });
+    plot::bars(&iter::once(ours).chain(foreign).collect::<Vec<_>>())
 }
 
 fn histogram(values: &[f64]) -> Vec<Bar> {
     let tenth = |value: f64| ((value * 10.0) as usize).min(9);
     let count = |i| values.iter().filter(|&&value| tenth(value) == i).count() as f64;
-    (0..10).map(|i| bar(&format!("{:.1} to {:.1}", i as f64 / 10.0, (i + 1) as f64 / 10.0), count(i))).collect()
-}
-
-fn bar(label: &str, value: f64) -> Bar {
-    Bar { label: label.to_owned(), value, reference: None, foreign: false }
-}
-
-fn foreign(label: &str, value: f64) -> Bar {
-    Bar { foreign: true, ..bar(label, value) }
+    (0..10).map(|i| Bar::new(format!("{:.1} to {:.1}", i as f64 / 10.0, (i + 1) as f64 / 10.0), count(i))).collect()
 }
 
 fn note(rows: usize) -> String {

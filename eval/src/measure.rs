@@ -16,11 +16,11 @@ use crate::{
     core_set::{CoreSet, TaskSpec},
     documents::{self, Document},
     eval_set::{self, EvalSet},
-    generation::{self, Pair, Sampling},
+    generation::{self, Pair},
     html,
     perplexity::{self, PerplexityMethod, PerplexityMode},
     report::Report,
-    server::Server,
+    server::{Sampling, Server},
     work::Work,
 };
 
@@ -154,13 +154,10 @@ impl Evaluation {
 
         let mut report = Report {
             conditions,
-            perplexity: None,
-            comparison: None,
             bleu: wants(Metric::Bleu),
             rouge: wants(Metric::Rouge),
-            tasks: None,
             log_items: options.log_items,
-            elapsed_s: 0.0,
+            ..Report::default()
         };
         if wants(Metric::Ppl) {
             let mut texts = match set {
@@ -187,7 +184,7 @@ impl Evaluation {
             && (report.bleu || report.rouge)
         {
             let stemmer = !options.rouge_no_stemmer;
-            let comparison = generation::measure(server, &mut work, pairs, sampling, &options.bleu, stemmer)?;
+            let comparison = generation::measure(server, &mut work, pairs, &sampling, &options.bleu, stemmer)?;
             report.comparison = Some((pairs.clone(), comparison));
         }
         if let EvalSet::Core(core) = set {
@@ -195,11 +192,9 @@ impl Evaluation {
             report.tasks = Some(core::measure(server, &mut work, core, tasks, limit)?);
         }
         report.elapsed_s = begun.elapsed().as_secs_f64();
-        if let Some(path) = &options.output {
-            for (path, text) in
-                [(path, format!("{:#}\n", report.to_json())), (&path.with_extension("html"), html::page(&report))]
-            {
-                fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        if let Some([json, page]) = self.files() {
+            for (path, text) in [(json, format!("{:#}\n", report.to_json())), (page, html::page(&report))] {
+                fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
             }
         }
         work.finish()?;
@@ -208,10 +203,7 @@ impl Evaluation {
 
     /// The files that [`Evaluation::run`] writes, if any: the report, and the page beside it.
     pub fn files(&self) -> Option<[PathBuf; 2]> {
-        self.options.output.clone().map(|path| {
-            let page = path.with_extension("html");
-            [path, page]
-        })
+        self.options.output.as_ref().map(|path| [path.clone(), path.with_extension("html")])
     }
 
     /// Everything that decides the numbers: for the report, and to know an interrupted evaluation again.

@@ -13,6 +13,13 @@ pub struct Bar {
     pub foreign: bool,
 }
 
+impl Bar {
+    /// A bar of ours, with nothing beside it.
+    pub fn new(label: impl Into<String>, value: f64) -> Self {
+        Self { label: label.into(), value, reference: None, foreign: false }
+    }
+}
+
 const ROW: usize = 22;
 const LABEL_WIDTH: usize = 260;
 const PLOT_WIDTH: usize = 440;
@@ -107,13 +114,13 @@ mod tests {
         let share = log_share(&[2.0, 4.0, 16.0, f64::NAN]);
         let at = [1.0, 2.0, 4.0, 8.0, 16.0].map(|value| (share(value) * 100.0).round());
         assert_eq!(at, [0.0, 25.0, 50.0, 75.0, 100.0]);
-        let bar = |value| Bar { label: String::new(), value, reference: None, foreign: false };
+        let bar = |value| Bar::new("", value);
         assert!(log_bars(&[bar(2.0), bar(4.0), bar(16.0)]).contains("width=\"220.0\""));
     }
 
     #[test]
     fn bars_reach_as_far_as_their_values() {
-        let bar = |label: &str, value, reference| Bar { label: label.into(), value, reference, foreign: false };
+        let bar = |label: &str, value, reference| Bar { reference, ..Bar::new(label, value) };
         let svg = bars(&[bar("a <b>", 2.0, Some(1.0)), bar("c", -2.0, None), bar("none", f64::NAN, None)]);
         assert_eq!(svg.matches("<rect").count(), 2, "what is no number has no bar");
         // From -2 to 2 over 440 units beside labels of 260: 0 is at 480.

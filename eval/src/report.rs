@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Everything there is to say.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Report {
     /// What was evaluated, on what, how: names, versions, settings, seeds.
     pub(crate) conditions: Value,
@@ -61,11 +61,7 @@ impl Report {
         }
         if let Some((pairs, Comparison { bleu, answers, .. })) = &self.comparison {
             if self.bleu {
-                report["bleu"] = json!({
-                    "signature": bleu.signature, "precisions": bleu.precisions, "brevity_penalty": bleu.brevity_penalty,
-                    "hypothesis_tokens": bleu.hypothesis_tokens, "reference_tokens": bleu.reference_tokens,
-                    "counts": bleu.counts, "totals": bleu.totals,
-                });
+                report["bleu"] = json!(bleu);
             }
             let answer = |(pair, answer): (&Pair, &Answer)| {
                 json!({

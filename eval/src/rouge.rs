@@ -62,7 +62,7 @@ fn score_one(hypothesis: &str, reference: &str, stemmer: bool) -> Rouge {
 }
 
 fn ngram_overlap(hypothesis: &[String], reference: &[String], n: usize) -> Overlap {
-    let (h, r) = (counts(hypothesis.windows(n)), counts(reference.windows(n)));
+    let (h, r) = (counts_of(hypothesis.windows(n)), counts_of(reference.windows(n)));
     let common = h.iter().map(|(ngram, count)| count.min(r.get(ngram).unwrap_or(&0))).sum();
     let number = |tokens: &[String]| (tokens.len() + 1).saturating_sub(n).max(1);
     overlap(common, number(hypothesis), number(reference))
@@ -76,8 +76,8 @@ fn summary_overlap(hypothesis: &[Vec<String>], reference: &[Vec<String>]) -> Ove
     if h == 0 || r == 0 {
         return Overlap::default();
     }
-    let mut left_h = counts(hypothesis.iter().flatten());
-    let mut left_r = counts(reference.iter().flatten());
+    let mut left_h = counts_of(hypothesis.iter().flatten());
+    let mut left_r = counts_of(reference.iter().flatten());
     let mut hits = 0;
     for sentence in reference {
         let union: BTreeSet<usize> = hypothesis.iter().flat_map(|other| lcs_indices(sentence, other)).collect();
@@ -127,7 +127,8 @@ fn overlap(common: usize, hypothesis: usize, reference: usize) -> Overlap {
     Overlap { precision, recall, f }
 }
 
-fn counts<T: Hash + Eq>(items: impl Iterator<Item = T>) -> HashMap<T, usize> {
+/// How often each occurs.
+pub(crate) fn counts_of<T: Hash + Eq>(items: impl Iterator<Item = T>) -> HashMap<T, usize> {
     let mut counts = HashMap::new();
     for item in items {
         *counts.entry(item).or_insert(0) += 1;

@@ -6,6 +6,7 @@
 use std::{thread, time::Duration};
 
 use anyhow::{Context, anyhow, bail};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::connection::{self, Connection};
@@ -39,6 +40,16 @@ pub struct TokenScore {
     pub logprob: f64,
     /// No other token is as likely. Known only where an alternative was asked for.
     pub is_first: bool,
+}
+
+/// How to generate.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Sampling {
+    /// As a turn of a chat, or as text to continue.
+    pub(crate) as_chat: bool,
+    pub(crate) max_tokens: u32,
+    pub(crate) temperature: f64,
+    pub(crate) seed: u64,
 }
 
 impl<'c> Server<'c> {
@@ -106,47 +117,31 @@ impl<'c> Server<'c> {
     ) -> anyhow::Result<Vec<Vec<Option<TokenScore>>>> {
         // What prompts have in common is computed with the first, and then found in the server's cache.
         let (first, others) = prompts.split_at(if from >= WORTH_SHARING { 1 } else { prompts.len() });
-        let mut scores = self.score_together(first, from, alternatives)?;
-        if !others.is_empty() {
-            scores.extend(self.score_together(others, from, alternatives)?);
-        }
-        Ok(scores)
-    }
-
-    fn score_together(
-        &self,
-        prompts: &[&[u32]],
-        from: usize,
-        alternatives: bool,
-    ) -> anyhow::Result<Vec<Vec<Option<TokenScore>>>> {
-        let body = json!({
-            "model": self.model, "prompt": prompts, "max_tokens": 0, "echo": true, "temperature": 0,
-            "logprobs": u8::from(alternatives), "logprob_start_len": from,
-        });
-        let reply = self.post("/v1/completions", body)?;
-        let choices = reply["choices"].as_array().filter(|choices| choices.len() == prompts.len());
-        let choices = choices.ok_or_else(|| anyhow!("{} answered another number of choices", self.connection.url()))?;
-        let mut scores = vec![Vec::new(); prompts.len()];
-        for choice in choices {
-            let index = choice["index"].as_u64().map(|index| index as usize).filter(|&index| index < prompts.len());
-            let index =
-                index.ok_or_else(|| anyhow!("{} answered a choice that was not asked for", self.connection.url()))?;
-            scores[index] = token_scores(&choice["logprobs"], prompts[index].len()).with_context(|| {
-                format!("{} does not score prompts\n  hint: it must support echo with logprobs", self.connection.url())
-            })?;
+        let mut scores = Vec::new();
+        for prompts in [first, others].into_iter().filter(|prompts| !prompts.is_empty()) {
+            let body = json!({
+                "model": self.model, "prompt": prompts, "max_tokens": 0, "echo": true, "temperature": 0,
+                "logprobs": u8::from(alternatives), "logprob_start_len": from,
+            });
+            let reply = self.post("/v1/completions", body)?;
+            let url = self.connection.url();
+            let choices = reply["choices"].as_array().filter(|choices| choices.len() == prompts.len());
+            let mut together = vec![Vec::new(); prompts.len()];
+            for choice in choices.ok_or_else(|| anyhow!("{url} answered another number of choices"))? {
+                let index = choice["index"].as_u64().map(|index| index as usize).filter(|&index| index < prompts.len());
+                let index = index.ok_or_else(|| anyhow!("{url} answered a choice that was not asked for"))?;
+                together[index] = token_scores(&choice["logprobs"], prompts[index].len()).with_context(|| {
+                    format!("{url} does not score prompts\n  hint: it must support echo with logprobs")
+                })?;
+            }
+            scores.extend(together);
         }
         Ok(scores)
     }
 
     /// Continues a text, or answers it as a turn of a chat.
-    pub fn generate(
-        &self,
-        prompt: &str,
-        as_chat: bool,
-        max_tokens: u32,
-        temperature: f64,
-        seed: u64,
-    ) -> anyhow::Result<String> {
+    pub(crate) fn generate(&self, prompt: &str, sampling: &Sampling) -> anyhow::Result<String> {
+        let &Sampling { as_chat, max_tokens, temperature, seed } = sampling;
         let mut body = json!({
             "model": self.model, "max_tokens": max_tokens, "temperature": temperature, "seed": seed,
         });

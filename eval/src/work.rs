@@ -97,22 +97,14 @@ impl Work {
             let mut outcome = Ok(());
             // Until every thread has ended: after an error, what was under way is still kept.
             for (item, result) in receiver {
-                match result {
-                    Ok(result) => {
-                        if let Some(journal) = &mut self.journal
-                            && let Err(error) = journal.append(phase, item, &result)
-                        {
-                            stop.store(true, Relaxed);
-                            outcome = outcome.and(Err(error));
-                        }
-                        bar.inc(cost(&items[item]) as u64);
-                        results[item] = Some(result);
-                    }
-                    Err(error) => {
-                        stop.store(true, Relaxed);
-                        outcome = outcome.and(Err(error.context(format!("{phase}, item {item}"))));
-                    }
-                }
+                let kept = result.with_context(|| format!("{phase}, item {item}")).and_then(|result| {
+                    bar.inc(cost(&items[item]) as u64);
+                    let written = self.journal.as_mut().map_or(Ok(()), |journal| journal.append(phase, item, &result));
+                    results[item] = Some(result);
+                    written
+                });
+                stop.fetch_or(kept.is_err(), Relaxed);
+                outcome = outcome.and(kept);
             }
             outcome
         });
@@ -123,33 +115,26 @@ impl Work {
 
     /// Forgets the journal: the report is written.
     pub fn finish(self) -> anyhow::Result<()> {
-        match self.journal {
-            Some(journal) => {
-                fs::remove_file(&journal.path).with_context(|| format!("cannot remove {}", journal.path.display()))
-            }
-            None => Ok(()),
-        }
+        let Some(Journal { path, .. }) = self.journal else { return Ok(()) };
+        fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))
     }
 }
 
 impl Journal {
     fn open(path: &Path, key: &Value) -> anyhow::Result<Self> {
         let what = || format!("cannot keep a journal at {}", path.display());
-        let done = File::open(path).ok().map(|file| read(BufReader::new(file), key)).unwrap_or_default();
-        match &done {
+        let done = File::open(path).ok().and_then(|file| read(BufReader::new(file), key));
+        let (file, line) = match &done {
             Some(done) => {
                 say(format_args!("going on with {}: {} requests are done", path.display(), done.len()));
-                let mut file = OpenOptions::new().append(true).open(path).with_context(what)?;
                 // Ends a line that an interruption cut short.
-                writeln!(file).with_context(what)?;
-                Ok(Self { path: path.to_owned(), file, done: done.clone() })
+                (OpenOptions::new().append(true).open(path), String::new())
             }
-            None => {
-                let mut file = File::create(path).with_context(what)?;
-                writeln!(file, "{key}").with_context(what)?;
-                Ok(Self { path: path.to_owned(), file, done: HashMap::new() })
-            }
-        }
+            None => (File::create(path), key.to_string()),
+        };
+        let mut file = file.with_context(what)?;
+        writeln!(file, "{line}").with_context(what)?;
+        Ok(Self { path: path.to_owned(), file, done: done.unwrap_or_default() })
     }
 
     fn append(&mut self, phase: &str, item: usize, result: &impl Serialize) -> anyhow::Result<()> {
