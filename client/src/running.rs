@@ -3,6 +3,7 @@
 //! Does not know what is compared, nor why.
 
 use std::{
+    array,
     cell::Cell,
     collections::BTreeMap,
     time::{Duration, Instant},
@@ -42,6 +43,18 @@ impl Running {
         Self::carry_out(plan(&config)?)
     }
 
+    /// What `measure` makes of a cluster of `base` with `change`, which ends after it.
+    pub(crate) fn during<T>(
+        base: &ClusterConfig,
+        change: impl FnOnce(&mut ClusterConfig),
+        measure: impl FnOnce(&Self) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        let running = Self::start(base, change)?;
+        let measured = measure(&running)?;
+        running.shut_down();
+        Ok(measured)
+    }
+
     /// What was planned.
     pub(crate) fn carry_out(plan: Plan) -> anyhow::Result<Self> {
         let cluster = Cluster::carry_out(&plan).context("cannot start the cluster")?;
@@ -77,9 +90,7 @@ impl Running {
             // One after the other is enough: events wait in their queues, and the engine stamps none. The first sequence is
             // read as it goes, and its times are the steps'.
             let times = token_times(first).await?;
-            for other in sequences {
-                each_event(other, |_| {}).await?;
-            }
+            all_ended(sequences).await?;
             // While later prompts are computed, steps take longer: the first sequence's last steps are those of a full batch,
             // unless the others go on after it. Half of its tokens are left out at the start for that.
             let steps = times.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64());
@@ -184,6 +195,14 @@ pub(crate) async fn each_event(mut events: Events, mut see: impl FnMut(Event)) -
     Ok(())
 }
 
+/// Waits until all sequences have ended.
+pub(crate) async fn all_ended(sequences: impl IntoIterator<Item = Events>) -> anyhow::Result<()> {
+    for events in sequences {
+        each_event(events, |_| {}).await?;
+    }
+    Ok(())
+}
+
 /// When each token came.
 pub(crate) async fn token_times(events: Events) -> anyhow::Result<Vec<Instant>> {
     let mut times = Vec::new();
@@ -194,6 +213,26 @@ pub(crate) async fn token_times(events: Events) -> anyhow::Result<Vec<Instant>> 
     })
     .await?;
     Ok(times)
+}
+
+/// Measures every setting once a round, all taking turns, so that a busy machine slows all alike.
+pub(crate) fn in_turns<S, T>(
+    rounds: u32,
+    settings: &[S],
+    mut measure: impl FnMut(&S) -> anyhow::Result<T>,
+) -> anyhow::Result<Vec<Vec<T>>> {
+    let mut samples: Vec<Vec<T>> = settings.iter().map(|_| Vec::new()).collect();
+    for _ in 0..rounds {
+        for (setting, samples) in settings.iter().zip(&mut samples) {
+            samples.push(measure(setting)?);
+        }
+    }
+    Ok(samples)
+}
+
+/// The middle of each number that was sampled.
+pub(crate) fn medians<const N: usize>(samples: &[[f64; N]]) -> [f64; N] {
+    array::from_fn(|i| median(samples.iter().map(|sample| sample[i]).collect()))
 }
 
 /// The middle one; 0 of none.

@@ -17,7 +17,7 @@ use crate::{
     failure::Failure,
     model_options::ModelOptions,
     random::Random,
-    running::{Running, each_event, median},
+    running::{Running, all_ended, medians},
     target::Target,
 };
 
@@ -45,25 +45,22 @@ pub(crate) fn run(options: &SpeedOptions) -> Result<(), Failure> {
     let length = options.prompt_tokens.map_or(shape.context, |n| (n as usize).min(shape.context));
     let mut random = Random::new(1);
     let prompts: Vec<_> = (0..options.prompts).map(|_| random.ids(length, shape.vocab_size)).collect();
-    let mut ratios = Vec::new();
-    let (mut engine_seconds, mut server_seconds) = (Vec::new(), Vec::new());
+    let mut samples = Vec::new();
     Target::private(&options.model)?.ask(|connection| {
         let server = &Server::connect(connection)?;
         for run in 0..=options.runs {
             let engine = timed(|| score_by_engine(&running, &prompts))?;
             let http = timed(|| score_by_server(server, &prompts, options.batch_size as usize))?;
             if run > 0 {
-                ratios.push(engine / http);
-                engine_seconds.push(engine);
-                server_seconds.push(http);
+                samples.push([engine, http, engine / http]);
             }
         }
         Ok(())
     })?;
     let plan = running.shut_down();
     let tokens = (prompts.len() * length) as f64;
-    let (engine, server) = (tokens / median(engine_seconds), tokens / median(server_seconds));
-    let ratio = median(ratios);
+    let [engine_s, server_s, ratio] = medians(&samples);
+    let (engine, server) = (tokens / engine_s, tokens / server_s);
     let (name, percent) = (&plan.model.name, ratio * 100.0);
     let line = json!({"model": name, "prompts": prompts.len(), "prompt_tokens": length, "runs": options.runs,
                       "engine_tokens_per_s": engine, "server_tokens_per_s": server, "ratio": ratio});
@@ -82,10 +79,7 @@ fn score_by_engine(running: &Running, prompts: &[Vec<u32>]) -> anyhow::Result<()
         request
     };
     // At once, so that the queue takes them whatever its size.
-    for events in running.handle().submit_all(prompts.iter().map(request).collect())? {
-        running.block_on(each_event(events, |_| {}))?;
-    }
-    Ok(())
+    running.block_on(all_ended(running.handle().submit_all(prompts.iter().map(request).collect())?))
 }
 
 fn score_by_server(server: &Server<'_>, prompts: &[Vec<u32>], batch_size: usize) -> anyhow::Result<()> {

@@ -73,7 +73,7 @@ fn content(name: &str, all: &[Results], language: Language) -> anyhow::Result<Op
         // Empty lines, or what follows a comment is HTML for Markdown.
         return Ok(Some(format!("\n\n{}\n", figure.markdown(language))));
     }
-    let fact = results.facts.iter().find(|(fact, _)| *fact == name).map(|(_, value)| value.clone());
+    let fact = results.facts().find(|(fact, _)| *fact == name).map(|(_, value)| value.clone());
     let fact = fact.or_else(|| name.ends_with(".conditions").then(|| results.conditions.of(language).to_owned()));
     fact.map(Some).ok_or_else(|| anyhow!("no lesson measures {name}"))
 }

@@ -2,6 +2,8 @@
 //!
 //! Holds results; measures nothing. A figure's name is that of its place in the chapters, `<!-- NAME -->`.
 
+use std::iter;
+
 use nanoinfer_eval::{
     page,
     plot::{self, Bar, escape, log_share},
@@ -23,8 +25,8 @@ pub(super) enum Language {
 /// A text in both of them.
 #[derive(Clone, Debug)]
 pub(super) struct Text {
-    en: String,
-    zh: String,
+    pub(super) en: String,
+    pub(super) zh: String,
 }
 
 impl Text {
@@ -36,10 +38,13 @@ impl Text {
     }
 }
 
-/// A text in both languages.
-pub(super) fn text(en: impl Into<String>, zh: impl Into<String>) -> Text {
-    Text { en: en.into(), zh: zh.into() }
+/// A text in both languages: two formats of the same values, of which those that follow are texts themselves.
+macro_rules! text {
+    ($en:literal, $zh:literal $(, $both:expr)*) => {
+        $crate::lesson::figure::Text { en: format!($en $(, $both.en)*), zh: format!($zh $(, $both.zh)*) }
+    };
 }
+pub(super) use text;
 
 /// A name or number that is the same in both.
 pub(super) fn same(word: impl Into<String>) -> Text {
@@ -64,6 +69,8 @@ pub(super) struct Figure {
     pub(super) columns: Vec<Text>,
     pub(super) rows: Vec<Row>,
     pub(super) scale: Scale,
+    /// What sentences of the chapters hold of the same measurement.
+    facts: Facts,
 }
 
 #[derive(Clone, Debug)]
@@ -95,14 +102,21 @@ pub(super) struct Results {
     /// Model, machine and how it was measured.
     pub(super) conditions: Text,
     pub(super) figures: Vec<Figure>,
+    /// Beside those of the figures.
     pub(super) facts: Facts,
 }
 
 impl Figure {
     /// A figure with these columns, `English = Chinese` or one word for both, with ` | ` between two.
-    pub(super) fn new(name: &'static str, title: Text, columns: &str, rows: Vec<Row>) -> Self {
-        let column = |column: &str| column.split_once(" = ").map_or_else(|| same(column), |(en, zh)| text(en, zh));
-        Self { name, title, columns: columns.split(" | ").map(column).collect(), rows, scale: Scale::Linear }
+    pub(super) fn new(name: &'static str, title: Text, columns: &str, rows: impl IntoIterator<Item = Row>) -> Self {
+        let column =
+            |column: &str| column.split_once(" = ").map_or_else(|| same(column), |(en, zh)| text!("{en}", "{zh}"));
+        let (columns, rows) = (columns.split(" | ").map(column).collect(), rows.into_iter().collect());
+        Self { name, title, columns, rows, scale: Scale::Linear, facts: Facts::new() }
+    }
+
+    pub(super) fn with_facts(self, facts: impl IntoIterator<Item = (&'static str, String)>) -> Self {
+        Self { facts: facts.into_iter().collect(), ..self }
     }
 
     /// The same with bars by the logarithm.
@@ -128,18 +142,20 @@ impl Figure {
         column == 0 || self.rows.iter().any(is_quoted)
     }
 
+    /// The heads of the columns, then what stands in each row.
+    fn lines(&self, language: Language) -> Vec<Vec<String>> {
+        let heads = self.columns.iter().map(|column| column.of(language).to_owned()).collect();
+        let rows = self.rows.iter().map(|row| [vec![row.label.of(language).to_owned()], row.cells.clone()].concat());
+        iter::once(heads).chain(rows).collect()
+    }
+
     fn terminal(&self, bars: Bars) -> String {
-        let language = Language::English;
-        let mut lines = vec![self.columns.iter().map(|column| column.of(language).to_owned()).collect::<Vec<_>>()];
-        let cells = |row: &Row| [vec![row.label.of(language).to_owned()], row.cells.clone()].concat();
-        lines.extend(self.rows.iter().map(cells));
+        let mut lines = self.lines(Language::English);
         lines.iter_mut().flatten().for_each(|cell| *cell = plain(cell));
-        let width = |column: usize| {
-            lines.iter().filter_map(|line| line.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
-        };
+        let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
         let widths: Vec<usize> = (0..self.columns.len()).map(width).collect();
         let lengths = self.bars();
-        let mut text = format!("\n{}\n", plain(self.title.of(language)));
+        let mut text = format!("\n{}\n", plain(&self.title.en));
         for (i, line) in lines.iter().enumerate() {
             let cell = |(column, cell): (usize, &String)| {
                 let width = widths[column];
@@ -155,55 +171,33 @@ impl Figure {
 
     /// A table with bars of blocks.
     pub(super) fn markdown(&self, language: Language) -> String {
-        let lengths = self.bars();
-        let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
-        let mut header: Vec<String> = self.columns.iter().map(|column| column.of(language).to_owned()).collect();
-        let mut rule: Vec<String> =
-            (0..header.len()).map(|i| if self.holds_words(i) { "---" } else { "---:" }.into()).collect();
-        if lengths.is_some() {
-            header.push(String::new());
-            rule.push("---".into());
+        // A number and its unit stay on one line.
+        let joined = |cell: &str| cell.replace('|', "\\|").replace(" ×", "\u{a0}×").replace(" %", "\u{a0}%");
+        let mut lines = self.lines(language);
+        lines.iter_mut().flatten().for_each(|cell| *cell = joined(cell));
+        let rule = (0..self.columns.len()).map(|i| if self.holds_words(i) { "---" } else { "---:" }.to_owned());
+        lines.insert(1, rule.collect());
+        if let Some(lengths) = self.bars() {
+            let bars = lengths.into_iter().map(|length| Bars::Blocks.draw(length, BAR_WIDTH));
+            let column = [String::new(), "---".into()].into_iter().chain(bars);
+            lines.iter_mut().zip(column).for_each(|(line, cell)| line.push(cell));
         }
-        let mut text = line(header) + &line(rule);
-        for (i, row) in self.rows.iter().enumerate() {
-            let mut cells = [vec![row.label.of(language).to_owned()], row.cells.clone()].concat();
-            cells.resize(self.columns.len(), String::new());
-            // A number and its unit stay on one line.
-            let joined = |cell: &String| cell.replace('|', "\\|").replace(" ×", "\u{a0}×").replace(" %", "\u{a0}%");
-            cells = cells.iter().map(joined).collect();
-            if let Some(lengths) = &lengths {
-                cells.push(Bars::Blocks.draw(lengths[i], BAR_WIDTH));
-            }
-            text += &line(cells);
-        }
-        text
+        lines.iter().map(|cells| format!("| {} |\n", cells.join(" | "))).collect()
     }
 
     fn html(&self) -> String {
-        let language = Language::English;
-        let cell = |tag: &str, text: &str| format!("<{tag}>{}</{tag}>", escape(&plain(text)));
-        let head = |(i, column): (usize, &Text)| {
-            let class = if self.holds_words(i) { "" } else { " class=\"number\"" };
-            format!("<th{class}>{}</th>", escape(&plain(column.of(language))))
-        };
-        let header: String = self.columns.iter().enumerate().map(head).collect();
-        let mut table = format!("<table>\n<tr>{header}</tr>\n");
-        for row in &self.rows {
-            let of_column = |(i, text): (usize, &String)| {
-                if self.holds_words(i + 1) {
-                    cell("td", text)
-                } else {
-                    format!("<td class=\"number\">{}</td>", escape(text))
-                }
+        let mut table = String::from("<table>\n");
+        for (tag, line) in iter::once("th").chain(iter::repeat("td")).zip(self.lines(Language::English)) {
+            let cell = |(i, text): (usize, &String)| {
+                let class = if self.holds_words(i) { "" } else { " class=\"number\"" };
+                format!("<{tag}{class}>{}</{tag}>", escape(&plain(text)))
             };
-            let cells: String = row.cells.iter().enumerate().map(of_column).collect();
-            table += &format!("<tr>{}{cells}</tr>\n", cell("td", row.label.of(language)));
+            let cells: String = line.iter().enumerate().map(cell).collect();
+            table += &format!("<tr>{cells}</tr>\n");
         }
         table += "</table>\n";
-        let bar = |row: &Row| {
-            Some(Bar { label: plain(row.label.of(language)), value: row.bar?, reference: None, foreign: false })
-        };
-        let bars: Vec<Bar> = self.rows.iter().filter_map(bar).collect();
+        let bars: Vec<Bar> =
+            self.rows.iter().filter_map(|row| Some(Bar::new(plain(&row.label.en), row.bar?))).collect();
         let (plot, note) = match (bars.is_empty(), self.scale) {
             (true, _) => (String::new(), ""),
             (false, Scale::Linear) => (plot::bars(&bars), ""),
@@ -211,7 +205,7 @@ impl Figure {
                 (plot::log_bars(&bars), "Bars by the logarithm: equal factors are equal lengths.")
             }
         };
-        page::section(&escape(&plain(self.title.of(language))), note, &(table + &plot))
+        page::section(&escape(&plain(&self.title.en)), note, &(table + &plot))
     }
 
     fn to_json(&self) -> Value {
@@ -225,16 +219,20 @@ impl Figure {
 impl Results {
     pub(super) fn terminal(&self, bars: Bars) -> String {
         let figures: String = self.figures.iter().map(|figure| figure.terminal(bars)).collect();
-        format!("Lesson {}: {}\n{}\n{figures}", self.number, self.title.of(Language::English), self.conditions.en)
+        format!("Lesson {}: {}\n{}\n{figures}", self.number, self.title.en, self.conditions.en)
+    }
+
+    pub(super) fn facts(&self) -> impl Iterator<Item = &(&'static str, String)> {
+        self.figures.iter().flat_map(|figure| &figure.facts).chain(&self.facts)
     }
 
     /// One line for each fact.
     pub(super) fn facts_as_lines(&self) -> String {
-        self.facts.iter().map(|(name, value)| format!("{name:<28} {value}\n")).collect()
+        self.facts().map(|(name, value)| format!("{name:<28} {value}\n")).collect()
     }
 
     pub(super) fn html(&self) -> String {
-        let title = format!("Lesson {}: {}", self.number, escape(self.title.of(Language::English)));
+        let title = format!("Lesson {}: {}", self.number, escape(&self.title.en));
         let body: String = self.figures.iter().map(Figure::html).collect();
         let conditions = format!("<p class=\"note\">{}</p>\n", escape(&self.conditions.en));
         page::document(&title, &format!("<h1>{title}</h1>\n{conditions}{body}"))
@@ -242,7 +240,7 @@ impl Results {
 
     pub(super) fn to_json(&self) -> Value {
         let facts: serde_json::Map<String, Value> =
-            self.facts.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
+            self.facts().map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
         json!({
             "lesson": self.number, "conditions": self.conditions.en, "facts": facts,
             "figures": self.figures.iter().map(Figure::to_json).collect::<Vec<_>>(),
@@ -260,14 +258,9 @@ mod tests {
     use super::*;
 
     fn figure() -> Figure {
-        let row = |label: &str, value: f64| Row::new(text(label, "行"), [format!("{value}")]).with_bar(value);
-        Figure {
-            name: "9.test",
-            title: text("Speeds", "速度"),
-            columns: vec![text("step", "步骤"), same("tokens/s")],
-            rows: vec![row("slow", 2.0), row("a | b", 4.0)],
-            scale: Scale::Linear,
-        }
+        let row = |label: &str, value: f64| Row::new(text!("{label}", "行"), [format!("{value}")]).with_bar(value);
+        let rows = [row("slow", 2.0), row("a | b", 4.0)];
+        Figure::new("9.test", text!("Speeds", "速度"), "step = 步骤 | tokens/s", rows)
     }
 
     #[test]

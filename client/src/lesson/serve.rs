@@ -11,14 +11,14 @@ use nanoinfer_launch::{
 };
 
 use super::{
-    figure::{Facts, Figure, Language, Results, Row, Text, same, text},
+    figure::{Figure, Results, Row, Text, same, text},
     words::{bytes, digits, machine, ms, times},
 };
 use crate::{
     failure::Failure,
     model_options::ModelOptions,
     private_server::PrivateServer,
-    running::{self, Length, Running, median, median_s},
+    running::{self, Length, Running, in_turns, median_s, medians},
 };
 
 /// gpt2-xl's `config.json`, as far as sizes go.
@@ -37,25 +37,19 @@ pub(super) fn run(base: &ClusterConfig, options: &ModelOptions, rounds: u32) -> 
         return Err(Failure::usage(anyhow!("{} has one attention head, and a head is never split", plan.model.name)));
     }
     let length = Length::within(shape.context);
-    let (links, mut facts) = links(base, &shape, (length, rounds))?;
-    let (ranks, told) = ranks(base, &shape, (length, rounds))?;
-    facts.extend(told);
-    let (death, told) = death(options)?;
-    facts.extend(told);
     let xl = ModelShape::from_config_json(GPT2_XL).context("the sizes of gpt2-xl")?;
-    facts.push(("3.xl_heads", xl.attention.heads.to_string()));
-    let figures = vec![partition(&xl)?, links, ranks, death];
-    let (name, dtype, machine) = (&plan.model.name, plan.load.dtype, machine());
-    let (here, here_zh) = (machine.of(Language::English), machine.of(Language::Chinese));
+    let (name, dtype) = (&plan.model.name, plan.load.dtype);
+    let (links, ranks) = (links(base, &shape, (length, rounds))?, ranks(base, &shape, (length, rounds))?);
     Ok(Results {
         number: 3,
-        title: text("a model over several ranks", "一个模型，多个 rank"),
-        conditions: text(
-            format!("{name}, {dtype}, one thread a rank; medians of {rounds} rounds; {here}"),
-            format!("{name}，{dtype}，每个 rank 一个线程；{rounds} 轮的中位数；{here_zh}"),
+        title: text!("a model over several ranks", "一个模型，多个 rank"),
+        conditions: text!(
+            "{name}, {dtype}, one thread a rank; medians of {rounds} rounds; {}",
+            "{name}，{dtype}，每个 rank 一个线程；{rounds} 轮的中位数；{}",
+            machine()
         ),
-        figures,
-        facts,
+        figures: vec![partition(&xl)?, links, ranks, death(options)?],
+        facts: vec![("3.xl_heads", xl.attention.heads.to_string())],
     })
 }
 
@@ -66,14 +60,14 @@ fn partition(shape: &ModelShape) -> anyhow::Result<Figure> {
         let partition = Partition::new(shape, world)?;
         for (rank, share) in partition.shares().iter().enumerate() {
             let range = |range: &std::ops::Range<usize>| format!("{} … {}", range.start, range.end - 1);
-            let label = text(format!("rank {rank} of {world}"), format!("{world} 个中的 rank {rank}"));
+            let label = text!("rank {rank} of {world}", "{world} 个中的 rank {rank}");
             let cells = [share.heads.len().to_string(), range(&share.heads), range(&share.ffn), range(&share.vocab)];
             rows.push(Row::new(label, cells).with_bar(share.heads.len() as f64));
         }
     }
     Ok(Figure::new(
         "3.partition",
-        text("gpt2-xl, 25 heads, over 2 and 3 ranks", "gpt2-xl 的 25 个头，分给 2 个和 3 个 rank"),
+        text!("gpt2-xl, 25 heads, over 2 and 3 ranks", "gpt2-xl 的 25 个头，分给 2 个和 3 个 rank"),
         "rank | heads = 头数 | which = 哪些 | columns of the MLP = MLP 的列 | rows of the vocabulary = 词表的行",
         rows,
     ))
@@ -88,7 +82,7 @@ struct Reductions {
 }
 
 impl Reductions {
-    fn of(steps: &[StepReport]) -> Self {
+    fn of(steps: &[&StepReport]) -> Self {
         let of = |step: &StepReport, category: Category| {
             let on = |times: &StepTimes| -> Duration {
                 times.stages.iter().filter(|stage| stage.category == category).map(|stage| stage.time).sum()
@@ -104,29 +98,24 @@ impl Reductions {
 }
 
 /// What the reductions of a step cost over shared memory and over TCP.
-fn links(base: &ClusterConfig, shape: &ModelShape, (length, rounds): (Length, u32)) -> anyhow::Result<(Figure, Facts)> {
+fn links(base: &ClusterConfig, shape: &ModelShape, (length, rounds): (Length, u32)) -> anyhow::Result<Figure> {
     let reductions = 2 * shape.layers + 1;
     let kinds = [
-        (text("shared memory", "共享内存"), "`--comm shm`", CommChoice::Shm),
+        (text!("shared memory", "共享内存"), "`--comm shm`", CommChoice::Shm),
         (same("TCP"), "`--comm tcp`", CommChoice::Tcp),
     ];
-    let mut samples: Vec<Vec<Vec<StepReport>>> = vec![vec![Vec::new(); BATCHES.len()]; kinds.len()];
-    for _ in 0..rounds {
-        for ((.., comm), samples) in kinds.iter().zip(&mut samples) {
-            let running = Running::start(base, |config| {
-                (config.nproc, config.threads, config.comm) = (2, Some(1), *comm);
-            })?;
-            for (batch, samples) in BATCHES.into_iter().zip(samples) {
-                samples.extend(running.explained_steps(batch, length)?);
-            }
-            running.shut_down();
-        }
-    }
+    let samples = in_turns(rounds, &kinds, |&(.., comm)| {
+        let change = |config: &mut ClusterConfig| (config.nproc, config.threads, config.comm) = (2, Some(1), comm);
+        Running::during(base, change, |running| {
+            Ok([running.explained_steps(BATCHES[0], length)?, running.explained_steps(BATCHES[1], length)?])
+        })
+    })?;
     let mut rows = Vec::new();
     let mut each_us = Vec::new();
-    for ((label, switch, _), samples) in kinds.into_iter().zip(&samples) {
-        for (batch, steps) in BATCHES.into_iter().zip(samples) {
-            let Reductions { step_s, reducing_s, waiting_s } = Reductions::of(steps);
+    for ((link, switch, _), samples) in kinds.into_iter().zip(&samples) {
+        for (i, batch) in BATCHES.into_iter().enumerate() {
+            let steps: Vec<&StepReport> = samples.iter().flat_map(|steps| &steps[i]).collect();
+            let Reductions { step_s, reducing_s, waiting_s } = Reductions::of(&steps);
             let each = (reducing_s - waiting_s).max(0.0) / reductions as f64 * 1e6;
             each_us.push(each);
             let cells = [
@@ -138,75 +127,62 @@ fn links(base: &ClusterConfig, shape: &ModelShape, (length, rounds): (Length, u3
                 format!("{:.0} %", reducing_s / step_s * 100.0),
             ];
             let texts = if batch == 1 { "1 text".to_owned() } else { format!("{batch} texts") };
-            let label = text(
-                format!("{}, {texts}", label.of(Language::English)),
-                format!("{}，{batch} 条文本", label.of(Language::Chinese)),
-            );
+            let label = text!("{}, {texts}", "{}，{batch} 条文本", link);
             rows.push(Row::new(label, cells).with_bar(reducing_s / step_s));
         }
     }
     let figure = Figure::new(
         "3.links",
-        text(
-            format!("{reductions} all-reduces a step between 2 ranks"),
-            format!("2 个 rank，每步 {reductions} 次 all-reduce"),
-        ),
+        text!("{reductions} all-reduces a step between 2 ranks", "2 个 rank，每步 {reductions} 次 all-reduce"),
         "link = 链路 | switch = 开关 | bytes each = 每次字节 | µs each, without waiting = 每次微秒，不含等待 | \
          ms a step, with it = 每步毫秒，含等待 | of these waiting = 其中等待 | of the step = 占一步",
         rows,
     );
-    let facts = vec![
+    Ok(figure.with_facts([
         ("3.reductions", reductions.to_string()),
         ("3.layers", shape.layers.to_string()),
         ("3.shm_us", digits(each_us[0])),
         ("3.tcp_us", digits(each_us[BATCHES.len()])),
-    ];
-    Ok((figure, facts))
+    ]))
 }
 
 /// Speed by the number of ranks, each with one thread.
-fn ranks(base: &ClusterConfig, shape: &ModelShape, (length, rounds): (Length, u32)) -> anyhow::Result<(Figure, Facts)> {
+fn ranks(base: &ClusterConfig, shape: &ModelShape, (length, rounds): (Length, u32)) -> anyhow::Result<Figure> {
     let worlds: Vec<usize> = (1..=shape.attention.heads.min(MAX_RANKS)).collect();
-    let mut seconds = vec![[const { Vec::new() }; BATCHES.len()]; worlds.len()];
-    let mut memory = vec![0.0; worlds.len()];
-    for _ in 0..rounds {
-        for (i, &world) in worlds.iter().enumerate() {
-            let running = Running::start(base, |config| (config.nproc, config.threads) = (world, Some(1)))?;
-            for (samples, batch) in seconds[i].iter_mut().zip(BATCHES) {
-                samples.push(running.decode_s(batch, length)?);
-            }
-            memory[i] = running.plan.memory[0].weights as f64;
-            running.shut_down();
-        }
-    }
-    let seconds: Vec<[f64; BATCHES.len()]> = seconds.into_iter().map(|of| of.map(median)).collect();
-    let mut rows = Vec::new();
-    for (i, &world) in worlds.iter().enumerate() {
-        let speed = |at: usize| f64::from(BATCHES[at]) / seconds[i][at];
-        let gain = |at: usize| times(seconds[0][at] / seconds[i][at]);
-        let cells = [bytes(memory[i]), digits(speed(0)), gain(0), digits(speed(1)), gain(1)];
-        rows.push(Row::new(same(world.to_string()), cells).with_bar(speed(1)));
-    }
-    let best = (0..worlds.len()).min_by(|&a, &b| seconds[a][1].total_cmp(&seconds[b][1])).unwrap_or(0);
+    let samples = in_turns(rounds, &worlds, |&world| {
+        let change = |config: &mut ClusterConfig| (config.nproc, config.threads) = (world, Some(1));
+        Running::during(base, change, |running| {
+            let weights = running.plan.memory[0].weights as f64;
+            Ok([running.decode_s(BATCHES[0], length)?, running.decode_s(BATCHES[1], length)?, weights])
+        })
+    })?;
+    let middle: Vec<[f64; 3]> = samples.iter().map(|samples| medians(samples)).collect();
+    let row = |(&world, of): (&usize, &[f64; 3])| {
+        let speed = |at: usize| f64::from(BATCHES[at]) / of[at];
+        let gain = |at: usize| times(middle[0][at] / of[at]);
+        let cells = [bytes(of[2]), digits(speed(0)), gain(0), digits(speed(1)), gain(1)];
+        Row::new(same(world.to_string()), cells).with_bar(speed(1))
+    };
+    let best = (0..worlds.len()).min_by(|&a, &b| middle[a][1].total_cmp(&middle[b][1])).unwrap_or(0);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let figure = Figure::new(
         "3.ranks",
-        text(
-            format!("More ranks of one thread each, on {cores} cores (tokens/s)"),
-            format!("{cores} 核上增加 rank，每个一线程（每秒 token）"),
+        text!(
+            "More ranks of one thread each, on {cores} cores (tokens/s)",
+            "{cores} 核上增加 rank，每个一线程（每秒 token）"
         ),
         &format!(
             "`--nproc` | weights of rank 0 = rank 0 的权重 | 1 text = 1 条文本 | \
              against 1 rank = 相比 1 个 rank | {many} texts = {many} 条文本 | against 1 rank = 相比 1 个 rank",
             many = BATCHES[1]
         ),
-        rows,
+        worlds.iter().zip(&middle).map(row),
     );
-    Ok((figure, vec![("3.best", worlds[best].to_string()), ("3.cores", cores.to_string())]))
+    Ok(figure.with_facts([("3.best", worlds[best].to_string()), ("3.cores", cores.to_string())]))
 }
 
 /// A rank of a real server is killed.
-fn death(options: &ModelOptions) -> Result<(Figure, Facts), Failure> {
+fn death(options: &ModelOptions) -> Result<Figure, Failure> {
     let mut server = PrivateServer::start(&options.with_nproc(2))?;
     let pid = server.pid();
     let ranks = children(pid).context("cannot list the ranks")?;
@@ -227,18 +203,15 @@ fn death(options: &ModelOptions) -> Result<(Figure, Facts), Failure> {
     let row = |label: Text, seconds: f64| Row::new(label, [ms(seconds)]).with_bar(seconds);
     let figure = Figure::new(
         "3.death",
-        text("`kill -9` of one of two ranks (ms)", "两个 rank 中的一个被 `kill -9`（毫秒）"),
+        text!("`kill -9` of one of two ranks (ms)", "两个 rank 中的一个被 `kill -9`（毫秒）"),
         "event = 事件 | after = 之后",
-        vec![
-            row(text("a rank is killed", "一个 rank 被杀死"), 0.0),
-            row(
-                text(format!("the server has ended, with exit code {code}"), format!("服务器已结束，退出码 {code}")),
-                ended,
-            ),
-            row(text("no process is left", "没有进程残留"), all_gone),
+        [
+            row(text!("a rank is killed", "一个 rank 被杀死"), 0.0),
+            row(text!("the server has ended, with exit code {code}", "服务器已结束，退出码 {code}"), ended),
+            row(text!("no process is left", "没有进程残留"), all_gone),
         ],
     );
-    Ok((figure, vec![("3.code", code), ("3.said", format!("`{said}`"))]))
+    Ok(figure.with_facts([("3.code", code), ("3.said", format!("`{said}`"))]))
 }
 
 /// Processes that a process has started; threads list their own.

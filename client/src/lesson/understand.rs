@@ -7,7 +7,7 @@ use nanoinfer_launch::{ClusterConfig, ModelShape, plan::Plan};
 use tokenizers::Tokenizer;
 
 use super::{
-    figure::{Figure, Language, Results, Row, same, text},
+    figure::{Figure, Results, Row, same, text},
     words::{digits, machine, ms, times},
 };
 use crate::{
@@ -78,30 +78,13 @@ pub(super) fn run(base: &ClusterConfig) -> anyhow::Result<Results> {
     let encoded = program.tokenizer.encode(prompt, false).map_err(|error| anyhow!("{error}"))?;
     let ids = encoded.get_ids();
     let (next, difference) = next(&program, ids)?;
-    let (growth, gain, longest) = growth(&program)?;
-    let shape = &program.shape;
-    let facts = vec![
-        ("1.prompt_tokens", ids.len().to_string()),
-        ("1.vocab", shape.vocab_size.to_string()),
-        ("1.width", shape.width.to_string()),
-        ("1.layers", shape.layers.to_string()),
-        ("1.heads", shape.attention.heads.to_string()),
-        ("1.head_width", shape.attention.head_dim.to_string()),
-        ("1.positions", shape.context.to_string()),
-        ("1.parameters", format!("{:.1}", shape.parameters() as f64 / 1e6)),
-        ("1.longest", longest.to_string()),
-        ("1.gain", times(gain)),
-        ("1.difference", format!("{difference:.0e}")),
-    ];
+    let name = &plan.model.name;
     Ok(Results {
         number: 1,
-        title: text("from checkpoint to conversation", "从检查点到对话"),
-        conditions: text(
-            format!("{}; the 100-line program, f32; {}", plan.model.name, machine().of(Language::English)),
-            format!("{}；百行程序，f32；{}", plan.model.name, machine().of(Language::Chinese)),
-        ),
-        figures: vec![tokens(&program, ids)?, weights(shape), next, growth],
-        facts,
+        title: text!("from checkpoint to conversation", "从检查点到对话"),
+        conditions: text!("{name}; the 100-line program, f32; {}", "{name}；百行程序，f32；{}", machine()),
+        figures: vec![tokens(&program, ids)?, weights(&program.shape), next, growth(&program)?],
+        facts: vec![("1.difference", format!("{difference:.0e}"))],
     })
 }
 
@@ -111,23 +94,27 @@ fn tokens(program: &Program, ids: &[u32]) -> anyhow::Result<Figure> {
         let spelled = program.tokenizer.decode(&[id], false).map_err(|error| anyhow!("{error}"))?;
         Ok(Row::new(same(position.to_string()), [id.to_string(), format!("`{spelled:?}`")]))
     };
-    Ok(Figure::new(
+    let figure = Figure::new(
         "1.tokens",
-        text(format!("The tokens of \"{QUESTION}\", as a chat puts it"), "提示词切成的 token"),
+        text!("The tokens of \"{QUESTION}\", as a chat puts it", "提示词切成的 token"),
         "position = 位置 | id | text = 文本",
-        ids.iter().enumerate().map(row).collect::<anyhow::Result<_>>()?,
-    ))
+        ids.iter().enumerate().map(row).collect::<anyhow::Result<Vec<_>>>()?,
+    );
+    Ok(figure.with_facts([("1.prompt_tokens", ids.len().to_string())]))
 }
 
 /// Where the parameters are.
 fn weights(shape: &ModelShape) -> Figure {
     let (c, f, layers) = (shape.width, shape.mlp.inner, shape.layers);
     let parts = [
-        (text("token embedding, which is also the last product", "token 嵌入，也是最后一次乘法"), shape.vocab_size * c),
-        (text("position embedding", "位置嵌入"), shape.context * c),
-        (text("attention, all layers", "注意力（所有层）"), layers * (4 * c * c + 4 * c)),
-        (text("MLP, all layers", "MLP（所有层）"), layers * (2 * c * f + f + c)),
-        (text("LayerNorm", "LayerNorm"), (2 * layers + 1) * 2 * c),
+        (
+            text!("token embedding, which is also the last product", "token 嵌入，也是最后一次乘法"),
+            shape.vocab_size * c,
+        ),
+        (text!("position embedding", "位置嵌入"), shape.context * c),
+        (text!("attention, all layers", "注意力（所有层）"), layers * (4 * c * c + 4 * c)),
+        (text!("MLP, all layers", "MLP（所有层）"), layers * (2 * c * f + f + c)),
+        (same("LayerNorm"), (2 * layers + 1) * 2 * c),
     ];
     let all: usize = parts.iter().map(|(_, count)| count).sum();
     let row = |(label, count): (_, usize)| {
@@ -136,10 +123,19 @@ fn weights(shape: &ModelShape) -> Figure {
     };
     Figure::new(
         "1.weights",
-        text("Where the parameters are", "参数在哪里"),
+        text!("Where the parameters are", "参数在哪里"),
         "part = 部分 | millions = 百万 | share = 占比",
-        parts.into_iter().map(row).collect(),
+        parts.into_iter().map(row),
     )
+    .with_facts([
+        ("1.vocab", shape.vocab_size.to_string()),
+        ("1.width", c.to_string()),
+        ("1.layers", layers.to_string()),
+        ("1.heads", shape.attention.heads.to_string()),
+        ("1.head_width", shape.attention.head_dim.to_string()),
+        ("1.positions", shape.context.to_string()),
+        ("1.parameters", format!("{:.1}", shape.parameters() as f64 / 1e6)),
+    ])
 }
 
 /// The likeliest tokens after the prompt; and how much the logits differ at most with the cache, relative to the largest.
@@ -165,15 +161,15 @@ fn next(program: &Program, ids: &[u32]) -> anyhow::Result<(Figure, f64)> {
     };
     let figure = Figure::new(
         "1.next",
-        text("The likeliest tokens after the prompt", "提示词之后最可能的 token"),
+        text!("The likeliest tokens after the prompt", "提示词之后最可能的 token"),
         "token | logit | probability = 概率",
-        order.iter().take(NEXT).map(row).collect::<anyhow::Result<_>>()?,
+        order.iter().take(NEXT).map(row).collect::<anyhow::Result<Vec<_>>>()?,
     );
     Ok((figure, difference.into()))
 }
 
-/// Time of one more token, by the length of the text before it; and the gain of the cache at the longest.
-fn growth(program: &Program) -> anyhow::Result<(Figure, f64, usize)> {
+/// Time of one more token, by the length of the text before it.
+fn growth(program: &Program) -> anyhow::Result<Figure> {
     let mut rows = Vec::new();
     let (mut gain, mut longest) = (1.0, 0);
     for length in LENGTHS.into_iter().filter(|&length| length <= program.shape.context) {
@@ -185,10 +181,11 @@ fn growth(program: &Program) -> anyhow::Result<(Figure, f64, usize)> {
     }
     let figure = Figure::new(
         "1.growth",
-        text("Milliseconds of one more token", "再生成一个 token 的毫秒数"),
+        text!("Milliseconds of one more token", "再生成一个 token 的毫秒数"),
         "tokens of text = 文本的 token 数 | `--no-cache` | with a KV cache = 有 KV 缓存 | gain = 倍数 | \
          tokens/s with it = 有缓存时每秒 token",
         rows,
     );
-    Ok((figure, gain, longest))
+    // Of the cache at the longest.
+    Ok(figure.with_facts([("1.longest", longest.to_string()), ("1.gain", times(gain))]))
 }

@@ -42,5 +42,5 @@ pub(super) fn machine() -> Text {
     let name =
         info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ").map(|(_, name)| name.trim()));
     let name = name.unwrap_or("an unnamed processor");
-    text(format!("{name}, {cores} cores"), format!("{name}，{cores} 核"))
+    text!("{name}, {cores} cores", "{name}，{cores} 核")
 }

@@ -14,6 +14,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Blocks of the pool that are drawn.
 const SHOWN: usize = 24;
 const CELL: f64 = 26.0;
+/// Of a block in its cell.
+const SIZE: f64 = CELL - 4.0;
 const LEFT: f64 = 210.0;
 const WIDTH: f64 = LEFT + SHOWN as f64 * CELL + 12.0;
 /// Tokens that two of the texts have in common.
@@ -48,7 +50,6 @@ pub(super) fn draw(base: &ClusterConfig) -> anyhow::Result<String> {
     running.shut_down();
 
     let mut svg = Svg::new(WIDTH);
-    let place = |block: u32, y: f64| (LEFT + block as f64 * CELL, y);
     let (pool_y, first_y) = (150.0, 22.0);
     for (i, sequence) in sequences.iter().enumerate() {
         let y = first_y + i as f64 * 38.0;
@@ -56,37 +57,30 @@ pub(super) fn draw(base: &ClusterConfig) -> anyhow::Result<String> {
         svg.text("", "start", (12.0, y + 15.0), &words);
         for (at, &block) in sequence.blocks.iter().enumerate().filter(|(_, block)| (**block as usize) < SHOWN) {
             let x = LEFT + at as f64 * CELL;
-            svg.rect(
-                class(i),
-                (x, y),
-                (CELL - 4.0, 20.0),
-                &format!("positions {} to {}", at * BLOCK_TOKENS, (at + 1) * BLOCK_TOKENS - 1),
-            );
-            svg.text("", "middle", (x + (CELL - 4.0) / 2.0, y + 15.0), &block.to_string());
+            let title = format!("positions {} to {}", at * BLOCK_TOKENS, (at + 1) * BLOCK_TOKENS - 1);
+            svg.rect(class(i), (x, y), (SIZE, 20.0), &title);
+            svg.text("", "middle", (x + SIZE / 2.0, y + 15.0), &block.to_string());
         }
     }
     svg.text("", "start", (12.0, pool_y + 15.0), "the pool's first blocks");
     for block in 0..SHOWN as u32 {
-        let (x, y) = place(block, pool_y);
-        let size = CELL - 4.0;
-        svg.rect("empty", (x, y), (size, size), "");
+        let (x, y) = (LEFT + f64::from(block) * CELL, pool_y);
+        svg.rect("empty", (x, y), (SIZE, SIZE), "");
         let holders: Vec<usize> = (0..sequences.len()).filter(|&i| sequences[i].blocks.contains(&block)).collect();
-        let Some(&holder) = holders.first() else {
-            svg.text("soft", "middle", (x + size / 2.0, y + size + 16.0), &block.to_string());
-            continue;
-        };
-        let sequence = &sequences[holder];
-        let at = sequence.blocks.iter().position(|&other| other == block).unwrap_or(0);
-        let filled = (sequence.computed.saturating_sub(at * BLOCK_TOKENS) as f64 / BLOCK_TOKENS as f64).min(1.0);
+        let filled = holders.first().map_or(0.0, |&holder| {
+            let sequence = &sequences[holder];
+            let at = sequence.blocks.iter().position(|&other| other == block).unwrap_or(0);
+            (sequence.computed.saturating_sub(at * BLOCK_TOKENS) as f64 / BLOCK_TOKENS as f64).min(1.0)
+        });
         // A part for each holder, side by side; full from the bottom as far as positions are written.
         for (part, &holder) in holders.iter().enumerate() {
-            let width = size / holders.len() as f64;
-            svg.rect(class(holder), (x + part as f64 * width, y + size * (1.0 - filled)), (width, size * filled), "");
+            let width = SIZE / holders.len() as f64;
+            svg.rect(class(holder), (x + part as f64 * width, y + SIZE * (1.0 - filled)), (width, SIZE * filled), "");
         }
         if holders.len() > 1 {
-            svg.rect("frame", (x, y), (size, size), "shared");
+            svg.rect("frame", (x, y), (SIZE, SIZE), "shared");
         }
-        svg.text("soft", "middle", (x + size / 2.0, y + size + 16.0), &block.to_string());
+        svg.text("soft", "middle", (x + SIZE / 2.0, y + SIZE + 16.0), &block.to_string());
     }
     let words = format!("a block holds {BLOCK_TOKENS} positions; framed: held by two texts that begin alike");
     svg.text("soft", "start", (LEFT, pool_y + CELL + 36.0), &words);

@@ -31,11 +31,10 @@ pub(super) fn draw(base: &ClusterConfig) -> anyhow::Result<String> {
     let folder = std::env::temp_dir().join(format!("nanoinfer-lesson-{}", std::process::id()));
     fs::create_dir_all(&folder).context("cannot make a folder for the trace")?;
     let path = folder.join("trace.json");
-    let running = Running::start(base, |config| {
+    let change = |config: &mut ClusterConfig| {
         (config.nproc, config.threads, config.trace) = (RANKS, Some(1), Some(path.clone()));
-    })?;
-    running.decode_s(BATCH, Length::within(running.plan.model.shape.context))?;
-    running.shut_down();
+    };
+    Running::during(base, change, |running| running.decode_s(BATCH, Length::within(running.plan.model.shape.context)))?;
     let text = fs::read_to_string(&path).context("cannot read the trace");
     // Nothing depends on its being gone.
     let _ = fs::remove_dir_all(&folder);
