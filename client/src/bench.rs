@@ -52,30 +52,35 @@ enum What {
     Prefill,
 }
 
+impl What {
+    /// What a second has of what it takes at least: bytes read, or operations.
+    fn rate(self, limits: &Limits) -> f64 {
+        match self {
+            Self::Decode => limits.read_bytes_per_s,
+            Self::Prefill => limits.f32_ops_per_s,
+        }
+    }
+}
+
 /// One line of the table.
 struct Row {
     batch: u32,
     /// Of a step (decode), or of all prompts (prefill); sorted.
     seconds: Vec<f64>,
-    tokens_per_s: f64,
-    /// What the limits alone would take.
-    limit: Work,
-}
-
-/// What a run has to do at least.
-enum Work {
-    Read { bytes: f64 },
-    Compute { operations: f64 },
+    /// That come of it.
+    tokens: f64,
+    /// What it takes at least: bytes read (decode), or operations (prefill).
+    least: f64,
 }
 
 impl Row {
-    /// Reached of the limit that applies, 0 to 1.
-    fn of_limit(&self, limits: &Limits) -> f64 {
-        let least_s = match self.limit {
-            Work::Read { bytes } => bytes / limits.read_bytes_per_s,
-            Work::Compute { operations } => operations / limits.f32_ops_per_s,
-        };
-        least_s / self.seconds[self.seconds.len() / 2]
+    fn tokens_per_s(&self) -> f64 {
+        self.tokens / self.seconds[self.seconds.len() / 2]
+    }
+
+    /// Reached of what a rate allows, 0 to 1.
+    fn of_limit(&self, rate: f64) -> f64 {
+        self.least / rate / self.seconds[self.seconds.len() / 2]
     }
 }
 
@@ -91,11 +96,11 @@ fn engine(what: What, options: &EngineBenchOptions) -> Result<(), Failure> {
     let config = for_batches(options.model.config()?, &options.batch);
     let plan = running::plan(&config)?;
     let shape = plan.model.shape.clone();
-    let length = options.prompt_tokens + options.tokens;
-    if options.prompt_tokens == 0 || options.tokens < 2 || length > shape.context {
-        let n_positions = shape.context;
-        let problem = if length > n_positions {
-            format!("{length} tokens a sequence do not fit the model's {n_positions} positions")
+    let length = Length { prompt: options.prompt_tokens, generated: options.tokens };
+    let (whole, n_positions) = (length.prompt + length.generated, shape.context);
+    if length.prompt == 0 || length.generated < 2 || whole > n_positions {
+        let problem = if whole > n_positions {
+            format!("{whole} tokens a sequence do not fit the model's {n_positions} positions")
         } else {
             "a sequence needs a prompt, and two tokens to measure the time between".into()
         };
@@ -118,26 +123,22 @@ fn engine(what: What, options: &EngineBenchOptions) -> Result<(), Failure> {
         let mut seconds = Vec::new();
         for run in 0..=options.runs {
             let measured = match what {
-                What::Decode => {
-                    let length = Length { prompt: options.prompt_tokens, generated: options.tokens };
-                    running.decode(run, batch, length)?
-                }
-                What::Prefill => vec![running.prefill_s(run, batch, options.prompt_tokens)?],
+                What::Decode => running.decode(run, batch, length)?,
+                What::Prefill => vec![running.prefill_s(run, batch, length.prompt)?],
             };
             if run > 0 {
                 seconds.extend(measured);
             }
         }
         seconds.sort_by(f64::total_cmp);
-        let median = seconds[seconds.len() / 2];
-        let batch_tokens = f64::from(batch) * if what == What::Decode { 1.0 } else { options.prompt_tokens as f64 };
-        let limit = match what {
-            What::Decode => Work::Read { bytes: step_bytes as f64 },
+        let (tokens, least) = match what {
+            What::Decode => (f64::from(batch), step_bytes as f64),
             What::Prefill => {
-                Work::Compute { operations: 2.0 * (body as f64 * batch_tokens + head as f64 * f64::from(batch)) }
+                let tokens = f64::from(batch) * length.prompt as f64;
+                (tokens, 2.0 * (body as f64 * tokens + head as f64 * f64::from(batch)))
             }
         };
-        rows.push(Row { batch, tokens_per_s: batch_tokens / median, seconds, limit });
+        rows.push(Row { batch, seconds, tokens, least });
     }
     let plan = running.shut_down();
     // Once more, as a busy machine may have been slower before.
@@ -163,6 +164,7 @@ fn report(
     rows: &[Row],
 ) -> String {
     let percentile = |row: &Row, p: usize| row.seconds[(row.seconds.len() - 1) * p / 100] * 1e3;
+    let reached = |row: &Row| limits.map(|limits| row.of_limit(what.rate(limits)));
     let ranks = plan.partition.world();
     let with = limits.map_or("on GPUs".into(), |limits| {
         format!(
@@ -173,26 +175,25 @@ fn report(
         )
     });
     let mut text = format!("{} {}, nproc {ranks}, {with}\n", plan.model.name, plan.load.dtype);
-    let (column, limit) = match what {
-        What::Decode => ("step", "of reading all weights"),
-        What::Prefill => ("prompts", "of f32 arithmetic"),
+    let (name, column, limit) = match what {
+        What::Decode => ("decode", "step", "of reading all weights"),
+        What::Prefill => ("prefill", "prompts", "of f32 arithmetic"),
     };
     let (column, spread) = (format!("{column} (ms)"), "10 % … 90 % (ms)");
     text += &format!("{:>6}  {column:>12}  {spread:>19}  {:>10}  {limit}\n", "batch", "tokens/s");
     for row in rows {
         let spread = format!("{:.2} … {:.2}", percentile(row, 10), percentile(row, 90));
-        let (median, tokens_per_s) = (percentile(row, 50), row.tokens_per_s);
-        let reached = limits.map_or("-".into(), |limits| format!("{:.0} %", row.of_limit(limits) * 100.0));
+        let (median, tokens_per_s) = (percentile(row, 50), row.tokens_per_s());
+        let reached = reached(row).map_or("-".into(), |share| format!("{:.0} %", share * 100.0));
         text += &format!("{:>6}  {median:>12.2}  {spread:>19}  {tokens_per_s:>10.1}  {reached}\n", row.batch);
     }
-    if let Some(note) = limits.and_then(|limits| beyond_memory(rows, limits)) {
+    if let Some(note) = limits.and_then(|limits| beyond_memory(what, rows, limits)) {
         text += &format!("{note}\n");
     }
     let line = |row: &Row| -> Value {
         json!({ "batch": row.batch, "ms": percentile(row, 50), "ms_p10": percentile(row, 10), "ms_p90": percentile(row, 90),
-                "tokens_per_s": row.tokens_per_s, "of_limit": limits.map(|limits| row.of_limit(limits)) })
+                "tokens_per_s": row.tokens_per_s(), "of_limit": reached(row) })
     };
-    let name = if what == What::Decode { "decode" } else { "prefill" };
     let all = json!({
         "bench": name, "model": plan.model.name, "dtype": plan.load.dtype.to_string(), "nproc": ranks,
         "threads": plan.load.threads, "prompt_tokens": options.prompt_tokens, "tokens": options.tokens, "runs": options.runs,
@@ -204,12 +205,11 @@ fn report(
 }
 
 /// What to say where weights were read faster than memory gives them.
-fn beyond_memory(rows: &[Row], limits: &Limits) -> Option<String> {
-    let faster = |row: &&Row| matches!(row.limit, Work::Read { .. }) && row.of_limit(limits) >= 1.005;
-    let Work::Read { bytes } = rows.iter().find(faster)?.limit else { return None };
+fn beyond_memory(what: What, rows: &[Row], limits: &Limits) -> Option<String> {
+    let faster = |row: &&Row| what == What::Decode && row.of_limit(what.rate(limits)) >= 1.005;
     Some(format!(
         "More than 100 %: the rate is that of memory, and these {:.1} MB of weights lie in caches, at least in part.",
-        bytes / 1e6
+        rows.iter().find(faster)?.least / 1e6
     ))
 }
 
@@ -231,13 +231,14 @@ mod tests {
     #[test]
     fn weights_in_a_cache_are_told_of_where_they_show() {
         let limits = Limits { read_bytes_per_s: 1e9, f32_ops_per_s: 1e9 };
-        let note = |seconds, limit| {
-            beyond_memory(&[Row { batch: 1, seconds: vec![seconds], tokens_per_s: 1.0, limit }], &limits)
+        let note = |seconds, what| {
+            let row = Row { batch: 1, seconds: vec![seconds], tokens: 1.0, least: 5e6 };
+            beyond_memory(what, &[row], &limits)
         };
-        assert!(note(0.004, Work::Read { bytes: 5e6 }).unwrap().contains("5.0 MB of weights"));
+        assert!(note(0.004, What::Decode).unwrap().contains("5.0 MB of weights"));
         // As the table shows it, 100 %.
-        assert_eq!(note(0.00499, Work::Read { bytes: 5e6 }), None);
-        assert_eq!(note(0.01, Work::Read { bytes: 5e6 }), None);
-        assert_eq!(note(0.004, Work::Compute { operations: 5e6 }), None);
+        assert_eq!(note(0.00499, What::Decode), None);
+        assert_eq!(note(0.01, What::Decode), None);
+        assert_eq!(note(0.004, What::Prefill), None);
     }
 }

@@ -33,6 +33,7 @@ use nanoinfer_launch::{
 };
 use rustyline::{DefaultEditor, error::ReadlineError};
 use serde_json::Value;
+use tokio::signal::unix;
 
 use self::conversation::{Conversation, Said};
 use crate::{
@@ -177,7 +178,8 @@ impl Lines {
             return Ok(Self::Pipe(0));
         }
         let mut editor = DefaultEditor::new().context("cannot read lines from this terminal")?;
-        let history = history_file();
+        // Nowhere without a home.
+        let history = environment::state_folder().map(|folder| folder.join("chat_history"));
         if let Some(path) = &history {
             // The first chat has none.
             let _ = editor.load_history(path);
@@ -210,13 +212,11 @@ impl Lines {
                     }
                 }
             };
-            match line.strip_suffix('\\') {
-                Some(begun) => turn += &format!("{begun}\n"),
-                None => turn += &line,
-            }
-            if line.ends_with('\\') {
+            if let Some(begun) = line.strip_suffix('\\') {
+                turn += &format!("{begun}\n");
                 continue;
             }
+            turn += &line;
             if let Self::Terminal { editor, .. } = self {
                 // A history that cannot grow is no reason to end a chat.
                 let _ = editor.add_history_entry(turn.trim());
@@ -260,13 +260,7 @@ fn answer(
     let (_, body) = connection.post("/v1/chat/completions", request)?;
     let (pieces, received) = mpsc::sync_channel(MAX_PIECES);
     // Ends with the stream, or when nobody receives: then it drops the connection, which cancels the answer.
-    thread::spawn(move || {
-        for event in Events::new(body) {
-            if pieces.send(event).is_err() {
-                return;
-            }
-        }
-    });
+    thread::spawn(move || drop(Events::new(body).try_for_each(|event| pieces.send(event))));
     while !stop.load(Relaxed) {
         let event = match received.recv_timeout(STOP_POLL) {
             Ok(event) => event?,
@@ -293,14 +287,14 @@ impl Statistics {
     fn told(&self, stopped: bool) -> String {
         let Some(first) = self.first else { return "(no text)".into() };
         let first_ms = (first - self.start).as_millis();
-        let tokens = self.usage["completion_tokens"].as_u64();
-        let rate = tokens.map(|n| n.saturating_sub(1) as f64 / (self.last - first).as_secs_f64().max(1e-9));
-        let counted = match (tokens, rate) {
-            (Some(tokens), Some(rate)) if tokens > 1 => {
-                format!("{} + {tokens} tokens, {rate:.1} a second", self.usage["prompt_tokens"])
+        let prompt = &self.usage["prompt_tokens"];
+        let counted = match self.usage["completion_tokens"].as_u64() {
+            Some(tokens @ 2..) => {
+                let rate = (tokens - 1) as f64 / (self.last - first).as_secs_f64().max(1e-9);
+                format!("{prompt} + {tokens} tokens, {rate:.1} a second")
             }
-            (Some(tokens), _) => format!("{} + {tokens} tokens", self.usage["prompt_tokens"]),
-            (None, _) => "stopped before its end".into(),
+            Some(tokens) => format!("{prompt} + {tokens} tokens"),
+            None => "stopped before its end".into(),
         };
         format!("({counted}, first after {first_ms} ms{})", if stopped { ", stopped" } else { "" })
     }
@@ -312,24 +306,18 @@ fn interrupts() -> anyhow::Result<Arc<AtomicBool>> {
         tokio::runtime::Builder::new_current_thread().enable_io().build().context("cannot watch for Ctrl-C")?;
     let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();
-    let signals = {
+    let mut signals = {
         let _inside = runtime.enter();
-        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt()).context("cannot watch for Ctrl-C")?
+        unix::signal(unix::SignalKind::interrupt()).context("cannot watch for Ctrl-C")?
     };
     thread::spawn(move || {
         runtime.block_on(async {
-            let mut signals = signals;
             while signals.recv().await.is_some() {
                 flag.store(true, Relaxed);
             }
         });
     });
     Ok(stop)
-}
-
-/// Where lines are kept between chats; nowhere without a home.
-fn history_file() -> Option<PathBuf> {
-    environment::state_folder().map(|folder| folder.join("chat_history"))
 }
 
 #[cfg(test)]

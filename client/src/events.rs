@@ -71,32 +71,26 @@ impl<R: BufRead> Events<R> {
 
     /// The text of the next event, and whether the line that ends it has come; none at the end of the stream.
     fn data(&mut self) -> anyhow::Result<Option<(String, bool)>> {
-        let mut data: Option<String> = None;
+        // Every line of it with an LF, of which the last is none of its own.
+        let mut data = String::new();
+        let mut is_ended = false;
         while let Some(line) = self.lines.next()? {
-            if line.is_empty() {
-                match data {
-                    Some(data) => return Ok(Some((data, true))),
-                    None => continue,
-                }
+            is_ended = line.is_empty() && !data.is_empty();
+            if is_ended {
+                break;
             }
             let (field, value) = line.split_once(':').unwrap_or((&line, ""));
             if field != "data" {
                 continue;
             }
             let value = value.strip_prefix(' ').unwrap_or(value);
-            let data = match &mut data {
-                Some(data) => {
-                    data.push('\n');
-                    data
-                }
-                None => data.insert(String::new()),
-            };
             if data.len() + value.len() > MAX_EVENT_BYTES {
                 bail!("the server sent an event of more than {MAX_EVENT_BYTES} bytes");
             }
-            data.push_str(value);
+            data += value;
+            data.push('\n');
         }
-        Ok(data.map(|data| (data, false)))
+        Ok(data.pop().map(|_| (data, is_ended)))
     }
 
     fn read(&mut self) -> anyhow::Result<Option<Value>> {

@@ -14,7 +14,7 @@ use nanoinfer_launch::{
     output::{self, OutputError, Reader},
     utf8,
 };
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::{
     bars::Bars,
@@ -95,22 +95,17 @@ fn prompt(options: &GenerateOptions, stdin: impl Read, stdin_is_terminal: bool) 
 
 /// The request; what was not typed is left to the server.
 fn body(options: &GenerateOptions, prompt: String) -> Value {
-    let mut body = Map::new();
-    body.insert("prompt".into(), prompt.into());
-    body.insert("stream".into(), options.stream.into());
-    if options.explain {
-        body.insert("explain".into(), true.into());
-    }
-    let given = [
-        ("max_tokens", options.max_tokens.map(|n| json!(n))),
+    let mut body = json!({
+        "prompt": prompt, "stream": options.stream, "explain": options.explain.then_some(true),
+        "max_tokens": options.max_tokens,
         // As typed: 0.3, not 0.30000001192092896.
-        ("temperature", options.temperature.map(number)),
-        ("top_p", options.top_p.map(number)),
-        ("top_k", options.top_k.map(|n| json!(n))),
-        ("seed", options.seed.map(|n| json!(n))),
-    ];
-    body.extend(given.into_iter().filter_map(|(name, value)| Some((name.to_string(), value?))));
-    Value::Object(body)
+        "temperature": options.temperature.map(number), "top_p": options.top_p.map(number),
+        "top_k": options.top_k, "seed": options.seed,
+    });
+    if let Value::Object(fields) = &mut body {
+        fields.retain(|_, value| !value.is_null());
+    }
+    body
 }
 
 fn number(typed: f32) -> Value {

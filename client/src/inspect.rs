@@ -2,9 +2,8 @@
 //!
 //! Reads headers only. Text for people; nothing is loaded or started.
 
-use std::{collections::BTreeMap, fmt::Write, fs, path::Path};
+use std::{collections::BTreeMap, fs};
 
-use anyhow::Context;
 use clap::Args;
 use nanoinfer_checkpoint::{Checkpoint, Format, Layout, shown};
 use nanoinfer_launch::{
@@ -32,42 +31,35 @@ pub(crate) struct InspectOptions {
 }
 
 pub(crate) fn run(options: &InspectOptions) -> Result<(), Failure> {
-    let (name, revision) = (options.model.as_deref(), options.revision.as_deref());
+    let InspectOptions { model: name, revision, nproc } = options;
     let caches = environment::caches();
-    let model = model::resolve_checkpoint(name, revision, &caches).map_err(Failure::usage)?;
+    let model = model::resolve_checkpoint(name.as_deref(), revision.as_deref(), &caches).map_err(Failure::usage)?;
     let checkpoint = Checkpoint::open(&model.weights).map_err(Failure::usage)?;
-    let mut text = String::new();
-    describe(&model, &checkpoint, &mut text).context("cannot format")?;
+    let mut text = model_and_files(&model, &checkpoint);
     if has_tokenizer(&model.folder) {
-        let of_text = ModelText::load(&model.folder, &model.shape).map_err(Failure::usage)?;
-        describe_text(&of_text, &mut text).context("cannot format")?;
+        text += &of_text(&ModelText::load(&model.folder, &model.shape).map_err(Failure::usage)?);
     } else {
         text += "tokenizer: none beside it, so that it cannot be served yet\n";
     }
-    list_tensors(&checkpoint, &mut text).context("cannot format")?;
-    if let Some(nproc) = options.nproc {
-        let config = ClusterConfig {
-            model: options.model.clone(),
-            revision: options.revision.clone(),
-            nproc,
-            ..ClusterConfig::new(caches)
-        };
+    text += &tensors(&checkpoint);
+    if let &Some(nproc) = nproc {
+        let (model, revision) = (name.clone(), revision.clone());
+        let config = ClusterConfig { model, revision, nproc, ..ClusterConfig::new(caches) };
         let plan = Plan::new(&config, Placement::Here).map_err(Failure::usage)?;
-        write!(text, "\n{plan}\n").context("cannot format")?;
+        text += &format!("\n{plan}\n");
     }
     output::write(text)?;
     Ok(())
 }
 
-fn describe(model: &ResolvedModel, checkpoint: &Checkpoint, text: &mut String) -> std::fmt::Result {
+fn model_and_files(model: &ResolvedModel, checkpoint: &Checkpoint) -> String {
     let shape = &model.shape;
     let folder = model.folder.display().to_string();
     // A path that was typed says where it is.
     let place = if model.name == folder { String::new() } else { format!(" in {folder}") };
-    writeln!(text, "{}{place}", model.name)?;
-    writeln!(
-        text,
-        "geometry: {} layers, width {}, {} heads of {}, MLP of {} with {}, vocabulary of {}, {} positions",
+    let mut text = format!("{}{place}\n", model.name);
+    text += &format!(
+        "geometry: {} layers, width {}, {} heads of {}, MLP of {} with {}, vocabulary of {}, {} positions\n",
         shape.layers,
         shape.width,
         shape.attention.heads,
@@ -76,13 +68,13 @@ fn describe(model: &ResolvedModel, checkpoint: &Checkpoint, text: &mut String) -
         shape.mlp.activation.name(),
         shape.vocab_size,
         shape.context
-    )?;
+    );
     if shape.attention.scaled_by_layer {
-        writeln!(text, "attention: scores of layer l are divided by l + 1 as well")?;
+        text += "attention: scores of layer l are divided by l + 1 as well\n";
     }
     let head = if shape.tied_head { "the head is the embedding" } else { "the head is a matrix of its own" };
     let parameters = shape.parameters();
-    writeln!(text, "parameters: {parameters} ({:.1} M), {head}", parameters as f64 / 1e6)?;
+    text += &format!("parameters: {parameters} ({:.1} M), {head}\n", parameters as f64 / 1e6);
 
     let mut types = BTreeMap::new();
     checkpoint.tensors().for_each(|tensor| *types.entry(tensor.dtype).or_insert(0) += 1);
@@ -96,36 +88,37 @@ fn describe(model: &ResolvedModel, checkpoint: &Checkpoint, text: &mut String) -
         Layout::Conv1d => "matrices as Conv1D has them, [in, out]",
         Layout::Linear => "matrices as nn.Linear has them, [out, in]",
     };
-    writeln!(text, "checkpoint: {format}; {}; {layout}", types.join(", "))?;
+    text += &format!("checkpoint: {format}; {}; {layout}\n", types.join(", "));
     for file in checkpoint.files() {
         let bytes = fs::metadata(file).map_or(0, |metadata| metadata.len());
-        writeln!(text, "  {}, {}", file.file_name().unwrap_or(Path::new("").as_os_str()).display(), ByteSize(bytes))?;
+        text += &format!("  {}, {}\n", file.file_name().unwrap_or_default().display(), ByteSize(bytes));
     }
-    Ok(())
+    text
 }
 
-fn describe_text(model: &ModelText, text: &mut String) -> std::fmt::Result {
+fn of_text(model: &ModelText) -> String {
     let tokenizer = &model.tokenizer;
     let unused = tokenizer.unused_ids().len();
-    write!(text, "tokenizer: {} tokens", tokenizer.vocab_size() - unused)?;
+    let mut text = format!("tokenizer: {} tokens", tokenizer.vocab_size() - unused);
     if unused > 0 {
-        write!(text, ", {unused} rows of the vocabulary are padding")?;
+        text += &format!(", {unused} rows of the vocabulary are padding");
     }
-    match tokenizer.eos() {
-        Some((token, id)) => writeln!(text, ", a text ends with {token} ({id})")?,
-        None => writeln!(text, ", no token ends a text")?,
-    }
+    text += &match tokenizer.eos() {
+        Some((token, id)) => format!(", a text ends with {token} ({id})\n"),
+        None => ", no token ends a text\n".into(),
+    };
     match model.chat.template() {
         Some(template) => {
-            writeln!(text, "chat template:")?;
-            template.lines().try_for_each(|line| writeln!(text, "  {line}"))
+            text += "chat template:\n";
+            text.extend(template.lines().map(|line| format!("  {line}\n")));
         }
-        None => writeln!(text, "chat template: none; chats become a transcript of `User:` and `Assistant:`"),
+        None => text += "chat template: none; chats become a transcript of `User:` and `Assistant:`\n",
     }
+    text
 }
 
 /// Tensors that all layers have alike take one line.
-fn list_tensors(checkpoint: &Checkpoint, text: &mut String) -> std::fmt::Result {
+fn tensors(checkpoint: &Checkpoint) -> String {
     let each_layer = format!("{}*.", checkpoint.family().names.layers);
     let mut kinds: BTreeMap<(String, String, String), usize> = BTreeMap::new();
     for tensor in checkpoint.tensors() {
@@ -136,11 +129,11 @@ fn list_tensors(checkpoint: &Checkpoint, text: &mut String) -> std::fmt::Result 
         let kind = (shown(&name), tensor.dtype.to_string(), format!("{:?}", tensor.shape));
         *kinds.entry(kind).or_insert(0) += 1;
     }
-    writeln!(text, "tensors:")?;
+    let mut text = String::from("tensors:\n");
     let width = kinds.keys().map(|(name, ..)| name.len()).max().unwrap_or(0);
     for ((name, dtype, shape), count) in &kinds {
         let times = if name.starts_with(&each_layer) { format!("  × {count}") } else { String::new() };
-        writeln!(text, "  {name:width$}  {dtype:<4}  {shape}{times}")?;
+        text += &format!("  {name:width$}  {dtype:<4}  {shape}{times}\n");
     }
-    Ok(())
+    text
 }

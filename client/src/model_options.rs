@@ -2,7 +2,12 @@
 
 use anyhow::anyhow;
 use clap::Args;
-use nanoinfer_launch::{ClusterConfig, cli::cluster_config};
+use nanoinfer_launch::{
+    ClusterConfig,
+    cli::cluster_config,
+    environment,
+    model::{self, ResolvedModel},
+};
 
 use crate::failure::Failure;
 
@@ -10,7 +15,7 @@ use crate::failure::Failure;
 pub(crate) struct ModelOptions {
     /// Model: folder, checkpoint file, hub id or short name [default: the built-in nano-chat].
     #[arg(long, value_name = "MODEL")]
-    pub(crate) model: Option<String>,
+    model: Option<String>,
     /// Branch, tag or commit of a hub model.
     #[arg(long, value_name = "REVISION")]
     pub(crate) revision: Option<String>,
@@ -45,6 +50,14 @@ impl ModelOptions {
     /// When an option is none of what it can be.
     pub(crate) fn config(&self) -> Result<ClusterConfig, Failure> {
         cluster_config(self.flags()).map_err(|reason| Failure::usage(anyhow!(reason)))
+    }
+
+    /// Finds the model, and downloads it where it is not here yet.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(crate) fn resolve(&self) -> Result<ResolvedModel, Failure> {
+        model::resolve(self.model.as_deref(), self.revision.as_deref(), &environment::caches()).map_err(Failure::usage)
     }
 
     /// As flags of `nanoinfer-launch`, which knows what they mean.

@@ -4,18 +4,17 @@
 //! reaches only us, since it is a process group of its own.
 
 use std::{
-    io::BufReader,
+    io::{self, BufReader},
     os::unix::process::CommandExt,
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, anyhow};
 use nanoinfer_launch::{
-    environment,
     last_lines::{LastLines, next_line},
-    model, say,
+    say,
 };
 
 use crate::{failure::Failure, model_options::ModelOptions};
@@ -43,8 +42,7 @@ impl PrivateServer {
     /// With its own words, and its exit code, if it does not come up.
     pub(crate) fn start(options: &ModelOptions) -> Result<Self, Failure> {
         // Found here first, so that a download shows its progress on our terminal.
-        model::resolve(options.model.as_deref(), options.revision.as_deref(), &environment::caches())
-            .map_err(Failure::usage)?;
+        options.resolve()?;
         // A number, not a path: the same program even if it was replaced on disk since.
         let program = std::fs::File::open("/proc/self/exe").context("cannot open /proc/self/exe")?;
         let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&program));
@@ -59,16 +57,14 @@ impl PrivateServer {
         let mut stderr = BufReader::new(child.stderr.take().expect("it was asked for"));
         let last_lines = LastLines::default();
         let url = loop {
-            match next_line(&mut stderr) {
-                Some(line) => match line.strip_prefix(READY) {
-                    Some(url) => break url.to_string(),
-                    None => last_lines.keep(line),
-                },
-                None => {
-                    let status = child.wait().context("cannot wait for the private server")?;
-                    let error = anyhow!("the private server did not start ({status}):\n{}", joined(&last_lines));
-                    return Err(Failure { error, exit_code: if status.code() == Some(2) { 2 } else { 1 } });
-                }
+            let Some(line) = next_line(&mut stderr) else {
+                let status = child.wait().context("cannot wait for the private server")?;
+                let error = anyhow!("the private server did not start ({status}):\n{}", joined(&last_lines));
+                return Err(Failure { error, exit_code: if status.code() == Some(2) { 2 } else { 1 } });
+            };
+            match line.strip_prefix(READY) {
+                Some(url) => break url.to_string(),
+                None => last_lines.keep(line),
             }
         };
         let kept = last_lines.clone();
@@ -96,13 +92,18 @@ impl PrivateServer {
     /// # Errors
     /// When it does not end in time.
     pub(crate) fn wait(&mut self, deadline: Duration) -> anyhow::Result<(Option<i32>, String)> {
+        let ended = self.ended_within(deadline).context("cannot wait for the private server")?;
+        let status = ended.ok_or_else(|| anyhow!("the private server has not ended after {} s", deadline.as_secs()))?;
+        Ok((status.code(), joined(&self.last_lines)))
+    }
+
+    /// How it has ended, if it has within `deadline`.
+    fn ended_within(&mut self, deadline: Duration) -> io::Result<Option<ExitStatus>> {
         let begun = Instant::now();
         loop {
-            if let Some(status) = self.child.try_wait().context("cannot wait for the private server")? {
-                return Ok((status.code(), joined(&self.last_lines)));
-            }
-            if begun.elapsed() > deadline {
-                return Err(anyhow!("the private server has not ended after {} s", deadline.as_secs()));
+            let ended = self.child.try_wait()?;
+            if ended.is_some() || begun.elapsed() > deadline {
+                return Ok(ended);
             }
             thread::sleep(Duration::from_millis(1));
         }
@@ -123,15 +124,10 @@ impl Drop for PrivateServer {
             // Still its own number: a process that has not been waited for keeps it. An error means that it is ending.
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         }
-        let deadline = Instant::now() + END_DEADLINE;
-        while matches!(self.child.try_wait(), Ok(None)) {
-            if Instant::now() >= deadline {
-                // Either it ends now or it has ended.
-                let _ = self.child.kill();
-                let _ = self.child.wait();
-                break;
-            }
-            thread::sleep(Duration::from_millis(5));
+        if let Ok(None) = self.ended_within(END_DEADLINE) {
+            // Either it ends now or it has ended.
+            let _ = self.child.kill();
+            let _ = self.child.wait();
         }
         if let Some(reader) = self.reader.take() {
             // It ends with the pipe; a panic there has been printed.

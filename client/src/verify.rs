@@ -10,7 +10,7 @@ use anyhow::{Context, anyhow};
 use clap::Args;
 use nanoinfer_checkpoint::Checkpoint;
 use nanoinfer_eval::{documents, server::Server, windows};
-use nanoinfer_launch::{environment, model, output, utf8};
+use nanoinfer_launch::{output, utf8};
 use nanoinfer_reference::Reference;
 use serde_json::json;
 
@@ -65,9 +65,7 @@ struct Truth {
 }
 
 pub(crate) fn run(options: &VerifyOptions) -> Result<(), Failure> {
-    let resolved =
-        model::resolve(options.model.model.as_deref(), options.model.revision.as_deref(), &environment::caches())
-            .map_err(Failure::usage)?;
+    let resolved = options.model.resolve()?;
     let text = match &options.text {
         Some(path) => {
             utf8::read_file(path).with_context(|| format!("cannot read {}", path.display())).map_err(Failure::usage)?

@@ -64,10 +64,7 @@ impl Conversation {
             "/stats" => Ok(Said::Statistics),
             "/help" => Ok(Said::Help),
             "/quit" | "/exit" | "/bye" => Ok(Said::Quit),
-            other => Err(match closest(other, COMMANDS) {
-                Some(near) => format!("there is no {other}; did you mean {near}?"),
-                None => format!("there is no {other}; /help lists the commands"),
-            }),
+            other => Err(unknown(other, closest(other, COMMANDS), "/help lists the commands")),
         }
     }
 
@@ -110,37 +107,36 @@ impl Conversation {
             return Ok(PARAMETERS.iter().map(line).collect::<Vec<_>>().join("\n"));
         }
         if !PARAMETERS.contains(&name) {
-            return Err(match closest(name, PARAMETERS) {
-                Some(near) => format!("there is no parameter {name}; did you mean {near}?"),
-                None => format!("there is no parameter {name}; there are {}", PARAMETERS.join(", ")),
-            });
+            let all = format!("there are {}", PARAMETERS.join(", "));
+            return Err(unknown(&format!("parameter {name}"), closest(name, PARAMETERS), &all));
         }
-        match value.trim() {
-            "" => {
-                self.parameters.remove(name);
-                Ok(format!("{name} is the server's again"))
-            }
-            value => {
-                // Whether it is in range is for the server to say.
-                let number: Value = serde_json::from_str(value)
-                    .ok()
-                    .filter(Value::is_number)
-                    .ok_or_else(|| format!("{name} should be a number, got {value}"))?;
-                let said = format!("{name} is {number}");
-                self.parameters.insert(name.into(), number);
-                Ok(said)
-            }
+        let value = value.trim();
+        if value.is_empty() {
+            self.parameters.remove(name);
+            return Ok(format!("{name} is the server's again"));
         }
+        // Whether it is in range is for the server to say.
+        let number = serde_json::from_str(value).ok().filter(Value::is_number);
+        let number = number.ok_or_else(|| format!("{name} should be a number, got {value}"))?;
+        let said = format!("{name} is {number}");
+        self.parameters.insert(name.into(), number);
+        Ok(said)
     }
 
     fn save(&self, path: &str) -> Result<String, String> {
         if path.is_empty() {
             return Err("/save FILE: which file?".into());
         }
-        let mut text = format!("{:#}", json!({"messages": self.all()}));
-        text.push('\n');
+        let text = format!("{:#}\n", json!({"messages": self.all()}));
         fs::write(path, text).map_err(|error| format!("cannot write {path}: {error}"))?;
         Ok(format!("{} messages are in {path}", self.all().len()))
+    }
+}
+
+fn unknown(what: &str, near: Option<&str>, hint: &str) -> String {
+    match near {
+        Some(near) => format!("there is no {what}; did you mean {near}?"),
+        None => format!("there is no {what}; {hint}"),
     }
 }
 
