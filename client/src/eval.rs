@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use nanoinfer_eval::{
     core_set::CoreSet,
-    measure::{Evaluation, MeasureOptions, Origin},
+    measure::{Evaluation, MeasureOptions},
     server::Server,
 };
 use nanoinfer_launch::{build::BUILD_ID, output, say};
@@ -59,8 +59,7 @@ fn measure(target: &TargetOptions, options: MeasureOptions) -> Result<(), Failur
     let evaluation = Evaluation::new(options).map_err(Failure::usage)?;
     Target::open(target)?.ask(|connection| {
         let server = Server::connect(connection)?;
-        let origin = Origin { revision: target.model.revision.as_deref(), build: BUILD_ID };
-        output::write(evaluation.run(&server, origin)?)?;
+        output::write(evaluation.run(&server, target.model.revision.as_deref(), BUILD_ID)?)?;
         if let Some([report, page]) = evaluation.files() {
             say(format_args!("wrote {} and {}", report.display(), page.display()));
         }

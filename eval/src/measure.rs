@@ -95,15 +95,6 @@ enum PromptForm {
     Text,
 }
 
-/// What is known beside the options; reports name it.
-#[derive(Clone, Copy, Debug)]
-pub struct Origin<'a> {
-    /// Branch, tag or commit of the model that was asked for.
-    pub revision: Option<&'a str>,
-    /// Which build evaluates.
-    pub build: &'a str,
-}
-
 /// An evaluation whose set has been read and allows what was asked for.
 #[derive(Debug)]
 pub struct Evaluation {
@@ -130,11 +121,12 @@ impl Evaluation {
         Ok(Self { options, set, metrics, tasks })
     }
 
-    /// Measures what `server` serves, writes the report where it was asked for, and returns it as a table.
+    /// Measures what `server` serves, writes the report where it was asked for, and returns it as a table. The report names
+    /// the `revision` of the model that was asked for, and the `build` that evaluates.
     ///
     /// # Errors
     /// When the server fails, or the report cannot be written.
-    pub fn run(&self, server: &Server<'_>, origin: Origin<'_>) -> anyhow::Result<String> {
+    pub fn run(&self, server: &Server<'_>, revision: Option<&str>, build: &str) -> anyhow::Result<String> {
         let begun = Instant::now();
         let Self { options, set, metrics, tasks } = self;
         let wants = |metric| metrics.contains(&metric);
@@ -148,7 +140,8 @@ impl Evaluation {
             temperature: options.temperature,
             seed: options.seed,
         };
-        let conditions = self.conditions(server, origin, &method, &sampling);
+        let mut conditions = self.conditions(server, &method, &sampling);
+        (conditions["revision"], conditions["nanoinfer"]) = (revision.into(), build.into());
         let journal = options.output.as_ref().map(|path| path.with_extension("json.partial"));
         let mut work = Work::new(options.batch_size as usize, journal.as_deref(), &conditions)?;
 
@@ -207,13 +200,7 @@ impl Evaluation {
     }
 
     /// Everything that decides the numbers: for the report, and to know an interrupted evaluation again.
-    fn conditions(
-        &self,
-        server: &Server<'_>,
-        origin: Origin<'_>,
-        method: &PerplexityMethod,
-        sampling: &Sampling,
-    ) -> Value {
+    fn conditions(&self, server: &Server<'_>, method: &PerplexityMethod, sampling: &Sampling) -> Value {
         let Self { options, set, tasks, .. } = self;
         let size = match set {
             EvalSet::Core(_) => json!({"tasks": tasks.iter().map(|task| &task.label).collect::<Vec<_>>()}),
@@ -222,9 +209,7 @@ impl Evaluation {
         };
         json!({
             "model": server.model,
-            "revision": origin.revision,
             "server": server.about,
-            "nanoinfer": origin.build,
             "eval_set": options.eval_set.as_deref().map_or(eval_set::BUILT_IN_NAME.into(), |path| path.display().to_string()),
             "eval_set_modified": options.eval_set.as_deref().and_then(modified),
             "size": size,

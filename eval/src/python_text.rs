@@ -24,13 +24,7 @@ pub(crate) fn split(text: &str) -> impl Iterator<Item = &str> {
 
 /// `len(re.split(r"\s+", text))`: one more than there are runs of white space.
 pub(crate) fn words(text: &str) -> usize {
-    let mut after_space = false;
-    let starts = text.chars().filter(|&c| {
-        let start = is_space(c) && !after_space;
-        after_space = is_space(c);
-        start
-    });
-    1 + starts.count()
+    1 + text.split(|c| !is_space(c)).filter(|run| !run.is_empty()).count()
 }
 
 #[cfg(test)]

@@ -71,14 +71,15 @@ impl Report {
             };
             report["answers"] = pairs.iter().zip(answers).map(answer).collect();
         }
-        if let Some(tasks) = self.tasks.as_ref().filter(|_| self.log_items) {
-            let items: Map<String, Value> = tasks.iter().map(|task| (task.label.clone(), json!(task.items))).collect();
-            report["items"] = items.into();
-        }
         if let Some(tasks) = &self.tasks {
-            let tasks: Map<String, Value> = tasks.iter().map(|task| (task.label.clone(), json!(task))).collect();
-            report["tasks"] = tasks.into();
+            let by_label = |of: fn(&TaskResult) -> Value| -> Map<String, Value> {
+                tasks.iter().map(|task| (task.label.clone(), of(task))).collect()
+            };
+            report["tasks"] = by_label(|task| json!(task)).into();
             report["core"] = json!({"protocol": "CORE (nanochat protocol)"});
+            if self.log_items {
+                report["items"] = by_label(|task| json!(task.items)).into();
+            }
         }
         report
     }
