@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::Context;
 use nanoinfer_launch::ClusterConfig;
-use serde_json::Value;
+use serde::Deserialize;
 
 use super::svg::Svg;
 use crate::running::{Length, Running};
@@ -16,15 +16,34 @@ const LEFT: f64 = 70.0;
 const BATCH: u32 = 8;
 const LANE: f64 = 34.0;
 
+/// Categories of spans, with their classes in the picture and their words in its legend.
+const LEGEND: [(&str, &str, &str); 5] = [
+    ("product", "a", "products"),
+    ("attention", "c", "attention"),
+    ("rows", "d", "rows one by one"),
+    ("reduction", "sum", "all-reduce"),
+    ("waiting", "wait", "waiting in it"),
+];
+
 /// A span of the trace, in microseconds.
-struct Span<'a> {
-    name: &'a str,
-    category: &'a str,
+#[derive(Deserialize)]
+struct Span {
+    name: String,
+    #[serde(rename = "cat")]
+    category: String,
+    #[serde(rename = "pid")]
     rank: usize,
+    #[serde(rename = "ts")]
+    begun: f64,
+    #[serde(rename = "dur")]
+    length: f64,
+    args: Place,
+}
+
+#[derive(Deserialize)]
+struct Place {
     step: u64,
     layer: Option<u64>,
-    begun: f64,
-    length: f64,
 }
 
 pub(super) fn draw(base: &ClusterConfig) -> anyhow::Result<String> {
@@ -40,47 +59,25 @@ pub(super) fn draw(base: &ClusterConfig) -> anyhow::Result<String> {
     let _ = fs::remove_dir_all(&folder);
     // One event a line. Ranks that are told to end may leave the last one of theirs unfinished.
     let text = text?;
-    let events: Vec<Value> =
-        text.lines().filter_map(|line| serde_json::from_str(line.trim_end_matches(',')).ok()).collect();
-    let spans: Vec<Span<'_>> = events.iter().filter_map(span).collect();
-    picture(&spans)
+    let spans = text.lines().filter_map(|line| serde_json::from_str(line.trim_end_matches(',')).ok());
+    picture(&spans.collect::<Vec<_>>())
 }
 
-fn span(event: &Value) -> Option<Span<'_>> {
-    let args = &event["args"];
-    Some(Span {
-        name: event["name"].as_str()?,
-        category: event["cat"].as_str()?,
-        rank: event["pid"].as_u64()? as usize,
-        step: args["step"].as_u64()?,
-        layer: args["layer"].as_u64(),
-        begun: event["ts"].as_f64()?,
-        length: event["dur"].as_f64()?,
-    })
-}
-
-fn picture(spans: &[Span<'_>]) -> anyhow::Result<String> {
+fn picture(spans: &[Span]) -> anyhow::Result<String> {
     // The step of median length among the last half: all texts are being written by then.
-    let mut steps: Vec<&Span<'_>> = spans.iter().filter(|span| span.name == "step" && span.rank == 0).collect();
+    let mut steps: Vec<&Span> = spans.iter().filter(|span| span.name == "step" && span.rank == 0).collect();
     steps.drain(..steps.len() / 2);
     steps.sort_by(|a, b| a.length.total_cmp(&b.length));
-    let chosen = steps.get(steps.len() / 2).context("the trace has no step")?.step;
-    let of_step = || spans.iter().filter(|span| span.step == chosen);
+    let chosen = steps.get(steps.len() / 2).context("the trace has no step")?.args.step;
+    let of_step = || spans.iter().filter(|span| span.args.step == chosen);
     let begun = of_step().map(|span| span.begun).fold(f64::INFINITY, f64::min);
     let ended = of_step().map(|span| span.begun + span.length).fold(0.0, f64::max);
     let x = |us: f64| LEFT + (us - begun) / (ended - begun) * (WIDTH - LEFT - 14.0);
 
     let mut svg = Svg::new(WIDTH);
     let mut at = LEFT;
-    let legend = [
-        ("product", "products"),
-        ("attention", "attention"),
-        ("rows", "rows one by one"),
-        ("reduction", "all-reduce"),
-        ("waiting", "waiting in it"),
-    ];
-    for (category, words) in legend {
-        svg.rect(class(category), (at, 8.0), (14.0, 14.0), "");
+    for (_, class, words) in LEGEND {
+        svg.rect(class, (at, 8.0), (14.0, 14.0), "");
         svg.text("soft", "start", (at + 19.0, 20.0), words);
         at += 40.0 + 7.0 * words.len() as f64;
     }
@@ -92,29 +89,21 @@ fn picture(spans: &[Span<'_>]) -> anyhow::Result<String> {
         for span in parts {
             let (from, to) = (x(span.begun), x(span.begun + span.length));
             let title = format!("{}, {:.0} µs", span.name, span.length);
-            svg.rect(class(span.category), (from, y), ((to - from).max(0.4), LANE), &title);
+            let class =
+                LEGEND.iter().find(|(category, ..)| *category == span.category).map_or("d", |(_, class, _)| class);
+            svg.rect(class, (from, y), ((to - from).max(0.4), LANE), &title);
         }
     }
     let layers = of_step().filter(|span| span.rank == 0 && span.name == "layer");
     for layer in layers {
         let (from, to) = (x(layer.begun), x(layer.begun + layer.length));
         svg.line((from, top - 6.0), (from, top + RANKS as f64 * (LANE + 14.0) - 8.0));
-        let words = format!("layer {}", layer.layer.unwrap_or(0));
+        let words = format!("layer {}", layer.args.layer.unwrap_or(0));
         svg.text("soft", "middle", ((from + to) / 2.0, top - 10.0), &words);
     }
     let words = format!("{BATCH} texts, one token each: {:.0} µs", ended - begun);
     svg.text("soft", "start", (LEFT, top + RANKS as f64 * (LANE + 14.0) + 12.0), &words);
     Ok(svg.finish("A decode step on two ranks"))
-}
-
-fn class(category: &str) -> &'static str {
-    match category {
-        "product" => "a",
-        "attention" => "c",
-        "reduction" => "sum",
-        "waiting" => "wait",
-        _ => "d",
-    }
 }
 
 #[cfg(test)]
@@ -123,14 +112,13 @@ mod tests {
 
     #[test]
     fn the_picture_is_of_one_step_with_all_its_parts() {
-        let span = |name, category, rank, step, begun, length| Span {
-            name,
-            category,
+        let span = |name: &str, category: &str, rank, step, begun, length| Span {
+            name: name.into(),
+            category: category.into(),
             rank,
-            step,
-            layer: Some(0),
             begun,
             length,
+            args: Place { step, layer: Some(0) },
         };
         let mut spans = Vec::new();
         for step in 0..8 {
