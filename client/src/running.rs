@@ -2,12 +2,7 @@
 //!
 //! Does not know what is compared, nor why.
 
-use std::{
-    array,
-    cell::Cell,
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::{array, cell::Cell, collections::BTreeMap, time::Instant};
 
 use anyhow::{Context, anyhow, bail};
 use nanoinfer_launch::{
@@ -239,9 +234,4 @@ pub(crate) fn medians<const N: usize>(samples: &[[f64; N]]) -> [f64; N] {
 pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(0.0)
-}
-
-/// The middle of durations, in seconds.
-pub(crate) fn median_s(durations: impl Iterator<Item = Duration>) -> f64 {
-    median(durations.map(|duration| duration.as_secs_f64()).collect())
 }

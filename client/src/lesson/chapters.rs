@@ -42,22 +42,15 @@ impl Chapters {
         Ok(Self(chapters))
     }
 
-    /// The same with the figures and facts of these lessons.
+    /// Writes them with the figures and facts of these lessons.
     ///
     /// # Errors
-    /// When a chapter has a mark of one of the lessons that none of them fills.
-    pub(super) fn fill(mut self, all: &[Results]) -> anyhow::Result<Self> {
-        for chapter in &mut self.0 {
-            let language = chapter.language;
-            chapter.text = replaced(&chapter.text, |name| content(name, all, language))
-                .with_context(|| format!("in {}", chapter.path.display()))?;
+    /// When a chapter has a mark of one of the lessons that none of them fills, or a file cannot be written.
+    pub(super) fn write(mut self, all: &[Results]) -> anyhow::Result<()> {
+        for Chapter { path, language, text } in &mut self.0 {
+            let filled = replaced(text, |name| content(name, all, *language));
+            *text = filled.with_context(|| format!("in {}", path.display()))?;
         }
-        Ok(self)
-    }
-
-    /// # Errors
-    /// When a file cannot be written.
-    pub(super) fn write(&self) -> anyhow::Result<()> {
         for Chapter { path, text, .. } in &self.0 {
             fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
         }

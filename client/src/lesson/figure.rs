@@ -52,14 +52,6 @@ pub(super) fn same(word: impl Into<String>) -> Text {
     Text { zh: en.clone(), en }
 }
 
-/// How long a row's bar is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Scale {
-    Linear,
-    /// Equal factors are equal lengths.
-    Logarithmic,
-}
-
 /// A table whose rows may end in a bar.
 #[derive(Clone, Debug)]
 pub(super) struct Figure {
@@ -68,7 +60,8 @@ pub(super) struct Figure {
     /// The first heads the labels of the rows.
     pub(super) columns: Vec<Text>,
     pub(super) rows: Vec<Row>,
-    pub(super) scale: Scale,
+    /// Whether equal factors are equal lengths of bars.
+    is_logarithmic: bool,
     /// What sentences of the chapters hold of the same measurement.
     facts: Facts,
 }
@@ -112,7 +105,7 @@ impl Figure {
         let column =
             |column: &str| column.split_once(" = ").map_or_else(|| same(column), |(en, zh)| text!("{en}", "{zh}"));
         let (columns, rows) = (columns.split(" | ").map(column).collect(), rows.into_iter().collect());
-        Self { name, title, columns, rows, scale: Scale::Linear, facts: Facts::new() }
+        Self { name, title, columns, rows, is_logarithmic: false, facts: Facts::new() }
     }
 
     pub(super) fn with_facts(self, facts: impl IntoIterator<Item = (&'static str, String)>) -> Self {
@@ -121,18 +114,16 @@ impl Figure {
 
     /// The same with bars by the logarithm.
     pub(super) fn logarithmic(self) -> Self {
-        Self { scale: Scale::Logarithmic, ..self }
+        Self { is_logarithmic: true, ..self }
     }
 
     /// Lengths of the bars, 0 to 1; none where no row has one.
     fn bars(&self) -> Option<Vec<f64>> {
         let values: Vec<f64> = self.rows.iter().filter_map(|row| row.bar).collect();
         let most = values.iter().copied().fold(0.0, f64::max);
-        let share: Box<dyn Fn(f64) -> f64> = match self.scale {
-            Scale::Linear => Box::new(move |value| value / most),
-            Scale::Logarithmic => Box::new(log_share(&values)),
-        };
-        let length = |row: &Row| row.bar.map_or(0.0, &share);
+        let log_share = log_share(&values);
+        let share = |value: f64| if self.is_logarithmic { log_share(value) } else { value / most };
+        let length = |row: &Row| row.bar.map_or(0.0, share);
         (!values.is_empty()).then(|| self.rows.iter().map(length).collect())
     }
 
@@ -198,12 +189,10 @@ impl Figure {
         table += "</table>\n";
         let bars: Vec<Bar> =
             self.rows.iter().filter_map(|row| Some(Bar::new(plain(&row.label.en), row.bar?))).collect();
-        let (plot, note) = match (bars.is_empty(), self.scale) {
-            (true, _) => (String::new(), ""),
-            (false, Scale::Linear) => (plot::bars(&bars), ""),
-            (false, Scale::Logarithmic) => {
-                (plot::log_bars(&bars), "Bars by the logarithm: equal factors are equal lengths.")
-            }
+        let (plot, note) = match self.is_logarithmic {
+            _ if bars.is_empty() => (String::new(), ""),
+            false => (plot::bars(&bars), ""),
+            true => (plot::log_bars(&bars), "Bars by the logarithm: equal factors are equal lengths."),
         };
         page::section(&escape(&plain(&self.title.en)), note, &(table + &plot))
     }

@@ -89,6 +89,6 @@ pub(crate) fn run(options: &LessonOptions) -> Result<(), Failure> {
         output::write(format_args!("{}\n{}\n", results.terminal(Bars::of_stdout()), results.facts_as_lines()))?;
         all.push(results);
     }
-    chapters.fill(&all)?.write()?;
+    chapters.write(&all)?;
     Ok(pictures::draw(&base, folder)?)
 }

@@ -18,7 +18,7 @@ use crate::{
     failure::Failure,
     model_options::ModelOptions,
     private_server::PrivateServer,
-    running::{self, Length, Running, in_turns, median_s, medians},
+    running::{self, Length, Running, in_turns, medians},
 };
 
 /// gpt2-xl's `config.json`, as far as sizes go.
@@ -73,28 +73,15 @@ fn partition(shape: &ModelShape) -> anyhow::Result<Figure> {
     ))
 }
 
-/// Where a rank's time goes in the steps of one setting, on average over ranks; medians of steps.
-struct Reductions {
-    step_s: f64,
-    /// Waiting for the other rank included.
-    reducing_s: f64,
-    waiting_s: f64,
-}
-
-impl Reductions {
-    fn of(steps: &[&StepReport]) -> Self {
-        let of = |step: &StepReport, category: Category| {
-            let on = |times: &StepTimes| -> Duration {
-                times.stages.iter().filter(|stage| stage.category == category).map(|stage| stage.time).sum()
-            };
-            step.ranks.iter().map(on).sum::<Duration>() / step.ranks.len().max(1) as u32
+/// Seconds of a step, of its reductions, waiting for the other rank included, and of the waiting: on average over ranks.
+fn of_step(step: &StepReport) -> [f64; 3] {
+    let on_average = |category: Category| {
+        let on = |times: &StepTimes| -> Duration {
+            times.stages.iter().filter(|stage| stage.category == category).map(|stage| stage.time).sum()
         };
-        Self {
-            step_s: median_s(steps.iter().map(|step| step.elapsed)),
-            reducing_s: median_s(steps.iter().map(|step| of(step, Category::Reduction))),
-            waiting_s: median_s(steps.iter().map(|step| of(step, Category::Waiting))),
-        }
-    }
+        (step.ranks.iter().map(on).sum::<Duration>() / step.ranks.len().max(1) as u32).as_secs_f64()
+    };
+    [step.elapsed.as_secs_f64(), on_average(Category::Reduction), on_average(Category::Waiting)]
 }
 
 /// What the reductions of a step cost over shared memory and over TCP.
@@ -114,8 +101,8 @@ fn links(base: &ClusterConfig, shape: &ModelShape, (length, rounds): (Length, u3
     let mut each_us = Vec::new();
     for ((link, switch, _), samples) in kinds.into_iter().zip(&samples) {
         for (i, batch) in BATCHES.into_iter().enumerate() {
-            let steps: Vec<&StepReport> = samples.iter().flat_map(|steps| &steps[i]).collect();
-            let Reductions { step_s, reducing_s, waiting_s } = Reductions::of(&steps);
+            let steps: Vec<[f64; 3]> = samples.iter().flat_map(|steps| &steps[i]).map(of_step).collect();
+            let [step_s, reducing_s, waiting_s] = medians(&steps);
             let each = (reducing_s - waiting_s).max(0.0) / reductions as f64 * 1e6;
             each_us.push(each);
             let cells = [
