@@ -49,18 +49,6 @@ const MAX_PIECES: usize = 64;
 /// Lines that the history keeps.
 const MAX_HISTORY: usize = 1000;
 
-const HELP: &str = "\
-  /system TEXT         instructions before the conversation; without a text none
-  /params              how answers are sampled
-  /params NAME VALUE   sets temperature, top_p, top_k, min_p, repetition_penalty, max_tokens or seed; no value: the default
-  /reset               forgets the conversation
-  /retry               answers the last message again
-  /save FILE           writes the conversation as JSON, as a request to /v1/chat/completions has it
-  /stats               tells speed and tokens after each answer, or stops telling
-  /quit                ends, as Ctrl-D does
-  Ctrl-C               stops the answer; what came of it stays
-  a \\ at a line's end goes on in the next line";
-
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     nanoinfer chat\n  \
@@ -122,7 +110,6 @@ fn talk(
         }
         let shown = match conversation.take(line) {
             Ok(Said::Words(words)) => words + "\n",
-            Ok(Said::Help) => format!("{HELP}\n"),
             Ok(Said::Statistics) => {
                 tells_statistics = !tells_statistics;
                 format!("statistics are {}\n", if tells_statistics { "on" } else { "off" })

@@ -30,7 +30,8 @@ const END_DEADLINE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct PrivateServer {
     child: Child,
-    url: String,
+    /// Where it listens.
+    pub(crate) url: String,
     last_lines: LastLines,
     reader: Option<JoinHandle<()>>,
 }
@@ -75,11 +76,6 @@ impl PrivateServer {
             }
         });
         Ok(Self { child, url, last_lines, reader: Some(reader) })
-    }
-
-    /// Where it listens.
-    pub(crate) fn url(&self) -> &str {
-        &self.url
     }
 
     /// Its process id.

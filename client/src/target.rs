@@ -51,7 +51,7 @@ impl Target {
     /// When it does not come up.
     pub(crate) fn private(model: &ModelOptions) -> Result<Self, Failure> {
         let server = PrivateServer::start(model)?;
-        let url = server.url().to_owned();
+        let url = server.url.clone();
         Self::at(&url, None, Some(server))
     }
 

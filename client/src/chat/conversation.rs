@@ -12,6 +12,18 @@ const COMMANDS: [&str; 10] =
     ["/system", "/params", "/reset", "/retry", "/save", "/stats", "/help", "/quit", "/exit", "/bye"];
 const PARAMETERS: [&str; 7] = ["temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "seed"];
 
+const HELP: &str = "\
+  /system TEXT         instructions before the conversation; without a text none
+  /params              how answers are sampled
+  /params NAME VALUE   sets temperature, top_p, top_k, min_p, repetition_penalty, max_tokens or seed; no value: the default
+  /reset               forgets the conversation
+  /retry               answers the last message again
+  /save FILE           writes the conversation as JSON, as a request to /v1/chat/completions has it
+  /stats               tells speed and tokens after each answer, or stops telling
+  /quit                ends, as Ctrl-D does
+  Ctrl-C               stops the answer; what came of it stays
+  a \\ at a line's end goes on in the next line";
+
 /// A conversation so far.
 #[derive(Debug, Default)]
 pub(super) struct Conversation {
@@ -29,7 +41,6 @@ pub(super) enum Said {
     Turn,
     /// These are to be shown.
     Words(String),
-    Help,
     /// Statistics on, or off again.
     Statistics,
     Quit,
@@ -62,7 +73,7 @@ impl Conversation {
             "/retry" => self.retry(),
             "/save" => self.save(rest).map(Said::Words),
             "/stats" => Ok(Said::Statistics),
-            "/help" => Ok(Said::Help),
+            "/help" => Ok(Said::Words(HELP.into())),
             "/quit" | "/exit" | "/bye" => Ok(Said::Quit),
             other => Err(unknown(other, closest(other, COMMANDS), "/help lists the commands")),
         }
