@@ -160,9 +160,10 @@ impl RepoCache {
         let target = PathBuf::from("../".repeat(Path::new(file).components().count() + 1)).join("blobs").join(blob);
         fs::create_dir_all(folder)?;
         let link = |fresh: &Path| match symlink(&target, fresh) {
-            Err(error) if is_unsupported(&error) => {
-                fs::hard_link(self.blob(blob), fresh).or_else(|_| fs::copy(self.blob(blob), fresh).map(drop))
-            }
+            Err(error) if is_unsupported(&error) => fs::hard_link(self.blob(blob), fresh)
+                .or_else(|_| fs::copy(self.blob(blob), fresh).map(drop))
+                // Of a copy that a full disk has cut short nothing is left.
+                .inspect_err(|_| drop(fs::remove_file(fresh))),
             other => other,
         };
         // Goes again unless it has its name by then.

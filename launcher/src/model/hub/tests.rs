@@ -3,8 +3,11 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File},
+    io::{BufRead, BufReader},
+    net::TcpListener,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
+    thread,
     time::Duration,
 };
 
@@ -474,4 +477,22 @@ fn what_the_hub_does_not_have_is_said_with_what_to_do() {
     caches.hub.proxies = Proxies::new(&|name| (name == "HTTP_PROXY").then(|| "::".into()));
     let message = say("gpt2-xl", &caches);
     assert!(message.contains("HTTP_PROXY"), "{message}");
+}
+
+#[test]
+fn a_hub_elsewhere_is_asked_through_its_proxy() {
+    let root = tempfile::tempdir().unwrap();
+    let proxy = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = proxy.local_addr().unwrap();
+    let asked = thread::spawn(move || {
+        let mut line = String::new();
+        BufReader::new(proxy.accept().unwrap().0).read_line(&mut line).unwrap();
+        line
+    });
+    let proxies = Proxies::new(&|name| (name == "HTTP_PROXY").then(|| format!("http://{address}")));
+    let endpoint = "http://hub.invalid".to_owned();
+    let hub = HubAccess { offline: false, endpoint, proxies, ..HubAccess::offline(root.path().join("hub")) };
+    resolve(Some(ID), None, &Caches { demo: Vec::new(), hub }).unwrap_err();
+    let asked = asked.join().unwrap();
+    assert!(asked.starts_with("CONNECT hub.invalid:80 "), "{asked}");
 }
