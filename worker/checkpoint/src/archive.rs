@@ -45,12 +45,13 @@ impl<'a> Archive<'a> {
             let len = |at| field.number(at, 2).map(|len| len as usize);
             let (name_len, extra_len, comment_len) = (len(28)?, len(30)?, len(32)?);
             let name = field.slice(46, name_len)?;
+            let name_shown = || shown(&String::from_utf8_lossy(name));
             let extra = field.slice(46 + name_len, extra_len)?;
             let sizes = [field.number(24, 4)?, field.number(20, 4)?, field.number(42, 4)?];
             let [size, packed, local] = with_extra(sizes, extra)?;
             let method = field.number(10, 2)?;
             if method != STORED || size != packed {
-                let name = shown_bytes(name);
+                let name = name_shown();
                 return Err(format!("`{name}` is compressed (method {method}); torch.save stores, use it again"));
             }
             if let Some(folder) = name.strip_suffix(b"data.pkl")
@@ -58,7 +59,7 @@ impl<'a> Archive<'a> {
             {
                 root.get_or_insert(folder);
             }
-            let range = content(bytes, local, size).map_err(|reason| format!("`{}`: {reason}", shown_bytes(name)))?;
+            let range = content(bytes, local, size).map_err(|reason| format!("`{}`: {reason}", name_shown()))?;
             if entries.insert(name, range).is_some() {
                 return Err("it has two entries of one name".into());
             }
@@ -73,10 +74,6 @@ impl<'a> Archive<'a> {
     pub(super) fn entry(&self, name: &str) -> Option<Range<usize>> {
         self.entries.get(name.as_bytes()).cloned()
     }
-}
-
-fn shown_bytes(name: &[u8]) -> String {
-    shown(&String::from_utf8_lossy(name))
 }
 
 /// Number of entries, and where the directory begins.
