@@ -8,6 +8,7 @@
 
 pub(crate) mod answers;
 pub(crate) mod error;
+pub(crate) mod failure;
 #[allow(unsafe_code)]
 pub(crate) mod find;
 #[allow(unsafe_code)]
@@ -15,6 +16,7 @@ pub(crate) mod gpu;
 pub(crate) mod inputs;
 pub(crate) mod linear;
 pub(crate) mod load;
+pub(crate) mod model;
 #[allow(unsafe_code)]
 pub(crate) mod nccl;
 pub(crate) mod pass;
@@ -23,7 +25,7 @@ pub(crate) mod products;
 pub(crate) mod step;
 
 use nanoinfer_checkpoint::Checkpoint;
-use nanoinfer_kernels::{Element, cuda::MAX_HEAD_DIM};
+use nanoinfer_kernels::cuda::MAX_HEAD_DIM;
 use nanoinfer_shared::{
     ModelShape, Share,
     protocol::{CommKind, DType, LoadOrder},
@@ -34,26 +36,37 @@ pub use self::{
     find::{Found, GpuInfo, find},
 };
 use self::{
+    failure::{Failure, OfRank},
     gpu::Gpu,
-    load::Weights,
+    load::{WEIGHTS, Weights},
+    model::RankModel,
     nccl::{Communicator, Nccl},
-    pass::{Pass, Reduction, Sizes},
+    pass::{Pass, Reduction},
     step::StepRunner,
 };
 use crate::{
     WorkerError,
     bounds::Bounds,
-    element::element,
     runner::{Link, Loaded, RankMemory, Runner, threads},
     trace::Trace,
 };
 
-/// The kernels' element type for a model, where they have what it needs.
+/// Whether the kernels have what a model needs, in such types.
 ///
 /// # Errors
 /// Says what they have not.
 pub fn fits(shape: &ModelShape, dtype: DType, kv_dtype: DType) -> Result<(), GpuError> {
-    element_of(shape, dtype, kv_dtype).map(drop)
+    let head_dim = shape.attention.head_dim;
+    if dtype == DType::Int8 {
+        return Err(GpuError::DType { dtype });
+    }
+    if kv_dtype != dtype {
+        return Err(GpuError::KvDType { dtype, kv_dtype });
+    }
+    if head_dim > MAX_HEAD_DIM {
+        return Err(GpuError::HeadTooWide { head_dim, limit: MAX_HEAD_DIM });
+    }
+    Ok(())
 }
 
 /// The version of NCCL, where it is found.
@@ -72,13 +85,13 @@ const NCCL_BYTES: u64 = 512 << 20;
 
 /// What a rank will take of its GPU.
 pub(crate) fn memory(order: &LoadOrder, rank: usize, share: &Share, kv_blocks: usize) -> RankMemory {
-    let &LoadOrder { ref shape, max_batched_tokens, max_seqs, .. } = order;
-    let (element, rows) = (element(order.dtype), step::rows_at_once(max_seqs));
+    let model = RankModel::new(order, rank, share);
+    let &LoadOrder { max_batched_tokens, max_seqs, .. } = order;
     RankMemory {
-        weights: Weights::bytes(shape, rank, share, element),
-        kv: kv_blocks as u64 * Pass::block_bytes(shape, share, element),
-        activations: Pass::activation_bytes(shape, share, element, max_batched_tokens, rows)
-            + step::buffer_bytes(shape, share, max_batched_tokens, max_seqs)
+        weights: Weights::bytes(&model),
+        kv: kv_blocks as u64 * Pass::block_bytes(&model),
+        activations: Pass::activation_bytes(&model, max_batched_tokens, step::rows_at_once(max_seqs))
+            + step::buffer_bytes(&model, max_batched_tokens, max_seqs)
             + CONTEXT_BYTES,
         link: if order.comm == CommKind::Nccl { NCCL_BYTES } else { 0 },
     }
@@ -86,28 +99,13 @@ pub(crate) fn memory(order: &LoadOrder, rank: usize, share: &Share, kv_blocks: u
 
 /// What the peers of this rank, the first, need to join it over NCCL.
 pub(crate) fn new_nccl_id() -> Result<Vec<u8>, WorkerError> {
-    Nccl::load().and_then(|nccl| nccl.new_id()).map_err(|source| WorkerError::Gpu { rank: 0, source })
-}
-
-fn element_of(shape: &ModelShape, dtype: DType, kv_dtype: DType) -> Result<Element, GpuError> {
-    if dtype == DType::Int8 {
-        return Err(GpuError::DType { dtype });
-    }
-    if kv_dtype != dtype {
-        return Err(GpuError::KvDType { dtype, kv_dtype });
-    }
-    if shape.attention.head_dim > MAX_HEAD_DIM {
-        return Err(GpuError::HeadTooWide { head_dim: shape.attention.head_dim, limit: MAX_HEAD_DIM });
-    }
-    Ok(element(dtype))
+    Nccl::load().and_then(|nccl| nccl.new_id()).of_rank(0)
 }
 
 /// A rank's slices, on its GPU.
 pub(crate) struct Held {
     pub(crate) order: LoadOrder,
-    pub(crate) rank: usize,
-    pub(crate) share: Share,
-    pub(crate) element: Element,
+    pub(crate) model: RankModel,
     pub(crate) weights: Weights,
     pub(crate) gpu: Gpu,
 }
@@ -121,19 +119,22 @@ impl Held {
         share: &Share,
         checkpoint: &Checkpoint,
     ) -> Result<Self, WorkerError> {
-        let failed = |source| WorkerError::Gpu { rank, source };
-        let element = element_of(&order.shape, order.dtype, order.kv_dtype).map_err(failed)?;
-        let _context = find::open_one(ordinal).map_err(failed)?;
-        let gpu = Gpu::open(ordinal, element).map_err(failed)?;
-        let needed = Weights::bytes(&order.shape, rank, share, element);
-        let free = gpu.free_bytes().map_err(failed)?;
-        if needed > free {
-            let (name, what) = (gpu.name.clone(), "weights");
-            return Err(failed(GpuError::Memory { ordinal, name, free, needed, what }));
-        }
-        tracing::info!(rank, gpu = ordinal, name = gpu.name, "loading");
-        let weights = Weights::load(&gpu, Some(checkpoint), &order.shape, (rank, share), element, threads(order))?;
-        Ok(Self { order: order.clone(), rank, share: share.clone(), element, weights, gpu })
+        let load = || {
+            fits(&order.shape, order.dtype, order.kv_dtype)?;
+            let model = RankModel::new(order, rank, share);
+            let _context = find::open_one(ordinal)?;
+            let gpu = Gpu::open(ordinal, model.element)?;
+            let needed = Weights::bytes(&model);
+            let free = gpu.free_bytes()?;
+            if needed > free {
+                let name = gpu.name.clone();
+                return Err(GpuError::Memory { ordinal, name, free, needed, what: WEIGHTS }.into());
+            }
+            tracing::info!(rank, gpu = ordinal, name = gpu.name, "loading");
+            let weights = Weights::load(&gpu, Some(checkpoint), &model, threads(order))?;
+            Ok::<_, Failure>(Self { order: order.clone(), model, weights, gpu })
+        };
+        load().of_rank(rank)
     }
 
     /// A runner, whose decode steps are captured where `with_graphs` and nothing in them needs the host.
@@ -144,34 +145,32 @@ impl Held {
         trace: Trace,
         with_graphs: bool,
     ) -> Result<StepRunner, WorkerError> {
-        let Self { order, rank, share, element, weights, gpu } = self;
-        let failed = |source| WorkerError::Gpu { rank, source };
-        let tokens = order.max_batched_tokens;
+        let Self { order: LoadOrder { max_batched_tokens, max_seqs, .. }, model, weights, gpu } = self;
+        let rank = model.rank;
         let reduction = match link {
             Link::Host(comm) if comm.world() == 1 => Reduction::Alone,
             Link::Host(comm) => {
-                let staging = gpu.pinned(tokens * order.shape.width).map_err(failed)?;
+                let staging = gpu.pinned(max_batched_tokens * model.shape.width).of_rank(rank)?;
                 Reduction::Staged { comm, staging }
             }
             Link::Nccl { rank, world, id } => {
                 let joined = Nccl::load().and_then(|nccl| Communicator::join(nccl, rank, world, &id));
-                Reduction::Nccl(joined.map_err(failed)?)
+                Reduction::Nccl(joined.of_rank(rank)?)
             }
         };
-        let sizes = Sizes { tokens, rows: step::rows_at_once(order.max_seqs), kv_blocks };
-        let pass = Pass::new(gpu, order.shape, (rank, share), element, weights, reduction, sizes).map_err(failed)?;
-        let bounds = Bounds { max_batched_tokens: tokens, max_seqs: order.max_seqs, kv_blocks };
-        StepRunner::new(pass, rank, bounds, trace, with_graphs)
+        let (bounds, rows) = (Bounds { max_batched_tokens, max_seqs, kv_blocks }, step::rows_at_once(max_seqs));
+        let pass = Pass::new(gpu, model, weights, reduction, bounds, rows).of_rank(rank)?;
+        StepRunner::new(pass, bounds, trace, with_graphs).of_rank(rank)
     }
 }
 
 impl Loaded for Held {
     fn weight_bytes(&self) -> u64 {
-        Weights::bytes(&self.order.shape, self.rank, &self.share, self.element)
+        Weights::bytes(&self.model)
     }
 
     fn kv_block_bytes(&self) -> u64 {
-        Pass::block_bytes(&self.order.shape, &self.share, self.element)
+        Pass::block_bytes(&self.model)
     }
 
     fn free_bytes(&self) -> Option<u64> {

@@ -1,7 +1,7 @@
-//! Element types of the protocol, as kernels and readers of checkpoints know them.
+//! What the protocol and models name, as kernels and readers of checkpoints know it.
 
-use nanoinfer_kernels::Element;
-use nanoinfer_shared::protocol::DType;
+use nanoinfer_kernels::{Activation, Element};
+use nanoinfer_shared::{Activation as Nonlinearity, protocol::DType};
 use safetensors::Dtype;
 
 /// What kernels call it.
@@ -20,5 +20,18 @@ pub(crate) fn range_of(element: Element) -> Dtype {
         Element::F32 | Element::Int8 => Dtype::F32,
         Element::Bf16 => Dtype::BF16,
         Element::F16 => Dtype::F16,
+    }
+}
+
+/// What kernels call it; they know no configuration, so each side has its own list.
+pub(crate) fn activation(activation: Nonlinearity) -> Activation {
+    match activation {
+        Nonlinearity::GeluTanh => Activation::GeluTanh,
+        Nonlinearity::GeluErf => Activation::GeluErf,
+        Nonlinearity::QuickGelu => Activation::QuickGelu,
+        Nonlinearity::Relu => Activation::Relu,
+        Nonlinearity::Relu2 => Activation::Relu2,
+        Nonlinearity::Silu => Activation::Silu,
+        Nonlinearity::Tanh => Activation::Tanh,
     }
 }

@@ -6,16 +6,18 @@ mod kernels;
 mod model;
 mod speed;
 
-use std::{fmt, path::Path};
+use std::{cell::RefCell, io, path::Path};
 
 use half::{bf16, f16};
+use nanoinfer_checkpoint::CheckpointError;
 use nanoinfer_kernels::{Element, cuda::row_stride};
 use nanoinfer_shared::protocol::DType;
 
 use crate::{
+    WorkerError,
     cuda::{
         GpuError, GpuInfo, find,
-        gpu::{Gpu, Memory, Pinned},
+        gpu::{Gpu, Memory},
         load::narrow,
     },
     element::element,
@@ -40,37 +42,42 @@ pub struct Finding {
 pub fn check(gpu: &GpuInfo, peer: u32, scratch: &Path, tell: &mut dyn FnMut(Finding)) {
     // Where this fails, so does all that follows, and says so.
     let _context = find::open_one(gpu.ordinal);
-    for dtype in DTYPES {
-        let mut section = Section { name: dtype.to_string(), tell: &mut *tell };
-        if let Err(error) = Lab::new(gpu.ordinal, dtype).and_then(|lab| kernels::check(&lab, &mut section)) {
-            section.failed("kernels", &error);
+    let mut part = |name: &str, what, check: &dyn Fn(&mut Section<'_>) -> Result<(), Trouble>| {
+        let mut section = Section { name, tell };
+        if let Err(error) = check(&mut section) {
+            section.tell(what, error.to_string(), Some(false));
         }
+    };
+    for dtype in DTYPES {
+        part(&dtype.to_string(), "kernels", &|section| kernels::check(&Lab::new(gpu.ordinal, dtype)?, section));
     }
     for dtype in DTYPES {
-        let mut section = Section { name: dtype.to_string(), tell: &mut *tell };
-        if let Err(error) = model::check(gpu.ordinal, dtype, scratch, &mut section) {
-            section.failed("whole steps", &error);
-        }
+        part(&dtype.to_string(), "whole steps", &|section| model::check(gpu.ordinal, dtype, scratch, section));
     }
-    let mut section = Section { name: "f32".into(), tell: &mut *tell };
-    if let Err(error) = model::check_nccl(gpu.ordinal, peer, &mut section) {
-        section.failed("NCCL", &error);
-    }
-    if let Err(error) = model::check_shared_gpu(gpu.ordinal, scratch, &mut section) {
-        section.failed("two ranks on this GPU", &error);
-    }
-    let mut section = Section { name: String::new(), tell };
-    if let Err(error) = speed::measure(gpu, &mut section) {
-        section.failed("figures", &error);
-    }
-    if let Err(error) = decode::measure(gpu, &mut section) {
-        section.failed("decode steps", &error);
-    }
+    part("f32", "NCCL", &|section| model::check_nccl(gpu.ordinal, peer, section));
+    part("f32", "two ranks on this GPU", &|section| model::check_shared_gpu(gpu.ordinal, scratch, section));
+    part("", "figures", &|section| speed::measure(gpu, section));
+    part("", "decode steps", &|section| decode::measure(gpu, section));
+}
+
+/// Why a check could not be made.
+#[derive(Debug, thiserror::Error)]
+enum Trouble {
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error("the system refused a file or memory: {0}")]
+    System(#[from] io::Error),
+    #[error("a rank panicked")]
+    Panicked,
 }
 
 /// Findings under one heading.
 struct Section<'a> {
-    name: String,
+    name: &'a str,
     tell: &'a mut dyn FnMut(Finding),
 }
 
@@ -80,16 +87,13 @@ impl Section<'_> {
         (self.tell)(Finding { what, got, passed });
     }
 
-    fn failed(&mut self, what: &str, error: &dyn fmt::Display) {
-        self.tell(what, error.to_string(), Some(false));
-    }
-
     /// Tells the largest difference, relative to 1 or the size of the exact value, whichever is larger.
-    fn compare(&mut self, what: &str, got: &[f32], exact: &[f64], tolerance: f64) {
+    fn compare(&mut self, what: &str, got: &[f32], exact: impl IntoIterator<Item = f64>, tolerance: f64) {
+        let exact: Vec<f64> = exact.into_iter().collect();
         let difference = |(&got, &exact): (&f32, &f64)| (f64::from(got) - exact).abs() / exact.abs().max(1.0);
         // `max` would pass over what is not a number.
         let worst =
-            got.iter().zip(exact).map(difference).fold(0.0, |a: f64, b| if b > a || b.is_nan() { b } else { a });
+            got.iter().zip(&exact).map(difference).fold(0.0, |a: f64, b| if b > a || b.is_nan() { b } else { a });
         let passed = got.len() == exact.len() && worst <= tolerance;
         self.tell(what, format!("differs by {worst:.1e} at most, of {tolerance:.0e}"), Some(passed));
     }
@@ -101,16 +105,14 @@ impl Section<'_> {
 
     /// What would better be the same, and may differ where the driver's compiler fuses other operations.
     fn ideally_same(&mut self, what: &str, same: bool) {
-        self.tell(
-            what,
-            if same { "the same bits" } else { "other bits, within the tolerance" }.into(),
-            same.then_some(true),
-        );
+        let got = if same { "the same bits" } else { "other bits, within the tolerance" };
+        self.tell(what, got.into(), same.then_some(true));
     }
 }
 
-/// A GPU, and what brings numbers there and back.
+/// A GPU, and what brings numbers there and back. They stay there as long as this lives.
 struct Lab {
+    held: RefCell<Vec<Memory>>,
     gpu: Gpu,
     element: Element,
 }
@@ -118,74 +120,73 @@ struct Lab {
 impl Lab {
     fn new(ordinal: u32, dtype: DType) -> Result<Self, GpuError> {
         let element = element(dtype);
-        Ok(Self { gpu: Gpu::open(ordinal, element)?, element })
+        Ok(Self { held: RefCell::default(), gpu: Gpu::open(ordinal, element)?, element })
     }
 
-    fn words(&self, words: &[u32]) -> Result<Memory, GpuError> {
+    fn hold(&self, memory: Memory) -> u64 {
+        let address = memory.address();
+        self.held.borrow_mut().push(memory);
+        address
+    }
+
+    fn empty(&self, count: usize, bytes: usize) -> Result<u64, GpuError> {
+        Ok(self.hold(self.gpu.zeroed((count * bytes).next_multiple_of(4), "check")?))
+    }
+
+    /// Elements, of zeros.
+    fn empty_elements(&self, count: usize) -> Result<u64, GpuError> {
+        self.empty(count, self.element.bytes())
+    }
+
+    fn words(&self, words: &[u32]) -> Result<u64, GpuError> {
         let memory = self.gpu.allocate(words.len() * 4, "check")?;
-        let mut staging: Pinned = self.gpu.pinned(words.len())?;
+        let mut staging = self.gpu.pinned(words.len())?;
         staging.words_mut()[..words.len()].copy_from_slice(words);
         self.gpu.upload(&staging, words.len(), memory.address())?;
         self.gpu.wait("copy", || Ok(()))?;
-        Ok(memory)
+        Ok(self.hold(memory))
     }
 
-    fn floats(&self, values: &[f32]) -> Result<Memory, GpuError> {
-        self.words(&values.iter().map(|x| x.to_bits()).collect::<Vec<_>>())
+    fn floats(&self, values: &[f32]) -> Result<u64, GpuError> {
+        self.words(bytemuck::cast_slice(values))
     }
 
-    /// In the element type; `values` should be rounded to it already.
-    fn elements(&self, values: &[f32]) -> Result<Memory, GpuError> {
-        let mut bytes = vec![0; values.len() * self.element.bytes()];
-        narrow(values, self.element, &mut bytes);
-        bytes.resize(bytes.len().next_multiple_of(4), 0);
-        let (words, _) = bytes.as_chunks::<4>();
-        self.words(&words.iter().map(|&word| u32::from_le_bytes(word)).collect::<Vec<_>>())
-    }
-
-    /// Rows of `width` in the element type, each filled up to whole slices with zeros.
-    fn rows(&self, values: &[f32], width: usize) -> Result<Memory, GpuError> {
+    /// Rows of `width` in the element type, which `values` should be rounded to already, each filled up to whole slices with zeros.
+    fn rows(&self, values: &[f32], width: usize) -> Result<u64, GpuError> {
         let stride = row_stride(width);
         let mut filled = vec![0.0; values.len() / width * stride];
-        for (row, values) in values.chunks_exact(width).enumerate() {
-            filled[row * stride..][..width].copy_from_slice(values);
+        for (row, values) in filled.chunks_exact_mut(stride).zip(values.chunks_exact(width)) {
+            row[..width].copy_from_slice(values);
         }
-        self.elements(&filled)
+        let mut words = vec![0; filled.len() * self.element.bytes() / 4];
+        narrow(&filled, self.element, bytemuck::cast_slice_mut(&mut words));
+        self.words(&words)
     }
 
-    /// What [`Lab::rows`] writes.
-    fn read_rows(&self, memory: &Memory, rows: usize, width: usize) -> Result<Vec<f32>, GpuError> {
-        let stride = row_stride(width);
-        let all = self.read_elements(memory, rows * stride)?;
-        Ok(all.chunks_exact(stride).flat_map(|row| row[..width].to_vec()).collect())
-    }
-
-    fn empty(&self, count: usize, bytes: usize) -> Result<Memory, GpuError> {
-        self.gpu.zeroed((count * bytes).next_multiple_of(4), "check")
-    }
-
-    fn read_words(&self, memory: &Memory, count: usize) -> Result<Vec<u32>, GpuError> {
+    fn read_words(&self, at: u64, count: usize) -> Result<Vec<u32>, GpuError> {
         let mut staging = self.gpu.pinned(count)?;
-        self.gpu.download(memory.at(0, count * 4), &mut staging, count)?;
+        self.gpu.download(at, &mut staging, count)?;
         self.gpu.wait("copy", || Ok(()))?;
         Ok(staging.words()[..count].to_vec())
     }
 
-    fn read(&self, memory: &Memory, count: usize) -> Result<Vec<f32>, GpuError> {
-        Ok(self.read_words(memory, count)?.into_iter().map(f32::from_bits).collect())
+    fn read(&self, at: u64, count: usize) -> Result<Vec<f32>, GpuError> {
+        Ok(bytemuck::cast_slice(&self.read_words(at, count)?).to_vec())
     }
 
-    fn read_elements(&self, memory: &Memory, count: usize) -> Result<Vec<f32>, GpuError> {
-        if self.element == Element::F32 {
-            return self.read(memory, count);
-        }
-        let words = self.read_words(memory, count.div_ceil(2))?;
-        let halves = words.into_iter().flat_map(|word| [word as u16, (word >> 16) as u16]);
-        let widen = |bits| match self.element {
-            Element::F16 => f16::from_bits(bits).to_f32(),
-            _ => bf16::from_bits(bits).to_f32(),
-        };
-        Ok(halves.take(count).map(widen).collect())
+    fn read_elements(&self, at: u64, count: usize) -> Result<Vec<f32>, GpuError> {
+        let words = self.read_words(at, (count * self.element.bytes()).div_ceil(4))?;
+        Ok(match self.element {
+            Element::F32 | Element::Int8 => bytemuck::cast_slice(&words).to_vec(),
+            Element::F16 => bytemuck::cast_slice(&words)[..count].iter().map(|x: &f16| x.to_f32()).collect(),
+            Element::Bf16 => bytemuck::cast_slice(&words)[..count].iter().map(|x: &bf16| x.to_f32()).collect(),
+        })
+    }
+
+    /// What [`Lab::rows`] writes.
+    fn read_rows(&self, at: u64, rows: usize, width: usize) -> Result<Vec<f32>, GpuError> {
+        let all = self.read_elements(at, rows * row_stride(width))?;
+        Ok(all.chunks_exact(row_stride(width)).flat_map(|row| &row[..width]).copied().collect())
     }
 
     /// Rounded to the element type.
@@ -195,6 +196,11 @@ impl Lab {
             Element::F16 => f16::from_f32(x).to_f32(),
             Element::Bf16 => bf16::from_f32(x).to_f32(),
         }
+    }
+
+    /// [`values`] so many times as large, rounded to the element type.
+    fn rounded(&self, factor: f32, count: usize, seed: usize) -> Vec<f32> {
+        values(count, seed).into_iter().map(|x| self.round(factor * x)).collect()
     }
 
     /// Half a step of the element type at 1, and what f32 sums add to it.

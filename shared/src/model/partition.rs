@@ -101,6 +101,28 @@ impl Share {
         };
         LinearShare { inputs, pieces, unit }
     }
+
+    /// Bytes of all weights that the rank holds. `matrix` says those of one by its unit, inputs and outputs, vocabularies included; the
+    /// rest is f32.
+    pub fn bytes(
+        &self,
+        shape: &ModelShape,
+        holds_positions: bool,
+        matrix: impl Fn(usize, usize, usize) -> usize,
+    ) -> u64 {
+        let floats = |count: usize| count * size_of::<f32>();
+        let linears = Linear::ALL.map(|linear| {
+            let held = self.linear(shape, linear);
+            matrix(held.unit, held.inputs.len(), held.outputs()) + floats(held.outputs())
+        });
+        let others = shape.sum_of_parts(|part| match part {
+            Part::Embedding | Part::Head => matrix(WIDTH_BLOCK, shape.width, self.vocab.len()),
+            Part::Positions if !holds_positions => 0,
+            Part::Layer(_, part, _) if part.is_linear() => 0,
+            _ => floats(part.sizes(shape).iter().product()),
+        });
+        (shape.layers * linears.iter().sum::<usize>() + others) as u64
+    }
 }
 
 /// Why a model cannot be split as asked.

@@ -88,6 +88,11 @@ impl LayerPart {
     /// What a checkpoint may have side by side in one tensor.
     pub const QKV: [Self; 3] = [Self::Query, Self::Key, Self::Value];
 
+    /// Whether it is of a linear layer, not a norm.
+    pub fn is_linear(self) -> bool {
+        !matches!(self, Self::AttentionNorm | Self::MlpNorm)
+    }
+
     /// Of its matrix; a norm has no inputs.
     pub fn inputs_outputs(self, shape: &ModelShape) -> (usize, usize) {
         let (c, f) = (shape.width, shape.mlp.inner);
@@ -104,13 +109,15 @@ impl LayerPart {
 }
 
 impl ModelShape {
-    /// Number of parameters, a tied head counted once.
-    pub fn parameters(&self) -> usize {
-        let with_layers = |layers| {
-            let shape = Self { layers, ..self.clone() };
-            Part::all(&shape).map(|part| part.sizes(&shape).iter().product::<usize>()).sum::<usize>()
-        };
+    /// The sum of what `of` says of each weight, which is the same in every block: they are not counted one by one.
+    pub fn sum_of_parts(&self, of: impl Fn(Part) -> usize) -> usize {
+        let with_layers = |layers| Part::all(&Self { layers, ..self.clone() }).map(&of).sum::<usize>();
         let outside = with_layers(0);
         outside + self.layers * (with_layers(1) - outside)
+    }
+
+    /// Number of parameters, a tied head counted once.
+    pub fn parameters(&self) -> usize {
+        self.sum_of_parts(|part| part.sizes(self).iter().product())
     }
 }

@@ -19,7 +19,7 @@ use nanoinfer_kernels::PackedMatrix;
 use nanoinfer_shared::{
     ModelShape, Share,
     model::{
-        partition::{Linear as Which, WIDTH_BLOCK},
+        partition::Linear as Which,
         parts::{LayerPart, Part, Term},
     },
     protocol::DType,
@@ -110,17 +110,7 @@ impl Shard {
 
     /// Bytes that [`Shard::load`] will take for `share`.
     pub fn bytes(shape: &ModelShape, share: &Share, dtype: DType) -> u64 {
-        let (kind, floats) = (element(dtype), size_of::<f32>());
-        let linear = |which| {
-            let held = share.linear(shape, which);
-            PackedMatrix::bytes(kind, held.unit, held.inputs.len(), held.outputs()) + held.outputs() * floats
-        };
-        let layer: usize = Which::ALL.map(linear).iter().sum();
-        let norm = 2 * shape.width * floats;
-        let vocabularies = if shape.tied_head { 1 } else { 2 };
-        let vocabulary = PackedMatrix::bytes(kind, WIDTH_BLOCK, shape.width, share.vocab.len());
-        let positions = shape.context * shape.width * floats;
-        (shape.layers * (layer + 2 * norm) + vocabularies * vocabulary + positions + norm) as u64
+        share.bytes(shape, true, |unit, inputs, outputs| PackedMatrix::bytes(element(dtype), unit, inputs, outputs))
     }
 }
 

@@ -12,16 +12,19 @@
 
 use std::time::{Duration, Instant};
 
-use nanoinfer_kernels::{Activation, AttentionRow, AttentionRows, Epilogue, Kernels};
+use nanoinfer_kernels::{AttentionRow, AttentionRows, Epilogue, Kernels};
 use nanoinfer_shared::{
-    Activation as Nonlinearity, ModelShape, Share,
+    ModelShape, Share,
     comm::{CommError, Communicator, Elements, ReduceSite},
     model::partition::Linear,
     protocol::TokenId,
 };
 
 use super::{load::Shard, pack::LayerNorm, pool::KvPool};
-use crate::trace::{Category, Trace};
+use crate::{
+    element::activation,
+    trace::{Category, Trace},
+};
 
 /// One token of a step.
 #[derive(Clone, Copy, Debug)]
@@ -230,9 +233,9 @@ impl Pass {
         let hidden = &mut hidden[..t * self.share.ffn.len()];
 
         norm(&mut self.kernels, x, &weights.mlp_norm, &self.shape, normed);
-        let activation = Epilogue::BiasActivation(&weights.up.bias, kernel_of(self.shape.mlp.activation));
+        let epilogue = Epilogue::BiasActivation(&weights.up.bias, activation(self.shape.mlp.activation));
         self.trace.lap(Category::Rows, "LayerNorm");
-        self.kernels.matmul(normed, &weights.up.weights, activation, hidden);
+        self.kernels.matmul(normed, &weights.up.weights, epilogue, hidden);
         self.trace.lap(Category::Product, "FC");
         self.kernels.matmul(hidden, &weights.down.weights, Epilogue::None, partial);
         self.trace.lap(Category::Product, "MLP projection");
@@ -259,17 +262,4 @@ fn reduce(
     let waited = comm.all_reduce(Elements::F32(data), site)?;
     trace.reduction(site.operation, waited);
     Ok(begun.elapsed())
-}
-
-/// The kernels know no configuration, so each side has its own list.
-fn kernel_of(activation: Nonlinearity) -> Activation {
-    match activation {
-        Nonlinearity::GeluTanh => Activation::GeluTanh,
-        Nonlinearity::GeluErf => Activation::GeluErf,
-        Nonlinearity::QuickGelu => Activation::QuickGelu,
-        Nonlinearity::Relu => Activation::Relu,
-        Nonlinearity::Relu2 => Activation::Relu2,
-        Nonlinearity::Silu => Activation::Silu,
-        Nonlinearity::Tanh => Activation::Tanh,
-    }
 }

@@ -17,7 +17,7 @@ use super::error::{GpuError, While};
 /// The driver that understands PTX 8.4, as drivers count: CUDA 12.4.
 const LEAST_DRIVER: i32 = 12_040;
 /// Where a toolkit's libraries lie when nothing is set up to find them.
-pub(crate) const TOOLKIT_FOLDERS: &[&str] = &["/usr/local/cuda/lib64", "/opt/cuda/lib64"];
+const TOOLKIT_FOLDERS: &[&str] = &["/usr/local/cuda/lib64", "/opt/cuda/lib64"];
 const DRIVER_NAMES: &[&str] = &["libcuda.so.1", "libcuda.so"];
 /// The newest first that a driver takes; one of a newer CUDA only to be told of.
 const PRODUCT_NAMES: &[&str] = &["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"];
@@ -63,6 +63,9 @@ const DRIVER_SYMBOLS: [&str; 37] = [
     "cuEventRecord",
     "cuEventQuery",
 ];
+
+const PRODUCT_SYMBOLS: [&str; 4] =
+    ["cublasLtCreate", "cublasLtMatmul", "cublasLtMatmulAlgoGetHeuristic", "cublasLtGetCudartVersion"];
 
 /// One GPU, as the driver describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,33 +129,61 @@ fn choose(
     most: usize,
     describe: impl Fn(u32) -> Result<GpuInfo, GpuError>,
 ) -> Result<Found, GpuError> {
-    let (mut gpus, mut passed_over) = (Vec::new(), Vec::new());
     if let Some(&ordinal) = wanted.iter().find(|&&ordinal| ordinal >= count) {
         return Err(GpuError::NoSuchGpu { ordinal, count });
     }
-    for &ordinal in wanted.iter().take(most) {
-        gpus.push(describe(ordinal)?);
+    if !wanted.is_empty() {
+        let gpus = wanted.iter().take(most).map(|&ordinal| describe(ordinal)).collect::<Result<_, _>>()?;
+        return Ok(Found { gpus, passed_over: Vec::new() });
     }
-    for ordinal in (0..count).take_while(|_| wanted.is_empty()) {
+    let (mut gpus, mut passed_over) = (Vec::new(), Vec::new());
+    for ordinal in 0..count {
         if gpus.len() < most {
             describe(ordinal).map_or_else(|error| passed_over.push(error), |gpu| gpus.push(gpu));
         }
     }
-    match passed_over.first() {
-        Some(_) if gpus.is_empty() => Err(passed_over.swap_remove(0)),
-        _ => Ok(Found { gpus, passed_over }),
+    if gpus.is_empty() && !passed_over.is_empty() {
+        Err(passed_over.swap_remove(0))
+    } else {
+        Ok(Found { gpus, passed_over })
     }
 }
 
-/// The first of `names` that the dynamic linker finds, or that lies in one of `folders`.
-pub(crate) fn open(names: &[&str], folders: &[&str]) -> Option<Library> {
+/// The first of `names` that the dynamic linker finds, or that lies in one of the toolkit's folders.
+pub(crate) fn open(
+    what: &'static str,
+    names: &'static [&'static str],
+    hint: &'static str,
+) -> Result<Library, GpuError> {
+    let folders = TOOLKIT_FOLDERS;
     let places = |name: &&str| {
         let there = folders.iter().map(|folder| format!("{folder}/{name}")).collect::<Vec<_>>();
         std::iter::once((*name).to_owned()).chain(there)
     };
     let mut candidates = names.iter().flat_map(places);
     // SAFETY: NVIDIA's libraries may be loaded at any time; their initialisers touch nothing of ours.
-    candidates.find_map(|name| unsafe { Library::new(name) }.ok())
+    let found = candidates.find_map(|name| unsafe { Library::new(name) }.ok());
+    found.ok_or(GpuError::NoLibrary { what, names, folders, hint })
+}
+
+/// A function of a library that is called `name`.
+///
+/// # Safety
+/// `T` is the function's type, or is never called.
+pub(crate) unsafe fn symbol<T: Copy>(
+    library: &Library,
+    name: &'static str,
+    symbol: &'static str,
+) -> Result<T, GpuError> {
+    // SAFETY: the caller's promise.
+    let found = unsafe { library.get::<T>(symbol.as_bytes()) };
+    found.map(|found| *found).map_err(|_| GpuError::NoSymbol { library: name, symbol })
+}
+
+/// That a library has functions, none of which is called here.
+fn check_symbols(library: &Library, name: &'static str, symbols: &[&'static str]) -> Result<(), GpuError> {
+    // SAFETY: only looked up.
+    symbols.iter().try_for_each(|wanted| unsafe { symbol::<unsafe extern "C" fn()>(library, name, wanted) }.map(drop))
 }
 
 /// Loads the driver and cublasLt; returns how many GPUs the driver sees.
@@ -167,12 +198,7 @@ fn load_libraries() -> Result<u32, GpuError> {
         });
     }
     // SAFETY: as above.
-    let library = unsafe { sys::culib() };
-    for symbol in DRIVER_SYMBOLS {
-        // SAFETY: only looked up, never called through this type.
-        let found = unsafe { library.get::<unsafe extern "C" fn()>(symbol.as_bytes()) };
-        found.map_err(|_| GpuError::NoSymbol { library: DRIVER_NAMES[0], symbol })?;
-    }
+    check_symbols(unsafe { sys::culib() }, DRIVER_NAMES[0], &DRIVER_SYMBOLS)?;
     let mut version = 0;
     // SAFETY: writes one integer.
     match unsafe { sys::cuDriverGetVersion(&mut version) } {
@@ -193,22 +219,12 @@ fn load_libraries() -> Result<u32, GpuError> {
 /// Loads cublasLt, also from where cudarc would not look; once loaded it is found by its name. A driver does not take one of a newer
 /// CUDA.
 fn load_products(driver: i32) -> Result<(), GpuError> {
-    let names = if driver < 13_000 { PRODUCT_NAMES_OF_12 } else { PRODUCT_NAMES };
-    let library = open(names, TOOLKIT_FOLDERS).ok_or(GpuError::NoLibrary {
-        what: "cublasLt",
-        names,
-        folders: TOOLKIT_FOLDERS,
-        hint: "it comes with the CUDA toolkit, and with the Python package nvidia-cublas, whose folder LD_LIBRARY_PATH may name",
-    })?;
+    let hint = "it comes with the CUDA toolkit, and with the Python package nvidia-cublas, whose folder LD_LIBRARY_PATH may name";
+    let library = open("cublasLt", if driver < 13_000 { PRODUCT_NAMES_OF_12 } else { PRODUCT_NAMES }, hint)?;
     // Stays for the life of the process.
     std::mem::forget(library);
     // SAFETY: loads the library that was just found, or another that the linker finds and cudarc prefers.
-    let library = unsafe { cublaslt::sys::culib() };
-    for symbol in ["cublasLtCreate", "cublasLtMatmul", "cublasLtMatmulAlgoGetHeuristic", "cublasLtGetCudartVersion"] {
-        // SAFETY: only looked up.
-        let found = unsafe { library.get::<unsafe extern "C" fn()>(symbol.as_bytes()) };
-        found.map_err(|_| GpuError::NoSymbol { library: "libcublasLt", symbol })?;
-    }
+    check_symbols(unsafe { cublaslt::sys::culib() }, "libcublasLt", &PRODUCT_SYMBOLS)?;
     // SAFETY: takes nothing, and may be called at any time.
     let got = unsafe { cublaslt::sys::cublasLtGetCudartVersion() } as i32;
     if got / 1000 > driver / 1000 { Err(GpuError::NewProducts { got, driver }) } else { Ok(()) }
@@ -266,9 +282,8 @@ mod tests {
 
     #[test]
     fn what_was_looked_for_is_named_with_where() {
-        let names: &[&str] = &["libnothing.so.1", "libnothing.so"];
-        assert!(open(names, TOOLKIT_FOLDERS).is_none());
-        let error = GpuError::NoLibrary { what: "nothing", names, folders: TOOLKIT_FOLDERS, hint: "none" }.to_string();
+        let names = &["libnothing.so.1", "libnothing.so"];
+        let error = open("nothing", names, "none").unwrap_err().to_string();
         for part in ["no nothing", "libnothing.so.1, libnothing.so", "LD_LIBRARY_PATH", "/usr/local/cuda/lib64", "hint"]
         {
             assert!(error.contains(part), "{part} in {error}");

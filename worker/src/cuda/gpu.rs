@@ -27,7 +27,7 @@ use nanoinfer_shared::protocol::DType;
 use super::error::{GpuError, While};
 
 /// How long the GPU may take for what is queued: far above any step, so that only a lost peer or a fault meets it.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(60);
 /// Waiting is busy for so long: longer than a decode step.
 const BUSY: Duration = Duration::from_millis(20);
 /// Then it looks up this often.
@@ -159,6 +159,11 @@ impl Gpu {
         Ok(Pinned { address, words, context: self.context.clone() })
     }
 
+    /// Memory of the device, of zeros, and as much of the host.
+    pub(crate) fn mirrored(&self, words: usize, what: &'static str) -> Result<Mirrored, GpuError> {
+        Ok(Mirrored { memory: self.zeroed(words * 4, what)?, host: self.pinned(words)? })
+    }
+
     /// Queues a copy of the first `words` words to the device. They stay as they are until a wait.
     pub(crate) fn upload(&self, from: &Pinned, words: usize, to: u64) -> Result<(), GpuError> {
         if words == 0 {
@@ -234,24 +239,35 @@ impl Gpu {
     pub(crate) fn wait(
         &self,
         doing: &'static str,
-        mut check: impl FnMut() -> Result<(), GpuError>,
+        check: impl FnMut() -> Result<(), GpuError>,
     ) -> Result<(), GpuError> {
         self.done.record(&self.stream).doing(doing)?;
-        let begun = Instant::now();
-        while !self.done.try_is_complete().doing(doing)? {
-            let waited = begun.elapsed();
-            if waited > DEADLINE {
-                return Err(GpuError::Deadline { doing, waited });
-            }
-            if waited > BUSY {
-                check()?;
-                thread::sleep(NAP);
-            } else {
-                std::hint::spin_loop();
-            }
-        }
-        Ok(())
+        poll(doing, BUSY, NAP, || self.done.try_is_complete().doing(doing), check)
     }
+}
+
+/// Asks whether it `is_done` until it is: again and again for as long as `busy`, then after a `nap` each time, and after a `check`.
+pub(crate) fn poll(
+    doing: &'static str,
+    busy: Duration,
+    nap: Duration,
+    mut is_done: impl FnMut() -> Result<bool, GpuError>,
+    mut check: impl FnMut() -> Result<(), GpuError>,
+) -> Result<(), GpuError> {
+    let begun = Instant::now();
+    while !is_done()? {
+        let waited = begun.elapsed();
+        if waited > DEADLINE {
+            return Err(GpuError::Deadline { doing, waited });
+        }
+        if waited > busy {
+            check()?;
+            thread::sleep(nap);
+        } else {
+            std::hint::spin_loop();
+        }
+    }
+    Ok(())
 }
 
 impl Function {
@@ -346,5 +362,23 @@ impl Drop for Pinned {
         let _ = self.context.bind_to_thread();
         // SAFETY: allocated by `Gpu::pinned` and freed once.
         let _ = unsafe { result::free_host(self.address.as_ptr().cast()) };
+    }
+}
+
+/// Memory of the device, and of the host what is copied there or comes from there.
+pub(crate) struct Mirrored {
+    pub(crate) memory: Memory,
+    pub(crate) host: Pinned,
+}
+
+impl Mirrored {
+    /// [`Gpu::upload`] of the first `words` words.
+    pub(crate) fn upload(&self, gpu: &Gpu, words: usize) -> Result<(), GpuError> {
+        gpu.upload(&self.host, words, self.memory.at(0, words * 4))
+    }
+
+    /// [`Gpu::download`] of the first `words` words.
+    pub(crate) fn download(&mut self, gpu: &Gpu, words: usize) -> Result<(), GpuError> {
+        gpu.download(self.memory.at(0, words * 4), &mut self.host, words)
     }
 }

@@ -7,19 +7,20 @@
 //! The residual stream: a row-parallel layer's product is added to `x` on the first rank, with the bias, and replaces it on the others,
 //! so that the sum over all ranks is the stream itself. Does not know layers' order.
 
-use nanoinfer_kernels::Element;
 use nanoinfer_kernels::cuda::{
     ActivateArguments, Finish, Launch, Norm as NormOf, NormArguments, ProjectArguments, QkvPlaces, WriteKvArguments,
     row_stride,
 };
-use nanoinfer_shared::{Activation, ModelShape, Share, model::partition::Linear};
+use nanoinfer_shared::model::partition::Linear;
 
 use super::{
     error::GpuError,
     gpu::{Gpu, Memory},
     load::{Matrix, Norm},
+    model::RankModel,
     products::{Products, Shape},
 };
+use crate::element::activation;
 
 /// What a layer is applied to.
 pub(crate) enum Input<'a> {
@@ -52,12 +53,7 @@ pub(crate) struct Linears {
     products: Products,
     /// Up to so many rows are few.
     few_rows: usize,
-    /// Whether this rank brings the residual stream, and biases, to a reduction.
-    is_first: bool,
-    width: usize,
-    epsilon: f32,
-    activation: u32,
-    element: Element,
+    model: RankModel,
     /// f32 `[T, C]`.
     pub(crate) x: Memory,
     /// `[T or R, C]` in whole slices.
@@ -68,34 +64,27 @@ pub(crate) struct Linears {
 
 impl Linears {
     /// Bytes of the buffers for steps of up to `tokens` rows, of which at most `rows` logits are wanted at once.
-    pub(crate) fn bytes(shape: &ModelShape, share: &Share, element: Element, tokens: usize, rows: usize) -> u64 {
-        let c = shape.width;
-        let floats = tokens * (c + widest_sums(shape, share));
-        (floats * size_of::<f32>() + tokens.max(rows) * row_stride(c) * element.bytes()) as u64 + Products::bytes()
+    pub(crate) fn bytes(model: &RankModel, tokens: usize, rows: usize) -> u64 {
+        let floats = tokens * (model.shape.width + widest_sums(model));
+        (floats * size_of::<f32>() + normed_bytes(model, tokens, rows)) as u64 + Products::bytes()
     }
 
-    pub(crate) fn new(
-        gpu: &Gpu,
-        shape: &ModelShape,
-        share: &Share,
-        rank: usize,
-        element: Element,
-        (tokens, rows): (usize, usize),
-    ) -> Result<Self, GpuError> {
-        let c = shape.width;
-        let floats = |width: usize| gpu.allocate(tokens * width * size_of::<f32>(), "activations");
+    pub(crate) fn new(gpu: &Gpu, model: &RankModel, tokens: usize, rows: usize) -> Result<Self, GpuError> {
+        let (width, element) = (model.shape.width, model.element);
+        let buffer = |bytes| gpu.allocate(bytes, "activations");
         Ok(Self {
             products: Products::new(gpu, element)?,
-            few_rows: Launch::projected_rows(c, element, gpu.shared_bytes("project_normed")),
-            is_first: rank == 0,
-            width: c,
-            epsilon: shape.norm_epsilon,
-            activation: activation_number(shape.mlp.activation),
-            element,
-            x: floats(c)?,
-            normed: gpu.allocate(tokens.max(rows) * row_stride(c) * element.bytes(), "activations")?,
-            sums: floats(widest_sums(shape, share))?,
+            few_rows: Launch::projected_rows(width, element, gpu.shared_bytes("project_normed")),
+            model: model.clone(),
+            x: buffer(tokens * width * size_of::<f32>())?,
+            normed: buffer(normed_bytes(model, tokens, rows))?,
+            sums: buffer(tokens * widest_sums(model) * size_of::<f32>())?,
         })
+    }
+
+    /// Whether this rank brings the residual stream, and biases, to a reduction.
+    fn is_first(&self) -> bool {
+        self.model.rank == 0
     }
 
     /// Queues one layer over `rows` rows.
@@ -115,9 +104,9 @@ impl Linears {
             Input::Norm { norm, rows: list, next } => {
                 let arguments = NormArguments {
                     norm: self.norm(norm, list),
-                    bias: next.filter(|_| self.is_first).map_or(0, |next| next.bias),
+                    bias: next.filter(|_| self.is_first()).map_or(0, |next| next.bias),
                     out: self.normed.address(),
-                    stride: row_stride(self.width) as u32,
+                    stride: row_stride(self.model.shape.width) as u32,
                     padding: 0,
                 };
                 gpu.launch(Launch::rows(rows), &arguments)?;
@@ -125,28 +114,24 @@ impl Linears {
             }
         };
         let (sums, outputs) = (self.sums.address(), layer.outputs);
-        let mut product = Shape { rows, inputs: layer.inputs, outputs, stride: outputs };
+        let (to, stride, add) = match output {
+            Output::Residual => (self.x.address(), outputs, self.is_first()),
+            Output::Logits { at, stride } => (at, stride, false),
+            Output::Qkv(_) | Output::Activation(_) => (sums, outputs, false),
+        };
+        let product = Shape { rows, inputs: layer.inputs, outputs, stride };
+        self.products.multiply(gpu, product, layer.weights, inputs, to, add)?;
         match output {
-            Output::Residual => {
-                self.products.multiply(gpu, product, layer.weights, inputs, self.x.address(), self.is_first)
-            }
-            Output::Logits { at, stride } => {
-                product.stride = stride;
-                self.products.multiply(gpu, product, layer.weights, inputs, at, false)
-            }
-            Output::Qkv(to) => {
-                self.products.multiply(gpu, product, layer.weights, inputs, sums, false)?;
-                gpu.launch(Launch::rows(rows), &WriteKvArguments { to, sums, bias: layer.bias })
-            }
+            Output::Residual | Output::Logits { .. } => Ok(()),
+            Output::Qkv(to) => gpu.launch(Launch::rows(rows), &WriteKvArguments { to, sums, bias: layer.bias }),
             Output::Activation(out) => {
-                self.products.multiply(gpu, product, layer.weights, inputs, sums, false)?;
                 let arguments = ActivateArguments {
                     sums,
                     bias: layer.bias,
                     out,
                     count: (rows * outputs) as u32,
                     width: outputs as u32,
-                    activation: self.activation,
+                    activation: self.activation(),
                     stride: row_stride(outputs) as u32,
                 };
                 gpu.launch(Launch::elements(rows * outputs), &arguments)
@@ -162,68 +147,71 @@ impl Linears {
         layer: Matrix,
         output: Output,
     ) -> Result<(), GpuError> {
-        let (norm, inputs) = match input {
-            Input::Norm { norm, rows, .. } => (self.norm(norm, *rows), 0),
-            Input::Elements(at) => (NormOf::default(), *at),
-        };
+        let width = self.model.shape.width;
         let mut arguments = ProjectArguments {
-            norm,
-            inputs,
             weights: layer.weights,
             bias: layer.bias,
-            to: QkvPlaces::default(),
-            out: 0,
-            sums: 0,
             rows: rows as u32,
             outputs: layer.outputs as u32,
             stride: row_stride(layer.inputs) as u32,
-            out_stride: 0,
-            finish: Finish::Logits as u32,
-            activation: self.activation,
+            activation: self.activation(),
+            ..ProjectArguments::default()
         };
-        match output {
-            Output::Qkv(to) => (arguments.to, arguments.finish) = (to, Finish::Qkv as u32),
+        let normed = match input {
+            Input::Norm { norm, rows, .. } => {
+                arguments.norm = self.norm(norm, *rows);
+                Some(width)
+            }
+            Input::Elements(at) => {
+                arguments.inputs = *at;
+                None
+            }
+        };
+        let (finish, out_stride) = match output {
+            Output::Qkv(to) => {
+                arguments.to = to;
+                (Finish::Qkv, 0)
+            }
             Output::Activation(out) => {
-                let stride = row_stride(layer.outputs) as u32;
-                (arguments.out, arguments.out_stride, arguments.finish) = (out, stride, Finish::Activation as u32);
+                arguments.out = out;
+                (Finish::Activation, row_stride(layer.outputs))
             }
             Output::Residual => {
-                let (x, width) = (self.x.address(), self.width as u32);
-                (arguments.sums, arguments.out_stride, arguments.finish) = (x, width, Finish::Residual as u32);
-                arguments.bias = if self.is_first { layer.bias } else { 0 };
+                arguments.sums = self.x.address();
+                arguments.bias = if self.is_first() { layer.bias } else { 0 };
+                (Finish::Residual, width)
             }
-            Output::Logits { at, stride } => (arguments.sums, arguments.out_stride) = (at, stride as u32),
-        }
-        let normed = matches!(input, Input::Norm { .. }).then_some(self.width);
-        let (name, launch) = Launch::project(rows, layer.outputs, normed, self.element, gpu.multiprocessors);
+            Output::Logits { at, stride } => {
+                arguments.sums = at;
+                (Finish::Logits, stride)
+            }
+        };
+        (arguments.finish, arguments.out_stride) = (finish as u32, out_stride as u32);
+        let (name, launch) = Launch::project(rows, layer.outputs, normed, self.model.element, gpu.multiprocessors);
         gpu.launch_as(name, launch, &arguments)
+    }
+
+    /// As `rows.h` counts them.
+    fn activation(&self) -> u32 {
+        activation(self.model.shape.mlp.activation) as u32
     }
 
     fn norm(&self, norm: &Norm, rows: u64) -> NormOf {
         NormOf {
             x: self.x.address(),
-            gain: norm.gain.address(),
-            shift: norm.bias.address(),
+            gain: norm.gain,
+            shift: norm.bias,
             rows,
-            width: self.width as u32,
-            epsilon: self.epsilon,
+            width: self.model.shape.width as u32,
+            epsilon: self.model.shape.norm_epsilon,
         }
     }
 }
 
-fn widest_sums(shape: &ModelShape, share: &Share) -> usize {
+fn widest_sums(RankModel { shape, share, .. }: &RankModel) -> usize {
     [Linear::Qkv, Linear::Up].map(|linear| share.linear(shape, linear).outputs()).into_iter().max().unwrap_or(0)
 }
 
-/// As `rows.h` counts them.
-fn activation_number(activation: Activation) -> u32 {
-    match activation {
-        Activation::GeluTanh => 0,
-        Activation::GeluErf => 1,
-        Activation::QuickGelu => 2,
-        Activation::Relu => 3,
-        Activation::Relu2 => 4,
-        Activation::Silu => 5,
-        Activation::Tanh => 6,
-    }
+fn normed_bytes(RankModel { shape, element, .. }: &RankModel, tokens: usize, rows: usize) -> usize {
+    tokens.max(rows) * row_stride(shape.width) * element.bytes()
 }

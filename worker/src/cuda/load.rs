@@ -9,21 +9,22 @@
 //! Whoever multiplies a few inputs with a matrix reads rows of it, hence outputs are rows; here they are columns of the parts. Pieces go
 //! from the mapped file through a few megabytes of pinned memory: the host never holds the share.
 
-use std::{ops::Range, sync::Mutex, thread};
+use std::{mem::take, ops::Range, sync::Mutex, thread};
 
 use half::{bf16, f16};
-use nanoinfer_checkpoint::{Checkpoint, CheckpointError, TensorSlice};
+use nanoinfer_checkpoint::{Checkpoint, CheckpointError};
 use nanoinfer_kernels::{Element, cuda::row_stride};
-use nanoinfer_shared::{
-    ModelShape, Share,
-    model::{
-        partition::Linear as Which,
-        parts::{LayerPart, Part, Term},
-    },
+use nanoinfer_shared::model::{
+    partition::Linear,
+    parts::{LayerPart, Part, Term},
 };
 
-use super::gpu::{Gpu, Memory, Pinned};
-use crate::{WorkerError, element::range_of};
+use super::{
+    failure::Failure,
+    gpu::{Gpu, Memory, Pinned},
+    model::RankModel,
+};
+use crate::element::range_of;
 
 /// Bytes that are copied at once.
 const CHUNK_BYTES: usize = 8 << 20;
@@ -31,143 +32,121 @@ const CHUNK_BYTES: usize = 8 << 20;
 const STRIP_OUTPUTS: usize = 64;
 /// Inputs of theirs that are read before they are turned: a line of the result.
 const BLOCK_INPUTS: usize = 16;
+/// What a GPU's memory does not take, where it does not.
+pub(crate) const WEIGHTS: &str = "weights";
 
+/// Where a rank's weights lie, which stay there as long as this.
 pub(crate) struct Weights {
     /// `[V_local, C]`, rows in whole slices.
-    pub(crate) embedding: Memory,
-    /// Likewise.
-    pub(crate) untied_head: Option<Memory>,
-    /// `[P, C]` f32, on the first rank only.
-    pub(crate) positions: Option<Memory>,
+    pub(crate) embedding: u64,
+    /// What logits are made with, likewise: the embedding where there is no other.
+    pub(crate) head: u64,
+    /// `[P, C]` f32 on the first rank, 0 on the others.
+    pub(crate) positions: u64,
     pub(crate) layers: Vec<LayerWeights>,
     pub(crate) final_norm: Norm,
+    _held: Vec<Memory>,
 }
 
 pub(crate) struct LayerWeights {
     pub(crate) attention_norm: Norm,
-    pub(crate) qkv: Linear,
-    pub(crate) attention_output: Linear,
+    pub(crate) qkv: Matrix,
+    pub(crate) attention_output: Matrix,
     pub(crate) mlp_norm: Norm,
-    pub(crate) up: Linear,
-    pub(crate) down: Linear,
-}
-
-pub(crate) struct Linear {
-    /// `[out, in]`, rows in whole slices.
-    weights: Memory,
-    /// `[out]` f32.
-    bias: Memory,
-    inputs: usize,
-    outputs: usize,
+    pub(crate) up: Matrix,
+    pub(crate) down: Matrix,
 }
 
 /// Where a matrix lies, and its bias, 0 where it has none.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Matrix {
+    /// `[out, in]`, rows in whole slices.
     pub(crate) weights: u64,
+    /// `[out]` f32.
     pub(crate) bias: u64,
     pub(crate) inputs: usize,
     pub(crate) outputs: usize,
 }
 
-impl Linear {
-    pub(crate) fn matrix(&self) -> Matrix {
-        let Self { weights, bias, inputs, outputs } = self;
-        Matrix { weights: weights.address(), bias: bias.address(), inputs: *inputs, outputs: *outputs }
-    }
-}
-
 pub(crate) struct Norm {
     /// `[C]` f32.
-    pub(crate) gain: Memory,
+    pub(crate) gain: u64,
     /// `[C]` f32.
-    pub(crate) bias: Memory,
+    pub(crate) bias: u64,
 }
 
 impl Weights {
     /// Bytes that [`Weights::load`] takes.
-    pub(crate) fn bytes(shape: &ModelShape, rank: usize, share: &Share, element: Element) -> u64 {
-        let (c, floats) = (shape.width, size_of::<f32>());
-        let linear = |which| {
-            let held = share.linear(shape, which);
-            held.outputs() * (row_stride(held.inputs.len()) * element.bytes() + floats)
-        };
-        let layer: usize = Which::ALL.map(linear).iter().sum();
-        let norm = 2 * c * floats;
-        let vocabularies = if shape.tied_head { 1 } else { 2 };
-        let positions = if rank == 0 { shape.context * c * floats } else { 0 };
-        let vocabulary = share.vocab.len() * row_stride(c) * element.bytes();
-        (shape.layers * (layer + 2 * norm) + vocabularies * vocabulary + positions + norm) as u64
+    pub(crate) fn bytes(RankModel { rank, shape, share, element }: &RankModel) -> u64 {
+        let matrix = |_, inputs, outputs| outputs * row_stride(inputs) * element.bytes();
+        share.bytes(shape, *rank == 0, matrix)
     }
 
-    /// Copies `share` of a checked checkpoint, read by `threads` threads; zeros, where there is none.
+    /// Copies a rank's share of a checked checkpoint, read by `threads` threads; zeros, where there is none.
     ///
     /// # Errors
-    /// When the GPU fails, a tensor is missing, a weight is no number or too large for `element`, or the files are written to meanwhile.
+    /// When the GPU fails, a tensor is missing, a weight is no number or too large for the elements, or the files are written to
+    /// meanwhile.
     ///
     /// # Panics
     /// When the system gives no thread.
     pub(crate) fn load(
         gpu: &Gpu,
         checkpoint: Option<&Checkpoint>,
-        shape: &ModelShape,
-        (rank, share): (usize, &Share),
-        element: Element,
+        model: &RankModel,
         threads: usize,
-    ) -> Result<Self, WorkerError> {
-        let staging = gpu.pinned(CHUNK_BYTES / 4).map_err(|source| WorkerError::Gpu { rank, source })?;
-        let mut loader = Loader { gpu, checkpoint, shape, rank, share, element, threads, staging, pending: Vec::new() };
+    ) -> Result<Self, Failure> {
+        let staging = gpu.pinned(CHUNK_BYTES / 4)?;
+        let mut loader = Loader { gpu, checkpoint, model, threads, staging, pending: Vec::new(), held: Vec::new() };
+        let shape = &model.shape;
+        let embedding = loader.vocabulary(Part::Embedding)?;
         let weights = Self {
-            embedding: loader.vocabulary(Part::Embedding)?,
-            untied_head: (!shape.tied_head).then(|| loader.vocabulary(Part::Head)).transpose()?,
-            positions: (rank == 0)
-                .then(|| loader.floats(&[(Part::Positions, 0..shape.width)], shape.context))
-                .transpose()?,
+            embedding,
+            head: if shape.tied_head { embedding } else { loader.vocabulary(Part::Head)? },
+            positions: match model.rank {
+                0 => loader.floats(&[(Part::Positions, 0..shape.width)], shape.context)?,
+                _ => 0,
+            },
             layers: (0..shape.layers).map(|layer| loader.layer(layer)).collect::<Result<_, _>>()?,
             final_norm: loader.norm(Part::FinalNorm)?,
+            _held: take(&mut loader.held),
         };
         checkpoint.map_or(Ok(()), Checkpoint::still_as_opened)?;
         Ok(weights)
-    }
-
-    /// What logits are made with.
-    pub(crate) fn head(&self) -> &Memory {
-        self.untied_head.as_ref().unwrap_or(&self.embedding)
     }
 }
 
 struct Loader<'a> {
     gpu: &'a Gpu,
     checkpoint: Option<&'a Checkpoint>,
-    shape: &'a ModelShape,
-    rank: usize,
-    share: &'a Share,
-    element: Element,
+    model: &'a RankModel,
     threads: usize,
     staging: Pinned,
     /// Bytes that are still to be copied, fewer than a chunk and what one call adds.
     pending: Vec<u8>,
+    /// All that was loaded.
+    held: Vec<Memory>,
 }
 
 /// Outputs of a part, or elements of it.
 type Piece = (Part, Range<usize>);
 
-impl<'a> Loader<'a> {
-    fn layer(&mut self, layer: usize) -> Result<LayerWeights, WorkerError> {
+impl Loader<'_> {
+    fn layer(&mut self, layer: usize) -> Result<LayerWeights, Failure> {
         Ok(LayerWeights {
-            qkv: self.linear(layer, Which::Qkv)?,
-            attention_output: self.linear(layer, Which::AttentionOutput)?,
-            up: self.linear(layer, Which::Up)?,
-            down: self.linear(layer, Which::Down)?,
+            qkv: self.linear(layer, Linear::Qkv)?,
+            attention_output: self.linear(layer, Linear::AttentionOutput)?,
+            up: self.linear(layer, Linear::Up)?,
+            down: self.linear(layer, Linear::Down)?,
             attention_norm: self.norm(|term| Part::Layer(layer, LayerPart::AttentionNorm, term))?,
             mlp_norm: self.norm(|term| Part::Layer(layer, LayerPart::MlpNorm, term))?,
         })
     }
 
-    fn linear(&mut self, layer: usize, which: Which) -> Result<Linear, WorkerError> {
-        let held = self.share.linear(self.shape, which);
+    fn linear(&mut self, layer: usize, linear: Linear) -> Result<Matrix, Failure> {
+        let held = self.model.share.linear(&self.model.shape, linear);
         let of = |term| held.of_layer(layer, term).collect::<Vec<Piece>>();
-        Ok(Linear {
+        Ok(Matrix {
             bias: self.floats(&of(Term::Bias), 1)?,
             inputs: held.inputs.len(),
             outputs: held.outputs(),
@@ -175,35 +154,32 @@ impl<'a> Loader<'a> {
         })
     }
 
-    fn norm(&mut self, part: impl Fn(Term) -> Part) -> Result<Norm, WorkerError> {
-        let mut vector = |term| self.floats(&[(part(term), 0..self.shape.width)], 1);
+    fn norm(&mut self, part: impl Fn(Term) -> Part) -> Result<Norm, Failure> {
+        let mut vector = |term| self.floats(&[(part(term), 0..self.model.shape.width)], 1);
         Ok(Norm { gain: vector(Term::Weight)?, bias: vector(Term::Bias)? })
     }
 
-    fn vocabulary(&mut self, part: Part) -> Result<Memory, WorkerError> {
-        self.matrix(&[(part, self.share.vocab.clone())], 0..self.shape.width)
-    }
-
-    /// A part of the checkpoint, outputs as columns.
-    fn slice(checkpoint: &'a Checkpoint, shape: &ModelShape, part: Part) -> Result<TensorSlice<'a>, CheckpointError> {
-        let slice = checkpoint.part(shape, part)?;
-        Ok(if matches!(part, Part::Embedding | Part::Head) { slice.transposed() } else { slice })
+    fn vocabulary(&mut self, part: Part) -> Result<u64, Failure> {
+        let RankModel { shape, share, .. } = self.model;
+        self.matrix(&[(part, share.vocab.clone())], 0..shape.width)
     }
 
     /// The given outputs one below the other, each a row of the given inputs in the element type, filled up with zeros.
-    fn matrix(&mut self, pieces: &[Piece], inputs: Range<usize>) -> Result<Memory, WorkerError> {
-        let target = range_of(self.element);
+    fn matrix(&mut self, pieces: &[Piece], inputs: Range<usize>) -> Result<u64, Failure> {
+        let element = self.model.element;
         let stride = row_stride(inputs.len());
-        let row_bytes = stride * self.element.bytes();
+        let row_bytes = stride * element.bytes();
         let rows: usize = pieces.iter().map(|(_, outputs)| outputs.len()).sum();
         let Some(checkpoint) = self.checkpoint else { return self.zeros(rows * row_bytes) };
         let mut strips = Vec::new();
         for (part, outputs) in pieces {
-            let tensor = Self::slice(checkpoint, self.shape, *part)?.narrowed_to(target);
+            let tensor = checkpoint.part(&self.model.shape, *part)?.narrowed_to(range_of(element));
+            // Outputs as columns.
+            let tensor = if matches!(part, Part::Embedding | Part::Head) { tensor.transposed() } else { tensor };
             let strip = |first: usize| (tensor, first..outputs.end.min(first + STRIP_OUTPUTS));
             strips.extend(outputs.clone().step_by(STRIP_OUTPUTS).map(strip));
         }
-        let memory = self.allocate(rows * row_bytes)?;
+        let memory = self.gpu.allocate(rows * row_bytes, WEIGHTS)?;
         let at_once = (CHUNK_BYTES / (STRIP_OUTPUTS * row_bytes).max(1)).max(1);
         let mut offset = 0;
         for strips in strips.chunks(at_once) {
@@ -229,7 +205,7 @@ impl<'a> Loader<'a> {
                             row[block * BLOCK_INPUTS..].iter_mut().zip(inputs).for_each(|(place, &x)| *place = x);
                         }
                     }
-                    narrow(&rows, self.element, place);
+                    narrow(&rows, element, place);
                 }
                 Ok::<_, CheckpointError>(())
             };
@@ -243,17 +219,17 @@ impl<'a> Loader<'a> {
             offset = self.send(&memory, offset, CHUNK_BYTES)?;
         }
         self.send(&memory, offset, 1)?;
-        Ok(memory)
+        Ok(self.hold(memory))
     }
 
     /// Rows of the given columns side by side, in f32.
-    fn floats(&mut self, pieces: &[Piece], rows: usize) -> Result<Memory, WorkerError> {
+    fn floats(&mut self, pieces: &[Piece], rows: usize) -> Result<u64, Failure> {
         let width: usize = pieces.iter().map(|(_, columns)| columns.len()).sum();
         let bytes = rows * width * size_of::<f32>();
         let Some(checkpoint) = self.checkpoint else { return self.zeros(bytes) };
-        let slice = |(part, columns): &Piece| Ok((checkpoint.part(self.shape, *part)?, columns.clone()));
+        let slice = |(part, columns): &Piece| Ok((checkpoint.part(&self.model.shape, *part)?, columns.clone()));
         let tensors = pieces.iter().map(slice).collect::<Result<Vec<_>, CheckpointError>>()?;
-        let memory = self.allocate(bytes)?;
+        let memory = self.gpu.allocate(bytes, WEIGHTS)?;
         let (mut offset, mut values) = (0, Vec::new());
         for index in 0..rows {
             for (tensor, columns) in &tensors {
@@ -263,29 +239,29 @@ impl<'a> Loader<'a> {
             offset = self.send(&memory, offset, CHUNK_BYTES)?;
         }
         self.send(&memory, offset, 1)?;
-        Ok(memory)
+        Ok(self.hold(memory))
     }
 
-    fn zeros(&self, bytes: usize) -> Result<Memory, WorkerError> {
-        self.gpu.zeroed(bytes, "weights").map_err(|source| WorkerError::Gpu { rank: self.rank, source })
+    fn zeros(&mut self, bytes: usize) -> Result<u64, Failure> {
+        let memory = self.gpu.zeroed(bytes, WEIGHTS)?;
+        Ok(self.hold(memory))
     }
 
-    fn allocate(&self, bytes: usize) -> Result<Memory, WorkerError> {
-        self.gpu.allocate(bytes, "weights").map_err(|source| WorkerError::Gpu { rank: self.rank, source })
+    fn hold(&mut self, memory: Memory) -> u64 {
+        let address = memory.address();
+        self.held.push(memory);
+        address
     }
 
     /// Copies what is pending behind the first `offset` bytes, chunk by chunk, while there are at least `least` bytes; returns the next
     /// offset. All that is pending is whole words.
-    fn send(&mut self, to: &Memory, mut offset: usize, least: usize) -> Result<usize, WorkerError> {
+    fn send(&mut self, to: &Memory, mut offset: usize, least: usize) -> Result<usize, Failure> {
         while self.pending.len() >= least {
             let bytes = self.pending.len().min(CHUNK_BYTES);
             bytemuck::cast_slice_mut::<u32, u8>(&mut self.staging.words_mut()[..bytes / 4])
                 .copy_from_slice(&self.pending[..bytes]);
-            let copied = self
-                .gpu
-                .upload(&self.staging, bytes / 4, to.at(offset, bytes))
-                .and_then(|()| self.gpu.wait("load weights", || Ok(())));
-            copied.map_err(|source| WorkerError::Gpu { rank: self.rank, source })?;
+            self.gpu.upload(&self.staging, bytes / 4, to.at(offset, bytes))?;
+            self.gpu.wait("load weights", || Ok(()))?;
             self.pending.drain(..bytes);
             offset += bytes;
         }

@@ -8,14 +8,14 @@
 
 use std::{
     ffi::{CStr, c_char, c_int, c_uint, c_void},
-    ptr, thread,
-    time::{Duration, Instant},
+    ptr,
+    time::Duration,
 };
 
 use cudarc::driver::sys::CUstream;
 use libloading::Library;
 
-use super::{error::GpuError, find, gpu::DEADLINE};
+use super::{error::GpuError, find, gpu::poll};
 
 const NAMES: &[&str] = &["libnccl.so.2", "libnccl.so"];
 const ID_BYTES: usize = 128;
@@ -73,12 +73,9 @@ impl Nccl {
     /// # Errors
     /// Names what was looked for and where, or the function that it lacks.
     pub(crate) fn load() -> Result<Self, GpuError> {
-        let library = find::open(NAMES, find::TOOLKIT_FOLDERS).ok_or(GpuError::NoLibrary {
-            what: "NCCL",
-            names: NAMES,
-            folders: find::TOOLKIT_FOLDERS,
-            hint: "the Python package nvidia-nccl has it, whose folder LD_LIBRARY_PATH may name; --comm shm does without",
-        })?;
+        let hint =
+            "the Python package nvidia-nccl has it, whose folder LD_LIBRARY_PATH may name; --comm shm does without";
+        let library = find::open("NCCL", NAMES, hint)?;
         let get_version: unsafe extern "C" fn(*mut c_int) -> c_int = symbol(&library, "ncclGetVersion")?;
         let mut nccl = Self {
             get_unique_id: symbol(&library, "ncclGetUniqueId")?,
@@ -126,8 +123,7 @@ unsafe fn text(string: *const c_char) -> String {
 
 fn symbol<T: Copy>(library: &Library, name: &'static str) -> Result<T, GpuError> {
     // SAFETY: the callers name the types of `nccl.h`.
-    let found = unsafe { library.get::<T>(name.as_bytes()) };
-    found.map(|symbol| *symbol).map_err(|_| GpuError::NoSymbol { library: NAMES[0], symbol: name })
+    unsafe { find::symbol(library, NAMES[0], name) }
 }
 
 /// This rank among its peers.
@@ -188,18 +184,6 @@ impl Communicator {
 
     /// Waits until a pending call has been carried out.
     fn settle(&self, doing: &'static str) -> Result<(), GpuError> {
-        let begun = Instant::now();
-        while self.state(doing)? == IN_PROGRESS {
-            let waited = begun.elapsed();
-            if waited > DEADLINE {
-                return Err(GpuError::Deadline { doing, waited });
-            }
-            if waited > BUSY {
-                thread::sleep(NAP);
-            } else {
-                std::hint::spin_loop();
-            }
-        }
-        Ok(())
+        poll(doing, BUSY, NAP, || Ok(self.state(doing)? != IN_PROGRESS), || Ok(()))
     }
 }

@@ -13,35 +13,25 @@
 
 use std::time::{Duration, Instant};
 
-use nanoinfer_kernels::Element;
 use nanoinfer_kernels::cuda::{
     AnswerArguments, AttendArguments, BLOCK, EmbedArguments, Launch, QkvPlaces, TILE_ROWS, head_stride, row_stride,
 };
-use nanoinfer_shared::{
-    ModelShape, Share,
-    comm::{CommError, Communicator as HostCommunicator, Elements, ReduceSite},
-};
+use nanoinfer_shared::comm::{Communicator as HostCommunicator, Elements, ReduceSite};
 
 use super::{
     error::GpuError,
+    failure::Failure,
     gpu::{Gpu, Memory, Pinned},
     inputs::Inputs,
     linear::{Input, Linears, Output},
     load::{Matrix, Weights},
+    model::RankModel,
     nccl::Communicator,
 };
+use crate::bounds::Bounds;
 
 /// Rows of logits begin at multiples of so many floats: 256 bytes, which is what cublasLt takes for granted.
 const LOGIT_ALIGNMENT: usize = 64;
-
-/// Why a pass failed.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum PassError {
-    #[error(transparent)]
-    Gpu(#[from] GpuError),
-    #[error(transparent)]
-    Comm(#[from] CommError),
-}
 
 /// How partial sums reach the other ranks.
 pub(crate) enum Reduction {
@@ -56,8 +46,7 @@ pub(crate) enum Reduction {
 /// A rank's model on its GPU.
 pub(crate) struct Pass {
     reduction: Reduction,
-    pub(crate) shape: ModelShape,
-    pub(crate) share: Share,
+    pub(crate) model: RankModel,
     linears: Linears,
     weights: Weights,
     /// Of each layer.
@@ -73,54 +62,38 @@ pub(crate) struct Pass {
     pub(crate) gpu: Gpu,
 }
 
-/// Sizes of what a model is given room for.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Sizes {
-    /// Most rows of a step.
-    pub(crate) tokens: usize,
-    /// Most rows that logits are wanted of at once.
-    pub(crate) rows: usize,
-    /// Blocks of the KV cache.
-    pub(crate) kv_blocks: usize,
-}
-
 impl Pass {
     /// Bytes of one block of the KV cache, in all layers.
-    pub(crate) fn block_bytes(shape: &ModelShape, share: &Share, element: Element) -> u64 {
-        (shape.layers * layer_block_bytes(shape, share, element)) as u64
+    pub(crate) fn block_bytes(model: &RankModel) -> u64 {
+        (model.shape.layers * layer_block_bytes(model)) as u64
     }
 
     /// Bytes of activations for steps of up to `tokens` tokens, of which at most `rows` logits are wanted at once.
-    pub(crate) fn activation_bytes(
-        shape: &ModelShape,
-        share: &Share,
-        element: Element,
-        tokens: usize,
-        rows: usize,
-    ) -> u64 {
-        let elements: usize = activation_widths(shape, share).iter().sum();
-        (tokens * elements * element.bytes()) as u64 + Linears::bytes(shape, share, element, tokens, rows)
+    pub(crate) fn activation_bytes(model: &RankModel, tokens: usize, rows: usize) -> u64 {
+        let elements: usize = activation_widths(model).iter().sum();
+        (tokens * elements * model.element.bytes()) as u64 + Linears::bytes(model, tokens, rows)
     }
 
+    /// With room for steps within `bounds`, of which at most `rows` logits are wanted at once.
     pub(crate) fn new(
         gpu: Gpu,
-        shape: ModelShape,
-        (rank, share): (usize, Share),
-        element: Element,
+        model: RankModel,
         weights: Weights,
         reduction: Reduction,
-        sizes: Sizes,
+        bounds: Bounds,
+        rows: usize,
     ) -> Result<Self, GpuError> {
-        let linears = Linears::new(&gpu, &shape, &share, rank, element, (sizes.tokens, sizes.rows))?;
+        let tokens = bounds.max_batched_tokens;
+        let linears = Linears::new(&gpu, &model, tokens, rows)?;
         // What fills rows up stays zero.
-        let elements = |width: usize| gpu.zeroed(sizes.tokens * width * element.bytes(), "activations");
-        let [queries, mixed, hidden] = activation_widths(&shape, &share).map(elements);
+        let elements = |width: usize| gpu.zeroed(tokens * width * model.element.bytes(), "activations");
+        let [queries, mixed, hidden] = activation_widths(&model).map(elements);
         let (queries, mixed, hidden) = (queries?, mixed?, hidden?);
         // One block more, for rows that only fill a batch.
-        let bytes = (sizes.kv_blocks + 1) * layer_block_bytes(&shape, &share, element);
-        let cache = (0..shape.layers).map(|_| gpu.zeroed(bytes, "KV cache")).collect::<Result<_, _>>()?;
+        let bytes = (bounds.kv_blocks + 1) * layer_block_bytes(&model);
+        let cache = (0..model.shape.layers).map(|_| gpu.zeroed(bytes, "KV cache")).collect::<Result<_, _>>()?;
         let reducing = Duration::ZERO;
-        Ok(Self { reduction, shape, share, linears, weights, cache, queries, mixed, hidden, reducing, gpu })
+        Ok(Self { reduction, model, linears, weights, cache, queries, mixed, hidden, reducing, gpu })
     }
 
     /// Whether a step can be captured: nothing in it needs the host.
@@ -129,30 +102,31 @@ impl Pass {
     }
 
     /// Floats from one row of logits to the next.
-    pub(crate) fn logit_stride(share: &Share) -> usize {
-        share.vocab.len().next_multiple_of(LOGIT_ALIGNMENT)
+    pub(crate) fn logit_stride(model: &RankModel) -> usize {
+        model.share.vocab.len().next_multiple_of(LOGIT_ALIGNMENT)
     }
 
     /// Queues all layers over rows that have been copied to `memory`.
-    pub(crate) fn forward(&mut self, step: u64, inputs: &Inputs, memory: &Memory) -> Result<(), PassError> {
-        let (t, c) = (inputs.rows, self.shape.width);
+    pub(crate) fn forward(&mut self, step: u64, inputs: &Inputs, memory: &Memory) -> Result<(), Failure> {
+        let RankModel { shape, share, .. } = &self.model;
+        let t = inputs.rows;
         self.gpu.launch(
             Launch::rows(t),
             &EmbedArguments {
                 tokens: inputs.tokens(memory),
                 positions: inputs.placement(memory).positions,
-                embedding: self.weights.embedding.address(),
-                position_embedding: self.weights.positions.as_ref().map_or(0, Memory::address),
+                embedding: self.weights.embedding,
+                position_embedding: self.weights.positions,
                 x: self.linears.x.address(),
-                first_token: self.share.vocab.start as u32,
-                tokens_local: self.share.vocab.len() as u32,
-                width: c as u32,
-                stride: row_stride(c) as u32,
+                first_token: share.vocab.start as u32,
+                tokens_local: share.vocab.len() as u32,
+                width: shape.width as u32,
+                stride: row_stride(shape.width) as u32,
             },
         )?;
         let site = |layer, operation| ReduceSite { step, layer, operation };
         self.reduce(t, site(None, "token embedding"))?;
-        for layer in 0..self.shape.layers {
+        for layer in 0..self.model.shape.layers {
             self.attention(layer, inputs, memory)?;
             self.reduce(t, site(Some(layer), "attention projection"))?;
             self.mlp(layer, t)?;
@@ -164,8 +138,9 @@ impl Pass {
     /// Queues the logits `[R, V_local]` after rows of the last forward pass, whose numbers are at `rows`, and what is `asked` of them;
     /// sizes are filled in here.
     pub(crate) fn answer(&mut self, (rows, count): (u64, usize), asked: AnswerArguments) -> Result<(), GpuError> {
-        let (stride, width) = (Self::logit_stride(&self.share), self.share.vocab.len());
-        let head = Matrix { weights: self.weights.head().address(), bias: 0, inputs: self.shape.width, outputs: width };
+        let RankModel { shape, share, .. } = &self.model;
+        let (stride, width) = (Self::logit_stride(&self.model), share.vocab.len());
+        let head = Matrix { weights: self.weights.head, bias: 0, inputs: shape.width, outputs: width };
         let input = Input::Norm { norm: &self.weights.final_norm, rows, next: None };
         self.linears.apply(&self.gpu, count, input, head, Output::Logits { at: asked.logits, stride })?;
         let arguments = AnswerArguments { width: width as u32, stride: stride as u32, ..asked };
@@ -174,7 +149,8 @@ impl Pass {
     }
 
     fn attention(&mut self, layer: usize, inputs: &Inputs, memory: &Memory) -> Result<(), GpuError> {
-        let (t, d, heads) = (inputs.rows, self.shape.attention.head_dim, self.share.heads.len());
+        let RankModel { shape, share, .. } = &self.model;
+        let (t, d, heads) = (inputs.rows, shape.attention.head_dim, share.heads.len());
         let weights = &self.weights.layers[layer];
         let places = QkvPlaces {
             queries: self.queries.address(),
@@ -185,9 +161,9 @@ impl Pass {
             head_stride: head_stride(d) as u32,
             table_blocks: inputs.table_blocks as u32,
         };
-        let projection = weights.attention_output.matrix();
+        let projection = weights.attention_output;
         let input = Input::Norm { norm: &weights.attention_norm, rows: 0, next: Some(projection) };
-        self.linears.apply(&self.gpu, t, input, weights.qkv.matrix(), Output::Qkv(places))?;
+        self.linears.apply(&self.gpu, t, input, weights.qkv, Output::Qkv(places))?;
         let tiled = inputs.tiles > 0;
         let attend = AttendArguments {
             from: places,
@@ -195,7 +171,7 @@ impl Pass {
             tiles: inputs.tiles_address(memory),
             tile_rows: if tiled { TILE_ROWS as u32 } else { 1 },
             out_stride: row_stride(heads * d) as u32,
-            scale: self.shape.attention.scale(layer),
+            scale: shape.attention.scale(layer),
             padding: 0,
         };
         let (name, launch) = Launch::attention(if tiled { inputs.tiles } else { t }, heads, d, tiled);
@@ -205,15 +181,14 @@ impl Pass {
 
     fn mlp(&mut self, layer: usize, t: usize) -> Result<(), GpuError> {
         let (weights, hidden) = (&self.weights.layers[layer], self.hidden.address());
-        let projection = weights.down.matrix();
-        let input = Input::Norm { norm: &weights.mlp_norm, rows: 0, next: Some(projection) };
-        self.linears.apply(&self.gpu, t, input, weights.up.matrix(), Output::Activation(hidden))?;
-        self.linears.apply(&self.gpu, t, Input::Elements(hidden), projection, Output::Residual)
+        let input = Input::Norm { norm: &weights.mlp_norm, rows: 0, next: Some(weights.down) };
+        self.linears.apply(&self.gpu, t, input, weights.up, Output::Activation(hidden))?;
+        self.linears.apply(&self.gpu, t, Input::Elements(hidden), weights.down, Output::Residual)
     }
 
     /// Replaces `x` by its sum over all ranks.
-    fn reduce(&mut self, t: usize, site: ReduceSite) -> Result<(), PassError> {
-        let (address, count) = (self.linears.x.address(), t * self.shape.width);
+    fn reduce(&mut self, t: usize, site: ReduceSite) -> Result<(), Failure> {
+        let (address, count) = (self.linears.x.address(), t * self.model.shape.width);
         match &mut self.reduction {
             Reduction::Alone => {}
             Reduction::Nccl(communicator) => {
@@ -255,12 +230,12 @@ impl Pass {
 }
 
 /// Elements a row of queries, of what attention mixes, and of the hidden layer.
-fn activation_widths(shape: &ModelShape, share: &Share) -> [usize; 3] {
+fn activation_widths(RankModel { shape, share, .. }: &RankModel) -> [usize; 3] {
     let (d, heads) = (shape.attention.head_dim, share.heads.len());
     [heads * head_stride(d), row_stride(heads * d), row_stride(share.ffn.len())]
 }
 
 /// K and V of the heads of one block of one layer.
-fn layer_block_bytes(shape: &ModelShape, share: &Share, element: Element) -> usize {
+fn layer_block_bytes(RankModel { shape, share, element, .. }: &RankModel) -> usize {
     2 * BLOCK * share.kv_heads.len() * head_stride(shape.attention.head_dim) * element.bytes()
 }

@@ -3,46 +3,49 @@
 
 use std::time::Instant;
 
-use nanoinfer_kernels::Element;
 use nanoinfer_shared::{
     ModelShape, Partition,
-    comm::Local,
     protocol::{BLOCK_TOKENS, CommKind, DType, Device, LoadOrder, StepPlan},
 };
 
 use super::{
-    Section,
-    model::{CONFIG, Trouble, one_token, order_of},
+    Section, Trouble,
+    model::{CONFIG, alone, one_token, order_of},
 };
-use crate::cuda::{GpuInfo, Held, gpu::Gpu, load::Weights, memory, pass::Pass};
 use crate::{
-    runner::{Link, Runner},
+    cuda::{GpuInfo, Held, failure::OfRank, gpu::Gpu, load::Weights, memory, model::RankModel, pass::Pass},
+    runner::Runner,
     trace::Trace,
 };
 
 const XL: &str = r#"{"n_layer":48,"n_head":25,"n_embd":1600,"vocab_size":50257,"n_positions":1024}"#;
-const ELEMENT: Element = Element::Bf16;
 const STEPS: usize = 20;
 
 /// A model, and what it decodes.
 struct Subject {
     name: &'static str,
-    shape: ModelShape,
+    ordinal: u32,
+    order: LoadOrder,
+    model: RankModel,
     /// Positions before the token.
     history: usize,
     batches: &'static [usize],
 }
 
 /// Measures gpt2-xl where it fits; else the small model of the other checks, which says no more than that it runs.
-pub(crate) fn measure(info: &GpuInfo, section: &mut Section<'_>) -> Result<(), Trouble> {
-    let of = |name, config, history, batches| {
+pub(super) fn measure(info: &GpuInfo, section: &mut Section<'_>) -> Result<(), Trouble> {
+    let of = |name, config, history, batches: &'static [usize]| {
         let shape = ModelShape::from_config_json(config).expect("the configuration is sound");
-        Subject { name, shape, history, batches }
+        let partition = Partition::new(&shape, 1).expect("one rank has room for every head");
+        let (device, most) = (Device::Gpus(vec![info.ordinal]), batches.iter().copied().max().unwrap_or(1));
+        let order = order_of(&shape, Vec::new(), device, DType::Bf16, CommKind::Local, (most, most));
+        let model = RankModel::new(&order, 0, partition.share(0));
+        Subject { name, ordinal: info.ordinal, order, model, history, batches }
     };
     let xl = of("gpt2-xl", XL, 512, &[1, 8, 16, 32]);
     let subject = if xl.bytes() < info.free_bytes { xl } else { of("a small model", CONFIG, 40, &[1, 4]) };
-    let (captured, limit) = subject.seconds(info.ordinal, true)?;
-    let (plain, _) = subject.seconds(info.ordinal, false)?;
+    let (captured, limit) = subject.seconds(true)?;
+    let (plain, _) = subject.seconds(false)?;
     for (i, &batch) in subject.batches.iter().enumerate() {
         let ms = |seconds: f64| seconds * 1e3;
         let bytes = subject.step_bytes(batch) as f64;
@@ -65,50 +68,34 @@ pub(crate) fn measure(info: &GpuInfo, section: &mut Section<'_>) -> Result<(), T
 }
 
 impl Subject {
-    fn partition(&self) -> Partition {
-        Partition::new(&self.shape, 1).expect("one rank has room for every head")
-    }
-
-    fn max_seqs(&self) -> usize {
-        self.batches.iter().copied().max().unwrap_or(1)
-    }
-
     fn sequence_blocks(&self) -> usize {
         self.history / BLOCK_TOKENS + 1
     }
 
     fn kv_blocks(&self) -> usize {
-        self.max_seqs() * self.sequence_blocks()
-    }
-
-    fn order(&self, ordinal: u32) -> LoadOrder {
-        let (device, sizes) = (Device::Gpus(vec![ordinal]), (self.max_seqs(), self.max_seqs()));
-        order_of(&self.shape, Vec::new(), device, DType::Bf16, CommKind::Local, sizes)
+        self.order.max_seqs * self.sequence_blocks()
     }
 
     /// All that it needs.
     fn bytes(&self) -> u64 {
-        memory(&self.order(0), 0, self.partition().share(0), self.kv_blocks()).total()
+        memory(&self.order, 0, &self.model.share, self.kv_blocks()).total()
     }
 
     /// What a step reads: weights but for positions, keys and values.
     fn step_bytes(&self, batch: usize) -> u64 {
-        let (partition, shape) = (self.partition(), &self.shape);
-        let share = partition.share(0);
+        let shape = &self.model.shape;
         let positions = (shape.context * shape.width * size_of::<f32>()) as u64;
-        let position = Pass::block_bytes(shape, share, ELEMENT) / BLOCK_TOKENS as u64;
-        Weights::bytes(shape, 0, share, ELEMENT) - positions + position * ((self.history + 1) * batch) as u64
+        let position = Pass::block_bytes(&self.model) / BLOCK_TOKENS as u64;
+        Weights::bytes(&self.model) - positions + position * ((self.history + 1) * batch) as u64
     }
 
     /// Median seconds of a step of each batch, and the bytes a second of the GPU's memory where it tells.
-    fn seconds(&self, ordinal: u32, with_graphs: bool) -> Result<(Vec<f64>, Option<f64>), Trouble> {
-        let partition = self.partition();
-        let gpu = Gpu::open(ordinal, ELEMENT)?;
+    fn seconds(&self, with_graphs: bool) -> Result<(Vec<f64>, Option<f64>), Trouble> {
+        let gpu = Gpu::open(self.ordinal, self.model.element)?;
         let limit = gpu.memory_bytes_per_s;
-        let share = partition.share(0).clone();
-        let weights = Weights::load(&gpu, None, &self.shape, (0, &share), ELEMENT, 1)?;
-        let held = Held { order: self.order(ordinal), rank: 0, share, element: ELEMENT, weights, gpu };
-        let mut runner = held.runner(self.kv_blocks(), Link::Host(Box::new(Local)), Trace::default(), with_graphs)?;
+        let weights = Weights::load(&gpu, None, &self.model, 1).of_rank(0)?;
+        let held = Held { order: self.order.clone(), model: self.model.clone(), weights, gpu };
+        let mut runner = held.runner(self.kv_blocks(), alone(), Trace::default(), with_graphs)?;
         let medians = self.batches.iter().map(|&batch| {
             let mut seconds = Vec::with_capacity(STEPS);
             for step in 0..STEPS {
@@ -124,7 +111,7 @@ impl Subject {
     }
 
     fn plan(&self, step: u64, batch: usize) -> StepPlan {
-        let sequence = |index: usize| one_token((self.history as u32, (index * self.sequence_blocks()) as u32));
+        let sequence = |index: usize| one_token(self.history, (index * self.sequence_blocks()) as u32);
         StepPlan { step, sequences: (0..batch).map(sequence).collect(), timed: false }
     }
 }

@@ -10,19 +10,23 @@ use nanoinfer_kernels::{
 };
 use nanoinfer_shared::protocol::Wants;
 
-use super::{Lab, Section, values};
-use crate::cuda::{
-    GpuError,
-    answers::{Questions, Words},
-    gpu::Memory,
-    products::{Products, Shape},
+use super::{Lab, Section, Trouble, values};
+use crate::{
+    cpu::step::answer,
+    cuda::{
+        GpuError,
+        answers::{Questions, Words},
+        products::{Products, Shape},
+    },
+    runner::Wanted,
 };
-use crate::{cpu::step::answer, runner::Wanted};
 
 /// f32 sums in another order, and an exponential of another library.
 const F32_TOLERANCE: f64 = 1e-5;
+/// Added to the variance in norms.
+const EPSILON: f32 = 1e-5;
 
-pub(crate) fn check(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
+pub(super) fn check(lab: &Lab, section: &mut Section<'_>) -> Result<(), Trouble> {
     embed(lab, section)?;
     layer_norm(lab, section)?;
     activate(lab, section)?;
@@ -33,53 +37,46 @@ pub(crate) fn check(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError
         answers(lab, section, width)?;
     }
     project(lab, section)?;
-    products(lab, section)
+    products(lab, section)?;
+    Ok(())
 }
 
 fn embed(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
     // Ids on both sides of this rank's slice are other ranks'.
     let (tokens, positions) = ([3, 13, 2, 14, 8], [0, 4, 2, 8, 1]);
-    let (width, first, local) = (37, 3usize, 11);
-    let embedding: Vec<f32> = values(local * width, 1).into_iter().map(|x| lab.round(x)).collect();
-    let wpe = values(9 * width, 2);
-    let memory = (lab.words(&tokens)?, lab.words(&positions)?, lab.rows(&embedding, width)?, lab.floats(&wpe)?);
-    for with_positions in [true, false] {
+    let (width, first, local) = (37, 3, 11);
+    let (embedding, wpe) = (lab.rounded(1.0, local * width, 1), values(9 * width, 2));
+    let arguments = EmbedArguments {
+        tokens: lab.words(&tokens)?,
+        positions: lab.words(&positions)?,
+        embedding: lab.rows(&embedding, width)?,
+        first_token: first as u32,
+        tokens_local: local as u32,
+        width: width as u32,
+        stride: row_stride(width) as u32,
+        ..EmbedArguments::default()
+    };
+    for (what, position_embedding) in [("embed with positions", lab.floats(&wpe)?), ("embed", 0)] {
         let x = lab.empty(tokens.len() * width, 4)?;
-        lab.gpu.launch(
-            Launch::rows(tokens.len()),
-            &EmbedArguments {
-                tokens: memory.0.address(),
-                positions: memory.1.address(),
-                embedding: memory.2.address(),
-                position_embedding: if with_positions { memory.3.address() } else { 0 },
-                x: x.address(),
-                first_token: first as u32,
-                tokens_local: local as u32,
-                width: width as u32,
-                stride: row_stride(width) as u32,
-            },
-        )?;
-        let exact = tokens.iter().zip(positions).flat_map(|(&token, position)| {
-            let row = (token as usize).checked_sub(first).filter(|&row| row < local);
-            let (embedding, wpe) = (&embedding, &wpe);
-            (0..width).map(move |i| {
-                let token = row.map_or(0.0, |row| embedding[row * width + i]);
-                let position = if with_positions { wpe[position as usize * width + i] } else { 0.0 };
-                f64::from(token + position)
-            })
+        lab.gpu.launch(Launch::rows(tokens.len()), &EmbedArguments { position_embedding, x, ..arguments })?;
+        let exact = (0..tokens.len() * width).map(|i| {
+            let (row, column) = (i / width, i % width);
+            let token = (tokens[row] as usize).checked_sub(first).filter(|&token| token < local);
+            let token = token.map_or(0.0, |token| embedding[token * width + column]);
+            let position = if position_embedding == 0 { 0.0 } else { wpe[positions[row] as usize * width + column] };
+            f64::from(token + position)
         });
-        let what = if with_positions { "embed with positions" } else { "embed" };
-        section.compare(what, &lab.read(&x, tokens.len() * width)?, &exact.collect::<Vec<_>>(), 0.0);
+        section.compare(what, &lab.read(x, tokens.len() * width)?, exact, 0.0);
     }
     Ok(())
 }
 
 /// In f64.
-fn normed(x: &[f32], gain: &[f32], shift: &[f32], epsilon: f32) -> Vec<f64> {
+fn normed(x: &[f32], gain: &[f32], shift: &[f32]) -> Vec<f64> {
     let row = |x: &[f32]| {
         let mean = x.iter().map(|&x| f64::from(x)).sum::<f64>() / x.len() as f64;
         let variance = x.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / x.len() as f64;
-        let scale = (variance + f64::from(epsilon)).sqrt().recip();
+        let scale = (variance + f64::from(EPSILON)).sqrt().recip();
         let of = move |(i, &x): (usize, &f32)| (f64::from(x) - mean) * scale * f64::from(gain[i]) + f64::from(shift[i]);
         x.iter().enumerate().map(of).collect::<Vec<_>>()
     };
@@ -87,32 +84,24 @@ fn normed(x: &[f32], gain: &[f32], shift: &[f32], epsilon: f32) -> Vec<f64> {
 }
 
 fn layer_norm(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
-    let (rows, width, epsilon) = (5, 300, 1e-5f32);
+    let (rows, width) = (5, 300);
     let x = values(rows * width, 3);
     let [bias, gain, shift] = [5, 6, 7].map(|seed| values(width, seed));
-    let [bias_at, gain_at, shift_at] = [lab.floats(&bias)?, lab.floats(&gain)?, lab.floats(&shift)?];
-    for (what, wanted) in [("LayerNorm, and a bias", None), ("LayerNorm of wanted rows", Some([4u32, 0, 4]))] {
+    let (gain_at, shift_at) = (lab.floats(&gain)?, lab.floats(&shift)?);
+    for (what, order, list, bias, bias_at) in [
+        ("LayerNorm, and a bias", &[0, 1, 2, 3, 4][..], 0, &bias, lab.floats(&bias)?),
+        ("LayerNorm of wanted rows", &[4, 0, 4], lab.words(&[4, 0, 4])?, &vec![0.0; width], 0),
+    ] {
         let (x_at, out) = (lab.floats(&x)?, lab.rows(&vec![f32::NAN; rows * width], width)?);
-        let list = wanted.map(|rows| lab.words(&rows)).transpose()?;
-        let order: Vec<usize> = wanted.map_or((0..rows).collect(), |rows| rows.map(|row| row as usize).to_vec());
-        let norm = Norm {
-            x: x_at.address(),
-            gain: gain_at.address(),
-            shift: shift_at.address(),
-            rows: list.as_ref().map_or(0, |list| list.address()),
-            width: width as u32,
-            epsilon,
-        };
-        let bias_at = if wanted.is_none() { bias_at.address() } else { 0 };
+        let norm = Norm { x: x_at, gain: gain_at, shift: shift_at, rows: list, width: width as u32, epsilon: EPSILON };
         let stride = row_stride(width) as u32;
-        let arguments = NormArguments { norm, bias: bias_at, out: out.address(), stride, padding: 0 };
+        let arguments = NormArguments { norm, bias: bias_at, out, stride, padding: 0 };
         lab.gpu.launch(Launch::rows(order.len()), &arguments)?;
-        let wanted_x: Vec<f32> = order.iter().flat_map(|&row| x[row * width..][..width].to_vec()).collect();
-        let exact = normed(&wanted_x, &gain, &shift, epsilon);
-        section.compare(what, &lab.read_rows(&out, order.len(), width)?, &exact, lab.tolerance());
-        let bias = |i: usize| if wanted.is_none() { bias[i % width] } else { 0.0 };
-        let left: Vec<f64> = x.iter().enumerate().map(|(i, &x)| f64::from(x + bias(i))).collect();
-        section.compare("the residual stream behind it", &lab.read(&x_at, rows * width)?, &left, 0.0);
+        let wanted: Vec<f32> = order.iter().flat_map(|&row| &x[row * width..][..width]).copied().collect();
+        let got = lab.read_rows(out, order.len(), width)?;
+        section.compare(what, &got, normed(&wanted, &gain, &shift), lab.tolerance());
+        let left = x.iter().enumerate().map(|(i, &x)| f64::from(x + bias[i % width]));
+        section.compare("the residual stream behind it", &lab.read(x_at, rows * width)?, left, 0.0);
     }
     Ok(())
 }
@@ -121,31 +110,27 @@ fn activate(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
     use Activation::{GeluErf, GeluTanh, QuickGelu, Relu, Relu2, Silu, Tanh};
     let (rows, width) = (7, 77);
     let (sums, bias) = (values(rows * width, 8), values(width, 9));
-    let (sums_at, bias_at) = (lab.floats(&sums)?, lab.floats(&bias)?);
+    let arguments = ActivateArguments {
+        sums: lab.floats(&sums)?,
+        bias: lab.floats(&bias)?,
+        count: (rows * width) as u32,
+        width: width as u32,
+        stride: row_stride(width) as u32,
+        ..ActivateArguments::default()
+    };
     // On the CPU an activation is the end of a product; here of one with the unit matrix.
     let mut unit = PackedMatrix::zeros(&Arena::default(), Element::F32, width, width, width);
     let diagonal = (0..width * width).map(|i| if i % (width + 1) == 0 { 1.0 } else { 0.0 });
     unit.set_unit(0, &diagonal.collect::<Vec<_>>());
     let mut cpu = Kernels::new(Isa::detect(), 1, false).expect("the caller is the only thread");
-    for (number, kind) in [GeluTanh, GeluErf, QuickGelu, Relu, Relu2, Silu, Tanh].into_iter().enumerate() {
-        let out = lab.empty(rows * row_stride(width), lab.element.bytes())?;
-        lab.gpu.launch(
-            Launch::elements(rows * width),
-            &ActivateArguments {
-                sums: sums_at.address(),
-                bias: bias_at.address(),
-                out: out.address(),
-                count: (rows * width) as u32,
-                width: width as u32,
-                activation: number as u32,
-                stride: row_stride(width) as u32,
-            },
-        )?;
+    for kind in [GeluTanh, GeluErf, QuickGelu, Relu, Relu2, Silu, Tanh] {
+        let out = lab.empty_elements(rows * row_stride(width))?;
+        let arguments = ActivateArguments { out, activation: kind as u32, ..arguments };
+        lab.gpu.launch(Launch::elements(rows * width), &arguments)?;
         let mut exact = vec![0.0; rows * width];
         cpu.matmul(&sums, &unit, Epilogue::BiasActivation(&bias, kind), &mut exact);
-        let exact: Vec<f64> = exact.into_iter().map(f64::from).collect();
-        let got = lab.read_rows(&out, rows, width)?;
-        section.compare(&format!("activation {kind:?}"), &got, &exact, lab.tolerance());
+        let (got, exact) = (lab.read_rows(out, rows, width)?, exact.into_iter().map(f64::from));
+        section.compare(&format!("activation {kind:?}"), &got, exact, lab.tolerance());
     }
     Ok(())
 }
@@ -155,58 +140,52 @@ struct Text {
     rows: usize,
     heads: usize,
     head_dim: usize,
-    table: [u32; 4],
-    queries: Memory,
-    cache: Memory,
-    words: [Memory; 3],
+    places: QkvPlaces,
 }
 
 impl Text {
+    const TABLE: [u32; 4] = [2, 0, 3, 1];
+
     fn new(lab: &Lab, rows: usize, heads: usize, head_dim: usize) -> Result<Self, GpuError> {
-        let table = [2u32, 0, 3, 1];
-        let positions: Vec<u32> = (0..rows as u32).collect();
-        let stride = heads * head_stride(head_dim);
-        Ok(Self {
-            rows,
-            heads,
-            head_dim,
-            table,
-            queries: lab.empty(rows * stride, lab.element.bytes())?,
-            cache: lab.empty(table.len() * 2 * BLOCK * stride, lab.element.bytes())?,
-            words: [lab.words(&positions)?, lab.words(&vec![0; rows])?, lab.words(&table)?],
-        })
+        let mut text = Self { rows, heads, head_dim, places: QkvPlaces::default() };
+        let (queries, cache) = text.elements();
+        text.places = QkvPlaces {
+            queries: lab.empty_elements(queries)?,
+            cache: lab.empty_elements(cache)?,
+            at: Placement {
+                positions: lab.words(&(0..rows as u32).collect::<Vec<_>>())?,
+                sequences: lab.words(&vec![0; rows])?,
+                tables: lab.words(&Self::TABLE)?,
+            },
+            heads: heads as u32,
+            head_dim: head_dim as u32,
+            head_stride: head_stride(head_dim) as u32,
+            table_blocks: Self::TABLE.len() as u32,
+        };
+        Ok(text)
     }
 
-    fn places(&self) -> QkvPlaces {
-        let [positions, sequences, tables] = self.words.each_ref().map(Memory::address);
-        QkvPlaces {
-            queries: self.queries.address(),
-            cache: self.cache.address(),
-            at: Placement { positions, sequences, tables },
-            heads: self.heads as u32,
-            head_dim: self.head_dim as u32,
-            head_stride: head_stride(self.head_dim) as u32,
-            table_blocks: self.table.len() as u32,
-        }
+    /// Elements of the queries, and of the cache.
+    fn elements(&self) -> (usize, usize) {
+        let stride = self.heads * head_stride(self.head_dim);
+        (self.rows * stride, Self::TABLE.len() * 2 * BLOCK * stride)
     }
 
-    /// Queries and cache, of rows of queries, keys and values side by side.
+    /// Queries and cache.
     fn read(&self, lab: &Lab) -> Result<Vec<f32>, GpuError> {
-        let mut all = lab.read_elements(&self.queries, self.rows * self.heads * head_stride(self.head_dim))?;
-        let cells = self.table.len() * 2 * BLOCK * self.heads * head_stride(self.head_dim);
-        all.extend(lab.read_elements(&self.cache, cells)?);
-        Ok(all)
+        let (queries, cache) = self.elements();
+        Ok([lab.read_elements(self.places.queries, queries)?, lab.read_elements(self.places.cache, cache)?].concat())
     }
 
-    /// What [`Text::read`] should read.
-    fn expected(&self, qkv: &dyn Fn(usize, usize) -> f64) -> Vec<f64> {
+    /// What [`Text::read`] should read, of rows of queries, keys and values side by side.
+    fn expected(&self, qkv: impl Fn(usize, usize) -> f64) -> Vec<f64> {
         let (stride, width) = (head_stride(self.head_dim), self.heads * self.head_dim);
-        let queries = self.rows * self.heads * stride;
-        let mut all = vec![0.0; queries + self.table.len() * 2 * BLOCK * self.heads * stride];
+        let (queries, cache) = self.elements();
+        let mut all = vec![0.0; queries + cache];
         for (row, i) in (0..self.rows).flat_map(|row| (0..width).map(move |i| (row, i))) {
             let (head, d) = (i / self.head_dim, i % self.head_dim);
             all[(row * self.heads + head) * stride + d] = qkv(row, i);
-            let block = self.table[row / BLOCK] as usize * self.heads + head;
+            let block = Self::TABLE[row / BLOCK] as usize * self.heads + head;
             for (half, value) in [qkv(row, width + i), qkv(row, 2 * width + i)].into_iter().enumerate() {
                 all[queries + ((2 * block + half) * BLOCK + row % BLOCK) * stride + d] = value;
             }
@@ -222,34 +201,28 @@ fn attention(lab: &Lab, section: &mut Section<'_>, head_dim: usize) -> Result<()
     let qkv: Vec<f32> = values(rows * 3 * width, head_dim).into_iter().map(|x| x * 0.3).collect();
     let bias: Vec<f32> = values(3 * width, 10).into_iter().map(|x| x * 0.1).collect();
     let text = Text::new(lab, rows, heads, head_dim)?;
-    let (sums, bias_at) = (lab.floats(&qkv)?, lab.floats(&bias)?);
-    let write = WriteKvArguments { to: text.places(), sums: sums.address(), bias: bias_at.address() };
+    let write = WriteKvArguments { to: text.places, sums: lab.floats(&qkv)?, bias: lab.floats(&bias)? };
     lab.gpu.launch(Launch::rows(rows), &write)?;
 
     let stored = |row: usize, i: usize| f64::from(lab.round(qkv[row * 3 * width + i] + bias[i]));
-    section.compare(&format!("KV write, heads of {head_dim}"), &text.read(lab)?, &text.expected(&stored), 0.0);
+    section.compare(&format!("KV write, heads of {head_dim}"), &text.read(lab)?, text.expected(stored), 0.0);
 
     let exact = attention_by_hand(&stored, (rows, heads, head_dim), scale);
     let tiles: Vec<u32> =
         (0..rows).step_by(TILE_ROWS).flat_map(|first| [first as u32, TILE_ROWS.min(rows - first) as u32]).collect();
-    let tiles_at = lab.words(&tiles)?;
     let mut of_both = Vec::new();
-    for tiled in [false, true] {
-        let out = lab.empty(rows * row_stride(width), lab.element.bytes())?;
-        let (name, launch) = Launch::attention(if tiled { tiles.len() / 2 } else { rows }, heads, head_dim, tiled);
-        let arguments = AttendArguments {
-            from: text.places(),
-            out: out.address(),
-            tiles: if tiled { tiles_at.address() } else { 0 },
-            tile_rows: if tiled { TILE_ROWS as u32 } else { 1 },
-            out_stride: row_stride(width) as u32,
-            scale,
-            padding: 0,
-        };
+    for (how, is_tiled, groups, tiles, tile_rows) in [
+        ("rows alone", false, rows, 0, 1),
+        ("rows in tiles", true, tiles.len() / 2, lab.words(&tiles)?, TILE_ROWS as u32),
+    ] {
+        let out = lab.empty_elements(rows * row_stride(width))?;
+        let (name, launch) = Launch::attention(groups, heads, head_dim, is_tiled);
+        let out_stride = row_stride(width) as u32;
+        let arguments = AttendArguments { from: text.places, out, tiles, tile_rows, out_stride, scale, padding: 0 };
         lab.gpu.launch_as(name, launch, &arguments)?;
-        let got = lab.read_rows(&out, rows, width)?;
-        let how = if tiled { "rows in tiles" } else { "rows alone" };
-        section.compare(&format!("{name}, {how}, heads of {head_dim}"), &got, &exact, lab.tolerance());
+        let got = lab.read_rows(out, rows, width)?;
+        let what = format!("{name}, {how}, heads of {head_dim}");
+        section.compare(&what, &got, exact.iter().copied(), lab.tolerance());
         of_both.push(got.into_iter().map(f32::to_bits).collect::<Vec<_>>());
     }
     section.ideally_same(&format!("rows in tiles and alone, heads of {head_dim}"), of_both[0] == of_both[1]);
@@ -283,59 +256,47 @@ fn attention_by_hand(
     out
 }
 
+/// In f64, of a row of inputs with one of weights, both of so many inputs.
+fn product<X: Copy + Into<f64>>(x: &[X], row: usize, weights: &[f32], output: usize, inputs: usize) -> f64 {
+    let (x, weights) = (&x[row * inputs..][..inputs], &weights[output * inputs..][..inputs]);
+    x.iter().zip(weights).map(|(&x, &weight)| x.into() * f64::from(weight)).sum()
+}
+
 /// All that `project` begins and ends with, at sizes that do not divide, and that a row has the same bits among others.
 fn project(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
     // Two rounds of a warp's slices, and a bit; 8 heads of 20 in 3 parts, some more outputs than blocks take at once.
-    let (inputs, heads, head_dim, epsilon) = (600, 8, 20, 1e-5f32);
+    let (inputs, heads, head_dim) = (600, 8, 20);
     let outputs = 3 * heads * head_dim;
-    let rounded = |count, seed| values(count, seed).into_iter().map(|x| lab.round(0.05 * x)).collect::<Vec<_>>();
-    let weights = rounded(outputs * inputs, 13);
+    let weights = lab.rounded(0.05, outputs * inputs, 13);
     let (bias, gain, shift) = (values(outputs, 14), values(inputs, 15), values(inputs, 16));
     let (weights_at, bias_at) = (lab.rows(&weights, inputs)?, lab.floats(&bias)?);
     let (gain_at, shift_at) = (lab.floats(&gain)?, lab.floats(&shift)?);
-    let product = |x: &[f64], row: usize, column: usize| {
-        let terms = (0..inputs).map(|k| x[row * inputs + k] * f64::from(weights[column * inputs + k]));
-        terms.sum::<f64>()
-    };
     let most = Launch::projected_rows(inputs, lab.element, lab.gpu.shared_bytes("project_normed"));
     let mut alone = Vec::new();
     for rows in [1, 2, 9, most] {
-        let x = values(rows * inputs, 17);
-        let ready: Vec<f32> = x.iter().map(|&x| lab.round(x)).collect();
-        let (x_at, ready_at) = (lab.floats(&x)?, lab.rows(&ready, inputs)?);
-        let text = Text::new(lab, rows, heads, head_dim)?;
-        let out = lab.empty(rows * row_stride(outputs), lab.element.bytes())?;
-        let norm = Norm {
-            x: x_at.address(),
-            gain: gain_at.address(),
-            shift: shift_at.address(),
-            rows: 0,
-            width: inputs as u32,
-            epsilon,
-        };
+        let (x, before) = (values(rows * inputs, 17), values(rows * outputs, 18));
+        let ready = lab.rounded(1.0, rows * inputs, 17);
         // f32 differs from f64 by less than rounding turns it over, except at ties: then by a step, which a product hides.
-        let normed: Vec<f64> = normed(&x, &gain, &shift, epsilon);
-        let normed: Vec<f64> = normed.into_iter().map(|x| f64::from(lab.round(x as f32))).collect();
-        let ready: Vec<f64> = ready.into_iter().map(f64::from).collect();
-        let before = values(rows * outputs, 18);
-        let sums_at = lab.floats(&before)?;
+        let normed: Vec<f32> = normed(&x, &gain, &shift).into_iter().map(|x| lab.round(x as f32)).collect();
+        let of_normed = |row, i| product(&normed, row, &weights, i, inputs) + f64::from(bias[i]);
+        let of_ready = |row, i| product(&ready, row, &weights, i, inputs);
+        let all = || (0..rows).flat_map(|row| (0..outputs).map(move |i| (row, i)));
+        let text = Text::new(lab, rows, heads, head_dim)?;
+        let width = inputs as u32;
         let mut arguments = ProjectArguments {
-            norm,
-            inputs: ready_at.address(),
-            weights: weights_at.address(),
-            bias: bias_at.address(),
-            to: text.places(),
-            out: out.address(),
-            sums: sums_at.address(),
+            norm: Norm { x: lab.floats(&x)?, gain: gain_at, shift: shift_at, rows: 0, width, epsilon: EPSILON },
+            inputs: lab.rows(&ready, inputs)?,
+            weights: weights_at,
+            bias: bias_at,
+            to: text.places,
+            out: lab.empty_elements(rows * row_stride(outputs))?,
+            sums: lab.floats(&before)?,
             rows: rows as u32,
             outputs: outputs as u32,
             stride: row_stride(inputs) as u32,
             out_stride: outputs as u32,
             finish: Finish::Qkv as u32,
-            activation: 3,
-        };
-        let of = |x: &dyn Fn(usize, usize) -> f64| {
-            (0..rows * outputs).map(|i| x(i / outputs, i % outputs)).collect::<Vec<_>>()
+            activation: Activation::Relu as u32,
         };
         // Few blocks, so that they take turns.
         let multiprocessors = 5;
@@ -343,29 +304,27 @@ fn project(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
             let (name, launch) = Launch::project(rows, outputs, normed, lab.element, multiprocessors);
             lab.gpu.launch_as(name, launch, arguments)
         };
+        let mut compare = |what, got: &[f32], exact: Vec<f64>, tolerance| {
+            section.compare(&format!("project {rows} rows, {what}"), got, exact, tolerance);
+        };
         run(Some(inputs), &arguments)?;
-        let expected = text.expected(&|row, i| product(&normed, row, i) + f64::from(bias[i]));
-        section.compare(&format!("project {rows} rows, QKV"), &text.read(lab)?, &expected, lab.tolerance());
+        compare("QKV", &text.read(lab)?, text.expected(of_normed), lab.tolerance());
 
         (arguments.finish, arguments.out_stride) = (Finish::Activation as u32, row_stride(outputs) as u32);
         run(Some(inputs), &arguments)?;
-        let expected = of(&|row, i| (product(&normed, row, i) + f64::from(bias[i])).max(0.0));
-        let got = lab.read_rows(&out, rows, outputs)?;
-        section.compare(&format!("project {rows} rows, activation"), &got, &expected, lab.tolerance());
+        let exact = all().map(|(row, i)| of_normed(row, i).max(0.0));
+        compare("activation", &lab.read_rows(arguments.out, rows, outputs)?, exact.collect(), lab.tolerance());
 
         arguments.norm.x = 0;
         (arguments.finish, arguments.out_stride) = (Finish::Residual as u32, outputs as u32);
         run(None, &arguments)?;
-        let expected =
-            of(&|row, i| product(&ready, row, i) + f64::from(bias[i]) + f64::from(before[row * outputs + i]));
-        let got = lab.read(&sums_at, rows * outputs)?;
-        section.compare(&format!("project {rows} rows, residual"), &got, &expected, F32_TOLERANCE);
+        let exact = all().zip(&before).map(|((row, i), &x)| of_ready(row, i) + f64::from(bias[i]) + f64::from(x));
+        compare("residual", &lab.read(arguments.sums, rows * outputs)?, exact.collect(), F32_TOLERANCE);
 
         arguments.bias = 0;
         run(None, &arguments)?;
-        let got = lab.read(&sums_at, rows * outputs)?;
-        let expected = of(&|row, i| product(&ready, row, i));
-        section.compare(&format!("project {rows} rows, partial sums"), &got, &expected, F32_TOLERANCE);
+        let got = lab.read(arguments.sums, rows * outputs)?;
+        compare("partial sums", &got, all().map(|(row, i)| of_ready(row, i)).collect(), F32_TOLERANCE);
         alone.push(got[..outputs].iter().map(|x| x.to_bits()).collect::<Vec<_>>());
     }
     section.ideally_same("a projected row alone and among others", alone.iter().all(|row| *row == alone[0]));
@@ -391,21 +350,19 @@ fn answers(lab: &Lab, section: &mut Section<'_>, width: usize) -> Result<(), Gpu
     let mut staging = lab.gpu.pinned(200 + 20 * wants.len())?;
     let words = questions.write(&mut staging);
     let questions_at = lab.words(&staging.words()[..words])?;
-    let (logits_at, answers_at) = (lab.floats(&logits)?, lab.empty(questions.answer_words(), 4)?);
     let (wants_at, ids_at) = Questions::offsets(taken);
-    let parts_at = lab.empty(questions.part_words(), 4)?;
     let arguments = AnswerArguments {
-        logits: logits_at.address(),
-        wants: questions_at.address() + 4 * wants_at as u64,
-        ids: questions_at.address() + 4 * ids_at as u64,
-        parts: parts_at.address(),
-        answers: answers_at.address(),
+        logits: lab.floats(&logits)?,
+        wants: questions_at + 4 * wants_at as u64,
+        ids: questions_at + 4 * ids_at as u64,
+        parts: lab.empty(questions.part_words(), 4)?,
+        answers: lab.empty(questions.answer_words(), 4)?,
         width: width as u32,
         stride: stride as u32,
     };
     lab.gpu.launch_as("answer_parts", Launch::answer_parts(taken, width), &arguments)?;
     lab.gpu.launch(Launch::answers(taken), &arguments)?;
-    let words = lab.read_words(&answers_at, questions.answer_words())?;
+    let words = lab.read_words(arguments.answers, questions.answer_words())?;
     let (mut lists_agree, mut sums, mut exact) = (true, Vec::new(), Vec::new());
     for (place, wants) in wants.iter().enumerate() {
         let got = questions.answer(&words, place, wants, &vocab);
@@ -418,7 +375,7 @@ fn answers(lab: &Lab, section: &mut Section<'_>, width: usize) -> Result<(), Gpu
             exact.push(if finite { expected.value() } else { 0.0 });
         }
     }
-    section.compare(&format!("log-sum-exps of {width} logits"), &sums, &exact, F32_TOLERANCE);
+    section.compare(&format!("log-sum-exps of {width} logits"), &sums, exact, F32_TOLERANCE);
     section.same(&format!("largest and listed of {width} logits"), lists_agree);
     Ok(())
 }
@@ -426,25 +383,21 @@ fn answers(lab: &Lab, section: &mut Section<'_>, width: usize) -> Result<(), Gpu
 fn products(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
     let mut products = Products::new(&lab.gpu, lab.element)?;
     let (inputs, outputs, stride) = (80, 56, 64);
-    let round = |values: Vec<f32>| values.into_iter().map(|x| lab.round(x)).collect::<Vec<_>>();
-    let weights = round(values(inputs * outputs, 11));
+    let weights = lab.rounded(1.0, inputs * outputs, 11);
     let weights_at = lab.rows(&weights, inputs)?;
-    for (rows, add) in [(17, false), (33, false), (33, true)] {
-        let x = round(values(rows * inputs, 12));
-        let before = values(rows * stride, 19);
+    for (how, rows, add) in [("alone", 17, false), ("alone", 33, false), ("added", 33, true)] {
+        let (x, before) = (lab.rounded(1.0, rows * inputs, 12), values(rows * stride, 19));
         let (x_at, out) = (lab.rows(&x, inputs)?, lab.floats(&before)?);
         let shape = Shape { rows, inputs, outputs, stride };
-        products.multiply(&lab.gpu, shape, weights_at.address(), x_at.address(), out.address(), add)?;
-        let got = lab.read(&out, rows * stride)?;
+        products.multiply(&lab.gpu, shape, weights_at, x_at, out, add)?;
+        let got = lab.read(out, rows * stride)?;
+        let dense: Vec<f32> = got.chunks(stride).flat_map(|row| &row[..outputs]).copied().collect();
         let exact = (0..rows * outputs).map(|i| {
-            let (row, n) = (i / outputs, i % outputs);
-            let terms = (0..inputs).map(|k| f64::from(x[row * inputs + k]) * f64::from(weights[n * inputs + k]));
-            terms.sum::<f64>() + if add { f64::from(before[row * stride + n]) } else { 0.0 }
+            let (row, output) = (i / outputs, i % outputs);
+            let before = if add { f64::from(before[row * stride + output]) } else { 0.0 };
+            product(&x, row, &weights, output, inputs) + before
         });
-        let dense: Vec<f32> = got.chunks(stride).flat_map(|row| row[..outputs].to_vec()).collect();
-        let how = if add { "added" } else { "alone" };
-        let what = format!("product of {rows} rows, {how}");
-        section.compare(&what, &dense, &exact.collect::<Vec<_>>(), F32_TOLERANCE);
+        section.compare(&format!("product of {rows} rows, {how}"), &dense, exact, F32_TOLERANCE);
     }
     Ok(())
 }

@@ -1,12 +1,11 @@
 //! Whole steps of a small model with odd sizes: against the CPU, captured against launched one by one, and over each link.
 
 use std::{
-    fs::File,
-    io::{self, BufWriter, Write},
+    fs,
     path::{Path, PathBuf},
 };
 
-use nanoinfer_checkpoint::{Checkpoint, CheckpointError};
+use nanoinfer_checkpoint::Checkpoint;
 use nanoinfer_shared::{
     ModelShape, Partition,
     comm::{Communicator, Local, Shm, ShmSegment},
@@ -16,14 +15,14 @@ use nanoinfer_shared::{
         Wants,
     },
 };
+use safetensors::{Dtype, tensor::TensorView};
 
-use super::{Lab, Section, values};
+use super::{Lab, Section, Trouble, values};
 use crate::{
     WorkerError, backend,
     cuda::{
-        GpuError, Held,
+        Held,
         error::While,
-        gpu::Memory,
         nccl::{self, Nccl},
     },
     runner::{Link, Runner},
@@ -31,7 +30,7 @@ use crate::{
 };
 
 /// Five heads of 64, a hidden layer of three blocks and a bit, a vocabulary of two blocks and a bit.
-pub(crate) const CONFIG: &str =
+pub(super) const CONFIG: &str =
     r#"{"n_layer":2,"n_head":5,"n_embd":320,"n_inner":200,"vocab_size":157,"n_positions":64}"#;
 const KV_BLOCKS: usize = 12;
 const MAX_SEQS: usize = 4;
@@ -45,55 +44,39 @@ const F32_TOLERANCE: f64 = 1e-4;
 /// Of rounded types, whose rounding takes other ways: relative error over all logits, as for the CPU's own.
 const ROUNDED_TOLERANCE: f64 = 0.02;
 
-/// Why a check could not be made.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Trouble {
-    #[error(transparent)]
-    Worker(#[from] WorkerError),
-    #[error(transparent)]
-    Gpu(#[from] GpuError),
-    #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
-    #[error("the system refused a file or memory: {0}")]
-    System(#[from] io::Error),
-    #[error("a rank panicked")]
-    Panicked,
-}
-
-pub(crate) fn check(gpu: u32, dtype: DType, scratch: &Path, section: &mut Section<'_>) -> Result<(), Trouble> {
+pub(super) fn check(gpu: u32, dtype: DType, scratch: &Path, section: &mut Section<'_>) -> Result<(), Trouble> {
     let model = Small::write(scratch)?;
     // The CPU has no f16; f32 is what both are near to.
     let on_cpu = model.order(Device::Cpu, if dtype == DType::F16 { DType::F32 } else { dtype }, CommKind::Local);
-    let exact = run_all(&mut *model.start(&on_cpu, 0, 1, Link::Host(Box::new(Local)))?)?;
+    let exact = run_all(&mut *model.start(&on_cpu, 0, 1, alone())?)?;
     let order = model.order(Device::Gpus(vec![gpu]), dtype, CommKind::Local);
-    let (mut logits, mut company) = (Vec::new(), None);
-    for with_graphs in [true, false] {
+    let run = |with_graphs| {
         let held = Held::load(&order, gpu, 0, model.partition(1).share(0), &Checkpoint::open(&order.weights)?)?;
-        let mut runner = held.runner(KV_BLOCKS, Link::Host(Box::new(Local)), Trace::default(), with_graphs)?;
-        logits.push(run_all(&mut runner)?);
-        company = Some(alone_and_in_company(&mut runner)?);
-    }
-    compare(section, "steps on the GPU and on the CPU", &logits[1], &exact, dtype);
-    let of_one_size = |logits: &[Vec<f32>]| bits(&logits[..logits.len() - PADDED]);
-    section.same("captured steps and plain launches", of_one_size(&logits[0]) == of_one_size(&logits[1]));
-    compare(section, "captured steps of a batch that is filled up", &logits[0], &exact, dtype);
-    company.iter().for_each(|company| tell_company(section, company));
+        let mut runner = held.runner(KV_BLOCKS, alone(), Trace::default(), with_graphs)?;
+        Ok::<_, Trouble>((run_all(&mut runner)?, alone_and_in_company(&mut runner)?))
+    };
+    let ((captured, _), (plain, company)) = (run(true)?, run(false)?);
+    compare(section, "steps on the GPU and on the CPU", &plain, &exact, dtype);
+    let of_one_size = |logits: &[Vec<f32>]| bits(&logits[..logits.len() - PADDED].concat());
+    section.same("captured steps and plain launches", of_one_size(&captured) == of_one_size(&plain));
+    compare(section, "captured steps of a batch that is filled up", &captured, &exact, dtype);
+    tell_company(section, company);
     Ok(())
 }
 
 /// Whether a row has other bits in a batch, which cublasLt leaves open: no failure, but worth knowing.
-fn tell_company(section: &mut Section<'_>, (alone, together): &(Vec<f32>, Vec<f32>)) {
+fn tell_company(section: &mut Section<'_>, [alone, together]: [Vec<f32>; 2]) {
     let mut sorted = alone.clone();
     sorted.sort_by(f32::total_cmp);
     let margin = sorted[sorted.len() - 1] - sorted[sorted.len() - 2];
-    let worst = alone.iter().zip(together).fold(0.0, |worst: f32, (a, b)| worst.max((a - b).abs()));
-    let same = bits(std::slice::from_ref(alone)) == bits(std::slice::from_ref(together));
+    let worst = alone.iter().zip(&together).fold(0.0, |worst: f32, (a, b)| worst.max((a - b).abs()));
+    let same = bits(&alone) == bits(&together);
     let differs = format!("differs by {worst:.1e}; its two largest logits by {margin:.1e}");
     section.tell("a row alone and in a batch of four", if same { "the same bits".into() } else { differs }, None);
 }
 
 /// Adds up over this GPU and another, plainly and captured. Where there is no other NCCL has nothing to add, and only has to be there.
-pub(crate) fn check_nccl(gpu: u32, peer: u32, section: &mut Section<'_>) -> Result<(), Trouble> {
+pub(super) fn check_nccl(gpu: u32, peer: u32, section: &mut Section<'_>) -> Result<(), Trouble> {
     let nccl = match Nccl::load() {
         Ok(nccl) => nccl,
         Err(error) => {
@@ -109,16 +92,8 @@ pub(crate) fn check_nccl(gpu: u32, peer: u32, section: &mut Section<'_>) -> Resu
         section.tell(&format!("{what}, which one GPU does not need"), "loads and joins".into(), Some(true));
         return Ok(());
     }
-    let sums: Vec<_> = std::thread::scope(|scope| {
-        let ranks = [gpu, peer].into_iter().enumerate().map(|(rank, gpu)| {
-            let id = &id;
-            scope.spawn(move || add_up(nccl, gpu, rank, id))
-        });
-        let ranks: Vec<_> = ranks.collect();
-        ranks.into_iter().map(|rank| rank.join().map_err(|_| Trouble::Panicked)?).collect::<Result<_, _>>()
-    })?;
-    let [first, second] = [0, 1].map(|rank| values(NCCL_COUNT, rank));
-    let exact: Vec<f32> = first.iter().zip(&second).map(|(a, b)| a + b).collect();
+    let sums = on_two_ranks(|rank| add_up(nccl, [gpu, peer][rank], rank, &id))?;
+    let exact: Vec<f32> = values(NCCL_COUNT, 0).iter().zip(values(NCCL_COUNT, 1)).map(|(a, b)| a + b).collect();
     section.same(&format!("{what}, GPUs {gpu} and {peer}"), sums.iter().all(|(plain, _)| *plain == exact));
     section.same(&format!("{what}, the same captured"), sums.iter().all(|(_, captured)| *captured == exact));
     Ok(())
@@ -128,19 +103,18 @@ pub(crate) fn check_nccl(gpu: u32, peer: u32, section: &mut Section<'_>) -> Resu
 fn add_up(nccl: Nccl, gpu: u32, rank: usize, id: &[u8]) -> Result<(Vec<f32>, Vec<f32>), Trouble> {
     let lab = Lab::new(gpu, DType::F32)?;
     let numbers = values(NCCL_COUNT, rank);
-    let memories = [lab.floats(&numbers)?, lab.floats(&numbers)?];
+    let [plain, captured] = [lab.floats(&numbers)?, lab.floats(&numbers)?];
     let communicator = nccl::Communicator::join(nccl, rank, 2, id)?;
     let sums = || {
-        let queue =
-            |memory: &Memory| communicator.all_reduce(memory.address(), numbers.len(), lab.gpu.stream().cu_stream());
+        let queue = |at| communicator.all_reduce(at, numbers.len(), lab.gpu.stream().cu_stream());
         let wait = || lab.gpu.wait("add up", || communicator.check());
-        queue(&memories[0])?;
+        queue(plain)?;
         wait()?;
-        let plain = lab.read(&memories[0], numbers.len())?;
-        let graph = lab.gpu.capture(|| queue(&memories[1]))?;
+        let plain = lab.read(plain, numbers.len())?;
+        let graph = lab.gpu.capture(|| queue(captured))?;
         graph.launch().doing("launch a graph")?;
         wait()?;
-        Ok((plain, lab.read(&memories[1], numbers.len())?))
+        Ok((plain, lab.read(captured, numbers.len())?))
     };
     let sums = sums();
     // Frees a rank whose peer failed, before it gives memory back.
@@ -149,13 +123,13 @@ fn add_up(nccl: Nccl, gpu: u32, rank: usize, id: &[u8]) -> Result<(Vec<f32>, Vec
 }
 
 /// Two ranks, whose partial sums go through the host's memory.
-pub(crate) fn check_shared_gpu(gpu: u32, scratch: &Path, section: &mut Section<'_>) -> Result<(), Trouble> {
+pub(super) fn check_shared_gpu(gpu: u32, scratch: &Path, section: &mut Section<'_>) -> Result<(), Trouble> {
     let model = Small::write(scratch)?;
     let on_cpu = model.order(Device::Cpu, DType::F32, CommKind::Local);
-    let exact = run_all(&mut *model.start(&on_cpu, 0, 1, Link::Host(Box::new(Local)))?)?;
+    let exact = run_all(&mut *model.start(&on_cpu, 0, 1, alone())?)?;
     let segment = ShmSegment::create(2)?;
     let order = model.order(Device::Gpus(vec![gpu]), DType::F32, CommKind::Shm);
-    let run = |rank: usize| {
+    let [left, right] = on_two_ranks(|rank| {
         let comm: Box<dyn Communicator> =
             Box::new(Shm::open(segment.try_clone()?, rank, 2, false).map_err(WorkerError::from)?);
         let mut runner = model.start(&order, rank, 2, Link::Host(comm))?;
@@ -164,19 +138,28 @@ pub(crate) fn check_shared_gpu(gpu: u32, scratch: &Path, section: &mut Section<'
             runner.abort();
         }
         rows
-    };
-    let slices: Vec<_> = std::thread::scope(|scope| {
-        let ranks: Vec<_> = (0..2).map(|rank| scope.spawn(move || run(rank))).collect();
-        ranks.into_iter().map(|rank| rank.join().map_err(|_| Trouble::Panicked)?).collect::<Result<_, _>>()
     })?;
-    let rows: Vec<Vec<f32>> =
-        (0..slices[0].len()).map(|row| slices.iter().flat_map(|s: &Vec<Vec<f32>>| s[row].clone()).collect()).collect();
+    let rows: Vec<Vec<f32>> = left.into_iter().zip(right).map(|(left, right)| [left, right].concat()).collect();
     compare(section, "two ranks on this GPU, through the host's memory", &rows, &exact, DType::F32);
     Ok(())
 }
 
-fn bits(rows: &[Vec<f32>]) -> Vec<u32> {
-    rows.iter().flatten().map(|x| x.to_bits()).collect()
+/// What both ranks of a pair come to, each on a thread of its own.
+fn on_two_ranks<T: Send>(run: impl Fn(usize) -> Result<T, Trouble> + Sync) -> Result<[T; 2], Trouble> {
+    let [first, second] = std::thread::scope(|scope| {
+        let run = &run;
+        [0, 1].map(|rank| scope.spawn(move || run(rank))).map(|rank| rank.join().map_err(|_| Trouble::Panicked)?)
+    });
+    Ok([first?, second?])
+}
+
+/// Of one rank, which has nobody to add up with.
+pub(super) fn alone() -> Link {
+    Link::Host(Box::new(Local))
+}
+
+fn bits(row: &[f32]) -> Vec<u32> {
+    row.iter().map(|x| x.to_bits()).collect()
 }
 
 fn compare(section: &mut Section<'_>, what: &str, got: &[Vec<f32>], exact: &[Vec<f32>], dtype: DType) {
@@ -195,32 +178,25 @@ fn compare(section: &mut Section<'_>, what: &str, got: &[Vec<f32>], exact: &[Vec
 
 /// Logits of prompts, of batches of 1, 2 and 4 that continue them, of a chunk beside a decode, and of a batch of 3.
 fn run_all(runner: &mut dyn Runner) -> Result<Vec<Vec<f32>>, Trouble> {
-    let sequence = |tokens: &[TokenId], start: usize, first_block: u32| {
-        let blocks = (start + tokens.len()).div_ceil(BLOCK_TOKENS) as u32;
-        let wants = Wants::Candidates { k: 3, temperature: 0.8, adjusted: vec![5, 150] };
-        SequenceStep {
-            tokens: tokens.to_vec(),
-            start: start as u32,
-            blocks: (0..blocks).map(|i| BlockId(first_block + i)).collect(),
-            outputs: vec![RowRequest { row: tokens.len() as u32 - 1, wants }],
-        }
+    let sequence = |tokens: Vec<TokenId>, start: usize, first_block: u32| {
+        sequence(tokens, start, first_block, (3, 0.8, vec![5, 150]))
     };
-    let prompt = |seed: u32, length: u32| (0..length).map(|i| (i * 31 + seed * 17) % 157).collect::<Vec<_>>();
+    let prompt = |seed: u32, length: u32| (0..length).map(|i| (i * 31 + seed * 17) % 157).collect();
     let mut plans = vec![
-        vec![sequence(&prompt(1, 33), 0, 0)],
-        vec![sequence(&prompt(2, 5), 0, 3), sequence(&prompt(3, 17), 0, 6), sequence(&prompt(4, 1), 0, 9)],
+        vec![sequence(prompt(1, 33), 0, 0)],
+        vec![sequence(prompt(2, 5), 0, 3), sequence(prompt(3, 17), 0, 6), sequence(prompt(4, 1), 0, 9)],
     ];
     let mut sequences = [(33, 0), (5, 3), (17, 6), (1, 9)];
     let round = |sequences: &mut [(usize, u32)]| {
         let token = 7 * sequences.len() as u32;
         let of = |(length, first_block): &mut (usize, u32)| {
             *length += 1;
-            sequence(&[token], *length - 1, *first_block)
+            sequence(vec![token], *length - 1, *first_block)
         };
         sequences.iter_mut().map(of).collect::<Vec<_>>()
     };
     plans.extend([1, 2, MAX_SEQS].map(|batch| round(&mut sequences[..batch])));
-    plans.push(vec![sequence(&prompt(5, 9), sequences[1].0, 3), sequence(&[11], sequences[0].0, 0)]);
+    plans.push(vec![sequence(prompt(5, 9), sequences[1].0, 3), sequence(vec![11], sequences[0].0, 0)]);
     (sequences[1].0, sequences[0].0) = (sequences[1].0 + 9, sequences[0].0 + 1);
     plans.push(round(&mut sequences[..PADDED]));
     let mut rows = Vec::new();
@@ -233,26 +209,39 @@ fn run_all(runner: &mut dyn Runner) -> Result<Vec<Vec<f32>>, Trouble> {
 }
 
 /// Logits of the same token of the first text, decoded alone and beside three others.
-fn alone_and_in_company(runner: &mut dyn Runner) -> Result<(Vec<f32>, Vec<f32>), Trouble> {
-    let mut first = |texts: &[(u32, u32)]| {
-        runner.run(&StepPlan { step: 100, sequences: texts.iter().copied().map(one_token).collect(), timed: false })?;
+fn alone_and_in_company(runner: &mut dyn Runner) -> Result<[Vec<f32>; 2], Trouble> {
+    let mut first = |texts: &[(usize, u32)]| {
+        let sequences = texts.iter().map(|&(position, first_block)| one_token(position, first_block)).collect();
+        runner.run(&StepPlan { step: 100, sequences, timed: false })?;
         Ok::<_, Trouble>(runner.fetch(&[0])?[0].to_vec())
     };
-    Ok((first(&[(30, 0)])?, first(&[(30, 0), (5, 3), (16, 6), (0, 9)])?))
+    Ok([first(&[(30, 0)])?, first(&[(30, 0), (5, 3), (16, 6), (0, 9)])?])
 }
 
 /// A greedy token at a position of a text whose blocks follow one another.
-pub(crate) fn one_token((position, first_block): (u32, u32)) -> SequenceStep {
+pub(super) fn one_token(position: usize, first_block: u32) -> SequenceStep {
+    sequence(vec![23], position, first_block, (1, 1.0, Vec::new()))
+}
+
+/// Tokens of such a text, and candidates behind the last: how many, their temperature, and adjusted ids.
+fn sequence(
+    tokens: Vec<TokenId>,
+    start: usize,
+    first_block: u32,
+    (k, temperature, adjusted): (u32, f32, Vec<TokenId>),
+) -> SequenceStep {
+    let blocks = (start + tokens.len()).div_ceil(BLOCK_TOKENS) as u32;
+    let row = tokens.len() as u32 - 1;
     SequenceStep {
-        tokens: vec![23],
-        start: position,
-        blocks: (0..position / BLOCK_TOKENS as u32 + 1).map(|i| BlockId(first_block + i)).collect(),
-        outputs: vec![RowRequest { row: 0, wants: Wants::Candidates { k: 1, temperature: 1.0, adjusted: Vec::new() } }],
+        tokens,
+        start: start as u32,
+        blocks: (first_block..first_block + blocks).map(BlockId).collect(),
+        outputs: vec![RowRequest { row, wants: Wants::Candidates { k, temperature, adjusted } }],
     }
 }
 
 /// What a rank of a check is told, on one thread; beside it stands a KV cache of the same type.
-pub(crate) fn order_of(
+pub(super) fn order_of(
     shape: &ModelShape,
     weights: Vec<PathBuf>,
     device: Device,
@@ -288,27 +277,18 @@ impl Small {
     fn write(scratch: &Path) -> Result<Self, Trouble> {
         let shape = ModelShape::from_config_json(CONFIG).expect("the configuration above is sound");
         let path = scratch.join("gpu-check.safetensors");
-        let (mut header, mut end) = (String::from(r#"{"__metadata__":{"format":"pt"}"#), 0);
-        let tensors: Vec<_> = FAMILIES[0].tensors(&shape).collect();
-        for Source { tensor, sizes, .. } in &tensors {
-            let begin = end;
-            end += sizes.iter().product::<usize>() * size_of::<f32>();
-            header += &format!(r#","{tensor}":{{"dtype":"F32","shape":{sizes:?},"data_offsets":[{begin},{end}]}}"#);
-        }
-        header.push('}');
-        header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
-        let mut file = BufWriter::new(File::create(&path)?);
-        file.write_all(&(header.len() as u64).to_le_bytes())?;
-        file.write_all(header.as_bytes())?;
-        for (seed, Source { sizes, may_be_absent, .. }) in tensors.iter().enumerate() {
-            let is_gain = sizes.len() == 1 && !may_be_absent;
-            for x in values(sizes.iter().product(), seed + 1) {
+        let tensors =
+            FAMILIES[0].tensors(&shape).zip(1..).map(|(Source { tensor, sizes, may_be_absent, .. }, seed)| {
                 // Gains around 1, matrices small enough that attention does not become a choice of one.
-                let x = if is_gain { 1.0 + 0.1 * x } else { 0.05 * x };
-                file.write_all(&x.to_le_bytes())?;
-            }
-        }
-        file.flush()?;
+                let (middle, factor) = if sizes.len() == 1 && !may_be_absent { (1.0, 0.1) } else { (0.0, 0.05) };
+                let values = values(sizes.iter().product(), seed).into_iter();
+                (tensor, sizes, values.flat_map(|x| (middle + factor * x).to_le_bytes()).collect::<Vec<u8>>())
+            });
+        let tensors: Vec<_> = tensors.collect();
+        let views = tensors.iter().map(|(name, sizes, bytes)| {
+            (name, TensorView::new(Dtype::F32, sizes.clone(), bytes).expect("as many bytes as the sizes say"))
+        });
+        fs::write(&path, safetensors::serialize(views, None).expect("no name stands twice"))?;
         Ok(Self { shape, path })
     }
 

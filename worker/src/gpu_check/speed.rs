@@ -2,10 +2,10 @@
 
 use std::time::Instant;
 
-use nanoinfer_kernels::cuda::{ActivateArguments, Finish, Launch, Norm, ProjectArguments, QkvPlaces};
+use nanoinfer_kernels::cuda::{ActivateArguments, Finish, Launch, ProjectArguments};
 use nanoinfer_shared::protocol::DType;
 
-use super::{Lab, Section};
+use super::{Lab, Section, Trouble};
 use crate::cuda::{GpuError, GpuInfo, error::While};
 
 const COPY_BYTES: usize = 64 << 20;
@@ -14,7 +14,7 @@ const LAUNCHES: usize = 200;
 /// Of a square matrix.
 const WIDTH: usize = 4096;
 
-pub(crate) fn measure(gpu: &GpuInfo, section: &mut Section<'_>) -> Result<(), GpuError> {
+pub(super) fn measure(gpu: &GpuInfo, section: &mut Section<'_>) -> Result<(), Trouble> {
     let GpuInfo { compute_capability: (major, minor), free_bytes, total_bytes, .. } = gpu;
     section.tell("compute capability", format!("{major}.{minor}"), None);
     let gb = |bytes: u64| bytes as f64 / 1e9;
@@ -22,7 +22,8 @@ pub(crate) fn measure(gpu: &GpuInfo, section: &mut Section<'_>) -> Result<(), Gp
     let lab = Lab::new(gpu.ordinal, DType::Bf16)?;
     copies(&lab, section)?;
     launches(&lab, section)?;
-    projections(&lab, section)
+    projections(&lab, section)?;
+    Ok(())
 }
 
 /// Seconds of `queue` and all that it queues, the second time.
@@ -52,10 +53,8 @@ fn copies(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
 }
 
 fn launches(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
-    let memory = lab.empty(256, 4)?;
-    let (count, width) = (1, 1);
-    let at = memory.address();
-    let nothing = ActivateArguments { sums: at, bias: at, out: at, count, width, activation: 3, stride: 32 };
+    let at = lab.empty(256, 4)?;
+    let nothing = ActivateArguments { sums: at, bias: at, out: at, count: 1, width: 1, activation: 3, stride: 32 };
     let queue = || (0..LAUNCHES).try_for_each(|_| lab.gpu.launch(Launch::elements(1), &nothing));
     let us = |seconds: f64| format!("{:.2} µs", seconds / LAUNCHES as f64 * 1e6);
     section.tell("a launch, one after the other", us(seconds(lab, &queue)?), None);
@@ -72,28 +71,21 @@ fn projections(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
     // So many that the cache holds few of them until they are read again.
     let matrices = (4 * lab.gpu.cache_bytes).div_ceil(bytes).max(1);
     let weights = lab.empty(matrices * bytes, 1)?;
-    let (inputs, sums) = (lab.empty(WIDTH, lab.element.bytes())?, lab.empty(WIDTH, 4)?);
-    let (name, launch) = Launch::project(1, WIDTH, None, lab.element, lab.gpu.multiprocessors);
-    let queue = || {
-        (0..matrices).try_for_each(|matrix| {
-            let arguments = ProjectArguments {
-                norm: Norm::default(),
-                inputs: inputs.address(),
-                weights: weights.at(matrix * bytes, bytes),
-                bias: 0,
-                to: QkvPlaces::default(),
-                out: 0,
-                sums: sums.address(),
-                rows: 1,
-                outputs: WIDTH as u32,
-                stride: WIDTH as u32,
-                out_stride: WIDTH as u32,
-                finish: Finish::Logits as u32,
-                activation: 0,
-            };
-            lab.gpu.launch_as(name, launch, &arguments)
-        })
+    let width = WIDTH as u32;
+    let layer = ProjectArguments {
+        inputs: lab.empty_elements(WIDTH)?,
+        sums: lab.empty(WIDTH, 4)?,
+        rows: 1,
+        outputs: width,
+        stride: width,
+        out_stride: width,
+        finish: Finish::Logits as u32,
+        ..ProjectArguments::default()
     };
+    let (name, launch) = Launch::project(1, WIDTH, None, lab.element, lab.gpu.multiprocessors);
+    let of_each =
+        || (0..matrices).map(|matrix| ProjectArguments { weights: weights + (matrix * bytes) as u64, ..layer });
+    let queue = || of_each().try_for_each(|layer| lab.gpu.launch_as(name, launch, &layer));
     rate(section, "reading weights, bf16 layers of one row", matrices * bytes, seconds(lab, &queue)?);
     let graph = lab.gpu.capture(queue)?;
     let launch = || graph.launch().doing("launch a graph");
