@@ -4,7 +4,7 @@ use std::{io, net::SocketAddr, path::PathBuf};
 
 use nanoinfer_coordinator::{engine::StartError, kv_budget::KvTooSmall, text::TextError};
 use nanoinfer_shared::{PartitionError, handshake::HandshakeError, link::LinkError};
-use nanoinfer_worker::{WorkerError, cuda::GpuError};
+use nanoinfer_worker::{Unfit, WorkerError, cuda::GpuError};
 
 use crate::{model::ModelError, output::OutputError, rank_end::RankEnd};
 
@@ -34,6 +34,9 @@ pub enum LaunchError {
     /// A GPU that was asked for cannot be used.
     #[error(transparent)]
     Gpu(#[from] GpuError),
+    /// The CPU does not compute in what was asked for.
+    #[error(transparent)]
+    Unfit(#[from] Unfit),
     /// Not one sequence of full length fits.
     #[error(transparent)]
     KvMemory(#[from] KvTooSmall),
@@ -141,6 +144,7 @@ impl LaunchError {
             | Self::Partition(_)
             | Self::KvMemory(_)
             | Self::Gpu(_)
+            | Self::Unfit(_)
             | Self::Secret { .. } => 2,
             _ => 1,
         }

@@ -84,7 +84,7 @@ impl Plan {
             Err(_) => None,
         };
         match too_little {
-            Some(error) => Self::on(device::on_cpu(config, Some(&error))?, config, placement, model),
+            Some(error) => Self::on(device::on_cpu(config, &model.shape, Some(&error))?, config, placement, model),
             None => plan,
         }
     }

@@ -5,38 +5,22 @@
 
 pub mod load;
 pub mod pack;
-pub mod pool;
-pub mod pass;
-pub mod step;
+pub(crate) mod pool;
+pub(crate) mod pass;
+pub(crate) mod step;
 
 use nanoinfer_checkpoint::Checkpoint;
-use nanoinfer_kernels::{Isa, Kernels, MAX_HEAD_DIM, keep_on};
-use nanoinfer_shared::{
-    ModelShape, Share,
-    protocol::{DType, LoadOrder},
-};
+use nanoinfer_kernels::{Isa, Kernels, keep_on};
+use nanoinfer_shared::{Share, protocol::LoadOrder};
 
 use self::{load::Shard, pass::Pass, pool::KvPool, step::StepRunner};
 use crate::{
-    WorkerError, memory,
+    WorkerError,
+    fit::fits,
+    memory,
     runner::{Link, Loaded, RankMemory, Runner, threads},
     trace::Trace,
 };
-
-/// Whether the CPU computes such a model in such types.
-///
-/// # Errors
-/// Says what it does not do.
-pub(crate) fn fits(shape: &ModelShape, dtype: DType, kv_dtype: DType) -> Result<(), WorkerError> {
-    let head_dim = shape.attention.head_dim;
-    if head_dim > MAX_HEAD_DIM {
-        return Err(WorkerError::HeadTooWide { head_dim, limit: MAX_HEAD_DIM });
-    }
-    if [dtype, kv_dtype].contains(&DType::F16) {
-        return Err(WorkerError::HalfOnCpu);
-    }
-    Ok(())
-}
 
 /// What a rank will take of its host's memory, without a data link.
 pub(crate) fn memory(order: &LoadOrder, share: &Share, kv_blocks: usize) -> RankMemory {
@@ -69,7 +53,7 @@ impl Held {
         checkpoint: impl FnOnce() -> Result<Checkpoint, WorkerError>,
     ) -> Result<Self, WorkerError> {
         let isa = isa_of(order)?;
-        fits(&order.shape, order.dtype, order.kv_dtype)?;
+        fits(&order.device, &order.shape, order.dtype, order.kv_dtype)?;
         // Before anything is taken: what the system refuses later ends the process without a word. Blocks and the link come
         // later, when the coordinator has counted what is free.
         let (needed, max_batched_tokens) = (memory(order, share, 0).total(), order.max_batched_tokens);
@@ -110,7 +94,8 @@ impl Loaded for Held {
         }
         tracing::info!(rank, isa = kernels.isa().name(), kv_blocks, "ready");
         let tokens = order.max_batched_tokens;
-        let pass = Pass::new(order.shape, share, shard, kv, comm, kernels, tokens).with_trace(trace);
+        let mut pass = Pass::new(order.shape, share, shard, kv, comm, kernels, tokens);
+        pass.trace = trace;
         Ok(Box::new(StepRunner::new(pass, tokens, order.max_seqs)))
     }
 }

@@ -1,9 +1,9 @@
 //! A rank on a GPU. No part of CUDA is linked: driver, cublasLt and NCCL are found at run time, and what is missing is named.
 //!
-//! Reading order: [`find`](mod@find) looks for libraries and GPUs; [`gpu`] is one GPU with its stream, memory and kernels; [`load`] copies a
-//! rank's slices there; [`pass`] queues a forward pass of kernels, layers ([`linear`], [`products`]) and reductions ([`nccl`], or over the
-//! host);
-//! [`inputs`] and [`answers`] are what goes up and comes back; [`step`] turns plans into answers, decode steps as captured graphs.
+//! Reading order: [`find`](mod@find) looks for libraries and GPUs; [`gpu`] is one GPU with its stream, memory and kernels; [`model`] is what
+//! of a model a rank computes, whose slices [`load`] copies there; [`pass`] queues a forward pass of kernels, layers ([`linear`],
+//! [`products`]) and reductions ([`nccl`], or over the host); [`inputs`] and [`answers`] are what goes up and comes back; [`step`] turns
+//! plans into answers, decode steps as captured graphs. What fails becomes an error of the rank in [`failure`].
 //! The kernels are in `worker/kernels/cuda/`. See `docs/gpu.md`.
 
 pub(crate) mod answers;
@@ -25,10 +25,9 @@ pub(crate) mod products;
 pub(crate) mod step;
 
 use nanoinfer_checkpoint::Checkpoint;
-use nanoinfer_kernels::cuda::MAX_HEAD_DIM;
 use nanoinfer_shared::{
-    ModelShape, Share,
-    protocol::{CommKind, DType, LoadOrder},
+    Share,
+    protocol::{CommKind, LoadOrder},
 };
 
 pub use self::{
@@ -47,27 +46,10 @@ use self::{
 use crate::{
     WorkerError,
     bounds::Bounds,
+    fit::fits,
     runner::{Link, Loaded, RankMemory, Runner, threads},
     trace::Trace,
 };
-
-/// Whether the kernels have what a model needs, in such types.
-///
-/// # Errors
-/// Says what they have not.
-pub fn fits(shape: &ModelShape, dtype: DType, kv_dtype: DType) -> Result<(), GpuError> {
-    let head_dim = shape.attention.head_dim;
-    if dtype == DType::Int8 {
-        return Err(GpuError::DType { dtype });
-    }
-    if kv_dtype != dtype {
-        return Err(GpuError::KvDType { dtype, kv_dtype });
-    }
-    if head_dim > MAX_HEAD_DIM {
-        return Err(GpuError::HeadTooWide { head_dim, limit: MAX_HEAD_DIM });
-    }
-    Ok(())
-}
 
 /// The version of NCCL, where it is found.
 ///
@@ -120,7 +102,7 @@ impl Held {
         checkpoint: &Checkpoint,
     ) -> Result<Self, WorkerError> {
         let load = || {
-            fits(&order.shape, order.dtype, order.kv_dtype)?;
+            fits(&order.device, &order.shape, order.dtype, order.kv_dtype).map_err(GpuError::Unfit)?;
             let model = RankModel::new(order, rank, share);
             let _context = find::open_one(ordinal)?;
             let gpu = Gpu::open(ordinal, model.element)?;

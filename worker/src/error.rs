@@ -9,7 +9,7 @@ use nanoinfer_shared::{
     protocol::{BlockId, TokenId},
 };
 
-use crate::cuda::GpuError;
+use crate::{cuda::GpuError, fit::Unfit};
 
 /// Why a rank cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -55,14 +55,9 @@ pub enum WorkerError {
         /// Why not.
         source: io::Error,
     },
-    /// A head wider than the kernels' scratch.
-    #[error("heads of {head_dim} are wider than the limit of {limit}")]
-    HeadTooWide {
-        /// The model's.
-        head_dim: usize,
-        /// The kernels'.
-        limit: usize,
-    },
+    /// The CPU does not compute what is asked.
+    #[error(transparent)]
+    Unfit(#[from] Unfit),
     /// A GPU cannot be used, or failed.
     #[error("rank {rank}: {source}")]
     Gpu {
@@ -71,9 +66,6 @@ pub enum WorkerError {
         /// How.
         source: GpuError,
     },
-    /// IEEE half precision where no GPU is.
-    #[error("f16 is for GPUs\n  hint: --dtype bf16; checkpoints of any element type load into it")]
-    HalfOnCpu,
     /// NCCL where no GPU is.
     #[error("rank {rank} was told to use NCCL, and computes on a CPU\n  hint: --comm shm or tcp")]
     NcclOnCpu {

@@ -18,12 +18,14 @@ mod backend;
 mod bounds;
 mod element;
 mod error;
+mod fit;
 mod memory;
 mod progress;
 mod runner;
 
 pub use backend::memory as rank_memory;
 pub use error::WorkerError;
+pub use fit::{Unfit, fits};
 pub use memory::free_bytes;
 pub use runner::RankMemory;
 

@@ -8,7 +8,11 @@ use nanoinfer_shared::{
     ModelShape,
     protocol::{DType, Device},
 };
-use nanoinfer_worker::cuda::{self, Found, GpuError, GpuInfo};
+use nanoinfer_worker::{
+    Unfit,
+    cuda::{Found, GpuError, GpuInfo},
+    fits,
+};
 
 use super::placement::Placement;
 use crate::{
@@ -42,7 +46,7 @@ pub(super) fn choose(
 ) -> Result<Chosen, LaunchError> {
     let on_gpus = |wanted: &[u32]| {
         let (dtype, kv_dtype) = types(config, DType::Bf16);
-        cuda::fits(shape, dtype, kv_dtype)?;
+        fits(&Device::Gpus(Vec::new()), shape, dtype, kv_dtype)?;
         let (ordinals, gpus, passed_over) = match placement {
             Placement::Here => {
                 let Found { gpus, passed_over } = find(wanted, config.nproc)?;
@@ -55,9 +59,9 @@ pub(super) fn choose(
         Ok::<_, GpuError>(Chosen { device: Device::Gpus(ordinals), gpus, dtype, kv_dtype, instead: None, passed_over })
     };
     match (&config.device, placement) {
-        (DeviceChoice::Cpu, _) | (DeviceChoice::Auto, Placement::Elsewhere) => on_cpu(config, None),
+        (DeviceChoice::Cpu, _) | (DeviceChoice::Auto, Placement::Elsewhere) => on_cpu(config, shape, None),
         (DeviceChoice::Cuda(wanted), _) => Ok(on_gpus(wanted)?),
-        (DeviceChoice::Auto, Placement::Here) => on_gpus(&[]).or_else(|error| on_cpu(config, Some(&error))),
+        (DeviceChoice::Auto, Placement::Here) => on_gpus(&[]).or_else(|error| on_cpu(config, shape, Some(&error))),
     }
 }
 
@@ -65,15 +69,17 @@ pub(super) fn choose(
 ///
 /// # Errors
 /// When the types are not for CPUs.
-pub(super) fn on_cpu(config: &ClusterConfig, instead: Option<&dyn fmt::Display>) -> Result<Chosen, LaunchError> {
+pub(super) fn on_cpu(
+    config: &ClusterConfig,
+    shape: &ModelShape,
+    instead: Option<&dyn fmt::Display>,
+) -> Result<Chosen, LaunchError> {
     let instead = instead.map(first_line);
     let (dtype, kv_dtype) = types(config, nanoinfer_worker::default_dtype());
-    if dtype == DType::F16 || kv_dtype == DType::F16 {
-        let why = instead.as_ref().map_or(String::new(), |why| format!(", and none is used: {why}"));
-        return Err(LaunchError::Usage {
-            problem: format!("f16 is for GPUs{why}"),
-            hint: "--dtype bf16; checkpoints of any element type load into it".into(),
-        });
+    // That heads are too wide is for the ranks to say.
+    if let Err(Unfit::HalfOnCpu { .. }) = fits(&Device::Cpu, shape, dtype, kv_dtype) {
+        let why = instead.map_or(String::new(), |why| format!(", and none is used: {why}"));
+        return Err(Unfit::HalfOnCpu { why }.into());
     }
     Ok(Chosen { device: Device::Cpu, gpus: Vec::new(), dtype, kv_dtype, instead, passed_over: Vec::new() })
 }

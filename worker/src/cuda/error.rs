@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use cudarc::{cublaslt::result::CublasError, driver::DriverError};
-use nanoinfer_shared::protocol::DType;
+
+use crate::fit::Unfit;
 
 /// Why a GPU cannot be used, or failed.
 #[derive(Debug, thiserror::Error)]
@@ -105,30 +106,9 @@ pub enum GpuError {
         /// For what.
         what: &'static str,
     },
-    /// An element type that the kernels have not.
-    #[error("{dtype} is for CPUs\n  hint: --dtype bf16 or f16, or --device cpu")]
-    DType {
-        /// As asked for.
-        dtype: DType,
-    },
-    /// A KV cache of another type than the weights.
-    #[error(
-        "on a GPU the KV cache has the type of the weights, {dtype}, not {kv_dtype}\n  hint: leave --kv-dtype away"
-    )]
-    KvDType {
-        /// Of the weights.
-        dtype: DType,
-        /// As asked for.
-        kv_dtype: DType,
-    },
-    /// A head wider than the kernels' registers.
-    #[error("heads of {head_dim} are wider than the kernels' {limit}\n  hint: --device cpu")]
-    HeadTooWide {
-        /// The model's.
-        head_dim: usize,
-        /// The kernels'.
-        limit: usize,
-    },
+    /// The kernels do not compute what is asked.
+    #[error(transparent)]
+    Unfit(#[from] Unfit),
     /// The driver refused something.
     #[error("cannot {doing}: {source}")]
     Driver {

@@ -25,6 +25,7 @@ use nanoinfer_kernels::{
 use nanoinfer_shared::protocol::DType;
 
 use super::error::{GpuError, While};
+use crate::fit::Unfit;
 
 /// How long the GPU may take for what is queued: far above any step, so that only a lost peer or a fault meets it.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -66,28 +67,23 @@ impl Gpu {
         // The null stream cannot be captured.
         let stream = context.new_stream().doing("make a stream")?;
         let done = context.new_event(None).doing("make an event")?;
-        let name = context.name().doing("ask for the GPU's name")?;
-        let ptx = ptx(element).ok_or(GpuError::DType { dtype: DType::Int8 })?;
+        let ptx = ptx(element).ok_or(Unfit::OnlyOnCpu { dtype: DType::Int8 })?;
         let ptx = CString::new(ptx).expect("PTX has no zero bytes");
         // SAFETY: text that ends with a zero; the context is bound to this thread.
         let module = unsafe { result::module::load_data(ptx.as_ptr().cast()) }.doing("compile the kernels")?;
         let attribute = |which| context.attribute(which).doing("ask for the GPU's sizes");
-        let multiprocessors = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
-        let cache_bytes = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)? as usize;
         let clock_khz = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)?;
         let width_bits = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)?;
         // Two transfers a clock.
         let memory_bytes_per_s = f64::from(clock_khz) * 1e3 * 2.0 * f64::from(width_bits) / 8.0;
-        let memory_bytes_per_s = Some(memory_bytes_per_s).filter(|&rate| rate > 0.0);
         let shared = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
-        let functions = HashMap::new();
         let mut gpu = Self {
             ordinal,
-            name,
-            multiprocessors,
-            cache_bytes,
-            memory_bytes_per_s,
-            functions,
+            name: context.name().doing("ask for the GPU's name")?,
+            multiprocessors: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize,
+            cache_bytes: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)? as usize,
+            memory_bytes_per_s: Some(memory_bytes_per_s).filter(|&rate| rate > 0.0),
+            functions: HashMap::new(),
             done,
             stream,
             module,
@@ -200,19 +196,11 @@ impl Gpu {
             return Ok(());
         }
         let mut parameters = [std::ptr::from_ref(arguments).cast_mut().cast()];
-        let function = self.functions[name].handle;
+        let (function, stream) = (self.functions[name].handle, self.stream.cu_stream());
+        let (grid, block) = ((grid.0, grid.1, 1), (threads, 1, 1));
         // SAFETY: `Arguments` promises the kernel's layout; the driver copies the struct before it returns.
-        unsafe {
-            result::launch_kernel(
-                function,
-                (grid.0, grid.1, 1),
-                (threads, 1, 1),
-                shared_bytes,
-                self.stream.cu_stream(),
-                &mut parameters,
-            )
-        }
-        .doing("launch a kernel")
+        unsafe { result::launch_kernel(function, grid, block, shared_bytes, stream, &mut parameters) }
+            .doing("launch a kernel")
     }
 
     /// What is queued from now on becomes a graph, and is not run.
