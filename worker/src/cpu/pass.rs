@@ -28,24 +28,24 @@ use crate::{
 
 /// One token of a step.
 #[derive(Clone, Copy, Debug)]
-pub struct Row<'a> {
+pub(super) struct Row<'a> {
     /// Its id.
-    pub token: TokenId,
+    pub(super) token: TokenId,
     /// Its position in its sequence.
-    pub position: usize,
+    pub(super) position: usize,
     /// Block table of its sequence.
-    pub blocks: &'a [u32],
+    pub(super) blocks: &'a [u32],
 }
 
 /// A rank's model, ready to run.
-pub struct Pass {
-    shape: ModelShape,
-    share: Share,
+pub(crate) struct Pass {
+    pub(super) shape: ModelShape,
+    pub(super) share: Share,
     shard: Shard,
-    kv: KvPool,
+    pub(super) kv: KvPool,
     comm: Box<dyn Communicator>,
-    kernels: Kernels,
-    trace: Trace,
+    pub(super) kernels: Kernels,
+    pub(super) trace: Trace,
     /// Time in reductions since it was last asked for.
     reducing: Duration,
     buffers: Buffers,
@@ -83,12 +83,12 @@ impl Buffers {
 
 impl Pass {
     /// Bytes of activations for steps of up to `tokens` tokens.
-    pub fn activation_bytes(shape: &ModelShape, share: &Share, tokens: usize) -> u64 {
+    pub(crate) fn activation_bytes(shape: &ModelShape, share: &Share, tokens: usize) -> u64 {
         (tokens * buffer_widths(shape, share).iter().sum::<usize>() * size_of::<f32>()) as u64
     }
 
     /// A model over its parts, for steps of up to `max_batched_tokens`.
-    pub fn new(
+    pub(crate) fn new(
         shape: ModelShape,
         share: Share,
         shard: Shard,
@@ -101,43 +101,13 @@ impl Pass {
         Self { shape, share, shard, kv, comm, kernels, trace: Trace::default(), reducing: Duration::ZERO, buffers }
     }
 
-    /// The same, with a timeline of its steps.
-    pub fn with_trace(self, trace: Trace) -> Self {
-        Self { trace, ..self }
-    }
-
-    /// Sizes of the model.
-    pub fn shape(&self) -> &ModelShape {
-        &self.shape
-    }
-
-    /// What of it this rank holds.
-    pub fn share(&self) -> &Share {
-        &self.share
-    }
-
-    /// Blocks of the KV pool.
-    pub fn kv_blocks(&self) -> usize {
-        self.kv.blocks()
-    }
-
-    /// The kernels, for work on logits.
-    pub fn kernels(&mut self) -> &mut Kernels {
-        &mut self.kernels
-    }
-
-    /// The timeline, for marks outside the model.
-    pub(crate) fn trace(&mut self) -> &mut Trace {
-        &mut self.trace
-    }
-
     /// Time in reductions since the last call, waiting for others included.
-    pub(crate) fn take_reducing(&mut self) -> Duration {
+    pub(super) fn take_reducing(&mut self) -> Duration {
         std::mem::take(&mut self.reducing)
     }
 
     /// Frees peers that wait for this rank.
-    pub fn abort(&self) {
+    pub(super) fn abort(&self) {
         self.comm.abort();
     }
 
@@ -148,7 +118,7 @@ impl Pass {
     ///
     /// # Panics
     /// When rows were not checked against the vocabulary, the positions and the pool, or are more than the buffers hold.
-    pub fn forward(&mut self, step: u64, rows: &[Row<'_>]) -> Result<(), CommError> {
+    pub(super) fn forward(&mut self, step: u64, rows: &[Row<'_>]) -> Result<(), CommError> {
         self.embed(step, rows)?;
         let attending = rows.iter().map(|row| AttentionRow { blocks: row.blocks, positions: row.position + 1 });
         let attending = AttentionRows::new(attending.collect());
@@ -164,7 +134,7 @@ impl Pass {
     }
 
     /// Logits `[R, V_local]` after the given rows of the last forward pass, in `out`.
-    pub fn logits(&mut self, rows: &[usize], out: &mut [f32]) {
+    pub(super) fn logits(&mut self, rows: &[usize], out: &mut [f32]) {
         let c = self.shape.width;
         let Buffers { x, normed, partial, .. } = &mut self.buffers;
         let (gathered, normed) = (&mut partial[..rows.len() * c], &mut normed[..rows.len() * c]);
@@ -200,7 +170,7 @@ impl Pass {
 
     fn attention(&mut self, step: u64, layer: usize, rows: &AttentionRows<'_>) -> Result<(), CommError> {
         let (t, c) = (rows.len(), self.shape.width);
-        let width = self.kv.layout().width();
+        let width = self.kv.layout.width();
         let weights = &self.shard.layers[layer];
         let Buffers { x, normed, qkv, mixed, partial, .. } = &mut self.buffers;
         let (x, normed, partial) = (&mut x[..t * c], &mut normed[..t * c], &mut partial[..t * c]);
@@ -210,10 +180,10 @@ impl Pass {
         self.trace.lap(Category::Rows, "LayerNorm");
         self.kernels.matmul(normed, &weights.qkv.weights, Epilogue::Bias(&weights.qkv.bias), qkv);
         self.trace.lap(Category::Product, "QKV");
-        self.kernels.write_kv(self.kv.layer_mut(layer), rows, qkv);
+        self.kernels.write_kv(&mut self.kv.layers[layer], rows, qkv);
         self.trace.lap(Category::Rows, "KV write");
         let scale = self.shape.attention.scale(layer);
-        self.kernels.attention(self.kv.layer(layer), rows, qkv, scale, mixed);
+        self.kernels.attention(&self.kv.layers[layer], rows, qkv, scale, mixed);
         self.trace.lap(Category::Attention, "attention");
         let projection = &weights.attention_output;
         self.kernels.matmul(mixed, &projection.weights, Epilogue::None, partial);

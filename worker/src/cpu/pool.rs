@@ -16,43 +16,24 @@ const _: () = assert!(BLOCK_TOKENS == KvLayout::BLOCK);
 
 /// Keys and values of all layers.
 #[derive(Debug)]
-pub struct KvPool {
-    layout: KvLayout,
-    blocks: usize,
-    layers: Vec<KvLayer>,
+pub(crate) struct KvPool {
+    /// Of a layer's part.
+    pub(crate) layout: KvLayout,
+    pub(crate) blocks: usize,
+    pub(crate) layers: Vec<KvLayer>,
 }
 
 impl KvPool {
     /// A pool of `blocks` blocks for the heads of `share`.
-    pub fn new(shape: &ModelShape, share: &Share, dtype: DType, blocks: usize) -> Self {
+    pub(crate) fn new(shape: &ModelShape, share: &Share, dtype: DType, blocks: usize) -> Self {
         let layout = layout(shape, share);
         let layers = (0..shape.layers).map(|_| KvLayer::zeros(element(dtype), layout, blocks)).collect();
         Self { layout, blocks, layers }
     }
 
     /// Bytes of one block of all layers.
-    pub fn block_bytes(shape: &ModelShape, share: &Share, dtype: DType) -> u64 {
+    pub(crate) fn block_bytes(shape: &ModelShape, share: &Share, dtype: DType) -> u64 {
         (shape.layers * layout(shape, share).block_bytes(element(dtype))) as u64
-    }
-
-    /// Shape of a layer's part.
-    pub fn layout(&self) -> KvLayout {
-        self.layout
-    }
-
-    /// Number of blocks.
-    pub fn blocks(&self) -> usize {
-        self.blocks
-    }
-
-    /// One layer's part.
-    pub fn layer(&self, layer: usize) -> &KvLayer {
-        &self.layers[layer]
-    }
-
-    /// One layer's part, to write to.
-    pub fn layer_mut(&mut self, layer: usize) -> &mut KvLayer {
-        &mut self.layers[layer]
     }
 }
 

@@ -23,7 +23,7 @@ use crate::{
 const LOGIT_ROWS: usize = 32;
 
 /// A rank's model with the buffers for its answers.
-pub struct StepRunner {
+pub(crate) struct StepRunner {
     pass: Pass,
     bounds: Bounds,
     /// `[LOGIT_ROWS, V_local]`.
@@ -38,20 +38,20 @@ pub struct StepRunner {
 
 impl StepRunner {
     /// Bytes of the buffers that [`StepRunner::new`] makes.
-    pub fn buffer_bytes(share: &Share, max_seqs: usize) -> u64 {
+    pub(crate) fn buffer_bytes(share: &Share, max_seqs: usize) -> u64 {
         ((LOGIT_ROWS + max_seqs) * share.vocab.len() * size_of::<f32>()) as u64
     }
 
     /// A runner for steps of up to `max_batched_tokens` tokens and `max_seqs` rows of candidates.
-    pub fn new(pass: Pass, max_batched_tokens: usize, max_seqs: usize) -> Self {
-        let width = pass.share().vocab.len();
+    pub(crate) fn new(pass: Pass, max_batched_tokens: usize, max_seqs: usize) -> Self {
+        let width = pass.share.vocab.len();
         let (logits, kept) = (vec![0.0; LOGIT_ROWS * width], vec![LogitSlice::default(); max_seqs]);
-        let bounds = Bounds { max_batched_tokens, max_seqs, kv_blocks: pass.kv_blocks() };
+        let bounds = Bounds { max_batched_tokens, max_seqs, kv_blocks: pass.kv.blocks };
         Self { pass, bounds, logits, kept, kept_rows: Vec::new(), step: 0 }
     }
 
     fn answers(&mut self, wanted: &[Wanted<'_>]) -> Vec<RowSlice> {
-        let Share { vocab, .. } = self.pass.share().clone();
+        let vocab = self.pass.share.vocab.clone();
         let width = vocab.len();
         let mut answers = Vec::with_capacity(wanted.len());
         self.kept_rows.clear();
@@ -65,12 +65,12 @@ impl StepRunner {
                     self.kept_rows.push(wanted.answer);
                 }
             }
-            let kernels = self.pass.kernels();
+            let kernels = &mut self.pass.kernels;
             let isa = kernels.isa();
             answers.extend(
                 kernels.map(tile.len(), |i| answer(isa, &logits[i * width..][..width], vocab.start, tile[i].wants)),
             );
-            self.pass.trace().lap(Category::Rows, "candidates");
+            self.pass.trace.lap(Category::Rows, "candidates");
         }
         answers
     }
@@ -79,18 +79,18 @@ impl StepRunner {
 impl Runner for StepRunner {
     fn run(&mut self, plan: &StepPlan) -> Result<StepOutput, WorkerError> {
         if plan.timed {
-            self.pass.trace().time_step();
+            self.pass.trace.time_step();
         }
-        let begun = self.pass.trace().begin();
+        let begun = self.pass.trace.begin();
         self.step = plan.step;
-        let blocks = self.bounds.check(plan, self.pass.shape())?;
+        let blocks = self.bounds.check(plan, &self.pass.shape)?;
         let tables = plan.sequences.iter().zip(&blocks);
         let rows: Vec<_> = tables.flat_map(|(sequence, blocks)| sequence_rows(sequence, blocks)).collect();
         self.pass.forward(plan.step, &rows)?;
         let rows = self.answers(&wanted(plan));
         let reducing = self.pass.take_reducing();
-        self.pass.trace().end("step", begun);
-        let times = if plan.timed { self.pass.trace().times(begun) } else { None };
+        self.pass.trace.end("step", begun);
+        let times = if plan.timed { self.pass.trace.times(begun) } else { None };
         Ok(StepOutput { step: plan.step, rows, reducing, times })
     }
 
@@ -105,7 +105,7 @@ impl Runner for StepRunner {
     }
 
     fn write_trace(&mut self, step: u64) {
-        self.pass.trace().write(step);
+        self.pass.trace.write(step);
     }
 
     fn abort(&self) {

@@ -37,10 +37,10 @@ pub(crate) struct Questions {
     rows: Vec<u32>,
     wants: Vec<RowWants>,
     ids: Vec<u32>,
-    /// Of the answers.
-    words: usize,
-    /// Between.
-    part_words: usize,
+    /// Words of the answers.
+    pub(crate) answer_words: usize,
+    /// Words between.
+    pub(crate) part_words: usize,
 }
 
 impl Words {
@@ -62,40 +62,21 @@ impl Words {
 
 impl Questions {
     /// As many of `asked` as have room, at least one, in `rows` places.
-    pub(crate) fn of(asked: &[Wanted<'_>], rows: usize, vocab: &Range<usize>, room: Words) -> (Self, usize) {
-        let parts = vocab.len().div_ceil(PART);
-        let mut questions = Self { words: rows.min(asked.len()) * HEAD_WORDS, ..Self::default() };
+    pub(crate) fn of(asked: &[Wanted<'_>], rows: usize, vocab: &Range<usize>, room: Words) -> Self {
+        let mut questions = Self { answer_words: rows.min(asked.len()) * HEAD_WORDS, ..Self::default() };
         for asked in asked.iter().take(rows) {
-            let (ids, mut wants) = match asked.wants {
-                Wants::Targets { ids, top } => (ids, RowWants { k: *top, scale: 1.0, ..RowWants::default() }),
-                Wants::Candidates { k, temperature, adjusted } => {
-                    let scale = temperature.recip();
-                    (adjusted, RowWants { k: *k, scale, leave_out: 1, ..RowWants::default() })
-                }
-            };
-            let local = |&id: &TokenId| (id as usize).checked_sub(vocab.start).filter(|&i| i < vocab.len());
-            let ids: Vec<u32> = ids.iter().filter_map(local).map(|i| i as u32).collect();
-            wants.k = wants.k.min(vocab.len() as u32);
-            let words = ids.len() + 2 * wants.k as usize;
-            let part_words = parts * (HEAD_WORDS + 2 * PART.min(wants.k as usize));
-            let fits = questions.words + words <= room.answers && questions.part_words + part_words <= room.parts;
+            let (mut wants, ids) = question(asked.wants, vocab);
+            let (words, part_words) = answer_words(&wants, vocab.len());
+            let fits =
+                questions.answer_words + words <= room.answers && questions.part_words + part_words <= room.parts;
             if !questions.rows.is_empty() && !fits {
                 break;
             }
-            wants.wanted = 1;
-            wants.listed = ids.len() as u32;
-            wants.first_listed = questions.ids.len() as u32;
-            wants.listed_at = questions.words as u32;
-            wants.largest_at = (questions.words + ids.len()) as u32;
-            wants.parts_at = questions.part_words as u32;
-            questions.words += words;
-            questions.part_words += part_words;
+            questions.place(&mut wants, ids, vocab.len());
             questions.rows.push(asked.row as u32);
             questions.wants.push(wants);
-            questions.ids.extend(ids);
         }
-        let taken = questions.rows.len();
-        (questions, taken)
+        questions
     }
 
     /// One place for each of `rows` rows of a batch, whatever is asked of them; `None` where there is no room.
@@ -103,41 +84,36 @@ impl Questions {
         let mut questions = Self {
             rows: (0..rows as u32).collect(),
             wants: vec![RowWants::default(); rows],
-            words: rows * HEAD_WORDS,
+            answer_words: rows * HEAD_WORDS,
             ..Self::default()
         };
         for asked in asked {
-            let (one, _) = Self::of(std::slice::from_ref(asked), 1, vocab, Words::ENDLESS);
-            let mut wants = one.wants[0];
-            wants.first_listed = questions.ids.len() as u32;
-            wants.listed_at = questions.words as u32;
-            wants.largest_at = wants.listed_at + wants.listed;
-            wants.parts_at = questions.part_words as u32;
-            questions.words += one.words - HEAD_WORDS;
-            questions.part_words += one.part_words;
+            let (mut wants, ids) = question(asked.wants, vocab);
+            questions.place(&mut wants, ids, vocab.len());
             questions.wants[asked.row] = wants;
-            questions.ids.extend(one.ids);
         }
         let (_, ids_at) = Self::offsets(rows);
-        let fits = questions.words <= room.answers
+        let fits = questions.answer_words <= room.answers
             && questions.part_words <= room.parts
             && ids_at + questions.ids.len() <= room.questions;
         fits.then_some(questions)
     }
 
+    /// Gives a question the next words, of the ids and of the answers.
+    fn place(&mut self, wants: &mut RowWants, ids: Vec<u32>, width: usize) {
+        let (words, part_words) = answer_words(wants, width);
+        wants.first_listed = self.ids.len() as u32;
+        wants.listed_at = self.answer_words as u32;
+        wants.largest_at = wants.listed_at + wants.listed;
+        wants.parts_at = self.part_words as u32;
+        self.answer_words += words;
+        self.part_words += part_words;
+        self.ids.extend(ids);
+    }
+
     /// Places for rows.
     pub(crate) fn len(&self) -> usize {
         self.rows.len()
-    }
-
-    /// Words of the answers.
-    pub(crate) fn answer_words(&self) -> usize {
-        self.words
-    }
-
-    /// Words between.
-    pub(crate) fn part_words(&self) -> usize {
-        self.part_words
     }
 
     /// Word offsets of wants and ids behind the rows, for as many places.
@@ -154,18 +130,8 @@ impl Questions {
             let RowWants { wanted, k, listed, first_listed, leave_out, scale, listed_at, largest_at, parts_at, .. } =
                 *wants;
             let scale = scale.to_bits();
-            to.copy_from_slice(&[
-                wanted,
-                k,
-                listed,
-                first_listed,
-                leave_out,
-                scale,
-                listed_at,
-                largest_at,
-                parts_at,
-                0,
-            ]);
+            let words = [wanted, k, listed, first_listed, leave_out, scale, listed_at, largest_at, parts_at, 0];
+            to.copy_from_slice(&words);
         }
         words[ids_at..].copy_from_slice(&self.ids);
         words.len()
@@ -195,6 +161,24 @@ impl Questions {
     }
 }
 
+/// What is wanted of a row, still without places, and the ids of this slice that it lists.
+fn question(wants: &Wants, vocab: &Range<usize>) -> (RowWants, Vec<u32>) {
+    let (ids, k, scale, leave_out) = match wants {
+        Wants::Targets { ids, top } => (ids, *top, 1.0, 0),
+        Wants::Candidates { k, temperature, adjusted } => (adjusted, *k, temperature.recip(), 1),
+    };
+    let local = |&id: &TokenId| (id as usize).checked_sub(vocab.start).filter(|&i| i < vocab.len());
+    let ids: Vec<u32> = ids.iter().filter_map(local).map(|i| i as u32).collect();
+    let (k, listed) = (k.min(vocab.len() as u32), ids.len() as u32);
+    (RowWants { wanted: 1, k, scale, leave_out, listed, ..RowWants::default() }, ids)
+}
+
+/// Words of the answer beside its head, and of what is between, for a slice of so many logits.
+fn answer_words(wants: &RowWants, width: usize) -> (usize, usize) {
+    let (k, listed) = (wants.k as usize, wants.listed as usize);
+    (listed + 2 * k, width.div_ceil(PART) * (HEAD_WORDS + 2 * PART.min(k)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -212,8 +196,11 @@ mod tests {
             Wanted { answer: 1, row: 2, wants: &second },
             Wanted { answer: 2, row: 3, wants: &first },
         ];
-        let (questions, taken) = Questions::of(&asked, 2, &vocab, Words::ENDLESS);
-        assert_eq!((taken, questions.answer_words(), questions.part_words()), (2, 2 * 6 + (2 + 6) + 2, (6 + 6) + 6));
+        let questions = Questions::of(&asked, 2, &vocab, Words::ENDLESS);
+        assert_eq!(
+            (questions.len(), questions.answer_words, questions.part_words),
+            (2, 2 * 6 + (2 + 6) + 2, (6 + 6) + 6)
+        );
         assert_eq!((&questions.rows[..], &questions.ids[..]), (&[7, 2][..], &[0, 199, 50, 50][..]));
         let expected = RowWants {
             wanted: 1,
@@ -232,9 +219,9 @@ mod tests {
         );
         // What does not fit waits; one row always fits.
         assert_eq!(questions.wants[1].parts_at, 12);
-        assert_eq!(Questions::of(&asked, 3, &vocab, Words { answers: 3 * 6 + 9, ..Words::ENDLESS }).1, 1);
-        assert_eq!(Questions::of(&asked, 3, &vocab, Words { parts: 12 + 5, ..Words::ENDLESS }).1, 1);
-        assert_eq!(Questions::of(&asked, 3, &vocab, Words { answers: 0, ..Words::ENDLESS }).1, 1);
+        assert_eq!(Questions::of(&asked, 3, &vocab, Words { answers: 3 * 6 + 9, ..Words::ENDLESS }).len(), 1);
+        assert_eq!(Questions::of(&asked, 3, &vocab, Words { parts: 12 + 5, ..Words::ENDLESS }).len(), 1);
+        assert_eq!(Questions::of(&asked, 3, &vocab, Words { answers: 0, ..Words::ENDLESS }).len(), 1);
     }
 
     #[test]
@@ -243,12 +230,11 @@ mod tests {
         let asked = [Wanted { answer: 0, row: 2, wants: &wants }];
         let questions = Questions::of_batch(&asked, 4, &(0..50), Words::of(4, 50)).unwrap();
         assert_eq!(questions.wants.iter().map(|wants| wants.wanted).collect::<Vec<_>>(), [0, 0, 1, 0]);
-        assert_eq!((questions.wants[2].listed_at, questions.answer_words()), (24, 26));
+        assert_eq!((questions.wants[2].listed_at, questions.answer_words), (24, 26));
         assert!(Questions::of_batch(&asked, 4, &(0..50), Words { answers: 25, ..Words::ENDLESS }).is_none());
         // No more is asked for than there is.
         let greedy = Wants::Candidates { k: 1000, temperature: 1.0, adjusted: Vec::new() };
-        let (questions, _) =
-            Questions::of(&[Wanted { answer: 0, row: 0, wants: &greedy }], 1, &(0..50), Words::ENDLESS);
+        let questions = Questions::of(&[Wanted { answer: 0, row: 0, wants: &greedy }], 1, &(0..50), Words::ENDLESS);
         assert_eq!(questions.wants[0].k, 50);
     }
 
@@ -256,8 +242,8 @@ mod tests {
     fn answers_are_read_from_where_they_were_asked_for() {
         let vocab = 10..20;
         let wants = wants(2, &[11]);
-        let (questions, _) = Questions::of(&[Wanted { answer: 0, row: 0, wants: &wants }], 1, &vocab, Words::ENDLESS);
-        let mut words = vec![0; questions.answer_words()];
+        let questions = Questions::of(&[Wanted { answer: 0, row: 0, wants: &wants }], 1, &vocab, Words::ENDLESS);
+        let mut words = vec![0; questions.answer_words];
         let sums = [1.5f64, 2.5].map(f64::to_bits);
         for (i, sum) in sums.into_iter().enumerate() {
             words[2 * i] = sum as u32;

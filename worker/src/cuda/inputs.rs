@@ -33,6 +33,14 @@ impl Inputs {
         Self { rows, sequences: rows, table_blocks, tiles: 0 }
     }
 
+    /// Of any step, without padding.
+    pub(crate) fn of(sequences: &[SequenceStep], table_blocks: usize) -> Self {
+        let lengths = || sequences.iter().map(|sequence| sequence.tokens.len());
+        let is_prompt = lengths().any(|length| length > 1);
+        let tiles = if is_prompt { lengths().map(|length| length.div_ceil(TILE_ROWS)).sum() } else { 0 };
+        Self { rows: lengths().sum(), sequences: sequences.len(), table_blocks, tiles }
+    }
+
     /// Most words of a step of up to `tokens` tokens.
     pub(crate) fn most_words(tokens: usize, table_blocks: usize) -> usize {
         Self { rows: tokens, sequences: tokens, table_blocks, tiles: tokens }.words()
@@ -43,64 +51,31 @@ impl Inputs {
         3 * self.rows + self.sequences * self.table_blocks + 2 * self.tiles
     }
 
-    /// Writes a decode step: one row a sequence, padded with rows at `spare_block`.
-    pub(crate) fn write_decode(
-        &self,
-        sequences: &[SequenceStep],
-        tables: &[Vec<u32>],
-        spare_block: u32,
-        to: &mut Pinned,
-    ) {
-        let words = &mut to.words_mut()[..self.words()];
+    /// Writes a step that lies so. Where there are fewer sequences, rows at `spare_block` fill it up.
+    pub(crate) fn write(&self, sequences: &[SequenceStep], tables: &[Vec<u32>], spare_block: u32, to: &mut Pinned) {
+        let mut words = &mut to.words_mut()[..self.words()];
         words.fill(0);
-        let (tokens, words) = words.split_at_mut(self.rows);
-        let (positions, words) = words.split_at_mut(self.rows);
-        let (owners, words) = words.split_at_mut(self.rows);
-        for (row, owner) in owners.iter_mut().enumerate() {
-            *owner = row as u32;
-        }
-        for (row, table) in words.chunks_exact_mut(self.table_blocks).enumerate() {
-            match sequences.get(row) {
-                Some(sequence) => {
-                    tokens[row] = sequence.tokens[0];
-                    positions[row] = sequence.start;
-                    copy_table(&tables[row], table);
-                }
-                None => table[0] = spare_block,
+        let arrays = [self.rows, self.rows, self.rows, self.sequences * self.table_blocks, 2 * self.tiles];
+        let [tokens, positions, owners, table_words, tile_words] =
+            arrays.map(|length| words.split_off_mut(..length).expect("as many words as were counted"));
+        let (mut row, mut tiles) = (0, tile_words.chunks_exact_mut(2));
+        for (index, table) in table_words.chunks_exact_mut(self.table_blocks).enumerate() {
+            let Some(sequence) = sequences.get(index) else {
+                (owners[row], table[0]) = (index as u32, spare_block);
+                row += 1;
+                continue;
+            };
+            // A block table may be longer than the sequence can ever be.
+            table.iter_mut().zip(&tables[index]).for_each(|(to, &block)| *to = block);
+            // Asked second, as whoever is asked first may lose one.
+            for (group, (rows, words)) in sequence.tokens.chunks(TILE_ROWS).zip(tiles.by_ref()).enumerate() {
+                words.copy_from_slice(&[(row + group * TILE_ROWS) as u32, rows.len() as u32]);
             }
-        }
-    }
-
-    /// Writes any step, and says how it lies.
-    pub(crate) fn write(sequences: &[SequenceStep], tables: &[Vec<u32>], table_blocks: usize, to: &mut Pinned) -> Self {
-        let rows: usize = sequences.iter().map(|sequence| sequence.tokens.len()).sum();
-        let is_prompt = sequences.iter().any(|sequence| sequence.tokens.len() > 1);
-        let of = |sequence: &SequenceStep| if is_prompt { sequence.tokens.len().div_ceil(TILE_ROWS) } else { 0 };
-        let tiles = sequences.iter().map(of).sum();
-        let inputs = Self { rows, sequences: sequences.len(), table_blocks, tiles };
-        let words = &mut to.words_mut()[..inputs.words()];
-        words.fill(0);
-        let (tokens, words) = words.split_at_mut(rows);
-        let (positions, words) = words.split_at_mut(rows);
-        let (owners, words) = words.split_at_mut(rows);
-        let (table_words, tile_words) = words.split_at_mut(inputs.sequences * table_blocks);
-        let (mut row, mut tile) = (0, tile_words.chunks_exact_mut(2));
-        for (index, sequence) in sequences.iter().enumerate() {
-            copy_table(&tables[index], &mut table_words[index * table_blocks..][..table_blocks]);
-            if is_prompt {
-                for (group, rows) in sequence.tokens.chunks(TILE_ROWS).enumerate() {
-                    let words = tile.next().expect("as many tiles as were counted");
-                    words.copy_from_slice(&[(row + group * TILE_ROWS) as u32, rows.len() as u32]);
-                }
-            }
-            for (offset, &token) in sequence.tokens.iter().enumerate() {
-                tokens[row] = token;
-                positions[row] = sequence.start + offset as u32;
-                owners[row] = index as u32;
+            for (position, &token) in (sequence.start..).zip(&sequence.tokens) {
+                (tokens[row], positions[row], owners[row]) = (token, position, index as u32);
                 row += 1;
             }
         }
-        inputs
     }
 
     /// The address of the tokens, once copied to `memory`.
@@ -119,10 +94,4 @@ impl Inputs {
     pub(crate) fn tiles_address(&self, memory: &Memory) -> u64 {
         if self.tiles == 0 { 0 } else { self.tokens(memory) + (self.words() - 2 * self.tiles) as u64 * 4 }
     }
-}
-
-/// A block table may be longer than the sequence can ever be.
-fn copy_table(from: &[u32], to: &mut [u32]) {
-    let blocks = from.len().min(to.len());
-    to[..blocks].copy_from_slice(&from[..blocks]);
 }

@@ -14,7 +14,9 @@ use cudarc::cublaslt::{
     result,
     sys::{
         cublasComputeType_t, cublasLtHandle_t, cublasLtMatmulAlgo_t, cublasLtMatmulDesc_t,
-        cublasLtMatmulDescAttributes_t, cublasLtMatmulPreferenceAttributes_t, cublasLtMatrixLayout_t, cudaDataType,
+        cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA,
+        cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, cublasLtMatrixLayout_t,
+        cudaDataType,
     },
 };
 use nanoinfer_kernels::{Element, cuda::row_stride};
@@ -72,10 +74,7 @@ impl Products {
         out: u64,
         add: bool,
     ) -> Result<(), GpuError> {
-        if shape.rows == 0 || shape.outputs == 0 {
-            return Ok(());
-        }
-        if shape.inputs == 0 && add {
+        if shape.rows == 0 || shape.outputs == 0 || (shape.inputs == 0 && add) {
             return Ok(());
         }
         if shape.inputs == 0 {
@@ -162,33 +161,15 @@ impl Plan {
         let transposed = 1i32;
         let preference = result::create_matmul_pref().doing("describe a choice")?;
         // SAFETY: the descriptors were just made; each attribute has the size that it is documented with.
-        let chosen = unsafe {
-            result::set_matmul_desc_attribute(
-                plan.product,
-                cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA,
-                ptr::from_ref(&transposed).cast(),
-                size_of::<i32>(),
-            )
-            .and_then(|()| {
-                result::set_matmul_pref_attribute(
-                    preference,
-                    cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                    ptr::from_ref(&WORKSPACE_BYTES).cast(),
-                    size_of::<usize>(),
-                )
-            })
-            .and_then(|()| {
-                result::get_matmul_algo_heuristic(
-                    handle,
-                    plan.product,
-                    plan.weights,
-                    plan.inputs,
-                    plan.out,
-                    plan.out,
-                    preference,
-                )
-            })
+        let choose = || unsafe {
+            let (at, bytes) = (ptr::from_ref(&transposed).cast(), size_of::<i32>());
+            result::set_matmul_desc_attribute(plan.product, CUBLASLT_MATMUL_DESC_TRANSA, at, bytes)?;
+            let (at, bytes) = (ptr::from_ref(&WORKSPACE_BYTES).cast(), size_of::<usize>());
+            result::set_matmul_pref_attribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, at, bytes)?;
+            let Self { product, weights, inputs, out, .. } = plan;
+            result::get_matmul_algo_heuristic(handle, product, weights, inputs, out, out, preference)
         };
+        let chosen = choose();
         // SAFETY: made above, destroyed once.
         let _ = unsafe { result::destroy_matmul_pref(preference) };
         plan.algorithm = chosen.doing("choose an algorithm")?.algo;

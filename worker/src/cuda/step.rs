@@ -12,11 +12,11 @@ use std::{iter::successors, mem::ManuallyDrop};
 
 use cudarc::driver::CudaGraph;
 use nanoinfer_kernels::cuda::AnswerArguments;
-use nanoinfer_shared::protocol::{LogitSlice, RowSlice, StepOutput, StepPlan, Wants};
+use nanoinfer_shared::protocol::{LogitSlice, RowSlice, SequenceStep, StepOutput, StepPlan, Wants};
 
 use super::{
     answers::{Questions, Words},
-    error::While,
+    error::{GpuError, While},
     failure::{Failure, OfRank},
     gpu::{Memory, Mirrored},
     inputs::{self, Inputs},
@@ -114,8 +114,7 @@ impl StepRunner {
         let most = self.bounds.max_seqs.min(self.bounds.max_batched_tokens);
         for rows in successors(Some(1), |&rows| (rows < most).then(|| most.min(2 * rows))) {
             let inputs = Inputs::decode(rows, table_blocks);
-            inputs.write_decode(&[], &[], self.bounds.kv_blocks as u32, &mut self.inputs.host);
-            self.inputs.upload(&self.pass.gpu, inputs.words())?;
+            self.upload_inputs(&inputs, &[], &[])?;
             let questions = Questions::of_batch(&[], rows, &self.pass.model.share.vocab, self.room);
             self.upload_questions(&questions.expect("nothing is asked"))?;
             // Chooses algorithms, joins the peers, and finds faults while there is somebody to tell.
@@ -140,11 +139,11 @@ impl StepRunner {
     /// Queues a whole decode step.
     fn decode_pass(&mut self, inputs: &Inputs) -> Result<(), Failure> {
         self.pass.forward(self.step, inputs, &self.inputs.memory)?;
-        self.queue_answers(inputs.rows, 0)
+        Ok(self.queue_answers(inputs.rows, 0)?)
     }
 
     /// Queues the answers to `places` questions that have been copied, with their logits from row `first` of the buffer on.
-    fn queue_answers(&mut self, places: usize, first: usize) -> Result<(), Failure> {
+    fn queue_answers(&mut self, places: usize, first: usize) -> Result<(), GpuError> {
         let stride = Pass::logit_stride(&self.pass.model) * 4;
         let (wants, ids) = Questions::offsets(places);
         let questions = self.questions.memory.address();
@@ -156,18 +155,29 @@ impl StepRunner {
             answers: self.answers.memory.address(),
             ..AnswerArguments::default()
         };
-        Ok(self.pass.answer((questions, places), asked)?)
+        self.pass.answer((questions, places), asked)
     }
 
-    fn upload_questions(&mut self, questions: &Questions) -> Result<(), Failure> {
+    /// Rows that only fill a batch go to the block behind the pool's.
+    fn upload_inputs(
+        &mut self,
+        inputs: &Inputs,
+        sequences: &[SequenceStep],
+        tables: &[Vec<u32>],
+    ) -> Result<(), GpuError> {
+        inputs.write(sequences, tables, self.bounds.kv_blocks as u32, &mut self.inputs.host);
+        self.inputs.upload(&self.pass.gpu, inputs.words())
+    }
+
+    fn upload_questions(&mut self, questions: &Questions) -> Result<(), GpuError> {
         let words = questions.write(&mut self.questions.host);
-        Ok(self.questions.upload(&self.pass.gpu, words)?)
+        self.questions.upload(&self.pass.gpu, words)
     }
 
     /// Brings the answers, and waits for them.
-    fn bring_answers(&mut self, questions: &Questions) -> Result<(), Failure> {
-        self.answers.download(&self.pass.gpu, questions.answer_words())?;
-        Ok(self.pass.wait()?)
+    fn bring_answers(&mut self, questions: &Questions) -> Result<(), GpuError> {
+        self.answers.download(&self.pass.gpu, questions.answer_words)?;
+        self.pass.wait()
     }
 
     /// Answers with a captured step, where the plan is a decode of a size that there is one for, and the answers fit.
@@ -185,8 +195,7 @@ impl StepRunner {
         let Some(questions) = Questions::of_batch(asked, inputs.rows, &vocab, self.room) else {
             return Ok(None);
         };
-        inputs.write_decode(&plan.sequences, tables, self.bounds.kv_blocks as u32, &mut self.inputs.host);
-        self.inputs.upload(&self.pass.gpu, inputs.words())?;
+        self.upload_inputs(&inputs, &plan.sequences, tables)?;
         self.upload_questions(&questions)?;
         self.trace.lap(Category::Rows, "inputs");
         self.buckets[index].graph.launch().doing("launch a graph")?;
@@ -206,35 +215,31 @@ impl StepRunner {
         tables: &[Vec<u32>],
         asked: &[Wanted<'_>],
     ) -> Result<Vec<RowSlice>, Failure> {
-        let table_blocks = inputs::table_blocks(&self.pass.model.shape);
-        let inputs = Inputs::write(&plan.sequences, tables, table_blocks, &mut self.inputs.host);
-        self.inputs.upload(&self.pass.gpu, inputs.words())?;
+        let inputs = Inputs::of(&plan.sequences, inputs::table_blocks(&self.pass.model.shape));
+        self.upload_inputs(&inputs, &plan.sequences, tables)?;
         self.pass.forward(plan.step, &inputs, &self.inputs.memory)?;
         // Before the host writes inputs again.
         self.pass.wait()?;
         self.trace.lap(Category::Product, "layers");
-        let (mut candidates, scored): (Vec<_>, Vec<_>) =
+        let (candidates, scored): (Vec<_>, Vec<_>) =
             asked.iter().copied().partition(|asked| matches!(asked.wants, Wants::Candidates { .. }));
         self.kept.extend(candidates.iter().enumerate().map(|(row, asked)| (asked.answer, row)));
-        let mut slices = vec![None; asked.len()];
         let vocab = self.pass.model.share.vocab.clone();
-        let mut first = 0;
-        candidates.extend(scored);
-        let (kept, mut left) = (self.kept.len(), &candidates[..]);
-        while !left.is_empty() {
+        let (kept, asked) = (candidates.len(), [candidates, scored].concat());
+        let (mut first, mut slices) = (0, vec![None; asked.len()]);
+        while first < asked.len() {
             // Rows of candidates stay where they are; those of scored prompts take turns behind them.
             let (at, most) = if first < kept { (first, kept - first) } else { (self.bounds.max_seqs, SCORED_ROWS) };
             let most = most.min(rows_at_once(self.bounds.max_seqs));
-            let (questions, taken) = Questions::of(left, most, &vocab, self.room);
+            let questions = Questions::of(&asked[first..], most, &vocab, self.room);
             self.upload_questions(&questions)?;
             self.queue_answers(questions.len(), at)?;
             self.bring_answers(&questions)?;
             let words = self.answers.host.words();
-            for (place, asked) in left[..taken].iter().enumerate() {
+            for (place, asked) in asked[first..][..questions.len()].iter().enumerate() {
                 slices[asked.answer] = Some(questions.answer(words, place, asked.wants, &vocab));
             }
-            first += taken;
-            left = &left[taken..];
+            first += questions.len();
         }
         self.trace.lap(Category::Rows, "answers");
         Ok(slices.into_iter().map(|slice| slice.expect("every row was answered")).collect())

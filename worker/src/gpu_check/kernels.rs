@@ -346,23 +346,23 @@ fn answers(lab: &Lab, section: &mut Section<'_>, width: usize) -> Result<(), Gpu
     let logits: Vec<f32> = (0..wants.len() * stride).map(|i| ((i * 7919) % 251) as f32 / 10.0 - 12.0).collect();
     let asked: Vec<Wanted<'_>> =
         wants.iter().enumerate().map(|(i, wants)| Wanted { answer: i, row: i, wants }).collect();
-    let (questions, taken) = Questions::of(&asked, asked.len(), &vocab, Words::ENDLESS);
+    let questions = Questions::of(&asked, asked.len(), &vocab, Words::ENDLESS);
     let mut staging = lab.gpu.pinned(200 + 20 * wants.len())?;
     let words = questions.write(&mut staging);
     let questions_at = lab.words(&staging.words()[..words])?;
-    let (wants_at, ids_at) = Questions::offsets(taken);
+    let (wants_at, ids_at) = Questions::offsets(questions.len());
     let arguments = AnswerArguments {
         logits: lab.floats(&logits)?,
         wants: questions_at + 4 * wants_at as u64,
         ids: questions_at + 4 * ids_at as u64,
-        parts: lab.empty(questions.part_words(), 4)?,
-        answers: lab.empty(questions.answer_words(), 4)?,
+        parts: lab.empty(questions.part_words, 4)?,
+        answers: lab.empty(questions.answer_words, 4)?,
         width: width as u32,
         stride: stride as u32,
     };
-    lab.gpu.launch_as("answer_parts", Launch::answer_parts(taken, width), &arguments)?;
-    lab.gpu.launch(Launch::answers(taken), &arguments)?;
-    let words = lab.read_words(arguments.answers, questions.answer_words())?;
+    lab.gpu.launch_as("answer_parts", Launch::answer_parts(questions.len(), width), &arguments)?;
+    lab.gpu.launch(Launch::answers(questions.len()), &arguments)?;
+    let words = lab.read_words(arguments.answers, questions.answer_words)?;
     let (mut lists_agree, mut sums, mut exact) = (true, Vec::new(), Vec::new());
     for (place, wants) in wants.iter().enumerate() {
         let got = questions.answer(&words, place, wants, &vocab);
