@@ -115,12 +115,21 @@ struct Lab {
     held: RefCell<Vec<Memory>>,
     gpu: Gpu,
     element: Element,
+    /// Rounds to the element type.
+    round: fn(f32) -> f32,
+    /// Half a step of the element type at 1, and what f32 sums add to it.
+    tolerance: f64,
 }
 
 impl Lab {
     fn new(ordinal: u32, dtype: DType) -> Result<Self, GpuError> {
         let element = element(dtype);
-        Ok(Self { held: RefCell::default(), gpu: Gpu::open(ordinal, element)?, element })
+        let (round, tolerance): (fn(f32) -> f32, _) = match element {
+            Element::F32 | Element::Int8 => (|x| x, 1e-5),
+            Element::F16 => (|x| f16::from_f32(x).to_f32(), 6e-4),
+            Element::Bf16 => (|x| bf16::from_f32(x).to_f32(), 5e-3),
+        };
+        Ok(Self { held: RefCell::default(), gpu: Gpu::open(ordinal, element)?, element, round, tolerance })
     }
 
     fn hold(&self, memory: Memory) -> u64 {
@@ -189,27 +198,9 @@ impl Lab {
         Ok(all.chunks_exact(row_stride(width)).flat_map(|row| &row[..width]).copied().collect())
     }
 
-    /// Rounded to the element type.
-    fn round(&self, x: f32) -> f32 {
-        match self.element {
-            Element::F32 | Element::Int8 => x,
-            Element::F16 => f16::from_f32(x).to_f32(),
-            Element::Bf16 => bf16::from_f32(x).to_f32(),
-        }
-    }
-
     /// [`values`] so many times as large, rounded to the element type.
     fn rounded(&self, factor: f32, count: usize, seed: usize) -> Vec<f32> {
-        values(count, seed).into_iter().map(|x| self.round(factor * x)).collect()
-    }
-
-    /// Half a step of the element type at 1, and what f32 sums add to it.
-    fn tolerance(&self) -> f64 {
-        match self.element {
-            Element::F32 | Element::Int8 => 1e-5,
-            Element::F16 => 6e-4,
-            Element::Bf16 => 5e-3,
-        }
+        values(count, seed).into_iter().map(|x| (self.round)(factor * x)).collect()
     }
 }
 

@@ -99,7 +99,7 @@ fn layer_norm(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
         lab.gpu.launch(Launch::rows(order.len()), &arguments)?;
         let wanted: Vec<f32> = order.iter().flat_map(|&row| &x[row * width..][..width]).copied().collect();
         let got = lab.read_rows(out, order.len(), width)?;
-        section.compare(what, &got, normed(&wanted, &gain, &shift), lab.tolerance());
+        section.compare(what, &got, normed(&wanted, &gain, &shift), lab.tolerance);
         let left = x.iter().enumerate().map(|(i, &x)| f64::from(x + bias[i % width]));
         section.compare("the residual stream behind it", &lab.read(x_at, rows * width)?, left, 0.0);
     }
@@ -130,7 +130,7 @@ fn activate(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
         let mut exact = vec![0.0; rows * width];
         cpu.matmul(&sums, &unit, Epilogue::BiasActivation(&bias, kind), &mut exact);
         let (got, exact) = (lab.read_rows(out, rows, width)?, exact.into_iter().map(f64::from));
-        section.compare(&format!("activation {kind:?}"), &got, exact, lab.tolerance());
+        section.compare(&format!("activation {kind:?}"), &got, exact, lab.tolerance);
     }
     Ok(())
 }
@@ -204,7 +204,7 @@ fn attention(lab: &Lab, section: &mut Section<'_>, head_dim: usize) -> Result<()
     let write = WriteKvArguments { to: text.places, sums: lab.floats(&qkv)?, bias: lab.floats(&bias)? };
     lab.gpu.launch(Launch::rows(rows), &write)?;
 
-    let stored = |row: usize, i: usize| f64::from(lab.round(qkv[row * 3 * width + i] + bias[i]));
+    let stored = |row: usize, i: usize| f64::from((lab.round)(qkv[row * 3 * width + i] + bias[i]));
     section.compare(&format!("KV write, heads of {head_dim}"), &text.read(lab)?, text.expected(stored), 0.0);
 
     let exact = attention_by_hand(&stored, (rows, heads, head_dim), scale);
@@ -222,7 +222,7 @@ fn attention(lab: &Lab, section: &mut Section<'_>, head_dim: usize) -> Result<()
         lab.gpu.launch_as(name, launch, &arguments)?;
         let got = lab.read_rows(out, rows, width)?;
         let what = format!("{name}, {how}, heads of {head_dim}");
-        section.compare(&what, &got, exact.iter().copied(), lab.tolerance());
+        section.compare(&what, &got, exact.iter().copied(), lab.tolerance);
         of_both.push(got.into_iter().map(f32::to_bits).collect::<Vec<_>>());
     }
     section.ideally_same(&format!("rows in tiles and alone, heads of {head_dim}"), of_both[0] == of_both[1]);
@@ -277,7 +277,7 @@ fn project(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
         let (x, before) = (values(rows * inputs, 17), values(rows * outputs, 18));
         let ready = lab.rounded(1.0, rows * inputs, 17);
         // f32 differs from f64 by less than rounding turns it over, except at ties: then by a step, which a product hides.
-        let normed: Vec<f32> = normed(&x, &gain, &shift).into_iter().map(|x| lab.round(x as f32)).collect();
+        let normed: Vec<f32> = normed(&x, &gain, &shift).into_iter().map(|x| (lab.round)(x as f32)).collect();
         let of_normed = |row, i| product(&normed, row, &weights, i, inputs) + f64::from(bias[i]);
         let of_ready = |row, i| product(&ready, row, &weights, i, inputs);
         let all = || (0..rows).flat_map(|row| (0..outputs).map(move |i| (row, i)));
@@ -308,12 +308,12 @@ fn project(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
             section.compare(&format!("project {rows} rows, {what}"), got, exact, tolerance);
         };
         run(Some(inputs), &arguments)?;
-        compare("QKV", &text.read(lab)?, text.expected(of_normed), lab.tolerance());
+        compare("QKV", &text.read(lab)?, text.expected(of_normed), lab.tolerance);
 
         (arguments.finish, arguments.out_stride) = (Finish::Activation as u32, row_stride(outputs) as u32);
         run(Some(inputs), &arguments)?;
         let exact = all().map(|(row, i)| of_normed(row, i).max(0.0));
-        compare("activation", &lab.read_rows(arguments.out, rows, outputs)?, exact.collect(), lab.tolerance());
+        compare("activation", &lab.read_rows(arguments.out, rows, outputs)?, exact.collect(), lab.tolerance);
 
         arguments.norm.x = 0;
         (arguments.finish, arguments.out_stride) = (Finish::Residual as u32, outputs as u32);
