@@ -61,13 +61,13 @@ pub(crate) struct FairQueue {
     lately: Option<(u64, u32)>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct PartyAccount {
     served: Served,
     requests: BTreeMap<RequestId, RequestAccount>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct RequestAccount {
     served: Served,
     /// Its sequences that wait or run.
@@ -141,16 +141,11 @@ impl FairQueue {
         let Owner { party, request } = sequence.owner;
         let least = self.least();
         let started_at = |least: Option<u64>| Served { tokens: least.unwrap_or(0), reserved: 0 };
-        let party = self
-            .parties
-            .entry(party)
-            .or_insert_with(|| PartyAccount { served: started_at(least), requests: BTreeMap::new() });
+        let new_party = || PartyAccount { served: started_at(least), ..PartyAccount::default() };
+        let party = self.parties.entry(party).or_insert_with(new_party);
         let least = party.requests.values().map(|account| account.served.tokens).min();
-        let request = party.requests.entry(request).or_insert_with(|| RequestAccount {
-            served: started_at(least),
-            sequences: 0,
-            waiting: VecDeque::new(),
-        });
+        let new_request = || RequestAccount { served: started_at(least), ..RequestAccount::default() };
+        let request = party.requests.entry(request).or_insert_with(new_request);
         request.sequences += 1;
         request.waiting.push_back(sequence);
         self.waiting += 1;
