@@ -21,7 +21,7 @@ use std::{
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use nanoinfer_shared::{
-    comm::{Communicator, Elements, ReduceSite, Shm, ShmSegment, Tcp, TcpListenerForPeers},
+    comm::{Abort, Communicator, Elements, ReduceSite, Shm, ShmSegment, Tcp, TcpListenerForPeers},
     handshake::Identity,
 };
 
@@ -115,7 +115,7 @@ fn shm(spin: bool) -> [Box<dyn Communicator>; WORLD] {
     let segment = ShmSegment::create(WORLD).expect("there is memory");
     [0, 1].map(|rank| {
         let segment = segment.try_clone().expect("there are descriptors");
-        Box::new(Shm::open(segment, rank, WORLD, spin).expect("it fits")) as Box<dyn Communicator>
+        Box::new(Shm::open(segment, rank, WORLD, spin, &Abort::default()).expect("it fits")) as Box<dyn Communicator>
     })
 }
 
@@ -127,7 +127,10 @@ fn tcp() -> [Box<dyn Communicator>; WORLD] {
         let joining = listeners.map(|listener| {
             let identity = Identity { build_id: "bench".into(), world: WORLD, rank, host: String::new() };
             rank += 1;
-            scope.spawn(move || Tcp::connect(listener, &identity, addresses, &[7; 32], 0).expect("the peer comes"))
+            scope.spawn(move || {
+                let linked = Tcp::connect(listener, &identity, addresses, &[7; 32], 0, &Abort::default());
+                linked.expect("the peer comes")
+            })
         });
         joining.map(|rank| Box::new(rank.join().expect("no rank panics")) as Box<dyn Communicator>)
     })

@@ -83,16 +83,6 @@ impl PrivateServer {
         self.child.id()
     }
 
-    /// Waits for its end, and returns its exit code and last lines.
-    ///
-    /// # Errors
-    /// When it does not end in time.
-    pub(crate) fn wait(&mut self, deadline: Duration) -> anyhow::Result<(Option<i32>, String)> {
-        let ended = self.ended_within(deadline).context("cannot wait for the private server")?;
-        let status = ended.ok_or_else(|| anyhow!("the private server has not ended after {} s", deadline.as_secs()))?;
-        Ok((status.code(), joined(&self.last_lines)))
-    }
-
     /// How it has ended, if it has within `deadline`.
     fn ended_within(&mut self, deadline: Duration) -> io::Result<Option<ExitStatus>> {
         let begun = Instant::now();

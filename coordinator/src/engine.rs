@@ -8,6 +8,8 @@
 //! While the ranks compute, the tokens of the last step are delivered, and the next step is chosen with its blocks; once
 //! they have answered, the tokens drawn are patched in and the next step goes out.
 //!
+//! When a rank is lost, the step under way has not happened: it is taken back, and chosen anew when the ranks are there again.
+//!
 //! Knows the order of things; the rest is in [`scheduler`], [`ranks`] and [`sampler`]. Does not know text. No decision depends on a clock: it is read to report how long steps took.
 //! Invariant: every submission ends in exactly one of `Finished` or `Failed`, or its receiver was dropped.
 
@@ -46,18 +48,18 @@ use nanoinfer_shared::{
 };
 use tokio::sync::mpsc::{self, error::TryRecvError};
 
-pub use self::ranks::RanksError;
+pub use self::ranks::{Lost, RankSource, RanksError, RestartLimit, SourceError};
 use self::{
     config::EngineConfig,
     explanation::StepReport,
     handle::{Door, EngineHandle},
     orders::Orders,
     owner::{Owner, RequestId},
-    ranks::{LinkedRanks, Ranks},
-    request::Event,
-    sampler::{Draw, RowDraw, RowDrawer, logprobs},
+    ranks::{LinkedRanks, Pools, Ranks},
+    request::{Event, TokenLogprobs},
+    sampler::{Draw, Drawn, RowDraw, RowDrawer, logprobs},
     scheduler::{PlannedStep, Scheduler, SchedulerLimits},
-    sequence::{RowUse, SeqId, Sequence, Ticket},
+    sequence::{RowUse, SeqId, Sequence},
     status::Status,
     submission::{Command, Submission},
 };
@@ -79,11 +81,16 @@ pub enum StartError {
     Thread(std::io::Error),
 }
 
-/// Brings up the ranks behind `links`, in rank order, and the engine above them. Blocks until they are ready.
+/// Brings up the ranks behind `links`, in rank order, and the engine above them. Blocks until they are ready. Where there is a
+/// `source` of others, the engine survives the loss of a rank.
 ///
 /// # Errors
 /// When a rank fails to load, the KV pool cannot hold one sequence of full length, or a limit is 0.
-pub fn start(links: Vec<ControlLink<ToRank, FromRank>>, config: EngineConfig) -> Result<EngineHandle, StartError> {
+pub fn start(
+    links: Vec<ControlLink<ToRank, FromRank>>,
+    source: Option<Box<dyn RankSource>>,
+    config: EngineConfig,
+) -> Result<EngineHandle, StartError> {
     for (name, limit) in [
         ("--max-seqs", config.load.max_seqs),
         ("--max-batched-tokens", config.load.max_batched_tokens),
@@ -95,7 +102,9 @@ pub fn start(links: Vec<ControlLink<ToRank, FromRank>>, config: EngineConfig) ->
         }
     }
     let (handle, commands) = handle::channel(Door::of(&config));
-    let (ranks, kv_blocks) = LinkedRanks::start(links, &config, handle.status.clone(), handle.waker())?;
+    let (orders, wake) = (handle.orders.clone(), Arc::new(handle.waker()));
+    let given_up = Box::new(move || orders.is_cutting_off());
+    let (ranks, kv_blocks) = LinkedRanks::start(links, source, &config, handle.status.clone(), wake, given_up)?;
     let engine = Engine::new(config, kv_blocks, ranks, commands, &handle);
     thread::Builder::new().name("engine".into()).spawn(move || engine.run()).map_err(StartError::Thread)?;
     Ok(handle)
@@ -127,6 +136,14 @@ struct Engine<R> {
 
 /// How often the live view is told while steps run: there may be thousands of blocks.
 const LIVE_EVERY: Duration = Duration::from_millis(200);
+
+/// What comes of a row of a step.
+enum Outcome {
+    /// A token of the prompt is scored.
+    Score(TokenLogprobs),
+    /// A token is drawn.
+    Draw(Drawn),
+}
 
 /// What a turn left behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -182,18 +199,40 @@ impl<R: Ranks> Engine<R> {
     /// Takes turns until there is nothing left to do and nothing more to come.
     fn serve(&mut self) -> Result<(), RanksError> {
         loop {
-            match self.turn()? {
-                Turn::Busy => {}
-                Turn::Idle => {
-                    self.ranks.check()?;
-                    match self.commands.blocking_recv() {
-                        Some(command) => self.take(command),
-                        None => self.abandoned = true,
-                    }
-                }
-                Turn::Over => return Ok(()),
+            match self.turn() {
+                Ok(Turn::Busy) => {}
+                Ok(Turn::Idle) => match self.commands.blocking_recv() {
+                    Some(command) => self.take(command),
+                    None => self.abandoned = true,
+                },
+                Ok(Turn::Over) => return Ok(()),
+                Err(loss) => match self.recover(loss) {
+                    Err(RanksError::GivenUp) => return Ok(()),
+                    recovered => recovered?,
+                },
             }
         }
+    }
+
+    /// Gets the ranks back, and what was computed to where they are: the step under way has not happened.
+    fn recover(&mut self, loss: RanksError) -> Result<(), RanksError> {
+        // What is known is told now: the next step may be long in coming.
+        self.deliver();
+        let pools = self.ranks.recover(loss)?;
+        if let Some((step, _)) = self.under_way.take() {
+            self.ended.extend(self.scheduler.take_back(&step).map(|mut sequence| {
+                let reason = "it was computed alone when a rank was lost, the third time in a row that one was with it";
+                tracing::error!(seq = sequence.id.0, "a sequence is given up: {reason}");
+                sequence.end(Event::Failed(reason.into()));
+                sequence
+            }));
+        }
+        if pools == Pools::Blank {
+            self.scheduler.rewind();
+        }
+        self.report();
+        self.deliver();
+        Ok(())
     }
 
     /// From one step to the next: the ranks compute when it begins and, if there is work, when it ends.
@@ -201,13 +240,23 @@ impl<R: Ranks> Engine<R> {
         let mut chosen = None;
         if let Some((step, since)) = self.under_way.take() {
             chosen = self.scheduler.schedule(true);
-            let answers = self.ranks.finish_step()?;
+            let answered = self.ranks.finish_step().and_then(|answers| {
+                let outcomes = self.outcomes(&step, &answers)?;
+                Ok((answers, outcomes))
+            });
+            let (answers, outcomes) = match answered {
+                Ok(answered) => answered,
+                Err(error) => {
+                    self.under_way = Some((step, since));
+                    return Err(error);
+                }
+            };
             let elapsed = since.elapsed();
             self.status.metrics().step_seconds.observe(elapsed.as_secs_f64());
             let reducing = answers.iter().map(|answer| answer.reducing).max().unwrap_or_default();
             self.status.metrics().allreduce_seconds.observe(reducing.as_secs_f64());
             let report = step.plan.timed.then(|| Arc::new(report(&step.plan, elapsed, &answers)));
-            self.postprocess(&step, &answers, report.as_ref())?;
+            self.postprocess(&step, outcomes, report.as_ref());
         }
         // Read before what was submitted is taken: who goes later is seen at the next turn.
         let hang_ups = self.orders.hang_ups();
@@ -230,9 +279,8 @@ impl<R: Ranks> Engine<R> {
         if let Some(step) = step.and_then(|step| self.scheduler.plan(step)) {
             step.parts.iter().for_each(|part| self.scheduler.get_mut(part.ticket).meter.started());
             // A rank begins while others are still being told.
-            let since = Instant::now();
+            let (step, _) = self.under_way.insert((step, Instant::now()));
             self.ranks.begin_step(&step.plan)?;
-            self.under_way = Some((step, since));
         }
         self.report();
         self.deliver();
@@ -241,7 +289,11 @@ impl<R: Ranks> Engine<R> {
         }
         assert!(self.scheduler.is_idle(), "there are sequences, and none of them can take a step");
         self.check_invariants();
-        Ok(if self.abandoned || self.orders.is_stopping() { Turn::Over } else { Turn::Idle })
+        if self.abandoned || self.orders.is_stopping() {
+            return Ok(Turn::Over);
+        }
+        self.ranks.check()?;
+        Ok(Turn::Idle)
     }
 
     fn take_commands(&mut self) {
@@ -265,52 +317,58 @@ impl<R: Ranks> Engine<R> {
         }
     }
 
-    /// Draws, appends and frees, after a step. Sequences that were taken out while it ran are not there any more.
-    /// `report` is there where a token is to be explained.
-    fn postprocess(
-        &mut self,
-        step: &PlannedStep,
-        answers: &[StepOutput],
-        report: Option<&Arc<StepReport>>,
-    ) -> Result<(), RanksError> {
+    /// What comes of each row of a step, in their order. Asks the ranks for what is missing, so that a step happens as a whole or,
+    /// when one of them is lost, not at all.
+    fn outcomes(&mut self, step: &PlannedStep, answers: &[StepOutput]) -> Result<Vec<Outcome>, RanksError> {
         let begun = Instant::now();
-        self.scheduler.complete(step);
-        let mut undecided: Vec<(u32, Ticket, &Draw)> = Vec::new();
-        let uses = step.parts.iter().flat_map(|part| part.uses.iter().map(|row_use| (part.ticket, row_use)));
-        for (row, (ticket, row_use)) in uses.enumerate() {
+        let mut outcomes: Vec<Option<Outcome>> = Vec::new();
+        let mut undecided: Vec<(usize, &Draw)> = Vec::new();
+        for (row, row_use) in step.parts.iter().flat_map(|part| &part.uses).enumerate() {
             let slices = slices(answers, row);
-            let sequence = self.scheduler.get_mut(ticket);
-            match row_use {
+            outcomes.push(match row_use {
                 RowUse::Score { target, top } => {
                     let raw = logprobs::raw_logit(*target, &slices).ok_or(RanksError::MissingTarget { id: *target })?;
-                    sequence.record_score(Some(logprobs::report(*target, raw, *top, &slices)));
+                    Some(Outcome::Score(logprobs::report(*target, raw, *top, &slices)))
                 }
-                RowUse::Draw(draw) => match draw.by_candidates(&slices) {
-                    Some(token) => sequence.append(token, report),
-                    None => undecided.push((row as u32, ticket, &**draw)),
-                },
-            }
+                RowUse::Draw(draw) => {
+                    let drawn = draw.by_candidates(&slices);
+                    undecided.extend(drawn.is_none().then_some((row, &**draw)));
+                    drawn.map(Outcome::Draw)
+                }
+            });
         }
-        let rows: Vec<u32> = undecided.iter().map(|&(row, ..)| row).collect();
+        let rows: Vec<u32> = undecided.iter().map(|&(row, _)| row as u32).collect();
         let whole_rows = if rows.is_empty() { Vec::new() } else { self.ranks.fetch_rows(&rows)? };
         let draws: Vec<_> = undecided
             .iter()
             .enumerate()
-            .map(|(i, &(row, _, draw))| RowDraw {
+            .map(|(i, &(row, draw))| RowDraw {
                 draw,
-                slices: slices(answers, row as usize),
+                slices: slices(answers, row),
                 logits: whole_rows.iter().map(|of_rank| &*of_rank[i]).collect(),
             })
             .collect();
-        let tokens = self.row_drawer.draw(&draws);
-        drop(draws);
-        for ((_, ticket, _), token) in undecided.iter().zip(tokens) {
-            self.scheduler.get_mut(*ticket).append(token, report);
+        for (&(row, _), drawn) in undecided.iter().zip(self.row_drawer.draw(&draws)) {
+            outcomes[row] = Some(Outcome::Draw(drawn));
         }
         let metrics = self.status.metrics();
         metrics.sampling_seconds.inc_by(begun.elapsed().as_secs_f64());
         metrics.rows_fetched.inc_by(rows.len() as u64);
         metrics.rank_answer_bytes.inc_by(answer_bytes(answers, &whole_rows));
+        Ok(outcomes.into_iter().flatten().collect())
+    }
+
+    /// Appends and frees, after a step. `report` is there where a token is to be explained.
+    fn postprocess(&mut self, step: &PlannedStep, outcomes: Vec<Outcome>, report: Option<&Arc<StepReport>>) {
+        self.scheduler.complete(step);
+        let tickets = step.parts.iter().flat_map(|part| part.uses.iter().map(|_| part.ticket));
+        for (ticket, outcome) in tickets.zip(outcomes) {
+            let sequence = self.scheduler.get_mut(ticket);
+            match outcome {
+                Outcome::Score(score) => sequence.record_score(Some(score)),
+                Outcome::Draw(drawn) => sequence.append(drawn, report),
+            }
+        }
         for part in &step.parts {
             if let Some(reason) = self.scheduler.get_mut(part.ticket).finish_reason(&self.eos_token_ids) {
                 let mut sequence = self.scheduler.remove(part.ticket);
@@ -322,8 +380,7 @@ impl<R: Ranks> Engine<R> {
         let sequences = step.parts.len();
         let tokens: usize = step.plan.sequences.iter().map(|sequence| sequence.tokens.len()).sum();
         let blocks_free = self.scheduler.blocks().free();
-        tracing::debug!(step = step.plan.step, sequences, tokens, rows_fetched = rows.len(), blocks_free, "step");
-        Ok(())
+        tracing::debug!(step = step.plan.step, sequences, tokens, blocks_free, "step");
     }
 
     /// Tells what the last step brought. A slow reader holds nobody up: every channel has room for all its events.

@@ -23,7 +23,7 @@ use crate::{
     config::ClusterConfig,
     environment,
     error::LaunchError,
-    hosts::{gather::Gathering, secret::Secret},
+    hosts::{gather, secret::Secret},
     join::{self, Door, Worker},
     model::{self, ModelError},
     output,
@@ -98,7 +98,7 @@ fn coordinate(options: CoordinatorOptions, args: &[OsString]) -> Result<(), Laun
     let Some((config, listener)) = prepare(options.serve, args, Placement::Elsewhere)? else { return Ok(()) };
     // Not before there is a log: it may have something to say of the file.
     let secret = Secret::read(&options.secret_file)?;
-    let arrivals = Gathering::listen(&options.listen, secret)?.begin(config.options.cluster.nproc)?;
+    let arrivals = gather::Door::listen(&options.listen, secret)?.open(config.options.cluster.nproc)?;
     supervise(config, listener, Placement::Elsewhere, |plan| Cluster::gather(plan, arrivals))
 }
 

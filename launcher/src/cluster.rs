@@ -1,13 +1,20 @@
 //! A whole cluster as a value: start it, ask it, shut it down.
 
 use std::{
+    io,
     os::unix::net::UnixStream,
     sync::Arc,
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
-use nanoinfer_coordinator::{TextEngine, config::EngineConfig, engine, handle::EngineHandle, text::ModelText};
+use nanoinfer_coordinator::{
+    TextEngine,
+    config::EngineConfig,
+    engine::{self, Lost, RankSource, SourceError},
+    handle::EngineHandle,
+    text::ModelText,
+};
 use nanoinfer_shared::{
     comm::ShmSegment,
     handshake::{self, Identity},
@@ -18,16 +25,15 @@ use nanoinfer_worker::{
     rank::{self, OnLost, RankSetup},
     trace::TraceFile,
 };
-use tokio::sync::mpsc;
 
 use crate::{
     build::BUILD_ID,
-    config::ClusterConfig,
+    config::{ClusterConfig, OnRankLoss},
     error::LaunchError,
     hosts::gather::Arrivals,
     plan::{Placement, Plan},
     rank_end::{CAUSE_DEADLINE, HowEnded, RankEnd, RankEnds},
-    spawn::{self, RankProcesses},
+    spawn::{self, MemoryOfRank, RankProcesses, Reports},
 };
 
 /// Epoch of ranks that this process starts itself: their sockets are new, so no earlier life can speak on them.
@@ -39,8 +45,10 @@ pub struct Cluster {
     text_engine: TextEngine,
     handle: EngineHandle,
     ranks: Ranks,
-    /// Of ranks on this host; one place for each, and each ends once.
+    /// Of ranks on this host.
     ends: RankEnds,
+    /// Ranks that end are started again: only the engine's end is one.
+    survives: bool,
     /// Closed when it is dropped: after the ranks, which append to it.
     trace: Option<TraceFile>,
 }
@@ -49,10 +57,14 @@ pub struct Cluster {
 #[derive(Debug)]
 enum Ranks {
     Thread(JoinHandle<()>),
-    Processes(RankProcesses),
+    /// The engine starts some of them again.
+    Processes(Arc<RankProcesses>),
     /// They end when their control links close.
     Elsewhere,
 }
+
+/// What an engine begins with: links in rank order, and where others come from.
+type Members = (Vec<ControlLink<ToRank, FromRank>>, Option<Box<dyn RankSource>>);
 
 impl Cluster {
     /// Resolves the model, starts the ranks and the engine; returns when requests can be answered.
@@ -91,9 +103,9 @@ impl Cluster {
         plan.check_memory()?;
         let text = ModelText::load(&plan.model.folder, &plan.model.shape)?;
         let world = plan.partition.world();
-        let (report, mut ends) = RankEnds::of(world);
-        let (links, ranks) = if world == 1 { on_a_thread(report)? } else { as_processes(plan, report, &mut ends)? };
-        Self::join(plan, text, (links, plan.engine_config(vec![world; world])), ranks, ends)
+        let (report, mut ends) = RankEnds::new();
+        let (members, ranks) = if world == 1 { on_a_thread(report)? } else { as_processes(plan, report, &mut ends)? };
+        Self::join(plan, text, members, plan.engine_config(vec![world; world]), ranks, ends)
     }
 
     /// Waits for the ranks of a plan to come over the network.
@@ -102,22 +114,24 @@ impl Cluster {
     /// As [`Cluster::start`].
     pub(crate) fn gather(plan: &Plan, arrivals: Arrivals) -> Result<Self, LaunchError> {
         let text = ModelText::load(&plan.model.folder, &plan.model.shape)?;
-        let arrived = arrivals.all()?;
+        let (arrived, gathering) = arrivals.all()?;
         let on_host = |host: &str| arrived.iter().filter(|other| other.host == host).count();
         let ranks_on_host: Vec<usize> = arrived.iter().map(|rank| on_host(&rank.host)).collect();
         let links = arrived.into_iter().map(|rank| rank.link).collect();
         // Nobody reports: the ranks are other hosts' processes.
-        let (_, ends) = RankEnds::of(1);
+        let (_, ends) = RankEnds::new();
         let ranks_per_memory = ranks_on_host.iter().copied().max().unwrap_or(1);
         let mut engine_config = plan.engine_config(ranks_on_host);
         engine_config.kv.ranks_per_memory = ranks_per_memory;
-        Self::join(plan, text, (links, engine_config), Ranks::Elsewhere, ends)
+        let source = survives(plan).then(|| Box::new(gathering) as Box<dyn RankSource>);
+        Self::join(plan, text, (links, source), engine_config, Ranks::Elsewhere, ends)
     }
 
     fn join(
         plan: &Plan,
         text: ModelText,
-        (links, engine_config): (Vec<ControlLink<ToRank, FromRank>>, EngineConfig),
+        (links, source): Members,
+        engine_config: EngineConfig,
         ranks: Ranks,
         mut ends: RankEnds,
     ) -> Result<Self, LaunchError> {
@@ -126,12 +140,13 @@ impl Cluster {
                 .map_err(LaunchError::system(format!("write the trace {}", path.display())))
         });
         let trace = trace.transpose()?;
-        let handle = engine::start(links, engine_config).map_err(|error| {
+        let survives = source.is_some();
+        let handle = engine::start(links, source, engine_config).map_err(|error| {
             // Where a rank died of it, its own words say more.
             cause(&mut ends).unwrap_or(LaunchError::Start(error))
         })?;
         let text_engine = TextEngine::new(handle.clone(), Arc::new(text), Arc::new(plan.model_card()));
-        Ok(Self { text_engine, handle, ranks, ends, trace })
+        Ok(Self { text_engine, handle, ranks, ends, survives, trace })
     }
 
     /// Where text goes in and comes out.
@@ -149,7 +164,7 @@ impl Cluster {
     pub async fn failed(&mut self) -> LaunchError {
         let status = self.handle.status();
         tokio::select! {
-            Some(ends) = self.ends.failures(Duration::MAX) => return LaunchError::RanksEnded { ends },
+            Some(ends) = self.ends.failures(Duration::MAX), if !self.survives => return LaunchError::RanksEnded { ends },
             () = self.handle.ended() => {}
         }
         if status.failure().is_none() && self.handle.is_stopping() {
@@ -165,12 +180,12 @@ impl Cluster {
 
     /// Takes no new requests, cuts off those under way, lets the ranks end, and ends those that do not.
     pub fn shutdown(self) {
-        let Self { text_engine, handle, ranks, ends, trace } = self;
+        let Self { text_engine, handle, ranks, ends, trace, .. } = self;
         handle.cut_off();
         // The engine ends with its last handle, and tells the ranks.
         drop((text_engine, handle));
         match ranks {
-            Ranks::Thread(watcher) => spawn::wait_for([&watcher]),
+            Ranks::Thread(watcher) => spawn::wait_for([&watcher], spawn::END_DEADLINE),
             // What is left after the wait is killed by the drop.
             Ranks::Processes(processes) => processes.wait(),
             Ranks::Elsewhere => {}
@@ -180,13 +195,13 @@ impl Cluster {
 }
 
 /// Runs the only rank on its own thread.
-fn on_a_thread(report: mpsc::Sender<RankEnd>) -> Result<(Vec<ControlLink<ToRank, FromRank>>, Ranks), LaunchError> {
+fn on_a_thread(report: Reports) -> Result<(Members, Ranks), LaunchError> {
     let (ours, theirs) = link::in_memory();
     let setup = RankSetup {
         link: theirs,
         identity: Identity { build_id: BUILD_ID.into(), world: 1, rank: 0, host: String::new() },
         epoch: EPOCH,
-        segment: None,
+        memory: None,
         weights: None,
         data_host: "127.0.0.1".into(),
         on_lost: OnLost::Return,
@@ -204,52 +219,102 @@ fn on_a_thread(report: mpsc::Sender<RankEnd>) -> Result<(Vec<ControlLink<ToRank,
                 Err(_) => HowEnded::Failed("it panicked".into()),
             };
             // A closed queue means that nobody asks any more.
-            let _ = report.try_send(RankEnd { rank: 0, how, last_lines: Vec::new() });
+            let _ = report.send(RankEnd { rank: 0, how, last_lines: Vec::new() });
         })
         .map_err(LaunchError::system("start a thread"))?;
-    Ok((vec![ours], Ranks::Thread(watcher)))
+    Ok(((vec![ours], None), Ranks::Thread(watcher)))
 }
 
 /// Starts one process a rank, and meets them.
-fn as_processes(
-    plan: &Plan,
-    report: mpsc::Sender<RankEnd>,
-    ends: &mut RankEnds,
-) -> Result<(Vec<ControlLink<ToRank, FromRank>>, Ranks), LaunchError> {
+fn as_processes(plan: &Plan, report: Reports, ends: &mut RankEnds) -> Result<(Members, Ranks), LaunchError> {
     let world = plan.partition.world();
-    let binary = plan.config.worker_binary.as_ref().ok_or_else(|| LaunchError::Usage {
-        problem: format!("{world} ranks are {world} processes, and this program has not named one to run them"),
-        hint: "set ClusterConfig::worker_binary to the path of a nanoinfer-launch of the same build".into(),
+    let binary = plan.config.worker_binary.as_ref().ok_or_else(|| {
+        LaunchError::usage(
+            format!("{world} ranks are {world} processes, and this program has not named one to run them"),
+            "set ClusterConfig::worker_binary to the path of a nanoinfer-launch of the same build",
+        )
     })?;
-    let segment = (plan.load.comm == CommKind::Shm)
-        .then(|| ShmSegment::create(world))
-        .transpose()
-        .map_err(LaunchError::SharedMemory)?;
     let (processes, sockets) = RankProcesses::start(world, binary, &plan.config.log, &report)?;
+    let processes = Arc::new(processes);
+    let memories =
+        (0..world).map(|_| MemoryOfRank::new()).collect::<Result<_, _>>().map_err(LaunchError::SharedMemory)?;
+    let by_memory = plan.load.comm == CommKind::Shm;
+    let mut source = SpawnedRanks { processes: processes.clone(), memories, by_memory };
     let mut links = Vec::with_capacity(world);
     for (rank, socket) in sockets.into_iter().enumerate() {
-        links.push(meet(rank, world, socket, segment.as_ref()).map_err(|error| cause(ends).unwrap_or(error))?);
+        links.push(source.meet(rank, socket).map_err(|error| cause(ends).unwrap_or(error))?);
     }
-    Ok((links, Ranks::Processes(processes)))
+    source.send_segments(0).map_err(LaunchError::SharedMemory)?;
+    let source = survives(plan).then(|| Box::new(source) as Box<dyn RankSource>);
+    Ok(((links, source), Ranks::Processes(processes)))
 }
 
-/// Shakes hands with a rank that was just started, and hands it its data link.
-fn meet(
-    rank: usize,
-    world: usize,
-    socket: UnixStream,
-    segment: Option<&ShmSegment>,
-) -> Result<ControlLink<ToRank, FromRank>, LaunchError> {
-    let system = |what: &str| LaunchError::system(format!("{what} rank {rank}"));
-    let expected = Identity { build_id: BUILD_ID.into(), world, rank, host: String::new() };
-    let mut handle = Socket::Unix(socket.try_clone().map_err(system("keep the socket of"))?);
-    let only = |joiner| if joiner == rank { Ok(()) } else { Err(format!("rank {joiner} is not rank {rank}")) };
-    // The key is empty: the inherited socket is the proof.
-    let until = Instant::now() + handshake::HANDSHAKE_TIMEOUT;
-    let admission = handshake::Admission { expected: &expected, key: &[], epoch: EPOCH, until };
-    handshake::admit(&mut handle, admission, only).map_err(|source| LaunchError::Handshake { rank, source })?;
-    spawn::send_segment(&socket, segment).map_err(system("hand the data link to"))?;
-    ControlLink::over(handle, EPOCH).map_err(|source| LaunchError::Link { rank, source })
+/// Whether the loss of a rank is borne.
+fn survives(plan: &Plan) -> bool {
+    plan.config.on_rank_loss == OnRankLoss::Restart && plan.config.rank_restarts.most > 0
+}
+
+/// Ranks that are processes of this host.
+#[derive(Debug)]
+struct SpawnedRanks {
+    processes: Arc<RankProcesses>,
+    memories: Vec<MemoryOfRank>,
+    /// Their data link is shared memory.
+    by_memory: bool,
+}
+
+impl SpawnedRanks {
+    /// Shakes hands with a rank that was just started, and hands it its memory.
+    fn meet(&mut self, rank: usize, socket: UnixStream) -> Result<ControlLink<ToRank, FromRank>, LaunchError> {
+        let system = |what: &str| LaunchError::system(format!("{what} rank {rank}"));
+        let world = self.memories.len();
+        let expected = Identity { build_id: BUILD_ID.into(), world, rank, host: String::new() };
+        let mut handle = Socket::Unix(socket.try_clone().map_err(system("keep the socket of"))?);
+        let only = |joiner| if joiner == rank { Ok(()) } else { Err(format!("rank {joiner} is not rank {rank}")) };
+        // The key is empty: the inherited socket is the proof.
+        let until = Instant::now() + handshake::HANDSHAKE_TIMEOUT;
+        let admission = handshake::Admission { expected: &expected, key: &[], epoch: EPOCH, until };
+        handshake::admit(&mut handle, admission, only).map_err(|source| LaunchError::Handshake { rank, source })?;
+        self.memories[rank].hand_over(&socket).map_err(system("hand memory to"))?;
+        ControlLink::over(handle, EPOCH).map_err(|source| LaunchError::Link { rank, source })
+    }
+
+    /// Hands every rank the memory of the data link for start number `group`, where the link is memory.
+    fn send_segments(&self, group: u32) -> io::Result<()> {
+        if self.by_memory {
+            let segment = ShmSegment::create(self.memories.len())?;
+            for memory in &self.memories {
+                // A rank that is gone is missed by who waits for it.
+                let _ = memory.send_segment(group, &segment);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl RankSource for SpawnedRanks {
+    fn replace(
+        &mut self,
+        group: u32,
+        lost: &[Lost],
+        _given_up: &dyn Fn() -> bool,
+    ) -> Result<Vec<ControlLink<ToRank, FromRank>>, SourceError> {
+        for Lost { rank, is_corrupt } in lost {
+            let end = self.processes.end_rank(*rank);
+            if let Some(end) = &end {
+                tracing::warn!("{end}");
+            }
+            if *is_corrupt || end.is_some_and(|end| end.is_corrupt()) {
+                self.memories[*rank] = MemoryOfRank::new()?;
+            }
+        }
+        // All begin before the first is waited for.
+        let sockets = lost.iter().map(|lost| self.processes.start_rank(lost.rank)).collect::<Result<Vec<_>, _>>()?;
+        let met = lost.iter().zip(sockets).map(|(lost, socket)| self.meet(lost.rank, socket));
+        let links = met.collect::<Result<_, _>>()?;
+        self.send_segments(group)?;
+        Ok(links)
+    }
 }
 
 /// The ends of the ranks that made something else fail, if they come to light soon.

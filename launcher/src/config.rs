@@ -3,7 +3,7 @@
 //!
 //! Knows defaults; does not know what is possible: [`Plan`](crate::plan::Plan) decides that.
 
-use std::{path::PathBuf, str::FromStr};
+use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{
     Args, Command, FromArgMatches, ValueEnum,
@@ -12,6 +12,7 @@ use clap::{
         TypedValueParser,
     },
 };
+use nanoinfer_coordinator::engine::RestartLimit;
 use nanoinfer_shared::protocol::DType;
 
 use crate::{environment, model::Caches, size::ByteSize, spawn::WorkerBinary};
@@ -52,6 +53,12 @@ pub struct ClusterConfig {
     /// Instruction set of the kernels [default: the best there is].
     #[arg(long, env = "NANOINFER_ISA", value_name = "LEVEL", value_parser = ["portable", "avx2", "avx-vnni", "avx512", "avx512-bf16"], help_heading = "Cluster")]
     pub isa: Option<String>,
+    /// What to do when a rank is lost: start it again, so that every request goes on, or end [default: restart].
+    #[arg(long, env = "NANOINFER_ON_RANK_LOSS", value_enum, default_value = "restart", help_heading = "Cluster")]
+    pub on_rank_loss: OnRankLoss,
+    /// How many losses of ranks are borne within how long; beyond it the server ends [default: 3/10m].
+    #[arg(long, env = "NANOINFER_RANK_RESTARTS", value_name = "N/DURATION", value_parser = restarts, default_value = "3/10m", help_heading = "Cluster")]
+    pub rank_restarts: RestartLimit,
     /// How ranks exchange partial sums [default: auto].
     #[arg(long, env = "NANOINFER_COMM", value_enum, default_value = "auto", help_heading = "Cluster")]
     pub comm: CommChoice,
@@ -102,6 +109,15 @@ pub struct ClusterConfig {
 /// Element type as asked for; none for what goes with the device, or with the other type.
 pub type DTypeChoice = Option<DType>;
 
+/// What becomes of the server when a rank is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnRankLoss {
+    /// Another takes the rank's place.
+    Restart,
+    /// It ends.
+    Exit,
+}
+
 /// Data link, as asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum CommChoice {
@@ -141,6 +157,27 @@ impl Default for ClusterConfig {
     /// As [`ClusterConfig::new`], with the caches where the command line has them.
     fn default() -> Self {
         Self::new(environment::caches())
+    }
+}
+
+/// Like `3/10m`.
+fn restarts(text: &str) -> Result<RestartLimit, String> {
+    let (most, within) = text.split_once('/').ok_or("expected a number and a time, like 3/10m")?;
+    let most = most.trim().parse().map_err(|_| format!("`{most}` is no number of restarts; write it like 3/10m"))?;
+    Ok(RestartLimit { most, within: duration(within.trim())? })
+}
+
+/// Seconds, or a number with `ms`, `s`, `m` or `h`.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: u32 = number.parse().map_err(|_| "expected seconds, like 30, or 500ms, 2m".to_string())?;
+    match unit.trim() {
+        "ms" => Ok(Duration::from_millis(number.into())),
+        "" | "s" => Ok(Duration::from_secs(number.into())),
+        "m" => Ok(Duration::from_secs(number.into()) * 60),
+        "h" => Ok(Duration::from_secs(number.into()) * 3600),
+        other => Err(format!("`{other}` is no unit of time; use ms, s, m or h")),
     }
 }
 

@@ -88,6 +88,16 @@ pub enum LaunchError {
         /// Which, and how; the likeliest cause first.
         ends: Vec<RankEnd>,
     },
+    /// Ranks of other hosts did not join again.
+    #[error(
+        "{ranks} did not join again within {seconds} s\n  hint: the host of a rank that ends is to start it again, as systemd and Slurm can"
+    )]
+    NotBack {
+        /// Which.
+        ranks: String,
+        /// How long they had.
+        seconds: u64,
+    },
     /// The engine ended although nobody asked it to.
     #[error("the engine ended: {reason}")]
     EngineEnded {

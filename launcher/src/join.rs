@@ -13,12 +13,11 @@ use std::{
 };
 
 use nanoinfer_shared::{
-    comm::ShmSegment,
     handshake::{self, HANDSHAKE_TIMEOUT, HandshakeError, Identity},
     link::{ControlLink, LinkError, Socket},
     protocol::{FromRank, ToRank},
 };
-use nanoinfer_worker::rank::{self, OnLost, RankSetup};
+use nanoinfer_worker::rank::{self, HostMemory, OnLost, RankSetup};
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 
 use crate::{build::BUILD_ID, error::LaunchError, hosts::secret::Secret, spawn};
@@ -60,21 +59,21 @@ pub(crate) fn run(worker: Worker) -> Result<(), LaunchError> {
     // A name for `ps` and `top`; a kernel that refuses it is no reason to stop.
     let _ = std::ffi::CString::new(format!("rank {}", worker.rank)).map(|name| rustix::thread::set_name(&name));
     let identity = Identity { build_id: BUILD_ID.into(), world: worker.world, rank: worker.rank, host: this_host() };
-    let (link, epoch, segment, weights, data_host) = match worker.door {
+    let (link, epoch, memory, weights, data_host) = match worker.door {
         Door::Inherited { parent } => {
             let failed = |error: Refusal| {
                 let (address, reason) = ("standard input".into(), error.to_string());
                 LaunchError::Join { rank: identity.rank, address, reason }
             };
-            let (link, epoch, segment) = inherit(&identity, parent).map_err(failed)?;
-            (link, epoch, segment, None, "127.0.0.1".into())
+            let (link, epoch, memory) = inherit(&identity, parent).map_err(failed)?;
+            (link, epoch, Some(memory), None, "127.0.0.1".into())
         }
         Door::Connect { address, secret, weights, data_host } => {
             let (link, epoch, local) = connect(&identity, &address, &secret)?;
             (link, epoch, None, weights, data_host.unwrap_or(local))
         }
     };
-    Ok(rank::run(RankSetup { link, identity, epoch, segment, weights, data_host, on_lost: OnLost::Exit })?)
+    Ok(rank::run(RankSetup { link, identity, epoch, memory, weights, data_host, on_lost: OnLost::Exit })?)
 }
 
 /// What tells this host from others: its boot, and the control groups that this process sees, as containers of one host have
@@ -97,15 +96,15 @@ pub(crate) fn die_with_parent(parent: u32) -> io::Result<()> {
 
 type Link = ControlLink<FromRank, ToRank>;
 
-/// The link, the cluster's epoch, and the shared memory of the data link where there is one.
-fn inherit(identity: &Identity, parent: u32) -> Result<(Link, u32, Option<ShmSegment>), Refusal> {
+/// The link, the cluster's epoch, and memory that the launcher holds too.
+fn inherit(identity: &Identity, parent: u32) -> Result<(Link, u32, HostMemory), Refusal> {
     die_with_parent(parent)?;
     spawn::leave_stopping_to_the_launcher();
     let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let mut handle = Socket::Unix(socket.try_clone()?);
     let epoch = handshake::join(&mut handle, identity, &[], Instant::now() + HANDSHAKE_TIMEOUT)?;
-    let segment = spawn::receive_segment(&socket)?;
-    Ok((ControlLink::over(handle, epoch).map_err(HandshakeError::from)?, epoch, segment))
+    let memory = spawn::receive_memory(&socket)?;
+    Ok((ControlLink::over(handle, epoch).map_err(HandshakeError::from)?, epoch, memory))
 }
 
 /// The link, the cluster's epoch, and the address of this host that reaches the coordinator.

@@ -41,6 +41,8 @@ pub struct ResolvedModel {
     pub shape: ModelShape,
     /// Digest of the checkpoint: names, types, shapes, and samples of every tensor.
     pub fingerprint: u64,
+    /// Digest of which files they are.
+    pub files: u64,
 }
 
 /// Finds `name`, downloading or unpacking it where needed, and reads its configuration.
@@ -113,7 +115,8 @@ fn read(name: Option<&str>, place: Place, needs_tokenizer: bool) -> Result<Resol
         ));
     }
     let name = name.unwrap_or(DEMO_MODEL).to_string();
-    Ok(ResolvedModel { name, folder: place.folder, weights, shape, fingerprint: checkpoint.fingerprint() })
+    let (fingerprint, files) = (checkpoint.fingerprint(), checkpoint.identity()?);
+    Ok(ResolvedModel { name, folder: place.folder, weights, shape, fingerprint, files })
 }
 
 /// A folder, and a file in it where one was typed.

@@ -125,6 +125,7 @@ impl Plan {
             shape: model.shape.clone(),
             weights: model.weights.clone(),
             fingerprint: model.fingerprint,
+            files: (placement == Placement::Here).then_some(model.files),
             device: chosen.device,
             dtype: chosen.dtype,
             kv_dtype: chosen.kv_dtype,
@@ -201,6 +202,7 @@ impl Plan {
             max_queue: self.config.max_queue,
             max_queue_tokens: self.config.max_queue_tokens,
             prefix_cache: self.config.prefix_cache,
+            restarts: self.config.rank_restarts,
         }
     }
 

@@ -11,6 +11,9 @@ const SETTLE: Duration = Duration::from_millis(200);
 /// How long to wait for the word of the rank that a failed engine lost: the cause is worth more than the effect.
 pub(crate) const CAUSE_DEADLINE: Duration = Duration::from_secs(1);
 
+/// Exit status of a program that panicked.
+const PANICKED: i32 = 101;
+
 /// The end of one rank.
 #[derive(Clone, Debug)]
 pub struct RankEnd {
@@ -36,14 +39,14 @@ pub enum HowEnded {
 /// Ends as they are reported, of which those that are failures are kept until they are asked for.
 #[derive(Debug)]
 pub(crate) struct RankEnds {
-    reports: mpsc::Receiver<RankEnd>,
+    reports: mpsc::UnboundedReceiver<RankEnd>,
     failed: Vec<RankEnd>,
 }
 
 impl RankEnds {
-    /// Of `world` ranks, each of which ends once.
-    pub(crate) fn of(world: usize) -> (mpsc::Sender<RankEnd>, Self) {
-        let (report, reports) = mpsc::channel(world);
+    /// And where they are reported.
+    pub(crate) fn new() -> (mpsc::UnboundedSender<RankEnd>, Self) {
+        let (report, reports) = mpsc::unbounded_channel();
         (report, Self { reports, failed: Vec::new() })
     }
 
@@ -74,6 +77,17 @@ impl RankEnd {
         let Some((first, others)) = ends.split_first() else { return "a rank ended".into() };
         let headline = |end: &Self| end.to_string().lines().next().map(|line| format!("\n  then {line}"));
         first.to_string() + &others.iter().filter_map(headline).collect::<String>()
+    }
+
+    /// Whether it may have written anywhere before: no memory that others can see of it is to be trusted.
+    pub(crate) fn is_corrupt(&self) -> bool {
+        match &self.how {
+            HowEnded::Status(status) => {
+                // SIGKILL stops a program between two instructions; other signals are its own doing, and so is a panic.
+                status.code() == Some(PANICKED) || status.signal().is_some_and(|signal| signal != libc::SIGKILL)
+            }
+            HowEnded::Returned | HowEnded::Failed(_) => true,
+        }
     }
 
     /// Without any sign of failure.
@@ -155,8 +169,8 @@ mod tests {
     #[test]
     fn ends_that_come_together_are_told_together_and_none_is_lost() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        let (report, mut ends) = RankEnds::of(3);
-        let came = |rank, how| report.try_send(RankEnd { rank, how, last_lines: Vec::new() }).unwrap();
+        let (report, mut ends) = RankEnds::new();
+        let came = |rank, how| report.send(RankEnd { rank, how, last_lines: Vec::new() }).unwrap();
         runtime.block_on(async {
             came(0, HowEnded::Returned);
             assert!(ends.failures(Duration::from_millis(1)).await.is_none(), "a clean end is no failure");

@@ -1,8 +1,8 @@
-//! Rank processes of this host: started, listened to, and never left behind.
+//! Rank processes of this host: started, listened to, started again, and never left behind.
 //!
 //! ```text
 //! launcher ── socket pair ──► standard input of the rank   the control link, no path and no secret
-//!          ── memfd over it ─►                             the data link, where that is shared memory
+//!          ── memfds over it ►                             the KV pool's memory, and a channel for that of the data link
 //!          ◄── standard error of the rank                  forwarded line by line as `[rank R] …`
 //! ```
 //! Three things keep a rank from outliving its parent: the control link closes, the kernel kills it when the thread
@@ -15,18 +15,24 @@ use std::{
     io::{self, BufReader, IoSlice, IoSliceMut},
     mem::MaybeUninit,
     os::{
-        fd::{AsFd, AsRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::{net::UnixStream, process::CommandExt},
     },
     path::PathBuf,
     process::{Child, ChildStderr, Command, Stdio},
-    sync::{Arc, Mutex, PoisonError, mpsc},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::SeqCst},
+        mpsc,
+    },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
 use nanoinfer_shared::comm::ShmSegment;
+use nanoinfer_worker::rank::HostMemory;
 use rustix::{
+    fs::{MemfdFlags, memfd_create},
     io::Errno,
     net::{
         RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
@@ -42,10 +48,11 @@ use crate::{
 };
 
 /// How long a rank that was told to end may take before it is killed.
-const END_DEADLINE: Duration = Duration::from_secs(5);
-/// Data of the message that carries the descriptor of the shared memory, or says that there is none.
-const WITH_SEGMENT: u8 = b'S';
-const WITHOUT_SEGMENT: u8 = b'-';
+pub(crate) const END_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a rank that is lost may take to end by itself, so that its own end is known and not ours.
+const LAST_MOMENTS: Duration = Duration::from_millis(300);
+/// Data of the message that carries the descriptors of a rank's memory.
+const MEMORY: [u8; 4] = *b"pool";
 
 /// Which program runs a rank.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,9 +67,10 @@ pub enum WorkerBinary {
 /// Processes of all ranks of one cluster. Dropping it ends them.
 #[derive(Debug)]
 pub(crate) struct RankProcesses {
-    ranks: Vec<RankProcess>,
-    /// Ends the thread that started the ranks; only after they have ended, since they die with it.
-    spawner: Option<(mpsc::Sender<()>, JoinHandle<()>)>,
+    /// None where one could not be started again. A mutex, as the engine starts ranks again while the launcher waits for them.
+    ranks: Mutex<Vec<Option<RankProcess>>>,
+    /// Ends the thread that starts the ranks; only after they have ended, since they die with it.
+    spawner: Option<(mpsc::Sender<Order>, JoinHandle<()>)>,
 }
 
 #[derive(Debug)]
@@ -70,8 +78,16 @@ struct RankProcess {
     /// Shared with the thread that waits for its end: a process may only be killed while it is certain that its number
     /// was not given to another, that is, under this mutex and before it was waited for.
     child: Arc<Mutex<Child>>,
-    watcher: JoinHandle<()>,
+    /// Set before it is ended from here, which is nothing to report.
+    is_ended: Arc<AtomicBool>,
+    watcher: JoinHandle<RankEnd>,
 }
+
+/// A rank to start, and where to answer.
+type Order = (usize, mpsc::Sender<Result<(RankProcess, UnixStream), LaunchError>>);
+
+/// Where every end is reported.
+pub(crate) type Reports = tokio::sync::mpsc::UnboundedSender<RankEnd>;
 
 impl RankProcesses {
     /// Starts `world` ranks and returns our ends of their control links in rank order, before any handshake.
@@ -83,112 +99,150 @@ impl RankProcesses {
         world: usize,
         binary: &WorkerBinary,
         log: &str,
-        ends: &tokio::sync::mpsc::Sender<RankEnd>,
+        ends: &Reports,
     ) -> Result<(Self, Vec<UnixStream>), LaunchError> {
-        let (started, result) = mpsc::channel();
-        let (release, released) = mpsc::channel::<()>();
-        let (binary, log, ends) = (binary.clone(), log.to_string(), ends.clone());
+        let (to_spawner, orders) = mpsc::channel::<Order>();
+        let (program, ends, log) = (Program::find(binary)?, ends.clone(), log.to_string());
         let spawner = thread::Builder::new()
             .name("spawner".into())
             .spawn(move || {
-                // Nobody listens only if the launcher's thread is gone; the drop of the result ends the ranks then.
-                let _ = started.send(start_all(world, &binary, &log, &ends));
-                // Returns when the other end is dropped. The ranks would be killed if this thread ended earlier.
-                let _ = released.recv();
+                // Ends when the other end is dropped. The ranks would be killed if this thread ended earlier.
+                for (rank, started) in orders {
+                    // Nobody listens only if the launcher's thread is gone; the link ends the rank then.
+                    let _ = started.send(start_one(rank, world, &program, &log, &ends));
+                }
             })
             .map_err(LaunchError::system("start a thread"))?;
-        let (ranks, sockets) = result.recv().expect("the spawner sends before it ends")?;
-        Ok((Self { ranks, spawner: Some((release, spawner)) }, sockets))
+        let ranks = Mutex::new((0..world).map(|_| None).collect());
+        let processes = Self { ranks, spawner: Some((to_spawner, spawner)) };
+        let sockets = (0..world).map(|rank| processes.start_rank(rank)).collect::<Result<_, _>>()?;
+        Ok((processes, sockets))
+    }
+
+    /// Starts a rank where there is none.
+    ///
+    /// # Errors
+    /// When the system gives no process.
+    pub(crate) fn start_rank(&self, rank: usize) -> Result<UnixStream, LaunchError> {
+        let (answer, started) = mpsc::channel();
+        let (spawner, _) = self.spawner.as_ref().expect("it is there until this is dropped");
+        spawner.send((rank, answer)).expect("the spawner waits for orders");
+        let (process, socket) = started.recv().expect("the spawner answers every order")?;
+        self.ranks.lock().unwrap_or_else(PoisonError::into_inner)[rank] = Some(process);
+        Ok(socket)
+    }
+
+    /// Ends what is left of a rank, and waits for it; says how it ended where it did so by itself.
+    pub(crate) fn end_rank(&self, rank: usize) -> Option<RankEnd> {
+        let process = self.ranks.lock().unwrap_or_else(PoisonError::into_inner)[rank].take()?;
+        wait_for([&process.watcher], LAST_MOMENTS);
+        let by_itself = process.watcher.is_finished();
+        process.kill();
+        process.watcher.join().ok().filter(|_| by_itself)
     }
 
     /// Waits for all ranks to end by themselves, up to a deadline; what is left is killed when this is dropped.
     pub(crate) fn wait(&self) {
-        wait_for(self.ranks.iter().map(|rank| &rank.watcher));
+        let ranks = self.ranks.lock().unwrap_or_else(PoisonError::into_inner);
+        wait_for(ranks.iter().flatten().map(|rank| &rank.watcher), END_DEADLINE);
+    }
+}
+
+impl RankProcess {
+    fn kill(&self) {
+        self.is_ended.store(true, SeqCst);
+        // An error means that it has ended already.
+        let _ = self.child.lock().unwrap_or_else(PoisonError::into_inner).kill();
     }
 }
 
 /// Waits until all `threads`, which end with their ranks, have ended, up to a deadline.
-pub(crate) fn wait_for<'a>(threads: impl IntoIterator<Item = &'a JoinHandle<()>>) {
-    let deadline = Instant::now() + END_DEADLINE;
+pub(crate) fn wait_for<'a, T: 'a>(threads: impl IntoIterator<Item = &'a JoinHandle<T>>, patience: Duration) {
+    let deadline = Instant::now() + patience;
     for thread in threads {
         while !thread.is_finished() && Instant::now() < deadline {
-            thread::sleep(Duration::from_millis(5));
+            thread::sleep(Duration::from_millis(1));
         }
     }
 }
 
 impl Drop for RankProcesses {
     fn drop(&mut self) {
-        for rank in &self.ranks {
-            // An error means that it has ended already.
-            let _ = rank.child.lock().unwrap_or_else(PoisonError::into_inner).kill();
-        }
-        for rank in self.ranks.drain(..) {
+        let ranks: Vec<_> = self.ranks.get_mut().unwrap_or_else(PoisonError::into_inner).drain(..).flatten().collect();
+        ranks.iter().for_each(RankProcess::kill);
+        for rank in ranks {
             // A panic there has been printed; there is nothing left to do for that rank.
             let _ = rank.watcher.join();
         }
-        if let Some((release, spawner)) = self.spawner.take() {
-            drop(release);
+        if let Some((orders, spawner)) = self.spawner.take() {
+            drop(orders);
             // As above.
             let _ = spawner.join();
         }
     }
 }
 
-type Started = (Vec<RankProcess>, Vec<UnixStream>);
-
-fn start_all(
-    world: usize,
-    binary: &WorkerBinary,
-    log: &str,
-    ends: &tokio::sync::mpsc::Sender<RankEnd>,
-) -> Result<Started, LaunchError> {
-    // Open until all are started: the name of the descriptor is the program to run.
-    let this_program;
-    let program: PathBuf = match binary {
-        WorkerBinary::At(path) => path.clone(),
-        WorkerBinary::ThisProgram => {
-            this_program = File::open("/proc/self/exe").map_err(LaunchError::system("open /proc/self/exe"))?;
-            format!("/proc/self/fd/{}", this_program.as_raw_fd()).into()
-        }
-    };
-    let mut all = RankProcesses { ranks: Vec::new(), spawner: None };
-    let mut sockets = Vec::new();
-    for rank in 0..world {
-        let (ours, theirs) = UnixStream::pair().map_err(LaunchError::system("make a socket pair"))?;
-        let mut child = Command::new(&program)
-            .arg0("nanoinfer-launch")
-            .args(["worker", "--inherited", "--rank", &rank.to_string(), "--world", &world.to_string()])
-            .args(["--parent", &std::process::id().to_string(), "--log", log])
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .process_group(0)
-            .spawn()
-            .map_err(LaunchError::system(format!("start rank {rank} ({})", program.display())))?;
-        let stderr = child.stderr.take().expect("it was asked for");
-        let pid = Pid::from_child(&child);
-        let child = Arc::new(Mutex::new(child));
-        let (watched, ends) = (child.clone(), ends.clone());
-        let watcher = thread::Builder::new()
-            .name(format!("watch rank {rank}"))
-            .spawn(move || watch(rank, pid, &watched, stderr, &ends))
-            .map_err(LaunchError::system("start a thread"));
-        match watcher {
-            Ok(watcher) => all.ranks.push(RankProcess { child, watcher }),
-            Err(error) => {
-                // Its control link closes as `ours` is dropped, and so the rank ends; kill it all the same.
-                let _ = child.lock().unwrap_or_else(PoisonError::into_inner).kill();
-                return Err(error);
-            }
-        }
-        sockets.push(ours);
-    }
-    Ok((std::mem::take(&mut all.ranks), sockets))
+/// The program that runs ranks.
+struct Program {
+    path: PathBuf,
+    /// Open as long as ranks may be started: the name of the descriptor is the program to run.
+    _open: Option<File>,
 }
 
-/// Forwards what the rank says until it ends, then reports how.
-fn watch(rank: usize, pid: Pid, child: &Mutex<Child>, stderr: ChildStderr, ends: &tokio::sync::mpsc::Sender<RankEnd>) {
+impl Program {
+    fn find(binary: &WorkerBinary) -> Result<Self, LaunchError> {
+        match binary {
+            WorkerBinary::At(path) => Ok(Self { path: path.clone(), _open: None }),
+            WorkerBinary::ThisProgram => {
+                let open = File::open("/proc/self/exe").map_err(LaunchError::system("open /proc/self/exe"))?;
+                Ok(Self { path: format!("/proc/self/fd/{}", open.as_raw_fd()).into(), _open: Some(open) })
+            }
+        }
+    }
+}
+
+fn start_one(
+    rank: usize,
+    world: usize,
+    program: &Program,
+    log: &str,
+    ends: &Reports,
+) -> Result<(RankProcess, UnixStream), LaunchError> {
+    let (ours, theirs) = UnixStream::pair().map_err(LaunchError::system("make a socket pair"))?;
+    let mut child = Command::new(&program.path)
+        .arg0("nanoinfer-launch")
+        .args(["worker", "--inherited", "--rank", &rank.to_string(), "--world", &world.to_string()])
+        .args(["--parent", &std::process::id().to_string(), "--log", log])
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .map_err(LaunchError::system(format!("start rank {rank} ({})", program.path.display())))?;
+    let stderr = child.stderr.take().expect("it was asked for");
+    let pid = Pid::from_child(&child);
+    let (child, is_ended) = (Arc::new(Mutex::new(child)), Arc::new(AtomicBool::new(false)));
+    let (watched, by_us, ends) = (child.clone(), is_ended.clone(), ends.clone());
+    let watcher = thread::Builder::new().name(format!("watch rank {rank}")).spawn(move || {
+        let end = watch(rank, pid, &watched, stderr);
+        if !by_us.load(SeqCst) {
+            // A closed queue means that nobody asks any more.
+            let _ = ends.send(end.clone());
+        }
+        end
+    });
+    match watcher {
+        Ok(watcher) => Ok((RankProcess { child, is_ended, watcher }, ours)),
+        Err(error) => {
+            // Its control link closes as `ours` is dropped, and so the rank ends; kill it all the same.
+            let _ = child.lock().unwrap_or_else(PoisonError::into_inner).kill();
+            Err(LaunchError::system("start a thread")(error))
+        }
+    }
+}
+
+/// Forwards what the rank says until it ends, and tells how it did.
+fn watch(rank: usize, pid: Pid, child: &Mutex<Child>, stderr: ChildStderr) -> RankEnd {
     let last_lines = forward_lines(rank, stderr);
     // Waits without taking the exit status, hence without the mutex.
     while let Err(Errno::INTR) = waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT) {}
@@ -197,8 +251,7 @@ fn watch(rank: usize, pid: Pid, child: &Mutex<Child>, stderr: ChildStderr, ends:
         Ok(status) => HowEnded::Status(status),
         Err(error) => HowEnded::Failed(format!("its status is unknown: {error}")),
     };
-    // The queue holds one end of every rank; a closed one means that nobody asks any more.
-    let _ = ends.try_send(RankEnd { rank, how, last_lines });
+    RankEnd { rank, how, last_lines }
 }
 
 /// Writes every line to our standard error, marked; returns the last ones.
@@ -222,41 +275,92 @@ pub(crate) fn leave_stopping_to_the_launcher() {
     }
 }
 
-/// Hands the memory of the data link, or the word that there is none, to a rank that has passed its handshake.
+/// The launcher's hold on the memory of one rank.
+#[derive(Debug)]
+pub(crate) struct MemoryOfRank {
+    /// Where its KV pool lies: outlives it.
+    pool: OwnedFd,
+    /// Where it is handed the memory of data links; of this life of the rank.
+    channel: Option<UnixStream>,
+}
+
+impl MemoryOfRank {
+    /// Memory without a size yet.
+    ///
+    /// # Errors
+    /// When the process is out of file descriptors.
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self { pool: memfd_create("nanoinfer-kv", MemfdFlags::CLOEXEC)?, channel: None })
+    }
+
+    /// Hands it to a rank that has passed its handshake on `socket`.
+    ///
+    /// # Errors
+    /// When the rank is gone.
+    pub(crate) fn hand_over(&mut self, socket: &UnixStream) -> io::Result<()> {
+        let (ours, theirs) = UnixStream::pair()?;
+        send_with(socket, MEMORY, &[self.pool.as_fd(), theirs.as_fd()])?;
+        self.channel = Some(ours);
+        Ok(())
+    }
+
+    /// Hands the rank the data link's memory for the start of this number.
+    ///
+    /// # Errors
+    /// When the rank is gone.
+    pub(crate) fn send_segment(&self, group: u32, segment: &ShmSegment) -> io::Result<()> {
+        match &self.channel {
+            Some(channel) => send_with(channel, group.to_le_bytes(), &[segment.as_fd()]),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Takes what [`MemoryOfRank`] hands over.
 ///
 /// # Errors
-/// When the rank is gone.
-pub(crate) fn send_segment(socket: &UnixStream, segment: Option<&ShmSegment>) -> io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    let descriptors = segment.map(|segment| [segment.as_fd()]);
-    if let Some(descriptors) = &descriptors {
-        let fits = control.push(SendAncillaryMessage::ScmRights(descriptors));
-        assert!(fits, "the buffer has the size of one descriptor");
+/// When the launcher is gone, or sent something else.
+pub(crate) fn receive_memory(socket: &UnixStream) -> io::Result<HostMemory> {
+    let strange = |what: &str| io::Error::other(format!("the launcher sent {what} where memory was due"));
+    let (word, descriptors) = receive_with(socket)?;
+    let [pool, channel] = <[OwnedFd; 2]>::try_from(descriptors).map_err(|_| strange("too little"))?;
+    if word != MEMORY {
+        return Err(strange("something else"));
     }
-    let word = [if segment.is_some() { WITH_SEGMENT } else { WITHOUT_SEGMENT }];
+    let channel = UnixStream::from(channel);
+    // Those of starts that came to nothing are passed over.
+    let segments = move |group: u32| loop {
+        let (word, mut descriptors) = receive_with(&channel)?;
+        let (sent, segment) = (u32::from_le_bytes(word), descriptors.pop().ok_or_else(|| strange("none"))?);
+        if sent == group {
+            return Ok(ShmSegment::from_fd(segment));
+        }
+    };
+    Ok(HostMemory { pool: pool.into(), segments: Box::new(segments) })
+}
+
+fn send_with(socket: &UnixStream, word: [u8; 4], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fits = control.push(SendAncillaryMessage::ScmRights(descriptors));
+    assert!(fits, "the buffer has the size of two descriptors");
     sendmsg(socket, &[IoSlice::new(&word)], &mut control, SendFlags::NOSIGNAL)?;
     Ok(())
 }
 
-/// Takes what [`send_segment`] sent.
-///
-/// # Errors
-/// When the launcher is gone, or sent something else.
-pub(crate) fn receive_segment(socket: &UnixStream) -> io::Result<Option<ShmSegment>> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+fn receive_with(socket: &UnixStream) -> io::Result<([u8; 4], Vec<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut word = [0];
-    recvmsg(socket, &mut [IoSliceMut::new(&mut word)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
-    let descriptor = control.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+    let mut word = [0; 4];
+    let received = recvmsg(socket, &mut [IoSliceMut::new(&mut word)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    if received.bytes != word.len() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let rights = control.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
         _ => None,
     });
-    match (word[0], descriptor) {
-        (WITH_SEGMENT, Some(descriptor)) => Ok(Some(ShmSegment::from_fd(descriptor))),
-        (WITHOUT_SEGMENT, None) => Ok(None),
-        (word, _) => Err(io::Error::other(format!("the launcher sent {word} where the data link was due"))),
-    }
+    Ok((word, rights.flatten().collect()))
 }
 
 #[cfg(test)]
@@ -264,22 +368,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_segment_arrives_as_the_same_memory_and_none_as_none() {
+    fn memory_arrives_as_the_same_memory_and_that_of_starts_in_vain_is_passed_over() {
         let (a, b) = UnixStream::pair().unwrap();
-        let segment = ShmSegment::create(2).unwrap();
-        send_segment(&a, Some(&segment)).unwrap();
-        let received = receive_segment(&b).unwrap().expect("one was sent");
-        let inode = |segment: &ShmSegment| rustix::fs::fstat(segment).unwrap().st_ino;
-        assert_eq!(inode(&received), inode(&segment));
-        send_segment(&a, None).unwrap();
-        assert!(receive_segment(&b).unwrap().is_none());
-        drop(a);
-        assert!(receive_segment(&b).is_err());
+        let mut memory = MemoryOfRank::new().unwrap();
+        memory.hand_over(&a).unwrap();
+        let mut received = receive_memory(&b).unwrap();
+        let inode = |descriptor: BorrowedFd<'_>| rustix::fs::fstat(descriptor).unwrap().st_ino;
+        assert_eq!(inode(received.pool.as_fd()), inode(memory.pool.as_fd()));
+        let segments = [0, 3].map(|group| (group, ShmSegment::create(2).unwrap()));
+        segments.iter().for_each(|(group, segment)| memory.send_segment(*group, segment).unwrap());
+        assert_eq!(inode((received.segments)(3).unwrap().as_fd()), inode(segments[1].1.as_fd()));
+        drop((memory, a));
+        assert!((received.segments)(4).is_err() && receive_memory(&b).is_err());
     }
 
     #[test]
     fn a_program_that_ends_is_reported_with_its_status_and_last_lines() {
-        let (ends, mut reports) = tokio::sync::mpsc::channel(2);
+        let (ends, mut reports) = tokio::sync::mpsc::unbounded_channel();
         // `false` takes any arguments and ends with 1.
         let binary = WorkerBinary::At("/bin/false".into());
         let (processes, sockets) = RankProcesses::start(2, &binary, "info", &ends).unwrap();
@@ -294,15 +399,29 @@ mod tests {
     }
 
     #[test]
-    fn dropping_the_processes_kills_them() {
-        let (ends, mut reports) = tokio::sync::mpsc::channel(1);
+    fn dropping_the_processes_kills_them_and_one_can_be_had_again() {
+        let (ends, mut reports) = tokio::sync::mpsc::unbounded_channel();
         let folder = tempfile::tempdir().unwrap();
         let script = folder.path().join("sleeper");
         std::fs::write(&script, "#!/bin/sh\nexec sleep 600\n").unwrap();
         std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-        let (processes, _sockets) = RankProcesses::start(1, &WorkerBinary::At(script), "info", &ends).unwrap();
-        drop(processes);
-        let end = reports.blocking_recv().unwrap().to_string();
+        let (processes, _sockets) = RankProcesses::start(2, &WorkerBinary::At(script), "info", &ends).unwrap();
+        let pid = |rank: usize| {
+            let ranks = processes.ranks.lock().unwrap();
+            Pid::from_child(&ranks[rank].as_ref().unwrap().child.lock().unwrap())
+        };
+        let first = pid(1);
+        assert!(processes.end_rank(1).is_none(), "it was ended from here");
+        let _socket = processes.start_rank(1).unwrap();
+        assert_ne!(pid(1), first);
+        rustix::process::kill_process(pid(0), rustix::process::Signal::KILL).unwrap();
+        let end = processes.end_rank(0).expect("it was not ended from here").to_string();
         assert!(end.starts_with("rank 0 was killed by signal 9 (SIGKILL)"), "{end}");
+        let last = pid(1);
+        drop(processes);
+        assert!(rustix::process::test_kill_process(last).is_err());
+        drop(ends);
+        let reported: Vec<_> = std::iter::from_fn(|| reports.blocking_recv()).map(|end| end.rank).collect();
+        assert_eq!(reported, [0], "what is ended from here is not reported");
     }
 }

@@ -194,6 +194,15 @@ impl<Out: Serialize, In: DeserializeOwned> ControlLink<Out, In> {
     }
 }
 
+impl<T> Sender<T> {
+    /// Ends the link at both ends, so that whoever reads from it is told.
+    pub fn close(&self) {
+        if let SendHalf::Socket { socket, .. } = &self.0 {
+            socket.shutdown();
+        }
+    }
+}
+
 impl<T: Serialize> Sender<T> {
     /// Sends one message.
     ///

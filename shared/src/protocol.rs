@@ -10,6 +10,8 @@
 //!         ◄─────────────── Done ── its slice of every row asked for
 //!   FetchRows ── rows of the last step ───────►
 //!         ◄─────────────── Rows
+//!   Leave ── a peer is lost ──────────────────►  breaks off its step, leaves the data link; weights and pool stay
+//!         ◄─────────────── Left; then Start again
 //!   Ping  ────────────────────────────────────►  (answered by a thread of its own, also during a step)
 //!         ◄─────────────── Pong
 //! ```
@@ -29,7 +31,7 @@ pub use self::{
 use crate::model::shape::ModelShape;
 
 /// Changes whenever a message changes; compared in the handshake beside the build id.
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;
 
 /// Element type of weights and of matrix products, or of the KV cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,13 +113,18 @@ pub enum CommKind {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum ToRank {
     /// First order after the handshake.
-    Load(LoadOrder),
-    /// Second order, once every rank has loaded.
+    Load(Box<LoadOrder>),
+    /// Second order, once every rank has loaded; again once every rank has left.
     Start(StartOrder),
     /// One forward pass.
     Step(StepPlan),
     /// The logits of rows of the step just done (indices into [`StepOutput::rows`] that were [`Wants::Candidates`]).
     FetchRows(Vec<u32>),
+    /// A peer is lost: leave the data link, also from the middle of a step. Answered [`FromRank::Left`].
+    Leave {
+        /// Of the start that is to come.
+        group: u32,
+    },
     /// Heartbeat, echoed as [`FromRank::Pong`].
     Ping(u64),
     /// End cleanly.
@@ -130,7 +137,10 @@ pub enum FromRank {
     /// Weights are in memory.
     Loaded(LoadReport),
     /// The data link stands; steps may come.
-    Ready,
+    Ready {
+        /// Whether keys and values are in the pool as steps before this start wrote them.
+        pool_kept: bool,
+    },
     /// A step is done.
     Done(StepOutput),
     /// This rank's slices of the rows asked for, in that order.
@@ -142,8 +152,31 @@ pub enum FromRank {
         /// Where the rank is with its order.
         place: Place,
     },
-    /// The rank cannot go on; it ends after this message.
-    Failed(String),
+    /// The rank is out of its data link and holds weights and pool; nothing that it said before is worth anything now.
+    Left {
+        /// Of [`ToRank::Leave`].
+        group: u32,
+        /// Address its peers can reach it at from now on; with [`CommKind::Tcp`] only.
+        data_address: Option<String>,
+    },
+    /// The rank cannot go on.
+    Failed {
+        /// What that says of the others, and of another try.
+        kind: FailureKind,
+        /// In its own words.
+        reason: String,
+    },
+}
+
+/// What a rank's failure is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FailureKind {
+    /// Its link to a peer failed, which is the effect of another's failure. The rank stays, and waits to be told to leave.
+    Peer,
+    /// Its own: memory, a device, a bug. The rank ends; another in its place may go on.
+    Rank,
+    /// What it was told cannot be done, by another in its place neither. The rank ends.
+    Order,
 }
 
 /// How far a rank has come, so that one that answers but does not go on is told from one that works. The greater is further.
@@ -182,6 +215,8 @@ pub struct LoadOrder {
     pub weights: Vec<PathBuf>,
     /// Digest of the checkpoint: names, types, shapes, and samples of every tensor. Every rank must find the same.
     pub fingerprint: u64,
+    /// Which files they are, for ranks of the coordinator's host: those of the same names later may be others.
+    pub files: Option<u64>,
     /// What to compute on.
     pub device: Device,
     /// Element type to compute in.
@@ -224,6 +259,8 @@ pub struct LoadReport {
 /// The last word before the first step.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct StartOrder {
+    /// Number of this start: of the ranks that are up together.
+    pub group: u32,
     /// Blocks of the KV pool, the same on every rank.
     pub kv_blocks: usize,
     /// Data addresses in rank order; with [`CommKind::Tcp`] only.

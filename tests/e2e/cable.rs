@@ -69,7 +69,8 @@ fn a_cut_cable_is_noticed_at_both_ends() {
     let secret = secret.to_str().unwrap();
     let (model, listen) = (golden_folder("heads5"), format!("{}:0", ADDRESSES[0]));
     let coordinator = ["coordinator", "--listen", &listen, "--secret-file", secret, "--port", "0", "--nproc", "1"];
-    let coordinator = launcher(&[&coordinator[..], &["--model", model.to_str().unwrap()]].concat());
+    let exit = ["--on-rank-loss", "exit"];
+    let coordinator = launcher(&[&coordinator[..], &exit, &["--model", model.to_str().unwrap()]].concat());
     let mut coordinator = Server::spawn(hosts.on(0, &coordinator));
     let line = coordinator.await_line("waiting for");
     let address = line.split_whitespace().find(|word| word.starts_with(ADDRESSES[0])).unwrap();

@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    io::BufRead,
     path::Path,
     process::Command,
     time::{Duration, Instant},
@@ -198,7 +199,8 @@ fn other_answers_come_from_the_gpu_as_from_the_cpu() {
 #[test]
 fn a_rank_that_dies_ends_its_peer_within_an_all_reduce() {
     let settings = [("FAKE_GPU_DEVICES", "2")];
-    let mut gpus = OnGpus::start("heads7", &settings, &["--dtype", "f32", "--nproc", "2"]);
+    let exit = ["--dtype", "f32", "--nproc", "2", "--on-rank-loss", "exit"];
+    let mut gpus = OnGpus::start("heads7", &settings, &exit);
     let body = json!({ "prompt": [1, 2], "max_tokens": 60, "ignore_eos": true, "stream": true });
     let (stream, _) = gpus.server.open_stream("/v1/completions", &body);
     let ranks = gpus.server.rank_pids();
@@ -207,6 +209,25 @@ fn a_rank_that_dies_ends_its_peer_within_an_all_reduce() {
     assert!(gpus.server.log().contains("rank 1 was killed by signal 9"), "{}", gpus.server.log());
     assert!(!is_alive(ranks[0]), "it would wait for its peer for ever");
     drop(stream);
+}
+
+#[test]
+fn a_lost_rank_takes_its_peer_along_and_both_come_again() {
+    let settings = [("FAKE_GPU_DEVICES", "2")];
+    let gpus = OnGpus::start("heads7", &settings, &["--dtype", "f32", "--nproc", "2"]);
+    let body =
+        json!({ "prompt": [1, 2], "max_tokens": 60, "temperature": 0, "ignore_eos": true, "return_token_ids": true });
+    let undisturbed = gpus.server.ask("/v1/completions", &body)["choices"].clone();
+    let streamed = json!({ "prompt": [1, 2], "max_tokens": 60, "ignore_eos": true, "stream": true });
+    let (stream, _) = gpus.server.open_stream("/v1/completions", &streamed);
+    let ranks = gpus.server.rank_pids();
+    send_signal(ranks[1], Signal::KILL);
+    assert_eq!(gpus.server.ask("/v1/completions", &body)["choices"], undisturbed, "{}", gpus.server.log());
+    let events = stream.lines().map_while(Result::ok).collect::<Vec<_>>();
+    assert!(events.iter().any(|line| line == "data: [DONE]"), "{events:?}");
+    assert!(ranks.iter().all(|&rank| !is_alive(rank)), "{}", gpus.server.log());
+    assert!(gpus.server.log().contains("pools=Blank"), "{}", gpus.server.log());
+    gpus.stop();
 }
 
 #[test]

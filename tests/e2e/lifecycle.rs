@@ -111,7 +111,7 @@ fn a_stream_that_is_cut_off_ends_with_an_error() {
 
 #[test]
 fn a_rank_that_dies_under_load_ends_streams_with_an_error() {
-    let mut server = Server::start(&["--nproc", "3"]);
+    let mut server = Server::start(&["--nproc", "3", "--on-rank-loss", "exit"]);
     let ranks = server.rank_pids();
     let (running, _) = server.open_stream("/api/chat", &long_stream());
     send_signal(ranks[2], Signal::KILL);
@@ -135,7 +135,7 @@ fn no_rank_survives_a_killed_launcher() {
 
 #[test]
 fn a_dead_rank_ends_the_cluster_and_is_named() {
-    let mut server = Server::start(&["--nproc", "3"]);
+    let mut server = Server::start(&["--nproc", "3", "--on-rank-loss", "exit"]);
     let ranks = server.rank_pids();
     send_signal(ranks[1], Signal::KILL);
     let status = server.wait();

@@ -7,6 +7,7 @@
 //! - [`bad_input`]: what is refused, how it is said, and that nothing else is disturbed
 //! - [`load`]: 200 clients in a pool far too small; hang-ups; the same bits whatever batch, chunks, cache and preemption
 //! - [`lifecycle`]: signals, killed ranks, killed launchers, draining
+//! - [`recovery`]: ranks that are lost while requests run, and had again
 //! - [`cores`]: threads run where the plan puts them; where the system gives none
 //! - [`cable`]: a cable between two hosts is cut, and both ends notice
 //! - [`surroundings`]: closed and full outputs, addresses that Kubernetes leaves in the environment, other people's folders
@@ -41,6 +42,7 @@ mod lifecycle;
 mod load;
 mod memory;
 mod ranks;
+mod recovery;
 mod streams;
 mod surroundings;
 mod trace;

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::{
     checkpoint::{Sizes, write_random_gpt2},
-    server::{Server, anonymous_bytes, launcher, root},
+    server::{Server, launcher, resident_bytes, root},
 };
 
 /// Bytes of each rank's row of the plan, by column.
@@ -56,7 +56,7 @@ fn gpt2_xl_runs_on_2_and_3_ranks_within_a_tenth_of_its_plan_also_while_loading()
                 while !loaded.load(Relaxed) {
                     for (rank, child) in Server::ranks_of(pid) {
                         let peak = peaks.entry(rank).or_insert(0);
-                        *peak = anonymous_bytes(child).unwrap_or(0).max(*peak);
+                        *peak = resident_bytes(child).unwrap_or(0).max(*peak);
                     }
                     std::thread::sleep(std::time::Duration::from_millis(10));
                 }
@@ -74,7 +74,7 @@ fn gpt2_xl_runs_on_2_and_3_ranks_within_a_tenth_of_its_plan_also_while_loading()
         let ranks = server.rank_pids();
         assert_eq!((ranks.len(), plan.len()), (nproc.parse().unwrap(), ranks.len()));
         for (rank, (&pid, plan)) in ranks.iter().zip(&plan).enumerate() {
-            let measured = anonymous_bytes(pid).unwrap() as f64;
+            let measured = resident_bytes(pid).unwrap() as f64;
             let total = plan["total"];
             println!(
                 "nproc {nproc} rank {rank}: planned {total:.3e} B, measured {measured:.3e} B, {:.3e} B at most while loading",

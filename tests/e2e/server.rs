@@ -271,11 +271,14 @@ fn rank_of(pid: u32) -> Option<usize> {
     std::str::from_utf8(words.next()?).ok()?.parse().ok()
 }
 
-/// Anonymous memory of a process that is resident: mapped files not counted.
-pub(crate) fn anonymous_bytes(pid: u32) -> Option<u64> {
+/// Memory of a process that is resident, anonymous or shared: mapped files not counted.
+pub(crate) fn resident_bytes(pid: u32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
-    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+    let kilobytes = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
+    };
+    Some((kilobytes("RssAnon:")? + kilobytes("RssShmem:")?) * 1024)
 }
 
 /// Time that the threads of a process have run, to a clock tick (10 ms).

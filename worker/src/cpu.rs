@@ -9,6 +9,8 @@ pub(crate) mod pool;
 pub(crate) mod pass;
 pub(crate) mod step;
 
+use std::fs::File;
+
 use nanoinfer_checkpoint::Checkpoint;
 use nanoinfer_kernels::{Isa, Kernels, keep_on};
 use nanoinfer_shared::{Share, protocol::LoadOrder};
@@ -83,10 +85,17 @@ impl Loaded for Held {
         memory::free_bytes()
     }
 
-    fn start(self: Box<Self>, kv_blocks: usize, link: Link, trace: Trace) -> Result<Box<dyn Runner>, WorkerError> {
+    fn start(
+        self: Box<Self>,
+        kv_blocks: usize,
+        pool: Option<&File>,
+        link: Link,
+        trace: Trace,
+    ) -> Result<Box<dyn Runner>, WorkerError> {
         let Self { order, rank, share, shard, isa, threads } = *self;
-        let Link::Host(comm) = link else { return Err(WorkerError::NcclOnCpu { rank }) };
-        let kv = KvPool::new(&order.shape, &share, order.kv_dtype, kv_blocks);
+        let comm = link.through_host()?;
+        let kv = KvPool::new(&order.shape, &share, order.kv_dtype, kv_blocks, pool)
+            .map_err(|source| WorkerError::Pool { rank, source })?;
         let mut kernels = Kernels::new(isa, threads, order.cores.may_spin())
             .map_err(|source| WorkerError::Threads { rank, wanted: threads + 1, source })?;
         if let Some(cpus) = order.cores.of_rank(rank) {

@@ -24,6 +24,8 @@ pub(crate) mod pass;
 pub(crate) mod products;
 pub(crate) mod step;
 
+use std::fs::File;
+
 use nanoinfer_checkpoint::Checkpoint;
 use nanoinfer_shared::{
     Share,
@@ -160,7 +162,13 @@ impl Loaded for Held {
         self.gpu.free_bytes().ok()
     }
 
-    fn start(self: Box<Self>, kv_blocks: usize, link: Link, trace: Trace) -> Result<Box<dyn Runner>, WorkerError> {
+    fn start(
+        self: Box<Self>,
+        kv_blocks: usize,
+        _pool: Option<&File>,
+        link: Link,
+        trace: Trace,
+    ) -> Result<Box<dyn Runner>, WorkerError> {
         Ok(Box::new(self.runner(kv_blocks, link, trace, true)?))
     }
 }

@@ -6,7 +6,7 @@ use nanoinfer_checkpoint::CheckpointError;
 use nanoinfer_shared::{
     comm::CommError,
     link::LinkError,
-    protocol::{BlockId, TokenId},
+    protocol::{BlockId, FailureKind, TokenId},
 };
 
 use crate::{cuda::GpuError, fit::Unfit};
@@ -36,6 +36,30 @@ pub enum WorkerError {
         expected: u64,
         /// Ours.
         got: u64,
+    },
+    /// The files of the checkpoint are not those that the coordinator opened.
+    #[error(
+        "rank {rank} finds another checkpoint at {} than the one that was there when the server started\n  hint: a new start takes what is there now", .file.display()
+    )]
+    Replaced {
+        /// Who says so.
+        rank: usize,
+        /// Its file.
+        file: PathBuf,
+    },
+    /// The memory of the KV pool is not to be had.
+    #[error("rank {rank} does not get the memory of its KV pool: {source}")]
+    Pool {
+        /// Who says so.
+        rank: usize,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Peers are lost, and the GPU waits for them.
+    #[error("rank {rank}: a step on a GPU that waits for a lost peer cannot be left")]
+    GpuCannotLeave {
+        /// Who says so.
+        rank: usize,
     },
     /// The link kind ordered cannot be made here.
     #[error(
@@ -130,6 +154,33 @@ pub enum WorkerError {
         /// What is wrong with it.
         fault: PlanFault,
     },
+}
+
+impl WorkerError {
+    /// What it says of the others, and of another try.
+    pub(crate) fn kind(&self) -> FailureKind {
+        match self {
+            Self::Comm(CommError::Setup { .. }) => FailureKind::Rank,
+            Self::Comm(_) => FailureKind::Peer,
+            Self::Link(_)
+            | Self::Gpu { .. }
+            | Self::GpuCannotLeave { .. }
+            | Self::Memory { .. }
+            | Self::Pool { .. }
+            | Self::Threads { .. } => FailureKind::Rank,
+            Self::Checkpoint(_)
+            | Self::Fingerprint { .. }
+            | Self::Replaced { .. }
+            | Self::NoSegment { .. }
+            | Self::Trace { .. }
+            | Self::Unfit(_)
+            | Self::NcclOnCpu { .. }
+            | Self::NoNcclId { .. }
+            | Self::Isa { .. }
+            | Self::OutOfTurn { .. }
+            | Self::Plan { .. } => FailureKind::Order,
+        }
+    }
 }
 
 /// What is wrong with a step plan.

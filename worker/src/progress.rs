@@ -67,10 +67,6 @@ impl Communicator for Watched {
         self.progress.pass();
         Ok(waited)
     }
-
-    fn abort(&self) {
-        self.inner.abort();
-    }
 }
 
 #[cfg(test)]

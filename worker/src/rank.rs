@@ -1,10 +1,14 @@
-//! The life of a rank, message by message: load, start, then steps until told to stop.
+//! The life of a rank, message by message: load, start, then steps until told to stop. When a peer is lost it leaves the data link,
+//! keeps its weights and its KV pool, and starts again.
 //!
-//! Two threads: this one computes; another reads the control link, answers heartbeats during a step, and ends the process
-//! (or, within the coordinator's own process, this function) when it is told to or the link closes: compute does not read the
-//! link.
+//! Two threads: this one computes; another reads the control link, answers heartbeats during a step, breaks off a wait for peers,
+//! and ends the process (or, within the coordinator's own process, this function) when it is told to or the link closes: compute
+//! does not read the link.
 
 use std::{
+    fmt,
+    fs::File,
+    io,
     mem::ManuallyDrop,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     path::PathBuf,
@@ -18,16 +22,16 @@ use std::{
 
 use nanoinfer_shared::{
     Partition,
-    comm::{Communicator, Local, Shm, ShmSegment, Tcp, TcpListenerForPeers},
+    comm::{Abort, CommError, Communicator, Local, Shm, ShmSegment, Tcp, TcpListenerForPeers},
     handshake::Identity,
     link::{ControlLink, LinkError, Receiver, Sender},
-    protocol::{CommKind, FromRank, LoadOrder, LoadReport, StartOrder, ToRank},
+    protocol::{CommKind, Device, FailureKind, FromRank, LoadOrder, LoadReport, StartOrder, ToRank},
 };
 
 use crate::{
     WorkerError, backend, cuda,
     progress::{Progress, Watched},
-    runner::{Link, Runner},
+    runner::{Link, Loaded, Runner},
     trace::Trace,
 };
 use nanoinfer_checkpoint::Checkpoint;
@@ -44,14 +48,28 @@ pub struct RankSetup {
     pub identity: Identity,
     /// The cluster's epoch, from the handshake.
     pub epoch: u32,
-    /// The data link's memory, where the launcher handed it over.
-    pub segment: Option<ShmSegment>,
+    /// Memory that the launcher holds too, where it started this rank as a process.
+    pub memory: Option<HostMemory>,
     /// Where this host keeps the checkpoint, if not where the coordinator does.
     pub weights: Option<Vec<PathBuf>>,
     /// Address of this host that peers can reach, for the TCP data link.
     pub data_host: String,
     /// What to do when the coordinator is gone.
     pub on_lost: OnLost,
+}
+
+/// Memory that outlives a rank.
+pub struct HostMemory {
+    /// Where a KV pool of the CPU lies.
+    pub pool: File,
+    /// The data link's memory for the start of this number.
+    pub segments: Box<dyn FnMut(u32) -> io::Result<ShmSegment> + Send>,
+}
+
+impl fmt::Debug for HostMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HostMemory").field("pool", &self.pool).finish_non_exhaustive()
+    }
 }
 
 /// What to do when the coordinator is gone.
@@ -86,7 +104,7 @@ pub fn run(setup: RankSetup) -> Result<(), WorkerError> {
     if let Err(source) = reader {
         let error = WorkerError::Threads { rank: setup.identity.rank, wanted: 2, source };
         // The coordinator may be the one that is gone.
-        let _ = send(&sender, FromRank::Failed(error.to_string()));
+        let _ = send(&sender, FromRank::Failed { kind: error.kind(), reason: error.to_string() });
         return Err(error);
     }
     let rank = Rank {
@@ -94,7 +112,8 @@ pub fn run(setup: RankSetup) -> Result<(), WorkerError> {
         epoch: setup.epoch,
         sender,
         orders,
-        segment: setup.segment,
+        memory: setup.memory,
+        listener: None,
         weights: setup.weights,
         data_host: setup.data_host,
         failing,
@@ -107,7 +126,8 @@ pub fn run(setup: RankSetup) -> Result<(), WorkerError> {
         Err(panic) => {
             // The control thread keeps the link open, so that without a word the coordinator would wait for ever.
             failing.store(true, SeqCst);
-            let _ = send(&sender, FromRank::Failed("it panicked, which is a bug; its log says where".into()));
+            let reason = "it panicked, which is a bug; its log says where".into();
+            let _ = send(&sender, FromRank::Failed { kind: FailureKind::Rank, reason });
             match on_lost {
                 OnLost::Return => resume_unwind(panic),
                 // As Rust ends what panicked.
@@ -127,6 +147,12 @@ pub fn end_process(code: i32) -> ! {
     _exit(code)
 }
 
+/// An order, and the way out of the data link that it concerns, which the reader of orders can pull.
+struct Ordered {
+    order: ToRank,
+    abort: Abort,
+}
+
 type SharedSender = Arc<Mutex<Sender<FromRank>>>;
 
 fn send(sender: &SharedSender, message: FromRank) -> Result<(), LinkError> {
@@ -137,7 +163,7 @@ fn send(sender: &SharedSender, message: FromRank) -> Result<(), LinkError> {
 fn read_control(
     mut receiver: Receiver<ToRank>,
     pongs: &SharedSender,
-    orders: &mpsc::SyncSender<ToRank>,
+    orders: &mpsc::SyncSender<Ordered>,
     on_lost: OnLost,
     failing: &AtomicBool,
     telling: &Mutex<()>,
@@ -150,19 +176,31 @@ fn read_control(
             end_process(code);
         }
     };
+    let (mut abort, mut can_leave) = (Abort::default(), true);
+    let forward = |order, abort: &Abort| orders.send(Ordered { order, abort: abort.clone() }).is_ok();
     loop {
         let delivered = match receiver.receive() {
             Ok(ToRank::Ping(count)) => send(pongs, FromRank::Pong { count, place: progress.place() }).is_ok(),
             Ok(ToRank::Shutdown) => match on_lost {
                 OnLost::Return => {
                     // The compute thread may have ended by itself.
-                    let _ = orders.send(ToRank::Shutdown);
+                    let _ = forward(ToRank::Shutdown, &abort);
                     return;
                 }
                 // At once: a step that is still under way waits for a peer that is gone, and nobody waits for it.
                 OnLost::Exit => return exit(0),
             },
-            Ok(order) => orders.send(order).is_ok(),
+            // A step on a GPU that waits for a peer cannot be broken off.
+            Ok(ToRank::Leave { .. }) if !can_leave && on_lost == OnLost::Exit => return exit(1),
+            Ok(order) => {
+                match &order {
+                    ToRank::Load(order) => can_leave = order.device == Device::Cpu,
+                    ToRank::Start(_) => abort = Abort::default(),
+                    ToRank::Leave { .. } => abort.pull(),
+                    _ => {}
+                }
+                forward(order, &abort)
+            }
             Err(error) => {
                 tracing::debug!(%error, "control link ended");
                 false
@@ -181,8 +219,10 @@ struct Rank {
     identity: Identity,
     epoch: u32,
     sender: SharedSender,
-    orders: mpsc::Receiver<ToRank>,
-    segment: Option<ShmSegment>,
+    orders: mpsc::Receiver<Ordered>,
+    memory: Option<HostMemory>,
+    /// Where its peers are to come, until they have.
+    listener: Option<TcpListenerForPeers>,
     weights: Option<Vec<PathBuf>>,
     data_host: String,
     /// Set before the coordinator hears of a failure, which it answers by closing the link.
@@ -192,62 +232,72 @@ struct Rank {
     progress: Progress,
 }
 
+/// What a rank has come to.
+enum Stage {
+    Loaded(Box<dyn Loaded>),
+    /// Dropped in peace only: a GPU gives memory back when it has done what is queued, which may wait for a peer for ever.
+    Running(ManuallyDrop<Box<dyn Runner>>),
+}
+
 impl Rank {
     fn live(mut self) -> Result<(), WorkerError> {
-        let Some(runner) = self.prepare().map_err(|error| self.report(error))? else { return Ok(()) };
-        // Dropped in peace only: a GPU gives memory back when it has done what is queued, which may wait for a peer for ever.
-        let mut runner = ManuallyDrop::new(runner);
-        while let Ok(order) = self.orders.recv() {
+        let load = match self.orders.recv() {
+            Ok(Ordered { order: ToRank::Load(order), .. }) => order,
+            Ok(Ordered { order: ToRank::Shutdown, .. }) | Err(_) => return Ok(()),
+            Ok(Ordered { order, .. }) => return Err(self.report(self.out_of_turn("Load", &order))),
+        };
+        let loaded = self.load(&load).map_err(|error| self.report(error))?;
+        let mut stage = Some(Stage::Loaded(loaded));
+        while let Ok(Ordered { order, abort }) = self.orders.recv() {
             let step = if let ToRank::Step(plan) = &order { Some(plan.step) } else { None };
-            let answer = match order {
-                ToRank::Step(plan) => {
+            let answer = match (order, &mut stage) {
+                (ToRank::Start(order), stage) => self.start(&load, &order, &abort, stage),
+                (ToRank::Leave { group }, _) => self.leave(group, load.comm),
+                (ToRank::Step(plan), Some(Stage::Running(runner))) => {
                     self.progress.begin(plan.step);
                     runner.run(&plan).map(FromRank::Done)
                 }
-                ToRank::FetchRows(rows) => runner.fetch(&rows).map(FromRank::Rows),
-                ToRank::Shutdown => break,
-                other => Err(self.out_of_turn("Step", &other)),
+                (ToRank::FetchRows(rows), Some(Stage::Running(runner))) => runner.fetch(&rows).map(FromRank::Rows),
+                (ToRank::Shutdown, _) => break,
+                (other, Some(Stage::Running(_))) => Err(self.out_of_turn("Step", &other)),
+                (other, _) => Err(self.out_of_turn("Start", &other)),
             };
             match answer {
                 Ok(answer) => {
                     let _telling = self.telling.lock().unwrap_or_else(PoisonError::into_inner);
                     send(&self.sender, answer)?;
                     // Where nobody waits for it.
-                    if let Some(step) = step {
+                    if let (Some(step), Some(Stage::Running(runner))) = (step, &mut stage) {
                         runner.write_trace(step);
                     }
                 }
+                // An effect: this rank is whole, and waits to be told.
+                Err(error) if error.kind() == FailureKind::Peer => {
+                    tracing::debug!("{error}");
+                    send(&self.sender, FromRank::Failed { kind: FailureKind::Peer, reason: error.to_string() })?;
+                }
                 Err(error) => {
                     let error = self.report(error);
-                    runner.abort();
+                    abort.pull();
                     return Err(error);
                 }
             }
         }
-        drop(ManuallyDrop::into_inner(runner));
+        if let Some(Stage::Running(runner)) = stage {
+            drop(ManuallyDrop::into_inner(runner));
+        }
         Ok(())
     }
 
-    /// Loads and starts; `None` when told to stop before that.
-    fn prepare(&mut self) -> Result<Option<Box<dyn Runner>>, WorkerError> {
-        let load = match self.orders.recv() {
-            Ok(ToRank::Load(order)) => order,
-            Ok(ToRank::Shutdown) | Err(_) => return Ok(None),
-            Ok(other) => return Err(self.out_of_turn("Load", &other)),
-        };
+    /// Loads this rank's share.
+    fn load(&mut self, load: &LoadOrder) -> Result<Box<dyn Loaded>, WorkerError> {
         let rank = self.identity.rank;
         let partition =
             Partition::new(&load.shape, self.identity.world).expect("the coordinator has dealt this partition");
         let share = partition.share(rank).clone();
-        let listener = match load.comm {
-            CommKind::Tcp => Some(
-                TcpListenerForPeers::bind(&self.data_host)
-                    .map_err(|source| nanoinfer_shared::comm::CommError::Setup { rank, source })?,
-            ),
-            CommKind::Local | CommKind::Shm | CommKind::Nccl => None,
-        };
+        let data_address = self.listen(load.comm)?;
         let begun = Instant::now();
-        let loaded = backend::load(&load, rank, &share, || self.open(&load))?;
+        let loaded = backend::load(load, rank, &share, || self.open(load))?;
         let weight_bytes = loaded.weight_bytes();
         let elapsed_ms = begun.elapsed().as_millis() as u64;
         tracing::info!(rank, weight_bytes, elapsed_ms, "weights loaded");
@@ -256,65 +306,100 @@ impl Rank {
             kv_block_bytes: loaded.kv_block_bytes(),
             // A system that does not say gets no default pool beyond what is asked for explicitly.
             free_bytes: loaded.free_bytes().unwrap_or(0),
-            data_address: listener.as_ref().map(|l| l.address().to_string()),
+            data_address,
             nccl_id: if rank == 0 && load.comm == CommKind::Nccl { Some(cuda::new_nccl_id()?) } else { None },
         };
         send(&self.sender, FromRank::Loaded(report))?;
-        let start = match self.orders.recv() {
-            Ok(ToRank::Start(order)) => order,
-            Ok(ToRank::Shutdown) | Err(_) => return Ok(None),
-            Ok(other) => return Err(self.out_of_turn("Start", &other)),
+        Ok(loaded)
+    }
+
+    /// Joins the peers, and makes ready for steps.
+    fn start(
+        &mut self,
+        load: &LoadOrder,
+        order: &StartOrder,
+        abort: &Abort,
+        stage: &mut Option<Stage>,
+    ) -> Result<FromRank, WorkerError> {
+        let link = self.join_peers(load, order, abort)?;
+        let pool = self.memory.as_ref().map(|memory| &memory.pool);
+        let runner = match stage.take() {
+            Some(Stage::Running(mut runner)) => {
+                runner.join_again(link)?;
+                runner
+            }
+            Some(Stage::Loaded(loaded)) => {
+                let trace = self.trace(load)?;
+                ManuallyDrop::new(loaded.start(order.kv_blocks, pool, link, trace)?)
+            }
+            None => unreachable!("a start that failed in its middle ended the rank"),
         };
-        let link = self.join_peers(&load, &start, listener)?;
-        let trace = match &load.trace {
-            Some(path) => Trace::append_to(path, rank).map_err(|source| WorkerError::Trace {
-                rank,
-                path: path.clone(),
-                source,
-            })?,
-            None => Trace::default(),
+        let pool_kept = runner.pool_is_kept();
+        *stage = Some(Stage::Running(runner));
+        Ok(FromRank::Ready { pool_kept })
+    }
+
+    /// Is out of the data link: the reader of orders has seen to that.
+    fn leave(&mut self, group: u32, comm: CommKind) -> Result<FromRank, WorkerError> {
+        Ok(FromRank::Left { group, data_address: self.listen(comm)? })
+    }
+
+    /// Where the peers can come from now on, if they come by TCP.
+    fn listen(&mut self, comm: CommKind) -> Result<Option<String>, WorkerError> {
+        let rank = self.identity.rank;
+        self.listener = match comm {
+            CommKind::Tcp => {
+                let bound = TcpListenerForPeers::bind(&self.data_host);
+                Some(bound.map_err(|source| CommError::Setup { rank, source })?)
+            }
+            CommKind::Local | CommKind::Shm | CommKind::Nccl => None,
         };
-        let runner = loaded.start(start.kv_blocks, link, trace)?;
-        send(&self.sender, FromRank::Ready)?;
-        Ok(Some(runner))
+        Ok(self.listener.as_ref().map(|listener| listener.address().to_string()))
+    }
+
+    fn trace(&self, load: &LoadOrder) -> Result<Trace, WorkerError> {
+        let rank = self.identity.rank;
+        match &load.trace {
+            Some(path) => {
+                let failed = |source| WorkerError::Trace { rank, path: path.clone(), source };
+                Trace::append_to(path, rank).map_err(failed)
+            }
+            None => Ok(Trace::default()),
+        }
     }
 
     /// The checkpoint as this host has it, which must be the coordinator's.
     fn open(&self, load: &LoadOrder) -> Result<Checkpoint, WorkerError> {
         let files = self.weights.as_ref().unwrap_or(&load.weights);
         let checkpoint = Checkpoint::open(files)?;
+        let file = || files.first().cloned().unwrap_or_default();
+        if self.weights.is_none() && load.files.is_some_and(|meant| checkpoint.identity().ok() != Some(meant)) {
+            return Err(WorkerError::Replaced { rank: self.identity.rank, file: file() });
+        }
         checkpoint.check(&load.shape)?;
         let got = checkpoint.fingerprint();
         if got != load.fingerprint {
             let (rank, expected) = (self.identity.rank, load.fingerprint);
-            return Err(WorkerError::Fingerprint {
-                rank,
-                file: files.first().cloned().unwrap_or_default(),
-                expected,
-                got,
-            });
+            return Err(WorkerError::Fingerprint { rank, file: file(), expected, got });
         }
         Ok(checkpoint)
     }
 
-    fn join_peers(
-        &mut self,
-        load: &LoadOrder,
-        start: &StartOrder,
-        listener: Option<TcpListenerForPeers>,
-    ) -> Result<Link, WorkerError> {
+    fn join_peers(&mut self, load: &LoadOrder, start: &StartOrder, abort: &Abort) -> Result<Link, WorkerError> {
         let Identity { rank, world, .. } = self.identity;
         if load.comm == CommKind::Nccl {
             let id = start.nccl_id.clone().ok_or(WorkerError::NoNcclId { rank })?;
             return Ok(Link::Nccl { rank, world, id });
         }
-        let comm: Box<dyn Communicator> = match (load.comm, listener) {
+        let comm: Box<dyn Communicator> = match (load.comm, self.listener.take()) {
             (CommKind::Shm, _) => {
-                let segment = self.segment.take().ok_or(WorkerError::NoSegment { rank })?;
-                Box::new(Shm::open(segment, rank, world, load.cores.may_spin())?)
+                let memory = self.memory.as_mut().ok_or(WorkerError::NoSegment { rank })?;
+                let segment = (memory.segments)(start.group).map_err(|source| CommError::Setup { rank, source })?;
+                Box::new(Shm::open(segment, rank, world, load.cores.may_spin(), abort)?)
             }
             (CommKind::Tcp, Some(listener)) => {
-                Box::new(Tcp::connect(listener, &self.identity, &start.peers, &start.link_key, self.epoch)?)
+                let (peers, key) = (&start.peers, &start.link_key);
+                Box::new(Tcp::connect(listener, &self.identity, peers, key, self.epoch, abort)?)
             }
             _ => Box::new(Local),
         };
@@ -325,7 +410,7 @@ impl Rank {
     fn report(&self, error: WorkerError) -> WorkerError {
         self.failing.store(true, SeqCst);
         // The coordinator may be the one that is gone.
-        let _ = send(&self.sender, FromRank::Failed(error.to_string()));
+        let _ = send(&self.sender, FromRank::Failed { kind: error.kind(), reason: error.to_string() });
         error
     }
 
@@ -335,6 +420,7 @@ impl Rank {
             ToRank::Start(_) => "Start",
             ToRank::Step(_) => "Step",
             ToRank::FetchRows(_) => "FetchRows",
+            ToRank::Leave { .. } => "Leave",
             ToRank::Ping(_) => "Ping",
             ToRank::Shutdown => "Shutdown",
         };

@@ -2,6 +2,8 @@
 //!
 //! Does not know which devices there are.
 
+use std::fs::File;
+
 use nanoinfer_shared::{
     comm::Communicator,
     protocol::{LoadOrder, LogitSlice, StepOutput, StepPlan, Wants},
@@ -20,11 +22,17 @@ pub(crate) trait Loaded {
     /// Bytes free for that pool; `None` where the system does not say.
     fn free_bytes(&self) -> Option<u64>;
 
-    /// Allocates the pool and all buffers.
+    /// Allocates the pool, in `pool` where that is given and a pool lies in this host's memory, and all buffers.
     ///
     /// # Errors
     /// When the device does not take them, or the peers cannot be joined.
-    fn start(self: Box<Self>, kv_blocks: usize, link: Link, trace: Trace) -> Result<Box<dyn Runner>, WorkerError>;
+    fn start(
+        self: Box<Self>,
+        kv_blocks: usize,
+        pool: Option<&File>,
+        link: Link,
+        trace: Trace,
+    ) -> Result<Box<dyn Runner>, WorkerError>;
 }
 
 /// Runs steps.
@@ -44,8 +52,14 @@ pub(crate) trait Runner {
     /// Writes the timeline of a step that was answered.
     fn write_trace(&mut self, step: u64);
 
-    /// Frees peers that wait for this rank.
-    fn abort(&self);
+    /// Whether the pool holds what steps before wrote: of this runner, or of one before it in another process.
+    fn pool_is_kept(&self) -> bool;
+
+    /// Goes on with other peers: with weights and pool as they are.
+    ///
+    /// # Errors
+    /// When the device cannot.
+    fn join_again(&mut self, link: Link) -> Result<(), WorkerError>;
 }
 
 /// How partial sums reach the other ranks.
@@ -54,6 +68,16 @@ pub(crate) enum Link {
     Host(Box<dyn Communicator>),
     /// From GPU to GPU: rank, world size, and what rank 0 reported.
     Nccl { rank: usize, world: usize, id: Vec<u8> },
+}
+
+impl Link {
+    /// The host's, which is the only one that a CPU can use.
+    pub(crate) fn through_host(self) -> Result<Box<dyn Communicator>, WorkerError> {
+        match self {
+            Self::Host(comm) => Ok(comm),
+            Self::Nccl { rank, .. } => Err(WorkerError::NcclOnCpu { rank }),
+        }
+    }
 }
 
 /// Compute threads of a rank.

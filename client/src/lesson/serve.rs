@@ -6,15 +6,20 @@ use std::{
 };
 
 use anyhow::{Context, anyhow};
+use nanoinfer_eval::connection::Connection;
 use nanoinfer_launch::{
     Category, ClusterConfig, ModelShape, Partition, StepTimes, config::CommChoice, explanation::StepReport,
 };
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
 
 use super::{
     figure::{Figure, Results, Row, Text, same, text},
     words::{bytes, digits, machine, ms, times},
 };
 use crate::{
+    events::Events,
     failure::Failure,
     model_options::ModelOptions,
     private_server::PrivateServer,
@@ -27,8 +32,6 @@ pub(super) const GPT2_XL: &str = r#"{"n_layer":48,"n_head":25,"n_embd":1600,"n_p
 const MAX_RANKS: usize = 4;
 /// Texts of a step.
 const BATCHES: [u32; 2] = [1, 16];
-/// Far more than an end takes.
-const END_DEADLINE: Duration = Duration::from_secs(30);
 
 pub(super) fn run(base: &ClusterConfig, options: &ModelOptions, rounds: u32) -> Result<Results, Failure> {
     let plan = running::plan(base)?;
@@ -168,37 +171,65 @@ fn ranks(base: &ClusterConfig, shape: &ModelShape, (length, rounds): (Length, u3
     Ok(figure.with_facts([("3.best", worlds[best].to_string()), ("3.cores", cores.to_string())]))
 }
 
-/// A rank of a real server is killed.
+/// A rank of a real server is killed in the middle of an answer.
 fn death(options: &ModelOptions) -> Result<Figure, Failure> {
-    let mut server = PrivateServer::start(&options.with_nproc(2))?;
-    let pid = server.pid();
-    let ranks = children(pid).context("cannot list the ranks")?;
-    let victim =
-        ranks.last().and_then(|pid| rustix::process::Pid::from_raw(*pid)).context("the server has no ranks")?;
-    let begun = Instant::now();
-    rustix::process::kill_process(victim, rustix::process::Signal::KILL).context("cannot kill the rank")?;
-    let (code, last_lines) = server.wait(END_DEADLINE)?;
-    let ended = begun.elapsed().as_secs_f64();
-    let gone = Instant::now();
-    let is_left = |pid: &i32| fs::exists(format!("/proc/{pid}")).unwrap_or(false);
-    while ranks.iter().any(is_left) && gone.elapsed() < END_DEADLINE {
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    let all_gone = begun.elapsed().as_secs_f64();
-    let code = code.map_or("none".into(), |code| code.to_string());
-    let said = last_lines.lines().map(str::trim).rfind(|line| line.starts_with("error")).unwrap_or("").to_owned();
+    let server = PrivateServer::start(&options.with_nproc(2))?;
+    let connection = Connection::new(server.url.clone(), None, None, "");
+    let undisturbed = answer(&connection, || Ok(()))?;
+    let ranks = || children(server.pid()).context("cannot list the ranks");
+    let before = ranks()?;
+    let mut killed = None;
+    let disturbed = answer(&connection, || {
+        let victim = before.last().and_then(|pid| Pid::from_raw(*pid)).context("the server has no ranks")?;
+        kill_process(victim, Signal::KILL).context("cannot kill the rank")?;
+        killed = Some(Instant::now());
+        Ok(())
+    })?;
+    let killed = killed.context("the answer was too short")?;
+    let since = |moment: Instant| (moment - killed).as_secs_f64();
+    let next = disturbed.iter().find(|(_, came)| *came > killed).context("no token came after that")?.1;
+    let end = disturbed.last().context("the answer is empty")?.1;
+    let text = |tokens: &[(String, Instant)]| tokens.iter().map(|(token, _)| token.as_str()).collect::<String>();
+    let is_same = text(&undisturbed) == text(&disturbed);
+    let is_new = ranks()?.iter().any(|pid| !before.contains(pid));
     let row = |label: Text, seconds: f64| Row::new(label, [ms(seconds)]).with_bar(seconds);
     let figure = Figure::new(
         "3.death",
-        text!("`kill -9` of one of two ranks (ms)", "两个 rank 中的一个被 `kill -9`（毫秒）"),
+        text!(
+            "`kill -9` of one of two ranks in the middle of an answer (ms)",
+            "回答到一半时，两个 rank 中的一个被 `kill -9`（毫秒）"
+        ),
         "event = 事件 | after = 之后",
         [
             row(text!("a rank is killed", "一个 rank 被杀死"), 0.0),
-            row(text!("the server has ended, with exit code {code}", "服务器已结束，退出码 {code}"), ended),
-            row(text!("no process is left", "没有进程残留"), all_gone),
+            row(
+                text!("the next token comes, from the rank in its place", "下一个 token 到来，来自顶替它的 rank"),
+                since(next),
+            ),
+            row(text!("the answer has ended", "回答结束"), since(end)),
         ],
     );
-    Ok(figure.with_facts([("3.code", code), ("3.said", format!("`{said}`"))]))
+    let same = if is_same && is_new { "same" } else { "**not the same**" };
+    Ok(figure.with_facts([("3.same", same.to_owned()), ("3.next", format!("{} ms", ms(since(next))))]))
+}
+
+/// The tokens of a streamed answer, and when they came; after some of them `disturb` does what it does.
+fn answer(
+    connection: &Connection,
+    disturb: impl FnOnce() -> anyhow::Result<()>,
+) -> anyhow::Result<Vec<(String, Instant)>> {
+    let body = json!({ "prompt": "Once", "max_tokens": 100, "ignore_eos": true, "seed": 7, "stream": true });
+    let (_, reply) = connection.post("/v1/completions", &body)?;
+    let (mut tokens, mut disturb) = (Vec::new(), Some(disturb));
+    for event in Events::new(reply) {
+        let event = event?;
+        let token = event.pointer("/choices/0/text").and_then(Value::as_str).unwrap_or_default();
+        tokens.push((token.to_owned(), Instant::now()));
+        if let Some(disturb) = disturb.take_if(|_| tokens.len() == 20) {
+            disturb()?;
+        }
+    }
+    Ok(tokens)
 }
 
 /// Processes that a process has started; threads list their own.

@@ -7,7 +7,7 @@ use nanoinfer_shared::{
     protocol::{DType, LoadOrder},
 };
 
-use crate::engine::kv_budget::KvBudget;
+use crate::engine::{kv_budget::KvBudget, ranks::RestartLimit};
 
 /// Everything the engine needs besides links to its ranks.
 #[derive(Clone, Debug)]
@@ -28,6 +28,8 @@ pub struct EngineConfig {
     pub max_queue_tokens: usize,
     /// Whether a sequence may begin with KV blocks that another computed.
     pub prefix_cache: bool,
+    /// How many losses of ranks are borne, where others can be had.
+    pub restarts: RestartLimit,
 }
 
 /// What clients are told of the model.

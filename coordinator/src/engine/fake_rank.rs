@@ -5,7 +5,7 @@
 
 use std::{
     ops::Range,
-    sync::mpsc,
+    sync::{Arc, Mutex, mpsc},
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -14,12 +14,12 @@ use nanoinfer_shared::{
     ModelShape, Partition,
     link::{ControlLink, in_memory},
     protocol::{
-        BLOCK_TOKENS, CommKind, Cores, DType, Device, FromRank, LoadOrder, LoadReport, LogSumExp, LogitSlice, Place,
-        RowSlice, SequenceStep, StepOutput, StepPlan, StepTimes, ToRank, TokenId, Wants,
+        BLOCK_TOKENS, CommKind, Cores, DType, Device, FailureKind, FromRank, LoadOrder, LoadReport, LogSumExp,
+        LogitSlice, Place, RowSlice, SequenceStep, StepOutput, StepPlan, StepTimes, ToRank, TokenId, Wants,
     },
 };
 
-use crate::engine::{config::EngineConfig, kv_budget::KvBudget};
+use crate::engine::{config::EngineConfig, kv_budget::KvBudget, ranks::RestartLimit};
 
 /// How a fake rank behaves besides answering.
 #[derive(Debug, Default)]
@@ -32,6 +32,8 @@ pub(crate) struct Behaviour {
     pub(crate) closes_at: Option<u64>,
     /// Closes the link at its first heartbeat.
     pub(crate) closes_when_pinged: bool,
+    /// Closes the link instead of answering after so many orders, heartbeats apart.
+    pub(crate) closes_after: Option<usize>,
 }
 
 /// What every fake rank says of a block.
@@ -46,6 +48,7 @@ pub(crate) fn config(world: usize, kv_blocks: usize) -> EngineConfig {
         shape: shape.clone(),
         weights: Vec::new(),
         fingerprint: 0,
+        files: None,
         device: Device::Cpu,
         dtype: DType::F32,
         kv_dtype: DType::F32,
@@ -67,6 +70,7 @@ pub(crate) fn config(world: usize, kv_blocks: usize) -> EngineConfig {
         max_queue: 100,
         max_queue_tokens: 10_000,
         prefix_cache: true,
+        restarts: RestartLimit { most: 1000, ..RestartLimit::default() },
     }
 }
 
@@ -83,12 +87,24 @@ pub(crate) fn spawn(
     config: &EngineConfig,
     behaviours: Vec<Behaviour>,
 ) -> (Vec<ControlLink<ToRank, FromRank>>, Vec<JoinHandle<()>>) {
-    let start = |(share, behaviour): (&nanoinfer_shared::Share, Behaviour)| {
-        let (ours, theirs) = in_memory();
-        let rank = FakeRank::new(share.vocab.clone(), config.load.max_batched_tokens);
-        (ours, thread::spawn(move || rank.run(theirs, &behaviour)))
-    };
-    config.partition.shares().iter().zip(behaviours).map(start).unzip()
+    behaviours
+        .into_iter()
+        .enumerate()
+        .map(|(rank, behaviour)| spawn_one(config, rank, behaviour, Pool::default()))
+        .unzip()
+}
+
+/// One of them, over a pool that may have been another's.
+pub(crate) fn spawn_one(
+    config: &EngineConfig,
+    rank: usize,
+    behaviour: Behaviour,
+    pool: Pool,
+) -> (ControlLink<ToRank, FromRank>, JoinHandle<()>) {
+    let (ours, theirs) = in_memory();
+    let vocab = config.partition.share(rank).vocab.clone();
+    let rank = FakeRank { pool, ..FakeRank::new(vocab, config.load.max_batched_tokens) };
+    (ours, thread::spawn(move || rank.run(theirs, &behaviour)))
 }
 
 /// Logits of the model after `tokens`.
@@ -128,12 +144,14 @@ fn log_sum_exp(logits: impl Iterator<Item = f32> + Clone, temperature: f32) -> L
     LogSumExp { max, sum }
 }
 
+/// A KV pool `[block][BLOCK_TOKENS]` that outlives its rank, and whether a step ever wrote to it.
+pub(crate) type Pool = Arc<Mutex<(Vec<[u64; BLOCK_TOKENS]>, bool)>>;
+
 /// One rank: what it holds of the vocabulary and of the KV pool.
 #[derive(Debug)]
 pub(crate) struct FakeRank {
     vocab: Range<usize>,
-    /// `[block][BLOCK_TOKENS]`.
-    pool: Vec<[u64; BLOCK_TOKENS]>,
+    pool: Pool,
     max_tokens: usize,
     /// Whole rows of the last step.
     last_rows: Vec<Vec<f32>>,
@@ -142,16 +160,30 @@ pub(crate) struct FakeRank {
 impl FakeRank {
     /// A rank without a pool.
     pub(crate) fn new(vocab: Range<usize>, max_tokens: usize) -> Self {
-        Self { vocab, pool: Vec::new(), max_tokens, last_rows: Vec::new() }
+        Self { vocab, pool: Pool::default(), max_tokens, last_rows: Vec::new() }
     }
 
-    /// Makes its pool.
+    /// Makes its pool, if it has none.
     pub(crate) fn allocate(&mut self, kv_blocks: usize) {
-        self.pool = vec![[0; BLOCK_TOKENS]; kv_blocks];
+        self.pool.lock().unwrap().0.resize(kv_blocks, [0; BLOCK_TOKENS]);
+    }
+
+    /// Nothing that was in its pool is there any more.
+    pub(crate) fn lose_pool(&mut self) {
+        self.pool.lock().unwrap().0.fill([u64::MAX; BLOCK_TOKENS]);
     }
 
     fn run(mut self, mut link: ControlLink<FromRank, ToRank>, behaviour: &Behaviour) {
+        let mut orders = 0;
         while let Ok(message) = link.receiver.receive() {
+            orders += usize::from(!matches!(message, ToRank::Ping(_)));
+            if behaviour.closes_after.is_some_and(|most| orders > most) {
+                if let ToRank::Step(plan) = &message {
+                    // It came half of the way.
+                    self.write(&plan.sequences[0]);
+                }
+                return;
+            }
             let answer = match message {
                 ToRank::Load(order) => {
                     assert_eq!(order.max_batched_tokens, self.max_tokens);
@@ -167,14 +199,18 @@ impl FakeRank {
                     assert!(order.peers.contains(&format!("rank at {}", self.vocab.start)));
                     assert_ne!(order.link_key, [0; 32]);
                     self.allocate(order.kv_blocks);
-                    FromRank::Ready
+                    FromRank::Ready { pool_kept: self.pool.lock().unwrap().1 }
+                }
+                ToRank::Leave { group } => {
+                    FromRank::Left { group, data_address: Some(format!("rank at {}", self.vocab.start)) }
                 }
                 ToRank::Step(plan) => {
                     if behaviour.closes_at == Some(plan.step) {
                         return;
                     }
                     if behaviour.fails_at == Some(plan.step) {
-                        let _ = link.sender.send(FromRank::Failed("the fake rank was told to".into()));
+                        let reason = "the fake rank was told to".into();
+                        let _ = link.sender.send(FromRank::Failed { kind: FailureKind::Rank, reason });
                         return;
                     }
                     if let Some(permits) = &behaviour.permits {
@@ -223,18 +259,22 @@ impl FakeRank {
         output
     }
 
-    fn write(&mut self, sequence: &SequenceStep) {
+    /// Writes the keys and values of a sequence's new tokens.
+    pub(crate) fn write(&mut self, sequence: &SequenceStep) {
         assert!(!sequence.tokens.is_empty());
+        let pool = &mut *self.pool.lock().unwrap();
+        pool.1 = true;
         for (position, &token) in (sequence.start as usize..).zip(&sequence.tokens) {
             let block = sequence.blocks[position / BLOCK_TOKENS];
-            self.pool[block.0 as usize][position % BLOCK_TOKENS] = entry(token, position);
+            pool.0[block.0 as usize][position % BLOCK_TOKENS] = entry(token, position);
         }
     }
 
     fn read(&self, sequence: &SequenceStep, positions: usize) -> Vec<u64> {
+        let pool = self.pool.lock().unwrap();
         let at = |position: usize| {
             let block = sequence.blocks[position / BLOCK_TOKENS];
-            self.pool[block.0 as usize][position % BLOCK_TOKENS]
+            pool.0[block.0 as usize][position % BLOCK_TOKENS]
         };
         (0..positions).map(at).collect()
     }

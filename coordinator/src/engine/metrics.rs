@@ -69,6 +69,10 @@ metrics! {
         "One step of all ranks, as the coordinator waits for it";
     pub(crate) allreduce_seconds: Histogram = Histogram::new(SHORT_S),
         "All reductions of a step, of the rank that they took longest on";
+    /// Of ranks in the place of those that were lost.
+    pub(crate) rank_restarts: Counter = Counter::default(), "Ranks that were started again";
+    pub(crate) recovery_seconds: Histogram = Histogram::new(LONG_S),
+        "From the notice that a rank is lost until all take steps again";
     pub(crate) num_requests_running: Gauge = Gauge::default(), "Sequences in the current step";
     pub(crate) num_requests_waiting: Gauge = Gauge::default(), "Sequences waiting for a step";
     kv_cache_usage_perc: Gauge<f64, AtomicU64> = Gauge::default(), "KV blocks held, from 0 to 1";

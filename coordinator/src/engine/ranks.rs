@@ -1,38 +1,49 @@
-//! Speaks to the ranks: orders them up, sends every step to all, gathers what they answer, and watches that they live.
+//! Speaks to the ranks: orders them up, sends every step to all, gathers what they answer, watches that they live, and gets others
+//! in the place of those that do not.
 //!
 //! ```text
 //! engine ── step ──► sender of each rank ◄── ping ── heartbeat thread, twice a second
 //!   ▲                                                  │ who answered when ──► Status::ready
 //!   └── one channel ◄── one reader thread a rank ◄─────┘ (pongs stay here)
 //! ```
-//! Knows the protocol; does not know sequences, sampling or how the links came to be.
+//! Reading order: `members` are the links, `start` brings ranks up, `recovery` brings them up again with those that a `source` has. Knows the protocol; does not
+//! know sequences, sampling or how the links came to be.
 //! Invariant: at most one order is under way, and every rank has answered it before the next is sent.
 
+mod budget;
 mod error;
 mod heartbeat;
+mod members;
+mod pulse;
+mod recovery;
+mod source;
 mod start;
 
 use std::{
-    sync::{
-        Arc, Mutex, PoisonError,
-        mpsc::{self, RecvTimeoutError, TryRecvError},
-    },
-    thread,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use nanoinfer_shared::{
-    link::{ControlLink, LinkError, Receiver, Sender},
-    protocol::{FromRank, LogitSlice, StepOutput, StepPlan, ToRank},
+    link::LinkError,
+    protocol::{FromRank, LoadReport, LogitSlice, StepOutput, StepPlan, ToRank},
 };
 
-pub use self::error::RanksError;
-use self::heartbeat::Heartbeat;
-use crate::engine::status::Status;
+use self::{
+    budget::Budget,
+    heartbeat::Heartbeat,
+    members::{Answer, Inbox, Wake},
+};
+pub use self::{
+    budget::RestartLimit,
+    error::RanksError,
+    source::{Lost, RankSource, SourceError},
+};
+use crate::engine::{config::EngineConfig, status::Status};
 
-/// A rank that has not answered a heartbeat for so long has ended or hangs: all ranks fail.
+/// A rank that has not answered a heartbeat for so long has ended or hangs: it is lost.
 const LOST_AFTER: Duration = Duration::from_secs(60);
-/// A rank that answers heartbeats, but has not come from one reduction to the next for so long, hangs: all ranks fail. The
+/// A rank that answers heartbeats, but has not come from one reduction to the next for so long, hangs: it is lost. The
 /// largest layer of a step takes seconds.
 const STUCK_AFTER: Duration = Duration::from_secs(120);
 /// How often a wait for answers looks at heartbeats.
@@ -52,20 +63,43 @@ pub(crate) trait Ranks {
     fn fetch_rows(&mut self, rows: &[u32]) -> Result<Vec<Vec<LogitSlice>>, RanksError>;
     /// Looks whether a rank has gone while nothing was asked of it.
     fn check(&mut self) -> Result<(), RanksError>;
+    /// Gets ranks in the place of those that were lost, and says what is left in the KV pools; the step under way is over on all.
+    fn recover(&mut self, loss: RanksError) -> Result<Pools, RanksError>;
     /// Tells the ranks to end. Those that are gone already have.
     fn shut_down(&self);
 }
 
+/// What the KV pools hold after a recovery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pools {
+    /// What steps before wrote; the one under way may have written some of its positions.
+    Kept,
+    /// Nothing, on one rank at least.
+    Blank,
+}
+
+/// Whether nobody waits for the ranks any more.
+pub(crate) type GivenUp = Box<dyn Fn() -> bool + Send>;
+
 /// The ranks, seen from the coordinator.
-#[derive(Debug)]
 pub(crate) struct LinkedRanks {
-    senders: Arc<Senders>,
-    answers: mpsc::Receiver<Answer>,
+    inbox: Inbox,
     heartbeat: Heartbeat,
-    vocab_size: usize,
+    config: EngineConfig,
+    status: Arc<Status>,
+    /// What each rank that has loaded said.
+    reports: Vec<Option<LoadReport>>,
+    /// Blocks of the pool, once it is known what fits.
+    kv_blocks: Option<usize>,
+    /// Number of the last start.
+    group: u32,
+    source: Option<Box<dyn RankSource>>,
+    budget: Budget,
     /// Number and rows of the step that was started.
     step: (u64, usize),
     patience: Patience,
+    wake: Wake,
+    given_up: GivenUp,
 }
 
 /// How long ranks are waited for. Tests have less.
@@ -82,89 +116,55 @@ impl Default for Patience {
     }
 }
 
-/// The engine's thread sends orders and the heartbeat thread pings, each a whole frame: hence a lock for each rank.
-/// The heartbeat thread only ever tries it, as a rank that was stopped can hold a sender for long.
-type Senders = Vec<Mutex<Sender<ToRank>>>;
-
-/// What a reader thread heard from its rank; nothing follows an error.
-#[derive(Debug)]
-struct Answer {
-    rank: usize,
-    message: Result<FromRank, LinkError>,
-}
-
 impl LinkedRanks {
-    /// Takes over the links, in rank order. `wake` is called when a rank is gone, whoever waits for it or not.
-    fn connect(
-        links: Vec<ControlLink<ToRank, FromRank>>,
-        vocab_size: usize,
-        status: Arc<Status>,
-        wake: impl Fn() + Send + Clone + 'static,
-    ) -> Result<Self, RanksError> {
-        // A rank answers one order at a time and may fail on top of it.
-        let (inbox, answers) = mpsc::sync_channel(2 * links.len());
-        let mut heartbeat = Heartbeat::new(links.len(), status);
-        let mut senders = Vec::with_capacity(links.len());
-        for (rank, link) in links.into_iter().enumerate() {
-            let (inbox, pulse, wake) = (inbox.clone(), heartbeat.pulse(rank), wake.clone());
-            senders.push(Mutex::new(link.sender));
-            thread::Builder::new()
-                .name(format!("from-rank-{rank}"))
-                .spawn(move || read(rank, link.receiver, &inbox, &pulse, wake))
-                .map_err(RanksError::Thread)?;
-        }
-        let senders = Arc::new(senders);
-        heartbeat.start(senders.clone())?;
-        Ok(Self { senders, answers, heartbeat, vocab_size, step: (0, 0), patience: Patience::default() })
+    fn all(&self) -> Vec<usize> {
+        (0..self.inbox.members().world()).collect()
     }
 
-    fn send_all(&self, message: impl Fn(usize) -> ToRank) -> Result<(), RanksError> {
+    fn send(&self, ranks: &[usize], message: impl Fn(usize) -> ToRank) -> Result<(), RanksError> {
         self.heartbeat.expect();
-        for (rank, sender) in self.senders.iter().enumerate() {
-            let mut sender = sender.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Err(source) = sender.send(message(rank)) {
-                drop(sender);
+        for &rank in ranks {
+            if let Err(source) = self.inbox.members().of(rank).send(message(rank)) {
                 return Err(self.last_words(rank).unwrap_or(RanksError::Gone { rank, source }));
             }
         }
         Ok(())
     }
 
-    /// One answer of each rank, in rank order. `accept` gives back what does not belong here.
+    /// One answer of each of `ranks`, in that order. `accept` gives back what does not belong here.
     fn collect<T>(
         &self,
+        ranks: &[usize],
         expected: &str,
-        accept: impl Fn(FromRank) -> Result<T, FromRank>,
+        mut accept: impl FnMut(usize, FromRank) -> Result<T, FromRank>,
     ) -> Result<Vec<T>, RanksError> {
-        let mut gathered: Vec<Option<T>> = self.senders.iter().map(|_| None).collect();
+        let mut gathered: Vec<Option<T>> = ranks.iter().map(|_| None).collect();
         let mut reminded = Instant::now();
         while gathered.iter().any(Option::is_none) {
-            let Answer { rank, message } = match self.answers.recv_timeout(self.patience.look) {
-                Ok(answer) => answer,
-                Err(RecvTimeoutError::Timeout) => {
-                    let owe = || gathered.iter().enumerate().filter(|(_, got)| got.is_none()).map(|(rank, _)| rank);
-                    self.heartbeat.lost(self.patience.lost)?;
-                    if self.heartbeat.is_serving() {
-                        self.heartbeat.stuck(owe(), self.patience.stuck)?;
-                    }
-                    if reminded.elapsed() >= REMINDER {
-                        tracing::info!(ranks = ?owe().collect::<Vec<_>>(), "waiting for {expected}");
-                        reminded = Instant::now();
-                    }
-                    continue;
+            let Some(Answer { rank, message, .. }) = self.inbox.next(Instant::now() + self.patience.look) else {
+                let owe = || ranks.iter().zip(&gathered).filter(|(_, got)| got.is_none()).map(|(&rank, _)| rank);
+                self.heartbeat.lost(owe(), self.patience.lost)?;
+                if self.heartbeat.is_serving() {
+                    self.heartbeat.stuck(owe(), self.patience.stuck)?;
                 }
-                Err(RecvTimeoutError::Disconnected) => unreachable!("every reader leaves an error behind"),
+                self.give_up()?;
+                if reminded.elapsed() >= REMINDER {
+                    tracing::info!(ranks = ?owe().collect::<Vec<_>>(), "waiting for {expected}");
+                    reminded = Instant::now();
+                }
+                continue;
             };
-            match message.map_err(Err).and_then(|message| accept(message).map_err(Ok)) {
-                Ok(value) if gathered[rank].is_none() => gathered[rank] = Some(value),
-                Ok(_) => {
+            let place = ranks.iter().position(|&asked| asked == rank);
+            match (place, message.map_err(Err).and_then(|message| accept(rank, message).map_err(Ok))) {
+                (Some(place), Ok(value)) if gathered[place].is_none() => gathered[place] = Some(value),
+                (_, Ok(_)) => {
                     return Err(RanksError::Unexpected {
                         rank,
                         expected: "nothing more".into(),
                         got: format!("{expected} again"),
                     });
                 }
-                Err(message) => return Err(unexpected(Answer { rank, message }, expected)),
+                (_, Err(message)) => return Err(unexpected(rank, message, expected)),
             }
         }
         Ok(gathered.into_iter().flatten().collect())
@@ -173,43 +173,52 @@ impl LinkedRanks {
     /// What a rank said before its link closed, if its reader has heard it or does soon.
     fn last_words(&self, of: usize) -> Option<RanksError> {
         let deadline = Instant::now() + LOOK_EVERY;
-        while let Ok(answer) = self.answers.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            if answer.rank == of {
-                return Some(unexpected(answer, "nothing"));
+        while let Some(Answer { rank, message, .. }) = self.inbox.next(deadline) {
+            if rank == of {
+                return Some(unexpected(rank, message, "nothing"));
             }
         }
         None
+    }
+
+    /// Whether they have been up together before.
+    fn is_started(&self) -> bool {
+        self.kv_blocks.is_some()
     }
 }
 
 impl Ranks for LinkedRanks {
     fn begin_step(&mut self, plan: &StepPlan) -> Result<(), RanksError> {
         self.step = (plan.step, plan.sequences.iter().map(|sequence| sequence.outputs.len()).sum());
-        self.send_all(|_| ToRank::Step(plan.clone()))
+        self.send(&self.all(), |_| ToRank::Step(plan.clone()))
     }
 
     fn finish_step(&mut self) -> Result<Vec<StepOutput>, RanksError> {
         let (step, rows) = self.step;
-        self.collect(&format!("step {step} with {rows} rows"), |message| match message {
-            FromRank::Done(output) if output.step == step && output.rows.len() == rows => Ok(output),
-            other => Err(other),
-        })
+        let answers =
+            self.collect(&self.all(), &format!("step {step} with {rows} rows"), |_, message| match message {
+                FromRank::Done(output) if output.step == step && output.rows.len() == rows => Ok(output),
+                other => Err(other),
+            })?;
+        self.budget.succeeded();
+        Ok(answers)
     }
 
     fn fetch_rows(&mut self, rows: &[u32]) -> Result<Vec<Vec<LogitSlice>>, RanksError> {
-        let mut fetched = vec![Vec::<LogitSlice>::new(); self.senders.len()];
+        let all = self.all();
+        let mut fetched = vec![Vec::<LogitSlice>::new(); all.len()];
         for rows in rows.chunks(MAX_FETCHED_ROWS) {
-            self.send_all(|_| ToRank::FetchRows(rows.to_vec()))?;
-            let by_rank = self.collect(&format!("{} rows", rows.len()), |message| match message {
+            self.send(&all, |_| ToRank::FetchRows(rows.to_vec()))?;
+            let by_rank = self.collect(&all, &format!("{} rows", rows.len()), |_, message| match message {
                 FromRank::Rows(slices) if slices.len() == rows.len() => Ok(slices),
                 other => Err(other),
             })?;
             for row in 0..rows.len() {
                 let got = by_rank.iter().map(|slices| slices[row].len()).sum::<usize>();
-                if got != self.vocab_size {
+                if got != self.config.shape.vocab_size {
                     return Err(RanksError::Unexpected {
-                        rank: self.senders.len() - 1,
-                        expected: format!("its part of {} logits", self.vocab_size),
+                        rank: all.len() - 1,
+                        expected: format!("its part of {} logits", self.config.shape.vocab_size),
                         got: format!("{got} with those of the ranks before it"),
                     });
                 }
@@ -220,57 +229,34 @@ impl Ranks for LinkedRanks {
     }
 
     fn check(&mut self) -> Result<(), RanksError> {
-        match self.answers.try_recv() {
-            Ok(answer) => Err(unexpected(answer, "nothing")),
-            Err(TryRecvError::Empty) => Ok(()),
-            Err(TryRecvError::Disconnected) => unreachable!("every reader leaves an error behind"),
+        match self.inbox.try_next() {
+            Some(Answer { rank, message, .. }) => Err(unexpected(rank, message, "nothing")),
+            None => Ok(()),
         }
     }
 
+    fn recover(&mut self, loss: RanksError) -> Result<Pools, RanksError> {
+        self.recover_from(loss)
+    }
+
     fn shut_down(&self) {
-        for sender in self.senders.iter() {
+        for member in self.inbox.members().all() {
             // A sender that is held belongs to a rank that does not read; it ends as its link closes.
-            if let Ok(mut sender) = sender.try_lock() {
+            if let Ok(mut sender) = member.sender.try_lock() {
                 let _ = sender.send(ToRank::Shutdown);
             }
         }
     }
 }
 
-/// Hands on what the rank says until its link ends.
-fn read(
-    rank: usize,
-    mut receiver: Receiver<FromRank>,
-    inbox: &mpsc::SyncSender<Answer>,
-    pulse: &heartbeat::Pulse,
-    wake: impl Fn(),
-) {
-    loop {
-        let message = match receiver.receive() {
-            Ok(FromRank::Pong { count, place }) => {
-                pulse.beat(count, place);
-                continue;
-            }
-            message => message,
-        };
-        let last = matches!(message, Err(_) | Ok(FromRank::Failed(_)));
-        if last {
-            pulse.stop();
-        }
-        // A closed inbox: the engine has ended before its rank.
-        if inbox.send(Answer { rank, message }).is_err() || last {
-            return wake();
-        }
-    }
-}
-
 /// The error that an answer out of place is.
-fn unexpected(Answer { rank, message }: Answer, expected: &str) -> RanksError {
+fn unexpected(rank: usize, message: Result<FromRank, LinkError>, expected: &str) -> RanksError {
     let got = match message {
         Err(source) => return RanksError::Gone { rank, source },
-        Ok(FromRank::Failed(reason)) => return RanksError::Failed { rank, reason },
+        Ok(FromRank::Failed { kind, reason }) => return RanksError::Failed { rank, kind, reason },
         Ok(FromRank::Loaded(_)) => "the end of loading".into(),
-        Ok(FromRank::Ready) => "that it is ready".into(),
+        Ok(FromRank::Ready { .. }) => "that it is ready".into(),
+        Ok(FromRank::Left { group, .. }) => format!("that it has left for start {group}"),
         Ok(FromRank::Done(output)) => format!("step {} with {} rows", output.step, output.rows.len()),
         Ok(FromRank::Rows(rows)) => format!("{} rows", rows.len()),
         Ok(FromRank::Pong { .. }) => "a heartbeat".into(),

@@ -39,6 +39,9 @@ use crate::engine::{
     sequence::{RowUse, Sequence, Ticket},
 };
 
+/// Lost steps in a row after which a sequence takes its next one alone.
+const SUSPECT: u32 = 2;
+
 /// What a scheduler may use.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SchedulerLimits {
@@ -161,6 +164,15 @@ impl Scheduler {
         if !preempted && self.let_in(!under_way) && under_way {
             return None;
         }
+        if let Some(suspect) = self.running.iter().find(|sequence| sequence.lost_steps >= SUSPECT) {
+            if under_way {
+                return None;
+            }
+            let part = Part { ticket: suspect.ticket, count: suspect.pending().min(self.limits.max_batched_tokens) };
+            self.queue.reserve(suspect.owner, part.count);
+            // Nobody joins it.
+            return Some(Step { parts: vec![part], budget: 0 });
+        }
         let mut step = Step { parts: Vec::new(), budget: self.limits.max_batched_tokens };
         self.share_budget(&mut step, 0);
         Some(step)
@@ -212,14 +224,39 @@ impl Scheduler {
 
     /// Notes that a step is done: what it computed may be found by others.
     pub(crate) fn complete(&mut self, step: &PlannedStep) {
-        if !self.limits.prefix_cache {
-            return;
-        }
         for part in &step.parts {
             let at = self.running_at(part.ticket);
-            let Sequence { blocks, hashes, tokens, .. } = &mut self.running[at];
-            self.blocks.publish(blocks, hashes.of(tokens, part.end / BLOCK_TOKENS));
+            let Sequence { blocks, hashes, tokens, lost_steps, .. } = &mut self.running[at];
+            *lost_steps = 0;
+            if self.limits.prefix_cache {
+                self.blocks.publish(blocks, hashes.of(tokens, part.end / BLOCK_TOKENS));
+            }
         }
+    }
+
+    /// The step has not happened: its sequences stand where they stood before it. One that was alone in it, as it was in two that
+    /// were lost before, is taken out: it may well be what ends ranks.
+    pub(crate) fn take_back(&mut self, step: &PlannedStep) -> Option<Sequence> {
+        for (part, planned) in step.parts.iter().zip(&step.plan.sequences) {
+            let sequence = self.get_mut(part.ticket);
+            sequence.computed = planned.start as usize;
+            sequence.drawing = false;
+            sequence.lost_steps += 1;
+        }
+        match step.parts[..] {
+            [PlannedPart { ticket, .. }] if self.get_mut(ticket).lost_steps > SUSPECT => Some(self.remove(ticket)),
+            _ => None,
+        }
+    }
+
+    /// Nothing is in the KV pool any more: all who run go back to the queue, each to its place, and compute their tokens again.
+    pub(crate) fn rewind(&mut self) {
+        for mut sequence in self.running.drain(..) {
+            self.blocks.release(&mut sequence.blocks);
+            sequence.computed = 0;
+            self.queue.put_back(sequence);
+        }
+        self.blocks = BlockManager::new(self.blocks.total());
     }
 
     /// A sequence of the last step.

@@ -51,6 +51,8 @@ pub(crate) struct Sequence {
     pub(crate) computed: usize,
     /// The step under way draws the token that follows `tokens`.
     pub(crate) drawing: bool,
+    /// Steps in a row that it was in when a rank was lost.
+    pub(crate) lost_steps: u32,
     pub(crate) blocks: BlockTable,
     /// Names of its full blocks.
     pub(crate) hashes: PrefixHashes,
@@ -86,6 +88,7 @@ impl Sequence {
             tokens: request.prompt.clone(),
             computed: 0,
             drawing: false,
+            lost_steps: 0,
             blocks: BlockTable::default(),
             hashes: PrefixHashes::salted(request.cache_salt.as_deref()),
             place: Some(place),

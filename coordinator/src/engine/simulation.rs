@@ -6,7 +6,8 @@
 //!                                             who arrives, hangs up or runs out of time until then does so
 //! ```
 //! Every answer must be, event for event, what the same request gets alone, uncut, without a cache and with all the memory
-//! it wants. A rank dies on some days: then everybody must be told once.
+//! it wants. On some days ranks die, at any moment, with their pool or without: nobody must notice. On some a request kills whatever
+//! computes it: it alone must fail. On some a rank dies that no other takes the place of: then everybody must be told once.
 //! A day that fails names its seed; `NANOINFER_SIMULATION_SEED=n cargo test -p nanoinfer-coordinator simulation` lives it again.
 //! Reference: FoundationDB's and TigerBeetle's simulators.
 
@@ -19,9 +20,12 @@ use std::{
     rc::Rc,
 };
 
-use nanoinfer_shared::protocol::{LogitSlice, StepPlan};
+use nanoinfer_shared::{
+    link::LinkError,
+    protocol::{FailureKind, LogitSlice, StepPlan},
+};
 
-use self::world::{Dice, Happening, REQUESTS, World, a_request, received};
+use self::world::{Dice, Happening, POISON, POISONED, REQUESTS, World, a_request, received};
 use super::*;
 use crate::engine::{
     fake_rank::{self, FakeRank},
@@ -48,8 +52,9 @@ fn every_answer_is_as_if_alone_whatever_the_day_brings() {
     println!("{} days: {sum:?}", seeds.len());
     if seeds.len() > 1 {
         // Days on which nothing happens prove nothing.
-        let Tally { finished, hung_up, late, refused, died, preemptions, prefix_hits, .. } = sum;
+        let Tally { finished, hung_up, late, refused, died, recovered, poisoned, preemptions, prefix_hits, .. } = sum;
         assert!(finished > DAYS && hung_up > DAYS / 4 && late > DAYS / 8, "{sum:?}");
+        assert!(recovered > DAYS && poisoned > DAYS / 100, "{sum:?}");
         assert!(refused > 0 && died > 0 && preemptions > DAYS / 4 && prefix_hits > DAYS, "{sum:?}");
     }
 }
@@ -83,7 +88,7 @@ impl Solo {
     fn events(&mut self, world: usize, number: u64, choice: u32) -> &[Event] {
         self.0.entry((world, number, choice)).or_insert_with(|| {
             let config = EngineConfig { prefix_cache: false, ..fake_rank::config(world, 100).with_steps_of(1, 96) };
-            let mut day = Day::of(config, 100, Dice::new(number), None);
+            let mut day = Day::of(config, 100, Dice::new(number), Deaths::default());
             let request = Request { choice, ..a_request(number) };
             let mut events = day.world.borrow().handle.submit(request).unwrap();
             day.world.borrow().handle.stop();
@@ -101,6 +106,8 @@ struct Tally {
     late: u64,
     refused: u64,
     died: u64,
+    recovered: u64,
+    poisoned: u64,
     steps: u64,
     preemptions: u64,
     prefix_hits: u64,
@@ -115,6 +122,8 @@ impl Tally {
         self.late += day.late;
         self.refused += day.refused;
         self.died += day.died;
+        self.recovered += day.recovered;
+        self.poisoned += day.poisoned;
         self.steps += day.steps;
         self.preemptions += day.preemptions;
         self.prefix_hits += day.prefix_hits;
@@ -128,13 +137,48 @@ struct SimulatedRanks {
     ranks: Vec<FakeRank>,
     /// Which of them takes how many times as long.
     slow: (usize, u64),
-    /// The step at which one dies.
-    last_step: Option<u64>,
+    deaths: Deaths,
     under_way: Option<StepPlan>,
+    /// Sequences of the last step that was begun.
+    width: usize,
+}
+
+/// How ranks die on a day.
+#[derive(Clone, Copy, Default)]
+struct Deaths {
+    /// Of a hundred moments at which one may, so many.
+    percent: u64,
+    /// The step at which one dies in whose place there is no other.
+    last_step: Option<u64>,
+    /// All of the day.
+    recovered: u64,
+}
+
+impl SimulatedRanks {
+    /// A rank dies now, which would end a step of so many sequences, or none does. One alone is killed by chance only where nothing
+    /// died before, or it would be taken for the cause.
+    fn chance(&mut self, sequences: usize) -> Result<(), RanksError> {
+        let may = self.deaths.percent > 0 && (sequences != 1 || self.deaths.recovered == 0);
+        if may && self.world.borrow_mut().dice.percent(self.deaths.percent) {
+            return Err(RanksError::Gone { rank: 0, source: LinkError::Closed });
+        }
+        Ok(())
+    }
+
+    /// One of them came as far as it came.
+    fn leave_half_done(&mut self, plan: &StepPlan) {
+        let dice = &mut self.world.borrow_mut().dice;
+        for rank in &mut self.ranks {
+            let written = dice.roll(0, plan.sequences.len() as u64) as usize;
+            plan.sequences[..written].iter().for_each(|sequence| rank.write(sequence));
+        }
+    }
 }
 
 impl Ranks for SimulatedRanks {
     fn begin_step(&mut self, plan: &StepPlan) -> Result<(), RanksError> {
+        self.chance(plan.sequences.len())?;
+        self.width = plan.sequences.len();
         assert!(self.under_way.replace(plan.clone()).is_none(), "one step at a time");
         Ok(())
     }
@@ -155,19 +199,47 @@ impl Ranks for SimulatedRanks {
                 (sequence.start, &sequence.tokens, &sequence.blocks).hash(&mut world.digest);
             }
         }
-        if self.last_step.is_some_and(|last| plan.step >= last) {
-            return Err(RanksError::Failed { rank: 0, reason: "it died".into() });
+        if self.deaths.last_step.is_some_and(|last| plan.step >= last) {
+            return Err(RanksError::Failed { rank: 0, kind: FailureKind::Order, reason: "it died".into() });
+        }
+        let is_poisoned = plan.sequences.iter().any(|sequence| sequence.start == 0 && sequence.tokens[0] == POISON);
+        let dies = if is_poisoned {
+            Err(RanksError::Gone { rank: 0, source: LinkError::Closed })
+        } else {
+            self.chance(self.width)
+        };
+        if let Err(error) = dies {
+            self.leave_half_done(&plan);
+            return Err(error);
         }
         Ok(self.ranks.iter_mut().map(|rank| rank.step(&plan)).collect())
     }
 
     fn fetch_rows(&mut self, rows: &[u32]) -> Result<Vec<Vec<LogitSlice>>, RanksError> {
         assert!(self.under_way.is_none(), "rows are those of the last step");
+        self.chance(self.width)?;
         Ok(self.ranks.iter().map(|rank| rank.fetch(rows)).collect())
     }
 
     fn check(&mut self) -> Result<(), RanksError> {
-        Ok(())
+        self.chance(0)
+    }
+
+    fn recover(&mut self, loss: RanksError) -> Result<Pools, RanksError> {
+        if let RanksError::Failed { .. } = loss {
+            return Err(loss);
+        }
+        self.under_way = None;
+        self.deaths.recovered += 1;
+        let world = &mut *self.world.borrow_mut();
+        let (takes_us, keeps) = (world.dice.roll(100, 20_000), world.dice.percent(60));
+        world.advance(takes_us);
+        if keeps {
+            return Ok(Pools::Kept);
+        }
+        let lost = world.dice.roll(0, self.ranks.len() as u64 - 1) as usize;
+        self.ranks[lost].lose_pool();
+        Ok(Pools::Blank)
     }
 
     fn shut_down(&self) {}
@@ -193,10 +265,22 @@ impl Day {
             max_queue_tokens: dice.roll(50, 2000) as usize,
             ..fake_rank::config(ranks, kv_blocks).with_steps_of(max_seqs, max_batched_tokens)
         };
-        let last_step = dice.percent(4).then(|| dice.roll(0, 60));
-        let day = Self::of(config, kv_blocks, dice, last_step);
+        let is_poisoned = dice.percent(5);
+        let deaths = Deaths {
+            percent: if is_poisoned || dice.percent(60) { 0 } else { dice.roll(1, 10) },
+            last_step: dice.percent(4).then(|| dice.roll(0, 60)),
+            ..Deaths::default()
+        };
+        let day = Self::of(config, kv_blocks, dice, deaths);
         let mut world = day.world.borrow_mut();
         let mut time_us = 0;
+        if is_poisoned {
+            let at_us = world.dice.roll(0, 30_000);
+            world.note(
+                at_us,
+                Happening::Arrival { request: POISONED, choices: 1, patience_us: None, hangs_up_us: None },
+            );
+        }
         for _ in 0..world.dice.roll(2, 14) {
             let dice = &mut world.dice;
             // Bursts, and times of silence.
@@ -213,7 +297,7 @@ impl Day {
         day
     }
 
-    fn of(config: EngineConfig, kv_blocks: usize, mut dice: Dice, last_step: Option<u64>) -> Self {
+    fn of(config: EngineConfig, kv_blocks: usize, mut dice: Dice, deaths: Deaths) -> Self {
         let (handle, commands) = handle::channel(Door::of(&config));
         let new_rank = |share: &nanoinfer_shared::Share| {
             let mut rank = FakeRank::new(share.vocab.clone(), config.load.max_batched_tokens);
@@ -236,7 +320,7 @@ impl Day {
             digest: DefaultHasher::new(),
         }));
         let solo = !config.prefix_cache && config.load.max_seqs == 1 && config.load.max_batched_tokens == 96;
-        let ranks = SimulatedRanks { world: world.clone(), solo, ranks, slow, last_step, under_way: None };
+        let ranks = SimulatedRanks { world: world.clone(), solo, ranks, slow, deaths, under_way: None, width: 0 };
         Self { engine: Engine::new(config, kv_blocks, ranks, commands, &to_engine), world, ranks: world_size, room }
     }
 
@@ -256,8 +340,12 @@ impl Day {
                 }
                 Ok(Turn::Over) => panic!("nobody asked it to end"),
                 Err(error) => {
-                    failure = Some(error);
-                    break;
+                    if let Err(error) = self.engine.recover(error) {
+                        failure = Some(error);
+                        break;
+                    }
+                    // Who hung up meanwhile is seen at the next turn.
+                    continue;
                 }
             }
             self.engine.scheduler.check().unwrap();
@@ -275,6 +363,7 @@ impl Day {
             assert_eq!(world.borrow().handle.room(), room, "every place in the queue is free");
         }
         assert_eq!(status.metrics().scheduler_invariants_hold.get(), 1);
+        tally.recovered = engine.ranks.deaths.recovered;
         tally.steps = engine.scheduler.steps();
         tally.preemptions = status.metrics().num_preemptions.get();
         tally.prefix_hits = status.metrics().prefix_cache_hits.get();
@@ -286,6 +375,11 @@ impl Day {
         for client in &mut world.clients {
             for (choice, events) in (0..).zip(client.choices.iter_mut().flatten()) {
                 let mut events = received(events);
+                if client.request == POISONED {
+                    assert!(matches!(&events[..], [Event::Failed(_)]), "{events:?}");
+                    tally.poisoned += u64::from(!died);
+                    continue;
+                }
                 let expected = solo.events(self.ranks, client.request, choice);
                 if died && matches!(events.last(), Some(Event::Failed(_))) {
                     events.pop();

@@ -75,11 +75,11 @@ async fn answer(app: &App, mut fields: Fields, prompts: Vec<Prompt>, asked: Aske
         timeout,
         client: fields.client,
         max_memory: app.max_request_memory,
-            ..GenerateRequest::new(
-                Prompt::Tokens(Vec::new()),
-                SamplingParams { explain: asked.explain, ..sampling },
-                max_tokens,
-            )
+        ..GenerateRequest::new(
+            Prompt::Tokens(Vec::new()),
+            SamplingParams { explain: asked.explain, ..sampling },
+            max_tokens,
+        )
     };
     unbuilt::take(&mut fields)?;
     let left_out = fields.finish(&app.unknown_fields);

@@ -7,7 +7,10 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 use clap::{ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, builder::Resettable};
 
 use super::service_links;
-use crate::{config::ClusterConfig, size::ByteSize};
+use crate::{
+    config::{ClusterConfig, duration},
+    size::ByteSize,
+};
 
 /// Serves a GPT-2 model over HTTP, split over one or more ranks.
 #[derive(Debug, Parser)]
@@ -181,20 +184,6 @@ pub(super) struct GpuCheckOptions {
     /// Which GPUs, by number, separated by commas [default: all].
     #[arg(long, value_name = "GPUS", value_delimiter = ',')]
     pub(super) gpu: Vec<u32>,
-}
-
-/// Seconds, or a number with `ms`, `s`, `m` or `h`.
-fn duration(text: &str) -> Result<Duration, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let number: u32 = number.parse().map_err(|_| "expected seconds, like 30, or 500ms, 2m".to_string())?;
-    match unit.trim() {
-        "ms" => Ok(Duration::from_millis(number.into())),
-        "" | "s" => Ok(Duration::from_secs(number.into())),
-        "m" => Ok(Duration::from_secs(number.into()) * 60),
-        "h" => Ok(Duration::from_secs(number.into()) * 3600),
-        other => Err(format!("`{other}` is no unit of time; use ms, s, m or h")),
-    }
 }
 
 #[cfg(test)]

@@ -1,16 +1,18 @@
-//! The `coordinator` subcommand's door: waits for ranks that were started elsewhere.
+//! The `coordinator` subcommand's door: waits for ranks that were started elsewhere, and again for one that was lost, which its
+//! host starts again.
 //!
-//! Opens before the model is known: schedulers start ranks at the same moment, and a download takes minutes. A rank is taken
-//! once. Does not know what ranks are for.
+//! Opens before the model is known: schedulers start ranks at the same moment, and a download takes minutes. A place is taken
+//! once, until its rank is lost. Does not know what ranks are for.
 
 use std::{
-    io,
+    io, mem,
     net::{SocketAddr, TcpListener, TcpStream},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
+use nanoinfer_coordinator::engine::{Lost, RankSource, SourceError};
 use nanoinfer_shared::{
     door::Knocks,
     handshake::{self, Admission, HANDSHAKE_TIMEOUT, HandshakeError, Identity},
@@ -35,6 +37,8 @@ const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 const MAX_KNOCKS: usize = 64;
 /// Pause after a knock that the system could not take, so that what it lacks may come back.
 const RECOVERY: Duration = Duration::from_secs(1);
+/// How long the host of a rank that was lost may take to start it again.
+const REJOIN_DEADLINE: Duration = Duration::from_secs(60);
 
 type Link = ControlLink<ToRank, FromRank>;
 
@@ -47,15 +51,43 @@ pub(crate) struct Arrived {
     socket: TcpStream,
 }
 
-/// A place where ranks may join.
+/// A door, before it is known how many ranks there are.
 #[derive(Debug)]
-pub(crate) struct Gathering {
+pub(crate) struct Door {
     listener: TcpListener,
     secret: Secret,
 }
 
-/// Ranks that have joined, by number. A mutex, as several handshakes may end at once.
-type Joined = Arc<Mutex<Vec<Option<Arrived>>>>;
+/// Where the ranks of one cluster may join.
+#[derive(Debug)]
+pub(crate) struct Gathering {
+    listener: TcpListener,
+    secret: Arc<Secret>,
+    epoch: u32,
+    places: Places,
+}
+
+/// By number of rank. A mutex, as several handshakes may end at once.
+type Places = Arc<Mutex<Vec<Place>>>;
+
+#[derive(Debug)]
+enum Place {
+    Free,
+    Arrived(Arrived),
+    /// Its rank is part of the cluster.
+    Taken,
+}
+
+impl Place {
+    /// Whether a rank may have it: also where the one that had come has gone again.
+    fn is_open(&self) -> bool {
+        match self {
+            Self::Free => true,
+            Self::Arrived(guest) => guest.is_gone(),
+            Self::Taken => false,
+        }
+    }
+}
 
 impl Arrived {
     /// The rank has gone again: a scheduler that restarts it sends another.
@@ -69,7 +101,7 @@ impl Arrived {
     }
 }
 
-impl Gathering {
+impl Door {
     /// Listens at `address` for ranks that hold `secret`.
     ///
     /// # Errors
@@ -83,42 +115,51 @@ impl Gathering {
         Ok(Self { listener, secret })
     }
 
-    /// Where.
-    pub(crate) fn address(&self) -> Result<SocketAddr, LaunchError> {
-        self.listener.local_addr().map_err(LaunchError::system("ask for the bound address"))
-    }
-
-    /// Opens the door for `world` ranks, on a thread of its own.
+    /// Opens it for `world` ranks, on a thread of its own.
     ///
     /// # Errors
     /// When the system gives none.
-    pub(crate) fn begin(self, world: usize) -> Result<Arrivals, LaunchError> {
-        let wait = move || self.wait(world);
-        let waiting = thread::Builder::new().name("gather".into()).spawn(wait);
+    pub(crate) fn open(self, world: usize) -> Result<Arrivals, LaunchError> {
+        let places = Arc::new(Mutex::new((0..world).map(|_| Place::Free).collect()));
+        let gathering = Gathering { listener: self.listener, secret: Arc::new(self.secret), epoch: epoch()?, places };
+        let waiting = thread::Builder::new().name("gather".into()).spawn(move || {
+            tracing::info!("waiting for {world} ranks at {}", gathering.address()?);
+            let arrived = gathering.wait(&|| None)?;
+            Ok((arrived, gathering))
+        });
         waiting.map(Arrivals).map_err(LaunchError::system("start a thread"))
     }
+}
 
-    /// The links to all `world` ranks, once they are there; says every few seconds who is missing.
-    fn wait(self, world: usize) -> Result<Vec<Arrived>, LaunchError> {
+impl Gathering {
+    fn address(&self) -> Result<SocketAddr, LaunchError> {
+        self.listener.local_addr().map_err(LaunchError::system("ask for the bound address"))
+    }
+
+    /// Waits until all places that are not taken have their ranks, and takes those, in rank order; says every few seconds who is
+    /// missing. Ends with the error that `give_up` has.
+    fn wait(&self, give_up: &dyn Fn() -> Option<LaunchError>) -> Result<Vec<Arrived>, LaunchError> {
         let address = self.address()?;
-        let epoch = epoch()?;
-        let secret = Arc::new(self.secret);
-        let joined: Joined = Arc::new(Mutex::new((0..world).map(|_| None).collect()));
         let mut knocks = Knocks::new(MAX_KNOCKS);
         let mut reminded = Instant::now();
-        tracing::info!("waiting for {world} ranks at {address}");
         loop {
             for (rank, from, guest) in knocks.arrivals() {
-                take_in(rank, from, guest, &joined);
+                self.take_in(rank, from, guest);
             }
-            let missing = missing(&joined);
+            let missing = self.missing();
             if missing.is_empty() {
                 // Handshakes that are still under way find their rank taken.
-                let mut guests = joined.lock().unwrap_or_else(PoisonError::into_inner);
-                return Ok(guests.iter_mut().filter_map(Option::take).collect());
+                let mut places = self.places();
+                let taken = places.iter_mut().map(|place| mem::replace(place, Place::Taken));
+                let arrived =
+                    taken.filter_map(|place| if let Place::Arrived(guest) = place { Some(guest) } else { None });
+                return Ok(arrived.collect());
+            }
+            if let Some(error) = give_up() {
+                return Err(error);
             }
             if reminded.elapsed() >= REMINDER {
-                tracing::info!("still waiting at {address} for {}", named(&missing, world));
+                tracing::info!("still waiting at {address} for {}", named(&missing, self.places().len()));
                 reminded = Instant::now();
             }
             let mut descriptors = [PollFd::new(&self.listener, PollFlags::IN)];
@@ -135,10 +176,10 @@ impl Gathering {
                     continue;
                 }
             };
-            let (joined, secret) = (joined.clone(), secret.clone());
+            let (places, secret, epoch) = (self.places.clone(), self.secret.clone(), self.epoch);
             let answered = knocks.answer(stream, move |stream| {
                 let refused = |error: &HandshakeError| tracing::warn!("{from} was refused: {error}");
-                let (rank, guest) = admit(stream, world, &secret, epoch, &joined).inspect_err(refused).ok()?;
+                let (rank, guest) = admit(stream, &secret, epoch, &places).inspect_err(refused).ok()?;
                 Some((rank, from, guest))
             });
             if let Err(error) = answered {
@@ -146,31 +187,73 @@ impl Gathering {
             }
         }
     }
+
+    /// Puts a guest in its place.
+    fn take_in(&self, rank: usize, from: SocketAddr, guest: Arrived) {
+        let place = &mut self.places()[rank];
+        if place.is_open() {
+            *place = Place::Arrived(guest);
+            tracing::info!(rank, "joined from {from}");
+        } else {
+            // Two of the same number came at once; the link of the second closes.
+            tracing::warn!("{from} was refused: rank {rank} has already joined");
+        }
+    }
+
+    /// Who is not there, or not any more.
+    fn missing(&self) -> Vec<usize> {
+        let mut missing = Vec::new();
+        for (rank, place) in self.places().iter_mut().enumerate().filter(|(_, place)| place.is_open()) {
+            if let Place::Arrived(_) = mem::replace(place, Place::Free) {
+                tracing::warn!(rank, "gone again before the cluster started; waiting for it to come back");
+            }
+            missing.push(rank);
+        }
+        missing
+    }
+
+    fn places(&self) -> MutexGuard<'_, Vec<Place>> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl RankSource for Gathering {
+    fn replace(&mut self, _group: u32, lost: &[Lost], given_up: &dyn Fn() -> bool) -> Result<Vec<Link>, SourceError> {
+        lost.iter().for_each(|lost| self.places()[lost.rank] = Place::Free);
+        let (begun, ranks) = (Instant::now(), lost.iter().map(|lost| lost.rank).collect::<Vec<_>>());
+        let give_up = || {
+            let waited = begun.elapsed();
+            let error =
+                || LaunchError::NotBack { ranks: named(&ranks, self.places().len()), seconds: waited.as_secs() };
+            (given_up() || waited > REJOIN_DEADLINE).then(error)
+        };
+        Ok(self.wait(&give_up)?.into_iter().map(|rank| rank.link).collect())
+    }
 }
 
 /// Ranks on their way.
 #[derive(Debug)]
-pub(crate) struct Arrivals(thread::JoinHandle<Result<Vec<Arrived>, LaunchError>>);
+pub(crate) struct Arrivals(thread::JoinHandle<Result<(Vec<Arrived>, Gathering), LaunchError>>);
 
 impl Arrivals {
-    /// Waits until all are there, by rank.
-    pub(crate) fn all(self) -> Result<Vec<Arrived>, LaunchError> {
+    /// Waits until all are there, by rank; and where those come again that are lost.
+    pub(crate) fn all(self) -> Result<(Vec<Arrived>, Gathering), LaunchError> {
         self.0.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 }
 
 fn admit(
     stream: TcpStream,
-    world: usize,
     secret: &Secret,
     epoch: u32,
-    joined: &Joined,
+    places: &Mutex<Vec<Place>>,
 ) -> Result<(usize, Arrived), HandshakeError> {
-    let free = |rank: usize| match joined.lock().unwrap_or_else(PoisonError::into_inner).get(rank) {
-        Some(None) => Ok(()),
-        Some(Some(guest)) if guest.is_gone() => Ok(()),
-        _ => Err(format!("rank {rank} has already joined")),
+    let places = || places.lock().unwrap_or_else(PoisonError::into_inner);
+    let free = |rank: usize| match places().get(rank).is_some_and(Place::is_open) {
+        true => Ok(()),
+        false => Err(format!("rank {rank} has already joined")),
     };
+    let world = places().len();
     let probe = stream.try_clone().map_err(LinkError::from)?;
     stream.set_nodelay(true).map_err(LinkError::from)?;
     let mut socket = Socket::Tcp(stream);
@@ -181,33 +264,10 @@ fn admit(
     Ok((rank, Arrived { link: Link::over(socket, epoch)?, host, socket: probe }))
 }
 
-/// Puts a guest in its place.
-fn take_in(rank: usize, from: SocketAddr, guest: Arrived, joined: &Joined) {
-    let place = &mut joined.lock().unwrap_or_else(PoisonError::into_inner)[rank];
-    if place.as_ref().is_none_or(Arrived::is_gone) {
-        *place = Some(guest);
-        tracing::info!(rank, "joined from {from}");
-    } else {
-        // Two of the same number came at once; the link of the second closes.
-        tracing::warn!("{from} was refused: rank {rank} has already joined");
-    }
-}
-
 /// The listener itself is broken. All else heals: a knock that was taken back, or descriptors and memory that are used up.
 fn is_final(error: &io::Error) -> bool {
     let broken = [Errno::BADF, Errno::INVAL, Errno::NOTSOCK, Errno::OPNOTSUPP, Errno::FAULT];
     Errno::from_io_error(error).is_some_and(|errno| broken.contains(&errno))
-}
-
-/// Who is not there, or not any more.
-fn missing(joined: &Joined) -> Vec<usize> {
-    let mut joined = joined.lock().unwrap_or_else(PoisonError::into_inner);
-    for (rank, place) in joined.iter_mut().enumerate() {
-        if place.take_if(|guest| guest.is_gone()).is_some() {
-            tracing::warn!(rank, "gone again before the cluster started; waiting for it to come back");
-        }
-    }
-    joined.iter().enumerate().filter(|(_, link)| link.is_none()).map(|(rank, _)| rank).collect()
 }
 
 fn named(missing: &[usize], world: usize) -> String {
@@ -234,8 +294,8 @@ mod tests {
 
     #[test]
     fn all_ranks_come_in_once_and_strangers_do_not() {
-        let gathering = Gathering::listen("127.0.0.1:0", secret("0123456789abcdef")).unwrap();
-        let address = gathering.address().unwrap();
+        let door = Door::listen("127.0.0.1:0", secret("0123456789abcdef")).unwrap();
+        let address = door.listener.local_addr().unwrap();
         let join = |rank: usize, key: &[u8]| {
             let mut socket = Socket::Tcp(TcpStream::connect(address).unwrap());
             let identity = Identity { build_id: BUILD_ID.into(), world: 2, rank, host: String::new() };
@@ -244,7 +304,7 @@ mod tests {
             handshake::join(&mut socket, &identity, key, until).map(|epoch| (socket, epoch)).map_err(|e| e.to_string())
         };
         thread::scope(|scope| {
-            let all = scope.spawn(|| gathering.wait(2).unwrap().len());
+            let arrivals = door.open(2).unwrap();
             // Says nothing at all.
             let _silent = TcpStream::connect(address).unwrap();
             assert!(join(0, b"another secret!!").unwrap_err().contains("secret"));
@@ -257,15 +317,24 @@ mod tests {
             let (_again, _) =
                 (0..1000).find_map(|_| join(1, b"0123456789abcdef").ok()).expect("its place is free again");
             let (_second, same) = join(0, b"0123456789abcdef").unwrap();
-            assert_eq!((epoch, all.join().unwrap()), (same, 2));
+            let (all, mut gathering) = arrivals.all().unwrap();
+            assert_eq!((epoch, all.len()), (same, 2));
+            // One that is lost comes again, and only that one.
+            let back = scope.spawn(move || {
+                let lost = Lost { rank: 1, is_corrupt: false };
+                gathering.replace(1, &[lost], &|| false).map(|links| links.len()).map_err(|error| error.to_string())
+            });
+            assert!(join(0, b"0123456789abcdef").unwrap_err().contains("already joined"));
+            let (_third, again) = join(1, b"0123456789abcdef").unwrap();
+            assert_eq!((again, back.join().unwrap()), (epoch, Ok(1)));
         });
     }
 
     #[test]
     fn a_crowd_that_says_nothing_keeps_nobody_out() {
-        let gathering = Gathering::listen("127.0.0.1:0", secret("0123456789abcdef")).unwrap();
-        let address = gathering.address().unwrap();
-        let arrivals = gathering.begin(1).unwrap();
+        let door = Door::listen("127.0.0.1:0", secret("0123456789abcdef")).unwrap();
+        let address = door.listener.local_addr().unwrap();
+        let arrivals = door.open(1).unwrap();
         // Each begins to introduce itself, and says no more.
         let crowd: Vec<_> = (0..2 * MAX_KNOCKS)
             .map(|_| {
@@ -277,7 +346,7 @@ mod tests {
         let identity = Identity { build_id: BUILD_ID.into(), world: 1, rank: 0, host: String::new() };
         let mut socket = Socket::Tcp(TcpStream::connect(address).unwrap());
         handshake::join(&mut socket, &identity, b"0123456789abcdef", Instant::now() + HANDSHAKE_TIMEOUT).unwrap();
-        assert_eq!(arrivals.all().unwrap().len(), 1);
+        assert_eq!(arrivals.all().unwrap().0.len(), 1);
         drop(crowd);
     }
 
@@ -286,10 +355,10 @@ mod tests {
         for passing in [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::CONNABORTED, Errno::INTR] {
             assert!(!is_final(&passing.into()), "{passing}");
         }
-        let gathering = Gathering::listen("127.0.0.1:0", secret("0123456789abcdef")).unwrap();
+        let door = Door::listen("127.0.0.1:0", secret("0123456789abcdef")).unwrap();
         // It listens no longer.
-        rustix::net::shutdown(&gathering.listener, rustix::net::Shutdown::Both).unwrap();
-        assert!(gathering.wait(1).is_err());
+        rustix::net::shutdown(&door.listener, rustix::net::Shutdown::Both).unwrap();
+        assert!(door.open(1).unwrap().all().is_err());
     }
 
     #[test]

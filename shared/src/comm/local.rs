@@ -20,6 +20,4 @@ impl Communicator for Local {
     fn all_reduce(&mut self, _data: Elements<'_>, _site: ReduceSite) -> Result<Duration, CommError> {
         Ok(Duration::ZERO)
     }
-
-    fn abort(&self) {}
 }

@@ -4,6 +4,7 @@
 //! rank 0's, so all ranks leave with identical bits and `shm` equals `tcp`.
 //! Does not know what is added, nor why; [`ReduceSite`] is carried only to name a stuck operation.
 
+mod abort;
 mod local;
 mod ring;
 mod shm;
@@ -11,6 +12,7 @@ mod tcp;
 
 use std::{fmt, io, ops::Range, time::Duration};
 
+pub use abort::Abort;
 pub use local::Local;
 pub use shm::{Shm, ShmSegment};
 pub use tcp::{Tcp, TcpListenerForPeers};
@@ -18,7 +20,7 @@ pub use tcp::{Tcp, TcpListenerForPeers};
 /// How long a rank waits for its peers in one reduction: far above any step, so that only a lost peer meets it.
 pub const REDUCE_DEADLINE: Duration = Duration::from_secs(60);
 
-/// The ranks of one cluster, seen from one of them.
+/// The ranks of one cluster, seen from one of them. Left by dropping it, and from another thread by its [`Abort`].
 pub trait Communicator: Send {
     /// This rank.
     fn rank(&self) -> usize;
@@ -32,9 +34,6 @@ pub trait Communicator: Send {
     /// # Errors
     /// When a peer is gone, late past the deadline, or out of step; the communicator is then of no further use.
     fn all_reduce(&mut self, data: Elements<'_>, site: ReduceSite) -> Result<Duration, CommError>;
-
-    /// Makes the peers' pending and later reductions fail at once instead of at their deadline.
-    fn abort(&self);
 }
 
 /// Data to reduce, by element type.
@@ -168,7 +167,11 @@ mod tests {
     pub(super) const SITE: ReduceSite = ReduceSite { step: 0, layer: None, operation: "test" };
 
     /// Runs `body` as every rank of a world over the given kind of link.
-    fn on_every_rank<T: Send>(kind: &str, world: usize, body: impl Fn(Box<dyn Communicator>) -> T + Sync) -> Vec<T> {
+    fn on_every_rank<T: Send>(
+        kind: &str,
+        world: usize,
+        body: impl Fn(Box<dyn Communicator>, &Abort) -> T + Sync,
+    ) -> Vec<T> {
         let segment = ShmSegment::create(world).unwrap();
         let listeners: Vec<_> = (0..world).map(|_| TcpListenerForPeers::bind("127.0.0.1").unwrap()).collect();
         let peers: Vec<_> = listeners.iter().map(|l| l.address().to_string()).collect();
@@ -182,11 +185,13 @@ mod tests {
                     let memory = segment.try_clone().unwrap();
                     scope.spawn(move || {
                         let identity = Identity { build_id: "test".into(), world, rank, host: String::new() };
-                        body(match kind {
-                            "shm" => Box::new(Shm::open(memory, rank, world, rank % 2 == 0).unwrap()),
-                            "tcp" => Box::new(Tcp::connect(listener, &identity, peers, &[7; 32], 0).unwrap()),
+                        let abort = Abort::default();
+                        let comm: Box<dyn Communicator> = match kind {
+                            "shm" => Box::new(Shm::open(memory, rank, world, rank % 2 == 0, &abort).unwrap()),
+                            "tcp" => Box::new(Tcp::connect(listener, &identity, peers, &[7; 32], 0, &abort).unwrap()),
                             other => panic!("no link {other}"),
-                        })
+                        };
+                        body(comm, &abort)
                     })
                 })
                 .collect();
@@ -213,7 +218,7 @@ mod tests {
         let lengths = [0, 1, 3, 1000, 16_384, 16_385, 65_537, 200_000];
         for kind in ["shm", "tcp"] {
             for world in [2, 3, 5] {
-                let results = on_every_rank(kind, world, |mut comm| {
+                let results = on_every_rank(kind, world, |mut comm, _| {
                     lengths.map(|len| {
                         let mut data = contribution(comm.rank(), len);
                         comm.all_reduce(Elements::F32(&mut data), SITE).unwrap();
@@ -234,7 +239,7 @@ mod tests {
     #[test]
     fn many_small_reductions_in_a_row_stay_in_step() {
         for kind in ["shm", "tcp"] {
-            let sums = on_every_rank(kind, 3, |mut comm| {
+            let sums = on_every_rank(kind, 3, |mut comm, _| {
                 let mut total = 0.0;
                 for round in 0..500 {
                     let mut data = [comm.rank() as f32 + round as f32];
@@ -254,7 +259,7 @@ mod tests {
         // Port 9 of loopback: nobody listens there.
         let peers = ["127.0.0.1:9".to_owned(), listener.address().to_string()];
         let identity = Identity { build_id: "test".into(), world: 2, rank: 1, host: String::new() };
-        let error = Tcp::connect(listener, &identity, &peers, &[7; 32], 0).unwrap_err().to_string();
+        let error = Tcp::connect(listener, &identity, &peers, &[7; 32], 0, &Abort::default()).unwrap_err().to_string();
         assert!(error.starts_with("rank 1 cannot reach rank 0 at 127.0.0.1:9"), "{error}");
         assert!(error.contains("--data-host"), "{error}");
     }
@@ -271,7 +276,7 @@ mod tests {
             for (rank, listener) in listeners.into_iter().enumerate() {
                 let identity = Identity { build_id: "test".into(), world: 2, rank, host: String::new() };
                 scope.spawn(move || {
-                    let mut comm = Tcp::connect(listener, &identity, peers, &[7; 32], 0).unwrap();
+                    let mut comm = Tcp::connect(listener, &identity, peers, &[7; 32], 0, &Abort::default()).unwrap();
                     let mut data = [rank as f32 + 1.0];
                     comm.all_reduce(Elements::F32(&mut data), SITE).unwrap();
                     assert_eq!(data, [3.0]);
@@ -283,9 +288,9 @@ mod tests {
     #[test]
     fn an_abort_frees_the_waiting() {
         for kind in ["shm", "tcp"] {
-            let failures = on_every_rank(kind, 3, |mut comm| {
+            let failures = on_every_rank(kind, 3, |mut comm, abort| {
                 if comm.rank() == 1 {
-                    comm.abort();
+                    abort.pull();
                     return true;
                 }
                 comm.all_reduce(Elements::F32(&mut [1.0]), SITE).is_err()

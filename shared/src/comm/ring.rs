@@ -71,6 +71,13 @@ pub(super) trait Segment {
     fn wake(&self, rank: usize);
 }
 
+/// Makes the pending and later waits of all `world` ranks fail.
+pub(super) fn abort<S: Segment>(segment: &S, world: usize) {
+    segment.aborted().store(1, Release);
+    S::fence();
+    (0..world).for_each(|rank| segment.wake(rank));
+}
+
 /// One rank's place in the ring.
 #[derive(Debug)]
 pub(super) struct Ring<S> {
@@ -113,13 +120,6 @@ impl<S: Segment> Ring<S> {
             self.round = self.round.wrapping_add(1);
         }
         Ok(waited)
-    }
-
-    /// Makes everybody's pending and later waits fail.
-    pub(super) fn abort(&self) {
-        self.segment.aborted().store(1, Release);
-        S::fence();
-        (0..self.world).for_each(|rank| self.segment.wake(rank));
     }
 
     #[allow(unsafe_code)]

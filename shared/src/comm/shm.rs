@@ -11,10 +11,13 @@ use std::{
     ops::Range,
     os::fd::{AsFd, OwnedFd},
     ptr::NonNull,
-    sync::atomic::{
-        AtomicU32,
-        Ordering::{self, SeqCst},
-        fence,
+    sync::{
+        Arc,
+        atomic::{
+            AtomicU32,
+            Ordering::{self, SeqCst},
+            fence,
+        },
     },
     time::Duration,
 };
@@ -27,8 +30,8 @@ use rustix::{
 };
 
 use super::{
-    CommError, Communicator, Elements, ReduceSite,
-    ring::{Ring, SLOTS, Segment, Word},
+    Abort, CommError, Communicator, Elements, ReduceSite,
+    ring::{self, Ring, SLOTS, Segment, Word},
 };
 
 /// Elements of 4 bytes that move in one round.
@@ -90,15 +93,18 @@ fn segment_bytes(world: usize) -> usize {
 
 /// One rank of a ring in shared memory.
 #[derive(Debug)]
-pub struct Shm(Ring<Mapping>);
+pub struct Shm(Ring<Arc<Mapping>>);
 
 impl Shm {
     /// Joins the segment as `rank` of `world`. `spin` allows busy waiting: only where every rank's threads have a core.
     ///
     /// # Errors
     /// When the segment is smaller than `world` needs, or cannot be mapped.
-    pub fn open(segment: ShmSegment, rank: usize, world: usize, spin: bool) -> Result<Self, CommError> {
+    pub fn open(segment: ShmSegment, rank: usize, world: usize, spin: bool, abort: &Abort) -> Result<Self, CommError> {
         let mapping = Mapping::new(&segment, world).map_err(|source| CommError::Setup { rank, source })?;
+        let mapping = Arc::new(mapping);
+        let shared = mapping.clone();
+        abort.on_pull(move || ring::abort(&shared, world));
         Ok(Self(Ring::new(mapping, rank, world, spin)))
     }
 }
@@ -116,10 +122,6 @@ impl Communicator for Shm {
         let Elements::F32(data) = data;
         self.0.all_reduce(data, site)
     }
-
-    fn abort(&self) {
-        self.0.abort();
-    }
 }
 
 /// The segment, mapped into this process.
@@ -133,6 +135,9 @@ struct Mapping {
 // the counters in it.
 #[allow(unsafe_code)]
 unsafe impl Send for Mapping {}
+// SAFETY: shared access is to atomics, and to slots by the promises of [`Segment`].
+#[allow(unsafe_code)]
+unsafe impl Sync for Mapping {}
 
 /// One rank's cache line.
 #[repr(C, align(64))]
@@ -190,7 +195,7 @@ impl Word for AtomicU32 {
     }
 }
 
-impl Segment for Mapping {
+impl Segment for Arc<Mapping> {
     const SLOT_ELEMENTS: usize = SLOT_ELEMENTS;
     type Word = AtomicU32;
 

@@ -7,8 +7,9 @@
 
 use std::{
     io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs},
     os::fd::AsFd,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -17,7 +18,7 @@ use rustix::{
     time::Timespec,
 };
 
-use super::{CommError, Communicator, Elements, REDUCE_DEADLINE, ReduceSite, add_in_rank_order};
+use super::{Abort, CommError, Communicator, Elements, REDUCE_DEADLINE, ReduceSite, add_in_rank_order};
 use crate::{
     door::Knocks,
     handshake::{Admission, HANDSHAKE_TIMEOUT, HandshakeError, Identity, admit, join},
@@ -73,7 +74,8 @@ pub struct Tcp {
 
 #[derive(Debug)]
 struct Peer {
-    socket: TcpStream,
+    /// Shared with the way out.
+    socket: Arc<TcpStream>,
     /// Bytes of this round, the header's among them.
     sent: usize,
     received: usize,
@@ -91,27 +93,29 @@ impl Tcp {
     /// Meets all peers at `addresses` (in rank order), each of which must hold `key`.
     ///
     /// # Errors
-    /// Names the peer that could not be reached, or that did not come, within 30 s.
+    /// Names the peer that could not be reached, or that did not come, within 30 s or before `abort` was pulled.
     pub fn connect(
         listener: TcpListenerForPeers,
         identity: &Identity,
         addresses: &[String],
         key: &[u8],
         epoch: u32,
+        abort: &Abort,
     ) -> Result<Self, CommError> {
         let (rank, world) = (identity.rank, identity.world);
         assert_eq!(addresses.len(), world, "the start order lists one address a rank");
         let deadline = Instant::now() + CONNECT_DEADLINE;
-        let mut sockets: Vec<Option<TcpStream>> = (0..world).map(|_| None).collect();
+        let mut sockets: Vec<Option<Arc<TcpStream>>> = (0..world).map(|_| None).collect();
         for (peer, address) in addresses.iter().enumerate().take(rank) {
             let unreachable = |reason: String| CommError::Unreachable { rank, peer, address: address.clone(), reason };
             let stream = reach(address, deadline).map_err(|e| unreachable(e.to_string()))?;
             let handle = stream.try_clone().map_err(|e| unreachable(e.to_string()))?;
+            let stream = shut_by(abort, stream);
             // The peer listens, and answers once it has been told to start too, and has met those below it.
             join(&mut Socket::Tcp(handle), identity, key, deadline).map_err(|e| unreachable(e.to_string()))?;
             sockets[peer] = Some(stream);
         }
-        admit_peers(&listener.listener, identity, key, epoch, deadline, &mut sockets).map_err(|reason| {
+        admit_peers(&listener.listener, identity, key, epoch, deadline, abort, &mut sockets).map_err(|reason| {
             let peer = (rank + 1..world).find(|&peer| sockets[peer].is_none()).unwrap_or(rank);
             CommError::Unreachable {
                 rank,
@@ -120,7 +124,7 @@ impl Tcp {
                 reason: format!("it did not connect: {reason}"),
             }
         })?;
-        let peer = |socket: TcpStream| {
+        let peer = |socket: Arc<TcpStream>| {
             socket.set_nodelay(true)?;
             socket.set_nonblocking(true)?;
             notice_silence(&socket)?;
@@ -192,7 +196,7 @@ impl Peer {
     fn send(&mut self, header: &[u8], data: &[u8]) -> io::Result<bool> {
         while self.sent < header.len() + data.len() {
             let (header, data) = (rest(header, self.sent), rest(data, self.sent.saturating_sub(header.len())));
-            match self.socket.write_vectored(&[IoSlice::new(header), IoSlice::new(data)]) {
+            match (&*self.socket).write_vectored(&[IoSlice::new(header), IoSlice::new(data)]) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(n) => self.sent += n,
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(false),
@@ -209,7 +213,7 @@ impl Peer {
         while self.received < HEADER_BYTES + data.len() {
             let in_header = self.received.min(HEADER_BYTES);
             let (header, data) = (&mut self.header[in_header..], &mut data[self.received - in_header..]);
-            match self.socket.read_vectored(&mut [IoSliceMut::new(header), IoSliceMut::new(data)]) {
+            match (&*self.socket).read_vectored(&mut [IoSliceMut::new(header), IoSliceMut::new(data)]) {
                 Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
                 Ok(n) => self.received += n,
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(false),
@@ -239,13 +243,15 @@ impl Communicator for Tcp {
         let Elements::F32(data) = data;
         data.chunks_mut(CHUNK_ELEMENTS).map(|chunk| self.reduce_round(chunk, site)).sum()
     }
+}
 
-    fn abort(&self) {
-        for peer in self.peers.iter().flatten() {
-            // An error means that the peer was faster.
-            let _ = peer.socket.shutdown(std::net::Shutdown::Both);
-        }
-    }
+/// The same socket, shut down when `abort` is pulled.
+fn shut_by(abort: &Abort, socket: TcpStream) -> Arc<TcpStream> {
+    let socket = Arc::new(socket);
+    let shared = socket.clone();
+    // An error means that the peer was faster.
+    abort.on_pull(move || drop(shared.shutdown(Shutdown::Both)));
+    socket
 }
 
 /// Connects to `address` before `deadline`. A peer listens before its address is told, so a refusal is final.
@@ -262,13 +268,17 @@ fn admit_peers(
     key: &[u8],
     epoch: u32,
     deadline: Instant,
-    sockets: &mut [Option<TcpStream>],
+    abort: &Abort,
+    sockets: &mut [Option<Arc<TcpStream>>],
 ) -> io::Result<()> {
     let mut knocks = Knocks::new(MAX_KNOCKS);
     let rank = identity.rank;
     while sockets[rank + 1..].iter().any(Option::is_none) {
         if Instant::now() >= deadline {
             return Err(ErrorKind::TimedOut.into());
+        }
+        if abort.is_pulled() {
+            return Err(ErrorKind::ConnectionAborted.into());
         }
         if poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&TICK))? > 0 {
             let (identity, key) = (identity.clone(), key.to_vec());
@@ -289,7 +299,7 @@ fn admit_peers(
             })?;
         }
         for (joiner, stream) in knocks.arrivals() {
-            sockets[joiner].get_or_insert(stream);
+            sockets[joiner].get_or_insert_with(|| shut_by(abort, stream));
         }
     }
     Ok(())

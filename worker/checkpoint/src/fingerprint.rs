@@ -10,7 +10,7 @@ use std::ops::Range;
 use sha2::{Digest, Sha256};
 
 use super::{
-    Checkpoint, is_float,
+    Checkpoint, CheckpointError, is_float,
     tensor::{Stored, element_bytes},
 };
 
@@ -44,9 +44,28 @@ impl Checkpoint {
                 digest.update(&bytes[at..at + width]);
             }
         }
-        let digest: [u8; 32] = digest.finalize().into();
-        u64::from_be_bytes(*digest.first_chunk().expect("32 bytes are more than 8"))
+        first_64_bits(digest)
     }
+
+    /// A digest of which files these are, so that others of the same names, or the same written to, are told from them. Says
+    /// nothing to another host.
+    ///
+    /// # Errors
+    /// When the system does not say.
+    pub fn identity(&self) -> Result<u64, CheckpointError> {
+        let mut digest = Sha256::new();
+        for file in &self.files {
+            let identity =
+                file.identity().map_err(|source| CheckpointError::Open { path: file.path.clone(), source })?;
+            identity.iter().for_each(|word| digest.update(word.to_le_bytes()));
+        }
+        Ok(first_64_bits(digest))
+    }
+}
+
+fn first_64_bits(digest: Sha256) -> u64 {
+    let digest: [u8; 32] = digest.finalize().into();
+    u64::from_be_bytes(*digest.first_chunk().expect("32 bytes are more than 8"))
 }
 
 /// Ranges of elements, in the order of the shape.

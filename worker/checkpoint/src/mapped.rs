@@ -5,7 +5,9 @@
 
 use std::{
     fs::{File, Metadata},
+    io,
     ops::Deref,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -39,6 +41,13 @@ impl MappedFile {
     /// Whether nobody wrote to it since it was opened.
     pub(super) fn is_as_opened(&self) -> bool {
         self.file.metadata().is_ok_and(|metadata| state(&metadata) == self.state)
+    }
+
+    /// Which file it is: its place on the disk, its length and last change.
+    pub(super) fn identity(&self) -> io::Result<[u64; 5]> {
+        let metadata = self.file.metadata()?;
+        let changed = [metadata.mtime(), metadata.mtime_nsec()].map(|part| part as u64);
+        Ok([metadata.dev(), metadata.ino(), metadata.len(), changed[0], changed[1]])
     }
 
     /// Has `len` bytes from `start` read ahead, where the system does that.

@@ -23,7 +23,7 @@ mod limits;
 
 pub use activation::Activation;
 pub use attention::MAX_HEAD_DIM;
-pub use buffer::Arena;
+pub use buffer::{Arena, KvMark, KvMemory};
 pub use isa::Isa;
 pub use kernels::Kernels;
 pub use kv::KvLayer;

@@ -106,9 +106,14 @@ impl Pass {
         std::mem::take(&mut self.reducing)
     }
 
-    /// Frees peers that wait for this rank.
-    pub(super) fn abort(&self) {
-        self.comm.abort();
+    /// Goes on with other peers; keys and values stay.
+    pub(super) fn join(&mut self, comm: Box<dyn Communicator>) {
+        self.comm = comm;
+    }
+
+    /// Whether a step ever wrote keys and values, in this process or in one before that had the same pool.
+    pub(super) fn pool_is_written(&self) -> bool {
+        self.kv.is_written()
     }
 
     /// Runs all layers over `rows` and writes their keys and values to the pool; [`Pass::logits`] reads the result.
@@ -119,6 +124,7 @@ impl Pass {
     /// # Panics
     /// When rows were not checked against the vocabulary, the positions and the pool, or are more than the buffers hold.
     pub(super) fn forward(&mut self, step: u64, rows: &[Row<'_>]) -> Result<(), CommError> {
+        self.kv.begin_step();
         self.embed(step, rows)?;
         let attending = rows.iter().map(|row| AttentionRow { blocks: row.blocks, positions: row.position + 1 });
         let attending = AttentionRows::new(attending.collect());

@@ -15,7 +15,7 @@ use crate::{
     WorkerError,
     bounds::Bounds,
     error::PlanFault,
-    runner::{Runner, Wanted, wanted},
+    runner::{Link, Runner, Wanted, wanted},
     trace::Category,
 };
 
@@ -108,8 +108,13 @@ impl Runner for StepRunner {
         self.pass.trace.write(step);
     }
 
-    fn abort(&self) {
-        self.pass.abort();
+    fn pool_is_kept(&self) -> bool {
+        self.pass.pool_is_written()
+    }
+
+    fn join_again(&mut self, link: Link) -> Result<(), WorkerError> {
+        self.pass.join(link.through_host()?);
+        Ok(())
     }
 }
 

@@ -218,15 +218,6 @@ impl Pass {
     pub(crate) fn take_reducing(&mut self) -> Duration {
         std::mem::take(&mut self.reducing)
     }
-
-    /// Frees peers that wait for this rank.
-    pub(crate) fn abort(&self) {
-        match &self.reduction {
-            Reduction::Staged { comm, .. } => comm.abort(),
-            // The end of this process ends them: NCCL's own way would wait for graphs, and does not reach peers.
-            Reduction::Alone | Reduction::Nccl(_) => {}
-        }
-    }
 }
 
 /// Elements a row of queries, of what attention mixes, and of the hidden layer.

@@ -27,7 +27,7 @@ use crate::{
     WorkerError,
     bounds::Bounds,
     error::PlanFault,
-    runner::{Runner, Wanted, wanted},
+    runner::{Link, Runner, Wanted, wanted},
     trace::{Category, Trace},
 };
 
@@ -286,7 +286,12 @@ impl Runner for StepRunner {
         self.trace.write(step);
     }
 
-    fn abort(&self) {
-        self.pass.abort();
+    fn pool_is_kept(&self) -> bool {
+        false
+    }
+
+    fn join_again(&mut self, _link: Link) -> Result<(), WorkerError> {
+        // A step that waits for a peer on the GPU cannot be left: the process ends instead.
+        Err(WorkerError::GpuCannotLeave { rank: self.pass.model.rank })
     }
 }

@@ -8,7 +8,7 @@ use std::{
 use nanoinfer_checkpoint::Checkpoint;
 use nanoinfer_shared::{
     ModelShape, Partition,
-    comm::{Communicator, Local, Shm, ShmSegment},
+    comm::{Abort, Communicator, Local, Shm, ShmSegment},
     model::{families::FAMILIES, family::Source},
     protocol::{
         BLOCK_TOKENS, BlockId, CommKind, Cores, DType, Device, LoadOrder, RowRequest, SequenceStep, StepPlan, TokenId,
@@ -130,12 +130,13 @@ pub(super) fn check_shared_gpu(gpu: u32, scratch: &Path, section: &mut Section<'
     let segment = ShmSegment::create(2)?;
     let order = model.order(Device::Gpus(vec![gpu]), DType::F32, CommKind::Shm);
     let [left, right] = on_two_ranks(|rank| {
-        let comm: Box<dyn Communicator> =
-            Box::new(Shm::open(segment.try_clone()?, rank, 2, false).map_err(WorkerError::from)?);
+        let abort = Abort::default();
+        let comm = Shm::open(segment.try_clone()?, rank, 2, false, &abort).map_err(WorkerError::from)?;
+        let comm: Box<dyn Communicator> = Box::new(comm);
         let mut runner = model.start(&order, rank, 2, Link::Host(comm))?;
         let rows = run_all(&mut *runner);
         if rows.is_err() {
-            runner.abort();
+            abort.pull();
         }
         rows
     })?;
@@ -253,6 +254,7 @@ pub(super) fn order_of(
         shape: shape.clone(),
         weights,
         fingerprint: 0,
+        files: None,
         device,
         dtype,
         kv_dtype: dtype,
@@ -304,6 +306,6 @@ impl Small {
         let partition = self.partition(world);
         let open = || Ok(Checkpoint::open(&order.weights)?);
         let loaded = backend::load(order, rank, partition.share(rank), open)?;
-        Ok(loaded.start(KV_BLOCKS, link, Trace::default())?)
+        Ok(loaded.start(KV_BLOCKS, None, link, Trace::default())?)
     }
 }

@@ -217,14 +217,14 @@ fn an_instruction_set_that_is_not_there_is_named_with_those_that_are() {
         link: theirs,
         identity: Identity { build_id: "test".into(), world: 1, rank: 0, host: String::new() },
         epoch: 0,
-        segment: None,
+        memory: None,
         weights: None,
         data_host: "127.0.0.1".into(),
         on_lost: OnLost::Return,
     };
     let rank = std::thread::spawn(move || run(setup));
-    link.sender.send(ToRank::Load(load_order(&golden, Some("sse9"), CommKind::Local, DType::F32))).unwrap();
-    let FromRank::Failed(reason) = link.receiver.receive().unwrap() else { panic!("it cannot have loaded") };
+    link.sender.send(ToRank::Load(Box::new(load_order(&golden, Some("sse9"), CommKind::Local, DType::F32)))).unwrap();
+    let FromRank::Failed { reason, .. } = link.receiver.receive().unwrap() else { panic!("it cannot have loaded") };
     assert!(reason.contains("sse9") && reason.contains("portable"), "{reason}");
     rank.join().unwrap().unwrap_err();
 }
@@ -315,7 +315,7 @@ fn a_plan_that_does_not_fit_ends_the_rank_with_the_reason() {
         let mut ranks = Ranks::start(&golden, 1, CommKind::Local, DType::F32);
         ranks.send(&ToRank::Step(StepPlan { step: 9, sequences: vec![plan], timed: false }));
         let failure = ranks.receive(|message| match message {
-            FromRank::Failed(reason) => reason,
+            FromRank::Failed { reason, .. } => reason,
             other => panic!("{other:?}"),
         });
         assert!(failure[0].contains(word) && failure[0].contains("step 9"), "{}", failure[0]);

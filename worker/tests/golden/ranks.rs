@@ -12,7 +12,7 @@ use nanoinfer_shared::{
 };
 use nanoinfer_worker::{
     WorkerError,
-    rank::{OnLost, RankSetup, run},
+    rank::{HostMemory, OnLost, RankSetup, run},
 };
 
 /// The golden logits' own error is about 5e-6 (see golden.json); the contract is 1e-4, relative to the largest logit.
@@ -38,6 +38,12 @@ pub(crate) struct Golden {
     pub(crate) cases: Vec<Case>,
 }
 
+/// What a launcher would hand over.
+fn memory(segment: &ShmSegment) -> HostMemory {
+    let segment = segment.try_clone().unwrap();
+    HostMemory { pool: tempfile::tempfile().unwrap(), segments: Box::new(move |_| segment.try_clone()) }
+}
+
 /// Ranks on threads, and the coordinator's side of their links.
 pub(crate) struct Ranks {
     links: Vec<ControlLink<ToRank, FromRank>>,
@@ -56,13 +62,19 @@ impl Ranks {
 
     pub(crate) fn start_with(order: LoadOrder, world: usize) -> Self {
         let mut ranks = Self::join(order.comm, &vec![None; world]);
-        ranks.send(&ToRank::Load(order));
+        ranks.send(&ToRank::Load(Box::new(order)));
         let peers = ranks.receive(|message| match message {
             FromRank::Loaded(report) => report.data_address.unwrap_or_default(),
             other => panic!("{other:?}"),
         });
-        ranks.send(&ToRank::Start(StartOrder { kv_blocks: KV_BLOCKS, peers, nccl_id: None, link_key: [3; 32] }));
-        ranks.receive(|message| assert!(matches!(message, FromRank::Ready), "{message:?}"));
+        ranks.send(&ToRank::Start(StartOrder {
+            group: 0,
+            kv_blocks: KV_BLOCKS,
+            peers,
+            nccl_id: None,
+            link_key: [3; 32],
+        }));
+        ranks.receive(|message| assert!(matches!(message, FromRank::Ready { pool_kept: false }), "{message:?}"));
         ranks
     }
 
@@ -78,7 +90,7 @@ impl Ranks {
                 link: theirs,
                 identity: Identity { build_id: "test".into(), world, rank, host: String::new() },
                 epoch: 0,
-                segment: (comm == CommKind::Shm).then(|| segment.try_clone().unwrap()),
+                memory: (comm == CommKind::Shm).then(|| memory(&segment)),
                 weights: copy.clone().map(|path| vec![path]),
                 data_host: "127.0.0.1".into(),
                 on_lost: OnLost::Return,
@@ -91,10 +103,10 @@ impl Ranks {
     /// What ranks answer to an order to load: nothing, or why they do not.
     pub(crate) fn load(order: LoadOrder, copies: &[Option<PathBuf>]) -> Vec<Option<String>> {
         let mut ranks = Self::join(order.comm, copies);
-        ranks.send(&ToRank::Load(order));
+        ranks.send(&ToRank::Load(Box::new(order)));
         let answers = ranks.receive(|message| match message {
             FromRank::Loaded(_) => None,
-            FromRank::Failed(reason) => Some(reason),
+            FromRank::Failed { reason, .. } => Some(reason),
             other => panic!("{other:?}"),
         });
         drop(ranks.links);
@@ -154,6 +166,7 @@ pub(crate) fn load_order(golden: &Golden, isa: Option<&str>, comm: CommKind, dty
     LoadOrder {
         shape: golden.shape.clone(),
         fingerprint: Checkpoint::open(&weights).unwrap().fingerprint(),
+        files: None,
         weights,
         device: Device::Cpu,
         dtype,

@@ -3,19 +3,22 @@
 use nanoinfer_shared::{
     handshake::HandshakeError,
     link::LinkError,
-    protocol::{Place, TokenId},
+    protocol::{FailureKind, Place, TokenId},
 };
 
+use super::source::{Lost, SourceError};
 use crate::engine::kv_budget::KvTooSmall;
 
 /// Why the ranks cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum RanksError {
-    /// The rank said so before it ended.
+    /// The rank said so.
     #[error("rank {rank} failed: {reason}")]
     Failed {
         /// Which rank.
         rank: usize,
+        /// What that says of the others, and of another try.
+        kind: FailureKind,
         /// In its own words.
         reason: String,
     },
@@ -45,6 +48,20 @@ pub enum RanksError {
         /// Where.
         place: Place,
     },
+    /// The rank does not break off its step when it is told to.
+    #[error("rank {rank} has not left its step for {seconds} s")]
+    Stays {
+        /// Which rank.
+        rank: usize,
+        /// Since it was told.
+        seconds: u64,
+    },
+    /// There is none to be had in the place of those that were lost.
+    #[error("no ranks in the place of those that were lost: {0}")]
+    Source(SourceError),
+    /// The server is shutting down while ranks are missing.
+    #[error("the server is shutting down")]
+    GivenUp,
     /// The rank answers what was not asked.
     #[error("rank {rank} should have answered {expected}, got {got}")]
     Unexpected {
@@ -84,4 +101,34 @@ pub enum RanksError {
     /// The operating system gave no thread.
     #[error("no thread for the links: {0}")]
     Thread(std::io::Error),
+}
+
+impl RanksError {
+    /// Whether the rank's process ended or hangs. All else that goes wrong at a start goes wrong again.
+    pub(super) fn is_an_end(&self) -> bool {
+        matches!(self, Self::Gone { .. } | Self::Silent { .. } | Self::Source(_))
+    }
+
+    /// Whether another try can mend it, and with whom in the place of which rank: of none where only a link was lost.
+    pub(super) fn loss(&self) -> Option<Option<Lost>> {
+        let lost = |rank: usize, is_corrupt| Some(Some(Lost { rank, is_corrupt }));
+        match *self {
+            Self::Failed { kind: FailureKind::Peer, .. } | Self::Source(_) => Some(None),
+            Self::Failed { rank, kind: FailureKind::Rank, .. }
+            | Self::Gone { rank, .. }
+            | Self::Silent { rank, .. }
+            | Self::Stuck { rank, .. }
+            | Self::Stays { rank, .. } => lost(rank, false),
+            // Who answers what was not asked may have written anywhere.
+            Self::Unexpected { rank, .. } => lost(rank, true),
+            Self::Failed { kind: FailureKind::Order, .. }
+            | Self::GivenUp
+            | Self::MissingTarget { .. }
+            | Self::World { .. }
+            | Self::KvMemory(_)
+            | Self::NoAddress { .. }
+            | Self::LinkKey(_)
+            | Self::Thread(_) => None,
+        }
+    }
 }

@@ -1,14 +1,15 @@
 //! Watches that every rank answers and goes on, and says so in [`Status::is_ready`].
 //!
-//! Pings begin with the links, so that ranks are watched while they load. Does not know what else is sent.
+//! Pings begin with the links, so that ranks are watched while they load. Who comes in the place of a rank that was lost has a
+//! pulse of its own. Does not know what else is sent.
 //! Invariant: at most one ping of each rank is unanswered, so pings never fill the buffer of a rank that was stopped;
 //! once the heartbeat has ended, `ready` stays false.
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{
-            AtomicBool, AtomicU64,
+            AtomicBool,
             Ordering::{Relaxed, SeqCst},
         },
         mpsc::{self, RecvTimeoutError},
@@ -17,12 +18,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nanoinfer_shared::{
-    link::Sender,
-    protocol::{Place, ToRank},
-};
+use nanoinfer_shared::protocol::ToRank;
 
-use super::error::RanksError;
+use super::{error::RanksError, members::Members};
 use crate::engine::status::Status;
 
 /// Between two pings.
@@ -35,77 +33,55 @@ const UNREADY_AFTER: Duration = Duration::from_millis(1500);
 /// The lives of all ranks. Dropping it ends the watch.
 #[derive(Debug)]
 pub(crate) struct Heartbeat {
-    pulses: Vec<Arc<Pulse>>,
+    members: Members,
     status: Arc<Status>,
     ended: Arc<AtomicBool>,
     /// Whether the ranks are past their start.
     serving: Arc<AtomicBool>,
     /// Dropped with this, which ends the thread.
-    thread: Option<mpsc::Sender<()>>,
-}
-
-/// The life of one rank.
-#[derive(Debug)]
-pub(crate) struct Pulse {
-    born: Instant,
-    /// Number of the last ping answered; pings count from 1.
-    answered: AtomicU64,
-    /// Milliseconds from `born` to the last answer.
-    answered_ms: AtomicU64,
-    /// Where the rank said that it is, and since when. A mutex, as the two belong together; held for no longer than that.
-    place: Mutex<(Place, Instant)>,
-    gone: AtomicBool,
+    _thread: mpsc::Sender<()>,
 }
 
 impl Heartbeat {
-    /// Of `world` ranks that were all alive just now; nobody is pinged yet.
-    pub(super) fn new(world: usize, status: Arc<Status>) -> Self {
-        Self {
-            pulses: (0..world).map(|_| Arc::new(Pulse::new())).collect(),
-            status,
-            ended: Arc::default(),
-            serving: Arc::default(),
-            thread: None,
-        }
-    }
-
-    /// The life of one rank, for its reader.
-    pub(super) fn pulse(&self, rank: usize) -> Arc<Pulse> {
-        self.pulses[rank].clone()
-    }
-
     /// Begins to ping.
-    pub(super) fn start(&mut self, senders: Arc<Vec<Mutex<Sender<ToRank>>>>) -> Result<(), RanksError> {
-        let (pulses, status, ended) = (self.pulses.clone(), self.status.clone(), self.ended.clone());
-        let serving = self.serving.clone();
+    pub(super) fn start(members: Members, status: Arc<Status>) -> Result<Self, RanksError> {
         let (alive, end) = mpsc::channel();
-        self.thread = Some(alive);
+        let heartbeat = Self { members, status, ended: Arc::default(), serving: Arc::default(), _thread: alive };
+        let (members, status) = (heartbeat.members.clone(), heartbeat.status.clone());
+        let (ended, serving) = (heartbeat.ended.clone(), heartbeat.serving.clone());
         let watch = move || {
-            let (mut sent, mut next_ping) = (vec![0; pulses.len()], Instant::now());
+            let mut next_ping = Instant::now();
             while end.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
                 // Looked at before pinging, which can be held up.
-                let ready = serving.load(SeqCst) && pulses.iter().all(|pulse| pulse.silent_for() < UNREADY_AFTER);
+                let ready =
+                    serving.load(SeqCst) && members.all().all(|member| member.pulse.silent_for() < UNREADY_AFTER);
                 if ready != status.set_ready(ready) {
                     tracing::info!(ready, "the ranks' heartbeats changed");
                 }
-                if ended.load(SeqCst) {
-                    // Ended while we looked: what we said must not stay.
+                if ended.load(SeqCst) || !serving.load(SeqCst) {
+                    // So since we looked: what we said must not stay.
                     status.set_ready(false);
                 }
                 if Instant::now() >= next_ping {
                     next_ping = Instant::now() + PING_EVERY;
-                    ping(&mut sent, &pulses, &senders);
+                    ping(&members);
                 }
             }
         };
         thread::Builder::new().name("heartbeat".into()).spawn(watch).map_err(RanksError::Thread)?;
-        Ok(())
+        Ok(heartbeat)
     }
 
     /// The ranks take steps: sets [`Status::is_ready`] from now on.
     pub(super) fn serve(&self) {
         self.serving.store(true, SeqCst);
         self.status.set_ready(true);
+    }
+
+    /// They take none for a while.
+    pub(super) fn pause(&self) {
+        self.serving.store(false, SeqCst);
+        self.status.set_ready(false);
     }
 
     /// Whether the ranks take steps.
@@ -115,13 +91,13 @@ impl Heartbeat {
 
     /// An order goes out: from here on ranks are expected to go on.
     pub(super) fn expect(&self) {
-        self.pulses.iter().for_each(|pulse| pulse.expect());
+        self.members.all().for_each(|member| member.pulse.expect());
     }
 
-    /// Names a rank that has been silent for `limit`.
-    pub(super) fn lost(&self, limit: Duration) -> Result<(), RanksError> {
-        let silent =
-            self.pulses.iter().map(|pulse| pulse.silent_for()).enumerate().find(|(_, silence)| *silence > limit);
+    /// Names one of `ranks` that has been silent for `limit`.
+    pub(super) fn lost(&self, mut ranks: impl Iterator<Item = usize>, limit: Duration) -> Result<(), RanksError> {
+        let silence = |rank: usize| self.members.of(rank).pulse.silent_for();
+        let silent = ranks.find_map(|rank| Some((rank, silence(rank))).filter(|(_, silence)| *silence > limit));
         match silent {
             Some((rank, silence)) => Err(RanksError::Silent { rank, seconds: silence.as_secs() }),
             None => Ok(()),
@@ -131,7 +107,7 @@ impl Heartbeat {
     /// Names the rank that is furthest behind of those that `owe` an answer, and where it is, if it has not gone on for `limit`.
     /// Those before it may well wait for it.
     pub(super) fn stuck(&self, owe: impl Iterator<Item = usize>, limit: Duration) -> Result<(), RanksError> {
-        let of = |rank: usize| (self.pulses[rank].place(), rank);
+        let of = |rank: usize| (self.members.of(rank).pulse.place(), rank);
         match owe.map(of).min_by_key(|&((place, _), rank)| (place, rank)) {
             Some(((place, still), rank)) if still > limit => {
                 Err(RanksError::Stuck { rank, seconds: still.as_secs(), place })
@@ -148,63 +124,16 @@ impl Drop for Heartbeat {
     }
 }
 
-impl Pulse {
-    fn new() -> Self {
-        Self {
-            born: Instant::now(),
-            answered: AtomicU64::new(0),
-            answered_ms: AtomicU64::new(0),
-            place: Mutex::new((Place::default(), Instant::now())),
-            gone: AtomicBool::new(false),
-        }
-    }
-
-    /// The rank answered ping `count`, from `place`.
-    pub(super) fn beat(&self, count: u64, place: Place) {
-        let mut known = self.place.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.0 != place {
-            *known = (place, Instant::now());
-        }
-        drop(known);
-        self.answered_ms.store(self.born.elapsed().as_millis() as u64, Relaxed);
-        self.answered.store(count, Relaxed);
-    }
-
-    /// What it has rested does not count.
-    fn expect(&self) {
-        self.place.lock().unwrap_or_else(PoisonError::into_inner).1 = Instant::now();
-    }
-
-    /// Where it is, and for how long.
-    fn place(&self) -> (Place, Duration) {
-        let (place, since) = *self.place.lock().unwrap_or_else(PoisonError::into_inner);
-        (place, since.elapsed())
-    }
-
-    /// The rank is gone.
-    pub(super) fn stop(&self) {
-        self.gone.store(true, Relaxed);
-    }
-
-    /// Since its last answer; forever once it is gone.
-    fn silent_for(&self) -> Duration {
-        if self.gone.load(Relaxed) {
-            return Duration::MAX;
-        }
-        self.born.elapsed().saturating_sub(Duration::from_millis(self.answered_ms.load(Relaxed)))
-    }
-}
-
 /// Pings every rank that answered the last ping and whose sender is free: an order on its way is answered for itself.
-/// `sent` counts the pings of each rank.
-fn ping(sent: &mut [u64], pulses: &[Arc<Pulse>], senders: &[Mutex<Sender<ToRank>>]) {
-    for ((sent, pulse), sender) in sent.iter_mut().zip(pulses).zip(senders) {
-        if pulse.answered.load(Relaxed) == *sent
-            && let Ok(mut sender) = sender.try_lock()
+fn ping(members: &Members) {
+    for member in members.all() {
+        let (pulse, sent) = (&member.pulse, member.pulse.sent.load(Relaxed));
+        if pulse.answered.load(Relaxed) == sent
+            && let Ok(mut sender) = member.sender.try_lock()
             // A link that failed is the business of its reader.
-            && sender.send(ToRank::Ping(*sent + 1)).is_ok()
+            && sender.send(ToRank::Ping(sent + 1)).is_ok()
         {
-            *sent += 1;
+            pulse.sent.store(sent + 1, Relaxed);
         }
     }
 }

@@ -10,68 +10,127 @@ use nanoinfer_shared::{
     protocol::{BLOCK_TOKENS, CommKind, FromRank, LoadOrder, LoadReport, StartOrder, ToRank},
 };
 
-use super::{LinkedRanks, RanksError};
+use super::{
+    GivenUp, LinkedRanks, Patience, Pools,
+    budget::Budget,
+    error::RanksError,
+    heartbeat::Heartbeat,
+    members::{Inbox, Wake},
+    source::RankSource,
+};
 use crate::engine::{config::EngineConfig, kv_budget::RankRoom, status::Status};
 
 impl LinkedRanks {
-    /// Brings the ranks behind `links`, in rank order, to where they take steps. Returns the blocks of the KV pool.
+    /// Brings the ranks behind `links`, in rank order, to where they take steps; `source` has others where some are lost. Returns
+    /// the blocks of the KV pool too.
     ///
     /// Has no deadline of its own, as reading a large checkpoint from a slow disk takes what it takes: a rank that
     /// ends or is silent, or a user who loses patience, ends it. Who is waited for is said now and then.
     pub(crate) fn start(
         links: Vec<ControlLink<ToRank, FromRank>>,
+        source: Option<Box<dyn RankSource>>,
         config: &EngineConfig,
         status: Arc<Status>,
-        wake: impl Fn() + Send + Clone + 'static,
+        wake: Wake,
+        given_up: GivenUp,
     ) -> Result<(Self, usize), RanksError> {
         let expected = config.partition.world();
         if links.len() != expected {
             return Err(RanksError::World { expected, got: links.len() });
         }
-        let ranks = Self::connect(links, config.shape.vocab_size, status, wake)?;
-        let reports = ranks.load(config)?;
-        let room = |report: &LoadReport| RankRoom { block_bytes: report.kv_block_bytes, free_bytes: report.free_bytes };
-        let rooms: Vec<RankRoom> = reports.iter().map(room).collect();
-        let kv_blocks = config.kv.blocks(&config.shape, config.load.max_seqs, &rooms)?;
-        ranks.begin(config, &reports, kv_blocks)?;
-        ranks.heartbeat.serve();
+        let mut ranks = Self::connect(links, source, config, status, wake, given_up)?;
+        if let Err(error) = ranks.bring_up(&ranks.all()) {
+            ranks.recover_from(error)?;
+        }
+        let kv_blocks = ranks.kv_blocks.expect("known once they have started");
         tracing::info!(ranks = expected, kv_blocks, kv_tokens = kv_blocks * BLOCK_TOKENS, "the ranks are ready");
         Ok((ranks, kv_blocks))
     }
 
-    pub(super) fn load(&self, config: &EngineConfig) -> Result<Vec<LoadReport>, RanksError> {
-        let order = |rank: usize| {
-            let ranks_on_host = config.ranks_on_host.get(rank).copied().unwrap_or(1);
-            LoadOrder { ranks_on_host, ..config.load.clone() }
-        };
-        self.send_all(|rank| ToRank::Load(order(rank)))?;
-        let reports = self.collect("the end of loading", |message| match message {
-            FromRank::Loaded(report) => Ok(report),
-            other => Err(other),
-        })?;
-        for (rank, report) in reports.iter().enumerate() {
-            let LoadReport { weight_bytes, free_bytes, .. } = report;
-            tracing::info!(rank, weight_bytes, free_bytes, "loaded");
-        }
-        Ok(reports)
+    pub(super) fn connect(
+        links: Vec<ControlLink<ToRank, FromRank>>,
+        source: Option<Box<dyn RankSource>>,
+        config: &EngineConfig,
+        status: Arc<Status>,
+        wake: Wake,
+        given_up: GivenUp,
+    ) -> Result<Self, RanksError> {
+        let inbox = Inbox::connect(links, wake.clone())?;
+        Ok(Self {
+            heartbeat: Heartbeat::start(inbox.members().clone(), status.clone())?,
+            reports: vec![None; inbox.members().world()],
+            inbox,
+            status,
+            config: config.clone(),
+            kv_blocks: None,
+            group: 0,
+            source,
+            budget: Budget::new(config.restarts),
+            step: (0, 0),
+            patience: Patience::default(),
+            wake,
+            given_up,
+        })
     }
 
-    fn begin(&self, config: &EngineConfig, reports: &[LoadReport], kv_blocks: usize) -> Result<(), RanksError> {
+    /// Has those that are `new` load, and all start together.
+    pub(super) fn bring_up(&mut self, new: &[usize]) -> Result<Pools, RanksError> {
+        self.load(new)?;
+        let kv_blocks = match self.kv_blocks {
+            Some(blocks) => blocks,
+            None => {
+                let room = |report: &LoadReport| RankRoom {
+                    block_bytes: report.kv_block_bytes,
+                    free_bytes: report.free_bytes,
+                };
+                let rooms: Vec<RankRoom> = self.reports.iter().flatten().map(room).collect();
+                self.config.kv.blocks(&self.config.shape, self.config.load.max_seqs, &rooms)?
+            }
+        };
+        let pools = self.begin(kv_blocks)?;
+        self.kv_blocks = Some(kv_blocks);
+        self.heartbeat.serve();
+        Ok(pools)
+    }
+
+    pub(super) fn load(&mut self, new: &[usize]) -> Result<(), RanksError> {
+        let order = |rank: usize| {
+            let ranks_on_host = self.config.ranks_on_host.get(rank).copied().unwrap_or(1);
+            LoadOrder { ranks_on_host, ..self.config.load.clone() }
+        };
+        self.send(new, |rank| ToRank::Load(Box::new(order(rank))))?;
+        let mut reports = std::mem::take(&mut self.reports);
+        // Noted as they come: where one is lost, the others have loaded all the same.
+        let loaded = self.collect(new, "the end of loading", |rank, message| match message {
+            FromRank::Loaded(report) => {
+                tracing::info!(rank, report.weight_bytes, report.free_bytes, "loaded");
+                reports[rank] = Some(report);
+                Ok(())
+            }
+            other => Err(other),
+        });
+        self.reports = reports;
+        loaded.map(drop)
+    }
+
+    fn begin(&self, kv_blocks: usize) -> Result<Pools, RanksError> {
+        let all = self.all();
+        let report = |rank: usize| self.reports[rank].as_ref();
         let mut peers = Vec::new();
-        if config.load.comm == CommKind::Tcp {
-            for (rank, report) in reports.iter().enumerate() {
-                peers.push(report.data_address.clone().ok_or(RanksError::NoAddress { rank })?);
+        if self.config.load.comm == CommKind::Tcp {
+            for &rank in &all {
+                let address = report(rank).and_then(|report| report.data_address.clone());
+                peers.push(address.ok_or(RanksError::NoAddress { rank })?);
             }
         }
-        let nccl_id = reports.first().and_then(|report| report.nccl_id.clone());
+        let nccl_id = report(0).and_then(|report| report.nccl_id.clone());
         let link_key = handshake::random_key().map_err(RanksError::LinkKey)?;
-        self.send_all(|_| {
-            ToRank::Start(StartOrder { kv_blocks, peers: peers.clone(), nccl_id: nccl_id.clone(), link_key })
-        })?;
-        self.collect("that it is ready", |message| match message {
-            FromRank::Ready => Ok(()),
+        let order = StartOrder { group: self.group, kv_blocks, peers, nccl_id, link_key };
+        self.send(&all, |_| ToRank::Start(order.clone()))?;
+        let kept = self.collect(&all, "that it is ready", |_, message| match message {
+            FromRank::Ready { pool_kept } => Ok(pool_kept),
             other => Err(other),
         })?;
-        Ok(())
+        Ok(if kept.iter().all(|&kept| kept) { Pools::Kept } else { Pools::Blank })
     }
 }

@@ -1,7 +1,12 @@
-use std::os::unix::net::UnixStream;
+use std::{
+    os::unix::net::UnixStream,
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
 
 use nanoinfer_shared::{
-    link::Socket,
+    link::{ControlLink, Socket},
     protocol::{LoadReport, Place, SequenceStep},
 };
 
@@ -31,6 +36,15 @@ fn report() -> LoadReport {
     }
 }
 
+/// Of one rank, in whose place there is no other.
+fn start(
+    link: ControlLink<ToRank, FromRank>,
+    config: &EngineConfig,
+    status: Arc<Status>,
+) -> Result<(LinkedRanks, usize), RanksError> {
+    LinkedRanks::start(vec![link], None, config, status, Arc::new(|| ()), Box::new(|| false))
+}
+
 fn less_patience(ranks: &mut LinkedRanks) {
     ranks.patience =
         Patience { lost: Duration::from_secs(20), stuck: Duration::from_millis(700), look: Duration::from_millis(20) };
@@ -43,7 +57,7 @@ fn a_rank_that_answers_but_does_not_go_on_is_told_from_one_that_works() {
         assert!(matches!(order(&mut theirs), ToRank::Load(_)));
         theirs.sender.send(FromRank::Loaded(report())).unwrap();
         assert!(matches!(order(&mut theirs), ToRank::Start(_)));
-        theirs.sender.send(FromRank::Ready).unwrap();
+        theirs.sender.send(FromRank::Ready { pool_kept: false }).unwrap();
         assert!(matches!(order(&mut theirs), ToRank::Step(_)));
         // Heartbeats only, and always from the same place, until the coordinator has enough.
         while let Ok(ToRank::Ping(count)) = theirs.receiver.receive() {
@@ -52,7 +66,7 @@ fn a_rank_that_answers_but_does_not_go_on_is_told_from_one_that_works() {
         }
     });
     let config = fake_rank::config(1, 6);
-    let (mut ranks, _) = LinkedRanks::start(vec![ours], &config, Arc::default(), || ()).unwrap();
+    let (mut ranks, _) = start(ours, &config, Arc::default()).unwrap();
     less_patience(&mut ranks);
     ranks.begin_step(&StepPlan { step: 7, sequences: Vec::new(), timed: false }).unwrap();
     let error = ranks.finish_step().unwrap_err().to_string();
@@ -70,10 +84,11 @@ fn a_rank_that_falls_silent_while_it_loads_is_named() {
         stopped.recv().unwrap_err();
     });
     let config = fake_rank::config(1, 6);
-    let mut ranks = LinkedRanks::connect(vec![ours], 150, Arc::default(), || ()).unwrap();
+    let mut ranks =
+        LinkedRanks::connect(vec![ours], None, &config, Arc::default(), Arc::new(|| ()), Box::new(|| false)).unwrap();
     less_patience(&mut ranks);
     ranks.patience.lost = Duration::from_millis(100);
-    let error = ranks.load(&config).unwrap_err().to_string();
+    let error = ranks.load(&[0]).unwrap_err().to_string();
     assert!(error.contains("rank 0 has not answered"), "{error}");
     drop(go_on);
     rank.join().unwrap();
@@ -90,12 +105,12 @@ fn a_rank_that_stops_reading_does_not_hold_up_the_heartbeat() {
         assert!(matches!(order(&mut link), ToRank::Load(_)));
         link.sender.send(FromRank::Loaded(report())).unwrap();
         assert!(matches!(order(&mut link), ToRank::Start(_)));
-        link.sender.send(FromRank::Ready).unwrap();
+        link.sender.send(FromRank::Ready { pool_kept: false }).unwrap();
         stopped.recv().unwrap_err();
     });
     let status = Arc::new(Status::default());
     let config = fake_rank::config(1, 6);
-    let (mut ranks, kv_blocks) = LinkedRanks::start(vec![link], &config, status.clone(), || ()).unwrap();
+    let (mut ranks, kv_blocks) = start(link, &config, status.clone()).unwrap();
     assert_eq!(kv_blocks, 6);
     assert!(status.is_ready());
 

@@ -32,15 +32,16 @@ pub(crate) async fn metrics(State(app): State<App>) -> Response {
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], status.metrics().render()).into_response()
 }
 
-/// Whether a request would be answered, and why not.
+/// Whether a request would be answered at once, and why not: where ranks are missing, it waits until they are there again.
 fn told(app: &App, well: Value, mut ill: Value) -> Response {
     let status = app.engine.status();
-    let reason = match status.failure() {
-        Some(failure) => failure,
-        None if app.engine.is_stopping() => "the server is shutting down",
-        None if !status.is_ready() => "not every rank answers",
+    let (reason, comes_back) = match status.failure() {
+        Some(failure) => (failure, false),
+        None if app.engine.is_stopping() => ("the server is shutting down", false),
+        None if !status.is_ready() => ("not every rank answers", true),
         None => return Json(well).into_response(),
     };
     ill["reason"] = reason.into();
-    (StatusCode::SERVICE_UNAVAILABLE, Json(ill)).into_response()
+    let again = comes_back.then_some([(header::RETRY_AFTER, "1")]);
+    (StatusCode::SERVICE_UNAVAILABLE, again, Json(ill)).into_response()
 }

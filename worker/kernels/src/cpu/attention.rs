@@ -30,9 +30,9 @@ impl Kernels {
         assert!(layer.layout.head_dim <= MAX_HEAD_DIM, "heads are at most {MAX_HEAD_DIM} wide");
         assert!(qkv.len() == rows.len() * 3 * width && out.len() == rows.len() * width, "qkv and out have T rows");
         match &layer.cells {
-            Cells::F32(cells) => self.attend(layer, cells, rows, qkv, scale, out),
-            Cells::Bf16(cells) => self.attend(layer, cells, rows, qkv, scale, out),
-            Cells::Int8(cells) => self.attend(layer, cells, rows, qkv, scale, out),
+            Cells::F32(cells) => self.attend(layer, cells.as_slice(), rows, qkv, scale, out),
+            Cells::Bf16(cells) => self.attend(layer, cells.as_slice(), rows, qkv, scale, out),
+            Cells::Int8(cells) => self.attend(layer, cells.as_slice(), rows, qkv, scale, out),
         }
     }
 
@@ -45,7 +45,7 @@ impl Kernels {
         scale: f32,
         out: &mut [f32],
     ) {
-        let (isa, layout, scales, groups) = (self.isa, layer.layout, &layer.scales, rows.together());
+        let (isa, layout, scales, groups) = (self.isa, layer.layout, layer.scales.as_slice(), rows.together());
         let (heads, dim, width) = (layout.heads_local, layout.head_dim, layout.width());
         let out = Shards::new(out);
         self.pool.run(groups.len() * heads, &|task| {
@@ -285,11 +285,11 @@ mod tests {
                 let blocks = [4u32, 0, 2];
                 let mut layer = KvLayer::zeros(kind, layout, 5);
                 match &mut layer.cells {
-                    Cells::F32(cells) => cells.fill(f32::NAN),
-                    Cells::Bf16(cells) => cells.fill(to_bf16(f32::NAN)),
-                    Cells::Int8(bytes) => bytes.fill(-128),
+                    Cells::F32(cells) => cells.as_mut_slice().fill(f32::NAN),
+                    Cells::Bf16(cells) => cells.as_mut_slice().fill(to_bf16(f32::NAN)),
+                    Cells::Int8(bytes) => bytes.as_mut_slice().fill(-128),
                 }
-                layer.scales.fill(f32::NAN);
+                layer.scales.as_mut_slice().fill(f32::NAN);
                 let row = |t: usize| AttentionRow { blocks: &blocks, positions: t + 1 };
                 // Queries, keys and values of each row.
                 let part = |t: usize, kind: usize| (0..width).map(move |i| value(t, i, kind));

@@ -1,5 +1,5 @@
 //! Memory for weights: mapped, zeroed, in huge pages where the system has them, and resident only as it is
-//! filled.
+//! filled. Memory for a KV pool: the same in small pages, and in a file where others hold it too.
 //!
 //! Weights are read front to back once a step, hundreds of megabytes: with pages of 4 KiB the walk for addresses costs a third
 //! of the bandwidth. Matrices are smaller than a few huge pages, so buffers lie one behind the other in large regions; a region
@@ -7,21 +7,19 @@
 //! Does not know what the bytes mean.
 
 use std::{
+    fs::File,
+    io,
     ops::Range,
     slice,
     sync::{Arc, Mutex, PoisonError},
 };
 
-use memmap2::{MmapMut, MmapRaw};
-#[cfg(target_os = "linux")]
-use rustix::mm::{Advice, madvise};
+use memmap2::{MmapMut, MmapOptions, MmapRaw};
 
 /// Alignment of a region: a huge page of x86-64.
 const HUGE_PAGE: usize = 2 << 20;
 /// Address space of a region; larger buffers have one of their own.
 const REGION: usize = 64 << 20;
-/// A multiple of every size that pages have: 4 KiB on x86-64, up to 64 KiB on Arm.
-const PAGES: usize = 64 << 10;
 /// Alignment of a buffer: a cache line.
 const LINE: usize = 64;
 
@@ -100,19 +98,30 @@ impl<T: Plain> Buffer<T> {
     /// # Panics
     /// When the system has no address space left, as a Vec does.
     pub(crate) fn zeros(arena: &Arena, len: usize) -> Self {
-        let bytes = len.checked_mul(size_of::<T>()).and_then(|bytes| bytes.checked_next_multiple_of(LINE));
-        let bytes = bytes.expect("the size of a matrix fits an address");
+        let bytes = Self::bytes(len);
         if bytes == 0 {
             return Self { start: std::ptr::NonNull::<T>::dangling().as_ptr(), len, _region: None };
         }
         let (region, at) = arena.take(bytes);
-        // SAFETY: `bytes` from `at` on lie in the region; they are given to no other buffer, and were zeroed by the kernel.
+        Self::of(region, at, len)
+    }
+
+    /// Bytes that `len` elements take of a region.
+    pub(crate) fn bytes(len: usize) -> usize {
+        let bytes = len.checked_mul(size_of::<T>()).and_then(|bytes| bytes.checked_next_multiple_of(LINE));
+        bytes.expect("the size of a matrix fits an address")
+    }
+
+    /// Elements from byte `at` of a region on, which lie in it and are given to no other buffer.
+    fn of(region: Arc<Region>, at: usize, len: usize) -> Self {
+        // SAFETY: `at` lies in the region, or is its end where there are no elements.
         let start = unsafe { region.mapping.as_mut_ptr().add(region.start + at) };
         Self { start: start.cast(), len, _region: Some(region) }
     }
 
     pub(crate) fn as_slice(&self) -> &[T] {
-        // SAFETY: `len` elements from `start` are this buffer's, were zeroed by the kernel, and any bits are a valid `T`.
+        // SAFETY: `len` elements from `start` are this buffer's, were zeroed by the kernel, and any bits are a valid `T`. A file's
+        // are written by one process at a time: whoever hands it on has waited for the end of the one before.
         unsafe { slice::from_raw_parts(self.start, self.len) }
     }
 
@@ -140,21 +149,74 @@ impl<T: Plain + std::fmt::Debug> std::fmt::Debug for Buffer<T> {
     }
 }
 
-/// The same values, of which the kernel is told to make no huge pages where it makes them of all memory (`always` in
-/// `/sys/kernel/mm/transparent_hugepage/enabled`). For what is written here and there, a little at a time.
-pub(crate) fn in_small_pages<T: Plain>(mut values: Vec<T>) -> Vec<T> {
-    #[cfg(target_os = "linux")]
-    {
-        let bytes = size_of_val(&values[..]);
-        let start = values.as_mut_ptr().cast::<u8>();
-        let skipped = start.align_offset(PAGES);
-        if skipped < bytes {
-            // Whole pages only: the last may hold what belongs to others, to whom small pages do no harm.
-            // SAFETY: the range lies in the vector's memory, and the advice changes no contents.
-            let _ = unsafe { madvise(start.add(skipped).cast(), bytes - skipped, Advice::LinuxNoHugepage) };
-        }
+/// Memory for all layers of a KV pool: of zeros, resident as it is written, in small pages: it is written here and there, a little
+/// at a time, and clearing a huge page takes longer than a step.
+#[derive(Debug)]
+pub struct KvMemory {
+    region: Arc<Region>,
+    used: usize,
+}
+
+impl KvMemory {
+    /// `bytes` that end with this process.
+    ///
+    /// # Panics
+    /// When the system has no address space left, as a Vec does.
+    pub fn of_process(bytes: usize) -> Self {
+        let mapping = MmapMut::map_anon(bytes).map(MmapRaw::from);
+        Self::over(mapping.unwrap_or_else(|error| panic!("no memory for {bytes} bytes: {error}")))
     }
-    values
+
+    /// `bytes` of a file in memory that others may hold too, as a process before this one left them where it took as many.
+    ///
+    /// # Errors
+    /// When the system does not give so much.
+    pub fn in_file(file: &File, bytes: usize) -> io::Result<Self> {
+        if file.metadata()?.len() != bytes as u64 {
+            file.set_len(0)?;
+            file.set_len(bytes as u64)?;
+        }
+        Ok(Self::over(MmapOptions::new().len(bytes).map_raw(file)?))
+    }
+
+    fn over(mapping: MmapRaw) -> Self {
+        // A wish: a refusal changes nothing.
+        #[cfg(target_os = "linux")]
+        let _ = mapping.advise(memmap2::Advice::NoHugePage);
+        Self { region: Arc::new(Region { mapping, start: 0 }), used: 0 }
+    }
+
+    /// A mark, after everything else.
+    pub fn mark(&mut self) -> KvMark {
+        KvMark(self.take(1))
+    }
+
+    /// The next `len` elements.
+    pub(crate) fn take<T: Plain>(&mut self, len: usize) -> Buffer<T> {
+        let (at, bytes) = (self.used, Buffer::<T>::bytes(len));
+        self.used += bytes;
+        assert!(self.used <= self.region.mapping.len(), "the memory was made for the pool's size");
+        Buffer::of(Arc::clone(&self.region), at, len)
+    }
+}
+
+/// Says whether anything was ever written to the memory that it lies in, also to a process that comes later.
+#[derive(Debug)]
+pub struct KvMark(Buffer<u16>);
+
+impl KvMark {
+    /// Bytes that it takes.
+    pub const BYTES: usize = LINE;
+
+    /// Whether something was written.
+    pub fn is_set(&self) -> bool {
+        self.0.as_slice()[0] != 0
+    }
+
+    /// Something is about to be.
+    pub fn set(&mut self) {
+        self.0.as_mut_slice()[0] = 1;
+    }
 }
 
 #[cfg(test)]
@@ -167,8 +229,9 @@ mod tests {
         if !std::path::Path::new("/sys/kernel/mm/transparent_hugepage").exists() {
             return eprintln!("left out: this kernel has no huge pages to keep away");
         }
-        let values = in_small_pages(vec![0.0_f32; 16 << 20]);
-        let middle = values[values.len() / 2..].as_ptr().addr();
+        let mut memory = KvMemory::of_process(64 << 20);
+        let values = memory.take::<f32>(16 << 20);
+        let middle = values.as_slice()[8 << 20..].as_ptr().addr();
         let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
         let mut inside = false;
         let flags = smaps.lines().find_map(|line| {
@@ -183,6 +246,23 @@ mod tests {
             line.strip_prefix("VmFlags:").filter(|_| inside)
         });
         assert!(flags.unwrap().split_whitespace().any(|flag| flag == "nh"), "{flags:?}");
+    }
+
+    #[test]
+    fn what_a_process_left_in_a_file_is_there_for_the_next_and_another_size_begins_with_zeros() {
+        let file = tempfile::tempfile().unwrap();
+        let life = |cells: usize, fill: i8| {
+            let mut memory = KvMemory::in_file(&file, cells + KvMark::BYTES).unwrap();
+            let (mut buffer, mut mark) = (memory.take::<i8>(cells), memory.mark());
+            let found = (mark.is_set(), buffer.as_slice().iter().map(|&x| i64::from(x)).sum::<i64>());
+            buffer.as_mut_slice().fill(fill);
+            mark.set();
+            found
+        };
+        assert_eq!(
+            [life(4096, 2), life(4096, 3), life(8192, 1), life(8192, 0)],
+            [(false, 0), (true, 8192), (false, 0), (true, 8192)]
+        );
     }
 
     #[test]

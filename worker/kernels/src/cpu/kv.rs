@@ -3,7 +3,7 @@
 use crate::{
     Element,
     cpu::{
-        buffer::in_small_pages,
+        buffer::{Buffer, KvMemory},
         kernels::Kernels,
         lanes::{LANES, Lanes, byte_scale, methods},
         layout::{KvLayout, SCALES},
@@ -19,31 +19,48 @@ pub struct KvLayer {
     pub(crate) layout: KvLayout,
     pub(crate) cells: Cells,
     /// Of bytes; else there are none.
-    pub(crate) scales: Vec<f32>,
+    pub(crate) scales: Buffer<f32>,
 }
 
 #[derive(Debug)]
 pub(crate) enum Cells {
-    F32(Vec<f32>),
-    Bf16(Vec<u16>),
-    Int8(Vec<i8>),
+    F32(Buffer<f32>),
+    Bf16(Buffer<u16>),
+    Int8(Buffer<i8>),
 }
 
 impl KvLayer {
-    /// `blocks` blocks of zeros; memory becomes resident as it is written, in small pages: clearing a huge one
-    /// takes longer than a step.
+    /// Bytes of `blocks` blocks.
+    pub fn bytes(element: Element, layout: KvLayout, blocks: usize) -> usize {
+        let cells = match element {
+            Element::F32 => Buffer::<f32>::bytes,
+            Element::Bf16 | Element::F16 => Buffer::<u16>::bytes,
+            Element::Int8 => Buffer::<i8>::bytes,
+        };
+        cells(blocks * layout.block_elements()) + Buffer::<f32>::bytes(blocks * layout.block_scales(element))
+    }
+
+    /// `blocks` blocks in memory of their own, as one layer alone has them.
     ///
     /// # Panics
-    /// When the element is f16.
+    /// As [`KvLayer::new`].
     pub fn zeros(element: Element, layout: KvLayout, blocks: usize) -> Self {
+        Self::new(element, layout, blocks, &mut KvMemory::of_process(Self::bytes(element, layout, blocks)))
+    }
+
+    /// The next `blocks` blocks of `memory`, which has room for them.
+    ///
+    /// # Panics
+    /// When it has not, or the element is f16.
+    pub fn new(element: Element, layout: KvLayout, blocks: usize, memory: &mut KvMemory) -> Self {
         let len = blocks * layout.block_elements();
         let cells = match element {
-            Element::F32 => Cells::F32(in_small_pages(vec![0.0; len])),
-            Element::Bf16 => Cells::Bf16(in_small_pages(vec![0; len])),
-            Element::Int8 => Cells::Int8(in_small_pages(vec![0; len])),
+            Element::F32 => Cells::F32(memory.take(len)),
+            Element::Bf16 => Cells::Bf16(memory.take(len)),
+            Element::Int8 => Cells::Int8(memory.take(len)),
             Element::F16 => panic!("no KV cache on a CPU is of f16"),
         };
-        Self { layout, cells, scales: in_small_pages(vec![0.0; blocks * layout.block_scales(element)]) }
+        Self { layout, cells, scales: memory.take(blocks * layout.block_scales(element)) }
     }
 }
 
@@ -99,9 +116,9 @@ impl Kernels {
         assert_eq!(qkv.len(), rows.len() * 3 * layer.layout.width(), "qkv is [T, 3 · H_local · D]");
         let KvLayer { layout, cells, scales } = layer;
         match cells {
-            Cells::F32(cells) => self.write_cells(*layout, cells, scales, rows, qkv),
-            Cells::Bf16(cells) => self.write_cells(*layout, cells, scales, rows, qkv),
-            Cells::Int8(cells) => self.write_cells(*layout, cells, scales, rows, qkv),
+            Cells::F32(cells) => self.write_cells(*layout, cells.as_mut_slice(), scales.as_mut_slice(), rows, qkv),
+            Cells::Bf16(cells) => self.write_cells(*layout, cells.as_mut_slice(), scales.as_mut_slice(), rows, qkv),
+            Cells::Int8(cells) => self.write_cells(*layout, cells.as_mut_slice(), scales.as_mut_slice(), rows, qkv),
         }
     }
 

@@ -1,0 +1,140 @@
+//! What becomes of ranks when one is lost: the others leave their data link, another takes its place, all start again.
+//!
+//! Knows what a loss is and how many are borne; does not know sequences, nor what ranks are made of: they come from a
+//! [`RankSource`](super::RankSource).
+//! Invariant: a step is only begun while every rank is in the same group, and its pool as the engine knows it: kept, or told blank.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use nanoinfer_shared::protocol::{FromRank, ToRank};
+
+use super::{LinkedRanks, Pools, budget::RestartLimit, error::RanksError, members::Answer, source::Lost};
+
+/// How long a rank may take to break off its step. It is at the next reduction within a part of a layer.
+const LEAVE_WITHIN: Duration = Duration::from_secs(10);
+/// How often a wait looks up.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+impl LinkedRanks {
+    /// Gets all ranks to where they take steps again.
+    ///
+    /// # Errors
+    /// With what cannot be mended, or was not within the limit.
+    pub(super) fn recover_from(&mut self, loss: RanksError) -> Result<Pools, RanksError> {
+        let begun = Instant::now();
+        self.heartbeat.pause();
+        let mut lost = BTreeMap::new();
+        let mut error = loss;
+        loop {
+            let loss = error.loss().filter(|_| self.source.is_some() && (self.is_started() || error.is_an_end()));
+            let Some(loss) = loss else { return Err(error) };
+            // The first word of a rank says most.
+            lost.extend(loss.filter(|loss| !lost.contains_key(&loss.rank)).map(|loss| (loss.rank, loss)));
+            let Some(pause) = self.budget.take(Instant::now()) else {
+                let RestartLimit { most, within } = self.budget.limit;
+                tracing::error!("{most} recoveries within {within:?} are enough (--rank-restarts)");
+                return Err(error);
+            };
+            tracing::warn!(pause_ms = pause.as_millis() as u64, "{error}; its rank is started again");
+            match self.again(&mut lost, pause) {
+                Ok(pools) => {
+                    let seconds = begun.elapsed().as_secs_f64();
+                    self.status.metrics().recovery_seconds.observe(seconds);
+                    tracing::info!(seconds, ?pools, "the ranks are ready again");
+                    return Ok(pools);
+                }
+                Err(next) => error = next,
+            }
+        }
+    }
+
+    /// One try. Those that are found lost on the way are added.
+    fn again(&mut self, lost: &mut BTreeMap<usize, Lost>, pause: Duration) -> Result<Pools, RanksError> {
+        self.group += 1;
+        self.leave(lost)?;
+        // Who is lost meanwhile is had again together with those that were before.
+        let until = Instant::now() + pause;
+        while Instant::now() < until {
+            self.give_up()?;
+            if let Some(answer) = self.inbox.next(until.min(Instant::now() + LOOK_EVERY)) {
+                self.hear(answer, lost)?;
+            }
+        }
+        self.give_up()?;
+        let places: Vec<usize> = lost.keys().copied().collect();
+        let named: Vec<Lost> = lost.values().cloned().collect();
+        let source = self.source.as_mut().expect("there is one, or nobody tries again");
+        let links = source.replace(self.group, &named, &*self.given_up).map_err(RanksError::Source)?;
+        assert_eq!(links.len(), places.len(), "the source gives one link a rank");
+        for (&rank, link) in places.iter().zip(links) {
+            self.inbox.replace(rank, link, self.wake.clone())?;
+        }
+        self.status.metrics().rank_restarts.inc_by(places.len() as u64);
+        lost.clear();
+        self.bring_up(&places)
+    }
+
+    /// Has all that are not lost leave their data link; who does not, or is gone, is lost too.
+    fn leave(&mut self, lost: &mut BTreeMap<usize, Lost>) -> Result<(), RanksError> {
+        let (group, told) = (self.group, Instant::now());
+        let mut staying: Vec<usize> =
+            (0..self.inbox.members().world()).filter(|rank| !lost.contains_key(rank)).collect();
+        staying.retain(|&rank| match self.inbox.members().of(rank).send(ToRank::Leave { group }) {
+            Ok(()) => true,
+            Err(source) => {
+                lost.extend(RanksError::Gone { rank, source }.loss().flatten().map(|loss| (rank, loss)));
+                false
+            }
+        });
+        while !staying.is_empty() {
+            self.give_up()?;
+            match self.inbox.next(Instant::now() + LOOK_EVERY) {
+                Some(answer) => {
+                    let (rank, left) = (answer.rank, self.hear(answer, lost)?);
+                    staying.retain(|&other| other != rank || !(left || lost.contains_key(&rank)));
+                }
+                None if told.elapsed() > LEAVE_WITHIN => {
+                    for rank in staying.drain(..) {
+                        let error = RanksError::Stays { rank, seconds: told.elapsed().as_secs() };
+                        lost.extend(error.loss().flatten().map(|loss| (rank, loss)));
+                    }
+                }
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes what a rank says while it is not asked for steps: whether it has left, or that it is lost.
+    fn hear(&mut self, answer: Answer, lost: &mut BTreeMap<usize, Lost>) -> Result<bool, RanksError> {
+        let Answer { rank, message, .. } = answer;
+        let error = match message {
+            Ok(FromRank::Left { group, data_address }) if group == self.group => {
+                if let Some(report) = &mut self.reports[rank] {
+                    report.data_address = data_address;
+                }
+                return Ok(true);
+            }
+            // It had not been waited for.
+            Ok(FromRank::Loaded(report)) => {
+                self.reports[rank] = Some(report);
+                return Ok(false);
+            }
+            Ok(FromRank::Failed { kind, reason }) => RanksError::Failed { rank, kind, reason },
+            Err(source) => RanksError::Gone { rank, source },
+            // Of a step, or a start, that is over.
+            Ok(_) => return Ok(false),
+        };
+        let Some(loss) = error.loss() else { return Err(error) };
+        // The first word of a rank says most.
+        lost.extend(loss.filter(|loss| !lost.contains_key(&loss.rank)).map(|loss| (rank, loss)));
+        Ok(false)
+    }
+
+    pub(super) fn give_up(&self) -> Result<(), RanksError> {
+        if (self.given_up)() { Err(RanksError::GivenUp) } else { Ok(()) }
+    }
+}
