@@ -417,10 +417,11 @@ impl Scheduler {
         while let Some(next) = line.next() {
             let owner = next.owner();
             let full = wanted >= self.limits.max_batched_tokens;
-            // Who comes next should not have to wait until somebody has given way.
+            // Who comes next should not have to wait until somebody has given way, nor behind prompts of who is far ahead: one of many
+            // requests always has another of which nothing runs.
             let is_last_place = self.limits.max_seqs > 1 && self.running.len() + 1 == self.limits.max_seqs;
             if (full && runs.contains(&owner.request))
-                || (is_last_place && self.queue.served(owner.party) > far)
+                || ((full || is_last_place) && self.queue.served(owner.party) > far)
                 || !self.queue.waits(owner)
             {
                 continue;

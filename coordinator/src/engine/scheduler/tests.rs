@@ -631,32 +631,51 @@ proptest! {
         lengths in prop::collection::vec((1usize..40, 1usize..24), 3),
         choices in prop::collection::vec(1u64..30, 3),
     ) {
-        let mut scheduler = scheduler(N_POSITIONS / BLOCK_TOKENS + extra_blocks, max_seqs, max_batched_tokens);
-        let mut served = [0usize; 3];
-        let (mut arrived, mut requests, mut events) = (0, 0, Vec::new());
-        for _ in 0..300 {
-            for (host, &(prompt, max_tokens)) in (0..).zip(&lengths) {
-                let party = |owner: Owner| Owner::new(address(host), owner.request).party == owner.party;
-                // More than a step can take: somebody who runs out for a moment begins anew.
-                while scheduler.queue.sequences().filter(|sequence| party(sequence.owner)).count() <= max_seqs {
-                    let owner = Owner::new(address(host), RequestId(requests));
-                    let count = choices[usize::from(host)];
-                    events.extend(add_all(&mut scheduler, request_of(owner, arrived, count, prompt, max_tokens)));
-                    (arrived, requests) = (arrived + count, requests + 1);
-                }
-            }
-            let step = scheduler.next().unwrap();
-            for (part, planned) in step.parts.iter().zip(&step.plan.sequences) {
-                let owner = scheduler.get_mut(part.ticket).owner;
-                let host = (0..3).find(|&host| Owner::new(address(host), owner.request).party == owner.party);
-                served[usize::from(host.unwrap())] += planned.tokens.len();
-            }
-            scheduler.take(&step, 7);
-            prop_assert_eq!(scheduler.check(), Ok(()));
-            // What runs goes on to its end: so much may one be ahead, and so much another behind, each by the part of a step that was
-            // chosen before. Not derived to the token: the most that was seen is 2.1 times what all places can hold.
-            let apart = served.iter().max().unwrap() - served.iter().min().unwrap();
-            prop_assert!(apart <= 3 * max_seqs * N_POSITIONS, "{served:?}");
-        }
+        let limits = (extra_blocks, max_seqs, max_batched_tokens);
+        let apart = most_apart(limits, [lengths[0], lengths[1], lengths[2]], [choices[0], choices[1], choices[2]], 300);
+        // What runs goes on to its end: so much may one be ahead, and so much another behind.
+        prop_assert!(apart <= 2 * max_seqs * N_POSITIONS + max_batched_tokens, "{apart}");
     }
+}
+
+/// By how much the tokens of three parties ever differ that always want more. Each makes requests of so many choices, which have a
+/// prompt and an answer of so many tokens.
+fn most_apart(
+    (extra_blocks, max_seqs, max_batched_tokens): (usize, usize, usize),
+    lengths: [(usize, usize); 3],
+    choices: [u64; 3],
+    steps: usize,
+) -> usize {
+    let mut scheduler = scheduler(N_POSITIONS / BLOCK_TOKENS + extra_blocks, max_seqs, max_batched_tokens);
+    let (mut served, mut apart) = ([0usize; 3], 0);
+    let (mut arrived, mut requests, mut events) = (0, 0, Vec::new());
+    for _ in 0..steps {
+        for (host, &(prompt, max_tokens)) in (0..).zip(&lengths) {
+            let party = |owner: Owner| Owner::new(address(host), owner.request).party == owner.party;
+            // More than a step can take: somebody who runs out for a moment begins anew.
+            while scheduler.queue.sequences().filter(|sequence| party(sequence.owner)).count() <= max_seqs {
+                let owner = Owner::new(address(host), RequestId(requests));
+                let count = choices[usize::from(host)];
+                events.extend(add_all(&mut scheduler, request_of(owner, arrived, count, prompt, max_tokens)));
+                (arrived, requests) = (arrived + count, requests + 1);
+            }
+        }
+        let step = scheduler.next().unwrap();
+        for (part, planned) in step.parts.iter().zip(&step.plan.sequences) {
+            let owner = scheduler.get_mut(part.ticket).owner;
+            let host = (0..3).find(|&host| Owner::new(address(host), owner.request).party == owner.party);
+            served[usize::from(host.unwrap())] += planned.tokens.len();
+        }
+        scheduler.take(&step, 7);
+        assert_eq!(scheduler.check(), Ok(()));
+        apart = apart.max(served.iter().max().unwrap() - served.iter().min().unwrap());
+    }
+    apart
+}
+
+#[test]
+fn many_small_requests_get_no_more_than_a_few_large_ones_however_long() {
+    // Of the few, one runs at any time, so that a step is full without them: the many must not come in for that.
+    let apart = most_apart((18, 7, 10), [(30, 19), (14, 18), (34, 4)], [23, 24, 2], 3000);
+    assert!(apart <= 2 * 7 * N_POSITIONS + 10, "{apart}");
 }
