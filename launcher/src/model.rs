@@ -115,7 +115,7 @@ fn read(name: Option<&str>, place: Place, needs_tokenizer: bool) -> Result<Resol
         ));
     }
     let name = name.unwrap_or(DEMO_MODEL).to_string();
-    let (fingerprint, files) = (checkpoint.fingerprint(), checkpoint.identity()?);
+    let (fingerprint, files) = (checkpoint.fingerprint(), checkpoint.identity());
     Ok(ResolvedModel { name, folder: place.folder, weights, shape, fingerprint, files })
 }
 

@@ -373,7 +373,7 @@ impl Rank {
         let files = self.weights.as_ref().unwrap_or(&load.weights);
         let checkpoint = Checkpoint::open(files)?;
         let file = || files.first().cloned().unwrap_or_default();
-        if self.weights.is_none() && load.files.is_some_and(|meant| checkpoint.identity().ok() != Some(meant)) {
+        if self.weights.is_none() && load.files.is_some_and(|meant| checkpoint.identity() != meant) {
             return Err(WorkerError::Replaced { rank: self.identity.rank, file: file() });
         }
         checkpoint.check(&load.shape)?;

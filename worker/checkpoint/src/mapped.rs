@@ -5,11 +5,9 @@
 
 use std::{
     fs::{File, Metadata},
-    io,
     ops::Deref,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    time::SystemTime,
 };
 
 use memmap2::{Advice, Mmap};
@@ -22,8 +20,8 @@ pub(super) struct MappedFile {
     pub(super) path: PathBuf,
     file: File,
     map: Mmap,
-    /// Length and last change when it was opened.
-    state: Option<(u64, SystemTime)>,
+    /// Which file it was when it was opened: its place on the disk, its length and last change.
+    pub(super) identity: [u64; 5],
 }
 
 impl MappedFile {
@@ -31,23 +29,16 @@ impl MappedFile {
     pub(super) fn open(path: &Path) -> Result<Self, CheckpointError> {
         let failed = |source| CheckpointError::Open { path: path.to_owned(), source };
         let file = File::open(path).map_err(failed)?;
-        let state = state(&file.metadata().map_err(failed)?);
+        let identity = identity(&file.metadata().map_err(failed)?);
         // SAFETY: the map is read-only. Someone who truncates the file under a running server makes it end with SIGBUS, as with
         // every program that maps its model; contents that change are other numbers, never other types.
         let map = unsafe { Mmap::map(&file) }.map_err(failed)?;
-        Ok(Self { path: path.to_owned(), file, map, state })
+        Ok(Self { path: path.to_owned(), file, map, identity })
     }
 
     /// Whether nobody wrote to it since it was opened.
     pub(super) fn is_as_opened(&self) -> bool {
-        self.file.metadata().is_ok_and(|metadata| state(&metadata) == self.state)
-    }
-
-    /// Which file it is: its place on the disk, its length and last change.
-    pub(super) fn identity(&self) -> io::Result<[u64; 5]> {
-        let metadata = self.file.metadata()?;
-        let changed = [metadata.mtime(), metadata.mtime_nsec()].map(|part| part as u64);
-        Ok([metadata.dev(), metadata.ino(), metadata.len(), changed[0], changed[1]])
+        self.file.metadata().is_ok_and(|metadata| identity(&metadata) == self.identity)
     }
 
     /// Has `len` bytes from `start` read ahead, where the system does that.
@@ -64,6 +55,7 @@ impl Deref for MappedFile {
     }
 }
 
-fn state(metadata: &Metadata) -> Option<(u64, SystemTime)> {
-    Some((metadata.len(), metadata.modified().ok()?))
+fn identity(metadata: &Metadata) -> [u64; 5] {
+    let [seconds, nanoseconds] = [metadata.mtime(), metadata.mtime_nsec()].map(|part| part as u64);
+    [metadata.dev(), metadata.ino(), metadata.len(), seconds, nanoseconds]
 }
