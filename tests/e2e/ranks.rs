@@ -11,7 +11,7 @@ fn coordinator(secret: &str) -> (Server, String) {
     coordinator_with(secret, &["--nproc", "2"])
 }
 
-fn coordinator_with(secret: &str, options: &[&str]) -> (Server, String) {
+pub(crate) fn coordinator_with(secret: &str, options: &[&str]) -> (Server, String) {
     let model = golden_folder("heads5");
     let arguments = ["coordinator", "--listen", "127.0.0.1:0", "--secret-file", secret, "--port", "0"];
     let model = ["--model", model.to_str().unwrap()];
@@ -22,7 +22,7 @@ fn coordinator_with(secret: &str, options: &[&str]) -> (Server, String) {
     (server, address)
 }
 
-fn worker(rank: &str, world: &str, address: &str, secret: &str) -> std::process::Command {
+pub(crate) fn worker(rank: &str, world: &str, address: &str, secret: &str) -> std::process::Command {
     launcher(&["worker", "--rank", rank, "--world", world, "--connect", address, "--secret-file", secret])
 }
 

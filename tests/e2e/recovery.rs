@@ -12,7 +12,10 @@ use std::{
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::server::{Server, golden_folder, is_alive, launcher, run_to_end, send_signal, wait_until};
+use crate::{
+    ranks::{coordinator_with, worker},
+    server::{Server, golden_folder, is_alive, launcher, run_to_end, send_signal, wait_until},
+};
 
 /// Enough for every kill of a test; a budget that is used up is a test of its own.
 const BUDGET: [&str; 2] = ["--rank-restarts", "100/1m"];
@@ -188,34 +191,27 @@ fn a_checkpoint_that_was_replaced_meanwhile_is_refused_and_not_mixed() {
 }
 
 #[test]
-fn a_server_that_is_stopped_while_ranks_are_missing_ends() {
+fn a_joined_rank_that_its_host_starts_again_takes_its_place_and_a_server_without_it_can_be_stopped() {
     let folder = tempfile::tempdir().unwrap();
     let secret = folder.path().join("secret");
     fs::write(&secret, "a long enough shared secret\n").unwrap();
     let secret = secret.to_str().unwrap();
-    let model = golden_folder("heads5");
-    let arguments = ["coordinator", "--listen", "127.0.0.1:0", "--secret-file", secret, "--port", "0", "--nproc", "2"];
-    let shutdown = ["--model", model.to_str().unwrap(), "--shutdown-timeout", "100ms"];
-    let mut server = Server::spawn(launcher(&[&arguments[..], &shutdown].concat()));
-    let line = server.await_line("waiting for");
-    let address = line.split_whitespace().find(|word| word.starts_with("127.0.0.1:")).unwrap().to_owned();
-    let join = |rank: &str| {
-        let door = ["--connect", &address, "--secret-file", secret];
-        Server::spawn(launcher(&[&["worker", "--rank", rank, "--world", "2"], &door[..]].concat()))
-    };
-    let _first = join("0");
-    let second = join("1");
+    let (mut server, address) = coordinator_with(secret, &["--nproc", "2", "--shutdown-timeout", "100ms"]);
+    let join = |rank: &str| Server::spawn(worker(rank, "2", &address, secret));
+    let (_first, second) = (join("0"), join("1"));
     server.await_ready();
-    // The host of a rank that is lost starts it again: its pool is another, so that all is computed again.
+    // Its pool is another, so that all is computed again.
+    let mut again = None;
     assert_undisturbed(&server, &requests(4), || {
         thread::sleep(Duration::from_millis(100));
         send_signal(second.pid(), Signal::KILL);
-        let again = join("1");
+        again = Some(join("1"));
         wait_for_restarts(&server, 1.0);
-        // Ends with the test, as a rank of this host would.
-        std::mem::forget(again);
     });
     assert!(server.log().contains("pools=Blank"), "{}", server.log());
+
+    send_signal(again.unwrap().pid(), Signal::KILL);
+    wait_until("the second loss", || server.log().matches("is started again").count() == 2);
     server.signal(Signal::TERM);
     assert_eq!(server.wait().code(), Some(0), "{}", server.log());
 }
