@@ -44,7 +44,7 @@ pub(crate) struct RankEnds {
 }
 
 impl RankEnds {
-    /// And where they are reported.
+    /// None yet, and where they are reported.
     pub(crate) fn new() -> (mpsc::UnboundedSender<RankEnd>, Self) {
         let (report, reports) = mpsc::unbounded_channel();
         (report, Self { reports, failed: Vec::new() })

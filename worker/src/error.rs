@@ -55,12 +55,6 @@ pub enum WorkerError {
         /// Why not.
         source: io::Error,
     },
-    /// Peers are lost, and the GPU waits for them.
-    #[error("rank {rank}: a step on a GPU that waits for a lost peer cannot be left")]
-    GpuCannotLeave {
-        /// Who says so.
-        rank: usize,
-    },
     /// The link kind ordered cannot be made here.
     #[error(
         "rank {rank} was told to use shared memory, but was handed none\n  hint: ranks that were not started by the launcher need --comm tcp"
@@ -162,12 +156,9 @@ impl WorkerError {
         match self {
             Self::Comm(CommError::Setup { .. }) => FailureKind::Rank,
             Self::Comm(_) => FailureKind::Peer,
-            Self::Link(_)
-            | Self::Gpu { .. }
-            | Self::GpuCannotLeave { .. }
-            | Self::Memory { .. }
-            | Self::Pool { .. }
-            | Self::Threads { .. } => FailureKind::Rank,
+            Self::Link(_) | Self::Gpu { .. } | Self::Memory { .. } | Self::Pool { .. } | Self::Threads { .. } => {
+                FailureKind::Rank
+            }
             Self::Checkpoint(_)
             | Self::Fingerprint { .. }
             | Self::Replaced { .. }

@@ -70,7 +70,7 @@ pub(crate) fn config(world: usize, kv_blocks: usize) -> EngineConfig {
         max_queue: 100,
         max_queue_tokens: 10_000,
         prefix_cache: true,
-        restarts: RestartLimit { most: 1000, ..RestartLimit::default() },
+        restarts: RestartLimit { most: 1000, within: Duration::from_secs(600) },
     }
 }
 

@@ -6,8 +6,8 @@
 //!   ▲                                                  │ who answered when ──► Status::ready
 //!   └── one channel ◄── one reader thread a rank ◄─────┘ (pongs stay here)
 //! ```
-//! Reading order: `members` are the links, `start` brings ranks up, `recovery` brings them up again with those that a `source` has. Knows the protocol; does not
-//! know sequences, sampling or how the links came to be.
+//! Reading order: `members` are the links, `start` brings ranks up, `recovery` brings them up again with those that a `source` has.
+//! Knows the protocol; does not know sequences, sampling or how the links came to be.
 //! Invariant: at most one order is under way, and every rank has answered it before the next is sent.
 
 mod budget;
@@ -32,7 +32,7 @@ use nanoinfer_shared::{
 use self::{
     budget::Budget,
     heartbeat::Heartbeat,
-    members::{Answer, Inbox, Wake},
+    members::{Answer, Inbox},
 };
 pub use self::{
     budget::RestartLimit,
@@ -98,7 +98,6 @@ pub(crate) struct LinkedRanks {
     /// Number and rows of the step that was started.
     step: (u64, usize),
     patience: Patience,
-    wake: Wake,
     given_up: GivenUp,
 }
 

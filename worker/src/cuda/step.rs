@@ -291,7 +291,8 @@ impl Runner for StepRunner {
     }
 
     fn join_again(&mut self, _link: Link) -> Result<(), WorkerError> {
-        // A step that waits for a peer on the GPU cannot be left: the process ends instead.
-        Err(WorkerError::GpuCannotLeave { rank: self.pass.model.rank })
+        unreachable!(
+            "a step that waits for a peer on the GPU cannot be left: the reader of orders ends the process instead"
+        )
     }
 }

@@ -20,12 +20,6 @@ pub struct RestartLimit {
     pub within: Duration,
 }
 
-impl Default for RestartLimit {
-    fn default() -> Self {
-        Self { most: 3, within: Duration::from_secs(600) }
-    }
-}
-
 /// The recoveries of late.
 #[derive(Debug)]
 pub(super) struct Budget {

@@ -109,18 +109,19 @@ impl RanksError {
         matches!(self, Self::Gone { .. } | Self::Silent { .. } | Self::Source(_))
     }
 
-    /// Whether another try can mend it, and with whom in the place of which rank: of none where only a link was lost.
-    pub(super) fn loss(&self) -> Option<Option<Lost>> {
-        let lost = |rank: usize, is_corrupt| Some(Some(Lost { rank, is_corrupt }));
-        match *self {
-            Self::Failed { kind: FailureKind::Peer, .. } | Self::Source(_) => Some(None),
+    /// Whether another try can mend it. Where that takes another in the place of a rank, it is among the `lost` then: the first
+    /// word of a rank says most.
+    pub(super) fn can_be_mended(&self, lost: &mut Vec<Lost>) -> bool {
+        let (rank, is_corrupt) = match *self {
+            // Only a link was lost, or there was nobody to take the place.
+            Self::Failed { kind: FailureKind::Peer, .. } | Self::Source(_) => return true,
             Self::Failed { rank, kind: FailureKind::Rank, .. }
             | Self::Gone { rank, .. }
             | Self::Silent { rank, .. }
             | Self::Stuck { rank, .. }
-            | Self::Stays { rank, .. } => lost(rank, false),
+            | Self::Stays { rank, .. } => (rank, false),
             // Who answers what was not asked may have written anywhere.
-            Self::Unexpected { rank, .. } => lost(rank, true),
+            Self::Unexpected { rank, .. } => (rank, true),
             Self::Failed { kind: FailureKind::Order, .. }
             | Self::GivenUp
             | Self::MissingTarget { .. }
@@ -128,7 +129,11 @@ impl RanksError {
             | Self::KvMemory(_)
             | Self::NoAddress { .. }
             | Self::LinkKey(_)
-            | Self::Thread(_) => None,
+            | Self::Thread(_) => return false,
+        };
+        if lost.iter().all(|known| known.rank != rank) {
+            lost.push(Lost { rank, is_corrupt });
         }
+        true
     }
 }

@@ -9,7 +9,7 @@ use std::{
         mpsc::{self, RecvTimeoutError},
     },
     thread,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use nanoinfer_shared::{
@@ -49,11 +49,12 @@ pub(super) struct Answer {
 }
 
 /// Where all readers leave what they hear.
-#[derive(Debug)]
 pub(super) struct Inbox {
     members: Members,
     answers: mpsc::Receiver<Answer>,
     sender: mpsc::SyncSender<Answer>,
+    /// Called when a rank is gone, whoever waits for it or not.
+    wake: Wake,
     lives: u64,
 }
 
@@ -75,7 +76,7 @@ impl Members {
 }
 
 impl Inbox {
-    /// Takes over the links, in rank order. `wake` is called when a rank is gone, whoever waits for it or not.
+    /// Takes over the links, in rank order.
     pub(super) fn connect(links: Vec<ControlLink<ToRank, FromRank>>, wake: Wake) -> Result<Self, RanksError> {
         let (sender, answers) = mpsc::sync_channel(ANSWERS_OF_RANK * links.len());
         let (mut members, mut lives) = (Vec::with_capacity(links.len()), 0);
@@ -83,7 +84,7 @@ impl Inbox {
             members.push(Mutex::new(meet(rank, link, lives, &sender, wake.clone())?));
             lives += 1;
         }
-        Ok(Self { members: Members(Arc::new(members)), answers, sender, lives })
+        Ok(Self { members: Members(Arc::new(members)), answers, sender, wake, lives })
     }
 
     pub(super) fn members(&self) -> &Members {
@@ -91,13 +92,8 @@ impl Inbox {
     }
 
     /// Puts another in the place of a rank, whose link ends.
-    pub(super) fn replace(
-        &mut self,
-        rank: usize,
-        link: ControlLink<ToRank, FromRank>,
-        wake: Wake,
-    ) -> Result<(), RanksError> {
-        let member = meet(rank, link, self.lives, &self.sender, wake)?;
+    pub(super) fn replace(&mut self, rank: usize, link: ControlLink<ToRank, FromRank>) -> Result<(), RanksError> {
+        let member = meet(rank, link, self.lives, &self.sender, self.wake.clone())?;
         self.lives += 1;
         let mut place = self.members.0[rank].lock().unwrap_or_else(PoisonError::into_inner);
         let before = std::mem::replace(&mut *place, member);
@@ -120,7 +116,7 @@ impl Inbox {
 
     /// What is there already.
     pub(super) fn try_next(&self) -> Option<Answer> {
-        self.next(Instant::now() + Duration::ZERO)
+        self.next(Instant::now())
     }
 }
 

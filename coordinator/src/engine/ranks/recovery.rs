@@ -4,10 +4,7 @@
 //! [`RankSource`](super::RankSource).
 //! Invariant: a step is only begun while every rank is in the same group, and its pool as the engine knows it: kept, or told blank.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use nanoinfer_shared::protocol::{FromRank, ToRank};
 
@@ -26,13 +23,13 @@ impl LinkedRanks {
     pub(super) fn recover_from(&mut self, loss: RanksError) -> Result<Pools, RanksError> {
         let begun = Instant::now();
         self.heartbeat.pause();
-        let mut lost = BTreeMap::new();
+        let mut lost = Vec::new();
         let mut error = loss;
         loop {
-            let loss = error.loss().filter(|_| self.source.is_some() && (self.is_started() || error.is_an_end()));
-            let Some(loss) = loss else { return Err(error) };
-            // The first word of a rank says most.
-            lost.extend(loss.filter(|loss| !lost.contains_key(&loss.rank)).map(|loss| (loss.rank, loss)));
+            let may_try = self.source.is_some() && (self.is_started() || error.is_an_end());
+            if !may_try || !error.can_be_mended(&mut lost) {
+                return Err(error);
+            }
             let Some(pause) = self.budget.take(Instant::now()) else {
                 let RestartLimit { most, within } = self.budget.limit;
                 tracing::error!("{most} recoveries within {within:?} are enough (--rank-restarts)");
@@ -52,7 +49,7 @@ impl LinkedRanks {
     }
 
     /// One try. Those that are found lost on the way are added.
-    fn again(&mut self, lost: &mut BTreeMap<usize, Lost>, pause: Duration) -> Result<Pools, RanksError> {
+    fn again(&mut self, lost: &mut Vec<Lost>, pause: Duration) -> Result<Pools, RanksError> {
         self.group += 1;
         self.leave(lost)?;
         // Who is lost meanwhile is had again together with those that were before.
@@ -64,43 +61,37 @@ impl LinkedRanks {
             }
         }
         self.give_up()?;
-        let places: Vec<usize> = lost.keys().copied().collect();
-        let named: Vec<Lost> = lost.values().cloned().collect();
+        lost.sort_unstable_by_key(|lost| lost.rank);
         let source = self.source.as_mut().expect("there is one, or nobody tries again");
-        let links = source.replace(self.group, &named, &*self.given_up).map_err(RanksError::Source)?;
-        assert_eq!(links.len(), places.len(), "the source gives one link a rank");
-        for (&rank, link) in places.iter().zip(links) {
-            self.inbox.replace(rank, link, self.wake.clone())?;
+        let links = source.replace(self.group, lost, &*self.given_up).map_err(RanksError::Source)?;
+        assert_eq!(links.len(), lost.len(), "the source gives one link a rank");
+        let new: Vec<usize> = lost.drain(..).map(|lost| lost.rank).collect();
+        for (&rank, link) in new.iter().zip(links) {
+            self.inbox.replace(rank, link)?;
         }
-        self.status.metrics().rank_restarts.inc_by(places.len() as u64);
-        lost.clear();
-        self.bring_up(&places)
+        self.status.metrics().rank_restarts.inc_by(new.len() as u64);
+        self.bring_up(&new)
     }
 
     /// Has all that are not lost leave their data link; who does not, or is gone, is lost too.
-    fn leave(&mut self, lost: &mut BTreeMap<usize, Lost>) -> Result<(), RanksError> {
+    fn leave(&mut self, lost: &mut Vec<Lost>) -> Result<(), RanksError> {
         let (group, told) = (self.group, Instant::now());
-        let mut staying: Vec<usize> =
-            (0..self.inbox.members().world()).filter(|rank| !lost.contains_key(rank)).collect();
+        let mut staying: Vec<usize> = self.all();
+        staying.retain(|&rank| lost.iter().all(|lost| lost.rank != rank));
         staying.retain(|&rank| match self.inbox.members().of(rank).send(ToRank::Leave { group }) {
             Ok(()) => true,
-            Err(source) => {
-                lost.extend(RanksError::Gone { rank, source }.loss().flatten().map(|loss| (rank, loss)));
-                false
-            }
+            Err(source) => !RanksError::Gone { rank, source }.can_be_mended(lost),
         });
         while !staying.is_empty() {
             self.give_up()?;
             match self.inbox.next(Instant::now() + LOOK_EVERY) {
                 Some(answer) => {
                     let (rank, left) = (answer.rank, self.hear(answer, lost)?);
-                    staying.retain(|&other| other != rank || !(left || lost.contains_key(&rank)));
+                    staying.retain(|&other| other != rank || !(left || lost.iter().any(|lost| lost.rank == rank)));
                 }
                 None if told.elapsed() > LEAVE_WITHIN => {
-                    for rank in staying.drain(..) {
-                        let error = RanksError::Stays { rank, seconds: told.elapsed().as_secs() };
-                        lost.extend(error.loss().flatten().map(|loss| (rank, loss)));
-                    }
+                    let seconds = told.elapsed().as_secs();
+                    staying.retain(|&rank| !RanksError::Stays { rank, seconds }.can_be_mended(lost));
                 }
                 None => {}
             }
@@ -109,7 +100,7 @@ impl LinkedRanks {
     }
 
     /// Notes what a rank says while it is not asked for steps: whether it has left, or that it is lost.
-    fn hear(&mut self, answer: Answer, lost: &mut BTreeMap<usize, Lost>) -> Result<bool, RanksError> {
+    fn hear(&mut self, answer: Answer, lost: &mut Vec<Lost>) -> Result<bool, RanksError> {
         let Answer { rank, message, .. } = answer;
         let error = match message {
             Ok(FromRank::Left { group, data_address }) if group == self.group => {
@@ -128,10 +119,7 @@ impl LinkedRanks {
             // Of a step, or a start, that is over.
             Ok(_) => return Ok(false),
         };
-        let Some(loss) = error.loss() else { return Err(error) };
-        // The first word of a rank says most.
-        lost.extend(loss.filter(|loss| !lost.contains_key(&loss.rank)).map(|loss| (rank, loss)));
-        Ok(false)
+        if error.can_be_mended(lost) { Ok(false) } else { Err(error) }
     }
 
     pub(super) fn give_up(&self) -> Result<(), RanksError> {

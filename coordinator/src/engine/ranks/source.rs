@@ -14,7 +14,7 @@ pub type SourceError = Box<dyn Error + Send + Sync>;
 
 /// Where ranks come from again.
 pub trait RankSource: Send + fmt::Debug {
-    /// Ends what is left of the `lost` ranks and gets others in their place, whose links it returns in the same order. Where ranks
+    /// Ends what is left of the `lost` ranks and gets others in their place; both they and the links are in rank order. Where ranks
     /// share memory, all of them get that of start number `group`. Returns early when nobody waits any more: `given_up`.
     ///
     /// # Errors

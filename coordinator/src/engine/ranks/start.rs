@@ -55,7 +55,7 @@ impl LinkedRanks {
         wake: Wake,
         given_up: GivenUp,
     ) -> Result<Self, RanksError> {
-        let inbox = Inbox::connect(links, wake.clone())?;
+        let inbox = Inbox::connect(links, wake)?;
         Ok(Self {
             heartbeat: Heartbeat::start(inbox.members().clone(), status.clone())?,
             reports: vec![None; inbox.members().world()],
@@ -68,7 +68,6 @@ impl LinkedRanks {
             budget: Budget::new(config.restarts),
             step: (0, 0),
             patience: Patience::default(),
-            wake,
             given_up,
         })
     }
