@@ -2,7 +2,7 @@
 
 use nanoinfer_kernels::{
     Activation, Arena, AttentionRow, AttentionRows, Element, Epilogue, Isa, Kernels, KvLayer, KvLayout, PackedMatrix,
-    arg_top_k, log_sum_exp,
+    QueryHeads, arg_top_k, log_sum_exp,
 };
 
 /// Width of the model.
@@ -73,7 +73,7 @@ pub fn attention(rows: usize, positions: usize) -> Work {
     let (qkv, mut out) = (activations(rows * 3 * WIDTH), vec![0.0; rows * WIDTH]);
     Work::new(format!("attention x{rows}, {positions} positions"), move |kernels| {
         let rows = AttentionRows::new(tables.iter().map(|blocks| AttentionRow { blocks, positions }).collect());
-        kernels.attention(&layer, &rows, &qkv, 0.125, &mut out);
+        kernels.attention(&layer, &rows, QueryHeads::ungrouped(HEADS), &qkv, 0.125, &mut out);
     })
 }
 

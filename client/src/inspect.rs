@@ -119,10 +119,10 @@ fn of_text(model: &ModelText) -> String {
 
 /// Tensors that all layers have alike take one line.
 fn tensors(checkpoint: &Checkpoint) -> String {
-    let each_layer = format!("{}*.", checkpoint.family().names.layers);
+    let each_layer = format!("{}*.", checkpoint.names().layers);
     let mut kinds: BTreeMap<(String, String, String), usize> = BTreeMap::new();
     for tensor in checkpoint.tensors() {
-        let name = match checkpoint.family().in_layer(tensor.name) {
+        let name = match checkpoint.names().in_layer(tensor.name) {
             Some((_, part)) => format!("{each_layer}{part}"),
             None => tensor.name.to_owned(),
         };

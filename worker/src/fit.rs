@@ -3,6 +3,7 @@
 use nanoinfer_kernels::{MAX_HEAD_DIM, cuda};
 use nanoinfer_shared::{
     ModelShape,
+    model::shape::{NormKind, Positions},
     protocol::{DType, Device},
 };
 
@@ -39,6 +40,14 @@ pub enum Unfit {
         /// As asked for.
         kv_dtype: DType,
     },
+    /// What no GPU kernel computes yet.
+    #[error("GPUs compute GPT-2 and its like only; a `{model_type}` model has {what}\n  hint: --device cpu")]
+    FamilyOnGpu {
+        /// As configurations call it.
+        model_type: &'static str,
+        /// What sets it apart.
+        what: &'static str,
+    },
     /// A head wider than the GPU kernels' registers.
     #[error("heads of {head_dim} are wider than the kernels' {limit}\n  hint: --device cpu")]
     HeadTooWideForGpu {
@@ -58,11 +67,26 @@ pub fn fits(device: &Device, shape: &ModelShape, dtype: DType, kv_dtype: DType) 
     match device {
         Device::Cpu if [dtype, kv_dtype].contains(&DType::F16) => Err(Unfit::HalfOnCpu { why: String::new() }),
         Device::Cpu if head_dim > MAX_HEAD_DIM => Err(Unfit::HeadTooWideForCpu { head_dim, limit: MAX_HEAD_DIM }),
+        Device::Gpus(_) if let Some(what) = not_on_gpus(shape) => {
+            Err(Unfit::FamilyOnGpu { model_type: shape.model_type(), what })
+        }
         Device::Gpus(_) if dtype == DType::Int8 => Err(Unfit::OnlyOnCpu { dtype }),
         Device::Gpus(_) if kv_dtype != dtype => Err(Unfit::KvDTypeOnGpu { dtype, kv_dtype }),
         Device::Gpus(_) if head_dim > cuda::MAX_HEAD_DIM => {
             Err(Unfit::HeadTooWideForGpu { head_dim, limit: cuda::MAX_HEAD_DIM })
         }
         _ => Ok(()),
+    }
+}
+
+/// What of a model GPUs have no kernels for.
+fn not_on_gpus(shape: &ModelShape) -> Option<&'static str> {
+    let attention = &shape.attention;
+    match () {
+        () if attention.positions != Positions::Learned => Some("rotary positions"),
+        () if attention.heads != attention.kv_heads => Some("heads that share keys and values"),
+        () if shape.norm != NormKind::Layer => Some("RMS norms"),
+        () if shape.mlp.gated => Some("a gated MLP"),
+        () => None,
     }
 }

@@ -4,6 +4,7 @@
 
 use serde_json::Value;
 
+use super::shape::ModelShape;
 use crate::json::show;
 
 /// Why a `config.json` is not one that this server can run.
@@ -13,7 +14,7 @@ pub enum ShapeError {
     #[error("not a JSON object: {0}")]
     NotJson(String),
     /// Another architecture.
-    #[error("it describes a `{model_type}` model, which is not GPT-2: {why}")]
+    #[error("it describes a `{model_type}` model, which is not served: {why}")]
     NotServed {
         /// What `model_type` says.
         model_type: String,
@@ -30,12 +31,16 @@ pub enum ShapeError {
         /// What the file has.
         got: String,
     },
-    /// Heads do not divide the width.
-    #[error("n_embd {width} is not a multiple of n_head {heads}")]
-    HeadWidth {
-        /// Width of the model.
-        width: usize,
-        /// Number of heads.
+    /// Heads do not divide what they share.
+    #[error("{of} {sum} is not a multiple of {heads_of} {heads}")]
+    NotMultiple {
+        /// What is shared.
+        of: &'static str,
+        /// How much.
+        sum: usize,
+        /// Which heads.
+        heads_of: &'static str,
+        /// How many.
         heads: usize,
     },
 }
@@ -99,16 +104,42 @@ pub(super) fn choice<T>(
     wrong(field, format!("one of {}", names.collect::<Vec<_>>().join(", ")), got)
 }
 
+/// A number above 0.
+pub(super) fn number(config: &Value, name: &'static str, default: Option<f64>) -> Result<f64, ShapeError> {
+    let expected = "a number above 0";
+    let positive = |value: &Value| value.as_f64().filter(|&n| n > 0.0 && n.is_finite());
+    match (present(config, name), default) {
+        (None, Some(default)) => Ok(default),
+        (None, None) => wrong(name, expected, "none"),
+        (Some(value), _) => positive(value).map_or_else(|| wrong(name, expected, show(value)), Ok),
+    }
+}
+
+/// As a configuration has it: 1e-5, not 9.999999747378752e-6.
+pub(super) fn as_written(number: f32) -> Value {
+    number.to_string().parse::<f64>().map_or(Value::Null, Value::from)
+}
+
+/// Ends of text as a configuration has them.
+pub(super) fn ends_as_written(shape: &ModelShape) -> Value {
+    match shape.eos_token_ids[..] {
+        [] => Value::Null,
+        [one] => one.into(),
+        _ => shape.eos_token_ids.clone().into(),
+    }
+}
+
 /// Ids of tokens: none, one or a list. An id that no vocabulary can have, like −1, is left out with a warning.
-pub(super) fn token_ids(config: &Value, field: &'static str, default: u32) -> Result<Vec<u32>, ShapeError> {
-    let Some(value) = config.get(field) else { return Ok(vec![default]) };
+pub(super) fn token_ids(config: &Value, field: &'static str, default: Option<u32>) -> Result<Vec<u32>, ShapeError> {
+    let Some(value) = config.get(field) else { return Ok(default.into_iter().collect()) };
     let Some(ids) = whole_numbers(value) else { return wrong(field, "a token id or a list of them", show(value)) };
     // How many rows the vocabulary has is not known yet.
     let known = ids.into_iter().filter(|&id| is_known_end("config.json", id, 1 << 32));
     Ok(known.filter_map(|id| id.try_into().ok()).collect())
 }
 
-fn present<'a>(config: &'a Value, field: &str) -> Option<&'a Value> {
+/// A field that is there and not null.
+pub(super) fn present<'a>(config: &'a Value, field: &str) -> Option<&'a Value> {
     config.get(field).filter(|value| !value.is_null())
 }
 

@@ -16,17 +16,17 @@ use super::{
 
 /// A family of models.
 pub struct Family {
-    /// As configurations call it.
-    pub model_type: &'static str,
+    /// As configurations call it and its like.
+    pub model_types: &'static [&'static str],
     /// Reads a configuration of it.
     pub read_config: fn(&Value) -> Result<ModelShape, ShapeError>,
     /// The fields of a configuration that reads so, and that transformers reads too.
     pub write_config: fn(&ModelShape) -> Value,
-    /// What its tensors are called.
-    pub names: Names,
+    /// What its tensors are called: as transformers does, and elsewhere.
+    pub namings: &'static [Names],
 }
 
-/// Names of tensors, without prefixes and endings.
+/// Names of tensors, without prefixes and endings; empty for what no model of a family has.
 #[derive(Clone, Copy, Debug)]
 pub struct Names {
     /// What is put before all names but the head's where a checkpoint is written.
@@ -43,16 +43,31 @@ pub struct Names {
     pub layers: &'static str,
     /// Norm before attention.
     pub attention_norm: &'static str,
-    /// Queries, keys and values, side by side.
-    pub qkv: &'static str,
+    /// Queries, keys and values.
+    pub qkv: QkvNames,
+    /// Norm of each head of queries, and of keys.
+    pub qk_norm: [&'static str; 2],
     /// Behind attention.
     pub attention_output: &'static str,
     /// Norm before the MLP.
     pub mlp_norm: &'static str,
+    /// Into the MLP's hidden layer, behind the non-linearity.
+    pub gate: &'static str,
     /// Into the MLP's hidden layer.
     pub up: &'static str,
     /// Out of it.
     pub down: &'static str,
+    /// Biases that no block has are zeros.
+    pub biases_may_be_absent: bool,
+}
+
+/// Where queries, keys and values lie.
+#[derive(Clone, Copy, Debug)]
+pub enum QkvNames {
+    /// Side by side in one tensor, whose layout may be either.
+    Fused(&'static str),
+    /// Each in its own; matrices of such families are torch's.
+    Separate([&'static str; 3]),
 }
 
 /// Where a part lies: columns of a tensor.
@@ -81,19 +96,29 @@ pub enum Layout {
 
 impl fmt::Debug for Family {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.model_type)
+        f.write_str(self.model_types[0])
     }
 }
 
 impl Family {
-    /// The first of `families` that a set of tensors belongs to, told by its embedding; else the first of all.
-    pub fn of_tensors(families: &'static [&'static Family], has: impl Fn(&str) -> bool) -> &'static Family {
-        families.iter().find(|family| has(&with_ending(family.names.embedding, Term::Weight))).unwrap_or(&families[0])
+    /// The first of `families`, and of its namings, that a set of tensors belongs to: told by its embedding and its queries, or by the
+    /// embedding alone; else the first of all.
+    pub fn of_tensors(
+        families: &'static [&'static Family],
+        has: impl Fn(&str) -> bool,
+    ) -> (&'static Family, &'static Names) {
+        let all = || families.iter().flat_map(|&family| family.namings.iter().map(move |names| (family, names)));
+        let has_embedding = |(_, names): &(_, &Names)| has(&with_ending(names.embedding, Term::Weight));
+        let has_queries = |(_, names): &(_, &Names)| has(&names.first_queries());
+        let whole = all().find(|naming| has_embedding(naming) && has_queries(naming));
+        whole.or_else(|| all().find(has_embedding)).unwrap_or((families[0], &families[0].namings[0]))
     }
+}
 
+impl Names {
     /// Where a part is.
     pub fn source(&self, shape: &ModelShape, part: Part) -> Source {
-        let names = &self.names;
+        let names = self;
         let mut sizes = part.sizes(shape);
         let last = sizes.len() - 1;
         let mut columns = 0..sizes[last];
@@ -106,16 +131,23 @@ impl Family {
                 let name = match part {
                     LayerPart::AttentionNorm => names.attention_norm,
                     LayerPart::Query | LayerPart::Key | LayerPart::Value => {
-                        // Side by side in the tensor.
-                        let outputs = |part: &LayerPart| part.inputs_outputs(shape).1;
                         let before = LayerPart::QKV.iter().take_while(|&before| *before != part);
-                        let start: usize = before.map(outputs).sum();
-                        columns = start..start + sizes[last];
-                        sizes[last] = LayerPart::QKV.iter().map(outputs).sum();
-                        names.qkv
+                        match names.qkv {
+                            QkvNames::Separate(each) => each[before.count()],
+                            QkvNames::Fused(name) => {
+                                let outputs = |part: &LayerPart| part.inputs_outputs(shape).1;
+                                let start: usize = before.map(outputs).sum();
+                                columns = start..start + sizes[last];
+                                sizes[last] = LayerPart::QKV.iter().map(outputs).sum();
+                                name
+                            }
+                        }
                     }
+                    LayerPart::QueryNorm => names.qk_norm[0],
+                    LayerPart::KeyNorm => names.qk_norm[1],
                     LayerPart::AttentionOutput => names.attention_output,
                     LayerPart::MlpNorm => names.mlp_norm,
+                    LayerPart::Gate => names.gate,
                     LayerPart::Up => names.up,
                     LayerPart::Down => names.down,
                 };
@@ -123,7 +155,8 @@ impl Family {
             }
         };
         let may_be_turned = matches!(part, Part::Layer(..)) && sizes.len() == 2;
-        let may_be_absent = matches!(part, Part::FinalNorm(Term::Bias) | Part::Layer(_, _, Term::Bias));
+        let is_bias = matches!(part, Part::FinalNorm(Term::Bias) | Part::Layer(_, _, Term::Bias));
+        let may_be_absent = is_bias && names.biases_may_be_absent;
         Source { tensor, sizes, columns, may_be_turned, may_be_absent }
     }
 
@@ -136,14 +169,19 @@ impl Family {
 
     /// The block that a tensor is of, and its name there.
     pub fn in_layer<'a>(&self, tensor: &'a str) -> Option<(usize, &'a str)> {
-        let (layer, part) = tensor.strip_prefix(self.names.layers)?.split_once('.')?;
+        let (layer, part) = tensor.strip_prefix(self.layers)?.split_once('.')?;
         Some((layer.parse().ok()?, part))
     }
 
     /// As it is called where a checkpoint is written.
     pub fn written_name(&self, tensor: &str) -> String {
-        let prefix = if tensor.starts_with(self.names.head) { "" } else { self.names.written_prefix };
+        let prefix = if tensor.starts_with(self.head) { "" } else { self.written_prefix };
         format!("{prefix}{tensor}")
+    }
+
+    /// How matrices are stored where a checkpoint is written.
+    pub fn written_layout(&self) -> Layout {
+        if matches!(self.qkv, QkvNames::Fused(_)) { Layout::Conv1d } else { Layout::Linear }
     }
 
     /// How matrices are stored, by the sizes of those there are: told by the fused one, whose two sizes always differ; that
@@ -152,10 +190,11 @@ impl Family {
     /// # Errors
     /// When keys and values are fewer than queries.
     pub fn layout<'a>(&self, sizes: impl Fn(&str) -> Option<&'a [usize]>) -> Result<Layout, NotServed> {
-        let fused = with_ending(&format!("{}0.{}", self.names.layers, self.names.qkv), Term::Weight);
+        let QkvNames::Fused(_) = self.qkv else { return Ok(Layout::Linear) };
+        let fused = self.first_queries();
         // Where one is missing, or no matrix, the check of all says so.
         let (Some(&[_, c]), Some(&[first, second])) =
-            (sizes(&with_ending(self.names.embedding, Term::Weight)), sizes(&fused))
+            (sizes(&with_ending(self.embedding, Term::Weight)), sizes(&fused))
         else {
             return Ok(Layout::Conv1d);
         };
@@ -164,6 +203,12 @@ impl Family {
             return Err(NotServed::one_kv_head(fused));
         }
         Ok(if linear { Layout::Linear } else { Layout::Conv1d })
+    }
+
+    /// The matrix of the first block that has its queries.
+    fn first_queries(&self) -> String {
+        let (QkvNames::Fused(name) | QkvNames::Separate([name, ..])) = self.qkv;
+        with_ending(&format!("{}0.{name}", self.layers), Term::Weight)
     }
 }
 
@@ -183,7 +228,7 @@ pub fn bare(name: &str) -> &str {
     bare
 }
 
-/// Causal masks that transformers and nanoGPT stored with the weights; the bias of a layer ends otherwise.
-pub fn is_mask(name: &str) -> bool {
-    name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias")
+/// What programs stored with the weights and is none: causal masks (the bias of a layer ends otherwise), frequencies of rotations.
+pub fn is_buffer(name: &str) -> bool {
+    [".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq"].iter().any(|end| name.ends_with(end))
 }

@@ -50,7 +50,7 @@ pub enum Linear {
     Qkv,
     /// Row-parallel.
     AttentionOutput,
-    /// Column-parallel.
+    /// Column-parallel: of a gated MLP gate and up side by side.
     Up,
     /// Row-parallel.
     Down,
@@ -96,7 +96,10 @@ impl Share {
                 (all, pieces, WIDTH_BLOCK)
             }
             Linear::AttentionOutput => (queries, vec![(LayerPart::AttentionOutput, all)], d),
-            Linear::Up => (all, vec![(LayerPart::Up, self.ffn.clone())], WIDTH_BLOCK),
+            Linear::Up => {
+                let parts = if shape.mlp.gated { &[LayerPart::Gate, LayerPart::Up][..] } else { &[LayerPart::Up] };
+                (all, parts.iter().map(|&part| (part, self.ffn.clone())).collect(), WIDTH_BLOCK)
+            }
             Linear::Down => (self.ffn.clone(), vec![(LayerPart::Down, all)], FFN_BLOCK),
         };
         LinearShare { inputs, pieces, unit }

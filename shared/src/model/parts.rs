@@ -3,14 +3,14 @@
 //! Matrices are `[in, out]` but for the vocabulary's and the positions', of which a row is a token's or a position's. Does not
 //! know names, files or ranks.
 
-use super::shape::ModelShape;
+use super::shape::{ModelShape, NormKind, Positions};
 
 /// One weight of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     /// Token embedding `[V, C]`.
     Embedding,
-    /// Learned positions `[P, C]`.
+    /// Learned positions `[P, C]`, where there are.
     Positions,
     /// The head `[V, C]`, where it is not the embedding.
     Head,
@@ -40,10 +40,16 @@ pub enum LayerPart {
     Key,
     /// `[C, KV · D]`.
     Value,
+    /// Of each head of queries `[D]`.
+    QueryNorm,
+    /// Of each head of keys `[D]`.
+    KeyNorm,
     /// Behind attention `[H · D, C]`.
     AttentionOutput,
     /// Before the MLP `[C]`.
     MlpNorm,
+    /// `[C, F]`, of a gated MLP.
+    Gate,
     /// `[C, F]`.
     Up,
     /// `[F, C]`.
@@ -53,20 +59,52 @@ pub enum LayerPart {
 impl Part {
     /// All weights of a model, in the order in which checkpoints are written.
     pub fn all(shape: &ModelShape) -> impl Iterator<Item = Self> + use<> {
-        use LayerPart::{AttentionNorm, AttentionOutput, Down, MlpNorm, Up};
+        use LayerPart::{AttentionNorm, AttentionOutput, Down, Gate, KeyNorm, MlpNorm, QueryNorm, Up};
         // Of weights that a checkpoint may have in one tensor, all weights come before their biases.
-        const TOGETHER: [&[LayerPart]; 6] =
-            [&[AttentionNorm], &LayerPart::QKV, &[AttentionOutput], &[MlpNorm], &[Up], &[Down]];
+        const TOGETHER: [&[LayerPart]; 9] = [
+            &[AttentionNorm],
+            &LayerPart::QKV,
+            &[QueryNorm],
+            &[KeyNorm],
+            &[AttentionOutput],
+            &[MlpNorm],
+            &[Gate],
+            &[Up],
+            &[Down],
+        ];
         let terms = [Term::Weight, Term::Bias];
-        let outside = [Self::Embedding, Self::Positions].into_iter().chain(terms.map(Self::FinalNorm));
-        let head = (!shape.tied_head).then_some(Self::Head);
+        let outside =
+            [Self::Embedding, Self::Positions].into_iter().chain(terms.map(Self::FinalNorm)).chain([Self::Head]);
         let layers = (0..shape.layers).flat_map(move |layer| {
             let of = move |parts: &'static [LayerPart]| {
                 terms.into_iter().flat_map(move |term| parts.iter().map(move |&part| Self::Layer(layer, part, term)))
             };
             TOGETHER.into_iter().flat_map(of)
         });
-        outside.chain(head).chain(layers)
+        let shape = shape.clone();
+        outside.chain(layers).filter(move |part| part.is_in(&shape))
+    }
+
+    /// Whether a model has it.
+    pub fn is_in(self, shape: &ModelShape) -> bool {
+        let (attention, mlp) = (&shape.attention, &shape.mlp);
+        match self {
+            Self::Embedding | Self::FinalNorm(Term::Weight) => true,
+            Self::Positions => attention.positions == Positions::Learned,
+            Self::Head => !shape.tied_head,
+            Self::FinalNorm(Term::Bias) => shape.norm == NormKind::Layer,
+            Self::Layer(_, part, term) => {
+                let is_weight = term == Term::Weight;
+                match part {
+                    LayerPart::AttentionNorm | LayerPart::MlpNorm => is_weight || shape.norm == NormKind::Layer,
+                    LayerPart::QueryNorm | LayerPart::KeyNorm => is_weight && attention.qk_norm,
+                    LayerPart::Query | LayerPart::Key | LayerPart::Value => is_weight || attention.qkv_bias,
+                    LayerPart::AttentionOutput => is_weight || attention.output_bias,
+                    LayerPart::Gate => mlp.gated && (is_weight || mlp.bias),
+                    LayerPart::Up | LayerPart::Down => is_weight || mlp.bias,
+                }
+            }
+        }
     }
 
     /// Sizes of it.
@@ -90,7 +128,7 @@ impl LayerPart {
 
     /// Whether it is of a linear layer, not a norm.
     pub fn is_linear(self) -> bool {
-        !matches!(self, Self::AttentionNorm | Self::MlpNorm)
+        !matches!(self, Self::AttentionNorm | Self::QueryNorm | Self::KeyNorm | Self::MlpNorm)
     }
 
     /// Of its matrix; a norm has no inputs.
@@ -99,10 +137,11 @@ impl LayerPart {
         let attention = &shape.attention;
         match self {
             Self::AttentionNorm | Self::MlpNorm => (0, c),
+            Self::QueryNorm | Self::KeyNorm => (0, attention.head_dim),
             Self::Query => (c, attention.heads * attention.head_dim),
             Self::Key | Self::Value => (c, attention.kv_heads * attention.head_dim),
             Self::AttentionOutput => (attention.heads * attention.head_dim, c),
-            Self::Up => (c, f),
+            Self::Gate | Self::Up => (c, f),
             Self::Down => (f, c),
         }
     }

@@ -4,12 +4,14 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::rotary::Rotary;
+
 /// A pre-norm decoder.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelShape {
     /// Rows of the token embedding `V`, padding rows included.
     pub vocab_size: usize,
-    /// Longest sequence in tokens: the hard wall, as positions are learned.
+    /// Longest sequence in tokens: the hard wall where positions are learned, what it was trained for where they are rotations.
     pub context: usize,
     /// Width of the residual stream `C`.
     pub width: usize,
@@ -19,7 +21,9 @@ pub struct ModelShape {
     pub attention: AttentionShape,
     /// Of every block.
     pub mlp: MlpShape,
-    /// Added to the variance in every norm.
+    /// Of every norm.
+    pub norm: NormKind,
+    /// Added to the variance, or to the mean of squares, in every norm.
     pub norm_epsilon: f32,
     /// The head that makes logits is the token embedding.
     pub tied_head: bool,
@@ -28,7 +32,7 @@ pub struct ModelShape {
 }
 
 /// The attention of a block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AttentionShape {
     /// Query heads `H`.
     pub heads: usize,
@@ -40,6 +44,23 @@ pub struct AttentionShape {
     pub scaled_by_width: bool,
     /// Scores of layer `l` are further divided by `l + 1`.
     pub scaled_by_layer: bool,
+    /// How a token knows where it stands.
+    pub positions: Positions,
+    /// Each head of queries and of keys is normed by itself before it is rotated, with a gain `[D]` for each of the two.
+    pub qk_norm: bool,
+    /// Queries, keys and values have biases.
+    pub qkv_bias: bool,
+    /// So has what comes behind attention.
+    pub output_bias: bool,
+}
+
+/// How a token knows where it stands.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Positions {
+    /// A row of a table is added to the token's embedding.
+    Learned,
+    /// Queries and keys are rotated by angles that grow with the position.
+    Rotary(Rotary),
 }
 
 impl AttentionShape {
@@ -58,6 +79,19 @@ pub struct MlpShape {
     pub inner: usize,
     /// Its non-linearity.
     pub activation: Activation,
+    /// The hidden layer is `activation(gate) · up`, of two matrices.
+    pub gated: bool,
+    /// Its matrices have biases.
+    pub bias: bool,
+}
+
+/// What norms compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NormKind {
+    /// `(x − mean) / sqrt(variance + epsilon) · gain + bias`.
+    Layer,
+    /// `x / sqrt(mean(x²) + epsilon) · gain`.
+    Rms,
 }
 
 /// Non-linearities.

@@ -1,6 +1,8 @@
 //! Architectures that are not served: by which tensor or `model_type` they are known, and what sets them apart.
 
-const ROTARY_GATED: &str = "positions are rotations, norms are RMS, and the MLP is gated";
+const FUSED_GATE: &str = "gate and up of its MLP are one matrix, and some of its layers attend to a window";
+const NORMS: &str = "norms stand behind attention and MLP too";
+const EXPERTS: &str = "its MLPs are experts, of which each token chooses some";
 const GPT_NEO: &str = "every other layer attends to 256 tokens only, and scores are not scaled";
 const GPT_J: &str = "positions are rotations, and attention and MLP run side by side";
 const NANOCHAT: &str = "positions are rotations, norms have no weights, and the MLP is squared ReLU without biases";
@@ -8,13 +10,14 @@ const OPT: &str = "queries, keys and values are separate, and positions are offs
 const BIGCODE: &str = "all heads share one pair of keys and values";
 
 /// Tensors by which other architectures are known (any name that contains the text), and what sets them apart.
-const TENSORS: [(&str, &str, &str); 10] = [
+const TENSORS: [(&str, &str, &str); 11] = [
     ("attn.attention.q_proj.weight", "GPT-Neo", GPT_NEO),
     (".attn.q_proj.weight", "GPT-J", GPT_J),
     (".attn.c_q.weight", "nanochat", NANOCHAT),
-    ("self_attn.q_proj.weight", "Llama-like", ROTARY_GATED),
-    ("self_attn.qkv_proj.weight", "Phi-like", ROTARY_GATED),
-    ("self_attn.k_proj.weight", "OPT-like", OPT),
+    ("self_attn.qkv_proj.weight", "Phi-like", FUSED_GATE),
+    ("mlp.experts.", "mixture-of-experts", EXPERTS),
+    ("block_sparse_moe.", "Mixtral", EXPERTS),
+    ("post_feedforward_layernorm.weight", "Gemma 2 or 3, or OLMo 2", NORMS),
     ("attention.query_key_value.weight", "GPT-NeoX or Bloom", "positions are rotations or biases"),
     ("decoder.layers.", "decoder of fairseq or OPT", "its layers are laid out differently"),
     ("encoder.layer.", "BERT-like", "it encodes, and cannot continue a text"),
@@ -23,7 +26,7 @@ const TENSORS: [(&str, &str, &str); 10] = [
 
 /// An architecture that is not served.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the checkpoint is a {family} model (tensor `{tensor}`), not GPT-2: {why}")]
+#[error("the checkpoint is a {family} model (tensor `{tensor}`), which is not served: {why}")]
 pub struct NotServed {
     /// What it is called.
     pub family: &'static str,
@@ -55,10 +58,12 @@ pub(super) fn what_sets_apart(model_type: &str) -> &'static str {
         "gpt_neox" | "phi" => "positions are rotations",
         "bloom" | "mpt" => "positions are biases of attention",
         "opt" => OPT,
-        "llama" | "mistral" | "qwen2" | "qwen3" | "gemma" | "gemma2" | "gemma3" | "phi3" | "olmo" | "olmo2" => {
-            ROTARY_GATED
-        }
+        "phi3" => FUSED_GATE,
+        "gemma" => "norms multiply by one more than their gain, and embeddings are scaled",
+        "gemma2" | "gemma3" | "gemma3_text" | "olmo2" => NORMS,
+        "olmo" => "norms have no gain",
+        "mixtral" | "qwen2_moe" | "qwen3_moe" => EXPERTS,
         "nanochat" => NANOCHAT,
-        _ => "only models of type `gpt2` are served",
+        _ => "only GPT-2, Llama and their like are served",
     }
 }

@@ -1,6 +1,6 @@
 //! A checkpoint of any format as one safetensors file, in the form that transformers writes.
 //!
-//! Names and order are the family's, matrices are Conv1D's `[in, out]`, biases that the model does without are zeros. Element
+//! Names, order and layout are those that transformers has for the family, biases that the model does without are zeros. Element
 //! types stay as they are. Written tensor by tensor, so that no more than a row is in memory.
 
 use std::{
@@ -11,7 +11,7 @@ use std::{
 
 use nanoinfer_shared::{
     ModelShape,
-    model::family::{Family, Source},
+    model::family::{Layout, Names, Source},
 };
 
 use super::{Checkpoint, CheckpointError, TensorSlice, tensor::element_bytes};
@@ -23,8 +23,16 @@ impl Checkpoint {
     /// When the file cannot be written; when a weight is no number, as nothing could be computed with the copy either; when the
     /// original is written to meanwhile. What was written till then is removed.
     pub fn write_safetensors(&self, model_shape: &ModelShape, path: &Path) -> Result<(), CheckpointError> {
-        let tensors = self.slices(model_shape)?;
-        let written = write(self.family, &tensors, path).and_then(|()| self.still_as_opened());
+        let names = &self.family.namings[0];
+        // The same parts in the same order, whatever they are called here.
+        let mut tensors: Vec<_> = names.tensors(model_shape).zip(self.slices(model_shape)?).collect();
+        if names.written_layout() == Layout::Linear {
+            for (source, slice) in tensors.iter_mut().filter(|(source, _)| source.may_be_turned) {
+                source.sizes.reverse();
+                *slice = slice.transposed();
+            }
+        }
+        let written = write(names, &tensors, path).and_then(|()| self.still_as_opened());
         if written.is_err() {
             // The first error says more than that of a file which was never made.
             let _ = fs::remove_file(path);
@@ -33,9 +41,9 @@ impl Checkpoint {
     }
 }
 
-fn write(family: &Family, tensors: &[(Source, TensorSlice<'_>)], path: &Path) -> Result<(), CheckpointError> {
+fn write(names: &Names, tensors: &[(Source, TensorSlice<'_>)], path: &Path) -> Result<(), CheckpointError> {
     let failed = |source| CheckpointError::Write { path: path.to_owned(), source };
-    let header = header(family, tensors);
+    let header = header(names, tensors);
     let mut file = BufWriter::new(File::create(path).map_err(failed)?);
     file.write_all(&(header.len() as u64).to_le_bytes()).map_err(failed)?;
     file.write_all(header.as_bytes()).map_err(failed)?;
@@ -51,14 +59,14 @@ fn write(family: &Family, tensors: &[(Source, TensorSlice<'_>)], path: &Path) ->
     file.into_inner().map_err(|error| failed(error.into_error()))?.sync_all().map_err(failed)
 }
 
-fn header(family: &Family, tensors: &[(Source, TensorSlice<'_>)]) -> String {
+fn header(names: &Names, tensors: &[(Source, TensorSlice<'_>)]) -> String {
     let mut header = String::from(r#"{"__metadata__":{"format":"pt"}"#);
     let mut end = 0;
     for (Source { tensor, sizes, .. }, slice) in tensors {
         let start = end;
         end += sizes.iter().product::<usize>() * element_bytes(slice.dtype);
         // Names are the family's own, so that none needs escaping.
-        let (name, dtype) = (family.written_name(tensor), slice.dtype);
+        let (name, dtype) = (names.written_name(tensor), slice.dtype);
         header += &format!(r#","{name}":{{"dtype":"{dtype}","shape":{sizes:?},"data_offsets":[{start},{end}]}}"#);
     }
     header.push('}');

@@ -13,7 +13,7 @@ use std::{
 
 use nanoinfer_shared::{
     json,
-    model::family::{bare, is_mask},
+    model::family::{bare, is_buffer},
 };
 
 use super::{CheckpointError, shown::shown};
@@ -57,7 +57,7 @@ impl Index {
         for (name, file) in places(&text).map_err(broken)? {
             files.insert(folder.join(&file));
             let bare = bare(&name);
-            if is_mask(bare) {
+            if is_buffer(bare) {
                 continue;
             }
             if let Some(other) = places_bare.insert(bare.to_owned(), file.clone())

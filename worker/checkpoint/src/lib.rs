@@ -28,7 +28,7 @@ use nanoinfer_shared::{
     ModelShape,
     model::{
         families::FAMILIES,
-        family::{Family, Source, bare, is_mask},
+        family::{Family, Names, Source, bare, is_buffer},
         parts::Part,
         unserved::NotServed,
     },
@@ -73,6 +73,7 @@ pub struct Checkpoint {
     files: Vec<MappedFile>,
     format: Format,
     family: &'static Family,
+    names: &'static Names,
     layout: Layout,
     tensors: BTreeMap<String, Stored>,
     config: Option<String>,
@@ -106,7 +107,7 @@ impl Checkpoint {
     /// Maps `files` and reads their headers. An index stands for the files that it lists.
     ///
     /// # Errors
-    /// When a file cannot be opened, is of no known format, holds more than data, or is not GPT-2's; when a tensor is in two files
+    /// When a file cannot be opened, is of no known format, holds more than data, or of a family that is not served; when a tensor is in two files
     /// and no index says which is meant, or not in the one that it says.
     pub fn open(files: &[PathBuf]) -> Result<Self, CheckpointError> {
         Self::of_families(FAMILIES, files)
@@ -121,6 +122,7 @@ impl Checkpoint {
             files: Vec::new(),
             format: Format::Safetensors,
             family: families[0],
+            names: &families[0].namings[0],
             layout: Layout::Conv1d,
             tensors: BTreeMap::new(),
             config: None,
@@ -137,8 +139,9 @@ impl Checkpoint {
             return Err(NotServed { tensor: shown(&other.tensor), ..other }.into());
         }
         let sizes = |name: &str| checkpoint.tensors.get(name).map(|stored| &stored.shape[..]);
-        let family = Family::of_tensors(families, |name| sizes(name).is_some());
-        (checkpoint.layout, checkpoint.family) = (family.layout(sizes)?, family);
+        let (family, names) = Family::of_tensors(families, |name| sizes(name).is_some());
+        checkpoint.layout = names.layout(sizes)?;
+        (checkpoint.family, checkpoint.names) = (family, names);
         Ok(checkpoint)
     }
 
@@ -174,7 +177,7 @@ impl Checkpoint {
         }
         for (name, mut stored) in contents.tensors {
             let bare = bare(&name);
-            if is_mask(bare) {
+            if is_buffer(bare) {
                 continue;
             }
             if index.is_some_and(|index| index.is_elsewhere(bare, path)) {
@@ -198,9 +201,14 @@ impl Checkpoint {
         self.format
     }
 
-    /// What its tensors are called by.
+    /// The family that its tensors are of.
     pub fn family(&self) -> &'static Family {
         self.family
+    }
+
+    /// What its tensors are called by.
+    pub fn names(&self) -> &'static Names {
+        self.names
     }
 
     /// How the matrices are stored.
@@ -235,7 +243,7 @@ impl Checkpoint {
     /// `model_shape` with what the weights know better than a configuration: how many rows the vocabulary has, padding included,
     /// and whether the head is a matrix of its own. Warns of what it overrules.
     pub fn refine(&self, model_shape: ModelShape) -> ModelShape {
-        let names = [Part::Embedding, Part::Head].map(|part| self.family.source(&model_shape, part).tensor);
+        let names = [Part::Embedding, Part::Head].map(|part| self.names.source(&model_shape, part).tensor);
         // An empty one is no vocabulary, as `check` says then.
         let rows = self.tensors.get(&names[0]).and_then(|embedding| embedding.shape.first()).filter(|&&rows| rows > 0);
         let vocab_size = rows.copied().unwrap_or(model_shape.vocab_size);
@@ -260,12 +268,12 @@ impl Checkpoint {
     /// # Errors
     /// Names the first tensor that is missing, misshapen, of a foreign type, or of a layer too many.
     pub fn check(&self, model_shape: &ModelShape) -> Result<(), CheckpointError> {
-        let in_layer = |name| self.family.in_layer(name);
+        let in_layer = |name| self.names.in_layer(name);
         let in_layers: BTreeSet<&str> = self.tensors.keys().filter_map(|name| Some(in_layer(name)?.1)).collect();
-        for Source { tensor: name, sizes, may_be_turned, may_be_absent, .. } in self.family.tensors(model_shape) {
+        for Source { tensor: name, sizes, may_be_turned, may_be_absent, .. } in self.names.tensors(model_shape) {
             let Some(entry) = self.tensors.get(&name) else {
                 // A bias that the model does without is in no layer.
-                if may_be_absent && self.family.in_layer(&name).is_none_or(|(_, part)| !in_layers.contains(part)) {
+                if may_be_absent && self.names.in_layer(&name).is_none_or(|(_, part)| !in_layers.contains(part)) {
                     continue;
                 }
                 return Err(CheckpointError::Missing(name));
@@ -282,7 +290,7 @@ impl Checkpoint {
             }
         }
         let one_layer = ModelShape { layers: 1, ..model_shape.clone() };
-        let of_one: Vec<Source> = self.family.tensors(&one_layer).collect();
+        let of_one: Vec<Source> = self.names.tensors(&one_layer).collect();
         let known: BTreeSet<&str> = of_one.iter().filter_map(|source| Some(in_layer(&source.tensor)?.1)).collect();
         for name in self.tensors.keys() {
             match in_layer(name) {
@@ -303,15 +311,16 @@ impl Checkpoint {
     /// # Errors
     /// When it is not there.
     pub fn part(&self, model_shape: &ModelShape, part: Part) -> Result<TensorSlice<'_>, CheckpointError> {
-        self.slice(&self.family.source(model_shape, part))
+        self.slice(&self.names.source(model_shape, part))
     }
 
-    /// All tensors that `model_shape` has, each whole, matrices as `[in, out]`, and zeros for biases that the model does without.
+    /// All tensors that `model_shape` has, each whole, in the family's order, matrices as `[in, out]`, and zeros for biases that the
+    /// model does without.
     ///
     /// # Errors
     /// When one is missing.
-    pub(crate) fn slices(&self, model_shape: &ModelShape) -> Result<Vec<(Source, TensorSlice<'_>)>, CheckpointError> {
-        self.family.tensors(model_shape).map(|source| Ok((source.clone(), self.slice(&source)?))).collect()
+    pub(crate) fn slices(&self, model_shape: &ModelShape) -> Result<Vec<TensorSlice<'_>>, CheckpointError> {
+        self.names.tensors(model_shape).map(|source| self.slice(&source)).collect()
     }
 
     fn slice(&self, source: &Source) -> Result<TensorSlice<'_>, CheckpointError> {

@@ -30,7 +30,7 @@ fn model_shape() -> ModelShape {
 
 fn whole() -> Tensors {
     let shape = model_shape();
-    let tensors = FAMILIES[0].tensors(&shape);
+    let tensors = FAMILIES[0].namings[0].tensors(&shape);
     tensors.map(|tensor| (tensor.tensor, Dtype::F16, tensor.sizes)).collect()
 }
 

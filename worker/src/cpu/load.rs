@@ -25,7 +25,7 @@ use nanoinfer_shared::{
     protocol::DType,
 };
 
-use super::pack::{LayerNorm, Linear, Packer};
+use super::pack::{Linear, Norm, Packer};
 use crate::element::element;
 
 /// Everything that a rank holds of a model.
@@ -35,26 +35,28 @@ pub struct Shard {
     pub embedding: PackedMatrix,
     /// An LM head of its own: `[C, V_local]`.
     pub untied_head: Option<PackedMatrix>,
-    /// Position embedding `[P, C]`, on every rank.
-    pub positions: Vec<f32>,
+    /// Position embedding `[P, C]`, on every rank, where positions are learned.
+    pub positions: Option<Vec<f32>>,
     /// Transformer blocks.
     pub layers: Vec<LayerShard>,
-    /// The LayerNorm before the head, on every rank.
-    pub final_norm: LayerNorm,
+    /// The norm before the head, on every rank.
+    pub final_norm: Norm,
 }
 
 /// What a rank holds of one transformer block.
 #[derive(Debug)]
 pub struct LayerShard {
     /// Before attention, on every rank.
-    pub attention_norm: LayerNorm,
+    pub attention_norm: Norm,
     /// Column-parallel: `[C, (H_local + 2 · KV_local) · D]`, q | k | v of this rank's heads.
     pub qkv: Linear,
+    /// Gains of the norms of each head of queries and of keys `[D]`, where there are, on every rank.
+    pub qk_norm: Option<[Vec<f32>; 2]>,
     /// Row-parallel: `[H_local · D, C]`.
     pub attention_output: Linear,
     /// Before the MLP, on every rank.
-    pub mlp_norm: LayerNorm,
-    /// Column-parallel: `[C, F_local]`.
+    pub mlp_norm: Norm,
+    /// Column-parallel: `[C, F_local]`; of a gated MLP `[C, 2 · F_local]`, gate | up.
     pub up: Linear,
     /// Row-parallel: `[F_local, C]`.
     pub down: Linear,
@@ -95,7 +97,10 @@ impl Shard {
         let shard = Self {
             embedding,
             untied_head,
-            positions: checkpoint.part(shape, Part::Positions)?.read_matrix()?,
+            positions: Part::Positions
+                .is_in(shape)
+                .then(|| checkpoint.part(shape, Part::Positions)?.read_matrix())
+                .transpose()?,
             layers: layers.into_iter().map(|(_, layer)| layer).collect(),
             final_norm: loader.norm(Part::FinalNorm)?,
         };
@@ -128,6 +133,10 @@ impl Loader<'_> {
         Ok(LayerShard {
             qkv: self.linear(layer, Which::Qkv, Some(&mut attention_norm))?,
             attention_norm,
+            qk_norm: match self.shape.attention.qk_norm {
+                true => Some([self.gain(layer, LayerPart::QueryNorm)?, self.gain(layer, LayerPart::KeyNorm)?]),
+                false => None,
+            },
             attention_output: self.linear(layer, Which::AttentionOutput, None)?,
             up: self.linear(layer, Which::Up, Some(&mut mlp_norm))?,
             mlp_norm,
@@ -135,11 +144,12 @@ impl Loader<'_> {
         })
     }
 
-    fn linear(&self, layer: usize, which: Which, norm: Option<&mut LayerNorm>) -> Result<Linear, CheckpointError> {
+    fn linear(&self, layer: usize, which: Which, norm: Option<&mut Norm>) -> Result<Linear, CheckpointError> {
         let held = self.share.linear(self.shape, which);
         let of = |term| {
             let piece = |(part, outputs)| Ok((self.checkpoint.part(self.shape, part)?, outputs));
-            held.of_layer(layer, term).map(piece).collect::<Result<Vec<_>, CheckpointError>>()
+            let there = held.of_layer(layer, term).filter(|(part, _)| part.is_in(self.shape));
+            there.map(piece).collect::<Result<Vec<_>, CheckpointError>>()
         };
         self.packer.linear(&of(Term::Weight)?, &of(Term::Bias)?, held.inputs.clone(), held.unit, norm)
     }
@@ -148,8 +158,18 @@ impl Loader<'_> {
         self.packer.rows_as_columns(self.checkpoint.part(self.shape, part)?, self.share.vocab.clone(), self.shape.width)
     }
 
-    fn norm(&self, part: impl Fn(Term) -> Part) -> Result<LayerNorm, CheckpointError> {
-        let vector = |term| self.checkpoint.part(self.shape, part(term))?.read_vector(0..self.shape.width);
-        Ok(LayerNorm { gain: vector(Term::Weight)?, bias: vector(Term::Bias)? })
+    fn norm(&self, part: impl Fn(Term) -> Part) -> Result<Norm, CheckpointError> {
+        let has_bias = part(Term::Bias).is_in(self.shape);
+        let bias = if has_bias { self.vector(part(Term::Bias))? } else { Vec::new() };
+        Ok(Norm { gain: self.vector(part(Term::Weight))?, bias })
+    }
+
+    fn gain(&self, layer: usize, part: LayerPart) -> Result<Vec<f32>, CheckpointError> {
+        self.vector(Part::Layer(layer, part, Term::Weight))
+    }
+
+    fn vector(&self, part: Part) -> Result<Vec<f32>, CheckpointError> {
+        let vector = self.checkpoint.part(self.shape, part)?;
+        vector.read_vector(0..vector.columns())
     }
 }

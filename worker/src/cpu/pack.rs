@@ -2,7 +2,7 @@
 //!
 //! Reads a canonical unit of K at a time (a head, a block of the FFN, 64 rows), which is what an int8 scale covers: no scale
 //! depends on rows or columns of other ranks.
-//! An int8 matrix behind a LayerNorm takes that norm's gain into its rows, and its bias into its own: the same function, but
+//! An int8 matrix behind a norm takes that norm's gain into its rows, and its bias into its own: the same function, but
 //! what is quantised are then plain normalised activations, without the few channels that a gain makes large.
 //! Does not know which part of a model a matrix is, nor ranks.
 
@@ -23,12 +23,12 @@ pub struct Linear {
     pub bias: Vec<f32>,
 }
 
-/// Gain and bias of a LayerNorm.
+/// Gain of a norm, and its bias where it has one.
 #[derive(Debug)]
-pub struct LayerNorm {
+pub struct Norm {
     /// `[C]`.
     pub gain: Vec<f32>,
-    /// `[C]`.
+    /// `[C]`, or empty.
     pub bias: Vec<f32>,
 }
 
@@ -57,7 +57,7 @@ impl Packer {
         biases: &[Piece<'_>],
         inputs: Range<usize>,
         unit: usize,
-        norm: Option<&mut LayerNorm>,
+        norm: Option<&mut Norm>,
     ) -> Result<Linear, CheckpointError> {
         let outputs = weights.iter().map(|(_, outputs)| outputs.len()).sum();
         let mut matrix = PackedMatrix::zeros(&self.arena, self.element, unit, inputs.len(), outputs);
@@ -65,6 +65,8 @@ impl Packer {
         for (tensor, outputs) in biases {
             bias.extend(tensor.read_vector(outputs.clone())?);
         }
+        // Where there are none.
+        bias.resize(outputs, 0.0);
         let absorbed = norm.filter(|_| self.element == Element::Int8);
         let (mut values, mut row) = (Vec::new(), Vec::new());
         for index in 0..matrix.units() {
@@ -77,15 +79,17 @@ impl Packer {
                 }
                 if let Some(norm) = &absorbed {
                     let made = &mut values[start..];
-                    bias.iter_mut().zip(&*made).for_each(|(bias, weight)| *bias += norm.bias[k] * weight);
+                    if let Some(norm_bias) = norm.bias.get(k) {
+                        bias.iter_mut().zip(&*made).for_each(|(bias, weight)| *bias += norm_bias * weight);
+                    }
                     made.iter_mut().for_each(|weight| *weight *= norm.gain[k]);
-                    check_made("f32, with the gain of its LayerNorm", weights, made, k)?;
+                    check_made("f32, with the gain of its norm", weights, made, k)?;
                 }
             }
             matrix.set_unit(index, &values);
         }
         if let Some(norm) = absorbed {
-            check_made("f32, with the bias of its LayerNorm", biases, &bias, 0)?;
+            check_made("f32, with the bias of its norm", biases, &bias, 0)?;
             norm.gain.fill(1.0);
             norm.bias.fill(0.0);
         }

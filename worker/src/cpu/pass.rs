@@ -1,10 +1,10 @@
 //! The forward pass of one rank over its shard.
 //!
 //! ```text
-//! tokens ─► embedding (rows of this rank, zeros elsewhere) ─ all-reduce ─► + positions ─► x [T, C]
-//! each layer:  x ─► LayerNorm ─► QKV [T, 3·H_local·D] ─► paged attention ─► projection [T, C] ─ all-reduce ─► x += sum + bias
-//!              x ─► LayerNorm ─► FC, activation [T, F_local] ─────────────► projection [T, C] ─ all-reduce ─► x += sum + bias
-//! wanted rows of x ─► LayerNorm ─► LM head [R, V_local]
+//! tokens ─► embedding (rows of this rank, zeros elsewhere) ─ all-reduce ─► + learned positions ─► x [T, C]
+//! each layer:  x ─► norm ─► QKV [T, (H_local + 2·KV_local)·D] ─► rotation ─► paged attention ─► projection [T, C] ─ all-reduce ─► x += sum + bias
+//!              x ─► norm ─► FC, activation or gate [T, F_local] ──────────────────────────────► projection [T, C] ─ all-reduce ─► x += sum + bias
+//! wanted rows of x ─► norm ─► LM head [R, V_local]
 //! ```
 //! Invariant: after each all-reduce `x` has the same bits on every rank. f32, but for what weights, their
 //! inputs and the KV cache are rounded to.
@@ -12,15 +12,19 @@
 
 use std::time::{Duration, Instant};
 
-use nanoinfer_kernels::{AttentionRow, AttentionRows, Epilogue, Kernels};
+use nanoinfer_kernels::{AttentionRow, AttentionRows, Epilogue, HeadNorms, Kernels, QueryHeads, Turns};
 use nanoinfer_shared::{
     ModelShape, Share,
     comm::{CommError, Communicator, Elements, ReduceSite},
-    model::partition::Linear,
+    model::{
+        partition::Linear,
+        rotary::Rotary,
+        shape::{NormKind, Positions},
+    },
     protocol::TokenId,
 };
 
-use super::{load::Shard, pack::LayerNorm, pool::KvPool};
+use super::{load::Shard, pack::Norm, pool::KvPool};
 use crate::{
     element::activation,
     trace::{Category, Trace},
@@ -46,21 +50,34 @@ pub(crate) struct Pass {
     comm: Box<dyn Communicator>,
     pub(super) kernels: Kernels,
     pub(super) trace: Trace,
+    heads: QueryHeads,
+    rotation: Option<Rotation>,
     /// Time in reductions since it was last asked for.
     reducing: Duration,
     buffers: Buffers,
+}
+
+/// Where positions are rotations.
+struct Rotation {
+    /// Radians a position `[D / 2]`.
+    frequencies: Vec<f32>,
+    factor: f32,
+    /// Of the step's rows.
+    turns: Turns,
 }
 
 /// Activations of one step, allocated once for the largest.
 struct Buffers {
     /// Residual stream `[T, C]`.
     x: Vec<f32>,
-    /// LayerNorm's output `[T, C]`; at the end the rows that the LM head reads.
+    /// A norm's output `[T, C]`; at the end the rows that the LM head reads.
     normed: Vec<f32>,
     /// `[T, (H_local + 2 · KV_local) · D]`.
     qkv: Vec<f32>,
     /// Attention's output `[T, H_local · D]`.
     mixed: Vec<f32>,
+    /// What comes into a gate `[T, 2 · F_local]`.
+    both: Vec<f32>,
     /// `[T, F_local]`.
     hidden: Vec<f32>,
     /// Partial sums `[T, C]` of a row-parallel layer.
@@ -68,16 +85,17 @@ struct Buffers {
 }
 
 /// Floats of each buffer for a token, in the order of their fields.
-fn buffer_widths(shape: &ModelShape, share: &Share) -> [usize; 6] {
+fn buffer_widths(shape: &ModelShape, share: &Share) -> [usize; 7] {
     let (c, width) = (shape.width, share.heads.len() * shape.attention.head_dim);
-    [c, c, share.linear(shape, Linear::Qkv).outputs(), width, share.ffn.len(), c]
+    let both = if shape.mlp.gated { 2 * share.ffn.len() } else { 0 };
+    [c, c, share.linear(shape, Linear::Qkv).outputs(), width, both, share.ffn.len(), c]
 }
 
 impl Buffers {
     fn new(shape: &ModelShape, share: &Share, tokens: usize) -> Self {
-        let [x, normed, qkv, mixed, hidden, partial] =
+        let [x, normed, qkv, mixed, both, hidden, partial] =
             buffer_widths(shape, share).map(|width| vec![0.0; tokens * width]);
-        Self { x, normed, qkv, mixed, hidden, partial }
+        Self { x, normed, qkv, mixed, both, hidden, partial }
     }
 }
 
@@ -98,7 +116,21 @@ impl Pass {
         max_batched_tokens: usize,
     ) -> Self {
         let buffers = Buffers::new(&shape, &share, max_batched_tokens);
-        Self { shape, share, shard, kv, comm, kernels, trace: Trace::default(), reducing: Duration::ZERO, buffers }
+        let attention = &shape.attention;
+        let group = attention.heads / attention.kv_heads;
+        let heads =
+            QueryHeads { count: share.heads.len(), group, skipped: share.heads.start - share.kv_heads.start * group };
+        let rotation = |rotary: &Rotary| Rotation {
+            frequencies: rotary.frequencies(attention.head_dim),
+            factor: rotary.attention_factor(),
+            turns: Turns::default(),
+        };
+        let rotation = match &attention.positions {
+            Positions::Learned => None,
+            Positions::Rotary(rotary) => Some(rotation(rotary)),
+        };
+        let (trace, reducing) = (Trace::default(), Duration::ZERO);
+        Self { shape, share, shard, kv, comm, kernels, trace, heads, rotation, reducing, buffers }
     }
 
     /// Time in reductions since the last call, waiting for others included.
@@ -148,7 +180,7 @@ impl Pass {
             to.copy_from_slice(&x[row * c..][..c]);
         }
         norm(&mut self.kernels, gathered, &self.shard.final_norm, &self.shape, normed);
-        self.trace.lap(Category::Rows, "LayerNorm");
+        self.trace.lap(Category::Rows, "norm");
         self.kernels.matmul(normed, self.shard.head(), Epilogue::None, out);
         self.trace.lap(Category::Product, "LM head");
     }
@@ -166,9 +198,15 @@ impl Pass {
         self.trace.lap(Category::Rows, "gather");
         let site = ReduceSite { step, layer: None, operation: "token embedding" };
         self.reducing += reduce(&mut *self.comm, x, site, &mut self.trace)?;
-        for (to, row) in x.chunks_exact_mut(c).zip(rows) {
-            let position = &self.shard.positions[row.position * c..][..c];
-            to.iter_mut().zip(position).for_each(|(x, p)| *x += p);
+        if let Some(positions) = &self.shard.positions {
+            for (to, row) in x.chunks_exact_mut(c).zip(rows) {
+                let position = &positions[row.position * c..][..c];
+                to.iter_mut().zip(position).for_each(|(x, p)| *x += p);
+            }
+        }
+        if let Some(Rotation { frequencies, factor, turns }) = &mut self.rotation {
+            let positions: Vec<_> = rows.iter().map(|row| row.position).collect();
+            self.kernels.turns(frequencies, *factor, &positions, turns);
         }
         self.trace.lap(Category::Rows, "positions");
         Ok(())
@@ -176,20 +214,28 @@ impl Pass {
 
     fn attention(&mut self, step: u64, layer: usize, rows: &AttentionRows<'_>) -> Result<(), CommError> {
         let (t, c) = (rows.len(), self.shape.width);
-        let width = self.kv.layout.width();
+        let width = self.heads.count * self.kv.layout.head_dim;
         let weights = &self.shard.layers[layer];
         let Buffers { x, normed, qkv, mixed, partial, .. } = &mut self.buffers;
         let (x, normed, partial) = (&mut x[..t * c], &mut normed[..t * c], &mut partial[..t * c]);
-        let (qkv, mixed) = (&mut qkv[..t * 3 * width], &mut mixed[..t * width]);
+        let qkv = &mut qkv[..t * (width + 2 * self.kv.layout.width())];
+        let mixed = &mut mixed[..t * width];
 
         norm(&mut self.kernels, x, &weights.attention_norm, &self.shape, normed);
-        self.trace.lap(Category::Rows, "LayerNorm");
+        self.trace.lap(Category::Rows, "norm");
         self.kernels.matmul(normed, &weights.qkv.weights, Epilogue::Bias(&weights.qkv.bias), qkv);
         self.trace.lap(Category::Product, "QKV");
+        if let Some(rotation) = &self.rotation {
+            let norms =
+                weights.qk_norm.as_ref().map(|[query, key]| HeadNorms { query, key, epsilon: self.shape.norm_epsilon });
+            let heads = (self.heads.count, self.kv.layout.heads_local);
+            self.kernels.turn_heads(qkv, heads, norms, &rotation.turns);
+            self.trace.lap(Category::Rows, "rotation");
+        }
         self.kernels.write_kv(&mut self.kv.layers[layer], rows, qkv);
         self.trace.lap(Category::Rows, "KV write");
         let scale = self.shape.attention.scale(layer);
-        self.kernels.attention(&self.kv.layers[layer], rows, qkv, scale, mixed);
+        self.kernels.attention(&self.kv.layers[layer], rows, self.heads, qkv, scale, mixed);
         self.trace.lap(Category::Attention, "attention");
         let projection = &weights.attention_output;
         self.kernels.matmul(mixed, &projection.weights, Epilogue::None, partial);
@@ -204,15 +250,24 @@ impl Pass {
     fn mlp(&mut self, step: u64, layer: usize, t: usize) -> Result<(), CommError> {
         let c = self.shape.width;
         let weights = &self.shard.layers[layer];
-        let Buffers { x, normed, hidden, partial, .. } = &mut self.buffers;
+        let Buffers { x, normed, both, hidden, partial, .. } = &mut self.buffers;
         let (x, normed, partial) = (&mut x[..t * c], &mut normed[..t * c], &mut partial[..t * c]);
-        let hidden = &mut hidden[..t * self.share.ffn.len()];
+        let width = self.share.ffn.len();
+        let hidden = &mut hidden[..t * width];
 
         norm(&mut self.kernels, x, &weights.mlp_norm, &self.shape, normed);
-        let epilogue = Epilogue::BiasActivation(&weights.up.bias, activation(self.shape.mlp.activation));
-        self.trace.lap(Category::Rows, "LayerNorm");
-        self.kernels.matmul(normed, &weights.up.weights, epilogue, hidden);
-        self.trace.lap(Category::Product, "FC");
+        self.trace.lap(Category::Rows, "norm");
+        let (up, activation) = (&weights.up, activation(self.shape.mlp.activation));
+        if self.shape.mlp.gated {
+            let both = &mut both[..2 * t * width];
+            self.kernels.matmul(normed, &up.weights, Epilogue::Bias(&up.bias), both);
+            self.trace.lap(Category::Product, "FC");
+            self.kernels.gate(activation, both, width, hidden);
+            self.trace.lap(Category::Rows, "gate");
+        } else {
+            self.kernels.matmul(normed, &up.weights, Epilogue::BiasActivation(&up.bias, activation), hidden);
+            self.trace.lap(Category::Product, "FC");
+        }
         self.kernels.matmul(hidden, &weights.down.weights, Epilogue::None, partial);
         self.trace.lap(Category::Product, "MLP projection");
         let site = ReduceSite { step, layer: Some(layer), operation: "MLP projection" };
@@ -223,8 +278,11 @@ impl Pass {
     }
 }
 
-fn norm(kernels: &mut Kernels, x: &[f32], norm: &LayerNorm, shape: &ModelShape, out: &mut [f32]) {
-    kernels.layer_norm(x, &norm.gain, &norm.bias, shape.norm_epsilon, out);
+fn norm(kernels: &mut Kernels, x: &[f32], norm: &Norm, shape: &ModelShape, out: &mut [f32]) {
+    match shape.norm {
+        NormKind::Layer => kernels.layer_norm(x, &norm.gain, &norm.bias, shape.norm_epsilon, out),
+        NormKind::Rms => kernels.rms_norm(x, &norm.gain, shape.norm_epsilon, out),
+    }
 }
 
 /// Adds up over ranks; returns how long that took, waiting for others included.

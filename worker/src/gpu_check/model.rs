@@ -279,13 +279,14 @@ impl Small {
     fn write(scratch: &Path) -> Result<Self, Trouble> {
         let shape = ModelShape::from_config_json(CONFIG).expect("the configuration above is sound");
         let path = scratch.join("gpu-check.safetensors");
-        let tensors =
-            FAMILIES[0].tensors(&shape).zip(1..).map(|(Source { tensor, sizes, may_be_absent, .. }, seed)| {
+        let tensors = FAMILIES[0].namings[0].tensors(&shape).zip(1..).map(
+            |(Source { tensor, sizes, may_be_absent, .. }, seed)| {
                 // Gains around 1, matrices small enough that attention does not become a choice of one.
                 let (middle, factor) = if sizes.len() == 1 && !may_be_absent { (1.0, 0.1) } else { (0.0, 0.05) };
                 let values = values(sizes.iter().product(), seed).into_iter();
                 (tensor, sizes, values.flat_map(|x| (middle + factor * x).to_le_bytes()).collect::<Vec<u8>>())
-            });
+            },
+        );
         let tensors: Vec<_> = tensors.collect();
         let views = tensors.iter().map(|(name, sizes, bytes)| {
             (name, TensorView::new(Dtype::F32, sizes.clone(), bytes).expect("as many bytes as the sizes say"))

@@ -5,7 +5,7 @@ use nanoinfer_shared::{
     Partition,
     model::{
         families::FAMILIES,
-        family::{Family, Names},
+        family::{Family, Names, QkvNames},
         parts::Part,
     },
     protocol::DType,
@@ -15,8 +15,8 @@ use nanoinfer_worker::cpu::load::Shard;
 use crate::{golden, ranks::Golden};
 
 static RENAMED: Family = Family {
-    model_type: "renamed",
-    names: Names {
+    model_types: &["renamed"],
+    namings: &[Names {
         written_prefix: "",
         embedding: "tokens",
         positions: "places",
@@ -24,25 +24,29 @@ static RENAMED: Family = Family {
         final_norm: "last_norm",
         layers: "block.",
         attention_norm: "first_norm",
-        qkv: "qkv",
+        qkv: QkvNames::Fused("qkv"),
+        qk_norm: ["", ""],
         attention_output: "mixed",
         mlp_norm: "second_norm",
+        gate: "",
         up: "widen",
         down: "narrow",
-    },
+        biases_may_be_absent: true,
+    }],
     ..*FAMILIES[0]
 };
 static WITH_RENAMED: &[&Family] = &[&RENAMED];
 
 /// `checkpoint` under the other family's names, as a file of safetensors.
 fn renamed(from: &Checkpoint, golden: &Golden) -> Vec<u8> {
-    let [ours, theirs] = [FAMILIES[0], &RENAMED].map(|family| family.tensors(&golden.shape).collect::<Vec<_>>());
+    let [ours, theirs] =
+        [FAMILIES[0], &RENAMED].map(|family| family.namings[0].tensors(&golden.shape).collect::<Vec<_>>());
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.safetensors");
     from.write_safetensors(&golden.shape, &path).unwrap();
     let file = std::fs::read(path).unwrap();
     let tensors = safetensors::SafeTensors::deserialize(&file).unwrap();
-    let name = |ours: &str| FAMILIES[0].written_name(ours);
+    let name = |ours: &str| FAMILIES[0].namings[0].written_name(ours);
     let views =
         ours.iter().zip(&theirs).map(|(ours, theirs)| (&theirs.tensor, tensors.tensor(&name(&ours.tensor)).unwrap()));
     safetensors::serialize(views, None).unwrap()
@@ -56,7 +60,7 @@ fn a_family_is_its_names() {
         let original = Checkpoint::open(&golden.weights).unwrap();
         std::fs::write(&path, renamed(&original, &golden)).unwrap();
         let checkpoint = Checkpoint::of_families(WITH_RENAMED, std::slice::from_ref(&path)).unwrap();
-        assert_eq!(checkpoint.family().model_type, "renamed");
+        assert_eq!(checkpoint.family().model_types[0], "renamed");
         checkpoint.check(&golden.shape).unwrap();
         assert_eq!(checkpoint.refine(golden.shape.clone()), golden.shape);
         for part in Part::all(&golden.shape) {

@@ -129,8 +129,8 @@ fn details(card: &ModelCard) -> Value {
     json!({
         "parent_model": "",
         "format": "safetensors",
-        "family": "gpt2",
-        "families": ["gpt2"],
+        "family": card.shape.model_type(),
+        "families": [card.shape.model_type()],
         "parameter_size": parameter_size(card.parameters),
         "quantization_level": card.dtype.to_string().to_uppercase(),
     })

@@ -5,16 +5,16 @@
 use serde_json::{Value, json};
 
 use crate::model::{
-    config::{ShapeError, choice, flag, fraction, size, token_ids, wrong},
-    family::{Family, Names},
-    shape::{Activation, AttentionShape, MlpShape, ModelShape},
+    config::{ShapeError, as_written, choice, ends_as_written, flag, fraction, size, token_ids, wrong},
+    family::{Family, Names, QkvNames},
+    shape::{Activation, AttentionShape, MlpShape, ModelShape, NormKind, Positions},
 };
 
 pub(super) const GPT2: Family = Family {
-    model_type: "gpt2",
+    model_types: &["gpt2"],
     read_config,
     write_config,
-    names: Names {
+    namings: &[Names {
         written_prefix: "transformer.",
         embedding: "wte",
         positions: "wpe",
@@ -22,12 +22,15 @@ pub(super) const GPT2: Family = Family {
         final_norm: "ln_f",
         layers: "h.",
         attention_norm: "ln_1",
-        qkv: "attn.c_attn",
+        qkv: QkvNames::Fused("attn.c_attn"),
+        qk_norm: ["", ""],
         attention_output: "attn.c_proj",
         mlp_norm: "ln_2",
+        gate: "",
         up: "mlp.c_fc",
         down: "mlp.c_proj",
-    },
+        biases_may_be_absent: true,
+    }],
 };
 
 fn read_config(config: &Value) -> Result<ModelShape, ShapeError> {
@@ -37,7 +40,7 @@ fn read_config(config: &Value) -> Result<ModelShape, ShapeError> {
     let width = size(config, &["n_embd", "hidden_size"], 768)?;
     let heads = size(config, &["n_head", "num_attention_heads"], 12)?;
     if width % heads != 0 {
-        return Err(ShapeError::HeadWidth { width, heads });
+        return Err(ShapeError::NotMultiple { of: "n_embd", sum: width, heads_of: "n_head", heads });
     }
     Ok(ModelShape {
         vocab_size: size(config, &["vocab_size"], 50257)?,
@@ -47,7 +50,10 @@ fn read_config(config: &Value) -> Result<ModelShape, ShapeError> {
         mlp: MlpShape {
             inner: size(config, &["n_inner"], 4 * width)?,
             activation: choice(config, "activation_function", "gelu_new", Activation::names(), Activation::from_name)?,
+            gated: false,
+            bias: true,
         },
+        norm: NormKind::Layer,
         norm_epsilon: fraction(config, "layer_norm_epsilon", 1e-5)?,
         attention: AttentionShape {
             heads,
@@ -55,18 +61,17 @@ fn read_config(config: &Value) -> Result<ModelShape, ShapeError> {
             head_dim: width / heads,
             scaled_by_width: flag(config, "scale_attn_weights", true)?,
             scaled_by_layer: flag(config, "scale_attn_by_inverse_layer_idx", false)?,
+            positions: Positions::Learned,
+            qk_norm: false,
+            qkv_bias: true,
+            output_bias: true,
         },
         tied_head: flag(config, "tie_word_embeddings", true)?,
-        eos_token_ids: token_ids(config, "eos_token_id", 50256)?,
+        eos_token_ids: token_ids(config, "eos_token_id", Some(50256))?,
     })
 }
 
 fn write_config(shape: &ModelShape) -> Value {
-    let eos: Value = match shape.eos_token_ids[..] {
-        [] => Value::Null,
-        [one] => one.into(),
-        _ => shape.eos_token_ids.clone().into(),
-    };
     json!({
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -77,12 +82,11 @@ fn write_config(shape: &ModelShape) -> Value {
         "n_head": shape.attention.heads,
         "n_inner": shape.mlp.inner,
         "activation_function": shape.mlp.activation.name(),
-        // By way of its decimal form, so that 1e-5 does not become 9.999999747378752e-6.
-        "layer_norm_epsilon": shape.norm_epsilon.to_string().parse::<f64>().unwrap_or(1e-5),
+        "layer_norm_epsilon": as_written(shape.norm_epsilon),
         "scale_attn_weights": shape.attention.scaled_by_width,
         "scale_attn_by_inverse_layer_idx": shape.attention.scaled_by_layer,
         "tie_word_embeddings": shape.tied_head,
         "bos_token_id": shape.eos_token_ids.first(),
-        "eos_token_id": eos,
+        "eos_token_id": ends_as_written(shape),
     })
 }

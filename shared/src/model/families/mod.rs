@@ -1,19 +1,20 @@
 //! The families that are served: another one is a file here and a line in [`FAMILIES`].
 
 mod gpt2;
+mod llama;
 
 use serde_json::Value;
 
 use super::{
     config::{ShapeError, is_known_end},
     family::Family,
-    shape::ModelShape,
+    shape::{ModelShape, Positions},
     unserved,
 };
 use crate::json;
 
 /// All that are served; the first is taken where nothing tells.
-pub const FAMILIES: &[&Family] = &[&gpt2::GPT2];
+pub const FAMILIES: &[&Family] = &[&gpt2::GPT2, &llama::LLAMA];
 
 impl ModelShape {
     /// Parses the text of a `config.json`, with the defaults of `transformers`. An end of text that no vocabulary can have,
@@ -26,12 +27,23 @@ impl ModelShape {
         if !value.is_object() {
             return Err(ShapeError::NotJson("the top level is no object".into()));
         }
-        let model_type = value.get("model_type").and_then(Value::as_str).unwrap_or(FAMILIES[0].model_type);
-        match FAMILIES.iter().find(|family| family.model_type == model_type) {
+        let model_type = value.get("model_type").and_then(Value::as_str).unwrap_or(FAMILIES[0].model_types[0]);
+        match FAMILIES.iter().find(|family| family.model_types.contains(&model_type)) {
             Some(family) => (family.read_config)(&value),
             None => {
                 Err(ShapeError::NotServed { model_type: model_type.into(), why: unserved::what_sets_apart(model_type) })
             }
+        }
+    }
+
+    /// What configurations of it call it.
+    pub fn model_type(&self) -> &'static str {
+        let attention = &self.attention;
+        match attention.positions {
+            Positions::Learned => gpt2::GPT2.model_types[0],
+            Positions::Rotary(_) if attention.qk_norm => "qwen3",
+            Positions::Rotary(_) if attention.qkv_bias && !attention.output_bias => "qwen2",
+            Positions::Rotary(_) => llama::LLAMA.model_types[0],
         }
     }
 

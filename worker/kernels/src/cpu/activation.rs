@@ -2,6 +2,7 @@
 
 use crate::cpu::{
     isa::Isa,
+    kernels::Kernels,
     lanes::{LANES, Lanes},
     versions::versions,
 };
@@ -23,6 +24,33 @@ pub enum Activation {
     Silu,
     /// Hyperbolic tangent.
     Tanh,
+}
+
+impl Kernels {
+    /// `out[t] = activation(gate[t]) · up[t]` for each row of `both`, `[T, 2 · F_local]`, gate and up side by side.
+    ///
+    /// # Panics
+    /// When the sizes do not agree.
+    pub fn gate(&mut self, activation: Activation, both: &[f32], width: usize, out: &mut [f32]) {
+        assert!(both.len() == 2 * out.len(), "out is [T, F_local], of both it is twice as much");
+        if width == 0 {
+            return;
+        }
+        let isa = self.isa;
+        self.rows(out, width, |row, out| {
+            let (gate, up) = both[2 * row * width..][..2 * width].split_at(width);
+            out.copy_from_slice(gate);
+            let (whole, tail) = out.as_chunks_mut::<LANES>();
+            activate(isa, activation, whole);
+            if !tail.is_empty() {
+                let mut lanes = [[0.0; LANES]];
+                lanes[0][..tail.len()].copy_from_slice(tail);
+                activate(isa, activation, &mut lanes);
+                tail.copy_from_slice(&lanes[0][..tail.len()]);
+            }
+            out.iter_mut().zip(up).for_each(|(out, up)| *out *= up);
+        });
+    }
 }
 
 /// Applies `activation` to vectors in place.
@@ -94,6 +122,22 @@ mod tests {
             Activation::Relu2 => x.max(0.0).powi(2),
             Activation::Silu => x * sigmoid(x),
             Activation::Tanh => x.tanh(),
+        }
+    }
+
+    #[test]
+    fn a_gate_lets_through_what_it_opens_for() {
+        let (rows, width) = (5, 2 * LANES + 3);
+        let both: Vec<f32> = (0..2 * rows * width).map(|i| ((i * 37 % 101) as f32 - 50.0) / 9.0).collect();
+        for isa in Isa::available() {
+            let mut out = vec![0.0; rows * width];
+            Kernels::new(isa, 2, false).unwrap().gate(Activation::Silu, &both, width, &mut out);
+            for (i, got) in out.into_iter().enumerate() {
+                let (row, column) = (i / width, i % width);
+                let at = |half: usize| f64::from(both[(2 * row + half) * width + column]);
+                let expected = exact(Activation::Silu, at(0)) * at(1);
+                assert!((f64::from(got) - expected).abs() < 1e-5 * (1.0 + expected.abs()), "{isa:?} {i}: {got}");
+            }
         }
     }
 

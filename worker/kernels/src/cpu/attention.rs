@@ -1,5 +1,6 @@
 //! Attention of single rows over a paged KV pool ([`crate::cpu::KvLayout`]), with an online softmax.
 //!
+//! Queries that read the same keys and values read them together: rows of one sequence, or heads of one row.
 //! A block is the tile of the softmax for decode and prefill alike, and rows read K and V back from the pool even within their
 //! own chunk: a row's result depends on its position and history only, not on how it was batched or chunked.
 
@@ -10,9 +11,9 @@ use crate::cpu::{
     kernels::Kernels,
     kv::{Cell, Cells, KvLayer},
     lanes::{LANES, Lanes},
-    layout::{KvLayout, SCALES},
+    layout::{KvLayout, QueryHeads, SCALES},
     pool::Shards,
-    rows::{AttentionRow, AttentionRows},
+    rows::{AttentionRow, AttentionRows, MOST_TOGETHER},
     versions::versions,
 };
 
@@ -20,19 +21,31 @@ use crate::cpu::{
 pub const MAX_HEAD_DIM: usize = 512;
 
 impl Kernels {
-    /// `out[t] = softmax(q[t] · K^T · scale) · V` for every row and head: `qkv` is `[T, 3 · H_local · D]`, of which the queries
-    /// are read, `out` is `[T, H_local · D]`; f32 but for what the pool holds.
+    /// `out[t] = softmax(q[t] · K^T · scale) · V` for every row and query head: `qkv` is `[T, (H_local + 2 · KV_local) · D]`, of which
+    /// the queries are read, `out` is `[T, H_local · D]`; f32 but for what the pool holds.
     ///
     /// # Panics
     /// When sizes do not agree, or a block lies outside the pool.
-    pub fn attention(&mut self, layer: &KvLayer, rows: &AttentionRows<'_>, qkv: &[f32], scale: f32, out: &mut [f32]) {
-        let width = layer.layout.width();
-        assert!(layer.layout.head_dim <= MAX_HEAD_DIM, "heads are at most {MAX_HEAD_DIM} wide");
-        assert!(qkv.len() == rows.len() * 3 * width && out.len() == rows.len() * width, "qkv and out have T rows");
+    pub fn attention(
+        &mut self,
+        layer: &KvLayer,
+        rows: &AttentionRows<'_>,
+        heads: QueryHeads,
+        qkv: &[f32],
+        scale: f32,
+        out: &mut [f32],
+    ) {
+        let (layout, dim) = (layer.layout, layer.layout.head_dim);
+        assert!(dim <= MAX_HEAD_DIM, "heads are at most {MAX_HEAD_DIM} wide");
+        assert!(heads.kv_head(heads.count - 1) < layout.heads_local, "every query has its keys");
+        let width = heads.count * dim + 2 * layout.width();
+        let has_size = qkv.len() == rows.len() * width && out.len() == rows.len() * heads.count * dim;
+        assert!(has_size, "qkv and out have T rows");
+        let all = Queries { rows: &[], heads: 0..heads.count, qkv, width, scale };
         match &layer.cells {
-            Cells::F32(cells) => self.attend(layer, cells.as_slice(), rows, qkv, scale, out),
-            Cells::Bf16(cells) => self.attend(layer, cells.as_slice(), rows, qkv, scale, out),
-            Cells::Int8(cells) => self.attend(layer, cells.as_slice(), rows, qkv, scale, out),
+            Cells::F32(cells) => self.attend(layer, cells.as_slice(), rows, heads, all, out),
+            Cells::Bf16(cells) => self.attend(layer, cells.as_slice(), rows, heads, all, out),
+            Cells::Int8(cells) => self.attend(layer, cells.as_slice(), rows, heads, all, out),
         }
     }
 
@@ -41,61 +54,82 @@ impl Kernels {
         layer: &KvLayer,
         cells: &[T],
         rows: &AttentionRows<'_>,
-        qkv: &[f32],
-        scale: f32,
+        heads: QueryHeads,
+        all: Queries<'_>,
         out: &mut [f32],
     ) {
-        let (isa, layout, scales, groups) = (self.isa, layer.layout, layer.scales.as_slice(), rows.together());
-        let (heads, dim, width) = (layout.heads_local, layout.head_dim, layout.width());
+        let (isa, layout, scales, dim) = (self.isa, layer.layout, layer.scales.as_slice(), layer.layout.head_dim);
+        // Heads of a row that is alone; rows together are of one head.
+        let (together, each) = (heads.together(MOST_TOGETHER), heads.together(1));
+        let heads_of = |group: &Range<usize>| if group.len() == 1 { &together } else { &each };
+        let tasks: Vec<_> =
+            rows.together().iter().flat_map(|g| heads_of(g).iter().map(move |heads| (g, heads))).collect();
         let out = Shards::new(out);
-        self.pool.run(groups.len() * heads, &|task| {
-            let (group, head) = (&groups[task / heads], task % heads);
-            let queries = Queries { rows: rows.part(group), qkv: &qkv[group.start * 3 * width..], scale };
-            let out = |row: usize| {
+        self.pool.run(tasks.len(), &|task| {
+            let (group, task_heads) = tasks[task];
+            let (rows, qkv) = (rows.part(group), &all.qkv[group.start * all.width..]);
+            let queries = Queries { rows, heads: task_heads.clone(), qkv, ..all };
+            let head = heads.kv_head(task_heads.start);
+            let out = |query: usize| {
+                let (row, head) = queries.place(query);
                 // SAFETY: each row and head is written by one task.
-                unsafe { out.slice(((group.start + row) * heads + head) * dim, dim) }
+                unsafe { out.slice(((group.start + row) * heads.count + head) * dim, dim) }
             };
             // SAFETY: `isa` was detected or listed as available.
             unsafe {
-                match group.len() {
-                    1 => attend_rows::<T, 1>(isa, layout, cells, scales, head, queries, &out),
-                    2 => attend_rows::<T, 2>(isa, layout, cells, scales, head, queries, &out),
-                    _ => attend_rows::<T, 4>(isa, layout, cells, scales, head, queries, &out),
+                match group.len() * task_heads.len() {
+                    1 => attend_rows::<T, 1>(isa, layout, cells, scales, head, &queries, &out),
+                    2 => attend_rows::<T, 2>(isa, layout, cells, scales, head, &queries, &out),
+                    3 => attend_rows::<T, 3>(isa, layout, cells, scales, head, &queries, &out),
+                    _ => attend_rows::<T, 4>(isa, layout, cells, scales, head, &queries, &out),
                 }
             };
         });
     }
 }
 
-/// Rows that attend together: `qkv` begins with that of the first.
-#[derive(Clone, Copy)]
+/// Queries of one head of keys that attend together: one head of some rows, or some heads of one row. `qkv` begins with that of the
+/// first row.
+#[derive(Clone)]
 pub(crate) struct Queries<'a> {
     rows: &'a [AttentionRow<'a>],
+    heads: Range<usize>,
     qkv: &'a [f32],
+    /// Of a row of `qkv`.
+    width: usize,
     scale: f32,
+}
+
+impl Queries<'_> {
+    /// Row and head of a query.
+    fn place(&self, query: usize) -> (usize, usize) {
+        if self.rows.len() > 1 { (query, self.heads.start) } else { (0, self.heads.start + query) }
+    }
 }
 
 type Out<'a> = &'a dyn Fn(usize) -> &'a mut [f32];
 
 versions! {
     unsafe fn attend_rows<type T: Cell, const R: usize>(
-        layout: KvLayout, pool: &[T], scales: &[f32], head: usize, queries: Queries<'_>, out: Out<'_>,
+        layout: KvLayout, pool: &[T], scales: &[f32], head: usize, queries: &Queries<'_>, out: Out<'_>,
     ) = attend_body
 }
 
-/// What a row does is the same, in the same order, whether or not others are with it.
+/// What a query does is the same, in the same order, whether or not others are with it.
 #[inline(always)]
 unsafe fn attend_body<V: Lanes, T: Cell, const R: usize>(
     layout: KvLayout,
     pool: &[T],
     scales: &[f32],
     head: usize,
-    queries: Queries<'_>,
+    queries: &Queries<'_>,
     out: Out<'_>,
 ) {
-    let (dim, width, stride) = (layout.head_dim, layout.width(), layout.value_stride());
-    let (first, last) = (queries.rows[0].positions, queries.rows[R - 1].positions);
-    let q: [&[f32]; R] = std::array::from_fn(|r| &queries.qkv[r * 3 * width + head * dim..][..dim]);
+    let (dim, stride) = (layout.head_dim, layout.value_stride());
+    let places: [_; R] = std::array::from_fn(|r| queries.place(r));
+    let positions = places.map(|(row, _)| queries.rows[row].positions);
+    let q = places.map(|(row, head)| &queries.qkv[row * queries.width + head * dim..][..dim]);
+    let last = positions[R - 1];
     let blocks = &queries.rows[0].blocks[..last.div_ceil(LANES)];
     let tile_of = |block: u32, head: usize| {
         &pool[block as usize * layout.block_elements() + head * layout.head_elements()..][..layout.head_elements()]
@@ -122,7 +156,7 @@ unsafe fn attend_body<V: Lanes, T: Cell, const R: usize>(
             let (keys, values) = (tile.as_ptr(), tile.as_ptr().add(LANES * dim));
             // Slots past a row's own hold what an earlier owner left, or later rows: never touched, so that not even a NaN
             // could leak.
-            let valid: [usize; R] = std::array::from_fn(|r| (first + r).saturating_sub(index * LANES).min(LANES));
+            let valid: [usize; R] = positions.map(|positions| positions.saturating_sub(index * LANES).min(LANES));
             let mut scores = scores::<V, R, T>(q, keys, ahead);
             let mut weights = [[0.0; LANES]; R];
             let scales = scales_of(block);
@@ -154,7 +188,7 @@ unsafe fn attend_body<V: Lanes, T: Cell, const R: usize>(
                 }
                 weights[r] = exponentials.to_array();
             }
-            // What all rows see, four vectors at a time; then what later rows see besides.
+            // What all see, four vectors at a time; then what later rows see besides.
             let whole = stride / (4 * LANES) * 4 * LANES;
             for j in (0..whole).step_by(4 * LANES) {
                 add_values::<V, R, 4, T>(sums.map(|sums| sums.add(j)), &weights, values.add(j), stride, 0..valid[0]);
@@ -162,7 +196,7 @@ unsafe fn attend_body<V: Lanes, T: Cell, const R: usize>(
             for j in (whole..stride).step_by(LANES) {
                 add_values::<V, R, 1, T>(sums.map(|sums| sums.add(j)), &weights, values.add(j), stride, 0..valid[0]);
             }
-            for r in 1..R {
+            for r in (1..R).filter(|&r| valid[r] > valid[0]) {
                 for j in (0..stride).step_by(LANES) {
                     let (sums, weights) = ([sums[r].add(j)], std::array::from_ref(&weights[r]));
                     add_values::<V, 1, 1, T>(sums, weights, values.add(j), stride, valid[0]..valid[r]);
@@ -299,11 +333,11 @@ mod tests {
                 let mut kernels = Kernels::new(isa, 2, false).unwrap();
                 let rows = AttentionRows::new((0..37).map(row).collect());
                 kernels.write_kv(&mut layer, &rows, &qkv);
-                kernels.attention(&layer, &rows, &qkv, 0.7, &mut out);
+                kernels.attention(&layer, &rows, QueryHeads::ungrouped(heads), &qkv, 0.7, &mut out);
                 for t in 0..37 {
                     let mut alone = vec![0.0; width];
                     let (row, qkv) = (AttentionRows::new(vec![row(t)]), &qkv[t * 3 * width..][..3 * width]);
-                    kernels.attention(&layer, &row, qkv, 0.7, &mut alone);
+                    kernels.attention(&layer, &row, QueryHeads::ungrouped(heads), qkv, 0.7, &mut alone);
                     assert_eq!(alone, out[t * width..][..width], "{isa:?} {kind:?} row {t} alone");
                 }
                 for t in 0..37 {

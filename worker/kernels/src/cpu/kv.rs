@@ -1,5 +1,7 @@
 //! Keys and values of one layer, and how they get into its pool; where they lie says [`KvLayout`].
 
+use std::ops::Range;
+
 use crate::{
     Element,
     cpu::{
@@ -108,12 +110,17 @@ impl Cell for i8 {
 }
 
 impl Kernels {
-    /// Stores the keys and values of `rows`, each at its own position: `qkv` is `[T, 3 · H_local · D]`.
+    /// Stores the keys and values of `rows`, each at its own position: `qkv` is `[T, (H_local + 2 · KV_local) · D]`.
     ///
     /// # Panics
     /// When sizes do not agree, or a block lies outside the pool.
     pub fn write_kv(&mut self, layer: &mut KvLayer, rows: &AttentionRows<'_>, qkv: &[f32]) {
-        assert_eq!(qkv.len(), rows.len() * 3 * layer.layout.width(), "qkv is [T, 3 · H_local · D]");
+        if rows.is_empty() {
+            return;
+        }
+        let width = qkv.len() / rows.len();
+        let has_size = qkv.len() == rows.len() * width && width >= 2 * layer.layout.width();
+        assert!(has_size, "qkv is [T, (H_local + 2 · KV_local) · D]");
         let KvLayer { layout, cells, scales } = layer;
         match cells {
             Cells::F32(cells) => self.write_cells(*layout, cells.as_mut_slice(), scales.as_mut_slice(), rows, qkv),
@@ -130,10 +137,11 @@ impl Kernels {
         rows: &AttentionRows<'_>,
         qkv: &[f32],
     ) {
-        let (isa, parts) = (self.isa, rows.by_block());
+        let (isa, parts, width) = (self.isa, rows.by_block(), qkv.len() / rows.len());
         let (cells, scales) = (Shards::new(cells), Shards::new(scales));
         self.pool.run(parts.len(), &|task| {
-            let part = (rows.part(&parts[task]), &qkv[parts[task].start * 3 * layout.width()..]);
+            let Range { start, end } = parts[task];
+            let part = (rows.part(&parts[task]), &qkv[start * width..end * width]);
             // SAFETY: `isa` was detected or listed as available; each block is written by one task.
             unsafe { write_rows::<T>(isa, layout, &cells, &scales, part) };
         });
@@ -156,14 +164,16 @@ unsafe fn write_body<V: Lanes, T: Cell>(
     (rows, qkv): Part<'_>,
 ) {
     let (dim, width, heads) = (layout.head_dim, layout.width(), layout.heads_local);
-    for (row, qkv) in rows.iter().zip(qkv.chunks_exact(3 * width)) {
+    for (row, qkv) in rows.iter().zip(qkv.chunks_exact(qkv.len() / rows.len())) {
+        let (keys_and_queries, row_values) = qkv.split_at(qkv.len() - width);
+        let row_keys = &keys_and_queries[keys_and_queries.len() - width..];
         let (slot, own) = (row.slot(), row.own_block() as usize);
         // SAFETY: the caller's promise.
         let block = unsafe { pool.slice(own * layout.block_elements(), layout.block_elements()) };
         for (head, tile) in block.chunks_exact_mut(layout.head_elements()).enumerate() {
             let (keys, values) = tile.split_at_mut(LANES * dim);
             let values = &mut values[slot * layout.value_stride()..][..layout.value_stride()];
-            let (k, v) = (&qkv[width + head * dim..][..dim], &qkv[2 * width + head * dim..][..dim]);
+            let (k, v) = (&row_keys[head * dim..][..dim], &row_values[head * dim..][..dim]);
             let mut inverses = [1.0; 2];
             if T::SCALED {
                 // SAFETY: the caller's promise.

@@ -1,4 +1,4 @@
-//! LayerNorm over rows of the residual stream.
+//! Norms over rows of the residual stream.
 
 use crate::cpu::{
     kernels::Kernels,
@@ -25,6 +25,20 @@ impl Kernels {
         });
     }
 
+    /// `out[t] = x[t] / sqrt(mean(x[t]²) + epsilon) · gain` for each row of `x`, `[T, C]`; f32.
+    ///
+    /// # Panics
+    /// When the sizes do not agree.
+    pub fn rms_norm(&mut self, x: &[f32], gain: &[f32], epsilon: f32, out: &mut [f32]) {
+        let width = gain.len();
+        assert!(x.len() == out.len() && x.len().is_multiple_of(width), "x and out are [T, C]");
+        let isa = self.isa;
+        self.rows(out, width, |row, out| {
+            // SAFETY: `isa` was detected or listed as available.
+            unsafe { scale_to_one(isa, &x[row * width..][..width], gain, epsilon, out) };
+        });
+    }
+
     /// `x[t] += delta[t] + bias` for each row, `[T, C]`: the residual connection behind a row-parallel layer, whose bias is
     /// added here once, after the reduction.
     ///
@@ -39,7 +53,7 @@ impl Kernels {
     }
 
     /// Gives each row of `all`, `[T, width]`, to `body`, on all threads.
-    fn rows(&mut self, all: &mut [f32], width: usize, body: impl Fn(usize, &mut [f32]) + Sync) {
+    pub(crate) fn rows(&mut self, all: &mut [f32], width: usize, body: impl Fn(usize, &mut [f32]) + Sync) {
         let rows = all.len() / width;
         let all = Shards::new(all);
         self.pool.run(rows.div_ceil(ROWS_PER_TASK), &|task| {
@@ -84,6 +98,35 @@ unsafe fn normalise_body<V: Lanes>(x: &[f32], gain: &[f32], bias: &[f32], epsilo
     }
 }
 
+versions! { unsafe fn scale_to_one(x: &[f32], gain: &[f32], epsilon: f32, out: &mut [f32]) = scale_to_one_body }
+
+#[inline(always)]
+unsafe fn scale_to_one_body<V: Lanes>(x: &[f32], gain: &[f32], epsilon: f32, out: &mut [f32]) {
+    // SAFETY: the instruction set is the caller's promise.
+    let scale = unsafe { inverse_rms::<V>(x, epsilon) };
+    out.iter_mut().zip(x).zip(gain).for_each(|((out, x), gain)| *out = x * scale * gain);
+}
+
+/// `1 / sqrt(mean(x²) + epsilon)`.
+///
+/// # Safety
+/// The instruction set of `V` is available.
+#[inline(always)]
+pub(crate) unsafe fn inverse_rms<V: Lanes>(x: &[f32], epsilon: f32) -> f32 {
+    let (whole, tail) = x.as_chunks::<LANES>();
+    // SAFETY: arrays of 16; the instruction set is the caller's promise.
+    let squares = unsafe {
+        let mut squares = V::splat(0.0);
+        for lanes in whole {
+            let lanes = V::load(lanes.as_ptr());
+            squares = lanes.mul_add(lanes, squares);
+        }
+        squares.sum()
+    };
+    let tail: f32 = tail.iter().map(|x| x * x).sum();
+    ((squares + tail) / x.len() as f32 + epsilon).sqrt().recip()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -98,15 +141,22 @@ mod tests {
                 let gain: Vec<f32> = (0..width).map(|i| 1.0 + i as f32 / 50.0).collect();
                 let bias: Vec<f32> = (0..width).map(|i| i as f32 / 9.0 - 1.0).collect();
                 let mut out = vec![0.0; x.len()];
-                Kernels::new(isa, 2, false).unwrap().layer_norm(&x, &gain, &bias, 1e-5, &mut out);
+                let mut kernels = Kernels::new(isa, 2, false).unwrap();
+                kernels.layer_norm(&x, &gain, &bias, 1e-5, &mut out);
+                let mut rms = vec![0.0; x.len()];
+                kernels.rms_norm(&x, &gain, 1e-5, &mut rms);
                 for row in 0..rows {
                     let x: Vec<f64> = x[row * width..][..width].iter().map(|&x| f64::from(x)).collect();
                     let mean = x.iter().sum::<f64>() / width as f64;
+                    let square = x.iter().map(|x| x * x).sum::<f64>() / width as f64;
                     let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / width as f64;
                     for i in 0..width {
                         let exact = (x[i] - mean) / (variance + 1e-5).sqrt() * f64::from(gain[i]) + f64::from(bias[i]);
                         let got = f64::from(out[row * width + i]);
                         assert!((got - exact).abs() < 1e-5, "{isa:?} width {width}: {got} {exact}");
+                        let exact = x[i] / (square + 1e-5).sqrt() * f64::from(gain[i]);
+                        let got = f64::from(rms[row * width + i]);
+                        assert!((got - exact).abs() < 1e-5, "{isa:?} width {width}, RMS: {got} {exact}");
                     }
                 }
             }

@@ -32,8 +32,8 @@ impl AttentionRow<'_> {
     }
 }
 
-/// Most rows of one sequence that read keys and values together.
-const MOST_TOGETHER: usize = 4;
+/// Most queries that read keys and values together.
+pub(crate) const MOST_TOGETHER: usize = 4;
 
 /// All rows of a step.
 #[derive(Debug)]
@@ -67,12 +67,7 @@ impl<'a> AttentionRows<'a> {
         let mut written: Vec<_> = by_block.iter().map(|part| rows[part.start].own_block()).collect();
         written.sort_unstable();
         assert!(written.is_sorted_by(|a, b| a < b), "a block is written by one sequence");
-        // Three rows together would be a version of the kernel of its own, for the ends of few prompts.
-        let halves = |group: Range<usize>| match group.len() {
-            3 => vec![group.start..group.start + 2, group.start + 2..group.end],
-            _ => vec![group],
-        };
-        Self { together: together.into_iter().flat_map(halves).collect(), rows, by_block }
+        Self { together, rows, by_block }
     }
 
     /// Their number T.
