@@ -1,5 +1,7 @@
 //! The kernels in the shapes of GPT-2 124M, for the benchmarks and for counting instructions.
 
+use std::iter::repeat_n;
+
 use nanoinfer_kernels::{
     Activation, Arena, AttentionRow, AttentionRows, Element, Epilogue, Isa, Kernels, KvLayer, KvLayout, PackedMatrix,
     QueryHeads, arg_top_k, log_sum_exp,
@@ -17,8 +19,10 @@ pub const UNIT: usize = 64;
 /// A weight matrix `[k, n]` of no particular values.
 pub fn weights(kind: Element, k: usize, n: usize) -> PackedMatrix {
     let mut matrix = PackedMatrix::zeros(&Arena::default(), kind, UNIT, k, n);
-    let column = activations(k);
-    (0..n).for_each(|i| matrix.set_column(i, &column));
+    for unit in 0..matrix.units() {
+        let values: Vec<_> = activations(UNIT.min(k - unit * UNIT)).into_iter().flat_map(|x| repeat_n(x, n)).collect();
+        matrix.set_tile(unit, 0..n, &values);
+    }
     matrix
 }
 

@@ -45,6 +45,8 @@ pub struct TensorSlice<'a> {
     pub(super) columns: usize,
     pub(super) row_stride: usize,
     pub(super) column_stride: usize,
+    /// Rows are the file's columns; for messages.
+    is_turned: bool,
 }
 
 impl Stored {
@@ -93,7 +95,19 @@ impl Stored {
             _ => return None,
         };
         let (dtype, target) = (self.dtype, Dtype::F32);
-        Some(TensorSlice { name, target, first_column: 0, bytes, dtype, rows, columns, row_stride, column_stride })
+        let is_turned = false;
+        Some(TensorSlice {
+            name,
+            target,
+            first_column: 0,
+            bytes,
+            dtype,
+            rows,
+            columns,
+            row_stride,
+            column_stride,
+            is_turned,
+        })
     }
 }
 
@@ -102,7 +116,8 @@ impl<'a> TensorSlice<'a> {
     pub(super) fn zeros(len: usize) -> Self {
         let (name, bytes, dtype) = ("a bias that is left out", &[0; 4], Dtype::F32);
         let (rows, columns, row_stride, column_stride) = (1, len, 0, 0);
-        Self { name, target: dtype, first_column: 0, bytes, dtype, rows, columns, row_stride, column_stride }
+        let is_turned = false;
+        Self { name, target: dtype, first_column: 0, bytes, dtype, rows, columns, row_stride, column_stride, is_turned }
     }
 
     /// The same for elements that will be rounded to `target`: f32, f16 or bf16.
@@ -123,7 +138,7 @@ impl<'a> TensorSlice<'a> {
     pub fn transposed(self) -> Self {
         assert!(self.first_column == 0, "what is turned is whole");
         let Self { rows: columns, columns: rows, row_stride: column_stride, column_stride: row_stride, .. } = self;
-        Self { rows, columns, row_stride, column_stride, ..self }
+        Self { rows, columns, row_stride, column_stride, is_turned: !self.is_turned, ..self }
     }
 
     /// Rows of the matrix; 1 of a vector.
@@ -211,7 +226,11 @@ impl<'a> TensorSlice<'a> {
 
     fn element(&self, row: usize, column: usize) -> String {
         let column = self.first_column + column;
-        if self.rows == 1 { format!("{column}") } else { format!("[{row}, {column}]") }
+        match (self.rows, self.is_turned) {
+            (1, _) => format!("{column}"),
+            (_, false) => format!("[{row}, {column}]"),
+            (_, true) => format!("[{column}, {row}]"),
+        }
     }
 
     /// The bytes of one row as the file would hold them if rows were contiguous, appended to `out`.

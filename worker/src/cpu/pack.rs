@@ -68,28 +68,21 @@ impl Packer {
         // Where there are none.
         bias.resize(outputs, 0.0);
         let absorbed = norm.filter(|_| self.element == Element::Int8);
-        let (mut values, mut row) = (Vec::new(), Vec::new());
-        for index in 0..matrix.units() {
-            values.clear();
-            for k in inputs.clone().skip(index * unit).take(unit) {
-                let start = values.len();
-                for (tensor, outputs) in weights {
-                    self.narrowed(*tensor).read_row(k, outputs.clone(), &mut row)?;
-                    values.extend_from_slice(&row);
-                }
+        let weights: Vec<Piece<'_>> =
+            weights.iter().map(|(tensor, outputs)| (self.narrowed(*tensor), outputs.clone())).collect();
+        let mut tile = Tile::default();
+        for columns in (0..outputs).step_by(STRIP).map(|first| first..outputs.min(first + STRIP)) {
+            for index in 0..matrix.units() {
+                let rows = inputs.start + index * unit..inputs.end.min(inputs.start + (index + 1) * unit);
+                tile.read(&weights, rows.clone(), columns.clone())?;
                 if let Some(norm) = &absorbed {
-                    let made = &mut values[start..];
-                    if let Some(norm_bias) = norm.bias.get(k) {
-                        bias.iter_mut().zip(&*made).for_each(|(bias, weight)| *bias += norm_bias * weight);
-                    }
-                    made.iter_mut().for_each(|weight| *weight *= norm.gain[k]);
-                    check_made("f32, with the gain of its norm", weights, made, k)?;
+                    tile.absorb(norm, &mut bias[columns.clone()], &weights)?;
                 }
+                matrix.set_tile(index, columns.clone(), &tile.values);
             }
-            matrix.set_unit(index, &values);
         }
         if let Some(norm) = absorbed {
-            check_made("f32, with the bias of its norm", biases, &bias, 0)?;
+            check_made("f32, with the bias of its norm", biases, 0..bias.len(), &bias, 0)?;
             norm.gain.fill(1.0);
             norm.bias.fill(0.0);
         }
@@ -103,14 +96,7 @@ impl Packer {
         range: Range<usize>,
         width: usize,
     ) -> Result<PackedMatrix, CheckpointError> {
-        let tensor = self.narrowed(tensor);
-        let mut matrix = PackedMatrix::zeros(&self.arena, self.element, WIDTH_BLOCK, width, range.len());
-        let mut values = Vec::new();
-        for (column, row) in range.enumerate() {
-            tensor.read_row(row, 0..width, &mut values)?;
-            matrix.set_column(column, &values);
-        }
-        Ok(matrix)
+        Ok(self.linear(&[(tensor.transposed(), range)], &[], 0..width, WIDTH_BLOCK, None)?.weights)
     }
 
     /// `tensor`, whose elements must fit the type of the matrices.
@@ -119,13 +105,78 @@ impl Packer {
     }
 }
 
-/// That numbers made of those of a row of some tensors, side by side, are finite.
-fn check_made(what: &'static str, pieces: &[Piece<'_>], made: &[f32], row: usize) -> Result<(), CheckpointError> {
-    let mut made = made;
-    for (tensor, columns) in pieces {
-        let (of_piece, rest) = made.split_at(columns.len());
-        tensor.check_made(what, of_piece, row, columns.start)?;
-        made = rest;
+/// Outputs that are packed at once: a unit of theirs stays in the cache.
+const STRIP: usize = 512;
+
+/// Some columns of a unit of some tensors side by side.
+#[derive(Default)]
+struct Tile {
+    rows: Range<usize>,
+    columns: Range<usize>,
+    /// `[rows, columns]`.
+    values: Vec<f32>,
+    /// Of one tensor.
+    piece: Vec<f32>,
+}
+
+impl Tile {
+    fn read(
+        &mut self,
+        weights: &[Piece<'_>],
+        rows: Range<usize>,
+        columns: Range<usize>,
+    ) -> Result<(), CheckpointError> {
+        let width = columns.len();
+        self.values.resize(rows.len() * width, 0.0);
+        let mut end = 0;
+        for (tensor, outputs) in weights {
+            let start = end;
+            end += outputs.len();
+            let there = columns.start.max(start)..columns.end.min(end);
+            if there.is_empty() {
+                continue;
+            }
+            let of_tensor = outputs.start + there.start - start..outputs.start + there.end - start;
+            tensor.read_tile(rows.clone(), of_tensor, &mut self.piece)?;
+            let left = there.start - columns.start;
+            for (to, from) in self.values.chunks_exact_mut(width).zip(self.piece.chunks_exact(there.len())) {
+                to[left..left + there.len()].copy_from_slice(from);
+            }
+        }
+        (self.rows, self.columns) = (rows, columns);
+        Ok(())
+    }
+
+    /// Takes over what `norm`, which computes the inputs, multiplies with, and into `bias` what it adds.
+    fn absorb(&mut self, norm: &Norm, bias: &mut [f32], weights: &[Piece<'_>]) -> Result<(), CheckpointError> {
+        for (k, made) in self.rows.clone().zip(self.values.chunks_exact_mut(self.columns.len())) {
+            if let Some(norm_bias) = norm.bias.get(k) {
+                bias.iter_mut().zip(&*made).for_each(|(bias, weight)| *bias += norm_bias * weight);
+            }
+            made.iter_mut().for_each(|weight| *weight *= norm.gain[k]);
+            check_made("f32, with the gain of its norm", weights, self.columns.clone(), made, k)?;
+        }
+        Ok(())
+    }
+}
+
+/// That numbers made of those of a row of some tensors, side by side, in some columns, are finite.
+fn check_made(
+    what: &'static str,
+    pieces: &[Piece<'_>],
+    columns: Range<usize>,
+    made: &[f32],
+    row: usize,
+) -> Result<(), CheckpointError> {
+    let mut end = 0;
+    for (tensor, outputs) in pieces {
+        let start = end;
+        end += outputs.len();
+        let there = columns.start.max(start)..columns.end.min(end);
+        if !there.is_empty() {
+            let of_piece = &made[there.start - columns.start..there.end - columns.start];
+            tensor.check_made(what, of_piece, row, outputs.start + there.start - start)?;
+        }
     }
     Ok(())
 }

@@ -121,7 +121,7 @@ fn activate(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
     // On the CPU an activation is the end of a product; here of one with the unit matrix.
     let mut unit = PackedMatrix::zeros(&Arena::default(), Element::F32, width, width, width);
     let diagonal = (0..width * width).map(|i| if i % (width + 1) == 0 { 1.0 } else { 0.0 });
-    unit.set_unit(0, &diagonal.collect::<Vec<_>>());
+    unit.set_tile(0, 0..width, &diagonal.collect::<Vec<_>>());
     let mut cpu = Kernels::new(Isa::detect(), 1, false).expect("the caller is the only thread");
     for kind in [GeluTanh, GeluErf, QuickGelu, Relu, Relu2, Silu, Tanh] {
         let out = lab.empty_elements(rows * row_stride(width))?;

@@ -200,7 +200,7 @@ mod tests {
         let dense = noise(k * n, 3);
         let mut matrix = PackedMatrix::zeros(&Arena::default(), kind, unit_len, k, n);
         for (unit, values) in dense.chunks(unit_len * n).enumerate() {
-            matrix.set_unit(unit, values);
+            matrix.set_tile(unit, 0..n, values);
         }
         matrix
     }

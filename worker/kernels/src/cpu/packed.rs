@@ -18,10 +18,12 @@ use crate::{
     Element,
     cpu::{
         buffer::{Arena, Buffer},
+        isa::Isa,
         kernels::Kernels,
-        lanes::LANES,
+        lanes::{LANES, Lanes},
         pool::Shards,
-        rounding::{from_bf16, to_bf16, to_int8},
+        rounding::{from_bf16, to_bf16},
+        versions::versions,
     },
 };
 
@@ -177,61 +179,40 @@ impl PackedMatrix {
         &self.panels
     }
 
-    /// Sets the rows of one unit, `[unit, N]`, rounded to the element type.
+    /// Sets the rows of one unit in some columns, `[unit, N']`, rounded to the element type. No value is NaN.
     ///
     /// # Panics
-    /// When the matrix has no such unit, or of another size.
-    pub fn set_unit(&mut self, unit: usize, values: &[f32]) {
-        let (shape, n) = (self.shape, self.shape.columns);
+    /// When the matrix has no such unit or columns, the first is no panel's first, or the values are of another size.
+    pub fn set_tile(&mut self, unit: usize, columns: Range<usize>, values: &[f32]) {
+        let (shape, width) = (self.shape, columns.len());
         let rows = shape.rows_of(unit);
-        assert!(unit < shape.units() && values.len() == rows.len() * n, "a unit is [unit, N]");
-        if n == 0 {
-            return;
-        }
-        let mut inverses = vec![1.0; n];
-        if shape.scaled() {
-            let mut largest = vec![0.0f32; n];
-            for row in values.chunks_exact(n) {
-                largest.iter_mut().zip(row).for_each(|(largest, x)| *largest = largest.max(x.abs()));
+        assert!(unit < shape.units() && values.len() == rows.len() * width, "a tile is [unit, N']");
+        assert!(columns.end <= shape.columns && columns.start.is_multiple_of(LANES), "a tile begins with a panel");
+        let isa = Isa::detect();
+        let mut lanes = vec![[0.0; LANES]; rows.len()];
+        for column in columns.clone().step_by(LANES) {
+            let (left, there) = (column - columns.start, LANES.min(columns.end - column));
+            for (lanes, row) in lanes.iter_mut().zip(values.chunks_exact(width)) {
+                lanes[..there].copy_from_slice(&row[left..left + there]);
             }
-            inverses = largest.iter().enumerate().map(|(column, &x)| self.set_scale(unit, column, x)).collect();
-        }
-        for (row, values) in rows.zip(values.chunks_exact(n)) {
-            let lanes = values.chunks(LANES).zip(inverses.chunks(LANES));
-            lanes.enumerate().for_each(|(panel, lanes)| self.set(row, panel * LANES, lanes));
-        }
-    }
-
-    /// Sets one column, `[K]`, rounded to the element type.
-    ///
-    /// # Panics
-    /// When the matrix has no such column, or of another length.
-    pub fn set_column(&mut self, column: usize, values: &[f32]) {
-        let shape = self.shape;
-        assert!(column < shape.columns && values.len() == shape.rows, "one column has K elements");
-        for unit in 0..shape.units() {
-            let rows = shape.rows_of(unit);
-            let mut inverse = 1.0;
-            if shape.scaled() {
-                let largest = values[rows.clone()].iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
-                inverse = self.set_scale(unit, column, largest);
-            }
-            rows.for_each(|row| self.set(row, column, (&values[row..=row], &[inverse])));
-        }
-    }
-
-    /// Sets elements of a row from `column` on that lie in one panel, given their scales' inverses.
-    fn set(&mut self, row: usize, column: usize, (values, inverses): (&[f32], &[f32])) {
-        let at = self.shape.at(row, column);
-        match &mut self.panels {
-            Panels::F32(panels) => panels.as_mut_slice()[at..at + values.len()].copy_from_slice(values),
-            Panels::Bf16(panels) => {
-                let lanes = panels.as_mut_slice()[at..].iter_mut().step_by(2);
-                lanes.zip(values).for_each(|(to, &value)| *to = to_bf16(value));
-            }
-            Panels::Int8(panels) => {
-                let lanes = panels.as_mut_slice()[at..].iter_mut().step_by(4);
-                lanes.zip(values).zip(inverses).for_each(|((to, value), inverse)| *to = to_int8(value * inverse));
+            let panel = column / LANES * shape.panel_len();
+            let at = shape.at(rows.start, column);
+            // SAFETY: `isa` was detected.
+            unsafe {
+                match &mut self.panels {
+                    Panels::F32(panels) => {
+                        panels.as_mut_slice()[at..].as_chunks_mut().0[..lanes.len()].copy_from_slice(&lanes)
+                    }
+                    Panels::Bf16(panels) => {
+                        let first = rows.start % 2;
+                        set_pairs(isa, &lanes, first, &mut panels.as_mut_slice()[at - first..]);
+                    }
+                    Panels::Int8(panels) => {
+                        let (scales, bytes) = panels.as_mut_slice()[panel..].split_at_mut(at - panel);
+                        let scales = &mut scales[unit * LANES * 2..][..LANES * 2];
+                        set_fours(isa, &lanes, scales, bytes);
+                    }
+                }
             }
         }
     }
@@ -257,18 +238,56 @@ impl PackedMatrix {
             };
         }
     }
+}
 
-    /// Stores the scale of a unit's column whose largest magnitude is `largest`; returns its inverse.
-    fn set_scale(&mut self, unit: usize, column: usize, largest: f32) -> f32 {
-        let Panels::Int8(panels) = &mut self.panels else { return 1.0 };
-        // Rounded before anything is divided by it, so that the rounding costs no accuracy.
-        let scale = to_bf16(largest / 127.0);
-        let at = self.shape.scale_at(unit, column);
-        for (to, byte) in panels.as_mut_slice()[at..].iter_mut().zip(scale.to_le_bytes()) {
-            *to = byte.cast_signed();
+versions! { unsafe fn set_pairs(rows: &[[f32; LANES]], first: usize, to: &mut [u16]) = set_pairs_body }
+versions! { unsafe fn set_fours(rows: &[[f32; LANES]], scales: &mut [i8], to: &mut [i8]) = set_fours_body }
+
+/// Rows of a panel of bf16, the first of which is of a pair the one or the other; `to` begins with that pair.
+///
+/// # Safety
+/// The instruction set of `V` is available.
+#[inline(always)]
+unsafe fn set_pairs_body<V: Lanes>(rows: &[[f32; LANES]], first: usize, to: &mut [u16]) {
+    for (row, lanes) in (first..).zip(rows) {
+        let mut halves = [0; LANES];
+        // SAFETY: arrays of 16; the instruction set is the caller's promise.
+        unsafe { V::load(lanes.as_ptr()).round_to_bf16().store_upper_halves(halves.as_mut_ptr()) };
+        let pairs = to[row / 2 * 2 * LANES..][..2 * LANES].iter_mut();
+        pairs.skip(row % 2).step_by(2).zip(halves).for_each(|(to, half)| *to = half);
+    }
+}
+
+/// Rows of one unit of a panel of bytes, and their scales.
+///
+/// # Safety
+/// The instruction set of `V` is available.
+#[inline(always)]
+unsafe fn set_fours_body<V: Lanes>(rows: &[[f32; LANES]], scales: &mut [i8], to: &mut [i8]) {
+    // SAFETY: arrays of 16; the instruction set is the caller's promise.
+    unsafe {
+        let mut largest = V::splat(0.0);
+        for lanes in rows {
+            largest = V::load(lanes.as_ptr()).abs().max(largest);
         }
-        let scale = from_bf16(scale);
-        if scale > 0.0 { scale.recip() } else { 0.0 }
+        let mut inverses = [0.0; LANES];
+        for ((inverse, largest), to) in inverses.iter_mut().zip(largest.to_array()).zip(scales.chunks_exact_mut(2)) {
+            // Rounded before anything is divided by it, so that the rounding costs no accuracy.
+            let scale = to_bf16(largest / 127.0);
+            to.copy_from_slice(&scale.to_le_bytes().map(u8::cast_signed));
+            let scale = from_bf16(scale);
+            *inverse = if scale > 0.0 { scale.recip() } else { 0.0 };
+        }
+        let inverses = V::load(inverses.as_ptr());
+        for (fours, to) in rows.chunks(4).zip(to.chunks_exact_mut(4 * LANES)) {
+            let mut bytes = [[0; LANES]; 4];
+            for (lanes, bytes) in fours.iter().zip(&mut bytes) {
+                V::load(lanes.as_ptr()).mul(inverses).round_to_bytes().store_bytes(bytes.as_mut_ptr());
+            }
+            for (lane, to) in to.chunks_exact_mut(4).enumerate() {
+                to.copy_from_slice(&[bytes[0][lane], bytes[1][lane], bytes[2][lane], bytes[3][lane]]);
+            }
+        }
     }
 }
 
@@ -297,29 +316,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn units_and_columns_write_the_same_matrix_and_read_back() {
+    fn tiles_write_the_same_matrix_however_they_are_cut_and_it_reads_back() {
         use Element::{Bf16, F16, F32, Int8};
         for (kind, unit, rows, columns) in [
             (F32, 4, 9, 35),
             (Bf16, 4, 9, 35),
-            (Bf16, 2, 4, 16),
+            (Bf16, 3, 10, 16),
             (Int8, 4, 9, 35),
             (Int8, 5, 23, 16),
             (Int8, 64, 64, 1),
         ] {
             let value = |row: usize, column: usize| (row * columns + column) as f32 / 8.0 - 3.0;
-            let mut by_unit = PackedMatrix::zeros(&Arena::default(), kind, unit, rows, columns);
-            let mut by_column = by_unit.clone();
-            for index in 0..by_unit.units() {
-                let rows = index * unit..rows.min((index + 1) * unit);
-                let values: Vec<_> = rows.flat_map(|row| (0..columns).map(move |column| value(row, column))).collect();
-                by_unit.set_unit(index, &values);
-            }
+            let packed = |width: usize| {
+                let mut matrix = PackedMatrix::zeros(&Arena::default(), kind, unit, rows, columns);
+                for (index, left) in
+                    (0..matrix.units()).flat_map(|index| (0..columns).step_by(width).map(move |l| (index, l)))
+                {
+                    let (rows, tile) = (index * unit..rows.min((index + 1) * unit), left..columns.min(left + width));
+                    let values = rows.flat_map(|row| tile.clone().map(move |column| value(row, column)));
+                    matrix.set_tile(index, tile.clone(), &values.collect::<Vec<_>>());
+                }
+                matrix
+            };
+            let whole = packed(columns.next_multiple_of(LANES));
+            assert_eq!(format!("{whole:?}"), format!("{:?}", packed(LANES)));
             for column in 0..columns {
-                let values: Vec<_> = (0..rows).map(|row| value(row, column)).collect();
-                by_column.set_column(column, &values);
                 let mut read = vec![0.0; rows];
-                by_unit.copy_column(column, &mut read);
+                whole.copy_column(column, &mut read);
+                let values: Vec<_> = (0..rows).map(|row| value(row, column)).collect();
                 for (unit, (read, values)) in read.chunks(unit).zip(values.chunks(unit)).enumerate() {
                     let largest = values.iter().fold(0.0f32, |a, b| a.max(b.abs()));
                     // bf16 has 8 significant bits; int8 half a step of 1/127 of the largest, the scale's rounding included.
@@ -334,7 +358,6 @@ mod tests {
                     );
                 }
             }
-            assert_eq!(format!("{by_unit:?}"), format!("{by_column:?}"));
         }
     }
 }
