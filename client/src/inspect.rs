@@ -59,19 +59,26 @@ fn model_and_files(model: &ResolvedModel, checkpoint: &Checkpoint) -> String {
     let place = if model.name == folder { String::new() } else { format!(" in {folder}") };
     let mut text = format!("{}{place}\n", model.name);
     text += &format!(
-        "geometry: {} layers, width {}, {} heads of {}, MLP of {} with {}, vocabulary of {}, {} positions\n",
+        "geometry: {}, {} layers, width {}, {} heads of {}{}, MLP of {} with {}{}, vocabulary of {}, {} positions\n",
+        shape.model_type(),
         shape.layers,
         shape.width,
         shape.attention.heads,
         shape.attention.head_dim,
+        match shape.attention.kv_heads {
+            all if all == shape.attention.heads => String::new(),
+            some => format!(" on {some} of keys and values"),
+        },
         shape.mlp.inner,
         shape.mlp.activation.name(),
+        if shape.mlp.gated { " as a gate" } else { "" },
         shape.vocab_size,
         shape.context
     );
     if shape.attention.scaled_by_layer {
         text += "attention: scores of layer l are divided by l + 1 as well\n";
     }
+    text += &format!("positions: {}\n", shape.attention.positions);
     let head = if shape.tied_head { "the head is the embedding" } else { "the head is a matrix of its own" };
     let parameters = shape.parameters();
     text += &format!("parameters: {parameters} ({:.1} M), {head}\n", parameters as f64 / 1e6);

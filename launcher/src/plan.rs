@@ -97,7 +97,7 @@ impl Plan {
         model: ResolvedModel,
     ) -> Result<Self, LaunchError> {
         let world = config.nproc;
-        let shape = served(&model, config.max_model_len)?;
+        let mut shape = served(&model, config.max_model_len)?;
         let partition = Partition::new(&model.shape, world)?;
         let (comm, link_note) = data_link::choose(config.comm, world, placement, &chosen.device, cuda::nccl_version)?;
         if config.max_batched_tokens < config.max_seqs {
@@ -115,7 +115,7 @@ impl Plan {
             }
             Placement::Elsewhere => (config.threads, Cores::Shared, None),
         };
-        let notes = [
+        let mut notes = vec![
             Some(chosen.to_string()),
             why_cores,
             link_note.map(|why| format!("partial sums go through the host's memory: {why}")),
@@ -151,6 +151,13 @@ impl Plan {
         }
         let room = |rank| RankRoom { block_bytes: estimate(rank, 1).kv, free_bytes: free_after[rank] };
         let rooms: Vec<RankRoom> = (0..world).map(room).collect();
+        let longest = kv.longest(&rooms);
+        if config.max_model_len.is_none() && (LEAST_CONTEXT..shape.context).contains(&longest) {
+            let whole = std::mem::replace(&mut shape.context, longest);
+            notes.push(Some(format!(
+                "texts of up to {longest} tokens, of the {whole} of the model: what memory allows; --max-model-len and --kv-memory change it"
+            )));
+        }
         let kv_blocks = kv.blocks(&shape, config.max_seqs, &rooms)?;
         Ok(Self {
             memory: (0..world).map(|rank| estimate(rank, kv_blocks)).collect(),
@@ -223,6 +230,9 @@ impl Plan {
     }
 }
 
+/// Where not even so many positions fit, the model does not.
+const LEAST_CONTEXT: usize = 512;
+
 /// The sizes of a model where a sequence may use so many of its positions.
 fn served(model: &ResolvedModel, positions: Option<usize>) -> Result<ModelShape, LaunchError> {
     let most = model.shape.context;
@@ -230,7 +240,7 @@ fn served(model: &ResolvedModel, positions: Option<usize>) -> Result<ModelShape,
     if context > most {
         return Err(LaunchError::usage(
             format!("--max-model-len {context} is more than the {most} positions of {}", model.name),
-            format!("--max-model-len {most} or less; none is learned for what is behind them"),
+            format!("--max-model-len {most} or less; the model was trained for no more"),
         ));
     }
     Ok(ModelShape { context, ..model.shape.clone() })

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! step ─┬─ token embedding, reduction ─┬─ waiting
-//!       ├─ layer 0 ─┬─ LayerNorm ─ QKV ─ KV write ─ attention ─ projection ─ reduction ─ residual
-//!       │           └─ LayerNorm ─ FC ─ MLP projection ─ reduction ─ residual
+//!       ├─ layer 0 ─┬─ norm ─ QKV ─ KV write ─ attention ─ projection ─ reduction ─ residual
+//!       │           └─ norm ─ FC ─ MLP projection ─ reduction ─ residual
 //!       ├─ layer 1 …
 //!       └─ LM head ─ candidates
 //! ```
@@ -257,7 +257,7 @@ mod tests {
     fn off_it_records_nothing() {
         let mut trace = Trace::default();
         let begun = trace.begin();
-        trace.lap(Category::Rows, "LayerNorm");
+        trace.lap(Category::Rows, "norm");
         trace.end("step", begun);
         trace.write(0);
         assert!(begun == 0 && trace.recording.is_none() && trace.times(begun).is_none());

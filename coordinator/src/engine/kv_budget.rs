@@ -44,6 +44,19 @@ pub struct KvTooSmall {
 }
 
 impl KvBudget {
+    /// Positions of the longest sequence for which every rank has room, where a tenth of the memory that is free now may be gone by
+    /// the time it is asked for.
+    pub fn longest(&self, rooms: &[RankRoom]) -> usize {
+        let budget = |room: &RankRoom| self.kv_memory.unwrap_or_else(|| self.part(room) / 10 * 9);
+        let blocks = rooms.iter().map(|room| budget(room) / room.block_bytes.max(1)).min().unwrap_or(0);
+        (blocks as usize).saturating_mul(BLOCK_TOKENS)
+    }
+
+    /// What a rank may take where nothing is said.
+    fn part(&self, room: &RankRoom) -> u64 {
+        room.free_bytes / FREE_SHARE / self.ranks_per_memory.max(1) as u64
+    }
+
     /// Blocks of the pool: what fits the rank with the least room. Where no budget was said, the smaller of what
     /// `max_seqs` full sequences need and this rank's part of a quarter of its host's or GPU's free memory.
     ///
@@ -55,8 +68,7 @@ impl KvBudget {
         for (rank, room) in rooms.iter().enumerate() {
             let block_bytes = room.block_bytes.max(1);
             let enough = block_bytes.saturating_mul(full_length).saturating_mul(max_seqs as u64);
-            let part = room.free_bytes / FREE_SHARE / self.ranks_per_memory.max(1) as u64;
-            let budget = self.kv_memory.unwrap_or(enough.min(part));
+            let budget = self.kv_memory.unwrap_or_else(|| enough.min(self.part(room)));
             if budget / block_bytes < full_length {
                 let needed = full_length * block_bytes;
                 return Err(KvTooSmall { rank, n_positions: shape.context, needed, budget });

@@ -15,7 +15,12 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (name, shape) = (&self.model.name, &self.model.shape);
         let ModelShape { layers, width, vocab_size, .. } = shape;
-        let (heads, parameters) = (shape.attention.heads, shape.parameters() as f64 / 1e6);
+        let (attention, parameters) = (&shape.attention, shape.parameters() as f64 / 1e6);
+        let is_grouped = attention.kv_heads < attention.heads;
+        let heads = match is_grouped {
+            true => format!("{} heads on {} of keys and values", attention.heads, attention.kv_heads),
+            false => format!("{} heads", attention.heads),
+        };
         let positions = match self.shape.context {
             all if all == shape.context => all.to_string(),
             some => format!("{some} of {}", shape.context),
@@ -24,7 +29,7 @@ impl fmt::Display for Plan {
         let world = self.partition.world();
         writeln!(
             f,
-            "{name}: {layers} layers, {heads} heads, width {width}, vocabulary {vocab_size}, {positions} positions, {parameters:.1} M parameters"
+            "{name}: {layers} layers, {heads}, width {width}, vocabulary {vocab_size}, {positions} positions, {parameters:.1} M parameters"
         )?;
         writeln!(
             f,
@@ -51,16 +56,20 @@ impl fmt::Display for Plan {
             )?;
         }
         writeln!(f)?;
-        let header = ["rank", "heads", "ffn", "vocab", "weights", "kv", "activations", "link", "total"];
-        let mut rows = vec![header.map(String::from)];
+        let header = ["rank", "heads", "kv heads", "ffn", "vocab", "weights", "kv", "activations", "link", "total"];
+        let mut rows = vec![header.map(String::from).to_vec()];
         for (rank, (share, memory)) in self.partition.shares().iter().zip(&self.memory).enumerate() {
             let bytes = [memory.weights, memory.kv, memory.activations, memory.link, memory.total()];
             let [weights, kv, activations, link, total] = bytes.map(|bytes| ByteSize(bytes).to_string());
-            let [heads, ffn, vocab] = [&share.heads, &share.ffn, &share.vocab].map(|range| format!("{range:?}"));
-            rows.push([rank.to_string(), heads, ffn, vocab, weights, kv, activations, link, total]);
+            let ranges = [&share.heads, &share.kv_heads, &share.ffn, &share.vocab].map(|range| format!("{range:?}"));
+            rows.push([vec![rank.to_string()], ranges.to_vec(), vec![weights, kv, activations, link, total]].concat());
+        }
+        if !is_grouped {
+            // The same as the heads.
+            rows.iter_mut().for_each(|row| drop(row.remove(2)));
         }
         let widths: Vec<usize> =
-            (0..header.len()).map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0)).collect();
+            (0..rows[0].len()).map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0)).collect();
         for row in &rows {
             let cells: Vec<_> = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:>width$}")).collect();
             writeln!(f, "{}", cells.join("  "))?;

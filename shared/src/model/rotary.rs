@@ -8,7 +8,7 @@
 //! are exact at any position. Does not know heads or devices.
 //! Reference: `transformers/modeling_rope_utils.py`.
 
-use std::f64::consts::PI;
+use std::{f64::consts::PI, fmt};
 
 use serde::{Deserialize, Serialize};
 
@@ -57,6 +57,18 @@ pub enum RotaryScaling {
         /// What sine and cosine are multiplied by.
         attention_factor: f32,
     },
+}
+
+impl fmt::Display for Rotary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "theta {}", self.theta)?;
+        match self.scaling {
+            RotaryScaling::None => Ok(()),
+            RotaryScaling::Linear { factor } => write!(f, ", all slowed {factor} times"),
+            RotaryScaling::Llama3 { factor, .. } => write!(f, ", slow ones slowed {factor} times as in Llama 3.1"),
+            RotaryScaling::Yarn { factor, .. } => write!(f, ", slow ones slowed {factor} times as in YaRN"),
+        }
+    }
 }
 
 impl Rotary {
@@ -111,11 +123,5 @@ impl Rotary {
             RotaryScaling::Yarn { attention_factor, .. } => attention_factor,
             _ => 1.0,
         }
-    }
-
-    /// Cosine and sine of `position` times a frequency, the product rounded to f32.
-    pub fn turn(frequency: f32, position: usize) -> [f32; 2] {
-        let (sin, cos) = libm::sincos(f64::from(frequency * position as f32));
-        [cos as f32, sin as f32]
     }
 }

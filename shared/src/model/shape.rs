@@ -2,6 +2,8 @@
 //!
 //! Does not know names of fields or tensors. All sizes are global, never a rank's share.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use super::rotary::Rotary;
@@ -69,6 +71,15 @@ impl AttentionShape {
         let by_width = if self.scaled_by_width { (self.head_dim as f32).sqrt().recip() } else { 1.0 };
         let by_layer = if self.scaled_by_layer { (layer as f32 + 1.0).recip() } else { 1.0 };
         by_width * by_layer
+    }
+}
+
+impl fmt::Display for Positions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Learned => f.write_str("a table, learned"),
+            Self::Rotary(rotary) => write!(f, "rotations, {rotary}"),
+        }
     }
 }
 
