@@ -249,13 +249,36 @@ versions! { unsafe fn set_fours(rows: &[[f32; LANES]], scales: &mut [i8], to: &m
 /// The instruction set of `V` is available.
 #[inline(always)]
 unsafe fn set_pairs_body<V: Lanes>(rows: &[[f32; LANES]], first: usize, to: &mut [u16]) {
-    for (row, lanes) in (first..).zip(rows) {
-        let mut halves = [0; LANES];
-        // SAFETY: arrays of 16; the instruction set is the caller's promise.
-        unsafe { V::load(lanes.as_ptr()).round_to_bf16().store_upper_halves(halves.as_mut_ptr()) };
-        let pairs = to[row / 2 * 2 * LANES..][..2 * LANES].iter_mut();
-        pairs.skip(row % 2).step_by(2).zip(halves).for_each(|(to, half)| *to = half);
+    let (alone, paired) = rows.split_at(first.min(rows.len()));
+    let (pairs, last) = paired.as_chunks::<2>();
+    let (first_pair, others) = to.split_at_mut(alone.len() * 2 * LANES);
+    let mut others = others.chunks_exact_mut(2 * LANES);
+    for (pair, to) in pairs.iter().zip(&mut others) {
+        // SAFETY: the caller's promise.
+        let (even, odd) = unsafe { (narrow::<V>(&pair[0]), narrow::<V>(&pair[1])) };
+        to.copy_from_slice(std::array::from_fn::<_, LANES, _>(|lane| [even[lane], odd[lane]]).as_flattened());
     }
+    // A pair that two tiles share.
+    if let [lanes] = alone {
+        // SAFETY: the caller's promise.
+        let odd = unsafe { narrow::<V>(lanes) };
+        first_pair.iter_mut().skip(1).step_by(2).zip(odd).for_each(|(to, x)| *to = x);
+    }
+    if let ([lanes], Some(pair)) = (last, others.next()) {
+        // SAFETY: the caller's promise.
+        let even = unsafe { narrow::<V>(lanes) };
+        pair.iter_mut().step_by(2).zip(even).for_each(|(to, x)| *to = x);
+    }
+}
+
+/// # Safety
+/// The instruction set of `V` is available.
+#[inline(always)]
+unsafe fn narrow<V: Lanes>(lanes: &[f32; LANES]) -> [u16; LANES] {
+    let mut halves = [0; LANES];
+    // SAFETY: arrays of 16; the instruction set is the caller's promise.
+    unsafe { V::load(lanes.as_ptr()).round_to_bf16().store_upper_halves(halves.as_mut_ptr()) };
+    halves
 }
 
 /// Rows of one unit of a panel of bytes, and their scales.
