@@ -3,12 +3,13 @@
 //! Its family says which tensor a [`Part`] of the model is; matrices of blocks are `[in, out]` as seen from here, however they
 //! are stored.
 //!
-//! Reading order: [`tensor`](TensorSlice) is a view; `mapped` is a file, `index` says which there are of a split checkpoint; `archive`, `pickle` and `torch` read files of torch.save; `fingerprint` samples; `export` writes
+//! Reading order: [`tensor`](TensorSlice) is a view, and `tile` how it is read; `mapped` is a file, `index` says which there are of a split checkpoint; `archive`, `pickle` and `torch` read files of torch.save; `fingerprint` samples; `export` writes
 //! safetensors. Opening reads headers only. Pages of a slice are read when the slice is; they are the file's, not this process's.
 //! Does not know ranks, devices, kernels or candle. Invariant: what opening and checking cost is linear in the length of headers and pickles.
 //! Reference: <https://github.com/huggingface/safetensors>, `torch/serialization.py`.
 
 mod tensor;
+mod tile;
 mod shown;
 mod mapped;
 mod index;

@@ -10,7 +10,6 @@
 
 use std::ops::Range;
 
-use half::{bf16, f16};
 use safetensors::Dtype;
 
 use super::error::CheckpointError;
@@ -37,9 +36,9 @@ pub struct TensorSlice<'a> {
     name: &'a str,
     /// Type that elements must fit, once they are read.
     target: Dtype,
-    /// The tensor's column that is its first; for messages.
-    first_column: usize,
-    /// From the first element on.
+    /// The tensor's column that is its first.
+    pub(super) first_column: usize,
+    /// From the tensor's first element on.
     pub(super) bytes: &'a [u8],
     pub(super) dtype: Dtype,
     pub(super) rows: usize,
@@ -114,14 +113,15 @@ impl<'a> TensorSlice<'a> {
     /// Some of its columns.
     pub(super) fn columns_of(self, columns: Range<usize>) -> Self {
         assert!(columns.end <= self.columns, "a part lies inside its tensor");
-        let skipped = columns.start * self.column_stride * element_bytes(self.dtype);
-        // Those of an empty tensor begin behind its end.
-        let bytes = self.bytes.get(skipped..).unwrap_or(&[]);
-        Self { bytes, columns: columns.len(), first_column: self.first_column + columns.start, ..self }
+        Self { columns: columns.len(), first_column: self.first_column + columns.start, ..self }
     }
 
     /// The same matrix with rows and columns exchanged; nothing moves.
+    ///
+    /// # Panics
+    /// When it is some columns of another.
     pub fn transposed(self) -> Self {
+        assert!(self.first_column == 0, "what is turned is whole");
         let Self { rows: columns, columns: rows, row_stride: column_stride, column_stride: row_stride, .. } = self;
         Self { rows, columns, row_stride, column_stride, ..self }
     }
@@ -144,12 +144,26 @@ impl<'a> TensorSlice<'a> {
     /// Reads columns `columns` of row `row` into `out`, as f32.
     ///
     /// # Errors
-    /// Names the tensor and the element that is no number, or is infinite in the type it is read for.
+    /// As [`TensorSlice::read_tile`].
     pub fn read_row(&self, row: usize, columns: Range<usize>, out: &mut Vec<f32>) -> Result<(), CheckpointError> {
-        let from = columns.start;
-        self.copy_out(row, columns, out);
+        self.read_tile(row..row + 1, columns, out)
+    }
+
+    /// Makes `out` the elements of columns `columns` of rows `rows`, row by row, as f32. Whichever of the two lie side by side in
+    /// the file, that is quick where a tile has some dozens of both.
+    ///
+    /// # Errors
+    /// Names the tensor and the element that is no number, or is infinite in the type it is read for.
+    pub fn read_tile(
+        &self,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        out: &mut Vec<f32>,
+    ) -> Result<(), CheckpointError> {
+        let (row, column, width) = (rows.start, columns.start, columns.len());
+        self.fill(rows, columns, out);
         let Some(i) = first_beyond(out, infinite_from(self.target)) else { return Ok(()) };
-        let (name, element, value) = (self.name.to_owned(), self.element(row, from + i), out[i]);
+        let (name, element, value) = (self.name.to_owned(), self.element(row + i / width, column + i % width), out[i]);
         if !value.is_finite() {
             return Err(CheckpointError::NoNumber { name, element, value });
         }
@@ -167,17 +181,13 @@ impl<'a> TensorSlice<'a> {
         Ok(out)
     }
 
-    /// Reads everything row by row, as f32.
+    /// Reads everything, row by row, as f32.
     ///
     /// # Errors
     /// As [`TensorSlice::read_row`].
     pub fn read_matrix(&self) -> Result<Vec<f32>, CheckpointError> {
-        let mut out = Vec::with_capacity(self.rows * self.columns);
-        let mut values = Vec::new();
-        for row in 0..self.rows {
-            self.read_row(row, 0..self.columns, &mut values)?;
-            out.extend_from_slice(&values);
-        }
+        let mut out = Vec::new();
+        self.read_tile(0..self.rows, 0..self.columns, &mut out)?;
         Ok(out)
     }
 
@@ -194,7 +204,7 @@ impl<'a> TensorSlice<'a> {
     ) -> Result<(), CheckpointError> {
         let Some(i) = first_beyond(values, infinite_from(Dtype::F32)) else { return Ok(()) };
         let mut value = Vec::new();
-        self.copy_out(row, first + i..first + i + 1, &mut value);
+        self.fill(row..row + 1, first + i..first + i + 1, &mut value);
         let (name, element) = (self.name.to_owned(), self.element(row, first + i));
         Err(CheckpointError::Overflow { name, element, value: value[0], target: what })
     }
@@ -208,7 +218,7 @@ impl<'a> TensorSlice<'a> {
     pub(super) fn copy_row(&self, row: usize, out: &mut Vec<u8>) {
         let width = element_bytes(self.dtype);
         for column in 0..self.columns {
-            let at = (row * self.row_stride + column * self.column_stride) * width;
+            let at = self.place(row, column) * width;
             out.extend_from_slice(&self.bytes[at..at + width]);
         }
     }
@@ -216,31 +226,17 @@ impl<'a> TensorSlice<'a> {
     /// Whether both hold the same numbers, bit for bit.
     pub(super) fn equals(&self, other: &TensorSlice<'_>) -> bool {
         let same_place = std::ptr::eq(self.bytes.as_ptr(), other.bytes.as_ptr());
-        let form = |t: &TensorSlice<'_>| (t.dtype, t.rows, t.columns, t.row_stride, t.column_stride);
+        let form = |t: &TensorSlice<'_>| (t.dtype, t.rows, t.columns, t.row_stride, t.column_stride, t.first_column);
         if same_place && form(self) == form(other) {
             return true;
         }
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
         (self.rows, self.columns) == (other.rows, other.columns)
             && (0..self.rows).all(|row| {
-                self.copy_out(row, 0..self.columns, &mut ours);
-                other.copy_out(row, 0..self.columns, &mut theirs);
+                self.fill(row..row + 1, 0..self.columns, &mut ours);
+                other.fill(row..row + 1, 0..self.columns, &mut theirs);
                 ours.iter().zip(&theirs).all(|(a, b)| a.to_bits() == b.to_bits())
             })
-    }
-
-    /// As [`TensorSlice::read_row`], whatever the values are.
-    fn copy_out(&self, row: usize, columns: Range<usize>, out: &mut Vec<f32>) {
-        assert!(row < self.rows && columns.end <= self.columns, "the slice lies inside the tensor");
-        out.clear();
-        let (start, stride) = (row * self.row_stride + columns.start * self.column_stride, self.column_stride);
-        let (bytes, len) = (self.bytes, columns.len());
-        match self.dtype {
-            Dtype::F32 => gather(bytes, start, stride, len, out, f32::from_le_bytes),
-            Dtype::F16 => gather(bytes, start, stride, len, out, |bytes| f16::from_le_bytes(bytes).to_f32()),
-            Dtype::BF16 => gather(bytes, start, stride, len, out, |bytes| bf16::from_le_bytes(bytes).to_f32()),
-            other => unreachable!("`check` refuses {other:?}"),
-        }
     }
 }
 
@@ -264,20 +260,4 @@ fn infinite_from(target: Dtype) -> i32 {
 /// Bytes of one element; types of less than a byte are none that torch or GPT-2 have.
 pub(super) fn element_bytes(dtype: Dtype) -> usize {
     dtype.bitsize().div_ceil(8)
-}
-
-fn gather<const WIDTH: usize>(
-    bytes: &[u8],
-    start: usize,
-    stride: usize,
-    len: usize,
-    out: &mut Vec<f32>,
-    convert: impl Fn([u8; WIDTH]) -> f32,
-) {
-    let (words, _) = bytes.as_chunks::<WIDTH>();
-    if stride == 1 {
-        out.extend(words[start..start + len].iter().map(|&word| convert(word)));
-    } else {
-        out.extend((0..len).map(|i| convert(words[start + i * stride])));
-    }
 }
