@@ -90,6 +90,7 @@ fn model_and_files(model: &ResolvedModel, checkpoint: &Checkpoint) -> String {
         Format::Safetensors => "safetensors",
         Format::TorchZip => "torch.save, zip",
         Format::TorchLegacy => "torch.save before 1.6",
+        Format::Gguf => "GGUF",
     };
     let layout = match checkpoint.layout() {
         Layout::Conv1d => "matrices as Conv1D has them, [in, out]",

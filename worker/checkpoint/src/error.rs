@@ -19,13 +19,29 @@ pub enum CheckpointError {
     },
     /// The file is of no known format, or is cut short.
     #[error(
-        "{path} is not a complete checkpoint in safetensors or of torch.save: {reason}\n  hint: the download may have been interrupted; fetch the file again"
+        "{path} is not a complete checkpoint in safetensors, of torch.save, or in GGUF: {reason}\n  hint: the download may have been interrupted; fetch the file again"
     )]
     Malformed {
         /// The file.
         path: PathBuf,
         /// What the parser found.
         reason: String,
+    },
+    /// A GGUF with something that is not served.
+    #[error("{}: {reason}", .path.display())]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        reason: String,
+    },
+    /// A part of a split GGUF is not there.
+    #[error("{} is missing, of which {} is another part\n  hint: fetch all parts into one folder", .file.display(), .of.display())]
+    MissingPart {
+        /// What is missing.
+        file: PathBuf,
+        /// What is there.
+        of: PathBuf,
     },
     /// A file of another kind, known by how it begins.
     #[error("{path} is {what}\n  hint: {hint}")]
@@ -125,7 +141,7 @@ pub enum CheckpointError {
         got: Vec<usize>,
     },
     /// An element type that GPT-2 checkpoints don't have.
-    #[error("tensor `{name}` is of type {dtype}; f32, f16 and bf16 are read")]
+    #[error("tensor `{name}` is of type {dtype}; f32, f16, bf16 and GGUF's blocks are read")]
     Type {
         /// The tensor.
         name: String,

@@ -1,7 +1,7 @@
 //! A checkpoint of any format as one safetensors file, in the form that transformers writes.
 //!
 //! Names, order and layout are those that transformers has for the family, biases that the model does without are zeros. Element
-//! types stay as they are. Written tensor by tensor, so that no more than a row is in memory.
+//! types stay as they are; what is in blocks becomes f32. Written tensor by tensor, so that no more than some rows are in memory.
 
 use std::{
     fs::{self, File},
@@ -15,6 +15,9 @@ use nanoinfer_shared::{
 };
 
 use super::{Checkpoint, CheckpointError, TensorSlice, tensor::element_bytes};
+
+/// Rows that are read at once.
+const ROWS: usize = 64;
 
 impl Checkpoint {
     /// Writes all tensors of `model_shape`, against which the checkpoint was checked, to `path`.
@@ -49,11 +52,14 @@ fn write(names: &Names, tensors: &[(Source, TensorSlice<'_>)], path: &Path) -> R
     file.write_all(header.as_bytes()).map_err(failed)?;
     let (mut values, mut row_bytes) = (Vec::new(), Vec::new());
     for (_, slice) in tensors {
-        for row in 0..slice.rows {
-            slice.read_row(row, 0..slice.columns, &mut values)?;
-            row_bytes.clear();
-            slice.copy_row(row, &mut row_bytes);
-            file.write_all(&row_bytes).map_err(failed)?;
+        for first in (0..slice.rows).step_by(ROWS) {
+            let rows = first..slice.rows.min(first + ROWS);
+            slice.read_tile(rows.clone(), 0..slice.columns, &mut values)?;
+            for (i, row) in rows.enumerate() {
+                row_bytes.clear();
+                slice.copy_row(row, &values[i * slice.columns..][..slice.columns], &mut row_bytes);
+                file.write_all(&row_bytes).map_err(failed)?;
+            }
         }
     }
     file.into_inner().map_err(|error| failed(error.into_error()))?.sync_all().map_err(failed)
@@ -64,9 +70,9 @@ fn header(names: &Names, tensors: &[(Source, TensorSlice<'_>)]) -> String {
     let mut end = 0;
     for (Source { tensor, sizes, .. }, slice) in tensors {
         let start = end;
-        end += sizes.iter().product::<usize>() * element_bytes(slice.dtype);
+        end += sizes.iter().product::<usize>() * element_bytes(slice.dtype.copied());
         // Names are the family's own, so that none needs escaping.
-        let (name, dtype) = (names.written_name(tensor), slice.dtype);
+        let (name, dtype) = (names.written_name(tensor), slice.dtype.copied());
         header += &format!(r#","{name}":{{"dtype":"{dtype}","shape":{sizes:?},"data_offsets":[{start},{end}]}}"#);
     }
     header.push('}');

@@ -9,10 +9,7 @@ use std::ops::Range;
 
 use sha2::{Digest, Sha256};
 
-use super::{
-    Checkpoint, is_float,
-    tensor::{Stored, element_bytes},
-};
+use super::{Checkpoint, tensor::Stored};
 
 /// Pieces of a tensor that are looked at.
 const PIECES: usize = 16;
@@ -24,24 +21,27 @@ const WHOLE: usize = 1 << 14;
 impl Checkpoint {
     /// The first 64 bits of the digest. Costs a read of a page for each piece: some 2,500 for GPT-2, 10,000 for gpt2-xl.
     pub fn fingerprint(&self) -> u64 {
-        let sampled = || self.tensors.iter().filter(|(_, stored)| is_float(stored.dtype) && stored.count() > 0);
+        let sampled = || self.tensors.iter().filter(|(_, stored)| stored.dtype.is_float() && stored.count() > 0);
         // All are asked for before the first is waited for: a disk answers many at once in hardly more time than one.
         for (_, stored) in sampled() {
-            let width = element_bytes(stored.dtype);
             for piece in pieces(stored) {
-                let start = stored.start + stored.place(piece.start) * width;
-                self.files[stored.file].will_need(start, piece.len() * width);
+                let bytes = stored.dtype.bytes(stored.place(piece.start), piece.len());
+                self.files[stored.file].will_need(stored.start + bytes.start, bytes.len());
             }
         }
         let mut digest = Sha256::new();
         for (name, stored) in &self.tensors {
-            digest.update(format!("{name} {:?} {:?}\n", stored.dtype, stored.shape));
+            digest.update(format!("{name} {} {:?}\n", stored.dtype, stored.shape));
         }
         for (_, stored) in sampled() {
-            let (bytes, width) = (&self.files[stored.file][stored.start..], element_bytes(stored.dtype));
+            let bytes = &self.files[stored.file][stored.start..];
+            // A block is taken once, by the first of its elements in a piece.
+            let mut last = None;
             for index in pieces(stored).flatten() {
-                let at = stored.place(index) * width;
-                digest.update(&bytes[at..at + width]);
+                let place = stored.dtype.bytes(stored.place(index), 1);
+                if last.replace(place.clone()) != Some(place.clone()) {
+                    digest.update(&bytes[place]);
+                }
             }
         }
         first_64_bits(digest)

@@ -3,19 +3,21 @@
 //! Its family says which tensor a [`Part`] of the model is; matrices of blocks are `[in, out]` as seen from here, however they
 //! are stored.
 //!
-//! Reading order: [`tensor`](TensorSlice) is a view, and `tile` how it is read; `mapped` is a file, `index` says which there are of a split checkpoint; `archive`, `pickle` and `torch` read files of torch.save; `fingerprint` samples; `export` writes
+//! Reading order: [`tensor`](TensorSlice) is a view, `tile` and `blocks` how it is read; `mapped` is a file, `index` says which there are of a split checkpoint; `archive`, `pickle` and `torch` read files of torch.save, `gguf` those of llama.cpp; `fingerprint` samples; `export` writes
 //! safetensors. Opening reads headers only. Pages of a slice are read when the slice is; they are the file's, not this process's.
 //! Does not know ranks, devices, kernels or candle. Invariant: what opening and checking cost is linear in the length of headers and pickles.
-//! Reference: <https://github.com/huggingface/safetensors>, `torch/serialization.py`.
+//! Reference: <https://github.com/huggingface/safetensors>, `torch/serialization.py`, `docs/gguf.md` of ggml.
 
 mod tensor;
 mod tile;
+mod blocks;
 mod shown;
 mod mapped;
 mod index;
 mod archive;
 mod pickle;
 mod torch;
+mod gguf;
 mod fingerprint;
 mod export;
 mod error;
@@ -34,18 +36,27 @@ use nanoinfer_shared::{
         unserved::NotServed,
     },
 };
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use safetensors::{SafeTensors, tensor::TensorView};
 
 pub use nanoinfer_shared::model::family::Layout;
 
 pub use self::{
+    blocks::BlockType,
     error::CheckpointError,
+    gguf::{
+        split::{gguf_parts, is_gguf},
+        tokenizer::TokenizerFiles,
+    },
     index::{Index, is_index, parts},
     pickle::PickleError,
     shown::shown,
-    tensor::TensorSlice,
+    tensor::{ElementType, TensorSlice},
 };
 use self::{
+    gguf::{
+        GgufError, Header,
+        config::{Description, Tensors},
+    },
     mapped::MappedFile,
     tensor::{MAX_DIMENSIONS, Stored},
     torch::{Contents, TorchError},
@@ -56,11 +67,7 @@ const MAX_TENSORS: usize = 1 << 16;
 
 /// What is taken for a checkpoint by mistake: how it begins, what it is, and what to do.
 const OTHER_FILES: [(&[u8], &str, &str); 2] = [
-    (
-        b"GGUF",
-        "a GGUF file, of llama.cpp and Ollama, which is not read",
-        "take the checkpoint that it was made from, safetensors or of torch.save",
-    ),
+    (b"GGML", "a file of llama.cpp before there was GGUF", "take a newer file of the same model"),
     (
         b"version https://git-lfs",
         "only what Git LFS leaves in the place of a file",
@@ -91,6 +98,8 @@ pub enum Format {
     TorchZip,
     /// `torch.save` before that.
     TorchLegacy,
+    /// Of llama.cpp.
+    Gguf,
 }
 
 /// One tensor of a file, as it is stored.
@@ -99,13 +108,13 @@ pub struct TensorInfo<'a> {
     /// Without prefixes.
     pub name: &'a str,
     /// Element type.
-    pub dtype: Dtype,
+    pub dtype: ElementType,
     /// Sizes.
     pub shape: &'a [usize],
 }
 
 impl Checkpoint {
-    /// Maps `files` and reads their headers. An index stands for the files that it lists.
+    /// Maps `files` and reads their headers. An index stands for the files that it lists, a part of a split GGUF for all of them.
     ///
     /// # Errors
     /// When a file cannot be opened, is of no known format, holds more than data, or of a family that is not served; when a tensor is in two files
@@ -133,7 +142,7 @@ impl Checkpoint {
             if is_index(path) {
                 checkpoint.add_all(&Index::read(path)?)?;
             } else {
-                checkpoint.add(path, None)?;
+                gguf::split::files(path)?.iter().try_for_each(|file| checkpoint.add(file, None))?;
             }
         }
         if let Some(other) = checkpoint.tensors.keys().find_map(|name| NotServed::by_tensor(name)) {
@@ -143,6 +152,7 @@ impl Checkpoint {
         let (family, names) = Family::of_tensors(families, |name| sizes(name).is_some());
         checkpoint.layout = names.layout(sizes)?;
         (checkpoint.family, checkpoint.names) = (family, names);
+        checkpoint.describe()?;
         Ok(checkpoint)
     }
 
@@ -168,6 +178,10 @@ impl Checkpoint {
             (Format::TorchZip, torch::read_zip(&map).map_err(torch_error)?)
         } else if map.starts_with(&torch::LEGACY_MAGIC) {
             (Format::TorchLegacy, torch::read_legacy(&map).map_err(torch_error)?)
+        } else if map.starts_with(&gguf::MAGIC) {
+            let tensors = Header::read(&map).map_err(|error| of_gguf(path, error))?.tensors;
+            let tensors = tensors.into_iter().map(|(name, stored)| (name.to_owned(), stored)).collect();
+            (Format::Gguf, Contents { tensors, config: None })
         } else if let Some((_, what, hint)) = OTHER_FILES.into_iter().find(|(magic, ..)| map.starts_with(magic)) {
             return Err(CheckpointError::OtherFile { path: path.to_owned(), what, hint });
         } else {
@@ -197,6 +211,31 @@ impl Checkpoint {
         Ok(())
     }
 
+    /// What GGUF files say of themselves, when all parts are open.
+    fn describe(&mut self) -> Result<(), CheckpointError> {
+        let files: Vec<_> = self.files.iter().filter(|file| file.starts_with(&gguf::MAGIC)).collect();
+        let Some(first) = files.first() else { return Ok(()) };
+        let mut headers = Vec::new();
+        for file in &files {
+            headers.push(Header::read(file).map_err(|error| of_gguf(&file.path, error))?);
+        }
+        let failed = |error| of_gguf(&first.path, error);
+        gguf::split::check(&headers).map_err(|(part, reason)| of_gguf(&files[part].path, reason.into()))?;
+        let sizes = |name: &str| Some(self.tensors.get(name)?.shape.clone());
+        let vector = |name: &str| {
+            let tensor = self.tensor(name).ok().filter(|tensor| tensor.dtype.is_float())?;
+            tensor.read_vector(0..tensor.columns).ok()
+        };
+        let tensors = Tensors { names: self.names, sizes: &sizes, vector: &vector };
+        let description = Description::read(&headers[0], &tensors).map_err(failed)?;
+        for (name, stored) in &mut self.tensors {
+            let part = self.names.in_layer(name).map(|(_, part)| part);
+            stored.paired = part.zip(stored.shape.first()).and_then(|(part, &rows)| description.paired(part, rows));
+        }
+        self.config = Some(description.config);
+        Ok(())
+    }
+
     /// How the files are written.
     pub fn format(&self) -> Format {
         self.format
@@ -217,9 +256,19 @@ impl Checkpoint {
         self.layout
     }
 
-    /// The text of a `config.json`, where the file itself tells its sizes, as those of nanoGPT do.
+    /// The text of a `config.json`, where the file itself tells its sizes, as those of nanoGPT and llama.cpp do.
     pub fn config(&self) -> Option<&str> {
         self.config.as_deref()
+    }
+
+    /// The tokenizer, where the files themselves have one, as those of llama.cpp do.
+    ///
+    /// # Errors
+    /// When it is of a kind that is not read, or is broken.
+    pub fn tokenizer(&self) -> Result<Option<TokenizerFiles>, CheckpointError> {
+        let Some(first) = self.files.iter().find(|file| file.starts_with(&gguf::MAGIC)) else { return Ok(None) };
+        let files = Header::read(first).and_then(|header| TokenizerFiles::read(&header));
+        files.map_err(|error| of_gguf(&first.path, error))
     }
 
     /// Its files, without an index.
@@ -250,7 +299,7 @@ impl Checkpoint {
         let vocab_size = rows.copied().unwrap_or(model_shape.vocab_size);
         // A head that is stored twice is still one matrix.
         let tied_head = match names.map(|name| self.tensor(&name)) {
-            [Ok(embedding), Ok(head)] if is_float(embedding.dtype) && is_float(head.dtype) => embedding.equals(&head),
+            [Ok(embedding), Ok(head)] if embedding.dtype.is_float() && head.dtype.is_float() => embedding.equals(&head),
             _ => model_shape.tied_head,
         };
         if model_shape.tied_head && !tied_head {
@@ -286,8 +335,8 @@ impl Checkpoint {
             if entry.shape != expected {
                 return Err(CheckpointError::Shape { name, expected, got: entry.shape.clone() });
             }
-            if !is_float(entry.dtype) {
-                return Err(CheckpointError::Type { name, dtype: format!("{:?}", entry.dtype) });
+            if !entry.dtype.is_float() {
+                return Err(CheckpointError::Type { name, dtype: entry.dtype.to_string() });
             }
         }
         let one_layer = ModelShape { layers: 1, ..model_shape.clone() };
@@ -346,19 +395,23 @@ impl Checkpoint {
     }
 }
 
-fn is_float(dtype: Dtype) -> bool {
-    matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16)
+fn of_gguf(path: &Path, error: GgufError) -> CheckpointError {
+    let path = path.to_owned();
+    match error {
+        GgufError::Malformed(reason) => CheckpointError::Malformed { path, reason },
+        GgufError::NotServed(reason) => CheckpointError::Gguf { path, reason },
+    }
 }
 
 fn read_safetensors(map: &[u8]) -> Result<Contents, String> {
     let header = SafeTensors::deserialize(map).map_err(|e| shown(&e.to_string()))?;
     let tensor = |(name, view): (&str, TensorView<'_>)| {
-        let (shape, dtype) = (view.shape().to_vec(), view.dtype());
+        let (shape, dtype) = (view.shape().to_vec(), ElementType::Plain(view.dtype()));
         if shape.len() > MAX_DIMENSIONS {
             return Err(format!("tensor `{}` has {} dimensions", shown(name), shape.len()));
         }
         let (start, strides) = (view.data().as_ptr().addr() - map.as_ptr().addr(), Stored::contiguous(&shape));
-        Ok((name.to_owned(), Stored { file: 0, start, dtype, shape, strides }))
+        Ok((name.to_owned(), Stored { file: 0, start, dtype, shape, strides, paired: None }))
     };
     Ok(Contents { tensors: header.iter().map(tensor).collect::<Result<_, _>>()?, config: None })
 }

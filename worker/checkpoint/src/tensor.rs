@@ -8,14 +8,69 @@
 //! So whoever cuts a shard sees one orientation, and nothing is transposed in memory. Invariant: every element lies inside
 //! `bytes`, checked when the file was opened; and nobody computes with what is no number: reading it is an error.
 
-use std::ops::Range;
+use std::{fmt, ops::Range};
 
 use safetensors::Dtype;
 
-use super::error::CheckpointError;
+use super::{blocks::BlockType, error::CheckpointError};
 
 /// Most dimensions of a tensor: mask buffers have 4.
 pub(super) const MAX_DIMENSIONS: usize = 8;
+
+/// How elements are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ElementType {
+    /// Each by itself.
+    Plain(Dtype),
+    /// Some of a row together; none of a block is of another row.
+    Blocks(BlockType),
+}
+
+impl fmt::Display for ElementType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Plain(dtype) => f.pad(&dtype.to_string()),
+            Self::Blocks(blocks) => blocks.fmt(f),
+        }
+    }
+}
+
+impl ElementType {
+    /// Whether they are read as f32.
+    pub(super) fn is_float(self) -> bool {
+        matches!(self, Self::Blocks(_) | Self::Plain(Dtype::F32 | Dtype::F16 | Dtype::BF16))
+    }
+
+    /// What they are written as where they are copied: blocks are read.
+    pub(super) fn copied(self) -> Dtype {
+        match self {
+            Self::Plain(dtype) => dtype,
+            Self::Blocks(_) => Dtype::F32,
+        }
+    }
+
+    /// Elements that stand together.
+    pub(super) fn block(self) -> usize {
+        match self {
+            Self::Plain(_) => 1,
+            Self::Blocks(blocks) => blocks.elements(),
+        }
+    }
+
+    /// Bytes of these.
+    pub(super) fn block_bytes(self) -> usize {
+        match self {
+            Self::Plain(dtype) => element_bytes(dtype),
+            Self::Blocks(blocks) => blocks.bytes(),
+        }
+    }
+
+    /// Where the blocks lie that hold `len` elements from `start` on, in bytes.
+    pub(super) fn bytes(self, start: usize, len: usize) -> Range<usize> {
+        let (first, end) = (start / self.block(), (start + len).div_ceil(self.block()));
+        first * self.block_bytes()..end * self.block_bytes()
+    }
+}
 
 /// Where a tensor lies in its file, in units of its elements from `start`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,9 +79,12 @@ pub(super) struct Stored {
     pub(super) file: usize,
     /// Byte of the first element.
     pub(super) start: usize,
-    pub(super) dtype: Dtype,
+    pub(super) dtype: ElementType,
     pub(super) shape: Vec<usize>,
+    /// Those of blocks are those of a tensor without gaps, its rows whole blocks.
     pub(super) strides: Vec<usize>,
+    /// Width of a head whose rows (elements of a vector) stand as pairs: see [`TensorSlice::place`].
+    pub(super) paired: Option<usize>,
 }
 
 /// One tensor, still in its file.
@@ -40,11 +98,15 @@ pub struct TensorSlice<'a> {
     pub(super) first_column: usize,
     /// From the tensor's first element on.
     pub(super) bytes: &'a [u8],
-    pub(super) dtype: Dtype,
+    pub(super) dtype: ElementType,
     pub(super) rows: usize,
     pub(super) columns: usize,
     pub(super) row_stride: usize,
     pub(super) column_stride: usize,
+    /// Width of a head whose rows stand as pairs in the file.
+    pub(super) row_pairs: Option<usize>,
+    /// The same of its columns.
+    pub(super) column_pairs: Option<usize>,
     /// Rows are the file's columns; for messages.
     is_turned: bool,
 }
@@ -71,7 +133,8 @@ impl Stored {
         if self.shape.contains(&0) {
             return true;
         }
-        let has_room = |count: usize| count.checked_mul(element_bytes(self.dtype)).is_some_and(|all| all <= bytes);
+        let all_bytes = |count: usize| count.div_ceil(self.dtype.block()).checked_mul(self.dtype.block_bytes());
+        let has_room = |count| all_bytes(count).is_some_and(|all| all <= bytes);
         let further = |at: usize, (&size, &stride): (&usize, &usize)| at.checked_add((size - 1).checked_mul(stride)?);
         let last = self.shape.iter().zip(&self.strides).try_fold(0, further);
         has_room(self.count()) && last.and_then(|last| last.checked_add(1)).is_some_and(has_room)
@@ -89,35 +152,37 @@ impl Stored {
 
     /// The tensor, its `bytes` from its start on, as a matrix of rows or a single row; `None` if it has more dimensions or none.
     pub(super) fn view<'a>(&self, name: &'a str, bytes: &'a [u8]) -> Option<TensorSlice<'a>> {
-        let (rows, columns, row_stride, column_stride) = match (&self.shape[..], &self.strides[..]) {
-            (&[len], &[stride]) => (1, len, 0, stride),
-            (&[rows, columns], &[row_stride, column_stride]) => (rows, columns, row_stride, column_stride),
-            _ => return None,
-        };
-        let (dtype, target) = (self.dtype, Dtype::F32);
-        let is_turned = false;
-        Some(TensorSlice {
+        let one = |columns, column_stride| TensorSlice {
             name,
-            target,
+            target: Dtype::F32,
             first_column: 0,
             bytes,
-            dtype,
-            rows,
+            dtype: self.dtype,
+            rows: 1,
             columns,
-            row_stride,
+            row_stride: 0,
             column_stride,
-            is_turned,
-        })
+            row_pairs: None,
+            column_pairs: self.paired,
+            is_turned: false,
+        };
+        match (&self.shape[..], &self.strides[..]) {
+            (&[len], &[stride]) => Some(one(len, stride)),
+            (&[rows, columns], &[row_stride, stride]) => {
+                let (row_pairs, column_pairs) = (self.paired, None);
+                Some(TensorSlice { rows, row_stride, row_pairs, column_pairs, ..one(columns, stride) })
+            }
+            _ => None,
+        }
     }
 }
 
 impl<'a> TensorSlice<'a> {
     /// A vector of `len` zeros.
     pub(super) fn zeros(len: usize) -> Self {
-        let (name, bytes, dtype) = ("a bias that is left out", &[0; 4], Dtype::F32);
-        let (rows, columns, row_stride, column_stride) = (1, len, 0, 0);
-        let is_turned = false;
-        Self { name, target: dtype, first_column: 0, bytes, dtype, rows, columns, row_stride, column_stride, is_turned }
+        let (dtype, shape, strides) = (ElementType::Plain(Dtype::F32), vec![len], vec![0]);
+        let stored = Stored { file: 0, start: 0, dtype, shape, strides, paired: None };
+        stored.view("a bias that is left out", &[0; 4]).expect("it is a vector")
     }
 
     /// The same for elements that will be rounded to `target`: f32, f16 or bf16.
@@ -138,7 +203,9 @@ impl<'a> TensorSlice<'a> {
     pub fn transposed(self) -> Self {
         assert!(self.first_column == 0, "what is turned is whole");
         let Self { rows: columns, columns: rows, row_stride: column_stride, column_stride: row_stride, .. } = self;
-        Self { rows, columns, row_stride, column_stride, is_turned: !self.is_turned, ..self }
+        let Self { row_pairs: column_pairs, column_pairs: row_pairs, .. } = self;
+        let is_turned = !self.is_turned;
+        Self { rows, columns, row_stride, column_stride, row_pairs, column_pairs, is_turned, ..self }
     }
 
     /// Rows of the matrix; 1 of a vector.
@@ -152,7 +219,7 @@ impl<'a> TensorSlice<'a> {
     }
 
     /// Element type in the file.
-    pub fn dtype(&self) -> Dtype {
+    pub fn dtype(&self) -> ElementType {
         self.dtype
     }
 
@@ -233,12 +300,14 @@ impl<'a> TensorSlice<'a> {
         }
     }
 
-    /// The bytes of one row as the file would hold them if rows were contiguous, appended to `out`.
-    pub(super) fn copy_row(&self, row: usize, out: &mut Vec<u8>) {
-        let width = element_bytes(self.dtype);
+    /// The bytes of one row, whose values are `values`, as the file would hold them if rows were contiguous and its elements
+    /// [copied](ElementType::copied) as they are, appended to `out`.
+    pub(super) fn copy_row(&self, row: usize, values: &[f32], out: &mut Vec<u8>) {
+        if let ElementType::Blocks(_) = self.dtype {
+            return out.extend(values.iter().flat_map(|x| x.to_le_bytes()));
+        }
         for column in 0..self.columns {
-            let at = self.place(row, column) * width;
-            out.extend_from_slice(&self.bytes[at..at + width]);
+            out.extend_from_slice(&self.bytes[self.dtype.bytes(self.place(row, column), 1)]);
         }
     }
 

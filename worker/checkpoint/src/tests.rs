@@ -1,5 +1,7 @@
 use std::io::Write;
 
+use safetensors::Dtype;
+
 use super::*;
 
 type Tensors = Vec<(String, Dtype, Vec<usize>)>;
@@ -66,9 +68,10 @@ fn what_does_not_fit_the_configuration_is_named() {
 fn a_file_of_another_kind_is_named() {
     let dir = tempfile::tempdir().unwrap();
     for (text, part) in [
-        (&b"GGUF\x03\0\0\0"[..], "a GGUF file"),
+        (&b"GGML\x03\0\0\0"[..], "before there was GGUF"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "`git lfs pull`"),
-        (b"GGML", "is not a complete checkpoint"),
+        (b"GGUF\x03\0\0\0", "it ends within the number of tensors"),
+        (b"GGXX", "is not a complete checkpoint"),
     ] {
         let path = dir.path().join("model.bin");
         std::fs::write(&path, text).unwrap();
@@ -213,7 +216,8 @@ fn the_head_may_be_a_copy_and_the_vocabulary_must_be_one() {
 fn types_have_the_largest_number_that_they_have() {
     let bytes: Vec<u8> = [65519.0f32, 65520.0].iter().flat_map(|x| x.to_le_bytes()).collect();
     let strides = vec![1];
-    let stored = Stored { file: 0, start: 0, dtype: Dtype::F32, shape: vec![2], strides };
+    let dtype = ElementType::Plain(Dtype::F32);
+    let stored = Stored { file: 0, start: 0, dtype, shape: vec![2], strides, paired: None };
     let read = |range, dtype| stored.view("name", &bytes).unwrap().narrowed_to(dtype).read_vector(range);
     read(0..1, Dtype::F16).unwrap();
     let error = read(0..2, Dtype::F16).unwrap_err().to_string();

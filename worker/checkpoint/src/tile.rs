@@ -14,7 +14,7 @@ use half::{
 };
 use safetensors::Dtype;
 
-use super::tensor::TensorSlice;
+use super::tensor::{ElementType, TensorSlice};
 
 /// Rows of a block that is turned at once: with [`COLUMNS`] of f32 they take 16 KB, half of the smallest first-level cache.
 const ROWS: usize = 128;
@@ -30,7 +30,16 @@ impl TensorSlice<'_> {
         // What is there is written over: only what is new needs to become zero first.
         out.resize(rows.len() * columns.len(), 0.0);
         let bytes = self.bytes;
-        match self.dtype {
+        let dtype = match self.dtype {
+            ElementType::Plain(dtype) => dtype,
+            ElementType::Blocks(blocks) => {
+                return self.fill_by(rows, columns, out, |at, stride, run| match stride {
+                    1 => blocks.read(bytes, at, run),
+                    _ => run.chunks_exact_mut(1).enumerate().for_each(|(i, x)| blocks.read(bytes, at + i * stride, x)),
+                });
+            }
+        };
+        match dtype {
             Dtype::F32 => self.fill_by(rows, columns, out, |at, stride, run| {
                 gather(bytes, at, stride, run, |words, run| each(words, run, f32::from_le_bytes));
             }),
@@ -56,12 +65,13 @@ impl TensorSlice<'_> {
         if width == 0 {
             return;
         }
-        if self.column_stride == 1 || rows.len() == 1 {
+        if self.column_pairs.is_none() && (self.column_stride == 1 || rows.len() == 1) {
             for (row, out) in rows.zip(out.chunks_exact_mut(width)) {
                 read(self.place(row, columns.start), self.column_stride, out);
             }
             return;
         }
+        assert!(self.row_pairs.is_none(), "only outputs stand as pairs");
         let mut block = [0.0; ROWS * COLUMNS];
         for (band, out) in out.chunks_mut(ROWS * width).enumerate() {
             let (first_row, height) = (rows.start + band * ROWS, out.len() / width);
@@ -82,10 +92,20 @@ impl TensorSlice<'_> {
         }
     }
 
-    /// Which element of the tensor stands there.
+    /// Which element of the tensor stands there. Of heads that stand as pairs, each element `i` of the first half has the one of
+    /// the second beside it.
     pub(super) fn place(&self, row: usize, column: usize) -> usize {
-        row * self.row_stride + (self.first_column + column) * self.column_stride
+        let (row, column) =
+            (among_pairs(row, self.row_pairs), among_pairs(self.first_column + column, self.column_pairs));
+        row * self.row_stride + column * self.column_stride
     }
+}
+
+/// Where element `i` of heads of width `head` stands.
+fn among_pairs(i: usize, head: Option<usize>) -> usize {
+    let Some(head) = head else { return i };
+    let (within, half) = (i % head, head / 2);
+    i - within + within % half * 2 + within / half
 }
 
 /// Makes `out` elements `at`, `at + stride`, … of `bytes`, by what widens those that lie side by side.
@@ -121,10 +141,7 @@ fn widen_f16(words: &[[u8; 2]], out: &mut [f32]) {
 mod tests {
     use half::bf16;
 
-    use super::{
-        super::tensor::{Stored, element_bytes},
-        *,
-    };
+    use super::{super::tensor::Stored, *};
 
     /// Of element `i`: exact in all types.
     fn value(i: usize) -> f32 {
@@ -141,11 +158,12 @@ mod tests {
         let (inputs, outputs) = (2 * ROWS + 3, 3 * COLUMNS + 5);
         for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16] {
             let bytes: Vec<u8> = (0..2 * inputs * outputs).flat_map(|i| encode(dtype, value(i))).collect();
-            assert_eq!(bytes.len(), 2 * inputs * outputs * element_bytes(dtype));
+            assert_eq!(bytes.len(), 2 * inputs * outputs * dtype.bitsize() / 8);
             // Outputs contiguous; inputs contiguous; every other element.
             for strides in [[outputs, 1], [1, inputs], [2 * outputs, 2]] {
                 let shape = vec![inputs, outputs];
-                let stored = Stored { file: 0, start: 0, dtype, shape, strides: strides.to_vec() };
+                let (dtype, strides) = (ElementType::Plain(dtype), strides.to_vec());
+                let stored = Stored { file: 0, start: 0, dtype, shape, strides: strides.clone(), paired: None };
                 let whole = stored.view("name", &bytes).unwrap();
                 let (first, part) = (7, whole.columns_of(7..outputs - 2));
                 for (rows, columns) in [
@@ -171,7 +189,8 @@ mod tests {
         for at in [17 * 30 + 4, 12 * 30 + 9] {
             bytes[4 * at..4 * at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
         }
-        let stored = Stored { file: 0, start: 0, dtype: Dtype::F32, shape: vec![30, 20], strides: vec![1, 30] };
+        let (dtype, shape, strides) = (ElementType::Plain(Dtype::F32), vec![30, 20], vec![1, 30]);
+        let stored = Stored { file: 0, start: 0, dtype, shape, strides, paired: None };
         let part = stored.view("name", &bytes).unwrap().columns_of(5..20);
         let error = part.read_tile(2..30, 3..15, &mut Vec::new()).unwrap_err().to_string();
         assert!(error.contains("element [4, 17]"), "{error}");

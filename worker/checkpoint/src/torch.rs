@@ -22,7 +22,7 @@ use super::{
     archive::Archive,
     pickle::{Id, Pickle, PickleError, Value},
     shown::shown,
-    tensor::{MAX_DIMENSIONS, Stored, element_bytes},
+    tensor::{ElementType, MAX_DIMENSIONS, Stored, element_bytes},
 };
 
 /// Begins every legacy file: a pickle of the number 0x1950a86a20f9469cfc6c.
@@ -241,7 +241,7 @@ fn rebuild(pickle: &Pickle, parts: &[Id], place: Place<'_>) -> Result<Stored, To
     let range = place(storage.key).ok_or_else(lost)?;
     let start = number(offset)?.checked_add(storage.offset).and_then(|offset| offset.checked_mul(width));
     let start = start.and_then(|start| start.checked_add(range.start)).ok_or_else(wrong)?;
-    let stored = Stored { file: 0, start, dtype: storage.dtype, shape, strides };
+    let stored = Stored { file: 0, start, dtype: ElementType::Plain(storage.dtype), shape, strides, paired: None };
     if start > range.end || !stored.fits(range.end - start) {
         let shape = &stored.shape;
         let key = shown(storage.key);

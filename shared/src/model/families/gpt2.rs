@@ -4,6 +4,7 @@
 
 use serde_json::{Value, json};
 
+use super::gguf::GGUF;
 use crate::model::{
     config::{ShapeError, as_written, choice, ends_as_written, flag, fraction, size, token_ids, wrong},
     family::{Family, Names, QkvNames},
@@ -14,23 +15,26 @@ pub(super) const GPT2: Family = Family {
     model_types: &["gpt2"],
     read_config,
     write_config,
-    namings: &[Names {
-        written_prefix: "transformer.",
-        embedding: "wte",
-        positions: "wpe",
-        head: "lm_head",
-        final_norm: "ln_f",
-        layers: "h.",
-        attention_norm: "ln_1",
-        qkv: QkvNames::Fused("attn.c_attn"),
-        qk_norm: ["", ""],
-        attention_output: "attn.c_proj",
-        mlp_norm: "ln_2",
-        gate: "",
-        up: "mlp.c_fc",
-        down: "mlp.c_proj",
-        biases_may_be_absent: true,
-    }],
+    namings: &[
+        Names {
+            written_prefix: "transformer.",
+            embedding: "wte",
+            positions: "wpe",
+            head: "lm_head",
+            final_norm: "ln_f",
+            layers: "h.",
+            attention_norm: "ln_1",
+            qkv: QkvNames::Fused("attn.c_attn"),
+            qk_norm: ["", ""],
+            attention_output: "attn.c_proj",
+            mlp_norm: "ln_2",
+            gate: "",
+            up: "mlp.c_fc",
+            down: "mlp.c_proj",
+            biases_may_be_absent: true,
+        },
+        Names { qkv: QkvNames::Fused("attn_qkv"), biases_may_be_absent: true, ..GGUF },
+    ],
 };
 
 fn read_config(config: &Value) -> Result<ModelShape, ShapeError> {

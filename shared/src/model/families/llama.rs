@@ -6,6 +6,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::gguf::GGUF;
 use crate::{
     json::show,
     model::{
@@ -22,23 +23,26 @@ pub(super) const LLAMA: Family = Family {
     model_types: &["llama", "mistral", "qwen2", "qwen3"],
     read_config,
     write_config,
-    namings: &[Names {
-        written_prefix: "model.",
-        embedding: "embed_tokens",
-        positions: "",
-        head: "lm_head",
-        final_norm: "norm",
-        layers: "layers.",
-        attention_norm: "input_layernorm",
-        qkv: QkvNames::Separate(["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]),
-        qk_norm: ["self_attn.q_norm", "self_attn.k_norm"],
-        attention_output: "self_attn.o_proj",
-        mlp_norm: "post_attention_layernorm",
-        gate: "mlp.gate_proj",
-        up: "mlp.up_proj",
-        down: "mlp.down_proj",
-        biases_may_be_absent: false,
-    }],
+    namings: &[
+        Names {
+            written_prefix: "model.",
+            embedding: "embed_tokens",
+            positions: "",
+            head: "lm_head",
+            final_norm: "norm",
+            layers: "layers.",
+            attention_norm: "input_layernorm",
+            qkv: QkvNames::Separate(["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]),
+            qk_norm: ["self_attn.q_norm", "self_attn.k_norm"],
+            attention_output: "self_attn.o_proj",
+            mlp_norm: "post_attention_layernorm",
+            gate: "mlp.gate_proj",
+            up: "mlp.up_proj",
+            down: "mlp.down_proj",
+            biases_may_be_absent: false,
+        },
+        GGUF,
+    ],
 };
 
 /// What a configuration leaves out, by its type.

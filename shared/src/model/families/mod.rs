@@ -1,5 +1,6 @@
 //! The families that are served: another one is a file here and a line in [`FAMILIES`].
 
+mod gguf;
 mod gpt2;
 mod llama;
 
