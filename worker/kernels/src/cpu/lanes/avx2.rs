@@ -96,18 +96,7 @@ impl<const VNNI: bool> Lanes for Halves<VNNI> {
         };
         // Half of the last place, or just below it where the last place is even; a NaN is made quiet, as adding to it could make
         // it a number.
-        fn round_to_bf16(self) -> Self = {
-            let half = |x: __m256| {
-                let bits = _mm256_castps_si256(x);
-                let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
-                let up = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
-                let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
-                let is_nan = _mm256_cmp_ps::<_CMP_UNORD_Q>(x, x);
-                let rounded = _mm256_blendv_ps(_mm256_castsi256_ps(up), _mm256_castsi256_ps(quiet), is_nan);
-                _mm256_and_ps(rounded, _mm256_castsi256_ps(_mm256_set1_epi32(UPPER_HALF)))
-            };
-            Self(half(self.0), half(self.1))
-        };
+        fn round_to_bf16(self) -> Self = Self(round_half_to_bf16(self.0), round_half_to_bf16(self.1));
         // Packing works within the two lanes of 128 bits, which are put in order behind it.
         fn store_upper_halves(self, to: *mut u16) = {
             let half = |x| _mm256_srli_epi32::<16>(_mm256_castps_si256(x));
@@ -129,5 +118,23 @@ impl<const VNNI: bool> Lanes for Halves<VNNI> {
             };
             Self(half(self.0), half(self.1))
         };
+    }
+}
+
+/// A closure would not be inlined, and neither would each of these be in it.
+///
+/// # Safety
+/// The CPU has AVX2.
+#[inline(always)]
+unsafe fn round_half_to_bf16(x: __m256) -> __m256 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let bits = _mm256_castps_si256(x);
+        let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+        let up = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+        let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
+        let is_nan = _mm256_cmp_ps::<_CMP_UNORD_Q>(x, x);
+        let rounded = _mm256_blendv_ps(_mm256_castsi256_ps(up), _mm256_castsi256_ps(quiet), is_nan);
+        _mm256_and_ps(rounded, _mm256_castsi256_ps(_mm256_set1_epi32(UPPER_HALF)))
     }
 }
