@@ -58,7 +58,7 @@ impl KvBudget {
             let part = room.free_bytes / FREE_SHARE / self.ranks_per_memory.max(1) as u64;
             let budget = self.kv_memory.unwrap_or(enough.min(part));
             if budget / block_bytes < full_length {
-                let needed = full_length * block_bytes;
+                let needed = full_length.saturating_mul(block_bytes);
                 return Err(KvTooSmall { rank, n_positions: shape.context, needed, budget });
             }
             fewest = fewest.min(budget / block_bytes);
