@@ -10,7 +10,7 @@ usage: cargo build --release --bin nanoinfer-launch && .ci/long/kills.py [--kill
   --kills N       deaths of each combination (default 20: 360 in all)
   --lacks WORD    the second table alone; of it the rows whose name has WORD
   --soak MINUTES  instead: one server, a kill every 20 s; memory, descriptors and threads as it goes on"""
-import argparse, http.client, json, os, pathlib, random, re, resource, signal, subprocess, sys, tempfile, threading, time
+import argparse, atexit, http.client, json, os, pathlib, random, re, resource, signal, subprocess, sys, tempfile, threading, time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "target/release/nanoinfer-launch"
@@ -27,6 +27,7 @@ class Server:
         if "--rank-restarts" not in options:
             command += ["--rank-restarts", "1000000/1s"]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        atexit.register(self.process.kill)
         self.lines = []
         self.url = None
         threading.Thread(target=self.read, daemon=True).start()
@@ -137,7 +138,7 @@ class Clients:
         self.server, self.over = server, threading.Event()
         self.expected = [server.ask(request(number)) for number in range(CLIENTS)]
         self.asked = self.lost = self.changed = 0
-        self.threads = [threading.Thread(target=self.client, args=(number,)) for number in range(CLIENTS)]
+        self.threads = [threading.Thread(target=self.client, args=(number,), daemon=True) for number in range(CLIENTS)]
         for thread in self.threads:
             thread.start()
 
@@ -320,8 +321,8 @@ def cut(seconds):
 
 
 def slow(server, dice):
-    """Late by 20 to 60 ms each way, out of order, and one packet in fifty lost."""
-    shape("add", "dev", "cable", "root", "netem", "delay", "40ms", "20ms", "loss", "2%")
+    """A megabit a second: packets are up to 200 ms late, and lost where more of them wait."""
+    shape("add", "dev", "cable", "root", "tbf", "rate", "1mbit", "burst", "8kb", "latency", "200ms")
     time.sleep(5)
     shape("del", "dev", "cable", "root")
 
@@ -355,8 +356,9 @@ class Host:
 
     def __init__(self, rank, command):
         self.command, self.over, self.lines = command, False, []
-        self.thread = threading.Thread(target=self.keep)
+        self.thread = threading.Thread(target=self.keep, daemon=True)
         self.thread.start()
+        atexit.register(self.end)
 
     def keep(self):
         while not self.over:
