@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import socket
 import subprocess
 import threading
 import time
@@ -15,8 +16,8 @@ class Server:
     """A running nanoinfer-launch; `url` is where it listens."""
 
     def __init__(self, *arguments):
-        # The reference computes in f32, which the default is not on every CPU.
-        command = [LAUNCH, "--port", "0", "--dtype", "f32", *arguments]
+        # The reference computes in f32, which the default is not on every CPU. A subcommand comes first.
+        command = [LAUNCH, *arguments, "--port", "0", "--dtype", "f32"]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
         self.log = []
         self.url = None
@@ -36,6 +37,40 @@ class Server:
     def stop(self):
         self.process.terminate()
         self.process.wait(PATIENCE_S)
+
+
+class JoinedRanks:
+    """A coordinator and two ranks of the demo model that were started by hand, so that a lost one is away until `join`."""
+
+    def __init__(self, folder):
+        self.secret = folder / "secret"
+        self.secret.write_text("a long enough shared secret")
+        self.secret.chmod(0o600)
+
+    def __enter__(self):
+        self.port = free_port()
+        self.ranks = [None, None]
+        # They knock until the door is open.
+        self.join(0)
+        self.join(1)
+        self.server = Server("coordinator", "--listen", f"127.0.0.1:{self.port}", "--secret-file", self.secret, "--nproc", "2")
+        return self
+
+    def join(self, rank):
+        command = [LAUNCH, "worker", "--rank", str(rank), "--world", "2", "--connect", f"127.0.0.1:{self.port}", "--secret-file", self.secret]
+        self.ranks[rank] = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+
+    def __exit__(self, *_):
+        self.server.stop()
+        for rank in self.ranks:
+            rank.kill()
+            rank.wait(PATIENCE_S)
+
+
+def free_port():
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return bound.getsockname()[1]
 
 
 def wait_until(condition, what, patience_s=PATIENCE_S):

@@ -1,4 +1,6 @@
-"""The chat page in a real browser: a chat, its tokens, stop, edit, an error, a reload, a key."""
+"""The chat page in a real browser: a chat, its tokens, stop, edit, an error, a reload, a lost rank, a key."""
+
+import re
 
 import httpx
 import pytest
@@ -6,7 +8,7 @@ from browser import new_browser
 from selenium.webdriver import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from server import Server, wait_until
+from server import JoinedRanks, Server, wait_until
 
 PARIS = "The capital of France is Paris."
 
@@ -141,6 +143,27 @@ def test_a_narrow_window_and_the_reference(browser, server):
     wait_until(lambda: page.find("#live").is_displayed() and page.all(".rank"), "the live view")
     reference = Page(browser, f"{server.url}/docs")
     wait_until(lambda: len(reference.all("details")) > 25, "the routes")
+    assert complaints(browser) == []
+
+
+def test_a_rank_is_lost_and_comes_back(browser, tmp_path):
+    with JoinedRanks(tmp_path) as cluster:
+        page = Page(browser, cluster.server.url)
+        page.set(Temperature=0)
+        assert page.ask("What is the capital of France?") == PARIS
+        assert not page.all(".rank .life")
+        cluster.ranks[1].kill()
+        lost = wait_until(lambda: page.all(".rank.lost"), "the loss")
+        assert len(lost) == 1 and "Rank 1" in lost[0].text and "another takes its place" in lost[0].text
+        assert page.find("#state").get_attribute("data-state") == "down" and "rank 1 lost" in page.find("#model").text
+        # Asked while it is away: it waits, and is answered.
+        page.type("What is the capital of France?")
+        cluster.join(1)
+        back = wait_until(lambda: page.all(".rank.back"), "the return")
+        assert len(back) == 1 and re.search(r"lost once, last back after [\d.]+ m?s", back[0].text), back[0].text
+        wait_until(page.is_idle, "the answer")
+        assert page.answers() == [PARIS, PARIS]
+        assert page.find("#state").get_attribute("data-state") == "ready" and "lost" not in page.find("#model").text
     assert complaints(browser) == []
 
 

@@ -145,6 +145,14 @@ enum Outcome {
     Draw(Drawn),
 }
 
+/// What comes of a step.
+struct Outcomes {
+    /// Of each row, in their order.
+    rows: Vec<Outcome>,
+    /// How many of them had to be fetched whole.
+    rows_fetched: usize,
+}
+
 /// What a turn left behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Turn {
@@ -319,7 +327,7 @@ impl<R: Ranks> Engine<R> {
 
     /// What comes of each row of a step, in their order. Asks the ranks for what is missing, so that a step happens as a whole or,
     /// when one of them is lost, not at all.
-    fn outcomes(&mut self, step: &PlannedStep, answers: &[StepOutput]) -> Result<Vec<Outcome>, RanksError> {
+    fn outcomes(&mut self, step: &PlannedStep, answers: &[StepOutput]) -> Result<Outcomes, RanksError> {
         let begun = Instant::now();
         let mut outcomes: Vec<Option<Outcome>> = Vec::new();
         let mut undecided: Vec<(usize, &Draw)> = Vec::new();
@@ -355,11 +363,12 @@ impl<R: Ranks> Engine<R> {
         metrics.sampling_seconds.inc_by(begun.elapsed().as_secs_f64());
         metrics.rows_fetched.inc_by(rows.len() as u64);
         metrics.rank_answer_bytes.inc_by(answer_bytes(answers, &whole_rows));
-        Ok(outcomes.into_iter().flatten().collect())
+        Ok(Outcomes { rows: outcomes.into_iter().flatten().collect(), rows_fetched: rows.len() })
     }
 
     /// Appends and frees, after a step. `report` is there where a token is to be explained.
-    fn postprocess(&mut self, step: &PlannedStep, outcomes: Vec<Outcome>, report: Option<&Arc<StepReport>>) {
+    fn postprocess(&mut self, step: &PlannedStep, outcomes: Outcomes, report: Option<&Arc<StepReport>>) {
+        let Outcomes { rows: outcomes, rows_fetched } = outcomes;
         self.scheduler.complete(step);
         let tickets = step.parts.iter().flat_map(|part| part.uses.iter().map(|_| part.ticket));
         for (ticket, outcome) in tickets.zip(outcomes) {
@@ -380,7 +389,7 @@ impl<R: Ranks> Engine<R> {
         let sequences = step.parts.len();
         let tokens: usize = step.plan.sequences.iter().map(|sequence| sequence.tokens.len()).sum();
         let blocks_free = self.scheduler.blocks().free();
-        tracing::debug!(step = step.plan.step, sequences, tokens, blocks_free, "step");
+        tracing::debug!(step = step.plan.step, sequences, tokens, rows_fetched, blocks_free, "step");
     }
 
     /// Tells what the last step brought. A slow reader holds nobody up: every channel has room for all its events.
@@ -489,5 +498,7 @@ fn slices(answers: &[StepOutput], row: usize) -> Vec<&RowSlice> {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod recovery_tests;
 #[cfg(test)]
 mod simulation;

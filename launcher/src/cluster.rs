@@ -32,8 +32,8 @@ use crate::{
     error::LaunchError,
     hosts::gather::Arrivals,
     plan::{Placement, Plan},
-    rank_end::{CAUSE_DEADLINE, HowEnded, RankEnd, RankEnds},
-    spawn::{self, MemoryOfRank, RankProcesses, Reports},
+    rank_end::{CAUSE_DEADLINE, HowEnded, RankEnd, RankEnds, Reports},
+    spawn::{self, MemoryOfRank, RankProcesses},
 };
 
 /// Epoch of ranks that this process starts itself: their sockets are new, so no earlier life can speak on them.
@@ -218,8 +218,7 @@ fn on_a_thread(report: Reports) -> Result<(Members, Ranks), LaunchError> {
                 Ok(Err(error)) => HowEnded::Failed(error.to_string()),
                 Err(_) => HowEnded::Failed("it panicked".into()),
             };
-            // A closed queue means that nobody asks any more.
-            let _ = report.send(RankEnd { rank: 0, how, last_lines: Vec::new() });
+            report.ended(RankEnd { rank: 0, how, last_lines: Vec::new() });
         })
         .map_err(LaunchError::system("start a thread"))?;
     Ok(((vec![ours], None), Ranks::Thread(watcher)))

@@ -2,9 +2,9 @@
 //!
 //! Does not know who watches ranks, nor what becomes of a cluster that lost one.
 
-use std::{fmt, mem, os::unix::process::ExitStatusExt, process::ExitStatus, time::Duration};
+use std::{fmt, os::unix::process::ExitStatusExt, process::ExitStatus, time::Duration};
 
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{sync::watch, time::timeout};
 
 /// How long the ends of further ranks are awaited after the first: the one that came first need not be the cause.
 const SETTLE: Duration = Duration::from_millis(200);
@@ -36,30 +36,45 @@ pub enum HowEnded {
     Failed(String),
 }
 
-/// Ends as they are reported, of which those that are failures are kept until they are asked for.
+/// The last end of each rank that another has not taken the place of: as many as there are ranks, however long a cluster lives.
 #[derive(Debug)]
-pub(crate) struct RankEnds {
-    reports: mpsc::UnboundedReceiver<RankEnd>,
-    failed: Vec<RankEnd>,
+pub(crate) struct RankEnds(watch::Receiver<Vec<RankEnd>>);
+
+/// Where ends are reported.
+#[derive(Clone, Debug)]
+pub(crate) struct Reports(watch::Sender<Vec<RankEnd>>);
+
+impl Reports {
+    /// A rank has ended.
+    pub(crate) fn ended(&self, end: RankEnd) {
+        self.began(end.rank);
+        self.0.send_modify(|ends| ends.push(end));
+    }
+
+    /// A rank begins: how one before it in its place ended explains nothing that is to come.
+    pub(crate) fn began(&self, rank: usize) {
+        self.0.send_modify(|ends| ends.retain(|end| end.rank != rank));
+    }
 }
 
 impl RankEnds {
     /// None yet, and where they are reported.
-    pub(crate) fn new() -> (mpsc::UnboundedSender<RankEnd>, Self) {
-        let (report, reports) = mpsc::unbounded_channel();
-        (report, Self { reports, failed: Vec::new() })
+    pub(crate) fn new() -> (Reports, Self) {
+        let (report, reports) = watch::channel(Vec::new());
+        (Reports(report), Self(reports))
     }
 
     /// Failures that come together, the likeliest cause first, if one comes within `patience`; none where nobody is left to report
-    /// any. May be dropped and called again: what has come is not lost.
+    /// any. May be dropped and called again.
     pub(crate) async fn failures(&mut self, patience: Duration) -> Option<Vec<RankEnd>> {
         loop {
             // A rank that ends cleanly was told to; where it was not, the engine misses it and ends.
-            let patience = if self.failed.is_empty() { patience } else { SETTLE };
-            match timeout(patience, self.reports.recv()).await {
-                Ok(Some(end)) => self.failed.extend((!end.is_clean()).then_some(end)),
-                _ if self.failed.is_empty() => return None,
-                _ => return Some(RankEnd::sorted(mem::take(&mut self.failed))),
+            let failed: Vec<_> = self.0.borrow_and_update().iter().filter(|end| !end.is_clean()).cloned().collect();
+            let patience = if failed.is_empty() { patience } else { SETTLE };
+            match timeout(patience, self.0.changed()).await {
+                Ok(Ok(())) => {}
+                _ if failed.is_empty() => return None,
+                _ => return Some(RankEnd::sorted(failed)),
             }
         }
     }
@@ -167,20 +182,28 @@ mod tests {
     }
 
     #[test]
-    fn ends_that_come_together_are_told_together_and_none_is_lost() {
+    fn ends_that_come_together_are_told_together_and_those_of_ranks_that_began_again_are_forgotten() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let (report, mut ends) = RankEnds::new();
-        let came = |rank, how| report.send(RankEnd { rank, how, last_lines: Vec::new() }).unwrap();
-        runtime.block_on(async {
-            came(0, HowEnded::Returned);
-            assert!(ends.failures(Duration::from_millis(1)).await.is_none(), "a clean end is no failure");
+        let came = |rank, how| report.ended(RankEnd { rank, how, last_lines: Vec::new() });
+        let ranks = |ends: &mut RankEnds| -> Option<Vec<usize>> {
+            let failures = runtime.block_on(ends.failures(Duration::from_millis(1)))?;
+            Some(failures.iter().map(|end| end.rank).collect())
+        };
+        came(0, HowEnded::Returned);
+        assert!(ranks(&mut ends).is_none(), "a clean end is no failure");
+        came(1, HowEnded::Failed("of something".into()));
+        // Dropped while others are awaited.
+        runtime.block_on(async { timeout(SETTLE / 10, ends.failures(Duration::MAX)).await.unwrap_err() });
+        came(2, HowEnded::Status(ExitStatus::from_raw(9)));
+        assert_eq!(ranks(&mut ends).unwrap(), [2, 1], "a signal explains the most");
+        for _ in 0..1000 {
             came(1, HowEnded::Failed("of something".into()));
-            // Dropped while others are awaited.
-            assert!(timeout(SETTLE / 10, ends.failures(Duration::MAX)).await.is_err());
-            came(2, HowEnded::Status(ExitStatus::from_raw(9)));
-            let ranks: Vec<usize> = ends.failures(Duration::MAX).await.unwrap().iter().map(|end| end.rank).collect();
-            assert_eq!(ranks, [2, 1], "a signal explains the most");
-        });
+        }
+        assert_eq!(ranks(&mut ends).unwrap(), [2, 1], "one end of each");
+        report.began(2);
+        report.began(1);
+        assert!(ranks(&mut ends).is_none());
         drop(report);
         assert!(runtime.block_on(ends.failures(Duration::MAX)).is_none(), "nobody is left to report any");
     }

@@ -44,7 +44,7 @@ use rustix::{
 use crate::{
     error::LaunchError,
     last_lines::{LastLines, next_line},
-    rank_end::{HowEnded, RankEnd},
+    rank_end::{HowEnded, RankEnd, Reports},
 };
 
 /// How long a rank that was told to end may take before it is killed.
@@ -85,9 +85,6 @@ struct RankProcess {
 
 /// A rank to start, and where to answer.
 type Order = (usize, mpsc::Sender<Result<(RankProcess, UnixStream), LaunchError>>);
-
-/// Where every end is reported.
-pub(crate) type Reports = tokio::sync::mpsc::UnboundedSender<RankEnd>;
 
 impl RankProcesses {
     /// Starts `world` ranks and returns our ends of their control links in rank order, before any handshake.
@@ -208,6 +205,7 @@ fn start_one(
     log: &str,
     ends: &Reports,
 ) -> Result<(RankProcess, UnixStream), LaunchError> {
+    ends.began(rank);
     let (ours, theirs) = UnixStream::pair().map_err(LaunchError::system("make a socket pair"))?;
     let mut child = Command::new(&program.path)
         .arg0("nanoinfer-launch")
@@ -226,8 +224,7 @@ fn start_one(
     let watcher = thread::Builder::new().name(format!("watch rank {rank}")).spawn(move || {
         let end = watch(rank, pid, &watched, stderr);
         if !by_us.load(SeqCst) {
-            // A closed queue means that nobody asks any more.
-            let _ = ends.send(end.clone());
+            ends.ended(end.clone());
         }
         end
     });
@@ -366,6 +363,12 @@ fn receive_with(socket: &UnixStream) -> io::Result<([u8; 4], Vec<OwnedFd>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rank_end::RankEnds;
+
+    fn failures(ends: &mut RankEnds) -> Option<Vec<RankEnd>> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(ends.failures(Duration::MAX))
+    }
 
     #[test]
     fn memory_arrives_as_the_same_memory_and_that_of_starts_in_vain_is_passed_over() {
@@ -384,28 +387,31 @@ mod tests {
 
     #[test]
     fn a_program_that_ends_is_reported_with_its_status_and_last_lines() {
-        let (ends, mut reports) = tokio::sync::mpsc::unbounded_channel();
+        let (report, mut ends) = RankEnds::new();
         // `false` takes any arguments and ends with 1.
         let binary = WorkerBinary::At("/bin/false".into());
-        let (processes, sockets) = RankProcesses::start(2, &binary, "info", &ends).unwrap();
+        let (processes, sockets) = RankProcesses::start(2, &binary, "info", &report).unwrap();
         assert_eq!(sockets.len(), 2);
-        let mut ranks: Vec<_> = (0..2).map(|_| reports.blocking_recv().unwrap()).collect();
+        let mut ranks = Vec::new();
+        while ranks.len() < 2 {
+            ranks = failures(&mut ends).unwrap();
+        }
         ranks.sort_by_key(|end| end.rank);
         assert_eq!(ranks[1].to_string(), "rank 1 ended with exit status 1");
         drop(processes);
         let missing = WorkerBinary::At("/nonexistent/nanoinfer-launch".into());
-        let message = RankProcesses::start(1, &missing, "info", &ends).unwrap_err().to_string();
+        let message = RankProcesses::start(1, &missing, "info", &report).unwrap_err().to_string();
         assert!(message.contains("/nonexistent/nanoinfer-launch"), "{message}");
     }
 
     #[test]
     fn dropping_the_processes_kills_them_and_one_can_be_had_again() {
-        let (ends, mut reports) = tokio::sync::mpsc::unbounded_channel();
+        let (report, mut ends) = RankEnds::new();
         let folder = tempfile::tempdir().unwrap();
         let script = folder.path().join("sleeper");
         std::fs::write(&script, "#!/bin/sh\nexec sleep 600\n").unwrap();
         std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-        let (processes, _sockets) = RankProcesses::start(2, &WorkerBinary::At(script), "info", &ends).unwrap();
+        let (processes, _sockets) = RankProcesses::start(2, &WorkerBinary::At(script), "info", &report).unwrap();
         let pid = |rank: usize| {
             let ranks = processes.ranks.lock().unwrap();
             Pid::from_child(&ranks[rank].as_ref().unwrap().child.lock().unwrap())
@@ -420,8 +426,8 @@ mod tests {
         let last = pid(1);
         drop(processes);
         assert!(rustix::process::test_kill_process(last).is_err());
-        drop(ends);
-        let reported: Vec<_> = std::iter::from_fn(|| reports.blocking_recv()).map(|end| end.rank).collect();
+        drop(report);
+        let reported: Vec<_> = failures(&mut ends).unwrap().iter().map(|end| end.rank).collect();
         assert_eq!(reported, [0], "what is ended from here is not reported");
     }
 }

@@ -63,6 +63,13 @@ pub enum LinkError {
     },
 }
 
+impl LinkError {
+    /// Whether bytes came that are no message: who sent them may have done anything before.
+    pub fn is_no_message(&self) -> bool {
+        matches!(self, Self::TooLarge { .. } | Self::Malformed(_) | Self::Epoch { .. })
+    }
+}
+
 /// A connected stream socket.
 #[derive(Debug)]
 pub enum Socket {

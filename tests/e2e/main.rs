@@ -8,6 +8,7 @@
 //! - [`load`]: 200 clients in a pool far too small; hang-ups; the same bits whatever batch, chunks, cache and preemption
 //! - [`lifecycle`]: signals, killed ranks, killed launchers, draining
 //! - [`recovery`]: ranks that are lost while requests run, and had again
+//! - [`strangers`]: whoever comes to any door at any time, and noise within a rank's own link
 //! - [`cores`]: threads run where the plan puts them; where the system gives none
 //! - [`cable`]: a cable between two hosts is cut, and both ends notice
 //! - [`surroundings`]: closed and full outputs, addresses that Kubernetes leaves in the environment, other people's folders
@@ -43,6 +44,7 @@ mod load;
 mod memory;
 mod ranks;
 mod recovery;
+mod strangers;
 mod streams;
 mod surroundings;
 mod trace;

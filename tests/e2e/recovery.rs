@@ -21,7 +21,7 @@ use crate::{
 const BUDGET: [&str; 2] = ["--rank-restarts", "100/1m"];
 
 /// Requests of several kinds to `heads5`, which has 64 positions; none ends early.
-fn requests(count: u64) -> Vec<Value> {
+pub(crate) fn requests(count: u64) -> Vec<Value> {
     let body = |seed: u64| {
         let temperature = if seed.is_multiple_of(4) { 0.0 } else { 1.0 };
         json!({ "prompt": vec![3 + seed; 1 + seed as usize * 5 % 23], "max_tokens": 40, "ignore_eos": true, "seed": seed,
@@ -36,7 +36,7 @@ fn choices(server: &Server, body: &Value) -> Value {
 }
 
 /// As long as `disturb` does what it does, and once more, every answer is what it was before.
-fn assert_undisturbed(server: &Server, requests: &[Value], disturb: impl FnOnce() + Send) {
+pub(crate) fn assert_undisturbed(server: &Server, requests: &[Value], disturb: impl FnOnce() + Send) {
     let undisturbed: Vec<Value> = requests.iter().map(|body| choices(server, body)).collect();
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -56,13 +56,13 @@ fn assert_undisturbed(server: &Server, requests: &[Value], disturb: impl FnOnce(
     requests.iter().zip(&undisturbed).for_each(|(body, undisturbed)| assert_eq!(&choices(server, body), undisturbed));
 }
 
-fn metric(server: &Server, name: &str) -> f64 {
+pub(crate) fn metric(server: &Server, name: &str) -> f64 {
     let text = server.get("/metrics").1;
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     line.unwrap_or_else(|| panic!("{name} is not among\n{text}")).parse().unwrap()
 }
 
-fn wait_for_restarts(server: &Server, count: f64) {
+pub(crate) fn wait_for_restarts(server: &Server, count: f64) {
     wait_until("a rank in the place of the lost one", || {
         metric(server, "nanoinfer_rank_restarts_total") >= count && server.get("/readyz").0 == 200
     });

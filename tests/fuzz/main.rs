@@ -1,11 +1,13 @@
-//! Broken and hostile files, by the thousand: every reader of a model's files answers with a value or an error.
+//! Broken and hostile files and frames, by the thousand: every reader of a model's files and of a socket answers with a value or
+//! an error.
 //!
-//! Real files are mutated by a seeded generator, so that a failure repeats. No panic, no abort, no endless loop; the
+//! Real files and frames are mutated by a seeded generator, so that a failure repeats. No panic, no abort, no endless loop; the
 //! process may not grow by more than `ROOM_BYTES`, so that a size that a file claims cannot be allocated on its word. Index:
 //! - `checkpoints`: safetensors, zip and legacy files of torch, their pickles
 //! - `text`: tokenizer.json, vocab.json, merges.txt, tokenizer_config.json, chat templates
 //! - `configurations`: config.json, the index of a split checkpoint
 //! - `hostile`: pickles, archives and headers made to do harm; each error names the reason
+//! - `links`: frames of the control link at both ends, handshakes, orders to a rank at every stage of its life
 //! - `counting`: what they cost, in bytes asked for
 
 mod counting;
@@ -16,6 +18,7 @@ mod zip;
 mod checkpoints;
 mod configurations;
 mod hostile;
+mod links;
 mod text;
 
 use std::path::{Path, PathBuf};

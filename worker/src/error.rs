@@ -1,6 +1,9 @@
 //! What can go wrong in a rank.
 
-use std::{io, path::PathBuf};
+use std::{
+    io::{self, ErrorKind},
+    path::PathBuf,
+};
 
 use nanoinfer_checkpoint::CheckpointError;
 use nanoinfer_shared::{
@@ -156,14 +159,22 @@ impl WorkerError {
         match self {
             Self::Comm(CommError::Setup { .. }) => FailureKind::Rank,
             Self::Comm(_) => FailureKind::Peer,
-            Self::Link(_) | Self::Gpu { .. } | Self::Memory { .. } | Self::Pool { .. } | Self::Threads { .. } => {
+            // Descriptors, memory or a disk that does not answer; a file that is not there is so for another too.
+            Self::Checkpoint(CheckpointError::Open { source, .. })
+                if !matches!(source.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) =>
+            {
                 FailureKind::Rank
             }
+            Self::Link(_)
+            | Self::Gpu { .. }
+            | Self::Memory { .. }
+            | Self::Pool { .. }
+            | Self::Threads { .. }
+            | Self::Trace { .. } => FailureKind::Rank,
             Self::Checkpoint(_)
             | Self::Fingerprint { .. }
             | Self::Replaced { .. }
             | Self::NoSegment { .. }
-            | Self::Trace { .. }
             | Self::Unfit(_)
             | Self::NcclOnCpu { .. }
             | Self::NoNcclId { .. }

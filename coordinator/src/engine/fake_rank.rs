@@ -4,7 +4,9 @@
 //! table, so a wrong block, position or order shows in the next token. It panics where a plan breaks the contract.
 
 use std::{
+    io::Write,
     ops::Range,
+    os::unix::net::UnixStream,
     sync::{Arc, Mutex, mpsc},
     thread::{self, JoinHandle},
     time::Duration,
@@ -12,7 +14,7 @@ use std::{
 
 use nanoinfer_shared::{
     ModelShape, Partition,
-    link::{ControlLink, in_memory},
+    link::{ControlLink, Socket},
     protocol::{
         BLOCK_TOKENS, CommKind, Cores, DType, Device, FailureKind, FromRank, LoadOrder, LoadReport, LogSumExp,
         LogitSlice, Place, RowSlice, SequenceStep, StepOutput, StepPlan, StepTimes, ToRank, TokenId, Wants,
@@ -32,9 +34,25 @@ pub(crate) struct Behaviour {
     pub(crate) closes_at: Option<u64>,
     /// Closes the link at its first heartbeat.
     pub(crate) closes_when_pinged: bool,
-    /// Closes the link instead of answering after so many orders, heartbeats apart.
-    pub(crate) closes_after: Option<usize>,
+    /// After so many orders, heartbeats apart, says this in place of an answer, and then nothing.
+    pub(crate) ends_after: Option<(usize, LastWord)>,
+    /// Says of so many starts that a peer is not there.
+    pub(crate) misses_peers: usize,
 }
+
+/// What a fake rank says that is none of the protocol's answers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum LastWord {
+    /// Nothing: its link closes.
+    Silence,
+    /// Bytes that are no message, of this number's kind; the link stays open.
+    Noise(u64),
+    /// A message that was not asked for, of this number's kind; the link stays open.
+    OutOfPlace(u64),
+}
+
+/// Epoch of the links.
+const EPOCH: u32 = 1;
 
 /// What every fake rank says of a block.
 const KV_BLOCK_BYTES: u64 = 1000;
@@ -101,10 +119,11 @@ pub(crate) fn spawn_one(
     behaviour: Behaviour,
     pool: Pool,
 ) -> (ControlLink<ToRank, FromRank>, JoinHandle<()>) {
-    let (ours, theirs) = in_memory();
+    let (ours, theirs) = UnixStream::pair().expect("there are descriptors");
+    let ours = ControlLink::over(Socket::Unix(ours), EPOCH).expect("there are descriptors");
     let vocab = config.partition.share(rank).vocab.clone();
     let rank = FakeRank { pool, ..FakeRank::new(vocab, config.load.max_batched_tokens) };
-    (ours, thread::spawn(move || rank.run(theirs, &behaviour)))
+    (ours, thread::spawn(move || rank.run(theirs, behaviour)))
 }
 
 /// Logits of the model after `tokens`.
@@ -173,16 +192,18 @@ impl FakeRank {
         self.pool.lock().unwrap().0.fill([u64::MAX; BLOCK_TOKENS]);
     }
 
-    fn run(mut self, mut link: ControlLink<FromRank, ToRank>, behaviour: &Behaviour) {
+    fn run(mut self, socket: UnixStream, mut behaviour: Behaviour) {
+        let raw = socket.try_clone().expect("there are descriptors");
+        let mut link = ControlLink::over(Socket::Unix(socket), EPOCH).expect("there are descriptors");
         let mut orders = 0;
         while let Ok(message) = link.receiver.receive() {
             orders += usize::from(!matches!(message, ToRank::Ping(_)));
-            if behaviour.closes_after.is_some_and(|most| orders > most) {
+            if let Some((_, last_word)) = behaviour.ends_after.filter(|&(most, _)| orders > most) {
                 if let ToRank::Step(plan) = &message {
                     // It came half of the way.
                     self.write(&plan.sequences[0]);
                 }
-                return;
+                return self.end(link, &raw, message, last_word);
             }
             let answer = match message {
                 ToRank::Load(order) => {
@@ -194,6 +215,10 @@ impl FakeRank {
                         data_address: Some(format!("rank at {}", self.vocab.start)),
                         nccl_id: None,
                     })
+                }
+                ToRank::Start(_) if behaviour.misses_peers > 0 => {
+                    behaviour.misses_peers -= 1;
+                    FromRank::Failed { kind: FailureKind::Peer, reason: "a peer is not there".into() }
                 }
                 ToRank::Start(order) => {
                     assert!(order.peers.contains(&format!("rank at {}", self.vocab.start)));
@@ -226,6 +251,47 @@ impl FakeRank {
             if link.sender.send(answer).is_err() {
                 return;
             }
+        }
+    }
+
+    /// Says a last word in place of what `order` asks for, and waits for the end of its link.
+    fn end(
+        mut self,
+        mut link: ControlLink<FromRank, ToRank>,
+        mut raw: &UnixStream,
+        order: ToRank,
+        last_word: LastWord,
+    ) {
+        let (LastWord::Noise(kind) | LastWord::OutOfPlace(kind)) = last_word else { return };
+        let message = if matches!(last_word, LastWord::OutOfPlace(_)) { self.out_of_place(order, kind) } else { None };
+        let is_said = match message {
+            Some(message) => link.sender.send(message).is_ok(),
+            None => raw.write_all(&noise(kind)).is_ok(),
+        };
+        while is_said && link.receiver.receive().is_ok() {}
+    }
+
+    /// A message that is not what `order` asks for; none where there is no such.
+    fn out_of_place(&mut self, order: ToRank, kind: u64) -> Option<FromRank> {
+        match order {
+            // What comes from before it leaves is passed over.
+            ToRank::Leave { .. } => None,
+            ToRank::Step(plan) if kind.is_multiple_of(2) => {
+                let mut output = self.step(&plan);
+                let (row, first) = (output.rows.first_mut()?, self.vocab.start as TokenId);
+                match kind % 3 {
+                    0 => row.top = vec![(TokenId::MAX, 1.0)],
+                    1 => row.top = vec![(first, 1.0); 4000],
+                    _ => row.listed.push((first, 1.0)),
+                }
+                Some(FromRank::Done(output))
+            }
+            ToRank::FetchRows(rows) => Some(FromRank::Rows(vec![vec![1.0; kind as usize % 5].into(); rows.len()])),
+            _ => Some(match kind % 3 {
+                0 => FromRank::Left { group: 0, data_address: None },
+                1 => FromRank::Rows(vec![LogitSlice::default()]),
+                _ => FromRank::Done(StepOutput { step: u64::MAX, ..StepOutput::default() }),
+            }),
         }
     }
 
@@ -277,6 +343,20 @@ impl FakeRank {
             pool.0[block.0 as usize][position % BLOCK_TOKENS]
         };
         (0..positions).map(at).collect()
+    }
+}
+
+/// Bytes that a link takes for no message as soon as they are there.
+fn noise(kind: u64) -> Vec<u8> {
+    let bytes = mix(kind).to_le_bytes();
+    let frame =
+        |epoch: u32, body: &[u8]| [&(4 + body.len() as u32).to_le_bytes()[..], &epoch.to_le_bytes(), body].concat();
+    match kind % 4 {
+        0 => [&[0xff; 4][..], &bytes].concat(),
+        1 => frame(EPOCH + 1, &bytes),
+        // No message begins so.
+        2 => frame(EPOCH, &[&[0xff; 5][..], &bytes].concat()),
+        _ => frame(EPOCH, &[]),
     }
 }
 

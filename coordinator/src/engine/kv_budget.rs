@@ -70,7 +70,7 @@ impl KvBudget {
             let enough = block_bytes.saturating_mul(full_length).saturating_mul(max_seqs as u64);
             let budget = self.kv_memory.unwrap_or_else(|| enough.min(self.part(room)));
             if budget / block_bytes < full_length {
-                let needed = full_length * block_bytes;
+                let needed = full_length.saturating_mul(block_bytes);
                 return Err(KvTooSmall { rank, n_positions: shape.context, needed, budget });
             }
             fewest = fewest.min(budget / block_bytes);

@@ -10,6 +10,7 @@
 //! Knows the protocol; does not know sequences, sampling or how the links came to be.
 //! Invariant: at most one order is under way, and every rank has answered it before the next is sent.
 
+mod answers;
 mod budget;
 mod error;
 mod heartbeat;
@@ -95,8 +96,8 @@ pub(crate) struct LinkedRanks {
     group: u32,
     source: Option<Box<dyn RankSource>>,
     budget: Budget,
-    /// Number and rows of the step that was started.
-    step: (u64, usize),
+    /// The step that was started.
+    step: StepPlan,
     patience: Patience,
     given_up: GivenUp,
 }
@@ -188,17 +189,21 @@ impl LinkedRanks {
 
 impl Ranks for LinkedRanks {
     fn begin_step(&mut self, plan: &StepPlan) -> Result<(), RanksError> {
-        self.step = (plan.step, plan.sequences.iter().map(|sequence| sequence.outputs.len()).sum());
+        self.step.clone_from(plan);
         self.send(&self.all(), |_| ToRank::Step(plan.clone()))
     }
 
     fn finish_step(&mut self) -> Result<Vec<StepOutput>, RanksError> {
-        let (step, rows) = self.step;
+        let step = self.step.step;
+        let rows = self.step.sequences.iter().map(|sequence| sequence.outputs.len()).sum::<usize>();
         let answers =
             self.collect(&self.all(), &format!("step {step} with {rows} rows"), |_, message| match message {
                 FromRank::Done(output) if output.step == step && output.rows.len() == rows => Ok(output),
                 other => Err(other),
             })?;
+        for (rank, output) in answers.iter().enumerate() {
+            answers::check_step(rank, output, &self.step, &self.config.partition.share(rank).vocab)?;
+        }
         self.budget.succeeded();
         Ok(answers)
     }
@@ -212,15 +217,8 @@ impl Ranks for LinkedRanks {
                 FromRank::Rows(slices) if slices.len() == rows.len() => Ok(slices),
                 other => Err(other),
             })?;
-            for row in 0..rows.len() {
-                let got = by_rank.iter().map(|slices| slices[row].len()).sum::<usize>();
-                if got != self.config.shape.vocab_size {
-                    return Err(RanksError::Unexpected {
-                        rank: all.len() - 1,
-                        expected: format!("its part of {} logits", self.config.shape.vocab_size),
-                        got: format!("{got} with those of the ranks before it"),
-                    });
-                }
+            for (rank, slices) in by_rank.iter().enumerate() {
+                answers::check_rows(rank, slices, &self.config.partition.share(rank).vocab)?;
             }
             fetched.iter_mut().zip(by_rank).for_each(|(all, slices)| all.extend(slices));
         }

@@ -2,12 +2,15 @@
 //!
 //! Does not know who asks.
 
-use std::sync::{
-    Arc, OnceLock,
-    atomic::{
-        AtomicBool,
-        Ordering::{Relaxed, SeqCst},
+use std::{
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{
+            AtomicBool,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
+    time::Duration,
 };
 
 use serde::Serialize;
@@ -21,7 +24,20 @@ pub struct Status {
     ready: AtomicBool,
     failure: OnceLock<String>,
     live: watch::Sender<LiveBlocks>,
+    /// Those that were ever lost, by rank. A mutex, as they change together; held for no longer than that.
+    ranks: Mutex<Vec<LiveRank>>,
     metrics: Arc<Metrics>,
+}
+
+/// What became of a rank, as the live view shows it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LiveRank {
+    /// It is lost, and none has taken its place yet.
+    pub is_lost: bool,
+    /// How often another has taken its place.
+    pub restarts: u64,
+    /// From its last loss until steps were taken again.
+    pub back_after: Option<Duration>,
 }
 
 /// The KV blocks in use, as the live view shows them.
@@ -67,6 +83,29 @@ impl Status {
     /// Notes why the engine ends; the first reason says most.
     pub(crate) fn fail(&self, reason: impl Into<String>) {
         let _ = self.failure.set(reason.into());
+    }
+
+    /// What became of a rank.
+    pub fn rank(&self, rank: usize) -> LiveRank {
+        self.ranks.lock().unwrap_or_else(PoisonError::into_inner).get(rank).copied().unwrap_or_default()
+    }
+
+    /// Notes that some are lost.
+    pub(crate) fn lose(&self, lost: impl Iterator<Item = usize>) {
+        let mut ranks = self.ranks.lock().unwrap_or_else(PoisonError::into_inner);
+        for rank in lost {
+            let known = ranks.len().max(rank + 1);
+            ranks.resize_with(known, LiveRank::default);
+            ranks[rank].is_lost = true;
+        }
+    }
+
+    /// Notes that those that were lost have others in their places, which took so long.
+    pub(crate) fn regain(&self, after: Duration) {
+        let mut ranks = self.ranks.lock().unwrap_or_else(PoisonError::into_inner);
+        for rank in ranks.iter_mut().filter(|rank| rank.is_lost) {
+            *rank = LiveRank { is_lost: false, restarts: rank.restarts + 1, back_after: Some(after) };
+        }
     }
 
     /// Sequences in the current step.

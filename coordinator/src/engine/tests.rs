@@ -24,12 +24,12 @@ fn prompt(seed: u32, length: usize) -> Vec<u32> {
     (0..length as u32).map(|i| (seed * 31 + i * 17) % 149).collect()
 }
 
-fn engine(config: EngineConfig, behaviours: Vec<Behaviour>) -> (EngineHandle, Vec<JoinHandle<()>>) {
+pub(super) fn engine(config: EngineConfig, behaviours: Vec<Behaviour>) -> (EngineHandle, Vec<JoinHandle<()>>) {
     let (links, ranks) = fake_rank::spawn(&config, behaviours);
     (start(links, None, config).unwrap(), ranks)
 }
 
-fn well_behaved(world: usize) -> Vec<Behaviour> {
+pub(super) fn well_behaved(world: usize) -> Vec<Behaviour> {
     (0..world).map(|_| Behaviour::default()).collect()
 }
 
@@ -39,7 +39,7 @@ fn held() -> (mpsc::Sender<()>, Vec<Behaviour>) {
     (release, vec![Behaviour { permits: Some(permits), ..Behaviour::default() }])
 }
 
-fn all(mut events: Events) -> Vec<Event> {
+pub(super) fn all(mut events: Events) -> Vec<Event> {
     std::iter::from_fn(|| events.blocking_next()).collect()
 }
 
@@ -75,7 +75,7 @@ fn greedy(prompt: &[u32], count: usize) -> Vec<u32> {
 }
 
 /// Requests of every kind of draw.
-fn mixed() -> Vec<Request> {
+pub(super) fn mixed() -> Vec<Request> {
     let sampled = |seed, length, change: &dyn Fn(&mut Request)| {
         let mut request = request(&prompt(seed, length), 30);
         request.sampling = SamplingParams { ignore_eos: true, ..SamplingParams::neutral(seed.into()) };
@@ -459,78 +459,4 @@ fn explained_tokens_tell_of_their_step_on_every_rank_and_others_do_not() {
     assert_eq!(ids(&alone), ids(&explained));
     drop(handle);
     ranks.into_iter().for_each(|rank| rank.join().unwrap());
-}
-
-/// Fake ranks in the place of others that were lost. For a while each is lost too, at a message that a seed decides: loading, at its
-/// start, in a step, when rows are fetched, or when it is to leave.
-#[derive(Debug)]
-struct FakeSource {
-    config: EngineConfig,
-    pools: Vec<fake_rank::Pool>,
-    seed: u64,
-    deaths: usize,
-}
-
-impl FakeSource {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.seed >> 33) % sides
-    }
-
-    /// A rank that closes its link instead of taking the order of this number.
-    fn rank(&mut self, rank: usize, life: u64) -> ControlLink<ToRank, FromRank> {
-        let closes_after = (self.deaths > 0).then_some(life as usize);
-        self.deaths = self.deaths.saturating_sub(1);
-        let behaviour = Behaviour { closes_after, ..Behaviour::default() };
-        fake_rank::spawn_one(&self.config, rank, behaviour, self.pools[rank].clone()).0
-    }
-}
-
-impl RankSource for FakeSource {
-    fn replace(
-        &mut self,
-        _group: u32,
-        lost: &[Lost],
-        _given_up: &dyn Fn() -> bool,
-    ) -> Result<Vec<ControlLink<ToRank, FromRank>>, SourceError> {
-        for lost in lost {
-            if lost.is_corrupt || self.roll(3) == 0 {
-                self.pools[lost.rank] = fake_rank::Pool::default();
-            }
-        }
-        if self.roll(10) == 0 {
-            return Err("the system has no process to give".into());
-        }
-        // A request that loses three steps in a row would be taken for the cause: hence no lives of a few steps.
-        let mut life = || if self.roll(2) == 0 { self.roll(2) } else { 60 + self.roll(40) };
-        let lives: Vec<u64> = lost.iter().map(|_| life()).collect();
-        Ok(lost.iter().zip(lives).map(|(lost, life)| self.rank(lost.rank, life)).collect())
-    }
-}
-
-#[test]
-fn ranks_that_are_lost_at_any_message_recovery_included_change_no_answer() {
-    let mut restarts = 0;
-    for seed in 0..60 {
-        let world = 2 + seed as usize % 2;
-        let config = fake_rank::config(world, 12).with_steps_of(8, 16);
-        let alone: Vec<_> = {
-            let (handle, _ranks) = engine(config.clone(), well_behaved(world));
-            mixed().into_iter().map(|request| all(handle.submit(request).unwrap())).collect()
-        };
-        let pools = (0..world).map(|_| fake_rank::Pool::default()).collect();
-        let mut source = FakeSource { config: config.clone(), pools, seed, deaths: 12 };
-        let mut first = |rank: usize| {
-            let life = source.roll(25);
-            source.rank(rank, 25 * rank as u64 + life)
-        };
-        let links = (0..world).map(&mut first).collect();
-        let handle = start(links, Some(Box::new(source)), config).unwrap();
-        let events: Vec<_> = mixed().into_iter().map(|request| handle.submit(request).unwrap()).collect();
-        for (events, alone) in events.into_iter().zip(&alone) {
-            assert_eq!(&all(events), alone, "seed {seed}");
-        }
-        restarts += handle.status().metrics().rank_restarts.get();
-    }
-    assert!(restarts > 200, "{restarts}");
 }

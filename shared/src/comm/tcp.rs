@@ -15,6 +15,7 @@ use std::{
 
 use rustix::{
     event::{PollFd, PollFlags, poll},
+    io::Errno,
     time::Timespec,
 };
 
@@ -108,21 +109,23 @@ impl Tcp {
         let mut sockets: Vec<Option<Arc<TcpStream>>> = (0..world).map(|_| None).collect();
         for (peer, address) in addresses.iter().enumerate().take(rank) {
             let unreachable = |reason: String| CommError::Unreachable { rank, peer, address: address.clone(), reason };
-            let stream = reach(address, deadline).map_err(|e| unreachable(e.to_string()))?;
-            let handle = stream.try_clone().map_err(|e| unreachable(e.to_string()))?;
+            let failed = |e: io::Error| own_lack(rank, e).unwrap_or_else(|e| unreachable(e.to_string()));
+            let stream = reach(address, deadline).map_err(failed)?;
+            let handle = stream.try_clone().map_err(failed)?;
             let stream = shut_by(abort, stream);
             // The peer listens, and answers once it has been told to start too, and has met those below it.
             join(&mut Socket::Tcp(handle), identity, key, deadline).map_err(|e| unreachable(e.to_string()))?;
             sockets[peer] = Some(stream);
         }
-        admit_peers(&listener.listener, identity, key, epoch, deadline, abort, &mut sockets).map_err(|reason| {
+        admit_peers(&listener.listener, identity, key, epoch, deadline, abort, &mut sockets).map_err(|error| {
             let peer = (rank + 1..world).find(|&peer| sockets[peer].is_none()).unwrap_or(rank);
-            CommError::Unreachable {
+            let missed = |error| CommError::Unreachable {
                 rank,
                 peer,
                 address: addresses[peer].clone(),
-                reason: format!("it did not connect: {reason}"),
-            }
+                reason: format!("it did not connect: {error}"),
+            };
+            own_lack(rank, error).unwrap_or_else(missed)
         })?;
         let peer = |socket: Arc<TcpStream>| {
             socket.set_nodelay(true)?;
@@ -184,7 +187,7 @@ impl Tcp {
             }
             let timeout = Timespec { tv_sec: (REDUCE_DEADLINE - waited).as_secs() as i64 + 1, tv_nsec: 0 };
             match poll(&mut waiting, Some(&timeout)) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Ok(_) | Err(Errno::INTR) => {}
                 Err(errno) => return Err(CommError::Link { rank, peer, site, source: errno.into() }),
             }
         }
@@ -242,6 +245,16 @@ impl Communicator for Tcp {
     fn all_reduce(&mut self, data: Elements<'_>, site: ReduceSite) -> Result<Duration, CommError> {
         let Elements::F32(data) = data;
         data.chunks_mut(CHUNK_ELEMENTS).map(|chunk| self.reduce_round(chunk, site)).sum()
+    }
+}
+
+/// The failure of a rank that lacks descriptors, memory or threads itself, which no peer can mend; else what it is given.
+fn own_lack(rank: usize, error: io::Error) -> Result<CommError, io::Error> {
+    match Errno::from_io_error(&error) {
+        Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS | Errno::AGAIN) => {
+            Ok(CommError::Setup { rank, source: error })
+        }
+        _ => Err(error),
     }
 }
 

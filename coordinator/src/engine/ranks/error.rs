@@ -104,19 +104,19 @@ pub enum RanksError {
 }
 
 impl RanksError {
-    /// Whether the rank's process ended or hangs. All else that goes wrong at a start goes wrong again.
-    pub(super) fn is_an_end(&self) -> bool {
-        matches!(self, Self::Gone { .. } | Self::Silent { .. } | Self::Source(_))
+    /// Whether it is a rank's own word for why it does not come up: where none has been up, another in its place says the same.
+    pub(super) fn comes_again(&self) -> bool {
+        matches!(self, Self::Failed { kind: FailureKind::Rank, .. })
     }
 
     /// Whether another try can mend it. Where that takes another in the place of a rank, it is among the `lost` then: the first
     /// word of a rank says most.
     pub(super) fn can_be_mended(&self, lost: &mut Vec<Lost>) -> bool {
         let (rank, is_corrupt) = match *self {
-            // Only a link was lost, or there was nobody to take the place.
-            Self::Failed { kind: FailureKind::Peer, .. } | Self::Source(_) => return true,
+            // Only a link was lost, or there was nobody to take the place, or no thread to listen to it.
+            Self::Failed { kind: FailureKind::Peer, .. } | Self::Source(_) | Self::Thread(_) => return true,
+            Self::Gone { rank, ref source } => (rank, source.is_no_message()),
             Self::Failed { rank, kind: FailureKind::Rank, .. }
-            | Self::Gone { rank, .. }
             | Self::Silent { rank, .. }
             | Self::Stuck { rank, .. }
             | Self::Stays { rank, .. } => (rank, false),
@@ -128,8 +128,7 @@ impl RanksError {
             | Self::World { .. }
             | Self::KvMemory(_)
             | Self::NoAddress { .. }
-            | Self::LinkKey(_)
-            | Self::Thread(_) => return false,
+            | Self::LinkKey(_) => return false,
         };
         if lost.iter().all(|known| known.rank != rank) {
             lost.push(Lost { rank, is_corrupt });

@@ -98,7 +98,7 @@ impl Inbox {
         let mut place = self.members.0[rank].lock().unwrap_or_else(PoisonError::into_inner);
         let before = std::mem::replace(&mut *place, member);
         drop(place);
-        before.sender.lock().unwrap_or_else(PoisonError::into_inner).close();
+        before.close();
         Ok(())
     }
 
@@ -121,6 +121,11 @@ impl Inbox {
 }
 
 impl Member {
+    /// Ends the link: both sides are told.
+    pub(super) fn close(&self) {
+        self.sender.lock().unwrap_or_else(PoisonError::into_inner).close();
+    }
+
     /// Sends one order.
     pub(super) fn send(&self, order: ToRank) -> Result<(), LinkError> {
         self.sender.lock().unwrap_or_else(PoisonError::into_inner).send(order)

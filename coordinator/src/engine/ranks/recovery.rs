@@ -26,10 +26,11 @@ impl LinkedRanks {
         let mut lost = Vec::new();
         let mut error = loss;
         loop {
-            let may_try = self.source.is_some() && (self.is_started() || error.is_an_end());
+            let may_try = self.source.is_some() && (self.is_started() || !error.comes_again());
             if !may_try || !error.can_be_mended(&mut lost) {
                 return Err(error);
             }
+            self.status.lose(lost.iter().map(|lost| lost.rank));
             let Some(pause) = self.budget.take(Instant::now()) else {
                 let RestartLimit { most, within } = self.budget.limit;
                 tracing::error!("{most} recoveries within {within:?} are enough (--rank-restarts)");
@@ -38,6 +39,7 @@ impl LinkedRanks {
             tracing::warn!(pause_ms = pause.as_millis() as u64, "{error}; its rank is started again");
             match self.again(&mut lost, pause) {
                 Ok(pools) => {
+                    self.status.regain(begun.elapsed());
                     let seconds = begun.elapsed().as_secs_f64();
                     self.status.metrics().recovery_seconds.observe(seconds);
                     tracing::info!(seconds, ?pools, "the ranks are ready again");
@@ -61,13 +63,18 @@ impl LinkedRanks {
             }
         }
         self.give_up()?;
+        self.status.lose(lost.iter().map(|lost| lost.rank));
         lost.sort_unstable_by_key(|lost| lost.rank);
+        // One on another host that still runs ends by that, so that its host starts it again.
+        lost.iter().for_each(|lost| self.inbox.members().of(lost.rank).close());
         let source = self.source.as_mut().expect("there is one, or nobody tries again");
         let links = source.replace(self.group, lost, &*self.given_up).map_err(RanksError::Source)?;
         assert_eq!(links.len(), lost.len(), "the source gives one link a rank");
-        let new: Vec<usize> = lost.drain(..).map(|lost| lost.rank).collect();
+        let new: Vec<usize> = lost.iter().map(|lost| lost.rank).collect();
         for (&rank, link) in new.iter().zip(links) {
             self.inbox.replace(rank, link)?;
+            // The others are still lost where this goes no further.
+            lost.retain(|lost| lost.rank != rank);
         }
         self.status.metrics().rank_restarts.inc_by(new.len() as u64);
         self.bring_up(&new)

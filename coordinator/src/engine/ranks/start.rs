@@ -7,7 +7,7 @@ use std::sync::Arc;
 use nanoinfer_shared::{
     handshake,
     link::ControlLink,
-    protocol::{BLOCK_TOKENS, CommKind, FromRank, LoadOrder, LoadReport, StartOrder, ToRank},
+    protocol::{BLOCK_TOKENS, CommKind, FromRank, LoadOrder, LoadReport, StartOrder, StepPlan, ToRank},
 };
 
 use super::{
@@ -66,7 +66,7 @@ impl LinkedRanks {
             group: 0,
             source,
             budget: Budget::new(config.restarts),
-            step: (0, 0),
+            step: StepPlan::default(),
             patience: Patience::default(),
             given_up,
         })

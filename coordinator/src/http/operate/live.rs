@@ -11,8 +11,12 @@ pub(crate) async fn cluster(State(app): State<App>) -> Json<Value> {
     let status = app.engine.status();
     let range = |range: &std::ops::Range<usize>| [range.start, range.end];
     let rank = |(rank, (share, bytes)): (usize, (&Share, &u64))| {
+        let life = status.rank(rank);
         json!({
             "rank": rank,
+            "lost": life.is_lost,
+            "restarts": life.restarts,
+            "back_after_s": life.back_after.map(|after| after.as_secs_f64()),
             "heads": range(&share.heads),
             "ffn": range(&share.ffn),
             "vocab": range(&share.vocab),

@@ -15,7 +15,7 @@ const code = (textContent) => make("code", { textContent });
 const cell = (textContent, className = "num") => make("td", { textContent, className });
 const bar = (share, className = "") => make("td", { className: "bar" }, make("i", { className, style: `--p: ${Math.min(1, share) * 100}%` }));
 
-/** How often the live view asks, in milliseconds: while an answer comes, and while nothing does. */
+/** How often the live view asks, in milliseconds: while an answer or a rank is awaited, and while nothing is. */
 const POLL_BUSY_MS = 250, POLL_IDLE_MS = 2000;
 /** Alternatives shown beside a token. */
 const ALTERNATIVES = 5;
@@ -337,6 +337,9 @@ function speed(start, times) {
   $("pace").firstElementChild.setAttribute("points", points.join(" "));
 }
 
+const knownRestarts = [];
+const duration = (s) => (s >= 10 ? `${s.toFixed(0)} s` : s >= 1 ? `${s.toFixed(1)} s` : `${Math.round(s * 1000)} ms`);
+
 function ranks(cluster) {
   const share = (name, [from, to], whole) => {
     const fill = make("i", { style: `--from: ${(from / whole) * 100}%; --size: ${((to - from) / whole) * 100}%` });
@@ -347,8 +350,15 @@ function ranks(cluster) {
     const cells = Array.from({ length: cluster.n_head }, (_, head) => make("i", { className: head >= from && head < to ? "own" : "" }));
     const heads = make("div", { className: "heads", title: `heads ${from} to ${to - 1} of ${cluster.n_head}` }, ...cells);
     const title = make("p", {}, make("strong", { textContent: `Rank ${rank.rank}` }), ` · ${to - from} of ${cluster.n_head} heads · ${bytes(rank.weight_bytes)}`);
-    return make("div", { className: "rank", style: `--hue: ${hue(rank.rank)}` },
-      title, heads, share("FFN", rank.ffn, cluster.n_inner), share("vocabulary", rank.vocab, cluster.vocab_size));
+    const times = rank.restarts === 1 ? "once" : `${rank.restarts} times`;
+    const life = rank.lost ? "lost: another takes its place"
+      : rank.restarts ? `lost ${times}, last back after ${duration(rank.back_after_s)}` : "";
+    // Drawn anew as it changes: who has just come back shows it for a moment.
+    const isBack = knownRestarts[rank.rank] < rank.restarts;
+    knownRestarts[rank.rank] = rank.restarts;
+    return make("div", { className: `rank${rank.lost ? " lost" : isBack ? " back" : ""}`, style: `--hue: ${hue(rank.rank)}` },
+      title, heads, share("FFN", rank.ffn, cluster.n_inner), share("vocabulary", rank.vocab, cluster.vocab_size),
+      ...(life ? [make("p", { className: "life", textContent: life })] : []));
   };
   $("ranks").replaceChildren(...cluster.ranks.map(card));
 }
@@ -404,13 +414,15 @@ function blocks(cluster) {
   }));
 }
 
-let drawnRanks = "";
+let drawnRanks = "", isReady = true;
 async function look() {
   const shown = !document.body.classList.contains("no-live");
   try {
     const cluster = await (await ask("api/cluster")).json();
-    $("state").dataset.state = cluster.ready ? "ready" : "down";
-    $("model").textContent = `${cluster.model} · ${cluster.dtype} · ${cluster.ranks.length} rank${cluster.ranks.length > 1 ? "s" : ""}`;
+    isReady = cluster.ready;
+    $("state").dataset.state = isReady ? "ready" : "down";
+    const lost = cluster.ranks.filter((rank) => rank.lost).map((rank) => `, rank ${rank.rank} lost`).join("");
+    $("model").textContent = `${cluster.model} · ${cluster.dtype} · ${cluster.ranks.length} rank${cluster.ranks.length > 1 ? "s" : ""}${lost}`;
     if (shown) {
       const key = JSON.stringify(cluster.ranks);
       if (key !== drawnRanks) ranks(cluster);
@@ -427,7 +439,7 @@ async function look() {
 async function watch() {
   for (;;) {
     if (!document.hidden) await look();
-    await new Promise((resolve) => setTimeout(resolve, state.abort ? POLL_BUSY_MS : POLL_IDLE_MS));
+    await new Promise((resolve) => setTimeout(resolve, state.abort || !isReady ? POLL_BUSY_MS : POLL_IDLE_MS));
   }
 }
 

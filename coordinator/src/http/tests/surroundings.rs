@@ -1,6 +1,6 @@
 //! What stands around the chats: Ollama's library, keys, other sites' pages, metrics, documents.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use serde_json::{Value, json};
 
@@ -8,7 +8,7 @@ use super::Server;
 use crate::{
     config::ModelCard,
     http::{ApiKey, HeaderValue, HttpOptions, page},
-    testing::{Act, demo_card, demo_text, saying, scripted, speak},
+    testing::{Act, demo_card, demo_text, engine, saying, scripted, speak},
     text::TextEngine,
 };
 
@@ -203,7 +203,9 @@ async fn pages_of_named_sites_may_read_answers() {
 
 #[tokio::test]
 async fn metrics_and_the_live_view_tell_of_an_idle_server() {
-    let server = Server::start(saying(" ok")).await;
+    let handle = scripted(8, |request| Act::Events(speak(request, " ok")));
+    let status = handle.status.clone();
+    let server = Server::start(engine(handle)).await;
     let metrics = server.get("/metrics").await;
     assert!(metrics.head.contains("content-type: text/plain; version=0.0.4"), "{}", metrics.head);
     assert!(metrics.body.contains("\nnanoinfer_num_requests_running 0\n"), "{}", metrics.body);
@@ -211,6 +213,17 @@ async fn metrics_and_the_live_view_tell_of_an_idle_server() {
     assert_eq!(cluster["ranks"][1]["heads"], json!([4, 8]));
     assert_eq!((&cluster["block_tokens"], &cluster["sequences"]), (&json!(16), &json!([])));
     assert_eq!(cluster["blocks_idle"], json!([]));
+
+    let lives = async || {
+        let cluster = server.get("/api/cluster").await.json();
+        [0, 1].map(|rank| ["lost", "restarts", "back_after_s"].map(|field| cluster["ranks"][rank][field].clone()))
+    };
+    let unharmed = [json!(false), json!(0), json!(null)];
+    assert_eq!(lives().await, [unharmed.clone(), unharmed.clone()]);
+    status.lose([1].into_iter());
+    assert_eq!(lives().await, [unharmed.clone(), [json!(true), json!(0), json!(null)]]);
+    status.regain(Duration::from_millis(1500));
+    assert_eq!(lives().await, [unharmed, [json!(false), json!(1), json!(1.5)]]);
 }
 
 #[tokio::test]
