@@ -1,16 +1,30 @@
 """What the tests share: a server of the demo model, and its metrics."""
 
 import re
+import shutil
 
 import httpx
 import pytest
-from server import Server
+from server import ROOT, Server
 
 
 @pytest.fixture(scope="session")
 def server():
     """The demo model on two ranks."""
     server = Server("--nproc", "2")
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def thinker(tmp_path_factory):
+    """The demo model with a template that has it think where it is asked to; it does so until it is cut off."""
+    folder = tmp_path_factory.mktemp("models") / "thinker"
+    shutil.copytree(ROOT / "launcher/demo/nano-chat", folder)
+    template = """{% for m in messages if m.role == 'user' %}User: {{ m.content }}
+Assistant:{% endfor %}{% if enable_thinking is defined and enable_thinking %}{{ '<think>\\n' }}{% endif %}{# no </think> #}"""
+    (folder / "chat_template.jinja").write_text(template)
+    server = Server("--model", str(folder))
     yield server
     server.stop()
 

@@ -41,6 +41,23 @@ def test_generate(client):
     assert client.generate(model="nano-chat").done_reason == "load"
 
 
+def test_thinking(client, thinker):
+    thinking = ollama.Client(host=thinker.url)
+    assert thinking.show("thinker").capabilities == ["completion", "thinking"]
+    options = GREEDY | {"num_predict": 8}
+    reply = thinking.chat(model="thinker", messages=FRANCE, options=options, think=True)
+    assert reply.message.thinking and not reply.message.content and reply.done_reason == "length"
+    parts = list(thinking.chat(model="thinker", messages=FRANCE, options=options, think=True, stream=True))
+    assert "".join(part.message.thinking or "" for part in parts) == reply.message.thinking
+    again = thinking.generate(model="thinker", prompt=FRANCE[0]["content"], options=options, think=True)
+    assert (again.thinking, again.response) == (reply.message.thinking, "")
+    reply = thinking.chat(model="thinker", messages=FRANCE, options=GREEDY, think=False)
+    assert (reply.message.thinking, reply.message.content) == (None, PARIS)
+    with pytest.raises(ollama.ResponseError) as refused:
+        client.chat(model="nano-chat", messages=FRANCE, think=True)
+    assert "does not support thinking" in refused.value.error
+
+
 def test_logprobs(client):
     reply = client.chat(model="nano-chat", messages=FRANCE, options=GREEDY, logprobs=True, top_logprobs=2)
     assert len(reply.logprobs) == reply.eval_count and len(reply.logprobs[0].top_logprobs) == 2

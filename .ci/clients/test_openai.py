@@ -55,6 +55,20 @@ def test_the_packages_own_accumulation_of_a_stream(client):
         assert stream.get_final_completion().choices[0].message.content == PARIS
 
 
+def test_thinking(thinker):
+    client = openai.OpenAI(base_url=f"{thinker.url}/v1", api_key="none", max_retries=0)
+    options = dict(model="thinker", messages=FRANCE, temperature=0, max_tokens=8)
+    thinks = {"chat_template_kwargs": {"enable_thinking": True}}
+    message = client.chat.completions.create(extra_body=thinks, **options).choices[0].message
+    assert message.reasoning_content and message.content is None
+    chunks = list(client.chat.completions.create(extra_body=thinks, stream=True, **options))
+    deltas = [chunk.choices[0].delta for chunk in chunks]
+    assert "".join(getattr(delta, "reasoning_content", "") for delta in deltas) == message.reasoning_content
+    assert "".join(delta.content or "" for delta in deltas) == ""
+    message = client.chat.completions.create(**options | {"max_tokens": 30}).choices[0].message
+    assert message.content == PARIS and not hasattr(message, "reasoning_content")
+
+
 def test_completions(client):
     options = dict(model="nano-chat", max_tokens=8, temperature=0, seed=1)
     whole = client.completions.create(prompt=["User: Hello!\nAssistant:", "User: Hi"], echo=True, logprobs=2, **options)

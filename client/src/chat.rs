@@ -246,6 +246,7 @@ fn answer(
     let mut statistics = Statistics { start, first: None, last: start, usage: Value::Null, reader: Reader::Reads };
     let (_, body) = connection.post("/v1/chat/completions", request)?;
     let (pieces, received) = mpsc::sync_channel(MAX_PIECES);
+    let mut shown = Shown { to_terminal: io::stdout().is_terminal(), thought: false };
     // Ends with the stream, or when nobody receives: then it drops the connection, which cancels the answer.
     thread::spawn(move || drop(Events::new(body).try_for_each(|event| pieces.send(event))));
     while !stop.load(Relaxed) {
@@ -254,11 +255,13 @@ fn answer(
             Err(mpsc::RecvTimeoutError::Timeout) => continue,
             Err(mpsc::RecvTimeoutError::Disconnected) => break,
         };
-        if let Some(piece) = event["choices"][0]["delta"]["content"].as_str().filter(|piece| !piece.is_empty()) {
+        let delta = &event["choices"][0]["delta"];
+        let [thought, piece] = ["reasoning_content", "content"].map(|part| delta[part].as_str().unwrap_or_default());
+        if !thought.is_empty() || !piece.is_empty() {
             statistics.last = Instant::now();
             statistics.first.get_or_insert(statistics.last);
             text.push_str(piece);
-            statistics.reader = output::write(piece)?;
+            statistics.reader = output::write(shown.take(thought, piece))?;
             if statistics.reader == Reader::Left {
                 break;
             }
@@ -267,7 +270,31 @@ fn answer(
             statistics.usage = event["usage"].clone();
         }
     }
+    if shown.thought {
+        output::write("\n")?;
+    }
     Ok(statistics)
+}
+
+/// How an answer is written: what the model thinks before it is dimmed in a terminal, and is no part of what a pipe is told.
+struct Shown {
+    to_terminal: bool,
+    /// Thinking was written last.
+    thought: bool,
+}
+
+impl Shown {
+    fn take(&mut self, thought: &str, piece: &str) -> String {
+        let mut text = String::new();
+        if self.to_terminal && !thought.is_empty() {
+            text = format!("\x1b[2m{thought}\x1b[0m");
+            self.thought = true;
+        }
+        if !piece.is_empty() && std::mem::take(&mut self.thought) {
+            text += "\n\n";
+        }
+        text + piece
+    }
 }
 
 impl Statistics {
@@ -310,6 +337,17 @@ fn interrupts() -> anyhow::Result<Arc<AtomicBool>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn thinking_is_dimmed_in_a_terminal_and_left_out_of_a_pipe() {
+        let pieces = [("Hm", ""), (", 2.", "T"), ("", "wo.")];
+        let shown = |to_terminal| {
+            let mut shown = Shown { to_terminal, thought: false };
+            pieces.map(|(thought, piece)| shown.take(thought, piece)).concat()
+        };
+        assert_eq!(shown(true), "\x1b[2mHm\x1b[0m\x1b[2m, 2.\x1b[0m\n\nTwo.");
+        assert_eq!(shown(false), "Two.");
+    }
 
     #[test]
     fn lines_of_a_pipe_are_text_from_outside() {

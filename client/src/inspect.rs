@@ -37,7 +37,8 @@ pub(crate) fn run(options: &InspectOptions) -> Result<(), Failure> {
     let checkpoint = Checkpoint::open(&model.weights).map_err(Failure::usage)?;
     let mut text = model_and_files(&model, &checkpoint);
     if has_tokenizer(&model.folder) {
-        text += &of_text(&ModelText::load(&model.folder, &model.shape).map_err(Failure::usage)?);
+        let of_model = ModelText::load(&model.folder, &model.shape).map_err(Failure::usage)?;
+        text += &of_text(&of_model, model.shape.vocab_size);
     } else {
         text += "tokenizer: none beside it, so that it cannot be served yet\n";
     }
@@ -104,10 +105,11 @@ fn model_and_files(model: &ResolvedModel, checkpoint: &Checkpoint) -> String {
     text
 }
 
-fn of_text(model: &ModelText) -> String {
+fn of_text(model: &ModelText, rows: usize) -> String {
     let tokenizer = &model.tokenizer;
-    let unused = tokenizer.unused_ids().len();
-    let mut text = format!("tokenizer: {} tokens", tokenizer.vocab_size() - unused);
+    let tokens = tokenizer.vocab_size() - tokenizer.unused_ids().len();
+    let mut text = format!("tokenizer: {tokens} tokens");
+    let unused = rows - tokens;
     if unused > 0 {
         text += &format!(", {unused} rows of the vocabulary are padding");
     }

@@ -126,6 +126,23 @@ pub(crate) fn engine(handle: EngineHandle) -> TextEngine {
     TextEngine::new(handle, demo_text(), Arc::new(demo_card()))
 }
 
+/// A model that thinks before it answers, with the demo's tokens.
+static THINKING: LazyLock<Arc<ModelText>> = LazyLock::new(|| {
+    let template = "{% for m in messages %}<{{ m.role }}>{% if m.reasoning_content %}<think>{{ m.reasoning_content }}\
+        </think>{% endif %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>\
+        {% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}{% endif %}";
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../launcher/demo/nano-chat");
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::copy(demo.join("tokenizer.json"), folder.path().join("tokenizer.json")).unwrap();
+    std::fs::write(folder.path().join("chat_template.jinja"), template).unwrap();
+    Arc::new(ModelText::load(folder.path(), &DEMO.0).unwrap())
+});
+
+/// Such a model over an engine.
+pub(crate) fn thinking(handle: EngineHandle) -> TextEngine {
+    TextEngine::new(handle, THINKING.clone(), Arc::new(demo_card()))
+}
+
 /// The events of an engine that says `reply` and then ends the text, as far as the request's limits allow.
 pub(crate) fn speak(request: &Request, reply: &str) -> Vec<Event> {
     let tokenizer = &demo_text().tokenizer;

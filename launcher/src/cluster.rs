@@ -13,7 +13,6 @@ use nanoinfer_coordinator::{
     config::EngineConfig,
     engine::{self, Lost, RankSource, SourceError},
     handle::EngineHandle,
-    text::ModelText,
 };
 use nanoinfer_shared::{
     comm::ShmSegment,
@@ -101,11 +100,10 @@ impl Cluster {
     /// As [`Cluster::start`].
     pub fn carry_out(plan: &Plan) -> Result<Self, LaunchError> {
         plan.check_memory()?;
-        let text = ModelText::load(&plan.model.folder, &plan.model.shape)?;
         let world = plan.partition.world();
         let (report, mut ends) = RankEnds::new();
         let (members, ranks) = if world == 1 { on_a_thread(report)? } else { as_processes(plan, report, &mut ends)? };
-        Self::join(plan, text, members, plan.engine_config(vec![world; world]), ranks, ends)
+        Self::join(plan, members, plan.engine_config(vec![world; world]), ranks, ends)
     }
 
     /// Waits for the ranks of a plan to come over the network.
@@ -113,7 +111,6 @@ impl Cluster {
     /// # Errors
     /// As [`Cluster::start`].
     pub(crate) fn gather(plan: &Plan, arrivals: Arrivals) -> Result<Self, LaunchError> {
-        let text = ModelText::load(&plan.model.folder, &plan.model.shape)?;
         let (arrived, gathering) = arrivals.all()?;
         let on_host = |host: &str| arrived.iter().filter(|other| other.host == host).count();
         let ranks_on_host: Vec<usize> = arrived.iter().map(|rank| on_host(&rank.host)).collect();
@@ -124,12 +121,11 @@ impl Cluster {
         let mut engine_config = plan.engine_config(ranks_on_host);
         engine_config.kv.ranks_per_memory = ranks_per_memory;
         let source = survives(plan).then(|| Box::new(gathering) as Box<dyn RankSource>);
-        Self::join(plan, text, (links, source), engine_config, Ranks::Elsewhere, ends)
+        Self::join(plan, (links, source), engine_config, Ranks::Elsewhere, ends)
     }
 
     fn join(
         plan: &Plan,
-        text: ModelText,
         (links, source): Members,
         engine_config: EngineConfig,
         ranks: Ranks,
@@ -145,7 +141,7 @@ impl Cluster {
             // Where a rank died of it, its own words say more.
             cause(&mut ends).unwrap_or(LaunchError::Start(error))
         })?;
-        let text_engine = TextEngine::new(handle.clone(), Arc::new(text), Arc::new(plan.model_card()));
+        let text_engine = TextEngine::new(handle.clone(), plan.text.clone(), Arc::new(plan.model_card()));
         Ok(Self { text_engine, handle, ranks, ends, survives, trace })
     }
 

@@ -8,11 +8,12 @@ mod placement;
 mod table;
 mod topology;
 
-use std::time::SystemTime;
+use std::{sync::Arc, time::SystemTime};
 
 use nanoinfer_coordinator::{
     config::{EngineConfig, ModelCard},
     kv_budget::{KvBudget, RankRoom},
+    text::ModelText,
 };
 use nanoinfer_shared::{
     ModelShape, Partition,
@@ -37,8 +38,11 @@ pub struct Plan {
     pub(crate) config: ClusterConfig,
     /// Where the ranks will run.
     pub(crate) placement: Placement,
-    /// The model, with its files.
+    /// The model, with its files. Its vocabulary ends with the tokenizer's last token: rows that pad the matrices are not held by
+    /// anybody, and so can be neither drawn nor named.
     pub model: ResolvedModel,
+    /// What the model reads and writes.
+    pub(crate) text: Arc<ModelText>,
     /// Its sizes as it is served: a sequence may be left fewer positions than it has.
     pub shape: ModelShape,
     /// Who holds what.
@@ -70,11 +74,14 @@ impl Plan {
     /// # Errors
     /// When there is no such model, or it cannot be served as asked.
     pub fn new(config: &ClusterConfig, placement: Placement) -> Result<Self, LaunchError> {
-        let model = model::resolve(config.model.as_deref(), config.revision.as_deref(), &config.caches)?;
+        let mut model = model::resolve(config.model.as_deref(), config.revision.as_deref(), &config.caches)?;
+        let text = Arc::new(ModelText::load(&model.folder, &model.shape)?);
+        model.shape.vocab_size = text.tokenizer.vocab_size();
+        model.shape.keep_known_ends();
         Partition::new(&model.shape, config.nproc)?;
         let chosen = device::choose(config, &model.shape, placement, cuda::find)?;
         let may_be_cpu = config.device == DeviceChoice::Auto && chosen.device != Device::Cpu;
-        let plan = Self::on(chosen, config, placement, model.clone());
+        let plan = Self::on(chosen, config, placement, model.clone(), text.clone());
         if !may_be_cpu {
             return plan;
         }
@@ -84,7 +91,9 @@ impl Plan {
             Err(_) => None,
         };
         match too_little {
-            Some(error) => Self::on(device::on_cpu(config, &model.shape, Some(&error))?, config, placement, model),
+            Some(error) => {
+                Self::on(device::on_cpu(config, &model.shape, Some(&error))?, config, placement, model, text)
+            }
             None => plan,
         }
     }
@@ -95,6 +104,7 @@ impl Plan {
         config: &ClusterConfig,
         placement: Placement,
         model: ResolvedModel,
+        text: Arc<ModelText>,
     ) -> Result<Self, LaunchError> {
         let world = config.nproc;
         let mut shape = served(&model, config.max_model_len)?;
@@ -164,6 +174,7 @@ impl Plan {
             config: config.clone(),
             placement,
             model,
+            text,
             shape,
             partition,
             load,

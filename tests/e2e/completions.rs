@@ -1,5 +1,7 @@
 //! `/v1/completions`, the names a model answers to, tokenization: on a golden model, whose log-probabilities are known.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 
 use crate::server::{Server, golden_folder};
@@ -126,4 +128,40 @@ fn tokens_come_and_go() {
     assert_eq!(answer["max_model_len"], 64);
     let back = server.ask("/detokenize", &json!({ "tokens": answer["tokens"] }));
     assert_eq!(back["prompt"], text);
+}
+
+#[test]
+fn rows_behind_the_last_token_are_no_part_of_the_model() {
+    const TOKENS: usize = 15;
+    let folder = tempfile::tempdir().unwrap();
+    let tiny = golden_folder("tiny");
+    for file in ["config.json", "model.safetensors", "merges.txt"] {
+        std::fs::copy(tiny.join(file), folder.path().join(file)).unwrap();
+    }
+    let vocabulary = std::fs::read_to_string(tiny.join("vocab.json")).unwrap();
+    let mut vocabulary: BTreeMap<String, usize> = serde_json::from_str(&vocabulary).unwrap();
+    vocabulary.retain(|_, id| *id < TOKENS);
+    std::fs::write(folder.path().join("vocab.json"), serde_json::to_string(&vocabulary).unwrap()).unwrap();
+    for nproc in ["1", "2"] {
+        let server = Server::start(&["--model", folder.path().to_str().unwrap(), "--nproc", nproc]);
+        let body =
+            json!({"prompt": [3, 4, 9], "max_tokens": 40, "temperature": 9, "logprobs": 20, "echo": true, "seed": 1});
+        let logprobs = &server.ask("/v1/completions", &body)["choices"][0]["logprobs"];
+        let of_tokens = logprobs["top_logprobs"].as_array().unwrap().iter().filter_map(Value::as_object);
+        let probabilities: Vec<Vec<f64>> =
+            of_tokens.map(|top| top.values().map(|logprob| logprob.as_f64().unwrap().exp()).collect()).collect();
+        assert_eq!(probabilities.len(), 42, "all but the first token");
+        for top in probabilities {
+            let sum: f64 = top.iter().sum();
+            assert!(top.len() == TOKENS && (sum - 1.0).abs() < 1e-5, "nproc {nproc}: {} make {sum}", top.len());
+        }
+        for (field, value) in
+            [("prompt", json!([15])), ("logit_bias", json!({"15": 100})), ("allowed_token_ids", json!([60]))]
+        {
+            let mut body = json!({"prompt": [3], "max_tokens": 1});
+            body[field] = value;
+            let (status, error) = server.post("/v1/completions", &body);
+            assert!(status == 400 && error.to_string().contains("does not exist"), "{field}: {status} {error}");
+        }
+    }
 }

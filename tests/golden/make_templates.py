@@ -3,8 +3,9 @@
 
     VENV/bin/python make_templates.py           # VENV: see README.md
 
-Two kinds: TEMPLATES are small but whole, and see several conversations; one_line_templates.txt has one expression or
-statement a line, each method, filter, test, global, operator and statement of Jinja2's sandbox, and sees one.
+Three kinds: TEMPLATES are small but whole, and see several conversations; those of family_templates.py are as long as models have
+them, and see conversations with thinking and settings of requests too; one_line_templates.txt has one expression or statement a line, each
+method, filter, test, global, operator and statement of Jinja2's sandbox, and sees one.
 """
 
 import json
@@ -17,6 +18,8 @@ from pathlib import Path
 import jinja2
 import transformers
 from transformers.utils.chat_template_utils import _compile_jinja_template
+
+import family_templates as families
 
 SYSTEM = {"role": "system", "content": "Be <kind> & 'brief'."}
 USER = {"role": "user", "content": "  Héllo \"you\" <b>\n\ttab \\ 日本 \u0001 "}
@@ -81,10 +84,11 @@ FORMATS += [" ".join(f"%{letter}" for letter in "aAbBcCdDeFgGhHIjklmMnpPrRsStTuU
 FORMATS += [" ".join(f"%{flag}{letter}" for letter in "aBdegHIjklmMpsSuUVwWyYC") for flag in ("-", "_", "0", "^", "#", "5", "_6", "08", "E", "O")]
 
 
-def render(template: str, messages: list, add_generation_prompt: bool) -> dict:
+def render(template: str, messages: list, add_generation_prompt: bool, **variables) -> dict:
     try:
-        text = _compile_jinja_template(template).render(messages=messages, tools=None, documents=None,
-                                                        add_generation_prompt=add_generation_prompt, **TOKENS)
+        variables = {"tools": None} | TOKENS | variables
+        text = _compile_jinja_template(template).render(messages=messages, documents=None,
+                                                        add_generation_prompt=add_generation_prompt, **variables)
         return {"text": text}
     except Exception as error:  # Jinja's own, and whatever Python's methods raise
         return {"error": f"{type(error).__name__}: {error}"}
@@ -103,6 +107,21 @@ def one_liners() -> list:
     return cases
 
 
+def of_families() -> list:
+    """Where a template asks for the date, the text has the format within braces."""
+    date = {"strftime_now": lambda form: "{" + form + "}"}
+    cases = []
+    for name, template in families.TEMPLATES.items():
+        for conversation, messages in families.CONVERSATIONS.items():
+            for setting, variables in families.VARIABLES.items():
+                # What a template does not name changes nothing: once is enough.
+                if all(variable in template for variable in variables):
+                    for prompt in (True, False):
+                        rendered = render(template, messages, prompt, **date, **variables)
+                        cases.append({"template": name, "conversation": conversation, "variables": variables, "add_generation_prompt": prompt} | rendered)
+    return cases
+
+
 def dates() -> list:
     moment = lambda seconds: datetime.fromtimestamp(seconds, timezone.utc).replace(tzinfo=None, microsecond=123456)
     return [{"seconds": seconds, "format": form, "text": moment(seconds).strftime(form)} for seconds in MOMENTS for form in FORMATS]
@@ -118,11 +137,12 @@ def main():
            "versions": {"python": platform.python_version(), "transformers": transformers.__version__,
                         "jinja2": jinja2.__version__},
            "tokens": TOKENS, "cases": cases, "messages": CHAT, "one_liners": one_liners(),
+           "families": {"templates": families.TEMPLATES, "conversations": families.CONVERSATIONS, "cases": of_families()},
            "dates": dates()}
     path = Path(__file__).resolve().parent.parent / "data/vectors/chat_templates.json"
     path.write_text(json.dumps(out, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    for name in ("cases", "one_liners"):
-        print(len(out[name]), name, "of which errors:", sum("error" in case for case in out[name]))
+    for name, cases in (("cases", out["cases"]), ("one_liners", out["one_liners"]), ("families", out["families"]["cases"])):
+        print(len(cases), name, "of which errors:", sum("error" in case for case in cases))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,9 @@ use crate::text::{ChatLayout, Ending, Message, Role};
 const KNOWN: &str = "role content name images audio tool_calls function_call tool_call_id tool_name refusal \
     annotations thinking reasoning reasoning_content reasoning_details id cache_control";
 
+/// What the model had thought before it said something: vLLM's and llama.cpp's name for it, vLLM's newer one, Ollama's.
+const REASONING: [&str; 3] = ["reasoning_content", "reasoning", "thinking"];
+
 /// What a template is given by the server: nothing else may have these names.
 const RESERVED: [&str; 5] = ["messages", "add_generation_prompt", "continue_final_message", "tools", "documents"];
 
@@ -59,7 +62,7 @@ pub(super) fn layout(fields: &mut Fields, messages: &mut Vec<Message>) -> Result
 /// Where a request says nothing of it: a turn of the assistant that it ends with is continued.
 pub(super) fn natural_ending(messages: &mut Vec<Message>) -> Ending {
     match messages.last() {
-        Some(Message { role: Role::Assistant, content }) if content.trim().is_empty() && messages.len() > 1 => {
+        Some(Message { role: Role::Assistant, content, .. }) if content.trim().is_empty() && messages.len() > 1 => {
             // Nothing of it was said yet.
             messages.pop();
             Ending::NewTurn
@@ -102,7 +105,20 @@ fn message(i: usize, value: &Value) -> Result<Message, Failure> {
         Value::Null if role == Role::Assistant => String::new(),
         other => return Err(Failure::wrong(path("content"), "a string", &show(other))),
     };
-    Ok(Message { role, content })
+    Ok(Message { reasoning_content: reasoning(value, &path)?, ..Message::new(role, content) })
+}
+
+/// What the model had thought, by any of its names.
+fn reasoning(value: &Value, path: impl Fn(&str) -> String) -> Result<Option<String>, Failure> {
+    let Some((name, given)) =
+        REASONING.into_iter().map(|name| (name, &value[name])).find(|(_, given)| !given.is_null())
+    else {
+        return Ok(None);
+    };
+    match given.as_str() {
+        Some(text) => Ok(Some(text.to_owned()).filter(|text| !text.is_empty())),
+        None => Err(Failure::wrong(path(name), "a string", &show(given))),
+    }
 }
 
 /// One part of a content that is a list.

@@ -97,6 +97,8 @@ struct Reply<'a> {
     response: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     responses: Option<Vec<OneOfBatch<'a>>>,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    thinking: &'a str,
     tokens_generated: usize,
     tokens_per_second: f64,
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
@@ -106,6 +108,8 @@ struct Reply<'a> {
 #[derive(Serialize)]
 struct OneOfBatch<'a> {
     response: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    thinking: &'a str,
     tokens_generated: usize,
 }
 
@@ -114,6 +118,8 @@ struct OneOfBatch<'a> {
 struct Event<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     explain: Option<Explained<'a>>,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    thinking: &'a str,
     token: &'a str,
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     warnings: &'a [String],
@@ -138,21 +144,21 @@ impl Writer for ShortForm {
 
     fn piece(&mut self, chunk: &Chunk, out: &mut Objects) {
         let explain = self.explained(chunk).filter(|_| !chunk.tokens.is_empty());
-        if explain.is_some() || !chunk.text.is_empty() {
-            out.push(&Event { explain, token: &chunk.text, warnings: &[] });
+        if explain.is_some() || !chunk.text.is_empty() || !chunk.thinking.is_empty() {
+            out.push(&Event { explain, thinking: &chunk.thinking, token: &chunk.text, warnings: &[] });
         }
     }
 
     fn end(&mut self, out: &mut Objects) {
         if !self.warnings.is_empty() {
-            out.push(&Event { explain: None, token: "", warnings: &self.warnings });
+            out.push(&Event { explain: None, thinking: "", token: "", warnings: &self.warnings });
         }
     }
 
     fn whole(self, choices: Vec<Chunk>) -> impl Iterator<Item = Vec<u8>> + Send + 'static {
         let one = |chunk| {
-            let Chunk { text, tokens, .. }: &Chunk = chunk;
-            OneOfBatch { response: text, tokens_generated: tokens.len() }
+            let Chunk { text, thinking, tokens, .. }: &Chunk = chunk;
+            OneOfBatch { response: text, thinking, tokens_generated: tokens.len() }
         };
         let only = choices.first().filter(|_| !self.asked.is_batch);
         let seconds = self.asked.start.elapsed().as_secs_f64();
@@ -162,6 +168,7 @@ impl Writer for ShortForm {
             generation_time: seconds,
             response: only.map(|chunk| chunk.text.as_str()),
             responses: self.asked.is_batch.then(|| choices.iter().map(one).collect()),
+            thinking: only.map_or("", |chunk| chunk.thinking.as_str()),
             tokens_generated: tokens,
             tokens_per_second: if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 },
             warnings: &self.warnings,

@@ -25,6 +25,7 @@ use serde_json::{Map, Value};
 use super::{
     files::{TextError, invalid, read_if_there, read_json},
     jinja::JinjaTemplate,
+    thinking::{self, Stage},
     tokenizer::Tokenizer,
 };
 
@@ -53,6 +54,9 @@ pub struct Message {
     pub role: Role,
     /// What is said.
     pub content: String,
+    /// What the model thought before it said that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<String>,
 }
 
 /// What a template is told beside the messages.
@@ -84,12 +88,29 @@ pub struct ChatFormat {
     pub(super) trims_reply: bool,
     /// Whether the template leaves system messages out.
     pub(super) ignores_system: bool,
+    /// Whether the template marks what the model thinks.
+    pub(crate) thinks: bool,
 }
 
 impl Message {
+    /// A message of somebody.
+    pub fn new(role: Role, content: impl Into<String>) -> Self {
+        Self { role, content: content.into(), reasoning_content: None }
+    }
+
     /// A message of the person.
     pub fn user(content: impl Into<String>) -> Self {
-        Self { role: Role::User, content: content.into() }
+        Self::new(Role::User, content)
+    }
+
+    /// All that it says.
+    fn texts(&self) -> impl Iterator<Item = &str> {
+        [Some(&self.content), self.reasoning_content.as_ref()].into_iter().flatten().map(String::as_str)
+    }
+
+    /// Bytes of all that it says.
+    pub(crate) fn bytes(&self) -> usize {
+        self.texts().map(str::len).sum()
     }
 }
 
@@ -130,8 +151,9 @@ impl ChatFormat {
 
     /// Finds out two habits of a template by trying it, and what chats will fail at.
     fn probe(template: Option<JinjaTemplate>, tokenizer: &Tokenizer) -> (Self, Vec<String>) {
-        let format = Self { template, trims_reply: false, ignores_system: false };
-        let message = |role, content: &str| Message { role, content: content.into() };
+        let thinks = template.as_ref().is_some_and(|template| thinking::is_marked(&template.written));
+        let format = Self { template, trims_reply: false, ignores_system: false, thinks };
+        let message = |role, content: &str| Message::new(role, content);
         let render = |messages: &[Message], generate| format.render(messages, generate, &Map::new(), tokenizer);
         let mut doubts = Vec::new();
         let mut try_out = |messages: &[Message], generate, what: &str| {
@@ -156,6 +178,23 @@ impl ChatFormat {
         (Self { trims_reply, ignores_system, ..format }, doubts)
     }
 
+    /// Where the model's thinking is when it goes on behind `ids`, the prompt that these messages became; `None` if it never thinks.
+    pub(super) fn stage(
+        &self,
+        messages: &[Message],
+        ending: Ending,
+        ids: &[TokenId],
+        tokenizer: &Tokenizer,
+    ) -> Option<Stage> {
+        /// So many tokens hold a mark and the white space behind it.
+        const TAIL: usize = 16;
+        let stage = || match (ending, messages.last()) {
+            (Ending::Open, Some(last)) => Stage::within(&last.content),
+            _ => Stage::behind_prompt(&tokenizer.decode(&ids[ids.len().saturating_sub(TAIL)..])),
+        };
+        self.thinks.then(stage)
+    }
+
     /// Stop strings that the format itself needs.
     pub fn stops(&self) -> &'static [&'static str] {
         if self.template.is_some() { &[] } else { &[TRANSCRIPT_STOP] }
@@ -176,12 +215,16 @@ impl ChatFormat {
         layout: &ChatLayout,
         tokenizer: &Tokenizer,
     ) -> Result<Vec<TokenId>, String> {
-        let mut contents: Vec<&str> = messages.iter().map(|message| message.content.as_str()).collect();
+        let mut contents: Vec<&str> = messages.iter().flat_map(Message::texts).collect();
         layout.variables.values().for_each(|value| strings(value, &mut contents));
         let shield = Shield::new(&contents, tokenizer, self.template().unwrap_or_default());
         let mark = Mark::new(&contents, self.template().unwrap_or_default());
         let render = |hide: &dyn Fn(&str) -> String| {
-            let hidden = messages.iter().map(|m| Message { role: m.role, content: hide(&m.content) });
+            let hidden = messages.iter().map(|m| Message {
+                role: m.role,
+                content: hide(&m.content),
+                reasoning_content: m.reasoning_content.as_deref().map(hide),
+            });
             let mut hidden: Vec<_> = hidden.collect();
             let variables = layout.variables.iter().map(|(name, value)| (name.clone(), mapped(value, hide))).collect();
             if layout.ending != Ending::Open {
@@ -223,7 +266,7 @@ impl ChatFormat {
             return template.render(messages, generate, &named);
         }
         let mut text = String::new();
-        for Message { role, content } in messages {
+        for Message { role, content, .. } in messages {
             text += &match role {
                 Role::System => format!("{content}\n\n"),
                 Role::User => format!("User: {content}\n"),

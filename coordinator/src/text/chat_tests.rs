@@ -14,7 +14,7 @@ fn demo() -> Tokenizer {
 }
 
 fn message(role: Role, content: &str) -> Message {
-    Message { role, content: content.into() }
+    Message::new(role, content)
 }
 
 fn with_template(template: &str, tokenizer: &Tokenizer) -> ChatFormat {

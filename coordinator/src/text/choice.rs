@@ -1,6 +1,6 @@
 //! The events of one sequence, as pieces of text.
 //!
-//! Order of things: tokens → whole characters → stop strings → white space at the start. Knows one sequence;
+//! Order of things: tokens → whole characters → stop strings → thinking → white space at the start. Knows one sequence;
 //! does not know what else the request asked for. Invariant: a stop string, the end of text and special tokens are part
 //! of the text only where the format says so, and after the piece with `finish` nothing follows.
 
@@ -13,7 +13,11 @@ use std::{
 use futures_util::Stream;
 use nanoinfer_shared::protocol::TokenId;
 
-use super::{Chunk, Detokenizer, GenerateError, GeneratedToken, ModelText, StopFinder};
+use super::{
+    Chunk, Detokenizer, GenerateError, GeneratedToken, ModelText, StopFinder,
+    prompt::PreparedPrompt,
+    thinking::{Parts, ThinkingSplitter, is_mark},
+};
 use crate::engine::{
     handle::Events,
     metrics::Ending,
@@ -44,6 +48,8 @@ pub(super) struct Choice {
     format: Arc<ChoiceFormat>,
     detokenizer: Detokenizer,
     stop: StopFinder,
+    /// Where the model thinks before it answers.
+    thinking: Option<ThinkingSplitter>,
     /// Tokens whose text is still held back.
     tokens: Vec<GeneratedToken>,
     /// Tokens so far.
@@ -54,15 +60,16 @@ pub(super) struct Choice {
 
 impl Choice {
     /// `prompt` is what its tokens continue.
-    pub(super) fn new(index: usize, events: Events, prompt: &[TokenId], format: Arc<ChoiceFormat>) -> Self {
+    pub(super) fn new(index: usize, events: Events, prompt: &PreparedPrompt, format: Arc<ChoiceFormat>) -> Self {
         let stop = format.stop.clone();
-        let detokenizer = Detokenizer::after(&format.text.tokenizer, prompt);
+        let detokenizer = Detokenizer::after(&format.text.tokenizer, &prompt.ids);
         Self {
             index,
             events: Some(events),
             format,
             detokenizer,
             stop,
+            thinking: prompt.thinking.map(ThinkingSplitter::new),
             tokens: Vec::new(),
             generated: 0,
             at_start: true,
@@ -82,7 +89,10 @@ impl Choice {
         self.tokens.push(token);
         self.generated += 1;
         let tokenizer = &self.format.text.tokenizer;
-        if self.format.hidden.contains(&id) || (self.format.hides_special && tokenizer.is_special(id)) {
+        let hides_special = self.format.hides_special && tokenizer.is_special(id);
+        // A mark of thinking tells parts apart, special or not.
+        let is_hidden = hides_special && !(self.thinking.is_some() && is_mark(tokenizer.bytes(id)));
+        if is_hidden || self.format.hidden.contains(&id) {
             return None;
         }
         let mut text = String::new();
@@ -96,8 +106,8 @@ impl Choice {
             return Some(self.chunk(&text, Some(FinishReason::Stop)));
         }
         let chunk = (!text.is_empty()).then(|| self.chunk(&text, None))?;
-        if chunk.text.is_empty() {
-            // Only white space so far: its tokens go with the next text.
+        if chunk.text.is_empty() && chunk.thinking.is_empty() {
+            // Only white space or a mark so far: its tokens go with the next text.
             self.tokens = chunk.tokens;
             return None;
         }
@@ -123,10 +133,14 @@ impl Choice {
     }
 
     fn chunk(&mut self, text: &str, finish: Option<FinishReason>) -> Chunk {
-        let text = if self.at_start && self.format.trim_start { text.trim_start() } else { text };
+        let Parts { thinking, answer } = match &mut self.thinking {
+            Some(splitter) => splitter.push(text, finish.is_some()),
+            None => Parts { answer: text.to_owned(), ..Parts::default() },
+        };
+        let text = if self.at_start && self.format.trim_start { answer.trim_start() } else { &answer };
         self.at_start &= text.is_empty();
         let tokens = std::mem::take(&mut self.tokens);
-        Chunk { index: self.index, prompt_logprobs: None, text: text.to_owned(), tokens, finish }
+        Chunk { index: self.index, prompt_logprobs: None, text: text.to_owned(), thinking, tokens, finish }
     }
 }
 

@@ -16,6 +16,8 @@ pub struct Chunk {
     pub prompt_logprobs: Option<Vec<Option<TokenLogprobs>>>,
     /// Text that follows what came before; whole characters only.
     pub text: String,
+    /// What the model thinks before it; the same.
+    pub thinking: String,
     /// Tokens generated since the last chunk, the one that ends the text included.
     pub tokens: Vec<GeneratedToken>,
     /// In the last chunk of a choice.

@@ -67,6 +67,7 @@ impl Generation {
             let whole = &mut wholes[chunk.index];
             whole.index = chunk.index;
             whole.text += &chunk.text;
+            whole.thinking += &chunk.thinking;
             whole.tokens.extend(chunk.tokens);
             whole.prompt_logprobs = whole.prompt_logprobs.take().or(chunk.prompt_logprobs);
             whole.finish = whole.finish.or(chunk.finish);

@@ -1,11 +1,11 @@
-//! Every kind of tokenizer, against what transformers makes of the same files.
+//! Every kind of tokenizer, against what transformers, or the tokenizers library itself, makes of the same files.
 
 use std::{fs, path::Path};
 
 use nanoinfer_shared::protocol::TokenId;
 use serde_json::Value;
 
-use super::{Detokenizer, Specials, Tokenizer};
+use super::{ChatFormat, ChatLayout, Detokenizer, Message, Specials, Tokenizer};
 
 struct Kind {
     name: String,
@@ -14,7 +14,18 @@ struct Kind {
 }
 
 fn kinds() -> Vec<Kind> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/tokenizers.json");
+    let mut kinds = kinds_in("tokenizers.json");
+    kinds.extend(families());
+    kinds
+}
+
+/// Those built as the tokenizers of well-known models are.
+fn families() -> Vec<Kind> {
+    kinds_in("family_tokenizers.json")
+}
+
+fn kinds_in(file: &str) -> Vec<Kind> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(file);
     let golden: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
     let read = |kind: &Value| {
         let folder = tempfile::tempdir().unwrap();
@@ -75,6 +86,65 @@ fn text_comes_as_the_reference_has_it_in_pieces_too() {
             let pieces = stream(&tokenizer, &[], &ids);
             assert_eq!(pieces.concat(), expected, "{name}: {ids:?}");
         }
+    }
+}
+
+#[test]
+fn tokens_have_the_bytes_that_they_add_and_padding_is_no_token() {
+    for Kind { name, tokenizer, value } in families() {
+        let expected: Vec<String> = serde_json::from_value(value["bytes"].clone()).unwrap();
+        let hexadecimal = |id| tokenizer.bytes(id).iter().map(|byte| format!("{byte:02x}")).collect();
+        let bytes: Vec<String> = (0..expected.len() as TokenId).map(hexadecimal).collect();
+        assert_eq!(bytes, expected, "{name}");
+        assert_eq!(tokenizer.vocab_size(), expected.len(), "{name}: rows behind the last token are none of it");
+        assert!(tokenizer.unused_ids().is_empty(), "{name}");
+    }
+}
+
+#[test]
+fn byte_level_text_comes_no_later_than_from_the_library() {
+    for Kind { name, tokenizer, value } in families().into_iter().filter(|kind| kind.tokenizer.decoder().is_none()) {
+        for text in value["texts"].as_array().unwrap() {
+            let expected: Vec<String> = serde_json::from_value(text["pieces"].clone()).unwrap();
+            let shown = ids(&text["ids"]).into_iter().zip(expected).filter(|(id, _)| !tokenizer.is_special(*id));
+            let (ids, expected): (Vec<_>, Vec<_>) = shown.unzip();
+            let pieces = stream(&tokenizer, &[], &ids);
+            for tokens in 1..=ids.len() {
+                let (ours, theirs) = (pieces[..tokens].concat(), expected[..tokens].concat());
+                assert!(ours.starts_with(&theirs), "{name}: {ours:?} after {tokens} tokens, {theirs:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_rendered_text_becomes_the_ids_of_a_trusted_one() {
+    for Kind { name, tokenizer, value } in families() {
+        for text in value["texts"].as_array().unwrap() {
+            let rendered = tokenizer.encode_rendered(text["text"].as_str().unwrap(), str::to_owned).unwrap();
+            assert_eq!(rendered, ids(&text["ids"]), "{name}: {}", text["text"]);
+        }
+    }
+}
+
+#[test]
+fn a_text_begins_once_whether_template_or_tokenizer_begins_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let template = "{{ bos_token }}{% for message in messages %}[{{ message.content }}]{% endfor %}";
+    fs::write(folder.path().join("chat_template.jinja"), template).unwrap();
+    for Kind { name, tokenizer, .. } in families() {
+        let chat = ChatFormat::load(folder.path(), &tokenizer).unwrap();
+        let chat = chat.encode(&[Message::user("hi")], &ChatLayout::default(), &tokenizer).unwrap();
+        let document = tokenizer.encode_document("[hi]").unwrap();
+        let text = tokenizer.encode("[hi]", Specials::Match).unwrap();
+        let begins = |ids: &[TokenId]| ids.iter().filter(|&&id| tokenizer.is_special(id)).count();
+        let (named, added) = match &*name {
+            "Llama 3" | "TinyLlama" | "Mistral" => (1, 1),
+            "SmolLM2" => (1, 0),
+            _ => (0, 0),
+        };
+        assert_eq!([begins(&chat), begins(&document), begins(&text)], [named, added, 0], "{name}");
+        assert_eq!(document[added..], text, "{name}");
     }
 }
 

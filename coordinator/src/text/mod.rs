@@ -20,6 +20,7 @@ mod model_text;
 pub mod prompt;
 pub mod stop;
 pub mod text_engine;
+pub mod thinking;
 pub mod tokenizer;
 mod tokenizer_config;
 mod tokenizer_files;

@@ -10,6 +10,7 @@ use super::{
     GenerateError, Message, ModelText, Role,
     chat::ChatLayout,
     generate_error::{MAX_UNBOUNDED_BYTES, check_tokens},
+    thinking::Stage,
 };
 
 /// What is to be continued.
@@ -73,6 +74,8 @@ pub struct PreparedPrompt {
     pub ids: Vec<TokenId>,
     /// Its text, as `echo` repeats it; empty for chats.
     pub text: String,
+    /// Where in its thinking the model goes on; `None` where that is not told apart.
+    pub thinking: Option<Stage>,
     /// Most tokens to generate.
     pub max_tokens: usize,
     /// What was changed to make it fit, in words for the reply.
@@ -111,7 +114,7 @@ impl Prompt {
         }
         let max_tokens = room.or_less(ids.len(), &mut warnings)?;
         let content = content.filter(|_| ids.len() == whole).unwrap_or_else(|| text.tokenizer.decode(&ids));
-        Ok(PreparedPrompt { ids, text: content, max_tokens, warnings })
+        Ok(PreparedPrompt { ids, text: content, thinking: None, max_tokens, warnings })
     }
 }
 
@@ -233,7 +236,9 @@ impl Conversation<'_> {
         if self.text.chat.ignores_system && self.messages.iter().any(|m| m.role == Role::System) {
             warnings.push("the system message was ignored: this model's chat template has no place for one".into());
         }
-        Ok(PreparedPrompt { ids, text: String::new(), max_tokens, warnings })
+        let (chat, ending) = (&self.text.chat, self.layout.ending);
+        let thinking = chat.stage(self.messages, ending, &ids, &self.text.tokenizer);
+        Ok(PreparedPrompt { ids, text: String::new(), thinking, max_tokens, warnings })
     }
 
     /// As much of the conversation as leaves room for a reply.
@@ -273,7 +278,7 @@ impl Conversation<'_> {
     fn encode(&self, messages: &[Message]) -> Result<Vec<TokenId>, GenerateError> {
         let chat = &self.text.chat;
         let is_kept = |message: &&Message| message.role != Role::System || !chat.ignores_system;
-        let bytes = messages.iter().filter(is_kept).map(|m| m.content.len()).sum();
+        let bytes = messages.iter().filter(is_kept).map(Message::bytes).sum();
         self.room.refuse_hopeless(self.text, bytes)?;
         let encoded = chat.encode(messages, self.layout, &self.text.tokenizer);
         encoded.map_err(|reason| GenerateError::Template { reason })

@@ -12,7 +12,7 @@ fn text_prompt(text: &str) -> Prompt {
 }
 
 fn message(role: Role, content: impl Into<String>) -> Message {
-    Message { role, content: content.into() }
+    Message::new(role, content)
 }
 
 fn conversation(turns: usize) -> Vec<Message> {

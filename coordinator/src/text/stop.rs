@@ -66,7 +66,7 @@ impl StopFinder {
 }
 
 /// Length of the longest proper prefix of `stop` that `text` ends with, in bytes.
-fn overlap(text: &str, stop: &str) -> usize {
+pub(super) fn overlap(text: &str, stop: &str) -> usize {
     stop.char_indices().map(|(at, _)| at).rev().find(|&at| text.ends_with(&stop[..at])).unwrap_or(0)
 }
 

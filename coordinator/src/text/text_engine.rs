@@ -24,11 +24,11 @@ use crate::{
     off_runtime::{self, OffRuntime},
 };
 
-/// Added to the logits of ids that are no token: rows that pad the vocabulary can never be drawn. Finite, so that no
-/// processor meets 0 · ∞.
+/// Added to the logits of ids between others that are no token: they can never be drawn. Finite, so that no processor meets
+/// 0 · ∞.
 const NEVER: f32 = -1e9;
 
-/// Most padding rows to mask; a model with more was not made with this tokenizer.
+/// Most of them; a model with more was not made with this tokenizer.
 const MAX_MASKED_ROWS: usize = 1024;
 
 /// Runs requests: tokenizer, template and engine in one. Cheap to clone.
@@ -37,7 +37,7 @@ pub struct TextEngine {
     handle: EngineHandle,
     text: Arc<ModelText>,
     card: Arc<ModelCard>,
-    /// Padding rows of the vocabulary, with their bias.
+    /// Ids that are no token, with their bias. Rows behind the last token are not served at all.
     mask: LogitBias,
     /// Places for texts that are being encoded.
     encoders: OffRuntime,
@@ -87,7 +87,7 @@ impl TextEngine {
         if sequences > MAX_SEQUENCES {
             return Err(GenerateError::TooManySequences { sequences });
         }
-        let vocab_size = self.card.shape.vocab_size;
+        let vocab_size = self.text.tokenizer.vocab_size();
         check_tokens("stop_token_ids", request.sampling.stop_token_ids.iter().copied(), vocab_size)?;
         let allowed = request.sampling.allowed_token_ids.iter().flat_map(|ids| &**ids);
         check_tokens("allowed_token_ids", allowed.copied(), vocab_size)?;
@@ -110,7 +110,7 @@ impl TextEngine {
         let indices = 0..prompts.len() * request.n;
         let sequences = indices.map(|index| self.sequence(&request, &prompts, index)).collect();
         let events = self.handle.submit_in(place, request.client, sequences)?;
-        let choice = |(index, events)| Choice::new(index, events, &prompts[index / request.n].ids, format.clone());
+        let choice = |(index, events)| Choice::new(index, events, &prompts[index / request.n], format.clone());
         let choices: Vec<_> = events.into_iter().enumerate().map(choice).collect();
         Ok(Generation::new(prompts, choices, deadline))
     }

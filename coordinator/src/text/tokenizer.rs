@@ -28,6 +28,10 @@ use super::{
     tokenizer_files,
 };
 
+/// Most rows behind the last token that pad a model's matrices, to some multiple: they are no part of its vocabulary. A model
+/// with more was not made with this tokenizer.
+const MAX_PADDING_ROWS: usize = 1024;
+
 /// Whether text may contain special tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Specials {
@@ -50,12 +54,13 @@ pub struct Tokenizer {
     /// What each token adds to a text, end to end; token `i` is `blob[ends[i - 1]..ends[i]]`.
     blob: Vec<u8>,
     ends: Vec<usize>,
-    /// Rows without a token, in their order.
+    /// Ids between others that are no token, in their order.
     unused: Vec<TokenId>,
     /// What goes around a whole text besides what the post-processor adds.
     around: (Option<TokenId>, Option<TokenId>),
-    bos: Option<TokenId>,
-    eos: Option<TokenId>,
+    /// With their texts.
+    bos: Option<(String, TokenId)>,
+    eos: Option<(String, TokenId)>,
     /// Special tokens by the names that chat templates know them by, like `eos_token`.
     pub(super) named: BTreeMap<String, String>,
     class: String,
@@ -98,18 +103,29 @@ impl Tokenizer {
             }
             ends.push(blob.len());
         }
+        let padding =
+            unused.iter().rev().zip((0..ends.len()).rev()).take_while(|(id, row)| **id as usize == *row).count();
+        if padding <= MAX_PADDING_ROWS {
+            ends.truncate(ends.len() - padding);
+            unused.truncate(unused.len() - padding);
+        }
 
         let mut named = config.named;
         let mut token = |name: &str| {
-            let text = named.get(name).cloned().unwrap_or_else(|| END_OF_TEXT.into());
-            let id = inner.token_to_id(&text).filter(|&id| (id as usize) < vocab_size);
-            named.insert(name.into(), if id.is_some() { text } else { String::new() });
-            id
+            let text = named.get(name).map_or(END_OF_TEXT, String::as_str).to_owned();
+            let id = inner.token_to_id(&text).filter(|&id| (id as usize) < ends.len());
+            if id.is_none() {
+                // Templates are not to write what is no token.
+                named.insert(name.into(), String::new());
+            }
+            Some((text, id?))
         };
         let (bos, eos) = (token("bos_token"), token("eos_token"));
         // Beside tokenizer.json its post-processor decides.
-        let id = |token: Option<TokenId>, asked| token.filter(|_| asked && !path.ends_with("tokenizer.json"));
-        let around = (id(bos, config.add_bos_token), id(eos, config.add_eos_token));
+        let id = |token: &Option<(String, TokenId)>, asked: bool| {
+            token.as_ref().filter(|_| asked && !path.ends_with("tokenizer.json")).map(|(_, id)| *id)
+        };
+        let around = (id(&bos, config.add_bos_token), id(&eos, config.add_eos_token));
         let mut behind_special = inner.get_pre_tokenizer().cloned();
         behind_special.iter_mut().for_each(forget_start);
         let class = config.class;
@@ -299,12 +315,12 @@ impl Tokenizer {
 
     /// The token that begins a text.
     pub fn bos(&self) -> Option<(&str, TokenId)> {
-        self.bos.map(|id| (self.named["bos_token"].as_str(), id))
+        self.bos.as_ref().map(|(text, id)| (text.as_str(), *id))
     }
 
     /// The token that ends a text.
     pub fn eos(&self) -> Option<(&str, TokenId)> {
-        self.eos.map(|id| (self.named["eos_token"].as_str(), id))
+        self.eos.as_ref().map(|(text, id)| (text.as_str(), *id))
     }
 
     /// The class of transformers that tokenizer_config.json names, or GPT-2's.
@@ -312,12 +328,12 @@ impl Tokenizer {
         &self.class
     }
 
-    /// Rows of the model that are no token: padding of the vocabulary.
+    /// Ids between others that are no token.
     pub fn unused_ids(&self) -> &[TokenId] {
         &self.unused
     }
 
-    /// Size of the model's vocabulary, padding included.
+    /// Size of the vocabulary: rows that the model has behind it are padding.
     pub fn vocab_size(&self) -> usize {
         self.ends.len()
     }

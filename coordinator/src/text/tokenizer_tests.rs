@@ -80,7 +80,7 @@ fn tokens_that_are_no_text_are_spelled_in_hexadecimal() {
 fn every_id_is_known_and_padding_is_found() {
     assert!(gpt2().unused_ids().is_empty());
     let padded = Tokenizer::load(&data("tests/data/gpt2-tokenizer"), 50304).unwrap();
-    assert_eq!(padded.unused_ids(), (50257..50304).collect::<Vec<_>>());
+    assert_eq!((padded.vocab_size(), padded.unused_ids()), (50257, &[][..]));
     assert!(padded.fewest_tokens(1_000_000) > Some(1024));
     assert_eq!(padded.fewest_tokens(1), Some(1));
 }

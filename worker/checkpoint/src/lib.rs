@@ -293,7 +293,7 @@ impl Checkpoint {
     /// `model_shape` with what the weights know better than a configuration: how many rows the vocabulary has, padding included,
     /// and whether the head is a matrix of its own. Warns of what it overrules.
     pub fn refine(&self, model_shape: ModelShape) -> ModelShape {
-        let names = [Part::Embedding, Part::Head].map(|part| self.names.source(&model_shape, part).tensor);
+        let names = self.vocabularies(&model_shape);
         // An empty one is no vocabulary, as `check` says then.
         let rows = self.tensors.get(&names[0]).and_then(|embedding| embedding.shape.first()).filter(|&&rows| rows > 0);
         let vocab_size = rows.copied().unwrap_or(model_shape.vocab_size);
@@ -313,12 +313,14 @@ impl Checkpoint {
         ModelShape { vocab_size, tied_head, ..model_shape }
     }
 
-    /// Checks that exactly the tensors of `model_shape` are there, in its shapes. A bias may be left out, if it is in all layers.
+    /// Checks that exactly the tensors of `model_shape` are there, in its shapes. A bias may be left out, if it is in all layers;
+    /// a vocabulary may have further rows, which pad it.
     ///
     /// # Errors
     /// Names the first tensor that is missing, misshapen, of a foreign type, or of a layer too many.
     pub fn check(&self, model_shape: &ModelShape) -> Result<(), CheckpointError> {
         let in_layer = |name| self.names.in_layer(name);
+        let vocabularies = self.vocabularies(model_shape);
         let in_layers: BTreeSet<&str> = self.tensors.keys().filter_map(|name| Some(in_layer(name)?.1)).collect();
         for Source { tensor: name, sizes, may_be_turned, may_be_absent, .. } in self.names.tensors(model_shape) {
             let Some(entry) = self.tensors.get(&name) else {
@@ -331,6 +333,9 @@ impl Checkpoint {
             let mut expected = sizes;
             if may_be_turned && self.layout == Layout::Linear {
                 expected.reverse();
+            }
+            if vocabularies.contains(&name) {
+                expected[0] = entry.shape.first().map_or(expected[0], |&rows| rows.max(expected[0]));
             }
             if entry.shape != expected {
                 return Err(CheckpointError::Shape { name, expected, got: entry.shape.clone() });
@@ -354,6 +359,11 @@ impl Checkpoint {
             }
         }
         Ok(())
+    }
+
+    /// Names of the tensors with a row a token.
+    fn vocabularies(&self, model_shape: &ModelShape) -> [String; 2] {
+        [Part::Embedding, Part::Head].map(|part| self.names.source(model_shape, part).tensor)
     }
 
     /// A part of the model, a matrix as `[in, out]`; zeros for a bias that the model does without.

@@ -12,11 +12,13 @@ use crate::{
         App, Fields,
         error::{Failure, Form},
         logprobs::ChatLogprobs,
-        model_name, sampling, unbuilt,
+        model_name,
+        quote::show,
+        sampling, unbuilt,
         writer::{self, Framing, Objects, Writer, json},
     },
     request::{FinishReason, SamplingParams},
-    text::{Chunk, GenerateRequest, Generation, MaxTokens, ModelText, Prompt},
+    text::{ChatLayout, Chunk, GenerateRequest, Generation, MaxTokens, ModelText, Prompt},
 };
 
 /// Which of the two routes answers: their objects carry text in different places.
@@ -35,6 +37,7 @@ pub(crate) async fn answer(
     mut fields: Fields,
     shape: Shape,
     prompt: Option<Prompt>,
+    think: Option<bool>,
     start: Instant,
 ) -> Result<Response, Failure> {
     let streams = fields.boolean("stream")?.unwrap_or(true);
@@ -61,7 +64,7 @@ pub(crate) async fn answer(
     let model = model_name::shown(app.engine.card());
     let Some(prompt) = prompt else {
         let done_reason = Some(if unload { "unload" } else { "load" });
-        return Ok(writer::at_once(&Object { done: true, done_reason, ..shape.object(model, "") }, &[]));
+        return Ok(writer::at_once(&Object { done: true, done_reason, ..shape.object(model, "", "") }, &[]));
     };
     let request = GenerateRequest {
         stop,
@@ -75,6 +78,7 @@ pub(crate) async fn answer(
         model: model.to_owned(),
         text: app.engine.text().clone(),
         logprobs,
+        tells_thinking: think != Some(false),
         warnings,
         start,
         submitted: Instant::now(),
@@ -84,6 +88,24 @@ pub(crate) async fn answer(
         finish: None,
     };
     writer::answer(app, request, left_out, streams, writer).await
+}
+
+/// Takes `think`, also as one of the levels that some models have, and tells the template of it.
+pub(crate) fn think(app: &App, fields: &mut Fields, layout: &mut ChatLayout) -> Result<Option<bool>, Failure> {
+    const NAME: &str = "think";
+    let think = match fields.value(NAME)? {
+        None => return Ok(None),
+        Some(Value::Bool(think)) => think,
+        Some(Value::String(level)) if ["low", "medium", "high"].contains(&&*level) => true,
+        Some(other) => return Err(fields.wrong(NAME, "true or false", &show(&other))),
+    };
+    if app.engine.text().chat.thinks {
+        layout.variables.insert("enable_thinking".into(), think.into());
+    } else if think {
+        let message = format!("\"{}\" does not support thinking", model_name::shown(app.engine.card()));
+        return Err(Failure::at(NAME, message).unsupported());
+    }
+    Ok(Some(think))
 }
 
 /// Whether a time to keep the model is none at all: `0`, `"0"`, `"0s"`.
@@ -108,6 +130,8 @@ struct Object<'a> {
     model: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     response: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    thinking: Option<&'a str>,
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     warnings: &'a [String],
 }
@@ -116,6 +140,8 @@ struct Object<'a> {
 struct Message<'a> {
     content: &'a str,
     role: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    thinking: Option<&'a str>,
 }
 
 /// At the end of an answer. Durations are nanoseconds.
@@ -130,12 +156,13 @@ struct Counts {
 }
 
 impl Shape {
-    fn object<'a>(self, model: &'a str, text: &'a str) -> Object<'a> {
-        let (message, response) = match self {
-            Self::Chat => (Some(Message { content: text, role: "assistant" }), None),
-            Self::Generate => (None, Some(text)),
-        };
-        Object { created_at: UtcTime::now().rfc3339(), message, model, response, ..Object::default() }
+    fn object<'a>(self, model: &'a str, text: &'a str, thinking: &'a str) -> Object<'a> {
+        let thinking = Some(thinking).filter(|thinking| !thinking.is_empty());
+        let object = Object { created_at: UtcTime::now().rfc3339(), model, ..Object::default() };
+        match self {
+            Self::Chat => Object { message: Some(Message { content: text, role: "assistant", thinking }), ..object },
+            Self::Generate => Object { response: Some(text), thinking, ..object },
+        }
     }
 }
 
@@ -144,6 +171,7 @@ struct OllamaWriter {
     model: String,
     text: Arc<ModelText>,
     logprobs: bool,
+    tells_thinking: bool,
     /// To be said in the last line.
     warnings: Vec<String>,
     start: Instant,
@@ -158,7 +186,7 @@ struct OllamaWriter {
 
 impl OllamaWriter {
     /// The object that ends an answer.
-    fn last<'a>(&'a self, text: &'a str) -> Object<'a> {
+    fn last<'a>(&'a self, text: &'a str, thinking: &'a str) -> Object<'a> {
         let now = Instant::now();
         let first_token = self.first_token.unwrap_or(now);
         let nanos = |from: Instant, to: Instant| to.saturating_duration_since(from).as_nanos() as u64;
@@ -176,8 +204,13 @@ impl OllamaWriter {
             done_reason: Some(if is_cut { "length" } else { "stop" }),
             counts: Some(counts),
             warnings: &self.warnings,
-            ..self.shape.object(&self.model, text)
+            ..self.shape.object(&self.model, text, thinking)
         }
+    }
+
+    /// What is told of a piece's thinking.
+    fn thinking<'a>(&self, chunk: &'a Chunk) -> &'a str {
+        if self.tells_thinking { &chunk.thinking } else { "" }
     }
 }
 
@@ -194,19 +227,20 @@ impl Writer for OllamaWriter {
     fn piece(&mut self, chunk: &Chunk, out: &mut Objects) {
         let logprobs = ChatLogprobs { tokenizer: &self.text.tokenizer, tokens: &chunk.tokens };
         let logprobs = (!logprobs.is_empty()).then_some(logprobs);
-        if !chunk.text.is_empty() || logprobs.is_some() {
-            out.push(&Object { logprobs, ..self.shape.object(&self.model, &chunk.text) });
+        let thinking = self.thinking(chunk);
+        if !chunk.text.is_empty() || !thinking.is_empty() || logprobs.is_some() {
+            out.push(&Object { logprobs, ..self.shape.object(&self.model, &chunk.text, thinking) });
         }
     }
 
     fn end(&mut self, out: &mut Objects) {
-        out.push(&self.last(""));
+        out.push(&self.last("", ""));
     }
 
     fn whole(self, choices: Vec<Chunk>) -> impl Iterator<Item = Vec<u8>> + Send + 'static {
-        let Chunk { text, tokens, .. } = choices.into_iter().next().unwrap_or_default();
-        let logprobs = ChatLogprobs { tokenizer: &self.text.tokenizer, tokens: &tokens };
+        let chunk = choices.into_iter().next().unwrap_or_default();
+        let logprobs = ChatLogprobs { tokenizer: &self.text.tokenizer, tokens: &chunk.tokens };
         let logprobs = self.logprobs.then_some(logprobs);
-        iter::once(json(&Object { logprobs, ..self.last(&text) }))
+        iter::once(json(&Object { logprobs, ..self.last(&chunk.text, self.thinking(&chunk)) }))
     }
 }

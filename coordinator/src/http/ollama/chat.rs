@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use axum::{extract::State, response::Response};
 
-use super::answer::{Shape, answer};
+use super::answer::{Shape, answer, think};
 use crate::{
     http::{App, Failure, Fields, messages, model_name, short, unbuilt},
     text::{ChatLayout, Prompt},
@@ -25,8 +25,9 @@ async fn create(app: &App, mut fields: Fields) -> Result<Response, Failure> {
     model_name::take(&mut fields, app.engine.card())?;
     unbuilt::tools(&mut fields)?;
     let mut messages = messages::take(&mut fields, &app.unknown_fields)?;
-    let layout = ChatLayout { ending: messages::natural_ending(&mut messages), ..ChatLayout::default() };
+    let mut layout = ChatLayout { ending: messages::natural_ending(&mut messages), ..ChatLayout::default() };
+    let think = think(app, &mut fields, &mut layout)?;
     let truncate = fields.boolean("truncate")?.unwrap_or(true);
     let prompt = (!messages.is_empty()).then_some(Prompt::Chat { messages, truncate, layout });
-    answer(app, fields, Shape::Chat, prompt, start).await
+    answer(app, fields, Shape::Chat, prompt, think, start).await
 }

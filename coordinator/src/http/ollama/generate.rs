@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use axum::{extract::State, response::Response};
 
-use super::answer::{Shape, answer};
+use super::answer::{Shape, answer, think};
 use crate::{
     http::{App, Failure, Fields, model_name},
     text::{ChatLayout, Message, Prompt, Role},
@@ -18,6 +18,9 @@ pub(crate) async fn generate(State(app): State<App>, mut fields: Fields) -> Resu
     let raw = fields.boolean("raw")?.unwrap_or(false);
     let truncate = fields.boolean("truncate")?.unwrap_or(true);
     let is_empty = text.is_empty();
+    let mut layout = ChatLayout::default();
+    // A prompt that is taken as it stands says itself whether the model is to think.
+    let think = if raw { None } else { think(&app, &mut fields, &mut layout)? };
     let prompt = if raw {
         if system.is_some() {
             let failure = Failure::field("system", "has no place in a `raw` prompt, which is taken as it stands");
@@ -25,9 +28,9 @@ pub(crate) async fn generate(State(app): State<App>, mut fields: Fields) -> Resu
         }
         Prompt::Text { text, add_special_tokens: true }
     } else {
-        let system = system.map(|content| Message { role: Role::System, content });
+        let system = system.map(|content| Message::new(Role::System, content));
         let messages = system.into_iter().chain([Message::user(text)]).collect();
-        Prompt::Chat { messages, truncate, layout: ChatLayout::default() }
+        Prompt::Chat { messages, truncate, layout }
     };
-    answer(&app, fields, Shape::Generate, (!is_empty).then_some(prompt), start).await
+    answer(&app, fields, Shape::Generate, (!is_empty).then_some(prompt), think, start).await
 }

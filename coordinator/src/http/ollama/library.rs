@@ -67,7 +67,7 @@ pub(crate) async fn show(State(app): State<App>, mut fields: Fields) -> Result<J
         "template": text.chat.template().unwrap_or_default(),
         "modified_at": UtcTime::of(card.started).rfc3339(),
         "details": details(card),
-        "capabilities": ["completion"],
+        "capabilities": if text.chat.thinks { &["completion", "thinking"][..] } else { &["completion"] },
         "model_info": {
             "general.architecture": "gpt2",
             "general.parameter_count": card.parameters,

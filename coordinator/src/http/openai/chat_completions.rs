@@ -59,18 +59,23 @@ impl Route for Chat {
 
     /// The first delta of every choice says who speaks.
     fn opening<'a>(&self, about: &'a About, index: usize) -> Option<Choice<'a>> {
-        let delta = Some(Message { content: Some(""), refusal: None, role: Some("assistant") });
+        let delta = Some(Message { content: Some(Some("")), role: Some("assistant"), ..Message::default() });
         Some(Choice { index, delta, prompt_token_ids: about.prompt_token_ids(index), ..Choice::default() })
     }
 
     fn piece<'a>(&mut self, about: &'a About, chunk: &'a Chunk) -> Choice<'a> {
-        let content = Some(chunk.text.as_str()).filter(|text| !text.is_empty());
-        let delta = Some(Message { content, refusal: None, role: None });
+        let delta = Some(Message {
+            content: some(&chunk.text).map(Some),
+            reasoning_content: some(&chunk.thinking),
+            ..Message::default()
+        });
         Choice { delta, ..self.choice(about, chunk) }
     }
 
     fn whole<'a>(&mut self, about: &'a About, chunk: &'a Chunk) -> Choice<'a> {
-        let message = Some(Message { content: Some(&chunk.text), refusal: Some(()), role: Some("assistant") });
+        let reasoning_content = some(&chunk.thinking);
+        let content = Some(some(&chunk.text).or(reasoning_content.is_none().then_some("")));
+        let message = Some(Message { content, reasoning_content, refusal: Some(()), role: Some("assistant") });
         let prompt_token_ids = about.prompt_token_ids(chunk.index);
         Choice { message, prompt_token_ids, ..self.choice(about, chunk) }
     }
@@ -79,4 +84,9 @@ impl Route for Chat {
     fn beside<'a>(&self, about: &'a About, first: Option<&'a Chunk>) -> Option<PromptScores<'a>> {
         about.prompt_logprobs(first?)
     }
+}
+
+/// Text, if there is any.
+fn some(text: &str) -> Option<&str> {
+    Some(text).filter(|text| !text.is_empty())
 }

@@ -77,10 +77,14 @@ pub(crate) struct Choice<'a> {
 }
 
 /// What the model says in a chat, or what follows of it.
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 pub(crate) struct Message<'a> {
+    /// Null in a whole one of which nothing but thinking came.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) content: Option<&'a str>,
+    pub(crate) content: Option<Option<&'a str>>,
+    /// What the model thought before it; not there where it did not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) reasoning_content: Option<&'a str>,
     /// Null in a whole one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) refusal: Option<()>,

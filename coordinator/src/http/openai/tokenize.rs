@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::http::{App, Failure, Fields, messages, model_name, unbuilt, writer};
-use crate::text::{ChatLayout, GenerateError, Specials, generate_error::MAX_UNBOUNDED_BYTES};
+use crate::text::{ChatLayout, GenerateError, Message, Specials, generate_error::MAX_UNBOUNDED_BYTES};
 
 /// Most tokens to decode: one may stand for more than a hundred bytes.
 const MAX_TOKENS: usize = 1 << 20;
@@ -27,7 +27,7 @@ pub(crate) async fn tokenize(State(app): State<App>, mut fields: Fields) -> Resu
     }
     unbuilt::take(&mut fields)?;
     let warnings = fields.finish(&app.unknown_fields);
-    let of_messages = messages.iter().map(|message| message.content.len()).sum();
+    let of_messages = messages.iter().map(Message::bytes).sum();
     for (name, bytes) in [("prompt", prompt.as_ref().map_or(0, String::len)), ("messages", of_messages)] {
         if bytes > MAX_UNBOUNDED_BYTES {
             let what = format!("has {bytes} bytes of text, over the limit of {MAX_UNBOUNDED_BYTES}");

@@ -37,7 +37,7 @@ const store = (name, value) => {
 };
 
 const state = {
-  /** {role, content, pieces?, stats?, error?, warnings?}; a piece is {text, tokens, explain?}, as one chunk of the stream has it. */
+  /** {role, content, reasoning_content?, pieces?, stats?, error?, warnings?}; a piece is {text, thinks?, tokens, explain?}, as one chunk of the stream has it. */
   messages: stored("messages", []),
   settings: stored("settings", { system: "", tint: false, sampling: {} }),
   /** Aborts the answer under way. */
@@ -83,7 +83,7 @@ async function* events(body) {
 async function answer() {
   if (state.abort) return;
   const { system, sampling } = state.settings;
-  const past = state.messages.filter((message) => !message.error).map(({ role, content }) => ({ role, content }));
+  const past = state.messages.filter((message) => !message.error).map(({ role, content, reasoning_content }) => ({ role, content, reasoning_content }));
   const messages = system.trim() ? [{ role: "system", content: system }, ...past] : past;
   const message = { role: "assistant", content: "", pieces: [] };
   state.messages.push(message);
@@ -99,12 +99,15 @@ async function answer() {
       if (chunk.warnings) message.warnings = chunk.warnings;
       for (const choice of chunk.choices) {
         const tokens = choice.logprobs?.content ?? [];
-        const text = choice.delta.content ?? "";
+        const thought = choice.delta.reasoning_content ?? "", text = choice.delta.content ?? "";
         times.push(...tokens.map(() => performance.now()));
-        if (tokens.length || text) {
-          message.pieces.push({ text, tokens: tokens.map(slim), explain: choice.explain });
-          append(message.pieces.at(-1));
+        const pieces = [{ text: text || thought, thinks: Boolean(thought && !text), tokens: tokens.map(slim), explain: choice.explain }];
+        if (thought && text) pieces.unshift({ text: thought, thinks: true, tokens: [] });
+        if (tokens.length || thought || text) {
+          message.pieces.push(...pieces);
+          pieces.forEach(append);
         }
+        if (thought) message.reasoning_content = (message.reasoning_content ?? "") + thought;
         message.content += text;
         finish = choice.finish_reason ?? finish;
       }
@@ -121,7 +124,7 @@ async function answer() {
   }
   if (times.length) message.stats = statistics(start, times, finish);
   state.abort = null;
-  if (!message.content && !message.error && abort.signal.aborted) state.messages.pop();
+  if (!message.content && !message.reasoning_content && !message.error && abort.signal.aborted) state.messages.pop();
   save();
   render();
   $("announce").textContent = message.error ? `Error: ${message.error}` : `Answer: ${message.content}`;
@@ -149,7 +152,7 @@ const told = ({ tokens, first, rate, finish }) =>
 function save() {
   if (state.messages.length > MAX_MESSAGES) state.messages = state.messages.slice(-MAX_MESSAGES);
   // Explanations are kept until the page is left: they are a hundred times the text.
-  store("messages", state.messages.map((message) => ({ ...message, pieces: message.pieces?.map(({ text, tokens }) => ({ text, tokens })) })));
+  store("messages", state.messages.map((message) => ({ ...message, pieces: message.pieces?.map(({ text, thinks, tokens }) => ({ text, thinks, tokens })) })));
 }
 
 function say(text) {
@@ -174,10 +177,13 @@ function render() {
   const items = state.messages.map((message, index) => view(message, index, busy && index === state.messages.length - 1));
   $("messages").replaceChildren(...items);
   scroll();
-  const text = items.at(-1)?.querySelector(".text");
+  const [thought, text] = ["details", ".text"].map((part) => items.at(-1)?.querySelector(part));
   return (piece) => {
     const stick = nearEnd();
-    text.append(pieceView(piece));
+    if (piece.thinks) thought.hidden = false;
+    (piece.thinks ? thought : text).append(pieceView(piece));
+    // What was thought is open while there is nothing else.
+    if (!piece.thinks && piece.text) thought.open = false;
     if (stick) scroll();
   };
 }
@@ -193,8 +199,13 @@ function view(message, index, busy) {
   }
   const walked = { tabIndex: 0, role: "group", ariaLabel: "Answer; arrow keys walk through its tokens" };
   const text = message.pieces?.length
-    ? make("div", { className: "text", ...walked }, ...message.pieces.map(pieceView))
+    ? make("div", { className: "text", ...walked }, ...message.pieces.filter((piece) => !piece.thinks).map(pieceView))
     : make("div", { className: "text", textContent: message.content });
+  const thoughts = message.pieces?.filter((piece) => piece.thinks) ?? [];
+  if (thoughts.length || busy) {
+    const summary = make("summary", { textContent: "Thinking" });
+    item.append(make("details", { open: !message.content, hidden: !thoughts.length }, summary, ...thoughts.map(pieceView)));
+  }
   if (message.content || busy) item.append(text);
   for (const warning of message.warnings ?? []) item.append(make("p", { className: "warning", textContent: warning }));
   if (message.error) item.append(make("p", { className: "error", role: "alert", textContent: message.error }));

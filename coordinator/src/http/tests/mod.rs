@@ -10,6 +10,7 @@ mod neighbours;
 mod openai_fields;
 mod replies;
 mod surroundings;
+mod thinking;
 mod unbuilt;
 
 use std::{net::SocketAddr, sync::mpsc, time::Duration};

@@ -101,6 +101,8 @@ pub(super) fn add_to(environment: &mut Environment<'static>) {
         Ok::<_, Error>(string(state, value)?.split(|c| !is_word(c)).filter(|word| !word.is_empty()).count())
     });
     add(environment, "xmlattr", ["d", "autospace"], xmlattr);
+    // Where the library goes through nothing, Python refuses.
+    environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
     environment.add_test("callable", |value: &Value| value.kind() == ValueKind::Plain);
     environment.add_test("sequence", |value: &Value| match value.kind() {
         ValueKind::Iterable => value.len().is_some(),

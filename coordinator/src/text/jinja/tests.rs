@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::*;
+use crate::clock::UtcTime;
 
 #[derive(Deserialize, Serialize)]
 struct Message {
@@ -55,6 +56,37 @@ fn templates_render_as_in_transformers() {
         let text = template.render(&messages, case["add_generation_prompt"] == true, &tokens);
         assert_eq!(text.as_deref(), Ok(case["text"].as_str().unwrap()), "{}", case["name"]);
     }
+}
+
+#[test]
+fn templates_of_families_render_as_in_transformers() {
+    let vectors = vectors();
+    let families = &vectors["families"];
+    let mut wrong = Vec::new();
+    for case in families["cases"].as_array().unwrap() {
+        let (name, conversation) = (case["template"].as_str().unwrap(), case["conversation"].as_str().unwrap());
+        let template = JinjaTemplate::new(families["templates"][name].as_str().unwrap()).unwrap();
+        assert!(template.unknown().is_empty(), "{name}: {:?}", template.unknown());
+        let messages = families["conversations"][conversation].as_array().unwrap();
+        let mut variables = vectors["tokens"].clone();
+        variables.as_object_mut().unwrap().extend(case["variables"].as_object().unwrap().clone());
+        let today = || UtcTime::now().strftime("%d %b %Y");
+        let before = today();
+        let text = template.render(messages, case["add_generation_prompt"] == true, &variables);
+        // On either side of midnight.
+        let dates = [before, today()];
+        let expected = |date: &String| case["text"].as_str().map(|text| text.replace("{%d %b %Y}", date));
+        let is_right = match &text {
+            Ok(text) => dates.iter().any(|date| expected(date).as_ref() == Some(text)),
+            Err(error) => {
+                case["error"].as_str().is_some_and(|theirs| theirs.contains(error.split(" (line").next().unwrap()))
+            }
+        };
+        if !is_right {
+            wrong.push(format!("{name}, {conversation}, {}: {text:?}\n{}", case["variables"], case["text"]));
+        }
+    }
+    assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
 }
 
 #[test]
