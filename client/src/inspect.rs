@@ -19,7 +19,7 @@ use crate::failure::Failure;
 
 #[derive(Debug, Args)]
 pub(crate) struct InspectOptions {
-    /// Folder, checkpoint file, hub id or short name [default: the built-in nano-chat].
+    /// Folder, checkpoint file, hub id (org/name, org/name:Q4_K_M) or short name [default: the built-in nano-chat].
     #[arg(value_name = "MODEL")]
     model: Option<String>,
     /// Branch, tag or commit of a hub model.

@@ -1,14 +1,17 @@
 //! From what was typed after `--model` to files: once, before any rank starts.
 //!
 //! A name is, in this order: the embedded demo model (`nano-chat`, or nothing typed); a folder; a checkpoint file with
-//! its configuration and tokenizer beside it; a short name of the GPT-2 family; a Hugging Face hub id (`org/name`).
+//! its configuration and tokenizer beside it; a short name of the GPT-2 family; a Hugging Face hub id (`org/name`,
+//! or `org/name:Q4_K_M` and `org/name:file.gguf` for one of its GGUF files).
 //! Reads names and shapes of the weights, and samples of them, to know what the configuration leaves open.
 
 mod access;
 mod demo;
 mod error;
 mod files;
+mod gguf;
 mod hub;
+mod unpack;
 
 use std::{
     fs, io,
@@ -21,10 +24,11 @@ use nanoinfer_shared::ModelShape;
 use self::{access::Freshness, error::SHORT_NAMES, files::CONFIG};
 pub use self::{
     access::{Caches, HubAccess},
-    demo::DemoError,
     error::{DEMO_MODEL, ModelError},
     files::has_tokenizer,
+    gguf::Unclear,
     hub::{HubError, Refusal},
+    unpack::UnpackError,
 };
 use crate::{closest, private_folder, utf8};
 
@@ -50,7 +54,7 @@ pub struct ResolvedModel {
 /// # Errors
 /// Says what is missing, what was tried, and what may have been meant.
 pub fn resolve(name: Option<&str>, revision: Option<&str>, caches: &Caches) -> Result<ResolvedModel, ModelError> {
-    read(name, locate(name, revision, caches, Freshness::Cached)?, true)
+    read(name, locate(name, revision, caches, Freshness::Cached)?, caches, true)
 }
 
 /// As [`resolve`], but asks the hub whether it has something newer.
@@ -58,7 +62,7 @@ pub fn resolve(name: Option<&str>, revision: Option<&str>, caches: &Caches) -> R
 /// # Errors
 /// As [`resolve`].
 pub fn pull(name: &str, revision: Option<&str>, caches: &Caches) -> Result<ResolvedModel, ModelError> {
-    read(Some(name), locate(Some(name), revision, caches, Freshness::Newest)?, true)
+    read(Some(name), locate(Some(name), revision, caches, Freshness::Newest)?, caches, true)
 }
 
 /// As [`resolve`], but without a tokenizer it is a model too: to look at, and to convert.
@@ -70,7 +74,7 @@ pub fn resolve_checkpoint(
     revision: Option<&str>,
     caches: &Caches,
 ) -> Result<ResolvedModel, ModelError> {
-    read(name, locate(name, revision, caches, Freshness::Cached)?, false)
+    read(name, locate(name, revision, caches, Freshness::Cached)?, caches, false)
 }
 
 /// Finds the files of the weights of `name` only, for a rank that was told its own copy.
@@ -81,18 +85,30 @@ pub fn resolve_weights(name: &str, revision: Option<&str>, caches: &Caches) -> R
     locate(Some(name), revision, caches, Freshness::Cached)?.weights()
 }
 
-fn read(name: Option<&str>, place: Place, needs_tokenizer: bool) -> Result<ResolvedModel, ModelError> {
+fn read(
+    name: Option<&str>,
+    mut place: Place,
+    caches: &Caches,
+    needs_tokenizer: bool,
+) -> Result<ResolvedModel, ModelError> {
     let path = place.folder.join(CONFIG);
     let parse = |path: &Path, text: &str| {
         ModelShape::from_config_json(text).map_err(|source| ModelError::Shape { path: path.into(), source })
     };
+    let weights = place.weights();
+    let is_gguf = match &weights {
+        Ok(files) => files[0].extension() == Some("gguf".as_ref()),
+        Err(error) => matches!(error, ModelError::Unclear { .. }),
+    };
+    // What lies beside a GGUF is of others, or says less than it says itself.
     let beside = match utf8::read_file(&path) {
+        _ if is_gguf => None,
         Ok(text) => Some(parse(&path, &text)?),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(source) => return Err(ModelError::Read { path, source }),
     };
     let no_config = || ModelError::missing(&place.folder, CONFIG, "a model is a folder as Hugging Face publishes it");
-    let weights = match place.weights() {
+    let weights = match weights {
         // The first thing to say of a folder that holds no model at all.
         Err(ModelError::MissingFile { .. }) if beside.is_none() => return Err(no_config()),
         other => other,
@@ -107,6 +123,9 @@ fn read(name: Option<&str>, place: Place, needs_tokenizer: bool) -> Result<Resol
     let mut shape = checkpoint.refine(shape);
     shape.keep_known_ends();
     checkpoint.check(&shape)?;
+    if let (Some(config), Some(tokenizer)) = (checkpoint.config(), checkpoint.tokenizer()?) {
+        place.folder = gguf::unpack(config, &tokenizer, &caches.demo)?;
+    }
     if needs_tokenizer && !has_tokenizer(&place.folder) {
         return Err(ModelError::missing(
             &place.folder,
@@ -146,9 +165,13 @@ fn locate(
             true => Place { folder: parent.into(), file: Some(path.into()) },
         });
     }
-    let id = match SHORT_NAMES.iter().find(|(short, _)| *short == name) {
-        Some((_, id)) => id,
-        None if is_hub_id(name) && !is_in_a_local_folder(path) => name,
+    let of_hub = |name: &str| is_hub_id(name) && !is_in_a_local_folder(path);
+    let (id, gguf) = match SHORT_NAMES.iter().find(|(short, _)| *short == name) {
+        Some((_, id)) => (*id, None),
+        None if of_hub(name) => (name, None),
+        None if let Some((id, gguf)) = name.split_once(':').filter(|(id, gguf)| of_hub(id) && !gguf.is_empty()) => {
+            (id, Some(gguf))
+        }
         None if name.contains('/') => {
             let suggestion = hub_id_of_address(name).or_else(|| similar_neighbour(path));
             return Err(ModelError::NoSuchPath { path: path.into(), suggestion });
@@ -166,7 +189,8 @@ fn locate(
     if let Some(root) = caches.demo.iter().find(|root| caches.hub.cache.starts_with(root)) {
         private_folder::make(root).map_err(|source| ModelError::SharedCache { folder: root.clone(), source })?;
     }
-    Ok(folder(hub::fetch(id, revision.unwrap_or("main"), &caches.hub, freshness)?))
+    let (folder, file) = hub::fetch(id, gguf, revision.unwrap_or("main"), &caches.hub, freshness)?;
+    Ok(Place { folder, file })
 }
 
 impl Place {

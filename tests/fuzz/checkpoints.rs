@@ -22,6 +22,8 @@ fn use_file(path: &Path, config: &str) -> bool {
         return false;
     }
     checkpoint.fingerprint();
+    // Broken or not, it costs nothing but an error.
+    let _ = checkpoint.tokenizer();
     let partition = Partition::new(&shape, 1).unwrap();
     // A byte of a weight may make it no number.
     Shard::load(&checkpoint, &shape, partition.share(0), DType::F32, 1).is_ok()
@@ -32,7 +34,7 @@ fn mutated_checkpoints_give_values_or_errors() {
     bound_memory();
     let dir = tempfile::tempdir().unwrap();
     let formats = root().join("tests/golden/formats");
-    let words: [&[u8]; 10] = [
+    let words: [&[u8]; 13] = [
         b"cos\nsystem\n",
         b"(lp0\n",
         b"\x8d\xff\xff\xff\xff\xff\xff\xff\x7f",
@@ -43,6 +45,9 @@ fn mutated_checkpoints_give_values_or_errors() {
         b"\x93",
         b"\"",
         b"\x85\x85",
+        b"\x09\0\0\0\x08\0\0\0",
+        b"\0\0\0\0\0\0\0\x80",
+        b"\x0e\0\0\0",
     ];
     for (number, file) in [
         "untied/model.safetensors",
@@ -51,6 +56,7 @@ fn mutated_checkpoints_give_values_or_errors() {
         "legacy/pytorch_model.bin",
         "nanogpt/ckpt.pt",
         "nanoinfer/model.pt",
+        "../gguf/gpt2.gguf",
     ]
     .iter()
     .enumerate()

@@ -6,27 +6,37 @@
     gguf/llama-0000N-of-00002.gguf a llama, split: its queries and keys stand as pairs, as llama.cpp's converter leaves them
     gguf/llama.safetensors         its tensors in f32, in Hugging Face's names and order of rows
     gguf/gpt2.gguf, .safetensors   the same of a GPT-2 with some matrices in blocks
+    gguf/ids.json                  texts, and their ids by the tokenizers in these files: of sentencepiece for the llama's, of
+                                   tokenizers for the GPT-2's; special tokens are not looked for in them
 
-Everything comes from a fixed seed. It needs no network.
+Everything comes from a fixed seed; the tokenizers are trained on this script. It needs no network.
 
-    python3 -m venv VENV && VENV/bin/pip install gguf==0.19.0 safetensors==0.8.0
+    python3 -m venv VENV && VENV/bin/pip install gguf==0.19.0 safetensors==0.8.0 sentencepiece==0.2.3 tokenizers==0.23.3
     VENV/bin/python make_gguf.py [OUT]       # OUT: default the folder of this script
 """
 
 import argparse
+import io
+import json
 from pathlib import Path
 
 import numpy as np
+import sentencepiece
 from gguf import GGMLQuantizationType as Type
 from gguf import GGUFReader, GGUFWriter
 from gguf.constants import GGML_QUANT_SIZES
 from gguf.quants import dequantize, quantize
 from safetensors.numpy import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 # Where the f16 scales of a block lie.
 SCALES = {Type.Q8_0: [0], Type.Q4_0: [0], Type.Q4_1: [0, 2], Type.Q5_0: [0], Type.Q5_1: [0, 2], Type.Q4_K: [0, 2],
           Type.Q5_K: [0, 2], Type.Q6_K: [208]}
 PLAIN = [Type.F32, Type.F16, Type.BF16]
+
+VOCABULARY = 448
+TEXTS = ["Hello, world!", " the  tensor   of two  spaces ", "", " ", "你好，世界！", "🙂👩‍👩‍👧 é e\u0301", "def f(x):\n\treturn x**2  # 12345 3.14\n\n",
+         "The gguf package reads the name of each tensor.", "don't WE'RE 'll", "<s>a</s><|endoftext|>", "x²½ ١٢٣ мир", "\r\n\x00\x7f\u00a0"]
 
 
 def blocks(out: Path, random: np.random.Generator):
@@ -81,9 +91,53 @@ class Model:
         self.expected[called] = np.ascontiguousarray(read.T if turned else read)
 
 
-def llama(out: Path, random: np.random.Generator):
-    width, layers, heads, kv_heads, head, inner, vocabulary = 32, 2, 4, 2, 8, 64, 40
-    writer = GGUFWriter(out / "llama.gguf", "llama", split_max_tensors=15)
+def sentence_piece(writer: GGUFWriter) -> list[list[int]]:
+    """As `LlamaHfVocab` and `SentencePieceVocab` of llama.cpp's converter write it."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=(line for line in Path(__file__).read_text().splitlines() if line.isascii()), model_writer=model, model_type="bpe",
+        vocab_size=VOCABULARY, byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
+        hard_vocab_limit=True, num_threads=1, minloglevel=2)
+    model = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    kinds = [2 if model.is_unknown(i) else 3 if model.is_control(i) else 6 if model.is_byte(i) else 1
+             for i in range(VOCABULARY)]
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list([model.id_to_piece(i) for i in range(VOCABULARY)])
+    writer.add_token_scores([model.get_score(i) for i in range(VOCABULARY)])
+    writer.add_token_types(kinds)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    writer.add_chat_template("{% for message in messages %}{{ bos_token + message['content'] + eos_token }}{% endfor %}")
+    return [model.encode(text) for text in TEXTS]
+
+
+def byte_level(writer: GGUFWriter) -> list[list[int]]:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    end = "<|endoftext|>"
+    # The end of text is the last, as in GPT-2.
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY - 1, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+                                  show_progress=False)
+    tokenizer.train([__file__], trainer)
+    model = json.loads(tokenizer.to_str())["model"]
+    tokens = sorted(model["vocab"], key=model["vocab"].get)
+    assert len(tokens) == VOCABULARY - 1, len(tokens)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([*tokens, end])
+    writer.add_token_types([1] * len(tokens) + [3])
+    writer.add_token_merges([" ".join(merge) for merge in model["merges"]])
+    writer.add_bos_token_id(len(tokens))
+    writer.add_eos_token_id(len(tokens))
+    return [tokenizer.encode(text).ids for text in TEXTS]
+
+
+def llama(out: Path, random: np.random.Generator) -> list[list[int]]:
+    width, layers, heads, kv_heads, head, inner, vocabulary = 32, 1, 4, 2, 8, 64, VOCABULARY
+    writer = GGUFWriter(out / "llama.gguf", "llama", split_max_tensors=8)
     writer.add_context_length(48)
     writer.add_embedding_length(width)
     writer.add_block_count(layers)
@@ -96,9 +150,8 @@ def llama(out: Path, random: np.random.Generator):
     writer.add_rope_freq_base(1e5)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(vocabulary)
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
     writer.add_eot_token_id(3)
+    ids = sentence_piece(writer)
     model = Model(random, writer)
     model.add("token_embd.weight", [vocabulary, width], Type.Q8_0, "model.embed_tokens.weight")
     for i in range(layers):
@@ -121,10 +174,11 @@ def llama(out: Path, random: np.random.Generator):
     model.add("output.weight", [vocabulary, width], Type.F16, "lm_head.weight")
     write(writer)
     save_file(model.expected, out / "llama.safetensors")
+    return ids
 
 
-def gpt2(out: Path, random: np.random.Generator):
-    width, layers, heads, context, vocabulary = 32, 1, 4, 24, 41
+def gpt2(out: Path, random: np.random.Generator) -> list[list[int]]:
+    width, layers, heads, context, vocabulary = 32, 1, 4, 24, VOCABULARY
     writer = GGUFWriter(out / "gpt2.gguf", "gpt2")
     writer.add_context_length(context)
     writer.add_embedding_length(width)
@@ -132,7 +186,7 @@ def gpt2(out: Path, random: np.random.Generator):
     writer.add_feed_forward_length(4 * width)
     writer.add_head_count(heads)
     writer.add_layer_norm_eps(1e-5)
-    writer.add_eos_token_id(40)
+    ids = byte_level(writer)
     model = Model(random, writer)
     model.add("token_embd.weight", [vocabulary, width], Type.Q8_0, "wte.weight")
     model.add("position_embd.weight", [context, width], Type.F32, "wpe.weight")
@@ -151,6 +205,7 @@ def gpt2(out: Path, random: np.random.Generator):
     model.add("output_norm.bias", [width], Type.F32, "ln_f.bias")
     write(writer)
     save_file(model.expected, out / "gpt2.safetensors")
+    return ids
 
 
 def main():
@@ -159,8 +214,8 @@ def main():
     out = parser.parse_args().out / "gguf"
     out.mkdir(parents=True, exist_ok=True)
     blocks(out, np.random.default_rng(1))
-    llama(out, np.random.default_rng(2))
-    gpt2(out, np.random.default_rng(3))
+    ids = {"llama": llama(out, np.random.default_rng(2)), "gpt2": gpt2(out, np.random.default_rng(3))}
+    (out / "ids.json").write_text(json.dumps({"texts": TEXTS} | ids) + "\n")
     for file in sorted(out.glob("*.gguf")):
         print(file.name, len(GGUFReader(file).tensors), "tensors")
 

@@ -8,7 +8,7 @@ use std::{
 use nanoinfer_checkpoint::CheckpointError;
 use nanoinfer_shared::ShapeError;
 
-use super::{demo::DemoError, hub::HubError};
+use super::{gguf::Unclear, hub::HubError, unpack::UnpackError};
 
 /// Name of the model that is built in.
 pub const DEMO_MODEL: &str = "nano-chat";
@@ -26,7 +26,7 @@ pub(super) const SHORT_NAMES: [(&str, &str); 5] = [
 pub enum ModelError {
     /// Neither a path nor a name that is known.
     #[error(
-        "no model `{name}`{}\n  hint: --model takes a folder, a checkpoint file, a hub id (org/name), a short name ({}), or {DEMO_MODEL}, which is built in",
+        "no model `{name}`{}\n  hint: --model takes a folder, a checkpoint file, a hub id (org/name, org/name:Q4_K_M), a short name ({}), or {DEMO_MODEL}, which is built in",
         did_you_mean(.suggestion), SHORT_NAMES.map(|(short, _)| short).join(", ")
     )]
     Unknown {
@@ -91,9 +91,17 @@ pub enum ModelError {
         /// Who, or how.
         source: io::Error,
     },
-    /// The embedded model could not be unpacked.
+    /// The embedded model, or a tokenizer, could not be unpacked.
     #[error(transparent)]
-    Demo(#[from] DemoError),
+    Unpack(#[from] UnpackError),
+    /// A folder with several GGUF models.
+    #[error("{} {unclear}\n  hint: name one: --model FOLDER/FILE.gguf", .folder.display())]
+    Unclear {
+        /// Which.
+        folder: PathBuf,
+        /// What it has.
+        unclear: Unclear,
+    },
     /// The hub has no such model, or cannot be reached.
     #[error(transparent)]
     Hub(#[from] HubError),

@@ -10,7 +10,7 @@ use std::{
 use nanoinfer_checkpoint::Index;
 pub(super) use nanoinfer_checkpoint::{is_index, parts};
 
-use super::error::ModelError;
+use super::{error::ModelError, gguf};
 
 /// The configuration.
 pub(super) const CONFIG: &str = "config.json";
@@ -25,7 +25,7 @@ pub(super) const CANDIDATES: [&str; 5] = [
 /// How the parts of a split checkpoint are called, around their numbers.
 const SPLIT: [(&str, &str); 2] = [("model-", ".safetensors"), ("pytorch_model-", ".bin")];
 /// What to do where none of them is.
-pub(super) const HINT: &str = "weights are model.safetensors, pytorch_model.bin (each also split, with its index) or ckpt.pt; any other name can be passed as a file: --model FOLDER/FILE";
+pub(super) const HINT: &str = "weights are model.safetensors, pytorch_model.bin (each also split, with its index), ckpt.pt or the only .gguf; any other name can be passed as a file: --model FOLDER/FILE";
 
 /// Whether a folder has what a tokenizer is made of.
 pub fn has_tokenizer(folder: &Path) -> bool {
@@ -69,5 +69,9 @@ fn without_index(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
             None => Ok((1..=total).map(part).collect()),
         };
     }
-    Err(ModelError::missing(folder, CANDIDATES[0], HINT))
+    match gguf::chosen(names.into_iter(), None) {
+        Ok(Some(name)) => Ok(vec![folder.join(name)]),
+        Ok(None) => Err(ModelError::missing(folder, CANDIDATES[0], HINT)),
+        Err(unclear) => Err(ModelError::Unclear { folder: folder.into(), unclear }),
+    }
 }

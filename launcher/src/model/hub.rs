@@ -21,18 +21,26 @@ pub use self::{error::HubError, error::Refusal};
 use super::{
     access::{Freshness, HubAccess},
     files::{self, CONFIG},
+    gguf,
 };
 use crate::say;
 
-/// The folder that holds the files of `id` at `revision`.
-pub(super) fn fetch(id: &str, revision: &str, access: &HubAccess, freshness: Freshness) -> Result<PathBuf, HubError> {
+/// The folder that holds the files of `id` at `revision`, and in it the GGUF that is meant, where it is one: by name or quantisation, or
+/// as the only one of a repository without other weights.
+pub(super) fn fetch(
+    id: &str,
+    gguf: Option<&str>,
+    revision: &str,
+    access: &HubAccess,
+    freshness: Freshness,
+) -> Result<(PathBuf, Option<PathBuf>), HubError> {
     if !listing::stays_below(revision) {
         return Err(HubError::Revision(revision.into()));
     }
     let cache = RepoCache::new(&access.cache, id);
-    let snapshot = cache.snapshot(revision);
+    let snapshot = cache.snapshot(revision, gguf);
     let usable = snapshot.as_ref().filter(|snapshot| snapshot.lacks.is_empty());
-    let go_on = |Snapshot { folder, unsure, .. }: &Snapshot, why: &str| {
+    let go_on = |Snapshot { folder, gguf, unsure, .. }: &Snapshot, why: &str| {
         if !unsure.is_empty() {
             let files = unsure.join(", ");
             say(format_args!(
@@ -40,11 +48,13 @@ pub(super) fn fetch(id: &str, revision: &str, access: &HubAccess, freshness: Fre
                  hint: `nanoinfer pull {id}` with a network completes it"
             ));
         }
-        Ok(folder.clone())
+        Ok((folder.clone(), gguf.clone()))
     };
     match usable {
         Some(usable) if access.offline => return go_on(usable, "HF_HUB_OFFLINE is set"),
-        Some(usable) if freshness == Freshness::Cached && usable.unsure.is_empty() => return Ok(usable.folder.clone()),
+        Some(usable) if freshness == Freshness::Cached && usable.unsure.is_empty() => {
+            return Ok((usable.folder.clone(), usable.gguf.clone()));
+        }
         None if access.offline => {
             let lacks = snapshot.map(|snapshot| snapshot.lacks).unwrap_or_default();
             return Err(HubError::Offline { id: id.into(), lacks, cache: access.cache.clone() });
@@ -54,12 +64,14 @@ pub(super) fn fetch(id: &str, revision: &str, access: &HubAccess, freshness: Fre
     // What is in use is completed as it is: a newer commit is for who asks for it.
     let usable = usable.filter(|_| freshness == Freshness::Cached);
     let wanted = usable.map_or(revision, |usable| &usable.commit);
-    match download(id, wanted, access, &cache) {
-        Ok(commit) => {
+    match download(id, gguf, wanted, access, &cache) {
+        Ok((commit, file)) => {
             if let Err(error) = cache.remember(revision, &commit) {
                 say(format_args!("warning: the cache cannot note that {revision} of {id} is {commit}: {error}"));
             }
-            Ok(cache.folder(&commit))
+            let folder = cache.folder(&commit);
+            let gguf = file.map(|file| folder.join(file));
+            Ok((folder, gguf))
         }
         Err(error) => match usable {
             Some(usable) => go_on(usable, error.to_string().lines().next().unwrap_or_default()),
@@ -68,11 +80,32 @@ pub(super) fn fetch(id: &str, revision: &str, access: &HubAccess, freshness: Fre
     }
 }
 
-/// Brings what a model needs; the commit that it is of.
-fn download(id: &str, revision: &str, access: &HubAccess, cache: &RepoCache) -> Result<String, HubError> {
+/// Brings what a model needs; the commit that it is of, and its GGUF.
+fn download(
+    id: &str,
+    gguf: Option<&str>,
+    revision: &str,
+    access: &HubAccess,
+    cache: &RepoCache,
+) -> Result<(String, Option<String>), HubError> {
     let client = Client::new(id, access)?;
     let listing = client.list(revision)?;
     let has = |file: &str| listing.has(file);
+    let bring = |file: &str| download::bring(&client, cache, &listing, file);
+    if gguf.is_some() || !files::CANDIDATES.into_iter().any(has) {
+        let chosen =
+            gguf::chosen(listing.names(), gguf).map_err(|unclear| HubError::Unclear { id: id.into(), unclear })?;
+        if let Some(first) = chosen {
+            let parts = gguf::parts(&first);
+            if let Some(part) = parts.iter().find(|part| !has(part)) {
+                return Err(HubError::MissingPart { id: id.into(), part: part.clone() });
+            }
+            for part in parts {
+                bring(&part)?;
+            }
+            return Ok((listing.commit.clone(), Some(first)));
+        }
+    }
     let missing = |file, hint| HubError::MissingFile { id: id.into(), file, hint };
     if !has(CONFIG) {
         return Err(missing(CONFIG, "only models in the form of transformers can be served"));
@@ -92,7 +125,6 @@ fn download(id: &str, revision: &str, access: &HubAccess, cache: &RepoCache) -> 
         cache.note_absent(&listing.commit, file);
     }
 
-    let bring = |file: &str| download::bring(&client, cache, &listing, file);
     for file in wanted {
         bring(file)?;
     }
@@ -108,7 +140,7 @@ fn download(id: &str, revision: &str, access: &HubAccess, cache: &RepoCache) -> 
             bring(&part)?;
         }
     }
-    Ok(listing.commit.clone())
+    Ok((listing.commit.clone(), None))
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Names to files; those of the hub are in `hub/tests.rs`.
 
 use super::*;
+use crate::text::{ModelText, tokenizer::Specials};
 
 /// Of no content that has any size.
 const CONFIG_TEXT: &str = r#"{"model_type":"gpt2","n_embd":40,"n_head":5}"#;
@@ -143,4 +144,45 @@ fn configurations_as_windows_and_python_write_them_are_read() {
     fs::write(folder.join("config.json"), wide).unwrap();
     let error = resolve_checkpoint(Some(name), None, &caches).unwrap_err().to_string();
     assert!(error.contains("config.json") && error.contains("UTF-16") && error.contains("hint: iconv"), "{error}");
+}
+
+#[test]
+fn a_gguf_is_a_model_by_itself_with_its_tokenizer() {
+    let root = tempfile::tempdir().unwrap();
+    let caches = caches(root.path());
+    let folder = root.path().join("models");
+    fs::create_dir(&folder).unwrap();
+    let put = |name: &str| fs::write(folder.join(name), golden(&format!("gguf/{name}"))).unwrap();
+    let golden: serde_json::Value = serde_json::from_slice(&golden("gguf/ids.json")).unwrap();
+    let texts: Vec<String> = serde_json::from_value(golden["texts"].clone()).unwrap();
+    let parts = ["llama-00001-of-00002.gguf", "llama-00002-of-00002.gguf"];
+    for (names, family, end) in [(&["gpt2.gguf"][..], "gpt2", "<|endoftext|>"), (&parts, "llama", "</s>")] {
+        names.iter().for_each(|name| put(name));
+        // Of another model.
+        fs::write(folder.join("config.json"), r#"{"model_type":"none"}"#).unwrap();
+        let model = resolve(Some(folder.to_str().unwrap()), None, &caches).unwrap();
+        assert_eq!((model.shape.model_type(), &model.weights[..]), (family, &[folder.join(names[0])][..]));
+        let text = ModelText::load(&model.folder, &model.shape).unwrap();
+        let ids: Vec<Vec<u32>> = serde_json::from_value(golden[family].clone()).unwrap();
+        for (written, ids) in texts.iter().zip(ids) {
+            assert_eq!(text.tokenizer.encode(written, Specials::Literal).unwrap(), ids, "{family}: {written:?}");
+            assert_eq!(text.tokenizer.decode(&ids), *written, "{family}: {ids:?}");
+        }
+        assert_eq!(text.tokenizer.eos().unwrap().0, end);
+        let begun = text.tokenizer.encode_document("a").unwrap();
+        assert_eq!(begun[0] == 1, family == "llama", "only SentencePiece's begins: {begun:?}");
+        assert_eq!(text.chat.template().is_some(), family == "llama");
+        // By the name of each part.
+        for name in names {
+            let named = resolve(Some(folder.join(name).to_str().unwrap()), None, &caches).unwrap();
+            assert_eq!((named.fingerprint, named.folder), (model.fingerprint, model.folder.clone()), "{name}");
+        }
+        if family == "llama" {
+            put("gpt2.gguf");
+            let error = resolve(Some(folder.to_str().unwrap()), None, &caches).unwrap_err().to_string();
+            let list = "has several GGUF models: gpt2.gguf, llama-00001-of-00002.gguf\n  hint: name one";
+            assert!(error.contains(list), "{error}");
+        }
+        names.iter().for_each(|name| fs::remove_file(folder.join(name)).unwrap());
+    }
 }

@@ -148,11 +148,11 @@ impl Checkpoint {
         if let Some(other) = checkpoint.tensors.keys().find_map(|name| NotServed::by_tensor(name)) {
             return Err(NotServed { tensor: shown(&other.tensor), ..other }.into());
         }
-        let sizes = |name: &str| checkpoint.tensors.get(name).map(|stored| &stored.shape[..]);
-        let (family, names) = Family::of_tensors(families, |name| sizes(name).is_some());
-        checkpoint.layout = names.layout(sizes)?;
-        (checkpoint.family, checkpoint.names) = (family, names);
+        (checkpoint.family, checkpoint.names) =
+            Family::of_tensors(families, |name| checkpoint.tensors.contains_key(name));
         checkpoint.describe()?;
+        let sizes = |name: &str| checkpoint.tensors.get(name).map(|stored| &stored.shape[..]);
+        checkpoint.layout = checkpoint.names.layout(sizes)?;
         Ok(checkpoint)
     }
 

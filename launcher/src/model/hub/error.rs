@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use crate::proxy::ProxyError;
+use crate::{model::gguf::Unclear, proxy::ProxyError};
 
 /// Why a model did not come from the hub.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +75,22 @@ pub enum HubError {
         file: &'static str,
         /// What to do.
         hint: &'static str,
+    },
+    /// Which of its GGUF files is meant.
+    #[error("{id} {unclear}\n  hint: name one: --model {id}:Q4_K_M, or {id}:FILE.gguf")]
+    Unclear {
+        /// Repository.
+        id: String,
+        /// What it has.
+        unclear: Unclear,
+    },
+    /// A part of a split GGUF is not listed.
+    #[error("{id} has no {part} on the hub, of which it has other parts\n  hint: another revision may be complete")]
+    MissingPart {
+        /// Repository.
+        id: String,
+        /// File.
+        part: String,
     },
     /// The list of a checkpoint's parts is broken.
     #[error("{id}: {index}: {reason}")]

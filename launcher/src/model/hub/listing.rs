@@ -89,6 +89,10 @@ impl Listing {
         self.files.contains_key(file)
     }
 
+    pub(super) fn names(&self) -> impl Iterator<Item = String> {
+        self.files.keys().cloned()
+    }
+
     pub(super) fn announced(&self, file: &str) -> Announced {
         self.files.get(file).cloned().unwrap_or_default()
     }

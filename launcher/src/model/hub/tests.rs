@@ -20,6 +20,8 @@ use crate::{
     proxy::Proxies,
 };
 
+mod gguf;
+
 #[path = "../../../../tests/hub.rs"]
 mod fake;
 

@@ -3,9 +3,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nanoinfer_shared::{ModelShape, model::parts::Part};
+use nanoinfer_shared::{ModelShape, json, model::parts::Part};
 
-use super::{super::Checkpoint, *};
+use super::{super::Checkpoint, tokenizer::TokenizerFiles, *};
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/gguf").join(name)
@@ -82,8 +82,8 @@ fn all_parts_are_those_that_transformers_has() {
     assert_eq!(open("llama-00001-of-00002.gguf").files().count(), 2);
     assert_eq!(compare("gpt2.gguf", "gpt2.safetensors").model_type(), "gpt2");
     let expected = ModelShape::from_config_json(
-        r#"{"model_type": "llama", "vocab_size": 40, "max_position_embeddings": 48, "hidden_size": 32,
-            "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        r#"{"model_type": "llama", "vocab_size": 448, "max_position_embeddings": 48, "hidden_size": 32,
+            "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2,
             "head_dim": 8, "rms_norm_eps": 1e-5, "rope_theta": 1e5, "attention_bias": true,
             "tie_word_embeddings": false, "eos_token_id": [2, 3]}"#,
     );
@@ -162,6 +162,91 @@ fn what_is_not_served_is_refused_by_name() {
     let twice = with_keys(&[("a.key", number(1)), ("a.key", number(1))]);
     assert!(error_of(&twice).contains("key `a.key` twice"));
     assert!(error_of(&with_keys(&[])).contains("does not say `general.architecture`"));
+}
+
+fn texts(texts: &[&str]) -> Vec<u8> {
+    let all = texts.iter().flat_map(|one| text(one)[4..].to_vec());
+    [&9u32.to_le_bytes()[..], &8u32.to_le_bytes(), &(texts.len() as u64).to_le_bytes()]
+        .concat()
+        .into_iter()
+        .chain(all)
+        .collect()
+}
+
+/// An array of numbers of type `kind`, each four bytes.
+fn words<const N: usize>(kind: u32, words: [[u8; 4]; N]) -> Vec<u8> {
+    [&9u32.to_le_bytes()[..], &kind.to_le_bytes(), &(N as u64).to_le_bytes(), words.as_flattened()].concat()
+}
+
+/// The tokenizer in a file of these keys.
+fn tokenizer_of(keys: &[(&str, Vec<u8>)]) -> Result<TokenizerFiles, String> {
+    let file = with_keys(keys);
+    let header = Header::read(&file).map_err(|error| error.to_string())?;
+    TokenizerFiles::read(&header).map_err(|error| error.to_string())?.ok_or("there is none".into())
+}
+
+#[test]
+fn tokenizers_leave_out_what_is_not_used_and_begin_as_they_say() {
+    let types = words(5, [1, 1, 1, 5, 3, 4].map(i32::to_le_bytes));
+    let mut keys = vec![
+        ("tokenizer.ggml.model", text("gpt2")),
+        ("tokenizer.ggml.pre", text("llama-bpe")),
+        ("tokenizer.ggml.tokens", texts(&["a", "b", "ab", "[PAD3]", "<end>", "<tool>"])),
+        ("tokenizer.ggml.token_type", types),
+        ("tokenizer.ggml.merges", texts(&["a b"])),
+        ("tokenizer.ggml.bos_token_id", number(4)),
+        ("tokenizer.ggml.eos_token_id", number(3)),
+        ("tokenizer.chat_template", text("{{ x }}")),
+        ("tokenizer.chat_template.tool_use", text("{{ y }}")),
+    ];
+    let files = tokenizer_of(&keys).unwrap();
+    let [tokenizer, config] = [&files.tokenizer, &files.config].map(|text| json::parse(text.as_bytes()).unwrap());
+    let expected = serde_json::json!({"a": 0, "b": 1, "ab": 2, "<end>": 4, "<tool>": 5});
+    assert_eq!((&tokenizer["model"]["vocab"], &tokenizer["model"]["ignore_merges"]), (&expected, &true.into()));
+    assert_eq!(tokenizer["model"]["merges"], serde_json::json!([["a", "b"]]));
+    let special =
+        |i: usize| (tokenizer["added_tokens"][i]["id"].clone(), tokenizer["added_tokens"][i]["special"].clone());
+    assert_eq!([special(0), special(1)], [(4.into(), true.into()), (5.into(), false.into())]);
+    // Llama 3's begins a text where the file does not say.
+    assert_eq!(tokenizer["post_processor"]["single"][0]["SpecialToken"]["id"], "<end>");
+    assert_eq!((&config["bos_token"], &config["eos_token"]), (&"<end>".into(), &serde_json::Value::Null));
+    assert_eq!(config["chat_template"][1], serde_json::json!({"name": "tool_use", "template": "{{ y }}"}));
+    keys.push(("tokenizer.ggml.add_bos_token", [&7u32.to_le_bytes()[..], &[0]].concat()));
+    assert!(tokenizer_of(&keys).unwrap().tokenizer.contains(r#""post_processor":null"#));
+}
+
+#[test]
+fn a_tokenizer_of_another_kind_or_a_broken_one_is_refused() {
+    let scores = |scores| words(6, scores);
+    let whole = [
+        ("tokenizer.ggml.model", text("llama")),
+        ("tokenizer.ggml.tokens", texts(&["a", "b"])),
+        ("tokenizer.ggml.scores", scores([0f32, -1.0].map(f32::to_le_bytes))),
+        ("tokenizer.ggml.merges", texts(&["a b"])),
+    ];
+    tokenizer_of(&whole).unwrap();
+    let bpe = ("tokenizer.ggml.model", text("gpt2"));
+    for (changes, part) in [
+        (vec![("tokenizer.ggml.model", text("bert"))], "model `bert`; gpt2 and llama are read"),
+        (vec![("tokenizer.ggml.pre", text("tekken")), bpe.clone()], "`tekken`; gpt-2, default"),
+        (vec![("tokenizer.ggml.merges", texts(&["ab"])), bpe], "merge 0 is no pair"),
+        (vec![("tokenizer.ggml.tokens", texts(&["a"]))], "1 tokens, and scores of 2"),
+        (vec![("tokenizer.ggml.tokens", texts(&["a", "a"]))], "tokens 0 and 1 are both `a`"),
+        (vec![("tokenizer.ggml.tokens", texts(&["a", &"b".repeat(1000)]))], "token 1 is longer than"),
+        (vec![("tokenizer.ggml.tokens", words(4, [[0; 4]; 2]))], "token 0 is no text"),
+        (vec![("tokenizer.ggml.token_type", words(5, [[1, 0, 0, 0]]))], "2 tokens, and types of 1"),
+        (vec![("tokenizer.ggml.token_type", words(5, [[9, 0, 0, 0]; 2]))], "token 0 is of a type that is none"),
+        (vec![("tokenizer.ggml.scores", scores([f32::NAN; 2].map(f32::to_le_bytes)))], "score of token 0"),
+        (vec![("tokenizer.ggml.scores", text("x"))], "is no array"),
+    ] {
+        let mut keys = whole.to_vec();
+        for (key, value) in changes {
+            keys.retain(|(other, _)| *other != key);
+            keys.push((key, value));
+        }
+        let error = tokenizer_of(&keys).unwrap_err();
+        assert!(error.contains(part), "{part}: {error}");
+    }
 }
 
 #[test]

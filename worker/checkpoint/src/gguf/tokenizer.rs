@@ -31,7 +31,7 @@ macro_rules! words {
 const LLAMA3_WORDS: &str = words!(r"\p{N}{1,3}");
 const QWEN2_WORDS: &str = words!(r"\p{N}");
 /// Longest token of SentencePiece, in bytes: all its parts are looked up.
-const MAX_PIECE: usize = 1 << 10;
+const MAX_PIECE: usize = 1 << 8;
 /// What SentencePiece writes for a space.
 const SPACE: &str = "▁";
 /// Names of special tokens, in templates and in keys.
