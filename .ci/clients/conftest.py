@@ -18,11 +18,12 @@ def server():
 
 @pytest.fixture(scope="session")
 def thinker(tmp_path_factory):
-    """The demo model with a template that has it think where it is asked to; it does so until it is cut off."""
+    """The demo model with a template that has it think where it is asked to: all that it then says is thinking."""
     folder = tmp_path_factory.mktemp("models") / "thinker"
     shutil.copytree(ROOT / "launcher/demo/nano-chat", folder)
-    template = """{% for m in messages if m.role == 'user' %}User: {{ m.content }}
-Assistant:{% endfor %}{% if enable_thinking is defined and enable_thinking %}{{ '<think>\\n' }}{% endif %}{# no </think> #}"""
+    template = """{% for m in messages %}{% if m.role == 'user' %}User: {{ m.content }}
+Assistant:{% elif m.role == 'assistant' %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}
+{% if enable_thinking is defined and enable_thinking %}{{ '<think>\\n' }}{% endif %}{# it never writes </think> #}"""
     (folder / "chat_template.jinja").write_text(template)
     server = Server("--model", str(folder))
     yield server

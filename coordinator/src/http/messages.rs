@@ -105,7 +105,7 @@ fn message(i: usize, value: &Value) -> Result<Message, Failure> {
         Value::Null if role == Role::Assistant => String::new(),
         other => return Err(Failure::wrong(path("content"), "a string", &show(other))),
     };
-    Ok(Message { reasoning_content: reasoning(value, &path)?, ..Message::new(role, content) })
+    Ok(Message { reasoning_content: reasoning(value, path)?, ..Message::new(role, content) })
 }
 
 /// What the model had thought, by any of its names.

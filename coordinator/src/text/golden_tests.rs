@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use nanoinfer_shared::protocol::TokenId;
 use serde_json::Value;
 
-use super::{ChatFormat, ChatLayout, Detokenizer, Message, Specials, Tokenizer};
+use super::{ChatFormat, ChatLayout, Detokenizer, Ending, Message, Role, Specials, Tokenizer};
 
 struct Kind {
     name: String,
@@ -125,6 +125,44 @@ fn a_rendered_text_becomes_the_ids_of_a_trusted_one() {
             assert_eq!(rendered, ids(&text["ids"]), "{name}: {}", text["text"]);
         }
     }
+}
+
+#[test]
+fn conversations_become_the_ids_of_what_transformers_renders() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/vectors/chat_templates.json");
+    let vectors: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    let rendered = &vectors["families"];
+    let folder = tempfile::tempdir().unwrap();
+    let mut compared = 0;
+    for Kind { name, tokenizer, .. } in families() {
+        let Some(template) = rendered["templates"][&name].as_str() else { continue };
+        fs::write(folder.path().join("chat_template.jinja"), template).unwrap();
+        let chat = ChatFormat::load(folder.path(), &tokenizer).unwrap();
+        let of_family = rendered["cases"].as_array().unwrap().iter().filter(|case| case["template"] == name);
+        for case in of_family.filter(|case| case["text"].as_str().is_some_and(|text| !text.contains("{%d %b %Y}"))) {
+            let said = rendered["conversations"][case["conversation"].as_str().unwrap()].as_array().unwrap();
+            let messages: Vec<Message> = said.iter().map(message).collect();
+            let ending = if case["add_generation_prompt"] == true { Ending::NewTurn } else { Ending::Closed };
+            let layout = ChatLayout { ending, variables: case["variables"].as_object().unwrap().clone() };
+            // There, texts of all families begin with the same token.
+            let bos = tokenizer.named.get("bos_token").map_or("", String::as_str);
+            let text = case["text"].as_str().unwrap().replace("<s>", bos);
+            let expected = tokenizer.encode(&text, Specials::Match).unwrap();
+            assert_eq!(chat.encode(&messages, &layout, &tokenizer).unwrap(), expected, "{name}: {text}");
+            compared += 1;
+        }
+    }
+    assert!(compared > 100, "{compared}");
+}
+
+fn message(value: &Value) -> Message {
+    let role = match value["role"].as_str().unwrap() {
+        "system" => Role::System,
+        "user" => Role::User,
+        _ => Role::Assistant,
+    };
+    let reasoning_content = value["reasoning_content"].as_str().map(str::to_owned);
+    Message { reasoning_content, ..Message::new(role, value["content"].as_str().unwrap()) }
 }
 
 #[test]

@@ -362,3 +362,27 @@ async fn every_way_to_end_is_counted_once() {
     let text = engine.status().metrics().render();
     assert!(text.contains("nanoinfer_e2e_request_latency_seconds_count 7\n"), "{text}");
 }
+
+#[tokio::test]
+async fn a_stop_string_may_lie_within_a_run_of_tokens_that_stand_for_bytes() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/family_tokenizers.json");
+    let golden: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let kind = golden["kinds"].as_array().unwrap().iter().find(|kind| kind["kind"] == "TinyLlama").unwrap();
+    let files = ["tokenizer.json", "tokenizer_config.json"].map(|file| (file, kind["files"][file].clone()));
+    let rows = kind["rows"].as_u64().unwrap() as usize;
+    let text = kind["texts"].as_array().unwrap().iter().find(|text| text["text"] == "日本語は 🦀 です").unwrap();
+    let says: Vec<TokenId> = serde_json::from_value(text["ids"].clone()).unwrap();
+    let engine = engine_of(&files, rows, says.leak());
+    let answer = |stop: &str| GenerateRequest { stop: vec![stop.into()], ..raw("the cat") };
+    for (stop, expected) in [
+        ("語", " 日本"),
+        ("は ", " 日本語"),
+        ("🦀 で", " 日本語は "),
+        ("す", " 日本語は 🦀 で"),
+        ("x", " 日本語は 🦀 です"),
+    ] {
+        let chunks = chunks(&engine, answer(stop)).await;
+        assert_eq!(text_of(&chunks, 0), expected, "{stop}");
+        assert!(chunks.iter().all(|chunk| !chunk.text.contains('\u{fffd}')), "no half characters");
+    }
+}
