@@ -19,7 +19,7 @@ use nanoinfer_worker::{
 pub(crate) const TOLERANCE: f32 = 2e-5;
 pub(crate) const KV_BLOCKS: usize = 40;
 const MAX_TOKENS: usize = 256;
-const MAX_SEQS: usize = 64;
+const MAX_SEQS: usize = 96;
 
 /// A text, and what transformers makes of it.
 #[derive(Clone)]
