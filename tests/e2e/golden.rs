@@ -22,7 +22,17 @@ fn start(model: &str, nproc: &str, comm: &str) -> Server {
 
 #[test]
 fn every_split_and_link_generates_transformers_ids() {
-    for (model, most) in [("heads5", 5), ("heads7", 5), ("inner", 5), ("tiny", 3)] {
+    let gpt2 = [("heads5", 5), ("heads7", 5), ("inner", 5), ("tiny", 3)];
+    // Padding rows of qwen2-14-2 would often be drawn.
+    let llama = [
+        ("llama-9-3", 5),
+        ("llama3-15-5", 5),
+        ("qwen2-14-2", 5),
+        ("qwen3-5-1", 5),
+        ("mistral-8-2", 5),
+        ("llama-yarn", 3),
+    ];
+    for (model, most) in gpt2.into_iter().chain(llama) {
         for nproc in ["1", "2", "3", "5"].into_iter().filter(|n| n.parse::<usize>().unwrap() <= most) {
             for comm in if nproc == "1" { &["auto"][..] } else { &["shm", "tcp"] } {
                 let server = start(model, nproc, comm);

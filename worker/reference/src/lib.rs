@@ -1,17 +1,18 @@
 //! Every family in plain candle: one readable page, the truth that the fast path is tested against.
 //!
-//! The whole text goes through at once, without a cache, in f32. Letters of shapes: `T` tokens, `C` width, `H` heads, `D`
-//! width of a head, `F` width of the MLP, `V` vocabulary.
-//! Reference: `transformers/models/gpt2/modeling_gpt2.py`.
+//! The whole text goes through at once, without a cache, in f32. Letters of shapes: `T` tokens, `C` width, `H` heads, `KV` heads of
+//! keys and values, `D` width of a head, `F` width of the MLP, `V` vocabulary.
+//! Reference: `transformers/models/{gpt2,llama,qwen2,qwen3}/modeling_*.py`.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{D, Device, Result, Tensor};
 use candle_nn::{Embedding, LayerNorm, Linear, Module, ops::softmax_last_dim};
 use nanoinfer_checkpoint::Checkpoint;
 use nanoinfer_shared::{
     Activation, ModelShape,
     model::{
         parts::{LayerPart, Part, Term},
-        shape::AttentionShape,
+        rotary::Rotary,
+        shape::{AttentionShape, NormKind, Positions},
     },
 };
 
@@ -19,7 +20,8 @@ use nanoinfer_shared::{
 pub struct Reference {
     shape: ModelShape,
     embedding: Embedding,
-    positions: Embedding,
+    /// Learned ones.
+    positions: Option<Embedding>,
     blocks: Vec<Block>,
     final_norm: LayerNorm,
     head: Linear,
@@ -29,23 +31,43 @@ struct Block {
     attention_norm: LayerNorm,
     /// Queries, keys, values.
     qkv: [Projection; 3],
+    /// Of each head of queries, of keys.
+    qk_norm: Option<[LayerNorm; 2]>,
     attention_output: Projection,
     mlp_norm: LayerNorm,
+    gate: Option<Projection>,
     up: Projection,
     down: Projection,
 }
 
-/// A linear layer: the weight is `[in, out]`, and `y = x W + b`.
+/// A linear layer: the weight is `[in, out]`, and `y = x W + b`, or `x W`.
 struct Projection {
     weight: Tensor,
-    bias: Tensor,
+    bias: Option<Tensor>,
 }
 
 impl Projection {
     /// `[T, in]` → `[T, out]`.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        x.matmul(&self.weight)?.broadcast_add(&self.bias)
+        let y = x.matmul(&self.weight)?;
+        self.bias.as_ref().map_or(Ok(y.clone()), |bias| y.broadcast_add(bias))
     }
+}
+
+/// Turns heads `[H, T, D]`: halves of a head are the two coordinates of D / 2 planes.
+fn rotate(x: &Tensor, rotary: &Rotary) -> Result<Tensor> {
+    let (_, t, width) = x.dims3()?;
+    let frequencies = rotary.frequencies(width);
+    let of = |coordinate: usize| {
+        let angles =
+            (0..t).flat_map(|position| frequencies.iter().map(move |&f| Rotary::turn(f, position)[coordinate]));
+        Tensor::from_iter(angles.map(|x| x * rotary.attention_factor()), &Device::Cpu)?.reshape((1, t, width / 2))
+    };
+    let (cos, sin) = (of(0)?, of(1)?);
+    let (a, b) = (x.narrow(D::Minus1, 0, width / 2)?, x.narrow(D::Minus1, width / 2, width / 2)?);
+    let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
+    let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
+    Tensor::cat(&[first, second], D::Minus1)
 }
 
 impl Reference {
@@ -58,28 +80,35 @@ impl Reference {
             let values = checkpoint.part(&shape, part).and_then(|slice| slice.read_matrix());
             Tensor::from_vec(values.map_err(candle_core::Error::wrap)?, part.sizes(&shape), &Device::Cpu)
         };
-        let rows = |part| Ok::<_, candle_core::Error>(Embedding::new(tensor(part)?, shape.width));
+        let optional = |part: Part| part.is_in(&shape).then(|| tensor(part)).transpose();
+        let rows = |part| Ok::<_, candle_core::Error>(optional(part)?.map(|rows| Embedding::new(rows, shape.width)));
         let norm = |part: &dyn Fn(Term) -> Part| {
-            let (gain, bias) = (tensor(part(Term::Weight))?, tensor(part(Term::Bias))?);
-            Ok::<_, candle_core::Error>(LayerNorm::new(gain, bias, f64::from(shape.norm_epsilon)))
+            let (gain, epsilon) = (tensor(part(Term::Weight))?, f64::from(shape.norm_epsilon));
+            Ok::<_, candle_core::Error>(match shape.norm {
+                NormKind::Layer => LayerNorm::new(gain, tensor(part(Term::Bias))?, epsilon),
+                NormKind::Rms => LayerNorm::rms_norm(gain, epsilon),
+            })
         };
         let block = |layer| {
             let norm = |part| norm(&|term| Part::Layer(layer, part, term));
             let projection = |part| {
-                let [weight, bias] = [Term::Weight, Term::Bias].map(|term| tensor(Part::Layer(layer, part, term)));
-                Ok::<_, candle_core::Error>(Projection { weight: weight?, bias: bias? })
+                let [weight, bias] = [Term::Weight, Term::Bias].map(|term| Part::Layer(layer, part, term));
+                Ok::<_, candle_core::Error>(Projection { weight: tensor(weight)?, bias: optional(bias)? })
             };
+            let qk_norm = || Ok::<_, candle_core::Error>([norm(LayerPart::QueryNorm)?, norm(LayerPart::KeyNorm)?]);
             Ok(Block {
                 attention_norm: norm(LayerPart::AttentionNorm)?,
                 qkv: [projection(LayerPart::Query)?, projection(LayerPart::Key)?, projection(LayerPart::Value)?],
+                qk_norm: shape.attention.qk_norm.then(qk_norm).transpose()?,
                 attention_output: projection(LayerPart::AttentionOutput)?,
                 mlp_norm: norm(LayerPart::MlpNorm)?,
+                gate: shape.mlp.gated.then(|| projection(LayerPart::Gate)).transpose()?,
                 up: projection(LayerPart::Up)?,
                 down: projection(LayerPart::Down)?,
             })
         };
-        let embedding = rows(Part::Embedding)?;
-        let head = if shape.tied_head { embedding.embeddings().clone() } else { tensor(Part::Head)? };
+        let embedding = Embedding::new(tensor(Part::Embedding)?, shape.width);
+        let head = optional(Part::Head)?.unwrap_or_else(|| embedding.embeddings().clone());
         Ok(Self {
             positions: rows(Part::Positions)?,
             blocks: (0..shape.layers).map(block).collect::<Result<_>>()?,
@@ -95,10 +124,10 @@ impl Reference {
     /// # Errors
     /// When an id or the length is beyond the model.
     pub fn logits(&self, tokens: &[u32]) -> Result<Tensor> {
-        let t = tokens.len();
-        let ids = Tensor::new(tokens, &Device::Cpu)?;
-        let positions = Tensor::arange(0, t as u32, &Device::Cpu)?;
-        let mut x = (self.embedding.forward(&ids)? + self.positions.forward(&positions)?)?;
+        let mut x = self.embedding.forward(&Tensor::new(tokens, &Device::Cpu)?)?;
+        if let Some(table) = &self.positions {
+            x = (x + table.forward(&Tensor::arange(0, tokens.len() as u32, &Device::Cpu)?)?)?;
+        }
         for (layer, block) in self.blocks.iter().enumerate() {
             x = (&x + self.attention(layer, block, &block.attention_norm.forward(&x)?)?)?;
             x = (&x + self.mlp(block, &block.mlp_norm.forward(&x)?)?)?;
@@ -107,14 +136,24 @@ impl Reference {
     }
 
     fn attention(&self, layer: usize, block: &Block, x: &Tensor) -> Result<Tensor> {
-        let AttentionShape { heads, head_dim, .. } = self.shape.attention;
+        let AttentionShape { heads, kv_heads, head_dim, .. } = self.shape.attention;
         let t = x.dim(0)?;
-        // [T, C] → [H, T, D]
-        let of_heads = |projection: &Projection| {
+        // [T, C] → [heads, T, D]
+        let of_heads = |projection: &Projection, heads| {
             projection.forward(x)?.reshape((t, heads, head_dim))?.transpose(0, 1)?.contiguous()
         };
         let [query, key, value] = &block.qkv;
-        let (q, k, v) = (of_heads(query)?, of_heads(key)?, of_heads(value)?);
+        let (mut q, mut k, v) = (of_heads(query, heads)?, of_heads(key, kv_heads)?, of_heads(value, kv_heads)?);
+        if let Some([query_norm, key_norm]) = &block.qk_norm {
+            (q, k) = (query_norm.forward(&q)?, key_norm.forward(&k)?);
+        }
+        if let Positions::Rotary(rotary) = &self.shape.attention.positions {
+            (q, k) = (rotate(&q, rotary)?, rotate(&k, rotary)?);
+        }
+        // Neighbouring query heads share one of keys and of values: [KV, T, D] → [H, T, D]
+        let for_queries =
+            |x: Tensor| x.unsqueeze(1)?.repeat((1, heads / kv_heads, 1, 1))?.reshape((heads, t, head_dim));
+        let (k, v) = (for_queries(k)?, for_queries(v)?);
         let scores = (q.matmul(&k.t()?)? * f64::from(self.shape.attention.scale(layer)))?;
         // A token sees itself and what came before.
         let mask: Vec<f32> = (0..t * t).map(|i| if i % t > i / t { f32::NEG_INFINITY } else { 0.0 }).collect();
@@ -123,7 +162,8 @@ impl Reference {
     }
 
     fn mlp(&self, block: &Block, x: &Tensor) -> Result<Tensor> {
-        let hidden = block.up.forward(x)?;
+        let up = block.up.forward(x)?;
+        let hidden = block.gate.as_ref().map_or(Ok(up.clone()), |gate| gate.forward(x))?;
         let hidden = match self.shape.mlp.activation {
             Activation::GeluTanh => hidden.gelu()?,
             Activation::GeluErf => hidden.gelu_erf()?,
@@ -133,6 +173,6 @@ impl Reference {
             Activation::Silu => hidden.silu()?,
             Activation::Tanh => hidden.tanh()?,
         };
-        block.down.forward(&hidden)
+        block.down.forward(&if block.gate.is_some() { (hidden * up)? } else { hidden })
     }
 }

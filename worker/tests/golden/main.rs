@@ -3,9 +3,10 @@
 //! The golden data and the scripts that made it are in `tests/golden`. Index:
 //! - [`quality`]: perplexity of rounded types beside f32, also where channels are large; a rounded KV cache
 //! - [`family`]: a family under other names
+//! - [`llama`]: both forms of a configuration, copies, a text of 30,050 tokens
 //! - [`formats`]: every format of checkpoints and every option of a configuration
 //! - [`refused`]: weights that are no numbers, or not the coordinator's
-//! - `logits_and_greedy_ids_agree_with_transformers`: every model, nproc 1, 2, 3, 5, shm and tcp; shm = tcp bit for bit
+//! - `logits_and_greedy_ids_agree_with_transformers`: every model, nproc 1 to 5, shm and tcp; shm = tcp bit for bit
 //! - `a_batch_equals_each_alone`, `chunks_equal_the_whole`: bit for bit
 //! - `rounded_types_stay_near_and_shm_equals_tcp`: bf16, int8
 //! - `every_instruction_set_agrees`: each type on each that this CPU has, batched = single, near the best one
@@ -15,13 +16,14 @@
 
 mod family;
 mod formats;
+mod llama;
 mod quality;
 mod ranks;
 mod refused;
 
 use std::{
     collections::BTreeMap,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, OnceLock},
 };
 
@@ -34,7 +36,18 @@ use serde_json::Value;
 
 use crate::ranks::{Case, Golden, Ranks, TOLERANCE, assert_close, bits, greedy, links, load_order, sequence};
 
-const MODELS: [&str; 4] = ["heads5", "heads7", "inner", "tiny"];
+const MODELS: [&str; 10] = [
+    "heads5",
+    "heads7",
+    "inner",
+    "tiny",
+    "llama-9-3",
+    "llama3-15-5",
+    "qwen2-14-2",
+    "qwen3-5-1",
+    "mistral-8-2",
+    "llama-yarn",
+];
 
 fn golden(model: &str) -> Arc<Golden> {
     static LOADED: OnceLock<BTreeMap<&str, Arc<Golden>>> = OnceLock::new();
@@ -42,8 +55,24 @@ fn golden(model: &str) -> Arc<Golden> {
     Arc::clone(&all[model])
 }
 
+fn folder(model: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(model)
+}
+
+/// The files of a checkpoint.
+fn weights(folder: &Path) -> Vec<PathBuf> {
+    let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let is_weights = |path: &PathBuf| {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        name.ends_with(".bin") || name.starts_with("model") && name.ends_with(".safetensors")
+    };
+    let mut files: Vec<_> = files.filter(is_weights).collect();
+    files.sort();
+    files
+}
+
 fn load_golden(model: &str) -> Golden {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(model);
+    let folder = folder(model);
     let read = |file: &str| std::fs::read(folder.join(file)).unwrap();
     let shape = ModelShape::from_config_json(std::str::from_utf8(&read("config.json")).unwrap()).unwrap();
     let json: Value = serde_json::from_slice(&read("golden.json")).unwrap();
@@ -54,16 +83,20 @@ fn load_golden(model: &str) -> Golden {
         let name = case["name"].as_str().unwrap();
         let (floats, _) = tensors.tensor(&format!("{name}.logits")).unwrap().data().as_chunks::<4>();
         let floats: Vec<f32> = floats.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
+        // A long prompt is a short one, again and again.
+        let prompt: Vec<TokenId> = ids(&case["prompt_ids"]);
+        let length = case["prompt_length"].as_u64().map_or(prompt.len(), |length| length as usize);
         Case {
             name: format!("{model}/{name}"),
-            prompt: ids(&case["prompt_ids"]),
+            prompt: prompt.into_iter().cycle().take(length).collect(),
             logits: floats.chunks(shape.vocab_size).map(<[f32]>::to_vec).collect(),
             greedy: ids(&case["greedy_ids"]),
             margins: case["top2_margins"].as_array().unwrap().iter().map(|m| m.as_f64().unwrap() as f32).collect(),
         }
     };
     let cases = json["cases"].as_array().unwrap().iter().map(case).collect();
-    Golden { weights: vec![folder.join("model.safetensors")], shape, cases }
+    let drawable = json["tokens"].as_u64().map_or(shape.vocab_size, |tokens| tokens as usize);
+    Golden { weights: weights(&folder), shape, drawable, cases }
 }
 
 /// Every case in every element type.
@@ -79,7 +112,7 @@ fn argmax(row: &[f32]) -> TokenId {
 fn logits_and_greedy_ids_agree_with_transformers() {
     for model in MODELS {
         let golden = golden(model);
-        for world in [1, 2, 3, 5].into_iter().filter(|&world| world <= golden.shape.attention.heads) {
+        for world in 1..=5.min(golden.shape.attention.heads) {
             let mut of_links = Vec::new();
             for comm in links(world) {
                 let mut ranks = Ranks::start(&golden, world, comm, DType::F32);
@@ -88,7 +121,8 @@ fn logits_and_greedy_ids_agree_with_transformers() {
                     let what = format!("{} nproc {world} {comm:?}", case.name);
                     let rows = ranks.full_rows(vec![sequence(&case.prompt, 0, 5)]);
                     assert_close(&rows, &case.logits, &what);
-                    let mut next = argmax(rows.last().unwrap());
+                    let draw = |row: &[f32]| argmax(&row[..golden.drawable]);
+                    let mut next = draw(rows.last().unwrap());
                     for (position, (&expected, &margin)) in
                         (case.prompt.len()..).zip(case.greedy.iter().zip(&case.margins))
                     {
@@ -99,7 +133,7 @@ fn logits_and_greedy_ids_agree_with_transformers() {
                             break;
                         }
                         let row = ranks.full_rows(vec![sequence(&[next], position, 5)]).remove(0);
-                        next = argmax(&row);
+                        next = draw(&row);
                         seen.push(row);
                     }
                     seen.extend(rows);
@@ -114,7 +148,9 @@ fn logits_and_greedy_ids_agree_with_transformers() {
 
 #[test]
 fn a_batch_equals_each_alone() {
-    for ((model, world), dtype) in each_type(&[("heads5", 1), ("heads5", 2), ("heads7", 3), ("inner", 5)]) {
+    let gpt2 = [("heads5", 1), ("heads5", 2), ("heads7", 3), ("inner", 5)];
+    let llama = [("llama-9-3", 2), ("llama3-15-5", 4), ("qwen2-14-2", 5), ("qwen3-5-1", 3)];
+    for ((model, world), dtype) in each_type(&[gpt2, llama].concat()) {
         let golden = golden(model);
         let mut ranks = Ranks::start(&golden, world, links(world)[0], dtype);
         // 5 sequences whose blocks do not overlap: sequence i takes blocks i, i + 7, i + 14, …
@@ -136,7 +172,9 @@ fn a_batch_equals_each_alone() {
 
 #[test]
 fn chunks_equal_the_whole() {
-    for ((model, world), dtype) in each_type(&[("heads5", 1), ("heads7", 2), ("inner", 3)]) {
+    let gpt2 = [("heads5", 1), ("heads7", 2), ("inner", 3)];
+    let llama = [("llama-9-3", 5), ("qwen3-5-1", 2), ("mistral-8-2", 3)];
+    for ((model, world), dtype) in each_type(&[gpt2, llama].concat()) {
         let golden = golden(model);
         let case = golden.cases.iter().max_by_key(|case| case.prompt.len()).unwrap();
         let mut ranks = Ranks::start(&golden, world, links(world)[0], dtype);
@@ -186,11 +224,12 @@ fn rounded_types_stay_near_and_shm_equals_tcp() {
 
 #[test]
 fn every_instruction_set_agrees() {
-    let golden = golden("heads5");
-    let cases = &golden.cases[..5];
-    for isa in nanoinfer_kernels::Isa::available() {
+    let of_models = |isa| ["heads5", "llama-9-3", "llama3-15-5", "qwen3-5-1"].map(|model| (isa, model));
+    for (isa, model) in nanoinfer_kernels::Isa::available().into_iter().flat_map(of_models) {
+        let golden = golden(model);
+        let cases = &golden.cases[..5];
         for dtype in [DType::F32, DType::Bf16, DType::Int8] {
-            let what = format!("{} {dtype:?}", isa.name());
+            let what = format!("{model} {} {dtype:?}", isa.name());
             let mut ranks = Ranks::start_on(Some(isa.name()), &golden, 2, CommKind::Shm, dtype);
             let alone: Vec<_> =
                 cases.iter().flat_map(|case| ranks.full_rows(vec![sequence(&case.prompt, 0, 1)])).collect();
@@ -244,7 +283,7 @@ fn the_reference_agrees_with_transformers() {
 
 #[test]
 fn answers_agree_with_full_rows() {
-    for (model, world) in [("heads5", 1), ("heads5", 3), ("tiny", 3), ("heads7", 7)] {
+    for (model, world) in [("heads5", 1), ("heads5", 3), ("tiny", 3), ("heads7", 7), ("qwen2-14-2", 5)] {
         let golden = golden(model);
         let mut ranks = Ranks::start(&golden, world, links(world)[0], DType::F32);
         let case = &golden.cases[3];

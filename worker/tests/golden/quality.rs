@@ -7,7 +7,10 @@ use std::path::Path;
 use nanoinfer_shared::{ModelShape, protocol::*};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
-use crate::ranks::{Golden, Ranks, bits, load_order, sequence};
+use crate::{
+    ranks::{Golden, Ranks, bits, load_order, sequence},
+    weights,
+};
 
 const TEXTS: u64 = 10;
 /// Tokens of each that are scored.
@@ -19,11 +22,8 @@ const GAIN: f32 = 50.0;
 fn demo() -> Golden {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../launcher/demo/nano-chat");
     let config = std::fs::read_to_string(folder.join("config.json")).unwrap();
-    Golden {
-        weights: vec![folder.join("model.safetensors")],
-        shape: ModelShape::from_config_json(&config).unwrap(),
-        cases: Vec::new(),
-    }
+    let shape = ModelShape::from_config_json(&config).unwrap();
+    Golden { weights: weights(&folder), drawable: shape.vocab_size, shape, cases: Vec::new() }
 }
 
 /// The same function with large channels: gain and bias of a LayerNorm times [`GAIN`], the next matrix's rows divided by it.
@@ -54,7 +54,7 @@ fn with_outliers(model: &Golden, folder: &Path) -> Golden {
         .map(|(name, shape, data)| (name.as_str(), TensorView::new(Dtype::F32, shape.clone(), data).unwrap()));
     let path = folder.join("model.safetensors");
     safetensors::serialize_to_file(views, None, &path).unwrap();
-    Golden { weights: vec![path], shape: model.shape.clone(), cases: Vec::new() }
+    Golden { weights: vec![path], shape: model.shape.clone(), cases: Vec::new(), ..*model }
 }
 
 /// A text drawn from the model at temperature 1, from the end of text on.

@@ -19,13 +19,14 @@ use nanoinfer_worker::{
 pub(crate) const TOLERANCE: f32 = 2e-5;
 pub(crate) const KV_BLOCKS: usize = 40;
 const MAX_TOKENS: usize = 256;
-const MAX_SEQS: usize = 64;
+const MAX_SEQS: usize = 96;
 
 /// A text, and what transformers makes of it.
+#[derive(Clone)]
 pub(crate) struct Case {
     pub(crate) name: String,
     pub(crate) prompt: Vec<TokenId>,
-    /// `[T][V]`.
+    /// `[T][V]`, or of the last tokens.
     pub(crate) logits: Vec<Vec<f32>>,
     pub(crate) greedy: Vec<TokenId>,
     pub(crate) margins: Vec<f32>,
@@ -35,6 +36,8 @@ pub(crate) struct Case {
 pub(crate) struct Golden {
     pub(crate) weights: Vec<PathBuf>,
     pub(crate) shape: ModelShape,
+    /// Ids that are drawn from: rows of the vocabulary behind them are padding.
+    pub(crate) drawable: usize,
     pub(crate) cases: Vec<Case>,
 }
 
@@ -61,19 +64,17 @@ impl Ranks {
     }
 
     pub(crate) fn start_with(order: LoadOrder, world: usize) -> Self {
+        Self::start_sized(order, world, KV_BLOCKS)
+    }
+
+    pub(crate) fn start_sized(order: LoadOrder, world: usize, kv_blocks: usize) -> Self {
         let mut ranks = Self::join(order.comm, &vec![None; world]);
         ranks.send(&ToRank::Load(Box::new(order)));
         let peers = ranks.receive(|message| match message {
             FromRank::Loaded(report) => report.data_address.unwrap_or_default(),
             other => panic!("{other:?}"),
         });
-        ranks.send(&ToRank::Start(StartOrder {
-            group: 0,
-            kv_blocks: KV_BLOCKS,
-            peers,
-            nccl_id: None,
-            link_key: [3; 32],
-        }));
+        ranks.send(&ToRank::Start(StartOrder { group: 0, kv_blocks, peers, nccl_id: None, link_key: [3; 32] }));
         ranks.receive(|message| assert!(matches!(message, FromRank::Ready { pool_kept: false }), "{message:?}"));
         ranks
     }

@@ -62,7 +62,12 @@ impl Spoiled {
 
     /// The order of a coordinator whose checkpoint `path` is.
     fn order(&self, path: &Path, comm: CommKind, dtype: DType) -> LoadOrder {
-        let golden = Golden { weights: vec![path.to_owned()], shape: self.golden.shape.clone(), cases: Vec::new() };
+        let golden = Golden {
+            weights: vec![path.to_owned()],
+            shape: self.golden.shape.clone(),
+            cases: Vec::new(),
+            ..*self.golden
+        };
         load_order(&golden, None, comm, dtype)
     }
 }
