@@ -20,10 +20,9 @@ use std::{collections::BTreeMap, str};
 use safetensors::Dtype;
 
 use super::{
-    MAX_TENSORS,
     blocks::BlockType,
     shown::shown,
-    tensor::{ElementType, Stored},
+    tensor::{ElementType, MAX_TENSORS, Stored},
 };
 
 /// How a file begins.

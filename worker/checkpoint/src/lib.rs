@@ -58,12 +58,9 @@ use self::{
         config::{Description, Tensors},
     },
     mapped::MappedFile,
-    tensor::{MAX_DIMENSIONS, Stored},
+    tensor::{MAX_DIMENSIONS, MAX_TENSORS, Stored},
     torch::{Contents, TorchError},
 };
-
-/// Most tensors of a checkpoint: those of 5,000 layers.
-const MAX_TENSORS: usize = 1 << 16;
 
 /// What is taken for a checkpoint by mistake: how it begins, what it is, and what to do.
 const OTHER_FILES: [(&[u8], &str, &str); 2] = [

@@ -14,6 +14,8 @@ use safetensors::Dtype;
 
 use super::{blocks::BlockType, error::CheckpointError};
 
+/// Most tensors of a checkpoint: those of 5,000 layers.
+pub(super) const MAX_TENSORS: usize = 1 << 16;
 /// Most dimensions of a tensor: mask buffers have 4.
 pub(super) const MAX_DIMENSIONS: usize = 8;
 
