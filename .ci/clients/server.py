@@ -15,9 +15,9 @@ PATIENCE_S = 60
 class Server:
     """A running nanoinfer-launch; `url` is where it listens."""
 
-    def __init__(self, *arguments):
+    def __init__(self, *arguments, dtype="f32"):
         # The reference computes in f32, which the default is not on every CPU. A subcommand comes first.
-        command = [LAUNCH, *arguments, "--port", "0", "--dtype", "f32"]
+        command = [LAUNCH, *arguments, "--port", "0", "--dtype", dtype]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
         self.log = []
         self.url = None
