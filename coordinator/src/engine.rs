@@ -276,6 +276,8 @@ impl<R: Ranks> Engine<R> {
         for cancelled in self.scheduler.remove_hung_up(hang_ups, Sequence::is_cancelled) {
             tracing::debug!(seq = cancelled.id.0, tokens = cancelled.tokens.len(), "cancelled");
         }
+        // A rank that was lost between two steps is nobody's fault.
+        self.ranks.check()?;
         let step = match chosen.filter(|step| self.scheduler.holds(step)) {
             Some(mut step) => {
                 // For those who came while the ranks computed.
@@ -300,7 +302,6 @@ impl<R: Ranks> Engine<R> {
         if self.abandoned || self.orders.is_stopping() {
             return Ok(Turn::Over);
         }
-        self.ranks.check()?;
         Ok(Turn::Idle)
     }
 

@@ -97,7 +97,7 @@ fn other_architectures_are_refused_by_name_with_the_reason() {
     };
     for (tensor, family, why) in [
         ("transformer.h.0.attn.attention.q_proj.weight", "GPT-Neo", "256"),
-        ("model.layers.0.self_attn.q_proj.weight", "Llama", "rotations"),
+        ("model.layers.0.post_feedforward_layernorm.weight", "Gemma 2 or 3", "norms"),
         ("_orig_mod.transformer.h.0.attn.c_q.weight", "nanochat", "rotations"),
         ("gpt_neox.layers.0.attention.query_key_value.weight", "GPT-NeoX", "positions"),
         ("transformer.h.0.attn.q_proj.weight", "GPT-J", "side by side"),

@@ -68,17 +68,25 @@ pub(crate) async fn show(State(app): State<App>, mut fields: Fields) -> Result<J
         "modified_at": UtcTime::of(card.started).rfc3339(),
         "details": details(card),
         "capabilities": if text.chat.thinks { &["completion", "thinking"][..] } else { &["completion"] },
-        "model_info": {
-            "general.architecture": "gpt2",
-            "general.parameter_count": card.parameters,
-            "gpt2.block_count": shape.layers,
-            "gpt2.context_length": shape.context,
-            "gpt2.embedding_length": shape.width,
-            "gpt2.feed_forward_length": shape.mlp.inner,
-            "gpt2.attention.head_count": shape.attention.heads,
-            "gpt2.vocab_size": shape.vocab_size,
-        },
+        "model_info": model_info(card),
     })))
+}
+
+/// Sizes under the keys that a GGUF file has for them.
+fn model_info(card: &ModelCard) -> Value {
+    let (shape, family) = (&card.shape, card.shape.model_type());
+    let sizes = [
+        ("block_count", shape.layers),
+        ("context_length", shape.context),
+        ("embedding_length", shape.width),
+        ("feed_forward_length", shape.mlp.inner),
+        ("attention.head_count", shape.attention.heads),
+        ("attention.head_count_kv", shape.attention.kv_heads),
+        ("vocab_size", shape.vocab_size),
+    ];
+    let mut info = json!({"general.architecture": family, "general.parameter_count": card.parameters});
+    sizes.into_iter().for_each(|(key, size)| info[format!("{family}.{key}")] = size.into());
+    info
 }
 
 /// `POST /api/pull`: what is served is there already, and nothing else can be had.

@@ -54,7 +54,7 @@ pub(crate) async fn model_info(State(app): State<App>) -> Json<Value> {
     let shape = &card.shape;
     Json(json!({
         "model": model_name::shown(card),
-        "model_type": "gpt2",
+        "model_type": shape.model_type(),
         "parameters": card.parameters,
         "dtype": card.dtype.to_string(),
         "nproc": card.partition.world(),
@@ -65,6 +65,7 @@ pub(crate) async fn model_info(State(app): State<App>) -> Json<Value> {
             "n_embd": shape.width,
             "n_layer": shape.layers,
             "n_head": shape.attention.heads,
+            "n_kv_head": shape.attention.kv_heads,
             "n_inner": shape.mlp.inner,
             "eos_token_ids": shape.eos_token_ids,
         },
