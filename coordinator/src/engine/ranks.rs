@@ -123,12 +123,16 @@ impl LinkedRanks {
 
     fn send(&self, ranks: &[usize], message: impl Fn(usize) -> ToRank) -> Result<(), RanksError> {
         self.heartbeat.expect();
+        let mut failed = None;
         for &rank in ranks {
-            if let Err(source) = self.inbox.members().of(rank).send(message(rank)) {
-                return Err(self.last_words(rank).unwrap_or(RanksError::Gone { rank, source }));
-            }
+            // The others get theirs all the same: one that was never told to load could not be told to leave.
+            let sent = self.inbox.members().of(rank).send(message(rank));
+            failed = failed.or(sent.err().map(|source| (rank, source)));
         }
-        Ok(())
+        match failed {
+            Some((rank, source)) => Err(self.last_words(rank).unwrap_or(RanksError::Gone { rank, source })),
+            None => Ok(()),
+        }
     }
 
     /// One answer of each of `ranks`, in that order. `accept` gives back what does not belong here.

@@ -73,9 +73,8 @@ impl LinkedRanks {
         let new: Vec<usize> = lost.iter().map(|lost| lost.rank).collect();
         for (&rank, link) in new.iter().zip(links) {
             self.inbox.replace(rank, link)?;
-            // The others are still lost where this goes no further.
-            lost.retain(|lost| lost.rank != rank);
         }
+        lost.clear();
         self.status.metrics().rank_restarts.inc_by(new.len() as u64);
         self.bring_up(&new)
     }
