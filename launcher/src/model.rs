@@ -18,7 +18,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nanoinfer_checkpoint::Checkpoint;
+use nanoinfer_checkpoint::{Checkpoint, CheckpointError};
 use nanoinfer_shared::ModelShape;
 
 use self::{access::Freshness, error::SHORT_NAMES, files::CONFIG};
@@ -120,6 +120,10 @@ fn read(
         Some(text) => parse(&weights[0], text)?,
         None => beside.ok_or_else(no_config)?,
     };
+    let (described, types) = (shape.model_type(), checkpoint.family().model_types);
+    if !types.contains(&described) {
+        return Err(CheckpointError::OtherFamily { described, tensors: types[0] }.into());
+    }
     let mut shape = checkpoint.refine(shape);
     shape.keep_known_ends();
     checkpoint.check(&shape)?;

@@ -267,7 +267,8 @@ impl Day {
         };
         let is_poisoned = dice.percent(5);
         let deaths = Deaths {
-            percent: if is_poisoned || dice.percent(60) { 0 } else { dice.roll(1, 10) },
+            // A step has three or four such moments, and many a text needs sixty steps between two pools that are blank.
+            percent: if is_poisoned || dice.percent(60) { 0 } else { dice.roll(1, 6) },
             last_step: dice.percent(4).then(|| dice.roll(0, 60)),
             ..Deaths::default()
         };

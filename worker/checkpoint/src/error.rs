@@ -156,8 +156,16 @@ pub enum CheckpointError {
         /// By the configuration.
         n_layer: usize,
     },
-    /// A tensor of a layer that GPT-2 does not have: leaving it out would change the answers.
-    #[error("tensor `{0}` has no place in a layer of GPT-2")]
+    /// Another family's tensors than the configuration is of.
+    #[error("config.json describes a `{described}` model, and the tensors are those of a `{tensors}` model")]
+    OtherFamily {
+        /// What the configuration is of.
+        described: &'static str,
+        /// What the tensors are of.
+        tensors: &'static str,
+    },
+    /// A tensor of a layer that its family does not have: leaving it out would change the answers.
+    #[error("tensor `{0}` has no place in a layer of such a model")]
     Foreign(String),
     /// A checkpoint cannot be written.
     #[error("cannot write {path}: {source}")]

@@ -58,12 +58,13 @@ impl Projection {
 fn rotate(x: &Tensor, rotary: &Rotary) -> Result<Tensor> {
     let (_, t, width) = x.dims3()?;
     let frequencies = rotary.frequencies(width);
-    let of = |coordinate: usize| {
-        let angles =
-            (0..t).flat_map(|position| frequencies.iter().map(move |&f| Rotary::turn(f, position)[coordinate]));
-        Tensor::from_iter(angles.map(|x| x * rotary.attention_factor()), &Device::Cpu)?.reshape((1, t, width / 2))
+    let of = |circle: fn(f64) -> f64| {
+        // The angle is rounded to f32, as in training.
+        let angles = (0..t).flat_map(|position| frequencies.iter().map(move |f| f64::from(f * position as f32)));
+        let factors = angles.map(|angle| circle(angle) as f32 * rotary.attention_factor());
+        Tensor::from_iter(factors, &Device::Cpu)?.reshape((1, t, width / 2))
     };
-    let (cos, sin) = (of(0)?, of(1)?);
+    let (cos, sin) = (of(f64::cos)?, of(f64::sin)?);
     let (a, b) = (x.narrow(D::Minus1, 0, width / 2)?, x.narrow(D::Minus1, width / 2, width / 2)?);
     let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
     let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;

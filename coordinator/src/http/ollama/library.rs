@@ -49,7 +49,6 @@ pub(crate) async fn show(State(app): State<App>, mut fields: Fields) -> Result<J
     fields.ignore("verbose");
     let _ = fields.finish(&app.unknown_fields);
     let card = app.engine.card();
-    let shape = &card.shape;
     let text = app.engine.text();
     let defaults = &text.defaults;
     let parameters: Vec<String> = [

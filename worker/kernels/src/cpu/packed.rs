@@ -194,6 +194,7 @@ impl PackedMatrix {
             let (left, there) = (column - columns.start, LANES.min(columns.end - column));
             for (lanes, row) in lanes.iter_mut().zip(values.chunks_exact(width)) {
                 lanes[..there].copy_from_slice(&row[left..left + there]);
+                lanes[there..].fill(0.0);
             }
             let panel = column / LANES * shape.panel_len();
             let at = shape.at(rows.start, column);
