@@ -345,6 +345,25 @@ mod tests {
     }
 
     #[test]
+    fn a_context_beyond_memory_is_cut_and_said_and_a_wish_is_not() {
+        let root = tempfile::tempdir().unwrap();
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/llama-9-3").display().to_string();
+        let of = |max_model_len, kv_memory: Option<u64>| {
+            let (model, kv_memory) = (Some(model.clone()), kv_memory.map(ByteSize));
+            Plan::new(&ClusterConfig { model, max_model_len, kv_memory, ..config(root.path(), 2) }, Placement::Here)
+        };
+        let whole = of(None, Some(1 << 30)).unwrap();
+        assert_eq!(whole.shape.context, 8192);
+        let block_bytes = whole.memory[0].kv / whole.kv_blocks as u64;
+        let plan = of(None, Some(64 * block_bytes)).unwrap();
+        assert_eq!((plan.shape.context, plan.kv_blocks, plan.model_card().shape.context), (1024, 64, 1024));
+        assert!(plan.to_string().contains("texts of up to 1024 tokens, of the 8192 of the model"), "{plan}");
+        let error = of(Some(8192), Some(64 * block_bytes)).unwrap_err().to_string();
+        assert!(error.contains("a sequence of 8192 tokens"), "{error}");
+        assert!(of(None, Some(8 * block_bytes)).is_err(), "so little is no use");
+    }
+
+    #[test]
     fn more_memory_than_there_is_is_refused_and_told() {
         let root = tempfile::tempdir().unwrap();
         let greedy = ClusterConfig { kv_memory: Some(ByteSize(1 << 49)), ..config(root.path(), 2) };

@@ -2,7 +2,7 @@
 
 use std::{path::Path, time::Instant};
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use nanoinfer_launch::{ClusterConfig, ModelShape, plan::Plan};
 use tokenizers::Tokenizer;
 
@@ -33,7 +33,13 @@ pub(super) struct Program {
 impl Program {
     /// Loads what `plan` would serve.
     pub(super) fn load(plan: &Plan) -> anyhow::Result<Self> {
-        let folder = &plan.model.folder;
+        let (folder, family) = (&plan.model.folder, plan.model.shape.model_type());
+        if family != "gpt2" {
+            bail!(
+                "the 100-line program of this lesson is a GPT-2, and {} is a {family} model\n  hint: --model gpt2, or lesson 3",
+                plan.model.name
+            );
+        }
         let model = Gpt2::load(folder).map_err(|error| anyhow!("{error}")).with_context(|| {
             format!(
                 "the 100-line program reads model.safetensors and cannot load {}\n  hint: nanoinfer convert",

@@ -360,7 +360,9 @@ function ranks(cluster) {
     const [from, to] = rank.heads;
     const cells = Array.from({ length: cluster.n_head }, (_, head) => make("i", { className: head >= from && head < to ? "own" : "" }));
     const heads = make("div", { className: "heads", title: `heads ${from} to ${to - 1} of ${cluster.n_head}` }, ...cells);
-    const title = make("p", {}, make("strong", { textContent: `Rank ${rank.rank}` }), ` · ${to - from} of ${cluster.n_head} heads · ${bytes(rank.weight_bytes)}`);
+    // Query heads in groups read the same keys and values, which may stand on several ranks.
+    const read = cluster.n_kv_head < cluster.n_head ? ` on ${rank.kv_heads[1] - rank.kv_heads[0]} of ${cluster.n_kv_head} of keys and values` : "";
+    const title = make("p", {}, make("strong", { textContent: `Rank ${rank.rank}` }), ` · ${to - from} of ${cluster.n_head} heads${read} · ${bytes(rank.weight_bytes)}`);
     const times = rank.restarts === 1 ? "once" : `${rank.restarts} times`;
     const life = rank.lost ? "lost: another takes its place"
       : rank.restarts ? `lost ${times}, last back after ${duration(rank.back_after_s)}` : "";
