@@ -145,11 +145,14 @@ impl Tokenizer {
             most_bytes: None,
         };
         if tokenizer.decoder.is_none() {
-            let lost = alphabet.keys().filter(|c| tokenizer.inner.token_to_id(&c.to_string()).is_none()).count();
+            // Of those that UTF-8 has.
+            let occurs = |byte: u8| !matches!(byte, 0xc0 | 0xc1 | 0xf5..);
+            let has_token = |c: &char| tokenizer.inner.token_to_id(&c.to_string()).is_some();
+            let lost = alphabet.iter().filter(|&(c, &byte)| occurs(byte) && !has_token(c)).count();
             tokenizer.most_bytes = tokenizer.find_most_bytes().filter(|_| lost == 0);
             let unknown = |bpe: &BPE| bpe.unk_token.is_none() && !bpe.byte_fallback;
             if lost > 0 && matches!(tokenizer.inner.get_model(), ModelWrapper::BPE(bpe) if unknown(bpe)) {
-                tracing::warn!("{}: {lost} of 256 bytes have no token: they vanish from texts", path.display());
+                tracing::warn!("{}: {lost} of the 243 bytes that texts are made of have no token: they vanish", path.display());
             }
         }
         // The post-processor may name ids that the model has no row for.
