@@ -152,7 +152,10 @@ impl Tokenizer {
             tokenizer.most_bytes = tokenizer.find_most_bytes().filter(|_| lost == 0);
             let unknown = |bpe: &BPE| bpe.unk_token.is_none() && !bpe.byte_fallback;
             if lost > 0 && matches!(tokenizer.inner.get_model(), ModelWrapper::BPE(bpe) if unknown(bpe)) {
-                tracing::warn!("{}: {lost} of the 243 bytes that texts are made of have no token: they vanish", path.display());
+                tracing::warn!(
+                    "{}: {lost} of the 243 bytes that texts are made of have no token: they vanish",
+                    path.display()
+                );
             }
         }
         // The post-processor may name ids that the model has no row for.
