@@ -16,7 +16,6 @@ equations in f64 in this file. Everything comes from fixed seeds, no network is 
     VENV/bin/python make_families.py [OUT]      # OUT: default the folder of this script
 """
 
-import argparse
 import json
 import math
 from dataclasses import dataclass, field
@@ -28,7 +27,7 @@ import transformers
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-from make_golden import (EOT, MIN_MARGIN, TOKENIZER_TEXTS, AnotherSeed, lines_json, made_by, make_tokenizer, run_case, text_of_length,
+from make_golden import (EOT, MIN_MARGIN, TOKENIZER_TEXTS, AnotherSeed, lines_json, made_by, main, make_tokenizer, run_case, text_of_length,
                          tokenizer_cases, train_bpe, write_text)
 
 NEW_TOKENS = 24
@@ -345,17 +344,5 @@ def make(spec: Spec, out: Path):
           f"{head['exact_angles_move']}, distinct greedy ids {[len(set(case['greedy_ids'])) for case in cases]}", flush=True)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", nargs="?", type=Path, default=Path(__file__).resolve().parent)
-    out = parser.parse_args().out
-    torch.set_num_threads(1)  # one order of addition
-    torch.use_deterministic_algorithms(True)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    for spec in SPECS:
-        make(spec, out)
-
-
 if __name__ == "__main__":
-    main()
+    main(make, SPECS, __doc__)

@@ -395,17 +395,18 @@ def write_text(path: Path, text: str):
     path.write_text(text, encoding="utf-8", newline="\n")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(make, specs, description):
+    """Makes what `specs` say, in the folder that the command line names; for the scripts beside this one too."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", nargs="?", type=Path, default=Path(__file__).resolve().parent)
     out = parser.parse_args().out
     torch.set_num_threads(1)  # one order of addition
     torch.use_deterministic_algorithms(True)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    for spec in SPECS:
-        make_golden(spec, out)
+    for spec in specs:
+        make(spec, out)
 
 
 if __name__ == "__main__":
-    main()
+    main(make_golden, SPECS, __doc__)

@@ -128,19 +128,10 @@ impl Tile {
     ) -> Result<(), CheckpointError> {
         let width = columns.len();
         self.values.resize(rows.len() * width, 0.0);
-        let mut end = 0;
-        for (tensor, outputs) in weights {
-            let start = end;
-            end += outputs.len();
-            let there = columns.start.max(start)..columns.end.min(end);
-            if there.is_empty() {
-                continue;
-            }
-            let of_tensor = outputs.start + there.start - start..outputs.start + there.end - start;
+        for (tensor, of_tensor, place) in within(weights, &columns) {
             tensor.read_tile(rows.clone(), of_tensor, &mut self.piece)?;
-            let left = there.start - columns.start;
-            for (to, from) in self.values.chunks_exact_mut(width).zip(self.piece.chunks_exact(there.len())) {
-                to[left..left + there.len()].copy_from_slice(from);
+            for (to, from) in self.values.chunks_exact_mut(width).zip(self.piece.chunks_exact(place.len())) {
+                to[place.clone()].copy_from_slice(from);
             }
         }
         (self.rows, self.columns) = (rows, columns);
@@ -168,15 +159,26 @@ fn check_made(
     made: &[f32],
     row: usize,
 ) -> Result<(), CheckpointError> {
+    for (tensor, of_tensor, place) in within(pieces, &columns) {
+        tensor.check_made(what, &made[place], row, of_tensor.start)?;
+    }
+    Ok(())
+}
+
+/// What of `pieces` side by side lies in `columns`: the columns of each tensor, and where they are among those.
+fn within<'a, 'b>(
+    pieces: &'b [Piece<'a>],
+    columns: &'b Range<usize>,
+) -> impl Iterator<Item = (TensorSlice<'a>, Range<usize>, Range<usize>)> + use<'a, 'b> {
     let mut end = 0;
-    for (tensor, outputs) in pieces {
+    pieces.iter().filter_map(move |(tensor, outputs)| {
         let start = end;
         end += outputs.len();
         let there = columns.start.max(start)..columns.end.min(end);
-        if !there.is_empty() {
-            let of_piece = &made[there.start - columns.start..there.end - columns.start];
-            tensor.check_made(what, of_piece, row, outputs.start + there.start - start)?;
+        if there.is_empty() {
+            return None;
         }
-    }
-    Ok(())
+        let of_tensor = outputs.start + there.start - start..outputs.start + there.end - start;
+        Some((*tensor, of_tensor, there.start - columns.start..there.end - columns.start))
+    })
 }
