@@ -4,7 +4,7 @@ use std::iter::repeat_n;
 
 use nanoinfer_kernels::{
     Activation, Arena, AttentionRow, AttentionRows, Element, Epilogue, Isa, Kernels, KvLayer, KvLayout, PackedMatrix,
-    QueryHeads, arg_top_k, log_sum_exp,
+    QueryHeads, Scoring, arg_top_k, log_sum_exp,
 };
 
 /// Width of the model.
@@ -77,7 +77,14 @@ pub fn attention(rows: usize, positions: usize) -> Work {
     let (qkv, mut out) = (activations(rows * 3 * WIDTH), vec![0.0; rows * WIDTH]);
     Work::new(format!("attention x{rows}, {positions} positions"), move |kernels| {
         let rows = AttentionRows::new(tables.iter().map(|blocks| AttentionRow { blocks, positions }).collect());
-        kernels.attention(&layer, &rows, QueryHeads::ungrouped(HEADS), &qkv, 0.125, &mut out);
+        kernels.attention(
+            &layer,
+            &rows,
+            QueryHeads::ungrouped(HEADS),
+            &qkv,
+            Scoring { scale: 0.125, window: None },
+            &mut out,
+        );
     })
 }
 

@@ -97,6 +97,7 @@ fn plan() -> StepPlan {
     let sequence = |block| SequenceStep {
         tokens: vec![1, 2, 3],
         start: 0,
+        before: None,
         blocks: vec![BlockId(block)],
         outputs: outputs.clone(),
     };

@@ -49,7 +49,11 @@ fn check_sequence(sequence: &SequenceStep, shape: &ModelShape, kv_blocks: usize)
     if tokens == 0 {
         return Err(PlanFault::NoTokens);
     }
-    if let Some(&token) = sequence.tokens.iter().find(|&&token| token as usize >= shape.vocab_size) {
+    let (before, stream) = (sequence.before, &shape.stream);
+    if stream.smear.is_some() && before.is_some() != (start > 0) {
+        return Err(PlanFault::Before { start });
+    }
+    if let Some(&token) = sequence.tokens.iter().chain(&before).find(|&&token| token as usize >= shape.vocab_size) {
         return Err(PlanFault::Token { token, vocab_size: shape.vocab_size });
     }
     let positions = start + tokens;

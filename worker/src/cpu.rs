@@ -103,7 +103,7 @@ impl Loaded for Held {
         }
         tracing::info!(rank, isa = kernels.isa().name(), kv_blocks, "ready");
         let tokens = order.max_batched_tokens;
-        let mut pass = Pass::new(order.shape, share, shard, kv, comm, kernels, tokens);
+        let mut pass = Pass::new(order.shape, share, shard, kv, comm, kernels, order.dtype, tokens);
         pass.trace = trace;
         Ok(Box::new(StepRunner::new(pass, tokens, order.max_seqs)))
     }

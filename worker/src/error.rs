@@ -196,6 +196,12 @@ pub enum PlanFault {
         /// `max_batched_tokens`.
         limit: usize,
     },
+    /// Whether there is a token before the first is not as the position says.
+    #[error("a sequence goes on at {start}, and the token before that is missing, or there is none")]
+    Before {
+        /// Position of its first new token.
+        start: usize,
+    },
     /// More kept rows than the buffers hold.
     #[error("{rows} rows of candidates are more than the {limit} that this rank has buffers for")]
     TooManyRows {

@@ -206,6 +206,7 @@ impl Scheduler {
             planned.plan.sequences.push(SequenceStep {
                 tokens: sequence.tokens[start..end].to_vec(),
                 start: start as u32,
+                before: start.checked_sub(1).map(|before| sequence.tokens[before]),
                 blocks: sequence.blocks.covering(end).to_vec(),
                 outputs,
             });

@@ -70,10 +70,19 @@ fn field<T>(
 
 /// A positive whole number.
 pub(super) fn size(config: &Value, names: &[&'static str], default: usize) -> Result<usize, ShapeError> {
+    field(config, names, default, "a whole number from 1 to 16777216", one_size)
+}
+
+/// A list of such numbers; empty where there is none.
+pub(super) fn sizes(config: &Value, name: &'static str) -> Result<Vec<usize>, ShapeError> {
+    let all = |value: &Value| value.as_array()?.iter().map(one_size).collect();
+    field(config, &[name], Vec::new(), "a list of whole numbers from 1 to 16777216", all)
+}
+
+fn one_size(value: &Value) -> Option<usize> {
     /// No model has a dimension near this; a larger one is a corrupt file, and products of two stay in 64 bits.
     const LIMIT: u64 = 1 << 24;
-    let size = |value: &Value| value.as_u64().filter(|n| (1..=LIMIT).contains(n)).map(|n| n as usize);
-    field(config, names, default, "a whole number from 1 to 16777216", size)
+    value.as_u64().filter(|n| (1..=LIMIT).contains(n)).map(|n| n as usize)
 }
 
 /// A switch.
@@ -139,7 +148,7 @@ pub(super) fn token_ids(config: &Value, field: &'static str, default: Option<u32
 }
 
 /// A field that is there and not null.
-pub(super) fn present<'a>(config: &'a Value, field: &str) -> Option<&'a Value> {
+pub fn present<'a>(config: &'a Value, field: &str) -> Option<&'a Value> {
     config.get(field).filter(|value| !value.is_null())
 }
 

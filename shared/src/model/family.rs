@@ -47,6 +47,8 @@ pub struct Names {
     pub qkv: QkvNames,
     /// Norm of each head of queries, and of keys.
     pub qk_norm: [&'static str; 2],
+    /// Gate of what is added to values.
+    pub value_gate: &'static str,
     /// Behind attention.
     pub attention_output: &'static str,
     /// Norm before the MLP.
@@ -57,8 +59,27 @@ pub struct Names {
     pub up: &'static str,
     /// Out of it.
     pub down: &'static str,
+    /// What works on the residual stream. Of models that may have such, a tensor without a place makes another one.
+    pub stream: Option<StreamNames>,
     /// Biases that no block has are zeros.
     pub biases_may_be_absent: bool,
+}
+
+/// Names of tensors outside of blocks, in full.
+#[derive(Clone, Copy, Debug)]
+pub struct StreamNames {
+    /// What the stream is multiplied by before each block.
+    pub stream_scales: &'static str,
+    /// What of its origin is added there.
+    pub origin_scales: &'static str,
+    /// Gate of the token before.
+    pub smear_gate: &'static str,
+    /// What that is multiplied by.
+    pub smear_scale: &'static str,
+    /// How much of the middle is taken away at the end.
+    pub backout_scale: &'static str,
+    /// Before the number of a block that has a table of values.
+    pub value_tables: &'static str,
 }
 
 /// Where queries, keys and values lie.
@@ -83,6 +104,8 @@ pub struct Source {
     pub may_be_turned: bool,
     /// Zeros where no block has the tensor.
     pub may_be_absent: bool,
+    /// Further rows than the vocabulary's pad it.
+    pub has_row_a_token: bool,
 }
 
 /// How the matrices of blocks are stored.
@@ -101,17 +124,20 @@ impl fmt::Debug for Family {
 }
 
 impl Family {
-    /// The first of `families`, and of its namings, that a set of tensors belongs to: told by its embedding and its queries, or by the
-    /// embedding alone; else the first of all.
+    /// The family, and its naming, that a set of tensors belongs to: told by the embedding, and by queries and MLP of the first block;
+    /// the first of several, or of all where there is no embedding either.
     pub fn of_tensors(
         families: &'static [&'static Family],
         has: impl Fn(&str) -> bool,
     ) -> (&'static Family, &'static Names) {
-        let all = || families.iter().flat_map(|&family| family.namings.iter().map(move |names| (family, names)));
-        let has_embedding = |(_, names): &(_, &Names)| has(&with_ending(names.embedding, Term::Weight));
-        let has_queries = |(_, names): &(_, &Names)| has(&names.first_queries());
-        let whole = all().find(|naming| has_embedding(naming) && has_queries(naming));
-        whole.or_else(|| all().find(has_embedding)).unwrap_or((families[0], &families[0].namings[0]))
+        let all = families.iter().flat_map(|&family| family.namings.iter().map(move |names| (family, names)));
+        let known = |names: &Names| {
+            let in_block = [names.first_queries(), names.of_layer(0, names.up, Term::Weight)];
+            let in_block = in_block.iter().filter(|name| has(name)).count();
+            if has(&with_ending(names.embedding, Term::Weight)) { 1 + in_block } else { 0 }
+        };
+        // Of equals the first, which `max_by_key` finds as the last.
+        all.rev().max_by_key(|(_, names)| known(names)).expect("there is a family")
     }
 }
 
@@ -122,13 +148,31 @@ impl Names {
         let mut sizes = part.sizes(shape);
         let last = sizes.len() - 1;
         let mut columns = 0..sizes[last];
+        let of_stream = |name: fn(&StreamNames) -> &'static str| names.stream.as_ref().map_or("", name).to_owned();
         let tensor = match part {
+            Part::StreamScales => of_stream(|names| names.stream_scales),
+            Part::OriginScales => of_stream(|names| names.origin_scales),
+            Part::SmearGate => of_stream(|names| names.smear_gate),
+            Part::SmearScale => of_stream(|names| names.smear_scale),
+            Part::BackoutScale => of_stream(|names| names.backout_scale),
             Part::Embedding => with_ending(names.embedding, Term::Weight),
             Part::Positions => with_ending(names.positions, Term::Weight),
             Part::Head => with_ending(names.head, Term::Weight),
             Part::FinalNorm(term) => with_ending(names.final_norm, term),
             Part::Layer(layer, part, term) => {
                 let name = match part {
+                    LayerPart::ValueTable => {
+                        let tables = names.stream.map_or("", |stream| stream.value_tables);
+                        let tensor = with_ending(&format!("{tables}{layer}"), term);
+                        return Source {
+                            tensor,
+                            sizes,
+                            columns,
+                            may_be_turned: false,
+                            may_be_absent: false,
+                            has_row_a_token: true,
+                        };
+                    }
                     LayerPart::AttentionNorm => names.attention_norm,
                     LayerPart::Query | LayerPart::Key | LayerPart::Value => {
                         let before = LayerPart::QKV.iter().take_while(|&before| *before != part);
@@ -145,19 +189,21 @@ impl Names {
                     }
                     LayerPart::QueryNorm => names.qk_norm[0],
                     LayerPart::KeyNorm => names.qk_norm[1],
+                    LayerPart::ValueGate => names.value_gate,
                     LayerPart::AttentionOutput => names.attention_output,
                     LayerPart::MlpNorm => names.mlp_norm,
                     LayerPart::Gate => names.gate,
                     LayerPart::Up => names.up,
                     LayerPart::Down => names.down,
                 };
-                with_ending(&format!("{}{layer}.{name}", names.layers), term)
+                names.of_layer(layer, name, term)
             }
         };
         let may_be_turned = matches!(part, Part::Layer(..)) && sizes.len() == 2;
         let is_bias = matches!(part, Part::FinalNorm(Term::Bias) | Part::Layer(_, _, Term::Bias));
         let may_be_absent = is_bias && names.biases_may_be_absent;
-        Source { tensor, sizes, columns, may_be_turned, may_be_absent }
+        let has_row_a_token = matches!(part, Part::Embedding | Part::Head);
+        Source { tensor, sizes, columns, may_be_turned, may_be_absent, has_row_a_token }
     }
 
     /// All tensors of a model, each once. One after the other: a configuration may claim any number of layers.
@@ -208,7 +254,11 @@ impl Names {
     /// The matrix of the first block that has its queries.
     fn first_queries(&self) -> String {
         let (QkvNames::Fused(name) | QkvNames::Separate([name, ..])) = self.qkv;
-        with_ending(&format!("{}0.{name}", self.layers), Term::Weight)
+        self.of_layer(0, name, Term::Weight)
+    }
+
+    fn of_layer(&self, layer: usize, name: &str, term: Term) -> String {
+        with_ending(&format!("{}{layer}.{name}", self.layers), term)
     }
 }
 

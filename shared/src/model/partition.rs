@@ -85,11 +85,16 @@ impl LinearShare {
 }
 
 impl Share {
+    /// Columns of its keys and of its values, among those of all.
+    pub fn value_columns(&self, shape: &ModelShape) -> Range<usize> {
+        self.kv_heads.start * shape.attention.head_dim..self.kv_heads.end * shape.attention.head_dim
+    }
+
     /// What of a linear layer of each block.
     pub fn linear(&self, shape: &ModelShape, linear: Linear) -> LinearShare {
         let d = shape.attention.head_dim;
-        let of = |heads: &Range<usize>| heads.start * d..heads.end * d;
-        let (queries, kv, all) = (of(&self.heads), of(&self.kv_heads), 0..shape.width);
+        let queries = self.heads.start * d..self.heads.end * d;
+        let (kv, all) = (self.value_columns(shape), 0..shape.width);
         let (inputs, pieces, unit) = match linear {
             Linear::Qkv => {
                 let pieces = vec![(LayerPart::Query, queries), (LayerPart::Key, kv.clone()), (LayerPart::Value, kv)];
@@ -121,6 +126,9 @@ impl Share {
         let others = shape.sum_of_parts(|part| match part {
             Part::Embedding | Part::Head => matrix(WIDTH_BLOCK, shape.width, self.vocab.len()),
             Part::Positions if !holds_positions => 0,
+            Part::Layer(_, LayerPart::ValueTable, _) => {
+                matrix(shape.attention.head_dim, self.value_columns(shape).len(), shape.vocab_size)
+            }
             Part::Layer(_, part, _) if part.is_linear() => 0,
             _ => floats(part.sizes(shape).iter().product()),
         });

@@ -3,7 +3,9 @@
 //! Matrices are `[in, out]` but for the vocabulary's and the positions', of which a row is a token's or a position's. Does not
 //! know names, files or ranks.
 
-use super::shape::{ModelShape, NormKind, Positions};
+use std::ops::Range;
+
+use super::shape::{ModelShape, NormKind, Positions, QkNorm};
 
 /// One weight of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +18,16 @@ pub enum Part {
     Head,
     /// The norm before the head `[C]`.
     FinalNorm(Term),
+    /// What the stream is multiplied by before each block `[L]`.
+    StreamScales,
+    /// What of its origin is added there `[L]`.
+    OriginScales,
+    /// How far the token before is added: what channels of the embedding are multiplied by `[1, G]`.
+    SmearGate,
+    /// And what comes of it `[1]`.
+    SmearScale,
+    /// How much of the middle is taken away at the end `[1]`.
+    BackoutScale,
     /// Of a block, counted from 0.
     Layer(usize, LayerPart, Term),
 }
@@ -40,6 +52,10 @@ pub enum LayerPart {
     Key,
     /// `[C, KV · D]`.
     Value,
+    /// What is added to values, a row a token `[V, KV · D]`.
+    ValueTable,
+    /// How far, by some channels of the block's normed input `[G, KV]`.
+    ValueGate,
     /// Of each head of queries `[D]`.
     QueryNorm,
     /// Of each head of keys `[D]`.
@@ -57,13 +73,35 @@ pub enum LayerPart {
 }
 
 impl Part {
+    const OUTSIDE: [Self; 10] = [
+        Self::Embedding,
+        Self::Positions,
+        Self::FinalNorm(Term::Weight),
+        Self::FinalNorm(Term::Bias),
+        Self::Head,
+        Self::StreamScales,
+        Self::OriginScales,
+        Self::SmearGate,
+        Self::SmearScale,
+        Self::BackoutScale,
+    ];
+
     /// All weights of a model, in the order in which checkpoints are written.
     pub fn all(shape: &ModelShape) -> impl Iterator<Item = Self> + use<> {
-        use LayerPart::{AttentionNorm, AttentionOutput, Down, Gate, KeyNorm, MlpNorm, QueryNorm, Up};
+        Self::of_layers(shape, 0..shape.layers)
+    }
+
+    /// Those outside of blocks, and those of some blocks.
+    fn of_layers(shape: &ModelShape, layers: Range<usize>) -> impl Iterator<Item = Self> + use<> {
+        use LayerPart::{
+            AttentionNorm, AttentionOutput, Down, Gate, KeyNorm, MlpNorm, QueryNorm, Up, ValueGate, ValueTable,
+        };
         // Of weights that a checkpoint may have in one tensor, all weights come before their biases.
-        const TOGETHER: [&[LayerPart]; 9] = [
+        const TOGETHER: [&[LayerPart]; 11] = [
             &[AttentionNorm],
             &LayerPart::QKV,
+            &[ValueTable],
+            &[ValueGate],
             &[QueryNorm],
             &[KeyNorm],
             &[AttentionOutput],
@@ -73,31 +111,38 @@ impl Part {
             &[Down],
         ];
         let terms = [Term::Weight, Term::Bias];
-        let outside =
-            [Self::Embedding, Self::Positions].into_iter().chain(terms.map(Self::FinalNorm)).chain([Self::Head]);
-        let layers = (0..shape.layers).flat_map(move |layer| {
+        let of_layer = move |layer| {
             let of = move |parts: &'static [LayerPart]| {
                 terms.into_iter().flat_map(move |term| parts.iter().map(move |&part| Self::Layer(layer, part, term)))
             };
             TOGETHER.into_iter().flat_map(of)
-        });
+        };
         let shape = shape.clone();
-        outside.chain(layers).filter(move |part| part.is_in(&shape))
+        Self::OUTSIDE.into_iter().chain(layers.flat_map(of_layer)).filter(move |part| part.is_in(&shape))
     }
 
     /// Whether a model has it.
     pub fn is_in(self, shape: &ModelShape) -> bool {
         let (attention, mlp) = (&shape.attention, &shape.mlp);
         match self {
-            Self::Embedding | Self::FinalNorm(Term::Weight) => true,
+            Self::Embedding => true,
+            Self::FinalNorm(Term::Weight) => shape.norm != NormKind::BareRms,
             Self::Positions => attention.positions == Positions::Learned,
             Self::Head => !shape.tied_head,
             Self::FinalNorm(Term::Bias) => shape.norm == NormKind::Layer,
-            Self::Layer(_, part, term) => {
+            Self::StreamScales | Self::OriginScales => shape.stream.lambdas,
+            Self::SmearGate | Self::SmearScale => shape.stream.smear.is_some(),
+            Self::BackoutScale => shape.stream.backout,
+            Self::Layer(layer, part, term) => {
                 let is_weight = term == Term::Weight;
                 match part {
-                    LayerPart::AttentionNorm | LayerPart::MlpNorm => is_weight || shape.norm == NormKind::Layer,
-                    LayerPart::QueryNorm | LayerPart::KeyNorm => is_weight && attention.qk_norm,
+                    LayerPart::AttentionNorm | LayerPart::MlpNorm => match shape.norm {
+                        NormKind::Layer => true,
+                        NormKind::Rms => is_weight,
+                        NormKind::BareRms => false,
+                    },
+                    LayerPart::QueryNorm | LayerPart::KeyNorm => is_weight && attention.qk_norm == QkNorm::Gains,
+                    LayerPart::ValueTable | LayerPart::ValueGate => is_weight && shape.has_value_table(layer),
                     LayerPart::Query | LayerPart::Key | LayerPart::Value => is_weight || attention.qkv_bias,
                     LayerPart::AttentionOutput => is_weight || attention.output_bias,
                     LayerPart::Gate => mlp.gated && (is_weight || mlp.bias),
@@ -114,6 +159,9 @@ impl Part {
             Self::Embedding | Self::Head => vec![v, c],
             Self::Positions => vec![shape.context, c],
             Self::FinalNorm(_) => vec![c],
+            Self::StreamScales | Self::OriginScales => vec![shape.layers],
+            Self::SmearGate => vec![1, shape.stream.smear.unwrap_or_default()],
+            Self::SmearScale | Self::BackoutScale => vec![1],
             Self::Layer(_, part, term) => {
                 let (inputs, outputs) = part.inputs_outputs(shape);
                 if term == Term::Weight && inputs > 0 { vec![inputs, outputs] } else { vec![outputs] }
@@ -126,9 +174,10 @@ impl LayerPart {
     /// What a checkpoint may have side by side in one tensor.
     pub const QKV: [Self; 3] = [Self::Query, Self::Key, Self::Value];
 
-    /// Whether it is of a linear layer, not a norm.
+    /// Whether it is of a linear layer: not of a norm, and no table.
     pub fn is_linear(self) -> bool {
-        !matches!(self, Self::AttentionNorm | Self::QueryNorm | Self::KeyNorm | Self::MlpNorm)
+        use LayerPart::{AttentionNorm, KeyNorm, MlpNorm, QueryNorm, ValueGate, ValueTable};
+        !matches!(self, AttentionNorm | QueryNorm | KeyNorm | MlpNorm | ValueTable | ValueGate)
     }
 
     /// Of its matrix; a norm has no inputs.
@@ -140,6 +189,8 @@ impl LayerPart {
             Self::QueryNorm | Self::KeyNorm => (0, attention.head_dim),
             Self::Query => (c, attention.heads * attention.head_dim),
             Self::Key | Self::Value => (c, attention.kv_heads * attention.head_dim),
+            Self::ValueTable => (shape.vocab_size, attention.kv_heads * attention.head_dim),
+            Self::ValueGate => (shape.value_tables.map_or(0, |tables| tables.gate_channels), attention.kv_heads),
             Self::AttentionOutput => (attention.heads * attention.head_dim, c),
             Self::Gate | Self::Up => (c, f),
             Self::Down => (f, c),
@@ -148,11 +199,12 @@ impl LayerPart {
 }
 
 impl ModelShape {
-    /// The sum of what `of` says of each weight, which is the same in every block: they are not counted one by one.
+    /// The sum of what `of` says of each weight. It is the same in every other block, so they are not counted one by one.
     pub fn sum_of_parts(&self, of: impl Fn(Part) -> usize) -> usize {
-        let with_layers = |layers| Part::all(&Self { layers, ..self.clone() }).map(&of).sum::<usize>();
-        let outside = with_layers(0);
-        outside + self.layers * (with_layers(1) - outside)
+        let with_layers = |layers| Part::of_layers(self, layers).map(&of).sum::<usize>();
+        let outside = with_layers(0..0);
+        let block = |layer| with_layers(layer..layer + 1) - outside;
+        outside + self.layers.div_ceil(2) * block(0) + self.layers / 2 * block(1)
     }
 
     /// Number of parameters, a tied head counted once.

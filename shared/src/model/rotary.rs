@@ -19,6 +19,21 @@ pub struct Rotary {
     pub theta: f64,
     /// How it was stretched to a longer context than it was trained with first.
     pub scaling: RotaryScaling,
+    /// Heads are turned by the angles' opposites.
+    pub backwards: bool,
+    /// Whether sine and cosine are rounded.
+    pub rounding: Rounding,
+}
+
+/// To what sine and cosine are rounded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Rounding {
+    /// They are not.
+    None,
+    /// To bf16.
+    Bf16,
+    /// To bf16, unless the model is computed in f32.
+    AsComputed,
 }
 
 /// How a longer context is reached.

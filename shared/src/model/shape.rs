@@ -27,8 +27,16 @@ pub struct ModelShape {
     pub norm: NormKind,
     /// Added to the variance, or to the mean of squares, in every norm.
     pub norm_epsilon: f32,
+    /// What is done to the residual stream beside adding to it.
+    pub stream: StreamShape,
+    /// How many positions before its own a token of each block sees; empty where it sees all.
+    pub windows: Vec<usize>,
+    /// What some blocks add to their values.
+    pub value_tables: Option<ValueTables>,
     /// The head that makes logits is the token embedding.
     pub tied_head: bool,
+    /// Logits `z` are `cap · tanh(z / cap)`.
+    pub logit_softcap: Option<f32>,
     /// Ids that end a text.
     pub eos_token_ids: Vec<u32>,
 }
@@ -48,12 +56,26 @@ pub struct AttentionShape {
     pub scaled_by_layer: bool,
     /// How a token knows where it stands.
     pub positions: Positions,
-    /// Each head of queries and of keys is normed by itself before it is rotated, with a gain `[D]` for each of the two.
-    pub qk_norm: bool,
+    /// Whether each head of queries and of keys is normed by itself.
+    pub qk_norm: QkNorm,
     /// Queries, keys and values have biases.
     pub qkv_bias: bool,
     /// So has what comes behind attention.
     pub output_bias: bool,
+}
+
+/// What is done to each head of queries and of keys by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub enum QkNorm {
+    /// Nothing.
+    None,
+    /// Before it is rotated it is normed, with a gain `[D]` for each of the two.
+    Gains,
+    /// Once it is rotated it is normed and multiplied by a number.
+    Rotated {
+        /// This one.
+        factor: f32,
+    },
 }
 
 /// How a token knows where it stands.
@@ -96,6 +118,40 @@ pub struct MlpShape {
     pub bias: bool,
 }
 
+/// What is done to the residual stream `x` beside adding to it: in most families nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamShape {
+    /// Embeddings are normed.
+    pub normed_embedding: bool,
+    /// Before each block `x = a · x + b · x₀`: two numbers a block, and what came into the first one.
+    pub lambdas: bool,
+    /// The embedding of the token before is added, times a gate that reads so many channels of the token's own.
+    pub smear: Option<usize>,
+    /// What came out of block `L / 2` is taken away again before the last norm, times a number.
+    pub backout: bool,
+}
+
+/// Tables of values `[V, KV · D]`, of which a token's row is added to its values: in the last block, and in every other before.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ValueTables {
+    /// Channels of a block's normed input that the gate of each head reads.
+    pub gate_channels: usize,
+    /// What the gate, between 0 and 1, is multiplied by.
+    pub gate_factor: f32,
+}
+
+impl ModelShape {
+    /// Whether a block has a table of values.
+    pub fn has_value_table(&self, layer: usize) -> bool {
+        self.value_tables.is_some() && layer % 2 == (self.layers + 1) % 2
+    }
+
+    /// The window of a block, where it has one that anything lies outside of.
+    pub fn window(&self, layer: usize) -> Option<usize> {
+        self.windows.get(layer).copied().filter(|window| window + 1 < self.context)
+    }
+}
+
 /// What norms compute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NormKind {
@@ -103,6 +159,8 @@ pub enum NormKind {
     Layer,
     /// `x / sqrt(mean(x²) + epsilon) · gain`.
     Rms,
+    /// The same without a gain.
+    BareRms,
 }
 
 /// Non-linearities.

@@ -5,15 +5,18 @@ const NORMS: &str = "norms stand behind attention and MLP too";
 const EXPERTS: &str = "its MLPs are experts, of which each token chooses some";
 const GPT_NEO: &str = "every other layer attends to 256 tokens only, and scores are not scaled";
 const GPT_J: &str = "positions are rotations, and attention and MLP run side by side";
-const NANOCHAT: &str = "positions are rotations, norms have no weights, and the MLP is squared ReLU without biases";
+const TRIAL: &str = "its values are mixed in a way that was given up the same day";
 const OPT: &str = "queries, keys and values are separate, and positions are offset";
 const BIGCODE: &str = "all heads share one pair of keys and values";
 
 /// Tensors by which other architectures are known (any name that contains the text), and what sets them apart.
-const TENSORS: [(&str, &str, &str); 11] = [
+const TENSORS: [(&str, &str, &str); 14] = [
     ("attn.attention.q_proj.weight", "GPT-Neo", GPT_NEO),
     (".attn.q_proj.weight", "GPT-J", GPT_J),
-    (".attn.c_q.weight", "nanochat", NANOCHAT),
+    ("bigram_embed.", "nanochat of January 27 and 28, 2026,", "it embeds pairs of tokens"),
+    ("v0_lambdas", "trial nanochat of January 16, 2026,", TRIAL),
+    ("value_embed.weight", "trial nanochat of January 16, 2026,", TRIAL),
+    ("value_embed_A.weight", "trial nanochat of January 16, 2026,", TRIAL),
     ("self_attn.qkv_proj.weight", "Phi-like", FUSED_GATE),
     ("mlp.experts.", "mixture-of-experts", EXPERTS),
     ("block_sparse_moe.", "Mixtral", EXPERTS),
@@ -63,7 +66,6 @@ pub(super) fn what_sets_apart(model_type: &str) -> &'static str {
         "gemma2" | "gemma3" | "gemma3_text" | "olmo2" => NORMS,
         "olmo" => "norms have no gain",
         "mixtral" | "qwen2_moe" | "qwen3_moe" => EXPERTS,
-        "nanochat" => NANOCHAT,
-        _ => "only GPT-2, Llama and their like are served",
+        _ => "only GPT-2, Llama, nanochat and their like are served",
     }
 }

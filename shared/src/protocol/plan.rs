@@ -32,6 +32,8 @@ pub struct SequenceStep {
     pub tokens: Vec<TokenId>,
     /// Position of the first of them: tokens before it are in the KV pool.
     pub start: u32,
+    /// The token before the first of them, where there is one: some models look at it, and ranks keep no tokens.
+    pub before: Option<TokenId>,
     /// Block table: block `i` holds positions `16 i .. 16 i + 16`; covers `start + tokens.len()` positions.
     pub blocks: Vec<BlockId>,
     /// What is wanted after which of the new tokens, by ascending row.

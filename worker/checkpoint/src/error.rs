@@ -165,8 +165,18 @@ pub enum CheckpointError {
         tensors: &'static str,
     },
     /// A tensor of a layer that its family does not have: leaving it out would change the answers.
-    #[error("tensor `{0}` has no place in a layer of such a model")]
+    #[error("tensor `{0}` has no place in such a model")]
     Foreign(String),
+    /// The sizes of a checkpoint of nanochat cannot be read.
+    #[error(
+        "cannot read {}, which has the sizes of the checkpoint beside it: {source}\n  hint: nanochat writes model_NNNNNN.pt and meta_NNNNNN.json; copy both", .path.display()
+    )]
+    Meta {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
     /// A checkpoint cannot be written.
     #[error("cannot write {path}: {source}")]
     Write {

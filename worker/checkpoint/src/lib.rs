@@ -3,7 +3,7 @@
 //! Its family says which tensor a [`Part`] of the model is; matrices of blocks are `[in, out]` as seen from here, however they
 //! are stored.
 //!
-//! Reading order: [`tensor`](TensorSlice) is a view, `tile` and `blocks` how it is read; `mapped` is a file, `index` says which there are of a split checkpoint; `archive`, `pickle` and `torch` read files of torch.save, `gguf` those of llama.cpp; `fingerprint` samples; `export` writes
+//! Reading order: [`tensor`](TensorSlice) is a view, `tile` and `blocks` how it is read; `mapped` is a file, `index` says which there are of a split checkpoint; `archive`, `pickle` and `torch` read files of torch.save, `gguf` those of llama.cpp, `nanochat` what lies beside nanochat's; `fingerprint` samples; `export` writes
 //! safetensors. Opening reads headers only. Pages of a slice are read when the slice is; they are the file's, not this process's.
 //! Does not know ranks, devices, kernels or candle. Invariant: what opening and checking cost is linear in the length of headers and pickles.
 //! Reference: <https://github.com/huggingface/safetensors>, `torch/serialization.py`, `docs/gguf.md` of ggml.
@@ -18,12 +18,14 @@ mod archive;
 mod pickle;
 mod torch;
 mod gguf;
+mod nanochat;
 mod fingerprint;
 mod export;
 mod error;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -208,10 +210,10 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// What GGUF files say of themselves, when all parts are open.
+    /// What GGUF files say of themselves, when all parts are open, and nanochat's beside them.
     fn describe(&mut self) -> Result<(), CheckpointError> {
         let files: Vec<_> = self.files.iter().filter(|file| file.starts_with(&gguf::MAGIC)).collect();
-        let Some(first) = files.first() else { return Ok(()) };
+        let Some(first) = files.first() else { return self.describe_nanochat() };
         let mut headers = Vec::new();
         for file in &files {
             headers.push(Header::read(file).map_err(|error| of_gguf(&file.path, error))?);
@@ -230,6 +232,18 @@ impl Checkpoint {
             stored.paired = part.zip(stored.shape.first()).and_then(|(part, &rows)| description.paired(part, rows));
         }
         self.config = Some(description.config);
+        Ok(())
+    }
+
+    fn describe_nanochat(&mut self) -> Result<(), CheckpointError> {
+        if self.format == Format::Safetensors || self.names.stream.is_none() {
+            return Ok(());
+        }
+        let Some(path) = self.files.first().and_then(|file| nanochat::meta_of(&file.path)) else { return Ok(()) };
+        let malformed = |reason| CheckpointError::Malformed { path: path.clone(), reason };
+        let text = fs::read_to_string(&path).map_err(|source| CheckpointError::Meta { path: path.clone(), source })?;
+        let sizes = |name: &str| Some(self.tensors.get(name)?.shape.clone());
+        self.config = Some(nanochat::config(&text, &sizes).map_err(malformed)?);
         Ok(())
     }
 
@@ -317,9 +331,10 @@ impl Checkpoint {
     /// Names the first tensor that is missing, misshapen, of a foreign type, or of a layer too many.
     pub fn check(&self, model_shape: &ModelShape) -> Result<(), CheckpointError> {
         let in_layer = |name| self.names.in_layer(name);
-        let vocabularies = self.vocabularies(model_shape);
         let in_layers: BTreeSet<&str> = self.tensors.keys().filter_map(|name| Some(in_layer(name)?.1)).collect();
-        for Source { tensor: name, sizes, may_be_turned, may_be_absent, .. } in self.names.tensors(model_shape) {
+        for Source { tensor: name, sizes, may_be_turned, may_be_absent, has_row_a_token, .. } in
+            self.names.tensors(model_shape)
+        {
             let Some(entry) = self.tensors.get(&name) else {
                 // A bias that the model does without is in no layer.
                 if may_be_absent && self.names.in_layer(&name).is_none_or(|(_, part)| !in_layers.contains(part)) {
@@ -331,7 +346,7 @@ impl Checkpoint {
             if may_be_turned && self.layout == Layout::Linear {
                 expected.reverse();
             }
-            if vocabularies.contains(&name) {
+            if has_row_a_token {
                 expected[0] = entry.shape.first().map_or(expected[0], |&rows| rows.max(expected[0]));
             }
             if entry.shape != expected {
@@ -340,6 +355,11 @@ impl Checkpoint {
             if !entry.dtype.is_float() {
                 return Err(CheckpointError::Type { name, dtype: entry.dtype.to_string() });
             }
+        }
+        if self.names.stream.is_some() {
+            let known: BTreeSet<String> = self.names.tensors(model_shape).map(|source| source.tensor).collect();
+            let foreign = self.tensors.keys().find(|&name| !known.contains(name));
+            return foreign.map_or(Ok(()), |name| Err(CheckpointError::Foreign(shown(name))));
         }
         let one_layer = ModelShape { layers: 1, ..model_shape.clone() };
         let of_one: Vec<Source> = self.names.tensors(&one_layer).collect();
@@ -358,7 +378,7 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Names of the tensors with a row a token.
+    /// Names of the embedding and of the head.
     fn vocabularies(&self, model_shape: &ModelShape) -> [String; 2] {
         [Part::Embedding, Part::Head].map(|part| self.names.source(model_shape, part).tensor)
     }

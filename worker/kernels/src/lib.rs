@@ -15,7 +15,8 @@ mod cpu;
 pub mod cuda;
 
 pub use cpu::{
-    Activation, Arena, AttentionRow, AttentionRows, Epilogue, HeadNorms, Isa, Kernels, KvLayer, KvLayout, KvMark,
-    KvMemory, MAX_HEAD_DIM, PackedMatrix, QueryHeads, ThreadPool, Turns, arg_top_k, keep_on, log_sum_exp,
+    Activation, Angles, Arena, AttentionRow, AttentionRows, Epilogue, HeadNorms, Isa, Kernels, KvLayer, KvLayout,
+    KvMark, KvMemory, MAX_HEAD_DIM, PackedMatrix, QueryHeads, Scoring, ThreadPool, Turns, ValueGates, arg_top_k,
+    keep_on, log_sum_exp,
 };
 pub use element::Element;

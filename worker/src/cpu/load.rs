@@ -21,6 +21,7 @@ use nanoinfer_shared::{
     model::{
         partition::Linear as Which,
         parts::{LayerPart, Part, Term},
+        shape::QkNorm,
     },
     protocol::DType,
 };
@@ -41,6 +42,28 @@ pub struct Shard {
     pub layers: Vec<LayerShard>,
     /// The norm before the head, on every rank.
     pub final_norm: Norm,
+    /// What works on the residual stream, on every rank.
+    pub stream: StreamShard,
+}
+
+/// What a rank holds to work on the residual stream with; nothing in most families.
+#[derive(Debug)]
+pub struct StreamShard {
+    /// What the stream is multiplied by before each block, and what of its origin is added.
+    pub lambdas: Option<[Vec<f32>; 2]>,
+    /// Gate of the token before `[G]`, and what comes of it.
+    pub smear: Option<(Vec<f32>, f32)>,
+    /// How much of the middle is taken away at the end.
+    pub backout: Option<f32>,
+}
+
+/// What a rank adds to the values of a block.
+#[derive(Debug)]
+pub struct ValueShard {
+    /// `[KV_local · D, V]`: a token's row as a column.
+    pub table: PackedMatrix,
+    /// `[G, KV_local]`.
+    pub gates: Vec<f32>,
 }
 
 /// What a rank holds of one transformer block.
@@ -52,6 +75,8 @@ pub struct LayerShard {
     pub qkv: Linear,
     /// Gains of the norms of each head of queries and of keys `[D]`, where there are, on every rank.
     pub qk_norm: Option<[Vec<f32>; 2]>,
+    /// What is added to values, where the block has such.
+    pub values: Option<ValueShard>,
     /// Row-parallel: `[H_local · D, C]`.
     pub attention_output: Linear,
     /// Before the MLP, on every rank.
@@ -103,6 +128,7 @@ impl Shard {
                 .transpose()?,
             layers: layers.into_iter().map(|(_, layer)| layer).collect(),
             final_norm: loader.norm(Part::FinalNorm)?,
+            stream: loader.stream()?,
         };
         checkpoint.still_as_opened()?;
         Ok(shard)
@@ -134,9 +160,10 @@ impl Loader<'_> {
             qkv: self.linear(layer, Which::Qkv, Some(&mut attention_norm))?,
             attention_norm,
             qk_norm: match self.shape.attention.qk_norm {
-                true => Some([self.gain(layer, LayerPart::QueryNorm)?, self.gain(layer, LayerPart::KeyNorm)?]),
-                false => None,
+                QkNorm::Gains => Some([self.gain(layer, LayerPart::QueryNorm)?, self.gain(layer, LayerPart::KeyNorm)?]),
+                QkNorm::None | QkNorm::Rotated { .. } => None,
             },
+            values: self.shape.has_value_table(layer).then(|| self.values(layer)).transpose()?,
             attention_output: self.linear(layer, Which::AttentionOutput, None)?,
             up: self.linear(layer, Which::Up, Some(&mut mlp_norm))?,
             mlp_norm,
@@ -159,9 +186,34 @@ impl Loader<'_> {
     }
 
     fn norm(&self, part: impl Fn(Term) -> Part) -> Result<Norm, CheckpointError> {
-        let has_bias = part(Term::Bias).is_in(self.shape);
-        let bias = if has_bias { self.vector(part(Term::Bias))? } else { Vec::new() };
-        Ok(Norm { gain: self.vector(part(Term::Weight))?, bias })
+        let of = |term| if part(term).is_in(self.shape) { self.vector(part(term)) } else { Ok(Vec::new()) };
+        Ok(Norm { gain: of(Term::Weight)?, bias: of(Term::Bias)? })
+    }
+
+    fn values(&self, layer: usize) -> Result<ValueShard, CheckpointError> {
+        let part = |part| self.checkpoint.part(self.shape, Part::Layer(layer, part, Term::Weight));
+        let (table, unit) = (part(LayerPart::ValueTable)?.transposed(), self.shape.attention.head_dim);
+        let columns = self.share.value_columns(self.shape);
+        let table = self.packer.linear(&[(table, 0..self.shape.vocab_size)], &[], columns, unit, None)?.weights;
+        let (gate, mut gates) = (part(LayerPart::ValueGate)?, Vec::new());
+        gate.read_tile(0..gate.rows(), self.share.kv_heads.clone(), &mut gates)?;
+        Ok(ValueShard { table, gates })
+    }
+
+    fn stream(&self) -> Result<StreamShard, CheckpointError> {
+        let stream = &self.shape.stream;
+        let number = |part| Ok::<_, CheckpointError>(self.vector(part)?[0]);
+        Ok(StreamShard {
+            lambdas: match stream.lambdas {
+                true => Some([self.vector(Part::StreamScales)?, self.vector(Part::OriginScales)?]),
+                false => None,
+            },
+            smear: match stream.smear {
+                Some(_) => Some((self.vector(Part::SmearGate)?, number(Part::SmearScale)?)),
+                None => None,
+            },
+            backout: stream.backout.then(|| number(Part::BackoutScale)).transpose()?,
+        })
     }
 
     fn gain(&self, layer: usize, part: LayerPart) -> Result<Vec<f32>, CheckpointError> {

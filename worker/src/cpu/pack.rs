@@ -23,10 +23,10 @@ pub struct Linear {
     pub bias: Vec<f32>,
 }
 
-/// Gain of a norm, and its bias where it has one.
+/// Gain and bias of a norm, where it has them.
 #[derive(Debug)]
 pub struct Norm {
-    /// `[C]`.
+    /// `[C]`, or empty.
     pub gain: Vec<f32>,
     /// `[C]`, or empty.
     pub bias: Vec<f32>,
@@ -144,7 +144,8 @@ impl Tile {
             if let Some(norm_bias) = norm.bias.get(k) {
                 bias.iter_mut().zip(&*made).for_each(|(bias, weight)| *bias += norm_bias * weight);
             }
-            made.iter_mut().for_each(|weight| *weight *= norm.gain[k]);
+            let Some(gain) = norm.gain.get(k) else { continue };
+            made.iter_mut().for_each(|weight| *weight *= gain);
             check_made("f32, with the gain of its norm", weights, self.columns.clone(), made, k)?;
         }
         Ok(())

@@ -1,27 +1,31 @@
 //! The forward pass of one rank over its shard.
 //!
 //! ```text
-//! tokens ─► embedding (rows of this rank, zeros elsewhere) ─ all-reduce ─► + learned positions ─► x [T, C]
-//! each layer:  x ─► norm ─► QKV [T, (H_local + 2·KV_local)·D] ─► rotation ─► paged attention ─► projection [T, C] ─ all-reduce ─► x += sum + bias
+//! tokens ─► embedding (rows of this rank, zeros elsewhere) ─ all-reduce ─► norm, smear, or + learned positions ─► x [T, C]
+//! each layer:  x ─► mixed with what it began as
+//!              x ─► norm ─► QKV [T, (H_local + 2·KV_local)·D] ─► rotation ─► paged attention ─► projection [T, C] ─ all-reduce ─► x += sum + bias
 //!              x ─► norm ─► FC, activation or gate [T, F_local] ──────────────────────────────► projection [T, C] ─ all-reduce ─► x += sum + bias
-//! wanted rows of x ─► norm ─► LM head [R, V_local]
+//! x ─► less what it was in the middle;  wanted rows of x ─► norm ─► LM head [R, V_local] ─► cap
 //! ```
+//! Mixtures, smear, middle and cap are some families' only.
 //! Invariant: after each all-reduce `x` has the same bits on every rank. f32, but for what weights, their
 //! inputs and the KV cache are rounded to.
 //! Does not know plans beyond rows, positions and block tables, nor what logits are wanted for.
 
 use std::time::{Duration, Instant};
 
-use nanoinfer_kernels::{AttentionRow, AttentionRows, Epilogue, HeadNorms, Kernels, QueryHeads, Turns};
+use nanoinfer_kernels::{
+    Angles, AttentionRow, AttentionRows, Epilogue, HeadNorms, Kernels, QueryHeads, Scoring, Turns, ValueGates,
+};
 use nanoinfer_shared::{
     ModelShape, Share,
     comm::{CommError, Communicator, Elements, ReduceSite},
     model::{
         partition::Linear,
-        rotary::Rotary,
-        shape::{NormKind, Positions},
+        rotary::{Rotary, Rounding},
+        shape::{NormKind, Positions, QkNorm},
     },
-    protocol::TokenId,
+    protocol::{DType, TokenId},
 };
 
 use super::{load::Shard, pack::Norm, pool::KvPool};
@@ -35,6 +39,8 @@ use crate::{
 pub(super) struct Row<'a> {
     /// Its id.
     pub(super) token: TokenId,
+    /// The token before it, where that is not the row before.
+    pub(super) before: Option<TokenId>,
     /// Its position in its sequence.
     pub(super) position: usize,
     /// Block table of its sequence.
@@ -59,9 +65,7 @@ pub(crate) struct Pass {
 
 /// Where positions are rotations.
 struct Rotation {
-    /// Radians a position `[D / 2]`.
-    frequencies: Vec<f32>,
-    factor: f32,
+    angles: Angles,
     /// Of the step's rows.
     turns: Turns,
 }
@@ -82,20 +86,33 @@ struct Buffers {
     hidden: Vec<f32>,
     /// Partial sums `[T, C]` of a row-parallel layer.
     partial: Vec<f32>,
+    /// What the stream began as `[T, C]`, where that comes back.
+    origin: Vec<f32>,
+    /// What it was in the middle `[T, C]`, where that is taken away.
+    middle: Vec<f32>,
+    /// What is added to values `[T, KV_local · D]`.
+    added: Vec<f32>,
 }
 
 /// Floats of each buffer for a token, in the order of their fields.
-fn buffer_widths(shape: &ModelShape, share: &Share) -> [usize; 7] {
+fn buffer_widths(shape: &ModelShape, share: &Share) -> [usize; 10] {
     let (c, width) = (shape.width, share.heads.len() * shape.attention.head_dim);
     let both = if shape.mlp.gated { 2 * share.ffn.len() } else { 0 };
-    [c, c, share.linear(shape, Linear::Qkv).outputs(), width, both, share.ffn.len(), c]
+    let stream = &shape.stream;
+    // The embeddings of a step, and of the tokens before those of each sequence.
+    let embeddings = if stream.smear.is_some() { 2 * c } else { c };
+    let where_needed = |is_needed, width| if is_needed { width } else { 0 };
+    let (origin, middle) = (where_needed(stream.lambdas, c), where_needed(stream.backout, c));
+    let added = where_needed(shape.value_tables.is_some(), share.value_columns(shape).len());
+    let qkv = share.linear(shape, Linear::Qkv).outputs();
+    [embeddings, embeddings, qkv, width, both, share.ffn.len(), c, origin, middle, added]
 }
 
 impl Buffers {
     fn new(shape: &ModelShape, share: &Share, tokens: usize) -> Self {
-        let [x, normed, qkv, mixed, both, hidden, partial] =
+        let [x, normed, qkv, mixed, both, hidden, partial, origin, middle, added] =
             buffer_widths(shape, share).map(|width| vec![0.0; tokens * width]);
-        Self { x, normed, qkv, mixed, both, hidden, partial }
+        Self { x, normed, qkv, mixed, both, hidden, partial, origin, middle, added }
     }
 }
 
@@ -113,6 +130,7 @@ impl Pass {
         kv: KvPool,
         comm: Box<dyn Communicator>,
         kernels: Kernels,
+        dtype: DType,
         max_batched_tokens: usize,
     ) -> Self {
         let buffers = Buffers::new(&shape, &share, max_batched_tokens);
@@ -120,10 +138,15 @@ impl Pass {
         let group = attention.heads / attention.kv_heads;
         let heads =
             QueryHeads { count: share.heads.len(), group, skipped: share.heads.start - share.kv_heads.start * group };
-        let rotation = |rotary: &Rotary| Rotation {
-            frequencies: rotary.frequencies(attention.head_dim),
-            factor: rotary.attention_factor(),
-            turns: Turns::default(),
+        let rotation = |rotary: &Rotary| {
+            let rounded = match rotary.rounding {
+                Rounding::None => false,
+                Rounding::Bf16 => true,
+                Rounding::AsComputed => dtype != DType::F32,
+            };
+            let (frequencies, factor) = (rotary.frequencies(attention.head_dim), rotary.attention_factor());
+            let angles = Angles { frequencies, factor, backwards: rotary.backwards, rounded };
+            Rotation { angles, turns: Turns::default() }
         };
         let rotation = match &attention.positions {
             Positions::Learned => None,
@@ -163,12 +186,35 @@ impl Pass {
         for layer in 0..self.shape.layers {
             self.trace.layer(Some(layer));
             let begun = self.trace.begin();
-            self.attention(step, layer, &attending)?;
+            self.mix_origin(layer, rows.len());
+            self.attention(step, layer, rows, &attending)?;
             self.mlp(step, layer, rows.len())?;
+            if layer == self.shape.layers / 2 && self.shape.stream.backout {
+                let len = rows.len() * self.shape.width;
+                self.buffers.middle[..len].copy_from_slice(&self.buffers.x[..len]);
+            }
             self.trace.end("layer", begun);
         }
         self.trace.layer(None);
+        if let Some(scale) = self.shard.stream.backout {
+            let Buffers { x, middle, .. } = &mut self.buffers;
+            let len = rows.len() * self.shape.width;
+            self.kernels.mix(&mut x[..len], 1.0, &middle[..len], -scale, self.shape.width);
+            self.trace.lap(Category::Rows, "backout");
+        }
         Ok(())
+    }
+
+    /// Before a block.
+    fn mix_origin(&mut self, layer: usize, t: usize) {
+        let Some([stream, back]) = &self.shard.stream.lambdas else { return };
+        let (c, Buffers { x, origin, .. }) = (self.shape.width, &mut self.buffers);
+        let (x, origin) = (&mut x[..t * c], &mut origin[..t * c]);
+        if layer == 0 {
+            origin.copy_from_slice(x);
+        }
+        self.kernels.mix(x, stream[layer], origin, back[layer], c);
+        self.trace.lap(Category::Rows, "mix");
     }
 
     /// Logits `[R, V_local]` after the given rows of the last forward pass, in `out`.
@@ -183,40 +229,63 @@ impl Pass {
         self.trace.lap(Category::Rows, "norm");
         self.kernels.matmul(normed, self.shard.head(), Epilogue::None, out);
         self.trace.lap(Category::Product, "LM head");
+        if let Some(cap) = self.shape.logit_softcap {
+            self.kernels.softcap(out, self.share.vocab.len(), cap);
+            self.trace.lap(Category::Rows, "cap");
+        }
     }
 
     /// VocabParallelEmbedding: each token's row comes from the one rank that holds it.
     fn embed(&mut self, step: u64, rows: &[Row<'_>]) -> Result<(), CommError> {
         let c = self.shape.width;
-        let x = &mut self.buffers.x[..rows.len() * c];
         let vocab = &self.share.vocab;
-        let local = |row: &Row<'_>| {
-            Some(row.token as usize).filter(|token| vocab.contains(token)).map(|token| token - vocab.start)
+        // Where the token before counts, those that are in no row of the step stand behind the others.
+        let outside = rows.iter().filter_map(|row| row.before.filter(|_| self.shape.stream.smear.is_some()));
+        let tokens = rows.iter().map(|row| row.token).chain(outside);
+        let local = |token: TokenId| {
+            Some(token as usize).filter(|token| vocab.contains(token)).map(|token| token - vocab.start)
         };
-        let columns: Vec<_> = rows.iter().map(local).collect();
+        let columns: Vec<_> = tokens.map(local).collect();
+        let x = &mut self.buffers.x[..columns.len() * c];
         self.kernels.gather(&self.shard.embedding, &columns, x);
         self.trace.lap(Category::Rows, "gather");
         let site = ReduceSite { step, layer: None, operation: "token embedding" };
         self.reducing += reduce(&mut *self.comm, x, site, &mut self.trace)?;
+        if self.shape.stream.normed_embedding {
+            let normed = &mut self.buffers.normed[..columns.len() * c];
+            norm(&mut self.kernels, x, &NO_GAIN, &self.shape, normed);
+            let x = &mut x[..rows.len() * c];
+            match &self.shard.stream.smear {
+                Some((gate, scale)) => self.kernels.smear(normed, &rows_before(rows), gate, *scale, x),
+                None => x.copy_from_slice(normed),
+            }
+            self.trace.lap(Category::Rows, "norm");
+        }
         if let Some(positions) = &self.shard.positions {
             for (to, row) in x.chunks_exact_mut(c).zip(rows) {
                 let position = &positions[row.position * c..][..c];
                 to.iter_mut().zip(position).for_each(|(x, p)| *x += p);
             }
         }
-        if let Some(Rotation { frequencies, factor, turns }) = &mut self.rotation {
+        if let Some(Rotation { angles, turns }) = &mut self.rotation {
             let positions: Vec<_> = rows.iter().map(|row| row.position).collect();
-            self.kernels.turns(frequencies, *factor, &positions, turns);
+            self.kernels.turns(angles, &positions, turns);
         }
         self.trace.lap(Category::Rows, "positions");
         Ok(())
     }
 
-    fn attention(&mut self, step: u64, layer: usize, rows: &AttentionRows<'_>) -> Result<(), CommError> {
+    fn attention(
+        &mut self,
+        step: u64,
+        layer: usize,
+        tokens: &[Row<'_>],
+        rows: &AttentionRows<'_>,
+    ) -> Result<(), CommError> {
         let (t, c) = (rows.len(), self.shape.width);
         let width = self.heads.count * self.kv.layout.head_dim;
         let weights = &self.shard.layers[layer];
-        let Buffers { x, normed, qkv, mixed, partial, .. } = &mut self.buffers;
+        let Buffers { x, normed, qkv, mixed, partial, added, .. } = &mut self.buffers;
         let (x, normed, partial) = (&mut x[..t * c], &mut normed[..t * c], &mut partial[..t * c]);
         let qkv = &mut qkv[..t * (width + 2 * self.kv.layout.width())];
         let mixed = &mut mixed[..t * width];
@@ -225,17 +294,31 @@ impl Pass {
         self.trace.lap(Category::Rows, "norm");
         self.kernels.matmul(normed, &weights.qkv.weights, Epilogue::Bias(&weights.qkv.bias), qkv);
         self.trace.lap(Category::Product, "QKV");
+        if let Some(values) = &weights.values {
+            let added = &mut added[..t * self.kv.layout.width()];
+            let columns: Vec<_> = tokens.iter().map(|row| Some(row.token as usize)).collect();
+            self.kernels.gather(&values.table, &columns, added);
+            let factor = self.shape.value_tables.map_or(1.0, |tables| tables.gate_factor);
+            let gates = ValueGates { weights: &values.gates, factor };
+            let (heads, dim) = (self.kv.layout.heads_local, self.kv.layout.head_dim);
+            self.kernels.add_to_values(qkv, normed, gates, added, heads, dim);
+            self.trace.lap(Category::Rows, "values");
+        }
         if let Some(rotation) = &self.rotation {
-            let norms =
-                weights.qk_norm.as_ref().map(|[query, key]| HeadNorms { query, key, epsilon: self.shape.norm_epsilon });
+            let epsilon = self.shape.norm_epsilon;
+            let norms = match (&weights.qk_norm, self.shape.attention.qk_norm) {
+                (Some([query, key]), _) => HeadNorms::Gains { query, key, epsilon },
+                (None, QkNorm::Rotated { factor }) => HeadNorms::Turned { factor, epsilon },
+                (None, _) => HeadNorms::None,
+            };
             let heads = (self.heads.count, self.kv.layout.heads_local);
             self.kernels.turn_heads(qkv, heads, norms, &rotation.turns);
             self.trace.lap(Category::Rows, "rotation");
         }
         self.kernels.write_kv(&mut self.kv.layers[layer], rows, qkv);
         self.trace.lap(Category::Rows, "KV write");
-        let scale = self.shape.attention.scale(layer);
-        self.kernels.attention(&self.kv.layers[layer], rows, self.heads, qkv, scale, mixed);
+        let scoring = Scoring { scale: self.shape.attention.scale(layer), window: self.shape.window(layer) };
+        self.kernels.attention(&self.kv.layers[layer], rows, self.heads, qkv, scoring, mixed);
         self.trace.lap(Category::Attention, "attention");
         let projection = &weights.attention_output;
         self.kernels.matmul(mixed, &projection.weights, Epilogue::None, partial);
@@ -281,8 +364,24 @@ impl Pass {
 fn norm(kernels: &mut Kernels, x: &[f32], norm: &Norm, shape: &ModelShape, out: &mut [f32]) {
     match shape.norm {
         NormKind::Layer => kernels.layer_norm(x, &norm.gain, &norm.bias, shape.norm_epsilon, out),
-        NormKind::Rms => kernels.rms_norm(x, &norm.gain, shape.norm_epsilon, out),
+        NormKind::Rms | NormKind::BareRms => {
+            kernels.rms_norm(x, shape.width, &norm.gain, shape.norm_epsilon, out);
+        }
     }
+}
+
+/// Of embeddings.
+const NO_GAIN: Norm = Norm { gain: Vec::new(), bias: Vec::new() };
+
+/// Where the embedding of the token before each row stands; none before the first of a text.
+fn rows_before(rows: &[Row<'_>]) -> Vec<Option<usize>> {
+    let mut outside = rows.len()..;
+    let before = |(index, row): (usize, &Row<'_>)| match row {
+        Row { position: 0, .. } => None,
+        Row { before: Some(_), .. } => outside.next(),
+        _ => Some(index - 1),
+    };
+    rows.iter().enumerate().map(before).collect()
 }
 
 /// Adds up over ranks; returns how long that took, waiting for others included.

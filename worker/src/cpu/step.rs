@@ -121,7 +121,9 @@ impl Runner for StepRunner {
 /// A sequence's new tokens with their places.
 fn sequence_rows<'a>(sequence: &'a SequenceStep, blocks: &'a [u32]) -> impl Iterator<Item = Row<'a>> {
     let start = sequence.start as usize;
-    sequence.tokens.iter().enumerate().map(move |(i, &token)| Row { token, position: start + i, blocks })
+    let before = |i| sequence.before.filter(|_| i == 0);
+    let row = move |(i, &token)| Row { token, before: before(i), position: start + i, blocks };
+    sequence.tokens.iter().enumerate().map(row)
 }
 
 /// One row's answer from its slice of logits, whose first is that of token `first`.

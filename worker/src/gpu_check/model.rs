@@ -236,6 +236,7 @@ fn sequence(
     SequenceStep {
         tokens,
         start: start as u32,
+        before: None,
         blocks: (first_block..first_block + blocks).map(BlockId).collect(),
         outputs: vec![RowRequest { row, wants: Wants::Candidates { k, temperature, adjusted } }],
     }

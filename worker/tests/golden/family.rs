@@ -31,6 +31,8 @@ static RENAMED: Family = Family {
         gate: "",
         up: "widen",
         down: "narrow",
+        value_gate: "",
+        stream: None,
         biases_may_be_absent: true,
     }],
     ..*FAMILIES[0]

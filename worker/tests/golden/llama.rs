@@ -57,7 +57,8 @@ fn far_positions_are_transformers_too() {
                 let held = (seen + tokens.len()).div_ceil(BLOCK_TOKENS);
                 let start = seen as u32;
                 seen += tokens.len();
-                ranks.step(vec![SequenceStep { tokens, start, blocks: blocks[..held].to_vec(), outputs }]);
+                let blocks = blocks[..held].to_vec();
+                ranks.step(vec![SequenceStep { tokens, start, before: None, blocks, outputs }]);
                 if count > 0 {
                     logits.extend(ranks.fetch((0..count).collect()));
                 }

@@ -4,6 +4,7 @@
 //! - [`quality`]: perplexity of rounded types beside f32, also where channels are large; a rounded KV cache
 //! - [`family`]: a family under other names
 //! - [`llama`]: both forms of a configuration, copies, a text of 30,050 tokens
+//! - [`nanochat`]: its checkpoints of every generation
 //! - [`formats`]: every format of checkpoints and every option of a configuration
 //! - [`refused`]: weights that are no numbers, or not the coordinator's
 //! - `logits_and_greedy_ids_agree_with_transformers`: every model, nproc 1 to 5, shm and tcp; shm = tcp bit for bit
@@ -17,6 +18,7 @@
 mod family;
 mod formats;
 mod llama;
+mod nanochat;
 mod quality;
 mod ranks;
 mod refused;

@@ -193,6 +193,7 @@ pub(crate) fn sequence(tokens: &[TokenId], start: usize, first: u32) -> Sequence
     SequenceStep {
         tokens: tokens.to_vec(),
         start: start as u32,
+        before: None,
         blocks: (0..blocks).map(|i| BlockId((first + 7 * i) % KV_BLOCKS as u32)).collect(),
         outputs: Vec::new(),
     }

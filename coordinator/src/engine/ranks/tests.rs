@@ -115,7 +115,7 @@ fn a_rank_that_stops_reading_does_not_hold_up_the_heartbeat() {
     assert!(status.is_ready());
 
     let tokens = vec![1 << 20; 1 << 20];
-    let sequences = vec![SequenceStep { tokens, start: 0, blocks: Vec::new(), outputs: Vec::new() }];
+    let sequences = vec![SequenceStep { tokens, start: 0, before: None, blocks: Vec::new(), outputs: Vec::new() }];
     let step = thread::spawn(move || {
         let plan = StepPlan { step: 0, sequences, timed: false };
         ranks.begin_step(&plan).and_then(|()| ranks.finish_step().map(drop)).unwrap_err().to_string()

@@ -19,5 +19,7 @@ pub(super) const GGUF: Names = Names {
     gate: "ffn_gate",
     up: "ffn_up",
     down: "ffn_down",
+    value_gate: "",
+    stream: None,
     biases_may_be_absent: false,
 };

@@ -8,7 +8,7 @@ use super::gguf::GGUF;
 use crate::model::{
     config::{ShapeError, as_written, choice, ends_as_written, flag, fraction, size, token_ids, wrong},
     family::{Family, Names, QkvNames},
-    shape::{Activation, AttentionShape, MlpShape, ModelShape, NormKind, Positions},
+    shape::{Activation, AttentionShape, MlpShape, ModelShape, NormKind, Positions, QkNorm, StreamShape},
 };
 
 pub(super) const GPT2: Family = Family {
@@ -31,6 +31,8 @@ pub(super) const GPT2: Family = Family {
             gate: "",
             up: "mlp.c_fc",
             down: "mlp.c_proj",
+            value_gate: "",
+            stream: None,
             biases_may_be_absent: true,
         },
         Names { qkv: QkvNames::Fused("attn_qkv"), biases_may_be_absent: true, ..GGUF },
@@ -66,11 +68,15 @@ fn read_config(config: &Value) -> Result<ModelShape, ShapeError> {
             scaled_by_width: flag(config, "scale_attn_weights", true)?,
             scaled_by_layer: flag(config, "scale_attn_by_inverse_layer_idx", false)?,
             positions: Positions::Learned,
-            qk_norm: false,
+            qk_norm: QkNorm::None,
             qkv_bias: true,
             output_bias: true,
         },
+        stream: StreamShape::default(),
+        windows: Vec::new(),
+        value_tables: None,
         tied_head: flag(config, "tie_word_embeddings", true)?,
+        logit_softcap: None,
         eos_token_ids: token_ids(config, "eos_token_id", Some(50256))?,
     })
 }

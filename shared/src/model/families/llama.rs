@@ -14,8 +14,8 @@ use crate::{
             ShapeError, as_written, choice, ends_as_written, flag, fraction, number, present, size, token_ids, wrong,
         },
         family::{Family, Names, QkvNames},
-        rotary::{Rotary, RotaryScaling},
-        shape::{Activation, AttentionShape, MlpShape, ModelShape, NormKind, Positions},
+        rotary::{Rotary, RotaryScaling, Rounding},
+        shape::{Activation, AttentionShape, MlpShape, ModelShape, NormKind, Positions, QkNorm, StreamShape},
     },
 };
 
@@ -39,6 +39,8 @@ pub(super) const LLAMA: Family = Family {
             gate: "mlp.gate_proj",
             up: "mlp.up_proj",
             down: "mlp.down_proj",
+            value_gate: "",
+            stream: None,
             biases_may_be_absent: false,
         },
         GGUF,
@@ -134,11 +136,15 @@ fn read_config(config: &Value) -> Result<ModelShape, ShapeError> {
             scaled_by_width: true,
             scaled_by_layer: false,
             positions: Positions::Rotary(rotary(config, context)?),
-            qk_norm: model_type == "qwen3",
+            qk_norm: if model_type == "qwen3" { QkNorm::Gains } else { QkNorm::None },
             qkv_bias: output_bias || model_type == "qwen2",
             output_bias,
         },
+        stream: StreamShape::default(),
+        windows: Vec::new(),
+        value_tables: None,
         tied_head: flag(config, "tie_word_embeddings", false)?,
+        logit_softcap: None,
         eos_token_ids: token_ids(config, "eos_token_id", defaults.ends)?,
     })
 }
@@ -161,7 +167,7 @@ fn refuse_windows(config: &Value, model_type: &str, default: Option<usize>, cont
 }
 
 /// `rope_parameters` of transformers 5, or `rope_theta` and `rope_scaling` of 4.
-fn rotary(config: &Value, context: usize) -> Result<Rotary, ShapeError> {
+pub(super) fn rotary(config: &Value, context: usize) -> Result<Rotary, ShapeError> {
     let nothing = Value::Object(Map::new());
     let scaling = present(config, "rope_parameters").or_else(|| present(config, "rope_scaling")).unwrap_or(&nothing);
     if !scaling.is_object() {
@@ -202,7 +208,7 @@ fn rotary(config: &Value, context: usize) -> Result<Rotary, ShapeError> {
             return wrong("rope_type", "one of default, linear, llama3, yarn", got);
         }
     };
-    Ok(Rotary { theta, scaling })
+    Ok(Rotary { theta, scaling, backwards: false, rounding: Rounding::None })
 }
 
 fn yarn_attention_factor(scaling: &Value, factor: f64) -> Result<f64, ShapeError> {
@@ -244,7 +250,7 @@ fn write_config(shape: &ModelShape) -> Value {
     if model_type == "llama" {
         config["mlp_bias"] = shape.mlp.bias.into();
     }
-    if let Positions::Rotary(Rotary { theta, scaling }) = positions {
+    if let Positions::Rotary(Rotary { theta, scaling, .. }) = positions {
         config["rope_theta"] = theta.into();
         config["rope_scaling"] = match scaling {
             RotaryScaling::None => Value::Null,

@@ -3,19 +3,20 @@
 mod gguf;
 mod gpt2;
 mod llama;
+mod nanochat;
 
 use serde_json::Value;
 
 use super::{
     config::{ShapeError, is_known_end},
     family::Family,
-    shape::{ModelShape, Positions},
+    shape::{ModelShape, NormKind, Positions, QkNorm},
     unserved,
 };
 use crate::json;
 
 /// All that are served; the first is taken where nothing tells.
-pub const FAMILIES: &[&Family] = &[&gpt2::GPT2, &llama::LLAMA];
+pub const FAMILIES: &[&Family] = &[&gpt2::GPT2, &llama::LLAMA, &nanochat::NANOCHAT];
 
 impl ModelShape {
     /// Parses the text of a `config.json`, with the defaults of `transformers`. An end of text that no vocabulary can have,
@@ -42,7 +43,8 @@ impl ModelShape {
         let attention = &self.attention;
         match attention.positions {
             Positions::Learned => gpt2::GPT2.model_types[0],
-            Positions::Rotary(_) if attention.qk_norm => "qwen3",
+            Positions::Rotary(_) if self.norm == NormKind::BareRms => nanochat::model_type(self),
+            Positions::Rotary(_) if attention.qk_norm == QkNorm::Gains => "qwen3",
             Positions::Rotary(_) if attention.qkv_bias && !attention.output_bias => "qwen2",
             Positions::Rotary(_) => llama::LLAMA.model_types[0],
         }

@@ -56,7 +56,10 @@ fn llama_and_its_like_are_told_by_their_configuration() {
     assert_eq!((smollm2.attention.kv_heads, smollm2.attention.head_dim, smollm2.model_type()), (3, 64, "llama"));
     let qwen3 =
         read(r#"{"model_type":"qwen3","hidden_size":1024,"num_attention_heads":16,"num_key_value_heads":8}"#).unwrap();
-    assert_eq!((qwen3.attention.head_dim, qwen3.attention.qk_norm, qwen3.attention.qkv_bias), (128, true, false));
+    assert_eq!(
+        (qwen3.attention.head_dim, qwen3.attention.qk_norm, qwen3.attention.qkv_bias),
+        (128, QkNorm::Gains, false)
+    );
     assert!(
         read(r#"{"model_type":"qwen2","sliding_window":1024}"#).unwrap().attention.qkv_bias,
         "a window that is not used"

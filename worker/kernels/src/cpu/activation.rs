@@ -53,6 +53,27 @@ impl Kernels {
     }
 }
 
+impl Kernels {
+    /// `z = cap · tanh(z / cap)` for each of `logits`, `[R, V_local]`.
+    pub fn softcap(&mut self, logits: &mut [f32], width: usize, cap: f32) {
+        if width == 0 {
+            return;
+        }
+        let isa = self.isa;
+        self.rows(logits, width, |_, row| {
+            let (whole, tail) = row.as_chunks_mut::<LANES>();
+            let mut last = [[0.0; LANES]];
+            last[0][..tail.len()].copy_from_slice(tail);
+            // SAFETY: `isa` was detected or listed as available.
+            unsafe {
+                soft_cap(isa, whole, cap);
+                soft_cap(isa, &mut last, cap);
+            }
+            tail.copy_from_slice(&last[0][..tail.len()]);
+        });
+    }
+}
+
 /// Applies `activation` to vectors in place.
 pub(crate) fn activate(isa: Isa, activation: Activation, values: &mut [[f32; LANES]]) {
     let each =
@@ -72,6 +93,7 @@ pub(crate) fn activate(isa: Isa, activation: Activation, values: &mut [[f32; LAN
 }
 
 versions! { unsafe fn gelu_tanh(values: &mut [[f32; LANES]]) = gelu_tanh_body }
+versions! { unsafe fn soft_cap(values: &mut [[f32; LANES]], cap: f32) = soft_cap_body }
 versions! { unsafe fn scaled_silu(values: &mut [[f32; LANES]], scale: f32) = scaled_silu_body }
 
 /// `0.5 (1 + tanh(z)) = sigmoid(2 z)`, so the tanh form is `x · sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3))`.
@@ -95,6 +117,19 @@ unsafe fn scaled_silu_body<V: Lanes>(values: &mut [[f32; LANES]], scale: f32) {
         unsafe {
             let x = V::load(lanes.as_ptr());
             x_times_sigmoid(x, x.mul(V::splat(scale))).store(lanes.as_mut_ptr());
+        }
+    }
+}
+
+/// `tanh(y) = 1 − 2 / (1 + e^2y)`.
+#[inline(always)]
+unsafe fn soft_cap_body<V: Lanes>(values: &mut [[f32; LANES]], cap: f32) {
+    for lanes in values {
+        // SAFETY: arrays of 16; the instruction set is the caller's promise.
+        unsafe {
+            let exponential = V::load(lanes.as_ptr()).mul(V::splat(2.0 / cap)).exp();
+            let rest = V::splat(2.0 * cap).div(exponential.add(V::splat(1.0)));
+            V::splat(cap).sub(rest).store(lanes.as_mut_ptr());
         }
     }
 }
@@ -138,6 +173,23 @@ mod tests {
                 let expected = exact(Activation::Silu, at(0)) * at(1);
                 assert!((f64::from(got) - expected).abs() < 1e-5 * (1.0 + expected.abs()), "{isa:?} {i}: {got}");
             }
+        }
+    }
+
+    #[test]
+    fn capped_logits_follow_the_formula() {
+        let (rows, width) = (3, 2 * LANES + 5);
+        let logits: Vec<f32> = (0..rows * width).map(|i| ((i * 37 % 101) as f32 - 50.0) * 2.3).collect();
+        for isa in Isa::available() {
+            let mut got = logits.clone();
+            Kernels::new(isa, 2, false).unwrap().softcap(&mut got, width, 15.0);
+            for (z, got) in logits.iter().zip(got) {
+                let expected = 15.0 * (f64::from(*z) / 15.0).tanh();
+                assert!((f64::from(got) - expected).abs() < 3e-6, "{isa:?} {z}: {got} {expected}");
+            }
+            let mut extreme = [f32::NEG_INFINITY, -1e30, 1e30, f32::INFINITY];
+            Kernels::new(isa, 1, false).unwrap().softcap(&mut extreme, 4, 15.0);
+            assert_eq!(extreme, [-15.0, -15.0, 15.0, 15.0], "{isa:?}");
         }
     }
 

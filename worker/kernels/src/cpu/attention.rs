@@ -20,8 +20,17 @@ use crate::cpu::{
 /// Widest head that the kernel has scratch for.
 pub const MAX_HEAD_DIM: usize = 512;
 
+/// What a query makes of keys.
+#[derive(Clone, Copy, Debug)]
+pub struct Scoring {
+    /// What `q·k` is multiplied by.
+    pub scale: f32,
+    /// How many positions before its own it sees; all where none is said.
+    pub window: Option<usize>,
+}
+
 impl Kernels {
-    /// `out[t] = softmax(q[t] · K^T · scale) · V` for every row and query head: `qkv` is `[T, (H_local + 2 · KV_local) · D]`, of which
+    /// `out[t] = softmax(q[t] · K^T · scale) · V` over the keys that it sees, for every row and query head: `qkv` is `[T, (H_local + 2 · KV_local) · D]`, of which
     /// the queries are read, `out` is `[T, H_local · D]`; f32 but for what the pool holds.
     ///
     /// # Panics
@@ -32,7 +41,7 @@ impl Kernels {
         rows: &AttentionRows<'_>,
         heads: QueryHeads,
         qkv: &[f32],
-        scale: f32,
+        scoring: Scoring,
         out: &mut [f32],
     ) {
         let (layout, dim) = (layer.layout, layer.layout.head_dim);
@@ -41,7 +50,7 @@ impl Kernels {
         let width = heads.count * dim + 2 * layout.width();
         let has_size = qkv.len() == rows.len() * width && out.len() == rows.len() * heads.count * dim;
         assert!(has_size, "qkv and out have T rows");
-        let all = Queries { rows: &[], heads: 0..heads.count, qkv, width, scale };
+        let all = Queries { rows: &[], heads: 0..heads.count, qkv, width, scoring };
         match &layer.cells {
             Cells::F32(cells) => self.attend(layer, cells.as_slice(), rows, heads, all, out),
             Cells::Bf16(cells) => self.attend(layer, cells.as_slice(), rows, heads, all, out),
@@ -97,7 +106,7 @@ pub(crate) struct Queries<'a> {
     qkv: &'a [f32],
     /// Of a row of `qkv`.
     width: usize,
-    scale: f32,
+    scoring: Scoring,
 }
 
 impl Queries<'_> {
@@ -130,6 +139,9 @@ unsafe fn attend_body<V: Lanes, T: Cell, const R: usize>(
     let positions = places.map(|(row, _)| queries.rows[row].positions);
     let q = places.map(|(row, head)| &queries.qkv[row * queries.width + head * dim..][..dim]);
     let last = positions[R - 1];
+    // The first key that each sees.
+    let firsts = positions.map(|positions| queries.scoring.window.map_or(0, |w| (positions - 1).saturating_sub(w)));
+    let first_block = firsts[0] / LANES;
     let blocks = &queries.rows[0].blocks[..last.div_ceil(LANES)];
     let tile_of = |block: u32, head: usize| {
         &pool[block as usize * layout.block_elements() + head * layout.head_elements()..][..layout.head_elements()]
@@ -139,7 +151,7 @@ unsafe fn attend_body<V: Lanes, T: Cell, const R: usize>(
         false => &[],
     };
     // The same thread's next task is most likely the next head.
-    let then = tile_of(blocks[0], (head + 1) % layout.heads_local);
+    let then = tile_of(blocks[first_block], (head + 1) % layout.heads_local);
     // Only what a head needs of it is written, and read.
     let mut scratch = [MaybeUninit::<[f32; MAX_HEAD_DIM]>::uninit(); R];
     let sums = scratch.each_mut().map(|sums| sums.as_mut_ptr().cast::<f32>());
@@ -150,25 +162,31 @@ unsafe fn attend_body<V: Lanes, T: Cell, const R: usize>(
         for sums in sums {
             (0..stride).step_by(LANES).for_each(|j| V::splat(0.0).store(sums.add(j)));
         }
-        for (index, &block) in blocks.iter().enumerate() {
+        for (index, &block) in blocks.iter().enumerate().skip(first_block) {
             let tile = tile_of(block, head);
             let ahead = blocks.get(index + 1).map_or(then, |&block| tile_of(block, head)).as_ptr();
             let (keys, values) = (tile.as_ptr(), tile.as_ptr().add(LANES * dim));
             // Slots past a row's own hold what an earlier owner left, or later rows: never touched, so that not even a NaN
             // could leak.
-            let valid: [usize; R] = positions.map(|positions| positions.saturating_sub(index * LANES).min(LANES));
+            let slot = |position: usize| position.saturating_sub(index * LANES).min(LANES);
+            let (valid, hidden): ([usize; R], [usize; R]) = (positions.map(slot), firsts.map(slot));
             let mut scores = scores::<V, R, T>(q, keys, ahead);
             let mut weights = [[0.0; LANES]; R];
             let scales = scales_of(block);
             let key_scale = match scales.first_chunk::<LANES>() {
-                Some(keys) => V::load(keys.as_ptr()).mul(V::splat(queries.scale)),
-                None => V::splat(queries.scale),
+                Some(keys) => V::load(keys.as_ptr()).mul(V::splat(queries.scoring.scale)),
+                None => V::splat(queries.scoring.scale),
             };
             for r in 0..R {
+                // The windows of later rows may begin behind this block.
+                if hidden[r] == LANES {
+                    continue;
+                }
                 scores[r] = scores[r].mul(key_scale);
-                if valid[r] < LANES {
+                if valid[r] < LANES || hidden[r] > 0 {
                     let mut lanes = scores[r].to_array();
                     lanes[valid[r]..].fill(f32::NEG_INFINITY);
+                    lanes[..hidden[r]].fill(f32::NEG_INFINITY);
                     scores[r] = V::load(lanes.as_ptr());
                 }
                 let new_max = scores[r].largest().max(max[r]);
@@ -188,23 +206,45 @@ unsafe fn attend_body<V: Lanes, T: Cell, const R: usize>(
                 }
                 weights[r] = exponentials.to_array();
             }
-            // What all see, four vectors at a time; then what later rows see besides.
+            // What all see, four vectors at a time; before it what earlier rows see besides, and behind it what later ones do.
+            let all = hidden[R - 1]..valid[0].max(hidden[R - 1]);
+            for r in (0..R).filter(|&r| hidden[r] < all.start) {
+                add_alone::<V, T>(sums[r], &weights[r], values, stride, hidden[r]..valid[r].min(all.start));
+            }
             let whole = stride / (4 * LANES) * 4 * LANES;
             for j in (0..whole).step_by(4 * LANES) {
-                add_values::<V, R, 4, T>(sums.map(|sums| sums.add(j)), &weights, values.add(j), stride, 0..valid[0]);
+                add_values::<V, R, 4, T>(sums.map(|sums| sums.add(j)), &weights, values.add(j), stride, all.clone());
             }
             for j in (whole..stride).step_by(LANES) {
-                add_values::<V, R, 1, T>(sums.map(|sums| sums.add(j)), &weights, values.add(j), stride, 0..valid[0]);
+                add_values::<V, R, 1, T>(sums.map(|sums| sums.add(j)), &weights, values.add(j), stride, all.clone());
             }
-            for r in (1..R).filter(|&r| valid[r] > valid[0]) {
-                for j in (0..stride).step_by(LANES) {
-                    let (sums, weights) = ([sums[r].add(j)], std::array::from_ref(&weights[r]));
-                    add_values::<V, 1, 1, T>(sums, weights, values.add(j), stride, valid[0]..valid[r]);
-                }
+            for r in (1..R).filter(|&r| valid[r] > all.end) {
+                add_alone::<V, T>(sums[r], &weights[r], values, stride, all.end..valid[r]);
             }
         }
         for r in 0..R {
             out(r).iter_mut().enumerate().for_each(|(i, out)| *out = *sums[r].add(i) / mass[r]);
+        }
+    }
+}
+
+/// Adds `positions` of a tile's values to the sums of one row.
+///
+/// # Safety
+/// As for [`add_values`], with all vectors of a head.
+#[inline(always)]
+unsafe fn add_alone<V: Lanes, T: Cell>(
+    sums: *mut f32,
+    weights: &[f32; LANES],
+    values: *const T,
+    stride: usize,
+    positions: Range<usize>,
+) {
+    for j in (0..stride).step_by(LANES) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (sums, weights) = ([sums.add(j)], std::array::from_ref(weights));
+            add_values::<V, 1, 1, T>(sums, weights, values.add(j), stride, positions.clone());
         }
     }
 }
@@ -313,7 +353,10 @@ mod tests {
     fn rows_agree_with_f64_and_ignore_stale_slots() {
         let kinds = [Element::F32, Element::Bf16, Element::Int8];
         for (isa, kind) in Isa::available().into_iter().flat_map(|isa| kinds.map(|kind| (isa, kind))) {
-            for (heads, dim) in [(5, 8), (3, 64), (2, 5), (1, 80)] {
+            let windows = [None, Some(0), Some(2), Some(15), Some(20), Some(36)];
+            for ((heads, dim), window) in
+                [(5, 8), (3, 64), (2, 5), (1, 80)].into_iter().flat_map(|head| windows.map(|window| (head, window)))
+            {
                 let layout = KvLayout { heads_local: heads, head_dim: dim };
                 let width = layout.width();
                 let blocks = [4u32, 0, 2];
@@ -333,11 +376,12 @@ mod tests {
                 let mut kernels = Kernels::new(isa, 2, false).unwrap();
                 let rows = AttentionRows::new((0..37).map(row).collect());
                 kernels.write_kv(&mut layer, &rows, &qkv);
-                kernels.attention(&layer, &rows, QueryHeads::ungrouped(heads), &qkv, 0.7, &mut out);
+                let scoring = Scoring { scale: 0.7, window };
+                kernels.attention(&layer, &rows, QueryHeads::ungrouped(heads), &qkv, scoring, &mut out);
                 for t in 0..37 {
                     let mut alone = vec![0.0; width];
                     let (row, qkv) = (AttentionRows::new(vec![row(t)]), &qkv[t * 3 * width..][..3 * width]);
-                    kernels.attention(&layer, &row, QueryHeads::ungrouped(heads), qkv, 0.7, &mut alone);
+                    kernels.attention(&layer, &row, QueryHeads::ungrouped(heads), qkv, scoring, &mut alone);
                     assert_eq!(alone, out[t * width..][..width], "{isa:?} {kind:?} row {t} alone");
                 }
                 for t in 0..37 {
@@ -355,14 +399,17 @@ mod tests {
                         let dot = |s: usize| -> f64 {
                             (0..dim).map(|d| f64::from(value(t, head * dim + d, 2)) * stored(s, d, 0)).sum()
                         };
-                        let weights: Vec<f64> = (0..=t).map(|s| (dot(s) * 0.7).exp()).collect();
+                        let seen = t.saturating_sub(window.unwrap_or(t))..t + 1;
+                        let weights: Vec<f64> = seen.clone().map(|s| (dot(s) * 0.7).exp()).collect();
                         let mass: f64 = weights.iter().sum();
                         for d in 0..dim {
-                            let exact: f64 = (0..=t).map(|s| weights[s] * stored(s, d, 1)).sum::<f64>() / mass;
+                            let exact =
+                                seen.clone().zip(&weights).map(|(s, weight)| weight * stored(s, d, 1)).sum::<f64>()
+                                    / mass;
                             let got = f64::from(out[t * width + head * dim + d]);
                             assert!(
                                 (got - exact).abs() < 2e-6,
-                                "{isa:?} {kind:?} {heads}x{dim} row {t}: {got} {exact}"
+                                "{isa:?} {kind:?} {heads}x{dim} {window:?} row {t}: {got} {exact}"
                             );
                         }
                     }

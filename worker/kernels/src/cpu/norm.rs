@@ -25,12 +25,12 @@ impl Kernels {
         });
     }
 
-    /// `out[t] = x[t] / sqrt(mean(x[t]²) + epsilon) · gain` for each row of `x`, `[T, C]`; f32.
+    /// `out[t] = x[t] / sqrt(mean(x[t]²) + epsilon) · gain` for each row of `x`, `[T, C]`, an empty gain being 1; f32.
     ///
     /// # Panics
     /// When the sizes do not agree.
-    pub fn rms_norm(&mut self, x: &[f32], gain: &[f32], epsilon: f32, out: &mut [f32]) {
-        let width = gain.len();
+    pub fn rms_norm(&mut self, x: &[f32], width: usize, gain: &[f32], epsilon: f32, out: &mut [f32]) {
+        assert!(gain.is_empty() || gain.len() == width, "the gain is [C]");
         assert!(x.len() == out.len() && x.len().is_multiple_of(width), "x and out are [T, C]");
         let isa = self.isa;
         self.rows(out, width, |row, out| {
@@ -104,6 +104,9 @@ versions! { unsafe fn scale_to_one(x: &[f32], gain: &[f32], epsilon: f32, out: &
 unsafe fn scale_to_one_body<V: Lanes>(x: &[f32], gain: &[f32], epsilon: f32, out: &mut [f32]) {
     // SAFETY: the instruction set is the caller's promise.
     let scale = unsafe { inverse_rms::<V>(x, epsilon) };
+    if gain.is_empty() {
+        out.iter_mut().zip(x).for_each(|(out, x)| *out = x * scale);
+    }
     out.iter_mut().zip(x).zip(gain).for_each(|((out, x), gain)| *out = x * scale * gain);
 }
 
@@ -144,7 +147,10 @@ mod tests {
                 let mut kernels = Kernels::new(isa, 2, false).unwrap();
                 kernels.layer_norm(&x, &gain, &bias, 1e-5, &mut out);
                 let mut rms = vec![0.0; x.len()];
-                kernels.rms_norm(&x, &gain, 1e-5, &mut rms);
+                kernels.rms_norm(&x, width, &gain, 1e-5, &mut rms);
+                let mut bare = vec![0.0; x.len()];
+                kernels.rms_norm(&x, width, &[], 1e-5, &mut bare);
+                assert!(bare.iter().zip(&rms).enumerate().all(|(i, (bare, rms))| bare * gain[i % width] == *rms));
                 for row in 0..rows {
                     let x: Vec<f64> = x[row * width..][..width].iter().map(|&x| f64::from(x)).collect();
                     let mean = x.iter().sum::<f64>() / width as f64;
