@@ -68,6 +68,9 @@ pub struct ClusterConfig {
     /// Positions that a sequence may use, prompt and answer together [default: all that the model has].
     #[arg(long, env = "NANOINFER_MAX_MODEL_LEN", value_name = "N", value_parser = positive, help_heading = "Limits")]
     pub max_model_len: Option<usize>,
+    /// Cap of logits of a nanochat model, where its checkpoint does not tell: 20 from March 3 to 9, 2026, else 15 [default: 15].
+    #[arg(long, env = "NANOINFER_LOGIT_SOFTCAP", value_name = "CAP", value_parser = above_zero, help_heading = "Model")]
+    pub logit_softcap: Option<f32>,
     /// Most sequences in one step [default: 32].
     #[arg(long, env = "NANOINFER_MAX_SEQS", value_name = "N", value_parser = positive, default_value_t = 32, help_heading = "Limits")]
     pub max_seqs: usize,
@@ -241,6 +244,11 @@ fn auto_or(choices: &[(&'static str, &'static str)]) -> impl TypedValueParser<Va
 /// Ranks open it too, wherever they run.
 fn absolute_path() -> impl TypedValueParser<Value = PathBuf> {
     PathBufValueParser::new().map(|path| std::path::absolute(&path).unwrap_or(path))
+}
+
+fn above_zero(text: &str) -> Result<f32, String> {
+    let number: Option<f32> = text.parse().ok().filter(|n: &f32| *n > 0.0 && n.is_finite());
+    number.ok_or_else(|| "expected a number above 0".into())
 }
 
 fn positive(text: &str) -> Result<usize, String> {

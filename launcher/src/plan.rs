@@ -103,10 +103,11 @@ impl Plan {
         chosen: Chosen,
         config: &ClusterConfig,
         placement: Placement,
-        model: ResolvedModel,
+        mut model: ResolvedModel,
         text: Arc<ModelText>,
     ) -> Result<Self, LaunchError> {
         let world = config.nproc;
+        model.shape.logit_softcap = softcap(&model, config.logit_softcap)?;
         let mut shape = served(&model, config.max_model_len)?;
         let partition = Partition::new(&model.shape, world)?;
         let (comm, link_note) = data_link::choose(config.comm, world, placement, &chosen.device, cuda::nccl_version)?;
@@ -257,6 +258,18 @@ fn served(model: &ResolvedModel, positions: Option<usize>) -> Result<ModelShape,
     Ok(ModelShape { context, ..model.shape.clone() })
 }
 
+/// Where a model caps its logits, by what was said or by itself.
+fn softcap(model: &ResolvedModel, said: Option<f32>) -> Result<Option<f32>, LaunchError> {
+    let own = model.shape.logit_softcap;
+    match said {
+        Some(_) if own.is_none() => Err(LaunchError::usage(
+            format!("--logit-softcap is said, and {} does not cap its logits", model.name),
+            "leave it out; it is for models of nanochat",
+        )),
+        _ => Ok(said.or(own)),
+    }
+}
+
 /// Which ranks share which memory; none of ranks elsewhere.
 fn shared_memories(chosen: &Chosen, world: usize, placement: Placement) -> Vec<SharedMemory> {
     match placement {
@@ -342,6 +355,20 @@ mod tests {
         );
         assert!(error.to_string().contains("hint: --max-model-len 256 or less"), "{error}");
         assert_eq!(of(Some(256), 1 << 30).unwrap().to_string(), whole.to_string());
+    }
+
+    #[test]
+    fn a_cap_that_no_tensor_tells_can_be_said() {
+        let root = tempfile::tempdir().unwrap();
+        let of = |model: &str, logit_softcap| {
+            let model = Some(format!("{}/../tests/golden/nanochat/{model}", env!("CARGO_MANIFEST_DIR")));
+            Plan::new(&ClusterConfig { model, logit_softcap, ..config(root.path(), 1) }, Placement::Here)
+        };
+        let caps = |plan: Plan| [plan.shape.logit_softcap, plan.load.shape.logit_softcap];
+        assert_eq!(caps(of("C-softcap20", None).unwrap()), [Some(15.0); 2]);
+        assert_eq!(caps(of("C-softcap20", Some(20.0)).unwrap()), [Some(20.0); 2]);
+        let demo = Plan::new(&ClusterConfig { logit_softcap: Some(20.0), ..config(root.path(), 1) }, Placement::Here);
+        assert!(demo.unwrap_err().to_string().contains("does not cap its logits"));
     }
 
     #[test]

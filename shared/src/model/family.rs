@@ -125,16 +125,16 @@ impl fmt::Debug for Family {
 
 impl Family {
     /// The family, and its naming, that a set of tensors belongs to: told by the embedding, and by queries and MLP of the first block;
-    /// the first of several, or of all where there is no embedding either.
+    /// the first of those that are told as well.
     pub fn of_tensors(
         families: &'static [&'static Family],
         has: impl Fn(&str) -> bool,
     ) -> (&'static Family, &'static Names) {
         let all = families.iter().flat_map(|&family| family.namings.iter().map(move |names| (family, names)));
         let known = |names: &Names| {
-            let in_block = [names.first_queries(), names.of_layer(0, names.up, Term::Weight)];
-            let in_block = in_block.iter().filter(|name| has(name)).count();
-            if has(&with_ending(names.embedding, Term::Weight)) { 1 + in_block } else { 0 }
+            let embedding = with_ending(names.embedding, Term::Weight);
+            let telling = [embedding, names.first_queries(), names.of_layer(0, names.up, Term::Weight)];
+            telling.iter().filter(|name| has(name)).count()
         };
         // Of equals the first, which `max_by_key` finds as the last.
         all.rev().max_by_key(|(_, names)| known(names)).expect("there is a family")

@@ -122,3 +122,65 @@ fn windows(pattern: &Value, layers: u64, short: u64, long: u64) -> Result<Vec<u6
     windows[layers as usize - 1] = long;
     Ok(windows)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const META: &str = r#"{"step":7,"model_config":{"sequence_len":2048,"vocab_size":65536,"n_layer":20,"n_head":10,"n_kv_head":10,"n_embd":1280,"window_pattern":"sSsL"},"user_config":{}}"#;
+    const LATE: [(&str, [usize; 2]); 2] = [("resid_lambdas", [20, 0]), ("value_embeds.19.weight", [65536, 1280])];
+
+    fn of(meta: &str, tensors: &[(&str, [usize; 2])]) -> Result<Value, String> {
+        let sizes = |name: &str| Some(tensors.iter().find(|(known, _)| *known == name)?.1.to_vec());
+        config(meta, &sizes).map(|text| json::parse(text.as_bytes()).unwrap())
+    }
+
+    fn with_gate(channels: usize) -> Vec<(&'static str, [usize; 2])> {
+        [&LATE[..], &[("h.19.attn.ve_gate.weight", [10, channels])]].concat()
+    }
+
+    #[test]
+    fn generations_are_told_by_their_tensors() {
+        let theta = |config: &Value| config["rope_parameters"]["rope_theta"].as_f64().unwrap();
+        let a = of(META, &[]).unwrap();
+        assert_eq!((theta(&a), a.get("attention_windows"), a.get("residual_lambdas")), (10_000.0, None, None));
+        let windows = |config: &Value| config["attention_windows"].as_array().unwrap()[16..].to_vec();
+        let b = of(META, &LATE[..1]).unwrap();
+        assert_eq!(
+            (windows(&b), b.get("value_gate_factor")),
+            (vec![1024.into(), 1024.into(), 1024.into(), 2048.into()], None)
+        );
+        let c = of(META, &with_gate(32)).unwrap();
+        assert_eq!(
+            (windows(&c)[0].as_u64(), c["value_gate_factor"].as_f64(), c.get("backout")),
+            (Some(1024), Some(2.0), None)
+        );
+        let d = of(META, &with_gate(12)).unwrap();
+        assert_eq!(
+            (windows(&d)[0].as_u64(), theta(&d), d["qk_norm_factor"].as_f64()),
+            (Some(768), 100_000.0, Some(1.15))
+        );
+        let mut tensors = with_gate(12);
+        tensors.push(("smear_gate.weight", [1, 24]));
+        let e = of(META, &tensors).unwrap();
+        assert_eq!(
+            (windows(&e)[0].as_u64(), &e["backout"], e["qk_norm_factor"].as_f64()),
+            (Some(512), &true.into(), Some(1.2))
+        );
+    }
+
+    #[test]
+    fn what_is_of_no_generation_is_refused() {
+        for (meta, tensors, words) in [
+            (META, LATE.to_vec(), "no gates"),
+            (META, with_gate(16), "read 16 channels"),
+            (META, vec![LATE[0], ("smear_gate.weight", [1, 24])], "read none channels"),
+            (&META.replace("sSsL", "SLX"), with_gate(12), "letters S and L, got \"SLX\""),
+            (&META.replace(r#""n_layer":20"#, r#""n_layer":0"#), vec![], "n_layer"),
+            ("{}", vec![], "model_config"),
+        ] {
+            let error = of(meta, &tensors).unwrap_err();
+            assert!(error.contains(words), "{error}");
+        }
+    }
+}

@@ -98,7 +98,7 @@ fn other_architectures_are_refused_by_name_with_the_reason() {
     for (tensor, family, why) in [
         ("transformer.h.0.attn.attention.q_proj.weight", "GPT-Neo", "256"),
         ("model.layers.0.post_feedforward_layernorm.weight", "Gemma 2 or 3", "norms"),
-        ("_orig_mod.transformer.h.0.attn.c_q.weight", "nanochat", "rotations"),
+        ("_orig_mod.bigram_embed.embed.weight", "nanochat of January 27", "pairs"),
         ("gpt_neox.layers.0.attention.query_key_value.weight", "GPT-NeoX", "positions"),
         ("transformer.h.0.attn.q_proj.weight", "GPT-J", "side by side"),
     ] {
@@ -108,6 +108,48 @@ fn other_architectures_are_refused_by_name_with_the_reason() {
     // n_embd 4, one pair of keys and values of width 2: 4 + 2 · 2 rows.
     let error = one("transformer.h.0.attn.c_attn.weight", &[8, 4]);
     assert!(error.contains("gpt_bigcode"), "{error}");
+}
+
+#[test]
+fn of_a_generation_of_nanochat_no_tensor_is_too_many_or_too_few() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/nanochat/E/model_000483.pt");
+    let original = Checkpoint::open(&[golden]).unwrap();
+    let shape = ModelShape::from_config_json(original.config().unwrap()).unwrap();
+    original.check(&shape).unwrap();
+    let all: Tensors =
+        original.tensors().map(|tensor| (tensor.name.to_owned(), Dtype::F32, tensor.shape.to_vec())).collect();
+    let verdict = |tensors: &[(String, Dtype, Vec<usize>)]| {
+        let dir = tempfile::tempdir().unwrap();
+        let path = write(dir.path(), tensors);
+        Checkpoint::open(&[path]).and_then(|checkpoint| checkpoint.check(&shape)).map_err(|error| error.to_string())
+    };
+    verdict(&all).unwrap();
+    for i in 0..all.len() {
+        let (mut without, mut wider) = (all.clone(), all.clone());
+        let (name, ..) = without.remove(i);
+        let error = verdict(&without).unwrap_err();
+        // Without its first queries it might as well be a GPT-2, which has not what is lost.
+        assert!(error.contains("has no tensor") && (error.contains(&name) || name == "h.0.attn.c_q.weight"), "{error}");
+        *wider[i].2.last_mut().unwrap() += 1;
+        assert!(verdict(&wider).unwrap_err().contains(&name));
+    }
+    for name in ["value_embeds.0.weight", "h.0.attn.ve_gate.weight", "ln_f.weight", "h.2.attn.c_q.bias", "odd"] {
+        let error = verdict(&[&all[..], &[(name.to_owned(), Dtype::F32, vec![4])]].concat()).unwrap_err();
+        assert!(error.contains(name) && error.contains("no place"), "{error}");
+    }
+}
+
+#[test]
+fn a_checkpoint_of_nanochat_without_its_sizes_says_what_to_copy() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/nanochat/A/model_000650.pt");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model_000650.pt");
+    std::fs::copy(golden, &path).unwrap();
+    let error = Checkpoint::open(std::slice::from_ref(&path)).unwrap_err().to_string();
+    assert!(error.contains("meta_000650.json") && error.contains("copy both"), "{error}");
+    std::fs::write(dir.path().join("meta_000650.json"), r#"{"model_config":{"n_layer":3}}"#).unwrap();
+    let error = Checkpoint::open(&[path]).unwrap_err().to_string();
+    assert!(error.contains("meta_000650.json") && error.contains("n_embd"), "{error}");
 }
 
 #[test]

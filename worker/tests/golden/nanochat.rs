@@ -21,7 +21,7 @@ use crate::{
 };
 
 const FOLDERS: [&str; 9] = ["A", "A-padded", "B-lambdas", "B", "C", "C-softcap20", "D", "E", "hf"];
-/// Several times what nanochat's own two paths differ by, and a hundredth of what the smallest mistake is worth.
+/// Some times what nanochat's own two paths differ by, and a hundredth of what the smallest mistake is worth.
 const TOLERANCE: f32 = 2e-4;
 /// Tokens of a step.
 const CHUNK: usize = 96;
