@@ -128,7 +128,7 @@ fn read(
     shape.keep_known_ends();
     checkpoint.check(&shape)?;
     if let (Some(config), Some(tokenizer)) = (checkpoint.config(), checkpoint.tokenizer()?) {
-        place.folder = gguf::unpack(config, &tokenizer, &caches.demo)?;
+        place.folder = unpack::tokenizer(config, &tokenizer, &caches.demo)?;
     }
     if needs_tokenizer && !has_tokenizer(&place.folder) {
         return Err(ModelError::missing(

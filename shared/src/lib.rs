@@ -2,12 +2,14 @@
 //!
 //! Reading order: a [`model`] is a shape, read from [`json`], which a partition deals out; the coordinator and its ranks
 //! talk in the messages of [`protocol`], carried by a [`link`] after a [`handshake`] at a [`door`]; the ranks add up partial
-//! results through a [`comm`]unicator. What comes from outside is [`utf8`], and people are told by [`say`].
+//! results through a [`comm`]unicator. What comes from outside is [`utf8`], in tokenizers
+//! spelled in an alphabet of [`byte_level`], and people are told by [`say`].
 //!
 //! This crate does not know HTTP, text, the tensors of any library, CUDA, or scheduling.
 
 pub mod json;
 pub mod utf8;
+pub mod byte_level;
 mod say;
 pub mod model;
 pub mod protocol;

@@ -6,7 +6,8 @@
 //!
 //! One model, two sets of added tokens: all of them for trusted text (where `<|endoftext|>` is a token), and those that
 //! are not special for what users typed (where it is thirteen characters). The library finds both, by its own rules of
-//! `lstrip`, `rstrip`, `single_word` and `normalized`.
+//! `lstrip`, `rstrip`, `single_word` and `normalized`. A model may know the second for every text (nanochat's do): then only
+//! templates write special tokens.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -14,7 +15,7 @@ use std::{
     path::Path,
 };
 
-use nanoinfer_shared::protocol::TokenId;
+use nanoinfer_shared::{byte_level, protocol::TokenId};
 use tokenizers::{
     AddedVocabulary, Encoding, Model, ModelWrapper, NormalizerWrapper, OffsetReferential, OffsetType, PreTokenizer,
     PreTokenizerWrapper, models::bpe::BPE, pre_tokenizers::metaspace::PrependScheme,
@@ -35,7 +36,7 @@ const MAX_PADDING_ROWS: usize = 1024;
 /// Whether text may contain special tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Specials {
-    /// `<|endoftext|>` is the token: prompts and corpora, as in Hugging Face.
+    /// `<|endoftext|>` is the token: prompts and corpora, as in Hugging Face. Not in models that know no such text.
     Match,
     /// `<|endoftext|>` is thirteen characters: what users typed into a chat.
     Literal,
@@ -45,8 +46,10 @@ pub enum Specials {
 pub struct Tokenizer {
     /// Its own added tokens are those of text that users typed.
     inner: tokenizers::Tokenizer,
-    /// The added tokens of trusted text.
+    /// The added tokens of trusted text, and of what templates write.
     trusted: AddedVocabulary,
+    /// Whether no text is trusted.
+    trusts_nobody: bool,
     /// For text behind a special token.
     behind_special: Option<PreTokenizerWrapper>,
     /// `None` where each token stands for bytes.
@@ -83,7 +86,7 @@ impl Tokenizer {
         let (path, mut inner) = tokenizer_files::open(folder, &config)?;
         let trusted = tokenizer_files::add_tokens(&mut inner, &path, &config, vocab_size)?;
         let decoder = Decoder::new(inner.get_decoder()).map_err(|reason| invalid(&path, reason))?;
-        let alphabet = byte_of_char();
+        let alphabet: HashMap<char, u8> = byte_level::alphabet().into_iter().zip(0..=u8::MAX).collect();
         let (mut blob, mut ends, mut unused) = (Vec::new(), Vec::with_capacity(vocab_size), Vec::new());
         for id in 0..vocab_size as TokenId {
             match (inner.id_to_token(id), &decoder) {
@@ -132,6 +135,7 @@ impl Tokenizer {
         let mut tokenizer = Self {
             inner,
             trusted,
+            trusts_nobody: config.split_special_tokens,
             behind_special,
             decoder,
             blob,
@@ -179,11 +183,14 @@ impl Tokenizer {
     /// # Errors
     /// When the model has no token for a part of it, nor one for the unknown.
     pub fn encode(&self, text: &str, specials: Specials) -> Result<Vec<TokenId>, EncodeError> {
-        let added = match specials {
-            Specials::Match => &self.trusted,
-            Specials::Literal => self.inner.get_added_vocabulary(),
-        };
-        self.ids(&self.encoding(text, added, self.inner.get_pre_tokenizer())?)
+        self.ids(&self.encoding(text, self.added(specials), self.inner.get_pre_tokenizer())?)
+    }
+
+    fn added(&self, specials: Specials) -> &AddedVocabulary {
+        match specials {
+            Specials::Match if !self.trusts_nobody => &self.trusted,
+            _ => self.inner.get_added_vocabulary(),
+        }
     }
 
     /// Token ids of a whole text, with what this tokenizer adds around one (GPT-2: nothing).
@@ -191,7 +198,7 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn encode_document(&self, text: &str) -> Result<Vec<TokenId>, EncodeError> {
-        let encoding = self.encoding(text, &self.trusted, self.inner.get_pre_tokenizer())?;
+        let encoding = self.encoding(text, self.added(Specials::Match), self.inner.get_pre_tokenizer())?;
         let encoding = self.inner.post_process(encoding, None, true);
         let encoding = encoding.map_err(|error| EncodeError(error.to_string()))?;
         let (before, after) = self.around;
@@ -377,19 +384,6 @@ fn forget_start(pre_tokenizer: &mut PreTokenizerWrapper) {
         }
         _ => {}
     }
-}
-
-/// GPT-2's alphabet: printable bytes stand for themselves, the others for characters from U+0100 on.
-/// Source: `bytes_to_unicode` of openai/gpt-2's encoder.py.
-fn byte_of_char() -> HashMap<char, u8> {
-    let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
-    let mut others = '\u{100}'..;
-    (0..=u8::MAX)
-        .map(|byte| {
-            let c = if printable(byte) { char::from(byte) } else { others.next().expect("an endless range") };
-            (c, byte)
-        })
-        .collect()
 }
 
 #[cfg(test)]

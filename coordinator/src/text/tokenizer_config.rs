@@ -34,6 +34,8 @@ pub(super) struct TokenizerConfig {
     pub(super) add_prefix_space: Option<bool>,
     pub(super) add_bos_token: bool,
     pub(super) add_eos_token: bool,
+    /// Whether special tokens are text wherever they are spelled out.
+    pub(super) split_special_tokens: bool,
     /// Special tokens by their names.
     pub(super) named: BTreeMap<String, String>,
     /// Tokens to add, in this order, with their id where a file says it.
@@ -123,6 +125,7 @@ impl TokenizerConfig {
             add_prefix_space: flag("add_prefix_space")?,
             add_bos_token: flag("add_bos_token")?.unwrap_or(false),
             add_eos_token: flag("add_eos_token")?.unwrap_or(false),
+            split_special_tokens: flag("split_special_tokens")?.unwrap_or(false),
             class,
             named,
             added,

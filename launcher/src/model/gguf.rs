@@ -1,13 +1,8 @@
-//! Which of several GGUF files is meant, by a name or a quantisation; and the tokenizer that is in one.
+//! Which of several GGUF files is meant, by a name or a quantisation.
 //!
 //! Of a split model the first part stands for all. Does not know where the files are.
 
-use std::path::PathBuf;
-
-use nanoinfer_checkpoint::{TokenizerFiles, gguf_parts, is_gguf};
-use sha2::{Digest, Sha256};
-
-use super::unpack::{Bundle, UnpackError};
+use nanoinfer_checkpoint::{gguf_parts, is_gguf};
 
 /// What lies beside models and is none: what sees pictures, and what quantising was guided by.
 const NO_MODELS: [&str; 2] = ["mmproj", "imatrix"];
@@ -81,23 +76,6 @@ fn is_quantisation(name: &str, wanted: &str) -> bool {
     };
     ends(&stem)
         || folder.rsplit('/').next().is_some_and(|folder| !folder.is_empty() && ends(&folder.to_ascii_lowercase()))
-}
-
-/// A folder with what a file says of its configuration and its tokenizer, as other models have it beside them.
-pub(super) fn unpack(config: &str, tokenizer: &TokenizerFiles, roots: &[PathBuf]) -> Result<PathBuf, UnpackError> {
-    let files = [
-        ("config.json", config.as_bytes()),
-        ("tokenizer.json", tokenizer.tokenizer.as_bytes()),
-        ("tokenizer_config.json", tokenizer.config.as_bytes()),
-    ];
-    let mut digest = Sha256::new();
-    for (name, text) in files {
-        digest.update(format!("{name} {}\n", text.len()));
-        digest.update(text);
-    }
-    let digest: String = digest.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    let needs = "the tokenizer of a GGUF needs a folder to be unpacked into";
-    Bundle { name: &format!("gguf-{digest}"), needs, files: &files }.unpack(roots)
 }
 
 #[cfg(test)]

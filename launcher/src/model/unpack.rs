@@ -10,6 +10,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use nanoinfer_checkpoint::TokenizerFiles;
+use sha2::{Digest, Sha256};
+
 use crate::private_folder;
 
 /// Files that belong together.
@@ -19,6 +22,24 @@ pub(super) struct Bundle<'a> {
     /// For whom it is, and that it needs a folder: for messages.
     pub(super) needs: &'static str,
     pub(super) files: &'a [(&'a str, &'a [u8])],
+}
+
+/// A folder with a configuration and a tokenizer that come as something else, as other models have them beside them.
+pub(super) fn tokenizer(config: &str, tokenizer: &TokenizerFiles, roots: &[PathBuf]) -> Result<PathBuf, UnpackError> {
+    let mut files = vec![
+        ("config.json", config.as_bytes()),
+        ("tokenizer.json", tokenizer.tokenizer.as_bytes()),
+        ("tokenizer_config.json", tokenizer.config.as_bytes()),
+    ];
+    files.extend(tokenizer.generation.as_ref().map(|text| ("generation_config.json", text.as_bytes())));
+    let mut digest = Sha256::new();
+    for (name, text) in &files {
+        digest.update(format!("{name} {}\n", text.len()));
+        digest.update(text);
+    }
+    let digest: String = digest.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let needs = "the model's tokenizer needs a folder to be unpacked into";
+    Bundle { name: &format!("tokenizer-{digest}"), needs, files: &files }.unpack(roots)
 }
 
 /// Why nothing could be unpacked: every folder that was tried, with what happened.

@@ -35,6 +35,14 @@ pub enum CheckpointError {
         /// What it is.
         reason: String,
     },
+    /// A tokenizer that cannot be used.
+    #[error("{}: {reason}\n  hint: a tokenizer.pkl is what nanochat's scripts.tok_train writes", .path.display())]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong in it.
+        reason: String,
+    },
     /// A part of a split GGUF is not there.
     #[error("{} is missing, of which {} is another part\n  hint: fetch all parts into one folder", .file.display(), .of.display())]
     MissingPart {

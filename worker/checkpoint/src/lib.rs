@@ -3,7 +3,7 @@
 //! Its family says which tensor a [`Part`] of the model is; matrices of blocks are `[in, out]` as seen from here, however they
 //! are stored.
 //!
-//! Reading order: [`tensor`](TensorSlice) is a view, `tile` and `blocks` how it is read; `mapped` is a file, `index` says which there are of a split checkpoint; `archive`, `pickle` and `torch` read files of torch.save, `gguf` those of llama.cpp, `nanochat` what lies beside nanochat's; `fingerprint` samples; `export` writes
+//! Reading order: [`tensor`](TensorSlice) is a view, `tile` and `blocks` how it is read; `mapped` is a file, `index` says which there are of a split checkpoint; `archive`, `pickle` and `torch` read files of torch.save, `gguf` those of llama.cpp, `nanochat` what lies beside nanochat's, `tiktoken` its tokenizers, which become `tokenizer_files`; `fingerprint` samples; `export` writes
 //! safetensors. Opening reads headers only. Pages of a slice are read when the slice is; they are the file's, not this process's.
 //! Does not know ranks, devices, kernels or candle. Invariant: what opening and checking cost is linear in the length of headers and pickles.
 //! Reference: <https://github.com/huggingface/safetensors>, `torch/serialization.py`, `docs/gguf.md` of ggml.
@@ -17,8 +17,10 @@ mod index;
 mod archive;
 mod pickle;
 mod torch;
+mod tokenizer_files;
 mod gguf;
 mod nanochat;
+mod tiktoken;
 mod fingerprint;
 mod export;
 mod error;
@@ -45,14 +47,12 @@ pub use nanoinfer_shared::model::family::Layout;
 pub use self::{
     blocks::BlockType,
     error::CheckpointError,
-    gguf::{
-        split::{gguf_parts, is_gguf},
-        tokenizer::TokenizerFiles,
-    },
+    gguf::split::{gguf_parts, is_gguf},
     index::{Index, is_index, parts},
-    pickle::PickleError,
+    pickle::{Content, PickleError},
     shown::shown,
     tensor::{ElementType, TensorSlice},
+    tokenizer_files::TokenizerFiles,
 };
 use self::{
     gguf::{

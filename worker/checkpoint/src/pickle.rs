@@ -1,14 +1,16 @@
 //! A pickle as data: what Python's `pickle` would build, without running any of it.
 //!
-//! The program of a pickle is carried out on an arena of values ([`machine`]); a call is written down as a call. Knows nothing of tensors. Invariant: memory stays within a
+//! The program of a pickle is carried out on an arena of values ([`machine`]); a call is written down as a call. Knows nothing of tensors
+//! or tokenizers but the names that may stand in their files. Invariant: memory stays within a
 //! multiple of the pickle's own length, and no recursion depends on its content.
 //! Reference: `Lib/pickletools.py` of CPython; what torch allows is in `torch/_weights_only_unpickler.py`.
 
+mod content;
 mod value;
 mod machine;
 
 use self::machine::Machine;
-pub use self::value::PickleError;
+pub use self::{content::Content, value::PickleError};
 pub(super) use self::value::{Id, Value};
 
 /// Longest pickle: that of gpt2-xl with its optimizer has half a megabyte.
@@ -25,10 +27,10 @@ pub(super) struct Pickle {
 }
 
 impl Pickle {
-    /// Reads the pickle that `bytes` begin with.
-    pub(super) fn read(bytes: &[u8]) -> Result<Self, PickleError> {
+    /// Reads the pickle that `bytes` begin with, which is to hold this.
+    pub(super) fn read(bytes: &[u8], content: Content) -> Result<Self, PickleError> {
         let bytes = &bytes[..bytes.len().min(MAX_PICKLE_BYTES)];
-        let (root, values, len) = match Machine::new(bytes).run() {
+        let (root, values, len) = match Machine::new(bytes, content).run() {
             Err(PickleError::Truncated(_)) if bytes.len() == MAX_PICKLE_BYTES => {
                 return Err(PickleError::TooLarge { limit: MAX_PICKLE_BYTES, unit: "bytes" });
             }

@@ -20,7 +20,7 @@ use safetensors::Dtype;
 
 use super::{
     archive::Archive,
-    pickle::{Id, Pickle, PickleError, Value},
+    pickle::{Content, Id, Pickle, PickleError, Value},
     shown::shown,
     tensor::{ElementType, MAX_DIMENSIONS, Stored, element_bytes},
 };
@@ -72,7 +72,7 @@ pub(super) fn read_zip(bytes: &[u8]) -> Result<Contents, TorchError> {
         return Err(TorchError::Malformed("its numbers are big-endian".into()));
     }
     let object = archive.entry("data.pkl").ok_or_else(|| String::from("it has no data.pkl"))?;
-    let pickle = Pickle::read(&bytes[object])?;
+    let pickle = Pickle::read(&bytes[object], Content::StateDict)?;
     let place = |key: &str| archive.entry(&format!("data/{key}"));
     state_dict(&pickle, &place)
 }
@@ -81,7 +81,7 @@ pub(super) fn read_zip(bytes: &[u8]) -> Result<Contents, TorchError> {
 pub(super) fn read_legacy(bytes: &[u8]) -> Result<Contents, TorchError> {
     let mut at = LEGACY_MAGIC.len();
     let mut next = || {
-        let pickle = Pickle::read(&bytes[at..])?;
+        let pickle = Pickle::read(&bytes[at..], Content::StateDict)?;
         at += pickle.len;
         Ok::<_, PickleError>(pickle)
     };

@@ -15,7 +15,13 @@ use std::{
 
 use serde_json::{Map, Value as Json, json};
 
-use super::{super::shown::shown, GgufError, Header, Value};
+use super::{
+    super::{
+        shown::shown,
+        tokenizer_files::{TokenizerFiles, added_token, around, byte_level, by_words, byte_level_bpe},
+    },
+    GgufError, Header, Value,
+};
 
 /// The expression of GPT-4 and its kin, with what it says of digits.
 macro_rules! words {
@@ -38,15 +44,6 @@ const SPACE: &str = "▁";
 const NAMED: [(&str, &str); 4] =
     [("bos_token", "bos"), ("eos_token", "eos"), ("unk_token", "unknown"), ("pad_token", "padding")];
 const TEMPLATE: &str = "tokenizer.chat_template";
-
-/// Texts of the files that a tokenizer is made of.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TokenizerFiles {
-    /// Of `tokenizer.json`.
-    pub tokenizer: String,
-    /// Of `tokenizer_config.json`.
-    pub config: String,
-}
 
 /// What a token is for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -72,7 +69,7 @@ impl TokenizerFiles {
         let Some(model) = header.text("tokenizer.ggml.model")? else { return Ok(None) };
         let tokens = Tokens::read(header)?;
         let mut file = match model {
-            "gpt2" => byte_level(header, &tokens)?,
+            "gpt2" => of_bytes(header, &tokens)?,
             "llama" => sentence_piece(header, &tokens)?,
             other => {
                 let reason = format!("its tokenizer is of model `{}`; gpt2 and llama are read", shown(other));
@@ -93,7 +90,7 @@ impl TokenizerFiles {
         if let Some(template) = template(header)? {
             config.insert("chat_template".into(), template);
         }
-        Ok(Some(Self { tokenizer: file.to_string(), config: Json::Object(config).to_string() }))
+        Ok(Some(Self { tokenizer: file.to_string(), config: Json::Object(config).to_string(), generation: None }))
     }
 }
 
@@ -145,13 +142,7 @@ impl<'a> Tokens<'a> {
     /// Those that are found in a text before it is cut.
     fn added(&self) -> Vec<Json> {
         let added = self.used().filter(|(.., kind)| matches!(kind, Kind::Control | Kind::Whole));
-        let added = added.map(|(id, text, kind)| {
-            json!({
-                "id": id, "content": text, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
-                "special": kind == Kind::Control
-            })
-        });
-        added.collect()
+        added.map(|(id, text, kind)| added_token(id, text, kind == Kind::Control)).collect()
     }
 
     /// Special tokens by their names: number and text.
@@ -169,12 +160,7 @@ impl<'a> Tokens<'a> {
 }
 
 /// Byte-level BPE, without what is the same in both models.
-fn byte_level(header: &Header<'_>, tokens: &Tokens<'_>) -> Result<Json, GgufError> {
-    let byte_level = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex});
-    let by_words = |words: &str| {
-        let split = json!({"type": "Split", "pattern": {"Regex": words}, "behavior": "Isolated", "invert": false});
-        json!({"type": "Sequence", "pretokenizers": [split, byte_level(false)]})
-    };
+fn of_bytes(header: &Header<'_>, tokens: &Tokens<'_>) -> Result<Json, GgufError> {
     let pre = header.text("tokenizer.ggml.pre")?.unwrap_or("default");
     let (normalizer, pre_tokenizer) = match pre {
         "gpt-2" | "default" => (Json::Null, byte_level(true)),
@@ -204,16 +190,9 @@ fn byte_level(header: &Header<'_>, tokens: &Tokens<'_>) -> Result<Json, GgufErro
         pair.ok_or_else(|| format!("merge {i} is no pair of tokens"))
     };
     let merges: Vec<Json> = merges.enumerate().map(merge).collect::<Result<_, _>>()?;
-    Ok(json!({
-        "normalizer": normalizer,
-        "pre_tokenizer": pre_tokenizer,
-        "decoder": byte_level(true),
-        "model": {
-            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": is_llama3(pre),
-            "vocab": tokens.vocabulary(), "merges": merges
-        }
-    }))
+    let mut file = byte_level_bpe(pre_tokenizer, tokens.vocabulary(), merges, is_llama3(pre));
+    file["normalizer"] = normalizer;
+    Ok(file)
 }
 
 /// SentencePiece's BPE, without what is the same in both models.
@@ -271,32 +250,6 @@ fn merges_by_score<'a>(tokens: &Tokens<'a>, scores: &[f64]) -> Vec<(&'a str, &'a
         scores[*b].total_cmp(&scores[*a]).then(a.cmp(b)).then(b_left.len().cmp(&a_left.len()))
     });
     merges.into_iter().map(|(_, cut)| cut).collect()
-}
-
-/// What goes around a text.
-fn around(bos: Option<(usize, &str)>, eos: Option<(usize, &str)>) -> Json {
-    if bos.is_none() && eos.is_none() {
-        return Json::Null;
-    }
-    let special = |token: Option<(usize, &str)>, kind: u32| {
-        token.map(|(_, text)| json!({"SpecialToken": {"id": text, "type_id": kind}}))
-    };
-    let sequence = |id: &str, kind: u32| {
-        let text = json!({"Sequence": {"id": id, "type_id": kind}});
-        special(bos, kind).into_iter().chain([text]).chain(special(eos, kind)).collect::<Vec<_>>()
-    };
-    let tokens: Map<_, Json> = [bos, eos]
-        .into_iter()
-        .flatten()
-        .map(|(id, text)| (text.to_owned(), json!({"id": text, "ids": [id], "tokens": [text]})))
-        .collect();
-    let pair = [sequence("A", 0), sequence("B", 1)].concat();
-    json!({
-        "type": "TemplateProcessing",
-        "single": sequence("A", 0),
-        "pair": pair,
-        "special_tokens": tokens
-    })
 }
 
 /// The chat template, or a list where the file has others beside it.

@@ -1,44 +1,22 @@
 //! The machine that carries out a pickle's program on an arena of values.
 //!
-//! Names of classes and functions are looked up in the list below and nowhere else. Invariant: every instruction makes at most
+//! Names of classes and functions are looked up in the list of its [`Content`] and nowhere else. Invariant: every instruction makes at most
 //! as much as it reads, but for copies of lists, which are counted.
 
 use std::collections::HashMap;
 
-use super::value::{Id, PickleError, Value};
+use super::{
+    content::{Content, ENCODING},
+    value::{Id, PickleError, Value},
+};
 use crate::shown::shown;
 
 /// Most values in one.
 const MAX_VALUES: usize = 1 << 20;
 
-/// Names that a checkpoint of torch may hold. All are data to us; `*` ends a prefix.
-const ALLOWED: [&str; 22] = [
-    "collections.OrderedDict",
-    "torch._utils._rebuild_tensor",
-    "torch._utils._rebuild_tensor_v2",
-    "torch._utils._rebuild_parameter",
-    "torch._tensor._rebuild_from_type_v2",
-    "torch.nn.parameter.Parameter",
-    "torch.Tensor",
-    "torch.Size",
-    "torch.device",
-    "torch.FloatStorage",
-    "torch.HalfStorage",
-    "torch.BFloat16Storage",
-    "torch.DoubleStorage",
-    "torch.LongStorage",
-    "torch.IntStorage",
-    "torch.ShortStorage",
-    "torch.CharStorage",
-    "torch.ByteStorage",
-    "torch.BoolStorage",
-    "torch.float32",
-    "torch.float16",
-    "torch.bfloat16",
-];
-
 /// The state of a pickle's program.
 pub(super) struct Machine<'a> {
+    content: Content,
     bytes: &'a [u8],
     at: usize,
     values: Vec<Value>,
@@ -52,8 +30,9 @@ pub(super) struct Machine<'a> {
 
 impl<'a> Machine<'a> {
     /// Before the first instruction of `bytes`.
-    pub(super) fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes, at: 0, values: Vec::new(), stack: Vec::new(), marks: Vec::new(), memo: HashMap::new(), copied: 0 }
+    pub(super) fn new(bytes: &'a [u8], content: Content) -> Self {
+        let (values, stack, marks, memo) = Default::default();
+        Self { content, bytes, at: 0, values, stack, marks, memo, copied: 0 }
     }
 
     /// Carries out everything up to the end; returns what is left, the values made, and how many bytes were read.
@@ -86,9 +65,9 @@ impl<'a> Machine<'a> {
             b'U' | b'\x8c' => text(self.counted(1)?), // SHORT_BINSTRING, SHORT_BINUNICODE
             b'T' | b'X' => text(self.counted(4)?),    // BINSTRING, BINUNICODE
             b'\x8d' => text(self.counted(8)?),        // BINUNICODE8
-            b'C' => opaque(self.counted(1)?),         // SHORT_BINBYTES
-            b'B' => opaque(self.counted(4)?),         // BINBYTES
-            b'\x8e' | b'\x96' => opaque(self.counted(8)?), // BINBYTES8, BYTEARRAY8
+            b'C' => bytes(self.counted(1)?),         // SHORT_BINBYTES
+            b'B' => bytes(self.counted(4)?),         // BINBYTES
+            b'\x8e' | b'\x96' => bytes(self.counted(8)?), // BINBYTES8, BYTEARRAY8
             b')' => Value::Tuple(Vec::new()),
             b'\x85'..=b'\x87' => Value::Tuple(self.pop_many(usize::from(opcode - 0x84))?), // TUPLE1, TUPLE2, TUPLE3
             b't' => Value::Tuple(self.pop_to_mark()?),                                     // TUPLE
@@ -106,10 +85,18 @@ impl<'a> Machine<'a> {
             b'\x80' => drop(self.byte()?),             // PROTO
             b'\x95' => drop(self.take(8)?),            // FRAME
             b'(' => self.marks.push(self.stack.len()), // MARK
-            // BUILD: attributes of an object, which are none of a tensor's or dictionary's content.
-            b'0' | b'b' => drop(self.pop()?),     // POP
+            b'0' => drop(self.pop()?),            // POP
             b'1' => drop(self.pop_to_mark()?),    // POP_MARK
             b'2' => self.stack.push(self.top()?), // DUP
+            // BUILD: attributes of an object, which are none of a tensor's or dictionary's content, and all of an encoding's.
+            b'b' => {
+                let (state, object) = (self.pop()?, self.top()?);
+                if let Value::Call(class, _) = self.values[object as usize]
+                    && self.values[class as usize] == Value::Global(ENCODING)
+                {
+                    self.values[object as usize] = Value::Object(state);
+                }
+            }
             // APPEND; APPENDS, ADDITEMS
             b'a' | b'e' | b'\x90' => {
                 let items = if opcode == b'a' { self.pop_many(1)? } else { self.pop_to_mark()? };
@@ -209,9 +196,9 @@ impl<'a> Machine<'a> {
 
     fn push_global(&mut self, module: &str, name: &str) -> Result<(), PickleError> {
         let global = format!("{module}.{name}");
-        match ALLOWED.iter().find(|allowed| **allowed == global) {
+        match self.content.names().iter().find(|allowed| **allowed == global) {
             Some(allowed) => self.push(Value::Global(allowed)),
-            None => Err(PickleError::Refused(shown(&global))),
+            None => Err(PickleError::Refused { name: shown(&global), content: self.content }),
         }
     }
 
@@ -296,8 +283,8 @@ fn text(bytes: &[u8]) -> Value {
     Value::Text(String::from_utf8_lossy(bytes).into_owned())
 }
 
-fn opaque(_: &[u8]) -> Value {
-    Value::Opaque
+fn bytes(bytes: &[u8]) -> Value {
+    Value::Bytes(bytes.to_owned())
 }
 
 /// Little-endian two's complement.

@@ -1,13 +1,20 @@
 //! Values that a pickle builds, and why one is not read.
 
+use super::content::Content;
+
 /// Why a pickle is not read.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PickleError {
     /// It names what is no data.
     #[error(
-        "refused: the file asks for `{0}`, which is no part of a state dict; nothing of it was run\n  hint: if you trust the file, load it in Python and save `model.state_dict()` with safetensors"
+        "refused: the file asks for `{name}`, which is no part of {}; nothing of it was run\n  hint: {}", .content.words(), .content.hint()
     )]
-    Refused(String),
+    Refused {
+        /// What it names.
+        name: String,
+        /// As what it was read.
+        content: Content,
+    },
     /// It ends too early.
     #[error("the pickle is cut short at byte {0}")]
     Truncated(usize),
@@ -48,7 +55,8 @@ pub(crate) enum Value {
     Int(i64),
     Float(f64),
     Text(String),
-    /// Bytes and whole numbers beyond 64 bits: nothing here looks into them.
+    Bytes(Vec<u8>),
+    /// A whole number beyond 64 bits: nothing here looks into it.
     Opaque,
     Tuple(Vec<Id>),
     List(Vec<Id>),
@@ -57,6 +65,8 @@ pub(crate) enum Value {
     Global(&'static str),
     /// A function or class, and its arguments.
     Call(Id, Id),
+    /// A tokenizer of tiktoken, with these attributes.
+    Object(Id),
     /// What the pickle's owner knows by this name.
     Persistent(Id),
 }
