@@ -9,7 +9,7 @@ use clap::Args;
 use nanoinfer_checkpoint::Checkpoint;
 use nanoinfer_launch::{
     environment, json,
-    model::{self, ResolvedModel, has_tokenizer},
+    model::{self, ResolvedModel, Version, has_tokenizer},
     output, say,
 };
 use serde_json::{Map, Value};
@@ -39,12 +39,15 @@ pub(crate) struct ConvertOptions {
     /// Branch, tag or commit of a hub model.
     #[arg(long, value_name = "REVISION")]
     revision: Option<String>,
+    /// Which checkpoint of a folder of nanochat, by its step [default: the last].
+    #[arg(long, value_name = "STEP")]
+    step: Option<u64>,
 }
 
 pub(crate) fn run(options: &ConvertOptions) -> Result<(), Failure> {
     let caches = environment::caches();
-    let model = model::resolve_checkpoint(Some(&options.model), options.revision.as_deref(), &caches)
-        .map_err(Failure::usage)?;
+    let version = Version { revision: options.revision.as_deref(), step: options.step };
+    let model = model::resolve_checkpoint(Some(&options.model), version, &caches).map_err(Failure::usage)?;
     let to = &options.to;
     let weights = to.join("model.safetensors");
     if weights.exists() {

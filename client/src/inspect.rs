@@ -8,7 +8,7 @@ use clap::Args;
 use nanoinfer_checkpoint::{Checkpoint, Format, Layout, shown};
 use nanoinfer_launch::{
     ClusterConfig, environment,
-    model::{self, ResolvedModel, has_tokenizer},
+    model::{self, ResolvedModel, Version, has_tokenizer},
     output,
     plan::{Placement, Plan},
     size::ByteSize,
@@ -25,15 +25,19 @@ pub(crate) struct InspectOptions {
     /// Branch, tag or commit of a hub model.
     #[arg(long, value_name = "REVISION")]
     revision: Option<String>,
+    /// Which checkpoint of a folder of nanochat, by its step [default: the last].
+    #[arg(long, value_name = "STEP")]
+    step: Option<u64>,
     /// Show who would hold what with this many ranks.
     #[arg(long, value_name = "N")]
     nproc: Option<usize>,
 }
 
 pub(crate) fn run(options: &InspectOptions) -> Result<(), Failure> {
-    let InspectOptions { model: name, revision, nproc } = options;
+    let InspectOptions { model: name, revision, step, nproc } = options;
     let caches = environment::caches();
-    let model = model::resolve_checkpoint(name.as_deref(), revision.as_deref(), &caches).map_err(Failure::usage)?;
+    let version = Version { revision: revision.as_deref(), step: *step };
+    let model = model::resolve_checkpoint(name.as_deref(), version, &caches).map_err(Failure::usage)?;
     let checkpoint = Checkpoint::open(&model.weights).map_err(Failure::usage)?;
     let mut text = model_and_files(&model, &checkpoint);
     if has_tokenizer(&model.folder) {
@@ -44,8 +48,8 @@ pub(crate) fn run(options: &InspectOptions) -> Result<(), Failure> {
     }
     text += &tensors(&checkpoint);
     if let &Some(nproc) = nproc {
-        let (model, revision) = (name.clone(), revision.clone());
-        let config = ClusterConfig { model, revision, nproc, ..ClusterConfig::new(caches) };
+        let (model, revision, step) = (name.clone(), revision.clone(), *step);
+        let config = ClusterConfig { model, revision, step, nproc, ..ClusterConfig::new(caches) };
         let plan = Plan::new(&config, Placement::Here).map_err(Failure::usage)?;
         text += &format!("\n{plan}\n");
     }

@@ -6,7 +6,7 @@ use nanoinfer_launch::{
     ClusterConfig,
     cli::cluster_config,
     environment,
-    model::{self, ResolvedModel},
+    model::{self, ResolvedModel, Version},
 };
 
 use crate::failure::Failure;
@@ -19,6 +19,9 @@ pub(crate) struct ModelOptions {
     /// Branch, tag or commit of a hub model.
     #[arg(long, value_name = "REVISION")]
     pub(crate) revision: Option<String>,
+    /// Which checkpoint of a folder of nanochat, by its step [default: the last].
+    #[arg(long, value_name = "STEP")]
+    step: Option<u64>,
     /// Ranks to split the model over [default: 1].
     #[arg(long, value_name = "N")]
     nproc: Option<String>,
@@ -57,14 +60,17 @@ impl ModelOptions {
     /// # Errors
     /// When there is none.
     pub(crate) fn resolve(&self) -> Result<ResolvedModel, Failure> {
-        model::resolve(self.model.as_deref(), self.revision.as_deref(), &environment::caches()).map_err(Failure::usage)
+        let version = Version { revision: self.revision.as_deref(), step: self.step };
+        model::resolve(self.model.as_deref(), version, &environment::caches()).map_err(Failure::usage)
     }
 
     /// As flags of `nanoinfer-launch`, which knows what they mean.
     pub(crate) fn flags(&self) -> Vec<String> {
+        let step = self.step.map(|step| step.to_string());
         let given = [
             ("--model", &self.model),
             ("--revision", &self.revision),
+            ("--step", &step),
             ("--nproc", &self.nproc),
             ("--device", &self.device),
             ("--dtype", &self.dtype),

@@ -5,7 +5,11 @@
 //! another size, is completed. Progress goes to standard error, the folder to standard output.
 
 use clap::Args;
-use nanoinfer_launch::{environment, model, output};
+use nanoinfer_launch::{
+    environment,
+    model::{self, Version},
+    output,
+};
 
 use crate::failure::Failure;
 
@@ -17,10 +21,14 @@ pub(crate) struct PullOptions {
     /// Branch, tag or commit.
     #[arg(long, value_name = "REVISION")]
     revision: Option<String>,
+    /// Which checkpoint of nanochat, by its step [default: the last].
+    #[arg(long, value_name = "STEP")]
+    step: Option<u64>,
 }
 
 pub(crate) fn run(options: &PullOptions) -> Result<(), Failure> {
-    let pulled = model::pull(&options.model, options.revision.as_deref(), &environment::caches());
+    let version = Version { revision: options.revision.as_deref(), step: options.step };
+    let pulled = model::pull(&options.model, version, &environment::caches());
     output::write(format_args!("{}\n", pulled.map_err(Failure::usage)?.folder.display()))?;
     Ok(())
 }

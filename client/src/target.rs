@@ -9,7 +9,7 @@ use crate::{failure::Failure, model_options::ModelOptions, private_server::Priva
 #[derive(Debug, Args)]
 pub(crate) struct TargetOptions {
     /// Server to ask, like http://127.0.0.1:8000.
-    #[arg(long, value_name = "URL", value_parser = address, help_heading = "Server", conflicts_with_all = ["model", "revision", "nproc", "device", "dtype", "threads"])]
+    #[arg(long, value_name = "URL", value_parser = address, help_heading = "Server", conflicts_with_all = ["model", "revision", "step", "nproc", "device", "dtype", "threads"])]
     url: Option<String>,
     /// Key that the server wants.
     #[arg(long, env = "NANOINFER_API_KEY", value_name = "KEY", help_heading = "Server", hide_env_values = true)]

@@ -154,7 +154,8 @@ fn work(options: WorkerOptions) -> Result<(), LaunchError> {
         (Some(parent), None, None) if options.inherited => Door::Inherited { parent },
         (None, Some(address), Some(file)) => {
             let caches = environment::caches();
-            let weights = |name: String| model::resolve_weights(&name, options.revision.as_deref(), &caches);
+            let version = model::Version { revision: options.revision.as_deref(), step: options.step };
+            let weights = |name: String| model::resolve_weights(&name, version, &caches);
             let weights = options.model.map(weights).transpose()?;
             Door::Connect { address, secret: Secret::read(&file)?, weights, data_host: options.data_host }
         }

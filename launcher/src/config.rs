@@ -15,7 +15,12 @@ use clap::{
 use nanoinfer_coordinator::engine::RestartLimit;
 use nanoinfer_shared::protocol::DType;
 
-use crate::{environment, model::Caches, size::ByteSize, spawn::WorkerBinary};
+use crate::{
+    environment,
+    model::{Caches, Version},
+    size::ByteSize,
+    spawn::WorkerBinary,
+};
 
 /// What to serve, and on what. Start from [`ClusterConfig::default`].
 #[derive(Args, Clone, Debug)]
@@ -26,6 +31,9 @@ pub struct ClusterConfig {
     /// Branch, tag or commit of a hub model [default: main].
     #[arg(long, env = "NANOINFER_REVISION", value_name = "REVISION", help_heading = "Model")]
     pub revision: Option<String>,
+    /// Which checkpoint of a folder of nanochat, by its step: model_000650.pt is of 650 [default: the last].
+    #[arg(long, env = "NANOINFER_STEP", value_name = "STEP", help_heading = "Model")]
+    pub step: Option<u64>,
     /// The name that clients see [default: what --model says, of a path the last component].
     #[arg(
         long = "served-model-name",
@@ -153,6 +161,11 @@ impl ClusterConfig {
         let command = Self::augment_args(Command::new("")).mut_args(silent);
         let defaults = command.try_get_matches_from([""]).and_then(|nothing| Self::from_arg_matches(&nothing));
         Self { caches, ..defaults.expect("every option has a default") }
+    }
+
+    /// Which version of the model.
+    pub fn version(&self) -> Version<'_> {
+        Version { revision: self.revision.as_deref(), step: self.step }
     }
 }
 

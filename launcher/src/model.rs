@@ -2,7 +2,7 @@
 //!
 //! A name is, in this order: the embedded demo model (`nano-chat`, or nothing typed); a folder; a checkpoint file with
 //! its configuration and tokenizer beside it; a short name of the GPT-2 family; a Hugging Face hub id (`org/name`,
-//! or `org/name:Q4_K_M` and `org/name:file.gguf` for one of its GGUF files).
+//! or `org/name:Q4_K_M` and `org/name:file.gguf` for one of its GGUF files, `org/name:folder` for one of nanochat's).
 //! Reads names and shapes of the weights, and samples of them, to know what the configuration leaves open.
 
 mod access;
@@ -11,6 +11,7 @@ mod error;
 mod files;
 mod gguf;
 mod hub;
+mod nanochat;
 mod unpack;
 
 use std::{
@@ -18,7 +19,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nanoinfer_checkpoint::{Checkpoint, CheckpointError};
+use nanoinfer_checkpoint::{Checkpoint, CheckpointError, TokenizerFiles};
 use nanoinfer_shared::ModelShape;
 
 use self::{access::Freshness, error::SHORT_NAMES, files::CONFIG};
@@ -28,6 +29,7 @@ pub use self::{
     files::has_tokenizer,
     gguf::Unclear,
     hub::{HubError, Refusal},
+    nanochat::NoCheckpoint,
     unpack::UnpackError,
 };
 use crate::{closest, private_folder, utf8};
@@ -49,40 +51,64 @@ pub struct ResolvedModel {
     pub files: u64,
 }
 
+/// Which of the versions that there are of a model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Version<'a> {
+    /// Branch, tag or commit of the hub; `main`.
+    pub revision: Option<&'a str>,
+    /// Of its training, where several checkpoints of nanochat lie together; the last.
+    pub step: Option<u64>,
+}
+
+impl<'a> From<Option<&'a str>> for Version<'a> {
+    /// The last step of a revision.
+    fn from(revision: Option<&'a str>) -> Self {
+        Self { revision, step: None }
+    }
+}
+
 /// Finds `name`, downloading or unpacking it where needed, and reads its configuration.
 ///
 /// # Errors
 /// Says what is missing, what was tried, and what may have been meant.
-pub fn resolve(name: Option<&str>, revision: Option<&str>, caches: &Caches) -> Result<ResolvedModel, ModelError> {
-    read(name, locate(name, revision, caches, Freshness::Cached)?, caches, true)
+pub fn resolve<'a>(
+    name: Option<&str>,
+    version: impl Into<Version<'a>>,
+    caches: &Caches,
+) -> Result<ResolvedModel, ModelError> {
+    read(name, locate(name, version.into(), caches, Freshness::Cached)?, caches, true)
 }
 
 /// As [`resolve`], but asks the hub whether it has something newer.
 ///
 /// # Errors
 /// As [`resolve`].
-pub fn pull(name: &str, revision: Option<&str>, caches: &Caches) -> Result<ResolvedModel, ModelError> {
-    read(Some(name), locate(Some(name), revision, caches, Freshness::Newest)?, caches, true)
+pub fn pull<'a>(name: &str, version: impl Into<Version<'a>>, caches: &Caches) -> Result<ResolvedModel, ModelError> {
+    read(Some(name), locate(Some(name), version.into(), caches, Freshness::Newest)?, caches, true)
 }
 
 /// As [`resolve`], but without a tokenizer it is a model too: to look at, and to convert.
 ///
 /// # Errors
 /// As [`resolve`].
-pub fn resolve_checkpoint(
+pub fn resolve_checkpoint<'a>(
     name: Option<&str>,
-    revision: Option<&str>,
+    version: impl Into<Version<'a>>,
     caches: &Caches,
 ) -> Result<ResolvedModel, ModelError> {
-    read(name, locate(name, revision, caches, Freshness::Cached)?, caches, false)
+    read(name, locate(name, version.into(), caches, Freshness::Cached)?, caches, false)
 }
 
 /// Finds the files of the weights of `name` only, for a rank that was told its own copy.
 ///
 /// # Errors
 /// As [`resolve`].
-pub fn resolve_weights(name: &str, revision: Option<&str>, caches: &Caches) -> Result<Vec<PathBuf>, ModelError> {
-    locate(Some(name), revision, caches, Freshness::Cached)?.weights()
+pub fn resolve_weights<'a>(
+    name: &str,
+    version: impl Into<Version<'a>>,
+    caches: &Caches,
+) -> Result<Vec<PathBuf>, ModelError> {
+    locate(Some(name), version.into(), caches, Freshness::Cached)?.weights()
 }
 
 fn read(
@@ -96,14 +122,15 @@ fn read(
         ModelShape::from_config_json(text).map_err(|source| ModelError::Shape { path: path.into(), source })
     };
     let weights = place.weights();
+    let is_nanochat = weights.as_ref().is_ok_and(|files| nanochat::is_checkpoint(&files[0]));
     let is_gguf = match &weights {
         Ok(files) => files[0].extension() == Some("gguf".as_ref()),
-        Err(error) => matches!(error, ModelError::Unclear { .. }),
+        Err(error) => matches!(error, ModelError::Unclear { .. } | ModelError::NoCheckpoint { .. }),
     };
-    // What lies beside a GGUF is of others, or says less than it says itself.
+    // What lies beside these is of others, or says less than they say themselves.
     let beside = match utf8::read_file(&path) {
-        _ if is_gguf => None,
-        Ok(text) => Some(parse(&path, &text)?),
+        _ if is_gguf || is_nanochat => None,
+        Ok(text) => Some(parse(&path, &text).map(|shape| (text, shape))?),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(source) => return Err(ModelError::Read { path, source }),
     };
@@ -116,9 +143,11 @@ fn read(
     let weights = weights?;
     let checkpoint = Checkpoint::open(&weights)?;
     // What a checkpoint says of itself cannot belong to another one.
-    let shape = match checkpoint.config() {
-        Some(text) => parse(&weights[0], text)?,
-        None => beside.ok_or_else(no_config)?,
+    let (own, written) = (checkpoint.config(), beside.as_ref().map(|(text, _)| text.as_str()));
+    let shape = match (own, &beside) {
+        (Some(text), _) => parse(&weights[0], text)?,
+        (None, Some((_, shape))) => shape.clone(),
+        (None, None) => return Err(no_config()),
     };
     let (described, types) = (shape.model_type(), checkpoint.family().model_types);
     if !types.contains(&described) {
@@ -127,34 +156,50 @@ fn read(
     let mut shape = checkpoint.refine(shape);
     shape.keep_known_ends();
     checkpoint.check(&shape)?;
-    if let (Some(config), Some(tokenizer)) = (checkpoint.config(), checkpoint.tokenizer()?) {
+    if is_nanochat {
+        // It may lie deeper than what was typed.
+        place.folder = weights[0].parent().unwrap_or(Path::new(".")).into();
+    }
+    let pickle =
+        nanochat::pickle_for(&place.folder).filter(|_| is_nanochat || !is_gguf && !has_tokenizer(&place.folder));
+    let tokenizer = pickle.map(|path| TokenizerFiles::of_pickle(&path)).transpose()?;
+    if let Some(tokenizer) = tokenizer.map_or_else(|| checkpoint.tokenizer(), |files| Ok(Some(files)))?
+        && let Some(config) = own.or(written)
+    {
         place.folder = unpack::tokenizer(config, &tokenizer, &caches.demo)?;
+    } else if is_nanochat && let Some(folder) = nanochat::folder_for(&place.folder) {
+        place.folder = folder;
     }
     if needs_tokenizer && !has_tokenizer(&place.folder) {
-        return Err(ModelError::missing(
-            &place.folder,
-            "tokenizer.json (or vocab.json and merges.txt)",
-            "copy the tokenizer that the model was trained with there; GPT-2's own is in the folder that `nanoinfer pull gpt2` prints",
-        ));
+        let (file, hint) = match is_nanochat {
+            true => (nanochat::PICKLE, nanochat::HINT),
+            false => (
+                "tokenizer.json (or vocab.json and merges.txt)",
+                "copy the tokenizer that the model was trained with there; GPT-2's own is in the folder that `nanoinfer pull gpt2` prints",
+            ),
+        };
+        return Err(ModelError::missing(&place.folder, file, hint));
     }
     let name = name.unwrap_or(DEMO_MODEL).to_string();
     let (fingerprint, files) = (checkpoint.fingerprint(), checkpoint.identity());
     Ok(ResolvedModel { name, folder: place.folder, weights, shape, fingerprint, files })
 }
 
-/// A folder, and a file in it where one was typed.
+/// A folder, and a file in it where one was typed, or the step that it is of.
 struct Place {
     folder: PathBuf,
     file: Option<PathBuf>,
+    step: Option<u64>,
 }
 
 fn locate(
     name: Option<&str>,
-    revision: Option<&str>,
+    version: Version<'_>,
     caches: &Caches,
     freshness: Freshness,
 ) -> Result<Place, ModelError> {
-    let folder = |folder| Place { folder, file: None };
+    let Version { revision, step } = version;
+    let folder = |folder| Place { folder, file: None, step };
     let (is_built_in, name) = (name.is_none(), name.unwrap_or(DEMO_MODEL));
     let path = Path::new(name);
     let is_there = !is_built_in && (path.is_dir() || path.is_file());
@@ -166,15 +211,17 @@ fn locate(
         return Ok(match is_there {
             false => folder(demo::extract(&caches.demo)?),
             true if path.is_dir() => folder(path.into()),
-            true => Place { folder: parent.into(), file: Some(path.into()) },
+            true => Place { folder: parent.into(), file: Some(path.into()), step },
         });
     }
     let of_hub = |name: &str| is_hub_id(name) && !is_in_a_local_folder(path);
-    let (id, gguf) = match SHORT_NAMES.iter().find(|(short, _)| *short == name) {
+    let (id, wanted) = match SHORT_NAMES.iter().find(|(short, _)| *short == name) {
         Some((_, id)) => (*id, None),
         None if of_hub(name) => (name, None),
-        None if let Some((id, gguf)) = name.split_once(':').filter(|(id, gguf)| of_hub(id) && !gguf.is_empty()) => {
-            (id, Some(gguf))
+        None if let Some((id, wanted)) =
+            name.split_once(':').filter(|(id, wanted)| of_hub(id) && !wanted.is_empty()) =>
+        {
+            (id, Some(wanted))
         }
         None if name.contains('/') => {
             let suggestion = hub_id_of_address(name).or_else(|| similar_neighbour(path));
@@ -193,15 +240,16 @@ fn locate(
     if let Some(root) = caches.demo.iter().find(|root| caches.hub.cache.starts_with(root)) {
         private_folder::make(root).map_err(|source| ModelError::SharedCache { folder: root.clone(), source })?;
     }
-    let (folder, file) = hub::fetch(id, gguf, revision.unwrap_or("main"), &caches.hub, freshness)?;
-    Ok(Place { folder, file })
+    let (folder, file) = hub::fetch(id, wanted, version, &caches.hub, freshness)?;
+    // It was looked for by its step.
+    Ok(Place { folder, file, step: None })
 }
 
 impl Place {
     fn weights(&self) -> Result<Vec<PathBuf>, ModelError> {
         match &self.file {
-            Some(file) => files::of_file(file),
-            None => files::in_folder(&self.folder),
+            Some(file) => files::of_file(file, self.step),
+            None => files::in_folder(&self.folder, self.step),
         }
     }
 }

@@ -74,7 +74,7 @@ impl Plan {
     /// # Errors
     /// When there is no such model, or it cannot be served as asked.
     pub fn new(config: &ClusterConfig, placement: Placement) -> Result<Self, LaunchError> {
-        let mut model = model::resolve(config.model.as_deref(), config.revision.as_deref(), &config.caches)?;
+        let mut model = model::resolve(config.model.as_deref(), config.version(), &config.caches)?;
         let text = Arc::new(ModelText::load(&model.folder, &model.shape)?);
         model.shape.vocab_size = text.tokenizer.vocab_size();
         model.shape.keep_known_ends();

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use nanoinfer_checkpoint::Checkpoint;
+use nanoinfer_checkpoint::{Checkpoint, TokenizerFiles};
 use nanoinfer_shared::ModelShape;
 
 use crate::{bound_memory, counting::counted, zip::zip};
@@ -117,6 +117,56 @@ fn nesting_and_sharing_cost_no_more_than_their_length() {
     // Lists and dictionaries that contain themselves.
     assert!(pickled(b"\x80\x02]q\0h\0a.").contains("no state dict"));
     assert!(pickled(b"\x80\x02}q\0X\x05\0\0\0modelh\0s.").contains("no state dict"));
+}
+
+#[test]
+fn pickles_of_tokenizers_made_to_do_harm_are_refused() {
+    bound_memory();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tokenizer.pkl");
+    let said = |pickle: &[u8]| {
+        fs::write(&path, pickle).unwrap();
+        let (result, held, asked) = counted(|| TokenizerFiles::of_pickle(&path));
+        let error = result.unwrap_err().to_string();
+        assert!(error.len() <= LONGEST_MESSAGE && error.chars().all(|c| c == '\n' || !c.is_control()), "{error:?}");
+        assert!(held <= LEAST_BYTES + BYTES_HELD * pickle.len(), "{held} B held for {} B: {error}", pickle.len());
+        assert!(asked <= LEAST_BYTES + BYTES_ASKED * pickle.len(), "{asked} B for {} B: {error}", pickle.len());
+        error
+    };
+    let encoding = b"\x80\x04\x8c\x0dtiktoken.core\x8c\x08Encoding\x93)\x81";
+    let with = |state: &[u8]| [&encoding[..], state, b"b."].concat();
+    for (pickle, part) in [
+        (
+            b"\x80\x04cos\nsystem\n\x8c\x02id\x85R.".to_vec(),
+            "refused: the file asks for `os.system`, which is no part of a tokenizer",
+        ),
+        // What a state dict may name is none of it either.
+        (b"\x80\x04ctorch\nFloatStorage\n.".to_vec(), "refused"),
+        (b"\x80\x04ctiktoken.load\nread_file\n.".to_vec(), "`tiktoken.load.read_file`"),
+        // Bytes as protocol 2 writes them.
+        (b"\x80\x02c_codecs\nencode\n.".to_vec(), "`_codecs.encode`"),
+        (b"\x80\x04}.".to_vec(), "holds no tokenizer of tiktoken"),
+        ([&encoding[..], b"."].concat(), "holds no tokenizer of tiktoken"),
+        (with(b"\x8c\x04gpt2"), "only names `gpt2`"),
+        (with(b"}"), "has no `pat_str`"),
+    ] {
+        let error = said(&pickle);
+        assert!(error.contains(part), "{error}");
+    }
+    // One token of a megabyte, and a special one, given to 100,000 pairs: read once, looked at never.
+    let (long, number) = (vec![b'x'; 1 << 20], |i: u32| [&b"J"[..], &i.to_le_bytes()].concat());
+    let many = |key: &[u8]| {
+        [b"}(".to_vec(), (0..100_000).flat_map(|i| [key, &number(i)].concat()).collect(), b"u".to_vec()].concat()
+    };
+    let long = |opcode: u8| [&[opcode][..], &(long.len() as u32).to_le_bytes(), &long, b"q\x000"].concat();
+    let field = |name: &str, value: &[u8]| [&text(name)[..], value].concat();
+    let state = |fields: &[Vec<u8>]| [&b"}("[..], &fields.concat(), b"u"].concat();
+    let words = field("pat_str", b"X\x01\0\0\0a");
+    let tokens = [long(b'B'), with(&state(&[words.clone(), field("mergeable_ranks", &many(b"h\0"))]))].concat();
+    assert!(said(&tokens).contains("longer than those of any text"), "{}", said(&tokens));
+    let none = field("mergeable_ranks", b"}");
+    let specials = [long(b'X'), with(&state(&[words, none, field("special_tokens", &many(b"h\0"))]))].concat();
+    assert!(said(&specials).contains("a token of it is none"), "{}", said(&specials));
 }
 
 #[test]

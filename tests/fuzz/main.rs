@@ -4,7 +4,7 @@
 //! Real files and frames are mutated by a seeded generator, so that a failure repeats. No panic, no abort, no endless loop; the
 //! process may not grow by more than `ROOM_BYTES`, so that a size that a file claims cannot be allocated on its word. Index:
 //! - `checkpoints`: safetensors, zip and legacy files of torch, their pickles, GGUF files
-//! - `text`: tokenizer.json, vocab.json, merges.txt, tokenizer_config.json, chat templates
+//! - `text`: tokenizer.json, vocab.json, merges.txt, tokenizer_config.json, tokenizer.pkl, chat templates
 //! - `configurations`: config.json, the index of a split checkpoint
 //! - `hostile`: pickles, archives and headers made to do harm; each error names the reason
 //! - `links`: frames of the control link at both ends, handshakes, orders to a rank at every stage of its life

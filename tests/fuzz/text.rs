@@ -2,7 +2,8 @@
 
 use std::fs;
 
-use nanoinfer_launch::text::{ChatLayout, Message, ModelText, Specials};
+use nanoinfer_checkpoint::TokenizerFiles;
+use nanoinfer_launch::text::{ChatLayout, Message, ModelText, Specials, Tokenizer};
 use nanoinfer_shared::ModelShape;
 
 use crate::{bound_memory, mutate::Mutator, root};
@@ -90,4 +91,27 @@ fn templates_that_never_end_or_explode_are_stopped() {
         let error = text.chat.encode(&[Message::user("Hi")], &ChatLayout::default(), &text.tokenizer).unwrap_err();
         assert!(!error.is_empty(), "{template}");
     }
+}
+
+#[test]
+fn mutated_pickles_of_tokenizers_give_values_or_errors() {
+    bound_memory();
+    let seed = fs::read(root().join("tests/golden/nanochat/tokenizer/tokenizer.pkl")).unwrap();
+    let words: [&[u8]; 8] =
+        [b"cos\nsystem\n", b"R", b"\x81", b"b", b"u", b"C\x01a", b"\x8d\xff\xff\xff\xff\xff\xff\xff\x7f", b"h\x0b"];
+    let dir = tempfile::tempdir().unwrap();
+    let pickle = dir.path().join("tokenizer.pkl");
+    let use_pickle = |bytes: &[u8]| {
+        fs::write(&pickle, bytes).unwrap();
+        let Ok(files) = TokenizerFiles::of_pickle(&pickle) else { return false };
+        fs::write(dir.path().join("tokenizer.json"), files.tokenizer).unwrap();
+        fs::write(dir.path().join("tokenizer_config.json"), files.config).unwrap();
+        // The expression that cuts words may be none.
+        let Ok(tokenizer) = Tokenizer::load(dir.path(), 1 << 10) else { return false };
+        tokenizer.encode_document("Hi there, who are you? <|bos|>").is_ok()
+    };
+    assert!(use_pickle(&seed));
+    let mut mutator = Mutator::new(7);
+    let passed = (0..3 * ROUNDS).filter(|_| use_pickle(&mutator.mutated(&seed, &words))).count() as u64;
+    assert!((1..3 * ROUNDS).contains(&passed), "{passed} mutations did no harm");
 }

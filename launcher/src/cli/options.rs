@@ -165,6 +165,9 @@ pub(super) struct WorkerOptions {
     /// Branch, tag or commit of a hub model [default: main].
     #[arg(long, value_name = "REVISION")]
     pub(super) revision: Option<String>,
+    /// Which checkpoint of a folder of nanochat, by its step [default: the last].
+    #[arg(long, value_name = "STEP")]
+    pub(super) step: Option<u64>,
     /// Address of this host that the other ranks can reach [default: the one that reaches the coordinator].
     #[arg(long, value_name = "HOST")]
     pub(super) data_host: Option<String>,

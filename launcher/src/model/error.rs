@@ -8,7 +8,7 @@ use std::{
 use nanoinfer_checkpoint::CheckpointError;
 use nanoinfer_shared::ShapeError;
 
-use super::{gguf::Unclear, hub::HubError, unpack::UnpackError};
+use super::{gguf::Unclear, hub::HubError, nanochat::NoCheckpoint, unpack::UnpackError};
 
 /// Name of the model that is built in.
 pub const DEMO_MODEL: &str = "nano-chat";
@@ -101,6 +101,14 @@ pub enum ModelError {
         folder: PathBuf,
         /// What it has.
         unclear: Unclear,
+    },
+    /// It is not clear which of nanochat's checkpoints is meant.
+    #[error("{place} {reason}\n  hint: {}", .reason.hint(.place, '/'))]
+    NoCheckpoint {
+        /// What was typed.
+        place: String,
+        /// What it has.
+        reason: NoCheckpoint,
     },
     /// The hub has no such model, or cannot be reached.
     #[error(transparent)]

@@ -10,10 +10,12 @@ use std::{
 use nanoinfer_checkpoint::Index;
 pub(super) use nanoinfer_checkpoint::{is_index, parts};
 
-use super::{error::ModelError, gguf};
+use super::{error::ModelError, gguf, nanochat};
 
 /// The configuration.
 pub(super) const CONFIG: &str = "config.json";
+/// What a tokenizer is read from first.
+pub(super) const TOKENIZER: &str = "tokenizer.json";
 /// By preference: as transformers looks for them, then nanoGPT's.
 pub(super) const CANDIDATES: [&str; 5] = [
     "model.safetensors",
@@ -25,24 +27,57 @@ pub(super) const CANDIDATES: [&str; 5] = [
 /// How the parts of a split checkpoint are called, around their numbers.
 const SPLIT: [(&str, &str); 2] = [("model-", ".safetensors"), ("pytorch_model-", ".bin")];
 /// What to do where none of them is.
-pub(super) const HINT: &str = "weights are model.safetensors, pytorch_model.bin (each also split, with its index), ckpt.pt or the only .gguf; any other name can be passed as a file: --model FOLDER/FILE";
+pub(super) const HINT: &str = "weights are model.safetensors, pytorch_model.bin (each also split, with its index), ckpt.pt, nanochat's model_000650.pt or the only .gguf; any other name can be passed as a file: --model FOLDER/FILE";
 
 /// Whether a folder has what a tokenizer is made of.
 pub fn has_tokenizer(folder: &Path) -> bool {
     let has = |file: &str| folder.join(file).exists();
-    has("tokenizer.json") || (has("vocab.json") && has("merges.txt"))
+    has(TOKENIZER) || (has("vocab.json") && has("merges.txt"))
 }
 
-/// The weights in a folder.
-pub(super) fn in_folder(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
+/// The weights in a folder; with a `step`, the checkpoint of nanochat of that step.
+pub(super) fn in_folder(folder: &Path, step: Option<u64>) -> Result<Vec<PathBuf>, ModelError> {
+    if step.is_some() {
+        return Ok(nanochat_in(folder, step)?.into_iter().collect());
+    }
     match CANDIDATES.iter().map(|name| folder.join(name)).find(|path| path.exists()) {
-        Some(path) => of_file(&path),
+        Some(path) => of_file(&path, None),
         None => without_index(folder),
     }
 }
 
-/// The weights that a file is, or that it lists.
-pub(super) fn of_file(path: &Path) -> Result<Vec<PathBuf>, ModelError> {
+fn nanochat_in(folder: &Path, step: Option<u64>) -> Result<Option<PathBuf>, ModelError> {
+    match nanochat::chosen(names_below(folder), None, step) {
+        Ok(name) => Ok(name.map(|name| folder.join(name))),
+        Err(reason) => Err(ModelError::NoCheckpoint { place: folder.display().to_string(), reason }),
+    }
+}
+
+/// Files of a folder, and of those in it and in these, by their names below it.
+pub(super) fn names_below(folder: &Path) -> Vec<String> {
+    const DEPTH: usize = 2;
+    let (mut names, mut folders) = (Vec::new(), vec![(folder.to_owned(), 0)]);
+    while let Some((at, depth)) = folders.pop() {
+        for path in fs::read_dir(&at).into_iter().flatten().flatten().map(|entry| entry.path()) {
+            match path.is_dir() {
+                true if depth < DEPTH => folders.push((path, depth + 1)),
+                true => {}
+                false => names.extend(path.strip_prefix(folder).ok().and_then(Path::to_str).map(str::to_owned)),
+            }
+        }
+    }
+    names
+}
+
+/// The weights that a file is, or that it lists; with a `step`, if it is of that.
+pub(super) fn of_file(path: &Path, step: Option<u64>) -> Result<Vec<PathBuf>, ModelError> {
+    if let Some(step) = step {
+        let own = path.file_name().and_then(|name| nanochat::step_of(name.to_str()?));
+        if own != Some(step) {
+            let reason = nanochat::NoCheckpoint::Step { step, there: own.into_iter().collect() };
+            return Err(ModelError::NoCheckpoint { place: path.display().to_string(), reason });
+        }
+    }
     if is_index(path) {
         // Now, so that a file that is missing is told like any other.
         Index::read(path)?;
@@ -68,6 +103,9 @@ fn without_index(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
             Some(path) => Err(ModelError::MissingPart(path)),
             None => Ok((1..=total).map(part).collect()),
         };
+    }
+    if let Some(path) = nanochat_in(folder, None)? {
+        return Ok(vec![path]);
     }
     match gguf::chosen(names.into_iter(), None) {
         Ok(Some(name)) => Ok(vec![folder.join(name)]),

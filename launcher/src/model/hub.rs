@@ -14,33 +14,36 @@ mod listing;
 use std::{fs, path::PathBuf};
 
 use self::{
-    cache::{OPTIONAL, RepoCache, Snapshot, TOKENIZER},
+    cache::{OPTIONAL, RepoCache, Snapshot},
     client::Client,
+    listing::Listing,
 };
 pub use self::{error::HubError, error::Refusal};
 use super::{
+    Version,
     access::{Freshness, HubAccess},
-    files::{self, CONFIG},
-    gguf,
+    files::{self, CONFIG, TOKENIZER},
+    gguf, nanochat,
 };
 use crate::say;
 
-/// The folder that holds the files of `id` at `revision`, and in it the GGUF that is meant, where it is one: by name or quantisation, or
-/// as the only one of a repository without other weights.
+/// The folder that holds the files of `id` in a version, and in it the file that is meant where a model is one: a GGUF, by name or
+/// quantisation, or a checkpoint of nanochat, by its folder; or as the only one of a repository without other weights.
 pub(super) fn fetch(
     id: &str,
-    gguf: Option<&str>,
-    revision: &str,
+    wanted: Option<&str>,
+    version: Version<'_>,
     access: &HubAccess,
     freshness: Freshness,
 ) -> Result<(PathBuf, Option<PathBuf>), HubError> {
+    let revision = version.revision.unwrap_or("main");
     if !listing::stays_below(revision) {
         return Err(HubError::Revision(revision.into()));
     }
     let cache = RepoCache::new(&access.cache, id);
-    let snapshot = cache.snapshot(revision, gguf);
+    let snapshot = cache.snapshot(revision, wanted, version.step);
     let usable = snapshot.as_ref().filter(|snapshot| snapshot.lacks.is_empty());
-    let go_on = |Snapshot { folder, gguf, unsure, .. }: &Snapshot, why: &str| {
+    let go_on = |Snapshot { folder, file, unsure, .. }: &Snapshot, why: &str| {
         if !unsure.is_empty() {
             let files = unsure.join(", ");
             say(format_args!(
@@ -48,12 +51,12 @@ pub(super) fn fetch(
                  hint: `nanoinfer pull {id}` with a network completes it"
             ));
         }
-        Ok((folder.clone(), gguf.clone()))
+        Ok((folder.clone(), file.clone()))
     };
     match usable {
         Some(usable) if access.offline => return go_on(usable, "HF_HUB_OFFLINE is set"),
         Some(usable) if freshness == Freshness::Cached && usable.unsure.is_empty() => {
-            return Ok((usable.folder.clone(), usable.gguf.clone()));
+            return Ok((usable.folder.clone(), usable.file.clone()));
         }
         None if access.offline => {
             let lacks = snapshot.map(|snapshot| snapshot.lacks).unwrap_or_default();
@@ -63,15 +66,15 @@ pub(super) fn fetch(
     }
     // What is in use is completed as it is: a newer commit is for who asks for it.
     let usable = usable.filter(|_| freshness == Freshness::Cached);
-    let wanted = usable.map_or(revision, |usable| &usable.commit);
-    match download(id, gguf, wanted, access, &cache) {
+    let at = Version { revision: Some(usable.map_or(revision, |usable| &usable.commit)), ..version };
+    match download(id, wanted, at, access, &cache) {
         Ok((commit, file)) => {
             if let Err(error) = cache.remember(revision, &commit) {
                 say(format_args!("warning: the cache cannot note that {revision} of {id} is {commit}: {error}"));
             }
             let folder = cache.folder(&commit);
-            let gguf = file.map(|file| folder.join(file));
-            Ok((folder, gguf))
+            let file = file.map(|file| folder.join(file));
+            Ok((folder, file))
         }
         Err(error) => match usable {
             Some(usable) => go_on(usable, error.to_string().lines().next().unwrap_or_default()),
@@ -80,21 +83,33 @@ pub(super) fn fetch(
     }
 }
 
-/// Brings what a model needs; the commit that it is of, and its GGUF.
+/// Brings what a model needs; the commit that it is of, and the file that it is.
 fn download(
     id: &str,
-    gguf: Option<&str>,
-    revision: &str,
+    wanted: Option<&str>,
+    version: Version<'_>,
     access: &HubAccess,
     cache: &RepoCache,
 ) -> Result<(String, Option<String>), HubError> {
     let client = Client::new(id, access)?;
-    let listing = client.list(revision)?;
+    let listing = client.list(version.revision.unwrap_or("main"))?;
     let has = |file: &str| listing.has(file);
     let bring = |file: &str| download::bring(&client, cache, &listing, file);
-    if gguf.is_some() || !files::CANDIDATES.into_iter().any(has) {
+    if wanted.is_some() || version.step.is_some() || !files::CANDIDATES.into_iter().any(has) {
+        let no_checkpoint = |reason| HubError::NoCheckpoint { id: id.into(), reason };
+        let checkpoint = nanochat::chosen(listing.names(), wanted, version.step).map_err(no_checkpoint)?;
+        if let Some(model) = checkpoint {
+            for file in needed(id, &model, &listing)? {
+                bring(&file)?;
+            }
+            bring(&model)?;
+            if nanochat::chosen(listing.names(), None, None).as_ref() == Ok(&Some(model.clone())) {
+                cache.note_absent(&listing.commit, &nanochat::later(&model));
+            }
+            return Ok((listing.commit.clone(), Some(model)));
+        }
         let chosen =
-            gguf::chosen(listing.names(), gguf).map_err(|unclear| HubError::Unclear { id: id.into(), unclear })?;
+            gguf::chosen(listing.names(), wanted).map_err(|unclear| HubError::Unclear { id: id.into(), unclear })?;
         if let Some(first) = chosen {
             let parts = gguf::parts(&first);
             if let Some(part) = parts.iter().find(|part| !has(part)) {
@@ -106,7 +121,7 @@ fn download(
             return Ok((listing.commit.clone(), Some(first)));
         }
     }
-    let missing = |file, hint| HubError::MissingFile { id: id.into(), file, hint };
+    let missing = |file: &str, hint| HubError::MissingFile { id: id.into(), file: file.into(), hint };
     if !has(CONFIG) {
         return Err(missing(CONFIG, "only models in the form of transformers can be served"));
     }
@@ -141,6 +156,21 @@ fn download(
         }
     }
     Ok((listing.commit.clone(), None))
+}
+
+/// What a checkpoint of nanochat cannot do without, and what lies beside another tokenizer than its own.
+fn needed(id: &str, model: &str, listing: &Listing) -> Result<Vec<String>, HubError> {
+    let missing = |file: &str, hint| HubError::MissingFile { id: id.into(), file: file.into(), hint };
+    let meta = nanochat::meta_of(model);
+    if !listing.has(&meta) {
+        return Err(missing(&meta, "its sizes are in there; another revision may be complete"));
+    }
+    let tokenizer = nanochat::tokenizer_in(model, |file| listing.has(file));
+    let tokenizer = tokenizer.ok_or_else(|| missing(nanochat::PICKLE, nanochat::HINT))?;
+    let beside =
+        tokenizer.strip_suffix(TOKENIZER).into_iter().flat_map(|folder| OPTIONAL.map(|file| folder.to_owned() + file));
+    let beside: Vec<String> = beside.filter(|file| listing.has(file)).collect();
+    Ok([meta, tokenizer].into_iter().chain(beside).collect())
 }
 
 #[cfg(test)]

@@ -6,8 +6,12 @@ use crate::text::{ModelText, tokenizer::Specials};
 /// Of no content that has any size.
 const CONFIG_TEXT: &str = r#"{"model_type":"gpt2","n_embd":40,"n_head":5}"#;
 
+pub(super) fn golden_path(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(path)
+}
+
 pub(super) fn golden(path: &str) -> Vec<u8> {
-    fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(path)).unwrap()
+    fs::read(golden_path(path)).unwrap()
 }
 
 fn caches(root: &Path) -> Caches {

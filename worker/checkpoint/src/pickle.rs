@@ -10,8 +10,8 @@ mod value;
 mod machine;
 
 use self::machine::Machine;
-pub use self::{content::Content, value::PickleError};
 pub(super) use self::value::{Id, Value};
+pub use self::{content::Content, value::PickleError};
 
 /// Longest pickle: that of gpt2-xl with its optimizer has half a megabyte.
 pub(super) const MAX_PICKLE_BYTES: usize = 16 << 20;

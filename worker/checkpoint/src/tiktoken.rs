@@ -97,7 +97,9 @@ struct Encoding<'a> {
 
 impl<'a> Encoding<'a> {
     fn read(pickle: &'a Pickle) -> Result<Self, String> {
-        let &Value::Object(state) = pickle.get(pickle.root) else { return Err("it holds no tokenizer of tiktoken".into()) };
+        let &Value::Object(state) = pickle.get(pickle.root) else {
+            return Err("it holds no tokenizer of tiktoken".into());
+        };
         if let Some(name) = pickle.text(state) {
             let name = shown(name);
             return Err(format!("it only names `{name}`, an encoding that tiktoken has, and not what is in it"));

@@ -22,8 +22,8 @@ use rustix::io::Errno;
 
 use super::{error::HubError, listing::is_commit};
 use crate::model::{
-    files::{self, CONFIG, has_tokenizer},
-    gguf,
+    files::{self, CONFIG, TOKENIZER, has_tokenizer, names_below},
+    gguf, nanochat,
 };
 
 /// Files that a model may have, and that say how to talk to it.
@@ -34,8 +34,6 @@ pub(super) const OPTIONAL: [&str; 5] = [
     "added_tokens.json",
     "chat_template.jinja",
 ];
-/// Preferred to vocabulary and merges where the repository has it.
-pub(super) const TOKENIZER: &str = "tokenizer.json";
 
 /// The folder of a repository.
 #[derive(Debug)]
@@ -50,8 +48,8 @@ pub(super) struct RepoCache {
 pub(super) struct Snapshot {
     pub(super) commit: String,
     pub(super) folder: PathBuf,
-    /// The GGUF that is meant, or is all there is: a model by itself.
-    pub(super) gguf: Option<PathBuf>,
+    /// The GGUF, or the checkpoint of nanochat, that is meant or is all there is: a model by itself.
+    pub(super) file: Option<PathBuf>,
     /// Of what a model cannot do without.
     pub(super) lacks: Vec<&'static str>,
     /// Files that are not there, although the repository may have them: another tool took what it needed itself.
@@ -67,8 +65,8 @@ impl RepoCache {
         self.cache.join(&self.name).join(folder)
     }
 
-    /// What there is of a branch, a tag, or a commit; of its GGUF models the `wanted` one.
-    pub(super) fn snapshot(&self, revision: &str, wanted: Option<&str>) -> Option<Snapshot> {
+    /// What there is of a branch, a tag, or a commit; of its GGUF models, or folders of nanochat's checkpoints, the `wanted` one.
+    pub(super) fn snapshot(&self, revision: &str, wanted: Option<&str>, step: Option<u64>) -> Option<Snapshot> {
         let named = fs::read_to_string(self.below("refs").join(revision)).ok();
         let commit = named.as_deref().map_or(revision, str::trim);
         let folder = self.folder(commit);
@@ -76,19 +74,25 @@ impl RepoCache {
             return None;
         }
         let has = |file: &str| folder.join(file).exists();
-        if wanted.is_some()
-            || files::in_folder(&folder).is_ok_and(|weights| weights[0].extension() == Some("gguf".as_ref()))
+        let is_file = |weights: &[PathBuf]| {
+            weights[0].extension() == Some("gguf".as_ref()) || nanochat::is_checkpoint(&weights[0])
+        };
+        if wanted.is_some() || step.is_some() || files::in_folder(&folder, None).is_ok_and(|weights| is_file(&weights))
         {
-            let gguf = gguf::chosen(names_below(&folder), wanted).ok().flatten();
-            let gguf =
-                gguf.filter(|first| gguf::parts(first).iter().all(|part| has(part))).map(|name| folder.join(name));
-            let lacks = if gguf.is_some() { Vec::new() } else { vec!["weights"] };
-            return Some(Snapshot { commit: commit.into(), folder, gguf, lacks, unsure: Vec::new() });
+            let names = names_below(&folder);
+            if let Ok(Some(model)) = nanochat::chosen(names.clone(), wanted, step) {
+                return Some(self.nanochat(commit, folder, model, step));
+            }
+            let gguf = gguf::chosen(names.into_iter(), wanted).ok().flatten();
+            let gguf = gguf.filter(|first| step.is_none() && gguf::parts(first).iter().all(|part| has(part)));
+            let file = gguf.map(|name| folder.join(name));
+            let lacks = if file.is_some() { Vec::new() } else { vec!["weights"] };
+            return Some(Snapshot { commit: commit.into(), folder, file, lacks, unsure: Vec::new() });
         }
         let needs = [
             (CONFIG, has(CONFIG)),
             ("tokenizer", has_tokenizer(&folder)),
-            ("weights", files::in_folder(&folder).is_ok()),
+            ("weights", files::in_folder(&folder, None).is_ok()),
         ];
         let lacks = needs.into_iter().filter(|(_, there)| !there).map(|(what, _)| what).collect();
         let known = self.tree(commit);
@@ -96,7 +100,20 @@ impl RepoCache {
             self.no_exist(commit, file).exists() || known.as_ref().is_some_and(|files| files.get(file).is_none())
         };
         let unsure = OPTIONAL.into_iter().chain([TOKENIZER]).filter(|file| !has(file) && !absent(file)).collect();
-        Some(Snapshot { commit: commit.into(), folder, gguf: None, lacks, unsure })
+        Some(Snapshot { commit: commit.into(), folder, file: None, lacks, unsure })
+    }
+
+    /// What there is of a checkpoint of nanochat, by its name below the folder. Where no step is asked for it is the last that is here.
+    fn nanochat(&self, commit: &str, folder: PathBuf, model: String, step: Option<u64>) -> Snapshot {
+        let has = |file: &str| folder.join(file).exists();
+        let needs = [
+            (nanochat::META, has(&nanochat::meta_of(&model))),
+            ("tokenizer", nanochat::tokenizer_in(&model, has).is_some()),
+        ];
+        let lacks = needs.into_iter().filter(|(_, there)| !there).map(|(what, _)| what).collect();
+        let is_last = step.is_some() || self.no_exist(commit, &nanochat::later(&model)).exists();
+        let unsure = if is_last { Vec::new() } else { vec!["later step"] };
+        Snapshot { commit: commit.into(), file: Some(folder.join(model)), folder, lacks, unsure }
     }
 
     /// All files of a commit, where another tool has written them down.
@@ -212,14 +229,6 @@ impl RepoCache {
     }
 }
 
-/// Files of a folder and of those in it, by their names below it.
-fn names_below(folder: &Path) -> impl Iterator<Item = String> {
-    let entries = |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-    let all = entries(folder).flat_map(move |path| if path.is_dir() { entries(&path).collect() } else { vec![path] });
-    let names: Vec<_> = all.filter_map(|path| path.strip_prefix(folder).ok()?.to_str().map(str::to_owned)).collect();
-    names.into_iter()
-}
-
 /// Whether `path` leads to a file of this many bytes, where the number is known.
 pub(super) fn is_whole(path: &Path, size: Option<u64>) -> bool {
     fs::metadata(path).is_ok_and(|file| file.is_file() && size.is_none_or(|size| size == file.len()))
@@ -263,7 +272,7 @@ mod tests {
             fs::write(folder.join(file), "").unwrap();
         }
         repo.remember("refs/pr/1", COMMIT).unwrap();
-        let unsure = || repo.snapshot("refs/pr/1", None).unwrap().unsure;
+        let unsure = || repo.snapshot("refs/pr/1", None, None).unwrap().unsure;
         assert_eq!(
             unsure(),
             ["generation_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"]
@@ -277,9 +286,9 @@ mod tests {
         fs::write(&tree, r#"{"format_version": 2, "files": {}}"#).unwrap();
         assert_eq!(unsure().len(), 3, "of an unknown form");
         fs::remove_file(folder.join("model.safetensors")).unwrap();
-        assert_eq!(repo.snapshot(COMMIT, None).unwrap().lacks, ["weights"]);
+        assert_eq!(repo.snapshot(COMMIT, None, None).unwrap().lacks, ["weights"]);
         // Not a commit, wherever it comes from.
         fs::write(repo.below("refs").join("main"), "../../../../etc").unwrap();
-        assert!(repo.snapshot("main", None).is_none() && repo.snapshot("..", None).is_none());
+        assert!(repo.snapshot("main", None, None).is_none() && repo.snapshot("..", None, None).is_none());
     }
 }

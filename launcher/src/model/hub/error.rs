@@ -2,7 +2,10 @@
 
 use std::{io, path::PathBuf};
 
-use crate::{model::gguf::Unclear, proxy::ProxyError};
+use crate::{
+    model::{gguf::Unclear, nanochat::NoCheckpoint},
+    proxy::ProxyError,
+};
 
 /// Why a model did not come from the hub.
 #[derive(Debug, thiserror::Error)]
@@ -72,7 +75,7 @@ pub enum HubError {
         /// Repository.
         id: String,
         /// What is missing.
-        file: &'static str,
+        file: String,
         /// What to do.
         hint: &'static str,
     },
@@ -83,6 +86,14 @@ pub enum HubError {
         id: String,
         /// What it has.
         unclear: Unclear,
+    },
+    /// Which of nanochat's checkpoints is meant.
+    #[error("{id} {reason}\n  hint: {}", .reason.hint(.id, ':'))]
+    NoCheckpoint {
+        /// Repository.
+        id: String,
+        /// What it has.
+        reason: NoCheckpoint,
     },
     /// A part of a split GGUF is not listed.
     #[error("{id} has no {part} on the hub, of which it has other parts\n  hint: another revision may be complete")]

@@ -21,6 +21,7 @@ use crate::{
 };
 
 mod gguf;
+mod nanochat;
 
 #[path = "../../../../tests/hub.rs"]
 mod fake;

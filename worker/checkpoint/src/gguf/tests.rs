@@ -5,7 +5,10 @@ use std::{
 
 use nanoinfer_shared::{ModelShape, json, model::parts::Part};
 
-use super::{super::Checkpoint, tokenizer::TokenizerFiles, *};
+use super::{
+    super::{Checkpoint, TokenizerFiles},
+    *,
+};
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/gguf").join(name)

@@ -18,7 +18,7 @@ use serde_json::{Map, Value as Json, json};
 use super::{
     super::{
         shown::shown,
-        tokenizer_files::{TokenizerFiles, added_token, around, byte_level, by_words, byte_level_bpe},
+        tokenizer_files::{TokenizerFiles, added_token, around, by_words, byte_level, byte_level_bpe},
     },
     GgufError, Header, Value,
 };

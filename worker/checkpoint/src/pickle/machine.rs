@@ -65,8 +65,8 @@ impl<'a> Machine<'a> {
             b'U' | b'\x8c' => text(self.counted(1)?), // SHORT_BINSTRING, SHORT_BINUNICODE
             b'T' | b'X' => text(self.counted(4)?),    // BINSTRING, BINUNICODE
             b'\x8d' => text(self.counted(8)?),        // BINUNICODE8
-            b'C' => bytes(self.counted(1)?),         // SHORT_BINBYTES
-            b'B' => bytes(self.counted(4)?),         // BINBYTES
+            b'C' => bytes(self.counted(1)?),          // SHORT_BINBYTES
+            b'B' => bytes(self.counted(4)?),          // BINBYTES
             b'\x8e' | b'\x96' => bytes(self.counted(8)?), // BINBYTES8, BYTEARRAY8
             b')' => Value::Tuple(Vec::new()),
             b'\x85'..=b'\x87' => Value::Tuple(self.pop_many(usize::from(opcode - 0x84))?), // TUPLE1, TUPLE2, TUPLE3
@@ -85,9 +85,9 @@ impl<'a> Machine<'a> {
             b'\x80' => drop(self.byte()?),             // PROTO
             b'\x95' => drop(self.take(8)?),            // FRAME
             b'(' => self.marks.push(self.stack.len()), // MARK
-            b'0' => drop(self.pop()?),            // POP
-            b'1' => drop(self.pop_to_mark()?),    // POP_MARK
-            b'2' => self.stack.push(self.top()?), // DUP
+            b'0' => drop(self.pop()?),                 // POP
+            b'1' => drop(self.pop_to_mark()?),         // POP_MARK
+            b'2' => self.stack.push(self.top()?),      // DUP
             // BUILD: attributes of an object, which are none of a tensor's or dictionary's content, and all of an encoding's.
             b'b' => {
                 let (state, object) = (self.pop()?, self.top()?);
