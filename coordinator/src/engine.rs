@@ -21,6 +21,7 @@ mod fair_queue;
 pub mod handle;
 pub mod kv_budget;
 pub mod metrics;
+pub mod next;
 mod orders;
 mod owner;
 mod queue_room;
@@ -376,7 +377,7 @@ impl<R: Ranks> Engine<R> {
             let sequence = self.scheduler.get_mut(ticket);
             match outcome {
                 Outcome::Score(score) => sequence.record_score(Some(score)),
-                Outcome::Draw(drawn) => sequence.append(drawn, report),
+                Outcome::Draw(drawn) => sequence.append(drawn, report, &self.eos_token_ids),
             }
         }
         for part in &step.parts {

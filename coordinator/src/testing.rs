@@ -161,6 +161,7 @@ pub(crate) fn speak_tokens(request: &Request, ids: &[TokenId]) -> Vec<Event> {
     for &id in ids.iter().take(request.max_tokens) {
         events.push(Event::Token {
             id,
+            forced: false,
             logprobs: request.sampling.logprobs.map(|top| score(id, top)),
             explanation: request.sampling.explain.then(|| Box::new(explanation(id))),
         });

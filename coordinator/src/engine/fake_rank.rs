@@ -21,7 +21,7 @@ use nanoinfer_shared::{
     },
 };
 
-use crate::engine::{config::EngineConfig, kv_budget::KvBudget, ranks::RestartLimit};
+use crate::engine::{config::EngineConfig, kv_budget::KvBudget, next::Next, ranks::RestartLimit};
 
 /// How a fake rank behaves besides answering.
 #[derive(Debug, Default)]
@@ -357,6 +357,23 @@ fn noise(kind: u64) -> Vec<u8> {
         // No message begins so.
         2 => frame(EPOCH, &[&[0xff; 5][..], &bytes].concat()),
         _ => frame(EPOCH, &[]),
+    }
+}
+
+/// Forces tokens now and then, up to a block and a half: which and when is a hash of the answer.
+#[derive(Clone, Debug)]
+pub(crate) struct Forcing(pub(crate) u64);
+
+impl Next for Forcing {
+    fn after(&mut self, id: TokenId) -> Vec<TokenId> {
+        self.0 = mix(self.0 ^ u64::from(id));
+        // What is forced forces too: any oftener, and most answers would be.
+        let count = if self.0.is_multiple_of(16) { 1 + (self.0 >> 8) % 24 } else { 0 };
+        (0..count).map(|i| (mix(self.0 ^ i << 32) % 150) as TokenId).collect()
+    }
+
+    fn boxed(&self) -> Box<dyn Next> {
+        Box::new(self.clone())
     }
 }
 

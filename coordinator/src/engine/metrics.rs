@@ -249,7 +249,7 @@ mod tests {
         meter.started();
         meter.started();
         for _ in 0..3 {
-            meter.reported(&Event::Token { id: 1, logprobs: None, explanation: None });
+            meter.reported(&Event::Token { id: 1, forced: false, logprobs: None, explanation: None });
         }
         EndMeter::new(metrics.clone()).ending = Some(Ending::Length);
         drop(EndMeter::new(metrics.clone()));

@@ -106,7 +106,7 @@ fn ranks_that_are_lost_at_any_message_recovery_included_change_no_answer() {
         corrupt += corrupt_here.load(Relaxed);
     }
     assert!(restarts > 200 && corrupt > 100, "{restarts} {corrupt}");
-    // One or two of 420 lose three steps in a row by chance.
+    // One or two of 480 lose three steps in a row by chance.
     assert!(taken_for_the_cause <= 3, "{taken_for_the_cause}");
 }
 

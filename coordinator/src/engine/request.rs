@@ -10,7 +10,7 @@ use std::{
 
 use nanoinfer_shared::protocol::TokenId;
 
-use crate::engine::explanation::Explanation;
+use crate::engine::{explanation::Explanation, next::Next};
 
 /// One sequence to generate. A request with `n` choices or several prompts is that many of these.
 #[derive(Clone, Debug)]
@@ -27,6 +27,8 @@ pub struct Request {
     pub prompt_index: u32,
     /// Which choice of that prompt; part of the key of its random draws.
     pub choice: u32,
+    /// Forces tokens on it.
+    pub next: Option<Box<dyn Next>>,
 }
 
 /// Who is served in turn with others: each gets as much as the next, however much it asks for.
@@ -60,6 +62,7 @@ impl Request {
             cache_salt: None,
             prompt_index: 0,
             choice: 0,
+            next: None,
         }
     }
 }
@@ -252,6 +255,8 @@ pub enum Event {
     Token {
         /// Its id.
         id: TokenId,
+        /// It was not drawn, so there is nothing to tell of it.
+        forced: bool,
         /// If asked for.
         logprobs: Option<TokenLogprobs>,
         /// If asked for.

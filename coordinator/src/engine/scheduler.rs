@@ -10,7 +10,8 @@
 //! step n+1                             schedule ─ ─ ─ ─ ─ ─ ─ holds? ─ admit ─ plan ──
 //! ```
 //! The next step is chosen, with its blocks, while one is under way: each draw under way counts as one token, which is
-//! known when the step is planned. Where it ended a text instead, the step is chosen anew. Nobody gives way on a guess.
+//! known when the step is planned. Where it ended a text instead, or forced further tokens, the step is chosen anew. Nobody gives
+//! way on a guess.
 //!
 //! Who gives way, and when, is in `give_way`.
 //!
@@ -86,6 +87,8 @@ struct Part {
     ticket: Ticket,
     /// New tokens.
     count: usize,
+    /// Of so many that it had to compute.
+    pending: usize,
 }
 
 /// A step as the ranks get it, and what its answers are for.
@@ -147,8 +150,9 @@ impl Scheduler {
         let mut at = 0;
         while at < self.running.len() {
             let sequence = &mut self.running[at];
-            // Who computes its prompt has blocks for all of it.
-            if sequence.pending() != 1 || self.blocks.grow(&mut sequence.blocks, sequence.computed + 1) {
+            // Who computes its prompt has blocks for all of it, and who was forced to several tokens gets them for all of these.
+            let positions = sequence.computed + sequence.pending();
+            if self.blocks.grow(&mut sequence.blocks, positions) {
                 at += 1;
                 continue;
             }
@@ -168,7 +172,8 @@ impl Scheduler {
             if under_way {
                 return None;
             }
-            let part = Part { ticket: suspect.ticket, count: suspect.pending().min(self.limits.max_batched_tokens) };
+            let pending = suspect.pending();
+            let part = Part { ticket: suspect.ticket, count: pending.min(self.limits.max_batched_tokens), pending };
             self.queue.reserve(suspect.owner, part.count);
             // Nobody joins it.
             return Some(Step { parts: vec![part], budget: 0 });
@@ -178,9 +183,12 @@ impl Scheduler {
         Some(step)
     }
 
-    /// Whether everybody who takes part in a step is still there. Where not, others may use the room: it is chosen anew.
+    /// Whether everybody who takes part in a step is still there, with as much to compute. Where not, others may use the room, or
+    /// there is more to compute at once: it is chosen anew.
     pub(crate) fn holds(&self, step: &Step) -> bool {
-        step.parts.iter().all(|part| self.position(part.ticket).is_some())
+        let unchanged =
+            |part: &Part| self.position(part.ticket).is_some_and(|at| self.running[at].pending() == part.pending);
+        step.parts.iter().all(unchanged)
     }
 
     /// Adds those to a step who came while another was under way, as far as there is room.
@@ -198,7 +206,7 @@ impl Scheduler {
             plan: StepPlan { step: self.next_step, sequences: Vec::with_capacity(step.parts.len()), timed: false },
             parts: Vec::with_capacity(step.parts.len()),
         };
-        for Part { ticket, count } in step.parts {
+        for Part { ticket, count, .. } in step.parts {
             let at = self.running_at(ticket);
             let sequence = &mut self.running[at];
             let (start, end) = (sequence.computed, sequence.computed + count);
@@ -386,7 +394,12 @@ impl Scheduler {
             self.queue.reserve(running[first].owner, 1);
         }
         let parts = running.iter().zip(counts).filter(|&(_, count)| count > 0);
-        step.parts.extend(parts.map(|(sequence, count)| Part { ticket: sequence.ticket, count }));
+        let part = |(sequence, count): (&Sequence, usize)| Part {
+            ticket: sequence.ticket,
+            count,
+            pending: sequence.pending(),
+        };
+        step.parts.extend(parts.map(part));
     }
 
     /// Who got more tokens than this is far ahead: a sequence of full length more than another.

@@ -1,14 +1,14 @@
 //! One sequence while the engine holds it: its tokens, how far they are computed, and the way back to who asked.
 //!
 //! ```text
-//! tokens   prompt ─────────────── generated ──── (being drawn)
+//! tokens   prompt ─────────────── generated, drawn or forced ──── (being drawn)
 //! computed ────────────────────────────►│ pending
 //! ```
 //! Does not know when it runs or what else does.
 //! Invariant: `tokens` begins with the prompt and only grows; something is pending until it ends, as the last token drawn
 //! is never in the KV pool.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 use nanoinfer_shared::{
     ModelShape,
@@ -171,14 +171,26 @@ impl Sequence {
         }
     }
 
-    /// Appends the token that was being drawn; `step` is there where it is to be explained.
-    pub(crate) fn append(&mut self, drawn: Drawn, step: Option<&Arc<StepReport>>) {
+    /// Appends the token that was being drawn, and those that it forces; `step` is there where it is to be explained.
+    pub(crate) fn append(&mut self, drawn: Drawn, step: Option<&Arc<StepReport>>, eos_token_ids: &[TokenId]) {
         self.drawing = false;
-        self.tokens.push(drawn.id);
         let explained =
             |(narrowing, step): (_, &Arc<StepReport>)| Box::new(Explanation { narrowing, step: step.clone() });
         let explanation = drawn.narrowing.zip(step).map(explained);
-        self.outbox.push(Event::Token { id: drawn.id, logprobs: drawn.logprobs, explanation });
+        self.outbox.push(Event::Token { id: drawn.id, forced: false, logprobs: drawn.logprobs, explanation });
+        let mut forced = VecDeque::from(self.push(drawn.id));
+        while self.finish_reason(eos_token_ids).is_none()
+            && let Some(id) = forced.pop_front()
+        {
+            self.outbox.push(Event::Token { id, forced: true, logprobs: None, explanation: None });
+            forced.extend(self.push(id));
+        }
+    }
+
+    /// The answer's next token. Returns what it forces.
+    fn push(&mut self, id: TokenId) -> Vec<TokenId> {
+        self.tokens.push(id);
+        self.request.next.as_mut().map_or_else(Vec::new, |next| next.after(id))
     }
 
     /// Notes how it ended; nothing may follow.

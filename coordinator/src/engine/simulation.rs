@@ -52,8 +52,9 @@ fn every_answer_is_as_if_alone_whatever_the_day_brings() {
     println!("{} days: {sum:?}", seeds.len());
     if seeds.len() > 1 {
         // Days on which nothing happens prove nothing.
-        let Tally { finished, hung_up, late, refused, died, recovered, poisoned, preemptions, prefix_hits, .. } = sum;
-        assert!(finished > DAYS && hung_up > DAYS / 4 && late > DAYS / 8, "{sum:?}");
+        let Tally { finished, forced, hung_up, late, refused, died, recovered, poisoned, .. } = sum;
+        let Tally { preemptions, prefix_hits, .. } = sum;
+        assert!(finished > DAYS && forced > DAYS && hung_up > DAYS / 4 && late > DAYS / 8, "{sum:?}");
         assert!(recovered > DAYS && poisoned > DAYS / 100, "{sum:?}");
         assert!(refused > 0 && died > 0 && preemptions > DAYS / 4 && prefix_hits > DAYS, "{sum:?}");
     }
@@ -102,6 +103,8 @@ impl Solo {
 #[derive(Debug, Default)]
 struct Tally {
     finished: u64,
+    /// Tokens that were not drawn.
+    forced: u64,
     hung_up: u64,
     late: u64,
     refused: u64,
@@ -118,6 +121,7 @@ struct Tally {
 impl Tally {
     fn add(&mut self, day: &Tally) {
         self.finished += day.finished;
+        self.forced += day.forced;
         self.hung_up += day.hung_up;
         self.late += day.late;
         self.refused += day.refused;
@@ -388,6 +392,8 @@ impl Day {
                 } else {
                     assert_eq!(events, expected, "request {} choice {choice}", client.request);
                     tally.finished += 1;
+                    let forced = |event: &&Event| matches!(event, Event::Token { forced: true, .. });
+                    tally.forced += events.iter().filter(forced).count() as u64;
                 }
             }
         }

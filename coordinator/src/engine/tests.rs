@@ -1,6 +1,7 @@
 //! The engine over fake ranks: what comes out does not depend on what else runs, and every end is reported.
 
 use std::{
+    collections::VecDeque,
     sync::mpsc,
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -8,8 +9,9 @@ use std::{
 
 use super::*;
 use crate::engine::{
-    fake_rank::{self, Behaviour},
+    fake_rank::{self, Behaviour, Forcing},
     handle::{Events, SubmitError},
+    next::Next,
     request::{FinishReason, PromptLogprobs, Request, SamplingParams, TokenLogprobs},
 };
 
@@ -99,6 +101,7 @@ pub(super) fn mixed() -> Vec<Request> {
             r.sampling.ignore_eos = false;
         }),
         request(&prompt(7, 96), 0),
+        Request { next: Some(Forcing(7).boxed()), ..request(&prompt(8, 20), 60) },
     ]
 }
 
@@ -148,6 +151,33 @@ fn a_sequence_is_the_same_alone_and_beside_others_chunked_preempted_and_split() 
             assert_eq!(handle.status().failure(), None);
         }
     }
+}
+
+#[test]
+fn forced_tokens_stand_in_an_answer_as_if_they_had_been_drawn_and_end_it_where_drawn_ones_would() {
+    let (asked, mut hook) = (prompt(8, 20), Forcing(7));
+    let (mut tokens, mut queue, mut expected) = (asked.clone(), VecDeque::new(), Vec::new());
+    while expected.len() < 60 {
+        let (id, forced) = queue.pop_front().map_or_else(|| (greedy(&tokens, 1)[0], false), |id| (id, true));
+        tokens.push(id);
+        queue.extend(hook.after(id));
+        expected.push((id, forced));
+    }
+    let (handle, _ranks) = engine(fake_rank::config(2, 20), well_behaved(2));
+    let answer = |max_tokens, stop_token_ids: &[u32]| {
+        let mut request = Request { next: Some(Forcing(7).boxed()), ..request(&asked, max_tokens) };
+        request.sampling.stop_token_ids = stop_token_ids.iter().copied().collect();
+        let events = all(handle.submit(request).unwrap());
+        let token =
+            |event: &Event| if let Event::Token { id, forced, .. } = event { Some((*id, *forced)) } else { None };
+        (events.iter().filter_map(token).collect::<Vec<_>>(), events.last().cloned().unwrap())
+    };
+    assert_eq!(answer(60, &[]), (expected.clone(), Event::Finished(FinishReason::Length)));
+    let is_new = |at: usize| expected[..at].iter().all(|&(id, _)| id != expected[at].0);
+    let inner = |at: &usize| expected[*at].1 && expected[at + 1].1;
+    let cut = (0..59).filter(inner).find(|&at| is_new(at)).expect("some are forced");
+    assert_eq!(answer(cut + 1, &[]), (expected[..=cut].to_vec(), Event::Finished(FinishReason::Length)));
+    assert_eq!(answer(60, &[expected[cut].0]), (expected[..=cut].to_vec(), Event::Finished(FinishReason::Stop)));
 }
 
 #[test]

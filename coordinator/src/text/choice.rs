@@ -155,8 +155,8 @@ impl Stream for Choice {
             };
             let chunk = match ready!(events.poll_next(context)) {
                 Some(Event::Prompt(scores)) => Some(Chunk { prompt_logprobs: Some(scores), ..this.chunk("", None) }),
-                Some(Event::Token { id, logprobs, explanation }) => {
-                    this.token(GeneratedToken { id, logprobs, explanation })
+                Some(Event::Token { id, forced, logprobs, explanation }) => {
+                    this.token(GeneratedToken { id, forced, logprobs, explanation })
                 }
                 Some(Event::Finished(reason)) => Some(this.end(reason)),
                 Some(Event::Failed(reason)) => return Poll::Ready(Some(Err(this.fail(reason)))),

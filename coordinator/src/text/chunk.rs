@@ -29,6 +29,8 @@ pub struct Chunk {
 pub struct GeneratedToken {
     /// Its id.
     pub id: TokenId,
+    /// It was not drawn.
+    pub forced: bool,
     /// If asked for.
     pub logprobs: Option<TokenLogprobs>,
     /// If asked for.

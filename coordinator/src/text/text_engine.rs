@@ -191,6 +191,7 @@ impl TextEngine {
             cache_salt: request.cache_salt.clone(),
             prompt_index: (index / request.n) as u32,
             choice: (index % request.n) as u32,
+            next: None,
         }
     }
 }

@@ -10,7 +10,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::engine::{
+    fake_rank::Forcing,
     handle::{self, Door, Events},
+    next::Next,
     owner::Owner,
     request::{Client, Event, PromptLogprobs, Request},
     sampler::Drawn,
@@ -67,7 +69,8 @@ impl Scheduler {
             for row in &part.uses {
                 match row {
                     RowUse::Draw(_) => {
-                        self.get_mut(part.ticket).append(Drawn { id: drawn, logprobs: None, narrowing: None }, None);
+                        let drawn = Drawn { id: drawn, logprobs: None, narrowing: None };
+                        self.get_mut(part.ticket).append(drawn, None, &[]);
                     }
                     RowUse::Score { .. } => self.get_mut(part.ticket).record_score(None),
                 }
@@ -252,6 +255,56 @@ fn the_next_step_is_chosen_while_one_is_under_way_and_follows_what_it_brought() 
     events.remove(1);
     assert_eq!(scheduler.remove_where(Sequence::is_cancelled).len(), 1);
     assert!(!scheduler.holds(&chosen), "one has gone: its room is for others");
+}
+
+/// Forces 20 tokens behind each 9.
+#[derive(Clone, Debug)]
+struct TwentyAfterNine;
+
+impl Next for TwentyAfterNine {
+    fn after(&mut self, id: TokenId) -> Vec<TokenId> {
+        if id == 9 { (50..70).collect() } else { Vec::new() }
+    }
+
+    fn boxed(&self) -> Box<dyn Next> {
+        Box::new(self.clone())
+    }
+}
+
+#[test]
+fn forced_tokens_are_a_chunk_of_the_next_step_and_the_last_of_them_is_drawn_from() {
+    for (most, chunks) in [(64, vec![21]), (8, vec![7, 7, 7])] {
+        let mut scheduler = scheduler(16, 2, most);
+        let (mut forced, _events) = sequence(0, own_prompt(0, 15), 22, false);
+        forced.request.next = Some(TwentyAfterNine.boxed());
+        let (other, _other_events) = sequence(1, own_prompt(1, 2), 50, false);
+        scheduler.add(forced);
+        scheduler.add(other);
+        let of_first = |step: &PlannedStep| {
+            let planned = step.parts.iter().zip(&step.plan.sequences).find(|(part, _)| part.ticket == Ticket(0));
+            planned.map(|(_, planned)| planned.clone())
+        };
+        let mut step = scheduler.next().unwrap();
+        while of_first(&step).unwrap().outputs.is_empty() {
+            scheduler.take(&step, 9);
+            step = scheduler.next().unwrap();
+        }
+        let chosen = scheduler.schedule(true).unwrap();
+        scheduler.take(&step, 9);
+        assert!(!scheduler.holds(&chosen), "there is more to compute than it was chosen for");
+        let mut computed = Vec::new();
+        for (i, &count) in chunks.iter().enumerate() {
+            let step = scheduler.next().unwrap();
+            let planned = of_first(&step).unwrap();
+            assert_eq!(planned.tokens.len(), count, "beside a decode of the other");
+            let rows: Vec<_> = planned.outputs.iter().map(|output| output.row).collect();
+            assert_eq!(rows, if i + 1 == chunks.len() { vec![count as u32 - 1] } else { vec![] });
+            computed.extend(planned.tokens);
+            scheduler.take(&step, 7);
+        }
+        assert_eq!(computed, [9].into_iter().chain(50..70).collect::<Vec<_>>());
+        assert_eq!(of_first(&scheduler.next().unwrap()), None, "with 22 tokens it is over");
+    }
 }
 
 #[test]
@@ -556,7 +609,8 @@ proptest! {
                     requests += 1;
                     for _ in 0..choices {
                         let text = own_prompt(text, prompt);
-                        let (sequence, receiver) = sequence_of(owner, arrived, text, max_tokens, scored);
+                        let (mut sequence, receiver) = sequence_of(owner, arrived, text, max_tokens, scored);
+                        sequence.request.next = (arrived % 3 == 0).then(|| Forcing(arrived).boxed());
                         receivers.insert(sequence.id, (receiver, max_tokens));
                         scheduler.add(sequence);
                         arrived += 1;

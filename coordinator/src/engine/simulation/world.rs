@@ -7,7 +7,9 @@ use std::{collections::BTreeMap, hash::DefaultHasher};
 use nanoinfer_shared::protocol::TokenId;
 
 use crate::engine::{
+    fake_rank::Forcing,
     handle::{EngineHandle, Events, SubmitError},
+    next::Next,
     random,
     request::{self, BadWords, Event, PromptLogprobs, Request, SamplingParams, TokenSet},
 };
@@ -154,7 +156,8 @@ pub(super) fn a_request(number: u64) -> Request {
         prompt_logprobs: dice.percent(15).then(|| PromptLogprobs { top: 2, from: dice.roll(0, 40) as usize }),
         ..sampling
     };
-    Request { sampling, ..Request::greedy((0..length).map(|at| token(at) as TokenId).collect(), max_tokens) }
+    let next = dice.percent(40).then(|| Forcing(number).boxed());
+    Request { sampling, next, ..Request::greedy((0..length).map(|at| token(at) as TokenId).collect(), max_tokens) }
 }
 
 pub(super) fn received(events: &mut Events) -> Vec<Event> {
