@@ -1,6 +1,7 @@
 //! Stand-ins for tests: the demo model's text, and an engine that answers from a script.
 
 use std::{
+    collections::VecDeque,
     fs::File,
     io::{Read, Seek},
     path::Path,
@@ -12,6 +13,7 @@ use nanoinfer_shared::{
     ModelShape, Partition,
     protocol::{Category, DType, Stage, StepTimes, TokenId},
 };
+use serde_json::Value;
 use tokio::sync::mpsc;
 
 use crate::{
@@ -143,6 +145,39 @@ pub(crate) fn thinking(handle: EngineHandle) -> TextEngine {
     TextEngine::new(handle, THINKING.clone(), Arc::new(demo_card()))
 }
 
+/// A model that has something calculated, with the demo's tokens but the last four words, in whose place are the marks.
+static CALCULATING: LazyLock<Arc<ModelText>> = LazyLock::new(|| {
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../launcher/demo/nano-chat/tokenizer.json");
+    let mut json: Value = serde_json::from_str(&std::fs::read_to_string(demo).unwrap()).unwrap();
+    json["model"]["vocab"].as_object_mut().unwrap().retain(|_, id| id.as_u64().unwrap() < 4091);
+    let merges = json["model"]["merges"].as_array_mut().unwrap();
+    merges.truncate(merges.len() - 4);
+    let mark = |(id, name): (u32, &str)| {
+        let mut token = json["added_tokens"][0].clone();
+        (token["id"], token["content"]) = (id.into(), format!("<|{name}|>").into());
+        token
+    };
+    let mut added: Vec<Value> =
+        (4091..).zip(["python_start", "python_end", "output_start", "output_end"]).map(mark).collect();
+    added.push(json["added_tokens"][0].clone());
+    json["added_tokens"] = added.into();
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("tokenizer.json"), json.to_string()).unwrap();
+    Arc::new(ModelText::load(folder.path(), &DEMO.0).unwrap())
+});
+
+pub(crate) fn calculating_text() -> Arc<ModelText> {
+    CALCULATING.clone()
+}
+
+/// Such a model, which says `reply`, marks and all.
+pub(crate) fn calculating(reply: &'static str) -> TextEngine {
+    let mut ids = CALCULATING.tokenizer.encode(reply, Specials::Match).unwrap();
+    ids.push(4095);
+    let handle = scripted(64, move |request| Act::Events(speak_tokens(request, &ids)));
+    TextEngine::new(handle, CALCULATING.clone(), Arc::new(demo_card()))
+}
+
 /// The events of an engine that says `reply` and then ends the text, as far as the request's limits allow.
 pub(crate) fn speak(request: &Request, reply: &str) -> Vec<Event> {
     let tokenizer = &demo_text().tokenizer;
@@ -158,15 +193,20 @@ pub(crate) fn speak_tokens(request: &Request, ids: &[TokenId]) -> Vec<Event> {
         let scores = request.prompt.iter().enumerate().map(|(i, &id)| scored(i).then(|| score(id, top))).collect();
         events.push(Event::Prompt(scores));
     }
-    for &id in ids.iter().take(request.max_tokens) {
+    let (mut next, mut drawn, mut forced) = (request.next.clone(), ids.iter(), VecDeque::new());
+    let mut stopped = false;
+    for _ in 0..request.max_tokens {
+        let is_forced = !forced.is_empty();
+        let Some(id) = forced.pop_front().or_else(|| drawn.next().copied()) else { break };
+        forced.extend(next.iter_mut().flat_map(|next| next.after(id)));
         events.push(Event::Token {
             id,
-            forced: false,
-            logprobs: request.sampling.logprobs.map(|top| score(id, top)),
-            explanation: request.sampling.explain.then(|| Box::new(explanation(id))),
+            forced: is_forced,
+            logprobs: request.sampling.logprobs.filter(|_| !is_forced).map(|top| score(id, top)),
+            explanation: (request.sampling.explain && !is_forced).then(|| Box::new(explanation(id))),
         });
+        stopped = drawn.len() == 0 && forced.is_empty();
     }
-    let stopped = ids.len() <= request.max_tokens;
     events.push(Event::Finished(if stopped { FinishReason::Stop } else { FinishReason::Length }));
     events
 }

@@ -102,6 +102,16 @@ pub struct ClusterConfig {
         help_heading = "Limits"
     )]
     pub prefix_cache: bool,
+    /// Whether a model that asks for a calculator has one.
+    #[arg(
+        long = "no-calculator",
+        help = "Leave the calculator out that models of nanochat ask for",
+        env = "NANOINFER_NO_CALCULATOR",
+        value_parser = BoolValueParser::new().map(|without| !without),
+        display_order = 101,
+        help_heading = "Limits"
+    )]
+    pub calculator: bool,
     /// Write a timeline of every rank's steps to this file, for ui.perfetto.dev.
     #[arg(long, env = "NANOINFER_TRACE", value_name = "FILE", value_parser = absolute_path(), help_heading = "Configuration")]
     pub trace: Option<PathBuf>,

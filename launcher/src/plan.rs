@@ -75,7 +75,9 @@ impl Plan {
     /// When there is no such model, or it cannot be served as asked.
     pub fn new(config: &ClusterConfig, placement: Placement) -> Result<Self, LaunchError> {
         let mut model = model::resolve(config.model.as_deref(), config.version(), &config.caches)?;
-        let text = Arc::new(ModelText::load(&model.folder, &model.shape)?);
+        let mut text = ModelText::load(&model.folder, &model.shape)?;
+        text.calculator = text.calculator.filter(|_| config.calculator);
+        let text = Arc::new(text);
         model.shape.vocab_size = text.tokenizer.vocab_size();
         model.shape.keep_known_ends();
         Partition::new(&model.shape, config.nproc)?;

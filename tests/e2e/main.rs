@@ -4,6 +4,7 @@
 //! - [`chat`]: the README's two commands; `/api/chat` in both forms, streamed and not
 //! - [`golden`]: transformers' greedy ids through HTTP, for nproc 1, 2, 3, 5 over shared memory and TCP; batches
 //! - [`completions`]: `/v1/completions`, log-probabilities, tokenization
+//! - [`calculator`]: results are forced on what a model writes
 //! - [`bad_input`]: what is refused, how it is said, and that nothing else is disturbed
 //! - [`load`]: 200 clients in a pool far too small; hang-ups; the same bits whatever batch, chunks, cache and preemption
 //! - [`lifecycle`]: signals, killed ranks, killed launchers, draining
@@ -29,6 +30,7 @@ mod server;
 
 mod bad_input;
 mod cable;
+mod calculator;
 mod chat;
 mod circles;
 mod completions;

@@ -11,7 +11,7 @@ use crate::{
     text::{GeneratedToken, Tokenizer},
 };
 
-/// One object for each token that was explained, made when it is written.
+/// One object for each token that was explained or forced, made when it is written.
 pub(super) struct Explained<'a> {
     pub(super) tokenizer: &'a Tokenizer,
     pub(super) tokens: &'a [GeneratedToken],
@@ -19,7 +19,13 @@ pub(super) struct Explained<'a> {
 
 impl Serialize for Explained<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let explained = |token: &GeneratedToken| Some(self.token(token, token.explanation.as_deref()?));
+        let explained = |token: &GeneratedToken| match token.explanation.as_deref() {
+            Some(explanation) => Some(self.token(token, explanation)),
+            // There was no choice and nothing to wait for.
+            None => {
+                token.forced.then(|| json!({"forced": true, "id": token.id, "token": self.tokenizer.spell(token.id)}))
+            }
+        };
         serializer.collect_seq(self.tokens.iter().filter_map(explained))
     }
 }

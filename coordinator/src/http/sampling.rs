@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     request::{LogitBias, SamplingParams, TokenSet},
-    text::{GenerationDefaults, MaxTokens},
+    text::{GenerationDefaults, MaxTokens, ModelText},
 };
 
 /// What a route does where neither request nor model say anything.
@@ -168,6 +168,16 @@ pub(super) fn bad_words(fields: &mut Fields) -> Result<Vec<String>, Failure> {
 pub(super) fn max_tokens(given: Option<usize>, route: &RouteDefaults, model: &GenerationDefaults) -> MaxTokens {
     let default = model.max_new_tokens.or(route.max_tokens).map(MaxTokens::Default);
     given.map(MaxTokens::Given).or(default).unwrap_or(MaxTokens::Wall)
+}
+
+/// Whether the model's calculator calculates: where it has one, unless the request says otherwise.
+pub(super) fn calculator(fields: &mut Fields, text: &ModelText) -> Result<bool, Failure> {
+    const NAME: &str = "calculator";
+    let wanted = fields.boolean(NAME)?;
+    if wanted == Some(true) && text.calculator.is_none() {
+        return Err(Failure::field(NAME, "is not supported: this model has none").unsupported());
+    }
+    Ok(wanted.unwrap_or(true))
 }
 
 /// The request's own deadline.

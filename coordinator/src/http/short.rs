@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     request::SamplingParams,
-    text::{Chunk, GenerateRequest, ModelText, Prompt},
+    text::{Calculation, Chunk, GenerateRequest, ModelText, Prompt},
 };
 
 /// Answers one prompt.
@@ -69,9 +69,11 @@ async fn answer(app: &App, mut fields: Fields, prompts: Vec<Prompt>, asked: Aske
     let stop = fields.stops()?;
     let timeout = sampling::timeout(&mut fields)?;
     let sampling = sampling::openai(&mut fields, &sampling::SHORT_FORM, &text.defaults)?;
+    let calculator = sampling::calculator(&mut fields, text)?;
     let request = GenerateRequest {
         prompts,
         stop,
+        calculator,
         timeout,
         client: fields.client,
         max_memory: app.max_request_memory,
@@ -90,6 +92,8 @@ async fn answer(app: &App, mut fields: Fields, prompts: Vec<Prompt>, asked: Aske
 /// A whole reply, to one prompt or to a batch. Times are in seconds.
 #[derive(Serialize)]
 struct Reply<'a> {
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    calculations: &'a [Calculation],
     #[serde(skip_serializing_if = "Option::is_none")]
     explain: Option<Explained<'a>>,
     generation_time: f64,
@@ -107,6 +111,8 @@ struct Reply<'a> {
 
 #[derive(Serialize)]
 struct OneOfBatch<'a> {
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    calculations: &'a [Calculation],
     response: &'a str,
     #[serde(skip_serializing_if = "str::is_empty")]
     thinking: &'a str,
@@ -116,6 +122,9 @@ struct OneOfBatch<'a> {
 /// A piece of a streamed one.
 #[derive(Serialize)]
 struct Event<'a> {
+    /// Before the token.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    calculations: &'a [Calculation],
     #[serde(skip_serializing_if = "Option::is_none")]
     explain: Option<Explained<'a>>,
     #[serde(skip_serializing_if = "str::is_empty")]
@@ -144,26 +153,29 @@ impl Writer for ShortForm {
 
     fn piece(&mut self, chunk: &Chunk, out: &mut Objects) {
         let explain = self.explained(chunk).filter(|_| !chunk.tokens.is_empty());
-        if explain.is_some() || !chunk.text.is_empty() || !chunk.thinking.is_empty() {
-            out.push(&Event { explain, thinking: &chunk.thinking, token: &chunk.text, warnings: &[] });
+        let Chunk { calculations, text, thinking, .. } = chunk;
+        if explain.is_some() || !calculations.is_empty() || !text.is_empty() || !thinking.is_empty() {
+            out.push(&Event { calculations, explain, thinking, token: text, warnings: &[] });
         }
     }
 
     fn end(&mut self, out: &mut Objects) {
         if !self.warnings.is_empty() {
-            out.push(&Event { explain: None, thinking: "", token: "", warnings: &self.warnings });
+            let warnings = &self.warnings;
+            out.push(&Event { calculations: &[], explain: None, thinking: "", token: "", warnings });
         }
     }
 
     fn whole(self, choices: Vec<Chunk>) -> impl Iterator<Item = Vec<u8>> + Send + 'static {
         let one = |chunk| {
-            let Chunk { text, thinking, tokens, .. }: &Chunk = chunk;
-            OneOfBatch { response: text, thinking, tokens_generated: tokens.len() }
+            let Chunk { calculations, text, thinking, tokens, .. }: &Chunk = chunk;
+            OneOfBatch { calculations, response: text, thinking, tokens_generated: tokens.len() }
         };
         let only = choices.first().filter(|_| !self.asked.is_batch);
         let seconds = self.asked.start.elapsed().as_secs_f64();
         let tokens = choices.iter().map(|chunk| chunk.tokens.len()).sum();
         iter::once(json(&Reply {
+            calculations: only.map_or(&[], |chunk| &chunk.calculations),
             explain: only.and_then(|chunk| self.explained(chunk)),
             generation_time: seconds,
             response: only.map(|chunk| chunk.text.as_str()),

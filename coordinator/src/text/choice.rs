@@ -1,6 +1,6 @@
 //! The events of one sequence, as pieces of text.
 //!
-//! Order of things: tokens → whole characters → stop strings → thinking → white space at the start. Knows one sequence;
+//! Order of things: tokens → calculations → whole characters → stop strings → thinking → white space at the start. Knows one sequence;
 //! does not know what else the request asked for. Invariant: a stop string, the end of text and special tokens are part
 //! of the text only where the format says so, and after the piece with `finish` nothing follows.
 
@@ -14,7 +14,8 @@ use futures_util::Stream;
 use nanoinfer_shared::protocol::TokenId;
 
 use super::{
-    Chunk, Detokenizer, GenerateError, GeneratedToken, ModelText, StopFinder,
+    Calculation, CalculatorMarks, Chunk, Detokenizer, GenerateError, GeneratedToken, ModelText, StopFinder,
+    calculation::CalculationSplitter,
     prompt::PreparedPrompt,
     thinking::{Parts, ThinkingSplitter, is_mark},
 };
@@ -36,6 +37,8 @@ pub(super) struct ChoiceFormat {
     pub(super) hidden: Vec<TokenId>,
     /// Whether special tokens are not shown either.
     pub(super) hides_special: bool,
+    /// The marks of what was calculated, where that is told apart.
+    pub(super) calculator: Option<CalculatorMarks>,
     /// Whether white space before the reply belongs to the chat format.
     pub(super) trim_start: bool,
 }
@@ -48,8 +51,12 @@ pub(super) struct Choice {
     format: Arc<ChoiceFormat>,
     detokenizer: Detokenizer,
     stop: StopFinder,
+    /// Where the model has something calculated.
+    splitter: Option<CalculationSplitter>,
     /// Where the model thinks before it answers.
     thinking: Option<ThinkingSplitter>,
+    /// What was calculated and not told yet.
+    calculations: Vec<Calculation>,
     /// Tokens whose text is still held back.
     tokens: Vec<GeneratedToken>,
     /// Tokens so far.
@@ -66,6 +73,8 @@ impl Choice {
         Self {
             index,
             events: Some(events),
+            splitter: format.calculator.map(CalculationSplitter::new),
+            calculations: Vec::new(),
             format,
             detokenizer,
             stop,
@@ -85,14 +94,24 @@ impl Choice {
 
     /// Takes a token; a chunk if that completes some text.
     fn token(&mut self, token: GeneratedToken) -> Option<Chunk> {
-        let id = token.id;
+        let (id, forced) = (token.id, token.forced);
         self.tokens.push(token);
         self.generated += 1;
+        if self.format.hidden.contains(&id) {
+            return None;
+        }
         let tokenizer = &self.format.text.tokenizer;
+        if let Some(splitter) = &mut self.splitter {
+            let (calculation, is_answer) = splitter.take(id, forced, tokenizer);
+            self.calculations.extend(calculation);
+            if !is_answer {
+                return (!self.calculations.is_empty()).then(|| self.chunk("", None));
+            }
+        }
         let hides_special = self.format.hides_special && tokenizer.is_special(id);
         // A mark of thinking tells parts apart, special or not.
         let is_hidden = hides_special && !(self.thinking.is_some() && is_mark(tokenizer.bytes(id)));
-        if is_hidden || self.format.hidden.contains(&id) {
+        if is_hidden {
             return None;
         }
         let mut text = String::new();
@@ -106,7 +125,7 @@ impl Choice {
             return Some(self.chunk(&text, Some(FinishReason::Stop)));
         }
         let chunk = (!text.is_empty()).then(|| self.chunk(&text, None))?;
-        if chunk.text.is_empty() && chunk.thinking.is_empty() {
+        if chunk.text.is_empty() && chunk.thinking.is_empty() && chunk.calculations.is_empty() {
             // Only white space or a mark so far: its tokens go with the next text.
             self.tokens = chunk.tokens;
             return None;
@@ -115,8 +134,10 @@ impl Choice {
     }
 
     fn end(&mut self, reason: FinishReason) -> Chunk {
+        let tokenizer = &self.format.text.tokenizer;
+        self.calculations.extend(self.splitter.as_mut().and_then(|splitter| splitter.end(tokenizer)));
         let mut tail = String::new();
-        self.detokenizer.flush(&self.format.text.tokenizer, &mut tail);
+        self.detokenizer.flush(tokenizer, &mut tail);
         // What was cut off may complete a stop string only in theory, but then it counts.
         let (mut text, stopped) = self.stop.push(&tail);
         if !stopped {
@@ -139,8 +160,10 @@ impl Choice {
         };
         let text = if self.at_start && self.format.trim_start { answer.trim_start() } else { &answer };
         self.at_start &= text.is_empty();
+        let calculations = std::mem::take(&mut self.calculations);
         let tokens = std::mem::take(&mut self.tokens);
-        Chunk { index: self.index, prompt_logprobs: None, text: text.to_owned(), thinking, tokens, finish }
+        let text = text.to_owned();
+        Chunk { index: self.index, prompt_logprobs: None, text, thinking, calculations, tokens, finish }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use nanoinfer_shared::protocol::TokenId;
 
+use super::Calculation;
 use crate::engine::{
     explanation::Explanation,
     request::{FinishReason, TokenLogprobs},
@@ -18,6 +19,8 @@ pub struct Chunk {
     pub text: String,
     /// What the model thinks before it; the same.
     pub thinking: String,
+    /// What was calculated before its text.
+    pub calculations: Vec<Calculation>,
     /// Tokens generated since the last chunk, the one that ends the text included.
     pub tokens: Vec<GeneratedToken>,
     /// In the last chunk of a choice.

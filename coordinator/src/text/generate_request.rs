@@ -26,6 +26,8 @@ pub struct GenerateRequest {
     pub include_stop: bool,
     /// Whether special tokens are left out of the text.
     pub skip_special_tokens: bool,
+    /// Whether what the model wants to have calculated is, where it has a calculator.
+    pub calculator: bool,
     /// Give up after this long.
     pub timeout: Option<Duration>,
     /// Who asks.
@@ -49,6 +51,7 @@ impl GenerateRequest {
             stop: Vec::new(),
             include_stop: false,
             skip_special_tokens: true,
+            calculator: true,
             timeout: None,
             client: Client::Local,
             cache_salt: None,

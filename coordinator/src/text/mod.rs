@@ -1,10 +1,12 @@
 //! Between strings and token ids: tokenizer, chat template, streaming text, and the generation of whole answers.
 //!
 //! Reading order: [`tokenizer`], [`detokenizer`] and [`stop`] turn ids into text and back; [`chat`] turns messages into a
-//! prompt; [`prompt`] decides what fits; [`text_engine`] runs a [`generate_request`] through the engine as a [`generation`]. Nothing here knows HTTP.
+//! prompt; [`prompt`] decides what fits; [`calculator`] forces results on an answer; [`text_engine`] runs a [`generate_request`] through the engine as a [`generation`]. Nothing here knows HTTP.
 
 pub(crate) mod answer_memory;
 mod bad_words;
+pub mod calculation;
+mod calculator;
 pub mod chat;
 mod choice;
 pub mod chunk;
@@ -26,6 +28,7 @@ mod tokenizer_config;
 mod tokenizer_files;
 
 pub use self::{
+    calculation::{Calculation, CalculatorMarks},
     chat::{ChatFormat, ChatLayout, Ending, Message, Role},
     chunk::{Chunk, GeneratedToken},
     defaults::GenerationDefaults,

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use nanoinfer_shared::ModelShape;
 
-use super::{ChatFormat, GenerationDefaults, TextError, Tokenizer};
+use super::{CalculatorMarks, ChatFormat, GenerationDefaults, TextError, Tokenizer};
 
 /// Everything of a model that has to do with text.
 #[derive(Debug)]
@@ -15,6 +15,8 @@ pub struct ModelText {
     pub chat: ChatFormat,
     /// What the model's makers recommend.
     pub defaults: GenerationDefaults,
+    /// Where the model was made to have something calculated.
+    pub calculator: Option<CalculatorMarks>,
 }
 
 impl ModelText {
@@ -26,6 +28,7 @@ impl ModelText {
         let tokenizer = Tokenizer::load(folder, shape.vocab_size)?;
         let chat = ChatFormat::load(folder, &tokenizer)?;
         let defaults = GenerationDefaults::load(folder, shape.vocab_size)?;
-        Ok(Self { tokenizer, chat, defaults })
+        let calculator = CalculatorMarks::of(&tokenizer);
+        Ok(Self { tokenizer, chat, defaults, calculator })
     }
 }

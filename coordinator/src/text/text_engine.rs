@@ -9,6 +9,7 @@ use nanoinfer_shared::protocol::TokenId;
 
 use super::{
     GenerateError, GenerateRequest, Generation, ModelText, Prompt, StopFinder, answer_memory, bad_words,
+    calculator::Calculator,
     chat::Ending,
     choice::{Choice, ChoiceFormat},
     generate_error::{MAX_SEQUENCES, check_tokens},
@@ -18,6 +19,7 @@ use crate::{
     engine::{
         config::ModelCard,
         handle::EngineHandle,
+        next::Next,
         request::{LogitBias, Request, SamplingParams},
         status::Status,
     },
@@ -151,6 +153,7 @@ impl TextEngine {
         let stop =
             StopFinder::default().with(of_format, false).with(request.stop.iter().cloned(), request.include_stop);
         // Where it ends no text, the end of text is a special token as others are.
+        let told_apart = chat.is_some() && request.calculator && request.skip_special_tokens;
         let shows_eos = !request.skip_special_tokens && (request.include_stop || request.sampling.ignore_eos);
         ChoiceFormat {
             text: self.text.clone(),
@@ -158,6 +161,7 @@ impl TextEngine {
             min_tokens: request.sampling.min_tokens,
             hidden: if shows_eos { Vec::new() } else { self.eos_token_ids().collect() },
             hides_special: request.skip_special_tokens,
+            calculator: self.text.calculator.filter(|_| told_apart),
             // What continues a text may begin with white space.
             trim_start: chat.is_some_and(|layout| layout.ending == Ending::NewTurn) && self.text.chat.trims_reply,
         }
@@ -184,6 +188,7 @@ impl TextEngine {
     /// The sequence of one choice: `index` is prompt index times `n` plus choice.
     fn sequence(&self, request: &GenerateRequest, prompts: &[PreparedPrompt], index: usize) -> Request {
         let prompt = &prompts[index / request.n];
+        let marks = self.text.calculator.filter(|_| request.calculator);
         Request {
             prompt: prompt.ids.clone(),
             max_tokens: prompt.max_tokens,
@@ -191,7 +196,7 @@ impl TextEngine {
             cache_salt: request.cache_salt.clone(),
             prompt_index: (index / request.n) as u32,
             choice: (index % request.n) as u32,
-            next: None,
+            next: marks.map(|marks| Calculator::new(self.text.clone(), marks).boxed()),
         }
     }
 }

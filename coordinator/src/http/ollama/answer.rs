@@ -18,7 +18,7 @@ use crate::{
         writer::{self, Framing, Objects, Writer, json},
     },
     request::{FinishReason, SamplingParams},
-    text::{ChatLayout, Chunk, GenerateRequest, Generation, MaxTokens, ModelText, Prompt},
+    text::{Calculation, ChatLayout, Chunk, GenerateRequest, Generation, MaxTokens, ModelText, Prompt},
 };
 
 /// Which of the two routes answers: their objects carry text in different places.
@@ -56,6 +56,7 @@ pub(crate) async fn answer(
     };
     let stop = options.stops()?;
     let sampling = sampling::ollama(&mut options, defaults)?;
+    let calculator = sampling::calculator(&mut fields, app.engine.text())?;
     let client = fields.client;
     for left in [&mut options, &mut fields] {
         unbuilt::take(left)?;
@@ -64,10 +65,11 @@ pub(crate) async fn answer(
     let model = model_name::shown(app.engine.card());
     let Some(prompt) = prompt else {
         let done_reason = Some(if unload { "unload" } else { "load" });
-        return Ok(writer::at_once(&Object { done: true, done_reason, ..shape.object(model, "", "") }, &[]));
+        return Ok(writer::at_once(&Object { done: true, done_reason, ..shape.object(model, Parts::default()) }, &[]));
     };
     let request = GenerateRequest {
         stop,
+        calculator,
         timeout,
         client,
         max_memory: app.max_request_memory,
@@ -117,6 +119,8 @@ fn is_no_time(time: &Value) -> bool {
 /// A line of an answer, or a whole one.
 #[derive(Default, Serialize)]
 struct Object<'a> {
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    calculations: &'a [Calculation],
     created_at: String,
     done: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -138,6 +142,8 @@ struct Object<'a> {
 
 #[derive(Serialize)]
 struct Message<'a> {
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    calculations: &'a [Calculation],
     content: &'a str,
     role: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -155,13 +161,25 @@ struct Counts {
     total_duration: u64,
 }
 
+/// What there is to tell of a piece.
+#[derive(Clone, Copy, Default)]
+struct Parts<'a> {
+    text: &'a str,
+    thinking: &'a str,
+    calculations: &'a [Calculation],
+}
+
 impl Shape {
-    fn object<'a>(self, model: &'a str, text: &'a str, thinking: &'a str) -> Object<'a> {
+    fn object<'a>(self, model: &'a str, parts: Parts<'a>) -> Object<'a> {
+        let Parts { text, thinking, calculations } = parts;
         let thinking = Some(thinking).filter(|thinking| !thinking.is_empty());
         let object = Object { created_at: UtcTime::now().rfc3339(), model, ..Object::default() };
         match self {
-            Self::Chat => Object { message: Some(Message { content: text, role: "assistant", thinking }), ..object },
-            Self::Generate => Object { response: Some(text), thinking, ..object },
+            Self::Chat => {
+                let message = Message { calculations, content: text, role: "assistant", thinking };
+                Object { message: Some(message), ..object }
+            }
+            Self::Generate => Object { calculations, response: Some(text), thinking, ..object },
         }
     }
 }
@@ -186,7 +204,7 @@ struct OllamaWriter {
 
 impl OllamaWriter {
     /// The object that ends an answer.
-    fn last<'a>(&'a self, text: &'a str, thinking: &'a str) -> Object<'a> {
+    fn last<'a>(&'a self, parts: Parts<'a>) -> Object<'a> {
         let now = Instant::now();
         let first_token = self.first_token.unwrap_or(now);
         let nanos = |from: Instant, to: Instant| to.saturating_duration_since(from).as_nanos() as u64;
@@ -204,13 +222,13 @@ impl OllamaWriter {
             done_reason: Some(if is_cut { "length" } else { "stop" }),
             counts: Some(counts),
             warnings: &self.warnings,
-            ..self.shape.object(&self.model, text, thinking)
+            ..self.shape.object(&self.model, parts)
         }
     }
 
-    /// What is told of a piece's thinking.
-    fn thinking<'a>(&self, chunk: &'a Chunk) -> &'a str {
-        if self.tells_thinking { &chunk.thinking } else { "" }
+    fn parts<'a>(&self, chunk: &'a Chunk) -> Parts<'a> {
+        let thinking = if self.tells_thinking { &chunk.thinking } else { "" };
+        Parts { text: &chunk.text, thinking, calculations: &chunk.calculations }
     }
 }
 
@@ -227,20 +245,21 @@ impl Writer for OllamaWriter {
     fn piece(&mut self, chunk: &Chunk, out: &mut Objects) {
         let logprobs = ChatLogprobs { tokenizer: &self.text.tokenizer, tokens: &chunk.tokens };
         let logprobs = (!logprobs.is_empty()).then_some(logprobs);
-        let thinking = self.thinking(chunk);
-        if !chunk.text.is_empty() || !thinking.is_empty() || logprobs.is_some() {
-            out.push(&Object { logprobs, ..self.shape.object(&self.model, &chunk.text, thinking) });
+        let parts = self.parts(chunk);
+        let Parts { text, thinking, calculations } = parts;
+        if !text.is_empty() || !thinking.is_empty() || !calculations.is_empty() || logprobs.is_some() {
+            out.push(&Object { logprobs, ..self.shape.object(&self.model, parts) });
         }
     }
 
     fn end(&mut self, out: &mut Objects) {
-        out.push(&self.last("", ""));
+        out.push(&self.last(Parts::default()));
     }
 
     fn whole(self, choices: Vec<Chunk>) -> impl Iterator<Item = Vec<u8>> + Send + 'static {
         let chunk = choices.into_iter().next().unwrap_or_default();
         let logprobs = ChatLogprobs { tokenizer: &self.text.tokenizer, tokens: &chunk.tokens };
         let logprobs = self.logprobs.then_some(logprobs);
-        iter::once(json(&Object { logprobs, ..self.last(&chunk.text, self.thinking(&chunk)) }))
+        iter::once(json(&Object { logprobs, ..self.last(self.parts(&chunk)) }))
     }
 }

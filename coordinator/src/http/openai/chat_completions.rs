@@ -65,6 +65,7 @@ impl Route for Chat {
 
     fn piece<'a>(&mut self, about: &'a About, chunk: &'a Chunk) -> Choice<'a> {
         let delta = Some(Message {
+            calculations: &chunk.calculations,
             content: some(&chunk.text).map(Some),
             reasoning_content: some(&chunk.thinking),
             ..Message::default()
@@ -75,7 +76,9 @@ impl Route for Chat {
     fn whole<'a>(&mut self, about: &'a About, chunk: &'a Chunk) -> Choice<'a> {
         let reasoning_content = some(&chunk.thinking);
         let content = Some(some(&chunk.text).or(reasoning_content.is_none().then_some("")));
-        let message = Some(Message { content, reasoning_content, refusal: Some(()), role: Some("assistant") });
+        let calculations = &chunk.calculations;
+        let (refusal, role) = (Some(()), Some("assistant"));
+        let message = Some(Message { calculations, content, reasoning_content, refusal, role });
         let prompt_token_ids = about.prompt_token_ids(chunk.index);
         Choice { message, prompt_token_ids, ..self.choice(about, chunk) }
     }

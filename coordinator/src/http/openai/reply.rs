@@ -18,7 +18,7 @@ use crate::{
         writer::{self, Framing, Objects, Writer, json},
     },
     request::FinishReason,
-    text::{Chunk, GenerateRequest, ModelText, prompt::PreparedPrompt},
+    text::{Calculation, Chunk, GenerateRequest, ModelText, prompt::PreparedPrompt},
 };
 
 /// What the answers of one route have of their own.
@@ -79,6 +79,9 @@ pub(crate) struct Choice<'a> {
 /// What the model says in a chat, or what follows of it.
 #[derive(Default, Serialize)]
 pub(crate) struct Message<'a> {
+    /// What the model had calculated before the content, or so far.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    pub(crate) calculations: &'a [Calculation],
     /// Null in a whole one of which nothing but thinking came.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) content: Option<Option<&'a str>>,

@@ -95,6 +95,7 @@ pub(crate) fn take(
         stop,
         include_stop,
         skip_special_tokens,
+        calculator: sampling::calculator(fields, app.engine.text())?,
         timeout: sampling::timeout(fields)?,
         client: fields.client,
         cache_salt: cache_salt(fields)?,

@@ -71,6 +71,7 @@ pub(crate) async fn model_info(State(app): State<App>) -> Json<Value> {
             "n_inner": shape.mlp.inner,
             "eos_token_ids": shape.eos_token_ids,
         },
+        "calculator": app.engine.text().calculator.is_some(),
         "chat_template": app.engine.text().chat.template().is_some(),
     }))
 }

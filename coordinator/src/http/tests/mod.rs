@@ -1,6 +1,7 @@
 //! Routes against a scripted engine, over real sockets.
 
 mod bad_input;
+mod calculator;
 mod completions;
 mod constraints;
 mod conversations;
