@@ -257,11 +257,12 @@ fn answer(
         };
         let delta = &event["choices"][0]["delta"];
         let [thought, piece] = ["reasoning_content", "content"].map(|part| delta[part].as_str().unwrap_or_default());
-        if !thought.is_empty() || !piece.is_empty() {
+        let calculated = calculated(delta);
+        if !thought.is_empty() || !calculated.is_empty() || !piece.is_empty() {
             statistics.last = Instant::now();
             statistics.first.get_or_insert(statistics.last);
             text.push_str(piece);
-            statistics.reader = output::write(shown.take(thought, piece))?;
+            statistics.reader = output::write(shown.take(thought, &calculated, piece))?;
             if statistics.reader == Reader::Left {
                 break;
             }
@@ -276,7 +277,18 @@ fn answer(
     Ok(statistics)
 }
 
-/// How an answer is written: what the model thinks before it is dimmed in a terminal, and is no part of what a pipe is told.
+/// What the model had calculated before a piece, in brackets.
+fn calculated(delta: &Value) -> String {
+    let calculations = delta["calculations"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let told = |it: &Value| {
+        let result = it["result"].as_str().map_or_else(String::new, |result| format!(" = {result}"));
+        format!("[{}{result}] ", it["expression"].as_str().unwrap_or_default())
+    };
+    calculations.iter().map(told).collect()
+}
+
+/// How an answer is written: what the model thinks before it, or has calculated, is dimmed in a terminal, and is no part of what a
+/// pipe is told.
 struct Shown {
     to_terminal: bool,
     /// Thinking was written last.
@@ -284,7 +296,7 @@ struct Shown {
 }
 
 impl Shown {
-    fn take(&mut self, thought: &str, piece: &str) -> String {
+    fn take(&mut self, thought: &str, calculated: &str, piece: &str) -> String {
         let mut text = String::new();
         if self.to_terminal && !thought.is_empty() {
             text = format!("\x1b[2m{thought}\x1b[0m");
@@ -292,6 +304,9 @@ impl Shown {
         }
         if !piece.is_empty() && std::mem::take(&mut self.thought) {
             text += "\n\n";
+        }
+        if self.to_terminal && !calculated.is_empty() {
+            text += &format!("\x1b[2m{calculated}\x1b[0m");
         }
         text + piece
     }
@@ -336,16 +351,19 @@ fn interrupts() -> anyhow::Result<Arc<AtomicBool>> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
-    fn thinking_is_dimmed_in_a_terminal_and_left_out_of_a_pipe() {
-        let pieces = [("Hm", ""), (", 2.", "T"), ("", "wo.")];
+    fn what_is_no_answer_is_dimmed_in_a_terminal_and_left_out_of_a_pipe() {
+        let sum = json!({"calculations": [{"expression": "1+1", "result": "2"}, {"expression": "x", "result": null}]});
+        let pieces = [("Hm", json!({}), ""), (", 2.", json!({}), "T"), ("", json!({}), "wo"), ("", sum, ".")];
         let shown = |to_terminal| {
             let mut shown = Shown { to_terminal, thought: false };
-            pieces.map(|(thought, piece)| shown.take(thought, piece)).concat()
+            pieces.each_ref().map(|(thought, delta, piece)| shown.take(thought, &calculated(delta), piece)).concat()
         };
-        assert_eq!(shown(true), "\x1b[2mHm\x1b[0m\x1b[2m, 2.\x1b[0m\n\nTwo.");
+        assert_eq!(shown(true), "\x1b[2mHm\x1b[0m\x1b[2m, 2.\x1b[0m\n\nTwo\x1b[2m[1+1 = 2] [x] \x1b[0m.");
         assert_eq!(shown(false), "Two.");
     }
 

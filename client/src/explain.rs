@@ -15,6 +15,9 @@ pub(crate) fn tokens(explained: &Value, first: usize, bars: Bars) -> String {
 
 fn token(token: &Value, index: usize, bars: Bars) -> String {
     let mut text = format!("\n{index}  {}\n", quoted(&token["token"]));
+    if token["forced"] == true {
+        return text + "   forced: it was not drawn\n";
+    }
     text += &format!("   {:<16} {:>8} {:>8}\n", "alternatives", "model", "drawn");
     for a in list(&token["alternatives"]) {
         let drawn = a["probability"].as_f64().unwrap_or(0.0);
@@ -130,7 +133,7 @@ mod tests {
                       {"processor": "top_p", "value": 0.5, "changed": 0, "removed": 4095, "removed_mass": 0.25}],
             "step": {"number": 3, "sequences": 1, "tokens": 2, "ms": 1.5,
                      "ranks": [{"rank": 0, "ms": 1.0, "stages": stages}, {"rank": 1, "ms": 1.0, "stages": stages}]},
-        }]);
+        }, {"token": "<|output_start|>", "id": 12, "forced": true}]);
         let expected = r#"
 5  " Paris"
    alternatives        model    drawn
@@ -145,6 +148,9 @@ mod tests {
      all-reduce: MLP projection             0.250     0.250 ######
      all-reduce: of these, waiting          0.100     0.100 ##
      the step, on the rank                  1.000     1.000
+
+6  "<|output_start|>"
+   forced: it was not drawn
 "#;
         assert_eq!(tokens(&value, 5, Bars::Ascii), expected);
     }

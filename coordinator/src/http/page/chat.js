@@ -37,7 +37,7 @@ const store = (name, value) => {
 };
 
 const state = {
-  /** {role, content, reasoning_content?, pieces?, stats?, error?, warnings?}; a piece is {text, thinks?, tokens, explain?}, as one chunk of the stream has it. */
+  /** {role, content, reasoning_content?, pieces?, stats?, error?, warnings?}; a piece is {text, thinks?, calculations?, tokens, explain?}, as one chunk of the stream has it. */
   messages: stored("messages", []),
   settings: stored("settings", { system: "", tint: false, sampling: {} }),
   /** Aborts the answer under way. */
@@ -101,9 +101,10 @@ async function answer() {
         const tokens = choice.logprobs?.content ?? [];
         const thought = choice.delta.reasoning_content ?? "", text = choice.delta.content ?? "";
         times.push(...tokens.map(() => performance.now()));
-        const pieces = [{ text: text || thought, thinks: Boolean(thought && !text), tokens: tokens.map(slim), explain: choice.explain }];
+        const { calculations } = choice.delta;
+        const pieces = [{ text: text || thought, thinks: Boolean(thought && !text), calculations, tokens: tokens.map(slim), explain: choice.explain }];
         if (thought && text) pieces.unshift({ text: thought, thinks: true, tokens: [] });
-        if (tokens.length || thought || text) {
+        if (tokens.length || thought || text || calculations) {
           message.pieces.push(...pieces);
           pieces.forEach(append);
         }
@@ -152,7 +153,7 @@ const told = ({ tokens, first, rate, finish }) =>
 function save() {
   if (state.messages.length > MAX_MESSAGES) state.messages = state.messages.slice(-MAX_MESSAGES);
   // Explanations are kept until the page is left: they are a hundred times the text.
-  store("messages", state.messages.map((message) => ({ ...message, pieces: message.pieces?.map(({ text, thinks, tokens }) => ({ text, thinks, tokens })) })));
+  store("messages", state.messages.map((message) => ({ ...message, pieces: message.pieces?.map(({ text, thinks, calculations, tokens }) => ({ text, thinks, calculations, tokens })) })));
 }
 
 function say(text) {
@@ -243,7 +244,10 @@ function editor(message, index) {
 
 function pieceView(piece) {
   const sure = piece.tokens.reduce((product, token) => product * token.p, 1);
-  return make("span", { className: piece.text ? "piece" : "piece end", textContent: piece.text || "■", piece, style: `--doubt: ${1 - sure}` });
+  const calculated = (piece.calculations ?? []).map(({ expression, result }) =>
+    make("code", { className: "calculation", textContent: result === null ? expression : `${expression} = ${result}` }));
+  const isEnd = !piece.text && !calculated.length;
+  return make("span", { className: isEnd ? "piece end" : "piece", piece, style: `--doubt: ${1 - sure}` }, ...calculated, isEnd ? "■" : piece.text);
 }
 
 /** Shows what there is to say of a piece; all of it, and until it is closed, if `pinned`. */
@@ -280,7 +284,9 @@ function tokenTable(token) {
 }
 
 /** One token of `explain`: alternatives, what the sampling chain did, and where the time of its step went, rank by rank. */
-function explanation({ token, id, alternatives, chain, step }) {
+function explanation({ token, id, forced, alternatives, chain, step }) {
+  const head = make("header", {}, make("p", {}, code(visible(token))), button("Close", () => showToken(null)));
+  if (forced) return make("section", {}, head, make("p", { className: "note", textContent: "Not drawn: a result of the calculator." }));
   const table = (caption, head, rows) => make("table", {}, make("caption", { textContent: caption }),
     make("thead", {}, make("tr", {}, ...head.map((textContent) => make("th", { textContent })))), make("tbody", {}, ...rows));
   const choices = alternatives.map((a) => make("tr", { className: `${a.id === id ? "chosen" : ""} ${a.removed_by ? "removed" : ""}` },
@@ -296,7 +302,6 @@ function explanation({ token, id, alternatives, chain, step }) {
     ...step.ranks.map((rank) => cell(of(rank, stage)?.toFixed(3) ?? "–")), bar(stage.ms / step.ranks[0].ms, stage.kind)));
   times.push(make("tr", { className: "whole" }, cell("the step", ""), ...step.ranks.map((rank) => cell(rank.ms.toFixed(3)))));
   const many = (n, what) => `${n} ${what}${n === 1 ? "" : "s"}`;
-  const head = make("header", {}, make("p", {}, code(visible(token))), button("Close", () => showToken(null)));
   return make("section", {}, head, make("div", {},
     table("alternatives", ["", "model", "drawn", ""], choices),
     processors.length ? table("what the sampling chain removed", [], processors) : make("p", { className: "note", textContent: "Every processor is neutral." })),
