@@ -150,12 +150,9 @@ impl Running {
         self.runs.replace(self.runs.get() + 1)
     }
 
-    /// What a step reads: all weights but the position embedding, of which it reads a few rows.
+    /// What a step reads: all weights but those of which it looks up a few rows.
     pub(crate) fn step_bytes(&self) -> u64 {
-        let (plan, shape) = (&self.plan, &self.plan.model.shape);
-        let holding_positions = if plan.on_gpus() { 1 } else { plan.partition.world() };
-        let positions = holding_positions * shape.context * shape.width * size_of::<f32>();
-        plan.memory.iter().map(|memory| memory.weights).sum::<u64>() - positions as u64
+        self.plan.memory.iter().map(|memory| memory.weights - memory.looked_up).sum()
     }
 }
 

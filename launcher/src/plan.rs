@@ -294,7 +294,7 @@ fn shared_memories(chosen: &Chosen, world: usize, placement: Placement) -> Vec<S
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use std::{fs, path::Path};
 
     use super::*;
     use crate::{
@@ -359,11 +359,22 @@ mod tests {
         assert_eq!(of(Some(256), 1 << 30).unwrap().to_string(), whole.to_string());
     }
 
+    /// A golden checkpoint with its tokenizer, flat.
+    fn nanochat(folder: &Path, name: &str) -> String {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/nanochat");
+        fs::create_dir_all(folder).unwrap();
+        let files = fs::read_dir(golden.join(name)).unwrap().map(|entry| entry.unwrap().path());
+        for file in files.chain([golden.join("tokenizer/tokenizer.pkl")]) {
+            fs::copy(&file, folder.join(file.file_name().unwrap())).unwrap();
+        }
+        folder.display().to_string()
+    }
+
     #[test]
     fn a_cap_that_no_tensor_tells_can_be_said() {
         let root = tempfile::tempdir().unwrap();
         let of = |model: &str, logit_softcap| {
-            let model = Some(format!("{}/../tests/golden/nanochat/{model}", env!("CARGO_MANIFEST_DIR")));
+            let model = Some(nanochat(&root.path().join(model), model));
             Plan::new(&ClusterConfig { model, logit_softcap, ..config(root.path(), 1) }, Placement::Here)
         };
         let caps = |plan: Plan| [plan.shape.logit_softcap, plan.load.shape.logit_softcap];

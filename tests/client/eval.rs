@@ -82,6 +82,29 @@ fn core_is_that_of_nanochats_algorithm_from_a_bundle_and_from_one_file() {
 }
 
 #[test]
+fn core_of_a_checkpoint_of_nanochat_is_the_figure_that_nanochat_gives() {
+    let golden = root().join("tests/golden/nanochat");
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["E/model_000483.pt", "E/meta_000483.json", "tokenizer/tokenizer.pkl"].map(|file| golden.join(file)) {
+        fs::copy(&file, folder.path().join(file.file_name().unwrap())).unwrap();
+    }
+    let theirs: Value = serde_json::from_slice(&fs::read(data("nanochat_core.json")).unwrap()).unwrap();
+    let model = folder.path().display().to_string();
+    let to = tempfile::tempdir().unwrap();
+    let (_, report) = report(&to, &["--model", &model, "--dtype", "f32", "--eval-set", &data("bundle")]);
+    let close = |ours: &Value, theirs: &Value, what: &str| {
+        // It counts in f32.
+        let difference = ours.as_f64().unwrap() - theirs.as_f64().unwrap();
+        assert!(difference.abs() < 1e-7, "{what}: {ours}, not {theirs}");
+    };
+    for (task, accuracy) in theirs["results"].as_object().unwrap() {
+        close(&report["tasks"][task]["accuracy"], accuracy, task);
+        close(&report["tasks"][task]["centered"], &theirs["centered_results"][task], task);
+    }
+    close(&report["metrics"]["core"], &theirs["core_metric"], "core");
+}
+
+#[test]
 fn eval_alone_says_something_true_about_the_built_in_model() {
     let folder = tempfile::tempdir().unwrap();
     let (output, report) = report(&folder, &[]);

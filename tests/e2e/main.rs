@@ -3,6 +3,7 @@
 //! Index
 //! - [`chat`]: the README's two commands; `/api/chat` in both forms, streamed and not
 //! - [`golden`]: transformers' greedy ids through HTTP, for nproc 1, 2, 3, 5 over shared memory and TCP; batches
+//! - [`nanochat`]: its checkpoints as they lie in its cache, of every generation, through HTTP
 //! - [`completions`]: `/v1/completions`, log-probabilities, tokenization
 //! - [`calculator`]: results are forced on what a model writes
 //! - [`bad_input`]: what is refused, how it is said, and that nothing else is disturbed
@@ -44,6 +45,7 @@ mod imports;
 mod lifecycle;
 mod load;
 mod memory;
+mod nanochat;
 mod ranks;
 mod recovery;
 mod strangers;

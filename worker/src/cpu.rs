@@ -27,8 +27,10 @@ use crate::{
 /// What a rank will take of its host's memory, without a data link.
 pub(crate) fn memory(order: &LoadOrder, share: &Share, kv_blocks: usize) -> RankMemory {
     let shape = &order.shape;
+    let weights = Shard::bytes(shape, share, order.dtype);
     RankMemory {
-        weights: Shard::bytes(shape, share, order.dtype),
+        weights: weights.all,
+        looked_up: weights.looked_up,
         kv: kv_blocks as u64 * KvPool::block_bytes(shape, share, order.kv_dtype),
         activations: Pass::activation_bytes(shape, share, order.max_batched_tokens)
             + StepRunner::buffer_bytes(share, order.max_seqs),

@@ -71,8 +71,10 @@ const NCCL_BYTES: u64 = 512 << 20;
 pub(crate) fn memory(order: &LoadOrder, rank: usize, share: &Share, kv_blocks: usize) -> RankMemory {
     let model = RankModel::new(order, rank, share);
     let &LoadOrder { max_batched_tokens, max_seqs, .. } = order;
+    let weights = Weights::bytes(&model);
     RankMemory {
-        weights: Weights::bytes(&model),
+        weights: weights.all,
+        looked_up: weights.looked_up,
         kv: kv_blocks as u64 * Pass::block_bytes(&model),
         activations: Pass::activation_bytes(&model, max_batched_tokens, step::rows_at_once(max_seqs))
             + step::buffer_bytes(&model, max_batched_tokens, max_seqs)
@@ -108,7 +110,7 @@ impl Held {
             let model = RankModel::new(order, rank, share);
             let _context = find::open_one(ordinal)?;
             let gpu = Gpu::open(ordinal, model.element)?;
-            let needed = Weights::bytes(&model);
+            let needed = Weights::bytes(&model).all;
             let free = gpu.free_bytes()?;
             if needed > free {
                 let name = gpu.name.clone();
@@ -150,7 +152,7 @@ impl Held {
 
 impl Loaded for Held {
     fn weight_bytes(&self) -> u64 {
-        Weights::bytes(&self.model)
+        Weights::bytes(&self.model).all
     }
 
     fn kv_block_bytes(&self) -> u64 {

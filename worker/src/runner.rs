@@ -115,6 +115,8 @@ pub(crate) fn wanted(plan: &StepPlan) -> Vec<Wanted<'_>> {
 pub struct RankMemory {
     /// Packed weights, biases, position embedding.
     pub weights: u64,
+    /// Of these, those of which a step looks up some rows.
+    pub looked_up: u64,
     /// KV pool when every block is in use.
     pub kv: u64,
     /// Activations and logits of the largest step; on a GPU also what products need, and the driver for itself.

@@ -84,6 +84,15 @@ impl LinearShare {
     }
 }
 
+/// Bytes of the weights of a rank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WeightBytes {
+    /// Of all.
+    pub all: u64,
+    /// Of those of which a step looks up some rows; it reads the others from end to end.
+    pub looked_up: u64,
+}
+
 impl Share {
     /// Columns of its keys and of its values, among those of all.
     pub fn value_columns(&self, shape: &ModelShape) -> Range<usize> {
@@ -117,13 +126,13 @@ impl Share {
         shape: &ModelShape,
         holds_positions: bool,
         matrix: impl Fn(usize, usize, usize) -> usize,
-    ) -> u64 {
+    ) -> WeightBytes {
         let floats = |count: usize| count * size_of::<f32>();
         let linears = Linear::ALL.map(|linear| {
             let held = self.linear(shape, linear);
             matrix(held.unit, held.inputs.len(), held.outputs()) + floats(held.outputs())
         });
-        let others = shape.sum_of_parts(|part| match part {
+        let other = |part| match part {
             Part::Embedding | Part::Head => matrix(WIDTH_BLOCK, shape.width, self.vocab.len()),
             Part::Positions if !holds_positions => 0,
             Part::Layer(_, LayerPart::ValueTable, _) => {
@@ -131,8 +140,14 @@ impl Share {
             }
             Part::Layer(_, part, _) if part.is_linear() => 0,
             _ => floats(part.sizes(shape).iter().product()),
-        });
-        (shape.layers * linears.iter().sum::<usize>() + others) as u64
+        };
+        let is_looked_up = |part| match part {
+            Part::Embedding => !shape.tied_head,
+            part => matches!(part, Part::Positions | Part::Layer(_, LayerPart::ValueTable, _)),
+        };
+        let looked_up = shape.sum_of_parts(|part| if is_looked_up(part) { other(part) } else { 0 });
+        let all = shape.layers * linears.iter().sum::<usize>() + shape.sum_of_parts(other);
+        WeightBytes { all: all as u64, looked_up: looked_up as u64 }
     }
 }
 

@@ -19,7 +19,7 @@ use nanoinfer_kernels::PackedMatrix;
 use nanoinfer_shared::{
     ModelShape, Share,
     model::{
-        partition::Linear as Which,
+        partition::{Linear as Which, WeightBytes},
         parts::{LayerPart, Part, Term},
         shape::QkNorm,
     },
@@ -140,7 +140,7 @@ impl Shard {
     }
 
     /// Bytes that [`Shard::load`] will take for `share`.
-    pub fn bytes(shape: &ModelShape, share: &Share, dtype: DType) -> u64 {
+    pub fn bytes(shape: &ModelShape, share: &Share, dtype: DType) -> WeightBytes {
         share.bytes(shape, true, |unit, inputs, outputs| PackedMatrix::bytes(element(dtype), unit, inputs, outputs))
     }
 }

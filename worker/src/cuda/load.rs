@@ -15,7 +15,7 @@ use half::{bf16, f16};
 use nanoinfer_checkpoint::{Checkpoint, CheckpointError};
 use nanoinfer_kernels::{Element, cuda::row_stride};
 use nanoinfer_shared::model::{
-    partition::Linear,
+    partition::{Linear, WeightBytes},
     parts::{LayerPart, Part, Term},
 };
 
@@ -77,7 +77,7 @@ pub(crate) struct Norm {
 
 impl Weights {
     /// Bytes that [`Weights::load`] takes.
-    pub(crate) fn bytes(RankModel { rank, shape, share, element }: &RankModel) -> u64 {
+    pub(crate) fn bytes(RankModel { rank, shape, share, element }: &RankModel) -> WeightBytes {
         let matrix = |_, inputs, outputs| outputs * row_stride(inputs) * element.bytes();
         share.bytes(shape, *rank == 0, matrix)
     }

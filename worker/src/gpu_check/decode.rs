@@ -83,10 +83,9 @@ impl Subject {
 
     /// What a step reads: weights but for positions, keys and values.
     fn step_bytes(&self, batch: usize) -> u64 {
-        let shape = &self.model.shape;
-        let positions = (shape.context * shape.width * size_of::<f32>()) as u64;
+        let weights = Weights::bytes(&self.model);
         let position = Pass::block_bytes(&self.model) / BLOCK_TOKENS as u64;
-        Weights::bytes(&self.model) - positions + position * ((self.history + 1) * batch) as u64
+        weights.all - weights.looked_up + position * ((self.history + 1) * batch) as u64
     }
 
     /// Median seconds of a step of each batch, and the bytes a second of the GPU's memory where it tells.
