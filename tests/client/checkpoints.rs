@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
+use serde_json::{Value, json};
+
 use crate::{
     hub::{FakeHub, Manners},
     nanoinfer, text,
@@ -69,6 +71,32 @@ fn convert_makes_a_folder_that_is_a_model() {
     assert!(output.status.success() && notes.contains("`some_limit` of config.json is left out"), "{notes}");
     let read: serde_json::Value = serde_json::from_slice(&fs::read(again.join("config.json")).unwrap()).unwrap();
     assert_eq!(read, config);
+}
+
+#[test]
+fn a_first_generation_of_nanochat_becomes_transformers_and_later_ones_stay_what_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let convert = |generation: &str, file: &str| {
+        let to = dir.path().join(generation);
+        said(&["convert", &golden(&format!("nanochat/{generation}/{file}")), to.to_str().unwrap()]);
+        let config: Value = serde_json::from_slice(&fs::read(to.join("config.json")).unwrap()).unwrap();
+        (config, said(&["inspect", to.to_str().unwrap()]))
+    };
+    let (config, text) = convert("A-padded", "model_000809.pt");
+    assert_eq!(
+        (&config["model_type"], &config["architectures"]),
+        (&json!("nanochat"), &json!(["NanoChatForCausalLM"]))
+    );
+    // Rows that pad the vocabulary would be drawn there.
+    assert_eq!((&config["vocab_size"], config["rms_norm_eps"].as_f64()), (&json!(301), Some(2f64.powi(-23))));
+    for part in ["embed_tokens.weight", "[301, 48]", "layers.*.self_attn.q_proj.weight", "layers.*.mlp.fc1.weight"] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    let (config, text) = convert("E", "model_000483.pt");
+    assert_eq!((&config["model_type"], config.get("architectures")), (&json!("nanochat_later"), None));
+    for part in ["value_embeds.3.weight", "[301, 40]", "smear_gate.weight", "layers.*.self_attn.ve_gate.weight"] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
 }
 
 #[test]

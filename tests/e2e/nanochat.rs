@@ -50,3 +50,32 @@ fn every_generation_writes_as_nanochat_does() {
         }
     }
 }
+
+#[test]
+fn neither_cache_nor_company_changes_a_probability() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = cache(root.path(), "E");
+    let prompt: Vec<u32> = (0..90).map(|i| 1 + i * 37 % 250).collect();
+    let ask = |server: &Server, length: usize| {
+        let request = json!({
+            "prompt": prompt[..length], "max_tokens": 20, "temperature": 1.5, "seed": 7, "ignore_eos": true, "logprobs": 2,
+            "calculator": false,
+        });
+        server.ask("/v1/completions", &request)["choices"][0]["logprobs"].clone()
+    };
+    let alone = Server::start(&["--model", &folder, "--nproc", "2", "--no-prefix-cache"]);
+    let expected: Vec<Value> = [90, 64, 33].map(|length| ask(&alone, length)).to_vec();
+    // Prompts that begin alike, one behind the other and at once, in chunks that end anywhere.
+    let server = Server::start(&["--model", &folder, "--nproc", "2", "--max-batched-tokens", "35"]);
+    for _ in 0..2 {
+        for (length, expected) in [90, 64, 33].into_iter().zip(&expected) {
+            assert_eq!(&ask(&server, length), expected, "{length} tokens");
+        }
+    }
+    std::thread::scope(|scope| {
+        let (ask, server) = (&ask, &server);
+        let running = [90, 64, 33, 64].map(|length| scope.spawn(move || ask(server, length)));
+        let all = running.map(|thread| thread.join().unwrap());
+        assert_eq!(all, [0, 1, 2, 1].map(|i: usize| expected[i].clone()));
+    });
+}

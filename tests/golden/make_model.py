@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""A random-weight GPT-2 checkpoint of real geometry, for measuring speed and memory.
+"""A random-weight checkpoint of GPT-2 or nanochat, of real geometry, for measuring speed and memory.
 
-    python3 make_model.py OUT N_LAYER N_HEAD N_EMBD [--dtype bf16] [--vocab 50257] [--positions 1024] [--tokenizer DIR]
+    python3 make_model.py OUT N_LAYER N_HEAD N_EMBD [--dtype bf16] [--vocab 50257] [--positions 1024] [--tokenizer DIR] [--nanochat]
 
     gpt2 12 12 768 | gpt2-medium 24 16 1024 | gpt2-large 36 20 1280 | gpt2-xl 48 25 1600
+    with --nanochat (its newest generation): d12 12 6 768 | d20 20 10 1280
 
 Writes config.json and model.safetensors as save_pretrained would. Needs numpy, and safetensors to check the
 result; no torch. Speed does not depend on the values, so they are cut from one buffer of N(0, 0.02), and the
@@ -38,6 +39,32 @@ def tensor_list(layers: int, c: int, vocab: int, positions: int) -> list[tuple[s
     return [("transformer." + name, shape) for name, shape in tensors + norm("ln_f")]
 
 
+def nanochat_list(layers: int, heads: int, c: int, vocab: int) -> list[tuple[str, tuple[int, ...]]]:
+    """The same of nanochat's newest generation; Linear weights are [out, in]."""
+    tensors = [("wte.weight", (vocab, c))]
+    for i in range(layers):
+        h = f"h.{i}."
+        tensors += [(f"{h}attn.{name}.weight", (c, c)) for name in ("c_q", "c_k", "c_v", "c_proj")]
+        tensors += [(h + "mlp.c_fc.weight", (4 * c, c)), (h + "mlp.c_proj.weight", (c, 4 * c))]
+        if i % 2 == (layers - 1) % 2:
+            tensors += [(h + "attn.ve_gate.weight", (heads, 12)), (f"value_embeds.{i}.weight", (vocab, c))]
+    tensors += [("lm_head.weight", (vocab, c)), ("smear_gate.weight", (1, 24)), ("smear_lambda", (1,))]
+    return tensors + [("backout_lambda", (1,)), ("resid_lambdas", (layers,)), ("x0_lambdas", (layers,))]
+
+
+def nanochat_config(layers: int, heads: int, c: int, vocab: int, positions: int) -> dict:
+    short = 128 * -(-positions // 512)
+    windows = [positions if i % 4 == 3 or i == layers - 1 else short for i in range(layers)]
+    return {
+        "model_type": "nanochat_later", "vocab_size": vocab, "max_position_embeddings": positions, "hidden_size": c,
+        "intermediate_size": 4 * c, "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": heads,
+        "rms_norm_eps": 2.0**-23, "final_logit_softcapping": 15.0, "rotary_rounding": "as_computed", "qk_norm_factor": 1.2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 100000.0}, "residual_lambdas": True,
+        "smear_gate_channels": 24, "backout": True, "value_gate_channels": 12, "value_gate_factor": 3.0,
+        "attention_windows": windows, "tie_word_embeddings": False,
+    }
+
+
 def to_bytes(values: np.ndarray, dtype: str) -> np.ndarray:
     if dtype == "f32":
         return values.astype("<f4")
@@ -66,7 +93,7 @@ def write_safetensors(path: Path, tensors, dtype: str, seed: int):
         file.write(len(text).to_bytes(8, "little") + text)
         for name, shape in tensors:
             left = int(np.prod(shape))
-            if ".ln_" in name and name.endswith(".weight"):
+            if name == "resid_lambdas" or ".ln_" in name and name.endswith(".weight"):
                 file.write(to_bytes(np.ones(left, np.float32), dtype).data)
                 continue
             while left > 0:
@@ -86,6 +113,7 @@ def main():
     parser.add_argument("--positions", type=int, default=1024)
     parser.add_argument("--dtype", choices=DTYPES, default="f32")
     parser.add_argument("--tokenizer", type=Path, help="folder whose tokenizer files are copied")
+    parser.add_argument("--nanochat", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if min(args.n_layer, args.n_head, args.n_embd, args.vocab, args.positions) < 1:
@@ -119,11 +147,14 @@ def main():
         "use_cache": True,
         "vocab_size": args.vocab,
     }
+    tensors = tensor_list(args.n_layer, args.n_embd, args.vocab, args.positions)
+    if args.nanochat:
+        config = nanochat_config(args.n_layer, args.n_head, args.n_embd, args.vocab, args.positions)
+        tensors = nanochat_list(args.n_layer, args.n_head, args.n_embd, args.vocab)
     (args.out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     for path in sources:
         shutil.copyfile(path, args.out / path.name)
 
-    tensors = tensor_list(args.n_layer, args.n_embd, args.vocab, args.positions)
     path = args.out / "model.safetensors"
     size = write_safetensors(path, tensors, args.dtype, args.seed)
 

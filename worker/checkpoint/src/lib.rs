@@ -301,13 +301,16 @@ impl Checkpoint {
         self.tensors.iter().map(|(name, stored)| TensorInfo { name, dtype: stored.dtype, shape: &stored.shape })
     }
 
-    /// `model_shape` with what the weights know better than a configuration: how many rows the vocabulary has, padding included,
+    /// `model_shape` with what the weights know better than a configuration: how many rows the vocabulary has, padding included where nothing tells it,
     /// and whether the head is a matrix of its own. Warns of what it overrules.
     pub fn refine(&self, model_shape: ModelShape) -> ModelShape {
         let names = self.vocabularies(&model_shape);
         // An empty one is no vocabulary, as `check` says then.
         let rows = self.tensors.get(&names[0]).and_then(|embedding| embedding.shape.first()).filter(|&&rows| rows > 0);
-        let vocab_size = rows.copied().unwrap_or(model_shape.vocab_size);
+        let stated = model_shape.vocab_size;
+        // nanochat says itself which rows are padding.
+        let padded = |&rows: &usize| if self.names.stream.is_some() { rows.min(stated) } else { rows };
+        let vocab_size = rows.map_or(stated, padded);
         // A head that is stored twice is still one matrix.
         let tied_head = match names.map(|name| self.tensor(&name)) {
             [Ok(embedding), Ok(head)] if embedding.dtype.is_float() && head.dtype.is_float() => embedding.equals(&head),
@@ -404,7 +407,10 @@ impl Checkpoint {
         if source.may_be_absent && !self.tensors.contains_key(&source.tensor) {
             return Ok(TensorSlice::zeros(source.columns.len()));
         }
-        let slice = self.tensor(&source.tensor)?;
+        let mut slice = self.tensor(&source.tensor)?;
+        if source.has_row_a_token {
+            slice.rows = slice.rows.min(source.sizes[0]);
+        }
         let turned = source.may_be_turned && self.layout == Layout::Linear;
         Ok((if turned { slice.transposed() } else { slice }).columns_of(source.columns.clone()))
     }

@@ -97,13 +97,8 @@ impl Reference {
     /// When a tensor is missing or misshapen, or a weight is no number.
     pub fn load(checkpoint: &Checkpoint, shape: ModelShape) -> Result<Self> {
         let tensor = |part: Part| {
-            let (sizes, mut values) = (part.sizes(&shape), Vec::new());
-            let (rows, columns) = if let [rows, columns] = sizes[..] { (rows, columns) } else { (1, sizes[0]) };
-            // Further rows of a vocabulary are padding.
-            let read =
-                checkpoint.part(&shape, part).and_then(|slice| slice.read_tile(0..rows, 0..columns, &mut values));
-            read.map_err(candle_core::Error::wrap)?;
-            Tensor::from_vec(values, sizes, &Device::Cpu)
+            let values = checkpoint.part(&shape, part).and_then(|slice| slice.read_matrix());
+            Tensor::from_vec(values.map_err(candle_core::Error::wrap)?, part.sizes(&shape), &Device::Cpu)
         };
         let optional = |part: Part| part.is_in(&shape).then(|| tensor(part)).transpose();
         let numbers = |part: Part| optional(part)?.map(|numbers| numbers.to_vec1::<f32>()).transpose();

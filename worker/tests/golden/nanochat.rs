@@ -202,6 +202,27 @@ fn the_reference_agrees_and_every_likely_mistake_would_be_seen() {
 }
 
 #[test]
+fn what_is_converted_computes_the_same_bits() {
+    for name in ["A-padded", "B-lambdas", "E"] {
+        let golden = load(name);
+        let original = Checkpoint::open(&golden.weights).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.safetensors");
+        original.write_safetensors(&golden.shape, &path).unwrap();
+        let config = (original.family().write_config)(&golden.shape).to_string();
+        assert_eq!(ModelShape::from_config_json(&config).unwrap(), golden.shape, "{name}");
+        let copy = Golden { weights: vec![path], shape: golden.shape.clone(), drawable: 0, cases: Vec::new() };
+        let rows = [&golden, &copy].map(|of| {
+            let mut ranks = Ranks::start(of, 2, CommKind::Shm, DType::F32);
+            let rows = bits(&in_chunks(&mut ranks, &golden.cases[1].prompt, CHUNK, 0));
+            ranks.stop();
+            rows
+        });
+        assert_eq!(rows[0], rows[1], "{name}");
+    }
+}
+
+#[test]
 fn a_token_before_that_is_missing_is_refused() {
     let golden = load("E");
     let mut ranks = Ranks::start(&golden, 1, CommKind::Local, DType::F32);
