@@ -12,6 +12,7 @@ mod files;
 mod gguf;
 mod hub;
 mod nanochat;
+mod tokenizer_files;
 mod unpack;
 
 use std::{
@@ -26,10 +27,10 @@ use self::{access::Freshness, error::SHORT_NAMES, files::CONFIG};
 pub use self::{
     access::{Caches, HubAccess},
     error::{DEMO_MODEL, ModelError},
-    files::has_tokenizer,
     gguf::Unclear,
     hub::{HubError, Refusal},
     nanochat::NoCheckpoint,
+    tokenizer_files::has_tokenizer,
     unpack::UnpackError,
 };
 use crate::{closest, private_folder, utf8};

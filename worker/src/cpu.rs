@@ -104,10 +104,9 @@ impl Loaded for Held {
             kernels.pin(cpus);
         }
         tracing::info!(rank, isa = kernels.isa().name(), kv_blocks, "ready");
-        let tokens = order.max_batched_tokens;
-        let mut pass = Pass::new(order.shape, share, shard, kv, comm, kernels, order.dtype, tokens);
+        let mut pass = Pass::new(&order, share, shard, kv, comm, kernels);
         pass.trace = trace;
-        Ok(Box::new(StepRunner::new(pass, tokens, order.max_seqs)))
+        Ok(Box::new(StepRunner::new(pass, order.max_batched_tokens, order.max_seqs)))
     }
 }
 

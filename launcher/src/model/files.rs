@@ -14,8 +14,6 @@ use super::{error::ModelError, gguf, nanochat};
 
 /// The configuration.
 pub(super) const CONFIG: &str = "config.json";
-/// What a tokenizer is read from first.
-pub(super) const TOKENIZER: &str = "tokenizer.json";
 /// By preference: as transformers looks for them, then nanoGPT's.
 pub(super) const CANDIDATES: [&str; 5] = [
     "model.safetensors",
@@ -28,12 +26,6 @@ pub(super) const CANDIDATES: [&str; 5] = [
 const SPLIT: [(&str, &str); 2] = [("model-", ".safetensors"), ("pytorch_model-", ".bin")];
 /// What to do where none of them is.
 pub(super) const HINT: &str = "weights are model.safetensors, pytorch_model.bin (each also split, with its index), ckpt.pt, nanochat's model_000650.pt or the only .gguf; any other name can be passed as a file: --model FOLDER/FILE";
-
-/// Whether a folder has what a tokenizer is made of.
-pub fn has_tokenizer(folder: &Path) -> bool {
-    let has = |file: &str| folder.join(file).exists();
-    has(TOKENIZER) || (has("vocab.json") && has("merges.txt"))
-}
 
 /// The weights in a folder; with a `step`, the checkpoint of nanochat of that step.
 pub(super) fn in_folder(folder: &Path, step: Option<u64>) -> Result<Vec<PathBuf>, ModelError> {

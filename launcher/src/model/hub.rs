@@ -22,8 +22,9 @@ pub use self::{error::HubError, error::Refusal};
 use super::{
     Version,
     access::{Freshness, HubAccess},
-    files::{self, CONFIG, TOKENIZER},
+    files::{self, CONFIG},
     gguf, nanochat,
+    tokenizer_files::TOKENIZER,
 };
 use crate::say;
 

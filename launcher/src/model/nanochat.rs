@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::files::{TOKENIZER, has_tokenizer};
+use super::tokenizer_files::{TOKENIZER, has_tokenizer};
 
 /// A pickled encoding of tiktoken.
 pub(super) const PICKLE: &str = "tokenizer.pkl";

@@ -12,6 +12,8 @@
 //! inputs and the KV cache are rounded to.
 //! Does not know plans beyond rows, positions and block tables, nor what logits are wanted for.
 
+mod terms;
+
 use std::time::{Duration, Instant};
 
 use nanoinfer_kernels::{
@@ -25,7 +27,7 @@ use nanoinfer_shared::{
         rotary::{Rotary, Rounding},
         shape::{NormKind, Positions, QkNorm},
     },
-    protocol::{DType, TokenId},
+    protocol::{DType, LoadOrder, TokenId},
 };
 
 use super::{load::Shard, pack::Norm, pool::KvPool};
@@ -122,18 +124,17 @@ impl Pass {
         (tokens * buffer_widths(shape, share).iter().sum::<usize>() * size_of::<f32>()) as u64
     }
 
-    /// A model over its parts, for steps of up to `max_batched_tokens`.
+    /// A model over its parts, as it was ordered.
     pub(crate) fn new(
-        shape: ModelShape,
+        order: &LoadOrder,
         share: Share,
         shard: Shard,
         kv: KvPool,
         comm: Box<dyn Communicator>,
         kernels: Kernels,
-        dtype: DType,
-        max_batched_tokens: usize,
     ) -> Self {
-        let buffers = Buffers::new(&shape, &share, max_batched_tokens);
+        let shape = order.shape.clone();
+        let buffers = Buffers::new(&shape, &share, order.max_batched_tokens);
         let attention = &shape.attention;
         let group = attention.heads / attention.kv_heads;
         let heads =
@@ -142,7 +143,7 @@ impl Pass {
             let rounded = match rotary.rounding {
                 Rounding::None => false,
                 Rounding::Bf16 => true,
-                Rounding::AsComputed => dtype != DType::F32,
+                Rounding::AsComputed => order.dtype != DType::F32,
             };
             let (frequencies, factor) = (rotary.frequencies(attention.head_dim), rotary.attention_factor());
             let angles = Angles { frequencies, factor, backwards: rotary.backwards, rounded };
@@ -189,32 +190,12 @@ impl Pass {
             self.mix_origin(layer, rows.len());
             self.attention(step, layer, rows, &attending)?;
             self.mlp(step, layer, rows.len())?;
-            if layer == self.shape.layers / 2 && self.shape.stream.backout {
-                let len = rows.len() * self.shape.width;
-                self.buffers.middle[..len].copy_from_slice(&self.buffers.x[..len]);
-            }
+            self.keep_middle(layer, rows.len());
             self.trace.end("layer", begun);
         }
         self.trace.layer(None);
-        if let Some(scale) = self.shard.stream.backout {
-            let Buffers { x, middle, .. } = &mut self.buffers;
-            let len = rows.len() * self.shape.width;
-            self.kernels.mix(&mut x[..len], 1.0, &middle[..len], -scale, self.shape.width);
-            self.trace.lap(Category::Rows, "backout");
-        }
+        self.take_middle_away(rows.len());
         Ok(())
-    }
-
-    /// Before a block.
-    fn mix_origin(&mut self, layer: usize, t: usize) {
-        let Some([stream, back]) = &self.shard.stream.lambdas else { return };
-        let (c, Buffers { x, origin, .. }) = (self.shape.width, &mut self.buffers);
-        let (x, origin) = (&mut x[..t * c], &mut origin[..t * c]);
-        if layer == 0 {
-            origin.copy_from_slice(x);
-        }
-        self.kernels.mix(x, stream[layer], origin, back[layer], c);
-        self.trace.lap(Category::Rows, "mix");
     }
 
     /// Logits `[R, V_local]` after the given rows of the last forward pass, in `out`.
@@ -239,9 +220,7 @@ impl Pass {
     fn embed(&mut self, step: u64, rows: &[Row<'_>]) -> Result<(), CommError> {
         let c = self.shape.width;
         let vocab = &self.share.vocab;
-        // Where the token before counts, those that are in no row of the step stand behind the others.
-        let outside = rows.iter().filter_map(|row| row.before.filter(|_| self.shape.stream.smear.is_some()));
-        let tokens = rows.iter().map(|row| row.token).chain(outside);
+        let tokens = rows.iter().map(|row| row.token).chain(self.tokens_outside(rows));
         let local = |token: TokenId| {
             Some(token as usize).filter(|token| vocab.contains(token)).map(|token| token - vocab.start)
         };
@@ -251,18 +230,9 @@ impl Pass {
         self.trace.lap(Category::Rows, "gather");
         let site = ReduceSite { step, layer: None, operation: "token embedding" };
         self.reducing += reduce(&mut *self.comm, x, site, &mut self.trace)?;
-        if self.shape.stream.normed_embedding {
-            let normed = &mut self.buffers.normed[..columns.len() * c];
-            norm(&mut self.kernels, x, &NO_GAIN, &self.shape, normed);
-            let x = &mut x[..rows.len() * c];
-            match &self.shard.stream.smear {
-                Some((gate, scale)) => self.kernels.smear(normed, &rows_before(rows), gate, *scale, x),
-                None => x.copy_from_slice(normed),
-            }
-            self.trace.lap(Category::Rows, "norm");
-        }
+        self.norm_embeddings(rows, columns.len());
         if let Some(positions) = &self.shard.positions {
-            for (to, row) in x.chunks_exact_mut(c).zip(rows) {
+            for (to, row) in self.buffers.x.chunks_exact_mut(c).zip(rows) {
                 let position = &positions[row.position * c..][..c];
                 to.iter_mut().zip(position).for_each(|(x, p)| *x += p);
             }
@@ -368,20 +338,6 @@ fn norm(kernels: &mut Kernels, x: &[f32], norm: &Norm, shape: &ModelShape, out: 
             kernels.rms_norm(x, shape.width, &norm.gain, shape.norm_epsilon, out);
         }
     }
-}
-
-/// Of embeddings.
-const NO_GAIN: Norm = Norm { gain: Vec::new(), bias: Vec::new() };
-
-/// Where the embedding of the token before each row stands; none before the first of a text.
-fn rows_before(rows: &[Row<'_>]) -> Vec<Option<usize>> {
-    let mut outside = rows.len()..;
-    let before = |(index, row): (usize, &Row<'_>)| match row {
-        Row { position: 0, .. } => None,
-        Row { before: Some(_), .. } => outside.next(),
-        _ => Some(index - 1),
-    };
-    rows.iter().enumerate().map(before).collect()
 }
 
 /// Adds up over ranks; returns how long that took, waiting for others included.

@@ -22,8 +22,9 @@ use rustix::io::Errno;
 
 use super::{error::HubError, listing::is_commit};
 use crate::model::{
-    files::{self, CONFIG, TOKENIZER, has_tokenizer, names_below},
+    files::{self, CONFIG, names_below},
     gguf, nanochat,
+    tokenizer_files::{TOKENIZER, has_tokenizer},
 };
 
 /// Files that a model may have, and that say how to talk to it.
