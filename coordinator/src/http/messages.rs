@@ -1,6 +1,7 @@
 //! The messages of a chat, as OpenAI's and Ollama's clients send them.
 //!
-//! Text only: images, audio and tools are refused, because leaving them out would change the answer in silence.
+//! Text only: images, audio and tools are refused, because leaving them out would change the answer in silence. What the model had
+//! calculated before may be said as nanochat says it, in parts `python` and `python_output` of a content that is a list.
 
 use serde_json::Value;
 
@@ -9,7 +10,7 @@ use super::{
     quote::{short, show},
     unknown_fields::UnknownFields,
 };
-use crate::text::{ChatLayout, Ending, Message, Role};
+use crate::text::{ChatLayout, Ending, Message, Part, PartKind, Role};
 
 /// What messages may have, looked at or not.
 const KNOWN: &str = "role content name images audio tool_calls function_call tool_call_id tool_name refusal \
@@ -62,7 +63,9 @@ pub(super) fn layout(fields: &mut Fields, messages: &mut Vec<Message>) -> Result
 /// Where a request says nothing of it: a turn of the assistant that it ends with is continued.
 pub(super) fn natural_ending(messages: &mut Vec<Message>) -> Ending {
     match messages.last() {
-        Some(Message { role: Role::Assistant, content, .. }) if content.trim().is_empty() && messages.len() > 1 => {
+        Some(Message { role: Role::Assistant, before, content, .. })
+            if before.is_empty() && content.trim().is_empty() && messages.len() > 1 =>
+        {
             // Nothing of it was said yet.
             messages.pop();
             Ending::NewTurn
@@ -95,17 +98,13 @@ fn message(i: usize, value: &Value) -> Result<Message, Failure> {
         }
         _ => return Err(Failure::wrong(path("role"), "'system', 'user' or 'assistant'", &show(&value["role"]))),
     };
-    let content = match &value["content"] {
-        Value::String(text) => text.clone(),
-        Value::Array(parts) => {
-            let texts = parts.iter().map(|part| text_of(part, &path("content")));
-            // A part is a paragraph of its own, as in vLLM.
-            texts.collect::<Result<Vec<_>, _>>()?.join("\n")
-        }
-        Value::Null if role == Role::Assistant => String::new(),
+    let (before, content) = match &value["content"] {
+        Value::String(text) => (Vec::new(), text.clone()),
+        Value::Array(parts) => contents(parts, role, &path("content"))?,
+        Value::Null if role == Role::Assistant => Default::default(),
         other => return Err(Failure::wrong(path("content"), "a string", &show(other))),
     };
-    Ok(Message { reasoning_content: reasoning(value, path)?, ..Message::new(role, content) })
+    Ok(Message { before, reasoning_content: reasoning(value, path)?, ..Message::new(role, content) })
 }
 
 /// What the model had thought, by any of its names.
@@ -121,10 +120,25 @@ fn reasoning(value: &Value, path: impl Fn(&str) -> String) -> Result<Option<Stri
     }
 }
 
-/// One part of a content that is a list.
-fn text_of(part: &Value, path: &str) -> Result<String, Failure> {
+/// A content that is a list: its last text, and what comes before it.
+fn contents(parts: &[Value], role: Role, path: &str) -> Result<(Vec<Part>, String), Failure> {
+    let mut parts = parts.iter().map(|part| part_of(part, role, path)).collect::<Result<Vec<_>, _>>()?;
+    if parts.iter().all(|part| part.kind == PartKind::Text) {
+        let texts: Vec<_> = parts.into_iter().map(|part| part.text).collect();
+        // A part is a paragraph of its own, as in vLLM.
+        return Ok((Vec::new(), texts.join("\n")));
+    }
+    let last = parts.pop_if(|last| last.kind == PartKind::Text);
+    Ok((parts, last.map(|part| part.text).unwrap_or_default()))
+}
+
+/// One part of it.
+fn part_of(part: &Value, role: Role, path: &str) -> Result<Part, Failure> {
+    let of = |kind, text: &str| Ok(Part { kind, text: text.to_owned() });
     match (part["type"].as_str(), part["text"].as_str()) {
-        (Some("text" | "input_text"), Some(text)) => Ok(text.to_owned()),
+        (Some("text" | "input_text"), Some(text)) => of(PartKind::Text, text),
+        (Some("python"), Some(text)) if role == Role::Assistant => of(PartKind::Python, text),
+        (Some("python_output"), Some(text)) if role == Role::Assistant => of(PartKind::PythonOutput, text),
         (Some(kind), _) if kind != "text" => {
             let what = format!("has a part of type '{}': this model knows text only", short(kind));
             Err(Failure::field(path, what).unsupported())
@@ -138,6 +152,30 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn what_was_calculated_is_a_part_of_what_the_assistant_said() {
+        let read = |value: Value| message(0, &value);
+        let part = |kind, text: &str| Part { kind, text: text.into() };
+        let parts = json!([
+            {"type": "text", "text": "So "}, {"type": "python", "text": "6*7"}, {"type": "python_output", "text": "42"},
+        ]);
+        let said = read(json!({"role": "assistant", "content": parts})).unwrap();
+        let calculated =
+            [part(PartKind::Text, "So "), part(PartKind::Python, "6*7"), part(PartKind::PythonOutput, "42")];
+        assert_eq!((&said.before[..], said.content.as_str()), (&calculated[..], ""));
+        assert_eq!(natural_ending(&mut vec![Message::user("x"), said.clone()]), Ending::Open, "it is not empty");
+        let mut longer = parts.as_array().unwrap().clone();
+        longer.push(json!({"type": "text", "text": "."}));
+        let said = read(json!({"role": "assistant", "content": longer})).unwrap();
+        assert_eq!((said.before.len(), said.content.as_str()), (3, "."));
+        let texts = json!([{"type": "text", "text": "a"}, {"type": "input_text", "text": "b"}]);
+        assert_eq!(
+            read(json!({"role": "assistant", "content": texts})).unwrap(),
+            Message::new(Role::Assistant, "a\nb")
+        );
+        assert!(read(json!({"role": "user", "content": parts})).is_err());
+    }
 
     #[test]
     fn unknown_fields_of_messages_are_named_once_whatever_their_place() {

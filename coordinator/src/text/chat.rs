@@ -35,6 +35,9 @@ const TRANSCRIPT_STOP: &str = "\nUser:";
 /// so that instructions go before the first turn.
 const DIALOGUE: &str = "{% for message in messages %}{{ message.content }}{% if message.role == 'system' %}{{ '\n' }}{% else %}{{ eos_token }}{% endif %}{% endfor %}";
 
+/// In a template that has a place for it.
+const BEFORE: &str = "message.before";
+
 /// Who speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -52,11 +55,35 @@ pub enum Role {
 pub struct Message {
     /// Who speaks.
     pub role: Role,
+    /// What is said before that, where a calculator was used.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub before: Vec<Part>,
     /// What is said.
     pub content: String,
     /// What the model thought before it said that.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reasoning_content: Option<String>,
+}
+
+/// A piece of what the model said and calculated.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Part {
+    /// Which.
+    pub kind: PartKind,
+    /// As it was written.
+    pub text: String,
+}
+
+/// What a piece is, in nanochat's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PartKind {
+    /// Said.
+    Text,
+    /// Asked of the calculator.
+    Python,
+    /// Its answer.
+    PythonOutput,
 }
 
 /// What a template is told beside the messages.
@@ -95,7 +122,7 @@ pub struct ChatFormat {
 impl Message {
     /// A message of somebody.
     pub fn new(role: Role, content: impl Into<String>) -> Self {
-        Self { role, content: content.into(), reasoning_content: None }
+        Self { role, before: Vec::new(), content: content.into(), reasoning_content: None }
     }
 
     /// A message of the person.
@@ -105,7 +132,8 @@ impl Message {
 
     /// All that it says.
     fn texts(&self) -> impl Iterator<Item = &str> {
-        [Some(&self.content), self.reasoning_content.as_ref()].into_iter().flatten().map(String::as_str)
+        let before = self.before.iter().map(|part| &part.text);
+        before.chain([&self.content]).chain(&self.reasoning_content).map(String::as_str)
     }
 
     /// Bytes of all that it says.
@@ -215,6 +243,9 @@ impl ChatFormat {
         layout: &ChatLayout,
         tokenizer: &Tokenizer,
     ) -> Result<Vec<TokenId>, String> {
+        if messages.iter().any(|m| !m.before.is_empty()) && !self.template().is_some_and(|t| t.contains(BEFORE)) {
+            return Err("this model's chat template has no place for what a calculator was asked".into());
+        }
         let mut contents: Vec<&str> = messages.iter().flat_map(Message::texts).collect();
         layout.variables.values().for_each(|value| strings(value, &mut contents));
         let shield = Shield::new(&contents, tokenizer, self.template().unwrap_or_default());
@@ -222,6 +253,7 @@ impl ChatFormat {
         let render = |hide: &dyn Fn(&str) -> String| {
             let hidden = messages.iter().map(|m| Message {
                 role: m.role,
+                before: m.before.iter().map(|part| Part { text: hide(&part.text), ..*part }).collect(),
                 content: hide(&m.content),
                 reasoning_content: m.reasoning_content.as_deref().map(hide),
             });

@@ -28,6 +28,26 @@ fn transcript(tokenizer: &Tokenizer) -> ChatFormat {
 const DIALOGPT: &str = "{% for message in messages %}{{ message.content }}{{ eos_token }}{% endfor %}";
 
 #[test]
+fn what_a_calculator_was_asked_needs_a_template_with_a_place_for_it() {
+    let tokenizer = &demo();
+    let part = Part { kind: PartKind::Python, text: "<|endoftext|>1".into() };
+    let said = Message { before: vec![part], ..message(Role::Assistant, "2") };
+    let encode = |template: &str| {
+        let format = with_template(template, tokenizer);
+        format.encode(
+            std::slice::from_ref(&said),
+            &ChatLayout { ending: Ending::Closed, ..ChatLayout::default() },
+            tokenizer,
+        )
+    };
+    assert!(encode("{{ messages[0].content }}").unwrap_err().contains("has no place for what a calculator was asked"));
+    let written = encode(
+        "{% for message in messages %}{% for part in message.before %}[{{ part.kind }}: {{ part.text }}]{% endfor %}{{ message.content }}{% endfor %}",
+    );
+    assert_eq!(written.unwrap(), tokenizer.encode("[python: <|endoftext|>1]2", Specials::Literal).unwrap());
+}
+
+#[test]
 fn golden_prompts_of_the_demo_model() {
     let tokenizer = demo();
     let chat = ChatFormat::load(&data("launcher/demo/nano-chat"), &tokenizer).unwrap();

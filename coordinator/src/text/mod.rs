@@ -29,7 +29,7 @@ mod tokenizer_files;
 
 pub use self::{
     calculation::{Calculation, CalculatorMarks},
-    chat::{ChatFormat, ChatLayout, Ending, Message, Role},
+    chat::{ChatFormat, ChatLayout, Ending, Message, Part, PartKind, Role},
     chunk::{Chunk, GeneratedToken},
     defaults::GenerationDefaults,
     detokenizer::Detokenizer,

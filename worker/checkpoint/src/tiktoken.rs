@@ -62,6 +62,15 @@ const TEMPLATE: &str = r#"
     {%- if loop.first and begins_with_system -%}
         {{- messages[0].content ~ '\n\n' -}}
     {%- endif -%}
+    {%- for part in message.before -%}
+        {%- if part.kind == 'text' -%}
+            {{- part.text -}}
+        {%- elif part.kind == 'python' -%}
+            {{- '<|python_start|>' ~ part.text ~ '<|python_end|>' -}}
+        {%- else -%}
+            {{- '<|output_start|>' ~ part.text ~ '<|output_end|>' -}}
+        {%- endif -%}
+    {%- endfor -%}
     {{- message.content -}}
     {{- '<|' ~ expected ~ '_end|>' -}}
 {%- endfor -%}

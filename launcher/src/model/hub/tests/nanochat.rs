@@ -40,7 +40,7 @@ fn the_last_step_of_a_flat_repository_is_brought_or_the_one_asked_for() {
     // Whether there is a later one is not known yet.
     let last = of(None, &caches).unwrap();
     assert!(last.weights[0].ends_with("model_000483.pt"));
-    assert_eq!(brought(&hub), ["meta_000483.json", "model_000483.pt"]);
+    assert_eq!(hub.asked().len(), 1, "the list: what it has more is here by other names");
     assert_eq!(of(None, &caches).unwrap(), last);
     assert_eq!(hub.asked(), [], "now it is");
     caches.hub.offline = true;
