@@ -59,7 +59,7 @@ pub struct ClusterConfig {
     #[arg(long, env = "NANOINFER_THREADS", value_name = "N", value_parser = RangedI64ValueParser::<usize>::new().range(1..=1024), help_heading = "Cluster")]
     pub threads: Option<usize>,
     /// Instruction set of the kernels [default: the best there is].
-    #[arg(long, env = "NANOINFER_ISA", value_name = "LEVEL", value_parser = ["portable", "avx2", "avx-vnni", "avx512", "avx512-bf16"], help_heading = "Cluster")]
+    #[arg(long, env = "NANOINFER_ISA", value_name = "LEVEL", value_parser = ["portable", "avx2", "avx-vnni", "avx512", "avx512-bf16", "amx"], help_heading = "Cluster")]
     pub isa: Option<String>,
     /// What to do when a rank is lost: start it again, so that every request goes on, or end [default: restart].
     #[arg(long, env = "NANOINFER_ON_RANK_LOSS", value_enum, default_value = "restart", help_heading = "Cluster")]

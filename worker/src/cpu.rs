@@ -112,7 +112,13 @@ impl Loaded for Held {
 
 /// The instruction set ordered, or the best there is.
 fn isa_of(order: &LoadOrder) -> Result<Isa, WorkerError> {
-    let Some(name) = &order.isa else { return Ok(Isa::detect()) };
+    let Some(name) = &order.isa else {
+        let isa = Isa::detect();
+        if let Some(refused) = Isa::refused() {
+            tracing::info!(isa = isa.name(), "the system keeps {} from this process", refused.name());
+        }
+        return Ok(isa);
+    };
     let available = Isa::available();
     Isa::from_name(name).filter(|isa| available.contains(isa)).ok_or_else(|| WorkerError::Isa {
         name: name.clone(),

@@ -4,8 +4,8 @@
 //! [`Kernels`] picks one at run time and spreads the work over a pool of threads by output columns, never over K.
 //!
 //! Invariants: the order of accumulation over K is the same for any number of rows and threads, so a row's result does not
-//! depend on its batch; AVX2 and AVX-512 give the same bits (both fuse multiply and add, in the same order), the portable
-//! form rounds twice; AVX-512 BF16 multiplies pairs of bf16 its own way.
+//! depend on its batch; AVX2, AVX-512 and AMX give the same bits (all fuse multiply and add, in the same order), the portable
+//! form rounds twice; of bf16 AVX-512 BF16 adds up pairs its own way, and AMX another.
 //!
 //! Does not know models, processes, or any other crate of this project.
 

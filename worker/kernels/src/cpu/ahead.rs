@@ -42,4 +42,11 @@ impl Ahead {
         let at = self.from.wrapping_add(step * self.bytes_per_step);
         (0..P).for_each(|line| prefetch::<true>(at.wrapping_add(line * 64)));
     }
+
+    /// Asks for what belongs to several steps, each cache line once.
+    #[inline(always)]
+    pub(crate) fn fetch_all(self, steps: Range<usize>) {
+        let bytes = steps.start * self.bytes_per_step..steps.end * self.bytes_per_step;
+        bytes.step_by(64).for_each(|at| prefetch::<true>(self.from.wrapping_add(at)));
+    }
 }

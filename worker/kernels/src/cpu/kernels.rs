@@ -2,12 +2,13 @@
 
 use std::io;
 
-use crate::cpu::{isa::Isa, pool::ThreadPool};
+use crate::cpu::{inputs::InputBuffers, isa::Isa, pool::ThreadPool, registers::TileUnit};
 
 /// The kernels of one rank: an instruction set and threads to run on.
 #[derive(Debug)]
 pub struct Kernels {
     pub(crate) isa: Isa,
+    pub(crate) tiles: Option<TileUnit>,
     pub(crate) pool: ThreadPool,
     pub(crate) inputs: InputBuffers,
 }
@@ -23,7 +24,11 @@ impl Kernels {
     /// When this CPU has no `isa`: every kernel relies on it.
     pub fn new(isa: Isa, threads: usize, spin: bool) -> io::Result<Self> {
         assert!(isa.is_available(), "this CPU has no {}", isa.name());
-        Ok(Self { isa, pool: ThreadPool::new(threads, spin)?, inputs: InputBuffers::default() })
+        #[cfg(target_arch = "x86_64")]
+        let tiles = (isa == Isa::Amx).then_some(TileUnit::Amx);
+        #[cfg(not(target_arch = "x86_64"))]
+        let tiles = None;
+        Ok(Self { isa, tiles, pool: ThreadPool::new(threads, spin)?, inputs: InputBuffers::default() })
     }
 
     /// Keeps each thread on one of these CPUs from now on, the caller on the first. A wish, where the system does not grant it.
@@ -43,14 +48,4 @@ impl Kernels {
     pub fn isa(&self) -> Isa {
         self.isa
     }
-}
-
-/// Buffers that hold the rows of one product; kept, so that a step allocates nothing.
-#[derive(Debug, Default)]
-pub(crate) struct InputBuffers {
-    pub(crate) floats: Vec<f32>,
-    pub(crate) pairs: Vec<u16>,
-    pub(crate) bytes: Vec<i8>,
-    pub(crate) scales: Vec<f32>,
-    pub(crate) offsets: Vec<i32>,
 }

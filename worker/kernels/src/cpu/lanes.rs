@@ -27,6 +27,8 @@ pub(crate) trait Lanes: Copy {
     unsafe fn load_bf16(from: *const u16) -> Self;
     /// From 16 bytes at `from`, of any alignment.
     unsafe fn load_bytes(from: *const i8) -> Self;
+    /// From 16 i32 at `from`, of any alignment.
+    unsafe fn load_i32(from: *const i32) -> Self;
     /// To 16 floats at `to`, of any alignment.
     unsafe fn store(self, to: *mut f32);
     /// `self * by + to`; one rounding where the instruction set can.

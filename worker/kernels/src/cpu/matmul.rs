@@ -8,12 +8,14 @@ use std::ops::Range;
 use crate::cpu::{
     activation::{Activation, activate},
     ahead::Ahead,
-    inputs::Inputs,
+    bands::{self, Form, Scratch},
+    inputs::{Bands, Inputs},
     isa::Isa,
     kernels::Kernels,
     lanes::{LANES, Lanes},
     packed::PackedMatrix,
     pool::Shards,
+    registers::{TileRegisters, with_registers},
     tiles,
     versions::versions,
 };
@@ -51,14 +53,23 @@ impl Kernels {
         let mut buffers = std::mem::take(&mut self.inputs);
         let shape = weights.shape();
         let x = self.inputs(x, rows, shape, &mut buffers);
-        let product = Product { isa: self.isa, x, weights, rows, epilogue };
+        let (isa, tiles) = (self.isa, self.tiles);
+        let product = Product { isa, x, weights, rows, epilogue };
         let out = Shards::new(out);
         // Several panels a task where there are many, so that taking tasks costs nothing beside running them.
         let panels = n.div_ceil(LANES);
-        let group = tiles::group(self.isa, shape).min(panels.div_ceil(self.pool.threads()));
+        let group = match x {
+            Inputs::Bands(x) => Form::new(shape, x.split.height).most(x.split.bands).1,
+            _ => tiles::group(isa, shape),
+        };
+        let group = group.min(panels.div_ceil(self.pool.threads()));
         let per_task = panels.div_ceil(self.pool.threads() * 8).next_multiple_of(group);
         self.pool.run(panels.div_ceil(per_task), &|task| {
-            product.panels(task * per_task..((task + 1) * per_task).min(panels), &out);
+            let panels = task * per_task..((task + 1) * per_task).min(panels);
+            match (x, tiles) {
+                (Inputs::Bands(x), Some(unit)) => with_registers!(unit, product.bands(x, panels, &out)),
+                _ => product.panels(panels, &out),
+            }
         });
         self.inputs = buffers;
     }
@@ -84,6 +95,47 @@ impl Product<'_> {
             let rows = first..self.rows.min(first + cached);
             for panel in panels.clone().step_by(group) {
                 self.group(panel..panels.end.min(panel + group), rows.clone(), most, &mut tile, out);
+            }
+        }
+    }
+
+    /// The same on tile registers, band by band.
+    fn bands<T: TileRegisters>(&self, x: Bands<'_>, panels: Range<usize>, out: &Shards<f32>) {
+        let (shape, columns) = (self.weights.shape(), self.weights.columns());
+        let (height, all) = (x.split.height, x.split.bands);
+        if all == 0 {
+            return;
+        }
+        let form = Form::new(shape, height);
+        let (weights, (most, group)) = (self.weights.panels(), form.most(all));
+        let cached = (ROWS_BYTES / (height * self.x.row_bytes(shape)).max(1) / most).max(1) * most;
+        // SAFETY: where rows come in bands there are such registers; a task is alone on its thread.
+        let mut registers = unsafe { T::with_rows(height) };
+        let mut scratch = Scratch::new();
+        for first in (0..all).step_by(cached) {
+            let end = all.min(first + cached);
+            for panel in panels.clone().step_by(group) {
+                let group = panel..panels.end.min(panel + group);
+                let next = group.end..columns.div_ceil(LANES).min(group.end + group.len());
+                let tiles = (end - first).div_ceil(most);
+                for tile in 0..tiles {
+                    let bands = first + tile * most..end.min(first + (tile + 1) * most);
+                    let ahead = Ahead::new(weights, shape, next.clone(), (tile, tiles));
+                    // SAFETY: `isa` and the registers as above; `x` was made for these weights.
+                    unsafe {
+                        let x = (x, bands.clone());
+                        bands::run(self.isa, &mut registers, x, (weights, form), group.clone(), ahead, &mut scratch);
+                    }
+                    let places = bands.flat_map(|band| group.clone().map(move |panel| (band, panel)));
+                    for ((band, panel), sums) in places.zip(&mut scratch.tile) {
+                        let column = panel * LANES;
+                        // SAFETY: each task writes the columns of its own panels only.
+                        unsafe {
+                            let row = x.split.start(band);
+                            self.finish(&mut sums[..height], column, LANES.min(columns - column), row, out);
+                        }
+                    }
+                }
             }
         }
     }
@@ -170,7 +222,10 @@ mod tests {
     use super::*;
     use crate::{
         Arena, Element,
-        cpu::rounding::{from_bf16, to_bf16, to_int8},
+        cpu::{
+            registers::TileUnit,
+            rounding::{from_bf16, to_bf16, to_int8},
+        },
     };
 
     fn noise(len: usize, seed: u32) -> Vec<f32> {
@@ -180,8 +235,9 @@ mod tests {
     }
 
     const KINDS: [Element; 3] = [Element::F32, Element::Bf16, Element::Int8];
-    /// Of which neither is a whole number of lanes, with their padding or without.
-    const UNITS: [usize; 2] = [9, 31];
+    /// Of which two are no whole number of lanes, with their padding or without; one fills a row of a tile register, and one more
+    /// than that.
+    const UNITS: [usize; 4] = [9, 31, 64, 88];
 
     /// A row of `x` as a product with weights of this type sees it.
     fn rounded(kind: Element, unit_len: usize, x: &[f32]) -> Vec<f64> {
@@ -260,6 +316,68 @@ mod tests {
                     let mut out = vec![0.0; expected.len()];
                     kernels.matmul(x, &matrix, Epilogue::None, &mut out);
                     assert_eq!(out, expected, "{isa:?} {kind:?}, batches of {batch}");
+                }
+            }
+        }
+    }
+
+    /// Kernels that multiply on tile registers where rows are enough: on those of the model, and of this CPU if it has some.
+    fn on_registers() -> impl Iterator<Item = (String, Kernels)> {
+        let amx = Isa::Amx.is_available().then(|| Kernels::new(Isa::Amx, 2, false).unwrap());
+        let modelled = Isa::available().into_iter().map(|isa| {
+            let mut kernels = Kernels::new(isa, 2, false).unwrap();
+            kernels.tiles = Some(TileUnit::Model);
+            kernels
+        });
+        modelled.chain(amx).map(|kernels| (format!("{} {:?}", kernels.isa().name(), kernels.tiles), kernels))
+    }
+
+    /// Rows of one band, of a low one, of several that divide them or do not; columns of one to nine panels.
+    const ROWS_AND_COLUMNS: [(usize, usize); 8] =
+        [(8, 80), (9, 16), (16, 33), (17, 70), (32, 40), (33, 64), (48, 15), (65, 144)];
+
+    #[test]
+    fn bytes_have_the_same_bits_on_tile_registers_as_on_vectors() {
+        for (name, mut kernels) in on_registers() {
+            for ((unit_len, k), (m, n)) in UNITS
+                .into_iter()
+                .zip([40, 31, 5 * 64, 2 * 88 + 3])
+                .flat_map(|size| ROWS_AND_COLUMNS.map(|rows| (size, rows)))
+            {
+                let (matrix, x) = (packed(Element::Int8, unit_len, k, n), noise(m * k, 5));
+                let (mut expected, mut got) = (vec![0.0; m * n], vec![f32::NAN; m * n]);
+                let mut vectors = Kernels::new(kernels.isa(), 1, false).unwrap();
+                vectors.tiles = None;
+                vectors.matmul(&x, &matrix, Epilogue::None, &mut expected);
+                kernels.matmul(&x, &matrix, Epilogue::None, &mut got);
+                assert_eq!(got, expected, "{name}: units of {unit_len}, {m}x{k}x{n}");
+            }
+        }
+    }
+
+    #[test]
+    fn pairs_on_tile_registers_are_added_up_in_one_order_whatever_the_rows() {
+        for (name, mut kernels) in on_registers() {
+            for (k, (m, n)) in [1, 32, 95, 129].into_iter().flat_map(|k| {
+                ROWS_AND_COLUMNS.into_iter().chain([(1, 16), (1, 130), (2, 40), (7, 64)]).map(move |rows| (k, rows))
+            }) {
+                let (matrix, x) = (packed(Element::Bf16, 9, k, n), noise(m * k, 5));
+                let mut got = vec![f32::NAN; m * n];
+                kernels.matmul(&x, &matrix, Epilogue::None, &mut got);
+                let mut weights = vec![0.0; k];
+                for (row, column) in (0..m).flat_map(|row| (0..n).map(move |column| (row, column))) {
+                    matrix.copy_column(column, &mut weights);
+                    let x: Vec<f32> = x[row * k..][..k].iter().map(|&x| from_bf16(to_bf16(x))).collect();
+                    // Chunks of 32, in each the even and the odd ones apart.
+                    let expected = x.chunks(32).zip(weights.chunks(32)).fold(0.0, |sum: f32, (x, weights)| {
+                        let chain = |first: usize| {
+                            let terms = x.iter().zip(weights).skip(first).step_by(2);
+                            terms.fold(0.0f32, |sum, (&x, &weight)| x.mul_add(weight, sum))
+                        };
+                        sum + (chain(0) + chain(1))
+                    });
+                    let got = got[row * n + column];
+                    assert_eq!(got.to_bits(), expected.to_bits(), "{name}: {m}x{k}x{n} [{row}, {column}]");
                 }
             }
         }

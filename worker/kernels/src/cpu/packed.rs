@@ -85,13 +85,23 @@ impl Shape {
         size_of::<f32>() / self.element.bytes()
     }
 
-    fn scaled(self) -> bool {
+    pub(crate) fn scaled(self) -> bool {
         self.element == Element::Int8
     }
 
     /// K as it lies in memory.
     pub(crate) fn depth(self) -> usize {
         if self.scaled() { self.units() * self.padded_unit() } else { self.rows.next_multiple_of(self.packed()) }
+    }
+
+    /// Bytes of a column over which a sum runs before anything is scaled.
+    pub(crate) fn sum_bytes(self) -> usize {
+        if self.scaled() { self.padded_unit() } else { self.depth() * self.element.bytes() }
+    }
+
+    /// Pieces of 64 bytes that each of these is cut into, of a whole column.
+    pub(crate) fn chunks(self) -> usize {
+        self.sum_bytes().div_ceil(64) * if self.scaled() { self.units() } else { 1 }
     }
 
     /// Bytes of an int8 panel's scales.

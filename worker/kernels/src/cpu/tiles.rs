@@ -44,8 +44,8 @@ pub(crate) const MOST_VECTORS: usize = 24;
 /// Rows of the highest tile that an instruction set has registers for. Bytes take two sums each, of the unit and of all.
 pub(crate) fn most_rows(isa: Isa, inputs: &Inputs<'_>) -> usize {
     match (isa, inputs) {
-        (Isa::Avx512 | Isa::Avx512Bf16, Inputs::Int8(_)) => 8,
-        (Isa::Avx512 | Isa::Avx512Bf16, _) => 12,
+        (Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx, Inputs::Int8(_)) => 8,
+        (Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx, _) => 12,
         (_, Inputs::Int8(_)) => 4,
         _ => 6,
     }
@@ -56,8 +56,8 @@ pub(crate) fn most_rows(isa: Isa, inputs: &Inputs<'_>) -> usize {
 pub(crate) fn group(isa: Isa, shape: Shape) -> usize {
     const BYTES: usize = 256 << 10;
     match isa {
-        Isa::Avx512 | Isa::Avx512Bf16 if 4 * shape.panel_bytes() <= BYTES => 4,
-        Isa::Avx512 | Isa::Avx512Bf16 => 2,
+        Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx if 4 * shape.panel_bytes() <= BYTES => 4,
+        Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => 2,
         Isa::AvxVnni | Isa::Avx2 | Isa::Portable => 1,
     }
 }

@@ -34,7 +34,7 @@ macro_rules! versions {
                     #[cfg(target_arch = "x86_64")]
                     $crate::cpu::isa::Isa::AvxVnni => avx_vnni $(::<$($t,)? $($c),*>)? ($($arg),*),
                     #[cfg(target_arch = "x86_64")]
-                    $crate::cpu::isa::Isa::Avx512 | $crate::cpu::isa::Isa::Avx512Bf16 => avx512 $(::<$($t,)? $($c),*>)? ($($arg),*),
+                    $crate::cpu::isa::Isa::Avx512 | $crate::cpu::isa::Isa::Avx512Bf16 | $crate::cpu::isa::Isa::Amx => avx512 $(::<$($t,)? $($c),*>)? ($($arg),*),
                     _ => $body::<$crate::cpu::lanes::portable::Portable, $($($t,)? $($c),*)?>($($arg),*),
                 }
             }

@@ -51,6 +51,10 @@ impl<const VNNI: bool> Lanes for Halves<VNNI> {
             let widen = |half| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(half));
             Self(widen(_mm_loadl_epi64(from.cast())), widen(_mm_loadl_epi64(from.add(8).cast())))
         };
+        fn load_i32(from: *const i32) -> Self = {
+            let (low, high) = (_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(8).cast()));
+            Self(_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high))
+        };
         fn start_sums(offset: *const i32) -> Self::Sums = {
             let sums = if VNNI { _mm256_set1_epi32(*offset) } else { _mm256_setzero_si256() };
             (sums, sums)

@@ -38,6 +38,7 @@ impl Lanes for Avx512 {
         };
         fn load_bytes(from: *const i8) -> Self =
             Self(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))));
+        fn load_i32(from: *const i32) -> Self = Self(_mm512_cvtepi32_ps(_mm512_loadu_si512(from.cast())));
         fn start_sums(offset: *const i32) -> __m512i = _mm512_set1_epi32(*offset);
         // The instruction wants one side unsigned: the weights, plus WEIGHT_OFFSET.
         fn load_weights(from: *const i8) -> __m512i =

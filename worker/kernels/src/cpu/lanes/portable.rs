@@ -49,6 +49,8 @@ impl Lanes for Portable {
         };
         fn load_bf16(from: *const u16) -> Self = Self(from.cast::<[u16; LANES]>().read_unaligned().map(from_bf16));
         fn load_bytes(from: *const i8) -> Self = Self(from.cast::<[i8; LANES]>().read_unaligned().map(f32::from));
+        fn load_i32(from: *const i32) -> Self =
+            Self(from.cast::<[i32; LANES]>().read_unaligned().map(|sum| sum as f32));
         fn load_weights(from: *const i8) -> Self::Weights = from.cast::<Self::Weights>().read_unaligned();
         fn store(self, to: *mut f32) = to.cast::<[f32; LANES]>().write_unaligned(self.0);
         fn store_upper_halves(self, to: *mut u16) =
