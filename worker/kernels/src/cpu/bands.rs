@@ -170,9 +170,12 @@ unsafe fn pairs<T: TileRegisters, const BANDS: usize, const P: usize>(
         registers.zero::<2>();
         registers.zero::<3>();
         for at in 0..chunks {
-            ahead.fetch_all(at * ROWS..(at + 1) * ROWS);
             let left = sum_bytes - at * ROW_BYTES;
-            let weights = |p: usize| (panels.add(p * panel_bytes + at * CHUNK), left);
+            let weights = |p: usize| {
+                // A share of what is wanted with each, as only so many lines can be on their way.
+                ahead.fetch_all(at * ROWS + p * ROWS / P..at * ROWS + (p + 1) * ROWS / P);
+                (panels.add(p * panel_bytes + at * CHUNK), left)
+            };
             registers.load::<4>(x[0].as_ptr().add(at * height).cast());
             load_weights::<T, 0, 6>(registers, weights(0), chunk);
             registers.dot_pairs::<0, 4, 6>();
@@ -252,13 +255,14 @@ unsafe fn bytes_body<V: Lanes, T: TileRegisters, const R: usize, const WHOLE: us
     unsafe {
         let mut totals = [V::splat(0.0); R];
         // Two units of a panel at a time, scaled one step later: panel by panel without a pause.
-        let (steps, asked) = (tile.len() * units.div_ceil(2), units * sum_bytes / 4);
+        let steps = tile.len() * units.div_ceil(2);
+        let asked = (units * sum_bytes / 4).div_ceil(steps);
         let ((mut panel, mut unit), mut waiting) = ((0, 0), (0, 0));
         for step in 0..=steps {
             if step < steps {
                 let weights = panels.add(panel * panel_bytes + scale_bytes);
                 let at = |u: usize| (x.add(u * lines * ROW_BYTES), weights.add(u * sum_bytes * LANES));
-                ahead.fetch_all(step * asked / steps..(step + 1) * asked / steps);
+                ahead.fetch_all(step * asked..(step + 1) * asked);
                 unit_sums::<T, WHOLE, 0, 4, 6>(registers, at(unit), (height, sum_bytes), chunk, &mut now[0]);
                 if unit + 1 < units {
                     unit_sums::<T, WHOLE, 1, 5, 7>(registers, at(unit + 1), (height, sum_bytes), chunk, &mut now[1]);
