@@ -71,10 +71,15 @@ impl<'c> Server<'c> {
                 .ok_or_else(|| anyhow!("{} does not say how long a prompt may be", connection.url()))?,
         };
         server.n_positions = length as usize;
+        // Where a text cannot contain special tokens only this tells.
+        let known = connection.get("/tokenizer_info").ok().and_then(|info| info["bos_token_id"].as_u64());
+        server.document_token = known.map(|id| id as u32);
         for text in ["<|bos|>", "<|endoftext|>"] {
+            if server.document_token.is_some() {
+                break;
+            }
             if let [id] = server.tokenize(text)?[..] {
                 server.document_token = Some(id);
-                break;
             }
         }
         Ok(server)

@@ -88,7 +88,8 @@ fn a_first_generation_of_nanochat_becomes_transformers_and_later_ones_stay_what_
         (&json!("nanochat"), &json!(["NanoChatForCausalLM"]))
     );
     // Rows that pad the vocabulary would be drawn there.
-    assert_eq!((&config["vocab_size"], config["rms_norm_eps"].as_f64()), (&json!(301), Some(2f64.powi(-23))));
+    let epsilon = config["rms_norm_eps"].as_f64().map(|epsilon| epsilon as f32);
+    assert_eq!((&config["vocab_size"], epsilon), (&json!(301), Some(f32::EPSILON)));
     for part in ["embed_tokens.weight", "[301, 48]", "layers.*.self_attn.q_proj.weight", "layers.*.mlp.fc1.weight"] {
         assert!(text.contains(part), "{part} in {text}");
     }

@@ -11,11 +11,11 @@ use std::{
 
 use crate::cpu::{
     ahead::Ahead,
-    inputs::{Bands, Line},
+    inputs::Bands,
     isa::Isa,
     lanes::{LANES, Lanes},
     packed::{Panels, Shape},
-    registers::{ROW_BYTES, ROWS, TileRegisters},
+    registers::{Line, ROW_BYTES, ROWS, TileRegisters},
     versions::versions,
 };
 
@@ -245,10 +245,6 @@ unsafe fn bytes_body<V: Lanes, T: TileRegisters, const R: usize, const WHOLE: us
     );
     let Scratch { tile, sums: [now, before], chunk } = scratch;
     let tile = &mut tile[..panels.len() / panel_bytes];
-    if units == 0 {
-        tile.fill([[0.0; LANES]; ROWS]);
-        return;
-    }
     let (mut now, mut before) = (now, before);
     let (x, scales, panels) = (x.as_ptr().cast::<u8>(), scales.as_ptr(), panels.as_ptr().cast::<u8>());
     // SAFETY: as measured above, units of inputs, weights and scales are there; the rest is the caller's promise.

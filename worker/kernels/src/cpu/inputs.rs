@@ -12,11 +12,11 @@ use crate::{
     cpu::{
         buffer::Plain,
         isa::Isa,
-        kernels::Kernels,
+        kernels::{InputBuffers, Kernels},
         lanes::{LANES, Lanes, byte_scale},
         packed::Shape,
         pool::Shards,
-        registers::{ROW_BYTES, ROWS},
+        registers::{Line, ROW_BYTES, ROWS},
         rounding::{from_bf16, to_bf16, to_int8},
         versions::versions,
     },
@@ -63,20 +63,6 @@ pub(crate) struct Split {
     rows: usize,
     pub(crate) bands: usize,
     pub(crate) height: usize,
-}
-
-/// A cache line.
-#[derive(Clone, Copy, Debug)]
-#[repr(align(64))]
-pub(crate) struct Line(#[expect(dead_code, reason = "read as other numbers")] [u8; ROW_BYTES]);
-
-/// Buffers that hold the rows of one product; kept, so that a step allocates nothing.
-#[derive(Debug, Default)]
-pub(crate) struct InputBuffers {
-    floats: Vec<f32>,
-    lines: Vec<Line>,
-    scales: Vec<f32>,
-    offsets: Vec<i32>,
 }
 
 impl Inputs<'_> {
@@ -230,13 +216,14 @@ impl Kernels {
     ) -> Inputs<'a> {
         let (isa, depth, k) = (self.isa, shape.depth(), x.len() / rows.max(1));
         let row_of = |row: usize| &x[row * k..][..k];
-        let banded = self.tiles.is_some() && rows >= if shape.scaled() { BANDED_BYTES } else { 1 };
+        // Of no K vectors make the zeros.
+        let banded = self.tiles.is_some() && k > 0 && rows >= if shape.scaled() { BANDED_BYTES } else { 1 };
         let places = if banded { Places::Bands(Split::new(rows)) } else { Places::Rows(rows) };
         let InputBuffers { floats, lines, scales, offsets } = buffers;
         match shape.element() {
             Element::F32 | Element::F16 => return Inputs::F32(x),
             Element::Bf16 if banded || isa == Isa::Avx512Bf16 => {
-                lines.resize(places.lines(shape), Line([0; ROW_BYTES]));
+                lines.resize(places.lines(shape), Line::ZERO);
                 scales.clear();
                 let pairs = Shards::new(numbers::<u16>(lines));
                 self.pool.run(places.count(), &|place| {
@@ -254,7 +241,7 @@ impl Kernels {
                 return Inputs::F32(floats);
             }
             Element::Int8 => {
-                lines.resize(places.lines(shape), Line([0; ROW_BYTES]));
+                lines.resize(places.lines(shape), Line::ZERO);
                 scales.resize(places.scales(shape), 0.0);
                 offsets.resize(if banded { 0 } else { places.scales(shape) }, 0);
                 let (bytes, scales, offsets) =

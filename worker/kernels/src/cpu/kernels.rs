@@ -2,7 +2,11 @@
 
 use std::io;
 
-use crate::cpu::{inputs::InputBuffers, isa::Isa, pool::ThreadPool, registers::TileUnit};
+use crate::cpu::{
+    isa::Isa,
+    pool::ThreadPool,
+    registers::{Line, TileUnit},
+};
 
 /// The kernels of one rank: an instruction set and threads to run on.
 #[derive(Debug)]
@@ -48,4 +52,13 @@ impl Kernels {
     pub fn isa(&self) -> Isa {
         self.isa
     }
+}
+
+/// Buffers that hold the rows of one product; kept, so that a step allocates nothing.
+#[derive(Debug, Default)]
+pub(crate) struct InputBuffers {
+    pub(crate) floats: Vec<f32>,
+    pub(crate) lines: Vec<Line>,
+    pub(crate) scales: Vec<f32>,
+    pub(crate) offsets: Vec<i32>,
 }

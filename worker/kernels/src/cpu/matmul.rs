@@ -268,13 +268,14 @@ mod tests {
 
     #[test]
     fn products_agree_with_f64_on_odd_sizes_every_isa_and_type() {
-        const SIZES: [(usize, usize, usize); 9] = [
+        const SIZES: [(usize, usize, usize); 10] = [
             (1, 1, 1),
             (1, 40, 120),
             (5, 77, 33),
             (13, 64, 16),
             (31, 129, 47),
             (2, 0, 5),
+            (21, 0, 20),
             (7, 15, 80),
             (9, 31, 70),
             (24, 95, 144),

@@ -17,6 +17,15 @@ pub(crate) const ROW_BYTES: usize = 64;
 /// Rows of a register.
 pub(crate) const ROWS: usize = 16;
 
+/// A cache line.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
+pub(crate) struct Line(#[expect(dead_code, reason = "read as other numbers")] [u8; ROW_BYTES]);
+
+impl Line {
+    pub(crate) const ZERO: Self = Self([0; ROW_BYTES]);
+}
+
 /// Whose registers a product uses.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum TileUnit {
