@@ -12,8 +12,9 @@ use nanoinfer_benches::{Work, attention, candidates, layer_norm, product};
 use nanoinfer_kernels::{Element, Isa, Kernels};
 
 const BASELINE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/instructions.txt");
-/// Another version of the compiler or of the C library moves counts by less.
-const TOLERANCE: f64 = 0.03;
+/// Another version of the compiler or of the C library moves counts by less, and so does code elsewhere: the scan for the best
+/// candidates is compiled one way or another, 5.5 % apart, by what else its crate holds.
+const TOLERANCE: f64 = 0.06;
 const ISA: Isa = Isa::Avx2;
 
 type Make = fn() -> Work;
