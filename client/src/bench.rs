@@ -117,7 +117,7 @@ fn engine(what: What, options: &EngineBenchOptions) -> Result<(), Failure> {
     let step_bytes = running.step_bytes();
     // Two operations for each weight that a token meets; the head is met by the last token of a prompt only.
     let head = shape.vocab_size * shape.width;
-    let body = shape.parameters() - head - shape.context * shape.width;
+    let body = shape.multiplied_in_blocks();
     let mut rows = Vec::new();
     for &batch in &options.batch {
         let mut seconds = Vec::new();

@@ -207,6 +207,12 @@ impl ModelShape {
         outside + self.layers.div_ceil(2) * block(0) + self.layers / 2 * block(1)
     }
 
+    /// Weights of all blocks that each token is multiplied with.
+    pub fn multiplied_in_blocks(&self) -> usize {
+        let is_matrix = |part| matches!(part, Part::Layer(_, of_block, Term::Weight) if of_block.is_linear());
+        self.sum_of_parts(|part| if is_matrix(part) { part.sizes(self).iter().product() } else { 0 })
+    }
+
     /// Number of parameters, a tied head counted once.
     pub fn parameters(&self) -> usize {
         self.sum_of_parts(|part| part.sizes(self).iter().product())

@@ -134,3 +134,15 @@ fn names_lose_what_programs_put_before_them() {
     }
     assert!(is_buffer("h.3.attn.masked_bias") && !is_buffer("h.3.attn.c_attn.bias"));
 }
+
+#[test]
+fn a_token_is_multiplied_with_the_matrices_of_blocks_and_not_with_tables() {
+    let gpt2 = ModelShape::from_config_json("{}").unwrap();
+    assert_eq!(gpt2.multiplied_in_blocks(), 12 * 12 * 768 * 768);
+    let nanochat = r#"{"model_type":"nanochat_later","hidden_size":64,"intermediate_size":256,"num_hidden_layers":3,"num_attention_heads":4,
+        "vocab_size":100,"residual_lambdas":true,"value_gate_channels":12,"value_gate_factor":3.0}"#;
+    let shape = ModelShape::from_config_json(nanochat).unwrap();
+    assert_eq!(shape.multiplied_in_blocks(), 3 * 12 * 64 * 64);
+    // Embedding and head, two tables with their gates, two numbers a block.
+    assert_eq!(shape.parameters(), shape.multiplied_in_blocks() + 2 * 6400 + 2 * (6400 + 12 * 4) + 6);
+}
