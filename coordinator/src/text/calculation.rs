@@ -27,9 +27,9 @@ impl CalculatorMarks {
     /// Those of a tokenizer; `None` unless it has all four.
     pub(super) fn of(tokenizer: &Tokenizer) -> Option<Self> {
         // Not by encoding them: a tokenizer may take special tokens in any text for text.
-        let special = |name: &str| {
-            let mut ids = (0..tokenizer.vocab_size() as TokenId).rev();
-            ids.find(|&id| tokenizer.bytes(id) == name.as_bytes() && tokenizer.is_special(id))
+        let special = |name: &str| match &tokenizer.specials_in(name)[..] {
+            [(place, id)] if place.len() == name.len() => Some(*id),
+            _ => None,
         };
         Some(Self {
             python_start: special("<|python_start|>")?,

@@ -196,7 +196,7 @@ impl TextEngine {
             cache_salt: request.cache_salt.clone(),
             prompt_index: (index / request.n) as u32,
             choice: (index % request.n) as u32,
-            next: marks.map(|marks| Calculator::new(self.text.clone(), marks).boxed()),
+            next: marks.map(|marks| -> Box<dyn Next> { Box::new(Calculator::new(self.text.clone(), marks)) }),
         }
     }
 }

@@ -184,11 +184,13 @@ impl Pass {
         self.embed(step, rows)?;
         let attending = rows.iter().map(|row| AttentionRow { blocks: row.blocks, positions: row.position + 1 });
         let attending = AttentionRows::new(attending.collect());
+        // Of tables of values, which are whole.
+        let columns: Vec<_> = rows.iter().map(|row| Some(row.token as usize)).collect();
         for layer in 0..self.shape.layers {
             self.trace.layer(Some(layer));
             let begun = self.trace.begin();
             self.mix_origin(layer, rows.len());
-            self.attention(step, layer, rows, &attending)?;
+            self.attention(step, layer, &columns, &attending)?;
             self.mlp(step, layer, rows.len())?;
             self.keep_middle(layer, rows.len());
             self.trace.end("layer", begun);
@@ -249,7 +251,7 @@ impl Pass {
         &mut self,
         step: u64,
         layer: usize,
-        tokens: &[Row<'_>],
+        columns: &[Option<usize>],
         rows: &AttentionRows<'_>,
     ) -> Result<(), CommError> {
         let (t, c) = (rows.len(), self.shape.width);
@@ -266,8 +268,7 @@ impl Pass {
         self.trace.lap(Category::Product, "QKV");
         if let Some(values) = &weights.values {
             let added = &mut added[..t * self.kv.layout.width()];
-            let columns: Vec<_> = tokens.iter().map(|row| Some(row.token as usize)).collect();
-            self.kernels.gather(&values.table, &columns, added);
+            self.kernels.gather(&values.table, columns, added);
             let factor = self.shape.value_tables.map_or(1.0, |tables| tables.gate_factor);
             let gates = ValueGates { weights: &values.gates, factor };
             let (heads, dim) = (self.kv.layout.heads_local, self.kv.layout.head_dim);

@@ -73,10 +73,9 @@ fn weights(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-fn load_golden(model: &str) -> Golden {
-    let folder = folder(model);
-    let read = |file: &str| std::fs::read(folder.join(file)).unwrap();
-    let shape = ModelShape::from_config_json(std::str::from_utf8(&read("config.json")).unwrap()).unwrap();
+/// The cases of a model's golden data, by what golden.json calls their list, a prompt and its continuation; with all that it says.
+fn read_cases(model: &str, shape: &ModelShape, [list, prompt_ids, greedy_ids]: [&str; 3]) -> (Value, Vec<Case>) {
+    let read = |file: &str| std::fs::read(folder(model).join(file)).unwrap();
     let json: Value = serde_json::from_slice(&read("golden.json")).unwrap();
     let tensors = read("golden.safetensors");
     let tensors = SafeTensors::deserialize(&tensors).unwrap();
@@ -86,17 +85,25 @@ fn load_golden(model: &str) -> Golden {
         let (floats, _) = tensors.tensor(&format!("{name}.logits")).unwrap().data().as_chunks::<4>();
         let floats: Vec<f32> = floats.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
         // A long prompt is a short one, again and again.
-        let prompt: Vec<TokenId> = ids(&case["prompt_ids"]);
+        let prompt: Vec<TokenId> = ids(&case[prompt_ids]);
         let length = case["prompt_length"].as_u64().map_or(prompt.len(), |length| length as usize);
         Case {
             name: format!("{model}/{name}"),
             prompt: prompt.into_iter().cycle().take(length).collect(),
             logits: floats.chunks(shape.vocab_size).map(<[f32]>::to_vec).collect(),
-            greedy: ids(&case["greedy_ids"]),
+            greedy: ids(&case[greedy_ids]),
             margins: case["top2_margins"].as_array().unwrap().iter().map(|m| m.as_f64().unwrap() as f32).collect(),
         }
     };
-    let cases = json["cases"].as_array().unwrap().iter().map(case).collect();
+    let cases = json[list].as_array().unwrap().iter().map(case).collect();
+    (json, cases)
+}
+
+fn load_golden(model: &str) -> Golden {
+    let folder = folder(model);
+    let config = std::fs::read_to_string(folder.join("config.json")).unwrap();
+    let shape = ModelShape::from_config_json(&config).unwrap();
+    let (json, cases) = read_cases(model, &shape, ["cases", "prompt_ids", "greedy_ids"]);
     let drawable = json["tokens"].as_u64().map_or(shape.vocab_size, |tokens| tokens as usize);
     Golden { weights: weights(&folder), shape, drawable, cases }
 }

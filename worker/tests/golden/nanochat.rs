@@ -12,12 +12,11 @@ use nanoinfer_shared::{
     },
     protocol::*,
 };
-use safetensors::SafeTensors;
-use serde_json::Value;
 
 use crate::{
     argmax, bits, each_type, folder,
     ranks::{Case, Golden, Ranks, links, sequence},
+    read_cases,
 };
 
 const FOLDERS: [&str; 9] = ["A", "A-padded", "B-lambdas", "B", "C", "C-softcap20", "D", "E", "hf"];
@@ -27,35 +26,19 @@ const TOLERANCE: f32 = 2e-4;
 const CHUNK: usize = 96;
 
 fn load(name: &str) -> Golden {
-    let folder = folder("nanochat").join(name);
-    let read = |file: &str| std::fs::read(folder.join(file)).unwrap();
+    let model = format!("nanochat/{name}");
+    let folder = folder(&model);
     let files = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
     let weights: Vec<PathBuf> =
         files.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("model")).collect();
     let config = Checkpoint::open(&weights).unwrap().config().map(str::to_owned);
-    let config = config.unwrap_or_else(|| String::from_utf8(read("config.json")).unwrap());
+    let config = config.unwrap_or_else(|| std::fs::read_to_string(folder.join("config.json")).unwrap());
     let mut shape = ModelShape::from_config_json(&config).unwrap();
     if name == "C-softcap20" {
         assert_eq!(shape.logit_softcap, Some(15.0), "the guess");
         shape.logit_softcap = Some(20.0);
     }
-    let json: Value = serde_json::from_slice(&read("golden.json")).unwrap();
-    let tensors = read("golden.safetensors");
-    let tensors = SafeTensors::deserialize(&tensors).unwrap();
-    let ids = |value: &Value| value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as TokenId).collect();
-    let case = |case: &Value| {
-        let case_name = case["name"].as_str().unwrap();
-        let (floats, _) = tensors.tensor(&format!("{case_name}.logits")).unwrap().data().as_chunks::<4>();
-        let floats: Vec<f32> = floats.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
-        Case {
-            name: format!("{name}/{case_name}"),
-            prompt: ids(&case["ids"]),
-            logits: floats.chunks(shape.vocab_size).map(<[f32]>::to_vec).collect(),
-            greedy: ids(&case["greedy"]),
-            margins: case["top2_margins"].as_array().unwrap().iter().map(|m| m.as_f64().unwrap() as f32).collect(),
-        }
-    };
-    let cases = json["prompts"].as_array().unwrap().iter().map(case).collect();
+    let (_, cases) = read_cases(&model, &shape, ["prompts", "ids", "greedy"]);
     Golden { weights, drawable: shape.vocab_size, shape, cases }
 }
 
