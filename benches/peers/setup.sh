@@ -8,7 +8,15 @@ here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$dir/models"
 cd "$dir"
 [ -d hf ] || { python3 -m venv hf && hf/bin/pip install -q torch transformers safetensors ctranslate2 numpy; }
-[ -d lcpp ] || { python3 -m venv lcpp && CMAKE_ARGS="-DGGML_NATIVE=ON" lcpp/bin/pip install -q llama-cpp-python gguf safetensors; }
+if [ ! -d lcpp ]; then
+  # Built for the CPU at hand, but for AMX: compiled in, llama.cpp ends there with a fault on `tileloadd`, so every other flag is named.
+  how=-DGGML_NATIVE=ON
+  if grep -qw amx_int8 /proc/cpuinfo; then
+    how="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON -DGGML_AVX512=ON -DGGML_AVX512_VBMI=ON"
+    how+=" -DGGML_AVX512_VNNI=ON -DGGML_AVX512_BF16=ON"
+  fi
+  python3 -m venv lcpp && CMAKE_ARGS=$how lcpp/bin/pip install -q llama-cpp-python gguf safetensors
+fi
 while read -r name geometry; do
   model=models/gpt2-$name
   # shellcheck disable=SC2086 # three numbers

@@ -1,7 +1,7 @@
 //! `nanoinfer bench`: how fast a model runs on this machine, beside what the machine can do at most; [`serve`] times any server.
 //!
 //! Drives the engine by its handle, without HTTP: greedy requests with random prompts of one length, all alike. A decode step is
-//! the time between two tokens of one sequence while all are decoding. Every figure is a median of several runs; figures of
+//! the time between two tokens of one sequence while all are decoding, and no prompt is computed beside them. Every figure is a median of several runs; figures of
 //! different runs of this program do not compare, ratios within one do.
 
 mod serve;
@@ -123,8 +123,8 @@ fn engine(what: What, options: &EngineBenchOptions) -> Result<(), Failure> {
         let mut seconds = Vec::new();
         for run in 0..=options.runs {
             let measured = match what {
-                What::Decode => running.decode(run, batch, length)?,
-                What::Prefill => vec![running.prefill_s(run, batch, length.prompt)?],
+                What::Decode => running.decode(batch, length)?,
+                What::Prefill => vec![running.prefill_s(batch, length.prompt)?],
             };
             if run > 0 {
                 seconds.extend(measured);
@@ -222,9 +222,9 @@ mod tests {
         let narrow = ClusterConfig { max_queue: 1, max_queue_tokens: 10, ..ClusterConfig::default() };
         let config = for_batches(narrow, &[1, 600]);
         let running = Running::start(&config, |_| {}).unwrap();
-        let steps = running.decode(0, 3, Length { prompt: 20, generated: 4 }).unwrap();
+        let steps = running.decode(3, Length { prompt: 20, generated: 4 }).unwrap();
         assert!(!steps.is_empty() && steps.iter().all(|&seconds| seconds > 0.0));
-        assert!(running.prefill_s(0, 3, 20).unwrap() > 0.0);
+        assert!(running.prefill_s(3, 20).unwrap() > 0.0);
         running.shut_down();
     }
 

@@ -4,7 +4,7 @@
 
 use std::{array, cell::Cell, collections::BTreeMap, time::Instant};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
 use nanoinfer_launch::{
     Cluster, ClusterConfig,
     explanation::StepReport,
@@ -74,31 +74,44 @@ impl Running {
 
     /// Seconds of one decode step of `batch` texts: the median of a run.
     pub(crate) fn decode_s(&self, batch: u32, length: Length) -> anyhow::Result<f64> {
-        Ok(median(self.decode(self.next_run(), batch, length)?))
+        Ok(median(self.decode(batch, length)?))
     }
 
-    /// Seconds of every step that adds one token to each of `batch` texts.
-    pub(crate) fn decode(&self, run: u32, batch: u32, length: Length) -> anyhow::Result<Vec<f64>> {
-        self.block_on(async {
-            let mut sequences = self.submit_batch(run, batch, length)?.into_iter();
-            let first = sequences.next().ok_or_else(|| anyhow!("a batch has at least one sequence"))?;
-            // One after the other is enough: events wait in their queues, and the engine stamps none. The first sequence is
-            // read as it goes, and its times are the steps'.
-            let times = token_times(first).await?;
-            all_ended(sequences).await?;
-            // While later prompts are computed, steps take longer: the first sequence's last steps are those of a full batch,
-            // unless the others go on after it. Half of its tokens are left out at the start for that.
-            let steps = times.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64());
-            Ok(steps.skip(times.len() / 2).collect())
-        })
+    /// Seconds of every step that adds one token to each of `batch` texts and does nothing else: at least one.
+    ///
+    /// # Errors
+    /// When the engine fails, or the first text is over before the last one's prompt is computed.
+    pub(crate) fn decode(&self, batch: u32, length: Length) -> anyhow::Result<Vec<f64>> {
+        // While later prompts are computed, a step is no decode step: so many more are generated, where the model has the positions.
+        let budget = self.plan.load.max_batched_tokens.saturating_sub(batch as usize).max(1);
+        let lead = (batch as usize * length.prompt).div_ceil(budget);
+        let generated = (length.generated + lead).min(self.plan.shape.context - length.prompt);
+        let (times, all_decode) = self.block_on(async {
+            let mut sequences = self.submit_batch(batch, Length { generated, ..length })?;
+            let first = sequences.remove(0);
+            // The first sequence is read as it goes, and its times are the steps'. The engine stamps no event, and those of the
+            // others wait in their queues.
+            let (times, others) = tokio::join!(token_times(first), begun(sequences));
+            let (others, all_decode) = others?;
+            all_ended(others).await?;
+            anyhow::Ok((times?, all_decode))
+        })?;
+        // A step that was under way when the last prompt was done is none either.
+        let steps = times.windows(2).filter(|pair| all_decode.is_none_or(|since| pair[0] >= since));
+        let seconds: Vec<f64> = steps.map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect();
+        anyhow::ensure!(
+            !seconds.is_empty(),
+            "the first of {batch} texts was over before the prompts of all were computed\n  hint: more tokens a text, or shorter prompts"
+        );
+        Ok(seconds)
     }
 
     /// Seconds until each of `batch` texts has its first token.
-    pub(crate) fn prefill_s(&self, run: u32, batch: u32, prompt_tokens: usize) -> anyhow::Result<f64> {
+    pub(crate) fn prefill_s(&self, batch: u32, prompt_tokens: usize) -> anyhow::Result<f64> {
         self.block_on(async {
             let begun = Instant::now();
             let mut last = begun;
-            for sequence in self.submit_batch(run, batch, Length { prompt: prompt_tokens, generated: 1 })? {
+            for sequence in self.submit_batch(batch, Length { prompt: prompt_tokens, generated: 1 })? {
                 last = token_times(sequence).await?.first().copied().unwrap_or(last).max(last);
             }
             Ok((last - begun).as_secs_f64())
@@ -106,7 +119,8 @@ impl Running {
     }
 
     /// All at once, so that the queue takes them whatever its size. Prompts of different runs differ.
-    fn submit_batch(&self, run: u32, batch: u32, length: Length) -> anyhow::Result<Vec<Events>> {
+    fn submit_batch(&self, batch: u32, length: Length) -> anyhow::Result<Vec<Events>> {
+        let run = self.next_run();
         let request = |index: u32| {
             let mut random = Random::new(u64::from(run) << 32 | u64::from(index));
             Request::greedy(random.ids(length.prompt, self.plan.model.shape.vocab_size), length.generated)
@@ -185,6 +199,19 @@ pub(crate) async fn each_event(mut events: Events, mut see: impl FnMut(Event)) -
     }
     anyhow::ensure!(is_over, "the engine ended");
     Ok(())
+}
+
+/// The sequences once each has a token, and when the last one had it; none of none.
+async fn begun(mut sequences: Vec<Events>) -> anyhow::Result<(Vec<Events>, Option<Instant>)> {
+    let mut last = None;
+    for events in &mut sequences {
+        match events.next().await {
+            Some(Event::Token { .. }) => last = Some(Instant::now()),
+            Some(Event::Failed(reason)) => bail!("the engine failed: {reason}"),
+            _ => bail!("a text ended before its first token"),
+        }
+    }
+    Ok((sequences, last))
 }
 
 /// Waits until all sequences have ended.
