@@ -35,7 +35,7 @@ def decode(rows):
 
 
 def token():
-    return random.randrange(50000)
+    return random.randrange(llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model)))
 
 
 for _ in range(2):

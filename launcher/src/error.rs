@@ -155,6 +155,7 @@ impl LaunchError {
             | Self::KvMemory(_)
             | Self::Gpu(_)
             | Self::Unfit(_)
+            | Self::Worker(WorkerError::Isa { .. })
             | Self::Secret { .. } => 2,
             _ => 1,
         }

@@ -19,7 +19,7 @@ use nanoinfer_shared::{
     ModelShape, Partition,
     protocol::{Cores, Device, LoadOrder},
 };
-use nanoinfer_worker::{RankMemory, cuda, free_bytes, rank_memory};
+use nanoinfer_worker::{Level, RankMemory, cuda, free_bytes, rank_memory};
 
 pub use self::placement::Placement;
 use self::{device::Chosen, topology::Topology};
@@ -128,8 +128,14 @@ impl Plan {
             }
             Placement::Elsewhere => (config.threads, Cores::Shared, None),
         };
+        // Other hosts' CPUs are known to their ranks.
+        let level = match placement {
+            Placement::Here if chosen.device == Device::Cpu => Some(Level::choose(config.isa.as_deref())?),
+            _ => None,
+        };
         let mut notes = vec![
             Some(chosen.to_string()),
+            level.map(|level| level.to_string()),
             why_cores,
             link_note.map(|why| format!("partial sums go through the host's memory: {why}")),
         ];
@@ -144,7 +150,7 @@ impl Plan {
             kv_dtype: chosen.kv_dtype,
             threads,
             ranks_on_host: world,
-            isa: config.isa.clone(),
+            isa: level.map(|level| level.name().into()).or(config.isa.clone()),
             comm,
             cores,
             max_batched_tokens: config.max_batched_tokens,
@@ -314,6 +320,8 @@ mod tests {
         let text = plan.to_string();
         assert!(text.starts_with("nano-chat: 6 layers, 8 heads, width 256, vocabulary 4096"), "{text}");
         assert!(text.contains("data link shared memory"), "{text}");
+        let level = plan.load.isa.clone().unwrap();
+        assert!(text.contains(&format!("\ninstruction set {level}")), "{text}");
         let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
         assert!(lines.iter().any(|line| line.starts_with(&["0", "0..3", "0..384", "0..1408"])), "{text}");
         assert!(lines.iter().any(|line| line.starts_with(&["2", "6..8", "704..1024", "2752..4096"])), "{text}");

@@ -227,7 +227,7 @@ pub struct LoadOrder {
     pub threads: Option<usize>,
     /// Ranks that share this one's host, itself among them; at least 1.
     pub ranks_on_host: usize,
-    /// Instruction set to use, by name; `None` for the best that the rank's CPU has.
+    /// Instruction set to use, by name; `None` for the best that the rank's CPU has, where the coordinator cannot see it.
     pub isa: Option<String>,
     /// Data link to use.
     pub comm: CommKind,

@@ -35,6 +35,17 @@ fn inspect_tells_what_a_model_holds_and_how_it_is_split() {
     ] {
         assert!(text.contains(part), "{part} in {text}");
     }
+    let text = said(&["inspect", &golden("gguf/qwen3.gguf"), "--nproc", "5"]);
+    for part in [
+        "qwen3, 1 layers, width 32, 6 heads of 8 on 2 of keys and values, MLP of 64 with silu as a gate",
+        "positions: rotations, theta 1000000",
+        "checkpoint: GGUF; F16 (1 tensors)",
+        "tokenizer: 448 tokens, a text ends with <|endoftext|> (447)",
+        "blk.*.attn_k.weight",
+        "5 ranks on this host",
+    ] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
     let text = said(&["inspect", &golden("formats/nanogpt/ckpt.pt")]);
     assert!(!said(&["inspect", &golden("formats/nanogpt")]).contains(" in "), "a folder is told once");
     for part in ["torch.save, zip", "nn.Linear", "with gelu,", "vocabulary of 64", "tokenizer: none"] {
@@ -71,6 +82,19 @@ fn convert_makes_a_folder_that_is_a_model() {
     assert!(output.status.success() && notes.contains("`some_limit` of config.json is left out"), "{notes}");
     let read: serde_json::Value = serde_json::from_slice(&fs::read(again.join("config.json")).unwrap()).unwrap();
     assert_eq!(read, config);
+}
+
+#[test]
+fn a_gguf_becomes_a_folder_of_transformers() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (golden("gguf/qwen2.gguf"), dir.path().join("qwen2").display().to_string());
+    said(&["convert", &from, &to]);
+    let config: Value = serde_json::from_slice(&fs::read(dir.path().join("qwen2/config.json")).unwrap()).unwrap();
+    assert_eq!((&config["model_type"], &config["num_key_value_heads"]), (&json!("qwen2"), &json!(2)));
+    let of = |model: &str| {
+        said(&["generate", "--model", model, "--dtype", "f32", "--prompt", "The name", "--temperature", "0"])
+    };
+    assert_eq!(of(&to), of(&from));
 }
 
 #[test]

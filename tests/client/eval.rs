@@ -133,12 +133,15 @@ fn a_server_that_wants_a_key_is_evaluated_with_it() {
 
 #[test]
 fn verify_finds_any_number_of_ranks_equal_to_the_reference() {
-    let output = nanoinfer(&["eval", "verify", "--model", &model("heads5"), "--ranks", "1,2"]).output().unwrap();
-    assert!(output.status.success(), "{}{}", text(&output), String::from_utf8_lossy(&output.stderr));
-    assert!(text(&output).contains("all agree with the reference"), "{}", text(&output));
-    let last: Value = serde_json::from_str(text(&output).lines().last().unwrap()).unwrap();
-    for row in last["rows"].as_array().unwrap() {
-        assert!(row["largest_difference"].as_f64().unwrap() < 1e-3 && row["first_difference"].is_null(), "{row}");
+    for name in ["heads5", "llama-9-3", "qwen3-5-1"] {
+        let arguments = ["eval", "verify", "--model", &model(name), "--ranks", "1,2", "--dtype", "f32"];
+        let output = nanoinfer(&arguments).output().unwrap();
+        assert!(output.status.success(), "{}{}", text(&output), String::from_utf8_lossy(&output.stderr));
+        assert!(text(&output).contains("all agree with the reference"), "{name}: {}", text(&output));
+        let last: Value = serde_json::from_str(text(&output).lines().last().unwrap()).unwrap();
+        for row in last["rows"].as_array().unwrap() {
+            assert!(row["largest_difference"].as_f64().unwrap() < 1e-3 && row["first_difference"].is_null(), "{row}");
+        }
     }
 }
 

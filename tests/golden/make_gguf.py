@@ -6,8 +6,9 @@
     gguf/llama-0000N-of-00002.gguf a llama, split: its queries and keys stand as pairs, as llama.cpp's converter leaves them
     gguf/llama.safetensors         its tensors in f32, in Hugging Face's names and order of rows
     gguf/gpt2.gguf, .safetensors   the same of a GPT-2 with some matrices in blocks
+    gguf/qwen2.gguf, qwen3.gguf    likewise: queries and keys stand as they are, with biases, or with norms of their own
     gguf/ids.json                  texts, and their ids by the tokenizers in these files: of sentencepiece for the llama's, of
-                                   tokenizers for the GPT-2's; special tokens are not looked for in them
+                                   tokenizers for the others; special tokens are not looked for in them
 
 Everything comes from a fixed seed; the tokenizers are trained on this script. It needs no network.
 
@@ -27,7 +28,7 @@ from gguf import GGUFReader, GGUFWriter
 from gguf.constants import GGML_QUANT_SIZES
 from gguf.quants import dequantize, quantize
 from safetensors.numpy import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 # Where the f16 scales of a block lie.
 SCALES = {Type.Q8_0: [0], Type.Q4_0: [0], Type.Q4_1: [0, 2], Type.Q5_0: [0], Type.Q5_1: [0, 2], Type.Q4_K: [0, 2],
@@ -113,9 +114,19 @@ def sentence_piece(writer: GGUFWriter) -> list[list[int]]:
     return [model.encode(text) for text in TEXTS]
 
 
-def byte_level(writer: GGUFWriter) -> list[list[int]]:
+# As tokenizer.json of Qwen2.5 has it.
+QWEN2_WORDS = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+               r"|\s+(?!\S)|\s+")
+
+
+def byte_level(writer: GGUFWriter, pre: str) -> list[list[int]]:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if pre == "qwen2":
+        tokenizer.normalizer = normalizers.NFC()
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+            pre_tokenizers.Split(Regex(QWEN2_WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     tokenizer.decoder = decoders.ByteLevel()
     end = "<|endoftext|>"
     # The end of text is the last, as in GPT-2.
@@ -126,7 +137,7 @@ def byte_level(writer: GGUFWriter) -> list[list[int]]:
     tokens = sorted(model["vocab"], key=model["vocab"].get)
     assert len(tokens) == VOCABULARY - 1, len(tokens)
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
+    writer.add_tokenizer_pre(pre)
     writer.add_token_list([*tokens, end])
     writer.add_token_types([1] * len(tokens) + [3])
     writer.add_token_merges([" ".join(merge) for merge in model["merges"]])
@@ -186,7 +197,7 @@ def gpt2(out: Path, random: np.random.Generator) -> list[list[int]]:
     writer.add_feed_forward_length(4 * width)
     writer.add_head_count(heads)
     writer.add_layer_norm_eps(1e-5)
-    ids = byte_level(writer)
+    ids = byte_level(writer, "gpt-2")
     model = Model(random, writer)
     model.add("token_embd.weight", [vocabulary, width], Type.Q8_0, "wte.weight")
     model.add("position_embd.weight", [context, width], Type.F32, "wpe.weight")
@@ -208,13 +219,52 @@ def gpt2(out: Path, random: np.random.Generator) -> list[list[int]]:
     return ids
 
 
+def qwen(out: Path, architecture: str, random: np.random.Generator) -> list[list[int]]:
+    width, layers, heads, kv_heads, head, inner = 32, 1, 6, 2, 8, 64
+    writer = GGUFWriter(out / f"{architecture}.gguf", architecture)
+    writer.add_context_length(48)
+    writer.add_embedding_length(width)
+    writer.add_block_count(layers)
+    writer.add_feed_forward_length(inner)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_key_length(head)
+    writer.add_value_length(head)
+    writer.add_rope_freq_base(1e6)
+    writer.add_layer_norm_rms_eps(1e-6)
+    ids = byte_level(writer, "qwen2")
+    model = Model(random, writer)
+    model.add("token_embd.weight", [VOCABULARY, width], Type.Q8_0, "model.embed_tokens.weight")
+    for i in range(layers):
+        of = lambda name, sizes, kind, called: model.add(f"blk.{i}.{name}", sizes, kind, f"model.layers.{i}.{called}")
+        of("attn_norm.weight", [width], Type.F32, "input_layernorm.weight")
+        for name, called, of_heads, kind in [("q", "q", heads, Type.Q8_0), ("k", "k", kv_heads, Type.Q5_1),
+                                             ("v", "v", kv_heads, Type.Q4_0)]:
+            of(f"attn_{name}.weight", [of_heads * head, width], kind, f"self_attn.{called}_proj.weight")
+            if architecture == "qwen2":
+                of(f"attn_{name}.bias", [of_heads * head], Type.F32, f"self_attn.{called}_proj.bias")
+        if architecture == "qwen3":
+            for name in ["q", "k"]:
+                of(f"attn_{name}_norm.weight", [head], Type.F32, f"self_attn.{name}_norm.weight")
+        of("attn_output.weight", [width, heads * head], Type.F16, "self_attn.o_proj.weight")
+        of("ffn_norm.weight", [width], Type.F32, "post_attention_layernorm.weight")
+        of("ffn_gate.weight", [inner, width], Type.Q4_1, "mlp.gate_proj.weight")
+        of("ffn_up.weight", [inner, width], Type.Q5_0, "mlp.up_proj.weight")
+        of("ffn_down.weight", [width, inner], Type.Q8_0, "mlp.down_proj.weight")
+    model.add("output_norm.weight", [width], Type.F32, "model.norm.weight")
+    write(writer)
+    save_file(model.expected, out / f"{architecture}.safetensors")
+    return ids
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", nargs="?", type=Path, default=Path(__file__).parent)
     out = parser.parse_args().out / "gguf"
     out.mkdir(parents=True, exist_ok=True)
     blocks(out, np.random.default_rng(1))
-    ids = {"llama": llama(out, np.random.default_rng(2)), "gpt2": gpt2(out, np.random.default_rng(3))}
+    ids = {"llama": llama(out, np.random.default_rng(2)), "gpt2": gpt2(out, np.random.default_rng(3)),
+           "qwen2": qwen(out, "qwen2", np.random.default_rng(4)), "qwen3": qwen(out, "qwen3", np.random.default_rng(5))}
     (out / "ids.json").write_text(json.dumps({"texts": TEXTS} | ids) + "\n")
     for file in sorted(out.glob("*.gguf")):
         print(file.name, len(GGUFReader(file).tensors), "tensors")

@@ -3,6 +3,7 @@
 //! Reading order: [`load`] copies a rank's slices of a checkpoint into packed form ([`pack`]); [`pass`] is the forward pass, over a
 //! [`pool`] of keys and values; [`step`] turns a plan into rows of answers. Does not know GPUs.
 
+pub(crate) mod level;
 pub mod load;
 pub mod pack;
 pub(crate) mod pool;
@@ -56,7 +57,7 @@ impl Held {
         share: &Share,
         checkpoint: impl FnOnce() -> Result<Checkpoint, WorkerError>,
     ) -> Result<Self, WorkerError> {
-        let isa = isa_of(order)?;
+        let isa = order.isa.as_deref().map_or_else(|| Ok(Isa::detect()), level::named)?;
         fits(&order.device, &order.shape, order.dtype, order.kv_dtype)?;
         // Before anything is taken: what the system refuses later ends the process without a word. Blocks and the link come
         // later, when the coordinator has counted what is free.
@@ -108,20 +109,4 @@ impl Loaded for Held {
         pass.trace = trace;
         Ok(Box::new(StepRunner::new(pass, order.max_batched_tokens, order.max_seqs)))
     }
-}
-
-/// The instruction set ordered, or the best there is.
-fn isa_of(order: &LoadOrder) -> Result<Isa, WorkerError> {
-    let Some(name) = &order.isa else {
-        let isa = Isa::detect();
-        if let Some(refused) = Isa::refused() {
-            tracing::info!(isa = isa.name(), "the system keeps {} from this process", refused.name());
-        }
-        return Ok(isa);
-    };
-    let available = Isa::available();
-    Isa::from_name(name).filter(|isa| available.contains(isa)).ok_or_else(|| WorkerError::Isa {
-        name: name.clone(),
-        available: available.iter().map(|isa| isa.name()).collect::<Vec<_>>().join(", "),
-    })
 }

@@ -24,6 +24,7 @@ mod progress;
 mod runner;
 
 pub use backend::memory as rank_memory;
+pub use cpu::level::Level;
 pub use error::WorkerError;
 pub use fit::{Unfit, fits};
 pub use memory::free_bytes;

@@ -160,7 +160,12 @@ fn a_gguf_is_a_model_by_itself_with_its_tokenizer() {
     let golden: serde_json::Value = serde_json::from_slice(&golden("gguf/ids.json")).unwrap();
     let texts: Vec<String> = serde_json::from_value(golden["texts"].clone()).unwrap();
     let parts = ["llama-00001-of-00002.gguf", "llama-00002-of-00002.gguf"];
-    for (names, family, end) in [(&["gpt2.gguf"][..], "gpt2", "<|endoftext|>"), (&parts, "llama", "</s>")] {
+    for (names, family, end) in [
+        (&["gpt2.gguf"][..], "gpt2", "<|endoftext|>"),
+        (&["qwen2.gguf"], "qwen2", "<|endoftext|>"),
+        (&["qwen3.gguf"], "qwen3", "<|endoftext|>"),
+        (&parts, "llama", "</s>"),
+    ] {
         names.iter().for_each(|name| put(name));
         // Of another model.
         fs::write(folder.join("config.json"), r#"{"model_type":"none"}"#).unwrap();
@@ -170,7 +175,9 @@ fn a_gguf_is_a_model_by_itself_with_its_tokenizer() {
         let ids: Vec<Vec<u32>> = serde_json::from_value(golden[family].clone()).unwrap();
         for (written, ids) in texts.iter().zip(ids) {
             assert_eq!(text.tokenizer.encode(written, Specials::Literal).unwrap(), ids, "{family}: {written:?}");
-            assert_eq!(text.tokenizer.decode(&ids), *written, "{family}: {ids:?}");
+            // Qwen's is normalised first.
+            let read = if family.starts_with("qwen") { written.replace("e\u{301}", "é") } else { written.clone() };
+            assert_eq!(text.tokenizer.decode(&ids), read, "{family}: {ids:?}");
         }
         assert_eq!(text.tokenizer.eos().unwrap().0, end);
         let begun = text.tokenizer.encode_document("a").unwrap();

@@ -3,7 +3,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nanoinfer_shared::{ModelShape, json, model::parts::Part};
+use nanoinfer_shared::{
+    ModelShape, json,
+    model::{
+        parts::{LayerPart, Part, Term},
+        shape::QkNorm,
+    },
+};
 
 use super::{
     super::{Checkpoint, TokenizerFiles},
@@ -84,6 +90,14 @@ fn all_parts_are_those_that_transformers_has() {
     let shape = compare("llama-00002-of-00002.gguf", "llama.safetensors");
     assert_eq!(open("llama-00001-of-00002.gguf").files().count(), 2);
     assert_eq!(compare("gpt2.gguf", "gpt2.safetensors").model_type(), "gpt2");
+    // As they are: with biases of queries, keys and values, or with norms of their heads.
+    for (name, bias) in [("qwen2", true), ("qwen3", false)] {
+        let shape = compare(&format!("{name}.gguf"), &format!("{name}.safetensors"));
+        assert_eq!((shape.model_type(), shape.attention.heads, shape.attention.kv_heads), (name, 6, 2));
+        assert_eq!(shape.attention.qk_norm == QkNorm::Gains, !bias);
+        let query_bias = Part::Layer(0, LayerPart::Query, Term::Bias);
+        assert_eq!(query_bias.is_in(&shape), bias, "{name}");
+    }
     let expected = ModelShape::from_config_json(
         r#"{"model_type": "llama", "vocab_size": 448, "max_position_embeddings": 48, "hidden_size": 32,
             "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2,

@@ -54,6 +54,11 @@ impl Isa {
         })
     }
 
+    /// Levels above the best one that this CPU has, and is slower with.
+    pub fn passed_over() -> Vec<Self> {
+        Self::available().into_iter().filter(|&isa| isa > Self::detect()).collect()
+    }
+
     /// Whether this CPU has a level that the system keeps from this process.
     pub fn refused() -> Option<Self> {
         #[cfg(target_arch = "x86_64")]
