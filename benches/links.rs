@@ -1,8 +1,8 @@
-//! Reductions between two ranks, each beside the bare exchange that it cannot beat: a cache line that goes to and fro between
+//! Reductions between ranks, each beside the bare exchange that it cannot beat: a cache line that goes to and fro between
 //! two cores, and a message that goes to and fro over a loopback socket.
 //!
-//! `cargo bench -p nanoinfer-benches --bench links`. The sizes are those of one row, a batch and a chunk of a prompt in GPT-2
-//! 124M. Both ends run on threads of this process, each on a core of its own where there are two.
+//! `cargo bench --workspace --bench links`. The sizes are those of one row, a batch and a chunk of a prompt in GPT-2
+//! 124M, and of a chunk in gpt2-xl. All ends run on threads of this process, each on a core of its own where there are so many.
 
 use std::{
     hint,
@@ -21,18 +21,17 @@ use std::{
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use nanoinfer_shared::{
-    comm::{Abort, Communicator, Elements, ReduceSite, Shm, ShmSegment, Tcp, TcpListenerForPeers},
+    comm::{Abort, Communicator, Elements, OneThread, ReduceSite, Shm, ShmSegment, Tcp, TcpListenerForPeers},
     handshake::Identity,
 };
 
-const WORLD: usize = 2;
 const SITE: ReduceSite = ReduceSite { step: 0, layer: None, operation: "bench" };
-/// Elements: a row of width 768, 32 rows, 512 rows.
-const SIZES: [usize; 3] = [768, 32 * 768, 512 * 768];
+/// Elements: a row of width 768, 32 rows, 512 rows; 512 rows of width 1600.
+const SIZES: [usize; 4] = [768, 32 * 768, 512 * 768, 512 * 1600];
 
-/// Runs `rank(r)` on two threads at once, each on its core, and returns the time that rank 0 took.
-fn timed<T: Send>(ends: [T; WORLD], rank: impl Fn(usize, &mut T) + Sync) -> Duration {
-    let start = Barrier::new(WORLD);
+/// Runs `rank(r)` on threads at once, each on its core, and returns the time that rank 0 took.
+fn timed<T: Send>(ends: Vec<T>, rank: impl Fn(usize, &mut T) + Sync) -> Duration {
+    let start = Barrier::new(ends.len());
     let (rank, start) = (&rank, &start);
     thread::scope(|scope| {
         let times = ends.into_iter().enumerate().map(|(r, mut end)| {
@@ -66,7 +65,7 @@ struct Line(AtomicU32);
 /// One line for each way, as a reduction has.
 fn line_ping_pong(rounds: u64) -> Duration {
     let lines = [Line::default(), Line::default()];
-    timed([(), ()], |rank, ()| {
+    timed(vec![(), ()], |rank, ()| {
         for round in 1..=rounds as u32 {
             if rank == 0 {
                 lines[0].0.store(round, Release);
@@ -84,7 +83,7 @@ fn line_ping_pong(rounds: u64) -> Duration {
 fn socket_ping_pong(bytes: usize, rounds: u64) -> Duration {
     let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has ports");
     let there = TcpStream::connect(listener.local_addr().expect("it is bound")).expect("it listens");
-    let ends = [there, listener.accept().expect("it was called").0];
+    let ends = vec![there, listener.accept().expect("it was called").0];
     for end in &ends {
         end.set_nodelay(true).expect("a socket takes options");
     }
@@ -102,54 +101,61 @@ fn socket_ping_pong(bytes: usize, rounds: u64) -> Duration {
     })
 }
 
-fn reduce(ends: [Box<dyn Communicator>; WORLD], elements: usize, rounds: u64) -> Duration {
+fn reduce(ends: Vec<Box<dyn Communicator>>, elements: usize, rounds: u64) -> Duration {
     timed(ends, |_, comm| {
         let mut data = vec![0.0_f32; elements];
         for _ in 0..rounds {
-            comm.all_reduce(Elements::F32(&mut data), SITE).expect("both ranks are there");
+            comm.all_reduce(Elements::F32(&mut data), SITE, &mut OneThread).expect("both ranks are there");
         }
     })
 }
 
-fn shm(spin: bool) -> [Box<dyn Communicator>; WORLD] {
-    let segment = ShmSegment::create(WORLD).expect("there is memory");
-    [0, 1].map(|rank| {
+fn shm(world: usize, spin: bool) -> Vec<Box<dyn Communicator>> {
+    let segment = ShmSegment::create(world).expect("there is memory");
+    let join = |rank| {
         let segment = segment.try_clone().expect("there are descriptors");
-        Box::new(Shm::open(segment, rank, WORLD, spin, &Abort::default()).expect("it fits")) as Box<dyn Communicator>
-    })
+        Box::new(Shm::open(segment, rank, world, spin, &Abort::default()).expect("it fits")) as Box<dyn Communicator>
+    };
+    (0..world).map(join).collect()
 }
 
-fn tcp() -> [Box<dyn Communicator>; WORLD] {
-    let listeners = [0, 1].map(|_| TcpListenerForPeers::bind("127.0.0.1").expect("loopback has ports"));
-    let addresses = &listeners.each_ref().map(|listener| listener.address().to_string());
+fn tcp(world: usize) -> Vec<Box<dyn Communicator>> {
+    let listeners = (0..world).map(|_| TcpListenerForPeers::bind("127.0.0.1").expect("loopback has ports"));
+    let listeners: Vec<_> = listeners.collect();
+    let addresses: &Vec<_> = &listeners.iter().map(|listener| listener.address().to_string()).collect();
     thread::scope(|scope| {
-        let mut rank = 0;
-        let joining = listeners.map(|listener| {
-            let identity = Identity { build_id: "bench".into(), world: WORLD, rank, host: String::new() };
-            rank += 1;
+        let joining = listeners.into_iter().enumerate().map(|(rank, listener)| {
+            let identity = Identity { build_id: "bench".into(), world, rank, host: String::new() };
             scope.spawn(move || {
                 let linked = Tcp::connect(listener, &identity, addresses, &[7; 32], 0, &Abort::default());
-                linked.expect("the peer comes")
+                Box::new(linked.expect("the peers come")) as Box<dyn Communicator>
             })
         });
-        joining.map(|rank| Box::new(rank.join().expect("no rank panics")) as Box<dyn Communicator>)
+        let joining: Vec<_> = joining.collect();
+        joining.into_iter().map(|rank| rank.join().expect("no rank panics")).collect()
     })
 }
 
 fn links(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("links");
-    group.measurement_time(Duration::from_secs(2)).warm_up_time(Duration::from_millis(500)).sample_size(20);
+    group.measurement_time(Duration::from_secs(1)).warm_up_time(Duration::from_millis(300)).sample_size(20);
     group.bench_function("limit: cache line to and fro", |b| b.iter_custom(line_ping_pong));
     for elements in SIZES {
         let bytes = elements * size_of::<f32>();
         group.throughput(Throughput::Bytes(bytes as u64));
-        let name = |what| BenchmarkId::new(what, format!("{} KB", bytes >> 10));
-        group.bench_function(name("shm"), |b| b.iter_custom(|rounds| reduce(shm(true), elements, rounds)));
-        group.bench_function(name("shm, sleeping"), |b| b.iter_custom(|rounds| reduce(shm(false), elements, rounds)));
+        let name = |what: &str| BenchmarkId::new(what, format!("{} KB", bytes >> 10));
         group.bench_function(name("limit: loopback to and fro"), |b| {
             b.iter_custom(|rounds| socket_ping_pong(bytes, rounds));
         });
-        group.bench_function(name("tcp"), |b| b.iter_custom(|rounds| reduce(tcp(), elements, rounds)));
+        for world in [2, 4] {
+            let name = |what: &str| name(&format!("{what}, {world} ranks"));
+            // Where ranks share cores, who spins keeps others from theirs.
+            if thread::available_parallelism().is_ok_and(|cores| world <= cores.get()) {
+                group.bench_function(name("shm"), |b| b.iter_custom(|n| reduce(shm(world, true), elements, n)));
+            }
+            group.bench_function(name("shm, sleeping"), |b| b.iter_custom(|n| reduce(shm(world, false), elements, n)));
+            group.bench_function(name("tcp"), |b| b.iter_custom(|n| reduce(tcp(world), elements, n)));
+        }
     }
     group.finish();
 }

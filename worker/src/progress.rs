@@ -12,7 +12,7 @@ use std::{
 };
 
 use nanoinfer_shared::{
-    comm::{CommError, Communicator, Elements, ReduceSite},
+    comm::{CommError, Communicator, Elements, ReduceSite, Threads},
     protocol::Place,
 };
 
@@ -61,9 +61,14 @@ impl Communicator for Watched {
         self.inner.world()
     }
 
-    fn all_reduce(&mut self, data: Elements<'_>, site: ReduceSite) -> Result<Duration, CommError> {
+    fn all_reduce(
+        &mut self,
+        data: Elements<'_>,
+        site: ReduceSite,
+        threads: &mut dyn Threads,
+    ) -> Result<Duration, CommError> {
         self.progress.pass();
-        let waited = self.inner.all_reduce(data, site)?;
+        let waited = self.inner.all_reduce(data, site, threads)?;
         self.progress.pass();
         Ok(waited)
     }
@@ -71,7 +76,7 @@ impl Communicator for Watched {
 
 #[cfg(test)]
 mod tests {
-    use nanoinfer_shared::comm::Local;
+    use nanoinfer_shared::comm::{Local, OneThread};
 
     use super::*;
 
@@ -83,7 +88,7 @@ mod tests {
         assert_eq!(progress.place(), Place { step: 7, passed: 0 });
         for passed in [2, 4] {
             let site = ReduceSite { step: 7, layer: None, operation: "test" };
-            comm.all_reduce(Elements::F32(&mut [1.0]), site).unwrap();
+            comm.all_reduce(Elements::F32(&mut [1.0]), site, &mut OneThread).unwrap();
             assert_eq!(progress.place(), Place { step: 7, passed });
         }
         progress.begin(8);

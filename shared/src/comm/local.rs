@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{CommError, Communicator, Elements, ReduceSite};
+use super::{CommError, Communicator, Elements, ReduceSite, Threads};
 
 /// The only rank.
 #[derive(Debug)]
@@ -17,7 +17,12 @@ impl Communicator for Local {
         1
     }
 
-    fn all_reduce(&mut self, _data: Elements<'_>, _site: ReduceSite) -> Result<Duration, CommError> {
+    fn all_reduce(
+        &mut self,
+        _data: Elements<'_>,
+        _site: ReduceSite,
+        _threads: &mut dyn Threads,
+    ) -> Result<Duration, CommError> {
         Ok(Duration::ZERO)
     }
 }

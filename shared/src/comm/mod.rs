@@ -9,6 +9,7 @@ mod local;
 mod ring;
 mod shm;
 mod tcp;
+mod threads;
 
 use std::{fmt, io, ops::Range, time::Duration};
 
@@ -16,6 +17,7 @@ pub use abort::Abort;
 pub use local::Local;
 pub use shm::{Shm, ShmSegment};
 pub use tcp::{Tcp, TcpListenerForPeers};
+pub use threads::{OneThread, Threads};
 
 /// How long a rank waits for its peers in one reduction: far above any step, so that only a lost peer meets it.
 pub const REDUCE_DEADLINE: Duration = Duration::from_secs(60);
@@ -29,11 +31,16 @@ pub trait Communicator: Send {
     fn world(&self) -> usize;
 
     /// Replaces `data` by the sum over all ranks, in rank order. Collective: every rank calls it with the same length
-    /// in the same order. Returns how long it waited for the others.
+    /// in the same order. `threads` share the adding. Returns how long it waited for the others.
     ///
     /// # Errors
     /// When a peer is gone, late past the deadline, or out of step; the communicator is then of no further use.
-    fn all_reduce(&mut self, data: Elements<'_>, site: ReduceSite) -> Result<Duration, CommError>;
+    fn all_reduce(
+        &mut self,
+        data: Elements<'_>,
+        site: ReduceSite,
+        threads: &mut dyn Threads,
+    ) -> Result<Duration, CommError>;
 }
 
 /// Data to reduce, by element type.
@@ -199,6 +206,19 @@ mod tests {
         })
     }
 
+    /// As many threads as that, for each phase anew.
+    struct AtOnce(usize);
+
+    impl Threads for AtOnce {
+        fn count(&self) -> usize {
+            self.0
+        }
+
+        fn run(&mut self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+            std::thread::scope(|scope| (0..tasks).for_each(|i| drop(scope.spawn(move || task(i)))));
+        }
+    }
+
     /// Values whose float sum depends on the order of addition.
     fn contribution(rank: usize, len: usize) -> Vec<f32> {
         (0..len).map(|i| ((i * 7919 + rank * 104_729) as f32).sin() * 10f32.powi((rank as i32 * 3) % 7 - 3)).collect()
@@ -216,12 +236,12 @@ mod tests {
     fn every_link_adds_in_rank_order_to_the_last_bit() {
         // Below, at and above one slot of shared memory and one chunk of TCP.
         let lengths = [0, 1, 3, 1000, 16_384, 16_385, 65_537, 200_000];
-        for kind in ["shm", "tcp"] {
+        for (kind, threads) in [("shm", 1), ("shm", 3), ("tcp", 1)] {
             for world in [2, 3, 5] {
                 let results = on_every_rank(kind, world, |mut comm, _| {
                     lengths.map(|len| {
                         let mut data = contribution(comm.rank(), len);
-                        comm.all_reduce(Elements::F32(&mut data), SITE).unwrap();
+                        comm.all_reduce(Elements::F32(&mut data), SITE, &mut AtOnce(threads)).unwrap();
                         data
                     })
                 });
@@ -229,7 +249,10 @@ mod tests {
                     let expected = sum_in_rank_order(world, len);
                     for result in &results {
                         let same = result[i].iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits());
-                        assert!(same && result[i].len() == len, "{kind}, {world} ranks, {len} elements");
+                        assert!(
+                            same && result[i].len() == len,
+                            "{kind}, {world} ranks of {threads} threads, {len} elements"
+                        );
                     }
                 }
             }
@@ -243,7 +266,7 @@ mod tests {
                 let mut total = 0.0;
                 for round in 0..500 {
                     let mut data = [comm.rank() as f32 + round as f32];
-                    comm.all_reduce(Elements::F32(&mut data), SITE).unwrap();
+                    comm.all_reduce(Elements::F32(&mut data), SITE, &mut OneThread).unwrap();
                     total += data[0];
                 }
                 total
@@ -278,7 +301,7 @@ mod tests {
                 scope.spawn(move || {
                     let mut comm = Tcp::connect(listener, &identity, peers, &[7; 32], 0, &Abort::default()).unwrap();
                     let mut data = [rank as f32 + 1.0];
-                    comm.all_reduce(Elements::F32(&mut data), SITE).unwrap();
+                    comm.all_reduce(Elements::F32(&mut data), SITE, &mut OneThread).unwrap();
                     assert_eq!(data, [3.0]);
                 });
             }
@@ -293,7 +316,7 @@ mod tests {
                     abort.pull();
                     return true;
                 }
-                comm.all_reduce(Elements::F32(&mut [1.0]), SITE).is_err()
+                comm.all_reduce(Elements::F32(&mut [1.0]), SITE, &mut OneThread).is_err()
             });
             assert_eq!(failures, [true; 3], "{kind}");
         }

@@ -2,28 +2,33 @@
 //! and, in its tests, over `loom`'s model of memory, which tries every order in which the ranks' accesses can be seen.
 //!
 //! ```text
-//! round        0   1   2   3   4   5 …      a round moves up to a slot's elements
-//! slot         0   1   2   3   0   1 …      of every rank
-//! rank 0    published = 5 ─────┘            wrote its part of rounds 0 … 4
-//! rank 1    published = 4 ─┘                may still read round 2, 3: not 0, whose slot round 4 takes
+//! beat           p              p + 1            p + 2             a chunk is of up to a slot's elements
+//! chunk i        given          added up         taken             given to slot p mod 4 of every rank
+//! chunk i + 1                   given            added up  taken
 //! ```
-//! A rank publishes its part of round r + 1, then waits for everybody's round r and adds it up: copying overlaps with waiting.
-//! Invariant: who publishes round p has waited for round p − 2, so everybody has published that, hence finished round p − 4:
-//! [`SLOTS`] = 4 are enough, and no barrier but the counters is needed. Contributions are added in rank order, for every size.
+//! A long message has owners: each rank adds up one range of every chunk and leaves the sum in its own slot, where the others take it
+//! from. Of a short one, for which a beat more costs more than adding, each rank adds up all. A beat is done by the threads of a rank
+//! together, published by one counter, and begun when everybody has published the one before.
+//! Invariant: so in beat p all are in beat p, where slot p is written with contributions and slot p − 1 with sums, by its own rank only
+//! and in that rank's range, which nobody else reads; what is read besides lies in slots p − 1 and p − 2. What ends a message is read
+//! within its last beat, which is the first of the next. Contributions are added in rank order, for every size.
 //!
 //! Does not know where its memory lies, nor how a thread sleeps.
 
 use std::{
     hint,
+    marker::PhantomData,
     ops::Range,
     sync::atomic::Ordering::{self, Acquire, Relaxed, Release},
     time::{Duration, Instant},
 };
 
-use super::{CommError, REDUCE_DEADLINE, ReduceSite, add_in_rank_order};
+use super::{CommError, REDUCE_DEADLINE, ReduceSite, Threads, add_in_rank_order};
 
-/// Slots of each rank.
+/// Slots of each rank: three are in use, and four divide the numbers that a counter has.
 pub(super) const SLOTS: usize = 4;
+/// Elements for which another thread pays.
+const PIECE: usize = 4096;
 /// Polls before a thread sleeps, where spinning is allowed: longer than ranks drift apart within a step.
 const SPINS: u32 = 20_000;
 
@@ -37,30 +42,35 @@ pub(super) trait Word {
 
 /// What ranks share.
 #[allow(unsafe_code)]
-pub(super) trait Segment {
+pub(super) trait Segment: Sync {
     /// Elements that a slot holds.
     const SLOT_ELEMENTS: usize;
+    /// Elements that are best left to one thread: ranges begin at multiples of so many.
+    const LINE_ELEMENTS: usize;
     type Word: Word;
 
-    /// Rounds that a rank has published; wraps.
+    /// Elements of a message between `world` ranks from which on ranges have owners.
+    fn owned_from(world: usize) -> usize;
+
+    /// Beats that a rank has published; wraps.
     fn published(&self, rank: usize) -> &Self::Word;
     /// Threads that sleep until `published` of this rank changes.
     fn sleepers(&self, rank: usize) -> &Self::Word;
-    /// Elements in a rank's slot.
+    /// Elements of the message in a rank's slot.
     fn brought(&self, rank: usize, slot: usize) -> &Self::Word;
     /// Not 0 when a rank has given up.
     fn aborted(&self) -> &Self::Word;
 
-    /// Copies `data` to the start of a slot.
+    /// Copies `data` into a slot, from element `start` on.
     ///
     /// # Safety
-    /// The slot is this rank's, nobody reads it during the call, and `data` fits.
-    unsafe fn write(&self, rank: usize, slot: usize, data: &[f32]);
+    /// The slot is this rank's, nobody else uses these elements during the call, and `data` fits.
+    unsafe fn write(&self, rank: usize, slot: usize, start: usize, data: &[f32]);
 
     /// Hands a range of a slot's elements on to `reader`.
     ///
     /// # Safety
-    /// Nobody writes the slot during the call, and these elements lie in it.
+    /// Nobody writes these elements during the call, and they lie in the slot.
     unsafe fn read(&self, rank: usize, slot: usize, range: Range<usize>, reader: &mut dyn FnMut(&[f32]));
 
     /// A fence that all ranks agree on the order of.
@@ -84,15 +94,15 @@ pub(super) struct Ring<S> {
     segment: S,
     rank: usize,
     world: usize,
-    /// The next round to finish; wraps.
-    round: u32,
+    /// The beat under way; wraps.
+    beat: u32,
     spin: bool,
 }
 
 impl<S: Segment> Ring<S> {
     pub(super) fn new(segment: S, rank: usize, world: usize, spin: bool) -> Self {
         assert!(rank < world, "rank {rank} of {world}");
-        Self { segment, rank, world, round: 0, spin }
+        Self { segment, rank, world, beat: 0, spin }
     }
 
     pub(super) fn rank(&self) -> usize {
@@ -104,43 +114,95 @@ impl<S: Segment> Ring<S> {
     }
 
     /// Replaces `data` by the sum over all ranks; returns how long it waited for them.
-    pub(super) fn all_reduce(&mut self, data: &mut [f32], site: ReduceSite) -> Result<Duration, CommError> {
+    pub(super) fn all_reduce(
+        &mut self,
+        data: &mut [f32],
+        site: ReduceSite,
+        threads: &mut dyn Threads,
+    ) -> Result<Duration, CommError> {
         let len = data.len();
-        let chunk = |i: usize| (i * S::SLOT_ELEMENTS).min(len)..((i + 1) * S::SLOT_ELEMENTS).min(len);
+        if len == 0 {
+            return Ok(Duration::ZERO);
+        }
+        let owners = if len < S::owned_from(self.world) { Owners::Everyone } else { Owners::EachOne };
+        let data = Message::new(data, S::SLOT_ELEMENTS);
+        let last = data.chunks() + usize::from(owners == Owners::EachOne);
+        let tasks = threads.count().min(len.min(S::SLOT_ELEMENTS) / PIECE).max(1);
         let mut waited = Duration::ZERO;
-        for i in 0..len.div_ceil(S::SLOT_ELEMENTS) {
-            if i == 0 {
-                self.publish(self.round, &data[chunk(0)]);
+        for i in 0..=last {
+            threads.run(tasks, &|task| self.work(i, owners, &data, (task, tasks)));
+            if i < last {
+                self.publish(len);
+                waited += self.wait_for_all(len, site)?;
+                self.beat = self.beat.wrapping_add(1);
             }
-            if !chunk(i + 1).is_empty() {
-                self.publish(self.round.wrapping_add(1), &data[chunk(i + 1)]);
-            }
-            waited += self.wait_for_all(chunk(i).len(), site)?;
-            self.add(&mut data[chunk(i)]);
-            self.round = self.round.wrapping_add(1);
         }
         Ok(waited)
     }
 
+    /// A task's part of beat `i` of a message: of the chunk that is given, of the one that is added up and of the one that is taken.
     #[allow(unsafe_code)]
-    fn publish(&self, round: u32, data: &[f32]) {
-        let slot = slot(round);
-        // SAFETY: the slot is ours, `data` fits, and whoever read it four rounds ago has finished (see the header).
-        unsafe { self.segment.write(self.rank, slot, data) };
-        self.segment.brought(self.rank, slot).store(data.len() as u32, Relaxed);
-        self.segment.published(self.rank).store(round.wrapping_add(1), Release);
-        // With the sleeper's fence: either it sees this round, or we see it.
+    fn work(&self, i: usize, owners: Owners, data: &Message<'_>, part: (usize, usize)) {
+        let Self { segment, rank, world, beat, .. } = self;
+        let slot = |beats_ago: u32| beat.wrapping_sub(beats_ago) as usize % SLOTS;
+        let range = |owner: usize, len: usize| match owners {
+            Owners::Everyone => 0..len,
+            Owners::EachOne => share::<S>(0..len, (owner, *world)),
+        };
+        let piece = |owner: usize, len: usize| share::<S>(range(owner, len), part);
+        let others = || (0..*world).filter(|other| other != rank);
+        // SAFETY: of `data`, a beat's chunks are three, and the pieces of tasks disjoint. Of the slots, this rank writes its own: with
+        // contributions where nobody reads before the next beat, and with sums where nobody else ever does before; it reads what all
+        // have published (see the header).
+        unsafe {
+            if let Some(chunk) = data.chunk(i) {
+                let given = |owner: usize| {
+                    let piece = piece(owner, chunk.len());
+                    segment.write(*rank, slot(0), piece.start, data.piece(&chunk, &piece));
+                };
+                match owners {
+                    Owners::Everyone => given(*rank),
+                    Owners::EachOne => others().for_each(given),
+                }
+            }
+            if let Some(chunk) = i.checked_sub(1).and_then(|i| data.chunk(i)) {
+                let piece = piece(*rank, chunk.len());
+                let sums = data.piece(&chunk, &piece);
+                add_in_rank_order(sums, *rank, *world, |peer, range, reader| {
+                    segment.read(peer, slot(1), piece.start + range.start..piece.start + range.end, reader);
+                });
+                if owners == Owners::EachOne {
+                    segment.write(*rank, slot(1), piece.start, sums);
+                }
+            }
+            if owners == Owners::EachOne
+                && let Some(chunk) = i.checked_sub(2).and_then(|i| data.chunk(i))
+            {
+                for owner in others() {
+                    let piece = piece(owner, chunk.len());
+                    let to = data.piece(&chunk, &piece);
+                    segment.read(owner, slot(2), piece, &mut |sums| to.copy_from_slice(sums));
+                }
+            }
+        }
+    }
+
+    /// Says that this rank's part of the beat is there.
+    fn publish(&self, len: usize) {
+        self.segment.brought(self.rank, slot(self.beat)).store(len as u32, Relaxed);
+        self.segment.published(self.rank).store(self.beat.wrapping_add(1), Release);
+        // With the sleeper's fence: either it sees this beat, or we see it.
         S::fence();
         if self.segment.sleepers(self.rank).load(Relaxed) > 0 {
             self.segment.wake(self.rank);
         }
     }
 
-    fn wait_for_all(&self, elements: usize, site: ReduceSite) -> Result<Duration, CommError> {
+    fn wait_for_all(&self, len: usize, site: ReduceSite) -> Result<Duration, CommError> {
         let mut waited = Duration::ZERO;
         for peer in (0..self.world).filter(|&peer| peer != self.rank) {
             waited += self.wait_for(peer, site)?;
-            if self.segment.brought(peer, slot(self.round)).load(Relaxed) != elements as u32 {
+            if self.segment.brought(peer, slot(self.beat)).load(Relaxed) != len as u32 {
                 return Err(CommError::OutOfStep { rank: self.rank, peer, site });
             }
         }
@@ -149,8 +211,8 @@ impl<S: Segment> Ring<S> {
 
     fn wait_for(&self, peer: usize, site: ReduceSite) -> Result<Duration, CommError> {
         let word = self.segment.published(peer);
-        // A peer can be a few rounds ahead; a wrapping difference of 0 or less means that it has not published this one.
-        let is_there = |published: u32| published.wrapping_sub(self.round) as i32 > 0;
+        // A peer can be a beat ahead; a wrapping difference of 0 or less means that it has not published this one.
+        let is_there = |published: u32| published.wrapping_sub(self.beat) as i32 > 0;
         if is_there(word.load(Acquire)) {
             return Ok(Duration::ZERO);
         }
@@ -166,7 +228,7 @@ impl<S: Segment> Ring<S> {
         let sleepers = self.segment.sleepers(peer);
         loop {
             sleepers.fetch_add(1, Relaxed);
-            // With the publisher's fence: either we see its round, or it sees us.
+            // With the publisher's fence: either we see its beat, or it sees us.
             S::fence();
             let seen = word.load(Acquire);
             let aborted = self.segment.aborted().load(Acquire) != 0;
@@ -186,21 +248,66 @@ impl<S: Segment> Ring<S> {
             }
         }
     }
-
-    /// Adds up the current round in rank order; our own part is still in `data`.
-    #[allow(unsafe_code)]
-    fn add(&self, data: &mut [f32]) {
-        let slot = slot(self.round);
-        add_in_rank_order(data, self.rank, self.world, |peer, range, reader| {
-            // SAFETY: the peer has published this round with this length, and writes its slot again four rounds later, when
-            // we have published what follows this one.
-            unsafe { self.segment.read(peer, slot, range, reader) };
-        });
-    }
 }
 
-fn slot(round: u32) -> usize {
-    round as usize % SLOTS
+/// Who adds up a range of a chunk.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Owners {
+    /// Every rank, each for itself.
+    Everyone,
+    /// One rank, for all.
+    EachOne,
+}
+
+fn slot(beat: u32) -> usize {
+    beat as usize % SLOTS
+}
+
+/// One of `count` shares of a range, in whole lines.
+fn share<S: Segment>(range: Range<usize>, (index, count): (usize, usize)) -> Range<usize> {
+    let cut = |index: usize| match index {
+        _ if index == count => range.end,
+        _ => range.start + range.len() * index / count / S::LINE_ELEMENTS * S::LINE_ELEMENTS,
+    };
+    cut(index)..cut(index + 1)
+}
+
+/// What is reduced, in chunks that several tasks write, each its own elements.
+struct Message<'a> {
+    base: *mut f32,
+    len: usize,
+    chunk: usize,
+    borrowed: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: the pointer comes from a `&mut [f32]` that outlives this value; tasks use disjoint elements (see `piece`).
+#[allow(unsafe_code)]
+unsafe impl Sync for Message<'_> {}
+
+impl<'a> Message<'a> {
+    fn new(data: &'a mut [f32], chunk: usize) -> Self {
+        Self { base: data.as_mut_ptr(), len: data.len(), chunk, borrowed: PhantomData }
+    }
+
+    fn chunks(&self) -> usize {
+        self.len.div_ceil(self.chunk)
+    }
+
+    fn chunk(&self, index: usize) -> Option<Range<usize>> {
+        (index < self.chunks()).then(|| index * self.chunk..((index + 1) * self.chunk).min(self.len))
+    }
+
+    /// A piece of a chunk.
+    ///
+    /// # Safety
+    /// No other task may use these elements as long as they are borrowed.
+    #[allow(unsafe_code, clippy::mut_from_ref)]
+    unsafe fn piece(&self, chunk: &Range<usize>, piece: &Range<usize>) -> &mut [f32] {
+        let start = chunk.start + piece.start;
+        assert!(start + piece.len() <= self.len, "a piece stays within the message");
+        // SAFETY: inside the message by the check above, and disjoint by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.base.add(start), piece.len()) }
+    }
 }
 
 #[cfg(test)]
@@ -212,7 +319,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::comm::tests::SITE;
+    use crate::comm::{OneThread, tests::SITE};
 
     impl Word for AtomicU32 {
         fn load(&self, order: Ordering) -> u32 {
@@ -229,7 +336,7 @@ mod tests {
         }
     }
 
-    /// Slots of one element, in which loom finds every read that a write could meet.
+    /// Slots of two elements, in which loom finds every read that a write could meet.
     struct Model {
         ranks: Vec<ModelRank>,
         aborted: AtomicU32,
@@ -240,16 +347,25 @@ mod tests {
         published: AtomicU32,
         sleepers: AtomicU32,
         brought: [AtomicU32; SLOTS],
-        slots: [UnsafeCell<f32>; SLOTS],
+        slots: [[UnsafeCell<f32>; 2]; SLOTS],
         /// As the kernel looks at a futex's word and enqueues the thread: under one lock. No timeout: a lost wake-up is a deadlock.
         futex: Mutex<()>,
         woken: Condvar,
     }
 
+    // SAFETY: loom runs one thread at a time, and fails the test where two meet.
+    #[allow(unsafe_code)]
+    unsafe impl Sync for Model {}
+
     #[allow(unsafe_code)]
     impl Segment for Arc<Model> {
-        const SLOT_ELEMENTS: usize = 1;
+        const SLOT_ELEMENTS: usize = 2;
+        const LINE_ELEMENTS: usize = 1;
         type Word = AtomicU32;
+
+        fn owned_from(_: usize) -> usize {
+            3
+        }
 
         fn published(&self, rank: usize) -> &AtomicU32 {
             &self.ranks[rank].published
@@ -263,13 +379,16 @@ mod tests {
         fn aborted(&self) -> &AtomicU32 {
             &self.aborted
         }
-        unsafe fn write(&self, rank: usize, slot: usize, data: &[f32]) {
-            // SAFETY: loom fails the test where this meets another access.
-            self.ranks[rank].slots[slot].with_mut(|to| unsafe { *to = data[0] });
+        unsafe fn write(&self, rank: usize, slot: usize, start: usize, data: &[f32]) {
+            for (cell, x) in self.ranks[rank].slots[slot][start..].iter().zip(data) {
+                // SAFETY: loom fails the test where this meets another access.
+                cell.with_mut(|to| unsafe { *to = *x });
+            }
         }
-        unsafe fn read(&self, rank: usize, slot: usize, _: Range<usize>, reader: &mut dyn FnMut(&[f32])) {
+        unsafe fn read(&self, rank: usize, slot: usize, range: Range<usize>, reader: &mut dyn FnMut(&[f32])) {
             // SAFETY: as above.
-            self.ranks[rank].slots[slot].with(|from| reader(&[unsafe { *from }]));
+            let read = |cell: &UnsafeCell<f32>| cell.with(|from| unsafe { *from });
+            reader(&self.ranks[rank].slots[slot][range].iter().map(read).collect::<Vec<_>>());
         }
         fn fence() {
             fence(Ordering::SeqCst);
@@ -308,20 +427,22 @@ mod tests {
         for (i, &len) in lengths.iter().enumerate() {
             let part = |rank: usize, j: usize| (100 * i + 10 * j + rank) as f32;
             let mut data: Vec<_> = (0..len).map(|j| part(ring.rank(), j)).collect();
-            ring.all_reduce(&mut data, SITE).unwrap();
+            ring.all_reduce(&mut data, SITE, &mut OneThread).unwrap();
             let expected: Vec<f32> = (0..len).map(|j| (0..ring.world()).map(|rank| part(rank, j)).sum()).collect();
             assert_eq!(data, expected);
         }
     }
 
+    // Lengths of one and two are added up by everyone, those above by owners.
+
     #[test]
     fn no_order_of_two_ranks_accesses_breaks_the_ring() {
-        // Six rounds: every slot is taken again, within a reduction and from one to the next.
-        check(2, &[4, 2], 2);
+        // Seven beats: every slot is taken again, within a reduction and from one to the next.
+        check(2, &[1, 5, 2, 4], 2);
     }
 
     #[test]
     fn no_order_of_three_ranks_accesses_breaks_the_ring() {
-        check(3, &[1, 1], 1);
+        check(3, &[1, 3], 1);
     }
 }

@@ -19,7 +19,7 @@ use rustix::{
     time::Timespec,
 };
 
-use super::{Abort, CommError, Communicator, Elements, REDUCE_DEADLINE, ReduceSite, add_in_rank_order};
+use super::{Abort, CommError, Communicator, Elements, REDUCE_DEADLINE, ReduceSite, Threads, add_in_rank_order};
 use crate::{
     door::Knocks,
     handshake::{Admission, HANDSHAKE_TIMEOUT, HandshakeError, Identity, admit, join},
@@ -242,7 +242,12 @@ impl Communicator for Tcp {
         self.peers.len()
     }
 
-    fn all_reduce(&mut self, data: Elements<'_>, site: ReduceSite) -> Result<Duration, CommError> {
+    fn all_reduce(
+        &mut self,
+        data: Elements<'_>,
+        site: ReduceSite,
+        _threads: &mut dyn Threads,
+    ) -> Result<Duration, CommError> {
         let Elements::F32(data) = data;
         data.chunks_mut(CHUNK_ELEMENTS).map(|chunk| self.reduce_round(chunk, site)).sum()
     }

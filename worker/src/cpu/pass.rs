@@ -21,7 +21,7 @@ use nanoinfer_kernels::{
 };
 use nanoinfer_shared::{
     ModelShape, Share,
-    comm::{CommError, Communicator, Elements, ReduceSite},
+    comm::{CommError, Communicator, Elements, ReduceSite, Threads},
     model::{
         partition::Linear,
         rotary::{Rotary, Rounding},
@@ -231,7 +231,7 @@ impl Pass {
         self.kernels.gather(&self.shard.embedding, &columns, x);
         self.trace.lap(Category::Rows, "gather");
         let site = ReduceSite { step, layer: None, operation: "token embedding" };
-        self.reducing += reduce(&mut *self.comm, x, site, &mut self.trace)?;
+        self.reducing += reduce(&mut *self.comm, x, site, &mut self.kernels, &mut self.trace)?;
         self.norm_embeddings(rows, columns.len());
         if let Some(positions) = &self.shard.positions {
             for (to, row) in self.buffers.x.chunks_exact_mut(c).zip(rows) {
@@ -295,7 +295,7 @@ impl Pass {
         self.kernels.matmul(mixed, &projection.weights, Epilogue::None, partial);
         self.trace.lap(Category::Product, "projection");
         let site = ReduceSite { step, layer: Some(layer), operation: "attention projection" };
-        self.reducing += reduce(&mut *self.comm, partial, site, &mut self.trace)?;
+        self.reducing += reduce(&mut *self.comm, partial, site, &mut self.kernels, &mut self.trace)?;
         self.kernels.add_residual(x, partial, &projection.bias);
         self.trace.lap(Category::Rows, "residual");
         Ok(())
@@ -325,7 +325,7 @@ impl Pass {
         self.kernels.matmul(hidden, &weights.down.weights, Epilogue::None, partial);
         self.trace.lap(Category::Product, "MLP projection");
         let site = ReduceSite { step, layer: Some(layer), operation: "MLP projection" };
-        self.reducing += reduce(&mut *self.comm, partial, site, &mut self.trace)?;
+        self.reducing += reduce(&mut *self.comm, partial, site, &mut self.kernels, &mut self.trace)?;
         self.kernels.add_residual(x, partial, &weights.down.bias);
         self.trace.lap(Category::Rows, "residual");
         Ok(())
@@ -346,10 +346,24 @@ fn reduce(
     comm: &mut dyn Communicator,
     data: &mut [f32],
     site: ReduceSite,
+    kernels: &mut Kernels,
     trace: &mut Trace,
 ) -> Result<Duration, CommError> {
     let begun = Instant::now();
-    let waited = comm.all_reduce(Elements::F32(data), site)?;
+    let waited = comm.all_reduce(Elements::F32(data), site, &mut OnThreads(kernels))?;
     trace.reduction(site.operation, waited);
     Ok(begun.elapsed())
+}
+
+/// The kernels' threads, which are idle then.
+struct OnThreads<'a>(&'a mut Kernels);
+
+impl Threads for OnThreads<'_> {
+    fn count(&self) -> usize {
+        self.0.threads()
+    }
+
+    fn run(&mut self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        self.0.run(tasks, task);
+    }
 }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use nanoinfer_kernels::cuda::{
     AnswerArguments, AttendArguments, BLOCK, EmbedArguments, Launch, QkvPlaces, TILE_ROWS, head_stride, row_stride,
 };
-use nanoinfer_shared::comm::{Communicator as HostCommunicator, Elements, ReduceSite};
+use nanoinfer_shared::comm::{Communicator as HostCommunicator, Elements, OneThread, ReduceSite};
 
 use super::{
     error::GpuError,
@@ -198,7 +198,7 @@ impl Pass {
                 let begun = Instant::now();
                 self.gpu.download(address, staging, count)?;
                 self.gpu.wait("bring partial sums", || Ok(()))?;
-                comm.all_reduce(Elements::F32(&mut staging.floats_mut()[..count]), site)?;
+                comm.all_reduce(Elements::F32(&mut staging.floats_mut()[..count]), site, &mut OneThread)?;
                 self.gpu.upload(staging, count, address)?;
                 self.reducing += begun.elapsed();
             }

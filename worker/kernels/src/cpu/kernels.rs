@@ -48,6 +48,16 @@ impl Kernels {
         self.pool.map(count, f)
     }
 
+    /// Threads, the caller's included.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// Runs `body(0)` … `body(tasks − 1)`, each once, on all threads; returns when all are done.
+    pub fn run(&mut self, tasks: usize, body: &(dyn Fn(usize) + Sync)) {
+        self.pool.run(tasks, body);
+    }
+
     /// The instruction set in use.
     pub fn isa(&self) -> Isa {
         self.isa

@@ -1,6 +1,7 @@
 //! Products of a few rows with a packed weight matrix.
 //!
-//! Tasks are groups of panels, so that each weight is read by one thread; K is never split. With bf16 weights the rows are
+//! Tasks are groups of panels, so that each weight is read by one thread; where these are too few for the threads, as in long prompts
+//! on many cores, their rows are dealt out too. K is never split. With bf16 weights the rows are
 //! rounded to bf16 first, with int8 weights they are quantised.
 
 use std::ops::Range;
@@ -22,6 +23,11 @@ use crate::cpu::{
 
 /// Bytes of rows that are multiplied with a group of panels before the next rows: they stay in a core's second-level cache.
 const ROWS_BYTES: usize = 512 << 10;
+
+/// Tasks for each thread, from which on all end at about one time.
+const TASKS_A_THREAD: usize = 4;
+/// Rows that are worth reading weights once more for: arithmetic takes longer by then.
+const ROWS_A_TASK: usize = 64;
 
 /// What happens to a product before it is stored.
 #[derive(Clone, Copy, Debug)]
@@ -54,7 +60,7 @@ impl Kernels {
         let shape = weights.shape();
         let x = self.inputs(x, rows, shape, &mut buffers);
         let (isa, tiles) = (self.isa, self.tiles);
-        let product = Product { isa, x, weights, rows, epilogue };
+        let product = Product { isa, x, weights, epilogue };
         let out = Shards::new(out);
         // Several panels a task where there are many, so that taking tasks costs nothing beside running them.
         let panels = n.div_ceil(LANES);
@@ -64,11 +70,20 @@ impl Kernels {
         };
         let group = group.min(panels.div_ceil(self.pool.threads()));
         let per_task = panels.div_ceil(self.pool.threads() * 8).next_multiple_of(group);
-        self.pool.run(panels.div_ceil(per_task), &|task| {
-            let panels = task * per_task..((task + 1) * per_task).min(panels);
+        let groups = panels.div_ceil(per_task);
+        let parts = (self.pool.threads() * TASKS_A_THREAD).div_ceil(groups).min(rows / ROWS_A_TASK).max(1);
+        // Those of one group follow one another: a thread's own share some weights.
+        self.pool.run(groups * parts, &|task| {
+            let (group, part) = (task / parts, task % parts);
+            let panels = group * per_task..((group + 1) * per_task).min(panels);
+            // The last two stay together: the last band begins within the one before.
+            let cut = |len: usize, part: usize| if part == parts { len } else { len.saturating_sub(1) * part / parts };
+            let share = |len: usize| cut(len, part)..cut(len, part + 1);
             match (x, tiles) {
-                (Inputs::Bands(x), Some(unit)) => with_registers!(unit, product.bands(x, panels, &out)),
-                _ => product.panels(panels, &out),
+                (Inputs::Bands(x), Some(unit)) => {
+                    with_registers!(unit, product.bands(x, panels, share(x.split.bands), &out));
+                }
+                _ => product.panels(panels, share(rows), &out),
             }
         });
         self.inputs = buffers;
@@ -80,19 +95,18 @@ struct Product<'a> {
     isa: Isa,
     x: Inputs<'a>,
     weights: &'a PackedMatrix,
-    rows: usize,
     epilogue: Epilogue<'a>,
 }
 
 impl Product<'_> {
-    /// The columns of some panels, of every row: as many rows at a time as stay cached while the panels stream by.
-    fn panels(&self, panels: Range<usize>, out: &Shards<f32>) {
+    /// The columns of some panels, of some rows: as many rows at a time as stay cached while the panels stream by.
+    fn panels(&self, panels: Range<usize>, all: Range<usize>, out: &Shards<f32>) {
         let shape = self.weights.shape();
         let (most, group) = (tiles::most_rows(self.isa, &self.x), tiles::group(self.isa, shape));
         let cached = (ROWS_BYTES / self.x.row_bytes(shape).max(1) / most).max(1) * most;
         let mut tile = [[0.0; LANES]; tiles::MOST_VECTORS];
-        for first in (0..self.rows).step_by(cached) {
-            let rows = first..self.rows.min(first + cached);
+        for first in all.clone().step_by(cached) {
+            let rows = first..all.end.min(first + cached);
             for panel in panels.clone().step_by(group) {
                 self.group(panel..panels.end.min(panel + group), rows.clone(), most, &mut tile, out);
             }
@@ -100,20 +114,19 @@ impl Product<'_> {
     }
 
     /// The same on tile registers, band by band.
-    fn bands<T: TileRegisters>(&self, x: Bands<'_>, panels: Range<usize>, out: &Shards<f32>) {
-        let (shape, columns) = (self.weights.shape(), self.weights.columns());
-        let (height, all) = (x.split.height, x.split.bands);
-        if all == 0 {
+    fn bands<T: TileRegisters>(&self, x: Bands<'_>, panels: Range<usize>, all: Range<usize>, out: &Shards<f32>) {
+        let (shape, columns, height) = (self.weights.shape(), self.weights.columns(), x.split.height);
+        if all.is_empty() {
             return;
         }
         let form = Form::new(shape, height);
-        let (weights, (most, group)) = (self.weights.panels(), form.most(all));
+        let (weights, (most, group)) = (self.weights.panels(), form.most(x.split.bands));
         let cached = (ROWS_BYTES / (height * self.x.row_bytes(shape)).max(1) / most).max(1) * most;
         // SAFETY: where rows come in bands there are such registers; a task is alone on its thread.
         let mut registers = unsafe { T::with_rows(height) };
         let mut scratch = Scratch::new();
-        for first in (0..all).step_by(cached) {
-            let end = all.min(first + cached);
+        for first in all.clone().step_by(cached) {
+            let end = all.end.min(first + cached);
             for panel in panels.clone().step_by(group) {
                 let group = panel..panels.end.min(panel + group);
                 let next = group.end..columns.div_ceil(LANES).min(group.end + group.len());
@@ -129,7 +142,7 @@ impl Product<'_> {
                     let places = bands.flat_map(|band| group.clone().map(move |panel| (band, panel)));
                     for ((band, panel), sums) in places.zip(&mut scratch.tile) {
                         let column = panel * LANES;
-                        // SAFETY: each task writes the columns of its own panels only.
+                        // SAFETY: each task writes its own rows of its own panels' columns only.
                         unsafe {
                             let row = x.split.start(band);
                             self.finish(&mut sums[..height], column, LANES.min(columns - column), row, out);
@@ -169,7 +182,7 @@ impl Product<'_> {
                 unsafe { tiles::run(self.isa, x, weights, panel..panel + width, ahead, tile) };
                 for (i, sums) in tile.chunks_exact_mut(height).enumerate() {
                     let column = (panel + i) * LANES;
-                    // SAFETY: each task writes the columns of its own panels only; `isa` as above.
+                    // SAFETY: each task writes its own rows of its own panels' columns only; `isa` as above.
                     unsafe { self.finish(sums, column, LANES.min(columns - column), row, out) };
                 }
                 panel += width;
@@ -318,6 +331,27 @@ mod tests {
                     kernels.matmul(x, &matrix, Epilogue::None, &mut out);
                     assert_eq!(out, expected, "{isa:?} {kind:?}, batches of {batch}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_dealt_out_over_many_threads_have_the_bits_of_one() {
+        // Three panels, which 24 threads share by rows; 197 rows are no whole number of tiles or bands.
+        let (m, k, n) = (197, 77, 33);
+        let x = noise(m * k, 9);
+        let registers = on_registers().map(|(_, kernels)| (kernels.isa(), kernels.tiles));
+        for (isa, tiles) in registers.chain(Isa::available().into_iter().map(|isa| (isa, None))) {
+            for kind in KINDS {
+                let matrix = packed(kind, 64, k, n);
+                let [one, many] = [1, 24].map(|threads| {
+                    let mut kernels = Kernels::new(isa, threads, false).unwrap();
+                    kernels.tiles = tiles;
+                    let mut out = vec![f32::NAN; m * n];
+                    kernels.matmul(&x, &matrix, Epilogue::None, &mut out);
+                    out
+                });
+                assert_eq!(one, many, "{isa:?} {tiles:?} {kind:?}");
             }
         }
     }

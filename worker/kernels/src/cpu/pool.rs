@@ -3,6 +3,12 @@
 //! A step is a few dozen short phases; between two of them a thread that may spin polls for the next, and parks when none
 //! comes soon. Each phase is a number of tasks, of which every thread has a range: it takes them one by one, so that what
 //! the next will read can be fetched ahead, then helps others with theirs. Which thread runs a task never changes its result.
+//!
+//! ```text
+//! 0 ─┬─ 1 ─┬─ 5     the threads are a tree: each tells the phase to those below it, and is done when they are,
+//!    │     └─ …     so that no line is written by more than a few, and a phase of many threads begins and ends
+//!    ├─ 2 ─── …     after as many messages as the tree is high; few threads all hang on the first
+//! ```
 
 use std::{
     cell::UnsafeCell,
@@ -10,7 +16,7 @@ use std::{
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Barrier,
+        Arc, Barrier, OnceLock,
         atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::*},
     },
     thread::{self, JoinHandle, Thread},
@@ -18,6 +24,11 @@ use std::{
 
 /// Polls for the next phase before a thread parks: some tens of microseconds, longer than any gap within a step.
 const SPINS: u32 = 10_000;
+
+/// Threads that all hang on the first: above, a line that everybody writes costs more than two levels do.
+const FLAT: usize = 16;
+/// Threads below one, where there are more.
+const FAN: usize = 4;
 
 /// A fixed set of threads that run one phase at a time.
 #[derive(Debug)]
@@ -29,31 +40,44 @@ pub struct ThreadPool {
 struct Shared {
     /// The phase under way; written only while no helper runs.
     phase: UnsafeCell<Option<Phase>>,
-    /// Counts phases; a change tells helpers that `phase` is fresh.
-    generation: AtomicU32,
-    /// For each thread the next task of its range.
-    next: Box<[Next]>,
-    /// Helpers that have not finished the phase.
-    active: AtomicUsize,
+    /// By thread.
+    nodes: Box<[Node]>,
+    /// Threads below one.
+    fan: usize,
     panicked: AtomicBool,
     stop: AtomicBool,
     spin: bool,
 }
 
+/// A thread in the tree.
+#[derive(Default)]
+struct Node {
+    /// The next task of its range.
+    next: Line<AtomicUsize>,
+    /// Counts phases; a change tells the threads below that `phase` is fresh.
+    generation: Line<AtomicU32>,
+    /// Threads below that have not finished the phase.
+    active: Line<AtomicUsize>,
+    /// The helper; none of the caller, who may change, and before it was started.
+    helper: OnceLock<Thread>,
+}
+
 /// On a cache line of its own, with the one that is fetched along with it.
+#[derive(Default)]
 #[repr(align(128))]
-struct Next(AtomicUsize);
+struct Line<T>(T);
 
 #[derive(Clone)]
 struct Phase {
-    /// Borrowed from the caller of `run`, which does not return before `active` is 0.
+    /// Borrowed from the caller of `run`, which does not return before its `active` is 0.
     body: *const (dyn Fn(usize) + Sync),
     tasks: usize,
     caller: Thread,
 }
 
-// SAFETY: `phase` is written by the caller of `run` before it raises `generation` (release) and read by helpers after they
-// see that (acquire); it is not written again before every helper has lowered `active` (release, acquired by the caller).
+// SAFETY: `phase` is written by the caller of `run` before it raises its `generation` (release) and read by helpers after they
+// see that (acquire), or what a helper above them raised then; it is not written again before every helper has lowered the
+// `active` above it (release, acquired there), each after those below it.
 // The pointer in it is to a `Sync` closure.
 unsafe impl Sync for Shared {}
 // SAFETY: as above; nothing in it is tied to a thread.
@@ -61,7 +85,7 @@ unsafe impl Send for Shared {}
 
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared").field("generation", &self.generation).finish_non_exhaustive()
+        f.debug_struct("Shared").field("generation", &self.nodes[0].generation.0).finish_non_exhaustive()
     }
 }
 
@@ -81,8 +105,28 @@ impl Shared {
 
     /// The tasks that are a thread's own.
     fn range(&self, tasks: usize, thread: usize) -> Range<usize> {
-        let threads = self.next.len();
+        let threads = self.nodes.len();
         thread * tasks / threads..(thread + 1) * tasks / threads
+    }
+
+    /// The thread that tells this helper.
+    fn above(&self, helper: usize) -> usize {
+        (helper - 1) / self.fan
+    }
+
+    /// Tells the threads below this one that there is news.
+    fn tell(&self, thread: usize) {
+        let node = &self.nodes[thread];
+        let first = (thread * self.fan + 1).min(self.nodes.len());
+        let below = &self.nodes[first..(first + self.fan).min(self.nodes.len())];
+        node.active.0.store(below.len(), Relaxed);
+        node.generation.0.fetch_add(1, Release);
+        below.iter().filter_map(|node| node.helper.get()).for_each(Thread::unpark);
+    }
+
+    /// Waits until the threads below this one have finished the phase.
+    fn wait_below(&self, thread: usize) {
+        self.wait_while(|| self.nodes[thread].active.0.load(Acquire) > 0);
     }
 }
 
@@ -94,9 +138,8 @@ impl ThreadPool {
     pub fn new(threads: usize, spin: bool) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             phase: UnsafeCell::new(None),
-            generation: AtomicU32::new(0),
-            next: (0..threads.max(1)).map(|_| Next(AtomicUsize::new(0))).collect(),
-            active: AtomicUsize::new(0),
+            nodes: (0..threads.max(1)).map(|_| Node::default()).collect(),
+            fan: if threads <= FLAT { FLAT } else { FAN },
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             spin,
@@ -106,7 +149,9 @@ impl ThreadPool {
         for i in 1..threads {
             let shared = Arc::clone(&pool.shared);
             let builder = thread::Builder::new().name(format!("compute-{i}"));
-            pool.helpers.push(builder.spawn(move || help(&shared, i))?);
+            let helper = builder.spawn(move || help(&shared, i))?;
+            pool.shared.nodes[i].helper.get_or_init(|| helper.thread().clone());
+            pool.helpers.push(helper);
         }
         Ok(pool)
     }
@@ -128,19 +173,15 @@ impl ThreadPool {
         let shared = &*self.shared;
         // SAFETY: only the lifetime changes; this function does not return before every helper is done with it.
         let body: *const (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(std::ptr::from_ref(body)) };
-        // SAFETY: no helper reads `phase` now: the last phase ended with `active` 0, and `&mut self` excludes another caller.
+        // SAFETY: no helper reads `phase` now: the last phase ended with all `active` 0, and `&mut self` excludes another caller.
         unsafe { *shared.phase.get() = Some(Phase { body, tasks, caller: thread::current() }) };
-        for (thread, next) in shared.next.iter().enumerate() {
-            next.0.store(shared.range(tasks, thread).start, Relaxed);
+        for (thread, node) in shared.nodes.iter().enumerate() {
+            node.next.0.store(shared.range(tasks, thread).start, Relaxed);
         }
-        shared.active.store(self.helpers.len(), Relaxed);
-        shared.generation.fetch_add(1, Release);
-        for helper in &self.helpers {
-            helper.thread().unpark();
-        }
+        shared.tell(0);
         // A panic here must still wait for the helpers, which hold a pointer into the caller's frame.
         let own = catch_unwind(AssertUnwindSafe(|| take_tasks(shared, 0, body, tasks)));
-        shared.wait_while(|| shared.active.load(Acquire) > 0);
+        shared.wait_below(0);
         let helper_panicked = shared.panicked.swap(false, Relaxed);
         if let Err(panic) = own {
             std::panic::resume_unwind(panic);
@@ -172,9 +213,8 @@ impl ThreadPool {
 impl Drop for ThreadPool {
     fn drop(&mut self) {
         self.shared.stop.store(true, Relaxed);
-        self.shared.generation.fetch_add(1, Release);
+        self.shared.tell(0);
         for helper in self.helpers.drain(..) {
-            helper.thread().unpark();
             helper.join().expect("helpers catch their panics");
         }
     }
@@ -193,11 +233,11 @@ pub fn keep_on(cpus: &[u32]) {
 }
 
 fn take_tasks(shared: &Shared, thread: usize, body: *const (dyn Fn(usize) + Sync), tasks: usize) {
-    let threads = shared.next.len();
+    let threads = shared.nodes.len();
     for owner in (thread..thread + threads).map(|owner| owner % threads) {
         let end = shared.range(tasks, owner).end;
         loop {
-            let task = shared.next[owner].0.fetch_add(1, Relaxed);
+            let task = shared.nodes[owner].next.0.fetch_add(1, Relaxed);
             if task >= end {
                 break;
             }
@@ -208,10 +248,12 @@ fn take_tasks(shared: &Shared, thread: usize, body: *const (dyn Fn(usize) + Sync
 }
 
 fn help(shared: &Shared, thread: usize) {
+    let above = &shared.nodes[shared.above(thread)];
     let mut seen = 0;
     loop {
-        shared.wait_while(|| shared.generation.load(Acquire) == seen);
+        shared.wait_while(|| above.generation.0.load(Acquire) == seen);
         seen = seen.wrapping_add(1);
+        shared.tell(thread);
         if shared.stop.load(Relaxed) {
             return;
         }
@@ -220,8 +262,9 @@ fn help(shared: &Shared, thread: usize) {
         if catch_unwind(AssertUnwindSafe(|| take_tasks(shared, thread, phase.body, phase.tasks))).is_err() {
             shared.panicked.store(true, Relaxed);
         }
-        if shared.active.fetch_sub(1, Release) == 1 {
-            phase.caller.unpark();
+        shared.wait_below(thread);
+        if above.active.0.fetch_sub(1, Release) == 1 {
+            above.helper.get().unwrap_or(&phase.caller).unpark();
         }
     }
 }
@@ -258,7 +301,8 @@ mod tests {
 
     #[test]
     fn every_task_runs_once_in_every_phase() {
-        for (threads, spin) in [(1, false), (2, true), (3, false), (5, true)] {
+        // On two cores: of 64 threads most wait, of 17 one is alone below another.
+        for (threads, spin) in [(1, false), (2, true), (3, false), (5, true), (17, true), (64, false)] {
             let mut pool = ThreadPool::new(threads, spin).unwrap();
             for tasks in [0, 1, 2, 7, 100] {
                 let counts: Vec<_> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
@@ -300,14 +344,29 @@ mod tests {
     }
 
     #[test]
+    fn what_tasks_write_is_there_when_the_phase_ends_and_when_the_next_begins() {
+        let mut pool = ThreadPool::new(64, false).unwrap();
+        let mut values: Vec<usize> = vec![0; 200];
+        for phase in 0..100 {
+            let before = values.clone();
+            let slots = Shards::new(&mut values);
+            // SAFETY: each task writes its own element.
+            pool.run(200, &|i| unsafe { slots.slice(i, 1) }[0] = before[(i + 1) % 200].max(before[i]) + 1);
+            assert_eq!(values, [phase + 1; 200]);
+        }
+    }
+
+    #[test]
     fn a_panic_in_a_task_reaches_the_caller_and_the_pool_lives_on() {
-        let mut pool = ThreadPool::new(2, false).unwrap();
-        let caught = catch_unwind(AssertUnwindSafe(|| pool.run(8, &|i| assert!(i != 5, "task five"))));
-        assert!(caught.is_err());
-        let ran = AtomicUsize::new(0);
-        pool.run(8, &|_| {
-            ran.fetch_add(1, Relaxed);
-        });
-        assert_eq!(ran.into_inner(), 8);
+        for threads in [2, 30] {
+            let mut pool = ThreadPool::new(threads, false).unwrap();
+            let caught = catch_unwind(AssertUnwindSafe(|| pool.run(80, &|i| assert!(i != 55, "one of them"))));
+            assert!(caught.is_err());
+            let ran = AtomicUsize::new(0);
+            pool.run(80, &|_| {
+                ran.fetch_add(1, Relaxed);
+            });
+            assert_eq!(ran.into_inner(), 80);
+        }
     }
 }
