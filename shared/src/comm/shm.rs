@@ -35,7 +35,7 @@ use super::{
 };
 
 /// Elements of 4 bytes that move in one beat.
-const SLOT_ELEMENTS: usize = 64 << 10;
+const SLOT_ELEMENTS: usize = 128 << 10;
 const SLOT_BYTES: usize = SLOT_ELEMENTS * 4;
 const LINE_BYTES: usize = 64;
 /// A sleeper looks up this often: a peer that was killed wakes nobody.
@@ -46,7 +46,7 @@ const NAP: Duration = Duration::from_millis(50);
 pub struct ShmSegment(OwnedFd);
 
 impl ShmSegment {
-    /// A fresh segment for `world` ranks: `4 · world` slots of 256 KiB, resident only as used.
+    /// A fresh segment for `world` ranks: `4 · world` slots of 512 KiB, resident only as used.
     ///
     /// # Errors
     /// When the kernel refuses the memory.
