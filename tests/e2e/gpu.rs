@@ -326,7 +326,7 @@ fn what_is_missing_is_named_and_auto_goes_on_with_the_cpu() {
         (no_products.path(), &[], &["no cublasLt", "libcublasLt.so.13", "/usr/local/cuda/lib64"]),
         (all, &[("FAKE_GPU_STUB", "1")], &["libcuda.so is a stub", "LD_LIBRARY_PATH"]),
         (all, &[("FAKE_GPU_DEVICES", "0")], &["sees no GPU"]),
-        (all, &[("FAKE_GPU_DRIVER", "12020")], &["driver is of CUDA 12.2", "need 12.4"]),
+        (all, &[("FAKE_GPU_DRIVER", "11080")], &["driver is of CUDA 11.8", "need 12.0"]),
         (all, &[("FAKE_GPU_CAPABILITY", "75")], &["GPU 0 (Emulated GPU 0)", "capability 7.5", "need 8.0"]),
     ] {
         let (code, text) = plan(folder, settings, &["--device", "cuda"]);

@@ -403,7 +403,7 @@ Status cuModuleLoadData(int **module, const char *ptx) {
     for (int i = 0; i < 3; i++) {
         if (strncmp(ptx, names[i], strlen(names[i])) == 0) {
             *module = &elements[i];
-            return strstr(ptx, ".version 8.4\n") ? OK : INVALID_IMAGE;
+            return strstr(ptx, ".version 8.0\n") ? OK : INVALID_IMAGE;
         }
     }
     return INVALID_IMAGE;

@@ -20,6 +20,7 @@ void emulator_barrier(void);
 float emulator_shuffle(float value, unsigned lane);
 void emulator_tensor_product(float *sums, const unsigned *a, const unsigned *b, float (*widen)(unsigned short));
 
+#define KERNELS_TOGETHER(name, threads, blocks, Arguments) KERNEL(name, threads, Arguments)
 #define KERNEL(name, threads, Arguments)                                                    \
     static void name(const Arguments a);                                                    \
     static void name##_entry(const void *arguments) { name(*(const Arguments *)arguments); } \

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Compiles decoder.cu to PTX, once for each element type; needs no GPU.
 
-    python3 -m pip install nvidia-cuda-nvrtc-cu12==12.4.127
+    python3 -m pip install nvidia-cuda-nvrtc-cu12==12.0.140
     python3 build_ptx.py            writes ptx/decoder_f32.ptx, ptx/decoder_f16.ptx, ptx/decoder_bf16.ptx
     python3 build_ptx.py --check    compares them instead
 
-The compiler is pinned: its PTX (version 8.4) is understood by every driver since CUDA 12.4, and the same bytes come out each time.
+The compiler is pinned: its PTX (version 8.0) is understood by every driver since CUDA 12.0, and the same bytes come out each time.
 The first line of a PTX file has a digest of the sources, which a test compares where there is no compiler.
 """
 
@@ -20,14 +20,14 @@ SOURCES = [
     "decoder.cu", "device.h", "arguments.h", "tiles.h", "rows.h", "cache.h", "attention.h", "project.h", "answer.h",
 ]
 ELEMENTS = {"f32": 32, "f16": 16, "bf16": 19}
-VERSION = (12, 4)
+VERSION = (12, 0)
 
 
 def library():
     folders = [os.path.join(path, "nvidia/cuda_nvrtc/lib") for path in sys.path]
     found = [name for folder in folders for name in glob.glob(os.path.join(folder, "libnvrtc.so.12"))]
     if not found:
-        sys.exit("libnvrtc.so.12 not found: pip install nvidia-cuda-nvrtc-cu12==12.4.127")
+        sys.exit("libnvrtc.so.12 not found: pip install nvidia-cuda-nvrtc-cu12==12.0.140")
     nvrtc = ctypes.CDLL(found[0])
     major, minor = ctypes.c_int(), ctypes.c_int()
     nvrtc.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))

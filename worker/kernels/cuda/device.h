@@ -4,8 +4,10 @@
 #ifdef __CUDACC__
 
 // One struct is all a kernel takes: the host passes the same bytes (`src/cuda.rs`).
-#define KERNEL(name, threads, Arguments) \
-    extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Arguments a)
+#define KERNEL(name, threads, Arguments) KERNELS_TOGETHER(name, threads, 1, Arguments)
+// So many blocks of it are to have room on a multiprocessor, which is also what the compiler may spend registers for.
+#define KERNELS_TOGETHER(name, threads, blocks, Arguments) \
+    extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ Arguments a)
 #define DEVICE static __device__ __forceinline__
 #define SHARED __shared__
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(32) float name[]

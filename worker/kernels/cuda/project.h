@@ -69,5 +69,5 @@ DEVICE void project(const ProjectArguments *a, const int normed) {
     }
 }
 
-KERNEL(project_rows, ROW_THREADS, ProjectArguments) { project(&a, 0); }
-KERNEL(project_normed, ROW_THREADS, ProjectArguments) { project(&a, 1); }
+KERNELS_TOGETHER(project_rows, ROW_THREADS, 2, ProjectArguments) { project(&a, 0); }
+KERNELS_TOGETHER(project_normed, ROW_THREADS, 2, ProjectArguments) { project(&a, 1); }

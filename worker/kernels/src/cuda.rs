@@ -8,7 +8,7 @@
 
 use crate::Element;
 
-/// All kernels for it, as text that the driver compiles: PTX 8.4 for compute capability 8.0 and later. There are none for bytes.
+/// All kernels for it, as text that the driver compiles: PTX 8.0 for compute capability 8.0 and later. There are none for bytes.
 pub fn ptx(element: Element) -> Option<&'static str> {
     match element {
         Element::F32 => Some(include_str!("../cuda/ptx/decoder_f32.ptx")),
@@ -272,7 +272,7 @@ mod tests {
     fn kernels_take_as_many_bytes_as_they_are_given() {
         for (element, _) in ELEMENTS {
             let ptx = ptx(element).unwrap();
-            assert!(ptx.contains("\n.version 8.4\n.target sm_80\n"));
+            assert!(ptx.contains("\n.version 8.0\n.target sm_80\n"));
             assert_eq!(ptx.matches(".visible .entry ").count(), KERNELS.len());
             for (kernel, bytes) in [
                 (EmbedArguments::NAME, size_of::<EmbedArguments>()),

@@ -27,7 +27,7 @@ pub enum GpuError {
         hint: &'static str,
     },
     /// A library lacks a function.
-    #[error("{library} has no {symbol}\n  hint: it is too old, or a stub; a driver of CUDA 12.4 or later has it")]
+    #[error("{library} has no {symbol}\n  hint: it is too old, or a stub; a driver of CUDA 12.0 or later has it")]
     NoSymbol {
         /// Which library.
         library: &'static str,

@@ -14,8 +14,8 @@ use nanoinfer_kernels::cuda::LEAST_COMPUTE_CAPABILITY;
 
 use super::error::{GpuError, While};
 
-/// The driver that understands PTX 8.4, as drivers count: CUDA 12.4.
-const LEAST_DRIVER: i32 = 12_040;
+/// The driver that understands PTX 8.0, as drivers count: CUDA 12.0.
+const LEAST_DRIVER: i32 = 12_000;
 /// Where a toolkit's libraries lie when nothing is set up to find them.
 const TOOLKIT_FOLDERS: &[&str] = &["/usr/local/cuda/lib64", "/opt/cuda/lib64"];
 const DRIVER_NAMES: &[&str] = &["libcuda.so.1", "libcuda.so"];
@@ -289,6 +289,6 @@ mod tests {
             assert!(error.contains(part), "{part} in {error}");
         }
         let old = GpuError::OldDriver { got: 11_080, needed: LEAST_DRIVER }.to_string();
-        assert!(old.contains("CUDA 11.8") && old.contains("12.4"), "{old}");
+        assert!(old.contains("CUDA 11.8") && old.contains("12.0"), "{old}");
     }
 }

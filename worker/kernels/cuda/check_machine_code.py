@@ -1,0 +1,86 @@
+#!/usr/bin/env python3
+"""What the driver's compiler makes of the committed PTX, judged without a GPU: no spills, as few registers as the grid takes for granted,
+and weights asked for together, before the first of them is multiplied. Prints a line for each kernel, and what is wrong last.
+
+    python3 -m pip install nvidia-cuda-nvcc-cu12==12.9.86 nvidia-cuda-nvdisasm==13.5.37
+    python3 check_machine_code.py
+
+A driver brings a compiler of its own, older or newer than this one: what holds here is likely there, and not certain.
+"""
+import glob, os, re, subprocess, sys, tempfile
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ARCHITECTURES = ["sm_80", "sm_86", "sm_90", "sm_120"]
+# Of a multiprocessor, and of what is given to a warp at a time.
+REGISTERS, REGISTERS_OF_A_WARP = 65536, 256
+# Blocks that `Launch::project` in `src/cuda.rs` puts on a multiprocessor; of other kernels one must fit.
+BLOCKS = {"project_rows": 2, "project_normed": 2}
+# Loads that bring eight elements, and what stands for a product of them: f32 has no tensor cores, and goes through shared memory.
+ELEMENTS = {"f32": (2, r"\bSTS\b"), "f16": (1, r"\bHMMA\b"), "bf16": (1, r"\bHMMA\b")}
+
+
+def tool(package, name):
+    found = [path for folder in sys.path for path in glob.glob(os.path.join(folder, "nvidia", package, "bin", name))]
+    return found[0] if found else sys.exit(f"{name} not found: see the top of {__file__}")
+
+
+def compile_for(architecture, element):
+    """The machine code as text, and what the compiler says of each kernel."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        ptx = os.path.join(HERE, "ptx", f"decoder_{element}.ptx")
+        ptxas = [tool("cuda_nvcc", "ptxas"), "-v", f"-arch={architecture}", ptx, "-o", cubin.name]
+        told = subprocess.run(ptxas, check=True, capture_output=True, text=True).stderr
+        disassemble = [tool("cu13", "nvdisasm"), cubin.name]
+        return subprocess.run(disassemble, check=True, capture_output=True, text=True).stdout, told
+
+
+def loads_together(code, product):
+    """The most loads of 16 bytes from the device's memory that follow one another without a product between them."""
+    most = run = 0
+    for line in code.splitlines():
+        if re.search(product, line):
+            run = 0
+        elif re.search(r"\bLDG\S*\.128\b", line):
+            run += 1
+            most = max(most, run)
+    return most
+
+
+def main():
+    source = open(os.path.join(HERE, "project.h"), encoding="utf-8").read()
+    ahead = int(re.search(r"#define AHEAD (\d+)", source)[1])
+    wrong = []
+    for architecture in ARCHITECTURES:
+        for element, (loads_of_eight, product) in ELEMENTS.items():
+            text, told = compile_for(architecture, element)
+            codes = dict(re.findall(r"^\.text\.(\w+):\n(.*?)(?=^\t\.section|\Z)", text, re.M | re.S))
+            threads = dict(re.findall(r"\.entry (\w+)\(.*?\.maxntid (\d+)", ptx_of(element), re.S))
+            for kernel, spilt, registers in re.findall(
+                r"entry function '(\w+)'.*?(\d+) bytes spill stores.*?Used (\d+) registers", told, re.S
+            ):
+                spilt, of_block = int(spilt), int(threads[kernel]) // 32 * warp_registers(int(registers))
+                blocks = BLOCKS.get(kernel, 1)
+                together = loads_together(codes[kernel], product) if kernel in BLOCKS else None
+                place = f"{architecture} {element} {kernel}"
+                loads = "" if together is None else f", {together} loads together"
+                print(f"{place}: {registers} registers, {spilt} bytes spilt{loads}")
+                if spilt:
+                    wrong.append(f"{place} spills {spilt} bytes")
+                if blocks * of_block > REGISTERS:
+                    wrong.append(f"{place}: {blocks} blocks do not fit a multiprocessor with {registers} registers a thread")
+                if together is not None and together < ahead * loads_of_eight:
+                    wrong.append(f"{place} asks for {together} loads together, not {ahead * loads_of_eight}")
+    if wrong:
+        sys.exit("\n".join(wrong))
+
+
+def ptx_of(element):
+    return open(os.path.join(HERE, "ptx", f"decoder_{element}.ptx"), encoding="utf-8").read()
+
+
+def warp_registers(of_thread):
+    return -(-32 * of_thread // REGISTERS_OF_A_WARP) * REGISTERS_OF_A_WARP
+
+
+if __name__ == "__main__":
+    main()
