@@ -1,5 +1,5 @@
 //! The CUDA libraries of `tests/fake_gpu`, compiled once: a driver that runs the kernels' own sources on the CPU and logs what is asked
-//! of it, cublasLt with products term by term, and NCCL between processes.
+//! of it, and NCCL between processes.
 
 use std::{
     fs,
@@ -12,10 +12,9 @@ use crate::server::{launcher, root};
 
 /// The libraries' names, as they are looked for.
 pub(crate) const DRIVER: &str = "libcuda.so.1";
-pub(crate) const PRODUCTS: &str = "libcublasLt.so.12";
 pub(crate) const NCCL: &str = "libnccl.so.2";
 
-/// A folder with all three libraries.
+/// A folder with both libraries.
 pub(crate) fn libraries() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| compile("sound", &[]))
@@ -50,7 +49,6 @@ pub(crate) fn compile(name: &str, options: &[&str]) -> PathBuf {
     };
     let (driver, emulator) = (source("driver.c"), source("emulator.c"));
     library(DRIVER, &[&driver, &emulator, "kernels-32.o", "kernels-16.o", "kernels-19.o"]);
-    library(PRODUCTS, &[&source("cublaslt.c"), "-L.", "-l:libcuda.so.1"]);
     library(NCCL, &[&source("nccl.c"), "-L.", "-l:libcuda.so.1"]);
     folder
 }

@@ -71,10 +71,6 @@ float emulator_shuffle(float value, unsigned lane) {
     const unsigned set = fibers[current].shuffles++ % 2, warp = current / 32 * 32;
     slots[set][current] = value;
     pause_as(AT_SHUFFLE);
-#ifdef BROKEN_SHUFFLE
-    // For the test that a fault is found.
-    lane &= ~1u;
-#endif
     return slots[set][warp + lane % 32];
 }
 

@@ -37,9 +37,18 @@ void emulator_tensor_product(float *sums, const unsigned *a, const unsigned *b, 
 #define BARRIER() emulator_barrier()
 #define WARP_BARRIER() ((void)emulator_shuffle(0.0f, threadIdx.x % 32))
 #define ALIGNED(bytes) __attribute__((aligned(bytes)))
+#define LOAD_ONCE(words, address, present)                   \
+    do {                                                     \
+        if (present) memcpy(words, address, 4 * sizeof *(words)); \
+    } while (0)
 #define PREFETCH(address) ((void)(address))
 #define SHUFFLE(value, lane) emulator_shuffle(value, lane)
+#ifdef BROKEN_SHUFFLE
+// For the test that a fault is found.
+#define SHUFFLE_XOR(value, mask) emulator_shuffle(value, ((threadIdx.x % 32) ^ (mask)) & ~1u)
+#else
 #define SHUFFLE_XOR(value, mask) emulator_shuffle(value, (threadIdx.x % 32) ^ (mask))
+#endif
 #define ATOMIC_ADD(address, value) emulated_add(address, value)
 #define TENSOR_PRODUCT(sums, a0, a1, a2, a3, b0, b1)               \
     do {                                                           \

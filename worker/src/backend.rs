@@ -3,7 +3,7 @@
 //! ```text
 //!             ┌─ cpu:  Held ─► Runner over a Pass of Kernels
 //! LoadOrder ──┤
-//!             └─ cuda: Held ─► Runner over a Pass of streams, graphs and cublasLt
+//!             └─ cuda: Held ─► Runner over a Pass of streams and graphs
 //! ```
 
 use nanoinfer_checkpoint::Checkpoint;

@@ -1,8 +1,8 @@
-//! A rank on a GPU. No part of CUDA is linked: driver, cublasLt and NCCL are found at run time, and what is missing is named.
+//! A rank on a GPU. No part of CUDA is linked: the driver and NCCL are found at run time, and what is missing is named.
 //!
 //! Reading order: [`find`](mod@find) looks for libraries and GPUs; [`gpu`] is one GPU with its stream, memory and kernels; [`model`] is what
-//! of a model a rank computes, whose slices [`load`] copies there; [`pass`] queues a forward pass of kernels, layers ([`linear`],
-//! [`products`]) and reductions ([`nccl`], or over the host); [`inputs`] and [`answers`] are what goes up and comes back; [`step`] turns
+//! of a model a rank computes, whose slices [`load`] copies there; [`pass`] queues a forward pass of kernels, layers ([`linear`]) and
+//! reductions ([`nccl`], or over the host); [`inputs`] and [`answers`] are what goes up and comes back; [`step`] turns
 //! plans into answers, decode steps as captured graphs. What fails becomes an error of the rank in [`failure`].
 //! The kernels are in `worker/kernels/cuda/`. See `docs/gpu.md`.
 
@@ -20,8 +20,6 @@ pub(crate) mod model;
 #[allow(unsafe_code)]
 pub(crate) mod nccl;
 pub(crate) mod pass;
-#[allow(unsafe_code)]
-pub(crate) mod products;
 pub(crate) mod step;
 
 use std::fs::File;
@@ -62,7 +60,7 @@ pub fn nccl_version() -> Result<String, GpuError> {
     Nccl::load().map(|nccl| format!("{}.{}.{}", nccl.version / 10_000, nccl.version / 100 % 100, nccl.version % 100))
 }
 
-/// What a context, the modules of our kernels and of cublasLt's, and graphs take on a GPU, as a rule; no call tells beforehand.
+/// What a context, the module of our kernels, and graphs take on a GPU, as a rule; no call tells beforehand.
 const CONTEXT_BYTES: u64 = 512 << 20;
 /// What NCCL takes for its buffers, likewise.
 const NCCL_BYTES: u64 = 512 << 20;

@@ -56,8 +56,9 @@ pub fn check(gpu: &GpuInfo, peer: u32, scratch: &Path, tell: &mut dyn FnMut(Find
     }
     part("f32", "NCCL", &|section| model::check_nccl(gpu.ordinal, peer, section));
     part("f32", "two ranks on this GPU", &|section| model::check_shared_gpu(gpu.ordinal, scratch, section));
-    part("", "figures", &|section| speed::measure(gpu, section));
-    part("", "decode steps", &|section| decode::measure(gpu, section));
+    let subject = decode::subject(gpu);
+    part("", "figures", &|section| speed::measure(gpu, &subject.model.shape, subject.history, section));
+    part("", "decode steps", &|section| decode::measure(&subject, section));
 }
 
 /// Why a check could not be made.
@@ -167,8 +168,13 @@ impl Lab {
         for (row, values) in filled.chunks_exact_mut(stride).zip(values.chunks_exact(width)) {
             row[..width].copy_from_slice(values);
         }
-        let mut words = vec![0; filled.len() * self.element.bytes() / 4];
-        narrow(&filled, self.element, bytemuck::cast_slice_mut(&mut words));
+        self.elements(&filled)
+    }
+
+    /// An even number of them.
+    fn elements(&self, values: &[f32]) -> Result<u64, GpuError> {
+        let mut words = vec![0; values.len() * self.element.bytes() / 4];
+        narrow(values, self.element, bytemuck::cast_slice_mut(&mut words));
         self.words(&words)
     }
 

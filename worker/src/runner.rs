@@ -119,7 +119,7 @@ pub struct RankMemory {
     pub looked_up: u64,
     /// KV pool when every block is in use.
     pub kv: u64,
-    /// Activations and logits of the largest step; on a GPU also what products need, and the driver for itself.
+    /// Activations and logits of the largest step; on a GPU also what the driver takes for itself.
     pub activations: u64,
     /// Data link: the segment that the ranks of a host share, socket buffers, or what NCCL takes of a GPU.
     pub link: u64,

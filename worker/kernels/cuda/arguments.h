@@ -23,20 +23,10 @@ typedef struct {
 
 typedef struct {
     Norm norm;
-    const float *bias;    // [C]: what is added to x afterwards, or null
     element *out;         // [T or R, stride]
+    unsigned count;       // T or R
     unsigned stride;
 } NormArguments;
-
-typedef struct {
-    const float *sums;   // [T, F_local]
-    const float *bias;   // [F_local]
-    element *out;        // [T, stride]
-    unsigned count;      // T · F_local
-    unsigned width;      // F_local
-    unsigned activation; // as `Activation` counts
-    unsigned stride;
-} ActivateArguments;
 
 // Where rows stand: row t is at positions[t] of sequence sequences[t], whose block i is tables[sequence · table_blocks + i].
 typedef struct {
@@ -55,12 +45,6 @@ typedef struct {
     unsigned head_stride;  // D, rounded up
     unsigned table_blocks;
 } QkvPlaces;
-
-typedef struct {
-    QkvPlaces to;
-    const float *sums;  // [T, 3 · H_local · D]
-    const float *bias;  // [3 · H_local · D]
-} WriteKvArguments;
 
 typedef struct {
     QkvPlaces from;
@@ -110,11 +94,11 @@ typedef struct {
 } RowAnswer;
 
 typedef struct {
-    const float *logits;  // [R, stride]
+    const float *logits;  // [R, V_local]
     const RowWants *wants;// [R]
     const unsigned *ids;  // listed ids, as indices of this rank's slice
     unsigned *parts;
     unsigned *answers;
     unsigned width;       // V_local
-    unsigned stride;
+    unsigned unused;
 } AnswerArguments;

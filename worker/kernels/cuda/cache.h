@@ -20,10 +20,3 @@ DEVICE void store_qkv(const QkvPlaces *to, unsigned row, unsigned column, float 
     element *keys = to->cache + ((unsigned long long)block * to->heads + head) * 2 * BLOCK * to->head_stride;
     keys[((part - 1) * BLOCK + position % BLOCK) * to->head_stride + d] = narrow(value);
 }
-
-// After a product of many rows; of few, `project` does it by itself.
-KERNEL(write_kv, ROW_THREADS, WriteKvArguments) {
-    const unsigned row = blockIdx.x, outputs = 3 * a.to.heads * a.to.head_dim;
-    const float *sums = a.sums + (unsigned long long)row * outputs;
-    for (unsigned i = threadIdx.x; i < outputs; i += ROW_THREADS) store_qkv(&a.to, row, i, sums[i] + a.bias[i]);
-}

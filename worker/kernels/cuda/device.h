@@ -19,6 +19,13 @@
 #define WARP_BARRIER() __syncwarp()
 #define ATOMIC_ADD(address, value) atomicAdd(address, value)
 #define ALIGNED(bytes) __align__(bytes)
+// Four words at an address that nobody writes to while the kernel runs, and that is read once: past the first-level cache, which what is
+// read again needs. As they were where `present` is 0.
+#define LOAD_ONCE(words, address, present)                                                          \
+    asm volatile("{ .reg .pred p; setp.ne.u32 p, %5, 0;"                                            \
+                 " @p ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4]; }"                \
+                 : "+r"((words)[0]), "+r"((words)[1]), "+r"((words)[2]), "+r"((words)[3])           \
+                 : "l"(address), "r"(present))
 // Brings memory near that will be read soon.
 #define PREFETCH(address) asm volatile("prefetch.global.L2 [%0];" : : "l"(address))
 #define FLOAT_BITS(value) __float_as_uint(value)
@@ -86,11 +93,14 @@ DEVICE element narrow(float x) {
 
 // The sum and the largest of a warp's values, the same in each lane.
 DEVICE float warp_sum(float value) {
-    for (int mask = 16; mask; mask /= 2) value += SHUFFLE_XOR(value, mask);
+    UNROLL for (int mask = 16; mask; mask /= 2) value += SHUFFLE_XOR(value, mask);
     return value;
 }
 
 DEVICE float warp_max(float value) {
-    for (int mask = 16; mask; mask /= 2) value = fmaxf(value, SHUFFLE_XOR(value, mask));
+    UNROLL for (int mask = 16; mask; mask /= 2) value = fmaxf(value, SHUFFLE_XOR(value, mask));
     return value;
 }
+
+// Another lane's word; shuffles are of floats.
+DEVICE unsigned word_of_lane(unsigned word, unsigned lane) { return FLOAT_BITS(SHUFFLE(FLOAT_OF(word), lane)); }

@@ -1,73 +1,166 @@
-// A linear layer of up to 16 rows, with all that stands before and behind it: what a decode step is made of.
+// A linear layer with all that stands before and behind it.
 //
-// Such a product takes the time to read its weights, each of which is read once. A block takes eight outputs at a time; its warps
-// share their inputs, slice by slice, ask for all of their weights before they use the first, and add up through shared memory.
-// A row's sums do not depend on its neighbours: it has the same bits in every batch of up to 16.
+// The warps of a block share the inputs, each a run of slices, and add up through shared memory in their order. So a row's sums do not
+// depend on its neighbours, nor on which of the kernels makes them: it has the same bits in every batch, and in a prompt.
+//
+//   few rows    project_rows, project_normed: 16 rows and eight outputs at a time, the latter in turns. Takes the time to read its weights
+//   many rows   project_many: a tile of rows and outputs, as large as its sums fit registers. Takes the time to multiply
 
 #define PROJECT_WARPS ROW_WARPS
 #define OUTPUTS 8
-// Slices that a warp asks for at once.
+#define GROUP_ROWS 16
+// Slices that a warp asks for at once. It does so while those before are multiplied: twice as many are on their way or in registers.
+#if ELEMENT == 32
+#define AHEAD 2
+#else
 #define AHEAD 4
+#endif
+// Of `project_many`: groups of rows, and of outputs, whose sums a warp has.
+#if ELEMENT == 32
+#define ROW_TILES 2
+#define OUTPUT_TILES 4
+#else
+#define ROW_TILES 4
+#define OUTPUT_TILES 8
+#endif
 
 // As `Finish` in `src/cuda.rs` counts them.
 #define FINISH_QKV 0
 #define FINISH_ACTIVATION 1
-#define FINISH_RESIDUAL 2
-#define FINISH_LOGITS 3
+#define FINISH_ADDED 2
 
 DEVICE void finish(const ProjectArguments *a, unsigned row, unsigned column, float sum) {
     const unsigned long long at = (unsigned long long)row * a->out_stride + column;
     switch (a->finish) {
     case FINISH_QKV: store_qkv(&a->to, row, column, sum + a->bias[column]); break;
     case FINISH_ACTIVATION: a->out[at] = narrow(activated(sum + a->bias[column], a->activation)); break;
-    // The ranks' x are added up behind it: one of them brings x as it was, and the bias.
-    case FINISH_RESIDUAL: a->sums[at] = a->bias ? a->sums[at] + (sum + a->bias[column]) : sum; break;
+    case FINISH_ADDED: a->sums[at] += a->bias ? sum + a->bias[column] : sum; break;
     default: a->sums[at] = sum;
     }
+}
+
+// Puts sums of a warp among those of the others: `parts` are of so many outputs a row, of which these are from `first` on.
+DEVICE void put_sums(float *parts, unsigned outputs, unsigned first, const float *sums) {
+    const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+    UNROLL for (int i = 0; i < 4; i++)
+        parts[(warp * GROUP_ROWS + g + i / 2 * 8) * outputs + first + 2 * t + i % 2] = sums[i];
+}
+
+// What all warps have of the sum in place `i`, in their order.
+DEVICE float sum_of_warps(const float *parts, unsigned outputs, unsigned i) {
+    float sum = 0.0f;
+    UNROLL for (int warp = 0; warp < PROJECT_WARPS; warp++) sum += parts[warp * GROUP_ROWS * outputs + i];
+    return sum;
+}
+
+// The slices of a warp, from `begin` to `end`.
+typedef struct {
+    unsigned begin, end;
+} Run;
+
+DEVICE Run run_of_warp(const ProjectArguments *a) {
+    const unsigned slices = a->stride / SLICE, warp = threadIdx.x / 32;
+    const Run run = {slices * warp / PROJECT_WARPS, slices * (warp + 1) / PROJECT_WARPS};
+    return run;
+}
+
+// Asks for weights of the eight outputs from `first` on, of AHEAD slices from `slice` on: zeros where there are none.
+DEVICE void ask(const ProjectArguments *a, unsigned first, unsigned slice, unsigned end, Eight *to) {
+    const unsigned lane = threadIdx.x % 32, output = first + lane / 4;
+    const element *weights = a->weights + (unsigned long long)output * a->stride + SLICE * slice + 8 * (lane % 4);
+    UNROLL for (int i = 0; i < AHEAD; i++)
+        to[i] = load_weights(weights + SLICE * i, slice + i < end && output < a->outputs);
 }
 
 // `normed` is a constant to the compiler, so that it knows where the inputs lie.
 DEVICE void project(const ProjectArguments *a, const int normed) {
     DYNAMIC_SHARED(shared);
-    SHARED float parts[PROJECT_WARPS][MOST_ROWS * OUTPUTS];
+    // Two, so that one round's are read while the next one's are written.
+    SHARED float parts[2][PROJECT_WARPS * GROUP_ROWS * OUTPUTS];
     const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    const unsigned slices = a->stride / SLICE;
+    const unsigned first_row = GROUP_ROWS * blockIdx.y;
+    const unsigned rows = a->rows - first_row < GROUP_ROWS ? a->rows - first_row : GROUP_ROWS;
+    const Run run = run_of_warp(a);
     // Rows side by side in shared memory would begin in the same bank.
     const unsigned stride = normed ? a->stride + SLICE : a->stride;
+    Eight right[AHEAD], next[AHEAD];
+    // The weights do not wait for what is being normalised.
+    ask(a, OUTPUTS * blockIdx.x, run.begin, run.end, right);
     if (normed) {
-        // The weights do not wait for what is being normalised.
-        const unsigned column = OUTPUTS * blockIdx.x + g;
-        for (unsigned slice = warp; column < a->outputs && slice < slices; slice += PROJECT_WARPS)
-            PREFETCH(a->weights + (unsigned long long)column * a->stride + SLICE * slice + 8 * t);
-        normalise(&a->norm, 0, a->rows, (element *)shared, stride);
+        const unsigned output = OUTPUTS * blockIdx.x + g;
+        for (unsigned slice = run.begin + AHEAD; output < a->outputs && slice < run.end; slice++)
+            PREFETCH(a->weights + (unsigned long long)output * a->stride + SLICE * slice + 8 * t);
+        for (unsigned row = warp; row < rows; row += PROJECT_WARPS)
+            normalise(&a->norm, first_row + row, (element *)shared + row * stride, stride);
         BARRIER();
     }
-    const element *inputs = normed ? (const element *)shared : a->inputs;
+    const element *inputs = normed ? (const element *)shared : a->inputs + (unsigned long long)first_row * stride;
+    unsigned round = 0;
     for (unsigned first = OUTPUTS * blockIdx.x; first < a->outputs; first += OUTPUTS * gridDim.x) {
-        const unsigned column = first + g;
-        const element *weights = a->weights + (unsigned long long)column * a->stride;
         float sums[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-        for (unsigned begin = warp; begin < slices; begin += PROJECT_WARPS * AHEAD) {
-            Eight right[AHEAD], low[AHEAD], high[AHEAD];
+        ROLLED for (unsigned slice = run.begin; slice < run.end; slice += AHEAD) {
+            // Behind the last of these outputs come the first of the next.
+            const int is_last = slice + AHEAD >= run.end;
+            ask(a, is_last ? first + OUTPUTS * gridDim.x : first, is_last ? run.begin : slice + AHEAD, run.end, next);
+            Eight low[AHEAD], high[AHEAD];
             UNROLL for (int i = 0; i < AHEAD; i++) {
-                const unsigned slice = begin + PROJECT_WARPS * i, at = SLICE * slice + 8 * t;
-                right[i] = load_eight(weights + at, slice < slices && column < a->outputs);
-                low[i] = load_eight(inputs + g * stride + at, slice < slices && g < a->rows);
-                high[i] = load_eight(inputs + (g + 8) * stride + at, slice < slices && g + 8 < a->rows);
+                const unsigned at = SLICE * (slice + i) + 8 * t;
+                low[i] = load_eight(inputs + g * stride + at, slice + i < run.end && g < rows);
+                high[i] = load_eight(inputs + (g + 8) * stride + at, slice + i < run.end && g + 8 < rows);
             }
             UNROLL for (int i = 0; i < AHEAD; i++) multiply(sums, &low[i], &high[i], &right[i]);
+            UNROLL for (int i = 0; i < AHEAD; i++) right[i] = next[i];
         }
-        UNROLL for (int i = 0; i < 4; i++) parts[warp][(g + i / 2 * 8) * OUTPUTS + 2 * t + i % 2] = sums[i];
+        put_sums(parts[round], OUTPUTS, 0, sums);
         BARRIER();
         const unsigned row = threadIdx.x / OUTPUTS, output = first + threadIdx.x % OUTPUTS;
-        if (row < a->rows && output < a->outputs) {
-            float sum = 0.0f;
-            UNROLL for (int w = 0; w < PROJECT_WARPS; w++) sum += parts[w][threadIdx.x];
-            finish(a, row, output, sum);
-        }
-        BARRIER();
+        if (row < rows && output < a->outputs)
+            finish(a, first_row + row, output, sum_of_warps(parts[round], OUTPUTS, threadIdx.x));
+        round = 1 - round;
     }
 }
 
 KERNELS_TOGETHER(project_rows, ROW_THREADS, 2, ProjectArguments) { project(&a, 0); }
 KERNELS_TOGETHER(project_normed, ROW_THREADS, 2, ProjectArguments) { project(&a, 1); }
+
+// Outputs whose sums are added up over the warps at a time.
+#define ADDED_TILES 4
+#define ADDED (OUTPUTS * ADDED_TILES)
+
+KERNEL(project_many, ROW_THREADS, ProjectArguments) {
+    SHARED float parts[PROJECT_WARPS * GROUP_ROWS * ADDED];
+    const unsigned lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const unsigned first_row = GROUP_ROWS * ROW_TILES * blockIdx.x, first = OUTPUTS * OUTPUT_TILES * blockIdx.y;
+    const Run run = run_of_warp(&a);
+    const element *inputs = a.inputs + (unsigned long long)(first_row + g) * a.stride + 8 * t;
+    const element *weights = a.weights + (unsigned long long)(first + g) * a.stride + 8 * t;
+    float sums[ROW_TILES][OUTPUT_TILES][4];
+    UNROLL for (int i = 0; i < ROW_TILES; i++)
+        UNROLL for (int j = 0; j < OUTPUT_TILES; j++)
+            UNROLL for (int k = 0; k < 4; k++) sums[i][j][k] = 0.0f;
+    ROLLED for (unsigned slice = run.begin; slice < run.end; slice++) {
+        Eight low[ROW_TILES], high[ROW_TILES], right[OUTPUT_TILES];
+        UNROLL for (int j = 0; j < OUTPUT_TILES; j++)
+            right[j] = load_eight(weights + OUTPUTS * j * a.stride + SLICE * slice, first + OUTPUTS * j + g < a.outputs);
+        UNROLL for (int i = 0; i < ROW_TILES; i++) {
+            const unsigned row = first_row + GROUP_ROWS * i + g;
+            low[i] = load_eight(inputs + GROUP_ROWS * i * a.stride + SLICE * slice, row < a.rows);
+            high[i] = load_eight(inputs + (GROUP_ROWS * i + 8) * a.stride + SLICE * slice, row + 8 < a.rows);
+        }
+        UNROLL for (int i = 0; i < ROW_TILES; i++) {
+            if (first_row + GROUP_ROWS * i >= a.rows) continue;
+            UNROLL for (int j = 0; j < OUTPUT_TILES; j++) multiply(sums[i][j], &low[i], &high[i], &right[j]);
+        }
+    }
+    UNROLL for (int i = 0; i < ROW_TILES; i++) {
+        UNROLL for (int part = 0; part < OUTPUT_TILES; part += ADDED_TILES) {
+            UNROLL for (int j = 0; j < ADDED_TILES; j++) put_sums(parts, ADDED, OUTPUTS * j, sums[i][part + j]);
+            BARRIER();
+            for (unsigned k = threadIdx.x; k < GROUP_ROWS * ADDED; k += ROW_THREADS) {
+                const unsigned row = first_row + GROUP_ROWS * i + k / ADDED, output = first + OUTPUTS * part + k % ADDED;
+                if (row < a.rows && output < a.outputs) finish(&a, row, output, sum_of_warps(parts, ADDED, k));
+            }
+            BARRIER();
+        }
+    }
+}

@@ -1,8 +1,7 @@
-// What is done to rows one by one: embedding, LayerNorm, activation. One block a row.
+// What is done to rows one by one: embedding, LayerNorm, activation.
 
 #define ROW_THREADS 256
 #define ROW_WARPS (ROW_THREADS / 32)
-#define MOST_ROWS 16
 
 KERNEL(embed, ROW_THREADS, EmbedArguments) {
     const unsigned row = blockIdx.x, token = a.tokens[row] - a.first_token;
@@ -16,80 +15,55 @@ KERNEL(embed, ROW_THREADS, EmbedArguments) {
     }
 }
 
-// Adds up what each warp has of a row, in one order.
-DEVICE float sum_of_warps(const float *parts) {
-    float sum = 0.0f;
-    UNROLL for (int warp = 0; warp < ROW_WARPS; warp++) sum += parts[warp];
-    return sum;
-}
+// What a lane has of a row at a time: values 32 apart, which it asks for together. Wider rows are read again for each pass over them.
+#if ELEMENT == 32
+#define HELD 32
+#else
+#define HELD 64
+#endif
 
-// What a thread has of a row at a time: values ROW_THREADS apart, which it asks for together. Zeros behind the row.
-#define ROUND 8
-
-DEVICE void load_round(const float *row, unsigned begin, unsigned width, float *to) {
-    UNROLL for (int j = 0; j < ROUND; j++) {
-        const unsigned i = begin + ROW_THREADS * j;
+// Of values that begin at `begin`, zeros behind the row.
+DEVICE void load_held(const float *row, unsigned begin, unsigned width, float *to) {
+    UNROLL for (int j = 0; j < HELD; j++) {
+        const unsigned i = begin + 32 * j;
         to[j] = i < width ? row[i] : 0.0f;
     }
 }
 
-DEVICE const float *row_of(const Norm *a, unsigned row) {
-    return a->x + (unsigned long long)(a->rows ? a->rows[row] : row) * a->width;
+// Writes the LayerNorm of a row, by a warp: (x − mean) / sqrt(variance + epsilon) · gain + shift, in two passes over f32. What lies
+// behind it up to its stride becomes zero.
+DEVICE void normalise(const Norm *a, unsigned row, element *out, unsigned stride) {
+    const unsigned lane = threadIdx.x % 32, width = a->width;
+    const int is_held = width <= 32 * HELD;
+    const float *from = a->x + (unsigned long long)(a->rows ? a->rows[row] : row) * width;
+    float x[HELD], sum = 0.0f, squares = 0.0f;
+    ROLLED for (unsigned begin = lane; begin < width; begin += 32 * HELD) {
+        load_held(from, begin, width, x);
+        UNROLL for (int j = 0; j < HELD; j++) sum += x[j];
+    }
+    const float mean = warp_sum(sum) / width;
+    ROLLED for (unsigned begin = lane; begin < width; begin += 32 * HELD) {
+        if (!is_held) load_held(from, begin, width, x);
+        UNROLL for (int j = 0; j < HELD; j++) {
+            const float difference = begin + 32 * j < width ? x[j] - mean : 0.0f;
+            squares += difference * difference;
+        }
+    }
+    const float scale = 1.0f / sqrtf(warp_sum(squares) / width + a->epsilon);
+    ROLLED for (unsigned begin = lane; begin < width; begin += 32 * HELD) {
+        if (!is_held) load_held(from, begin, width, x);
+        UNROLL for (int j = 0; j < HELD; j++) {
+            const unsigned i = begin + 32 * j;
+            if (i < width) out[i] = narrow((x[j] - mean) * scale * a->gain[i] + a->shift[i]);
+        }
+    }
+    for (unsigned i = width + lane; i < stride; i += 32) out[i] = narrow(0.0f);
 }
 
-// Writes the LayerNorm of up to MOST_ROWS rows from `first` on, by a block of ROW_THREADS: (x − mean) / sqrt(variance + epsilon) ·
-// gain + shift, in two passes over f32. What lies behind a row up to its stride becomes zero.
-DEVICE void normalise(const Norm *a, unsigned first, unsigned count, element *out, unsigned stride) {
-    SHARED float sums[MOST_ROWS][ROW_WARPS], squares[MOST_ROWS][ROW_WARPS];
-    const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, width = a->width, step = ROW_THREADS * ROUND;
-    float x[ROUND], gain[ROUND], shift[ROUND];
-    for (unsigned r = 0; r < count; r++) {
-        float sum = 0.0f;
-        for (unsigned begin = threadIdx.x; begin < width; begin += step) {
-            load_round(row_of(a, first + r), begin, width, x);
-            UNROLL for (int j = 0; j < ROUND; j++) sum += x[j];
-        }
-        sum = warp_sum(sum);
-        if (lane == 0) sums[r][warp] = sum;
-    }
-    BARRIER();
-    for (unsigned r = 0; r < count; r++) {
-        const float mean = sum_of_warps(sums[r]) / width;
-        float sum = 0.0f;
-        for (unsigned begin = threadIdx.x; begin < width; begin += step) {
-            load_round(row_of(a, first + r), begin, width, x);
-            UNROLL for (int j = 0; j < ROUND; j++) {
-                const float difference = begin + ROW_THREADS * j < width ? x[j] - mean : 0.0f;
-                sum += difference * difference;
-            }
-        }
-        sum = warp_sum(sum);
-        if (lane == 0) squares[r][warp] = sum;
-    }
-    BARRIER();
-    for (unsigned begin = threadIdx.x; begin < width; begin += step) {
-        load_round(a->gain, begin, width, gain);
-        load_round(a->shift, begin, width, shift);
-        for (unsigned r = 0; r < count; r++) {
-            const float mean = sum_of_warps(sums[r]) / width;
-            const float scale = 1.0f / sqrtf(sum_of_warps(squares[r]) / width + a->epsilon);
-            load_round(row_of(a, first + r), begin, width, x);
-            UNROLL for (int j = 0; j < ROUND; j++) {
-                const unsigned i = begin + ROW_THREADS * j;
-                if (i < width) out[r * stride + i] = narrow((x[j] - mean) * scale * gain[j] + shift[j]);
-            }
-        }
-    }
-    const unsigned behind = stride - width;
-    for (unsigned i = threadIdx.x; i < count * behind; i += ROW_THREADS)
-        out[i / behind * stride + width + i % behind] = narrow(0.0f);
-}
-
-// LayerNorm of x; then x += bias, of the projection whose product will be added to it.
+// Of rows for products of many; of few, `project` does it by itself. A block takes as many as it has warps.
 KERNEL(layer_norm, ROW_THREADS, NormArguments) {
-    normalise(&a.norm, blockIdx.x, 1, a.out + (unsigned long long)blockIdx.x * a.stride, a.stride);
-    float *x = a.norm.x + (unsigned long long)blockIdx.x * a.norm.width;
-    for (unsigned i = threadIdx.x; a.bias && i < a.norm.width; i += ROW_THREADS) x[i] += a.bias[i];
+    const unsigned row = ROW_WARPS * blockIdx.x + threadIdx.x / 32;
+    if (row < a.count) normalise(&a.norm, row, a.out + (unsigned long long)row * a.stride, a.stride);
 }
 
 DEVICE float activated(float x, unsigned activation) {
@@ -102,11 +76,4 @@ DEVICE float activated(float x, unsigned activation) {
     case 5: return x / (1.0f + expf(-x));
     default: return tanhf(x);
     }
-}
-
-KERNEL(activate, ROW_THREADS, ActivateArguments) {
-    const unsigned i = blockIdx.x * ROW_THREADS + threadIdx.x;
-    if (i >= a.count) return;
-    const unsigned row = i / a.width, column = i % a.width;
-    a.out[(unsigned long long)row * a.stride + column] = narrow(activated(a.sums[i] + a.bias[column], a.activation));
 }

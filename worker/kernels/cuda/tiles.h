@@ -24,6 +24,19 @@ DEVICE Eight load_eight(const element *from, int present) {
     return eight;
 }
 
+// The same of weights.
+DEVICE Eight load_weights(const element *from, int present) {
+    Eight eight;
+    unsigned words[sizeof(Eight) / 4] = {0};
+    UNROLL for (unsigned i = 0; i < sizeof(Eight) / 4; i += 4) LOAD_ONCE(words + i, (const char *)from + 4 * i, present);
+#if ELEMENT == 32
+    UNROLL for (int i = 0; i < 8; i++) eight.at[i] = FLOAT_OF(words[i]);
+#else
+    UNROLL for (int i = 0; i < 4; i++) eight.pair[i] = words[i];
+#endif
+    return eight;
+}
+
 // Elements 2i and 2i + 1 of eight, of the given values.
 DEVICE void set_pair(Eight *eight, int i, float first, float second) {
 #if ELEMENT == 32

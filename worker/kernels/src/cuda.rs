@@ -26,8 +26,10 @@ pub const MAX_HEAD_DIM: usize = 128;
 pub const BLOCK: usize = 16;
 /// Rows of one sequence that attend together in a prompt.
 pub const TILE_ROWS: usize = 16;
-/// Most rows that `project_rows` and `project_normed` take.
-const MOST_PROJECTED_ROWS: usize = 16;
+/// Rows that a block of `project_rows` and `project_normed` takes.
+const GROUP_ROWS: usize = 16;
+/// From more rows on `project_many` is faster on paper: each group reads all weights again, if from the cache.
+const FEW_ROWS: usize = 4 * GROUP_ROWS;
 /// Logits that `answer_parts` answers for together.
 pub const PART: usize = 4096;
 
@@ -105,14 +107,8 @@ structs! {
         u32: first_token, tokens_local, width, stride;
     }
 
-    /// Of `layer_norm`, one block a row.
-    NormArguments for "layer_norm" { Norm: norm; u64: bias, out; u32: stride, padding; }
-
-    /// Of `activate`, one thread an element.
-    ActivateArguments for "activate" { u64: sums, bias, out; u32: count, width, activation, stride; }
-
-    /// Of `write_kv`, one block a row.
-    WriteKvArguments for "write_kv" { QkvPlaces: to; u64: sums, bias; }
+    /// Of `layer_norm`, one warp a row.
+    NormArguments for "layer_norm" { Norm: norm; u64: out; u32: count, stride; }
 
     /// Of the attention kernels, one block a head of a tile.
     AttendArguments for "attend_64" {
@@ -123,7 +119,7 @@ structs! {
         u32: padding;
     }
 
-    /// Of `project_rows` and `project_normed`, whose blocks take outputs in turns.
+    /// Of `project_rows` and `project_normed`, whose blocks take outputs in turns, and of `project_many`.
     ProjectArguments for "project_rows" {
         Norm: norm;
         u64: inputs, weights, bias;
@@ -133,7 +129,7 @@ structs! {
     }
 
     /// Of `answer`, one block a row, and of `answer_parts`, one a part of a row.
-    AnswerArguments for "answer" { u64: logits, wants, ids, parts, answers; u32: width, stride; }
+    AnswerArguments for "answer" { u64: logits, wants, ids, parts, answers; u32: width, padding; }
 
     /// What is wanted of one row of logits.
     RowWants {
@@ -153,35 +149,34 @@ pub enum Finish {
     Qkv,
     /// Adds the bias, applies the activation, rounds.
     Activation,
-    /// Adds the bias and what is there; without a bias, replaces it.
-    Residual,
+    /// Adds them to what is there, with the bias, where there is one.
+    Added,
     /// Leaves them as they are.
-    Logits,
+    Sums,
 }
 
 /// Names of all kernels, in the order of the sources.
-pub const KERNELS: [&str; 10] = [
+pub const KERNELS: [&str; 9] = [
     "embed",
     "layer_norm",
-    "activate",
-    "write_kv",
     "attend_64",
     "attend_128",
     "project_rows",
     "project_normed",
+    "project_many",
     "answer_parts",
     "answer",
 ];
 
 impl Launch {
-    /// One block for each of `rows` rows: `embed`, `layer_norm`, `write_kv`.
+    /// One block for each of `rows` rows: `embed`.
     pub fn rows(rows: usize) -> Self {
         Self { grid: (rows as u32, 1), threads: ROW_THREADS, shared_bytes: 0 }
     }
 
-    /// One thread for each of `count` elements: `activate`.
-    pub fn elements(count: usize) -> Self {
-        Self::rows(count.div_ceil(ROW_THREADS as usize))
+    /// One warp for each of `rows` rows: `layer_norm`.
+    pub fn layer_norm(rows: usize) -> Self {
+        Self::rows(rows.div_ceil(ROW_THREADS as usize / 32))
     }
 
     /// One block for each part of `rows` rows of `width` logits: `answer_parts`.
@@ -194,24 +189,32 @@ impl Launch {
         Self { grid: (rows as u32, 1), threads: ANSWER_THREADS, shared_bytes: 0 }
     }
 
-    /// As many blocks as two on each of `multiprocessors`, or fewer where there are fewer outputs; and the name of the kernel for inputs
-    /// that are `normed` from rows of that width, or else lie ready.
-    pub fn project(
-        rows: usize,
-        outputs: usize,
-        normed: Option<usize>,
-        element: Element,
-        multiprocessors: usize,
-    ) -> (&'static str, Self) {
-        let blocks = outputs.div_ceil(OUTPUTS).min(2 * multiprocessors);
-        let shared_bytes = normed.map_or(0, |width| rows * normed_row_bytes(width, element));
+    /// One block for each eight outputs of each group of `rows` rows; and the name of the kernel for inputs that are `normed` from rows of
+    /// that width, or else lie ready.
+    pub fn project(rows: usize, outputs: usize, normed: Option<usize>, element: Element) -> (&'static str, Self) {
+        let grid = (outputs.div_ceil(OUTPUTS) as u32, rows.div_ceil(GROUP_ROWS) as u32);
+        let shared_bytes = normed.map_or(0, |width| rows.min(GROUP_ROWS) * normed_row_bytes(width, element)) as u32;
         let name = if normed.is_some() { "project_normed" } else { "project_rows" };
-        (name, Self { grid: (blocks as u32, 1), threads: ROW_THREADS, shared_bytes: shared_bytes as u32 })
+        (name, Self { grid, threads: ROW_THREADS, shared_bytes })
     }
 
-    /// Most rows of `width` that `project_normed` takes with so much shared memory.
-    pub fn projected_rows(width: usize, element: Element, shared_bytes: usize) -> usize {
-        (shared_bytes / normed_row_bytes(width, element)).min(MOST_PROJECTED_ROWS)
+    /// The same with no more than `blocks` blocks in all, which take outputs in turns.
+    pub fn in_turns(self, blocks: usize) -> Self {
+        let (of_group, groups) = self.grid;
+        Self { grid: (of_group.min((blocks as u32 / groups.max(1)).max(1)), groups), ..self }
+    }
+
+    /// Most rows of `width` that `project_normed` and `project_rows` take with so much shared memory.
+    pub fn few_rows(width: usize, element: Element, shared_bytes: usize) -> usize {
+        let fitting = shared_bytes / normed_row_bytes(width, element);
+        if fitting < GROUP_ROWS { fitting } else { FEW_ROWS }
+    }
+
+    /// One block for each tile of rows and outputs: `project_many`.
+    pub fn project_many(rows: usize, outputs: usize, element: Element) -> Self {
+        let (tile_rows, tile_outputs) = if element == Element::F32 { (32, 32) } else { (64, 64) };
+        let grid = (rows.div_ceil(tile_rows) as u32, outputs.div_ceil(tile_outputs) as u32);
+        Self { grid, threads: ROW_THREADS, shared_bytes: 0 }
     }
 
     /// One block for each head of `tiles` tiles, single rows unless `tiled`; and the name of the kernel for such heads.
@@ -277,14 +280,13 @@ mod tests {
             for (kernel, bytes) in [
                 (EmbedArguments::NAME, size_of::<EmbedArguments>()),
                 (NormArguments::NAME, size_of::<NormArguments>()),
-                (ActivateArguments::NAME, size_of::<ActivateArguments>()),
-                (WriteKvArguments::NAME, size_of::<WriteKvArguments>()),
                 (AnswerArguments::NAME, size_of::<AnswerArguments>()),
                 ("answer_parts", size_of::<AnswerArguments>()),
                 (AttendArguments::NAME, size_of::<AttendArguments>()),
                 ("attend_128", size_of::<AttendArguments>()),
                 (ProjectArguments::NAME, size_of::<ProjectArguments>()),
                 ("project_normed", size_of::<ProjectArguments>()),
+                ("project_many", size_of::<ProjectArguments>()),
             ] {
                 assert_eq!(parameter_bytes(ptx, kernel), bytes, "{kernel}");
             }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cudarc::{cublaslt::result::CublasError, driver::DriverError};
+use cudarc::driver::DriverError;
 
 use crate::fit::Unfit;
 
@@ -22,7 +22,7 @@ pub enum GpuError {
         /// File names that would have done.
         names: &'static [&'static str],
         /// Where else they were looked for.
-        folders: &'static [&'static str],
+        folders: Vec<String>,
         /// What to do.
         hint: &'static str,
     },
@@ -39,18 +39,6 @@ pub enum GpuError {
         "libcuda.so is a stub of the CUDA toolkit\n  hint: take the folder that ends with `stubs` out of LD_LIBRARY_PATH"
     )]
     Stub,
-    /// cublasLt of a CUDA that the driver does not know.
-    #[error(
-        "cublasLt is of CUDA {}.{}, and the driver of {}.{}\n  \
-         hint: update the NVIDIA driver, or let LD_LIBRARY_PATH name no folder with a cublasLt newer than libcublasLt.so.{}",
-        .got / 1000, .got % 1000 / 10, .driver / 1000, .driver % 1000 / 10, .driver / 1000
-    )]
-    NewProducts {
-        /// As versions are counted, 13000 for 13.0.
-        got: i32,
-        /// Likewise.
-        driver: i32,
-    },
     /// The driver does not understand the kernels.
     #[error("the driver is of CUDA {}.{}, and the kernels need {}.{}\n  hint: update the NVIDIA driver", .got / 1000, .got % 1000 / 10, .needed / 1000, .needed % 1000 / 10)]
     OldDriver {
@@ -117,14 +105,6 @@ pub enum GpuError {
         /// Why.
         source: DriverError,
     },
-    /// cublasLt refused something.
-    #[error("cublasLt cannot {doing}: {source}")]
-    Products {
-        /// What.
-        doing: &'static str,
-        /// Why.
-        source: CublasError,
-    },
     /// NCCL refused something.
     #[error(
         "NCCL cannot {doing}: {reason}\n  hint: NCCL_DEBUG=WARN makes it say more; --comm shm does without, through the host's memory"
@@ -159,11 +139,5 @@ pub(crate) trait While<T> {
 impl<T> While<T> for Result<T, DriverError> {
     fn doing(self, doing: &'static str) -> Result<T, GpuError> {
         self.map_err(|source| GpuError::Driver { doing, source })
-    }
-}
-
-impl<T> While<T> for Result<T, CublasError> {
-    fn doing(self, doing: &'static str) -> Result<T, GpuError> {
-        self.map_err(|source| GpuError::Products { doing, source })
     }
 }

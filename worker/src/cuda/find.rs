@@ -1,14 +1,13 @@
 //! Which libraries and GPUs there are. Nothing is linked: all of it is looked for at run time, and what is missing is named.
 
 use std::{
+    env, fs,
     panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
-use cudarc::{
-    cublaslt,
-    driver::{self, CudaContext, sys},
-};
+use cudarc::driver::{self, CudaContext, sys};
 use libloading::Library;
 use nanoinfer_kernels::cuda::LEAST_COMPUTE_CAPABILITY;
 
@@ -19,12 +18,13 @@ const LEAST_DRIVER: i32 = 12_000;
 /// Where a toolkit's libraries lie when nothing is set up to find them.
 const TOOLKIT_FOLDERS: &[&str] = &["/usr/local/cuda/lib64", "/opt/cuda/lib64"];
 const DRIVER_NAMES: &[&str] = &["libcuda.so.1", "libcuda.so"];
-/// The newest first that a driver takes; one of a newer CUDA only to be told of.
-const PRODUCT_NAMES: &[&str] = &["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"];
-const PRODUCT_NAMES_OF_12: &[&str] = &["libcublasLt.so.12", "libcublasLt.so", "libcublasLt.so.13"];
+/// Where environments of Python and of conda say that they are. Their packages lie below, and on no linker's path.
+const ENVIRONMENTS: [&str; 2] = ["VIRTUAL_ENV", "CONDA_PREFIX"];
+/// Where a package has NCCL, as PyTorch brings it along.
+const PACKAGE_FOLDER: &str = "site-packages/nvidia/nccl/lib";
 
 /// What is called of the driver, so that a missing function is found before it is needed.
-const DRIVER_SYMBOLS: [&str; 37] = [
+const DRIVER_SYMBOLS: [&str; 38] = [
     "cuInit",
     "cuDriverGetVersion",
     "cuGetErrorString",
@@ -49,6 +49,7 @@ const DRIVER_SYMBOLS: [&str; 37] = [
     "cuModuleGetFunction",
     "cuFuncGetAttribute",
     "cuFuncSetAttribute",
+    "cuOccupancyMaxActiveBlocksPerMultiprocessor",
     "cuLaunchKernel",
     "cuStreamCreate",
     "cuStreamDestroy_v2",
@@ -63,9 +64,6 @@ const DRIVER_SYMBOLS: [&str; 37] = [
     "cuEventRecord",
     "cuEventQuery",
 ];
-
-const PRODUCT_SYMBOLS: [&str; 4] =
-    ["cublasLtCreate", "cublasLtMatmul", "cublasLtMatmulAlgoGetHeuristic", "cublasLtGetCudartVersion"];
 
 /// One GPU, as the driver describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,7 +95,7 @@ pub struct Found {
 /// # Errors
 /// Names the library, the function or the GPU that is not there, and where it was looked for.
 pub fn find(wanted: &[u32], most: usize) -> Result<Found, GpuError> {
-    guarded(|| choose(load_libraries()?, wanted, most, |ordinal| describe(ordinal).map(|(gpu, _)| gpu)))
+    guarded(|| choose(load_driver()?, wanted, most, |ordinal| describe(ordinal).map(|(gpu, _)| gpu)))
 }
 
 /// Opens one of them. While the context is kept, the GPU is quickly opened again.
@@ -106,7 +104,7 @@ pub fn find(wanted: &[u32], most: usize) -> Result<Found, GpuError> {
 /// As [`find()`].
 pub(crate) fn open_one(ordinal: u32) -> Result<Arc<CudaContext>, GpuError> {
     guarded(|| {
-        let count = load_libraries()?;
+        let count = load_driver()?;
         if ordinal >= count {
             return Err(GpuError::NoSuchGpu { ordinal, count });
         }
@@ -149,13 +147,17 @@ fn choose(
     }
 }
 
-/// The first of `names` that the dynamic linker finds, or that lies in one of the toolkit's folders.
+/// The first of `names` that the dynamic linker finds, or that lies in a folder of the toolkit or of an environment's packages.
 pub(crate) fn open(
     what: &'static str,
     names: &'static [&'static str],
     hint: &'static str,
 ) -> Result<Library, GpuError> {
-    let folders = TOOLKIT_FOLDERS;
+    let folders: Vec<String> = TOOLKIT_FOLDERS
+        .iter()
+        .map(|&folder| folder.to_owned())
+        .chain(ENVIRONMENTS.iter().filter_map(env::var_os).flat_map(|prefix| package_folders(Path::new(&prefix))))
+        .collect();
     let places = |name: &&str| {
         let there = folders.iter().map(|folder| format!("{folder}/{name}")).collect::<Vec<_>>();
         std::iter::once((*name).to_owned()).chain(there)
@@ -163,7 +165,15 @@ pub(crate) fn open(
     let mut candidates = names.iter().flat_map(places);
     // SAFETY: NVIDIA's libraries may be loaded at any time; their initialisers touch nothing of ours.
     let found = candidates.find_map(|name| unsafe { Library::new(name) }.ok());
-    found.ok_or(GpuError::NoLibrary { what, names, folders, hint })
+    found.ok_or_else(|| GpuError::NoLibrary { what, names, folders: folders.clone(), hint })
+}
+
+/// Where libraries lie in an environment: its own, and those of the packages of each Python in it.
+fn package_folders(prefix: &Path) -> Vec<String> {
+    let own = prefix.join("lib");
+    let pythons = fs::read_dir(&own).into_iter().flatten().flatten().map(|entry| entry.path().join(PACKAGE_FOLDER));
+    let packages: Vec<PathBuf> = pythons.filter(|folder| folder.is_dir()).collect();
+    std::iter::once(own).chain(packages).map(|folder| folder.to_string_lossy().into_owned()).collect()
 }
 
 /// A function of a library that is called `name`.
@@ -186,14 +196,14 @@ fn check_symbols(library: &Library, name: &'static str, symbols: &[&'static str]
     symbols.iter().try_for_each(|wanted| unsafe { symbol::<unsafe extern "C" fn()>(library, name, wanted) }.map(drop))
 }
 
-/// Loads the driver and cublasLt; returns how many GPUs the driver sees.
-fn load_libraries() -> Result<u32, GpuError> {
+/// Loads the driver; returns how many GPUs it sees.
+fn load_driver() -> Result<u32, GpuError> {
     // SAFETY: loads the driver's library, which may be loaded at any time.
     if !unsafe { sys::is_culib_present() } {
         return Err(GpuError::NoLibrary {
             what: "CUDA driver",
             names: DRIVER_NAMES,
-            folders: &[],
+            folders: Vec::new(),
             hint: "it comes with the NVIDIA driver; in a container, start it with access to the GPUs",
         });
     }
@@ -212,22 +222,7 @@ fn load_libraries() -> Result<u32, GpuError> {
         Ok(0) | Err(driver::DriverError(sys::CUresult::CUDA_ERROR_NO_DEVICE)) => return Err(GpuError::NoGpu),
         other => other.doing("start the CUDA driver")?,
     };
-    load_products(version)?;
     Ok(count as u32)
-}
-
-/// Loads cublasLt, also from where cudarc would not look; once loaded it is found by its name. A driver does not take one of a newer
-/// CUDA.
-fn load_products(driver: i32) -> Result<(), GpuError> {
-    let hint = "it comes with the CUDA toolkit, and with the Python package nvidia-cublas, whose folder LD_LIBRARY_PATH may name";
-    let library = open("cublasLt", if driver < 13_000 { PRODUCT_NAMES_OF_12 } else { PRODUCT_NAMES }, hint)?;
-    // Stays for the life of the process.
-    std::mem::forget(library);
-    // SAFETY: loads the library that was just found, or another that the linker finds and cudarc prefers.
-    check_symbols(unsafe { cublaslt::sys::culib() }, "libcublasLt", &PRODUCT_SYMBOLS)?;
-    // SAFETY: takes nothing, and may be called at any time.
-    let got = unsafe { cublaslt::sys::cublasLtGetCudartVersion() } as i32;
-    if got / 1000 > driver / 1000 { Err(GpuError::NewProducts { got, driver }) } else { Ok(()) }
 }
 
 /// What a GPU is, and its context.

@@ -15,7 +15,8 @@ use std::{
 use cudarc::driver::{
     CudaContext, CudaEvent, CudaGraph, CudaStream, DriverError, result,
     sys::{
-        CUdevice_attribute, CUfunction, CUfunction_attribute, CUgraphInstantiate_flags, CUmodule, CUstreamCaptureMode,
+        self, CUdevice_attribute, CUfunction, CUfunction_attribute, CUgraphInstantiate_flags, CUmodule,
+        CUstreamCaptureMode,
     },
 };
 use nanoinfer_kernels::{
@@ -105,6 +106,19 @@ impl Gpu {
     /// Bytes of shared memory that a kernel can be given.
     pub(crate) fn shared_bytes(&self, kernel: &str) -> usize {
         self.functions[kernel].shared_bytes
+    }
+
+    /// How many blocks of a kernel the GPU has room for at a time.
+    pub(crate) fn blocks_at_once(&self, kernel: &str, launch: Launch) -> Result<usize, GpuError> {
+        let (function, shared_bytes) = (self.functions[kernel].handle, launch.shared_bytes as usize);
+        let mut blocks = 0;
+        // SAFETY: a function of the module; writes one integer.
+        unsafe {
+            sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(&mut blocks, function, launch.threads as i32, shared_bytes)
+        }
+        .result()
+        .doing("ask how many blocks fit")?;
+        Ok(blocks as usize * self.multiprocessors)
     }
 
     /// Bytes free.

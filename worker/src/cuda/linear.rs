@@ -1,36 +1,29 @@
 //! A linear layer with what stands before and behind it, queued in one of two ways.
 //!
 //! ```text
-//! few rows    project_normed, project_rows: LayerNorm of the inputs, product, and where its outputs go, in one kernel that reads each weight once
-//! more rows   layer_norm ─► product by cublasLt ─► write_kv | activate
+//! few rows    project_normed, project_rows: norm of the inputs, product, and where its outputs go, in one kernel that reads each weight once
+//! more rows   layer_norm ─► project_many: product, and where its outputs go
 //! ```
 //! The residual stream: a row-parallel layer's product is added to `x` on the first rank, with the bias, and replaces it on the others,
 //! so that the sum over all ranks is the stream itself. Does not know layers' order.
 
-use nanoinfer_kernels::cuda::{
-    ActivateArguments, Finish, Launch, Norm as NormOf, NormArguments, ProjectArguments, QkvPlaces, WriteKvArguments,
-    row_stride,
-};
-use nanoinfer_shared::model::partition::Linear;
+use nanoinfer_kernels::cuda::{Finish, Launch, Norm as NormOf, NormArguments, ProjectArguments, QkvPlaces, row_stride};
 
 use super::{
     error::GpuError,
     gpu::{Gpu, Memory},
     load::{Matrix, Norm},
     model::RankModel,
-    products::{Products, Shape},
 };
 use crate::element::activation;
 
 /// What a layer is applied to.
 pub(crate) enum Input<'a> {
-    /// The LayerNorm of the residual stream.
+    /// The norm of the residual stream.
     Norm {
         norm: &'a Norm,
         /// Address of the numbers of the rows that are wanted, or 0 for all.
         rows: u64,
-        /// The layer whose product will be added to the stream next.
-        next: Option<Matrix>,
     },
     /// Elements, `[T, K]` in whole slices.
     Elements(u64),
@@ -44,13 +37,12 @@ pub(crate) enum Output {
     Activation(u64),
     /// Into the residual stream.
     Residual,
-    /// f32, `[T, stride]`.
-    Logits { at: u64, stride: usize },
+    /// f32, `[T, N]`.
+    Logits(u64),
 }
 
 /// The layers of one rank, with the buffers between them.
 pub(crate) struct Linears {
-    products: Products,
     /// Up to so many rows are few.
     few_rows: usize,
     model: RankModel,
@@ -58,27 +50,22 @@ pub(crate) struct Linears {
     pub(crate) x: Memory,
     /// `[T or R, C]` in whole slices.
     normed: Memory,
-    /// f32 `[T, N]` of the widest layer behind whose product a kernel stands.
-    sums: Memory,
 }
 
 impl Linears {
     /// Bytes of the buffers for steps of up to `tokens` rows, of which at most `rows` logits are wanted at once.
     pub(crate) fn bytes(model: &RankModel, tokens: usize, rows: usize) -> u64 {
-        let floats = tokens * (model.shape.width + widest_sums(model));
-        (floats * size_of::<f32>() + normed_bytes(model, tokens, rows)) as u64 + Products::bytes()
+        (tokens * model.shape.width * size_of::<f32>() + normed_bytes(model, tokens, rows)) as u64
     }
 
     pub(crate) fn new(gpu: &Gpu, model: &RankModel, tokens: usize, rows: usize) -> Result<Self, GpuError> {
         let (width, element) = (model.shape.width, model.element);
         let buffer = |bytes| gpu.allocate(bytes, "activations");
         Ok(Self {
-            products: Products::new(gpu, element)?,
-            few_rows: Launch::projected_rows(width, element, gpu.shared_bytes("project_normed")),
+            few_rows: Launch::few_rows(width, element, gpu.shared_bytes("project_normed")),
             model: model.clone(),
             x: buffer(tokens * width * size_of::<f32>())?,
             normed: buffer(normed_bytes(model, tokens, rows))?,
-            sums: buffer(tokens * widest_sums(model) * size_of::<f32>())?,
         })
     }
 
@@ -89,57 +76,6 @@ impl Linears {
 
     /// Queues one layer over `rows` rows.
     pub(crate) fn apply(
-        &mut self,
-        gpu: &Gpu,
-        rows: usize,
-        input: Input<'_>,
-        layer: Matrix,
-        output: Output,
-    ) -> Result<(), GpuError> {
-        if rows <= self.few_rows {
-            return self.project(gpu, rows, &input, layer, output);
-        }
-        let inputs = match input {
-            Input::Elements(at) => at,
-            Input::Norm { norm, rows: list, next } => {
-                let arguments = NormArguments {
-                    norm: self.norm(norm, list),
-                    bias: next.filter(|_| self.is_first()).map_or(0, |next| next.bias),
-                    out: self.normed.address(),
-                    stride: row_stride(self.model.shape.width) as u32,
-                    padding: 0,
-                };
-                gpu.launch(Launch::rows(rows), &arguments)?;
-                self.normed.address()
-            }
-        };
-        let (sums, outputs) = (self.sums.address(), layer.outputs);
-        let (to, stride, add) = match output {
-            Output::Residual => (self.x.address(), outputs, self.is_first()),
-            Output::Logits { at, stride } => (at, stride, false),
-            Output::Qkv(_) | Output::Activation(_) => (sums, outputs, false),
-        };
-        let product = Shape { rows, inputs: layer.inputs, outputs, stride };
-        self.products.multiply(gpu, product, layer.weights, inputs, to, add)?;
-        match output {
-            Output::Residual | Output::Logits { .. } => Ok(()),
-            Output::Qkv(to) => gpu.launch(Launch::rows(rows), &WriteKvArguments { to, sums, bias: layer.bias }),
-            Output::Activation(out) => {
-                let arguments = ActivateArguments {
-                    sums,
-                    bias: layer.bias,
-                    out,
-                    count: (rows * outputs) as u32,
-                    width: outputs as u32,
-                    activation: self.activation(),
-                    stride: row_stride(outputs) as u32,
-                };
-                gpu.launch(Launch::elements(rows * outputs), &arguments)
-            }
-        }
-    }
-
-    fn project(
         &self,
         gpu: &Gpu,
         rows: usize,
@@ -154,18 +90,8 @@ impl Linears {
             rows: rows as u32,
             outputs: layer.outputs as u32,
             stride: row_stride(layer.inputs) as u32,
-            activation: self.activation(),
+            activation: activation(self.model.shape.mlp.activation) as u32,
             ..ProjectArguments::default()
-        };
-        let normed = match input {
-            Input::Norm { norm, rows, .. } => {
-                arguments.norm = self.norm(norm, *rows);
-                Some(width)
-            }
-            Input::Elements(at) => {
-                arguments.inputs = *at;
-                None
-            }
         };
         let (finish, out_stride) = match output {
             Output::Qkv(to) => {
@@ -179,21 +105,38 @@ impl Linears {
             Output::Residual => {
                 arguments.sums = self.x.address();
                 arguments.bias = if self.is_first() { layer.bias } else { 0 };
-                (Finish::Residual, width)
+                (if self.is_first() { Finish::Added } else { Finish::Sums }, width)
             }
-            Output::Logits { at, stride } => {
+            Output::Logits(at) => {
                 arguments.sums = at;
-                (Finish::Logits, stride)
+                (Finish::Sums, layer.outputs)
             }
         };
         (arguments.finish, arguments.out_stride) = (finish as u32, out_stride as u32);
-        let (name, launch) = Launch::project(rows, layer.outputs, normed, self.model.element, gpu.multiprocessors);
-        gpu.launch_as(name, launch, &arguments)
-    }
-
-    /// As `rows.h` counts them.
-    fn activation(&self) -> u32 {
-        activation(self.model.shape.mlp.activation) as u32
+        let is_few = rows <= self.few_rows;
+        let normed = match input {
+            Input::Norm { norm, rows: list } if is_few => {
+                arguments.norm = self.norm(norm, *list);
+                Some(width)
+            }
+            Input::Norm { norm, rows: list } => {
+                let (out, stride) = (self.normed.address(), row_stride(width) as u32);
+                let norm = NormArguments { norm: self.norm(norm, *list), out, count: rows as u32, stride };
+                gpu.launch(Launch::layer_norm(rows), &norm)?;
+                arguments.inputs = out;
+                None
+            }
+            Input::Elements(at) => {
+                arguments.inputs = *at;
+                None
+            }
+        };
+        if !is_few {
+            let launch = Launch::project_many(rows, layer.outputs, self.model.element);
+            return gpu.launch_as("project_many", launch, &arguments);
+        }
+        let (name, launch) = Launch::project(rows, layer.outputs, normed, self.model.element);
+        gpu.launch_as(name, launch.in_turns(gpu.blocks_at_once(name, launch)?), &arguments)
     }
 
     fn norm(&self, norm: &Norm, rows: u64) -> NormOf {
@@ -206,10 +149,6 @@ impl Linears {
             epsilon: self.model.shape.norm_epsilon,
         }
     }
-}
-
-fn widest_sums(RankModel { shape, share, .. }: &RankModel) -> usize {
-    [Linear::Qkv, Linear::Up].map(|linear| share.linear(shape, linear).outputs()).into_iter().max().unwrap_or(0)
 }
 
 fn normed_bytes(RankModel { shape, element, .. }: &RankModel, tokens: usize, rows: usize) -> usize {

@@ -73,8 +73,7 @@ impl Nccl {
     /// # Errors
     /// Names what was looked for and where, or the function that it lacks.
     pub(crate) fn load() -> Result<Self, GpuError> {
-        let hint =
-            "the Python package nvidia-nccl has it, whose folder LD_LIBRARY_PATH may name; --comm shm does without";
+        let hint = "the Python package nvidia-nccl-cu12 has it, as PyTorch does; --comm shm does without, through the host's memory";
         let library = find::open("NCCL", NAMES, hint)?;
         let get_version: unsafe extern "C" fn(*mut c_int) -> c_int = symbol(&library, "ncclGetVersion")?;
         let mut nccl = Self {

@@ -30,9 +30,6 @@ use super::{
 };
 use crate::bounds::Bounds;
 
-/// Rows of logits begin at multiples of so many floats: 256 bytes, which is what cublasLt takes for granted.
-const LOGIT_ALIGNMENT: usize = 64;
-
 /// How partial sums reach the other ranks.
 pub(crate) enum Reduction {
     /// There are none.
@@ -101,11 +98,6 @@ impl Pass {
         !matches!(self.reduction, Reduction::Staged { .. })
     }
 
-    /// Floats from one row of logits to the next.
-    pub(crate) fn logit_stride(model: &RankModel) -> usize {
-        model.share.vocab.len().next_multiple_of(LOGIT_ALIGNMENT)
-    }
-
     /// Queues all layers over rows that have been copied to `memory`.
     pub(crate) fn forward(&mut self, step: u64, inputs: &Inputs, memory: &Memory) -> Result<(), Failure> {
         let RankModel { shape, share, .. } = &self.model;
@@ -137,18 +129,18 @@ impl Pass {
 
     /// Queues the logits `[R, V_local]` after rows of the last forward pass, whose numbers are at `rows`, and what is `asked` of them;
     /// sizes are filled in here.
-    pub(crate) fn answer(&mut self, (rows, count): (u64, usize), asked: AnswerArguments) -> Result<(), GpuError> {
+    pub(crate) fn answer(&self, (rows, count): (u64, usize), asked: AnswerArguments) -> Result<(), GpuError> {
         let RankModel { shape, share, .. } = &self.model;
-        let (stride, width) = (Self::logit_stride(&self.model), share.vocab.len());
+        let width = share.vocab.len();
         let head = Matrix { weights: self.weights.head, bias: 0, inputs: shape.width, outputs: width };
-        let input = Input::Norm { norm: &self.weights.final_norm, rows, next: None };
-        self.linears.apply(&self.gpu, count, input, head, Output::Logits { at: asked.logits, stride })?;
-        let arguments = AnswerArguments { width: width as u32, stride: stride as u32, ..asked };
+        let input = Input::Norm { norm: &self.weights.final_norm, rows };
+        self.linears.apply(&self.gpu, count, &input, head, Output::Logits(asked.logits))?;
+        let arguments = AnswerArguments { width: width as u32, ..asked };
         self.gpu.launch_as("answer_parts", Launch::answer_parts(count, width), &arguments)?;
         self.gpu.launch(Launch::answers(count), &arguments)
     }
 
-    fn attention(&mut self, layer: usize, inputs: &Inputs, memory: &Memory) -> Result<(), GpuError> {
+    fn attention(&self, layer: usize, inputs: &Inputs, memory: &Memory) -> Result<(), GpuError> {
         let RankModel { shape, share, .. } = &self.model;
         let (t, d, heads) = (inputs.rows, shape.attention.head_dim, share.heads.len());
         let weights = &self.weights.layers[layer];
@@ -161,9 +153,8 @@ impl Pass {
             head_stride: head_stride(d) as u32,
             table_blocks: inputs.table_blocks as u32,
         };
-        let projection = weights.attention_output;
-        let input = Input::Norm { norm: &weights.attention_norm, rows: 0, next: Some(projection) };
-        self.linears.apply(&self.gpu, t, input, weights.qkv, Output::Qkv(places))?;
+        let input = Input::Norm { norm: &weights.attention_norm, rows: 0 };
+        self.linears.apply(&self.gpu, t, &input, weights.qkv, Output::Qkv(places))?;
         let tiled = inputs.tiles > 0;
         let attend = AttendArguments {
             from: places,
@@ -176,14 +167,15 @@ impl Pass {
         };
         let (name, launch) = Launch::attention(if tiled { inputs.tiles } else { t }, heads, d, tiled);
         self.gpu.launch_as(name, launch, &attend)?;
-        self.linears.apply(&self.gpu, t, Input::Elements(self.mixed.address()), projection, Output::Residual)
+        let mixed = Input::Elements(self.mixed.address());
+        self.linears.apply(&self.gpu, t, &mixed, weights.attention_output, Output::Residual)
     }
 
-    fn mlp(&mut self, layer: usize, t: usize) -> Result<(), GpuError> {
+    fn mlp(&self, layer: usize, t: usize) -> Result<(), GpuError> {
         let (weights, hidden) = (&self.weights.layers[layer], self.hidden.address());
-        let input = Input::Norm { norm: &weights.mlp_norm, rows: 0, next: Some(weights.down) };
-        self.linears.apply(&self.gpu, t, input, weights.up, Output::Activation(hidden))?;
-        self.linears.apply(&self.gpu, t, Input::Elements(hidden), weights.down, Output::Residual)
+        let input = Input::Norm { norm: &weights.mlp_norm, rows: 0 };
+        self.linears.apply(&self.gpu, t, &input, weights.up, Output::Activation(hidden))?;
+        self.linears.apply(&self.gpu, t, &Input::Elements(hidden), weights.down, Output::Residual)
     }
 
     /// Replaces `x` by its sum over all ranks.

@@ -53,7 +53,7 @@ pub(crate) struct StepRunner {
     step: u64,
     /// Which answers of the last step were candidates, and in which row of the logits they are.
     kept: Vec<(usize, usize)>,
-    /// f32 `[max_seqs + SCORED_ROWS, V_local rounded up]`: rows of candidates, then rows of scored prompts.
+    /// f32 `[max_seqs + SCORED_ROWS, V_local]`: rows of candidates, then rows of scored prompts.
     logits: Memory,
     inputs: Mirrored,
     questions: Mirrored,
@@ -71,7 +71,7 @@ pub(crate) fn buffer_bytes(model: &RankModel, max_batched_tokens: usize, max_seq
 
 /// Words of the logits, the inputs, and the rest.
 fn buffer_words(model: &RankModel, max_batched_tokens: usize, max_seqs: usize) -> (usize, usize, Words) {
-    let logits = (max_seqs + SCORED_ROWS) * Pass::logit_stride(model);
+    let logits = (max_seqs + SCORED_ROWS) * model.share.vocab.len();
     let inputs = Inputs::most_words(max_batched_tokens, inputs::table_blocks(&model.shape));
     (logits, inputs, Words::of(rows_at_once(max_seqs), model.share.vocab.len()))
 }
@@ -117,7 +117,7 @@ impl StepRunner {
             self.upload_inputs(&inputs, &[], &[])?;
             let questions = Questions::of_batch(&[], rows, &self.pass.model.share.vocab, self.room);
             self.upload_questions(&questions.expect("nothing is asked"))?;
-            // Chooses algorithms, joins the peers, and finds faults while there is somebody to tell.
+            // Joins the peers, and finds faults while there is somebody to tell.
             self.decode_pass(&inputs)?;
             self.pass.wait()?;
             // Only what is asked of the GPU here is captured; errors of reductions over the host cannot be among it.
@@ -144,11 +144,11 @@ impl StepRunner {
 
     /// Queues the answers to `places` questions that have been copied, with their logits from row `first` of the buffer on.
     fn queue_answers(&mut self, places: usize, first: usize) -> Result<(), GpuError> {
-        let stride = Pass::logit_stride(&self.pass.model) * 4;
+        let row_bytes = self.pass.model.share.vocab.len() * 4;
         let (wants, ids) = Questions::offsets(places);
         let questions = self.questions.memory.address();
         let asked = AnswerArguments {
-            logits: self.logits.at(first * stride, places * stride),
+            logits: self.logits.at(first * row_bytes, places * row_bytes),
             wants: questions + 4 * wants as u64,
             ids: questions + 4 * ids as u64,
             parts: self.parts.address(),
@@ -267,14 +267,13 @@ impl Runner for StepRunner {
 
     fn fetch(&mut self, rows: &[u32]) -> Result<Vec<LogitSlice>, WorkerError> {
         let width = self.pass.model.share.vocab.len();
-        let stride = Pass::logit_stride(&self.pass.model) * 4;
         let mut fetched = Vec::with_capacity(rows.len());
         for &row in rows {
             let kept = self.kept.iter().find(|&&(answer, _)| answer == row as usize);
             let fault = PlanFault::NotKept { row };
             let &(_, at) = kept.ok_or(WorkerError::Plan { step: self.step, fault })?;
             // The answers' memory is wider than a row.
-            let from = self.logits.at(at * stride, width * 4);
+            let from = self.logits.at(at * width * 4, width * 4);
             self.pass.gpu.download(from, &mut self.answers.host, width).of_rank(self.pass.model.rank)?;
             self.pass.wait().of_rank(self.pass.model.rank)?;
             fetched.push(LogitSlice::from(self.answers.host.floats_mut()[..width].to_vec()));

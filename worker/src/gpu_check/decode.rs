@@ -19,21 +19,21 @@ use crate::{
 };
 
 const XL: &str = r#"{"n_layer":48,"n_head":25,"n_embd":1600,"vocab_size":50257,"n_positions":1024}"#;
-const STEPS: usize = 20;
+const STEPS: usize = 10;
 
 /// A model, and what it decodes.
-struct Subject {
+pub(super) struct Subject {
     name: &'static str,
     ordinal: u32,
     order: LoadOrder,
-    model: RankModel,
+    pub(super) model: RankModel,
     /// Positions before the token.
-    history: usize,
+    pub(super) history: usize,
     batches: &'static [usize],
 }
 
-/// Measures gpt2-xl where it fits; else the small model of the other checks, which says no more than that it runs.
-pub(super) fn measure(info: &GpuInfo, section: &mut Section<'_>) -> Result<(), Trouble> {
+/// gpt2-xl where it fits; else the small model of the other checks, which says no more than that it runs.
+pub(super) fn subject(info: &GpuInfo) -> Subject {
     let of = |name, config, history, batches: &'static [usize]| {
         let shape = ModelShape::from_config_json(config).expect("the configuration is sound");
         let partition = Partition::new(&shape, 1).expect("one rank has room for every head");
@@ -43,7 +43,11 @@ pub(super) fn measure(info: &GpuInfo, section: &mut Section<'_>) -> Result<(), T
         Subject { name, ordinal: info.ordinal, order, model, history, batches }
     };
     let xl = of("gpt2-xl", XL, 512, &[1, 8, 16, 32]);
-    let subject = if xl.bytes() < info.free_bytes { xl } else { of("a small model", CONFIG, 40, &[1, 4]) };
+    if xl.bytes() < info.free_bytes { xl } else { of("a small model", CONFIG, 40, &[1, 4]) }
+}
+
+/// Measures its steps.
+pub(super) fn measure(subject: &Subject, section: &mut Section<'_>) -> Result<(), Trouble> {
     let (captured, limit) = subject.seconds(true)?;
     let (plain, _) = subject.seconds(false)?;
     for (i, &batch) in subject.batches.iter().enumerate() {

@@ -1,11 +1,10 @@
-//! Every kernel of one element type, and products, against the CPU on odd sizes.
+//! Every kernel of one element type against the CPU on odd sizes.
 
 use nanoinfer_kernels::{
     Activation, Arena, Element, Epilogue, Isa, Kernels, PackedMatrix,
     cuda::{
-        ActivateArguments, AnswerArguments, AttendArguments, BLOCK, EmbedArguments, Finish, Launch, Norm,
-        NormArguments, PART, Placement, ProjectArguments, QkvPlaces, TILE_ROWS, WriteKvArguments, head_stride,
-        row_stride,
+        AnswerArguments, AttendArguments, BLOCK, EmbedArguments, Finish, Launch, Norm, NormArguments, PART, Placement,
+        ProjectArguments, QkvPlaces, TILE_ROWS, head_stride, row_stride,
     },
 };
 use nanoinfer_shared::protocol::Wants;
@@ -16,7 +15,6 @@ use crate::{
     cuda::{
         GpuError,
         answers::{Questions, Words},
-        products::{Products, Shape},
     },
     runner::Wanted,
 };
@@ -37,7 +35,6 @@ pub(super) fn check(lab: &Lab, section: &mut Section<'_>) -> Result<(), Trouble>
         answers(lab, section, width)?;
     }
     project(lab, section)?;
-    products(lab, section)?;
     Ok(())
 }
 
@@ -83,52 +80,56 @@ fn normed(x: &[f32], gain: &[f32], shift: &[f32]) -> Vec<f64> {
     x.chunks_exact(gain.len()).flat_map(row).collect()
 }
 
+/// Rows that a lane holds, and rows that it reads again.
 fn layer_norm(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
-    let (rows, width) = (5, 300);
-    let x = values(rows * width, 3);
-    let [bias, gain, shift] = [5, 6, 7].map(|seed| values(width, seed));
-    let (gain_at, shift_at) = (lab.floats(&gain)?, lab.floats(&shift)?);
-    for (what, order, list, bias, bias_at) in [
-        ("LayerNorm, and a bias", &[0, 1, 2, 3, 4][..], 0, &bias, lab.floats(&bias)?),
-        ("LayerNorm of wanted rows", &[4, 0, 4], lab.words(&[4, 0, 4])?, &vec![0.0; width], 0),
-    ] {
-        let (x_at, out) = (lab.floats(&x)?, lab.rows(&vec![f32::NAN; rows * width], width)?);
-        let norm = Norm { x: x_at, gain: gain_at, shift: shift_at, rows: list, width: width as u32, epsilon: EPSILON };
-        let stride = row_stride(width) as u32;
-        let arguments = NormArguments { norm, bias: bias_at, out, stride, padding: 0 };
-        lab.gpu.launch(Launch::rows(order.len()), &arguments)?;
+    let rows = 9;
+    for (width, order, list) in [(300, (0..rows).collect::<Vec<_>>(), false), (2077, vec![4, 0, 8], true)] {
+        let (x, gain, shift) = (values(rows * width, 3), values(width, 6), values(width, 7));
+        let list = if list { lab.words(&order.iter().map(|&row| row as u32).collect::<Vec<_>>())? } else { 0 };
+        let norm = Norm {
+            x: lab.floats(&x)?,
+            gain: lab.floats(&gain)?,
+            shift: lab.floats(&shift)?,
+            rows: list,
+            width: width as u32,
+            epsilon: EPSILON,
+        };
+        let (out, stride) = (lab.rows(&vec![f32::NAN; rows * width], width)?, row_stride(width) as u32);
+        lab.gpu
+            .launch(Launch::layer_norm(order.len()), &NormArguments { norm, out, count: order.len() as u32, stride })?;
         let wanted: Vec<f32> = order.iter().flat_map(|&row| &x[row * width..][..width]).copied().collect();
         let got = lab.read_rows(out, order.len(), width)?;
-        section.compare(what, &got, normed(&wanted, &gain, &shift), lab.tolerance);
-        let left = x.iter().enumerate().map(|(i, &x)| f64::from(x + bias[i % width]));
-        section.compare("the residual stream behind it", &lab.read(x_at, rows * width)?, left, 0.0);
+        section.compare(&format!("LayerNorm of {width}"), &got, normed(&wanted, &gain, &shift), lab.tolerance);
     }
     Ok(())
 }
 
+/// At the end of a product with the unit matrix.
 fn activate(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
     use Activation::{GeluErf, GeluTanh, QuickGelu, Relu, Relu2, Silu, Tanh};
     let (rows, width) = (7, 77);
-    let (sums, bias) = (values(rows * width, 8), values(width, 9));
-    let arguments = ActivateArguments {
-        sums: lab.floats(&sums)?,
+    let (x, bias) = (lab.rounded(1.0, rows * width, 8), values(width, 9));
+    let diagonal: Vec<f32> = (0..width * width).map(|i| if i % (width + 1) == 0 { 1.0 } else { 0.0 }).collect();
+    let arguments = ProjectArguments {
+        inputs: lab.rows(&x, width)?,
+        weights: lab.rows(&diagonal, width)?,
         bias: lab.floats(&bias)?,
-        count: (rows * width) as u32,
-        width: width as u32,
+        rows: rows as u32,
+        outputs: width as u32,
         stride: row_stride(width) as u32,
-        ..ActivateArguments::default()
+        out_stride: row_stride(width) as u32,
+        finish: Finish::Activation as u32,
+        ..ProjectArguments::default()
     };
-    // On the CPU an activation is the end of a product; here of one with the unit matrix.
     let mut unit = PackedMatrix::zeros(&Arena::default(), Element::F32, width, width, width);
-    let diagonal = (0..width * width).map(|i| if i % (width + 1) == 0 { 1.0 } else { 0.0 });
-    unit.set_tile(0, 0..width, &diagonal.collect::<Vec<_>>());
+    unit.set_tile(0, 0..width, &diagonal);
     let mut cpu = Kernels::new(Isa::detect(), 1, false).expect("the caller is the only thread");
     for kind in [GeluTanh, GeluErf, QuickGelu, Relu, Relu2, Silu, Tanh] {
         let out = lab.empty_elements(rows * row_stride(width))?;
-        let arguments = ActivateArguments { out, activation: kind as u32, ..arguments };
-        lab.gpu.launch(Launch::elements(rows * width), &arguments)?;
+        let (name, launch) = Launch::project(rows, width, None, lab.element);
+        lab.gpu.launch_as(name, launch, &ProjectArguments { out, activation: kind as u32, ..arguments })?;
         let mut exact = vec![0.0; rows * width];
-        cpu.matmul(&sums, &unit, Epilogue::BiasActivation(&bias, kind), &mut exact);
+        cpu.matmul(&x, &unit, Epilogue::BiasActivation(&bias, kind), &mut exact);
         let (got, exact) = (lab.read_rows(out, rows, width)?, exact.into_iter().map(f64::from));
         section.compare(&format!("activation {kind:?}"), &got, exact, lab.tolerance);
     }
@@ -177,6 +178,14 @@ impl Text {
         Ok([lab.read_elements(self.places.queries, queries)?, lab.read_elements(self.places.cache, cache)?].concat())
     }
 
+    /// Brings them there, of rows of queries, keys and values side by side.
+    fn write(&mut self, lab: &Lab, qkv: impl Fn(usize, usize) -> f64) -> Result<(), GpuError> {
+        let all: Vec<f32> = self.expected(qkv).into_iter().map(|x| x as f32).collect();
+        let (queries, cache) = all.split_at(self.elements().0);
+        (self.places.queries, self.places.cache) = (lab.elements(queries)?, lab.elements(cache)?);
+        Ok(())
+    }
+
     /// What [`Text::read`] should read, of rows of queries, keys and values side by side.
     fn expected(&self, qkv: impl Fn(usize, usize) -> f64) -> Vec<f64> {
         let (stride, width) = (head_stride(self.head_dim), self.heads * self.head_dim);
@@ -199,13 +208,9 @@ fn attention(lab: &Lab, section: &mut Section<'_>, head_dim: usize) -> Result<()
     let (rows, heads, scale) = (37, 3, 0.3f32);
     let width = heads * head_dim;
     let qkv: Vec<f32> = values(rows * 3 * width, head_dim).into_iter().map(|x| x * 0.3).collect();
-    let bias: Vec<f32> = values(3 * width, 10).into_iter().map(|x| x * 0.1).collect();
-    let text = Text::new(lab, rows, heads, head_dim)?;
-    let write = WriteKvArguments { to: text.places, sums: lab.floats(&qkv)?, bias: lab.floats(&bias)? };
-    lab.gpu.launch(Launch::rows(rows), &write)?;
-
-    let stored = |row: usize, i: usize| f64::from((lab.round)(qkv[row * 3 * width + i] + bias[i]));
-    section.compare(&format!("KV write, heads of {head_dim}"), &text.read(lab)?, text.expected(stored), 0.0);
+    let stored = |row: usize, i: usize| f64::from((lab.round)(qkv[row * 3 * width + i]));
+    let mut text = Text::new(lab, rows, heads, head_dim)?;
+    text.write(lab, stored)?;
 
     let exact = attention_by_hand(&stored, (rows, heads, head_dim), scale);
     let tiles: Vec<u32> =
@@ -262,18 +267,18 @@ fn product<X: Copy + Into<f64>>(x: &[X], row: usize, weights: &[f32], output: us
     x.iter().zip(weights).map(|(&x, &weight)| x.into() * f64::from(weight)).sum()
 }
 
-/// All that `project` begins and ends with, at sizes that do not divide, and that a row has the same bits among others.
+/// All that the kernels of linear layers begin and end with, at sizes that do not divide, and that a row has the same bits among others,
+/// whichever of them makes it.
 fn project(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
-    // Two rounds of a warp's slices, and a bit; 8 heads of 20 in 3 parts, some more outputs than blocks take at once.
-    let (inputs, heads, head_dim) = (600, 8, 20);
+    // What a warp asks for at once, and a bit; 8 heads of 20 in 3 parts, some more outputs than blocks take at once.
+    let (inputs, heads, head_dim) = (if lab.element == Element::F32 { 600 } else { 1100 }, 8, 20);
     let outputs = 3 * heads * head_dim;
     let weights = lab.rounded(0.05, outputs * inputs, 13);
     let (bias, gain, shift) = (values(outputs, 14), values(inputs, 15), values(inputs, 16));
     let (weights_at, bias_at) = (lab.rows(&weights, inputs)?, lab.floats(&bias)?);
     let (gain_at, shift_at) = (lab.floats(&gain)?, lab.floats(&shift)?);
-    let most = Launch::projected_rows(inputs, lab.element, lab.gpu.shared_bytes("project_normed"));
     let mut alone = Vec::new();
-    for rows in [1, 2, 9, most] {
+    for rows in [1, 9, 37] {
         let (x, before) = (values(rows * inputs, 17), values(rows * outputs, 18));
         let ready = lab.rounded(1.0, rows * inputs, 17);
         // f32 differs from f64 by less than rounding turns it over, except at ties: then by a step, which a product hides.
@@ -283,56 +288,76 @@ fn project(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
         let all = || (0..rows).flat_map(|row| (0..outputs).map(move |i| (row, i)));
         let text = Text::new(lab, rows, heads, head_dim)?;
         let width = inputs as u32;
-        let mut arguments = ProjectArguments {
+        let arguments = ProjectArguments {
             norm: Norm { x: lab.floats(&x)?, gain: gain_at, shift: shift_at, rows: 0, width, epsilon: EPSILON },
             inputs: lab.rows(&ready, inputs)?,
             weights: weights_at,
             bias: bias_at,
             to: text.places,
             out: lab.empty_elements(rows * row_stride(outputs))?,
-            sums: lab.floats(&before)?,
             rows: rows as u32,
             outputs: outputs as u32,
             stride: row_stride(inputs) as u32,
-            out_stride: outputs as u32,
-            finish: Finish::Qkv as u32,
+            ..ProjectArguments::default()
+        };
+        let finishing = |finish, out_stride| ProjectArguments {
+            finish: finish as u32,
+            out_stride: out_stride as u32,
             activation: Activation::Relu as u32,
+            sums: arguments.sums,
+            ..arguments
         };
         // Few blocks, so that they take turns.
-        let multiprocessors = 5;
-        let run = |normed, arguments: &ProjectArguments| {
-            let (name, launch) = Launch::project(rows, outputs, normed, lab.element, multiprocessors);
-            lab.gpu.launch_as(name, launch, arguments)
+        let few = |normed, arguments: &ProjectArguments| {
+            let (name, launch) = Launch::project(rows, outputs, normed, lab.element);
+            lab.gpu.launch_as(name, launch.in_turns(10), arguments)
         };
-        let mut compare = |what, got: &[f32], exact: Vec<f64>, tolerance| {
+        let many = |arguments: &ProjectArguments| {
+            lab.gpu.launch_as("project_many", Launch::project_many(rows, outputs, lab.element), arguments)
+        };
+        let mut compare = |what: &str, got: &[f32], exact: Vec<f64>, tolerance| {
             section.compare(&format!("project {rows} rows, {what}"), got, exact, tolerance);
         };
-        run(Some(inputs), &arguments)?;
+        few(Some(inputs), &finishing(Finish::Qkv, 0))?;
         compare("QKV", &text.read(lab)?, text.expected(of_normed), lab.tolerance);
 
-        (arguments.finish, arguments.out_stride) = (Finish::Activation as u32, row_stride(outputs) as u32);
-        run(Some(inputs), &arguments)?;
+        few(Some(inputs), &finishing(Finish::Activation, row_stride(outputs)))?;
         let exact = all().map(|(row, i)| of_normed(row, i).max(0.0));
         compare("activation", &lab.read_rows(arguments.out, rows, outputs)?, exact.collect(), lab.tolerance);
 
-        arguments.norm.x = 0;
-        (arguments.finish, arguments.out_stride) = (Finish::Residual as u32, outputs as u32);
-        run(None, &arguments)?;
-        let exact = all().zip(&before).map(|((row, i), &x)| of_ready(row, i) + f64::from(bias[i]) + f64::from(x));
-        compare("residual", &lab.read(arguments.sums, rows * outputs)?, exact.collect(), F32_TOLERANCE);
-
-        arguments.bias = 0;
-        run(None, &arguments)?;
-        let got = lab.read(arguments.sums, rows * outputs)?;
-        compare("partial sums", &got, all().map(|(row, i)| of_ready(row, i)).collect(), F32_TOLERANCE);
-        alone.push(got[..outputs].iter().map(|x| x.to_bits()).collect::<Vec<_>>());
+        let exact: Vec<f64> =
+            all().zip(&before).map(|((row, i), &x)| of_ready(row, i) + f64::from(bias[i]) + f64::from(x)).collect();
+        let added =
+            || Ok::<_, GpuError>(ProjectArguments { sums: lab.floats(&before)?, ..finishing(Finish::Added, outputs) });
+        let sums = || {
+            Ok::<_, GpuError>(ProjectArguments {
+                sums: lab.empty(rows * outputs, 4)?,
+                ..finishing(Finish::Sums, outputs)
+            })
+        };
+        for (how, is_few) in [("few", true), ("many", false)] {
+            let run = |arguments: &ProjectArguments| if is_few { few(None, arguments) } else { many(arguments) };
+            let (added, sums) = (added()?, sums()?);
+            run(&added)?;
+            compare(
+                &format!("added to what is there, as {how}"),
+                &lab.read(added.sums, rows * outputs)?,
+                exact.clone(),
+                F32_TOLERANCE,
+            );
+            run(&sums)?;
+            let got = lab.read(sums.sums, rows * outputs)?;
+            let exact = all().map(|(row, i)| of_ready(row, i)).collect();
+            compare(&format!("partial sums, as {how}"), &got, exact, F32_TOLERANCE);
+            alone.push(got[..outputs].iter().map(|x| x.to_bits()).collect::<Vec<_>>());
+        }
     }
-    section.ideally_same("a projected row alone and among others", alone.iter().all(|row| *row == alone[0]));
+    section
+        .ideally_same("a projected row alone, among others, and among many", alone.iter().all(|row| *row == alone[0]));
     Ok(())
 }
 
 fn answers(lab: &Lab, section: &mut Section<'_>, width: usize) -> Result<(), GpuError> {
-    let stride = width.next_multiple_of(64);
     let vocab = 100..100 + width;
     let last = (vocab.end - 1) as u32;
     let wants = [
@@ -343,7 +368,7 @@ fn answers(lab: &Lab, section: &mut Section<'_>, width: usize) -> Result<(), Gpu
         Wants::Targets { ids: vec![100], top: 0 },
     ];
     // Few distinct values, so that ties are common.
-    let logits: Vec<f32> = (0..wants.len() * stride).map(|i| ((i * 7919) % 251) as f32 / 10.0 - 12.0).collect();
+    let logits: Vec<f32> = (0..wants.len() * width).map(|i| ((i * 7919) % 251) as f32 / 10.0 - 12.0).collect();
     let asked: Vec<Wanted<'_>> =
         wants.iter().enumerate().map(|(i, wants)| Wanted { answer: i, row: i, wants }).collect();
     let questions = Questions::of(&asked, asked.len(), &vocab, Words::ENDLESS);
@@ -358,7 +383,7 @@ fn answers(lab: &Lab, section: &mut Section<'_>, width: usize) -> Result<(), Gpu
         parts: lab.empty(questions.part_words, 4)?,
         answers: lab.empty(questions.answer_words, 4)?,
         width: width as u32,
-        stride: stride as u32,
+        padding: 0,
     };
     lab.gpu.launch_as("answer_parts", Launch::answer_parts(questions.len(), width), &arguments)?;
     lab.gpu.launch(Launch::answers(questions.len()), &arguments)?;
@@ -366,7 +391,7 @@ fn answers(lab: &Lab, section: &mut Section<'_>, width: usize) -> Result<(), Gpu
     let (mut lists_agree, mut sums, mut exact) = (true, Vec::new(), Vec::new());
     for (place, wants) in wants.iter().enumerate() {
         let got = questions.answer(&words, place, wants, &vocab);
-        let expected = answer(Isa::detect(), &logits[place * stride..][..width], vocab.start, wants);
+        let expected = answer(Isa::detect(), &logits[place * width..][..width], vocab.start, wants);
         lists_agree &= got.top == expected.top && got.listed == expected.listed;
         for (got, expected) in [(got.all, expected.all), (got.rest, expected.rest)] {
             // Of no terms both are −∞, whose difference is not a number.
@@ -377,27 +402,5 @@ fn answers(lab: &Lab, section: &mut Section<'_>, width: usize) -> Result<(), Gpu
     }
     section.compare(&format!("log-sum-exps of {width} logits"), &sums, exact, F32_TOLERANCE);
     section.same(&format!("largest and listed of {width} logits"), lists_agree);
-    Ok(())
-}
-
-fn products(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
-    let mut products = Products::new(&lab.gpu, lab.element)?;
-    let (inputs, outputs, stride) = (80, 56, 64);
-    let weights = lab.rounded(1.0, inputs * outputs, 11);
-    let weights_at = lab.rows(&weights, inputs)?;
-    for (how, rows, add) in [("alone", 17, false), ("alone", 33, false), ("added", 33, true)] {
-        let (x, before) = (lab.rounded(1.0, rows * inputs, 12), values(rows * stride, 19));
-        let (x_at, out) = (lab.rows(&x, inputs)?, lab.floats(&before)?);
-        let shape = Shape { rows, inputs, outputs, stride };
-        products.multiply(&lab.gpu, shape, weights_at, x_at, out, add)?;
-        let got = lab.read(out, rows * stride)?;
-        let dense: Vec<f32> = got.chunks(stride).flat_map(|row| &row[..outputs]).copied().collect();
-        let exact = (0..rows * outputs).map(|i| {
-            let (row, output) = (i / outputs, i % outputs);
-            let before = if add { f64::from(before[row * stride + output]) } else { 0.0 };
-            product(&x, row, &weights, output, inputs) + before
-        });
-        section.compare(&format!("product of {rows} rows, {how}"), &dense, exact, F32_TOLERANCE);
-    }
     Ok(())
 }

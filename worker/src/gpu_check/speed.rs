@@ -1,9 +1,12 @@
-//! What memory, launches and layers cost on this GPU: figures, not verdicts.
+//! What memory, launches and the kernels of a decode step cost on this GPU: figures, not verdicts. `docs/gpu.md` has a forecast for each.
 
 use std::time::Instant;
 
-use nanoinfer_kernels::cuda::{ActivateArguments, Finish, Launch, ProjectArguments};
-use nanoinfer_shared::protocol::DType;
+use nanoinfer_kernels::cuda::{
+    AttendArguments, BLOCK, EmbedArguments, Finish, Launch, Norm, Placement, ProjectArguments, QkvPlaces, head_stride,
+    row_stride,
+};
+use nanoinfer_shared::{ModelShape, protocol::DType};
 
 use super::{Lab, Section, Trouble};
 use crate::cuda::{GpuError, GpuInfo, error::While};
@@ -11,10 +14,15 @@ use crate::cuda::{GpuError, GpuInfo, error::While};
 const COPY_BYTES: usize = 64 << 20;
 const CLEAR_BYTES: usize = 256 << 20;
 const LAUNCHES: usize = 200;
-/// Of a square matrix.
-const WIDTH: usize = 4096;
+/// What is measured takes at least so long, beside which one launch and looking whether it is over are nothing.
+const LEAST_SECONDS: f64 = 0.01;
 
-pub(super) fn measure(gpu: &GpuInfo, section: &mut Section<'_>) -> Result<(), Trouble> {
+pub(super) fn measure(
+    gpu: &GpuInfo,
+    shape: &ModelShape,
+    history: usize,
+    section: &mut Section<'_>,
+) -> Result<(), Trouble> {
     let GpuInfo { compute_capability: (major, minor), free_bytes, total_bytes, .. } = gpu;
     section.tell("compute capability", format!("{major}.{minor}"), None);
     let gb = |bytes: u64| bytes as f64 / 1e9;
@@ -22,18 +30,22 @@ pub(super) fn measure(gpu: &GpuInfo, section: &mut Section<'_>) -> Result<(), Tr
     let lab = Lab::new(gpu.ordinal, DType::Bf16)?;
     copies(&lab, section)?;
     launches(&lab, section)?;
-    projections(&lab, section)?;
+    layers(gpu.ordinal, shape, section)?;
+    attention(gpu.ordinal, shape, history, section)?;
     Ok(())
 }
 
-/// Seconds of `queue` and all that it queues, the second time.
+/// Seconds of `queue` and all that it queues, of as many times one after the other as make it long enough, and not the first.
 fn seconds(lab: &Lab, mut queue: impl FnMut() -> Result<(), GpuError>) -> Result<f64, GpuError> {
-    queue()?;
-    lab.gpu.wait("warm up", || Ok(()))?;
-    let begun = Instant::now();
-    queue()?;
-    lab.gpu.wait("be measured", || Ok(()))?;
-    Ok(begun.elapsed().as_secs_f64())
+    let mut time = |times: usize| {
+        let begun = Instant::now();
+        (0..times).try_for_each(|_| queue())?;
+        lab.gpu.wait("be measured", || Ok(()))?;
+        Ok::<_, GpuError>(begun.elapsed().as_secs_f64() / times as f64)
+    };
+    time(1)?;
+    let once = time(1)?;
+    if once >= LEAST_SECONDS { Ok(once) } else { time((LEAST_SECONDS / once).ceil() as usize) }
 }
 
 fn rate(section: &mut Section<'_>, what: &str, bytes: usize, seconds: f64) {
@@ -53,9 +65,19 @@ fn copies(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
 }
 
 fn launches(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
-    let at = lab.empty(256, 4)?;
-    let nothing = ActivateArguments { sums: at, bias: at, out: at, count: 1, width: 1, activation: 3, stride: 32 };
-    let queue = || (0..LAUNCHES).try_for_each(|_| lab.gpu.launch(Launch::elements(1), &nothing));
+    // A token of another rank: one zero is written.
+    let at = lab.empty(8, 4)?;
+    let nothing = EmbedArguments {
+        tokens: at,
+        positions: at,
+        embedding: at,
+        x: at + 16,
+        first_token: 1,
+        width: 1,
+        stride: 1,
+        ..EmbedArguments::default()
+    };
+    let queue = || (0..LAUNCHES).try_for_each(|_| lab.gpu.launch(Launch::rows(1), &nothing));
     let us = |seconds: f64| format!("{:.2} µs", seconds / LAUNCHES as f64 * 1e6);
     section.tell("a launch, one after the other", us(seconds(lab, &queue)?), None);
     let graph = lab.gpu.capture(queue)?;
@@ -65,30 +87,91 @@ fn launches(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
     Ok(())
 }
 
-/// Layers of one row read their matrices once, and hardly compute: as decode steps do. Plainly, and captured.
-fn projections(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
-    let bytes = WIDTH * WIDTH * lab.element.bytes();
-    // So many that the cache holds few of them until they are read again.
-    let matrices = (4 * lab.gpu.cache_bytes).div_ceil(bytes).max(1);
-    let weights = lab.empty(matrices * bytes, 1)?;
-    let width = WIDTH as u32;
-    let layer = ProjectArguments {
-        inputs: lab.empty_elements(WIDTH)?,
-        sums: lab.empty(WIDTH, 4)?,
-        rows: 1,
-        outputs: width,
-        stride: width,
-        out_stride: width,
-        finish: Finish::Logits as u32,
-        ..ProjectArguments::default()
-    };
-    let (name, launch) = Launch::project(1, WIDTH, None, lab.element, lab.gpu.multiprocessors);
-    let of_each =
-        || (0..matrices).map(|matrix| ProjectArguments { weights: weights + (matrix * bytes) as u64, ..layer });
-    let queue = || of_each().try_for_each(|layer| lab.gpu.launch_as(name, launch, &layer));
-    rate(section, "reading weights, bf16 layers of one row", matrices * bytes, seconds(lab, &queue)?);
-    let graph = lab.gpu.capture(queue)?;
-    let launch = || graph.launch().doing("launch a graph");
-    rate(section, "the same in a graph", matrices * bytes, seconds(lab, launch)?);
+/// A graph of `queue` for each of as many copies of `bytes` as the cache has no room for a quarter of, so that each is read from memory;
+/// tells what one takes.
+fn in_turns(
+    lab: &Lab,
+    bytes: usize,
+    what: &str,
+    section: &mut Section<'_>,
+    queue: impl Fn(u64) -> Result<(), GpuError>,
+) -> Result<(), GpuError> {
+    let copies = (4 * lab.gpu.cache_bytes).div_ceil(bytes).max(1);
+    let stride = bytes.next_multiple_of(256);
+    let at = lab.empty(copies * stride, 1)?;
+    let graph = lab.gpu.capture(|| (0..copies).try_for_each(|copy| queue(at + (copy * stride) as u64)))?;
+    let each = seconds(lab, || graph.launch().doing("launch a graph"))? / copies as f64;
+    section.tell(what, format!("{:.2} µs, {:.0} GB/s", each * 1e6, bytes as f64 / each / 1e9), None);
     Ok(())
+}
+
+/// The products of a layer and the head, of one row: each reads its matrix once, and hardly computes.
+fn layers(ordinal: u32, shape: &ModelShape, section: &mut Section<'_>) -> Result<(), GpuError> {
+    let (width, attended) = (shape.width, shape.attention.heads * shape.attention.head_dim);
+    let inner = shape.mlp.inner;
+    for (what, inputs, outputs, is_normed, finish) in [
+        ("QKV", width, 3 * attended, true, Finish::Sums),
+        ("attention projection", attended, width, false, Finish::Added),
+        ("FC", width, inner, true, Finish::Activation),
+        ("MLP projection", inner, width, false, Finish::Added),
+        ("head", width, shape.vocab_size, true, Finish::Sums),
+    ] {
+        let lab = Lab::new(ordinal, DType::Bf16)?;
+        let (name, launch) = Launch::project(1, outputs, is_normed.then_some(inputs), lab.element);
+        let launch = launch.in_turns(lab.gpu.blocks_at_once(name, launch)?);
+        let zeros = lab.empty(row_stride(inputs.max(outputs)), 4)?;
+        let norm = Norm { x: zeros, gain: zeros, shift: zeros, width: inputs as u32, epsilon: 1e-5, ..Norm::default() };
+        let layer = ProjectArguments {
+            norm,
+            inputs: zeros,
+            bias: zeros,
+            out: lab.empty_elements(row_stride(outputs))?,
+            sums: lab.empty(outputs, 4)?,
+            rows: 1,
+            outputs: outputs as u32,
+            stride: row_stride(inputs) as u32,
+            out_stride: row_stride(outputs) as u32,
+            finish: finish as u32,
+            ..ProjectArguments::default()
+        };
+        let bytes = outputs * row_stride(inputs) * lab.element.bytes();
+        in_turns(&lab, bytes, &format!("{what}, {inputs} to {outputs}, one row"), section, |weights| {
+            lab.gpu.launch_as(name, launch, &ProjectArguments { weights, ..layer })
+        })?;
+    }
+    Ok(())
+}
+
+/// Of one row behind `history` positions.
+fn attention(ordinal: u32, shape: &ModelShape, history: usize, section: &mut Section<'_>) -> Result<(), GpuError> {
+    let lab = Lab::new(ordinal, DType::Bf16)?;
+    let (heads, d) = (shape.attention.heads, shape.attention.head_dim);
+    let blocks = history / BLOCK + 1;
+    let table: Vec<u32> = (0..blocks as u32).collect();
+    let places = QkvPlaces {
+        queries: lab.empty_elements(heads * head_stride(d))?,
+        at: Placement {
+            positions: lab.words(&[history as u32])?,
+            sequences: lab.words(&[0])?,
+            tables: lab.words(&table)?,
+        },
+        heads: heads as u32,
+        head_dim: d as u32,
+        head_stride: head_stride(d) as u32,
+        table_blocks: blocks as u32,
+        ..QkvPlaces::default()
+    };
+    let attend = AttendArguments {
+        from: places,
+        out: lab.empty_elements(row_stride(heads * d))?,
+        tile_rows: 1,
+        out_stride: row_stride(heads * d) as u32,
+        scale: 1.0,
+        ..AttendArguments::default()
+    };
+    let (name, launch) = Launch::attention(1, heads, d, false);
+    let bytes = blocks * 2 * BLOCK * heads * head_stride(d) * lab.element.bytes();
+    in_turns(&lab, bytes, &format!("attention over {history} positions, one row"), section, |cache| {
+        lab.gpu.launch_as(name, launch, &AttendArguments { from: QkvPlaces { cache, ..places }, ..attend })
+    })
 }
