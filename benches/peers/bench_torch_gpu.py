@@ -26,10 +26,12 @@ def main():
     config = GPT2Config(n_layer=layers, n_head=heads, n_embd=width)
     with torch.device(options.device):
         model = GPT2LMHeadModel(config).to(dtype).eval()
-    compiled = torch.compile(model.forward, mode="reduce-overhead", fullgraph=True)
     rows = []
     with torch.inference_mode():
         for batch in map(int, options.batch.split(",")):
+            # Compiled anew for each batch: what was made for one size is made again for a second with sizes left open, and slower.
+            torch.compiler.reset()
+            compiled = torch.compile(model.forward, mode="reduce-overhead", fullgraph=True, dynamic=False)
             row = {"batch": batch}
             for name, forward in ("eager", model.forward), ("compiled", compiled):
                 row[name] = step_seconds(model, forward, config, options, batch)

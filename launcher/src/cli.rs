@@ -55,7 +55,7 @@ pub fn main_with(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         None => serve(typed.serve, &args),
         Some(Subcommand::Coordinator(options)) => coordinate(*options, &args),
         Some(Subcommand::Worker(options)) => work(options),
-        Some(Subcommand::GpuCheck(options)) => match gpu_check::run(&options.gpu) {
+        Some(Subcommand::GpuCheck(options)) => match gpu_check::run(&options) {
             // The table has said why.
             Ok(false) => return ExitCode::FAILURE,
             checked => checked.map(drop),

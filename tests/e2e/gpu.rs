@@ -378,10 +378,16 @@ fn too_little_memory_is_told_before_anything_is_loaded() {
 
 #[test]
 fn the_check_passes_here_and_fails_where_something_is_wrong() {
-    let check = |folder: &Path, settings: &[(&str, &str)]| {
-        let output = launcher_with(folder, settings, &["gpu-check"]).output().unwrap();
+    let check_with = |folder: &Path, settings: &[(&str, &str)], arguments: &[&str]| {
+        let output = launcher_with(folder, settings, &[&["gpu-check"], arguments].concat()).output().unwrap();
         (output.status.code(), String::from_utf8(output.stdout).unwrap())
     };
+    let check = |folder: &Path, settings: &[(&str, &str)]| check_with(folder, settings, &[]);
+    let (code, text) = check_with(libraries(), &[], &["--only", "decode", "--json"]);
+    assert_eq!(code, Some(0), "{text}");
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(lines.iter().any(|line| line["what"] == "QKV, 320 to 960, one row" && line["passed"].is_null()), "{text}");
+    assert_eq!(lines.last().unwrap()["failed"], 0);
     let (code, text) = check(libraries(), &[("FAKE_GPU_DEVICES", "2")]);
     assert_eq!(code, Some(0), "{text}");
     assert!(text.contains("\nGPU 0 passed: ") && text.lines().last().unwrap().starts_with("GPU 1 passed: "), "{text}");

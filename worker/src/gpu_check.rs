@@ -4,9 +4,15 @@
 mod decode;
 mod kernels;
 mod model;
+mod pair;
 mod speed;
 
-use std::{cell::RefCell, io, path::Path};
+use std::{
+    cell::RefCell,
+    io::{self, BufRead, Write},
+    path::Path,
+    time::Duration,
+};
 
 use half::{bf16, f16};
 use nanoinfer_checkpoint::CheckpointError;
@@ -37,41 +43,79 @@ pub struct Finding {
     pub passed: Option<bool>,
 }
 
-/// Checks one GPU, and NCCL between it and the GPU `peer`, where that is another. `scratch` is a folder for a small checkpoint; each
-/// finding is told as it is made.
-pub fn check(gpu: &GpuInfo, peer: u32, scratch: &Path, tell: &mut dyn FnMut(Finding)) {
+/// A part of the check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Every kernel against the CPU.
+    Kernels,
+    /// Whole steps of a small model, NCCL, and ranks that share the GPU.
+    Steps,
+    /// What memory, launches, kernels and decode steps take.
+    Decode,
+}
+
+/// Checks one GPU, or a part of that only, and NCCL between it and the GPU `peer`, where that is another. `scratch` is a folder for a
+/// small checkpoint; each finding is told as it is made.
+pub fn check(gpu: &GpuInfo, peer: u32, only: Option<Part>, scratch: &Path, tell: &mut dyn FnMut(Finding)) {
     // Where this fails, so does all that follows, and says so.
     let _context = find::open_one(gpu.ordinal);
-    let mut part = |name: &str, what, check: &dyn Fn(&mut Section<'_>) -> Result<(), Trouble>| {
+    let mut part = |of: Part, name: &str, what, check: &dyn Fn(&mut Section<'_>) -> Result<(), Trouble>| {
+        if only.is_some_and(|only| only != of) {
+            return;
+        }
         let mut section = Section { name, tell };
         if let Err(error) = check(&mut section) {
             section.tell(what, error.to_string(), Some(false));
         }
     };
     for dtype in DTYPES {
-        part(&dtype.to_string(), "kernels", &|section| kernels::check(&Lab::new(gpu.ordinal, dtype)?, section));
+        let check = |section: &mut Section<'_>| kernels::check(&Lab::new(gpu.ordinal, dtype)?, section);
+        part(Part::Kernels, &dtype.to_string(), "kernels", &check);
     }
     for dtype in DTYPES {
-        part(&dtype.to_string(), "whole steps", &|section| model::check(gpu.ordinal, dtype, scratch, section));
+        let check = |section: &mut Section<'_>| model::check(gpu.ordinal, dtype, scratch, section);
+        part(Part::Steps, &dtype.to_string(), "whole steps", &check);
     }
-    part("f32", "NCCL", &|section| model::check_nccl(gpu.ordinal, peer, section));
-    part("f32", "two ranks on this GPU", &|section| model::check_shared_gpu(gpu.ordinal, scratch, section));
+    part(Part::Steps, "f32", "NCCL", &|section| pair::check(gpu.ordinal, peer, section));
+    let shared = |section: &mut Section<'_>| model::check_shared_gpu(gpu.ordinal, scratch, section);
+    part(Part::Steps, "f32", "two ranks on this GPU", &shared);
     let subject = decode::subject(gpu);
-    part("", "figures", &|section| speed::measure(gpu, &subject.model.shape, subject.history, section));
-    part("", "decode steps", &|section| decode::measure(&subject, section));
+    let figures = |section: &mut Section<'_>| speed::measure(gpu, &subject.model.shape, subject.history, section);
+    part(Part::Decode, "", "figures", &figures);
+    part(Part::Decode, "", "decode steps", &|section| decode::measure(&subject, section));
+}
+
+/// What [`check`] runs in a process of its own for each of two GPUs that add up over NCCL.
+///
+/// # Errors
+/// Why it could not.
+pub fn run_nccl_rank(gpu: u32, rank: usize, input: &mut dyn BufRead, output: &mut dyn Write) -> Result<(), Trouble> {
+    let _context = find::open_one(gpu)?;
+    pair::run_rank(gpu, rank, input, output)
 }
 
 /// Why a check could not be made.
 #[derive(Debug, thiserror::Error)]
-enum Trouble {
+pub enum Trouble {
+    /// Of a rank.
     #[error(transparent)]
     Worker(#[from] WorkerError),
+    /// Of a GPU or a library.
     #[error(transparent)]
     Gpu(#[from] GpuError),
+    /// Of the small checkpoint.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    #[error("the system refused a file or memory: {0}")]
+    /// Of a file or a process.
+    #[error("the system refused a file, memory or a process: {0}")]
     System(#[from] io::Error),
+    /// Two processes that do not end.
+    #[error("waited {waited:?} for two ranks to add up over NCCL\n  hint: NCCL_DEBUG=INFO makes it say what it does")]
+    Pair {
+        /// How long.
+        waited: Duration,
+    },
+    /// Our own fault.
     #[error("a rank panicked")]
     Panicked,
 }

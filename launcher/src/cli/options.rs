@@ -187,6 +187,22 @@ pub(super) struct GpuCheckOptions {
     /// Which GPUs, by number, separated by commas [default: all].
     #[arg(long, value_name = "GPUS", value_delimiter = ',')]
     pub(super) gpu: Vec<u32>,
+    /// One part of the check: every kernel, whole steps, or what decode steps and their kernels take [default: all].
+    #[arg(long, value_name = "PART")]
+    pub(super) only: Option<CheckedPart>,
+    /// Print each finding as a line of JSON.
+    #[arg(long)]
+    pub(super) json: bool,
+    /// One of two processes that the check starts to add up over NCCL.
+    #[arg(long, value_name = "RANK", hide = true)]
+    pub(super) nccl_rank: Option<usize>,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(super) enum CheckedPart {
+    Kernels,
+    Steps,
+    Decode,
 }
 
 #[cfg(test)]

@@ -17,14 +17,10 @@ use nanoinfer_shared::{
 };
 use safetensors::{Dtype, tensor::TensorView};
 
-use super::{Lab, Section, Trouble, values};
+use super::{Section, Trouble, values};
 use crate::{
     WorkerError, backend,
-    cuda::{
-        Held,
-        error::While,
-        nccl::{self, Nccl},
-    },
+    cuda::Held,
     runner::{Link, Runner},
     trace::Trace,
 };
@@ -37,8 +33,6 @@ const MAX_SEQS: usize = 4;
 const MAX_TOKENS: usize = 40;
 /// Rows of the last step, which a captured one fills up to four: products of another size may have other bits.
 const PADDED: usize = 3;
-/// Numbers that NCCL adds up.
-const NCCL_COUNT: usize = 1001;
 /// Logits of f32 against the CPU's, relative to the largest.
 const F32_TOLERANCE: f64 = 1e-4;
 /// Of rounded types, whose rounding takes other ways: relative error over all logits, as for the CPU's own.
@@ -73,53 +67,6 @@ fn tell_company(section: &mut Section<'_>, [alone, together]: [Vec<f32>; 2]) {
     let same = bits(&alone) == bits(&together);
     let differs = format!("differs by {worst:.1e}; its two largest logits by {margin:.1e}");
     section.tell("a row alone and in a batch of four", if same { "the same bits".into() } else { differs }, None);
-}
-
-/// Adds up over this GPU and another, plainly and captured. Where there is no other NCCL has nothing to add, and only has to be there.
-pub(super) fn check_nccl(gpu: u32, peer: u32, section: &mut Section<'_>) -> Result<(), Trouble> {
-    let nccl = match Nccl::load() {
-        Ok(nccl) => nccl,
-        Err(error) => {
-            section.tell("NCCL", error.to_string().lines().next().unwrap_or_default().into(), None);
-            return Ok(());
-        }
-    };
-    let what = format!("NCCL, version {}", nccl.version);
-    let id = nccl.new_id()?;
-    if peer == gpu {
-        let _lab = Lab::new(gpu, DType::F32)?;
-        nccl::Communicator::join(nccl, 0, 1, &id)?.end();
-        section.tell(&format!("{what}, which one GPU does not need"), "loads and joins".into(), Some(true));
-        return Ok(());
-    }
-    let sums = on_two_ranks(|rank| add_up(nccl, [gpu, peer][rank], rank, &id))?;
-    let exact: Vec<f32> = values(NCCL_COUNT, 0).iter().zip(values(NCCL_COUNT, 1)).map(|(a, b)| a + b).collect();
-    section.same(&format!("{what}, GPUs {gpu} and {peer}"), sums.iter().all(|(plain, _)| *plain == exact));
-    section.same(&format!("{what}, the same captured"), sums.iter().all(|(_, captured)| *captured == exact));
-    Ok(())
-}
-
-/// What comes out on `gpu`, as rank `rank` of two: plainly, and captured.
-fn add_up(nccl: Nccl, gpu: u32, rank: usize, id: &[u8]) -> Result<(Vec<f32>, Vec<f32>), Trouble> {
-    let lab = Lab::new(gpu, DType::F32)?;
-    let numbers = values(NCCL_COUNT, rank);
-    let [plain, captured] = [lab.floats(&numbers)?, lab.floats(&numbers)?];
-    let communicator = nccl::Communicator::join(nccl, rank, 2, id)?;
-    let sums = || {
-        let queue = |at| communicator.all_reduce(at, numbers.len(), lab.gpu.stream().cu_stream());
-        let wait = || lab.gpu.wait("add up", || communicator.check());
-        queue(plain)?;
-        wait()?;
-        let plain = lab.read(plain, numbers.len())?;
-        let graph = lab.gpu.capture(|| queue(captured))?;
-        graph.launch().doing("launch a graph")?;
-        wait()?;
-        Ok((plain, lab.read(captured, numbers.len())?))
-    };
-    let sums = sums();
-    // Frees a rank whose peer failed, before it gives memory back.
-    communicator.end();
-    sums
 }
 
 /// Two ranks, whose partial sums go through the host's memory.
