@@ -47,6 +47,8 @@ const LOST_AFTER: Duration = Duration::from_secs(60);
 /// A rank that answers heartbeats, but has not come from one reduction to the next for so long, hangs: it is lost. The
 /// largest layer of a step takes seconds.
 const STUCK_AFTER: Duration = Duration::from_secs(120);
+/// How long a rank that has loaded may take to break off its step: it is at the next reduction within a part of a layer.
+const LEAVE_WITHIN: Duration = Duration::from_secs(10);
 /// How often a wait for answers looks at heartbeats.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often it is said for whom a start waits.
@@ -107,12 +109,13 @@ pub(crate) struct LinkedRanks {
 struct Patience {
     lost: Duration,
     stuck: Duration,
+    leave: Duration,
     look: Duration,
 }
 
 impl Default for Patience {
     fn default() -> Self {
-        Self { lost: LOST_AFTER, stuck: STUCK_AFTER, look: LOOK_EVERY }
+        Self { lost: LOST_AFTER, stuck: STUCK_AFTER, leave: LEAVE_WITHIN, look: LOOK_EVERY }
     }
 }
 

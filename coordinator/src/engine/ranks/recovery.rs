@@ -10,8 +10,6 @@ use nanoinfer_shared::protocol::{FromRank, ToRank};
 
 use super::{LinkedRanks, Pools, budget::RestartLimit, error::RanksError, members::Answer, source::Lost};
 
-/// How long a rank may take to break off its step. It is at the next reduction within a part of a layer.
-const LEAVE_WITHIN: Duration = Duration::from_secs(10);
 /// How often a wait looks up.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
@@ -73,6 +71,7 @@ impl LinkedRanks {
         let new: Vec<usize> = lost.iter().map(|lost| lost.rank).collect();
         for (&rank, link) in new.iter().zip(links) {
             self.inbox.replace(rank, link)?;
+            self.reports[rank] = None;
         }
         lost.clear();
         self.status.metrics().rank_restarts.inc_by(new.len() as u64);
@@ -80,27 +79,37 @@ impl LinkedRanks {
     }
 
     /// Has all that are not lost leave their data link; who does not, or is gone, is lost too.
-    fn leave(&mut self, lost: &mut Vec<Lost>) -> Result<(), RanksError> {
-        let (group, told) = (self.group, Instant::now());
+    pub(super) fn leave(&mut self, lost: &mut Vec<Lost>) -> Result<(), RanksError> {
+        let group = self.group;
         let mut staying: Vec<usize> = self.all();
         staying.retain(|&rank| lost.iter().all(|lost| lost.rank != rank));
         staying.retain(|&rank| match self.inbox.members().of(rank).send(ToRank::Leave { group }) {
             Ok(()) => true,
             Err(source) => !RanksError::Gone { rank, source }.can_be_mended(lost),
         });
+        // Since when all that have loaded could have left; who still loads hears of nothing before that is done.
+        let (mut since, mut loaded) = (Instant::now(), self.reports.iter().flatten().count());
         while !staying.is_empty() {
             self.give_up()?;
-            match self.inbox.next(Instant::now() + LOOK_EVERY) {
-                Some(answer) => {
-                    let (rank, left) = (answer.rank, self.hear(answer, lost)?);
-                    staying.retain(|&other| other != rank || !(left || lost.iter().any(|lost| lost.rank == rank)));
+            if let Some(answer) = self.inbox.next(Instant::now() + LOOK_EVERY) {
+                let (rank, left) = (answer.rank, self.hear(answer, lost)?);
+                staying.retain(|&other| other != rank || !(left || lost.iter().any(|lost| lost.rank == rank)));
+                let now_loaded = self.reports.iter().flatten().count();
+                if std::mem::replace(&mut loaded, now_loaded) < now_loaded {
+                    since = Instant::now();
                 }
-                None if told.elapsed() > LEAVE_WITHIN => {
-                    let seconds = told.elapsed().as_secs();
-                    staying.retain(|&rank| !RanksError::Stays { rank, seconds }.can_be_mended(lost));
-                }
-                None => {}
+                continue;
             }
+            if let Err(silent) = self.heartbeat.lost(staying.iter().copied(), self.patience.lost) {
+                silent.can_be_mended(lost);
+            }
+            if since.elapsed() > self.patience.leave {
+                let seconds = since.elapsed().as_secs();
+                for &rank in staying.iter().filter(|&&rank| self.reports[rank].is_some()) {
+                    RanksError::Stays { rank, seconds }.can_be_mended(lost);
+                }
+            }
+            staying.retain(|&rank| lost.iter().all(|lost| lost.rank != rank));
         }
         Ok(())
     }

@@ -46,8 +46,12 @@ fn start(
 }
 
 fn less_patience(ranks: &mut LinkedRanks) {
-    ranks.patience =
-        Patience { lost: Duration::from_secs(20), stuck: Duration::from_millis(700), look: Duration::from_millis(20) };
+    ranks.patience = Patience {
+        lost: Duration::from_secs(20),
+        stuck: Duration::from_millis(700),
+        leave: Duration::from_millis(100),
+        look: Duration::from_millis(20),
+    };
 }
 
 #[test]
@@ -129,4 +133,34 @@ fn a_rank_that_stops_reading_does_not_hold_up_the_heartbeat() {
     rank.join().unwrap();
     assert!(step.join().unwrap().contains("rank 0 is gone"));
     assert!(!status.is_ready());
+}
+
+#[test]
+fn who_still_loads_when_another_is_lost_is_waited_for() {
+    let (first, gone) = nanoinfer_shared::link::in_memory::<ToRank, FromRank>();
+    let (second, mut theirs) = nanoinfer_shared::link::in_memory();
+    let survivor = thread::spawn(move || {
+        assert!(matches!(order(&mut theirs), ToRank::Load(_)));
+        // Far longer than one that has loaded may take to leave.
+        thread::sleep(Duration::from_millis(600));
+        theirs.sender.send(FromRank::Loaded(report())).unwrap();
+        let ToRank::Leave { group } = order(&mut theirs) else { panic!("it is told to leave") };
+        theirs.sender.send(FromRank::Left { group, data_address: None }).unwrap();
+        theirs
+    });
+    let config = fake_rank::config(2, 6);
+    let links = vec![first, second];
+    let mut ranks =
+        LinkedRanks::connect(links, None, &config, Arc::default(), Arc::new(|| ()), Box::new(|| false)).unwrap();
+    less_patience(&mut ranks);
+    let loss = thread::scope(|scope| {
+        scope.spawn(|| drop(gone));
+        ranks.load(&[0, 1]).unwrap_err()
+    });
+    let mut lost = Vec::new();
+    assert!(loss.can_be_mended(&mut lost));
+    ranks.leave(&mut lost).unwrap();
+    assert_eq!(lost.iter().map(|lost| lost.rank).collect::<Vec<_>>(), [0]);
+    assert!(ranks.reports[1].is_some());
+    drop(survivor.join().unwrap());
 }
