@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use crate::{
     bad_input::{copy_of_heads5, spoil},
     fake_gpu::{DRIVER, NCCL, compile, launcher_with, libraries, only},
+    nanochat::cache,
     server::{Server, golden_folder, is_alive, run_to_end, send_signal},
 };
 
@@ -95,6 +96,29 @@ fn golden_ids_come_out_of_captured_steps() {
         let log = gpus.stop();
         assert_eq!(log.last().unwrap(), "exit: 0 allocations, 0 graphs");
     }
+}
+
+/// Rotations, shared keys and values, gates, norms of heads, biases of a part, and windows.
+#[test]
+fn llama_and_its_kin_come_out_of_captured_steps() {
+    for (model, nproc) in
+        [("llama-9-3", "1"), ("llama-9-3", "2"), ("llama3-15-5", "1"), ("llama-yarn", "1"), ("mistral-8-2", "1")]
+            .into_iter()
+            .chain([("qwen2-14-2", "1"), ("qwen3-5-1", "1"), ("qwen3-5-1", "2")])
+    {
+        let settings = [("FAKE_GPU_DEVICES", nproc)];
+        let gpus = OnGpus::start(model, &settings, &["--dtype", "f32", "--nproc", nproc]);
+        (0..gpus.golden["cases"].as_array().unwrap().len().min(3)).for_each(|case| gpus.check(case));
+        let log = gpus.stop();
+        assert!(count(&log, "graph of") > 0 && count(&log, "launch turn") > 0, "{log:?}");
+    }
+}
+
+#[test]
+fn what_gpus_do_not_compute_is_told_before_it_is_loaded() {
+    let root = tempfile::tempdir().unwrap();
+    let (code, text) = plan(libraries(), &[], &["--device", "cuda", "--model", &cache(root.path(), "E")]);
+    assert!(code == Some(2) && text.contains("GPUs do not compute all that"), "{text}");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::server::{Server, root as repository};
 
 /// `base_checkpoints/d4` with the tokenizer two levels up, and an older step beside the newest.
-fn cache(root: &Path, generation: &str) -> String {
+pub(crate) fn cache(root: &Path, generation: &str) -> String {
     let golden = repository().join("tests/golden/nanochat");
     let (model, tokenizer) = (root.join("base_checkpoints/d4"), root.join("tokenizer"));
     fs::create_dir_all(&model).unwrap();

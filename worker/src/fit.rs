@@ -3,7 +3,7 @@
 use nanoinfer_kernels::{MAX_HEAD_DIM, cuda};
 use nanoinfer_shared::{
     ModelShape,
-    model::shape::{NormKind, Positions},
+    model::shape::StreamShape,
     protocol::{DType, Device},
 };
 
@@ -41,7 +41,7 @@ pub enum Unfit {
         kv_dtype: DType,
     },
     /// What no GPU kernel computes yet.
-    #[error("GPUs compute GPT-2 and its like only; a `{model_type}` model has {what}\n  hint: --device cpu")]
+    #[error("GPUs do not compute all that a `{model_type}` model has: {what}\n  hint: --device cpu")]
     FamilyOnGpu {
         /// As configurations call it.
         model_type: &'static str,
@@ -81,12 +81,10 @@ pub fn fits(device: &Device, shape: &ModelShape, dtype: DType, kv_dtype: DType) 
 
 /// What of a model GPUs have no kernels for.
 fn not_on_gpus(shape: &ModelShape) -> Option<&'static str> {
-    let attention = &shape.attention;
     match () {
-        () if attention.positions != Positions::Learned => Some("rotary positions"),
-        () if attention.heads != attention.kv_heads => Some("heads that share keys and values"),
-        () if shape.norm != NormKind::Layer => Some("RMS norms"),
-        () if shape.mlp.gated => Some("a gated MLP"),
+        () if shape.stream != StreamShape::default() => Some("a residual stream that is more than added to"),
+        () if shape.value_tables.is_some() => Some("tables of values"),
+        () if shape.logit_softcap.is_some() => Some("logits with a cap"),
         () => None,
     }
 }

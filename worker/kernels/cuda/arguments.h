@@ -14,11 +14,13 @@ typedef struct {
 
 typedef struct {
     float *x;             // [T, C]: the residual stream, or null where nothing is to be normalised
-    const float *gain;    // [C]
-    const float *shift;   // [C]
+    const float *gain;    // [C], or null
+    const float *shift;   // [C], or null
     const unsigned *rows; // [R]: which rows are wanted, or null for all
     unsigned width;       // C
     float epsilon;
+    unsigned is_centred;  // LayerNorm, else RMSNorm: nothing is taken away
+    unsigned unused;
 } Norm;
 
 typedef struct {
@@ -41,10 +43,37 @@ typedef struct {
     element *cache;        // one layer's pool
     Placement at;
     unsigned heads;        // H_local
+    unsigned kv_heads;     // KV_local
     unsigned head_dim;     // D
     unsigned head_stride;  // D, rounded up
     unsigned table_blocks;
+    unsigned unused;
 } QkvPlaces;
+
+// By which angles rows are turned.
+typedef struct {
+    const unsigned *positions; // [T]
+    const float *frequencies;  // [D / 2]
+    float *turns;              // [T, 2, D / 2]: cosines, then sines
+    unsigned count;            // T · D / 2
+    unsigned half;             // D / 2
+    float factor;              // of both
+    unsigned is_backwards;
+    unsigned is_rounded;       // to bf16
+    unsigned unused;
+} TurnsArguments;
+
+// What becomes of queries and keys before they are stored.
+typedef struct {
+    QkvPlaces to;
+    const float *sums;        // [T, (H_local + 2 · KV_local) · D]
+    const float *bias;        // of as many, or null
+    const float *turns;
+    const float *query_gain;  // [D]: each head is normed first, or null
+    const float *key_gain;
+    float factor;             // what a turned head is normed and multiplied by, or 0
+    float epsilon;
+} TurnArguments;
 
 typedef struct {
     QkvPlaces from;
@@ -53,6 +82,9 @@ typedef struct {
     unsigned tile_rows;    // most rows of a tile
     unsigned out_stride;
     float scale;
+    unsigned group;        // query heads that share keys and values
+    unsigned skipped;      // of them, those of the first group that are another rank's
+    unsigned window;       // how many positions before its own a row sees, below 2^31
 } AttendArguments;
 
 typedef struct {
@@ -61,14 +93,16 @@ typedef struct {
     const element *weights; // [N, stride]
     const float *bias;      // [N], or null
     QkvPlaces to;           // for FINISH_QKV
-    element *out;           // [T, out_stride], for FINISH_ACTIVATION
+    element *out;           // [T, out_stride], for FINISH_ACTIVATION and FINISH_GATED
     float *sums;            // [T, out_stride], for the others
     unsigned rows;          // T
-    unsigned outputs;       // N
+    unsigned outputs;       // N; for FINISH_GATED twice the pairs, rounded up to eight
+    unsigned pairs;         // for FINISH_GATED how many gates, behind which lie as many others; else 0
     unsigned stride;        // K, rounded up to whole slices
     unsigned out_stride;
     unsigned finish;
     unsigned activation;
+    unsigned unused;
 } ProjectArguments;
 
 // What is wanted of one row of logits. Offsets count 32-bit words.

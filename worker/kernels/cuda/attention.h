@@ -40,6 +40,7 @@ DEVICE void attend(const AttendArguments *a, const int slices) {
     DYNAMIC_SHARED(partial);
     const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4, head = blockIdx.y;
     const unsigned d_count = a->from.head_dim, stride = a->from.head_stride, heads = a->from.heads;
+    const unsigned kv_heads = a->from.kv_heads, kv = (head + a->skipped) / a->group;
     const Placement *at = &a->from.at;
     const unsigned first = a->tiles ? a->tiles[2 * blockIdx.x] : blockIdx.x;
     const unsigned rows = a->tiles ? a->tiles[2 * blockIdx.x + 1] : 1;
@@ -60,11 +61,14 @@ DEVICE void attend(const AttendArguments *a, const int slices) {
         UNROLL for (int i = 0; i < 8; i++)
             UNROLL for (int k = 0; k < 4; k++) mixed[s][i][k] = 0.0f;
 
-    for (unsigned base = SLICE * warp; base <= last_position; base += SLICE * ATTENTION_WARPS) {
+    // A warp's positions do not depend on where the first is that is seen.
+    const unsigned seen = (first_position > a->window ? first_position - a->window : 0) / SLICE;
+    const unsigned begin = seen + (warp - seen) % ATTENTION_WARPS;
+    for (unsigned base = SLICE * begin; base <= last_position; base += SLICE * ATTENTION_WARPS) {
         const element *keys[2];
         UNROLL for (int i = 0; i < 2; i++) {
             const unsigned block = base + BLOCK * i <= last_position ? table[base / BLOCK + i] : 0;
-            keys[i] = a->from.cache + ((unsigned long long)block * heads + head) * 2 * BLOCK * stride;
+            keys[i] = a->from.cache + ((unsigned long long)block * kv_heads + kv) * 2 * BLOCK * stride;
         }
         float scores[4][4];
         UNROLL for (int j = 0; j < 4; j++) {
@@ -78,7 +82,9 @@ DEVICE void attend(const AttendArguments *a, const int slices) {
             }
             UNROLL for (int k = 0; k < 4; k++) {
                 const unsigned row = g + k / 2 * 8, position = base + 8 * j + 2 * t + k % 2;
-                scores[j][k] = row < rows && position <= first_position + row ? scores[j][k] * a->scale : MINUS_INFINITY;
+                // What comes after the row wraps to more than the widest window.
+                const int is_seen = row < rows && first_position + row - position <= a->window;
+                scores[j][k] = is_seen ? scores[j][k] * a->scale : MINUS_INFINITY;
             }
         }
         soften(scores, largest, sum, fade);

@@ -91,6 +91,12 @@ DEVICE element narrow(float x) {
 #error "ELEMENT is 32, 16 or 19"
 #endif
 
+// To nearest, ties to even.
+DEVICE float rounded_to_bf16(float x) {
+    const unsigned bits = FLOAT_BITS(x);
+    return FLOAT_OF((bits + 0x7fffu + (bits >> 16 & 1u)) & 0xffff0000u);
+}
+
 // The sum and the largest of a warp's values, the same in each lane.
 DEVICE float warp_sum(float value) {
     UNROLL for (int mask = 16; mask; mask /= 2) value += SHUFFLE_XOR(value, mask);

@@ -28,14 +28,35 @@
 #define FINISH_QKV 0
 #define FINISH_ACTIVATION 1
 #define FINISH_ADDED 2
+#define FINISH_GATED 3
 
+// Of a gated layer eight outputs are four gates and the four that they are for, which lie `pairs` rows further.
+DEVICE unsigned pair_of(unsigned output) { return output / OUTPUTS * 4 + output % 4; }
+
+DEVICE int is_output(const ProjectArguments *a, unsigned output) {
+    return output < a->outputs && (!a->pairs || pair_of(output) < a->pairs);
+}
+
+DEVICE unsigned row_of_weights(const ProjectArguments *a, unsigned output) {
+    return a->pairs ? pair_of(output) + output % OUTPUTS / 4 * a->pairs : output;
+}
+
+// By whole warps: a gate needs what the fourth lane from it has.
 DEVICE void finish(const ProjectArguments *a, unsigned row, unsigned column, float sum) {
-    const unsigned long long at = (unsigned long long)row * a->out_stride + column;
+    const unsigned long long at = (unsigned long long)row * a->out_stride;
+    const int is_there = row < a->rows && is_output(a, column);
+    if (a->bias && is_there) sum += a->bias[row_of_weights(a, column)];
+    const float gated = a->finish == FINISH_GATED ? SHUFFLE_XOR(sum, 4) : 0.0f;
+    if (!is_there) return;
     switch (a->finish) {
-    case FINISH_QKV: store_qkv(&a->to, row, column, sum + a->bias[column]); break;
-    case FINISH_ACTIVATION: a->out[at] = narrow(activated(sum + a->bias[column], a->activation)); break;
-    case FINISH_ADDED: a->sums[at] += a->bias ? sum + a->bias[column] : sum; break;
-    default: a->sums[at] = sum;
+    case FINISH_QKV: store_head(&a->to, row, column / a->to.head_dim, column % a->to.head_dim, sum); break;
+    case FINISH_ACTIVATION: a->out[at + column] = narrow(activated(sum, a->activation)); break;
+    // The ranks' x are added up behind it: one of them brings x as it was, and the bias.
+    case FINISH_ADDED: a->sums[at + column] += sum; break;
+    case FINISH_GATED:
+        if (column % OUTPUTS < 4) a->out[at + pair_of(column)] = narrow(activated(sum, a->activation) * gated);
+        break;
+    default: a->sums[at + column] = sum;
     }
 }
 
@@ -67,9 +88,10 @@ DEVICE Run run_of_warp(const ProjectArguments *a) {
 // Asks for weights of the eight outputs from `first` on, of AHEAD slices from `slice` on: zeros where there are none.
 DEVICE void ask(const ProjectArguments *a, unsigned first, unsigned slice, unsigned end, Eight *to) {
     const unsigned lane = threadIdx.x % 32, output = first + lane / 4;
-    const element *weights = a->weights + (unsigned long long)output * a->stride + SLICE * slice + 8 * (lane % 4);
-    UNROLL for (int i = 0; i < AHEAD; i++)
-        to[i] = load_weights(weights + SLICE * i, slice + i < end && output < a->outputs);
+    const unsigned long long row = row_of_weights(a, output);
+    const element *weights = a->weights + row * a->stride + SLICE * slice + 8 * (lane % 4);
+    const int is_there = is_output(a, output);
+    UNROLL for (int i = 0; i < AHEAD; i++) to[i] = load_weights(weights + SLICE * i, slice + i < end && is_there);
 }
 
 // `normed` is a constant to the compiler, so that it knows where the inputs lie.
@@ -88,8 +110,9 @@ DEVICE void project(const ProjectArguments *a, const int normed) {
     ask(a, OUTPUTS * blockIdx.x, run.begin, run.end, right);
     if (normed) {
         const unsigned output = OUTPUTS * blockIdx.x + g;
-        for (unsigned slice = run.begin + AHEAD; output < a->outputs && slice < run.end; slice++)
-            PREFETCH(a->weights + (unsigned long long)output * a->stride + SLICE * slice + 8 * t);
+        const element *weights = a->weights + (unsigned long long)row_of_weights(a, output) * a->stride + 8 * t;
+        for (unsigned slice = run.begin + AHEAD; is_output(a, output) && slice < run.end; slice++)
+            PREFETCH(weights + SLICE * slice);
         for (unsigned row = warp; row < rows; row += PROJECT_WARPS)
             normalise(&a->norm, first_row + row, (element *)shared + row * stride, stride);
         BARRIER();
@@ -113,9 +136,10 @@ DEVICE void project(const ProjectArguments *a, const int normed) {
         }
         put_sums(parts[round], OUTPUTS, 0, sums);
         BARRIER();
-        const unsigned row = threadIdx.x / OUTPUTS, output = first + threadIdx.x % OUTPUTS;
-        if (row < rows && output < a->outputs)
-            finish(a, first_row + row, output, sum_of_warps(parts[round], OUTPUTS, threadIdx.x));
+        if (threadIdx.x < GROUP_ROWS * OUTPUTS) {
+            const float sum = sum_of_warps(parts[round], OUTPUTS, threadIdx.x);
+            finish(a, first_row + threadIdx.x / OUTPUTS, first + threadIdx.x % OUTPUTS, sum);
+        }
         round = 1 - round;
     }
 }
@@ -133,7 +157,9 @@ KERNEL(project_many, ROW_THREADS, ProjectArguments) {
     const unsigned first_row = GROUP_ROWS * ROW_TILES * blockIdx.x, first = OUTPUTS * OUTPUT_TILES * blockIdx.y;
     const Run run = run_of_warp(&a);
     const element *inputs = a.inputs + (unsigned long long)(first_row + g) * a.stride + 8 * t;
-    const element *weights = a.weights + (unsigned long long)(first + g) * a.stride + 8 * t;
+    // Eight outputs further are four rows of weights, where they are four gates and what those are for.
+    const unsigned long long step = (a.pairs ? 4 : OUTPUTS) * a.stride;
+    const element *weights = a.weights + (unsigned long long)row_of_weights(&a, first + g) * a.stride + 8 * t;
     float sums[ROW_TILES][OUTPUT_TILES][4];
     UNROLL for (int i = 0; i < ROW_TILES; i++)
         UNROLL for (int j = 0; j < OUTPUT_TILES; j++)
@@ -141,7 +167,7 @@ KERNEL(project_many, ROW_THREADS, ProjectArguments) {
     ROLLED for (unsigned slice = run.begin; slice < run.end; slice++) {
         Eight low[ROW_TILES], high[ROW_TILES], right[OUTPUT_TILES];
         UNROLL for (int j = 0; j < OUTPUT_TILES; j++)
-            right[j] = load_eight(weights + OUTPUTS * j * a.stride + SLICE * slice, first + OUTPUTS * j + g < a.outputs);
+            right[j] = load_eight(weights + j * step + SLICE * slice, is_output(&a, first + OUTPUTS * j + g));
         UNROLL for (int i = 0; i < ROW_TILES; i++) {
             const unsigned row = first_row + GROUP_ROWS * i + g;
             low[i] = load_eight(inputs + GROUP_ROWS * i * a.stride + SLICE * slice, row < a.rows);
@@ -158,7 +184,7 @@ KERNEL(project_many, ROW_THREADS, ProjectArguments) {
             BARRIER();
             for (unsigned k = threadIdx.x; k < GROUP_ROWS * ADDED; k += ROW_THREADS) {
                 const unsigned row = first_row + GROUP_ROWS * i + k / ADDED, output = first + OUTPUTS * part + k % ADDED;
-                if (row < a.rows && output < a.outputs) finish(&a, row, output, sum_of_warps(parts, ADDED, k));
+                finish(&a, row, output, sum_of_warps(parts, ADDED, k));
             }
             BARRIER();
         }

@@ -30,8 +30,8 @@ DEVICE void load_held(const float *row, unsigned begin, unsigned width, float *t
     }
 }
 
-// Writes the LayerNorm of a row, by a warp: (x − mean) / sqrt(variance + epsilon) · gain + shift, in two passes over f32. What lies
-// behind it up to its stride becomes zero.
+// Writes the norm of a row, by a warp: (x − mean) / sqrt(variance + epsilon) · gain + shift, in two passes over f32; of an RMSNorm the
+// mean is taken for 0. What lies behind it up to its stride becomes zero.
 DEVICE void normalise(const Norm *a, unsigned row, element *out, unsigned stride) {
     const unsigned lane = threadIdx.x % 32, width = a->width;
     const int is_held = width <= 32 * HELD;
@@ -41,7 +41,8 @@ DEVICE void normalise(const Norm *a, unsigned row, element *out, unsigned stride
         load_held(from, begin, width, x);
         UNROLL for (int j = 0; j < HELD; j++) sum += x[j];
     }
-    const float mean = warp_sum(sum) / width;
+    sum = warp_sum(sum);
+    const float mean = a->is_centred ? sum / width : 0.0f;
     ROLLED for (unsigned begin = lane; begin < width; begin += 32 * HELD) {
         if (!is_held) load_held(from, begin, width, x);
         UNROLL for (int j = 0; j < HELD; j++) {
@@ -54,7 +55,9 @@ DEVICE void normalise(const Norm *a, unsigned row, element *out, unsigned stride
         if (!is_held) load_held(from, begin, width, x);
         UNROLL for (int j = 0; j < HELD; j++) {
             const unsigned i = begin + 32 * j;
-            if (i < width) out[i] = narrow((x[j] - mean) * scale * a->gain[i] + a->shift[i]);
+            if (i >= width) continue;
+            const float gain = a->gain ? a->gain[i] : 1.0f, shift = a->shift ? a->shift[i] : 0.0f;
+            out[i] = narrow((x[j] - mean) * scale * gain + shift);
         }
     }
     for (unsigned i = width + lane; i < stride; i += 32) out[i] = narrow(0.0f);

@@ -55,6 +55,14 @@ pub fn head_stride(head_dim: usize) -> usize {
     head_dim.next_multiple_of(LOAD)
 }
 
+/// Of a row that sees all positions before its own.
+pub const NO_WINDOW: u32 = i32::MAX as u32;
+
+/// Outputs of a gated layer of so many pairs, as `ProjectArguments` counts them: whole eights.
+pub fn gated_outputs(pairs: usize) -> usize {
+    pairs.div_ceil(OUTPUTS / 2) * OUTPUTS
+}
+
 /// How many blocks of how many threads, with how much shared memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Launch {
@@ -96,10 +104,21 @@ structs! {
     Placement { u64: positions, sequences, tables; }
 
     /// What is normalised.
-    Norm { u64: x, gain, shift, rows; u32: width; f32: epsilon; }
+    Norm { u64: x, gain, shift, rows; u32: width; f32: epsilon; u32: is_centred, padding; }
 
     /// Where queries, keys and values of rows go.
-    QkvPlaces { u64: queries, cache; Placement: at; u32: heads, head_dim, head_stride, table_blocks; }
+    QkvPlaces { u64: queries, cache; Placement: at; u32: heads, kv_heads, head_dim, head_stride, table_blocks, padding; }
+
+    /// Of `angles`, one thread for each.
+    TurnsArguments for "angles" {
+        u64: positions, frequencies, turns;
+        u32: count, half;
+        f32: factor;
+        u32: is_backwards, is_rounded, padding;
+    }
+
+    /// Of `turn`, one warp for each head of a row.
+    TurnArguments for "turn" { QkvPlaces: to; u64: sums, bias, turns, query_gain, key_gain; f32: factor, epsilon; }
 
     /// Of `embed`, one block a row.
     EmbedArguments for "embed" {
@@ -116,7 +135,7 @@ structs! {
         u64: out, tiles;
         u32: tile_rows, out_stride;
         f32: scale;
-        u32: padding;
+        u32: group, skipped, window;
     }
 
     /// Of `project_rows` and `project_normed`, whose blocks take outputs in turns, and of `project_many`.
@@ -125,7 +144,7 @@ structs! {
         u64: inputs, weights, bias;
         QkvPlaces: to;
         u64: out, sums;
-        u32: rows, outputs, stride, out_stride, finish, activation;
+        u32: rows, outputs, pairs, stride, out_stride, finish, activation, padding;
     }
 
     /// Of `answer`, one block a row, and of `answer_parts`, one a part of a row.
@@ -151,14 +170,18 @@ pub enum Finish {
     Activation,
     /// Adds them to what is there, with the bias, where there is one.
     Added,
-    /// Leaves them as they are.
+    /// Adds the bias, multiplies the activation of each gate with what it is for, rounds.
+    Gated,
+    /// Adds the bias, where there is one.
     Sums,
 }
 
 /// Names of all kernels, in the order of the sources.
-pub const KERNELS: [&str; 9] = [
+pub const KERNELS: [&str; 11] = [
     "embed",
     "layer_norm",
+    "angles",
+    "turn",
     "attend_64",
     "attend_128",
     "project_rows",
@@ -172,6 +195,16 @@ impl Launch {
     /// One block for each of `rows` rows: `embed`.
     pub fn rows(rows: usize) -> Self {
         Self { grid: (rows as u32, 1), threads: ROW_THREADS, shared_bytes: 0 }
+    }
+
+    /// One thread for each of `count` angles: `angles`.
+    pub fn angles(count: usize) -> Self {
+        Self::rows(count.div_ceil(ROW_THREADS as usize))
+    }
+
+    /// One warp for each of `heads` heads of queries, keys and values of `rows` rows: `turn`.
+    pub fn turn(rows: usize, heads: usize) -> Self {
+        Self { grid: (rows as u32, heads.div_ceil(ROW_THREADS as usize / 32) as u32), ..Self::rows(rows) }
     }
 
     /// One warp for each of `rows` rows: `layer_norm`.
@@ -280,6 +313,8 @@ mod tests {
             for (kernel, bytes) in [
                 (EmbedArguments::NAME, size_of::<EmbedArguments>()),
                 (NormArguments::NAME, size_of::<NormArguments>()),
+                (TurnsArguments::NAME, size_of::<TurnsArguments>()),
+                (TurnArguments::NAME, size_of::<TurnArguments>()),
                 (AnswerArguments::NAME, size_of::<AnswerArguments>()),
                 ("answer_parts", size_of::<AnswerArguments>()),
                 (AttendArguments::NAME, size_of::<AttendArguments>()),

@@ -7,7 +7,10 @@
 //! The residual stream: a row-parallel layer's product is added to `x` on the first rank, with the bias, and replaces it on the others,
 //! so that the sum over all ranks is the stream itself. Does not know layers' order.
 
-use nanoinfer_kernels::cuda::{Finish, Launch, Norm as NormOf, NormArguments, ProjectArguments, QkvPlaces, row_stride};
+use nanoinfer_kernels::cuda::{
+    Finish, Launch, Norm as NormOf, NormArguments, ProjectArguments, QkvPlaces, gated_outputs, row_stride,
+};
+use nanoinfer_shared::model::shape::NormKind;
 
 use super::{
     error::GpuError,
@@ -33,12 +36,12 @@ pub(crate) enum Input<'a> {
 pub(crate) enum Output {
     /// Queries, and the KV cache.
     Qkv(QkvPlaces),
-    /// Through the activation into elements, `[T, N]` in whole slices.
-    Activation(u64),
+    /// Through the activation, or the gate, into elements, `[T, F_local]` in whole slices.
+    Hidden(u64),
     /// Into the residual stream.
     Residual,
     /// f32, `[T, N]`.
-    Logits(u64),
+    Sums(u64),
 }
 
 /// The layers of one rank, with the buffers between them.
@@ -98,7 +101,12 @@ impl Linears {
                 arguments.to = to;
                 (Finish::Qkv, 0)
             }
-            Output::Activation(out) => {
+            Output::Hidden(out) if self.model.shape.mlp.gated => {
+                let pairs = layer.outputs / 2;
+                (arguments.out, arguments.pairs, arguments.outputs) = (out, pairs as u32, gated_outputs(pairs) as u32);
+                (Finish::Gated, row_stride(pairs))
+            }
+            Output::Hidden(out) => {
                 arguments.out = out;
                 (Finish::Activation, row_stride(layer.outputs))
             }
@@ -107,7 +115,7 @@ impl Linears {
                 arguments.bias = if self.is_first() { layer.bias } else { 0 };
                 (if self.is_first() { Finish::Added } else { Finish::Sums }, width)
             }
-            Output::Logits(at) => {
+            Output::Sums(at) => {
                 arguments.sums = at;
                 (Finish::Sums, layer.outputs)
             }
@@ -132,10 +140,10 @@ impl Linears {
             }
         };
         if !is_few {
-            let launch = Launch::project_many(rows, layer.outputs, self.model.element);
+            let launch = Launch::project_many(rows, arguments.outputs as usize, self.model.element);
             return gpu.launch_as("project_many", launch, &arguments);
         }
-        let (name, launch) = Launch::project(rows, layer.outputs, normed, self.model.element);
+        let (name, launch) = Launch::project(rows, arguments.outputs as usize, normed, self.model.element);
         gpu.launch_as(name, launch.in_turns(gpu.blocks_at_once(name, launch)?), &arguments)
     }
 
@@ -147,6 +155,8 @@ impl Linears {
             rows,
             width: self.model.shape.width as u32,
             epsilon: self.model.shape.norm_epsilon,
+            is_centred: u32::from(self.model.shape.norm == NormKind::Layer),
+            padding: 0,
         }
     }
 }

@@ -3,7 +3,7 @@
 //! ```text
 //! queries, keys, values [(H_local + 2·KV_local)·D, C], behind attention [C, H_local·D]   rows in whole slices
 //! into the MLP [F_local, C], out of it [C, F_local], embedding, an untied head [V_local, C]   likewise
-//! biases, norms, positions [P, C] (on the first rank)   f32
+//! biases, norms, gains of heads, positions [P, C] (on the first rank), frequencies of rotations   f32, where there are
 //! ```
 //! What a rank holds of a layer is [`Share::linear`]'s word, and so are the bytes that this takes.
 //! Whoever multiplies a few inputs with a matrix reads rows of it, hence outputs are rows; here they are columns of the parts. Pieces go
@@ -17,6 +17,7 @@ use nanoinfer_kernels::{Element, cuda::row_stride};
 use nanoinfer_shared::model::{
     partition::{Linear, WeightBytes},
     parts::{LayerPart, Part, Term},
+    shape::Positions,
 };
 
 use super::{
@@ -41,8 +42,10 @@ pub(crate) struct Weights {
     pub(crate) embedding: u64,
     /// What logits are made with, likewise: the embedding where there is no other.
     pub(crate) head: u64,
-    /// `[P, C]` f32 on the first rank, 0 on the others.
+    /// `[P, C]` f32 on the first rank, 0 on the others and where there are none.
     pub(crate) positions: u64,
+    /// `[D / 2]` f32 where positions are rotations, else 0.
+    pub(crate) frequencies: u64,
     pub(crate) layers: Vec<LayerWeights>,
     pub(crate) final_norm: Norm,
     _held: Vec<Memory>,
@@ -52,6 +55,8 @@ pub(crate) struct LayerWeights {
     pub(crate) attention_norm: Norm,
     pub(crate) qkv: Matrix,
     pub(crate) attention_output: Matrix,
+    /// Of queries and of keys `[D]` f32, 0 where there are none.
+    pub(crate) head_gains: [u64; 2],
     pub(crate) mlp_norm: Norm,
     pub(crate) up: Matrix,
     pub(crate) down: Matrix,
@@ -68,10 +73,9 @@ pub(crate) struct Matrix {
     pub(crate) outputs: usize,
 }
 
+/// Each `[C]` f32, or 0 where there is none.
 pub(crate) struct Norm {
-    /// `[C]` f32.
     pub(crate) gain: u64,
-    /// `[C]` f32.
     pub(crate) bias: u64,
 }
 
@@ -107,6 +111,10 @@ impl Weights {
                 0 => loader.floats(&[(Part::Positions, 0..shape.width)], shape.context)?,
                 _ => 0,
             },
+            frequencies: match &shape.attention.positions {
+                Positions::Learned => 0,
+                Positions::Rotary(rotary) => loader.copied(&rotary.frequencies(shape.attention.head_dim))?,
+            },
             layers: (0..shape.layers).map(|layer| loader.layer(layer)).collect::<Result<_, _>>()?,
             final_norm: loader.norm(Part::FinalNorm)?,
             _held: take(&mut loader.held),
@@ -136,6 +144,11 @@ impl Loader<'_> {
         Ok(LayerWeights {
             qkv: self.linear(layer, Linear::Qkv)?,
             attention_output: self.linear(layer, Linear::AttentionOutput)?,
+            head_gains: {
+                let width = self.model.shape.attention.head_dim;
+                let mut gain = |part| self.floats(&[(Part::Layer(layer, part, Term::Weight), 0..width)], 1);
+                [gain(LayerPart::QueryNorm)?, gain(LayerPart::KeyNorm)?]
+            },
             up: self.linear(layer, Linear::Up)?,
             down: self.linear(layer, Linear::Down)?,
             attention_norm: self.norm(|term| Part::Layer(layer, LayerPart::AttentionNorm, term))?,
@@ -222,8 +235,11 @@ impl Loader<'_> {
         Ok(self.hold(memory))
     }
 
-    /// Rows of the given columns side by side, in f32.
+    /// Rows of the given columns side by side, in f32; 0 where the model has no such parts.
     fn floats(&mut self, pieces: &[Piece], rows: usize) -> Result<u64, Failure> {
+        if !pieces.iter().all(|(part, _)| part.is_in(&self.model.shape)) {
+            return Ok(0);
+        }
         let width: usize = pieces.iter().map(|(_, columns)| columns.len()).sum();
         let bytes = rows * width * size_of::<f32>();
         let Some(checkpoint) = self.checkpoint else { return self.zeros(bytes) };
@@ -239,6 +255,13 @@ impl Loader<'_> {
             offset = self.send(&memory, offset, CHUNK_BYTES)?;
         }
         self.send(&memory, offset, 1)?;
+        Ok(self.hold(memory))
+    }
+
+    fn copied(&mut self, values: &[f32]) -> Result<u64, Failure> {
+        let memory = self.gpu.allocate(size_of_val(values), WEIGHTS)?;
+        self.pending.extend_from_slice(bytemuck::cast_slice(values));
+        self.send(&memory, 0, 1)?;
         Ok(self.hold(memory))
     }
 

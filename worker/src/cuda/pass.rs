@@ -2,10 +2,11 @@
 //!
 //! ```text
 //! tokens ─► embed, positions on the first rank ─ all-reduce ─► x [T, C]
-//! each layer:  LayerNorm, QKV, KV write ─► attention ─► projection, x += ─ all-reduce
-//!              LayerNorm, FC, activation ─────────────► projection, x += ─ all-reduce
-//! wanted rows of x: LayerNorm, LM head [R, V_local] ─► answers
+//! each layer:  norm, QKV, KV write ─► attention ─► projection, x += ─ all-reduce
+//!              norm, FC, activation or gate ─────► projection, x += ─ all-reduce
+//! wanted rows of x: norm, LM head [R, V_local] ─► answers
 //! ```
+//! Where positions are rotations, QKV goes to f32 sums, and a kernel of its own turns heads before they are stored.
 //! What is between two commas is one kernel for few rows, and several for more ([`linear`](super::linear)). Products take inputs in the
 //! element type and give f32, and so do reductions: as on the CPU, only what is multiplied is rounded.
 //!
@@ -13,10 +14,19 @@
 
 use std::time::{Duration, Instant};
 
+use nanoinfer_kernels::Element;
 use nanoinfer_kernels::cuda::{
-    AnswerArguments, AttendArguments, BLOCK, EmbedArguments, Launch, QkvPlaces, TILE_ROWS, head_stride, row_stride,
+    AnswerArguments, AttendArguments, BLOCK, EmbedArguments, Launch, NO_WINDOW, QkvPlaces, TILE_ROWS, TurnArguments,
+    TurnsArguments, head_stride, row_stride,
 };
-use nanoinfer_shared::comm::{Communicator as HostCommunicator, Elements, OneThread, ReduceSite};
+use nanoinfer_shared::{
+    comm::{Communicator as HostCommunicator, Elements, OneThread, ReduceSite},
+    model::{
+        partition::Linear,
+        rotary::{Rotary, Rounding},
+        shape::{Positions, QkNorm},
+    },
+};
 
 use super::{
     error::GpuError,
@@ -54,6 +64,8 @@ pub(crate) struct Pass {
     mixed: Memory,
     /// `[T, F_local]` in whole slices.
     hidden: Memory,
+    /// f32 `[T, (H_local + 2 · KV_local) · D]` and `[T, D]`, where positions are rotations: what they turn, and by which angles.
+    turned: [Memory; 2],
     /// Time in reductions through the host since it was last asked for.
     reducing: Duration,
     pub(crate) gpu: Gpu,
@@ -68,7 +80,9 @@ impl Pass {
     /// Bytes of activations for steps of up to `tokens` tokens, of which at most `rows` logits are wanted at once.
     pub(crate) fn activation_bytes(model: &RankModel, tokens: usize, rows: usize) -> u64 {
         let elements: usize = activation_widths(model).iter().sum();
-        (tokens * elements * model.element.bytes()) as u64 + Linears::bytes(model, tokens, rows)
+        let floats: usize = turned_widths(model).iter().sum();
+        let bytes = tokens * (elements * model.element.bytes() + floats * size_of::<f32>());
+        bytes as u64 + Linears::bytes(model, tokens, rows)
     }
 
     /// With room for steps within `bounds`, of which at most `rows` logits are wanted at once.
@@ -86,11 +100,13 @@ impl Pass {
         let elements = |width: usize| gpu.zeroed(tokens * width * model.element.bytes(), "activations");
         let [queries, mixed, hidden] = activation_widths(&model).map(elements);
         let (queries, mixed, hidden) = (queries?, mixed?, hidden?);
+        let [sums, turns] = turned_widths(&model).map(|width| gpu.allocate(tokens * width * 4, "activations"));
+        let turned = [sums?, turns?];
         // One block more, for rows that only fill a batch.
         let bytes = (bounds.kv_blocks + 1) * layer_block_bytes(&model);
         let cache = (0..model.shape.layers).map(|_| gpu.zeroed(bytes, "KV cache")).collect::<Result<_, _>>()?;
         let reducing = Duration::ZERO;
-        Ok(Self { reduction, model, linears, weights, cache, queries, mixed, hidden, reducing, gpu })
+        Ok(Self { reduction, model, linears, weights, cache, queries, mixed, hidden, turned, reducing, gpu })
     }
 
     /// Whether a step can be captured: nothing in it needs the host.
@@ -116,6 +132,9 @@ impl Pass {
                 stride: row_stride(shape.width) as u32,
             },
         )?;
+        if let Positions::Rotary(rotary) = &shape.attention.positions {
+            self.angles(rotary, inputs, memory)?;
+        }
         let site = |layer, operation| ReduceSite { step, layer, operation };
         self.reduce(t, site(None, "token embedding"))?;
         for layer in 0..self.model.shape.layers {
@@ -134,10 +153,32 @@ impl Pass {
         let width = share.vocab.len();
         let head = Matrix { weights: self.weights.head, bias: 0, inputs: shape.width, outputs: width };
         let input = Input::Norm { norm: &self.weights.final_norm, rows };
-        self.linears.apply(&self.gpu, count, &input, head, Output::Logits(asked.logits))?;
+        self.linears.apply(&self.gpu, count, &input, head, Output::Sums(asked.logits))?;
         let arguments = AnswerArguments { width: width as u32, ..asked };
         self.gpu.launch_as("answer_parts", Launch::answer_parts(count, width), &arguments)?;
         self.gpu.launch(Launch::answers(count), &arguments)
+    }
+
+    /// Queues the angles of a step's rows.
+    fn angles(&self, rotary: &Rotary, inputs: &Inputs, memory: &Memory) -> Result<(), GpuError> {
+        let half = self.model.shape.attention.head_dim / 2;
+        let is_rounded = match rotary.rounding {
+            Rounding::None => false,
+            Rounding::Bf16 => true,
+            Rounding::AsComputed => self.model.element != Element::F32,
+        };
+        let arguments = TurnsArguments {
+            positions: inputs.placement(memory).positions,
+            frequencies: self.weights.frequencies,
+            turns: self.turned[1].address(),
+            count: (inputs.rows * half) as u32,
+            half: half as u32,
+            factor: rotary.attention_factor(),
+            is_backwards: rotary.backwards.into(),
+            is_rounded: is_rounded.into(),
+            padding: 0,
+        };
+        self.gpu.launch(Launch::angles(inputs.rows * half), &arguments)
     }
 
     fn attention(&self, layer: usize, inputs: &Inputs, memory: &Memory) -> Result<(), GpuError> {
@@ -149,12 +190,35 @@ impl Pass {
             cache: self.cache[layer].address(),
             at: inputs.placement(memory),
             heads: heads as u32,
+            kv_heads: share.kv_heads.len() as u32,
             head_dim: d as u32,
             head_stride: head_stride(d) as u32,
             table_blocks: inputs.table_blocks as u32,
+            padding: 0,
         };
         let input = Input::Norm { norm: &weights.attention_norm, rows: 0 };
-        self.linears.apply(&self.gpu, t, &input, weights.qkv, Output::Qkv(places))?;
+        if shape.attention.positions == Positions::Learned {
+            self.linears.apply(&self.gpu, t, &input, weights.qkv, Output::Qkv(places))?;
+        } else {
+            let [sums, turns] = &self.turned;
+            self.linears.apply(&self.gpu, t, &input, weights.qkv, Output::Sums(sums.address()))?;
+            let [query_gain, key_gain] = weights.head_gains;
+            let turn = TurnArguments {
+                to: places,
+                sums: sums.address(),
+                bias: 0,
+                turns: turns.address(),
+                query_gain,
+                key_gain,
+                factor: match shape.attention.qk_norm {
+                    QkNorm::Rotated { factor } => factor,
+                    QkNorm::None | QkNorm::Gains => 0.0,
+                },
+                epsilon: shape.norm_epsilon,
+            };
+            self.gpu.launch(Launch::turn(t, heads + 2 * share.kv_heads.len()), &turn)?;
+        }
+        let group = shape.attention.heads / shape.attention.kv_heads;
         let tiled = inputs.tiles > 0;
         let attend = AttendArguments {
             from: places,
@@ -163,7 +227,9 @@ impl Pass {
             tile_rows: if tiled { TILE_ROWS as u32 } else { 1 },
             out_stride: row_stride(heads * d) as u32,
             scale: shape.attention.scale(layer),
-            padding: 0,
+            group: group as u32,
+            skipped: (share.heads.start - share.kv_heads.start * group) as u32,
+            window: shape.window(layer).map_or(NO_WINDOW, |window| window as u32),
         };
         let (name, launch) = Launch::attention(if tiled { inputs.tiles } else { t }, heads, d, tiled);
         self.gpu.launch_as(name, launch, &attend)?;
@@ -174,7 +240,7 @@ impl Pass {
     fn mlp(&self, layer: usize, t: usize) -> Result<(), GpuError> {
         let (weights, hidden) = (&self.weights.layers[layer], self.hidden.address());
         let input = Input::Norm { norm: &weights.mlp_norm, rows: 0 };
-        self.linears.apply(&self.gpu, t, &input, weights.up, Output::Activation(hidden))?;
+        self.linears.apply(&self.gpu, t, &input, weights.up, Output::Hidden(hidden))?;
         self.linears.apply(&self.gpu, t, &Input::Elements(hidden), weights.down, Output::Residual)
     }
 
@@ -216,6 +282,14 @@ impl Pass {
 fn activation_widths(RankModel { shape, share, .. }: &RankModel) -> [usize; 3] {
     let (d, heads) = (shape.attention.head_dim, share.heads.len());
     [heads * head_stride(d), row_stride(heads * d), row_stride(share.ffn.len())]
+}
+
+/// Floats a row of what rotations turn, and of their angles; none where there are no rotations.
+fn turned_widths(RankModel { shape, share, .. }: &RankModel) -> [usize; 2] {
+    match shape.attention.positions {
+        Positions::Learned => [0, 0],
+        Positions::Rotary(_) => [share.linear(shape, Linear::Qkv).outputs(), shape.attention.head_dim],
+    }
 }
 
 /// K and V of the heads of one block of one layer.

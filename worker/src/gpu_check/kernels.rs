@@ -3,8 +3,9 @@
 use nanoinfer_kernels::{
     Activation, Arena, Element, Epilogue, Isa, Kernels, PackedMatrix,
     cuda::{
-        AnswerArguments, AttendArguments, BLOCK, EmbedArguments, Finish, Launch, Norm, NormArguments, PART, Placement,
-        ProjectArguments, QkvPlaces, TILE_ROWS, head_stride, row_stride,
+        AnswerArguments, AttendArguments, BLOCK, EmbedArguments, Finish, Launch, NO_WINDOW, Norm, NormArguments, PART,
+        Placement, ProjectArguments, QkvPlaces, TILE_ROWS, TurnArguments, TurnsArguments, gated_outputs, head_stride,
+        row_stride,
     },
 };
 use nanoinfer_shared::protocol::Wants;
@@ -27,6 +28,9 @@ const EPSILON: f32 = 1e-5;
 pub(super) fn check(lab: &Lab, section: &mut Section<'_>) -> Result<(), Trouble> {
     embed(lab, section)?;
     layer_norm(lab, section)?;
+    rms_norm(lab, section)?;
+    rotations(lab, section)?;
+    gated(lab, section)?;
     activate(lab, section)?;
     for head_dim in [8, 20, 64, 80, 128] {
         attention(lab, section, head_dim)?;
@@ -80,6 +84,105 @@ fn normed(x: &[f32], gain: &[f32], shift: &[f32]) -> Vec<f64> {
     x.chunks_exact(gain.len()).flat_map(row).collect()
 }
 
+/// Of rows, without a mean and without a shift.
+fn rms_norm(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
+    let (rows, width) = (3, 300);
+    let (x, gain) = (values(rows * width, 3), values(width, 6));
+    let norm =
+        Norm { x: lab.floats(&x)?, gain: lab.floats(&gain)?, width: width as u32, epsilon: EPSILON, ..Norm::default() };
+    let (out, stride) = (lab.rows(&vec![f32::NAN; rows * width], width)?, row_stride(width) as u32);
+    lab.gpu.launch(Launch::layer_norm(rows), &NormArguments { norm, out, count: rows as u32, stride })?;
+    let exact = x.chunks_exact(width).flat_map(|x| rms_normed(x, &gain));
+    section.compare("RMSNorm", &lab.read_rows(out, rows, width)?, exact, lab.tolerance);
+    Ok(())
+}
+
+/// In f64.
+fn rms_normed(x: &[f32], gain: &[f32]) -> Vec<f64> {
+    let squares: f64 = x.iter().map(|&x| f64::from(x).powi(2)).sum();
+    let scale = (squares / x.len() as f64 + f64::from(EPSILON)).sqrt().recip();
+    x.iter().zip(gain).map(|(&x, &gain)| f64::from(x) * scale * f64::from(gain)).collect()
+}
+
+/// Heads of queries and keys normed and turned, values left as they are, at positions that turn them far.
+fn rotations(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
+    let (rows, heads, head_dim) = (37, 3, 20);
+    let (half, width) = (head_dim / 2, 3 * heads * head_dim);
+    let frequencies: Vec<f32> = (0..half).map(|i| 0.7f32.powi(i as i32)).collect();
+    let (sums, gain) = (values(rows * width, 20), values(head_dim, 21));
+    let text = Text::new(lab, rows, heads, head_dim)?;
+    let turns = lab.empty(rows * head_dim, 4)?;
+    let angles = TurnsArguments {
+        positions: text.places.at.positions,
+        frequencies: lab.floats(&frequencies)?,
+        turns,
+        count: (rows * half) as u32,
+        half: half as u32,
+        factor: 1.0,
+        ..TurnsArguments::default()
+    };
+    lab.gpu.launch(Launch::angles(rows * half), &angles)?;
+    let gain_at = lab.floats(&gain)?;
+    let turn = TurnArguments {
+        to: text.places,
+        sums: lab.floats(&sums)?,
+        bias: 0,
+        turns,
+        query_gain: gain_at,
+        key_gain: gain_at,
+        factor: 0.0,
+        epsilon: EPSILON,
+    };
+    lab.gpu.launch(Launch::turn(rows, 3 * heads), &turn)?;
+    let turned = |row: usize, i: usize| {
+        let (head, d) = (i / head_dim, i % head_dim);
+        let own = &sums[row * width + head * head_dim..][..head_dim];
+        if head >= 2 * heads {
+            return f64::from(own[d]);
+        }
+        let (normed, angle) = (rms_normed(own, &gain), row as f64 * f64::from(frequencies[d % half]));
+        let (sign, partner) = if d < half { (-1.0, d + half) } else { (1.0, d - half) };
+        normed[d] * angle.cos() + sign * normed[partner] * angle.sin()
+    };
+    section.compare("heads normed and turned", &text.read(lab)?, text.expected(turned), lab.tolerance);
+    Ok(())
+}
+
+/// As few and as many: eleven pairs, which are no whole fours.
+fn gated(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
+    let (rows, inputs, pairs) = (5, 77, 11);
+    let (x, weights) = (lab.rounded(1.0, rows * inputs, 22), lab.rounded(0.1, 2 * pairs * inputs, 23));
+    let bias = values(2 * pairs, 24);
+    let arguments = ProjectArguments {
+        inputs: lab.rows(&x, inputs)?,
+        weights: lab.rows(&weights, inputs)?,
+        bias: lab.floats(&bias)?,
+        rows: rows as u32,
+        outputs: gated_outputs(pairs) as u32,
+        pairs: pairs as u32,
+        stride: row_stride(inputs) as u32,
+        out_stride: row_stride(pairs) as u32,
+        finish: Finish::Gated as u32,
+        activation: Activation::Relu as u32,
+        ..ProjectArguments::default()
+    };
+    let sum = |row, i| product(&x, row, &weights, i, inputs) + f64::from(bias[i]);
+    let exact: Vec<f64> = (0..rows * pairs)
+        .map(|i| (i / pairs, i % pairs))
+        .map(|(row, i)| sum(row, i).max(0.0) * sum(row, pairs + i))
+        .collect();
+    for (how, (name, launch)) in [
+        ("few", Launch::project(rows, gated_outputs(pairs), None, lab.element)),
+        ("many", ("project_many", Launch::project_many(rows, gated_outputs(pairs), lab.element))),
+    ] {
+        let out = lab.empty_elements(rows * row_stride(pairs))?;
+        lab.gpu.launch_as(name, launch, &ProjectArguments { out, ..arguments })?;
+        let got = lab.read_rows(out, rows, pairs)?;
+        section.compare(&format!("a gate, as {how}"), &got, exact.iter().copied(), lab.tolerance);
+    }
+    Ok(())
+}
+
 /// Rows that a lane holds, and rows that it reads again.
 fn layer_norm(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
     let rows = 9;
@@ -93,6 +196,8 @@ fn layer_norm(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
             rows: list,
             width: width as u32,
             epsilon: EPSILON,
+            is_centred: 1,
+            padding: 0,
         };
         let (out, stride) = (lab.rows(&vec![f32::NAN; rows * width], width)?, row_stride(width) as u32);
         lab.gpu
@@ -159,9 +264,11 @@ impl Text {
                 tables: lab.words(&Self::TABLE)?,
             },
             heads: heads as u32,
+            kv_heads: heads as u32,
             head_dim: head_dim as u32,
             head_stride: head_stride(head_dim) as u32,
             table_blocks: Self::TABLE.len() as u32,
+            padding: 0,
         };
         Ok(text)
     }
@@ -223,7 +330,9 @@ fn attention(lab: &Lab, section: &mut Section<'_>, head_dim: usize) -> Result<()
         let out = lab.empty_elements(rows * row_stride(width))?;
         let (name, launch) = Launch::attention(groups, heads, head_dim, is_tiled);
         let out_stride = row_stride(width) as u32;
-        let arguments = AttendArguments { from: text.places, out, tiles, tile_rows, out_stride, scale, padding: 0 };
+        let (group, skipped, window) = (1, 0, NO_WINDOW);
+        let arguments =
+            AttendArguments { from: text.places, out, tiles, tile_rows, out_stride, scale, group, skipped, window };
         lab.gpu.launch_as(name, launch, &arguments)?;
         let got = lab.read_rows(out, rows, width)?;
         let what = format!("{name}, {how}, heads of {head_dim}");
@@ -289,7 +398,16 @@ fn project(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
         let text = Text::new(lab, rows, heads, head_dim)?;
         let width = inputs as u32;
         let arguments = ProjectArguments {
-            norm: Norm { x: lab.floats(&x)?, gain: gain_at, shift: shift_at, rows: 0, width, epsilon: EPSILON },
+            norm: Norm {
+                x: lab.floats(&x)?,
+                gain: gain_at,
+                shift: shift_at,
+                rows: 0,
+                width,
+                epsilon: EPSILON,
+                is_centred: 1,
+                padding: 0,
+            },
             inputs: lab.rows(&ready, inputs)?,
             weights: weights_at,
             bias: bias_at,
@@ -332,6 +450,7 @@ fn project(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
         let sums = || {
             Ok::<_, GpuError>(ProjectArguments {
                 sums: lab.empty(rows * outputs, 4)?,
+                bias: 0,
                 ..finishing(Finish::Sums, outputs)
             })
         };

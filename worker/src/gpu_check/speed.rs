@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use nanoinfer_kernels::cuda::{
-    AttendArguments, BLOCK, EmbedArguments, Finish, Launch, Norm, Placement, ProjectArguments, QkvPlaces, head_stride,
-    row_stride,
+    AttendArguments, BLOCK, EmbedArguments, Finish, Launch, NO_WINDOW, Norm, Placement, ProjectArguments, QkvPlaces,
+    head_stride, row_stride,
 };
 use nanoinfer_shared::{ModelShape, protocol::DType};
 
@@ -120,7 +120,15 @@ fn layers(ordinal: u32, shape: &ModelShape, section: &mut Section<'_>) -> Result
         let (name, launch) = Launch::project(1, outputs, is_normed.then_some(inputs), lab.element);
         let launch = launch.in_turns(lab.gpu.blocks_at_once(name, launch)?);
         let zeros = lab.empty(row_stride(inputs.max(outputs)), 4)?;
-        let norm = Norm { x: zeros, gain: zeros, shift: zeros, width: inputs as u32, epsilon: 1e-5, ..Norm::default() };
+        let norm = Norm {
+            x: zeros,
+            gain: zeros,
+            shift: zeros,
+            width: inputs as u32,
+            epsilon: 1e-5,
+            is_centred: 1,
+            ..Norm::default()
+        };
         let layer = ProjectArguments {
             norm,
             inputs: zeros,
@@ -156,6 +164,7 @@ fn attention(ordinal: u32, shape: &ModelShape, history: usize, section: &mut Sec
             tables: lab.words(&table)?,
         },
         heads: heads as u32,
+        kv_heads: heads as u32,
         head_dim: d as u32,
         head_stride: head_stride(d) as u32,
         table_blocks: blocks as u32,
@@ -167,6 +176,8 @@ fn attention(ordinal: u32, shape: &ModelShape, history: usize, section: &mut Sec
         tile_rows: 1,
         out_stride: row_stride(heads * d) as u32,
         scale: 1.0,
+        group: 1,
+        window: NO_WINDOW,
         ..AttendArguments::default()
     };
     let (name, launch) = Launch::attention(1, heads, d, false);
