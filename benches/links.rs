@@ -120,12 +120,12 @@ fn shm(world: usize, spin: bool) -> Vec<Box<dyn Communicator>> {
 }
 
 fn tcp(world: usize) -> Vec<Box<dyn Communicator>> {
-    let listeners = (0..world).map(|_| TcpListenerForPeers::bind("127.0.0.1").expect("loopback has ports"));
+    let listeners = (0..world).map(|_| TcpListenerForPeers::bind("127.0.0.1", None).expect("loopback has ports"));
     let listeners: Vec<_> = listeners.collect();
     let addresses: &Vec<_> = &listeners.iter().map(|listener| listener.address().to_string()).collect();
     thread::scope(|scope| {
         let joining = listeners.into_iter().enumerate().map(|(rank, listener)| {
-            let identity = Identity { build_id: "bench".into(), world, rank, host: String::new() };
+            let identity = Identity { build_id: "bench".into(), world, rank };
             scope.spawn(move || {
                 let linked = Tcp::connect(listener, &identity, addresses, &[7; 32], 0, &Abort::default());
                 Box::new(linked.expect("the peers come")) as Box<dyn Communicator>

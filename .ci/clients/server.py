@@ -39,8 +39,8 @@ class Server:
         self.process.wait(PATIENCE_S)
 
 
-class JoinedRanks:
-    """A coordinator and two ranks of the demo model that were started by hand, so that a lost one is away until `join`."""
+class TwoNodes:
+    """The demo model on two nodes of a rank each; the second is away from when it is lost until it joins again."""
 
     def __init__(self, folder):
         self.secret = folder / "secret"
@@ -49,22 +49,22 @@ class JoinedRanks:
 
     def __enter__(self):
         self.port = free_port()
-        self.ranks = [None, None]
-        # They knock until the door is open.
-        self.join(0)
-        self.join(1)
-        self.server = Server("coordinator", "--listen", f"127.0.0.1:{self.port}", "--secret-file", self.secret, "--nproc", "2")
+        # It knocks until the door is open.
+        self.join()
+        self.server = Server("node", "--nodes", "2", "--listen", f"127.0.0.1:{self.port}", "--secret-file", self.secret, "--nproc", "2")
         return self
 
-    def join(self, rank):
-        command = [LAUNCH, "worker", "--rank", str(rank), "--world", "2", "--connect", f"127.0.0.1:{self.port}", "--secret-file", self.secret]
-        self.ranks[rank] = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+    def join(self):
+        command = [LAUNCH, "node", "--connect", f"127.0.0.1:{self.port}", "--secret-file", self.secret]
+        self.second = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+
+    def lose(self):
+        self.second.kill()
+        self.second.wait(PATIENCE_S)
 
     def __exit__(self, *_):
         self.server.stop()
-        for rank in self.ranks:
-            rank.kill()
-            rank.wait(PATIENCE_S)
+        self.second.wait(PATIENCE_S)
 
 
 def free_port():

@@ -8,7 +8,7 @@ from browser import new_browser
 from selenium.webdriver import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from server import JoinedRanks, Server, wait_until
+from server import TwoNodes, Server, wait_until
 
 PARIS = "The capital of France is Paris."
 
@@ -147,18 +147,18 @@ def test_a_narrow_window_and_the_reference(browser, server):
 
 
 def test_a_rank_is_lost_and_comes_back(browser, tmp_path):
-    with JoinedRanks(tmp_path) as cluster:
+    with TwoNodes(tmp_path) as cluster:
         page = Page(browser, cluster.server.url)
         page.set(Temperature=0)
         assert page.ask("What is the capital of France?") == PARIS
         assert not page.all(".rank .life")
-        cluster.ranks[1].kill()
+        cluster.lose()
         lost = wait_until(lambda: page.all(".rank.lost"), "the loss")
         assert len(lost) == 1 and "Rank 1" in lost[0].text and "another takes its place" in lost[0].text
         assert page.find("#state").get_attribute("data-state") == "down" and "rank 1 lost" in page.find("#model").text
         # Asked while it is away: it waits, and is answered.
         page.type("What is the capital of France?")
-        cluster.join(1)
+        cluster.join()
         back = wait_until(lambda: page.all(".rank.back"), "the return")
         assert len(back) == 1 and re.search(r"lost once, last back after [\d.]+ m?s", back[0].text), back[0].text
         wait_until(page.is_idle, "the answer")

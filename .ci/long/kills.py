@@ -352,9 +352,9 @@ def on_two_hosts(word, times):
 
 
 class Host:
-    """Starts a rank on a host again whenever it ends, as a scheduler does."""
+    """Starts a node on a host again whenever it ends, as systemd does."""
 
-    def __init__(self, rank, command):
+    def __init__(self, command):
         self.command, self.over, self.lines = command, False, []
         self.thread = threading.Thread(target=self.keep, daemon=True)
         self.thread.start()
@@ -374,7 +374,7 @@ class Host:
 
 
 def cables(word, times, dice):
-    """On the first host: a coordinator and rank 0; rank 1 is on the other."""
+    """A node on each host, with a rank each."""
     good = True
     for name, (disturb, part) in CABLES.items():
         if word not in name:
@@ -383,15 +383,14 @@ def cables(word, times, dice):
             secret = pathlib.Path(folder, "secret")
             secret.write_text("a long enough shared secret\n")
             secret.chmod(0o600)
-            server = Server("coordinator", "--listen", f"{ADDRESSES[0]}:0", "--secret-file", secret, "--model", MODEL,
+            server = Server("node", "--nodes", "2", "--listen", f"{ADDRESSES[0]}:0", "--secret-file", secret, "--model", MODEL,
                             "--nproc", "2", "--max-seqs", "64")
-            address = re.search(rf"{ADDRESSES[0]}:\d+", server.wait_for("waiting for"))[0]
-            join = lambda rank: [LAUNCH, "worker", "--rank", str(rank), "--world", "2", "--connect", address, "--secret-file", secret]
-            hosts = [Host(0, join(0)), Host(1, ["ip", "netns", "exec", os.environ["OTHER_HOST"], *join(1)])]
+            address = re.search(rf"{ADDRESSES[0]}:\d+", server.wait_for("waiting at"))[0]
+            second = [LAUNCH, "node", "--connect", address, "--secret-file", secret]
+            host = Host(["ip", "netns", "exec", os.environ["OTHER_HOST"], *second])
             server.started()
             good &= row(name, "tcp, two hosts", max(1, round(times * part)), server, Clients(server), disturb, dice)
-            for host in hosts:
-                host.end()
+            host.end()
     return good
 
 

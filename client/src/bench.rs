@@ -108,7 +108,7 @@ fn engine(what: What, options: &EngineBenchOptions) -> Result<(), Failure> {
         return Err(Failure::usage(error));
     }
     let ranks = plan.partition.world();
-    let threads = plan.load.threads.unwrap_or(1);
+    let threads = plan.load.on_host.threads;
     // The limits are the processor's.
     let on_gpus = plan.on_gpus();
     let measure = || (!on_gpus).then(|| Limits::measure(ranks * threads));
@@ -169,7 +169,7 @@ fn report(
     let with = limits.map_or("on GPUs".into(), |limits| {
         format!(
             "{} threads a rank; this machine reads {:.1} GB/s and does {:.0} GFLOP/s (f32) with them",
-            plan.load.threads.unwrap_or(1),
+            plan.load.on_host.threads,
             limits.read_bytes_per_s / 1e9,
             limits.f32_ops_per_s / 1e9
         )
@@ -196,7 +196,7 @@ fn report(
     };
     let all = json!({
         "bench": name, "model": plan.model.name, "dtype": plan.load.dtype.to_string(), "nproc": ranks,
-        "threads": plan.load.threads, "prompt_tokens": options.prompt_tokens, "tokens": options.tokens, "runs": options.runs,
+        "threads": plan.load.on_host.threads, "prompt_tokens": options.prompt_tokens, "tokens": options.tokens, "runs": options.runs,
         "read_gb_per_s": limits.map(|limits| limits.read_bytes_per_s / 1e9),
         "f32_gflop_per_s": limits.map(|limits| limits.f32_ops_per_s / 1e9),
         "step_bytes": step_bytes, "rows": rows.iter().map(line).collect::<Vec<_>>(),

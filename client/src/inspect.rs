@@ -10,7 +10,7 @@ use nanoinfer_launch::{
     ClusterConfig, environment,
     model::{self, ResolvedModel, Version, has_tokenizer},
     output,
-    plan::{Placement, Plan},
+    plan::Plan,
     size::ByteSize,
     text::ModelText,
 };
@@ -50,7 +50,7 @@ pub(crate) fn run(options: &InspectOptions) -> Result<(), Failure> {
     if let &Some(nproc) = nproc {
         let (model, revision, step) = (name.clone(), revision.clone(), *step);
         let config = ClusterConfig { model, revision, step, nproc, ..ClusterConfig::new(caches) };
-        let plan = Plan::new(&config, Placement::Here).map_err(Failure::usage)?;
+        let plan = Plan::here(&config).map_err(Failure::usage)?;
         text += &format!("\n{plan}\n");
     }
     output::write(text)?;

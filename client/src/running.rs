@@ -9,7 +9,7 @@ use nanoinfer_launch::{
     Cluster, ClusterConfig,
     explanation::StepReport,
     handle::{EngineHandle, Events},
-    plan::{Placement, Plan},
+    plan::Plan,
     request::{Event, Request},
 };
 use tokio::runtime::Runtime;
@@ -27,7 +27,7 @@ pub(crate) struct Running {
 
 /// Who would hold what.
 pub(crate) fn plan(config: &ClusterConfig) -> anyhow::Result<Plan> {
-    Plan::new(config, Placement::Here).context("cannot plan the cluster")
+    Plan::here(config).context("cannot plan the cluster")
 }
 
 impl Running {

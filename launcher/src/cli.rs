@@ -1,6 +1,6 @@
 //! The command line, in two stages: what was typed (`options`) and what it means (`config`).
 //!
-//! Of the environment our own variables, which clap knows, are read here and nowhere else.
+//! Of the environment our own variables, which clap knows all but the secret of, are read here and nowhere else.
 
 mod config;
 mod gpu_check;
@@ -8,7 +8,13 @@ mod options;
 mod service_links;
 mod slips;
 
-use std::{ffi::OsString, net::TcpListener, process::ExitCode};
+use std::{
+    env,
+    ffi::OsString,
+    net::{Ipv4Addr, Ipv6Addr, TcpListener},
+    ops::RangeInclusive,
+    process::ExitCode,
+};
 
 use clap::error::{ContextKind, ContextValue};
 use nanoinfer_worker::rank::end_process;
@@ -16,19 +22,29 @@ use tracing_subscriber::EnvFilter;
 
 use self::{
     config::Config,
-    options::{CommandLine, CoordinatorOptions, ServeOptions, Subcommand, WorkerOptions},
+    options::{CommandLine, NodeOptions, ServeOptions, Subcommand, WorkerOptions},
+    slips::SECRET,
 };
 use crate::{
     cluster::Cluster,
     config::ClusterConfig,
     environment,
     error::LaunchError,
-    hosts::{gather, secret::Secret},
-    join::{self, Door, Worker},
+    hosts::{
+        self,
+        all_ranks::OtherNodes,
+        door::{Arrivals, Door, NodeGuest},
+        node::Node,
+        secret::Secret,
+        surroundings::{self, Role, Said},
+    },
+    join::{self, Worker},
     model::{self, ModelError},
     output,
-    plan::{Placement, Plan},
-    progress, supervise,
+    plan::Plan,
+    progress,
+    spawn::WorkerBinary,
+    supervise,
 };
 
 /// Does what `nanoinfer-launch` does with these arguments (the first is the program's name), and answers with its exit
@@ -50,10 +66,10 @@ pub fn main_with(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return code;
         }
     };
-    let is_rank = matches!(typed.command, Some(Subcommand::Worker(_)));
+    let is_rank = matches!(typed.command, Some(Subcommand::Worker(_) | Subcommand::Node(_)));
     let result = match typed.command {
         None => serve(typed.serve, &args),
-        Some(Subcommand::Coordinator(options)) => coordinate(*options, &args),
+        Some(Subcommand::Node(options)) => node(*options, &args),
         Some(Subcommand::Worker(options)) => work(options),
         Some(Subcommand::GpuCheck(options)) => match gpu_check::run(&options) {
             // The table has said why.
@@ -90,83 +106,149 @@ fn serve(options: ServeOptions, args: &[OsString]) -> Result<(), LaunchError> {
     if let Some(parent) = options.parent {
         join::die_with_parent(parent).map_err(LaunchError::system("start"))?;
     }
-    let Some((config, listener)) = prepare(options, args, Placement::Here)? else { return Ok(()) };
-    supervise(config, listener, Placement::Here, Cluster::carry_out)
+    lead(configure(options, args)?, None)
 }
 
-fn coordinate(options: CoordinatorOptions, args: &[OsString]) -> Result<(), LaunchError> {
-    let Some((config, listener)) = prepare(options.serve, args, Placement::Elsewhere)? else { return Ok(()) };
-    // Not before there is a log: it may have something to say of the file.
-    let secret = Secret::read(&options.secret_file)?;
-    let arrivals = gather::Door::listen(&options.listen, secret)?.open(config.options.cluster.nproc)?;
-    supervise(config, listener, Placement::Elsewhere, |plan| Cluster::gather(plan, arrivals))
-}
-
-/// What both servers do first; none where `--plan` was all that was asked for.
-fn prepare(
-    typed: ServeOptions,
-    args: &[OsString],
-    placement: Placement,
-) -> Result<Option<(Config, TcpListener)>, LaunchError> {
-    let mut config = Config::new(typed, args, environment::caches())?;
-    let options = &mut config.options;
-    log_to_stderr(&options.cluster.log)?;
-    for slip in slips::slips(slips::variables()) {
-        tracing::warn!("{slip}");
+/// Node 0 serves, others do as it says.
+fn node(options: NodeOptions, args: &[OsString]) -> Result<(), LaunchError> {
+    let NodeOptions { connect, listen, nodes, node_rank, secret_file, join_timeout, data_host, data_ports, serve } =
+        options;
+    let config = configure(serve, args)?;
+    let said = Said { number: node_rank, nodes, connect };
+    let Role { number, nodes, node_zero, told } = surroundings::role(&said, &|name| env::var(name).ok())?;
+    tracing::info!("{told}");
+    if (number, nodes) == (Some(0), Some(1)) {
+        return lead(config, None);
     }
-    if options.plan {
-        let plan = Plan::new(&options.cluster, placement)?;
-        // A start fails with the same words.
-        let warning = plan.check_memory().err().map(|error| format!("\nwarning: {error}")).unwrap_or_default();
-        output::write(format_args!("{plan}{warning}\n"))?;
-        return Ok(None);
-    }
-    match supervise::bind(&options.host, options.port) {
-        Ok(listener) => Ok(Some((config, listener))),
-        // Bad usage is told first, as far as it shows without a download.
-        Err(taken) => {
-            options.cluster.caches.hub.offline = true;
-            match Plan::new(&options.cluster, placement) {
-                Err(LaunchError::Model(ModelError::Hub(_))) | Ok(_) => Err(taken),
-                Err(error) => Err(error),
-            }
-        }
-    }
-}
-
-/// What both servers do then: tell the plan to whoever reads the log, carry it out with `start`, and serve.
-fn supervise(
-    Config { options, http }: Config,
-    listener: TcpListener,
-    placement: Placement,
-    start: impl FnOnce(&Plan) -> Result<Cluster, LaunchError> + Send + 'static,
-) -> Result<(), LaunchError> {
-    supervise::serve(listener, http, options.shutdown_timeout, move || {
-        let plan = Plan::new(&options.cluster, placement)?;
-        tracing::info!("\n{plan}");
-        progress::during(&plan, || start(&plan))
-    })
-}
-
-fn work(options: WorkerOptions) -> Result<(), LaunchError> {
-    log_to_stderr(options.log.as_deref().unwrap_or(config::default_log()))?;
-    let door = match (options.parent, options.connect, options.secret_file) {
-        (Some(parent), None, None) if options.inherited => Door::Inherited { parent },
-        (None, Some(address), Some(file)) => {
-            let caches = environment::caches();
-            let version = model::Version { revision: options.revision.as_deref(), step: options.step };
-            let weights = |name: String| model::resolve_weights(&name, version, &caches);
-            let weights = options.model.map(weights).transpose()?;
-            Door::Connect { address, secret: Secret::read(&file)?, weights, data_host: options.data_host }
-        }
-        _ => {
+    let secret = match (secret_file, env::var(SECRET)) {
+        (Some(file), _) => Secret::read(&file)?,
+        (None, Ok(value)) => Secret::from_variable(SECRET, &value)?,
+        (None, Err(_)) => {
             return Err(LaunchError::usage(
-                "a rank started by hand needs the coordinator's address and the cluster's secret",
-                "worker --rank R --world N --connect HOST:PORT --secret-file FILE",
+                "nodes prove to one another that they hold a secret, and none is there",
+                format!(
+                    "--secret-file FILE or {SECRET} in the environment; `head -c 32 /dev/urandom | base64` makes one"
+                ),
             ));
         }
     };
-    join::run(Worker { rank: options.rank, world: options.world, door })
+    if number == Some(0) {
+        let others = nodes.map_or(1, |nodes| nodes - 1);
+        let door = Door::new(listen_for_nodes(listen, node_zero)?, secret, others)?.open()?;
+        return lead(config, Some(Others { door, data_host, data_ports, told }));
+    }
+    let cluster = config.options.cluster;
+    // Its own copy, if it says so.
+    let weights = cluster.model.as_deref().map(|name| model::resolve_weights(name, cluster.version(), &cluster.caches));
+    hosts::node::run(Node {
+        address: node_zero.expect("a node that is not the first knows where that is"),
+        secret,
+        patience: join_timeout,
+        number,
+        nodes,
+        device: cluster.device.clone(),
+        weights: weights.transpose()?,
+        data_host,
+        data_ports,
+        binary: WorkerBinary::ThisProgram,
+        log: cluster.log.clone(),
+        shutdown_timeout: config.options.shutdown_timeout,
+    })
+}
+
+/// Where node 0 awaits the others: as was said, else on all its addresses.
+fn listen_for_nodes(said: Option<String>, node_zero: Option<String>) -> Result<TcpListener, LaunchError> {
+    let port = match &node_zero {
+        Some(address) => address.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).ok_or_else(|| {
+            LaunchError::usage(
+                format!("`{address}` has no port"),
+                "--connect takes HOST:PORT, with [] around an IPv6 address",
+            )
+        })?,
+        None => surroundings::PORT,
+    };
+    let bound = match &said {
+        Some(address) => TcpListener::bind(address),
+        // A system may have no IPv6.
+        None => TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))
+            .or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))),
+    };
+    bound.map_err(|source| LaunchError::Bind {
+        address: said.unwrap_or_else(|| format!("port {port}")),
+        source,
+        hint: "--listen takes HOST:PORT with an address of this machine that the other nodes can reach",
+    })
+}
+
+/// Other nodes on their way to this one.
+struct Others {
+    door: Arrivals<NodeGuest>,
+    data_host: Option<String>,
+    data_ports: Option<RangeInclusive<u16>>,
+    told: String,
+}
+
+/// What was asked for, and a log.
+fn configure(typed: ServeOptions, args: &[OsString]) -> Result<Config, LaunchError> {
+    let config = Config::new(typed, args, environment::caches())?;
+    log_to_stderr(&config.options.cluster.log)?;
+    for slip in slips::slips(slips::variables()) {
+        tracing::warn!("{slip}");
+    }
+    Ok(config)
+}
+
+/// Makes a plan for this host and others, and carries it out; or tells it, where that was asked for.
+fn lead(config: Config, others: Option<Others>) -> Result<(), LaunchError> {
+    let Config { mut options, http } = config;
+    if options.plan {
+        let (plan, nodes) = plan(&options.cluster, others)?;
+        nodes.into_iter().for_each(OtherNodes::end);
+        // A start fails with the same words.
+        let warning = plan.check_memory().err().map(|error| format!("\nwarning: {error}")).unwrap_or_default();
+        output::write(format_args!("{plan}{warning}\n"))?;
+        return Ok(());
+    }
+    let listener = match supervise::bind(&options.host, options.port) {
+        Ok(listener) => listener,
+        // Bad usage is told first, as far as it shows without a download.
+        Err(taken) => {
+            options.cluster.caches.hub.offline = true;
+            return match Plan::here(&options.cluster) {
+                Err(LaunchError::Model(ModelError::Hub(_))) | Ok(_) => Err(taken),
+                Err(error) => Err(error),
+            };
+        }
+    };
+    supervise::serve(listener, http, options.shutdown_timeout, move || {
+        let (plan, nodes) = plan(&options.cluster, others)?;
+        tracing::info!("\n{plan}");
+        progress::during(&plan, || Cluster::on_hosts(&plan, nodes))
+    })
+}
+
+/// A plan for this host and those of the other nodes, which are waited for.
+fn plan(cluster: &ClusterConfig, others: Option<Others>) -> Result<(Plan, Option<OtherNodes>), LaunchError> {
+    let told = others.as_ref().map(|others| others.told.clone());
+    let mut nodes = None;
+    let made = Plan::new(cluster, || {
+        let mut hosts = vec![Plan::this_host(cluster)];
+        if let Some(Others { door, data_host, data_ports, .. }) = others {
+            let arrived = OtherNodes::await_all(door, data_host, data_ports)?;
+            hosts.extend(arrived.hosts());
+            nodes = Some(arrived);
+        }
+        Ok(hosts)
+    });
+    let mut plan = made.inspect_err(|_| nodes.take().into_iter().for_each(OtherNodes::end))?;
+    told.into_iter().for_each(|told| plan.note(told));
+    Ok((plan, nodes))
+}
+
+fn work(options: WorkerOptions) -> Result<(), LaunchError> {
+    let WorkerOptions { rank, world, parent, log } = options;
+    log_to_stderr(&log)?;
+    join::run(Worker { rank, world, parent })
 }
 
 fn log_to_stderr(filter: &str) -> Result<(), LaunchError> {

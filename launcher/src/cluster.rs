@@ -1,23 +1,19 @@
 //! A whole cluster as a value: start it, ask it, shut it down.
 
 use std::{
-    io,
-    os::unix::net::UnixStream,
     sync::Arc,
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use nanoinfer_coordinator::{
     TextEngine,
-    config::EngineConfig,
-    engine::{self, Lost, RankSource, SourceError},
+    engine::{self, Lost, RankSource},
     handle::EngineHandle,
 };
 use nanoinfer_shared::{
-    comm::ShmSegment,
-    handshake::{self, Identity},
-    link::{self, ControlLink, Socket},
+    handshake::Identity,
+    link::{self, ControlLink},
     protocol::{CommKind, FromRank, ToRank},
 };
 use nanoinfer_worker::{
@@ -29,14 +25,12 @@ use crate::{
     build::BUILD_ID,
     config::{ClusterConfig, OnRankLoss},
     error::LaunchError,
-    hosts::gather::Arrivals,
-    plan::{Placement, Plan},
+    host_ranks::{EPOCH, HostRanks},
+    hosts::all_ranks::{AllRanks, NodeLinks, OtherNodes},
+    plan::Plan,
     rank_end::{CAUSE_DEADLINE, HowEnded, RankEnd, RankEnds, Reports},
-    spawn::{self, MemoryOfRank, RankProcesses},
+    spawn::{self, RankProcesses},
 };
-
-/// Epoch of ranks that this process starts itself: their sockets are new, so no earlier life can speak on them.
-const EPOCH: u32 = 1;
 
 /// A running cluster. Dropping it ends all its ranks.
 #[derive(Debug)]
@@ -56,10 +50,8 @@ pub struct Cluster {
 #[derive(Debug)]
 enum Ranks {
     Thread(JoinHandle<()>),
-    /// The engine starts some of them again.
-    Processes(Arc<RankProcesses>),
-    /// They end when their control links close.
-    Elsewhere,
+    /// The engine starts some of them again. Other nodes end as they are told, or as the last of their links is dropped.
+    Processes(Arc<RankProcesses>, Option<NodeLinks>),
 }
 
 /// What an engine begins with: links in rank order, and where others come from.
@@ -90,54 +82,41 @@ impl Cluster {
     /// # Errors
     /// Says what is wrong with the model or the options, or which rank failed and how.
     pub fn start(config: ClusterConfig) -> Result<Self, LaunchError> {
-        let plan = Plan::new(&config, Placement::Here)?;
+        let plan = Plan::here(&config)?;
         Self::carry_out(&plan)
     }
 
-    /// Starts the ranks of a plan on this host.
+    /// Starts the ranks of a plan for this host alone.
     ///
     /// # Errors
     /// As [`Cluster::start`].
     pub fn carry_out(plan: &Plan) -> Result<Self, LaunchError> {
-        plan.check_memory()?;
-        let world = plan.partition.world();
-        let (report, mut ends) = RankEnds::new();
-        let (members, ranks) = if world == 1 { on_a_thread(report)? } else { as_processes(plan, report, &mut ends)? };
-        Self::join(plan, members, plan.engine_config(vec![world; world]), ranks, ends)
+        Self::on_hosts(plan, None)
     }
 
-    /// Waits for the ranks of a plan to come over the network.
+    /// Starts the ranks of a plan: on this host, and on those of the other nodes.
     ///
     /// # Errors
     /// As [`Cluster::start`].
-    pub(crate) fn gather(plan: &Plan, arrivals: Arrivals) -> Result<Self, LaunchError> {
-        let (arrived, gathering) = arrivals.all()?;
-        let on_host = |host: &str| arrived.iter().filter(|other| other.host == host).count();
-        let ranks_on_host: Vec<usize> = arrived.iter().map(|rank| on_host(&rank.host)).collect();
-        let links = arrived.into_iter().map(|rank| rank.link).collect();
-        // Nobody reports: the ranks are other hosts' processes.
-        let (_, ends) = RankEnds::new();
-        let ranks_per_memory = ranks_on_host.iter().copied().max().unwrap_or(1);
-        let mut engine_config = plan.engine_config(ranks_on_host);
-        engine_config.kv.ranks_per_memory = ranks_per_memory;
-        let source = survives(plan).then(|| Box::new(gathering) as Box<dyn RankSource>);
-        Self::join(plan, (links, source), engine_config, Ranks::Elsewhere, ends)
+    pub(crate) fn on_hosts(plan: &Plan, others: Option<OtherNodes>) -> Result<Self, LaunchError> {
+        plan.check_memory()?;
+        let (report, mut ends) = RankEnds::new();
+        let (members, ranks) = if plan.partition.world() == 1 {
+            on_a_thread(report)?
+        } else {
+            as_processes(plan, others, report, &mut ends)?
+        };
+        Self::join(plan, members, ranks, ends)
     }
 
-    fn join(
-        plan: &Plan,
-        (links, source): Members,
-        engine_config: EngineConfig,
-        ranks: Ranks,
-        mut ends: RankEnds,
-    ) -> Result<Self, LaunchError> {
+    fn join(plan: &Plan, (links, source): Members, ranks: Ranks, mut ends: RankEnds) -> Result<Self, LaunchError> {
         let trace = plan.config.trace.as_ref().map(|path| {
             TraceFile::create(path, plan.partition.world())
                 .map_err(LaunchError::system(format!("write the trace {}", path.display())))
         });
         let trace = trace.transpose()?;
         let survives = source.is_some();
-        let handle = engine::start(links, source, engine_config).map_err(|error| {
+        let handle = engine::start(links, source, plan.engine_config()).map_err(|error| {
             // Where a rank died of it, its own words say more.
             cause(&mut ends).unwrap_or(LaunchError::Start(error))
         })?;
@@ -183,8 +162,10 @@ impl Cluster {
         match ranks {
             Ranks::Thread(watcher) => spawn::wait_for([&watcher], spawn::END_DEADLINE),
             // What is left after the wait is killed by the drop.
-            Ranks::Processes(processes) => processes.wait(),
-            Ranks::Elsewhere => {}
+            Ranks::Processes(processes, nodes) => {
+                nodes.iter().for_each(NodeLinks::end);
+                processes.wait();
+            }
         }
         drop((ends, trace));
     }
@@ -195,11 +176,12 @@ fn on_a_thread(report: Reports) -> Result<(Members, Ranks), LaunchError> {
     let (ours, theirs) = link::in_memory();
     let setup = RankSetup {
         link: theirs,
-        identity: Identity { build_id: BUILD_ID.into(), world: 1, rank: 0, host: String::new() },
+        identity: Identity { build_id: BUILD_ID.into(), world: 1, rank: 0 },
         epoch: EPOCH,
         memory: None,
         weights: None,
         data_host: "127.0.0.1".into(),
+        data_ports: None,
         on_lost: OnLost::Return,
     };
     let rank = thread::Builder::new()
@@ -221,7 +203,12 @@ fn on_a_thread(report: Reports) -> Result<(Members, Ranks), LaunchError> {
 }
 
 /// Starts one process a rank, and meets them.
-fn as_processes(plan: &Plan, report: Reports, ends: &mut RankEnds) -> Result<(Members, Ranks), LaunchError> {
+fn as_processes(
+    plan: &Plan,
+    others: Option<OtherNodes>,
+    report: Reports,
+    ends: &mut RankEnds,
+) -> Result<(Members, Ranks), LaunchError> {
     let world = plan.partition.world();
     let binary = plan.config.worker_binary.as_ref().ok_or_else(|| {
         LaunchError::usage(
@@ -229,87 +216,16 @@ fn as_processes(plan: &Plan, report: Reports, ends: &mut RankEnds) -> Result<(Me
             "set ClusterConfig::worker_binary to the path of a nanoinfer-launch of the same build",
         )
     })?;
-    let (processes, sockets) = RankProcesses::start(world, binary, &plan.config.log, &report)?;
-    let processes = Arc::new(processes);
-    let memories =
-        (0..world).map(|_| MemoryOfRank::new()).collect::<Result<_, _>>().map_err(LaunchError::SharedMemory)?;
-    let by_memory = plan.load.comm == CommKind::Shm;
-    let mut source = SpawnedRanks { processes: processes.clone(), memories, by_memory };
-    let mut links = Vec::with_capacity(world);
-    for (rank, socket) in sockets.into_iter().enumerate() {
-        links.push(source.meet(rank, socket).map_err(|error| cause(ends).unwrap_or(error))?);
-    }
-    source.send_segments(0).map_err(LaunchError::SharedMemory)?;
-    let source = survives(plan).then(|| Box::new(source) as Box<dyn RankSource>);
-    Ok(((links, source), Ranks::Processes(processes)))
-}
-
-/// Whether the loss of a rank is borne.
-fn survives(plan: &Plan) -> bool {
-    plan.config.on_rank_loss == OnRankLoss::Restart && plan.config.rank_restarts.most > 0
-}
-
-/// Ranks that are processes of this host.
-#[derive(Debug)]
-struct SpawnedRanks {
-    processes: Arc<RankProcesses>,
-    memories: Vec<MemoryOfRank>,
-    /// Their data link is shared memory.
-    by_memory: bool,
-}
-
-impl SpawnedRanks {
-    /// Shakes hands with a rank that was just started, and hands it its memory.
-    fn meet(&mut self, rank: usize, socket: UnixStream) -> Result<ControlLink<ToRank, FromRank>, LaunchError> {
-        let system = |what: &str| LaunchError::system(format!("{what} rank {rank}"));
-        let world = self.memories.len();
-        let expected = Identity { build_id: BUILD_ID.into(), world, rank, host: String::new() };
-        let mut handle = Socket::Unix(socket.try_clone().map_err(system("keep the socket of"))?);
-        let only = |joiner| if joiner == rank { Ok(()) } else { Err(format!("rank {joiner} is not rank {rank}")) };
-        // The key is empty: the inherited socket is the proof.
-        let until = Instant::now() + handshake::HANDSHAKE_TIMEOUT;
-        let admission = handshake::Admission { expected: &expected, key: &[], epoch: EPOCH, until };
-        handshake::admit(&mut handle, admission, only).map_err(|source| LaunchError::Handshake { rank, source })?;
-        self.memories[rank].hand_over(&socket).map_err(system("hand memory to"))?;
-        ControlLink::over(handle, EPOCH).map_err(|source| LaunchError::Link { rank, source })
-    }
-
-    /// Hands every rank the memory of the data link for start number `group`, where the link is memory.
-    fn send_segments(&self, group: u32) -> io::Result<()> {
-        if self.by_memory {
-            let segment = ShmSegment::create(self.memories.len())?;
-            for memory in &self.memories {
-                // A rank that is gone is missed by who waits for it.
-                let _ = memory.send_segment(group, &segment);
-            }
-        }
-        Ok(())
-    }
-}
-
-impl RankSource for SpawnedRanks {
-    fn replace(
-        &mut self,
-        group: u32,
-        lost: &[Lost],
-        _given_up: &dyn Fn() -> bool,
-    ) -> Result<Vec<ControlLink<ToRank, FromRank>>, SourceError> {
-        for Lost { rank, is_corrupt } in lost {
-            let end = self.processes.end_rank(*rank);
-            if let Some(end) = &end {
-                tracing::warn!("{end}");
-            }
-            if *is_corrupt || end.is_some_and(|end| end.is_corrupt()) {
-                self.memories[*rank] = MemoryOfRank::new()?;
-            }
-        }
-        // All begin before the first is waited for.
-        let sockets = lost.iter().map(|lost| self.processes.start_rank(lost.rank)).collect::<Result<Vec<_>, _>>()?;
-        let met = lost.iter().zip(sockets).map(|(lost, socket)| self.meet(lost.rank, socket));
-        let links = met.collect::<Result<_, _>>()?;
-        self.send_segments(group)?;
-        Ok(links)
-    }
+    let here = HostRanks::new(world, binary, &plan.config.log, &report)?;
+    let processes = here.processes();
+    let ranks = plan.hosts.iter().map(|(_, ranks)| ranks.clone()).collect();
+    let mut all = AllRanks::new(here, ranks, plan.load.comm == CommKind::Shm, others, report)?;
+    let nodes = all.links();
+    let first: Vec<Lost> = (0..world).map(|rank| Lost { rank, is_corrupt: false }).collect();
+    let links = all.start(0, &first, &|| false).map_err(|error| cause(ends).unwrap_or(error))?;
+    let survives = plan.config.on_rank_loss == OnRankLoss::Restart && plan.config.rank_restarts.most > 0;
+    let source = survives.then(|| Box::new(all) as Box<dyn RankSource>);
+    Ok(((links, source), Ranks::Processes(processes, nodes)))
 }
 
 /// The ends of the ranks that made something else fail, if they come to light soon.

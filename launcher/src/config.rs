@@ -274,7 +274,7 @@ fn above_zero(text: &str) -> Result<f32, String> {
     number.ok_or_else(|| "expected a number above 0".into())
 }
 
-fn positive(text: &str) -> Result<usize, String> {
+pub(crate) fn positive(text: &str) -> Result<usize, String> {
     let number: Option<u32> = text.parse().ok().filter(|&n| n > 0);
     number.map(|n| n as usize).ok_or_else(|| "expected a whole number, 1 or more".into())
 }

@@ -1,6 +1,6 @@
 //! Why a cluster did not start, or ended.
 
-use std::{io, net::SocketAddr, path::PathBuf};
+use std::{io, net::SocketAddr};
 
 use nanoinfer_coordinator::{engine::StartError, kv_budget::KvTooSmall, text::TextError};
 use nanoinfer_shared::{PartitionError, handshake::HandshakeError, link::LinkError};
@@ -34,6 +34,12 @@ pub enum LaunchError {
     /// A GPU that was asked for cannot be used.
     #[error(transparent)]
     Gpu(#[from] GpuError),
+    /// A host has no GPU to compute on, although that was asked for.
+    #[error("{why}")]
+    NoGpu {
+        /// Which, and why.
+        why: String,
+    },
     /// The CPU does not compute in what was asked for.
     #[error(transparent)]
     Unfit(#[from] Unfit),
@@ -88,16 +94,35 @@ pub enum LaunchError {
         /// Which, and how; the likeliest cause first.
         ends: Vec<RankEnd>,
     },
-    /// Ranks of other hosts did not join again.
+    /// Other hosts, or their ranks, did not join again.
     #[error(
-        "{ranks} did not join again within {seconds} s\n  hint: the host of a rank that ends is to start it again, as systemd and Slurm can"
+        "{who} did not join again within {seconds} s\n  hint: a node that ends is to be started again by its host, as systemd and Kubernetes do"
     )]
     NotBack {
         /// Which.
-        ranks: String,
+        who: String,
         /// How long they had.
         seconds: u64,
     },
+    /// A node could not start its ranks.
+    #[error("node {node}: {reason}")]
+    Node {
+        /// Which.
+        node: usize,
+        /// In its own words.
+        reason: String,
+    },
+    /// Node 0 has ended, or the network between, and this node with it.
+    #[error("node 0 at {address} is gone: {source}")]
+    NodeZeroGone {
+        /// Where it was.
+        address: String,
+        /// What the link says.
+        source: LinkError,
+    },
+    /// The operating system gave no random numbers.
+    #[error(transparent)]
+    NoRandom(HandshakeError),
     /// The engine ended although nobody asked it to.
     #[error("the engine ended: {reason}")]
     EngineEnded {
@@ -113,20 +138,20 @@ pub enum LaunchError {
         source: io::Error,
     },
     /// The secret of a cluster across hosts cannot be used.
-    #[error("secret file {}: {problem}\n  hint: {hint}", .path.display())]
+    #[error("{place}: {problem}\n  hint: {hint}")]
     Secret {
-        /// Which.
-        path: PathBuf,
+        /// Which file or variable.
+        place: String,
         /// What is wrong with it.
         problem: String,
         /// What to do.
         hint: &'static str,
     },
-    /// A rank could not reach its coordinator.
-    #[error("rank {rank} cannot join the coordinator at {address}: {reason}")]
+    /// A node or a rank could not reach its coordinator.
+    #[error("{who} cannot join the coordinator at {address}: {reason}")]
     Join {
         /// Which.
-        rank: usize,
+        who: String,
         /// Where.
         address: String,
         /// Why.
@@ -154,6 +179,7 @@ impl LaunchError {
             | Self::Partition(_)
             | Self::KvMemory(_)
             | Self::Gpu(_)
+            | Self::NoGpu { .. }
             | Self::Unfit(_)
             | Self::Worker(WorkerError::Isa { .. })
             | Self::Secret { .. } => 2,

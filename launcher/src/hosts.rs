@@ -1,4 +1,11 @@
-//! Ranks of other hosts: the door where they join, and the secret that they show there.
+//! More hosts than one: nodes find one another (`surroundings`), come in at node 0 (`knock`, `door`), and start ranks as node 0
+//! says (`node`, `all_ranks`).
 
-pub(crate) mod gather;
+pub(crate) mod all_ranks;
+pub(crate) mod door;
+pub(crate) mod knock;
+mod messages;
+pub(crate) mod node;
+mod nodelist;
 pub(crate) mod secret;
+pub(crate) mod surroundings;

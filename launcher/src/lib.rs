@@ -2,8 +2,8 @@
 //!
 //! Reading order: [`cli`] turns what was typed into a [`ClusterConfig`]; [`model`] turns a name into files;
 //! [`plan`] decides who holds what, before anything starts; [`cluster`] carries the plan out, with ranks that it spawns
-//! itself (`spawn`) or that join over the network (`hosts`); [`supervise`] serves until a signal or a failure. The other
-//! side of a link is the `worker` subcommand, `join`.
+//! itself (`host_ranks`, `spawn`) or that nodes of other hosts do (`hosts`); [`supervise`] serves until a signal or a failure. The
+//! other side of a link is the `worker` subcommand, `join`.
 //!
 //! This crate does not know how a token is made.
 
@@ -16,6 +16,7 @@ pub mod config;
 mod descriptors;
 pub mod environment;
 pub mod error;
+mod host_ranks;
 mod hosts;
 mod join;
 pub mod last_lines;

@@ -4,11 +4,11 @@
 
 mod data_link;
 mod device;
-mod placement;
+mod host;
 mod table;
 mod topology;
 
-use std::{sync::Arc, time::SystemTime};
+use std::{ops::Range, sync::Arc, time::SystemTime};
 
 use nanoinfer_coordinator::{
     config::{EngineConfig, ModelCard},
@@ -17,12 +17,12 @@ use nanoinfer_coordinator::{
 };
 use nanoinfer_shared::{
     ModelShape, Partition,
-    protocol::{Cores, Device, LoadOrder},
+    protocol::{Device, LoadOrder, OnHost},
 };
-use nanoinfer_worker::{Level, RankMemory, cuda, free_bytes, rank_memory};
+use nanoinfer_worker::{Level, RankMemory, cuda, rank_memory};
 
-pub use self::placement::Placement;
-use self::{device::Chosen, topology::Topology};
+use self::device::Chosen;
+pub use self::host::Host;
 use crate::{
     build::BUILD_ID,
     config::{ClusterConfig, DeviceChoice},
@@ -36,8 +36,8 @@ use crate::{
 pub struct Plan {
     /// What was asked for.
     pub(crate) config: ClusterConfig,
-    /// Where the ranks will run.
-    pub(crate) placement: Placement,
+    /// Where the ranks will run: this host first, each with its ranks.
+    pub(crate) hosts: Vec<(Host, Range<usize>)>,
     /// The model, with its files. Its vocabulary ends with the tokenizer's last token: rows that pad the matrices are not held by
     /// anybody, and so can be neither drawn nor named.
     pub model: ResolvedModel,
@@ -47,14 +47,16 @@ pub struct Plan {
     pub shape: ModelShape,
     /// Who holds what.
     pub partition: Partition,
-    /// What every rank is told.
+    /// What every rank is told; what it has of its host is the first rank's.
     pub load: LoadOrder,
+    /// What each has of its host, in rank order.
+    pub on_hosts: Vec<OnHost>,
     /// Estimated bytes of each rank, in rank order.
     pub memory: Vec<RankMemory>,
     /// KV blocks that the estimate assumes; the pool is sized for good when the weights are loaded.
     pub kv_blocks: usize,
     kv: KvBudget,
-    /// The memories that the ranks share, as far as they are known here.
+    /// The memories that the ranks share.
     memories: Vec<SharedMemory>,
     /// What was chosen here, and why, a line each.
     notes: Vec<String>,
@@ -64,16 +66,33 @@ pub struct Plan {
 #[derive(Clone, Debug)]
 struct SharedMemory {
     name: String,
-    free_bytes: u64,
+    /// None where the system does not say.
+    free_bytes: Option<u64>,
     ranks: Vec<usize>,
 }
 
 impl Plan {
-    /// Resolves the model and decides everything.
+    /// A plan for this host alone.
+    ///
+    /// # Errors
+    /// As [`Plan::new`].
+    pub fn here(config: &ClusterConfig) -> Result<Self, LaunchError> {
+        Self::new(config, || Ok(vec![Self::this_host(config)]))
+    }
+
+    /// What ranks of `config` can have of this host.
+    pub(crate) fn this_host(config: &ClusterConfig) -> Host {
+        Host::of_this_process(&config.device, config.nproc, cuda::find)
+    }
+
+    /// Resolves the model and decides everything, for the hosts that come meanwhile: this one first.
     ///
     /// # Errors
     /// When there is no such model, or it cannot be served as asked.
-    pub fn new(config: &ClusterConfig, placement: Placement) -> Result<Self, LaunchError> {
+    pub fn new(
+        config: &ClusterConfig,
+        hosts: impl FnOnce() -> Result<Vec<Host>, LaunchError>,
+    ) -> Result<Self, LaunchError> {
         let mut model = model::resolve(config.model.as_deref(), config.version(), &config.caches)?;
         let mut text = ModelText::load(&model.folder, &model.shape)?;
         text.calculator = text.calculator.filter(|_| config.calculator);
@@ -81,9 +100,10 @@ impl Plan {
         model.shape.vocab_size = text.tokenizer.vocab_size();
         model.shape.keep_known_ends();
         Partition::new(&model.shape, config.nproc)?;
-        let chosen = device::choose(config, &model.shape, placement, cuda::find)?;
-        let may_be_cpu = config.device == DeviceChoice::Auto && chosen.device != Device::Cpu;
-        let plan = Self::on(chosen, config, placement, model.clone(), text.clone());
+        let hosts = dealt(hosts()?, config.nproc)?;
+        let chosen = device::choose(config, &model.shape, &hosts)?;
+        let may_be_cpu = config.device == DeviceChoice::Auto && !chosen.gpus.is_empty();
+        let plan = Self::on(chosen, config, hosts.clone(), model.clone(), text.clone());
         if !may_be_cpu {
             return plan;
         }
@@ -93,9 +113,7 @@ impl Plan {
             Err(_) => None,
         };
         match too_little {
-            Some(error) => {
-                Self::on(device::on_cpu(config, &model.shape, Some(&error))?, config, placement, model, text)
-            }
+            Some(error) => Self::on(device::on_cpu(config, &model.shape, Some(&error))?, config, hosts, model, text),
             None => plan,
         }
     }
@@ -104,7 +122,7 @@ impl Plan {
     fn on(
         chosen: Chosen,
         config: &ClusterConfig,
-        placement: Placement,
+        hosts: Vec<(Host, Range<usize>)>,
         mut model: ResolvedModel,
         text: Arc<ModelText>,
     ) -> Result<Self, LaunchError> {
@@ -112,63 +130,59 @@ impl Plan {
         model.shape.logit_softcap = softcap(&model, config.logit_softcap)?;
         let mut shape = served(&model, config.max_model_len)?;
         let partition = Partition::new(&model.shape, world)?;
-        let (comm, link_note) = data_link::choose(config.comm, world, placement, &chosen.device, cuda::nccl_version)?;
+        let by_rank =
+            hosts.iter().enumerate().flat_map(|(host, (_, ranks))| ranks.clone().map(move |rank| (host, rank)));
+        let devices: Vec<_> = by_rank.map(|(host, rank)| (host, chosen.device(rank))).collect();
+        let (comm, link_note) = data_link::choose(config.comm, hosts.len(), &devices, cuda::nccl_version)?;
         if config.max_batched_tokens < config.max_seqs {
             let (tokens, seqs) = (config.max_batched_tokens, config.max_seqs);
             let problem = format!("--max-batched-tokens {tokens} is less than --max-seqs {seqs}");
             return Err(LaunchError::usage(problem, "every sequence takes at least one token of a step"));
         }
-        // Ranks elsewhere know their own cores.
-        let (threads, cores, why_cores) = match placement {
-            Placement::Here => {
-                let topology = Topology::of_host();
-                let threads = config.threads.unwrap_or_else(|| (topology.threads() / world).max(1));
-                let (cores, why) = topology.place(world, threads);
-                (Some(threads), cores, (chosen.device == Device::Cpu).then_some(why))
+        let mut on_hosts: Vec<OnHost> =
+            (0..world).map(|rank| OnHost { device: chosen.device(rank), ..OnHost::cpu(1) }).collect();
+        hosts[0].1.clone().for_each(|rank| on_hosts[rank].files = Some(model.files));
+        let mut notes = vec![Some(chosen.to_string())];
+        for (topology, ranks) in shared(&hosts, |host| (&host.machine, &host.topology)) {
+            let threads = config.threads.unwrap_or_else(|| (topology.1.threads() / ranks.len()).max(1));
+            let (cores, why) = topology.1.place(&ranks, threads);
+            notes.push(chosen.gpus.is_empty().then_some(why));
+            for (rank, cores) in ranks.into_iter().zip(cores) {
+                (on_hosts[rank].threads, on_hosts[rank].cores) = (threads, cores);
             }
-            Placement::Elsewhere => (config.threads, Cores::Shared, None),
-        };
-        // Other hosts' CPUs are known to their ranks.
-        let level = match placement {
-            Placement::Here if chosen.device == Device::Cpu => Some(Level::choose(config.isa.as_deref())?),
-            _ => None,
-        };
-        let mut notes = vec![
-            Some(chosen.to_string()),
-            level.map(|level| level.to_string()),
-            why_cores,
-            link_note.map(|why| format!("partial sums go through the host's memory: {why}")),
-        ];
-        let memories = shared_memories(&chosen, world, placement);
+        }
+        // A host that has not the same says so.
+        let level = chosen.gpus.is_empty().then(|| Level::choose(config.isa.as_deref())).transpose()?;
+        notes.push(level.map(|level| level.to_string()));
+        notes.push(link_note.map(|why| format!("partial sums go through the host's memory: {why}")));
+        let memories = shared_memories(&chosen, &hosts);
         let load = LoadOrder {
             shape: model.shape.clone(),
             weights: model.weights.clone(),
             fingerprint: model.fingerprint,
-            files: (placement == Placement::Here).then_some(model.files),
-            device: chosen.device,
             dtype: chosen.dtype,
             kv_dtype: chosen.kv_dtype,
-            threads,
-            ranks_on_host: world,
-            isa: level.map(|level| level.name().into()).or(config.isa.clone()),
+            isa: level.map(|level| level.name().into()),
             comm,
-            cores,
             max_batched_tokens: config.max_batched_tokens,
             max_seqs: config.max_seqs,
             trace: config.trace.clone(),
+            on_host: on_hosts[0].clone(),
         };
         let estimate = |rank, kv_blocks| rank_memory(&load, &partition, rank, kv_blocks);
-        let kv = KvBudget {
-            kv_memory: config.kv_memory.map(|size| size.0),
-            ranks_per_memory: memories.iter().map(|memory| memory.ranks.len()).max().unwrap_or(1),
-        };
-        // What other hosts have free is found out when their ranks have loaded.
+        let kv = KvBudget { kv_memory: config.kv_memory.map(|size| size.0) };
         let mut free_after = vec![u64::MAX; world];
         for memory in &memories {
             let weights: u64 = memory.ranks.iter().map(|&rank| estimate(rank, 0).weights).sum();
-            memory.ranks.iter().for_each(|&rank| free_after[rank] = memory.free_bytes.saturating_sub(weights));
+            let free = memory.free_bytes.map_or(u64::MAX, |free| free.saturating_sub(weights));
+            memory.ranks.iter().for_each(|&rank| free_after[rank] = free);
         }
-        let room = |rank| RankRoom { block_bytes: estimate(rank, 1).kv, free_bytes: free_after[rank] };
+        let sharing = ranks_per_memory(&memories, world);
+        let room = |rank| RankRoom {
+            block_bytes: estimate(rank, 1).kv,
+            free_bytes: free_after[rank],
+            ranks_per_memory: sharing[rank],
+        };
         let rooms: Vec<RankRoom> = (0..world).map(room).collect();
         let longest = kv.longest(&rooms);
         if config.max_model_len.is_none() && (LEAST_CONTEXT..shape.context).contains(&longest) {
@@ -181,12 +195,13 @@ impl Plan {
         Ok(Self {
             memory: (0..world).map(|rank| estimate(rank, kv_blocks)).collect(),
             config: config.clone(),
-            placement,
+            hosts,
             model,
             text,
             shape,
             partition,
             load,
+            on_hosts,
             kv_blocks,
             kv,
             memories,
@@ -194,14 +209,16 @@ impl Plan {
         })
     }
 
-    /// Checks that this host and its GPUs have the memory that the ranks will take.
+    /// Checks that the hosts and their GPUs have the memory that the ranks will take.
     ///
     /// # Errors
     /// With both numbers, when one has not.
     pub(crate) fn check_memory(&self) -> Result<(), LaunchError> {
         for SharedMemory { name, free_bytes, ranks } in &self.memories {
             let needed: u64 = ranks.iter().map(|&rank| self.memory[rank].total()).sum();
-            if needed > *free_bytes {
+            if let Some(free_bytes) = free_bytes
+                && needed > *free_bytes
+            {
                 let less =
                     if self.on_gpus() { "halves f32's weights" } else { "halves the weights, int8 quarters them" };
                 return Err(LaunchError::usage(
@@ -215,17 +232,23 @@ impl Plan {
 
     /// Whether the ranks compute on GPUs.
     pub fn on_gpus(&self) -> bool {
-        self.load.device != Device::Cpu
+        self.load.on_host.device != Device::Cpu
     }
 
-    /// What the coordinator is told, where `ranks_on_host` share the host of each.
-    pub(crate) fn engine_config(&self, ranks_on_host: Vec<usize>) -> EngineConfig {
+    /// What was found out beside it, for whoever reads it.
+    pub(crate) fn note(&mut self, note: String) {
+        self.notes.push(note);
+    }
+
+    /// What the coordinator is told.
+    pub(crate) fn engine_config(&self) -> EngineConfig {
         EngineConfig {
             load: self.load.clone(),
             shape: self.shape.clone(),
             partition: self.partition.clone(),
-            ranks_on_host,
+            on_hosts: self.on_hosts.clone(),
             kv: self.kv,
+            ranks_per_memory: ranks_per_memory(&self.memories, self.partition.world()),
             max_queue: self.config.max_queue,
             max_queue_tokens: self.config.max_queue_tokens,
             prefix_cache: self.config.prefix_cache,
@@ -278,24 +301,70 @@ fn softcap(model: &ResolvedModel, said: Option<f32>) -> Result<Option<f32>, Laun
     }
 }
 
-/// Which ranks share which memory; none of ranks elsewhere.
-fn shared_memories(chosen: &Chosen, world: usize, placement: Placement) -> Vec<SharedMemory> {
-    match placement {
-        Placement::Elsewhere => Vec::new(),
-        Placement::Here if chosen.gpus.is_empty() => {
-            let host = |free_bytes| SharedMemory { name: "this host".into(), free_bytes, ranks: (0..world).collect() };
-            free_bytes().map(host).into_iter().collect()
-        }
-        Placement::Here => {
-            let count = chosen.gpus.len();
-            let of = |(i, gpu): (usize, &cuda::GpuInfo)| SharedMemory {
-                name: format!("GPU {} ({})", gpu.ordinal, gpu.name),
-                free_bytes: gpu.free_bytes,
-                ranks: (i..world).step_by(count).collect(),
-            };
-            chosen.gpus.iter().enumerate().map(of).collect()
+/// Hosts with the ranks of each: as even as it goes, one after the other.
+fn dealt(hosts: Vec<Host>, world: usize) -> Result<Vec<(Host, Range<usize>)>, LaunchError> {
+    let count = hosts.len();
+    if world < count {
+        return Err(LaunchError::usage(
+            format!("--nproc {world} is less than the {count} hosts"),
+            format!("--nproc {count} or more: ranks of all hosts are counted together"),
+        ));
+    }
+    let first = |host: usize| host * (world / count) + host.min(world % count);
+    Ok(hosts.into_iter().enumerate().map(|(i, host)| (host, first(i)..first(i + 1))).collect())
+}
+
+/// What hosts have in common that have it, and their ranks.
+fn shared<'a, T: PartialEq>(hosts: &'a [(Host, Range<usize>)], what: impl Fn(&'a Host) -> T) -> Vec<(T, Vec<usize>)> {
+    let mut groups: Vec<(T, Vec<usize>)> = Vec::new();
+    for (host, ranks) in hosts {
+        let own = what(host);
+        match groups.iter_mut().find(|(other, _)| *other == own) {
+            Some((_, all)) => all.extend(ranks.clone()),
+            None => groups.push((own, ranks.clone().collect())),
         }
     }
+    groups
+}
+
+/// Which ranks share which memory.
+fn shared_memories(chosen: &Chosen, hosts: &[(Host, Range<usize>)]) -> Vec<SharedMemory> {
+    let host_of = |rank: usize| {
+        hosts.iter().find(|(_, ranks)| ranks.contains(&rank)).map(|(host, _)| host).expect("every rank has a host")
+    };
+    let mut memories = Vec::new();
+    for (machine, ranks) in shared(hosts, |host| &host.machine) {
+        let on_machine = hosts.iter().filter(|(host, _)| host.machine == *machine);
+        let host = host_of(ranks[0]);
+        let whose = if hosts.len() == 1 { "this host".to_owned() } else { host.name.clone() };
+        if chosen.gpus.is_empty() {
+            let free_bytes = on_machine.filter_map(|(host, _)| host.free_bytes).min();
+            memories.push(SharedMemory { name: whose, free_bytes, ranks });
+            continue;
+        }
+        let mut ordinals: Vec<u32> = Vec::new();
+        for &rank in &ranks {
+            let gpu = &chosen.gpus[rank];
+            if ordinals.contains(&gpu.ordinal) {
+                continue;
+            }
+            ordinals.push(gpu.ordinal);
+            let sharing = ranks.iter().copied().filter(|&other| chosen.gpus[other].ordinal == gpu.ordinal);
+            let of = if hosts.len() == 1 { String::new() } else { format!(" of {whose}") };
+            memories.push(SharedMemory {
+                name: format!("GPU {} ({}){of}", gpu.ordinal, gpu.name),
+                free_bytes: Some(gpu.free_bytes),
+                ranks: sharing.collect(),
+            });
+        }
+    }
+    memories
+}
+
+/// For each rank how many share its memory.
+fn ranks_per_memory(memories: &[SharedMemory], world: usize) -> Vec<usize> {
+    let of = |rank| memories.iter().find(|memory| memory.ranks.contains(&rank)).map_or(1, |memory| memory.ranks.len());
+    (0..world).map(of).collect()
 }
 
 #[cfg(test)]
@@ -316,7 +385,7 @@ mod tests {
     #[test]
     fn the_table_has_a_line_a_rank_with_its_ranges() {
         let root = tempfile::tempdir().unwrap();
-        let plan = Plan::new(&config(root.path(), 3), Placement::Here).unwrap();
+        let plan = Plan::here(&config(root.path(), 3)).unwrap();
         let text = plan.to_string();
         assert!(text.starts_with("nano-chat: 6 layers, 8 heads, width 256, vocabulary 4096"), "{text}");
         assert!(text.contains("data link shared memory"), "{text}");
@@ -333,12 +402,16 @@ mod tests {
     fn what_cannot_be_served_is_refused_before_anything_starts() {
         let root = tempfile::tempdir().unwrap();
         let base = config(root.path(), 2);
-        let code = |config: ClusterConfig, placement| Plan::new(&config, placement).unwrap_err().exit_code();
-        assert_eq!(code(ClusterConfig { nproc: 9, ..base.clone() }, Placement::Here), 2);
-        assert_eq!(code(ClusterConfig { max_seqs: 600, ..base.clone() }, Placement::Here), 2);
-        assert_eq!(code(ClusterConfig { comm: CommChoice::Shm, ..base.clone() }, Placement::Elsewhere), 2);
+        let code = |config: ClusterConfig, hosts: usize| {
+            let all = vec![Plan::this_host(&config); hosts];
+            Plan::new(&config, || Ok(all)).unwrap_err().exit_code()
+        };
+        assert_eq!(code(ClusterConfig { nproc: 9, ..base.clone() }, 1), 2);
+        assert_eq!(code(ClusterConfig { max_seqs: 600, ..base.clone() }, 1), 2);
+        assert_eq!(code(ClusterConfig { comm: CommChoice::Shm, ..base.clone() }, 2), 2);
+        assert_eq!(code(base.clone(), 3), 2, "two ranks on three hosts");
         let tiny = ClusterConfig { kv_memory: Some(ByteSize(1000)), ..base };
-        let message = Plan::new(&tiny, Placement::Here).unwrap_err().to_string();
+        let message = Plan::here(&tiny).unwrap_err().to_string();
         assert!(message.contains("256 tokens") && message.contains("hint: --kv-memory "), "{message}");
     }
 
@@ -347,7 +420,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let of = |max_model_len, kv_memory: u64| {
             let kv_memory = Some(ByteSize(kv_memory));
-            Plan::new(&ClusterConfig { max_model_len, kv_memory, ..config(root.path(), 1) }, Placement::Here)
+            Plan::here(&ClusterConfig { max_model_len, kv_memory, ..config(root.path(), 1) })
         };
         let whole = of(None, 1 << 30).unwrap();
         let block_bytes = whole.memory[0].kv / whole.kv_blocks as u64;
@@ -357,7 +430,7 @@ mod tests {
         assert!(plan.to_string().contains("20 of 256 positions, "), "{plan}");
         let card = plan.model_card();
         assert_eq!((card.shape.context, card.parameters), (20, whole.model.shape.parameters()));
-        assert_eq!(plan.engine_config(vec![1]).shape.context, 20);
+        assert_eq!(plan.engine_config().shape.context, 20);
         assert!(of(Some(20), block_bytes).unwrap_err().to_string().contains("a sequence of 20 tokens"));
         let error = of(Some(257), 1 << 30).unwrap_err();
         assert!(
@@ -365,6 +438,29 @@ mod tests {
         );
         assert!(error.to_string().contains("hint: --max-model-len 256 or less"), "{error}");
         assert_eq!(of(Some(256), 1 << 30).unwrap().to_string(), whole.to_string());
+    }
+
+    #[test]
+    fn two_nodes_of_one_machine_divide_its_cores_and_memory_and_two_machines_do_not() {
+        let root = tempfile::tempdir().unwrap();
+        let config = ClusterConfig { device: DeviceChoice::Cpu, ..config(root.path(), 3) };
+        let host = Plan::this_host(&config);
+        let other = Host { machine: "another".into(), name: "other".into(), free_bytes: Some(1), ..host.clone() };
+        let plan = |hosts: Vec<Host>| Plan::new(&config, || Ok(hosts)).unwrap();
+        let threads = |plan: &Plan| plan.on_hosts.iter().map(|on_host| on_host.threads).collect::<Vec<_>>();
+        let all = host.topology.threads();
+        let one = plan(vec![host.clone(), host.clone()]);
+        assert_eq!(threads(&one), [(all / 3).max(1); 3]);
+        assert_eq!((one.hosts[0].1.clone(), one.hosts[1].1.clone()), (0..2, 2..3));
+        assert_eq!(one.engine_config().ranks_per_memory, [3; 3]);
+        assert_eq!(one.load.comm, nanoinfer_shared::protocol::CommKind::Tcp);
+        let two = ClusterConfig { kv_memory: Some(ByteSize(64 << 20)), ..config.clone() };
+        let two = Plan::new(&two, || Ok(vec![host, other])).unwrap();
+        assert_eq!(threads(&two), [(all / 2).max(1), (all / 2).max(1), all]);
+        assert_eq!(two.engine_config().ranks_per_memory, [2, 2, 1]);
+        // Only the coordinator's host has its files.
+        assert_eq!([0, 1, 2].map(|rank| two.on_hosts[rank].files.is_some()), [true, true, false]);
+        assert!(two.check_memory().unwrap_err().to_string().contains("other has 1 B"), "{two}");
     }
 
     /// A golden checkpoint with its tokenizer, flat.
@@ -383,12 +479,12 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let of = |model: &str, logit_softcap| {
             let model = Some(nanochat(&root.path().join(model), model));
-            Plan::new(&ClusterConfig { model, logit_softcap, ..config(root.path(), 1) }, Placement::Here)
+            Plan::here(&ClusterConfig { model, logit_softcap, ..config(root.path(), 1) })
         };
         let caps = |plan: Plan| [plan.shape.logit_softcap, plan.load.shape.logit_softcap];
         assert_eq!(caps(of("C-softcap20", None).unwrap()), [Some(15.0); 2]);
         assert_eq!(caps(of("C-softcap20", Some(20.0)).unwrap()), [Some(20.0); 2]);
-        let demo = Plan::new(&ClusterConfig { logit_softcap: Some(20.0), ..config(root.path(), 1) }, Placement::Here);
+        let demo = Plan::here(&ClusterConfig { logit_softcap: Some(20.0), ..config(root.path(), 1) });
         assert!(demo.unwrap_err().to_string().contains("does not cap its logits"));
     }
 
@@ -398,7 +494,7 @@ mod tests {
         let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/llama-9-3").display().to_string();
         let of = |max_model_len, kv_memory: Option<u64>| {
             let (model, kv_memory) = (Some(model.clone()), kv_memory.map(ByteSize));
-            Plan::new(&ClusterConfig { model, max_model_len, kv_memory, ..config(root.path(), 2) }, Placement::Here)
+            Plan::here(&ClusterConfig { model, max_model_len, kv_memory, ..config(root.path(), 2) })
         };
         let whole = of(None, Some(1 << 30)).unwrap();
         assert_eq!(whole.shape.context, 8192);
@@ -415,11 +511,11 @@ mod tests {
     fn more_memory_than_there_is_is_refused_and_told() {
         let root = tempfile::tempdir().unwrap();
         let greedy = ClusterConfig { kv_memory: Some(ByteSize(1 << 49)), ..config(root.path(), 2) };
-        let plan = Plan::new(&greedy, Placement::Here).unwrap();
+        let plan = Plan::here(&greedy).unwrap();
         let error = plan.check_memory().unwrap_err();
         assert_eq!(error.exit_code(), 2);
         let text = plan.to_string();
         assert!(!text.contains("the ranks need"), "a start says it as its error: {text}");
-        Plan::new(&config(root.path(), 2), Placement::Here).unwrap().check_memory().unwrap();
+        Plan::here(&config(root.path(), 2)).unwrap().check_memory().unwrap();
     }
 }

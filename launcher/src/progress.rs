@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use crate::plan::{Placement, Plan};
+use crate::plan::Plan;
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// How often the bar is drawn.
@@ -46,7 +46,7 @@ pub(crate) fn during<T>(plan: &Plan, start: impl FnOnce() -> T) -> T {
 fn draw(plan: &Plan, stopped: &Receiver<()>) {
     let weights = plan.memory.iter().map(|memory| memory.weights).sum();
     // Memory of this host that grows as weights arrive.
-    let shows = plan.placement == Placement::Here && !plan.on_gpus();
+    let shows = plan.hosts.len() == 1 && !plan.on_gpus();
     let bar = if shows { bar(weights) } else { waiting(plan.partition.world()) };
     let before = resident_bytes();
     while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(DRAW_EVERY) {

@@ -4,6 +4,7 @@
 
 use std::{fmt, os::unix::process::ExitStatusExt, process::ExitStatus, time::Duration};
 
+use serde::{Deserialize, Serialize};
 use tokio::{sync::watch, time::timeout};
 
 /// How long the ends of further ranks are awaited after the first: the one that came first need not be the cause.
@@ -15,7 +16,7 @@ pub(crate) const CAUSE_DEADLINE: Duration = Duration::from_secs(1);
 const PANICKED: i32 = 101;
 
 /// The end of one rank.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RankEnd {
     /// Which.
     pub rank: usize,
@@ -26,14 +27,29 @@ pub struct RankEnd {
 }
 
 /// How a rank ended.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum HowEnded {
     /// A process, with this status.
-    Status(ExitStatus),
+    Status(#[serde(with = "raw_status")] ExitStatus),
     /// A thread, cleanly.
     Returned,
     /// A thread, with this error.
     Failed(String),
+}
+
+/// As the kernel has it.
+mod raw_status {
+    use std::{os::unix::process::ExitStatusExt, process::ExitStatus};
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(status: &ExitStatus, serializer: S) -> Result<S::Ok, S::Error> {
+        (*status).into_raw().serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ExitStatus, D::Error> {
+        i32::deserialize(deserializer).map(ExitStatus::from_raw)
+    }
 }
 
 /// The last end of each rank that another has not taken the place of: as many as there are ranks, however long a cluster lives.
@@ -62,6 +78,12 @@ impl RankEnds {
     pub(crate) fn new() -> (Reports, Self) {
         let (report, reports) = watch::channel(Vec::new());
         (Reports(report), Self(reports))
+    }
+
+    /// Waits until one ends or begins, and has the ends of all that have not begun again; none where nobody is left to report any.
+    pub(crate) async fn changed(&mut self) -> Option<Vec<RankEnd>> {
+        self.0.changed().await.ok()?;
+        Some(self.0.borrow_and_update().clone())
     }
 
     /// Failures that come together, the likeliest cause first, if one comes within `patience`; none where nobody is left to report

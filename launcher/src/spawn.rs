@@ -3,6 +3,7 @@
 //! ```text
 //! launcher ── socket pair ──► standard input of the rank   the control link, no path and no secret
 //!          ── memfds over it ►                             the KV pool's memory, and a channel for that of the data link
+//!          ── then [`Way`] ──►                             whether that socket is the control link too, or node 0 is elsewhere
 //!          ◄── standard error of the rank                  forwarded line by line as `[rank R] …`
 //! ```
 //! Three things keep a rank from outliving its parent: the control link closes, the kernel kills it when the thread
@@ -11,9 +12,12 @@
 //! whole service nevertheless (systemd, `pkill`) does not end them either: [`leave_stopping_to_the_launcher`].
 
 use std::{
+    fmt,
     fs::File,
     io::{self, BufReader, IoSlice, IoSliceMut},
     mem::MaybeUninit,
+    net::SocketAddr,
+    ops::RangeInclusive,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::{net::UnixStream, process::CommandExt},
@@ -40,6 +44,7 @@ use rustix::{
     },
     process::{Pid, WaitId, WaitIdOptions, waitid},
 };
+use serde::{Deserialize, Serialize};
 
 use crate::{
     error::LaunchError,
@@ -87,17 +92,11 @@ struct RankProcess {
 type Order = (usize, mpsc::Sender<Result<(RankProcess, UnixStream), LaunchError>>);
 
 impl RankProcesses {
-    /// Starts `world` ranks and returns our ends of their control links in rank order, before any handshake.
-    /// Every rank's end is reported to `ends`, whatever the reason.
+    /// Places for `world` ranks, of which none is started. Every rank's end is reported to `ends`, whatever the reason.
     ///
     /// # Errors
-    /// When a process cannot be started; those that were are ended.
-    pub(crate) fn start(
-        world: usize,
-        binary: &WorkerBinary,
-        log: &str,
-        ends: &Reports,
-    ) -> Result<(Self, Vec<UnixStream>), LaunchError> {
+    /// When the system gives no thread, or there is no such program.
+    pub(crate) fn new(world: usize, binary: &WorkerBinary, log: &str, ends: &Reports) -> Result<Self, LaunchError> {
         let (to_spawner, orders) = mpsc::channel::<Order>();
         let (program, ends, log) = (Program::find(binary)?, ends.clone(), log.to_string());
         let spawner = thread::Builder::new()
@@ -111,12 +110,10 @@ impl RankProcesses {
             })
             .map_err(LaunchError::system("start a thread"))?;
         let ranks = Mutex::new((0..world).map(|_| None).collect());
-        let processes = Self { ranks, spawner: Some((to_spawner, spawner)) };
-        let sockets = (0..world).map(|rank| processes.start_rank(rank)).collect::<Result<_, _>>()?;
-        Ok((processes, sockets))
+        Ok(Self { ranks, spawner: Some((to_spawner, spawner)) })
     }
 
-    /// Starts a rank where there is none.
+    /// Starts a rank where there is none, and returns our end of its socket, before any handshake.
     ///
     /// # Errors
     /// When the system gives no process.
@@ -209,7 +206,7 @@ fn start_one(
     let (ours, theirs) = UnixStream::pair().map_err(LaunchError::system("make a socket pair"))?;
     let mut child = Command::new(&program.path)
         .arg0("nanoinfer-launch")
-        .args(["worker", "--inherited", "--rank", &rank.to_string(), "--world", &world.to_string()])
+        .args(["worker", "--rank", &rank.to_string(), "--world", &world.to_string()])
         .args(["--parent", &std::process::id().to_string(), "--log", log])
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stdout(Stdio::null())
@@ -269,6 +266,39 @@ pub(crate) fn leave_stopping_to_the_launcher() {
         // SAFETY: to ignore a signal installs no handler, so that no code runs at odd times, and touches no memory of ours; it
         // may be done in any thread at any time.
         unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+}
+
+/// What a rank is told by who started it.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct Way {
+    /// Where its coordinator is, and what to show there; none for the other end of the socket that it inherited.
+    pub(crate) node_zero: Option<(SocketAddr, [u8; 32])>,
+    pub(crate) of_host: OfHost,
+}
+
+/// What a host has for ranks that reach over to others.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct OfHost {
+    /// Own copy of the checkpoint; none if the coordinator's paths are valid here.
+    pub(crate) weights: Option<Vec<PathBuf>>,
+    /// Address that the other ranks can reach.
+    pub(crate) data_host: String,
+    /// Ports for that; any free one where none are named.
+    pub(crate) data_ports: Option<RangeInclusive<u16>>,
+}
+
+impl fmt::Debug for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { node_zero, of_host } = self;
+        f.debug_struct("Way").field("node_zero", &node_zero.map(|(at, _)| at)).field("of_host", of_host).finish()
+    }
+}
+
+impl OfHost {
+    /// Of the only host, where all paths are valid.
+    pub(crate) fn only() -> Self {
+        Self { weights: None, data_host: "127.0.0.1".into(), data_ports: None }
     }
 }
 
@@ -390,8 +420,8 @@ mod tests {
         let (report, mut ends) = RankEnds::new();
         // `false` takes any arguments and ends with 1.
         let binary = WorkerBinary::At("/bin/false".into());
-        let (processes, sockets) = RankProcesses::start(2, &binary, "info", &report).unwrap();
-        assert_eq!(sockets.len(), 2);
+        let processes = RankProcesses::new(2, &binary, "info", &report).unwrap();
+        let _sockets = [0, 1].map(|rank| processes.start_rank(rank).unwrap());
         let mut ranks = Vec::new();
         while ranks.len() < 2 {
             ranks = failures(&mut ends).unwrap();
@@ -400,7 +430,8 @@ mod tests {
         assert_eq!(ranks[1].to_string(), "rank 1 ended with exit status 1");
         drop(processes);
         let missing = WorkerBinary::At("/nonexistent/nanoinfer-launch".into());
-        let message = RankProcesses::start(1, &missing, "info", &report).unwrap_err().to_string();
+        let processes = RankProcesses::new(1, &missing, "info", &report).unwrap();
+        let message = processes.start_rank(0).unwrap_err().to_string();
         assert!(message.contains("/nonexistent/nanoinfer-launch"), "{message}");
     }
 
@@ -411,7 +442,8 @@ mod tests {
         let script = folder.path().join("sleeper");
         std::fs::write(&script, "#!/bin/sh\nexec sleep 600\n").unwrap();
         std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-        let (processes, _sockets) = RankProcesses::start(2, &WorkerBinary::At(script), "info", &report).unwrap();
+        let processes = RankProcesses::new(2, &WorkerBinary::At(script), "info", &report).unwrap();
+        let _sockets = [0, 1].map(|rank| processes.start_rank(rank).unwrap());
         let pid = |rank: usize| {
             let ranks = processes.ranks.lock().unwrap();
             Pid::from_child(&ranks[rank].as_ref().unwrap().child.lock().unwrap())

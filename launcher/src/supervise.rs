@@ -183,7 +183,7 @@ fn requests(handle: &EngineHandle) -> String {
 }
 
 /// The signals that ask a server to stop.
-struct Signals {
+pub(crate) struct Signals {
     interrupt: Signal,
     terminate: Signal,
     hangup: Option<Signal>,
@@ -191,7 +191,7 @@ struct Signals {
 }
 
 impl Signals {
-    fn listen() -> Result<Self, LaunchError> {
+    pub(crate) fn listen() -> Result<Self, LaunchError> {
         let listen = |kind| signal(kind).map_err(LaunchError::system("listen for signals"));
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
         let hangup = SignalKind::hangup();
@@ -204,7 +204,7 @@ impl Signals {
     }
 
     /// The next wish to stop, by the name of its signal.
-    async fn next(&mut self) -> &'static str {
+    pub(crate) async fn next(&mut self) -> &'static str {
         loop {
             let hangup = async {
                 match &mut self.hangup {

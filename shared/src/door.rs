@@ -7,7 +7,8 @@
 use std::{
     collections::VecDeque,
     io,
-    net::{Shutdown, TcpStream},
+    net::{Shutdown, TcpListener, TcpStream},
+    ops::RangeInclusive,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::SeqCst},
@@ -15,6 +16,21 @@ use std::{
     },
     thread,
 };
+
+/// Listens at an address of this machine: on the first port of `ports` that is free, or on any where none are named.
+///
+/// # Errors
+/// When `host` is no address of this machine, or all ports are taken.
+pub fn listen(host: &str, ports: Option<&RangeInclusive<u16>>) -> io::Result<TcpListener> {
+    let mut refused = io::Error::from(io::ErrorKind::InvalidInput);
+    for port in ports.cloned().unwrap_or(0..=0) {
+        match TcpListener::bind((host, port)) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => refused = error,
+            bound => return bound,
+        }
+    }
+    Err(refused)
+}
 
 /// Knocks that are being answered, and the guests that came of them.
 #[derive(Debug)]
@@ -107,6 +123,17 @@ mod tests {
 
     fn wait<T: Send + 'static>(knocks: &Knocks<T>) -> T {
         knocks.arrivals.recv().unwrap()
+    }
+
+    #[test]
+    fn ports_of_a_range_are_taken_one_after_the_other_until_there_is_none() {
+        let first = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().min(u16::MAX - 3);
+        let range = first..=first + 2;
+        let taken: Vec<_> = std::iter::from_fn(|| listen("127.0.0.1", Some(&range)).ok()).collect();
+        let ports: Vec<u16> = taken.iter().map(|listener| listener.local_addr().unwrap().port()).collect();
+        assert!(!ports.is_empty() && ports.is_sorted() && ports.iter().all(|port| range.contains(port)), "{ports:?}");
+        assert_eq!(listen("127.0.0.1", Some(&range)).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert!(listen("127.0.0.1", None).is_ok());
     }
 
     #[test]

@@ -42,8 +42,6 @@ pub struct Identity {
     pub world: usize,
     /// Which of them.
     pub rank: usize,
-    /// Its host, in any spelling: processes that name the same share their CPUs and memory.
-    pub host: String,
 }
 
 /// Why two processes did not come together.
@@ -83,7 +81,7 @@ enum Answer {
 /// What an admitter goes by.
 #[derive(Clone, Copy, Debug)]
 pub struct Admission<'a> {
-    /// Build and world that joiners must be of. Rank and host are not compared.
+    /// Build and world that joiners must be of. The rank is not compared.
     pub expected: &'a Identity,
     /// The cluster's secret.
     pub key: &'a [u8],
@@ -255,7 +253,7 @@ mod tests {
     use super::*;
 
     fn identity(build_id: &str, world: usize, rank: usize) -> Identity {
-        Identity { build_id: build_id.into(), world, rank, host: "h".into() }
+        Identity { build_id: build_id.into(), world, rank }
     }
 
     fn soon() -> Instant {
@@ -348,8 +346,8 @@ mod tests {
     #[test]
     fn nothing_that_the_joiner_says_can_be_exchanged_on_the_way() {
         assert_eq!(meet_through(usize::MAX), (Ok(9), Ok(2)));
-        // A length of four bytes, then protocol, build id (a length and two characters), world, rank, host and nonce.
-        for changed in 4..4 + 8 + 16 {
+        // A length of four bytes, then protocol, build id (a length and two characters), world, rank and nonce.
+        for changed in 4..4 + 6 + 16 {
             let (joined, admitted) = meet_through(changed);
             assert!(joined.is_err() && admitted.is_err(), "byte {changed}: {joined:?} {admitted:?}");
         }

@@ -31,7 +31,7 @@ pub use self::{
 use crate::model::shape::ModelShape;
 
 /// Changes whenever a message changes; compared in the handshake beside the build id.
-pub const PROTOCOL_VERSION: u32 = 4;
+pub const PROTOCOL_VERSION: u32 = 5;
 
 /// Element type of weights and of matrix products, or of the KV cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,24 +61,24 @@ impl fmt::Display for DType {
     }
 }
 
-/// What ranks compute on.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What a rank computes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Device {
     /// The processor.
     Cpu,
-    /// GPUs of the rank's host by their ordinals: rank `r` takes entry `r`, or begins again where there are fewer.
-    Gpus(Vec<u32>),
+    /// A GPU of its host, by its ordinal.
+    Gpu(u32),
 }
 
-/// What the threads of all ranks of a host run on.
+/// What the threads of a rank run on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Cores {
     /// They may be more than the CPUs, or nobody knows: waiting sleeps.
     Shared,
     /// There is a CPU for each: waiting may spin.
     Own,
-    /// Waiting may spin, and each stays on a CPU: for each rank those of its threads.
-    Pinned(Vec<Vec<u32>>),
+    /// Waiting may spin, and each stays on a CPU of its own.
+    Pinned(Vec<u32>),
 }
 
 impl Cores {
@@ -87,10 +87,10 @@ impl Cores {
         *self != Self::Shared
     }
 
-    /// The CPUs that the threads of a rank stay on, one each.
-    pub fn of_rank(&self, rank: usize) -> Option<&[u32]> {
+    /// The CPUs that the threads stay on, one each.
+    pub fn pinned(&self) -> Option<&[u32]> {
         match self {
-            Self::Pinned(ranks) => ranks.get(rank).map(Vec::as_slice),
+            Self::Pinned(cpus) => Some(cpus),
             Self::Shared | Self::Own => None,
         }
     }
@@ -215,30 +215,42 @@ pub struct LoadOrder {
     pub weights: Vec<PathBuf>,
     /// Digest of the checkpoint: names, types, shapes, and samples of every tensor. Every rank must find the same.
     pub fingerprint: u64,
-    /// Which files they are, for ranks of the coordinator's host: those of the same names later may be others.
-    pub files: Option<u64>,
-    /// What to compute on.
-    pub device: Device,
     /// Element type to compute in.
     pub dtype: DType,
     /// Element type of the KV cache.
     pub kv_dtype: DType,
-    /// Compute threads of this rank; `None` for an even part of the cores of its host.
-    pub threads: Option<usize>,
-    /// Ranks that share this one's host, itself among them; at least 1.
-    pub ranks_on_host: usize,
-    /// Instruction set to use, by name; `None` for the best that the rank's CPU has, where the coordinator cannot see it.
+    /// Instruction set to use, by name; `None` on GPUs, or for the best that the rank's CPU has.
     pub isa: Option<String>,
     /// Data link to use.
     pub comm: CommKind,
-    /// What there is for its threads to run on.
-    pub cores: Cores,
     /// Most new tokens in one step.
     pub max_batched_tokens: usize,
     /// Most sequences in one step.
     pub max_seqs: usize,
     /// File to append a timeline of every step to; on a rank elsewhere a file of its own host.
     pub trace: Option<PathBuf>,
+    /// What this rank has of its host; of all else every rank is told the same.
+    pub on_host: OnHost,
+}
+
+/// What one rank has of its host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OnHost {
+    /// What to compute on.
+    pub device: Device,
+    /// Compute threads.
+    pub threads: usize,
+    /// What there is for them to run on.
+    pub cores: Cores,
+    /// Which files the checkpoint's are, on the coordinator's host: those of the same names later may be others.
+    pub files: Option<u64>,
+}
+
+impl OnHost {
+    /// The processor, with so many threads that stay nowhere in particular.
+    pub fn cpu(threads: usize) -> Self {
+        Self { device: Device::Cpu, threads, cores: Cores::Shared, files: None }
+    }
 }
 
 /// What a rank found.

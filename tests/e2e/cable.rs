@@ -68,19 +68,20 @@ fn a_cut_cable_is_noticed_at_both_ends() {
     fs::write(&secret, "a long enough shared secret\n").unwrap();
     let secret = secret.to_str().unwrap();
     let (model, listen) = (golden_folder("heads5"), format!("{}:0", ADDRESSES[0]));
-    let coordinator = ["coordinator", "--listen", &listen, "--secret-file", secret, "--port", "0", "--nproc", "1"];
+    let first = ["node", "--nodes", "2", "--listen", &listen, "--secret-file", secret, "--port", "0", "--nproc", "2"];
     let exit = ["--on-rank-loss", "exit"];
-    let coordinator = launcher(&[&coordinator[..], &exit, &["--model", model.to_str().unwrap()]].concat());
-    let mut coordinator = Server::spawn(hosts.on(0, &coordinator));
-    let line = coordinator.await_line("waiting for");
+    let first = launcher(&[&first[..], &exit, &["--model", model.to_str().unwrap()]].concat());
+    let mut first = Server::spawn(hosts.on(0, &first));
+    let line = first.await_line("waiting at");
     let address = line.split_whitespace().find(|word| word.starts_with(ADDRESSES[0])).unwrap();
-    let worker = launcher(&["worker", "--rank", "0", "--world", "1", "--connect", address, "--secret-file", secret]);
-    let mut worker = Server::spawn(hosts.on(1, &worker));
-    coordinator.await_ready();
+    let second = launcher(&["node", "--connect", address, "--secret-file", secret]);
+    let mut second = Server::spawn(hosts.on(1, &second));
+    first.await_ready();
 
     // Nobody says goodbye: no process ends, no connection is closed.
     hosts.cut();
-    assert_eq!(coordinator.wait().code(), Some(1), "{}", coordinator.log());
-    assert!(coordinator.log().contains("rank 0 is gone"), "{}", coordinator.log());
-    assert!(!worker.wait().success(), "{}", worker.log());
+    assert_eq!(first.wait().code(), Some(1), "{}", first.log());
+    assert!(first.log().contains("rank 1 is gone"), "{}", first.log());
+    assert!(!second.wait().success(), "{}", second.log());
+    assert!(second.log().contains("is gone"), "{}", second.log());
 }

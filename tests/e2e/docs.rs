@@ -83,7 +83,7 @@ fn files_named_in_the_documents_exist() {
 #[test]
 fn flags_named_in_the_documents_are_known() {
     let mut known = BTreeSet::new();
-    let verbs = [&[][..], &["worker"], &["coordinator"], &["gpu-check"]];
+    let verbs = [&[][..], &["node"], &["gpu-check"]];
     for verb in verbs {
         let command: Vec<_> = verb.iter().copied().chain(["--help"]).collect();
         let output = launcher(&command).output().unwrap();

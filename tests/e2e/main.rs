@@ -14,7 +14,7 @@
 //! - [`cores`]: threads run where the plan puts them; where the system gives none
 //! - [`cable`]: a cable between two hosts is cut, and both ends notice
 //! - [`surroundings`]: closed and full outputs, addresses that Kubernetes leaves in the environment, other people's folders
-//! - [`ranks`]: ranks started by hand over TCP with a secret
+//! - [`nodes`]: one process a host: as one host, ranks and nodes that are lost, who is refused, what started them
 //! - [`memory`]: `--plan` against measured memory, gpt2-xl's 25 heads over 2 and 3 ranks
 //! - [`gpu`]: ranks on an emulated GPU: golden ids, graphs, NCCL, what is missing, `gpu-check`
 //! - [`streams`]: two hundred at once
@@ -46,7 +46,7 @@ mod lifecycle;
 mod load;
 mod memory;
 mod nanochat;
-mod ranks;
+mod nodes;
 mod recovery;
 mod strangers;
 mod streams;

@@ -12,13 +12,10 @@ use std::{
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::{
-    ranks::{coordinator_with, worker},
-    server::{Server, golden_folder, is_alive, launcher, run_to_end, send_signal, wait_until},
-};
+use crate::server::{Server, golden_folder, is_alive, launcher, run_to_end, send_signal, wait_until};
 
 /// Enough for every kill of a test; a budget that is used up is a test of its own.
-const BUDGET: [&str; 2] = ["--rank-restarts", "100/1m"];
+pub(crate) const BUDGET: [&str; 2] = ["--rank-restarts", "100/1m"];
 
 /// Requests of several kinds to `heads5`, which has 64 positions; none ends early.
 pub(crate) fn requests(count: u64) -> Vec<Value> {
@@ -31,7 +28,7 @@ pub(crate) fn requests(count: u64) -> Vec<Value> {
     (0..count).map(body).collect()
 }
 
-fn choices(server: &Server, body: &Value) -> Value {
+pub(crate) fn choices(server: &Server, body: &Value) -> Value {
     server.ask("/v1/completions", body)["choices"].clone()
 }
 
@@ -188,30 +185,4 @@ fn a_checkpoint_that_was_replaced_meanwhile_is_refused_and_not_mixed() {
         "{}",
         server.log()
     );
-}
-
-#[test]
-fn a_joined_rank_that_its_host_starts_again_takes_its_place_and_a_server_without_it_can_be_stopped() {
-    let folder = tempfile::tempdir().unwrap();
-    let secret = folder.path().join("secret");
-    fs::write(&secret, "a long enough shared secret\n").unwrap();
-    let secret = secret.to_str().unwrap();
-    let (mut server, address) = coordinator_with(secret, &["--nproc", "2", "--shutdown-timeout", "100ms"]);
-    let join = |rank: &str| Server::spawn(worker(rank, "2", &address, secret));
-    let (_first, second) = (join("0"), join("1"));
-    server.await_ready();
-    // Its pool is another, so that all is computed again.
-    let mut again = None;
-    assert_undisturbed(&server, &requests(4), || {
-        thread::sleep(Duration::from_millis(100));
-        send_signal(second.pid(), Signal::KILL);
-        again = Some(join("1"));
-        wait_for_restarts(&server, 1.0);
-    });
-    assert!(server.log().contains("pools=Blank"), "{}", server.log());
-
-    send_signal(again.unwrap().pid(), Signal::KILL);
-    wait_until("the second loss", || server.log().matches("is started again").count() == 2);
-    server.signal(Signal::TERM);
-    assert_eq!(server.wait().code(), Some(0), "{}", server.log());
 }

@@ -2,10 +2,9 @@
 
 use std::{
     fs,
-    io::{self, Read, Write},
-    net::{Shutdown, TcpListener, TcpStream},
+    io::{Read, Write},
+    net::TcpStream,
     os::unix::net::UnixStream,
-    sync::{Arc, Mutex},
     thread,
     time::{Duration, Instant},
 };
@@ -14,38 +13,40 @@ use nanoinfer_shared::{
     handshake::{self, Identity},
     link::Socket,
 };
-use rustix::process::Signal;
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, pidfd_getfd, pidfd_open};
 
 use crate::{
-    ranks::{coordinator_with, worker},
+    nodes::{node, node_zero, secret, two_nodes},
     recovery::{assert_undisturbed, metric, requests, wait_for_restarts},
-    server::{Server, send_signal, wait_until},
+    server::{Server, is_alive, send_signal, wait_until},
 };
 
 /// Losses of a test, and then none.
 const OPTIONS: [&str; 6] = ["--nproc", "2", "--rank-restarts", "2/10m", "--shutdown-timeout", "100ms"];
 
-/// A secret, and where it lies as long as the folder is there.
-fn secret() -> (tempfile::TempDir, String) {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("secret");
-    fs::write(&path, "a long enough shared secret\n").unwrap();
-    let path = path.to_str().unwrap().to_owned();
-    (folder, path)
+/// Descriptors of a process that are TCP sockets in such a state, with the ports of both ends.
+fn sockets(pid: u32, state: &str) -> Vec<(i32, u16, u16)> {
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+    let link = |entry: fs::DirEntry| {
+        let number = entry.file_name().to_str()?.parse::<i32>().ok()?;
+        Some((fs::read_link(entry.path()).ok()?.into_os_string().into_string().ok()?, number))
+    };
+    let ours: Vec<(String, i32)> = descriptors.filter_map(link).collect();
+    let of_line = |line: &str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        // Its own address, the other's, its state and its inode.
+        let (name, port) = (format!("socket:[{}]", fields[9]), |field: &str| {
+            u16::from_str_radix(field.split_once(':').unwrap().1, 16).unwrap()
+        });
+        let &(_, number) = ours.iter().find(|(known, _)| fields[3] == state && *known == name)?;
+        Some((number, port(fields[1]), port(fields[2])))
+    };
+    fs::read_to_string("/proc/net/tcp").unwrap().lines().skip(1).filter_map(of_line).collect()
 }
 
 /// Ports on which a process listens.
 fn doors(pid: u32) -> Vec<u16> {
-    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
-    let link = |entry: fs::DirEntry| fs::read_link(entry.path()).ok()?.into_os_string().into_string().ok();
-    let sockets: Vec<String> = descriptors.filter_map(link).collect();
-    let of_line = |line: &str| -> Option<u16> {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        // Its own address, its state and its inode.
-        let is_ours = fields[3] == "0A" && sockets.contains(&format!("socket:[{}]", fields[9]));
-        is_ours.then(|| u16::from_str_radix(fields[1].split_once(':').unwrap().1, 16).unwrap())
-    };
-    fs::read_to_string("/proc/net/tcp").unwrap().lines().skip(1).filter_map(of_line).collect()
+    sockets(pid, "0A").into_iter().map(|(_, own, _)| own).collect()
 }
 
 fn port_of(address: &str) -> u16 {
@@ -55,7 +56,7 @@ fn port_of(address: &str) -> u16 {
 /// The first message of a joiner that does not hold the key, as it goes over the wire.
 fn introduction(rank: usize) -> Vec<u8> {
     let (joiner, mut raw) = UnixStream::pair().unwrap();
-    let identity = Identity { build_id: "x".into(), world: 2, rank, host: "h".into() };
+    let identity = Identity { build_id: "x".into(), world: 2, rank };
     let joining = thread::spawn(move || {
         handshake::join(&mut Socket::Unix(joiner), &identity, b"no such key", Instant::now() + Duration::from_secs(60))
     });
@@ -97,90 +98,64 @@ fn visit(port: u16) -> Vec<TcpStream> {
 #[test]
 fn strangers_at_any_door_at_any_time_change_no_answer_and_are_no_loss() {
     let (_folder, secret) = secret();
-    let (mut server, address) = coordinator_with(&secret, &OPTIONS);
-    let join = |rank: &str| Server::spawn(worker(rank, "2", &address, &secret));
+    let (mut server, address) = node_zero(&secret, &OPTIONS);
     let mut crowd = visit(port_of(&address));
-    let second = join("1");
-    server.await_line("rank=1");
-    // The other will have loaded before it, and waits with its door open.
-    send_signal(second.pid(), Signal::STOP);
-    let first = join("0");
-    wait_until("the door of a rank that has loaded", || !doors(first.pid()).is_empty());
-    doors(first.pid()).into_iter().for_each(|port| crowd.extend(visit(port)));
-    send_signal(second.pid(), Signal::CONT);
+    let other = Server::spawn(node(&address, &secret));
     server.await_ready();
+    let [first, second] = [&server, &other].map(|node| Server::ranks_of(node.pid())[0].1);
 
-    let mut again = None;
     assert_undisturbed(&server, &requests(4), || {
-        assert!(doors(first.pid()).is_empty(), "a data link that stands has no door");
-        crowd.extend(visit(port_of(&address)));
-        send_signal(second.pid(), Signal::KILL);
-        wait_until("the door of a rank that waits for another", || !doors(first.pid()).is_empty());
-        doors(first.pid()).into_iter().for_each(|port| crowd.extend(visit(port)));
-        crowd.extend(visit(port_of(&address)));
-        again = Some(join("1"));
+        assert!(doors(first).is_empty(), "a data link that stands has no door");
+        // The nodes' door, and the ranks'.
+        let http = port_of(&server.url);
+        let come = |crowd: &mut Vec<TcpStream>, pid| {
+            doors(pid).into_iter().filter(|&port| port != http).for_each(|port| crowd.extend(visit(port)));
+        };
+        come(&mut crowd, server.pid());
+        // Its node does not start it again for a while.
+        send_signal(other.pid(), Signal::STOP);
+        send_signal(second, Signal::KILL);
+        wait_until("the door of a rank that waits for another", || !doors(first).is_empty());
+        come(&mut crowd, first);
+        come(&mut crowd, server.pid());
+        send_signal(other.pid(), Signal::CONT);
         wait_for_restarts(&server, 1.0);
     });
     assert_eq!(metric(&server, "nanoinfer_rank_restarts_total"), 1.0, "{}", server.log());
     assert!(server.log().contains("was refused"), "{}", server.log());
-    assert!(first.log().contains("a stranger was turned away"), "{}", first.log());
+    assert!(server.log().contains("a stranger was turned away"), "{}", server.log());
 }
 
-/// Between a rank and its coordinator: hands everything on, and says what neither of them said.
-struct Relay {
-    address: String,
-    /// To the coordinator, and to the rank.
-    ends: Arc<Mutex<Option<[TcpStream; 2]>>>,
-}
-
-impl Relay {
-    fn before(coordinator: &str) -> Self {
-        let door = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = door.local_addr().unwrap().to_string();
-        let (ends, coordinator) = (Arc::new(Mutex::new(None)), coordinator.to_owned());
-        let latest = Arc::clone(&ends);
-        thread::spawn(move || {
-            for near in door.incoming().map_while(Result::ok) {
-                let Ok(far) = TcpStream::connect(&coordinator) else { return };
-                let again = |socket: &TcpStream| socket.try_clone().unwrap();
-                *latest.lock().unwrap() = Some([again(&far), again(&near)]);
-                for (mut from, mut to) in [(again(&near), again(&far)), (far, near)] {
-                    thread::spawn(move || {
-                        // Ends as either side does.
-                        let _ = io::copy(&mut from, &mut to);
-                        let _ = to.shutdown(Shutdown::Both);
-                    });
-                }
-            }
-        });
-        Self { address, ends }
-    }
-
-    fn say(&self, end: usize, bytes: &[u8]) {
-        self.ends.lock().unwrap().as_mut().unwrap()[end].write_all(bytes).unwrap();
-    }
+/// Says what neither end of the socket said, by a copy of the descriptor that a process has.
+fn say(pid: u32, descriptor: i32, bytes: &[u8]) {
+    let process = pidfd_open(Pid::from_raw(pid as i32).unwrap(), PidfdFlags::empty()).unwrap();
+    let copy = pidfd_getfd(&process, descriptor, PidfdGetfdFlags::empty()).unwrap();
+    fs::File::from(copy).write_all(bytes).unwrap();
 }
 
 #[test]
 fn noise_in_a_ranks_own_link_is_the_loss_of_that_rank_alone() {
     let (_folder, secret) = secret();
-    let (mut server, address) = coordinator_with(&secret, &OPTIONS);
-    let relay = Relay::before(&address);
-    let mut first = Server::spawn(worker("0", "2", &address, &secret));
-    let join = || Server::spawn(worker("1", "2", &relay.address, &secret));
-    let mut second = join();
-    server.await_ready();
+    let (mut server, mut other, address) = two_nodes(&secret, &OPTIONS);
+    let known = [port_of(&server.url), port_of(&address)];
+    let door = doors(server.pid()).into_iter().find(|port| !known.contains(port)).expect("a door for ranks");
+    let rank = || Server::ranks_of(other.pid())[0].1;
     assert_undisturbed(&server, &requests(4), || {
         for end in 0..2 {
             thread::sleep(Duration::from_millis(100));
-            relay.say(end, &[0xff; 100]);
-            assert!(!second.wait().success(), "{}", second.log());
-            second = join();
+            let (pid, is_link): (u32, &dyn Fn(&(i32, u16, u16)) -> bool) = match end {
+                0 => (rank(), &|(_, _, far)| *far == door),
+                _ => (server.pid(), &|(_, own, _)| *own == door),
+            };
+            let lost = rank();
+            let (descriptor, ..) = sockets(pid, "01").into_iter().find(is_link).expect("the link of the rank");
+            say(pid, descriptor, &[0xff; 100]);
+            wait_until("the end of the rank", || !is_alive(lost));
             wait_for_restarts(&server, 1.0 + end as f64);
         }
     });
     assert!(server.log().contains("is over the limit"), "{}", server.log());
     server.signal(Signal::TERM);
     assert_eq!(server.wait().code(), Some(0), "{}", server.log());
-    assert!(first.wait().success(), "{}", first.log());
+    assert!(other.wait().success(), "{}", other.log());
 }

@@ -15,8 +15,8 @@ use nanoinfer_shared::{
     handshake::{self, Admission, Identity},
     link::{ControlLink, MAX_FRAME_BYTES, Receiver, Socket},
     protocol::{
-        BlockId, Category, CommKind, Cores, DType, Device, FailureKind, FromRank, LoadOrder, LoadReport, LogSumExp,
-        Place, RowRequest, RowSlice, SequenceStep, Stage, StartOrder, StepOutput, StepPlan, StepTimes, ToRank, Wants,
+        BlockId, Category, CommKind, DType, FailureKind, FromRank, LoadOrder, LoadReport, LogSumExp, OnHost, Place,
+        RowRequest, RowSlice, SequenceStep, Stage, StartOrder, StepOutput, StepPlan, StepTimes, ToRank, Wants,
     },
 };
 use nanoinfer_worker::rank::{OnLost, RankSetup, run};
@@ -70,18 +70,14 @@ fn load_order() -> LoadOrder {
         shape,
         fingerprint: checkpoint.fingerprint(),
         weights,
-        files: None,
-        device: Device::Cpu,
         dtype: DType::F32,
         kv_dtype: DType::F32,
-        threads: Some(1),
-        ranks_on_host: 1,
         isa: None,
         comm: CommKind::Local,
-        cores: Cores::Shared,
         max_batched_tokens: 32,
         max_seqs: 4,
         trace: None,
+        on_host: OnHost::cpu(1),
     }
 }
 
@@ -198,7 +194,7 @@ fn handed_on(mut from: UnixStream, mut to: UnixStream) -> Vec<u8> {
 #[test]
 fn introductions_that_are_mutated_or_said_again_let_nobody_in() {
     bound_memory();
-    let identity = Identity { build_id: "test".into(), world: 2, rank: 1, host: "h".into() };
+    let identity = Identity { build_id: "test".into(), world: 2, rank: 1 };
     let until = Instant::now() + Duration::from_secs(600);
     let admission = Admission { expected: &identity, key: b"key", epoch: EPOCH, until };
     let join = |socket: UnixStream| handshake::join(&mut Socket::Unix(socket), &identity, b"key", until);
@@ -238,11 +234,12 @@ fn a_rank_that_hears_nonsense_at_any_stage_of_its_life_ends_without_a_panic() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let setup = RankSetup {
             link: ControlLink::over(Socket::Unix(theirs), EPOCH).unwrap(),
-            identity: Identity { build_id: "test".into(), world: 1, rank: 0, host: String::new() },
+            identity: Identity { build_id: "test".into(), world: 1, rank: 0 },
             epoch: EPOCH,
             memory: None,
             weights: None,
             data_host: "127.0.0.1".into(),
+            data_ports: None,
             on_lost: OnLost::Return,
         };
         let rank = thread::spawn(move || run(setup));

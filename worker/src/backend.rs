@@ -28,19 +28,16 @@ pub(crate) fn load(
     share: &Share,
     checkpoint: impl FnOnce() -> Result<Checkpoint, WorkerError>,
 ) -> Result<Box<dyn Loaded>, WorkerError> {
-    match &order.device {
+    match order.on_host.device {
         Device::Cpu => Ok(Box::new(cpu::Held::load(order, rank, share, checkpoint)?)),
-        Device::Gpus(gpus) => {
-            let gpu = gpus[rank % gpus.len()];
-            Ok(Box::new(cuda::Held::load(order, gpu, rank, share, &checkpoint()?)?))
-        }
+        Device::Gpu(gpu) => Ok(Box::new(cuda::Held::load(order, gpu, rank, share, &checkpoint()?)?)),
     }
 }
 
 /// What a rank will take with a KV pool of so many blocks, before anything is loaded.
 pub fn memory(order: &LoadOrder, partition: &Partition, rank: usize, kv_blocks: usize) -> RankMemory {
     let share = partition.share(rank);
-    if let Device::Gpus(_) = order.device {
+    if let Device::Gpu(_) = order.on_host.device {
         return cuda::memory(order, rank, share, kv_blocks);
     }
     let link = match order.comm {

@@ -21,7 +21,7 @@ use crate::{
     WorkerError,
     fit::fits,
     memory,
-    runner::{Link, Loaded, RankMemory, Runner, threads},
+    runner::{Link, Loaded, RankMemory, Runner},
     trace::Trace,
 };
 
@@ -58,7 +58,7 @@ impl Held {
         checkpoint: impl FnOnce() -> Result<Checkpoint, WorkerError>,
     ) -> Result<Self, WorkerError> {
         let isa = order.isa.as_deref().map_or_else(|| Ok(Isa::detect()), level::named)?;
-        fits(&order.device, &order.shape, order.dtype, order.kv_dtype)?;
+        fits(order.on_host.device, &order.shape, order.dtype, order.kv_dtype)?;
         // Before anything is taken: what the system refuses later ends the process without a word. Blocks and the link come
         // later, when the coordinator has counted what is free.
         let (needed, max_batched_tokens) = (memory(order, share, 0).total(), order.max_batched_tokens);
@@ -66,10 +66,10 @@ impl Held {
             return Err(WorkerError::Memory { rank, needed, max_batched_tokens, free });
         }
         // Before the first page of weights is touched, which is then on the node of these CPUs.
-        if let Some(cpus) = order.cores.of_rank(rank) {
+        if let Some(cpus) = order.on_host.cores.pinned() {
             keep_on(cpus);
         }
-        let threads = threads(order);
+        let threads = order.on_host.threads;
         let shard = Shard::load(&checkpoint()?, &order.shape, share, order.dtype, threads)?;
         Ok(Self { order: order.clone(), rank, share: share.clone(), shard, isa, threads })
     }
@@ -99,9 +99,9 @@ impl Loaded for Held {
         let comm = link.through_host()?;
         let kv = KvPool::new(&order.shape, &share, order.kv_dtype, kv_blocks, pool)
             .map_err(|source| WorkerError::Pool { rank, source })?;
-        let mut kernels = Kernels::new(isa, threads, order.cores.may_spin())
+        let mut kernels = Kernels::new(isa, threads, order.on_host.cores.may_spin())
             .map_err(|source| WorkerError::Threads { rank, wanted: threads + 1, source })?;
-        if let Some(cpus) = order.cores.of_rank(rank) {
+        if let Some(cpus) = order.on_host.cores.pinned() {
             kernels.pin(cpus);
         }
         tracing::info!(rank, isa = kernels.isa().name(), kv_blocks, "ready");

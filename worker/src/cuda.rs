@@ -47,7 +47,7 @@ use crate::{
     WorkerError,
     bounds::Bounds,
     fit::fits,
-    runner::{Link, Loaded, RankMemory, Runner, threads},
+    runner::{Link, Loaded, RankMemory, Runner},
     trace::Trace,
 };
 
@@ -104,7 +104,7 @@ impl Held {
         checkpoint: &Checkpoint,
     ) -> Result<Self, WorkerError> {
         let load = || {
-            fits(&order.device, &order.shape, order.dtype, order.kv_dtype).map_err(GpuError::Unfit)?;
+            fits(order.on_host.device, &order.shape, order.dtype, order.kv_dtype).map_err(GpuError::Unfit)?;
             let model = RankModel::new(order, rank, share);
             let _context = find::open_one(ordinal)?;
             let gpu = Gpu::open(ordinal, model.element)?;
@@ -115,7 +115,7 @@ impl Held {
                 return Err(GpuError::Memory { ordinal, name, free, needed, what: WEIGHTS }.into());
             }
             tracing::info!(rank, gpu = ordinal, name = gpu.name, "loading");
-            let weights = Weights::load(&gpu, Some(checkpoint), &model, threads(order))?;
+            let weights = Weights::load(&gpu, Some(checkpoint), &model, order.on_host.threads)?;
             Ok::<_, Failure>(Self { order: order.clone(), model, weights, gpu })
         };
         load().of_rank(rank)

@@ -62,17 +62,17 @@ pub enum Unfit {
 ///
 /// # Errors
 /// Says what it does not do; of types before widths.
-pub fn fits(device: &Device, shape: &ModelShape, dtype: DType, kv_dtype: DType) -> Result<(), Unfit> {
+pub fn fits(device: Device, shape: &ModelShape, dtype: DType, kv_dtype: DType) -> Result<(), Unfit> {
     let head_dim = shape.attention.head_dim;
     match device {
         Device::Cpu if [dtype, kv_dtype].contains(&DType::F16) => Err(Unfit::HalfOnCpu { why: String::new() }),
         Device::Cpu if head_dim > MAX_HEAD_DIM => Err(Unfit::HeadTooWideForCpu { head_dim, limit: MAX_HEAD_DIM }),
-        Device::Gpus(_) if let Some(what) = not_on_gpus(shape) => {
+        Device::Gpu(_) if let Some(what) = not_on_gpus(shape) => {
             Err(Unfit::FamilyOnGpu { model_type: shape.model_type(), what })
         }
-        Device::Gpus(_) if dtype == DType::Int8 => Err(Unfit::OnlyOnCpu { dtype }),
-        Device::Gpus(_) if kv_dtype != dtype => Err(Unfit::KvDTypeOnGpu { dtype, kv_dtype }),
-        Device::Gpus(_) if head_dim > cuda::MAX_HEAD_DIM => {
+        Device::Gpu(_) if dtype == DType::Int8 => Err(Unfit::OnlyOnCpu { dtype }),
+        Device::Gpu(_) if kv_dtype != dtype => Err(Unfit::KvDTypeOnGpu { dtype, kv_dtype }),
+        Device::Gpu(_) if head_dim > cuda::MAX_HEAD_DIM => {
             Err(Unfit::HeadTooWideForGpu { head_dim, limit: cuda::MAX_HEAD_DIM })
         }
         _ => Ok(()),

@@ -10,6 +10,7 @@ use std::{
     fs::File,
     io,
     mem::ManuallyDrop,
+    ops::RangeInclusive,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     path::PathBuf,
     sync::{
@@ -54,6 +55,8 @@ pub struct RankSetup {
     pub weights: Option<Vec<PathBuf>>,
     /// Address of this host that peers can reach, for the TCP data link.
     pub data_host: String,
+    /// Ports of this host for it; any free one where none are named.
+    pub data_ports: Option<RangeInclusive<u16>>,
     /// What to do when the coordinator is gone.
     pub on_lost: OnLost,
 }
@@ -116,6 +119,7 @@ pub fn run(setup: RankSetup) -> Result<(), WorkerError> {
         listener: None,
         weights: setup.weights,
         data_host: setup.data_host,
+        data_ports: setup.data_ports,
         failing,
         telling,
         progress,
@@ -194,7 +198,7 @@ fn read_control(
             Ok(ToRank::Leave { .. }) if !can_leave && on_lost == OnLost::Exit => return exit(1),
             Ok(order) => {
                 match &order {
-                    ToRank::Load(order) => can_leave = order.device == Device::Cpu,
+                    ToRank::Load(order) => can_leave = order.on_host.device == Device::Cpu,
                     ToRank::Start(_) => abort = Abort::default(),
                     ToRank::Leave { .. } => abort.pull(),
                     _ => {}
@@ -225,6 +229,7 @@ struct Rank {
     listener: Option<TcpListenerForPeers>,
     weights: Option<Vec<PathBuf>>,
     data_host: String,
+    data_ports: Option<RangeInclusive<u16>>,
     /// Set before the coordinator hears of a failure, which it answers by closing the link.
     failing: Arc<AtomicBool>,
     /// Held while a step is told of: its answer and then its events, which the end of the process must not cut in two.
@@ -349,7 +354,7 @@ impl Rank {
         let rank = self.identity.rank;
         self.listener = match comm {
             CommKind::Tcp => {
-                let bound = TcpListenerForPeers::bind(&self.data_host);
+                let bound = TcpListenerForPeers::bind(&self.data_host, self.data_ports.as_ref());
                 Some(bound.map_err(|source| CommError::Setup { rank, source })?)
             }
             CommKind::Local | CommKind::Shm | CommKind::Nccl => None,
@@ -373,7 +378,7 @@ impl Rank {
         let files = self.weights.as_ref().unwrap_or(&load.weights);
         let checkpoint = Checkpoint::open(files)?;
         let file = || files.first().cloned().unwrap_or_default();
-        if self.weights.is_none() && load.files.is_some_and(|meant| checkpoint.identity() != meant) {
+        if self.weights.is_none() && load.on_host.files.is_some_and(|meant| checkpoint.identity() != meant) {
             return Err(WorkerError::Replaced { rank: self.identity.rank, file: file() });
         }
         checkpoint.check(&load.shape)?;
@@ -395,7 +400,7 @@ impl Rank {
             (CommKind::Shm, _) => {
                 let memory = self.memory.as_mut().ok_or(WorkerError::NoSegment { rank })?;
                 let segment = (memory.segments)(start.group).map_err(|source| CommError::Setup { rank, source })?;
-                Box::new(Shm::open(segment, rank, world, load.cores.may_spin(), abort)?)
+                Box::new(Shm::open(segment, rank, world, load.on_host.cores.may_spin(), abort)?)
             }
             (CommKind::Tcp, Some(listener)) => {
                 let (peers, key) = (&start.peers, &start.link_key);

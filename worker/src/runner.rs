@@ -6,7 +6,7 @@ use std::fs::File;
 
 use nanoinfer_shared::{
     comm::Communicator,
-    protocol::{LoadOrder, LogitSlice, StepOutput, StepPlan, Wants},
+    protocol::{LogitSlice, StepOutput, StepPlan, Wants},
 };
 
 use crate::{WorkerError, trace::Trace};
@@ -78,12 +78,6 @@ impl Link {
             Self::Nccl { rank, .. } => Err(WorkerError::NcclOnCpu { rank }),
         }
     }
-}
-
-/// Compute threads of a rank.
-pub(crate) fn threads(order: &LoadOrder) -> usize {
-    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-    order.threads.unwrap_or_else(|| (cores() / order.ranks_on_host).max(1))
 }
 
 /// Something wanted of the distribution after one token of a step.

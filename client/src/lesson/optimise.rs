@@ -17,7 +17,7 @@ pub(super) fn run(base: &ClusterConfig, rounds: u32) -> anyhow::Result<Results> 
     let plan = running::plan(base)?;
     let program = Program::load(&plan)?;
     let length = Length::within(program.shape.context);
-    let threads = plan.load.threads.unwrap_or(1);
+    let threads = plan.load.on_host.threads;
     let limits = Limits::measure(threads);
     let steps = ladder::climb(base, &program, (length, rounds))?;
     let (name, prompt) = (&plan.model.name, length.prompt);

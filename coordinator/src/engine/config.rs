@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use nanoinfer_shared::{
     ModelShape, Partition,
-    protocol::{DType, LoadOrder},
+    protocol::{DType, LoadOrder, OnHost},
 };
 
 use crate::engine::{kv_budget::KvBudget, ranks::RestartLimit};
@@ -12,16 +12,18 @@ use crate::engine::{kv_budget::KvBudget, ranks::RestartLimit};
 /// Everything the engine needs besides links to its ranks.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
-    /// What every rank is told; how many share its host differs.
+    /// What every rank is told; what it has of its host differs.
     pub load: LoadOrder,
     /// Sizes of the model as it is served: a sequence may use fewer positions than ranks hold.
     pub shape: ModelShape,
     /// Who holds what; its world is the number of links.
     pub partition: Partition,
-    /// For each rank how many share its host, itself among them.
-    pub ranks_on_host: Vec<usize>,
+    /// That, in rank order.
+    pub on_hosts: Vec<OnHost>,
     /// What decides the size of the KV pool.
     pub kv: KvBudget,
+    /// For each rank how many share the memory of its pool, a host's or a GPU's, itself among them.
+    pub ranks_per_memory: Vec<usize>,
     /// Most requests of which a sequence waits for its first step.
     pub max_queue: usize,
     /// Most tokens of prompts that wait for their first step; one request may have more if it waits alone.

@@ -15,6 +15,8 @@ pub struct RankRoom {
     pub block_bytes: u64,
     /// Bytes of memory that its host has free once weights are loaded.
     pub free_bytes: u64,
+    /// Ranks that share that memory: a host's, or a GPU's.
+    pub ranks_per_memory: usize,
 }
 
 /// What decides the size of the pool.
@@ -22,8 +24,6 @@ pub struct RankRoom {
 pub struct KvBudget {
     /// Bytes on each rank, if that was said.
     pub kv_memory: Option<u64>,
-    /// Ranks that share one memory: a host's, or a GPU's.
-    pub ranks_per_memory: usize,
 }
 
 /// Not one sequence of full length fits.
@@ -54,7 +54,7 @@ impl KvBudget {
 
     /// What a rank may take where nothing is said.
     fn part(&self, room: &RankRoom) -> u64 {
-        room.free_bytes / FREE_SHARE / self.ranks_per_memory.max(1) as u64
+        room.free_bytes / FREE_SHARE / room.ranks_per_memory.max(1) as u64
     }
 
     /// Blocks of the pool: what fits the rank with the least room. Where no budget was said, the smaller of what
@@ -97,9 +97,9 @@ mod tests {
         free: [u64; 2],
     ) -> Result<usize, KvTooSmall> {
         let shape = ModelShape::from_config_json(r#"{"n_embd":1600,"n_layer":48,"n_head":25}"#).unwrap();
-        let room = |block_bytes, free_bytes| RankRoom { block_bytes, free_bytes };
+        let room = |block_bytes, free_bytes| RankRoom { block_bytes, free_bytes, ranks_per_memory };
         let rooms = [room(BLOCK, free[0]), room(BLOCK / 13 * 12, free[1])];
-        KvBudget { kv_memory, ranks_per_memory }.blocks(&shape, max_seqs, &rooms)
+        KvBudget { kv_memory }.blocks(&shape, max_seqs, &rooms)
     }
 
     #[test]

@@ -2,13 +2,13 @@
 //!
 //! What a cluster is asked to be is a part of it, defined elsewhere: [`ClusterConfig`].
 
-use std::{ffi::OsString, path::PathBuf, time::Duration};
+use std::{ffi::OsString, ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use clap::{ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, builder::Resettable};
 
 use super::service_links;
 use crate::{
-    config::{ClusterConfig, duration},
+    config::{ClusterConfig, duration, positive},
     size::ByteSize,
 };
 
@@ -24,6 +24,7 @@ use crate::{
                     nanoinfer-launch --model ./my-gpt2 --dtype bf16     a folder, in half the memory\n  \
                     nanoinfer-launch --model gpt2-xl --nproc 3 --plan   who would hold what; loads nothing\n  \
                     nanoinfer-launch --device cuda:0,1 --nproc 2        a rank on each of two GPUs\n  \
+                    nanoinfer-launch node --nproc 4                     one of several hosts, as srun or mpirun starts it\n  \
                     nanoinfer-launch gpu-check                          whether GPUs compute what the CPU does\n  \
                     nanoinfer-launch --host 0.0.0.0 --api-key-file key  for other machines, with a key\n\n\
                   Every option can also be set as NANOINFER_<OPTION> in the environment, or as a key of the --config file.\n\
@@ -73,10 +74,11 @@ const LIMITS: &str = "Limits";
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Subcommand {
-    /// Run one rank, started by hand, by Slurm, mpirun or Kubernetes, that joins a coordinator by address.
+    /// Serve as one of several hosts, one process each, started by Slurm, mpirun, Kubernetes or by hand; node 0 answers requests.
+    Node(Box<NodeOptions>),
+    /// Run one rank; only for who starts it.
+    #[command(hide = true)]
     Worker(WorkerOptions),
-    /// Run the coordinator alone, waiting for --nproc ranks that join by address.
-    Coordinator(Box<CoordinatorOptions>),
     /// Compare what GPUs compute with the CPU, and measure what they cost.
     GpuCheck(GpuCheckOptions),
 }
@@ -134,15 +136,45 @@ pub(super) struct ServeOptions {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct CoordinatorOptions {
-    /// Address at which ranks join, HOST:PORT.
-    #[arg(long, value_name = "ADDR")]
-    pub(super) listen: String,
-    /// File with the secret that all processes of the cluster hold.
-    #[arg(long, value_name = "FILE")]
-    pub(super) secret_file: PathBuf,
+pub(super) struct NodeOptions {
+    /// Where node 0 is, HOST:PORT, the same on every node [default: as Slurm, Kubernetes or torchrun say].
+    #[arg(long, env = "NANOINFER_CONNECT", value_name = "ADDR", help_heading = NODES)]
+    pub(super) connect: Option<String>,
+    /// Address at which node 0 awaits the others, HOST:PORT [default: all addresses, with the port of --connect or 20000].
+    #[arg(long, env = "NANOINFER_LISTEN", value_name = "ADDR", help_heading = NODES)]
+    pub(super) listen: Option<String>,
+    /// How many nodes there are [default: as who started this says, else 1].
+    #[arg(long, env = "NANOINFER_NODES", value_name = "N", value_parser = positive, help_heading = NODES)]
+    pub(super) nodes: Option<usize>,
+    /// Which of them this is, from 0 [default: as who started this says; else 0, or with --connect any that is free].
+    #[arg(long, env = "NANOINFER_NODE_RANK", value_name = "I", help_heading = NODES)]
+    pub(super) node_rank: Option<usize>,
+    /// File with the secret that all nodes hold, which may stand in NANOINFER_SECRET instead.
+    #[arg(long, env = "NANOINFER_SECRET_FILE", value_name = "FILE", help_heading = NODES)]
+    pub(super) secret_file: Option<PathBuf>,
+    /// How long to wait for node 0 to be there, like 30 or 5m [default: 5m].
+    #[arg(long, env = "NANOINFER_JOIN_TIMEOUT", value_name = "SECONDS", value_parser = duration, default_value = "5m", help_heading = NODES)]
+    pub(super) join_timeout: Duration,
+    /// Address of this host that ranks of others can reach [default: the one between it and node 0].
+    #[arg(long, env = "NANOINFER_DATA_HOST", value_name = "HOST", help_heading = NODES)]
+    pub(super) data_host: Option<String>,
+    /// Ports for links to ranks of other hosts, like 21000-21031: one a rank, and on node 0 one more [default: any free ones].
+    #[arg(long, env = "NANOINFER_DATA_PORTS", value_name = "A-B", value_parser = ports, help_heading = NODES)]
+    pub(super) data_ports: Option<RangeInclusive<u16>>,
     #[command(flatten)]
     pub(super) serve: ServeOptions,
+}
+
+/// Heading of what makes hosts one cluster.
+const NODES: &str = "Nodes";
+
+/// Like `21000-21031`.
+fn ports(text: &str) -> Result<RangeInclusive<u16>, String> {
+    let wrong = || "expected two ports, like 21000-21031".to_string();
+    let (first, last) = text.split_once('-').ok_or_else(wrong)?;
+    let port = |text: &str| text.trim().parse().ok().filter(|&port: &u16| port > 0).ok_or_else(wrong);
+    let range = port(first)?..=port(last)?;
+    if range.is_empty() { Err(wrong()) } else { Ok(range) }
 }
 
 #[derive(Debug, Args)]
@@ -153,33 +185,12 @@ pub(super) struct WorkerOptions {
     /// How many ranks there are.
     #[arg(long, value_name = "N")]
     pub(super) world: usize,
-    /// Where the coordinator listens for ranks, HOST:PORT.
-    #[arg(long, value_name = "ADDR")]
-    pub(super) connect: Option<String>,
-    /// File with the secret that all processes of the cluster hold.
-    #[arg(long, value_name = "FILE")]
-    pub(super) secret_file: Option<PathBuf>,
-    /// This host's copy of the model [default: the coordinator's paths].
-    #[arg(long, value_name = "MODEL")]
-    pub(super) model: Option<String>,
-    /// Branch, tag or commit of a hub model [default: main].
-    #[arg(long, value_name = "REVISION")]
-    pub(super) revision: Option<String>,
-    /// Which checkpoint of a folder of nanochat, by its step [default: the last].
-    #[arg(long, value_name = "STEP")]
-    pub(super) step: Option<u64>,
-    /// Address of this host that the other ranks can reach [default: the one that reaches the coordinator].
-    #[arg(long, value_name = "HOST")]
-    pub(super) data_host: Option<String>,
-    /// What to log to standard error [default: info].
-    #[arg(long, env = "NANOINFER_LOG", value_name = "FILTER")]
-    pub(super) log: Option<String>,
-    /// The control link is standard input.
-    #[arg(long, hide = true, requires = "parent", conflicts_with = "connect")]
-    pub(super) inherited: bool,
     /// The process that must still be our parent.
-    #[arg(long, hide = true, value_name = "PID")]
-    pub(super) parent: Option<u32>,
+    #[arg(long, value_name = "PID")]
+    pub(super) parent: u32,
+    /// What to log to standard error.
+    #[arg(long, value_name = "FILTER")]
+    pub(super) log: String,
 }
 
 #[derive(Debug, Args)]
@@ -222,7 +233,7 @@ mod tests {
     #[test]
     fn the_help_has_its_order_and_tells_a_default_once() {
         let help = |arguments: &[&str]| CommandLine::parse_from_all(arguments).unwrap_err().to_string();
-        for help in [help(&["x", "--help"]), help(&["x", "coordinator", "-h"])] {
+        for help in [help(&["x", "--help"]), help(&["x", "node", "-h"])] {
             let at = |words: &str| help.find(words).unwrap_or_else(|| panic!("no {words} in {help}"));
             let order = [
                 "Configuration:",
@@ -252,6 +263,8 @@ mod tests {
         assert!(say(&["x", "--comm", "shn"]).contains("shm"));
         assert!(say(&["x", "--nproc", "0"]).contains("'0' for '--nproc <N>': expected a whole number, 1 or more"));
         assert!(say(&["x", "--isa", "avx51"]).contains("avx512-bf16"));
-        assert!(say(&["x", "worker", "--rank", "0"]).contains("--world"));
+        for slip in ["21000", "21031-21000", "0-3", "a-b", "1-70000"] {
+            assert!(say(&["x", "node", "--data-ports", slip]).contains("like 21000-21031"), "{slip}");
+        }
     }
 }

@@ -2,11 +2,13 @@
 
 use std::{env, ffi::OsString};
 
-use clap::CommandFactory;
+use clap::{Command, CommandFactory};
 
 use super::{options::CommandLine, service_links};
 use crate::closest;
 
+/// The variable with the secret that nodes hold, which is no option: other users see those.
+pub(super) const SECRET: &str = "NANOINFER_SECRET";
 /// How all variables of ours begin.
 const PREFIX: &str = "NANOINFER_";
 
@@ -24,7 +26,10 @@ pub(super) fn source_of(flag: &str, typed: &[OsString]) -> Option<String> {
 /// What to say of variables that look like options and are none: a slip in a name would otherwise go unnoticed.
 pub(super) fn slips(variables: impl IntoIterator<Item = (String, String)>) -> Vec<String> {
     let command = CommandLine::command();
-    let known: Vec<&str> = command.get_arguments().filter_map(|argument| argument.get_env()?.to_str()).collect();
+    let of_nodes = command.get_subcommands().flat_map(Command::get_arguments);
+    let arguments = command.get_arguments().chain(of_nodes);
+    let known = arguments.filter_map(|argument| argument.get_env()?.to_str()).chain([SECRET]);
+    let known: Vec<&str> = known.collect();
     let ours = variables.into_iter().filter(|(name, _)| name.starts_with(PREFIX));
     let (mut links, others): (Vec<_>, Vec<_>) = ours.partition(|(name, value)| service_links::has_form(name, value));
     let say = |name: &String| match closest(name, known.iter().copied()) {
@@ -55,7 +60,8 @@ mod tests {
 
     #[test]
     fn slips_in_names_are_told() {
-        let names = ["NANOINFER_NPROCS", "NANOINFER_PORT", "NANOINFER_FLAVOUR", "HOME"];
+        let names =
+            ["NANOINFER_NPROCS", "NANOINFER_PORT", "NANOINFER_FLAVOUR", "NANOINFER_SECRET", "NANOINFER_NODES", "HOME"];
         let said = slips(names.map(|name| (name.to_owned(), "2".to_owned())));
         let [near, far] = &said[..] else { panic!("{said:?}") };
         assert!(near.contains("NANOINFER_NPROCS") && near.ends_with("did you mean NANOINFER_NPROC?"), "{near}");

@@ -1,4 +1,4 @@
-//! The secret of a cluster across hosts: the content of a file, never on a command line.
+//! The secret of a cluster across hosts: the content of a file or of an environment variable, never on a command line.
 
 use std::{fmt, fs, os::unix::fs::MetadataExt, path::Path};
 
@@ -26,7 +26,11 @@ impl Secret {
     /// # Errors
     /// When it cannot be read, or is too short or too long to be a secret.
     pub(crate) fn read(path: &Path) -> Result<Self, LaunchError> {
-        let wrong = |problem: String| LaunchError::Secret { path: path.into(), problem, hint: MAKE_ONE };
+        let wrong = |problem: String| LaunchError::Secret {
+            place: format!("secret file {}", path.display()),
+            problem,
+            hint: MAKE_ONE,
+        };
         let metadata = fs::metadata(path).map_err(|e| wrong(e.to_string()))?;
         if metadata.len() > MAX_BYTES as u64 {
             return Err(wrong(format!("{} bytes are too many", metadata.len())));
@@ -41,6 +45,24 @@ impl Secret {
             return Err(wrong(format!("{} bytes are too few; {MIN_BYTES} is the least", key.len())));
         }
         Ok(Self(key))
+    }
+
+    /// The value of an environment variable, which other users do not see, unlike arguments.
+    ///
+    /// # Errors
+    /// When it is too short.
+    pub(crate) fn from_variable(name: &str, value: &str) -> Result<Self, LaunchError> {
+        let key = value.trim().as_bytes().to_vec();
+        if key.len() < MIN_BYTES {
+            let problem = format!("{} bytes are too few; {MIN_BYTES} is the least", key.len());
+            return Err(LaunchError::Secret { place: format!("${name}"), problem, hint: MAKE_ONE });
+        }
+        Ok(Self(key))
+    }
+
+    /// A key that was just made.
+    pub(crate) fn of_this_life(key: &[u8]) -> Self {
+        Self(key.to_vec())
     }
 
     /// For the handshake.

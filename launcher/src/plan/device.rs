@@ -2,19 +2,15 @@
 //!
 //! Invariant: the CPU takes a GPU's place only where `auto` was asked for, and the plan says why. Does not load anything.
 
-use std::fmt;
+use std::{fmt, ops::Range};
 
 use nanoinfer_shared::{
     ModelShape,
     protocol::{DType, Device},
 };
-use nanoinfer_worker::{
-    Unfit,
-    cuda::{Found, GpuError, GpuInfo},
-    fits,
-};
+use nanoinfer_worker::{Unfit, fits};
 
-use super::placement::Placement;
+use super::host::{Host, HostGpu};
 use crate::{
     config::{ClusterConfig, DeviceChoice},
     error::LaunchError,
@@ -23,9 +19,8 @@ use crate::{
 /// What ranks will compute on, and in what.
 #[derive(Clone, Debug)]
 pub(super) struct Chosen {
-    pub(super) device: Device,
-    /// Those of this host, in the order of `device`; none where the ranks are elsewhere.
-    pub(super) gpus: Vec<GpuInfo>,
+    /// Each rank's GPU, in rank order; none on the CPU.
+    pub(super) gpus: Vec<HostGpu>,
     pub(super) dtype: DType,
     pub(super) kv_dtype: DType,
     /// Why it is the CPU, where that was not asked for.
@@ -34,34 +29,35 @@ pub(super) struct Chosen {
     pub(super) passed_over: Vec<String>,
 }
 
-/// Decides for the ranks of `config`. `find` looks for as many GPUs of this host, among those that are wanted.
+/// Decides for ranks of `config` that run on these hosts, each with the numbers of its ranks: those of a host take its GPUs in turn.
 ///
 /// # Errors
 /// When what was asked for is not there, or does not do what is asked.
 pub(super) fn choose(
     config: &ClusterConfig,
     shape: &ModelShape,
-    placement: Placement,
-    find: impl Fn(&[u32], usize) -> Result<Found, GpuError>,
+    hosts: &[(Host, Range<usize>)],
 ) -> Result<Chosen, LaunchError> {
-    let on_gpus = |wanted: &[u32]| {
+    let on_gpus = || {
         let (dtype, kv_dtype) = types(config, DType::Bf16);
-        fits(&Device::Gpus(Vec::new()), shape, dtype, kv_dtype)?;
-        let (ordinals, gpus, passed_over) = match placement {
-            Placement::Here => {
-                let Found { gpus, passed_over } = find(wanted, config.nproc)?;
-                (gpus.iter().map(|gpu| gpu.ordinal).collect(), gpus, passed_over.iter().map(first_line).collect())
+        fits(Device::Gpu(0), shape, dtype, kv_dtype)?;
+        let mut gpus = Vec::new();
+        for (host, ranks) in hosts {
+            let usable = &host.gpus.usable;
+            if usable.is_empty() {
+                let why = host.gpus.why_none.as_deref().unwrap_or("its --device is cpu");
+                let whose = if hosts.len() > 1 { format!("{}: ", host.name) } else { String::new() };
+                return Err(LaunchError::NoGpu { why: format!("{whose}{why}") });
             }
-            // Other hosts' GPUs show when their ranks load. Where none is named, each rank takes the first that it sees.
-            Placement::Elsewhere if wanted.is_empty() => (vec![0], Vec::new(), Vec::new()),
-            Placement::Elsewhere => (wanted.to_vec(), Vec::new(), Vec::new()),
-        };
-        Ok::<_, GpuError>(Chosen { device: Device::Gpus(ordinals), gpus, dtype, kv_dtype, instead: None, passed_over })
+            gpus.extend((0..ranks.len()).map(|i| usable[i % usable.len()].clone()));
+        }
+        let passed_over = hosts.iter().flat_map(|(host, _)| host.gpus.passed_over.iter().map(first_line)).collect();
+        Ok::<_, LaunchError>(Chosen { gpus, dtype, kv_dtype, instead: None, passed_over })
     };
-    match (&config.device, placement) {
-        (DeviceChoice::Cpu, _) | (DeviceChoice::Auto, Placement::Elsewhere) => on_cpu(config, shape, None),
-        (DeviceChoice::Cuda(wanted), _) => Ok(on_gpus(wanted)?),
-        (DeviceChoice::Auto, Placement::Here) => on_gpus(&[]).or_else(|error| on_cpu(config, shape, Some(&error))),
+    match &config.device {
+        DeviceChoice::Cpu => on_cpu(config, shape, None),
+        DeviceChoice::Cuda(_) => on_gpus(),
+        DeviceChoice::Auto => on_gpus().or_else(|error| on_cpu(config, shape, Some(&error))),
     }
 }
 
@@ -77,11 +73,11 @@ pub(super) fn on_cpu(
     let instead = instead.map(first_line);
     let (dtype, kv_dtype) = types(config, nanoinfer_worker::default_dtype());
     // That heads are too wide is for the ranks to say.
-    if let Err(Unfit::HalfOnCpu { .. }) = fits(&Device::Cpu, shape, dtype, kv_dtype) {
+    if let Err(Unfit::HalfOnCpu { .. }) = fits(Device::Cpu, shape, dtype, kv_dtype) {
         let why = instead.map_or(String::new(), |why| format!(", and none is used: {why}"));
         return Err(Unfit::HalfOnCpu { why }.into());
     }
-    Ok(Chosen { device: Device::Cpu, gpus: Vec::new(), dtype, kv_dtype, instead, passed_over: Vec::new() })
+    Ok(Chosen { gpus: Vec::new(), dtype, kv_dtype, instead, passed_over: Vec::new() })
 }
 
 /// What to compute in, and the KV cache's: `default` where nothing was asked for.
@@ -95,26 +91,36 @@ pub(super) fn first_line(error: impl fmt::Display) -> String {
     error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
+impl Chosen {
+    /// Of a rank.
+    pub(super) fn device(&self, rank: usize) -> Device {
+        self.gpus.get(rank).map_or(Device::Cpu, |gpu| Device::Gpu(gpu.ordinal))
+    }
+}
+
 impl fmt::Display for Chosen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (&self.device, &self.instead) {
-            (Device::Cpu, None) => write!(f, "on the CPU"),
-            (Device::Cpu, Some(why)) => write!(f, "on the CPU, as no GPU can be used: {why}"),
-            (Device::Gpus(ordinals), _) if self.gpus.is_empty() => {
-                let ordinals: Vec<String> = ordinals.iter().map(u32::to_string).collect();
-                write!(f, "on GPUs {} of the ranks' hosts", ordinals.join(", "))
-            }
-            (Device::Gpus(_), _) => {
-                let named = self.gpus.iter().map(|gpu| format!("GPU {} ({})", gpu.ordinal, gpu.name));
-                write!(f, "on {}", named.collect::<Vec<_>>().join(", "))?;
-                self.passed_over.iter().try_for_each(|why| write!(f, "\nwithout {why}"))
+        match &self.instead {
+            Some(why) => return write!(f, "on the CPU, as no GPU can be used: {why}"),
+            None if self.gpus.is_empty() => return write!(f, "on the CPU"),
+            None => {}
+        }
+        let mut named: Vec<String> = Vec::new();
+        for HostGpu { ordinal, name, .. } in &self.gpus {
+            let gpu = format!("GPU {ordinal} ({name})");
+            if !named.contains(&gpu) {
+                named.push(gpu);
             }
         }
+        write!(f, "on {}", named.join(", "))?;
+        self.passed_over.iter().try_for_each(|why| write!(f, "\nwithout {why}"))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use nanoinfer_worker::cuda::{Found, GpuError, GpuInfo};
+
     use super::*;
     use crate::model::Caches;
 
@@ -149,25 +155,26 @@ mod tests {
         let shape = ModelShape::from_config_json("{}").unwrap();
         let device = choice.parse().unwrap();
         let config = ClusterConfig { device, dtype, kv_dtype, nproc, ..ClusterConfig::new(Caches::nowhere()) };
-        choose(&config, &shape, Placement::Here, find)
+        let host = Host::of_this_process(&config.device, nproc, find);
+        choose(&config, &shape, &[(host, 0..nproc)])
     }
 
     #[test]
     fn the_cpu_takes_a_gpus_place_only_where_nobody_asked() {
         let chosen = here("auto", AS_IT_FITS, 1, none).unwrap();
-        assert_eq!(chosen.device, Device::Cpu);
+        assert_eq!(chosen.device(0), Device::Cpu);
         assert!(chosen.to_string().contains("no GPU can be used: the CUDA driver is there"), "{chosen}");
         assert!(!chosen.to_string().contains('\n'));
         assert_eq!(here("cuda", AS_IT_FITS, 1, none).unwrap_err().exit_code(), 2);
-        assert_eq!(here("cpu", AS_IT_FITS, 1, |_, _| panic!("nobody asked")).unwrap().device, Device::Cpu);
+        assert_eq!(here("cpu", AS_IT_FITS, 1, |_, _| panic!("nobody asked")).unwrap().device(0), Device::Cpu);
     }
 
     #[test]
     fn gpus_compute_in_bf16_and_ranks_share_them_where_they_are_fewer() {
         let chosen = here("auto", AS_IT_FITS, 1, two).unwrap();
-        assert_eq!((&chosen.device, chosen.dtype), (&Device::Gpus(vec![0]), DType::Bf16));
+        assert_eq!((chosen.device(0), chosen.dtype), (Device::Gpu(0), DType::Bf16));
         let chosen = here("cuda:1,0", AS_IT_FITS, 5, two).unwrap();
-        assert_eq!(chosen.device, Device::Gpus(vec![1, 0]));
+        assert_eq!([0, 1, 2, 4].map(|rank| chosen.device(rank)), [1, 0, 1, 1].map(Device::Gpu));
         assert_eq!(chosen.to_string(), "on GPU 1 (H), GPU 0 (H)");
         assert!(here("cuda:2", AS_IT_FITS, 1, two).unwrap_err().to_string().contains("no GPU 2"));
     }
@@ -176,7 +183,7 @@ mod tests {
     fn types_decide_too() {
         let types = |dtype, kv_dtype| (Some(dtype), kv_dtype);
         let chosen = here("auto", types(DType::Int8, None), 1, two).unwrap();
-        assert_eq!(chosen.device, Device::Cpu);
+        assert_eq!(chosen.device(0), Device::Cpu);
         assert!(chosen.instead.unwrap().contains("int8 is for CPUs"));
         assert!(here("cuda", types(DType::Int8, None), 1, two).unwrap_err().to_string().contains("--dtype bf16"));
         let error = here("auto", types(DType::F16, None), 1, none).unwrap_err().to_string();

@@ -8,7 +8,7 @@ use nanoinfer_shared::{
 };
 use nanoinfer_worker::RankMemory;
 
-use super::{Placement, Plan};
+use super::Plan;
 use crate::size::ByteSize;
 
 impl fmt::Display for Plan {
@@ -27,6 +27,7 @@ impl fmt::Display for Plan {
         };
         let counted = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
         let world = self.partition.world();
+        let threads = || self.on_hosts.iter().map(|on_host| on_host.threads);
         writeln!(
             f,
             "{name}: {layers} layers, {heads}, width {width}, vocabulary {vocab_size}, {positions} positions, {parameters:.1} M parameters"
@@ -35,8 +36,14 @@ impl fmt::Display for Plan {
             f,
             "{} {}, {}{}, {}{}, {} of KV ({} tokens)",
             counted(world, "rank"),
-            if self.placement == Placement::Here { "on this host" } else { "joining by address" },
-            self.load.threads.map_or("threads as their host has cores".into(), |threads| counted(threads, "thread")),
+            match self.hosts.len() {
+                1 => "on this host".to_owned(),
+                hosts => format!("on {hosts} hosts"),
+            },
+            match (threads().min().unwrap_or(1), threads().max().unwrap_or(1)) {
+                (least, most) if least == most => counted(most, "thread"),
+                (least, most) => format!("{least} to {most} threads"),
+            },
             if world > 1 { " each" } else { "" },
             self.load.dtype,
             match self.load.comm {
@@ -48,6 +55,21 @@ impl fmt::Display for Plan {
             counted(self.kv_blocks, "block"),
             self.kv_blocks * BLOCK_TOKENS,
         )?;
+        if self.hosts.len() > 1 {
+            for (node, (host, ranks)) in self.hosts.iter().enumerate() {
+                let ranks: Vec<String> = ranks.clone().map(|rank| rank.to_string()).collect();
+                let (threads, one) = (self.on_hosts[self.hosts[node].1.start].threads, ranks.len() == 1);
+                writeln!(
+                    f,
+                    "node {node} is {}: rank{} {}, {}{}",
+                    host.name,
+                    if one { "" } else { "s" },
+                    ranks.join(", "),
+                    counted(threads, "thread"),
+                    if one { "" } else { " each" }
+                )?;
+            }
+        }
         self.notes.iter().try_for_each(|note| writeln!(f, "{note}"))?;
         if self.on_gpus() {
             writeln!(

@@ -14,12 +14,13 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use nanoinfer_shared::protocol::Cores;
 use rustix::thread::{CpuSet, sched_getaffinity};
+use serde::{Deserialize, Serialize};
 
 /// Where the system tells of its CPUs.
 const SYS: &str = "/sys/devices";
 
-/// What the threads of all ranks of this host can run on.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What the threads of all ranks of a host can run on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Topology {
     /// By node, then by their first CPU.
     cores: Vec<Core>,
@@ -28,7 +29,7 @@ pub(super) struct Topology {
 }
 
 /// A physical core.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 struct Core {
     node: u32,
     /// Those of its hardware threads that this process may use.
@@ -87,28 +88,30 @@ impl Topology {
         self.quota.map_or(cores, |quota| if cores == 0 { quota } else { quota.min(cores) }).max(1)
     }
 
-    /// Where `world` ranks of `threads` threads each run, and why, in words.
+    /// Where these ranks run, of `threads` threads each, and why, in words.
     ///
     /// Threads stay where they are put only if they are as many as the cores or CPUs: whoever takes fewer leaves the choice of
     /// cores to the system, as other programs may be on the first ones. Under a quota they neither stay nor spin: the mask
     /// says nothing of which cores are meant, so that every server would take the same, and waiting busily uses the quota up.
-    pub(super) fn place(&self, world: usize, threads: usize) -> (Cores, String) {
-        let wanted = world * threads;
+    pub(super) fn place(&self, ranks: &[usize], threads: usize) -> (Vec<Cores>, String) {
+        let wanted = ranks.len() * threads;
+        let each = |cores: Cores| vec![cores; ranks.len()];
         let cpus: Vec<u32> = self.cores.iter().flat_map(|core| core.cpus.iter().copied()).collect();
         let all = cpus.len();
         if let Some(quota) = self.quota {
             let why = format!("a quota allows {quota} of {all} CPUs: threads stay on none, and sleep while they wait");
-            return (Cores::Shared, why);
+            return (each(Cores::Shared), why);
         }
         let one_each = |core: &Core| core.cpus[0];
         let ways = [self.large().map(one_each).collect(), self.cores.iter().map(one_each).collect(), cpus];
         if let Some(way) = ways.into_iter().find(|way: &Vec<u32>| way.len() == wanted) {
-            let ranks: Vec<Vec<u32>> = way.chunks(threads).map(<[u32]>::to_vec).collect();
-            let told: Vec<String> = ranks.iter().enumerate().map(|(rank, cpus)| self.tell(rank, cpus)).collect();
-            return (Cores::Pinned(ranks), format!("each thread stays on a CPU of its own: {}", told.join("; ")));
+            let told: Vec<String> =
+                ranks.iter().zip(way.chunks(threads)).map(|(&rank, cpus)| self.tell(rank, cpus)).collect();
+            let cores = way.chunks(threads).map(|cpus| Cores::Pinned(cpus.to_vec())).collect();
+            return (cores, format!("each thread stays on a CPU of its own: {}", told.join("; ")));
         }
         let (cores, pass_time) = if wanted < all { (Cores::Own, "spin") } else { (Cores::Shared, "sleep") };
-        (cores, format!("{wanted} threads, {all} CPUs: threads stay on none, and {pass_time} while they wait"))
+        (each(cores), format!("{wanted} threads, {all} CPUs: threads stay on none, and {pass_time} while they wait"))
     }
 
     fn tell(&self, rank: usize, cpus: &[u32]) -> String {
@@ -204,10 +207,12 @@ mod tests {
     }
 
     fn pinned(topology: &Topology, world: usize, threads: usize) -> Vec<Vec<u32>> {
-        match topology.place(world, threads).0 {
-            Cores::Pinned(ranks) => ranks,
-            other => panic!("{other:?}"),
-        }
+        let (cores, _) = place(topology, world, threads);
+        cores.iter().map(|cores| cores.pinned().unwrap_or_else(|| panic!("{cores:?}")).to_vec()).collect()
+    }
+
+    fn place(topology: &Topology, world: usize, threads: usize) -> (Vec<Cores>, String) {
+        topology.place(&(0..world).collect::<Vec<_>>(), threads)
     }
 
     #[test]
@@ -218,11 +223,11 @@ mod tests {
         assert_eq!(pinned(&topology, 2, 2), [[0, 2], [1, 3]]);
         assert_eq!(pinned(&topology, 1, 4), [[0, 2, 1, 3]]);
         assert_eq!(pinned(&topology, 2, 4), [[0, 4, 2, 6], [1, 5, 3, 7]], "all hardware threads, where asked for");
-        let (_, why) = topology.place(2, 2);
+        let (_, why) = place(&topology, 2, 2);
         assert!(why.contains("rank 0 on 0,2 (node 0); rank 1 on 1,3 (node 1)"), "{why}");
-        assert_eq!(topology.place(1, 3).0, Cores::Own);
-        assert_eq!(topology.place(3, 2).0, Cores::Own);
-        assert_eq!(topology.place(3, 3).0, Cores::Shared);
+        assert_eq!(place(&topology, 1, 3).0, [Cores::Own]);
+        assert_eq!(place(&topology, 3, 2).0, vec![Cores::Own; 3]);
+        assert_eq!(place(&topology, 3, 3).0, vec![Cores::Shared; 3]);
     }
 
     #[test]
@@ -244,8 +249,8 @@ mod tests {
             let topology = Topology::read(root.path(), &all, usable);
             assert_eq!(topology.threads(), threads);
             for (world, threads) in [(1, usable), (1, 4), (1, 8), (1, 1)] {
-                let (cores, why) = topology.place(world, threads);
-                assert_eq!(cores, Cores::Shared);
+                let (cores, why) = place(&topology, world, threads);
+                assert_eq!(cores, [Cores::Shared]);
                 assert!(why.contains(&format!("a quota allows {usable} of 8 CPUs")), "{why}");
             }
         }
@@ -287,7 +292,7 @@ mod tests {
         assert_eq!(Topology::read(tree(&older, &[]).path(), &[0, 1, 2, 3], 4).threads(), 2);
         // No mask at all.
         let unknown = Topology::read(empty.path(), &[], 2000);
-        assert_eq!((unknown.threads(), unknown.place(1, 2000).0), (2000, Cores::Shared));
+        assert_eq!((unknown.threads(), place(&unknown, 1, 2000).0), (2000, vec![Cores::Shared]));
     }
 
     #[test]

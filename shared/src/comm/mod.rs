@@ -180,7 +180,7 @@ mod tests {
         body: impl Fn(Box<dyn Communicator>, &Abort) -> T + Sync,
     ) -> Vec<T> {
         let segment = ShmSegment::create(world).unwrap();
-        let listeners: Vec<_> = (0..world).map(|_| TcpListenerForPeers::bind("127.0.0.1").unwrap()).collect();
+        let listeners: Vec<_> = (0..world).map(|_| TcpListenerForPeers::bind("127.0.0.1", None).unwrap()).collect();
         let peers: Vec<_> = listeners.iter().map(|l| l.address().to_string()).collect();
         let body = &body;
         let peers = &peers;
@@ -191,7 +191,7 @@ mod tests {
                 .map(|(rank, listener)| {
                     let memory = segment.try_clone().unwrap();
                     scope.spawn(move || {
-                        let identity = Identity { build_id: "test".into(), world, rank, host: String::new() };
+                        let identity = Identity { build_id: "test".into(), world, rank };
                         let abort = Abort::default();
                         let comm: Box<dyn Communicator> = match kind {
                             "shm" => Box::new(Shm::open(memory, rank, world, rank % 2 == 0, &abort).unwrap()),
@@ -278,10 +278,10 @@ mod tests {
 
     #[test]
     fn a_peer_that_is_not_there_is_named_with_its_address() {
-        let listener = TcpListenerForPeers::bind("127.0.0.1").unwrap();
+        let listener = TcpListenerForPeers::bind("127.0.0.1", None).unwrap();
         // Port 9 of loopback: nobody listens there.
         let peers = ["127.0.0.1:9".to_owned(), listener.address().to_string()];
-        let identity = Identity { build_id: "test".into(), world: 2, rank: 1, host: String::new() };
+        let identity = Identity { build_id: "test".into(), world: 2, rank: 1 };
         let error = Tcp::connect(listener, &identity, &peers, &[7; 32], 0, &Abort::default()).unwrap_err().to_string();
         assert!(error.starts_with("rank 1 cannot reach rank 0 at 127.0.0.1:9"), "{error}");
         assert!(error.contains("--data-host"), "{error}");
@@ -289,7 +289,7 @@ mod tests {
 
     #[test]
     fn a_stranger_at_the_data_link_does_not_keep_the_peers_out() {
-        let listeners = [0, 1].map(|_| TcpListenerForPeers::bind("127.0.0.1").unwrap());
+        let listeners = [0, 1].map(|_| TcpListenerForPeers::bind("127.0.0.1", None).unwrap());
         let peers = listeners.each_ref().map(|l| l.address().to_string());
         let _silent = std::net::TcpStream::connect(&peers[0]).unwrap();
         let mut stranger = std::net::TcpStream::connect(&peers[0]).unwrap();
@@ -297,7 +297,7 @@ mod tests {
         let peers = &peers;
         std::thread::scope(|scope| {
             for (rank, listener) in listeners.into_iter().enumerate() {
-                let identity = Identity { build_id: "test".into(), world: 2, rank, host: String::new() };
+                let identity = Identity { build_id: "test".into(), world: 2, rank };
                 scope.spawn(move || {
                     let mut comm = Tcp::connect(listener, &identity, peers, &[7; 32], 0, &Abort::default()).unwrap();
                     let mut data = [rank as f32 + 1.0];

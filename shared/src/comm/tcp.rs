@@ -8,6 +8,7 @@
 use std::{
     io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs},
+    ops::RangeInclusive,
     os::fd::AsFd,
     sync::Arc,
     time::{Duration, Instant},
@@ -21,7 +22,7 @@ use rustix::{
 
 use super::{Abort, CommError, Communicator, Elements, REDUCE_DEADLINE, ReduceSite, Threads, add_in_rank_order};
 use crate::{
-    door::Knocks,
+    door::{self, Knocks},
     handshake::{Admission, HANDSHAKE_TIMEOUT, HandshakeError, Identity, admit, join},
     link::{Socket, notice_silence},
 };
@@ -48,12 +49,12 @@ pub struct TcpListenerForPeers {
 }
 
 impl TcpListenerForPeers {
-    /// Listens on a free port of `host`.
+    /// Listens on a free port of `host`, one of `ports` where they are named.
     ///
     /// # Errors
-    /// When `host` is no address of this machine.
-    pub fn bind(host: &str) -> io::Result<Self> {
-        let listener = TcpListener::bind((host, 0))?;
+    /// When `host` is no address of this machine, or no port is free.
+    pub fn bind(host: &str, ports: Option<&RangeInclusive<u16>>) -> io::Result<Self> {
+        let listener = door::listen(host, ports)?;
         let address = listener.local_addr()?;
         Ok(Self { listener, address })
     }

@@ -37,7 +37,7 @@ pub(super) fn subject(info: &GpuInfo) -> Subject {
     let of = |name, config, history, batches: &'static [usize]| {
         let shape = ModelShape::from_config_json(config).expect("the configuration is sound");
         let partition = Partition::new(&shape, 1).expect("one rank has room for every head");
-        let (device, most) = (Device::Gpus(vec![info.ordinal]), batches.iter().copied().max().unwrap_or(1));
+        let (device, most) = (Device::Gpu(info.ordinal), batches.iter().copied().max().unwrap_or(1));
         let order = order_of(&shape, Vec::new(), device, DType::Bf16, CommKind::Local, (most, most));
         let model = RankModel::new(&order, 0, partition.share(0));
         Subject { name, ordinal: info.ordinal, order, model, history, batches }

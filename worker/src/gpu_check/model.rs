@@ -11,7 +11,7 @@ use nanoinfer_shared::{
     comm::{Abort, Communicator, Local, Shm, ShmSegment},
     model::{families::FAMILIES, family::Source},
     protocol::{
-        BLOCK_TOKENS, BlockId, CommKind, Cores, DType, Device, LoadOrder, RowRequest, SequenceStep, StepPlan, TokenId,
+        BLOCK_TOKENS, BlockId, CommKind, DType, Device, LoadOrder, OnHost, RowRequest, SequenceStep, StepPlan, TokenId,
         Wants,
     },
 };
@@ -43,7 +43,7 @@ pub(super) fn check(gpu: u32, dtype: DType, scratch: &Path, section: &mut Sectio
     // The CPU has no f16; f32 is what both are near to.
     let on_cpu = model.order(Device::Cpu, if dtype == DType::F16 { DType::F32 } else { dtype }, CommKind::Local);
     let exact = run_all(&mut *model.start(&on_cpu, 0, 1, alone())?)?;
-    let order = model.order(Device::Gpus(vec![gpu]), dtype, CommKind::Local);
+    let order = model.order(Device::Gpu(gpu), dtype, CommKind::Local);
     let run = |with_graphs| {
         let held = Held::load(&order, gpu, 0, model.partition(1).share(0), &Checkpoint::open(&order.weights)?)?;
         let mut runner = held.runner(KV_BLOCKS, alone(), Trace::default(), with_graphs)?;
@@ -75,7 +75,7 @@ pub(super) fn check_shared_gpu(gpu: u32, scratch: &Path, section: &mut Section<'
     let on_cpu = model.order(Device::Cpu, DType::F32, CommKind::Local);
     let exact = run_all(&mut *model.start(&on_cpu, 0, 1, alone())?)?;
     let segment = ShmSegment::create(2)?;
-    let order = model.order(Device::Gpus(vec![gpu]), DType::F32, CommKind::Shm);
+    let order = model.order(Device::Gpu(gpu), DType::F32, CommKind::Shm);
     let [left, right] = on_two_ranks(|rank| {
         let abort = Abort::default();
         let comm = Shm::open(segment.try_clone()?, rank, 2, false, &abort).map_err(WorkerError::from)?;
@@ -202,18 +202,14 @@ pub(super) fn order_of(
         shape: shape.clone(),
         weights,
         fingerprint: 0,
-        files: None,
-        device,
         dtype,
         kv_dtype: dtype,
-        threads: Some(1),
-        ranks_on_host: 1,
         isa: None,
         comm,
-        cores: Cores::Shared,
         max_batched_tokens,
         max_seqs,
         trace: None,
+        on_host: OnHost { device, ..OnHost::cpu(1) },
     }
 }
 

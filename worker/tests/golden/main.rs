@@ -263,11 +263,12 @@ fn an_instruction_set_that_is_not_there_is_named_with_those_that_are() {
     let (mut link, theirs) = in_memory();
     let setup = RankSetup {
         link: theirs,
-        identity: Identity { build_id: "test".into(), world: 1, rank: 0, host: String::new() },
+        identity: Identity { build_id: "test".into(), world: 1, rank: 0 },
         epoch: 0,
         memory: None,
         weights: None,
         data_host: "127.0.0.1".into(),
+        data_ports: None,
         on_lost: OnLost::Return,
     };
     let rank = std::thread::spawn(move || run(setup));

@@ -89,11 +89,12 @@ impl Ranks {
             links.push(ours);
             let setup = RankSetup {
                 link: theirs,
-                identity: Identity { build_id: "test".into(), world, rank, host: String::new() },
+                identity: Identity { build_id: "test".into(), world, rank },
                 epoch: 0,
                 memory: (comm == CommKind::Shm).then(|| memory(&segment)),
                 weights: copy.clone().map(|path| vec![path]),
                 data_host: "127.0.0.1".into(),
+                data_ports: None,
                 on_lost: OnLost::Return,
             };
             threads.push(std::thread::spawn(move || run(setup)));
@@ -167,19 +168,15 @@ pub(crate) fn load_order(golden: &Golden, isa: Option<&str>, comm: CommKind, dty
     LoadOrder {
         shape: golden.shape.clone(),
         fingerprint: Checkpoint::open(&weights).unwrap().fingerprint(),
-        files: None,
         weights,
-        device: Device::Cpu,
         dtype,
         kv_dtype: DType::F32,
-        threads: Some(1),
-        ranks_on_host: 1,
         isa: isa.map(str::to_owned),
         comm,
-        cores: Cores::Shared,
         max_batched_tokens: MAX_TOKENS,
         max_seqs: MAX_SEQS,
         trace: None,
+        on_host: OnHost::cpu(1),
     }
 }
 

@@ -78,11 +78,13 @@ impl LinkedRanks {
         let kv_blocks = match self.kv_blocks {
             Some(blocks) => blocks,
             None => {
-                let room = |report: &LoadReport| RankRoom {
+                let room = |(report, &ranks_per_memory): (&LoadReport, &usize)| RankRoom {
                     block_bytes: report.kv_block_bytes,
                     free_bytes: report.free_bytes,
+                    ranks_per_memory,
                 };
-                let rooms: Vec<RankRoom> = self.reports.iter().flatten().map(room).collect();
+                let reports = self.reports.iter().flatten();
+                let rooms: Vec<RankRoom> = reports.zip(&self.config.ranks_per_memory).map(room).collect();
                 self.config.kv.blocks(&self.config.shape, self.config.load.max_seqs, &rooms)?
             }
         };
@@ -93,10 +95,7 @@ impl LinkedRanks {
     }
 
     pub(super) fn load(&mut self, new: &[usize]) -> Result<(), RanksError> {
-        let order = |rank: usize| {
-            let ranks_on_host = self.config.ranks_on_host.get(rank).copied().unwrap_or(1);
-            LoadOrder { ranks_on_host, ..self.config.load.clone() }
-        };
+        let order = |rank: usize| LoadOrder { on_host: self.config.on_hosts[rank].clone(), ..self.config.load.clone() };
         self.send(new, |rank| ToRank::Load(Box::new(order(rank))))?;
         let mut reports = std::mem::take(&mut self.reports);
         // Noted as they come: where one is lost, the others have loaded all the same.

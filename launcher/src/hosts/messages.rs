@@ -1,0 +1,59 @@
+//! The messages between node 0 and another node: one enum per direction.
+//!
+//! ```text
+//! node 0                                        node
+//!         ◄─────────────── Hello ── who it is, what its host has
+//!   Start ── ranks, and how they come in ─────►  spawns them; again after a loss
+//!         ◄─────────────── Ended ── how a rank did, with its last lines
+//!   End   ────────────────────────────────────►  waits for its ranks, ends
+//! ```
+//! [`PROTOCOL_VERSION`](nanoinfer_shared::protocol::PROTOCOL_VERSION) counts changes of these, too.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{plan::Host, rank_end::RankEnd};
+
+/// Node to node 0.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum FromNode {
+    /// Its first word.
+    Hello(Box<Hello>),
+    /// A rank has ended.
+    Ended(RankEnd),
+    /// Ranks could not be started.
+    Failed { reason: String },
+}
+
+/// Node 0 to node.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum ToNode {
+    /// It is not let in.
+    Refused { reason: String },
+    /// Start these ranks, in the place of what is left of them.
+    Start(StartRanks),
+    /// The cluster ends.
+    End,
+}
+
+/// Who a node is.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Hello {
+    /// Its number; any that is free where it does not know.
+    pub(crate) number: Option<usize>,
+    /// How many there are, as far as it knows.
+    pub(crate) nodes: Option<usize>,
+    pub(crate) host: Host,
+}
+
+/// Ranks to start.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct StartRanks {
+    /// Ranks in the cluster.
+    pub(crate) world: usize,
+    /// Which to start, and whether what one wrote before is not to be trusted.
+    pub(crate) ranks: Vec<(usize, bool)>,
+    /// Where node 0 awaits them, on the address at which it is reached,
+    pub(crate) port: u16,
+    /// and what they show there.
+    pub(crate) key: [u8; 32],
+}
