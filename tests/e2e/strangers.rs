@@ -141,17 +141,15 @@ fn noise_in_a_ranks_own_link_is_the_loss_of_that_rank_alone() {
     let door = doors(server.pid()).into_iter().find(|port| !known.contains(port)).expect("a door for ranks");
     let rank = || Server::ranks_of(other.pid())[0].1;
     assert_undisturbed(&server, &requests(4), || {
-        for end in 0..2 {
+        for (restarts, from_the_rank) in [(1.0, true), (2.0, false)] {
             thread::sleep(Duration::from_millis(100));
-            let (pid, is_link): (u32, &dyn Fn(&(i32, u16, u16)) -> bool) = match end {
-                0 => (rank(), &|(_, _, far)| *far == door),
-                _ => (server.pid(), &|(_, own, _)| *own == door),
-            };
             let lost = rank();
-            let (descriptor, ..) = sockets(pid, "01").into_iter().find(is_link).expect("the link of the rank");
-            say(pid, descriptor, &[0xff; 100]);
+            let pid = if from_the_rank { lost } else { server.pid() };
+            let links = sockets(pid, "01");
+            let link = links.iter().find(|(_, own, far)| *(if from_the_rank { far } else { own }) == door);
+            say(pid, link.expect("the link of the rank").0, &[0xff; 100]);
             wait_until("the end of the rank", || !is_alive(lost));
-            wait_for_restarts(&server, 1.0 + end as f64);
+            wait_for_restarts(&server, restarts);
         }
     });
     assert!(server.log().contains("is over the limit"), "{}", server.log());
