@@ -2,8 +2,8 @@
 """NanoInfer and its peers on the same work, one after the other, several rounds; prints the README's table in Markdown.
 
 A machine's speed drifts, so that only figures of one run compare: in each round every program has its turn at every batch,
-and a cell is the median of the rounds. A program that crashes, or is not for this model, has a dash there, and why is said below
-the table. Peers and models are those of setup.sh; smollm2 is SmolLM2-135M-Instruct out of its GGUF file, of Q4_1.
+and a cell is the median of the rounds. A program that crashes has a dash there, and why is said below the table. Peers
+and models are those of setup.sh; smollm2 is SmolLM2-135M-Instruct out of its GGUF file, of Q4_1.
 
 usage: cargo build --release && benches/peers/compare.py [--model 124m|medium|smollm2] [--rounds N] [--peers DIR]
 Needs Python's standard library only; progress goes to standard error, the table to standard output, and one line of JSON last."""
@@ -20,7 +20,7 @@ def ours(options, dtype, batch):
     figures = {}
     for what in ("decode", "prefill"):
         runs = "1" if batch > 8 else "2"
-        suffix = "-Q4_1.gguf" if options.model == "smollm2" else ""
+        suffix = "-Q4_1.gguf" if options.model in SMOLLM2 else ""
         command = [options.nanoinfer, "bench", what, "--model", f"{options.peers}/models/{options.model_name}{suffix}",
                    "--dtype", dtype, "--threads", str(options.threads), "--batch", str(batch), "--runs", runs,
                    "--prompt-tokens", str(PROMPT_TOKENS), "--tokens", str(TOKENS[batch])]
@@ -71,27 +71,22 @@ def cpu():
     return f"{fields['model name']} ({', '.join(levels)})"
 
 
-# Class, name in the table, how to run it, its name for the type.
-PROGRAMS_OF_GPT2 = [
-    ("int8", "**NanoInfer**, int8", ours, "int8"),
-    ("int8", "CTranslate2, int8", ctranslate2, "int8"),
-    ("int8", "llama.cpp, Q8_0", llama_cpp, "Q8_0"),
-    ("bf16", "**NanoInfer**, bf16", ours, "bf16"),
-    ("bf16", "transformers, bf16", transformers, "bfloat16"),
-    ("bf16", "llama.cpp, BF16", llama_cpp, "BF16"),
-]
-PROGRAMS_OF_SMOLLM2 = [
-    ("int8", "**NanoInfer**, int8", ours, "int8"),
-    ("int8", "llama.cpp, Q4_1 (the file's own)", llama_cpp, "Q4_1"),
-    ("int8", "llama.cpp, Q8_0", llama_cpp, "Q8_0"),
-    ("bf16", "**NanoInfer**, bf16", ours, "bf16"),
-    ("bf16", "llama.cpp, BF16", llama_cpp, "BF16"),
+GPT2, SMOLLM2 = ("124m", "medium"), ("smollm2",)
+# Class, name in the table, how to run it, its name for the type, the models that it is run on.
+PROGRAMS = [
+    ("int8", "**NanoInfer**, int8", ours, "int8", GPT2 + SMOLLM2),
+    ("int8", "CTranslate2, int8", ctranslate2, "int8", GPT2),
+    ("int8", "llama.cpp, Q4_1 (the file's own)", llama_cpp, "Q4_1", SMOLLM2),
+    ("int8", "llama.cpp, Q8_0", llama_cpp, "Q8_0", GPT2 + SMOLLM2),
+    ("bf16", "**NanoInfer**, bf16", ours, "bf16", GPT2 + SMOLLM2),
+    ("bf16", "transformers, bf16", transformers, "bfloat16", GPT2),
+    ("bf16", "llama.cpp, BF16", llama_cpp, "BF16", GPT2 + SMOLLM2),
 ]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="124m", choices=["124m", "medium", "smollm2"])
+    parser.add_argument("--model", default="124m", choices=GPT2 + SMOLLM2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--batch", type=int, nargs="+", default=list(TOKENS), choices=list(TOKENS))
@@ -99,9 +94,9 @@ def main():
     parser.add_argument("--peers", default=os.path.expanduser("~/.cache/nanoinfer-peers"))
     parser.add_argument("--nanoinfer", default=str(ROOT / "target/release/nanoinfer"))
     options = parser.parse_args()
-    options.model_name = options.model if options.model == "smollm2" else f"gpt2-{options.model}"
-    all_programs = PROGRAMS_OF_SMOLLM2 if options.model == "smollm2" else PROGRAMS_OF_GPT2
-    programs = [program for program in all_programs if program[0] in options.classes]
+    options.model_name = options.model if options.model in SMOLLM2 else f"gpt2-{options.model}"
+    programs = [(kind, *program) for kind, *program, models in PROGRAMS
+                if kind in options.classes and options.model in models]
 
     figures = {(name, batch): [] for _, name, _, _ in programs for batch in options.batch}
     crashes = {}
