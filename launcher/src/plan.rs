@@ -316,12 +316,20 @@ fn dealt(hosts: Vec<Host>, world: usize) -> Result<Vec<(Host, Range<usize>)>, La
 
 /// What hosts have in common that have it, and their ranks.
 fn shared<'a, T: PartialEq>(hosts: &'a [(Host, Range<usize>)], what: impl Fn(&'a Host) -> T) -> Vec<(T, Vec<usize>)> {
+    grouped(hosts.iter().flat_map(|(host, ranks)| ranks.clone().map(move |rank| (host, rank))), what)
+}
+
+/// Ranks by what they have in common, in the order of the first of each.
+fn grouped<O: Copy, T: PartialEq>(
+    ranks: impl Iterator<Item = (O, usize)>,
+    what: impl Fn(O) -> T,
+) -> Vec<(T, Vec<usize>)> {
     let mut groups: Vec<(T, Vec<usize>)> = Vec::new();
-    for (host, ranks) in hosts {
-        let own = what(host);
+    for (of, rank) in ranks {
+        let own = what(of);
         match groups.iter_mut().find(|(other, _)| *other == own) {
-            Some((_, all)) => all.extend(ranks.clone()),
-            None => groups.push((own, ranks.clone().collect())),
+            Some((_, all)) => all.push(rank),
+            None => groups.push((own, vec![rank])),
         }
     }
     groups
@@ -342,20 +350,12 @@ fn shared_memories(chosen: &Chosen, hosts: &[(Host, Range<usize>)]) -> Vec<Share
             memories.push(SharedMemory { name: whose, free_bytes, ranks });
             continue;
         }
-        let mut ordinals: Vec<u32> = Vec::new();
-        for &rank in &ranks {
-            let gpu = &chosen.gpus[rank];
-            if ordinals.contains(&gpu.ordinal) {
-                continue;
-            }
-            ordinals.push(gpu.ordinal);
-            let sharing = ranks.iter().copied().filter(|&other| chosen.gpus[other].ordinal == gpu.ordinal);
-            let of = if hosts.len() == 1 { String::new() } else { format!(" of {whose}") };
-            memories.push(SharedMemory {
-                name: format!("GPU {} ({}){of}", gpu.ordinal, gpu.name),
-                free_bytes: Some(gpu.free_bytes),
-                ranks: sharing.collect(),
-            });
+        let of = if hosts.len() == 1 { String::new() } else { format!(" of {whose}") };
+        let gpus = ranks.iter().map(|&rank| (&chosen.gpus[rank], rank));
+        for (ordinal, ranks) in grouped(gpus, |gpu| gpu.ordinal) {
+            let gpu = &chosen.gpus[ranks[0]];
+            let name = format!("GPU {ordinal} ({}){of}", gpu.name);
+            memories.push(SharedMemory { name, free_bytes: Some(gpu.free_bytes), ranks });
         }
     }
     memories

@@ -16,7 +16,7 @@ use nanoinfer_checkpoint::Checkpoint;
 use nanoinfer_kernels::{Isa, Kernels, keep_on};
 use nanoinfer_shared::{Share, protocol::LoadOrder};
 
-use self::{load::Shard, pass::Pass, pool::KvPool, step::StepRunner};
+use self::{level::Level, load::Shard, pass::Pass, pool::KvPool, step::StepRunner};
 use crate::{
     WorkerError,
     fit::fits,
@@ -57,7 +57,7 @@ impl Held {
         share: &Share,
         checkpoint: impl FnOnce() -> Result<Checkpoint, WorkerError>,
     ) -> Result<Self, WorkerError> {
-        let isa = order.isa.as_deref().map_or_else(|| Ok(Isa::detect()), level::named)?;
+        let isa = Level::choose(order.isa.as_deref())?.isa();
         fits(order.on_host.device, &order.shape, order.dtype, order.kv_dtype)?;
         // Before anything is taken: what the system refuses later ends the process without a word. Blocks and the link come
         // later, when the coordinator has counted what is free.

@@ -99,6 +99,11 @@ impl Share {
         self.kv_heads.start * shape.attention.head_dim..self.kv_heads.end * shape.attention.head_dim
     }
 
+    /// Query heads of its first group that other ranks hold.
+    pub fn skipped_heads(&self, shape: &ModelShape) -> usize {
+        self.heads.start - self.kv_heads.start * shape.attention.group()
+    }
+
     /// What of a linear layer of each block.
     pub fn linear(&self, shape: &ModelShape, linear: Linear) -> LinearShare {
         let d = shape.attention.head_dim;
@@ -184,7 +189,7 @@ impl Partition {
         }
         let attention = &shape.attention;
         // Query heads that read the same keys.
-        let group = attention.heads / attention.kv_heads;
+        let group = attention.group();
         let share = |rank| {
             let heads = deal(attention.heads, 1, world, rank);
             Share {

@@ -87,6 +87,15 @@ impl fmt::Display for Rotary {
 }
 
 impl Rotary {
+    /// Whether sine and cosine are rounded to bf16 where a model is computed in f32, or in less.
+    pub fn is_rounded(&self, in_f32: bool) -> bool {
+        match self.rounding {
+            Rounding::None => false,
+            Rounding::Bf16 => true,
+            Rounding::AsComputed => !in_f32,
+        }
+    }
+
     /// Frequencies in radians a position `[D / 2]`, the highest first.
     pub fn frequencies(&self, head_dim: usize) -> Vec<f32> {
         let (base, width) = (f64::from(self.theta as f32), head_dim as f32);

@@ -94,6 +94,11 @@ impl AttentionShape {
         let by_layer = if self.scaled_by_layer { (layer as f32 + 1.0).recip() } else { 1.0 };
         by_width * by_layer
     }
+
+    /// Query heads that read the same keys and values.
+    pub fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
 }
 
 impl fmt::Display for Positions {

@@ -26,6 +26,10 @@ impl Level {
         }
     }
 
+    pub(super) fn isa(self) -> Isa {
+        self.isa
+    }
+
     /// Its name on the command line.
     pub fn name(self) -> &'static str {
         self.isa.name()
@@ -48,7 +52,7 @@ impl fmt::Display for Level {
 }
 
 /// The instruction set of that name, which this CPU has.
-pub(super) fn named(name: &str) -> Result<Isa, WorkerError> {
+fn named(name: &str) -> Result<Isa, WorkerError> {
     let available = Isa::available();
     Isa::from_name(name).filter(|isa| available.contains(isa)).ok_or_else(|| WorkerError::Isa {
         name: name.into(),

@@ -24,7 +24,7 @@ use nanoinfer_shared::{
     comm::{CommError, Communicator, Elements, ReduceSite, Threads},
     model::{
         partition::Linear,
-        rotary::{Rotary, Rounding},
+        rotary::Rotary,
         shape::{NormKind, Positions, QkNorm},
     },
     protocol::{DType, LoadOrder, TokenId},
@@ -136,15 +136,10 @@ impl Pass {
         let shape = order.shape.clone();
         let buffers = Buffers::new(&shape, &share, order.max_batched_tokens);
         let attention = &shape.attention;
-        let group = attention.heads / attention.kv_heads;
         let heads =
-            QueryHeads { count: share.heads.len(), group, skipped: share.heads.start - share.kv_heads.start * group };
+            QueryHeads { count: share.heads.len(), group: attention.group(), skipped: share.skipped_heads(&shape) };
         let rotation = |rotary: &Rotary| {
-            let rounded = match rotary.rounding {
-                Rounding::None => false,
-                Rounding::Bf16 => true,
-                Rounding::AsComputed => order.dtype != DType::F32,
-            };
+            let rounded = rotary.is_rounded(order.dtype == DType::F32);
             let (frequencies, factor) = (rotary.frequencies(attention.head_dim), rotary.attention_factor());
             let angles = Angles { frequencies, factor, backwards: rotary.backwards, rounded };
             Rotation { angles, turns: Turns::default() }

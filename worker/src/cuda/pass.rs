@@ -23,7 +23,7 @@ use nanoinfer_shared::{
     comm::{Communicator as HostCommunicator, Elements, OneThread, ReduceSite},
     model::{
         partition::Linear,
-        rotary::{Rotary, Rounding},
+        rotary::Rotary,
         shape::{Positions, QkNorm},
     },
 };
@@ -162,11 +162,6 @@ impl Pass {
     /// Queues the angles of a step's rows.
     fn angles(&self, rotary: &Rotary, inputs: &Inputs, memory: &Memory) -> Result<(), GpuError> {
         let half = self.model.shape.attention.head_dim / 2;
-        let is_rounded = match rotary.rounding {
-            Rounding::None => false,
-            Rounding::Bf16 => true,
-            Rounding::AsComputed => self.model.element != Element::F32,
-        };
         let arguments = TurnsArguments {
             positions: inputs.placement(memory).positions,
             frequencies: self.weights.frequencies,
@@ -175,7 +170,7 @@ impl Pass {
             half: half as u32,
             factor: rotary.attention_factor(),
             is_backwards: rotary.backwards.into(),
-            is_rounded: is_rounded.into(),
+            is_rounded: rotary.is_rounded(self.model.element == Element::F32).into(),
             padding: 0,
         };
         self.gpu.launch(Launch::angles(inputs.rows * half), &arguments)
@@ -218,7 +213,6 @@ impl Pass {
             };
             self.gpu.launch(Launch::turn(t, heads + 2 * share.kv_heads.len()), &turn)?;
         }
-        let group = shape.attention.heads / shape.attention.kv_heads;
         let tiled = inputs.tiles > 0;
         let attend = AttendArguments {
             from: places,
@@ -227,8 +221,8 @@ impl Pass {
             tile_rows: if tiled { TILE_ROWS as u32 } else { 1 },
             out_stride: row_stride(heads * d) as u32,
             scale: shape.attention.scale(layer),
-            group: group as u32,
-            skipped: (share.heads.start - share.kv_heads.start * group) as u32,
+            group: shape.attention.group() as u32,
+            skipped: share.skipped_heads(shape) as u32,
             window: shape.window(layer).map_or(NO_WINDOW, |window| window as u32),
         };
         let (name, launch) = Launch::attention(if tiled { inputs.tiles } else { t }, heads, d, tiled);
