@@ -21,24 +21,29 @@ pub(crate) fn prefetch<const FAR: bool>(at: *const u8) {
 #[derive(Clone, Copy)]
 pub(crate) struct Ahead {
     from: *const u8,
+    /// For each tile.
+    share: usize,
     /// For each step over K.
     bytes_per_step: usize,
 }
 
 impl Ahead {
-    /// The share that is tile `tile` of `tiles` of the panels in `next`, which need not exist.
-    pub(crate) fn new(weights: &Panels, shape: Shape, next: Range<usize>, (tile, tiles): (usize, usize)) -> Self {
+    /// The share of the first of `tiles` in the panels of `next`, which need not exist.
+    pub(crate) fn new(weights: &Panels, shape: Shape, next: Range<usize>, tiles: usize) -> Self {
         let (panel, steps) = (shape.panel_bytes(), shape.depth() / shape.packed());
         let share = next.len() * panel / tiles;
-        Self {
-            from: weights.start().wrapping_add(next.start * panel + tile * share),
-            bytes_per_step: share.div_ceil(steps.max(1)),
-        }
+        let from = weights.start().wrapping_add(next.start * panel);
+        Self { from, share, bytes_per_step: share.div_ceil(steps.max(1)) }
+    }
+
+    /// The share of the tile behind this one.
+    pub(crate) fn behind(self) -> Self {
+        Self { from: self.from.wrapping_add(self.share), ..self }
     }
 
     /// Asks for what belongs to a step: a cache line for each of P panels, which may be one that was asked for before.
     #[inline(always)]
-    pub(crate) fn fetch<const P: usize>(self, step: usize) {
+    pub(crate) fn fetch<const P: usize>(&self, step: usize) {
         let at = self.from.wrapping_add(step * self.bytes_per_step);
         (0..P).for_each(|line| prefetch::<true>(at.wrapping_add(line * 64)));
     }

@@ -130,10 +130,8 @@ impl Product<'_> {
             for panel in panels.clone().step_by(group) {
                 let group = panel..panels.end.min(panel + group);
                 let next = group.end..columns.div_ceil(LANES).min(group.end + group.len());
-                let tiles = (end - first).div_ceil(most);
-                for tile in 0..tiles {
-                    let bands = first + tile * most..end.min(first + (tile + 1) * most);
-                    let ahead = Ahead::new(weights, shape, next.clone(), (tile, tiles));
+                let mut ahead = Ahead::new(weights, shape, next, (end - first).div_ceil(most));
+                for bands in (first..end).step_by(most).map(|first| first..end.min(first + most)) {
                     // SAFETY: `isa` and the registers as above; `x` was made for these weights.
                     unsafe {
                         let x = (x, bands.clone());
@@ -141,13 +139,10 @@ impl Product<'_> {
                     }
                     let places = bands.flat_map(|band| group.clone().map(move |panel| (band, panel)));
                     for ((band, panel), sums) in places.zip(&mut scratch.tile) {
-                        let column = panel * LANES;
                         // SAFETY: each task writes its own rows of its own panels' columns only.
-                        unsafe {
-                            let row = x.split.start(band);
-                            self.finish(&mut sums[..height], column, LANES.min(columns - column), row, out);
-                        }
+                        unsafe { self.finish(&mut sums[..height], height, (x.split.start(band), panel * LANES), out) };
                     }
+                    ahead = ahead.behind();
                 }
             }
         }
@@ -168,64 +163,116 @@ impl Product<'_> {
         let width = tiles::tile_panels(rows.len().div_ceil(tiles_of_rows), most, panels.len());
         let tiles = tiles_of_rows * panels.len().div_ceil(width);
         let next = panels.end..columns.div_ceil(LANES).min(panels.end + panels.len());
-        let mut done = 0;
+        let mut ahead = Ahead::new(weights.0, shape, next, tiles);
         let mut row = rows.start;
         while row < rows.end {
             let height = tiles::tile_rows(rows.end - row, most);
+            let x = self.x.rows(row, height, shape);
             let mut panel = panels.start;
             while panel < panels.end {
                 let width = tiles::tile_panels(height, most, panels.end - panel);
                 let tile = &mut tile[..height * width];
-                let x = (self.x.rows(row, height, shape), height);
-                let ahead = Ahead::new(weights.0, shape, next.clone(), (done, tiles));
-                // SAFETY: `isa` was detected or listed as available; `x` was made for these weights.
-                unsafe { tiles::run(self.isa, x, weights, panel..panel + width, ahead, tile) };
-                for (i, sums) in tile.chunks_exact_mut(height).enumerate() {
-                    let column = (panel + i) * LANES;
-                    // SAFETY: each task writes its own rows of its own panels' columns only; `isa` as above.
-                    unsafe { self.finish(sums, column, LANES.min(columns - column), row, out) };
+                // SAFETY: `isa` was detected or listed as available; `x` was made for these weights. Each task writes its own rows
+                // of its own panels' columns only.
+                unsafe {
+                    tiles::run(self.isa, (&x, height), weights, panel..panel + width, &ahead, tile);
+                    self.finish(tile, height, (row, panel * LANES), out);
                 }
+                ahead = ahead.behind();
                 panel += width;
-                done += 1;
             }
             row += height;
         }
     }
 
-    /// Applies the epilogue to the rows of one panel and stores them.
+    /// Applies the epilogue to a tile `[panels, height]`, and stores it where its first row and column belong.
     ///
     /// # Safety
-    /// No other task writes these columns.
-    unsafe fn finish(&self, sums: &mut [[f32; LANES]], column: usize, width: usize, row: usize, out: &Shards<f32>) {
-        let mut lanes = [0.0; LANES];
-        if let Epilogue::Bias(bias) | Epilogue::BiasActivation(bias, _) = self.epilogue {
-            lanes[..width].copy_from_slice(&bias[column..][..width]);
-            // SAFETY: `isa` was detected or listed as available.
-            unsafe { add_to_all(self.isa, sums, &lanes) };
-        }
-        if let Epilogue::BiasActivation(_, activation) = self.epilogue {
-            activate(self.isa, activation, sums);
-        }
-        for (i, sums) in sums.iter().enumerate() {
-            // SAFETY: the caller's promise.
-            let to = unsafe { out.slice((row + i) * self.weights.columns() + column, width) };
-            match to.as_mut_array() {
-                Some(whole) => *whole = *sums,
-                None => to.copy_from_slice(&sums[..width]),
+    /// No other task writes there; `isa` is available.
+    unsafe fn finish(
+        &self,
+        tile: &mut [[f32; LANES]],
+        height: usize,
+        (row, column): (usize, usize),
+        out: &Shards<f32>,
+    ) {
+        let (isa, stride) = (self.isa, self.weights.columns());
+        let width = (stride - column).min(tile.len() / height * LANES);
+        let out = (out.rows(row * stride + column, height, stride, width), stride);
+        // SAFETY: the caller's promise; `out` has these rows.
+        unsafe {
+            match self.epilogue {
+                Epilogue::None => put(isa, tile, width, None, out),
+                Epilogue::Bias(bias) => put(isa, tile, width, Some(&bias[column..][..width]), out),
+                Epilogue::BiasActivation(bias, activation) => {
+                    add_to_rows(isa, tile, height, &bias[column..][..width]);
+                    activate(isa, activation, tile);
+                    put(isa, tile, width, None, out);
+                }
             }
         }
     }
 }
 
-versions! { unsafe fn add_to_all(rows: &mut [[f32; LANES]], lanes: &[f32; LANES]) = add_to_all_body }
+versions! {
+    unsafe fn put(tile: &[[f32; LANES]], width: usize, bias: Option<&[f32]>, out: (*mut f32, usize)) = put_body
+}
+versions! { unsafe fn add_to_rows(tile: &mut [[f32; LANES]], height: usize, bias: &[f32]) = add_to_rows_body }
 
+/// Stores a tile `[panels, height]` plus a bias as rows of `width` from `out` on, one every `stride`.
+///
+/// # Safety
+/// These are there, and nobody else's; the instruction set of `V` is available.
 #[inline(always)]
-unsafe fn add_to_all_body<V: Lanes>(rows: &mut [[f32; LANES]], lanes: &[f32; LANES]) {
-    // SAFETY: arrays of 16; the instruction set is the caller's promise.
-    unsafe {
-        let lanes = V::load(lanes.as_ptr());
-        for row in rows {
-            V::load(row.as_ptr()).add(lanes).store(row.as_mut_ptr());
+unsafe fn put_body<V: Lanes>(
+    tile: &[[f32; LANES]],
+    width: usize,
+    bias: Option<&[f32]>,
+    (out, stride): (*mut f32, usize),
+) {
+    let height = tile.len() / width.div_ceil(LANES);
+    assert!(bias.is_none_or(|bias| bias.len() == width));
+    for (panel, sums) in tile.chunks_exact(height).enumerate() {
+        let (first, mut to) = (panel * LANES, out.wrapping_add(panel * LANES));
+        let there = LANES.min(width - first);
+        for sums in sums {
+            // SAFETY: rows are the caller's promise; of whole vectors the bias has 16 from `first` on.
+            unsafe {
+                let sums = V::load(sums.as_ptr());
+                let sums = match bias {
+                    Some(bias) if there == LANES => sums.add(V::load(bias.as_ptr().add(first))),
+                    Some(bias) => {
+                        let mut lanes = [0.0; LANES];
+                        lanes[..there].copy_from_slice(&bias[first..]);
+                        sums.add(V::load(lanes.as_ptr()))
+                    }
+                    None => sums,
+                };
+                match there {
+                    LANES => sums.store(to),
+                    there => to.copy_from_nonoverlapping(sums.to_array().as_ptr(), there),
+                }
+            }
+            to = to.wrapping_add(stride);
+        }
+    }
+}
+
+/// Adds a bias to the rows of a tile `[panels, height]`.
+///
+/// # Safety
+/// The instruction set of `V` is available.
+#[inline(always)]
+unsafe fn add_to_rows_body<V: Lanes>(tile: &mut [[f32; LANES]], height: usize, bias: &[f32]) {
+    for (sums, bias) in tile.chunks_exact_mut(height).zip(bias.chunks(LANES)) {
+        let mut lanes = [0.0; LANES];
+        lanes[..bias.len()].copy_from_slice(bias);
+        // SAFETY: arrays of 16; the instruction set is the caller's promise.
+        unsafe {
+            let bias = V::load(lanes.as_ptr());
+            for row in sums {
+                V::load(row.as_ptr()).add(bias).store(row.as_mut_ptr());
+            }
         }
     }
 }

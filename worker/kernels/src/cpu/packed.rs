@@ -58,12 +58,18 @@ pub(crate) struct Shape {
     rows: usize,
     columns: usize,
     unit: usize,
+    /// Counted once: each tile asks, and a division takes as long as dozens of products.
+    units: usize,
 }
 
 impl Shape {
+    fn new(element: Element, unit: usize, rows: usize, columns: usize) -> Self {
+        Self { element, rows, columns, unit, units: rows.div_ceil(unit) }
+    }
+
     /// Units of K; the last may be short.
     pub(crate) fn units(self) -> usize {
-        self.rows.div_ceil(self.unit)
+        self.units
     }
 
     /// K of one unit in an int8 matrix, padded to fours.
@@ -82,7 +88,11 @@ impl Shape {
 
     /// Elements of a column that lie side by side: one, a pair, or four.
     pub(crate) fn packed(self) -> usize {
-        size_of::<f32>() / self.element.bytes()
+        match self.element {
+            Element::F32 => 1,
+            Element::Bf16 | Element::F16 => 2,
+            Element::Int8 => 4,
+        }
     }
 
     pub(crate) fn scaled(self) -> bool {
@@ -149,7 +159,7 @@ impl PackedMatrix {
     /// When a unit is empty, or the element is f16.
     pub fn zeros(arena: &Arena, element: Element, unit: usize, rows: usize, columns: usize) -> Self {
         assert!(unit > 0, "a unit of K has rows");
-        let shape = Shape { element, rows, columns, unit };
+        let shape = Shape::new(element, unit, rows, columns);
         let len = shape.panels() * shape.panel_len();
         let panels = match element {
             Element::F32 => Panels::F32(Buffer::zeros(arena, len)),
@@ -162,7 +172,7 @@ impl PackedMatrix {
 
     /// Bytes that such a matrix takes.
     pub fn bytes(element: Element, unit: usize, rows: usize, columns: usize) -> usize {
-        let shape = Shape { element, rows, columns, unit };
+        let shape = Shape::new(element, unit, rows, columns);
         shape.panels() * shape.panel_bytes()
     }
 

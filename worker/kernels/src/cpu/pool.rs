@@ -293,6 +293,12 @@ impl<T> Shards<T> {
         // SAFETY: inside the slice by the check above, and disjoint by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.0.add(start), len) }
     }
+
+    /// Where `height` rows of `width` elements, one every `stride`, begin: with element `start`.
+    pub(crate) fn rows(&self, start: usize, height: usize, stride: usize, width: usize) -> *mut T {
+        assert!(height > 0 && start + (height - 1) * stride + width <= self.1, "a task stays within its slice");
+        self.0.wrapping_add(start)
+    }
 }
 
 #[cfg(test)]

@@ -82,10 +82,10 @@ pub(crate) fn tile_panels(rows: usize, most: usize, panels: usize) -> usize {
 /// The CPU has `isa`, and `x` and `weights` are of `shape`.
 pub(crate) unsafe fn run(
     isa: Isa,
-    (x, rows): (Inputs<'_>, usize),
+    (x, rows): (&Inputs<'_>, usize),
     (weights, shape): (&Panels, Shape),
     panels: Range<usize>,
-    ahead: Ahead,
+    ahead: &Ahead,
     tile: &mut [[f32; LANES]],
 ) {
     let range = panels.start * shape.panel_len()..panels.end * shape.panel_len();
@@ -106,20 +106,20 @@ pub(crate) unsafe fn run(
 }
 
 versions! {
-    unsafe fn f32_tile<const M: usize, const P: usize>(x: &[f32], panels: &[f32], ahead: Ahead, tile: &mut [[f32; LANES]]) = f32_body
+    unsafe fn f32_tile<const M: usize, const P: usize>(x: &[f32], panels: &[f32], ahead: &Ahead, tile: &mut [[f32; LANES]]) = f32_body
 }
 versions! {
-    unsafe fn bf16_tile<const M: usize, const P: usize>(x: &[f32], panels: &[u16], ahead: Ahead, tile: &mut [[f32; LANES]]) = bf16_body
+    unsafe fn bf16_tile<const M: usize, const P: usize>(x: &[f32], panels: &[u16], ahead: &Ahead, tile: &mut [[f32; LANES]]) = bf16_body
 }
 versions! {
-    unsafe fn int8_tile<const M: usize, const P: usize>(x: Bytes<'_>, panels: &[i8], shape: Shape, ahead: Ahead, tile: &mut [[f32; LANES]]) = int8_body
+    unsafe fn int8_tile<const M: usize, const P: usize>(x: &Bytes<'_>, panels: &[i8], shape: Shape, ahead: &Ahead, tile: &mut [[f32; LANES]]) = int8_body
 }
 
 #[inline(always)]
 unsafe fn f32_body<V: Lanes, const M: usize, const P: usize>(
     x: &[f32],
     panels: &[f32],
-    ahead: Ahead,
+    ahead: &Ahead,
     tile: &mut [[f32; LANES]],
 ) {
     let len = panels.len() / P;
@@ -151,7 +151,7 @@ unsafe fn f32_body<V: Lanes, const M: usize, const P: usize>(
 unsafe fn bf16_body<V: Lanes, const M: usize, const P: usize>(
     x: &[f32],
     panels: &[u16],
-    ahead: Ahead,
+    ahead: &Ahead,
     tile: &mut [[f32; LANES]],
 ) {
     let len = panels.len() / P;
@@ -193,10 +193,10 @@ unsafe fn store<V: Lanes, const M: usize, const P: usize>(sums: &[[V; M]; P], ti
 /// The same over fours of bytes: exact sums within a unit, scaled and added up in f32 across units.
 #[inline(always)]
 unsafe fn int8_body<V: Lanes, const M: usize, const P: usize>(
-    x: Bytes<'_>,
+    x: &Bytes<'_>,
     panels: &[i8],
     shape: Shape,
-    ahead: Ahead,
+    ahead: &Ahead,
     tile: &mut [[f32; LANES]],
 ) {
     let (depth, units, unit) = (shape.depth(), shape.units(), shape.padded_unit());

@@ -13,7 +13,7 @@ use crate::cpu::{ahead::Ahead, lanes::LANES};
 pub(super) unsafe fn bf16_pairs_tile<const M: usize, const P: usize>(
     x: &[u16],
     panels: &[u16],
-    ahead: Ahead,
+    ahead: &Ahead,
     tile: &mut [[f32; LANES]],
 ) {
     let len = panels.len() / P;
