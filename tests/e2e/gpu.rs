@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::{
     bad_input::{copy_of_heads5, spoil},
     fake_gpu::{DRIVER, NCCL, compile, launcher_with, libraries, only},
-    nanochat::cache,
+    nanochat::{GENERATIONS, cache, golden_prompts},
     server::{Server, golden_folder, is_alive, run_to_end, send_signal},
 };
 
@@ -32,16 +32,20 @@ struct OnGpus {
 
 impl OnGpus {
     fn start(model: &str, settings: &[(&str, &str)], arguments: &[&str]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
         let path = golden_folder(model);
+        let golden = fs::read_to_string(path.join("golden.json")).unwrap();
+        Self::of(&path, serde_json::from_str(&golden).unwrap(), settings, arguments)
+    }
+
+    fn of(path: &Path, golden: Value, settings: &[(&str, &str)], arguments: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
         let max_seqs = if arguments.contains(&"--max-seqs") { &[][..] } else { &["--max-seqs", "4"] };
         let common = ["--model", path.to_str().unwrap(), "--device", "cuda", "--port", "0"];
         let mut command = launcher_with(libraries(), settings, &[&common, max_seqs, arguments].concat());
         command.env("FAKE_GPU_LOG", folder.path().join("log"));
         let mut server = Server::spawn(command);
         server.await_ready();
-        let golden = fs::read_to_string(path.join("golden.json")).unwrap();
-        Self { server, folder, golden: serde_json::from_str(&golden).unwrap() }
+        Self { server, folder, golden }
     }
 
     /// The log from line `from` on.
@@ -55,7 +59,7 @@ impl OnGpus {
         let case = &self.golden["cases"][index];
         let expected = case["greedy_ids"].as_array().unwrap();
         let body = json!({ "prompt": case["prompt_ids"], "max_tokens": expected.len(), "temperature": 0, "return_token_ids": true,
-                           "ignore_eos": true });
+                           "ignore_eos": true, "calculator": false });
         assert_eq!(self.server.ask("/v1/completions", &body)["choices"][0]["token_ids"], case["greedy_ids"], "{index}");
     }
 
@@ -114,11 +118,23 @@ fn llama_and_its_kin_come_out_of_captured_steps() {
     }
 }
 
+/// Every generation, with prompts in chunks, alone and on two ranks.
 #[test]
-fn what_gpus_do_not_compute_is_told_before_it_is_loaded() {
-    let root = tempfile::tempdir().unwrap();
-    let (code, text) = plan(libraries(), &[], &["--device", "cuda", "--model", &cache(root.path(), "E")]);
-    assert!(code == Some(2) && text.contains("GPUs do not compute all that"), "{text}");
+fn nanochat_comes_out_of_captured_steps() {
+    for (i, generation) in GENERATIONS.into_iter().enumerate() {
+        let root = tempfile::tempdir().unwrap();
+        let (model, prompts) = (cache(root.path(), generation), golden_prompts(generation));
+        let cases: Vec<Value> = prompts
+            .iter()
+            .map(|prompt| json!({ "prompt_ids": prompt["ids"], "greedy_ids": prompt["greedy"] }))
+            .collect();
+        let nproc = ["1", "2"][i % 2];
+        let (settings, golden) = ([("FAKE_GPU_DEVICES", nproc)], json!({ "cases": cases }));
+        let arguments = ["--dtype", "f32", "--nproc", nproc, "--max-batched-tokens", "64"];
+        let gpus = OnGpus::of(Path::new(&model), golden, &settings, &arguments);
+        (0..cases.len()).for_each(|case| gpus.check(case));
+        assert!(count(&gpus.stop(), "graph of") > 0);
+    }
 }
 
 #[test]
@@ -418,7 +434,8 @@ fn the_check_passes_here_and_fails_where_something_is_wrong() {
     for part in [
         "bf16: attend_128, rows in tiles",
         "f16: project 37 rows, partial sums, as many",
-        "f16: captured steps",
+        "f16: gpt2, captured steps",
+        "bf16: nanochat, captured steps",
         "NCCL, version 22809, GPUs 0 and 1",
         "NCCL, version 22809, the same captured",
         "two ranks on this GPU",

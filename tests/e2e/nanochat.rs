@@ -25,20 +25,28 @@ pub(crate) fn cache(root: &Path, generation: &str) -> String {
     model.display().to_string()
 }
 
+/// All that golden data stands for.
+pub(crate) const GENERATIONS: [&str; 8] = ["A", "A-padded", "B-lambdas", "B", "C", "C-softcap20", "D", "E"];
+
+/// What nanochat itself writes behind some prompts.
+pub(crate) fn golden_prompts(generation: &str) -> Vec<Value> {
+    let golden = repository().join("tests/golden/nanochat").join(generation).join("golden.json");
+    let golden: Value = serde_json::from_slice(&fs::read(golden).unwrap()).unwrap();
+    golden["prompts"].as_array().unwrap().clone()
+}
+
 #[test]
 fn every_generation_writes_as_nanochat_does() {
-    for (i, generation) in ["A", "A-padded", "B-lambdas", "B", "C", "C-softcap20", "D", "E"].into_iter().enumerate() {
+    for (i, generation) in GENERATIONS.into_iter().enumerate() {
         let root = tempfile::tempdir().unwrap();
         let folder = cache(root.path(), generation);
-        let golden = repository().join("tests/golden/nanochat").join(generation).join("golden.json");
-        let golden: Value = serde_json::from_slice(&fs::read(golden).unwrap()).unwrap();
         let (nproc, comm) = (["1", "2", "3"][i % 3], if i % 2 == 0 { "shm" } else { "tcp" });
         let mut options = vec!["--model", &folder, "--nproc", nproc, "--dtype", "f32", "--max-batched-tokens", "32"];
         if nproc != "1" {
             options.extend(["--comm", comm]);
         }
         let server = Server::start(&options);
-        for prompt in golden["prompts"].as_array().unwrap() {
+        for prompt in &golden_prompts(generation) {
             let greedy = prompt["greedy"].as_array().unwrap();
             let request = json!({
                 "prompt": prompt["ids"], "max_tokens": greedy.len(), "temperature": 0, "ignore_eos": true,

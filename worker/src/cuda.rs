@@ -134,7 +134,7 @@ impl Held {
         let reduction = match link {
             Link::Host(comm) if comm.world() == 1 => Reduction::Alone,
             Link::Host(comm) => {
-                let staging = gpu.pinned(max_batched_tokens * model.shape.width).of_rank(rank)?;
+                let staging = gpu.pinned(pass::reduced_floats(&model, max_batched_tokens)).of_rank(rank)?;
                 Reduction::Staged { comm, staging }
             }
             Link::Nccl { rank, world, id } => {

@@ -3,7 +3,6 @@
 use nanoinfer_kernels::{MAX_HEAD_DIM, cuda};
 use nanoinfer_shared::{
     ModelShape,
-    model::shape::StreamShape,
     protocol::{DType, Device},
 };
 
@@ -40,14 +39,6 @@ pub enum Unfit {
         /// As asked for.
         kv_dtype: DType,
     },
-    /// What no GPU kernel computes yet.
-    #[error("GPUs do not compute all that a `{model_type}` model has: {what}\n  hint: --device cpu")]
-    FamilyOnGpu {
-        /// As configurations call it.
-        model_type: &'static str,
-        /// What sets it apart.
-        what: &'static str,
-    },
     /// A head wider than the GPU kernels' registers.
     #[error("heads of {head_dim} are wider than the kernels' {limit}\n  hint: --device cpu")]
     HeadTooWideForGpu {
@@ -67,24 +58,11 @@ pub fn fits(device: Device, shape: &ModelShape, dtype: DType, kv_dtype: DType) -
     match device {
         Device::Cpu if [dtype, kv_dtype].contains(&DType::F16) => Err(Unfit::HalfOnCpu { why: String::new() }),
         Device::Cpu if head_dim > MAX_HEAD_DIM => Err(Unfit::HeadTooWideForCpu { head_dim, limit: MAX_HEAD_DIM }),
-        Device::Gpu(_) if let Some(what) = not_on_gpus(shape) => {
-            Err(Unfit::FamilyOnGpu { model_type: shape.model_type(), what })
-        }
         Device::Gpu(_) if dtype == DType::Int8 => Err(Unfit::OnlyOnCpu { dtype }),
         Device::Gpu(_) if kv_dtype != dtype => Err(Unfit::KvDTypeOnGpu { dtype, kv_dtype }),
         Device::Gpu(_) if head_dim > cuda::MAX_HEAD_DIM => {
             Err(Unfit::HeadTooWideForGpu { head_dim, limit: cuda::MAX_HEAD_DIM })
         }
         _ => Ok(()),
-    }
-}
-
-/// What of a model GPUs have no kernels for.
-fn not_on_gpus(shape: &ModelShape) -> Option<&'static str> {
-    match () {
-        () if shape.stream != StreamShape::default() => Some("a residual stream that is more than added to"),
-        () if shape.value_tables.is_some() => Some("tables of values"),
-        () if shape.logit_softcap.is_some() => Some("logits with a cap"),
-        () => None,
     }
 }

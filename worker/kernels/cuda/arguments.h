@@ -30,6 +30,30 @@ typedef struct {
     unsigned stride;
 } NormArguments;
 
+// What the stream begins with, where that is more than embeddings.
+typedef struct {
+    Norm norm;                  // of embeddings, [T + S, C]: those of the tokens before each sequence come last
+    const unsigned *positions;  // [T]
+    const unsigned *sequences;  // [T]
+    const float *gate;          // [G], or null where the token before does not count
+    float *x;                   // [T, C]
+    unsigned count;             // T
+    unsigned channels;          // G
+    float scale;                // of what comes of the gate
+    unsigned unused;
+} BeginArguments;
+
+// x = factor · x + other_factor · other
+typedef struct {
+    float *x;            // [T, C]
+    const float *other;  // [T, C], or null
+    float *kept;         // [T, C]: where x goes as it was, or null
+    float factor;
+    float other_factor;
+    unsigned width;      // C
+    unsigned unused;
+} MixArguments;
+
 // Where rows stand: row t is at positions[t] of sequence sequences[t], whose block i is tables[sequence · table_blocks + i].
 typedef struct {
     const unsigned *positions; // [T]
@@ -63,7 +87,19 @@ typedef struct {
     unsigned unused;
 } TurnsArguments;
 
-// What becomes of queries and keys before they are stored.
+// A row of a table for each token, which is added to its values.
+typedef struct {
+    Norm norm;               // of the block's input, of which channels make the gates
+    const unsigned *tokens;  // [T]
+    const element *table;    // [V, stride], or null where there is none
+    const float *gates;      // [G, KV_local]
+    unsigned stride;
+    unsigned channels;       // G
+    float factor;            // of the gates
+    unsigned unused;
+} AddedValues;
+
+// What becomes of queries, keys and values before they are stored.
 typedef struct {
     QkvPlaces to;
     const float *sums;        // [T, (H_local + 2 · KV_local) · D]
@@ -73,6 +109,7 @@ typedef struct {
     const float *key_gain;
     float factor;             // what a turned head is normed and multiplied by, or 0
     float epsilon;
+    AddedValues added;
 } TurnArguments;
 
 typedef struct {
@@ -102,7 +139,7 @@ typedef struct {
     unsigned out_stride;
     unsigned finish;
     unsigned activation;
-    unsigned unused;
+    float cap;              // what FINISH_SUMS lets no sum go beyond, softly, or 0
 } ProjectArguments;
 
 // What is wanted of one row of logits. Offsets count 32-bit words.

@@ -17,7 +17,8 @@ import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 SOURCES = [
-    "decoder.cu", "device.h", "arguments.h", "tiles.h", "rows.h", "cache.h", "attention.h", "project.h", "answer.h",
+    "decoder.cu", "device.h", "arguments.h", "tiles.h", "rows.h", "stream.h", "cache.h", "attention.h", "project.h",
+    "answer.h",
 ]
 ELEMENTS = {"f32": 32, "f16": 16, "bf16": 19}
 VERSION = (12, 0)

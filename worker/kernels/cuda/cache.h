@@ -37,6 +37,18 @@ KERNEL(angles, ROW_THREADS, TurnsArguments) {
 
 #define MOST_HEAD_DIM 128
 
+// How far a row of a table is added to the values of a head, by a warp.
+DEVICE float gate_of(const AddedValues *a, unsigned row, unsigned kv, unsigned kv_heads) {
+    const float *x = a->norm.x + (unsigned long long)row * a->norm.width;
+    const Scaling scaling = scaling_of(&a->norm, x);
+    float score = 0.0f;
+    for (unsigned i = threadIdx.x % 32; i < a->channels; i += 32) {
+        const float gain = a->norm.gain ? a->norm.gain[i] : 1.0f, shift = a->norm.shift ? a->norm.shift[i] : 0.0f;
+        score += ((x[i] - scaling.mean) * scaling.scale * gain + shift) * a->gates[i * kv_heads + kv];
+    }
+    return a->factor * logistic(warp_sum(score));
+}
+
 // Of sums of the QKV product, a warp a head: norm, rotation, and where they go. A head u is (a, b), halves, and becomes
 // (a · cos − b · sin, b · cos + a · sin).
 KERNEL(turn, ROW_THREADS, TurnArguments) {
@@ -47,11 +59,17 @@ KERNEL(turn, ROW_THREADS, TurnArguments) {
     const float *sums = a.sums + ((unsigned long long)row * all + head) * width, *bias = a.bias ? a.bias + head * width : 0;
     const float *gain = is_value ? 0 : head < a.to.heads ? a.query_gain : a.key_gain;
     const float *turns = a.turns + (unsigned long long)row * width;
+    // A value's own head, and where a row for it begins.
+    const unsigned kv = head - a.to.heads - a.to.kv_heads;
+    const int is_added = is_value && a.added.table;
+    const element *table = is_added ? a.added.table + (unsigned long long)a.added.tokens[row] * a.added.stride + kv * width : 0;
+    const float amount = is_added ? gate_of(&a.added, row, kv, a.to.kv_heads) : 0.0f;
     float x[MOST_HEAD_DIM / 32], other[MOST_HEAD_DIM / 32], squares = 0.0f;
     UNROLL for (int j = 0; j < MOST_HEAD_DIM / 32; j++) {
         const unsigned d = lane + 32 * j, partner = d < half ? d + half : d - half;
         const int is_there = d < width;
         x[j] = is_there ? sums[d] + (bias ? bias[d] : 0.0f) : 0.0f;
+        if (is_added && is_there) x[j] += amount * widen(table[d]);
         other[j] = is_there ? sums[partner] + (bias ? bias[partner] : 0.0f) : 0.0f;
         squares += x[j] * x[j];
     }

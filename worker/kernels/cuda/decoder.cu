@@ -4,6 +4,7 @@
 #include "arguments.h"
 #include "tiles.h"
 #include "rows.h"
+#include "stream.h"
 #include "cache.h"
 #include "attention.h"
 #include "project.h"

@@ -56,7 +56,7 @@ DEVICE void finish(const ProjectArguments *a, unsigned row, unsigned column, flo
     case FINISH_GATED:
         if (column % OUTPUTS < 4) a->out[at + pair_of(column)] = narrow(activated(sum, a->activation) * gated);
         break;
-    default: a->sums[at + column] = sum;
+    default: a->sums[at + column] = a->cap != 0.0f ? a->cap * tanhf(sum / a->cap) : sum;
     }
 }
 

@@ -100,6 +100,18 @@ macro_rules! structs {
 }
 
 structs! {
+    /// Of `begin`, one warp a row.
+    BeginArguments for "begin" {
+        Norm: norm;
+        u64: positions, sequences, gate, x;
+        u32: count, channels;
+        f32: scale;
+        u32: padding;
+    }
+
+    /// Of `mix`, one block a row.
+    MixArguments for "mix" { u64: x, other, kept; f32: factor, other_factor; u32: width, padding; }
+
     /// Where rows stand in the KV cache.
     Placement { u64: positions, sequences, tables; }
 
@@ -117,8 +129,16 @@ structs! {
         u32: is_backwards, is_rounded, padding;
     }
 
+    /// What a table adds to values.
+    AddedValues { Norm: norm; u64: tokens, table, gates; u32: stride, channels; f32: factor; u32: padding; }
+
     /// Of `turn`, one warp for each head of a row.
-    TurnArguments for "turn" { QkvPlaces: to; u64: sums, bias, turns, query_gain, key_gain; f32: factor, epsilon; }
+    TurnArguments for "turn" {
+        QkvPlaces: to;
+        u64: sums, bias, turns, query_gain, key_gain;
+        f32: factor, epsilon;
+        AddedValues: added;
+    }
 
     /// Of `embed`, one block a row.
     EmbedArguments for "embed" {
@@ -144,7 +164,8 @@ structs! {
         u64: inputs, weights, bias;
         QkvPlaces: to;
         u64: out, sums;
-        u32: rows, outputs, pairs, stride, out_stride, finish, activation, padding;
+        u32: rows, outputs, pairs, stride, out_stride, finish, activation;
+        f32: cap;
     }
 
     /// Of `answer`, one block a row, and of `answer_parts`, one a part of a row.
@@ -177,9 +198,11 @@ pub enum Finish {
 }
 
 /// Names of all kernels, in the order of the sources.
-pub const KERNELS: [&str; 11] = [
+pub const KERNELS: [&str; 13] = [
     "embed",
     "layer_norm",
+    "begin",
+    "mix",
     "angles",
     "turn",
     "attend_64",
@@ -192,7 +215,7 @@ pub const KERNELS: [&str; 11] = [
 ];
 
 impl Launch {
-    /// One block for each of `rows` rows: `embed`.
+    /// One block for each of `rows` rows: `embed`, `mix`.
     pub fn rows(rows: usize) -> Self {
         Self { grid: (rows as u32, 1), threads: ROW_THREADS, shared_bytes: 0 }
     }
@@ -207,8 +230,8 @@ impl Launch {
         Self { grid: (rows as u32, heads.div_ceil(ROW_THREADS as usize / 32) as u32), ..Self::rows(rows) }
     }
 
-    /// One warp for each of `rows` rows: `layer_norm`.
-    pub fn layer_norm(rows: usize) -> Self {
+    /// One warp for each of `rows` rows: `layer_norm`, `begin`.
+    pub fn warps(rows: usize) -> Self {
         Self::rows(rows.div_ceil(ROW_THREADS as usize / 32))
     }
 
@@ -284,6 +307,7 @@ mod tests {
             HEADER,
             include_str!("../cuda/tiles.h"),
             include_str!("../cuda/rows.h"),
+            include_str!("../cuda/stream.h"),
             include_str!("../cuda/cache.h"),
             include_str!("../cuda/attention.h"),
             include_str!("../cuda/project.h"),
@@ -313,6 +337,8 @@ mod tests {
             for (kernel, bytes) in [
                 (EmbedArguments::NAME, size_of::<EmbedArguments>()),
                 (NormArguments::NAME, size_of::<NormArguments>()),
+                (BeginArguments::NAME, size_of::<BeginArguments>()),
+                (MixArguments::NAME, size_of::<MixArguments>()),
                 (TurnsArguments::NAME, size_of::<TurnsArguments>()),
                 (TurnArguments::NAME, size_of::<TurnArguments>()),
                 (AnswerArguments::NAME, size_of::<AnswerArguments>()),

@@ -42,6 +42,8 @@ pub(crate) enum Output {
     Residual,
     /// f32, `[T, N]`.
     Sums(u64),
+    /// The same, behind the cap of a model that has one.
+    Logits(u64),
 }
 
 /// The layers of one rank, with the buffers between them.
@@ -119,6 +121,11 @@ impl Linears {
                 arguments.sums = at;
                 (Finish::Sums, layer.outputs)
             }
+            Output::Logits(at) => {
+                arguments.sums = at;
+                arguments.cap = self.model.shape.logit_softcap.unwrap_or_default();
+                (Finish::Sums, layer.outputs)
+            }
         };
         (arguments.finish, arguments.out_stride) = (finish as u32, out_stride as u32);
         let is_few = rows <= self.few_rows;
@@ -130,7 +137,7 @@ impl Linears {
             Input::Norm { norm, rows: list } => {
                 let (out, stride) = (self.normed.address(), row_stride(width) as u32);
                 let norm = NormArguments { norm: self.norm(norm, *list), out, count: rows as u32, stride };
-                gpu.launch(Launch::layer_norm(rows), &norm)?;
+                gpu.launch(Launch::warps(rows), &norm)?;
                 arguments.inputs = out;
                 None
             }
@@ -147,16 +154,19 @@ impl Linears {
         gpu.launch_as(name, launch.in_turns(gpu.blocks_at_once(name, launch)?), &arguments)
     }
 
-    fn norm(&self, norm: &Norm, rows: u64) -> NormOf {
+    /// A norm of the residual stream, of rows whose numbers are at `rows`, or of all.
+    pub(crate) fn norm(&self, norm: &Norm, rows: u64) -> NormOf {
+        NormOf { gain: norm.gain, shift: norm.bias, rows, ..self.norm_of(self.x.address()) }
+    }
+
+    /// One without gain and shift, of all rows at `x`.
+    pub(crate) fn norm_of(&self, x: u64) -> NormOf {
         NormOf {
-            x: self.x.address(),
-            gain: norm.gain,
-            shift: norm.bias,
-            rows,
+            x,
             width: self.model.shape.width as u32,
             epsilon: self.model.shape.norm_epsilon,
             is_centred: u32::from(self.model.shape.norm == NormKind::Layer),
-            padding: 0,
+            ..NormOf::default()
         }
     }
 }

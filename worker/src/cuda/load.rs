@@ -48,7 +48,26 @@ pub(crate) struct Weights {
     pub(crate) frequencies: u64,
     pub(crate) layers: Vec<LayerWeights>,
     pub(crate) final_norm: Norm,
+    pub(crate) stream: StreamWeights,
     _held: Vec<Memory>,
+}
+
+/// What works on the residual stream, on every rank; nothing in most families.
+pub(crate) struct StreamWeights {
+    /// What the stream is multiplied by before each block, and what of its origin is added.
+    pub(crate) lambdas: Option<[Vec<f32>; 2]>,
+    /// Gate of the token before `[G]`, and what comes of it.
+    pub(crate) smear: Option<(u64, f32)>,
+    /// How much of the middle is taken away at the end.
+    pub(crate) backout: Option<f32>,
+}
+
+/// What is added to the values of a block.
+pub(crate) struct ValueTable {
+    /// `[V, KV_local · D]`, rows in whole slices.
+    pub(crate) rows: u64,
+    /// `[G, KV_local]` f32.
+    pub(crate) gates: u64,
 }
 
 pub(crate) struct LayerWeights {
@@ -57,6 +76,7 @@ pub(crate) struct LayerWeights {
     pub(crate) attention_output: Matrix,
     /// Of queries and of keys `[D]` f32, 0 where there are none.
     pub(crate) head_gains: [u64; 2],
+    pub(crate) values: Option<ValueTable>,
     pub(crate) mlp_norm: Norm,
     pub(crate) up: Matrix,
     pub(crate) down: Matrix,
@@ -117,6 +137,7 @@ impl Weights {
             },
             layers: (0..shape.layers).map(|layer| loader.layer(layer)).collect::<Result<_, _>>()?,
             final_norm: loader.norm(Part::FinalNorm)?,
+            stream: loader.stream()?,
             _held: take(&mut loader.held),
         };
         checkpoint.map_or(Ok(()), Checkpoint::still_as_opened)?;
@@ -149,6 +170,7 @@ impl Loader<'_> {
                 let mut gain = |part| self.floats(&[(Part::Layer(layer, part, Term::Weight), 0..width)], 1);
                 [gain(LayerPart::QueryNorm)?, gain(LayerPart::KeyNorm)?]
             },
+            values: self.model.shape.has_value_table(layer).then(|| self.values(layer)).transpose()?,
             up: self.linear(layer, Linear::Up)?,
             down: self.linear(layer, Linear::Down)?,
             attention_norm: self.norm(|term| Part::Layer(layer, LayerPart::AttentionNorm, term))?,
@@ -172,6 +194,42 @@ impl Loader<'_> {
         Ok(Norm { gain: vector(Term::Weight)?, bias: vector(Term::Bias)? })
     }
 
+    fn values(&mut self, layer: usize) -> Result<ValueTable, Failure> {
+        let RankModel { shape, share, .. } = self.model;
+        let of = |part| Part::Layer(layer, part, Term::Weight);
+        let channels = shape.value_tables.map_or(0, |tables| tables.gate_channels);
+        Ok(ValueTable {
+            rows: self.matrix(&[(of(LayerPart::ValueTable), 0..shape.vocab_size)], share.value_columns(shape))?,
+            gates: self.floats(&[(of(LayerPart::ValueGate), share.kv_heads.clone())], channels)?,
+        })
+    }
+
+    fn stream(&mut self) -> Result<StreamWeights, Failure> {
+        let (shape, layers) = (&self.model.shape, self.model.shape.layers);
+        Ok(StreamWeights {
+            lambdas: match shape.stream.lambdas {
+                true => Some([self.numbers(Part::StreamScales, layers)?, self.numbers(Part::OriginScales, layers)?]),
+                false => None,
+            },
+            smear: match shape.stream.smear {
+                Some(channels) => {
+                    Some((self.floats(&[(Part::SmearGate, 0..channels)], 1)?, self.numbers(Part::SmearScale, 1)?[0]))
+                }
+                None => None,
+            },
+            backout: match shape.stream.backout {
+                true => Some(self.numbers(Part::BackoutScale, 1)?[0]),
+                false => None,
+            },
+        })
+    }
+
+    /// A vector that stays on the host.
+    fn numbers(&self, part: Part, count: usize) -> Result<Vec<f32>, Failure> {
+        let Some(checkpoint) = self.checkpoint else { return Ok(vec![0.0; count]) };
+        Ok(checkpoint.part(&self.model.shape, part)?.read_vector(0..count)?)
+    }
+
     fn vocabulary(&mut self, part: Part) -> Result<u64, Failure> {
         let RankModel { shape, share, .. } = self.model;
         self.matrix(&[(part, share.vocab.clone())], 0..shape.width)
@@ -188,7 +246,8 @@ impl Loader<'_> {
         for (part, outputs) in pieces {
             let tensor = checkpoint.part(&self.model.shape, *part)?.narrowed_to(range_of(element));
             // Outputs as columns.
-            let tensor = if matches!(part, Part::Embedding | Part::Head) { tensor.transposed() } else { tensor };
+            let is_table = matches!(part, Part::Embedding | Part::Head | Part::Layer(_, LayerPart::ValueTable, _));
+            let tensor = if is_table { tensor.transposed() } else { tensor };
             let strip = |first: usize| (tensor, first..outputs.end.min(first + STRIP_OUTPUTS));
             strips.extend(outputs.clone().step_by(STRIP_OUTPUTS).map(strip));
         }

@@ -1,16 +1,19 @@
 //! The forward pass of one rank, as kernels and products queued on its GPU.
 //!
 //! ```text
-//! tokens ─► embed, positions on the first rank ─ all-reduce ─► x [T, C]
-//! each layer:  norm, QKV, KV write ─► attention ─► projection, x += ─ all-reduce
+//! tokens ─► embed, positions on the first rank ─ all-reduce ─► norm, smear ─► x [T, C]
+//! each layer:  x mixed with what it began as
+//!              norm, QKV, KV write ─► attention ─► projection, x += ─ all-reduce
 //!              norm, FC, activation or gate ─────► projection, x += ─ all-reduce
-//! wanted rows of x: norm, LM head [R, V_local] ─► answers
+//! x less what it was in the middle;  wanted rows of x: norm, LM head, cap [R, V_local] ─► answers
 //! ```
-//! Where positions are rotations, QKV goes to f32 sums, and a kernel of its own turns heads before they are stored.
+//! Mixtures, smear, middle and cap are some families' only. Where positions are rotations, QKV goes to f32 sums, and a kernel of its own turns heads before they are stored.
 //! What is between two commas is one kernel for few rows, and several for more ([`linear`](super::linear)). Products take inputs in the
 //! element type and give f32, and so do reductions: as on the CPU, only what is multiplied is rounded.
 //!
 //! Invariant: all addresses are those of buffers made once, so that a captured step can run again. Does not know plans.
+
+mod terms;
 
 use std::time::{Duration, Instant};
 
@@ -28,6 +31,7 @@ use nanoinfer_shared::{
     },
 };
 
+use self::terms::Terms;
 use super::{
     error::GpuError,
     failure::Failure,
@@ -66,6 +70,7 @@ pub(crate) struct Pass {
     hidden: Memory,
     /// f32 `[T, (H_local + 2 · KV_local) · D]` and `[T, D]`, where positions are rotations: what they turn, and by which angles.
     turned: [Memory; 2],
+    terms: Terms,
     /// Time in reductions through the host since it was last asked for.
     reducing: Duration,
     pub(crate) gpu: Gpu,
@@ -81,7 +86,8 @@ impl Pass {
     pub(crate) fn activation_bytes(model: &RankModel, tokens: usize, rows: usize) -> u64 {
         let elements: usize = activation_widths(model).iter().sum();
         let floats: usize = turned_widths(model).iter().sum();
-        let bytes = tokens * (elements * model.element.bytes() + floats * size_of::<f32>());
+        let bytes = tokens * (elements * model.element.bytes() + floats * size_of::<f32>())
+            + Terms::floats(model, tokens) * size_of::<f32>();
         bytes as u64 + Linears::bytes(model, tokens, rows)
     }
 
@@ -95,7 +101,10 @@ impl Pass {
         rows: usize,
     ) -> Result<Self, GpuError> {
         let tokens = bounds.max_batched_tokens;
+        // Positions are added to embeddings as they are.
+        assert!(model.shape.attention.positions != Positions::Learned || !model.shape.stream.normed_embedding);
         let linears = Linears::new(&gpu, &model, tokens, rows)?;
+        let terms = Terms::new(&gpu, &model, tokens)?;
         // What fills rows up stays zero.
         let elements = |width: usize| gpu.zeroed(tokens * width * model.element.bytes(), "activations");
         let [queries, mixed, hidden] = activation_widths(&model).map(elements);
@@ -106,7 +115,7 @@ impl Pass {
         let bytes = (bounds.kv_blocks + 1) * layer_block_bytes(&model);
         let cache = (0..model.shape.layers).map(|_| gpu.zeroed(bytes, "KV cache")).collect::<Result<_, _>>()?;
         let reducing = Duration::ZERO;
-        Ok(Self { reduction, model, linears, weights, cache, queries, mixed, hidden, turned, reducing, gpu })
+        Ok(Self { reduction, model, linears, weights, cache, queries, mixed, hidden, turned, terms, reducing, gpu })
     }
 
     /// Whether a step can be captured: nothing in it needs the host.
@@ -118,14 +127,15 @@ impl Pass {
     pub(crate) fn forward(&mut self, step: u64, inputs: &Inputs, memory: &Memory) -> Result<(), Failure> {
         let RankModel { shape, share, .. } = &self.model;
         let t = inputs.rows;
+        let (embeddings, at) = (inputs.embeddings(), self.embeddings());
         self.gpu.launch(
-            Launch::rows(t),
+            Launch::rows(embeddings),
             &EmbedArguments {
                 tokens: inputs.tokens(memory),
                 positions: inputs.placement(memory).positions,
                 embedding: self.weights.embedding,
                 position_embedding: self.weights.positions,
-                x: self.linears.x.address(),
+                x: at,
                 first_token: share.vocab.start as u32,
                 tokens_local: share.vocab.len() as u32,
                 width: shape.width as u32,
@@ -136,14 +146,17 @@ impl Pass {
             self.angles(rotary, inputs, memory)?;
         }
         let site = |layer, operation| ReduceSite { step, layer, operation };
-        self.reduce(t, site(None, "token embedding"))?;
+        let x = self.linears.x.address();
+        self.reduce((at, embeddings), site(None, "token embedding"))?;
+        self.norm_embeddings(inputs, memory)?;
         for layer in 0..self.model.shape.layers {
+            self.mix(layer, t)?;
             self.attention(layer, inputs, memory)?;
-            self.reduce(t, site(Some(layer), "attention projection"))?;
+            self.reduce((x, t), site(Some(layer), "attention projection"))?;
             self.mlp(layer, t)?;
-            self.reduce(t, site(Some(layer), "MLP projection"))?;
+            self.reduce((x, t), site(Some(layer), "MLP projection"))?;
         }
-        Ok(())
+        Ok(self.take_middle_away(t)?)
     }
 
     /// Queues the logits `[R, V_local]` after rows of the last forward pass, whose numbers are at `rows`, and what is `asked` of them;
@@ -153,7 +166,7 @@ impl Pass {
         let width = share.vocab.len();
         let head = Matrix { weights: self.weights.head, bias: 0, inputs: shape.width, outputs: width };
         let input = Input::Norm { norm: &self.weights.final_norm, rows };
-        self.linears.apply(&self.gpu, count, &input, head, Output::Sums(asked.logits))?;
+        self.linears.apply(&self.gpu, count, &input, head, Output::Logits(asked.logits))?;
         let arguments = AnswerArguments { width: width as u32, ..asked };
         self.gpu.launch_as("answer_parts", Launch::answer_parts(count, width), &arguments)?;
         self.gpu.launch(Launch::answers(count), &arguments)
@@ -188,7 +201,7 @@ impl Pass {
             kv_heads: share.kv_heads.len() as u32,
             head_dim: d as u32,
             head_stride: head_stride(d) as u32,
-            table_blocks: inputs.table_blocks as u32,
+            table_blocks: inputs.of_sequence.table_blocks as u32,
             padding: 0,
         };
         let input = Input::Norm { norm: &weights.attention_norm, rows: 0 };
@@ -210,6 +223,7 @@ impl Pass {
                     QkNorm::None | QkNorm::Gains => 0.0,
                 },
                 epsilon: shape.norm_epsilon,
+                added: self.added_values(layer, inputs, memory),
             };
             self.gpu.launch(Launch::turn(t, heads + 2 * share.kv_heads.len()), &turn)?;
         }
@@ -238,9 +252,9 @@ impl Pass {
         self.linears.apply(&self.gpu, t, &Input::Elements(hidden), weights.down, Output::Residual)
     }
 
-    /// Replaces `x` by its sum over all ranks.
-    fn reduce(&mut self, t: usize, site: ReduceSite) -> Result<(), Failure> {
-        let (address, count) = (self.linears.x.address(), t * self.model.shape.width);
+    /// Replaces rows `[T, C]` by their sum over all ranks.
+    fn reduce(&mut self, (address, rows): (u64, usize), site: ReduceSite) -> Result<(), Failure> {
+        let count = rows * self.model.shape.width;
         match &mut self.reduction {
             Reduction::Alone => {}
             Reduction::Nccl(communicator) => {
@@ -270,6 +284,11 @@ impl Pass {
     pub(crate) fn take_reducing(&mut self) -> Duration {
         std::mem::take(&mut self.reducing)
     }
+}
+
+/// Most floats that ranks add up at once, in steps of up to `tokens` tokens: of embeddings also those of the tokens before.
+pub(crate) fn reduced_floats(RankModel { shape, .. }: &RankModel, tokens: usize) -> usize {
+    if shape.stream.smear.is_some() { 2 * tokens * shape.width } else { tokens * shape.width }
 }
 
 /// Elements a row of queries, of what attention mixes, and of the hidden layer.

@@ -19,7 +19,7 @@ use super::{
     error::{GpuError, While},
     failure::{Failure, OfRank},
     gpu::{Memory, Mirrored},
-    inputs::{self, Inputs},
+    inputs::{Inputs, OfSequence},
     model::RankModel,
     pass::Pass,
 };
@@ -72,7 +72,7 @@ pub(crate) fn buffer_bytes(model: &RankModel, max_batched_tokens: usize, max_seq
 /// Words of the logits, the inputs, and the rest.
 fn buffer_words(model: &RankModel, max_batched_tokens: usize, max_seqs: usize) -> (usize, usize, Words) {
     let logits = (max_seqs + SCORED_ROWS) * model.share.vocab.len();
-    let inputs = Inputs::most_words(max_batched_tokens, inputs::table_blocks(&model.shape));
+    let inputs = Inputs::most_words(max_batched_tokens, OfSequence::new(&model.shape));
     (logits, inputs, Words::of(rows_at_once(max_seqs), model.share.vocab.len()))
 }
 
@@ -110,10 +110,10 @@ impl StepRunner {
     }
 
     fn capture_all(&mut self) -> Result<(), Failure> {
-        let table_blocks = inputs::table_blocks(&self.pass.model.shape);
+        let of_sequence = OfSequence::new(&self.pass.model.shape);
         let most = self.bounds.max_seqs.min(self.bounds.max_batched_tokens);
         for rows in successors(Some(1), |&rows| (rows < most).then(|| most.min(2 * rows))) {
-            let inputs = Inputs::decode(rows, table_blocks);
+            let inputs = Inputs::decode(rows, of_sequence);
             self.upload_inputs(&inputs, &[], &[])?;
             let questions = Questions::of_batch(&[], rows, &self.pass.model.share.vocab, self.room);
             self.upload_questions(&questions.expect("nothing is asked"))?;
@@ -215,7 +215,7 @@ impl StepRunner {
         tables: &[Vec<u32>],
         asked: &[Wanted<'_>],
     ) -> Result<Vec<RowSlice>, Failure> {
-        let inputs = Inputs::of(&plan.sequences, inputs::table_blocks(&self.pass.model.shape));
+        let inputs = Inputs::of(&plan.sequences, OfSequence::new(&self.pass.model.shape));
         self.upload_inputs(&inputs, &plan.sequences, tables)?;
         self.pass.forward(plan.step, &inputs, &self.inputs.memory)?;
         // Before the host writes inputs again.

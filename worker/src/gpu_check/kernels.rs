@@ -3,9 +3,9 @@
 use nanoinfer_kernels::{
     Activation, Arena, Element, Epilogue, Isa, Kernels, PackedMatrix,
     cuda::{
-        AnswerArguments, AttendArguments, BLOCK, EmbedArguments, Finish, Launch, NO_WINDOW, Norm, NormArguments, PART,
-        Placement, ProjectArguments, QkvPlaces, TILE_ROWS, TurnArguments, TurnsArguments, gated_outputs, head_stride,
-        row_stride,
+        AddedValues, AnswerArguments, AttendArguments, BLOCK, BeginArguments, EmbedArguments, Finish, Launch,
+        MixArguments, NO_WINDOW, Norm, NormArguments, PART, Placement, ProjectArguments, QkvPlaces, TILE_ROWS,
+        TurnArguments, TurnsArguments, gated_outputs, head_stride, row_stride,
     },
 };
 use nanoinfer_shared::protocol::Wants;
@@ -29,6 +29,7 @@ pub(super) fn check(lab: &Lab, section: &mut Section<'_>) -> Result<(), Trouble>
     embed(lab, section)?;
     layer_norm(lab, section)?;
     rms_norm(lab, section)?;
+    stream(lab, section)?;
     rotations(lab, section)?;
     gated(lab, section)?;
     activate(lab, section)?;
@@ -91,7 +92,7 @@ fn rms_norm(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
     let norm =
         Norm { x: lab.floats(&x)?, gain: lab.floats(&gain)?, width: width as u32, epsilon: EPSILON, ..Norm::default() };
     let (out, stride) = (lab.rows(&vec![f32::NAN; rows * width], width)?, row_stride(width) as u32);
-    lab.gpu.launch(Launch::layer_norm(rows), &NormArguments { norm, out, count: rows as u32, stride })?;
+    lab.gpu.launch(Launch::warps(rows), &NormArguments { norm, out, count: rows as u32, stride })?;
     let exact = x.chunks_exact(width).flat_map(|x| rms_normed(x, &gain));
     section.compare("RMSNorm", &lab.read_rows(out, rows, width)?, exact, lab.tolerance);
     Ok(())
@@ -102,6 +103,62 @@ fn rms_normed(x: &[f32], gain: &[f32]) -> Vec<f64> {
     let squares: f64 = x.iter().map(|&x| f64::from(x).powi(2)).sum();
     let scale = (squares / x.len() as f64 + f64::from(EPSILON)).sqrt().recip();
     x.iter().zip(gain).map(|(&x, &gain)| f64::from(x) * scale * f64::from(gain)).collect()
+}
+
+/// What the residual stream begins with where a text goes on and another begins, and a mixture.
+fn stream(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
+    let (width, channels, scale) = (37, 5, 0.7f32);
+    // Three texts, the second of which begins here.
+    let (sequences, positions) = ([0u32, 0, 1, 1, 2], [6u32, 7, 0, 1, 3]);
+    let rows = sequences.len();
+    let (embeddings, gate) = (values((rows + 3) * width, 25), values(channels, 26));
+    let arguments = BeginArguments {
+        norm: Norm { x: lab.floats(&embeddings)?, width: width as u32, epsilon: EPSILON, ..Norm::default() },
+        positions: lab.words(&positions)?,
+        sequences: lab.words(&sequences)?,
+        gate: lab.floats(&gate)?,
+        x: lab.empty(rows * width, 4)?,
+        count: rows as u32,
+        channels: channels as u32,
+        scale,
+        padding: 0,
+    };
+    lab.gpu.launch(Launch::warps(rows), &arguments)?;
+    let ones = vec![1.0; width];
+    let normed = |row: usize| rms_normed(&embeddings[row * width..][..width], &ones);
+    let befores = [Some(rows), Some(0), None, Some(2), Some(rows + 2)];
+    let begun: Vec<f64> = (0..rows)
+        .flat_map(|row| {
+            let own = normed(row);
+            let score: f64 = own.iter().zip(&gate).map(|(x, &gate)| x * f64::from(gate)).sum();
+            let amount = f64::from(scale) / (1.0 + (-score).exp());
+            let before = befores[row].map_or(vec![0.0; width], normed);
+            own.into_iter().zip(before).map(|(own, before)| own + amount * before).collect::<Vec<_>>()
+        })
+        .collect();
+    section.compare(
+        "a stream's beginning",
+        &lab.read(arguments.x, rows * width)?,
+        begun.iter().copied(),
+        F32_TOLERANCE,
+    );
+
+    let (other, kept) = (values(rows * width, 27), lab.empty(rows * width, 4)?);
+    let mix = MixArguments {
+        x: arguments.x,
+        other: lab.floats(&other)?,
+        kept,
+        factor: 0.8,
+        other_factor: -0.3,
+        width: width as u32,
+        padding: 0,
+    };
+    lab.gpu.launch(Launch::rows(rows), &mix)?;
+    let mixed =
+        begun.iter().zip(&other).map(|(x, &other)| f64::from(0.8f32) * x - f64::from(0.3f32) * f64::from(other));
+    section.compare("a stream mixed with another", &lab.read(arguments.x, rows * width)?, mixed, F32_TOLERANCE);
+    section.compare("a stream that was kept", &lab.read(kept, rows * width)?, begun.iter().copied(), F32_TOLERANCE);
+    Ok(())
 }
 
 /// Heads of queries and keys normed and turned, values left as they are, at positions that turn them far.
@@ -123,6 +180,28 @@ fn rotations(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
     };
     lab.gpu.launch(Launch::angles(rows * half), &angles)?;
     let gain_at = lab.floats(&gain)?;
+    // Of a block's input, some channels of which say how far rows of a table are added to values.
+    let (block_input, stream_width, channels, factor) = (values(rows * 41, 28), 41, 7, 3.0f32);
+    let (table, gates) = (lab.rounded(1.0, 11 * heads * head_dim, 29), values(channels * heads, 30));
+    let tokens: Vec<u32> = (0..rows as u32).map(|row| row * 5 % 11).collect();
+    let norm = Norm { x: lab.floats(&block_input)?, width: stream_width as u32, epsilon: EPSILON, ..Norm::default() };
+    let added = AddedValues {
+        norm,
+        tokens: lab.words(&tokens)?,
+        table: lab.rows(&table, heads * head_dim)?,
+        gates: lab.floats(&gates)?,
+        stride: row_stride(heads * head_dim) as u32,
+        channels: channels as u32,
+        factor,
+        padding: 0,
+    };
+    let ones = vec![1.0; stream_width];
+    let value = |row: usize, kv: usize, d: usize| {
+        let input = rms_normed(&block_input[row * stream_width..][..stream_width], &ones);
+        let score: f64 = (0..channels).map(|i| input[i] * f64::from(gates[i * heads + kv])).sum();
+        let row = &table[tokens[row] as usize * heads * head_dim..][..heads * head_dim];
+        f64::from(factor) / (1.0 + (-score).exp()) * f64::from(row[kv * head_dim + d])
+    };
     let turn = TurnArguments {
         to: text.places,
         sums: lab.floats(&sums)?,
@@ -132,19 +211,20 @@ fn rotations(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
         key_gain: gain_at,
         factor: 0.0,
         epsilon: EPSILON,
+        added,
     };
     lab.gpu.launch(Launch::turn(rows, 3 * heads), &turn)?;
     let turned = |row: usize, i: usize| {
         let (head, d) = (i / head_dim, i % head_dim);
         let own = &sums[row * width + head * head_dim..][..head_dim];
         if head >= 2 * heads {
-            return f64::from(own[d]);
+            return f64::from(own[d]) + value(row, head - 2 * heads, d);
         }
         let (normed, angle) = (rms_normed(own, &gain), row as f64 * f64::from(frequencies[d % half]));
         let (sign, partner) = if d < half { (-1.0, d + half) } else { (1.0, d - half) };
         normed[d] * angle.cos() + sign * normed[partner] * angle.sin()
     };
-    section.compare("heads normed and turned", &text.read(lab)?, text.expected(turned), lab.tolerance);
+    section.compare("heads normed, turned and added to", &text.read(lab)?, text.expected(turned), lab.tolerance);
     Ok(())
 }
 
@@ -200,8 +280,7 @@ fn layer_norm(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
             padding: 0,
         };
         let (out, stride) = (lab.rows(&vec![f32::NAN; rows * width], width)?, row_stride(width) as u32);
-        lab.gpu
-            .launch(Launch::layer_norm(order.len()), &NormArguments { norm, out, count: order.len() as u32, stride })?;
+        lab.gpu.launch(Launch::warps(order.len()), &NormArguments { norm, out, count: order.len() as u32, stride })?;
         let wanted: Vec<f32> = order.iter().flat_map(|&row| &x[row * width..][..width]).copied().collect();
         let got = lab.read_rows(out, order.len(), width)?;
         section.compare(&format!("LayerNorm of {width}"), &got, normed(&wanted, &gain, &shift), lab.tolerance);

@@ -1,4 +1,4 @@
-//! Whole steps of a small model with odd sizes: against the CPU, captured against launched one by one, and over each link.
+//! Whole steps of small models with odd sizes: against the CPU, captured against launched one by one, and over each link.
 
 use std::{
     fs,
@@ -28,6 +28,21 @@ use crate::{
 /// Five heads of 64, a hidden layer of three blocks and a bit, a vocabulary of two blocks and a bit.
 pub(super) const CONFIG: &str =
     r#"{"n_layer":2,"n_head":5,"n_embd":320,"n_inner":200,"vocab_size":157,"n_positions":64}"#;
+/// Beside it, all that other families' passes are made of: shared heads, norms of heads, gates and rotations; then tables of values, windows,
+/// and all that a stream may do beside adding up.
+const OTHERS: [(&str, &str); 2] = [
+    (
+        "llama",
+        r#"{"model_type":"qwen3","num_hidden_layers":2,"num_attention_heads":6,"num_key_value_heads":2,"hidden_size":96,"head_dim":24,
+            "intermediate_size":88,"vocab_size":157,"max_position_embeddings":64,"tie_word_embeddings":true}"#,
+    ),
+    (
+        "nanochat",
+        r#"{"model_type":"nanochat_later","num_hidden_layers":3,"num_attention_heads":4,"num_key_value_heads":2,"hidden_size":96,
+            "intermediate_size":200,"vocab_size":157,"max_position_embeddings":64,"residual_lambdas":true,"smear_gate_channels":24,
+            "backout":true,"value_gate_channels":12,"value_gate_factor":3.0,"attention_windows":[16,64,20],"qk_norm_factor":1.2}"#,
+    ),
+];
 const KV_BLOCKS: usize = 12;
 const MAX_SEQS: usize = 4;
 const MAX_TOKENS: usize = 40;
@@ -39,7 +54,15 @@ const F32_TOLERANCE: f64 = 1e-4;
 const ROUNDED_TOLERANCE: f64 = 0.02;
 
 pub(super) fn check(gpu: u32, dtype: DType, scratch: &Path, section: &mut Section<'_>) -> Result<(), Trouble> {
-    let model = Small::write(scratch)?;
+    check_model(gpu, dtype, &Small::write("gpt2", CONFIG, scratch)?, section)?;
+    for (name, config) in OTHERS {
+        check_model(gpu, dtype, &Small::write(name, config, scratch)?, section)?;
+    }
+    Ok(())
+}
+
+fn check_model(gpu: u32, dtype: DType, model: &Small, section: &mut Section<'_>) -> Result<(), Trouble> {
+    let what = |what: &str| format!("{}, {what}", model.name);
     // The CPU has no f16; f32 is what both are near to.
     let on_cpu = model.order(Device::Cpu, if dtype == DType::F16 { DType::F32 } else { dtype }, CommKind::Local);
     let exact = run_all(&mut *model.start(&on_cpu, 0, 1, alone())?)?;
@@ -50,28 +73,34 @@ pub(super) fn check(gpu: u32, dtype: DType, scratch: &Path, section: &mut Sectio
         Ok::<_, Trouble>((run_all(&mut runner)?, alone_and_in_company(&mut runner)?))
     };
     let ((captured, _), (plain, company)) = (run(true)?, run(false)?);
-    compare(section, "steps on the GPU and on the CPU", &plain, &exact, dtype);
+    compare(section, &what("steps on the GPU and on the CPU"), &plain, &exact, dtype);
     let of_one_size = |logits: &[Vec<f32>]| bits(&logits[..logits.len() - PADDED].concat());
-    section.same("captured steps and plain launches", of_one_size(&captured) == of_one_size(&plain));
-    compare(section, "captured steps of a batch that is filled up", &captured, &exact, dtype);
-    tell_company(section, company);
+    section.same(&what("captured steps and plain launches"), of_one_size(&captured) == of_one_size(&plain));
+    compare(section, &what("captured steps of a batch that is filled up"), &captured, &exact, dtype);
+    tell_company(section, &what("a row alone and in a batch of four"), company);
     Ok(())
 }
 
-/// Whether a row has other bits in a batch, which cublasLt leaves open: no failure, but worth knowing.
-fn tell_company(section: &mut Section<'_>, [alone, together]: [Vec<f32>; 2]) {
+/// Whether a row has other bits in a batch: no failure, but worth knowing.
+fn tell_company(section: &mut Section<'_>, what: &str, [alone, together]: [Vec<f32>; 2]) {
     let mut sorted = alone.clone();
     sorted.sort_by(f32::total_cmp);
     let margin = sorted[sorted.len() - 1] - sorted[sorted.len() - 2];
     let worst = alone.iter().zip(&together).fold(0.0, |worst: f32, (a, b)| worst.max((a - b).abs()));
     let same = bits(&alone) == bits(&together);
     let differs = format!("differs by {worst:.1e}; its two largest logits by {margin:.1e}");
-    section.tell("a row alone and in a batch of four", if same { "the same bits".into() } else { differs }, None);
+    section.tell(what, if same { "the same bits".into() } else { differs }, None);
 }
 
 /// Two ranks, whose partial sums go through the host's memory.
 pub(super) fn check_shared_gpu(gpu: u32, scratch: &Path, section: &mut Section<'_>) -> Result<(), Trouble> {
-    let model = Small::write(scratch)?;
+    for (name, config) in [("gpt2", CONFIG), OTHERS[1]] {
+        check_two_ranks(gpu, &Small::write(name, config, scratch)?, section)?;
+    }
+    Ok(())
+}
+
+fn check_two_ranks(gpu: u32, model: &Small, section: &mut Section<'_>) -> Result<(), Trouble> {
     let on_cpu = model.order(Device::Cpu, DType::F32, CommKind::Local);
     let exact = run_all(&mut *model.start(&on_cpu, 0, 1, alone())?)?;
     let segment = ShmSegment::create(2)?;
@@ -88,7 +117,8 @@ pub(super) fn check_shared_gpu(gpu: u32, scratch: &Path, section: &mut Section<'
         rows
     })?;
     let rows: Vec<Vec<f32>> = left.into_iter().zip(right).map(|(left, right)| [left, right].concat()).collect();
-    compare(section, "two ranks on this GPU, through the host's memory", &rows, &exact, DType::F32);
+    let what = format!("{}, two ranks on this GPU, through the host's memory", model.name);
+    compare(section, &what, &rows, &exact, DType::F32);
     Ok(())
 }
 
@@ -183,7 +213,7 @@ fn sequence(
     SequenceStep {
         tokens,
         start: start as u32,
-        before: None,
+        before: (start > 0).then_some(9),
         blocks: (first_block..first_block + blocks).map(BlockId).collect(),
         outputs: vec![RowRequest { row, wants: Wants::Candidates { k, temperature, adjusted } }],
     }
@@ -215,15 +245,17 @@ pub(super) fn order_of(
 
 /// A checkpoint with numbers that are the same at every run.
 struct Small {
+    name: &'static str,
     shape: ModelShape,
     path: PathBuf,
 }
 
 impl Small {
-    fn write(scratch: &Path) -> Result<Self, Trouble> {
-        let shape = ModelShape::from_config_json(CONFIG).expect("the configuration above is sound");
-        let path = scratch.join("gpu-check.safetensors");
-        let tensors = FAMILIES[0].namings[0].tensors(&shape).zip(1..).map(
+    fn write(name: &'static str, config: &str, scratch: &Path) -> Result<Self, Trouble> {
+        let shape = ModelShape::from_config_json(config).expect("the configurations above are sound");
+        let path = scratch.join(format!("gpu-check-{name}.safetensors"));
+        let family = FAMILIES.iter().find(|family| family.model_types.contains(&shape.model_type()));
+        let tensors = family.expect("a shape is of a family").namings[0].tensors(&shape).zip(1..).map(
             |(Source { tensor, sizes, may_be_absent, .. }, seed)| {
                 // Gains around 1, matrices small enough that attention does not become a choice of one.
                 let (middle, factor) = if sizes.len() == 1 && !may_be_absent { (1.0, 0.1) } else { (0.0, 0.05) };
@@ -236,7 +268,7 @@ impl Small {
             (name, TensorView::new(Dtype::F32, sizes.clone(), bytes).expect("as many bytes as the sizes say"))
         });
         fs::write(&path, safetensors::serialize(views, None).expect("no name stands twice"))?;
-        Ok(Self { shape, path })
+        Ok(Self { name, shape, path })
     }
 
     fn partition(&self, world: usize) -> Partition {
