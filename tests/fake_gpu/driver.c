@@ -43,6 +43,8 @@ typedef struct {
 typedef struct Stream {
     struct Stream *next;
     int device, is_spoilt;
+    // Whether what was queued last is a kernel.
+    int follows_kernel;
     Graph *capture;
     pthread_mutex_t lock;
     Graph queue;
@@ -175,10 +177,13 @@ static void finish_all(void) {
 
 static void fail(void *device) { is_faulty[*(int *)device] = 1; }
 
+static void launch(void *data);
+
 int fake_enqueue(void *to, void (*work)(void *), const void *data, size_t size, const char *what) {
     TRY(ready());
     Stream *stream = to;
     if (stream->is_spoilt) return SPOILT;
+    stream->follows_kernel = work == launch;
     if (stream->capture) {
         append(stream->capture, work, data, size);
         return OK;
@@ -403,7 +408,8 @@ Status cuModuleLoadData(int **module, const char *ptx) {
     for (int i = 0; i < 3; i++) {
         if (strncmp(ptx, names[i], strlen(names[i])) == 0) {
             *module = &elements[i];
-            return strstr(ptx, ".version 8.0\n") ? OK : INVALID_IMAGE;
+            const int is_for_it = strstr(ptx, ".target sm_80\n") || (strstr(ptx, ".target sm_90\n") && fake_setting("FAKE_GPU_CAPABILITY", 90) >= 90);
+            return is_for_it && strstr(ptx, ".version 8.0\n") ? OK : INVALID_IMAGE;
         }
     }
     return INVALID_IMAGE;
@@ -451,15 +457,39 @@ static void launch(void *data) {
     emulator_launch(job->kernel, job->grid, job->threads, job->shared_bytes, job->arguments);
 }
 
-Status cuLaunchKernel(const struct EmulatedKernel *kernel, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
-                      unsigned bz, unsigned shared_bytes, Stream *stream, void **parameters, void **extra) {
-    Launch job = {kernel, {gx, gy, gz}, bx, shared_bytes, {0}};
-    const int sizes = gx && gy && gz == 1 && bx && bx <= kernel->most_threads && by == 1 && bz == 1 && (int)shared_bytes <= SHARED_BYTES - declared(kernel);
-    if (!sizes || extra || kernel->argument_bytes > sizeof job.arguments) return INVALID;
+typedef struct {
+    int id;
+    char padding[4];
+    union {
+        char bytes[64];
+        int allowed;
+    } value;
+} Attribute;
+
+typedef struct {
+    unsigned grid[3], threads[3], shared_bytes;
+    Stream *stream;
+    const Attribute *attributes;
+    unsigned attribute_count;
+} Configuration;
+
+// A kernel may overlap with one before only, and where the GPU can do that.
+static int is_overlap(const Configuration *as) {
+    const Attribute *first = as->attributes;
+    return as->attribute_count == 1 && first->id == 6 && first->value.allowed && as->stream->follows_kernel && fake_setting("FAKE_GPU_CAPABILITY", 90) >= 90;
+}
+
+Status cuLaunchKernelEx(const Configuration *as, const struct EmulatedKernel *kernel, void **parameters, void **extra) {
+    const unsigned *grid = as->grid, *threads = as->threads;
+    Launch job = {kernel, {grid[0], grid[1], grid[2]}, threads[0], as->shared_bytes, {0}};
+    const int is_grid = grid[0] && grid[1] && grid[2] == 1 && threads[1] == 1 && threads[2] == 1;
+    const int is_block = threads[0] && threads[0] <= kernel->most_threads && (int)as->shared_bytes <= SHARED_BYTES - declared(kernel);
+    if (!is_grid || !is_block || extra || kernel->argument_bytes > sizeof job.arguments) return INVALID;
+    if (as->attribute_count && !is_overlap(as)) return INVALID;
     memcpy(job.arguments, parameters[0], kernel->argument_bytes);
     char what[64];
-    snprintf(what, sizeof what, "launch %s %u x %u", kernel->name, gx, gy);
-    return fake_enqueue(stream, launch, &job, sizeof job, what);
+    snprintf(what, sizeof what, "launch %s %u x %u%s", kernel->name, grid[0], grid[1], as->attribute_count ? ", overlapping" : "");
+    return fake_enqueue(as->stream, launch, &job, sizeof job, what);
 }
 
 Status cuStreamCreate(Stream **stream, unsigned flags) {

@@ -1,7 +1,8 @@
 // Runs kernels block by block on one CPU thread.
 //
 // A thread of a block is a fiber; it runs until it meets a barrier or a shuffle, or ends. The lanes of a warp must meet shuffles
-// together, and all threads of a block barriers: where they do not, which on a GPU is undefined, the process ends and says so. Warps and
+// together, and all threads of a block barriers: where they do not, which on a GPU is undefined, the process ends and says so. So it does
+// where a thread ends that did not wait for the kernel before, which the next relies on. Warps and
 // lanes run forwards in one launch and backwards in the next, so that a missing barrier shows as a difference.
 
 #include "emulator.h"
@@ -28,6 +29,7 @@ typedef struct {
     int started;
     enum State state;
     unsigned shuffles;
+    int has_waited;
 } Fiber;
 
 static Fiber fibers[MOST_THREADS];
@@ -74,6 +76,8 @@ float emulator_shuffle(float value, unsigned lane) {
     return slots[set][warp + lane % 32];
 }
 
+void emulator_after_previous(void) { fibers[current].has_waited = 1; }
+
 // As the manual of PTX says which lane has which elements of mma.m16n8k16.
 void emulator_tensor_product(float *sums, const unsigned *a, const unsigned *b, float (*widen)(unsigned short)) {
     static float left[MOST_THREADS / 32][16][16], right[MOST_THREADS / 32][16][8];
@@ -99,6 +103,7 @@ void emulator_tensor_product(float *sums, const unsigned *a, const unsigned *b, 
 static void body(void) {
     for (;;) {
         running->kernel(running_arguments);
+        if (!fibers[current].has_waited) fail("a thread that does not wait for the kernel before");
         pause_as(DONE);
     }
 }
@@ -136,6 +141,7 @@ static void run_block(unsigned threads) {
     for (unsigned i = 0; i < threads; i++) {
         fibers[i].state = READY;
         fibers[i].shuffles = 0;
+        fibers[i].has_waited = 0;
     }
     for (;;) {
         for (unsigned w = 0; w < warps; w++) {

@@ -17,6 +17,7 @@ extern float *emulated_shared;
 typedef void (*Kernel)(const void *arguments);
 void emulator_register(int element, const char *name, Kernel kernel, size_t argument_bytes, unsigned most_threads);
 void emulator_barrier(void);
+void emulator_after_previous(void);
 float emulator_shuffle(float value, unsigned lane);
 void emulator_tensor_product(float *sums, const unsigned *a, const unsigned *b, float (*widen)(unsigned short));
 
@@ -42,6 +43,8 @@ void emulator_tensor_product(float *sums, const unsigned *a, const unsigned *b, 
         if (present) memcpy(words, address, 4 * sizeof *(words)); \
     } while (0)
 #define PREFETCH(address) ((void)(address))
+#define BEGIN_NEXT() ((void)0)
+#define AFTER_PREVIOUS() emulator_after_previous()
 #define SHUFFLE(value, lane) emulator_shuffle(value, lane)
 #ifdef BROKEN_SHUFFLE
 // For the test that a fault is found.

@@ -147,6 +147,7 @@ DEVICE void sum_exponentials(const float *logits, unsigned count, float scale, f
 DEVICE unsigned pairs_of_part(const RowWants *wants) { return wants->k < PART ? wants->k : PART; }
 
 KERNEL(answer_parts, ANSWER_THREADS, AnswerArguments) {
+    IN_TURN();
     SHARED float logits[PART];
     const RowWants wants = a.wants[blockIdx.x];
     const unsigned part = blockIdx.y, first = part * PART, count = a.width - first < PART ? a.width - first : PART;
@@ -201,6 +202,7 @@ DEVICE void sum_parts(const RowAnswer *answers, unsigned parts, int is_rest, dou
 }
 
 KERNEL(answer, ANSWER_THREADS, AnswerArguments) {
+    IN_TURN();
     const RowWants wants = a.wants[blockIdx.x];
     if (!wants.wanted) return;
     const unsigned parts = (a.width + PART - 1) / PART, pairs = pairs_of_part(&wants);

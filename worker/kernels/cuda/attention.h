@@ -140,5 +140,11 @@ DEVICE void attend(const AttendArguments *a, const int slices) {
     }
 }
 
-KERNEL(attend_64, ATTENTION_THREADS, AttendArguments) { attend(&a, 2); }
-KERNEL(attend_128, ATTENTION_THREADS, AttendArguments) { attend(&a, 4); }
+KERNEL(attend_64, ATTENTION_THREADS, AttendArguments) {
+    IN_TURN();
+    attend(&a, 2);
+}
+KERNEL(attend_128, ATTENTION_THREADS, AttendArguments) {
+    IN_TURN();
+    attend(&a, 4);
+}

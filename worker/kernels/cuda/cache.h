@@ -22,6 +22,7 @@ DEVICE void store_head(const QkvPlaces *to, unsigned row, unsigned head, unsigne
 
 // Where positions are rotations: once a step, one thread for each angle.
 KERNEL(angles, ROW_THREADS, TurnsArguments) {
+    IN_TURN();
     const unsigned i = ROW_THREADS * blockIdx.x + threadIdx.x;
     if (i >= a.count) return;
     const unsigned row = i / a.half, m = i % a.half;
@@ -52,6 +53,7 @@ DEVICE float gate_of(const AddedValues *a, unsigned row, unsigned kv, unsigned k
 // Of sums of the QKV product, a warp a head: norm, rotation, and where they go. A head u is (a, b), halves, and becomes
 // (a · cos − b · sin, b · cos + a · sin).
 KERNEL(turn, ROW_THREADS, TurnArguments) {
+    IN_TURN();
     const unsigned row = blockIdx.x, head = ROW_WARPS * blockIdx.y + threadIdx.x / 32, lane = threadIdx.x % 32;
     const unsigned all = a.to.heads + 2 * a.to.kv_heads, width = a.to.head_dim, half = width / 2;
     if (head >= all) return;

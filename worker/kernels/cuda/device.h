@@ -28,6 +28,11 @@
                  : "l"(address), "r"(present))
 // Brings memory near that will be read soon.
 #define PREFETCH(address) asm volatile("prefetch.global.L2 [%0];" : : "l"(address))
+// From compute capability 9.0 on a kernel may begin while the one before it ends: BEGIN_NEXT says that this one's blocks all run, and
+// AFTER_PREVIOUS waits until all before it is done and can be seen. Until then a kernel reads nothing but weights, and every
+// thread of every kernel waits, as whoever comes next relies on it. Elsewhere both are comments (`ptx` in `src/cuda.rs`).
+#define BEGIN_NEXT() asm volatile("//overlap griddepcontrol.launch_dependents;" : : : "memory")
+#define AFTER_PREVIOUS() asm volatile("//overlap griddepcontrol.wait;" : : : "memory")
 #define FLOAT_BITS(value) __float_as_uint(value)
 #define FLOAT_OF(bits) __uint_as_float(bits)
 
@@ -96,6 +101,13 @@ DEVICE float rounded_to_bf16(float x) {
     const unsigned bits = FLOAT_BITS(x);
     return FLOAT_OF((bits + 0x7fffu + (bits >> 16 & 1u)) & 0xffff0000u);
 }
+
+// What kernels begin with that have nothing to do before.
+#define IN_TURN() \
+    do {           \
+        BEGIN_NEXT(); \
+        AFTER_PREVIOUS(); \
+    } while (0)
 
 // The sum and the largest of a warp's values, the same in each lane.
 DEVICE float warp_sum(float value) {

@@ -106,13 +106,15 @@ DEVICE void project(const ProjectArguments *a, const int normed) {
     // Rows side by side in shared memory would begin in the same bank.
     const unsigned stride = normed ? a->stride + SLICE : a->stride;
     Eight right[AHEAD], next[AHEAD];
-    // The weights do not wait for what is being normalised.
+    // Weights wait neither for the kernel before nor for what is being normalised.
+    BEGIN_NEXT();
     ask(a, OUTPUTS * blockIdx.x, run.begin, run.end, right);
+    const unsigned output = OUTPUTS * blockIdx.x + g;
+    const element *weights = a->weights + (unsigned long long)row_of_weights(a, output) * a->stride + 8 * t;
+    for (unsigned slice = run.begin + AHEAD; is_output(a, output) && slice < run.end; slice++)
+        PREFETCH(weights + SLICE * slice);
+    AFTER_PREVIOUS();
     if (normed) {
-        const unsigned output = OUTPUTS * blockIdx.x + g;
-        const element *weights = a->weights + (unsigned long long)row_of_weights(a, output) * a->stride + 8 * t;
-        for (unsigned slice = run.begin + AHEAD; is_output(a, output) && slice < run.end; slice++)
-            PREFETCH(weights + SLICE * slice);
         for (unsigned row = warp; row < rows; row += PROJECT_WARPS)
             normalise(&a->norm, first_row + row, (element *)shared + row * stride, stride);
         BARRIER();
@@ -152,6 +154,7 @@ KERNELS_TOGETHER(project_normed, ROW_THREADS, 2, ProjectArguments) { project(&a,
 #define ADDED (OUTPUTS * ADDED_TILES)
 
 KERNEL(project_many, ROW_THREADS, ProjectArguments) {
+    IN_TURN();
     SHARED float parts[PROJECT_WARPS * GROUP_ROWS * ADDED];
     const unsigned lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const unsigned first_row = GROUP_ROWS * ROW_TILES * blockIdx.x, first = OUTPUTS * OUTPUT_TILES * blockIdx.y;

@@ -4,6 +4,7 @@
 #define ROW_WARPS (ROW_THREADS / 32)
 
 KERNEL(embed, ROW_THREADS, EmbedArguments) {
+    IN_TURN();
     const unsigned row = blockIdx.x, token = a.tokens[row] - a.first_token;
     const element *from = a.embedding + (unsigned long long)token * a.stride;
     const float *position = a.position_embedding + (unsigned long long)a.positions[row] * a.width;
@@ -65,6 +66,7 @@ DEVICE void normalise(const Norm *a, unsigned row, element *out, unsigned stride
 
 // Of rows for products of many; of few, `project` does it by itself. A block takes as many as it has warps.
 KERNEL(layer_norm, ROW_THREADS, NormArguments) {
+    IN_TURN();
     const unsigned row = ROW_WARPS * blockIdx.x + threadIdx.x / 32;
     if (row < a.count) normalise(&a.norm, row, a.out + (unsigned long long)row * a.stride, a.stride);
 }

@@ -21,6 +21,7 @@ DEVICE Scaling scaling_of(const Norm *a, const float *row) {
 // Normed embeddings, a warp a row: to each is added that of the token before, as far as a gate says. Where that token is in no row, its
 // embedding stands behind those of all rows, one for each sequence.
 KERNEL(begin, ROW_THREADS, BeginArguments) {
+    IN_TURN();
     const unsigned row = ROW_WARPS * blockIdx.x + threadIdx.x / 32, lane = threadIdx.x % 32, width = a.norm.width;
     if (row >= a.count) return;
     const unsigned sequence = a.sequences[row], is_first = !row || a.sequences[row - 1] != sequence;
@@ -45,6 +46,7 @@ KERNEL(begin, ROW_THREADS, BeginArguments) {
 
 // A block a row.
 KERNEL(mix, ROW_THREADS, MixArguments) {
+    IN_TURN();
     const unsigned long long first = (unsigned long long)blockIdx.x * a.width;
     for (unsigned i = threadIdx.x; i < a.width; i += ROW_THREADS) {
         const float value = a.x[first + i];

@@ -18,8 +18,15 @@ pub fn ptx(element: Element) -> Option<&'static str> {
     }
 }
 
+/// The same for GPUs whose kernels may begin while the one before ends: what says so stands in comments, as others do not know it.
+pub fn overlapping(ptx: &str) -> String {
+    ptx.replacen(".target sm_80", ".target sm_90", 1).replace("//overlap ", "")
+}
+
 /// Least compute capability that the PTX is for.
 pub const LEAST_COMPUTE_CAPABILITY: (i32, i32) = (8, 0);
+/// From which on kernels may overlap.
+pub const LEAST_OVERLAPPING: (i32, i32) = (9, 0);
 /// Widest head that attention has registers for.
 pub const MAX_HEAD_DIM: usize = 128;
 /// Positions of a block of the KV cache.
@@ -334,6 +341,10 @@ mod tests {
             let ptx = ptx(element).unwrap();
             assert!(ptx.contains("\n.version 8.0\n.target sm_80\n"));
             assert_eq!(ptx.matches(".visible .entry ").count(), KERNELS.len());
+            // Each kernel says when the next may begin, and waits for the one before.
+            assert_eq!(ptx.matches("\t//overlap griddepcontrol.").count(), 2 * KERNELS.len());
+            let overlapping = overlapping(ptx);
+            assert!(overlapping.contains("\n.version 8.0\n.target sm_90\n") && !overlapping.contains("//overlap"));
             for (kernel, bytes) in [
                 (EmbedArguments::NAME, size_of::<EmbedArguments>()),
                 (NormArguments::NAME, size_of::<NormArguments>()),

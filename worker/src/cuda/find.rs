@@ -50,7 +50,7 @@ const DRIVER_SYMBOLS: [&str; 38] = [
     "cuFuncGetAttribute",
     "cuFuncSetAttribute",
     "cuOccupancyMaxActiveBlocksPerMultiprocessor",
-    "cuLaunchKernel",
+    "cuLaunchKernelEx",
     "cuStreamCreate",
     "cuStreamDestroy_v2",
     "cuStreamBeginCapture_v2",
@@ -209,12 +209,7 @@ fn load_driver() -> Result<u32, GpuError> {
     }
     // SAFETY: as above.
     check_symbols(unsafe { sys::culib() }, DRIVER_NAMES[0], &DRIVER_SYMBOLS)?;
-    let mut version = 0;
-    // SAFETY: writes one integer.
-    match unsafe { sys::cuDriverGetVersion(&mut version) } {
-        sys::CUresult::CUDA_ERROR_STUB_LIBRARY => return Err(GpuError::Stub),
-        status => status.result().doing("ask the driver for its version")?,
-    }
+    let version = driver_version()?;
     if version < LEAST_DRIVER {
         return Err(GpuError::OldDriver { got: version, needed: LEAST_DRIVER });
     }
@@ -223,6 +218,16 @@ fn load_driver() -> Result<u32, GpuError> {
         other => other.doing("start the CUDA driver")?,
     };
     Ok(count as u32)
+}
+
+/// As drivers count.
+pub(crate) fn driver_version() -> Result<i32, GpuError> {
+    let mut version = 0;
+    // SAFETY: writes one integer.
+    match unsafe { sys::cuDriverGetVersion(&mut version) } {
+        sys::CUresult::CUDA_ERROR_STUB_LIBRARY => Err(GpuError::Stub),
+        status => status.result().map(|()| version).doing("ask the driver for its version"),
+    }
 }
 
 /// What a GPU is, and its context.

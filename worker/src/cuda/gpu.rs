@@ -1,9 +1,11 @@
 //! One GPU: its stream, its kernels, its memory, and waiting for it.
 //!
-//! Everything is queued on one stream, in order; nothing blocks but [`Gpu::wait`], which has a deadline and asks in between whether
+//! Everything is queued on one stream, in order, though a kernel that follows another may begin with its weights while that one ends
+//! (programmatic dependent launches, compute capability 9.0); nothing blocks but [`Gpu::wait`], which has a deadline and asks in between whether
 //! waiting still makes sense. Does not know what is computed.
 
 use std::{
+    cell::Cell,
     collections::HashMap,
     ffi::CString,
     ptr::NonNull,
@@ -15,19 +17,24 @@ use std::{
 use cudarc::driver::{
     CudaContext, CudaEvent, CudaGraph, CudaStream, DriverError, result,
     sys::{
-        self, CUdevice_attribute, CUfunction, CUfunction_attribute, CUgraphInstantiate_flags, CUmodule,
-        CUstreamCaptureMode,
+        self, CUdevice_attribute, CUfunction, CUfunction_attribute, CUgraphInstantiate_flags, CUlaunchAttribute,
+        CUlaunchAttributeID, CUlaunchAttributeValue, CUlaunchConfig, CUmodule, CUstreamCaptureMode,
     },
 };
 use nanoinfer_kernels::{
     Element,
-    cuda::{Arguments, KERNELS, Launch, ptx},
+    cuda::{Arguments, KERNELS, LEAST_OVERLAPPING, Launch, overlapping, ptx},
 };
 use nanoinfer_shared::protocol::DType;
 
-use super::error::{GpuError, While};
+use super::{
+    error::{GpuError, While},
+    find,
+};
 use crate::fit::Unfit;
 
+/// The driver that captures kernels that overlap as such: CUDA 12.3.
+const LEAST_OVERLAPPING_DRIVER: i32 = 12_030;
 /// How long the GPU may take for what is queued: far above any step, so that only a lost peer or a fault meets it.
 const DEADLINE: Duration = Duration::from_secs(60);
 /// Waiting is busy for so long: longer than a decode step.
@@ -46,6 +53,10 @@ pub(crate) struct Gpu {
     /// What the memory's clock and width allow, where the driver tells them.
     pub(crate) memory_bytes_per_s: Option<f64>,
     functions: HashMap<&'static str, Function>,
+    /// Whether kernels may begin while the one before ends.
+    overlaps: bool,
+    /// Whether what was queued last is a kernel of ours, which says when the next may begin.
+    follows_kernel: Cell<bool>,
     done: CudaEvent,
     stream: Arc<CudaStream>,
     module: CUmodule,
@@ -69,6 +80,9 @@ impl Gpu {
         let stream = context.new_stream().doing("make a stream")?;
         let done = context.new_event(None).doing("make an event")?;
         let ptx = ptx(element).ok_or(Unfit::OnlyOnCpu { dtype: DType::Int8 })?;
+        let capability = context.compute_capability().doing("ask for the GPU's generation")?;
+        let overlaps = capability >= LEAST_OVERLAPPING && find::driver_version()? >= LEAST_OVERLAPPING_DRIVER;
+        let ptx = if overlaps { overlapping(ptx) } else { ptx.to_owned() };
         let ptx = CString::new(ptx).expect("PTX has no zero bytes");
         // SAFETY: text that ends with a zero; the context is bound to this thread.
         let module = unsafe { result::module::load_data(ptx.as_ptr().cast()) }.doing("compile the kernels")?;
@@ -85,6 +99,8 @@ impl Gpu {
             cache_bytes: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)? as usize,
             memory_bytes_per_s: Some(memory_bytes_per_s).filter(|&rate| rate > 0.0),
             functions: HashMap::new(),
+            overlaps,
+            follows_kernel: Cell::new(false),
             done,
             stream,
             module,
@@ -98,8 +114,9 @@ impl Gpu {
         Ok(gpu)
     }
 
-    /// The queue of everything.
+    /// The queue of everything, for who queues something by itself.
     pub(crate) fn stream(&self) -> &Arc<CudaStream> {
+        self.follows_kernel.set(false);
         &self.stream
     }
 
@@ -155,7 +172,7 @@ impl Gpu {
             return Ok(());
         }
         // SAFETY: addresses here are inside of live allocations, see `Memory::at`.
-        unsafe { result::memset_d8_async(address, 0, bytes, self.stream.cu_stream()) }.doing("clear memory")
+        unsafe { result::memset_d8_async(address, 0, bytes, self.stream().cu_stream()) }.doing("clear memory")
     }
 
     /// Memory of the host that the device reads and writes by itself.
@@ -180,7 +197,7 @@ impl Gpu {
             return Ok(());
         }
         // SAFETY: pinned memory outlives the stream's work, as every step ends with a wait; the target is inside an allocation.
-        unsafe { result::memcpy_htod_async(to, &from.words()[..words], self.stream.cu_stream()) }
+        unsafe { result::memcpy_htod_async(to, &from.words()[..words], self.stream().cu_stream()) }
             .doing("copy to the GPU")
     }
 
@@ -190,7 +207,7 @@ impl Gpu {
             return Ok(());
         }
         // SAFETY: as above.
-        unsafe { result::memcpy_dtoh_async(&mut to.words_mut()[..words], from, self.stream.cu_stream()) }
+        unsafe { result::memcpy_dtoh_async(&mut to.words_mut()[..words], from, self.stream().cu_stream()) }
             .doing("copy from the GPU")
     }
 
@@ -210,21 +227,38 @@ impl Gpu {
             return Ok(());
         }
         let mut parameters = [std::ptr::from_ref(arguments).cast_mut().cast()];
-        let (function, stream) = (self.functions[name].handle, self.stream.cu_stream());
-        let (grid, block) = ((grid.0, grid.1, 1), (threads, 1, 1));
-        // SAFETY: `Arguments` promises the kernel's layout; the driver copies the struct before it returns.
-        unsafe { result::launch_kernel(function, grid, block, shared_bytes, stream, &mut parameters) }
+        let mut overlap = CUlaunchAttribute {
+            id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let config = CUlaunchConfig {
+            gridDimX: grid.0,
+            gridDimY: grid.1,
+            gridDimZ: 1,
+            blockDimX: threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: shared_bytes,
+            hStream: self.stream.cu_stream(),
+            attrs: &mut overlap,
+            numAttrs: u32::from(self.overlaps && self.follows_kernel.replace(true)),
+        };
+        let function = self.functions[name].handle;
+        // SAFETY: `Arguments` promises the kernel's layout; the driver copies all of it before it returns.
+        unsafe { sys::cuLaunchKernelEx(&config, function, parameters.as_mut_ptr(), std::ptr::null_mut()) }
+            .result()
             .doing("launch a kernel")
     }
 
     /// What is queued from now on becomes a graph, and is not run.
     pub(crate) fn begin_capture(&self) -> Result<(), GpuError> {
-        self.stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).doing("begin a capture")
+        self.stream().begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).doing("begin a capture")
     }
 
     /// What was queued since [`Gpu::begin_capture`]. To be called also after a failure, or the stream would capture for ever.
     pub(crate) fn end_capture(&self) -> Result<CudaGraph, GpuError> {
-        let graph = self.stream.end_capture(CUgraphInstantiate_flags(0)).doing("make a graph")?;
+        let graph = self.stream().end_capture(CUgraphInstantiate_flags(0)).doing("make a graph")?;
         Ok(graph.expect("a captured stream gives a graph"))
     }
 
@@ -243,7 +277,7 @@ impl Gpu {
         doing: &'static str,
         check: impl FnMut() -> Result<(), GpuError>,
     ) -> Result<(), GpuError> {
-        self.done.record(&self.stream).doing(doing)?;
+        self.done.record(self.stream()).doing(doing)?;
         poll(doing, BUSY, NAP, || self.done.try_is_complete().doing(doing), check)
     }
 }
