@@ -52,6 +52,8 @@ void emulator_tensor_product(float *sums, const unsigned *a, const unsigned *b, 
 #else
 #define SHUFFLE_XOR(value, mask) emulator_shuffle(value, (threadIdx.x % 32) ^ (mask))
 #endif
+#define FENCE() ((void)0)
+#define LOAD_FRESH(address) (*(address))
 #define ATOMIC_ADD(address, value) emulated_add(address, value)
 #define TENSOR_PRODUCT(sums, a0, a1, a2, a3, b0, b1)               \
     do {                                                           \

@@ -115,13 +115,18 @@ typedef struct {
 typedef struct {
     QkvPlaces from;
     element *out;          // [T, out_stride]
-    const unsigned *tiles; // (first row, rows) of each tile, rows of one sequence in order; or null: each row is one
+    float *parts;          // what is still to be merged: [T, H_local, D], or where blocks share rows [T, H_local, MOST_PARTS, 2 + D]
+    unsigned *arrived;     // [T, H_local], zeros: of the blocks that share a row, those that are done
+    const unsigned *tiles; // (first row, rows) of each tile, rows of one sequence in order; or null: each row is one; those of a tile are of the
+                           // same sixteen positions
     unsigned tile_rows;    // most rows of a tile
     unsigned out_stride;
     float scale;
     unsigned group;        // query heads that share keys and values
     unsigned skipped;      // of them, those of the first group that are another rank's
     unsigned window;       // how many positions before its own a row sees, below 2^31
+    unsigned sharing;      // blocks that share the history of a row; 1 with tiles
+    unsigned unused;
 } AttendArguments;
 
 typedef struct {

@@ -18,6 +18,9 @@
 #define SHUFFLE_XOR(value, mask) __shfl_xor_sync(0xffffffffu, value, mask)
 #define WARP_BARRIER() __syncwarp()
 #define ATOMIC_ADD(address, value) atomicAdd(address, value)
+// What a thread wrote can be seen by whoever learns of it after this; a float that another block may have written meanwhile.
+#define FENCE() __threadfence()
+#define LOAD_FRESH(address) __ldcg(address)
 #define ALIGNED(bytes) __align__(bytes)
 // Four words at an address that nobody writes to while the kernel runs, and that is read once: past the first-level cache, which what is
 // read again needs. As they were where `present` is 0.
@@ -29,8 +32,8 @@
 // Brings memory near that will be read soon.
 #define PREFETCH(address) asm volatile("prefetch.global.L2 [%0];" : : "l"(address))
 // From compute capability 9.0 on a kernel may begin while the one before it ends: BEGIN_NEXT says that this one's blocks all run, and
-// AFTER_PREVIOUS waits until all before it is done and can be seen. Until then a kernel reads nothing but weights, and every
-// thread of every kernel waits, as whoever comes next relies on it. Elsewhere both are comments (`ptx` in `src/cuda.rs`).
+// AFTER_PREVIOUS waits until all before it is done and can be seen. Until then a kernel reads nothing but weights and what was copied
+// before the step, and every thread of every kernel waits, as whoever comes next relies on it. Elsewhere both are comments (`ptx` in `src/cuda.rs`).
 #define BEGIN_NEXT() asm volatile("//overlap griddepcontrol.launch_dependents;" : : : "memory")
 #define AFTER_PREVIOUS() asm volatile("//overlap griddepcontrol.wait;" : : : "memory")
 #define FLOAT_BITS(value) __float_as_uint(value)

@@ -31,8 +31,12 @@ pub const LEAST_OVERLAPPING: (i32, i32) = (9, 0);
 pub const MAX_HEAD_DIM: usize = 128;
 /// Positions of a block of the KV cache.
 pub const BLOCK: usize = 16;
-/// Rows of one sequence that attend together in a prompt.
+/// Rows of one sequence that attend together in a prompt, of as many positions that divide.
 pub const TILE_ROWS: usize = 16;
+/// Positions that a block of attention takes at a time.
+const ROUND: usize = 256;
+/// Most parts that a history comes in.
+const MOST_PARTS: usize = 16;
 /// Rows that a block of `project_rows` and `project_normed` takes.
 const GROUP_ROWS: usize = 16;
 /// From more rows on `project_many` is faster on paper: each group reads all weights again, if from the cache.
@@ -68,6 +72,21 @@ pub const NO_WINDOW: u32 = i32::MAX as u32;
 /// Outputs of a gated layer of so many pairs, as `ProjectArguments` counts them: whole eights.
 pub fn gated_outputs(pairs: usize) -> usize {
     pairs.div_ceil(OUTPUTS / 2) * OUTPUTS
+}
+
+/// How many blocks share the history of each of `heads` heads of `rows` rows, each of which sees up to `positions`: as many as a GPU of
+/// so many multiprocessors has idle.
+pub fn sharing(rows: usize, heads: usize, positions: usize, multiprocessors: usize) -> usize {
+    (multiprocessors / (rows * heads).max(1)).clamp(1, positions.div_ceil(ROUND).clamp(1, MOST_PARTS))
+}
+
+/// Floats of what of attention is still to be merged: of `rows` rows that go through their history by themselves, and of any that
+/// blocks share, on a GPU of so many multiprocessors.
+pub fn part_floats(rows: usize, heads: usize, head_dim: usize, positions: usize, multiprocessors: usize) -> usize {
+    if positions <= ROUND {
+        return 0;
+    }
+    (rows * heads * head_dim).max(multiprocessors * MOST_PARTS * (2 + head_dim))
 }
 
 /// How many blocks of how many threads, with how much shared memory.
@@ -159,10 +178,10 @@ structs! {
     /// Of the attention kernels, one block a head of a tile.
     AttendArguments for "attend_64" {
         QkvPlaces: from;
-        u64: out, tiles;
+        u64: out, parts, arrived, tiles;
         u32: tile_rows, out_stride;
         f32: scale;
-        u32: group, skipped, window;
+        u32: group, skipped, window, sharing, padding;
     }
 
     /// Of `project_rows` and `project_normed`, whose blocks take outputs in turns, and of `project_many`.
@@ -280,14 +299,14 @@ impl Launch {
         Self { grid, threads: ROW_THREADS, shared_bytes: 0 }
     }
 
-    /// One block for each head of `tiles` tiles, single rows unless `tiled`; and the name of the kernel for such heads.
-    pub fn attention(tiles: usize, heads: usize, head_dim: usize, tiled: bool) -> (&'static str, Self) {
+    /// `sharing` blocks for each head of `tiles` tiles, single rows unless `tiled`; and the name of the kernel for such heads.
+    pub fn attention(tiles: usize, heads: usize, head_dim: usize, tiled: bool, sharing: usize) -> (&'static str, Self) {
         let name = if head_dim <= NARROW_HEAD_DIM { "attend_64" } else { "attend_128" };
         let rows = if tiled { TILE_ROWS } else { 1 };
         // Of each warp and row the largest score, the sum and the mixed values.
         let floats = (ATTENTION_THREADS / 32) as usize * rows * (2 + head_dim);
         let shared_bytes = (floats * size_of::<f32>()) as u32;
-        (name, Self { grid: (tiles as u32, heads as u32), threads: ATTENTION_THREADS, shared_bytes })
+        (name, Self { grid: (tiles as u32, (heads * sharing) as u32), threads: ATTENTION_THREADS, shared_bytes })
     }
 }
 

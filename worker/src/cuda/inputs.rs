@@ -37,6 +37,16 @@ impl OfSequence {
     }
 }
 
+/// Groups of tokens that attend together, those of the same sixteen positions: the first token of each, and how many there are.
+fn tiles(sequence: &SequenceStep) -> impl Iterator<Item = (usize, usize)> + use<> {
+    let (start, end) = (sequence.start as usize, sequence.start as usize + sequence.tokens.len());
+    let of = move |tile: usize| {
+        let (from, to) = (start.max(tile * TILE_ROWS), end.min((tile + 1) * TILE_ROWS));
+        (from - start, to - from)
+    };
+    (start / TILE_ROWS..end.div_ceil(TILE_ROWS)).map(of)
+}
+
 impl Inputs {
     /// Of a decode step that is padded to `rows` rows.
     pub(crate) fn decode(rows: usize, of_sequence: OfSequence) -> Self {
@@ -47,7 +57,7 @@ impl Inputs {
     pub(crate) fn of(sequences: &[SequenceStep], of_sequence: OfSequence) -> Self {
         let lengths = || sequences.iter().map(|sequence| sequence.tokens.len());
         let is_prompt = lengths().any(|length| length > 1);
-        let tiles = if is_prompt { lengths().map(|length| length.div_ceil(TILE_ROWS)).sum() } else { 0 };
+        let tiles = if is_prompt { sequences.iter().map(|sequence| tiles(sequence).count()).sum() } else { 0 };
         Self { rows: lengths().sum(), sequences: sequences.len(), of_sequence, tiles }
     }
 
@@ -88,8 +98,8 @@ impl Inputs {
             // A block table may be longer than the sequence can ever be.
             table.iter_mut().zip(&tables[index]).for_each(|(to, &block)| *to = block);
             // Asked second, as whoever is asked first may lose one.
-            for (group, (rows, words)) in sequence.tokens.chunks(TILE_ROWS).zip(tiles.by_ref()).enumerate() {
-                words.copy_from_slice(&[(row + group * TILE_ROWS) as u32, rows.len() as u32]);
+            for ((first, rows), words) in self::tiles(sequence).zip(tiles.by_ref()) {
+                words.copy_from_slice(&[(row + first) as u32, rows as u32]);
             }
             for (position, &token) in (sequence.start..).zip(&sequence.tokens) {
                 (tokens[row], positions[row], owners[row]) = (token, position, index as u32);

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use nanoinfer_kernels::Element;
 use nanoinfer_kernels::cuda::{
     AnswerArguments, AttendArguments, BLOCK, EmbedArguments, Launch, NO_WINDOW, QkvPlaces, TILE_ROWS, TurnArguments,
-    TurnsArguments, head_stride, row_stride,
+    TurnsArguments, head_stride, part_floats, row_stride, sharing,
 };
 use nanoinfer_shared::{
     comm::{Communicator as HostCommunicator, Elements, OneThread, ReduceSite},
@@ -71,6 +71,8 @@ pub(crate) struct Pass {
     /// f32 `[T, (H_local + 2 · KV_local) · D]` and `[T, D]`, where positions are rotations: what they turn, and by which angles.
     turned: [Memory; 2],
     terms: Terms,
+    /// Of attention to long histories: f32 that is still to be merged, and zeros.
+    parts: [Memory; 2],
     /// Time in reductions through the host since it was last asked for.
     reducing: Duration,
     pub(crate) gpu: Gpu,
@@ -87,7 +89,7 @@ impl Pass {
         let elements: usize = activation_widths(model).iter().sum();
         let floats: usize = turned_widths(model).iter().sum();
         let bytes = tokens * (elements * model.element.bytes() + floats * size_of::<f32>())
-            + Terms::floats(model, tokens) * size_of::<f32>();
+            + (Terms::floats(model, tokens) + parts(model, tokens, 0)) * size_of::<f32>();
         bytes as u64 + Linears::bytes(model, tokens, rows)
     }
 
@@ -105,6 +107,8 @@ impl Pass {
         assert!(model.shape.attention.positions != Positions::Learned || !model.shape.stream.normed_embedding);
         let linears = Linears::new(&gpu, &model, tokens, rows)?;
         let terms = Terms::new(&gpu, &model, tokens)?;
+        let parts = gpu.allocate(parts(&model, tokens, gpu.multiprocessors) * size_of::<f32>(), "activations")?;
+        let parts = [parts, gpu.zeroed(gpu.multiprocessors * 4, "activations")?];
         // What fills rows up stays zero.
         let elements = |width: usize| gpu.zeroed(tokens * width * model.element.bytes(), "activations");
         let [queries, mixed, hidden] = activation_widths(&model).map(elements);
@@ -115,7 +119,21 @@ impl Pass {
         let bytes = (bounds.kv_blocks + 1) * layer_block_bytes(&model);
         let cache = (0..model.shape.layers).map(|_| gpu.zeroed(bytes, "KV cache")).collect::<Result<_, _>>()?;
         let reducing = Duration::ZERO;
-        Ok(Self { reduction, model, linears, weights, cache, queries, mixed, hidden, turned, terms, reducing, gpu })
+        Ok(Self {
+            reduction,
+            model,
+            linears,
+            weights,
+            cache,
+            queries,
+            mixed,
+            hidden,
+            turned,
+            terms,
+            parts,
+            reducing,
+            gpu,
+        })
     }
 
     /// Whether a step can be captured: nothing in it needs the host.
@@ -228,9 +246,13 @@ impl Pass {
             self.gpu.launch(Launch::turn(t, heads + 2 * share.kv_heads.len()), &turn)?;
         }
         let tiled = inputs.tiles > 0;
+        let sharing = if tiled { 1 } else { sharing(t, heads, shape.context, self.gpu.multiprocessors) };
+        let [parts, arrived] = &self.parts;
         let attend = AttendArguments {
             from: places,
             out: self.mixed.address(),
+            parts: parts.address(),
+            arrived: arrived.address(),
             tiles: inputs.tiles_address(memory),
             tile_rows: if tiled { TILE_ROWS as u32 } else { 1 },
             out_stride: row_stride(heads * d) as u32,
@@ -238,8 +260,10 @@ impl Pass {
             group: shape.attention.group() as u32,
             skipped: share.skipped_heads(shape) as u32,
             window: shape.window(layer).map_or(NO_WINDOW, |window| window as u32),
+            sharing: sharing as u32,
+            padding: 0,
         };
-        let (name, launch) = Launch::attention(if tiled { inputs.tiles } else { t }, heads, d, tiled);
+        let (name, launch) = Launch::attention(if tiled { inputs.tiles } else { t }, heads, d, tiled, sharing);
         self.gpu.launch_as(name, launch, &attend)?;
         let mixed = Input::Elements(self.mixed.address());
         self.linears.apply(&self.gpu, t, &mixed, weights.attention_output, Output::Residual)
@@ -303,6 +327,11 @@ fn turned_widths(RankModel { shape, share, .. }: &RankModel) -> [usize; 2] {
         Positions::Learned => [0, 0],
         Positions::Rotary(_) => [share.linear(shape, Linear::Qkv).outputs(), shape.attention.head_dim],
     }
+}
+
+/// Floats of attention's parts.
+fn parts(RankModel { shape, share, .. }: &RankModel, tokens: usize, multiprocessors: usize) -> usize {
+    part_floats(tokens, share.heads.len(), shape.attention.head_dim, shape.context, multiprocessors)
 }
 
 /// K and V of the heads of one block of one layer.

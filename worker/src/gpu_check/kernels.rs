@@ -1,11 +1,13 @@
 //! Every kernel of one element type against the CPU on odd sizes.
 
+use std::ops::Range;
+
 use nanoinfer_kernels::{
     Activation, Arena, Element, Epilogue, Isa, Kernels, PackedMatrix,
     cuda::{
         AddedValues, AnswerArguments, AttendArguments, BLOCK, BeginArguments, EmbedArguments, Finish, Launch,
         MixArguments, NO_WINDOW, Norm, NormArguments, PART, Placement, ProjectArguments, QkvPlaces, TILE_ROWS,
-        TurnArguments, TurnsArguments, gated_outputs, head_stride, row_stride,
+        TurnArguments, TurnsArguments, gated_outputs, head_stride, part_floats, row_stride,
     },
 };
 use nanoinfer_shared::protocol::Wants;
@@ -35,6 +37,9 @@ pub(super) fn check(lab: &Lab, section: &mut Section<'_>) -> Result<(), Trouble>
     activate(lab, section)?;
     for head_dim in [8, 20, 64, 80, 128] {
         attention(lab, section, head_dim)?;
+    }
+    for window in [NO_WINDOW, 300] {
+        long_attention(lab, section, window)?;
     }
     for width in [1, 61, PART, 2 * PART + 911] {
         answers(lab, section, width)?;
@@ -325,14 +330,17 @@ struct Text {
     rows: usize,
     heads: usize,
     head_dim: usize,
+    /// Blocks of the pool, in its order.
+    table: Vec<u32>,
     places: QkvPlaces,
 }
 
 impl Text {
-    const TABLE: [u32; 4] = [2, 0, 3, 1];
-
     fn new(lab: &Lab, rows: usize, heads: usize, head_dim: usize) -> Result<Self, GpuError> {
-        let mut text = Self { rows, heads, head_dim, places: QkvPlaces::default() };
+        // One block behind the other, but the first two.
+        let mut table: Vec<u32> = (0..rows.div_ceil(BLOCK).max(2) as u32).collect();
+        table.swap(0, 1);
+        let mut text = Self { rows, heads, head_dim, table, places: QkvPlaces::default() };
         let (queries, cache) = text.elements();
         text.places = QkvPlaces {
             queries: lab.empty_elements(queries)?,
@@ -340,13 +348,13 @@ impl Text {
             at: Placement {
                 positions: lab.words(&(0..rows as u32).collect::<Vec<_>>())?,
                 sequences: lab.words(&vec![0; rows])?,
-                tables: lab.words(&Self::TABLE)?,
+                tables: lab.words(&text.table)?,
             },
             heads: heads as u32,
             kv_heads: heads as u32,
             head_dim: head_dim as u32,
             head_stride: head_stride(head_dim) as u32,
-            table_blocks: Self::TABLE.len() as u32,
+            table_blocks: text.table.len() as u32,
             padding: 0,
         };
         Ok(text)
@@ -355,7 +363,7 @@ impl Text {
     /// Elements of the queries, and of the cache.
     fn elements(&self) -> (usize, usize) {
         let stride = self.heads * head_stride(self.head_dim);
-        (self.rows * stride, Self::TABLE.len() * 2 * BLOCK * stride)
+        (self.rows * stride, self.table.len() * 2 * BLOCK * stride)
     }
 
     /// Queries and cache.
@@ -380,7 +388,7 @@ impl Text {
         for (row, i) in (0..self.rows).flat_map(|row| (0..width).map(move |i| (row, i))) {
             let (head, d) = (i / self.head_dim, i % self.head_dim);
             all[(row * self.heads + head) * stride + d] = qkv(row, i);
-            let block = Self::TABLE[row / BLOCK] as usize * self.heads + head;
+            let block = self.table[row / BLOCK] as usize * self.heads + head;
             for (half, value) in [qkv(row, width + i), qkv(row, 2 * width + i)].into_iter().enumerate() {
                 all[queries + ((2 * block + half) * BLOCK + row % BLOCK) * stride + d] = value;
             }
@@ -398,52 +406,103 @@ fn attention(lab: &Lab, section: &mut Section<'_>, head_dim: usize) -> Result<()
     let mut text = Text::new(lab, rows, heads, head_dim)?;
     text.write(lab, stored)?;
 
-    let exact = attention_by_hand(&stored, (rows, heads, head_dim), scale);
-    let tiles: Vec<u32> =
-        (0..rows).step_by(TILE_ROWS).flat_map(|first| [first as u32, TILE_ROWS.min(rows - first) as u32]).collect();
-    let mut of_both = Vec::new();
-    for (how, is_tiled, groups, tiles, tile_rows) in [
-        ("rows alone", false, rows, 0, 1),
-        ("rows in tiles", true, tiles.len() / 2, lab.words(&tiles)?, TILE_ROWS as u32),
-    ] {
-        let out = lab.empty_elements(rows * row_stride(width))?;
-        let (name, launch) = Launch::attention(groups, heads, head_dim, is_tiled);
-        let out_stride = row_stride(width) as u32;
-        let (group, skipped, window) = (1, 0, NO_WINDOW);
-        let arguments =
-            AttendArguments { from: text.places, out, tiles, tile_rows, out_stride, scale, group, skipped, window };
+    let exact = attention_by_hand(&stored, (heads, head_dim), 0..rows, (scale, NO_WINDOW));
+    let hows = [("rows alone", 1, false), ("rows in tiles", 1, true)];
+    attend(lab, section, &text, (scale, NO_WINDOW), &hows, (0, &exact))
+}
+
+/// The last rows of a text whose history comes in parts, which a block goes through by itself or shares with others.
+fn long_attention(lab: &Lab, section: &mut Section<'_>, window: u32) -> Result<(), GpuError> {
+    let (rows, heads, head_dim, scale, wanted) = (4131, 2, 20, 0.3f32, 19);
+    let width = heads * head_dim;
+    let qkv: Vec<f32> = values(rows * 3 * width, head_dim).into_iter().map(|x| x * 0.3).collect();
+    let stored = |row: usize, i: usize| f64::from((lab.round)(qkv[row * 3 * width + i]));
+    let mut text = Text::new(lab, rows, heads, head_dim)?;
+    text.write(lab, stored)?;
+    let exact = attention_by_hand(&stored, (heads, head_dim), rows - wanted..rows, (scale, window));
+    let hows = [("rows alone", 1, false), ("rows in tiles", 1, true), ("blocks that share rows", 3, false)];
+    attend(lab, section, &text, (scale, window), &hows, (rows - wanted, &exact))
+}
+
+/// Attention of rows from `first` on, in several ways: their names, how many blocks share a row, and whether rows attend in tiles.
+fn attend(
+    lab: &Lab,
+    section: &mut Section<'_>,
+    text: &Text,
+    (scale, window): (f32, u32),
+    hows: &[(&str, usize, bool)],
+    (first, exact): (usize, &[f64]),
+) -> Result<(), GpuError> {
+    let (rows, &Text { heads, head_dim, places, .. }) = (text.rows - first, text);
+    let width = heads * head_dim;
+    let at = Placement {
+        positions: places.at.positions + 4 * first as u64,
+        sequences: places.at.sequences + 4 * first as u64,
+        ..places.at
+    };
+    let queries = places.queries + (first * heads * head_stride(head_dim) * lab.element.bytes()) as u64;
+    let from = QkvPlaces { queries, at, ..places };
+    let tile = |sixteen: usize| {
+        let (from, to) = (first.max(sixteen * TILE_ROWS), text.rows.min((sixteen + 1) * TILE_ROWS));
+        [(from - first) as u32, (to - from) as u32]
+    };
+    let tiles: Vec<u32> = (first / TILE_ROWS..text.rows.div_ceil(TILE_ROWS)).flat_map(tile).collect();
+    let mut of_all = Vec::new();
+    for &(how, sharing, is_tiled) in hows {
+        let (groups, tiles_at) = if is_tiled { (tiles.len() / 2, lab.words(&tiles)?) } else { (rows, 0) };
+        let (name, launch) = Launch::attention(groups, heads, head_dim, is_tiled, sharing);
+        let arguments = AttendArguments {
+            from,
+            out: lab.empty_elements(rows * row_stride(width))?,
+            // As of as many multiprocessors as there are blocks.
+            parts: lab.empty(part_floats(rows, heads, head_dim, text.rows, rows * heads), 4)?,
+            arrived: lab.empty(rows * heads, 4)?,
+            tiles: tiles_at,
+            tile_rows: if is_tiled { TILE_ROWS as u32 } else { 1 },
+            out_stride: row_stride(width) as u32,
+            scale,
+            group: 1,
+            window,
+            sharing: sharing as u32,
+            ..AttendArguments::default()
+        };
+        // Twice, as each leaves all as the next needs it.
         lab.gpu.launch_as(name, launch, &arguments)?;
-        let got = lab.read_rows(out, rows, width)?;
-        let what = format!("{name}, {how}, heads of {head_dim}");
+        lab.gpu.launch_as(name, launch, &arguments)?;
+        let got = lab.read_rows(arguments.out, rows, width)?;
+        let what = format!("{name}, {how}, heads of {head_dim}, {} positions", text.rows);
         section.compare(&what, &got, exact.iter().copied(), lab.tolerance);
-        of_both.push(got.into_iter().map(f32::to_bits).collect::<Vec<_>>());
+        of_all.push(got.into_iter().map(f32::to_bits).collect::<Vec<_>>());
     }
-    section.ideally_same(&format!("rows in tiles and alone, heads of {head_dim}"), of_both[0] == of_both[1]);
+    let same = of_all.iter().all(|got| *got == of_all[0]);
+    section.ideally_same(&format!("attention in each way, heads of {head_dim}, {} positions", text.rows), same);
     Ok(())
 }
 
 /// In f64, over queries, keys and values as they are rounded.
 fn attention_by_hand(
     stored: &dyn Fn(usize, usize) -> f64,
-    (rows, heads, head_dim): (usize, usize, usize),
-    scale: f32,
+    (heads, head_dim): (usize, usize),
+    rows: Range<usize>,
+    (scale, window): (f32, u32),
 ) -> Vec<f64> {
     let width = heads * head_dim;
-    let mut out = vec![0.0; rows * width];
-    for (row, head) in (0..rows).flat_map(|row| (0..heads).map(move |head| (row, head))) {
+    let (mut out, first_row) = (vec![0.0; rows.len() * width], rows.start);
+    for (row, head) in rows.flat_map(|row| (0..heads).map(move |head| (row, head))) {
         let first = head * head_dim;
         let score = |position| {
             let terms = (first..first + head_dim).map(|i| stored(row, i) * stored(position, width + i));
             terms.sum::<f64>() * f64::from(scale)
         };
-        let scores: Vec<f64> = (0..=row).map(score).collect();
+        let seen = row.saturating_sub(window as usize);
+        let scores: Vec<f64> = (seen..=row).map(score).collect();
         let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
         let sum: f64 = weights.iter().sum();
         for i in first..first + head_dim {
             let mixed: f64 =
-                weights.iter().enumerate().map(|(position, weight)| weight * stored(position, 2 * width + i)).sum();
-            out[row * width + i] = mixed / sum;
+                weights.iter().zip(seen..).map(|(weight, position)| weight * stored(position, 2 * width + i)).sum();
+            out[(row - first_row) * width + i] = mixed / sum;
         }
     }
     out

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use nanoinfer_kernels::cuda::{
     AttendArguments, BLOCK, EmbedArguments, Finish, Launch, NO_WINDOW, Norm, Placement, ProjectArguments, QkvPlaces,
-    head_stride, row_stride,
+    head_stride, part_floats, row_stride, sharing,
 };
 use nanoinfer_shared::{ModelShape, protocol::DType};
 
@@ -155,6 +155,7 @@ fn attention(ordinal: u32, shape: &ModelShape, history: usize, section: &mut Sec
     let lab = Lab::new(ordinal, DType::Bf16)?;
     let (heads, d) = (shape.attention.heads, shape.attention.head_dim);
     let blocks = history / BLOCK + 1;
+    let sharing = sharing(1, heads, history + 1, lab.gpu.multiprocessors);
     let table: Vec<u32> = (0..blocks as u32).collect();
     let places = QkvPlaces {
         queries: lab.empty_elements(heads * head_stride(d))?,
@@ -178,9 +179,12 @@ fn attention(ordinal: u32, shape: &ModelShape, history: usize, section: &mut Sec
         scale: 1.0,
         group: 1,
         window: NO_WINDOW,
+        sharing: sharing as u32,
+        parts: lab.empty(part_floats(1, heads, d, history + 1, lab.gpu.multiprocessors), 4)?,
+        arrived: lab.empty(heads, 4)?,
         ..AttendArguments::default()
     };
-    let (name, launch) = Launch::attention(1, heads, d, false);
+    let (name, launch) = Launch::attention(1, heads, d, false, sharing);
     let bytes = blocks * 2 * BLOCK * heads * head_stride(d) * lab.element.bytes();
     in_turns(&lab, bytes, &format!("attention over {history} positions, one row"), section, |cache| {
         lab.gpu.launch_as(name, launch, &AttendArguments { from: QkvPlaces { cache, ..places }, ..attend })
