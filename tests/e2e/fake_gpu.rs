@@ -39,16 +39,17 @@ pub(crate) fn compile(name: &str, options: &[&str]) -> PathBuf {
     };
     let source = |file: &str| fake.join(file).to_str().unwrap().to_owned();
     let all_kernels = kernels.join("decoder.cu");
-    for element in ["32", "16", "19"] {
-        let (define, object) = (format!("-DELEMENT={element}"), format!("kernels-{element}.o"));
-        cc(&["-x", "c", "-c", &define, all_kernels.to_str().unwrap(), "-o", &object]);
+    for (element, weights) in [("32", "32"), ("16", "16"), ("19", "19"), ("19", "8")] {
+        let defines = [format!("-DELEMENT={element}"), format!("-DWEIGHTS={weights}")];
+        let object = format!("kernels-{weights}.o");
+        cc(&["-x", "c", "-c", &defines[0], &defines[1], all_kernels.to_str().unwrap(), "-o", &object]);
     }
     let library = |name: &str, sources: &[&str]| {
         let soname = format!("-Wl,-soname,{name}");
         cc(&[&["-shared", &soname, "-o", name], sources, &["-lm", "-lpthread"]].concat());
     };
     let (driver, emulator) = (source("driver.c"), source("emulator.c"));
-    library(DRIVER, &[&driver, &emulator, "kernels-32.o", "kernels-16.o", "kernels-19.o"]);
+    library(DRIVER, &[&driver, &emulator, "kernels-32.o", "kernels-16.o", "kernels-19.o", "kernels-8.o"]);
     library(NCCL, &[&source("nccl.c"), "-L.", "-l:libcuda.so.1"]);
     folder
 }

@@ -137,6 +137,42 @@ fn nanochat_comes_out_of_captured_steps() {
     }
 }
 
+/// Of models of every family, whose greedy ids are asked for in f32 above: in each type how likely those ids are, beside what the CPU says in
+/// the same type, or in f32 where it has no such.
+#[test]
+fn every_type_gives_ids_the_probabilities_that_the_cpu_gives_them() {
+    let root = tempfile::tempdir().unwrap();
+    let nanochat = cache(root.path(), "E");
+    let of = |model: &str| golden_folder(model).to_str().unwrap().to_owned();
+    for (model, ids) in [
+        (of("heads7"), (1..60).map(|i| i * 7 % 90).collect::<Vec<u32>>()),
+        (of("qwen3-5-1"), (1..60).map(|i| i * 11 % 90).collect()),
+        (nanochat, (1..60).map(|i| i * 13 % 250).collect()),
+    ] {
+        let body = json!({ "prompt": ids, "max_tokens": 1, "temperature": 0, "echo": true, "logprobs": 0 });
+        let scores = |server: &Server| -> Vec<f64> {
+            let answer = server.ask("/v1/completions", &body);
+            let scores = answer["choices"][0]["logprobs"]["token_logprobs"].as_array().unwrap().clone();
+            scores.iter().filter_map(Value::as_f64).collect()
+        };
+        for (dtype, on_cpu, tolerance) in
+            [("bf16", ["bf16", "bf16"], 0.05), ("f16", ["f32", "f32"], 0.01), ("int8", ["int8", "bf16"], 0.05)]
+        {
+            let common = ["--model", &model, "--max-seqs", "4", "--port", "0"];
+            let on_cpu = ["--device", "cpu", "--dtype", on_cpu[0], "--kv-dtype", on_cpu[1]];
+            let cpu = Server::start(&[&common[..4], &on_cpu].concat());
+            let on_gpu = ["--device", "cuda", "--dtype", dtype, "--nproc", "2"];
+            let gpu = launcher_with(libraries(), &[("FAKE_GPU_DEVICES", "2")], &[&common[..], &on_gpu].concat());
+            let mut gpu = Server::spawn(gpu);
+            gpu.await_ready();
+            let (gpu, cpu) = (scores(&gpu), scores(&cpu));
+            let worst = gpu.iter().zip(&cpu).map(|(gpu, cpu)| (gpu - cpu).abs()).fold(0.0, f64::max);
+            println!("{model} in {dtype}: {worst:.4}");
+            assert!(gpu.len() >= 58 && gpu.len() == cpu.len() && worst < tolerance, "{model} in {dtype}: {worst}");
+        }
+    }
+}
+
 #[test]
 fn weights_that_are_no_numbers_do_not_reach_a_gpu() {
     let dir = tempfile::tempdir().unwrap();
@@ -436,6 +472,8 @@ fn the_check_passes_here_and_fails_where_something_is_wrong() {
         "f16: project 37 rows, partial sums, as many",
         "f16: gpt2, captured steps",
         "bf16: nanochat, captured steps",
+        "int8: 37 rows of 240 in units of 80, project_many",
+        "int8: llama, steps on the GPU and on the CPU",
         "NCCL, version 22809, GPUs 0 and 1",
         "NCCL, version 22809, the same captured",
         "two ranks on this GPU",

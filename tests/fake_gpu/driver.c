@@ -403,9 +403,9 @@ Status cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, Stream *s
 // A module is the element type that the first line of its PTX names.
 Status cuModuleLoadData(int **module, const char *ptx) {
     TRY(ready_outside_captures());
-    static int elements[3] = {32, 16, 19};
-    static const char *names[3] = {"// f32,", "// f16,", "// bf16,"};
-    for (int i = 0; i < 3; i++) {
+    static int elements[4] = {32, 16, 19, 8};
+    static const char *names[4] = {"// f32,", "// f16,", "// bf16,", "// int8,"};
+    for (int i = 0; i < 4; i++) {
         if (strncmp(ptx, names[i], strlen(names[i])) == 0) {
             *module = &elements[i];
             const int is_for_it = strstr(ptx, ".target sm_80\n") || (strstr(ptx, ".target sm_90\n") && fake_setting("FAKE_GPU_CAPABILITY", 90) >= 90);

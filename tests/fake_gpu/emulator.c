@@ -99,6 +99,26 @@ void emulator_tensor_product(float *sums, const unsigned *a, const unsigned *b, 
     emulator_shuffle(0.0f, lane);
 }
 
+// Likewise of mma.m16n8k32, where a word is four bytes.
+void emulator_byte_product(int *sums, const unsigned *a, const unsigned *b) {
+    static int left[MOST_THREADS / 32][16][32], right[MOST_THREADS / 32][32][8];
+    const unsigned warp = current / 32, lane = current % 32, group = lane / 4, in_group = lane % 4;
+    for (unsigned i = 0; i < 16; i++) {
+        const unsigned row = i / 4 % 2 ? group + 8 : group, column = in_group * 4 + (i & 3) + (i < 8 ? 0 : 16);
+        left[warp][row][column] = (signed char)(a[i / 4] >> 8 * (i & 3));
+    }
+    for (unsigned i = 0; i < 8; i++) {
+        const unsigned row = in_group * 4 + (i & 3) + (i < 4 ? 0 : 16);
+        right[warp][row][group] = (signed char)(b[i / 4] >> 8 * (i & 3));
+    }
+    emulator_shuffle(0.0f, lane);
+    for (unsigned i = 0; i < 4; i++) {
+        const unsigned row = i < 2 ? group : group + 8, column = in_group * 2 + (i & 1);
+        for (unsigned k = 0; k < 32; k++) sums[i] += left[warp][row][k] * right[warp][k][column];
+    }
+    emulator_shuffle(0.0f, lane);
+}
+
 // A fiber is made once, and runs one block's thread after the other.
 static void body(void) {
     for (;;) {

@@ -19,6 +19,7 @@ void emulator_register(int element, const char *name, Kernel kernel, size_t argu
 void emulator_barrier(void);
 void emulator_after_previous(void);
 float emulator_shuffle(float value, unsigned lane);
+void emulator_byte_product(int *sums, const unsigned *a, const unsigned *b);
 void emulator_tensor_product(float *sums, const unsigned *a, const unsigned *b, float (*widen)(unsigned short));
 
 #define KERNELS_TOGETHER(name, threads, blocks, Arguments) KERNEL(name, threads, Arguments)
@@ -26,7 +27,7 @@ void emulator_tensor_product(float *sums, const unsigned *a, const unsigned *b, 
     static void name(const Arguments a);                                                    \
     static void name##_entry(const void *arguments) { name(*(const Arguments *)arguments); } \
     __attribute__((constructor)) static void name##_register(void) {                         \
-        emulator_register(ELEMENT, #name, name##_entry, sizeof(Arguments), threads);         \
+        emulator_register(WEIGHTS, #name, name##_entry, sizeof(Arguments), threads);         \
     }                                                                                       \
     static void name(const Arguments a)
 #define DEVICE static inline __attribute__((unused))
@@ -55,6 +56,11 @@ void emulator_tensor_product(float *sums, const unsigned *a, const unsigned *b, 
 #define FENCE() ((void)0)
 #define LOAD_FRESH(address) (*(address))
 #define ATOMIC_ADD(address, value) emulated_add(address, value)
+#define BYTE_PRODUCT(sums, a0, a1, a2, a3, b0, b1)                 \
+    do {                                                           \
+        const unsigned a[4] = {a0, a1, a2, a3}, b[2] = {b0, b1};   \
+        emulator_byte_product(sums, a, b);                         \
+    } while (0)
 #define TENSOR_PRODUCT(sums, a0, a1, a2, a3, b0, b1)               \
     do {                                                           \
         const unsigned a[4] = {a0, a1, a2, a3}, b[2] = {b0, b1};   \

@@ -23,15 +23,10 @@ pub enum Unfit {
         /// The kernels'.
         limit: usize,
     },
-    /// An element type that GPUs have no kernels for.
-    #[error("{dtype} is for CPUs\n  hint: --dtype bf16 or f16, or --device cpu")]
-    OnlyOnCpu {
-        /// As asked for.
-        dtype: DType,
-    },
-    /// A KV cache of another type than the weights.
+    /// A KV cache of another type than goes with the weights.
     #[error(
-        "on a GPU the KV cache has the type of the weights, {dtype}, not {kv_dtype}\n  hint: leave --kv-dtype away"
+        "on a GPU the KV cache beside {dtype} weights is {}, not {kv_dtype}\n  hint: leave --kv-dtype away",
+        kv_dtype_on_gpu(*.dtype)
     )]
     KvDTypeOnGpu {
         /// Of the weights.
@@ -49,6 +44,11 @@ pub enum Unfit {
     },
 }
 
+/// What a KV cache on a GPU is, beside weights of a type: the same, but beside bytes.
+pub fn kv_dtype_on_gpu(dtype: DType) -> DType {
+    if dtype == DType::Int8 { DType::Bf16 } else { dtype }
+}
+
 /// Whether a device computes such a model in such types.
 ///
 /// # Errors
@@ -58,8 +58,7 @@ pub fn fits(device: Device, shape: &ModelShape, dtype: DType, kv_dtype: DType) -
     match device {
         Device::Cpu if [dtype, kv_dtype].contains(&DType::F16) => Err(Unfit::HalfOnCpu { why: String::new() }),
         Device::Cpu if head_dim > MAX_HEAD_DIM => Err(Unfit::HeadTooWideForCpu { head_dim, limit: MAX_HEAD_DIM }),
-        Device::Gpu(_) if dtype == DType::Int8 => Err(Unfit::OnlyOnCpu { dtype }),
-        Device::Gpu(_) if kv_dtype != dtype => Err(Unfit::KvDTypeOnGpu { dtype, kv_dtype }),
+        Device::Gpu(_) if kv_dtype != kv_dtype_on_gpu(dtype) => Err(Unfit::KvDTypeOnGpu { dtype, kv_dtype }),
         Device::Gpu(_) if head_dim > cuda::MAX_HEAD_DIM => {
             Err(Unfit::HeadTooWideForGpu { head_dim, limit: cuda::MAX_HEAD_DIM })
         }

@@ -16,7 +16,10 @@ use std::{
 
 use half::{bf16, f16};
 use nanoinfer_checkpoint::CheckpointError;
-use nanoinfer_kernels::{Element, cuda::row_stride};
+use nanoinfer_kernels::{
+    Element,
+    cuda::{InputRows, WeightRows, row_stride},
+};
 use nanoinfer_shared::protocol::DType;
 
 use crate::{
@@ -29,8 +32,7 @@ use crate::{
     element::element,
 };
 
-/// Those that GPUs have kernels for.
-const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
+const DTYPES: [DType; 4] = [DType::F32, DType::F16, DType::Bf16, DType::Int8];
 
 /// What one part of the check found.
 #[derive(Clone, Debug)]
@@ -213,6 +215,16 @@ impl Lab {
             row[..width].copy_from_slice(values);
         }
         self.elements(&filled)
+    }
+
+    /// The same as weights.
+    fn weights(&self, values: &[f32], width: usize) -> Result<WeightRows, GpuError> {
+        Ok(WeightRows { rows: self.rows(values, width)?, scales: 0 })
+    }
+
+    /// The same as what is multiplied with them.
+    fn inputs(&self, values: &[f32], width: usize) -> Result<InputRows, GpuError> {
+        Ok(InputRows { rows: self.rows(values, width)?, scales: 0 })
     }
 
     /// An even number of them.

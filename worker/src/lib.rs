@@ -22,11 +22,12 @@ mod fit;
 mod memory;
 mod progress;
 mod runner;
+mod tile;
 
 pub use backend::memory as rank_memory;
 pub use cpu::level::Level;
 pub use error::WorkerError;
-pub use fit::{Unfit, fits};
+pub use fit::{Unfit, fits, kv_dtype_on_gpu};
 pub use memory::free_bytes;
 pub use runner::RankMemory;
 

@@ -2,13 +2,13 @@
 //!
 //! Invariant: the CPU takes a GPU's place only where `auto` was asked for, and the plan says why. Does not load anything.
 
-use std::{fmt, ops::Range};
+use std::{convert::identity, fmt, ops::Range};
 
 use nanoinfer_shared::{
     ModelShape,
     protocol::{DType, Device},
 };
-use nanoinfer_worker::{Unfit, fits};
+use nanoinfer_worker::{Unfit, fits, kv_dtype_on_gpu};
 
 use super::host::{Host, HostGpu};
 use crate::{
@@ -39,7 +39,7 @@ pub(super) fn choose(
     hosts: &[(Host, Range<usize>)],
 ) -> Result<Chosen, LaunchError> {
     let on_gpus = || {
-        let (dtype, kv_dtype) = types(config, DType::Bf16);
+        let (dtype, kv_dtype) = types(config, DType::Bf16, kv_dtype_on_gpu);
         fits(Device::Gpu(0), shape, dtype, kv_dtype)?;
         let mut gpus = Vec::new();
         for (host, ranks) in hosts {
@@ -71,7 +71,7 @@ pub(super) fn on_cpu(
     instead: Option<&dyn fmt::Display>,
 ) -> Result<Chosen, LaunchError> {
     let instead = instead.map(first_line);
-    let (dtype, kv_dtype) = types(config, nanoinfer_worker::default_dtype());
+    let (dtype, kv_dtype) = types(config, nanoinfer_worker::default_dtype(), identity);
     // That heads are too wide is for the ranks to say.
     if let Err(Unfit::HalfOnCpu { .. }) = fits(Device::Cpu, shape, dtype, kv_dtype) {
         let why = instead.map_or(String::new(), |why| format!(", and none is used: {why}"));
@@ -80,10 +80,10 @@ pub(super) fn on_cpu(
     Ok(Chosen { gpus: Vec::new(), dtype, kv_dtype, instead, passed_over: Vec::new() })
 }
 
-/// What to compute in, and the KV cache's: `default` where nothing was asked for.
-fn types(config: &ClusterConfig, default: DType) -> (DType, DType) {
+/// What to compute in, and the KV cache's: `default`, and what goes `beside` a type, where nothing was asked for.
+fn types(config: &ClusterConfig, default: DType, beside: fn(DType) -> DType) -> (DType, DType) {
     let dtype = config.dtype.unwrap_or(default);
-    (dtype, config.kv_dtype.unwrap_or(dtype))
+    (dtype, config.kv_dtype.unwrap_or_else(|| beside(dtype)))
 }
 
 /// What to do about an error is for whoever asked for what failed.
@@ -182,10 +182,13 @@ mod tests {
     #[test]
     fn types_decide_too() {
         let types = |dtype, kv_dtype| (Some(dtype), kv_dtype);
-        let chosen = here("auto", types(DType::Int8, None), 1, two).unwrap();
+        let of = |chosen: Chosen| (chosen.device(0), chosen.dtype, chosen.kv_dtype);
+        let bytes = |device, find| of(here(device, types(DType::Int8, None), 1, find).unwrap());
+        assert_eq!(bytes("auto", two), (Device::Gpu(0), DType::Int8, DType::Bf16));
+        assert_eq!(bytes("cpu", two), (Device::Cpu, DType::Int8, DType::Int8));
+        let chosen = here("auto", types(DType::Int8, Some(DType::Int8)), 1, two).unwrap();
         assert_eq!(chosen.device(0), Device::Cpu);
-        assert!(chosen.instead.unwrap().contains("int8 is for CPUs"));
-        assert!(here("cuda", types(DType::Int8, None), 1, two).unwrap_err().to_string().contains("--dtype bf16"));
+        assert!(chosen.instead.unwrap().contains("beside int8 weights is bf16, not int8"));
         let error = here("auto", types(DType::F16, None), 1, none).unwrap_err().to_string();
         assert!(error.contains("f16 is for GPUs, and none is used: the CUDA driver"), "{error}");
         assert_eq!(here("cuda", types(DType::F16, None), 1, two).unwrap().kv_dtype, DType::F16);

@@ -1,9 +1,21 @@
 // What the kernels take. `src/cuda.rs` has the same structs, field by field: pointers first, so that there are no gaps.
 
+// Rows of weights, one for each output: of bytes a unit of inputs takes whole slices of 64, each with a scale, the same within a unit.
+typedef struct {
+    const weight *rows;            // [N, stride]
+    const unsigned short *scales;  // [stride / 64, N] bf16; null where weights are no bytes
+} WeightRows;
+
+// What is multiplied with them, likewise.
+typedef struct {
+    const weight *rows;   // [T, stride]
+    const float *scales;  // [T, stride / 64]; null where they are no bytes
+} InputRows;
+
 typedef struct {
     const unsigned *tokens;     // [T]
     const unsigned *positions;  // [T]
-    const element *embedding;   // [V_local, stride]
+    WeightRows embedding;          // [V_local, stride]
     const float *position_embedding;  // [P, C], or null: only the first rank adds positions
     float *x;                   // [T, C]
     unsigned first_token;       // of this rank's slice of the vocabulary
@@ -25,10 +37,24 @@ typedef struct {
 
 typedef struct {
     Norm norm;
-    element *out;         // [T or R, stride]
+    weight *out;          // [T or R, stride]
+    float *scales;        // [T or R, stride / 64], of bytes
     unsigned count;       // T or R
     unsigned stride;
 } NormArguments;
+
+// What is carried becomes bytes.
+typedef struct {
+    const float *x;       // [T, x_stride]
+    signed char *out;     // [T, stride]
+    float *scales;        // [T, stride / 64]
+    unsigned count;       // T
+    unsigned width;
+    unsigned x_stride;    // from one row to the next
+    unsigned stride;
+    unsigned unit;        // inputs that have a scale, up to 128, which take whole slices of 64 in `out`
+    unsigned unused;
+} QuantiseArguments;
 
 // What the stream begins with, where that is more than embeddings.
 typedef struct {
@@ -91,12 +117,12 @@ typedef struct {
 typedef struct {
     Norm norm;               // of the block's input, of which channels make the gates
     const unsigned *tokens;  // [T]
-    const element *table;    // [V, stride], or null where there is none
+    WeightRows table;         // [V, stride], where a head's columns are a unit; null where there is none
     const float *gates;      // [G, KV_local]
     unsigned stride;
     unsigned channels;       // G
     float factor;            // of the gates
-    unsigned unused;
+    unsigned rows;           // V
 } AddedValues;
 
 // What becomes of queries, keys and values before they are stored.
@@ -114,7 +140,7 @@ typedef struct {
 
 typedef struct {
     QkvPlaces from;
-    element *out;          // [T, out_stride]
+    carried *out;          // [T, out_stride]
     float *parts;          // what is still to be merged: [T, H_local, D], or where blocks share rows [T, H_local, MOST_PARTS, 2 + D]
     unsigned *arrived;     // [T, H_local], zeros: of the blocks that share a row, those that are done
     const unsigned *tiles; // (first row, rows) of each tile, rows of one sequence in order; or null: each row is one; those of a tile are of the
@@ -131,11 +157,11 @@ typedef struct {
 
 typedef struct {
     Norm norm;              // of the inputs; or, where its x is null:
-    const element *inputs;  // [T, stride]
-    const element *weights; // [N, stride]
+    InputRows inputs;       // [T, stride]
+    WeightRows weights;     // [N, stride]
     const float *bias;      // [N], or null
     QkvPlaces to;           // for FINISH_QKV
-    element *out;           // [T, out_stride], for FINISH_ACTIVATION and FINISH_GATED
+    carried *out;           // [T, out_stride], for FINISH_ACTIVATION and FINISH_GATED
     float *sums;            // [T, out_stride], for the others
     unsigned rows;          // T
     unsigned outputs;       // N; for FINISH_GATED twice the pairs, rounded up to eight

@@ -200,7 +200,7 @@ DEVICE void attend_to(const AttendArguments *a, const Place *at, unsigned begin,
 }
 
 DEVICE void put_mixed(const AttendArguments *a, unsigned row, unsigned head, unsigned d, Mixed all) {
-    a->out[(unsigned long long)row * a->out_stride + head * a->from.head_dim + d] = narrow(all.value / all.sum);
+    a->out[(unsigned long long)row * a->out_stride + head * a->from.head_dim + d] = carry(all.value / all.sum);
 }
 
 // Merges a part of some rows with those before, whose sums of values wait in `parts`, [T, H_local, D].

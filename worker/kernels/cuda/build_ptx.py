@@ -2,7 +2,7 @@
 """Compiles decoder.cu to PTX, once for each element type; needs no GPU.
 
     python3 -m pip install nvidia-cuda-nvrtc-cu12==12.0.140
-    python3 build_ptx.py            writes ptx/decoder_f32.ptx, ptx/decoder_f16.ptx, ptx/decoder_bf16.ptx
+    python3 build_ptx.py            writes ptx/decoder_f32.ptx and those of f16, bf16 and int8
     python3 build_ptx.py --check    compares them instead
 
 The compiler is pinned: its PTX (version 8.0) is understood by every driver since CUDA 12.0, and the same bytes come out each time.
@@ -20,7 +20,8 @@ SOURCES = [
     "decoder.cu", "device.h", "arguments.h", "tiles.h", "rows.h", "stream.h", "cache.h", "attention.h", "project.h",
     "answer.h",
 ]
-ELEMENTS = {"f32": 32, "f16": 16, "bf16": 19}
+# What ELEMENT and WEIGHTS are.
+ELEMENTS = {"f32": (32, 32), "f16": (16, 16), "bf16": (19, 19), "int8": (19, 8)}
 VERSION = (12, 0)
 
 
@@ -57,7 +58,8 @@ def compile_for(nvrtc, texts, element):
         len(headers), strings([texts[name] for name in headers]), strings(headers),
     )
     assert status == 0, status
-    options = ["--gpu-architecture=compute_80", "--std=c++17", f"-DELEMENT={ELEMENTS[element]}"]
+    of_others, of_weights = ELEMENTS[element]
+    options = ["--gpu-architecture=compute_80", "--std=c++17", f"-DELEMENT={of_others}", f"-DWEIGHTS={of_weights}"]
     status = nvrtc.nvrtcCompileProgram(program, len(options), strings(options))
     if status != 0:
         sys.exit(text_of(program, nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog))

@@ -63,15 +63,16 @@ KERNEL(turn, ROW_THREADS, TurnArguments) {
     const float *turns = a.turns + (unsigned long long)row * width;
     // A value's own head, and where a row for it begins.
     const unsigned kv = head - a.to.heads - a.to.kv_heads;
-    const int is_added = is_value && a.added.table;
-    const element *table = is_added ? a.added.table + (unsigned long long)a.added.tokens[row] * a.added.stride + kv * width : 0;
+    const int is_added = is_value && a.added.table.rows;
+    const unsigned token = is_added ? a.added.tokens[row] : 0, column = kv * ((width + UNIT_ROUND - 1) / UNIT_ROUND * UNIT_ROUND);
+    const weight *table = a.added.table.rows + (unsigned long long)token * a.added.stride;
     const float amount = is_added ? gate_of(&a.added, row, kv, a.to.kv_heads) : 0.0f;
     float x[MOST_HEAD_DIM / 32], other[MOST_HEAD_DIM / 32], squares = 0.0f;
     UNROLL for (int j = 0; j < MOST_HEAD_DIM / 32; j++) {
         const unsigned d = lane + 32 * j, partner = d < half ? d + half : d - half;
         const int is_there = d < width;
         x[j] = is_there ? sums[d] + (bias ? bias[d] : 0.0f) : 0.0f;
-        if (is_added && is_there) x[j] += amount * widen(table[d]);
+        if (is_added && is_there) x[j] += amount * weight_of(&a.added.table, table, column + d, token, a.added.rows);
         other[j] = is_there ? sums[partner] + (bias ? bias[partner] : 0.0f) : 0.0f;
         squares += x[j] * x[j];
     }

@@ -20,7 +20,7 @@ BLOCKS = {"project_rows": 2, "project_normed": 2}
 # A load of 16 bytes of weights, which bypass the first-level cache.
 LOAD = r"\bLDG\S*\.NA\.128\b"
 # Loads that bring eight elements, and what stands for a product of them: f32 has no tensor cores, and goes through shared memory.
-ELEMENTS = {"f32": (2, r"\bSTS\b"), "f16": (1, r"\bHMMA\b"), "bf16": (1, r"\bHMMA\b")}
+ELEMENTS = {"f32": (2, r"\bSTS\b"), "f16": (1, r"\bHMMA\b"), "bf16": (1, r"\bHMMA\b"), "int8": (1, r"\bIMMA\b")}
 
 
 def tool(package, name):

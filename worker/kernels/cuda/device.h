@@ -40,6 +40,11 @@
 #define FLOAT_OF(bits) __uint_as_float(bits)
 
 // 16 × 8 sums += 16 × 16 · 16 × 8 of a warp, whose lanes have parts as the manual of PTX lays them out (mma.m16n8k16).
+// The same of bytes: 16 × 8 whole numbers += 16 × 32 · 32 × 8 (mma.m16n8k32).
+#define BYTE_PRODUCT(sums, a0, a1, a2, a3, b0, b1)                                                               \
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
+        : "+r"((sums)[0]), "+r"((sums)[1]), "+r"((sums)[2]), "+r"((sums)[3])                                     \
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1))
 #if ELEMENT == 16
 #define TENSOR_INSTRUCTION "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"
 #else
@@ -56,7 +61,8 @@
 
 #define MINUS_INFINITY FLOAT_OF(0xff800000u)
 
-// The element of weights, of what is multiplied with them, and of the KV cache: ELEMENT is 32 (f32), 16 (f16) or 19 (bf16).
+// The element of weights, of what is multiplied with them, and of the KV cache: ELEMENT is 32 (f32), 16 (f16) or 19 (bf16). Where WEIGHTS
+// is 8, weights and what is multiplied with them are bytes instead.
 #if ELEMENT == 32
 typedef float element;
 DEVICE float widen(element x) { return x; }
@@ -98,6 +104,19 @@ DEVICE element narrow(float x) {
 #else
 #error "ELEMENT is 32, 16 or 19"
 #endif
+
+// `carried` is what products take from the kernels before them: bytes are made of f32 where they are multiplied.
+#if WEIGHTS == 8
+typedef signed char weight;
+typedef float carried;
+DEVICE carried carry(float x) { return x; }
+#else
+typedef element weight;
+typedef element carried;
+DEVICE carried carry(float x) { return narrow(x); }
+#endif
+
+DEVICE float from_bf16(unsigned short bits) { return FLOAT_OF((unsigned)bits << 16); }
 
 // To nearest, ties to even.
 DEVICE float rounded_to_bf16(float x) {

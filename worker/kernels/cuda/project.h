@@ -50,11 +50,11 @@ DEVICE void finish(const ProjectArguments *a, unsigned row, unsigned column, flo
     if (!is_there) return;
     switch (a->finish) {
     case FINISH_QKV: store_head(&a->to, row, column / a->to.head_dim, column % a->to.head_dim, sum); break;
-    case FINISH_ACTIVATION: a->out[at + column] = narrow(activated(sum, a->activation)); break;
+    case FINISH_ACTIVATION: a->out[at + column] = carry(activated(sum, a->activation)); break;
     // The ranks' x are added up behind it: one of them brings x as it was, and the bias.
     case FINISH_ADDED: a->sums[at + column] += sum; break;
     case FINISH_GATED:
-        if (column % OUTPUTS < 4) a->out[at + pair_of(column)] = narrow(activated(sum, a->activation) * gated);
+        if (column % OUTPUTS < 4) a->out[at + pair_of(column)] = carry(activated(sum, a->activation) * gated);
         break;
     default: a->sums[at + column] = a->cap != 0.0f ? a->cap * tanhf(sum / a->cap) : sum;
     }
@@ -80,46 +80,110 @@ typedef struct {
 } Run;
 
 DEVICE Run run_of_warp(const ProjectArguments *a) {
-    const unsigned slices = a->stride / SLICE, warp = threadIdx.x / 32;
+    const unsigned slices = a->stride / WEIGHT_SLICE, warp = threadIdx.x / 32;
     const Run run = {slices * warp / PROJECT_WARPS, slices * (warp + 1) / PROJECT_WARPS};
     return run;
 }
 
+// What a lane has of a slice of two inputs, g and g + 8, and of the weights of output g; of bytes with their scales, which for weights
+// are those of outputs 2t and 2t + 1, the first in the lower half.
+typedef struct {
+    Eight low, high;
+#if WEIGHTS == 8
+    float scales[2];
+#endif
+} Left;
+
+typedef struct {
+    Eight eight;
+#if WEIGHTS == 8
+    unsigned scales;
+#endif
+} Right;
+
+DEVICE void multiply_slice(float *sums, const Left *left, const Right *right) {
+#if WEIGHTS == 8
+    const float scales[2] = {FLOAT_OF(right->scales << 16), FLOAT_OF(right->scales & 0xffff0000u)};
+    multiply_bytes(sums, &left->low, &left->high, &right->eight, left->scales, scales);
+#else
+    multiply(sums, &left->low, &left->high, &right->eight);
+#endif
+}
+
+// Row `row` of inputs and that eight further, of which there are `rows`; zeros where there are none, or where the slice is not `present`.
+DEVICE Left load_left(const InputRows *inputs, unsigned stride, unsigned scale_stride, unsigned row, unsigned rows, unsigned slice, int present) {
+    const weight *from = inputs->rows + (unsigned long long)row * stride + WEIGHT_SLICE * slice + WEIGHT_LOAD * (threadIdx.x % 4);
+    Left left;
+    left.low = load_eight(from, present && row < rows);
+    left.high = load_eight(from + 8 * (unsigned long long)stride, present && row + 8 < rows);
+#if WEIGHTS == 8
+    const float *scales = inputs->scales + (unsigned long long)row * scale_stride + slice;
+    left.scales[0] = present && row < rows ? scales[0] : 0.0f;
+    left.scales[1] = present && row + 8 < rows ? scales[8 * (unsigned long long)scale_stride] : 0.0f;
+#else
+    (void)scale_stride;
+#endif
+    return left;
+}
+
+#if WEIGHTS == 8
+
+// Of outputs 2t and 2t + 1 of the eight from `first` on.
+DEVICE unsigned load_scales(const ProjectArguments *a, unsigned first, unsigned slice, int present) {
+    const unsigned output = first + 2 * (threadIdx.x % 4), count = a->pairs ? 2 * a->pairs : a->outputs;
+    const unsigned short *scales = a->weights.scales + (unsigned long long)slice * count;
+    unsigned both = 0;
+    if (present && is_output(a, output)) both = scales[row_of_weights(a, output)];
+    if (present && is_output(a, output + 1)) both |= (unsigned)scales[row_of_weights(a, output + 1)] << 16;
+    return both;
+}
+
+#endif
+
 // Asks for weights of the eight outputs from `first` on, of AHEAD slices from `slice` on: zeros where there are none.
-DEVICE void ask(const ProjectArguments *a, unsigned first, unsigned slice, unsigned end, Eight *to) {
+DEVICE void ask(const ProjectArguments *a, unsigned first, unsigned slice, unsigned end, Right *to) {
     const unsigned lane = threadIdx.x % 32, output = first + lane / 4;
     const unsigned long long row = row_of_weights(a, output);
-    const element *weights = a->weights + row * a->stride + SLICE * slice + 8 * (lane % 4);
+    const weight *weights = a->weights.rows + row * a->stride + WEIGHT_SLICE * slice + WEIGHT_LOAD * (lane % 4);
     const int is_there = is_output(a, output);
-    UNROLL for (int i = 0; i < AHEAD; i++) to[i] = load_weights(weights + SLICE * i, slice + i < end && is_there);
+    UNROLL for (int i = 0; i < AHEAD; i++) to[i].eight = load_weights(weights + WEIGHT_SLICE * i, slice + i < end && is_there);
+#if WEIGHTS == 8
+    UNROLL for (int i = 0; i < AHEAD; i++) to[i].scales = load_scales(a, first, slice + i, slice + i < end);
+#endif
 }
 
 // `normed` is a constant to the compiler, so that it knows where the inputs lie.
 DEVICE void project(const ProjectArguments *a, const int normed) {
+    // Rows of inputs; of bytes their scales behind them.
     DYNAMIC_SHARED(shared);
     // Two, so that one round's are read while the next one's are written.
     SHARED float parts[2][PROJECT_WARPS * GROUP_ROWS * OUTPUTS];
     const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    const unsigned first_row = GROUP_ROWS * blockIdx.y;
+    const unsigned first_row = GROUP_ROWS * blockIdx.y, slices = a->stride / WEIGHT_SLICE;
     const unsigned rows = a->rows - first_row < GROUP_ROWS ? a->rows - first_row : GROUP_ROWS;
     const Run run = run_of_warp(a);
     // Rows side by side in shared memory would begin in the same bank.
-    const unsigned stride = normed ? a->stride + SLICE : a->stride;
-    Eight right[AHEAD], next[AHEAD];
+    const unsigned stride = normed ? a->stride + WEIGHT_SLICE : a->stride;
+    Right right[AHEAD], next[AHEAD];
     // Weights wait neither for the kernel before nor for what is being normalised.
     BEGIN_NEXT();
     ask(a, OUTPUTS * blockIdx.x, run.begin, run.end, right);
     const unsigned output = OUTPUTS * blockIdx.x + g;
-    const element *weights = a->weights + (unsigned long long)row_of_weights(a, output) * a->stride + 8 * t;
+    const weight *weights = a->weights.rows + (unsigned long long)row_of_weights(a, output) * a->stride + WEIGHT_LOAD * t;
     for (unsigned slice = run.begin + AHEAD; is_output(a, output) && slice < run.end; slice++)
-        PREFETCH(weights + SLICE * slice);
+        PREFETCH(weights + WEIGHT_SLICE * slice);
     AFTER_PREVIOUS();
+    weight *normed_rows = (weight *)shared;
+    float *normed_scales = (float *)(normed_rows + rows * stride);
     if (normed) {
         for (unsigned row = warp; row < rows; row += PROJECT_WARPS)
-            normalise(&a->norm, first_row + row, (element *)shared + row * stride, stride);
+            normalise(&a->norm, first_row + row, normed_rows + row * stride, normed_scales + row * slices, stride);
         BARRIER();
     }
-    const element *inputs = normed ? (const element *)shared : a->inputs + (unsigned long long)first_row * stride;
+    const InputRows from_memory = {a->inputs.rows + (unsigned long long)first_row * stride,
+                                a->inputs.scales + (unsigned long long)first_row * slices};
+    const InputRows from_shared = {normed_rows, normed_scales};
+    const InputRows inputs = normed ? from_shared : from_memory;
     unsigned round = 0;
     for (unsigned first = OUTPUTS * blockIdx.x; first < a->outputs; first += OUTPUTS * gridDim.x) {
         float sums[4] = {0.0f, 0.0f, 0.0f, 0.0f};
@@ -127,13 +191,10 @@ DEVICE void project(const ProjectArguments *a, const int normed) {
             // Behind the last of these outputs come the first of the next.
             const int is_last = slice + AHEAD >= run.end;
             ask(a, is_last ? first + OUTPUTS * gridDim.x : first, is_last ? run.begin : slice + AHEAD, run.end, next);
-            Eight low[AHEAD], high[AHEAD];
-            UNROLL for (int i = 0; i < AHEAD; i++) {
-                const unsigned at = SLICE * (slice + i) + 8 * t;
-                low[i] = load_eight(inputs + g * stride + at, slice + i < run.end && g < rows);
-                high[i] = load_eight(inputs + (g + 8) * stride + at, slice + i < run.end && g + 8 < rows);
-            }
-            UNROLL for (int i = 0; i < AHEAD; i++) multiply(sums, &low[i], &high[i], &right[i]);
+            Left left[AHEAD];
+            UNROLL for (int i = 0; i < AHEAD; i++)
+                left[i] = load_left(&inputs, stride, slices, g, rows, slice + i, slice + i < run.end);
+            UNROLL for (int i = 0; i < AHEAD; i++) multiply_slice(sums, &left[i], &right[i]);
             UNROLL for (int i = 0; i < AHEAD; i++) right[i] = next[i];
         }
         put_sums(parts[round], OUTPUTS, 0, sums);
@@ -159,26 +220,27 @@ KERNEL(project_many, ROW_THREADS, ProjectArguments) {
     const unsigned lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const unsigned first_row = GROUP_ROWS * ROW_TILES * blockIdx.x, first = OUTPUTS * OUTPUT_TILES * blockIdx.y;
     const Run run = run_of_warp(&a);
-    const element *inputs = a.inputs + (unsigned long long)(first_row + g) * a.stride + 8 * t;
     // Eight outputs further are four rows of weights, where they are four gates and what those are for.
     const unsigned long long step = (a.pairs ? 4 : OUTPUTS) * a.stride;
-    const element *weights = a.weights + (unsigned long long)row_of_weights(&a, first + g) * a.stride + 8 * t;
+    const weight *weights = a.weights.rows + (unsigned long long)row_of_weights(&a, first + g) * a.stride + WEIGHT_LOAD * t;
     float sums[ROW_TILES][OUTPUT_TILES][4];
     UNROLL for (int i = 0; i < ROW_TILES; i++)
         UNROLL for (int j = 0; j < OUTPUT_TILES; j++)
             UNROLL for (int k = 0; k < 4; k++) sums[i][j][k] = 0.0f;
     ROLLED for (unsigned slice = run.begin; slice < run.end; slice++) {
-        Eight low[ROW_TILES], high[ROW_TILES], right[OUTPUT_TILES];
+        Left left[ROW_TILES];
+        Right right[OUTPUT_TILES];
         UNROLL for (int j = 0; j < OUTPUT_TILES; j++)
-            right[j] = load_eight(weights + j * step + SLICE * slice, is_output(&a, first + OUTPUTS * j + g));
-        UNROLL for (int i = 0; i < ROW_TILES; i++) {
-            const unsigned row = first_row + GROUP_ROWS * i + g;
-            low[i] = load_eight(inputs + GROUP_ROWS * i * a.stride + SLICE * slice, row < a.rows);
-            high[i] = load_eight(inputs + (GROUP_ROWS * i + 8) * a.stride + SLICE * slice, row + 8 < a.rows);
-        }
-        UNROLL for (int i = 0; i < ROW_TILES; i++) {
-            if (first_row + GROUP_ROWS * i >= a.rows) continue;
-            UNROLL for (int j = 0; j < OUTPUT_TILES; j++) multiply(sums[i][j], &low[i], &high[i], &right[j]);
+            right[j].eight = load_eight(weights + j * step + WEIGHT_SLICE * slice, is_output(&a, first + OUTPUTS * j + g));
+        UNROLL for (int i = 0; i < ROW_TILES; i++)
+            left[i] = load_left(&a.inputs, a.stride, a.stride / WEIGHT_SLICE, first_row + GROUP_ROWS * i + g, a.rows, slice, 1);
+        UNROLL for (int j = 0; j < OUTPUT_TILES; j++) {
+#if WEIGHTS == 8
+            right[j].scales = load_scales(&a, first + OUTPUTS * j, slice, 1);
+#endif
+            UNROLL for (int i = 0; i < ROW_TILES; i++) {
+                if (first_row + GROUP_ROWS * i < a.rows) multiply_slice(sums[i][j], &left[i], &right[j]);
+            }
         }
     }
     UNROLL for (int i = 0; i < ROW_TILES; i++) {

@@ -6,6 +6,17 @@
 
 #define SLICE 32
 
+// Where weights are bytes, products with them are of slices of 64: a lane's sixteen bytes are as long as its eight elements.
+#if WEIGHTS == 8
+#define WEIGHT_SLICE 64
+// What a unit of inputs that has a scale is filled up to.
+#define UNIT_ROUND WEIGHT_SLICE
+#else
+#define WEIGHT_SLICE SLICE
+#define UNIT_ROUND 1
+#endif
+#define WEIGHT_LOAD (WEIGHT_SLICE / 4)
+
 // Eight elements that lie side by side.
 #if ELEMENT == 32
 typedef struct ALIGNED(32) {
@@ -18,14 +29,14 @@ typedef struct ALIGNED(16) {
 #endif
 
 // Those at `from`, or zeros where `present` is 0.
-DEVICE Eight load_eight(const element *from, int present) {
+DEVICE Eight load_eight(const void *from, int present) {
     Eight eight = {{0}};
     if (present) eight = *(const Eight *)from;
     return eight;
 }
 
 // The same of weights.
-DEVICE Eight load_weights(const element *from, int present) {
+DEVICE Eight load_weights(const weight *from, int present) {
     Eight eight;
     unsigned words[sizeof(Eight) / 4] = {0};
     UNROLL for (unsigned i = 0; i < sizeof(Eight) / 4; i += 4) LOAD_ONCE(words + i, (const char *)from + 4 * i, present);
@@ -100,5 +111,22 @@ DEVICE void multiply(float *sums, const Eight *low, const Eight *high, const Eig
     }
     WARP_BARRIER();
 }
+
+#endif
+
+#if WEIGHTS == 8
+
+// sums += left · rightᵀ, each times a scale: of rows g and g + 8 on the left, of rows 2t and 2t + 1 on the right.
+DEVICE void multiply_bytes(float *sums, const Eight *low, const Eight *high, const Eight *right, const float *left_scales,
+                           const float *right_scales) {
+    int whole[4] = {0, 0, 0, 0};
+    UNROLL for (int i = 0; i < 4; i += 2) {
+        BYTE_PRODUCT(whole, low->pair[i], high->pair[i], low->pair[i + 1], high->pair[i + 1], right->pair[i], right->pair[i + 1]);
+    }
+    UNROLL for (int i = 0; i < 4; i++) sums[i] = fmaf((float)whole[i], right_scales[i % 2] * left_scales[i / 2], sums[i]);
+}
+
+// The byte of a value, where `inverse` is one by the scale.
+DEVICE signed char to_byte(float value, float inverse) { return (signed char)fminf(fmaxf(rintf(value * inverse), -127.0f), 127.0f); }
 
 #endif

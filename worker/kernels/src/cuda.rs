@@ -8,14 +8,24 @@
 
 use crate::Element;
 
-/// All kernels for it, as text that the driver compiles: PTX 8.0 for compute capability 8.0 and later. There are none for bytes.
-pub fn ptx(element: Element) -> Option<&'static str> {
+/// All kernels for weights of it, as text that the driver compiles: PTX 8.0 for compute capability 8.0 and later.
+pub fn ptx(element: Element) -> &'static str {
     match element {
-        Element::F32 => Some(include_str!("../cuda/ptx/decoder_f32.ptx")),
-        Element::F16 => Some(include_str!("../cuda/ptx/decoder_f16.ptx")),
-        Element::Bf16 => Some(include_str!("../cuda/ptx/decoder_bf16.ptx")),
-        Element::Int8 => None,
+        Element::F32 => include_str!("../cuda/ptx/decoder_f32.ptx"),
+        Element::F16 => include_str!("../cuda/ptx/decoder_f16.ptx"),
+        Element::Bf16 => include_str!("../cuda/ptx/decoder_bf16.ptx"),
+        Element::Int8 => include_str!("../cuda/ptx/decoder_int8.ptx"),
     }
+}
+
+/// What queries, keys and values are, beside weights of `element`.
+pub fn element_of_heads(element: Element) -> Element {
+    if element == Element::Int8 { Element::Bf16 } else { element }
+}
+
+/// Bytes of what products take from the kernels before them: bytes are made of f32 where they are multiplied.
+pub fn carried_bytes(element: Element) -> usize {
+    if element == Element::Int8 { size_of::<f32>() } else { element.bytes() }
 }
 
 /// The same for GPUs whose kernels may begin while the one before ends: what says so stands in comments, as others do not know it.
@@ -49,6 +59,8 @@ const ATTENTION_THREADS: u32 = 256;
 const ANSWER_THREADS: u32 = 512;
 /// Elements that a warp multiplies at once.
 const SLICE: usize = 32;
+/// The same of bytes, which have a scale each.
+pub const BYTE_SLICE: usize = 64;
 /// Elements that a lane loads at once.
 const LOAD: usize = 8;
 /// Outputs of a layer that a block computes at once.
@@ -56,9 +68,22 @@ const OUTPUTS: usize = 8;
 /// Heads up to this width have a kernel of their own.
 const NARROW_HEAD_DIM: usize = 64;
 
-/// Elements from one row of a matrix to the next, of rows of `width`: whole slices.
+/// Elements from one row of what is carried to the next, of rows of `width`: whole slices.
 pub fn row_stride(width: usize) -> usize {
     width.next_multiple_of(SLICE)
+}
+
+/// Elements from one row of weights to the next, of so many inputs: whole slices, of bytes in each unit of inputs.
+pub fn weight_stride(inputs: usize, unit: usize, element: Element) -> usize {
+    match element {
+        Element::Int8 => inputs.div_ceil(unit) * unit.next_multiple_of(BYTE_SLICE),
+        Element::F32 | Element::Bf16 | Element::F16 => row_stride(inputs),
+    }
+}
+
+/// Scales of a row of weights or inputs of such a stride.
+pub fn scales(stride: usize, element: Element) -> usize {
+    if element == Element::Int8 { stride / BYTE_SLICE } else { 0 }
 }
 
 /// Elements from one head to the next, of heads of `head_dim`: whole loads.
@@ -141,6 +166,12 @@ structs! {
     /// Where rows stand in the KV cache.
     Placement { u64: positions, sequences, tables; }
 
+    /// Weights, a row for each output, and where they are bytes their scales.
+    WeightRows { u64: rows, scales; }
+
+    /// What is multiplied with them, likewise.
+    InputRows { u64: rows, scales; }
+
     /// What is normalised.
     Norm { u64: x, gain, shift, rows; u32: width; f32: epsilon; u32: is_centred, padding; }
 
@@ -156,7 +187,7 @@ structs! {
     }
 
     /// What a table adds to values.
-    AddedValues { Norm: norm; u64: tokens, table, gates; u32: stride, channels; f32: factor; u32: padding; }
+    AddedValues { Norm: norm; u64: tokens; WeightRows: table; u64: gates; u32: stride, channels; f32: factor; u32: rows; }
 
     /// Of `turn`, one warp for each head of a row.
     TurnArguments for "turn" {
@@ -168,12 +199,17 @@ structs! {
 
     /// Of `embed`, one block a row.
     EmbedArguments for "embed" {
-        u64: tokens, positions, embedding, position_embedding, x;
+        u64: tokens, positions;
+        WeightRows: embedding;
+        u64: position_embedding, x;
         u32: first_token, tokens_local, width, stride;
     }
 
     /// Of `layer_norm`, one warp a row.
-    NormArguments for "layer_norm" { Norm: norm; u64: out; u32: count, stride; }
+    NormArguments for "layer_norm" { Norm: norm; u64: out, scales; u32: count, stride; }
+
+    /// Of `quantise`, one warp a unit of a row.
+    QuantiseArguments for "quantise" { u64: x, out, scales; u32: count, width, x_stride, stride, unit, padding; }
 
     /// Of the attention kernels, one block a head of a tile.
     AttendArguments for "attend_64" {
@@ -187,7 +223,9 @@ structs! {
     /// Of `project_rows` and `project_normed`, whose blocks take outputs in turns, and of `project_many`.
     ProjectArguments for "project_rows" {
         Norm: norm;
-        u64: inputs, weights, bias;
+        InputRows: inputs;
+        WeightRows: weights;
+        u64: bias;
         QkvPlaces: to;
         u64: out, sums;
         u32: rows, outputs, pairs, stride, out_stride, finish, activation;
@@ -223,8 +261,13 @@ pub enum Finish {
     Sums,
 }
 
-/// Names of all kernels, in the order of the sources.
-pub const KERNELS: [&str; 13] = [
+/// Names of the kernels for weights of `element`.
+pub fn kernels(element: Element) -> impl Iterator<Item = &'static str> {
+    KERNELS.into_iter().chain((element == Element::Int8).then_some(QuantiseArguments::NAME))
+}
+
+/// Of every element, in the order of the sources.
+const KERNELS: [&str; 13] = [
     "embed",
     "layer_norm",
     "begin",
@@ -259,6 +302,11 @@ impl Launch {
     /// One warp for each of `rows` rows: `layer_norm`, `begin`.
     pub fn warps(rows: usize) -> Self {
         Self::rows(rows.div_ceil(ROW_THREADS as usize / 32))
+    }
+
+    /// One warp for each of `units` units of `rows` rows: `quantise`.
+    pub fn quantise(rows: usize, units: usize) -> Self {
+        Self { grid: (rows as u32, units.div_ceil(ROW_THREADS as usize / 32) as u32), ..Self::rows(rows) }
     }
 
     /// One block for each part of `rows` rows of `width` logits: `answer_parts`.
@@ -310,9 +358,15 @@ impl Launch {
     }
 }
 
-/// A slice more than the row, so that rows side by side begin in other banks.
+/// A slice more than the row, so that rows side by side begin in other banks; of bytes with their scales.
 fn normed_row_bytes(width: usize, element: Element) -> usize {
-    (row_stride(width) + SLICE) * element.bytes()
+    match element {
+        Element::Int8 => {
+            let stride = weight_stride(width, BYTE_SLICE, element);
+            stride + BYTE_SLICE + scales(stride, element) * size_of::<f32>()
+        }
+        Element::F32 | Element::Bf16 | Element::F16 => (row_stride(width) + SLICE) * element.bytes(),
+    }
 }
 
 #[cfg(test)]
@@ -321,7 +375,8 @@ mod tests {
 
     use super::*;
 
-    const ELEMENTS: [(Element, &str); 3] = [(Element::F32, "f32"), (Element::F16, "f16"), (Element::Bf16, "bf16")];
+    const ELEMENTS: [(Element, &str); 4] =
+        [(Element::F32, "f32"), (Element::F16, "f16"), (Element::Bf16, "bf16"), (Element::Int8, "int8")];
 
     const HEADER: &str = include_str!("../cuda/arguments.h");
 
@@ -341,7 +396,7 @@ mod tests {
         ];
         let digest: String = Sha256::digest(sources.concat()).iter().map(|byte| format!("{byte:02x}")).collect();
         for (element, name) in ELEMENTS {
-            let first = ptx(element).unwrap().lines().next().unwrap();
+            let first = ptx(element).lines().next().unwrap();
             assert_eq!(first, format!("// {name}, sources {digest}"), "run worker/kernels/cuda/build_ptx.py");
         }
     }
@@ -357,11 +412,12 @@ mod tests {
     #[test]
     fn kernels_take_as_many_bytes_as_they_are_given() {
         for (element, _) in ELEMENTS {
-            let ptx = ptx(element).unwrap();
+            let ptx = ptx(element);
+            let count = kernels(element).count();
             assert!(ptx.contains("\n.version 8.0\n.target sm_80\n"));
-            assert_eq!(ptx.matches(".visible .entry ").count(), KERNELS.len());
+            assert_eq!(ptx.matches(".visible .entry ").count(), count);
             // Each kernel says when the next may begin, and waits for the one before.
-            assert_eq!(ptx.matches("\t//overlap griddepcontrol.").count(), 2 * KERNELS.len());
+            assert_eq!(ptx.matches("\t//overlap griddepcontrol.").count(), 2 * count);
             let overlapping = overlapping(ptx);
             assert!(overlapping.contains("\n.version 8.0\n.target sm_90\n") && !overlapping.contains("//overlap"));
             for (kernel, bytes) in [
@@ -380,6 +436,9 @@ mod tests {
                 ("project_many", size_of::<ProjectArguments>()),
             ] {
                 assert_eq!(parameter_bytes(ptx, kernel), bytes, "{kernel}");
+            }
+            if element == Element::Int8 {
+                assert_eq!(parameter_bytes(ptx, QuantiseArguments::NAME), size_of::<QuantiseArguments>());
             }
         }
     }

@@ -26,8 +26,8 @@ use nanoinfer_shared::{
     protocol::DType,
 };
 
-use super::pack::{Linear, Norm, Packer};
-use crate::element::element;
+use super::pack::{Linear, Packer};
+use crate::{element::element, tile::Norm};
 
 /// Everything that a rank holds of a model.
 #[derive(Debug)]

@@ -30,9 +30,10 @@ use nanoinfer_shared::{
     protocol::{DType, LoadOrder, TokenId},
 };
 
-use super::{load::Shard, pack::Norm, pool::KvPool};
+use super::{load::Shard, pool::KvPool};
 use crate::{
     element::activation,
+    tile::Norm,
     trace::{Category, Trace},
 };
 

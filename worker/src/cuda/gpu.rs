@@ -23,15 +23,13 @@ use cudarc::driver::{
 };
 use nanoinfer_kernels::{
     Element,
-    cuda::{Arguments, KERNELS, LEAST_OVERLAPPING, Launch, overlapping, ptx},
+    cuda::{Arguments, LEAST_OVERLAPPING, Launch, kernels, overlapping, ptx},
 };
-use nanoinfer_shared::protocol::DType;
 
 use super::{
     error::{GpuError, While},
     find,
 };
-use crate::fit::Unfit;
 
 /// The driver that captures kernels that overlap as such: CUDA 12.3.
 const LEAST_OVERLAPPING_DRIVER: i32 = 12_030;
@@ -79,7 +77,7 @@ impl Gpu {
         // The null stream cannot be captured.
         let stream = context.new_stream().doing("make a stream")?;
         let done = context.new_event(None).doing("make an event")?;
-        let ptx = ptx(element).ok_or(Unfit::OnlyOnCpu { dtype: DType::Int8 })?;
+        let ptx = ptx(element);
         let capability = context.compute_capability().doing("ask for the GPU's generation")?;
         let overlaps = capability >= LEAST_OVERLAPPING && find::driver_version()? >= LEAST_OVERLAPPING_DRIVER;
         let ptx = if overlaps { overlapping(ptx) } else { ptx.to_owned() };
@@ -106,7 +104,7 @@ impl Gpu {
             module,
             context,
         };
-        for kernel in KERNELS {
+        for kernel in kernels(element) {
             // SAFETY: the module was just loaded, and lives as long as `gpu`.
             let function = unsafe { Function::of(module, kernel, shared) }.doing("find a kernel")?;
             gpu.functions.insert(kernel, function);

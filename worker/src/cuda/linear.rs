@@ -4,13 +4,19 @@
 //! few rows    project_normed, project_rows: norm of the inputs, product, and where its outputs go, in one kernel that reads each weight once
 //! more rows   layer_norm ─► project_many: product, and where its outputs go
 //! ```
+//! Where weights are bytes, inputs that are not normed are quantised by a kernel of their own first.
 //! The residual stream: a row-parallel layer's product is added to `x` on the first rank, with the bias, and replaces it on the others,
 //! so that the sum over all ranks is the stream itself. Does not know layers' order.
 
+use nanoinfer_kernels::Element;
 use nanoinfer_kernels::cuda::{
-    Finish, Launch, Norm as NormOf, NormArguments, ProjectArguments, QkvPlaces, gated_outputs, row_stride,
+    Finish, InputRows, Launch, Norm as NormOf, NormArguments, ProjectArguments, QkvPlaces, QuantiseArguments,
+    gated_outputs, row_stride, scales, weight_stride,
 };
-use nanoinfer_shared::model::shape::NormKind;
+use nanoinfer_shared::model::{
+    partition::{Linear, WIDTH_BLOCK},
+    shape::NormKind,
+};
 
 use super::{
     error::GpuError,
@@ -28,8 +34,8 @@ pub(crate) enum Input<'a> {
         /// Address of the numbers of the rows that are wanted, or 0 for all.
         rows: u64,
     },
-    /// Elements, `[T, K]` in whole slices.
-    Elements(u64),
+    /// What a kernel before left, `[T, K]` in whole slices.
+    Carried(u64),
 }
 
 /// Where a layer's outputs go.
@@ -53,24 +59,27 @@ pub(crate) struct Linears {
     model: RankModel,
     /// f32 `[T, C]`.
     pub(crate) x: Memory,
-    /// `[T or R, C]` in whole slices.
-    normed: Memory,
+    /// What products take that kernels before them made for them, `[T or R, K]` in whole slices, and of bytes their scales.
+    inputs: [Memory; 2],
 }
 
 impl Linears {
     /// Bytes of the buffers for steps of up to `tokens` rows, of which at most `rows` logits are wanted at once.
     pub(crate) fn bytes(model: &RankModel, tokens: usize, rows: usize) -> u64 {
-        (tokens * model.shape.width * size_of::<f32>() + normed_bytes(model, tokens, rows)) as u64
+        let [inputs, scales] = input_bytes(model, tokens, rows);
+        (tokens * model.shape.width * size_of::<f32>() + inputs + scales) as u64
     }
 
     pub(crate) fn new(gpu: &Gpu, model: &RankModel, tokens: usize, rows: usize) -> Result<Self, GpuError> {
         let (width, element) = (model.shape.width, model.element);
         let buffer = |bytes| gpu.allocate(bytes, "activations");
+        let [inputs, scales] = input_bytes(model, tokens, rows);
         Ok(Self {
             few_rows: Launch::few_rows(width, element, gpu.shared_bytes("project_normed")),
             model: model.clone(),
             x: buffer(tokens * width * size_of::<f32>())?,
-            normed: buffer(normed_bytes(model, tokens, rows))?,
+            // What fills units up stays zero.
+            inputs: [gpu.zeroed(inputs, "activations")?, buffer(scales)?],
         })
     }
 
@@ -94,7 +103,7 @@ impl Linears {
             bias: layer.bias,
             rows: rows as u32,
             outputs: layer.outputs as u32,
-            stride: row_stride(layer.inputs) as u32,
+            stride: layer.stride(self.model.element) as u32,
             activation: activation(self.model.shape.mlp.activation) as u32,
             ..ProjectArguments::default()
         };
@@ -135,14 +144,31 @@ impl Linears {
                 Some(width)
             }
             Input::Norm { norm, rows: list } => {
-                let (out, stride) = (self.normed.address(), row_stride(width) as u32);
-                let norm = NormArguments { norm: self.norm(norm, *list), out, count: rows as u32, stride };
+                let (InputRows { rows: out, scales }, stride) = (self.made_inputs(), arguments.stride);
+                let norm = NormArguments { norm: self.norm(norm, *list), out, scales, count: rows as u32, stride };
                 gpu.launch(Launch::warps(rows), &norm)?;
-                arguments.inputs = out;
+                arguments.inputs = self.made_inputs();
                 None
             }
-            Input::Elements(at) => {
-                arguments.inputs = *at;
+            Input::Carried(x) if self.model.element == Element::Int8 => {
+                let InputRows { rows: out, scales } = self.made_inputs();
+                let quantise = QuantiseArguments {
+                    x: *x,
+                    out,
+                    scales,
+                    count: rows as u32,
+                    width: layer.inputs as u32,
+                    x_stride: row_stride(layer.inputs) as u32,
+                    stride: arguments.stride,
+                    unit: layer.unit as u32,
+                    padding: 0,
+                };
+                gpu.launch(Launch::quantise(rows, layer.inputs.div_ceil(layer.unit)), &quantise)?;
+                arguments.inputs = self.made_inputs();
+                None
+            }
+            Input::Carried(at) => {
+                arguments.inputs = InputRows { rows: *at, scales: 0 };
                 None
             }
         };
@@ -152,6 +178,11 @@ impl Linears {
         }
         let (name, launch) = Launch::project(rows, arguments.outputs as usize, normed, self.model.element);
         gpu.launch_as(name, launch.in_turns(gpu.blocks_at_once(name, launch)?), &arguments)
+    }
+
+    fn made_inputs(&self) -> InputRows {
+        let [rows, scales] = &self.inputs;
+        InputRows { rows: rows.address(), scales: scales.address() }
     }
 
     /// A norm of the residual stream, of rows whose numbers are at `rows`, or of all.
@@ -171,6 +202,11 @@ impl Linears {
     }
 }
 
-fn normed_bytes(RankModel { shape, element, .. }: &RankModel, tokens: usize, rows: usize) -> usize {
-    tokens.max(rows) * row_stride(shape.width) * element.bytes()
+/// Bytes of inputs that are made for products, and of their scales.
+fn input_bytes(RankModel { shape, share, element, .. }: &RankModel, tokens: usize, rows: usize) -> [usize; 2] {
+    let normed = tokens.max(rows) * weight_stride(shape.width, WIDTH_BLOCK, *element);
+    let carried = Linear::ALL.map(|linear| share.linear(shape, linear));
+    let carried = carried.iter().map(|held| tokens * weight_stride(held.inputs.len(), held.unit, *element)).max();
+    let most = if *element == Element::Int8 { normed.max(carried.unwrap_or_default()) } else { normed };
+    [most * element.bytes(), scales(most, *element) * size_of::<f32>()]
 }

@@ -1,6 +1,9 @@
 //! What of a model one rank computes on its GPU, and in what.
 
-use nanoinfer_kernels::Element;
+use nanoinfer_kernels::{
+    Element,
+    cuda::{carried_bytes, element_of_heads},
+};
 use nanoinfer_shared::{ModelShape, Share, protocol::LoadOrder};
 
 use crate::element::element;
@@ -11,6 +14,7 @@ pub(crate) struct RankModel {
     pub(crate) rank: usize,
     pub(crate) shape: ModelShape,
     pub(crate) share: Share,
+    /// Of weights.
     pub(crate) element: Element,
 }
 
@@ -18,5 +22,15 @@ impl RankModel {
     /// Of a model that was ordered.
     pub(crate) fn new(order: &LoadOrder, rank: usize, share: &Share) -> Self {
         Self { rank, shape: order.shape.clone(), share: share.clone(), element: element(order.dtype) }
+    }
+
+    /// Bytes of an element of queries, keys and values.
+    pub(crate) fn head_bytes(&self) -> usize {
+        element_of_heads(self.element).bytes()
+    }
+
+    /// Bytes of an element of what products take from the kernels before them.
+    pub(crate) fn carried_bytes(&self) -> usize {
+        carried_bytes(self.element)
     }
 }

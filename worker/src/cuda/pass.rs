@@ -20,12 +20,12 @@ use std::time::{Duration, Instant};
 use nanoinfer_kernels::Element;
 use nanoinfer_kernels::cuda::{
     AnswerArguments, AttendArguments, BLOCK, EmbedArguments, Launch, NO_WINDOW, QkvPlaces, TILE_ROWS, TurnArguments,
-    TurnsArguments, head_stride, part_floats, row_stride, sharing,
+    TurnsArguments, head_stride, part_floats, row_stride, sharing, weight_stride,
 };
 use nanoinfer_shared::{
     comm::{Communicator as HostCommunicator, Elements, OneThread, ReduceSite},
     model::{
-        partition::Linear,
+        partition::{Linear, WIDTH_BLOCK},
         rotary::Rotary,
         shape::{Positions, QkNorm},
     },
@@ -86,9 +86,9 @@ impl Pass {
 
     /// Bytes of activations for steps of up to `tokens` tokens, of which at most `rows` logits are wanted at once.
     pub(crate) fn activation_bytes(model: &RankModel, tokens: usize, rows: usize) -> u64 {
-        let elements: usize = activation_widths(model).iter().sum();
+        let of_row: usize = activation_row_bytes(model).iter().sum();
         let floats: usize = turned_widths(model).iter().sum();
-        let bytes = tokens * (elements * model.element.bytes() + floats * size_of::<f32>())
+        let bytes = tokens * (of_row + floats * size_of::<f32>())
             + (Terms::floats(model, tokens) + parts(model, tokens, 0)) * size_of::<f32>();
         bytes as u64 + Linears::bytes(model, tokens, rows)
     }
@@ -110,8 +110,8 @@ impl Pass {
         let parts = gpu.allocate(parts(&model, tokens, gpu.multiprocessors) * size_of::<f32>(), "activations")?;
         let parts = [parts, gpu.zeroed(gpu.multiprocessors * 4, "activations")?];
         // What fills rows up stays zero.
-        let elements = |width: usize| gpu.zeroed(tokens * width * model.element.bytes(), "activations");
-        let [queries, mixed, hidden] = activation_widths(&model).map(elements);
+        let [queries, mixed, hidden] =
+            activation_row_bytes(&model).map(|bytes| gpu.zeroed(tokens * bytes, "activations"));
         let (queries, mixed, hidden) = (queries?, mixed?, hidden?);
         let [sums, turns] = turned_widths(&model).map(|width| gpu.allocate(tokens * width * 4, "activations"));
         let turned = [sums?, turns?];
@@ -157,7 +157,7 @@ impl Pass {
                 first_token: share.vocab.start as u32,
                 tokens_local: share.vocab.len() as u32,
                 width: shape.width as u32,
-                stride: row_stride(shape.width) as u32,
+                stride: weight_stride(shape.width, WIDTH_BLOCK, self.model.element) as u32,
             },
         )?;
         if let Positions::Rotary(rotary) = &shape.attention.positions {
@@ -182,7 +182,8 @@ impl Pass {
     pub(crate) fn answer(&self, (rows, count): (u64, usize), asked: AnswerArguments) -> Result<(), GpuError> {
         let RankModel { shape, share, .. } = &self.model;
         let width = share.vocab.len();
-        let head = Matrix { weights: self.weights.head, bias: 0, inputs: shape.width, outputs: width };
+        let (weights, inputs) = (self.weights.head, shape.width);
+        let head = Matrix { weights, bias: 0, inputs, unit: WIDTH_BLOCK, outputs: width };
         let input = Input::Norm { norm: &self.weights.final_norm, rows };
         self.linears.apply(&self.gpu, count, &input, head, Output::Logits(asked.logits))?;
         let arguments = AnswerArguments { width: width as u32, ..asked };
@@ -265,7 +266,7 @@ impl Pass {
         };
         let (name, launch) = Launch::attention(if tiled { inputs.tiles } else { t }, heads, d, tiled, sharing);
         self.gpu.launch_as(name, launch, &attend)?;
-        let mixed = Input::Elements(self.mixed.address());
+        let mixed = Input::Carried(self.mixed.address());
         self.linears.apply(&self.gpu, t, &mixed, weights.attention_output, Output::Residual)
     }
 
@@ -273,7 +274,7 @@ impl Pass {
         let (weights, hidden) = (&self.weights.layers[layer], self.hidden.address());
         let input = Input::Norm { norm: &weights.mlp_norm, rows: 0 };
         self.linears.apply(&self.gpu, t, &input, weights.up, Output::Hidden(hidden))?;
-        self.linears.apply(&self.gpu, t, &Input::Elements(hidden), weights.down, Output::Residual)
+        self.linears.apply(&self.gpu, t, &Input::Carried(hidden), weights.down, Output::Residual)
     }
 
     /// Replaces rows `[T, C]` by their sum over all ranks.
@@ -315,10 +316,15 @@ pub(crate) fn reduced_floats(RankModel { shape, .. }: &RankModel, tokens: usize)
     if shape.stream.smear.is_some() { 2 * tokens * shape.width } else { tokens * shape.width }
 }
 
-/// Elements a row of queries, of what attention mixes, and of the hidden layer.
-fn activation_widths(RankModel { shape, share, .. }: &RankModel) -> [usize; 3] {
-    let (d, heads) = (shape.attention.head_dim, share.heads.len());
-    [heads * head_stride(d), row_stride(heads * d), row_stride(share.ffn.len())]
+/// Bytes a row of queries, of what attention mixes, and of the hidden layer.
+fn activation_row_bytes(model: &RankModel) -> [usize; 3] {
+    let RankModel { shape, share, .. } = model;
+    let (d, heads, carried) = (shape.attention.head_dim, share.heads.len(), model.carried_bytes());
+    [
+        heads * head_stride(d) * model.head_bytes(),
+        row_stride(heads * d) * carried,
+        row_stride(share.ffn.len()) * carried,
+    ]
 }
 
 /// Floats a row of what rotations turn, and of their angles; none where there are no rotations.
@@ -335,6 +341,6 @@ fn parts(RankModel { shape, share, .. }: &RankModel, tokens: usize, multiprocess
 }
 
 /// K and V of the heads of one block of one layer.
-fn layer_block_bytes(RankModel { shape, share, element, .. }: &RankModel) -> usize {
-    2 * BLOCK * share.kv_heads.len() * head_stride(shape.attention.head_dim) * element.bytes()
+fn layer_block_bytes(model: &RankModel) -> usize {
+    2 * BLOCK * model.share.kv_heads.len() * head_stride(model.shape.attention.head_dim) * model.head_bytes()
 }

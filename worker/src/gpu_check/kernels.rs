@@ -1,5 +1,7 @@
 //! Every kernel of one element type against the CPU on odd sizes.
 
+mod bytes;
+
 use std::ops::Range;
 
 use nanoinfer_kernels::{
@@ -28,6 +30,9 @@ const F32_TOLERANCE: f64 = 1e-5;
 const EPSILON: f32 = 1e-5;
 
 pub(super) fn check(lab: &Lab, section: &mut Section<'_>) -> Result<(), Trouble> {
+    if lab.element == Element::Int8 {
+        return Ok(bytes::check(lab, section)?);
+    }
     embed(lab, section)?;
     layer_norm(lab, section)?;
     rms_norm(lab, section)?;
@@ -56,7 +61,7 @@ fn embed(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
     let arguments = EmbedArguments {
         tokens: lab.words(&tokens)?,
         positions: lab.words(&positions)?,
-        embedding: lab.rows(&embedding, width)?,
+        embedding: lab.weights(&embedding, width)?,
         first_token: first as u32,
         tokens_local: local as u32,
         width: width as u32,
@@ -97,7 +102,7 @@ fn rms_norm(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
     let norm =
         Norm { x: lab.floats(&x)?, gain: lab.floats(&gain)?, width: width as u32, epsilon: EPSILON, ..Norm::default() };
     let (out, stride) = (lab.rows(&vec![f32::NAN; rows * width], width)?, row_stride(width) as u32);
-    lab.gpu.launch(Launch::warps(rows), &NormArguments { norm, out, count: rows as u32, stride })?;
+    lab.gpu.launch(Launch::warps(rows), &NormArguments { norm, out, scales: 0, count: rows as u32, stride })?;
     let exact = x.chunks_exact(width).flat_map(|x| rms_normed(x, &gain));
     section.compare("RMSNorm", &lab.read_rows(out, rows, width)?, exact, lab.tolerance);
     Ok(())
@@ -193,12 +198,12 @@ fn rotations(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
     let added = AddedValues {
         norm,
         tokens: lab.words(&tokens)?,
-        table: lab.rows(&table, heads * head_dim)?,
+        table: lab.weights(&table, heads * head_dim)?,
         gates: lab.floats(&gates)?,
         stride: row_stride(heads * head_dim) as u32,
         channels: channels as u32,
         factor,
-        padding: 0,
+        rows: 11,
     };
     let ones = vec![1.0; stream_width];
     let value = |row: usize, kv: usize, d: usize| {
@@ -239,8 +244,8 @@ fn gated(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
     let (x, weights) = (lab.rounded(1.0, rows * inputs, 22), lab.rounded(0.1, 2 * pairs * inputs, 23));
     let bias = values(2 * pairs, 24);
     let arguments = ProjectArguments {
-        inputs: lab.rows(&x, inputs)?,
-        weights: lab.rows(&weights, inputs)?,
+        inputs: lab.inputs(&x, inputs)?,
+        weights: lab.weights(&weights, inputs)?,
         bias: lab.floats(&bias)?,
         rows: rows as u32,
         outputs: gated_outputs(pairs) as u32,
@@ -285,7 +290,10 @@ fn layer_norm(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
             padding: 0,
         };
         let (out, stride) = (lab.rows(&vec![f32::NAN; rows * width], width)?, row_stride(width) as u32);
-        lab.gpu.launch(Launch::warps(order.len()), &NormArguments { norm, out, count: order.len() as u32, stride })?;
+        lab.gpu.launch(
+            Launch::warps(order.len()),
+            &NormArguments { norm, out, scales: 0, count: order.len() as u32, stride },
+        )?;
         let wanted: Vec<f32> = order.iter().flat_map(|&row| &x[row * width..][..width]).copied().collect();
         let got = lab.read_rows(out, order.len(), width)?;
         section.compare(&format!("LayerNorm of {width}"), &got, normed(&wanted, &gain, &shift), lab.tolerance);
@@ -300,8 +308,8 @@ fn activate(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
     let (x, bias) = (lab.rounded(1.0, rows * width, 8), values(width, 9));
     let diagonal: Vec<f32> = (0..width * width).map(|i| if i % (width + 1) == 0 { 1.0 } else { 0.0 }).collect();
     let arguments = ProjectArguments {
-        inputs: lab.rows(&x, width)?,
-        weights: lab.rows(&diagonal, width)?,
+        inputs: lab.inputs(&x, width)?,
+        weights: lab.weights(&diagonal, width)?,
         bias: lab.floats(&bias)?,
         rows: rows as u32,
         outputs: width as u32,
@@ -522,7 +530,7 @@ fn project(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
     let outputs = 3 * heads * head_dim;
     let weights = lab.rounded(0.05, outputs * inputs, 13);
     let (bias, gain, shift) = (values(outputs, 14), values(inputs, 15), values(inputs, 16));
-    let (weights_at, bias_at) = (lab.rows(&weights, inputs)?, lab.floats(&bias)?);
+    let (weights_at, bias_at) = (lab.weights(&weights, inputs)?, lab.floats(&bias)?);
     let (gain_at, shift_at) = (lab.floats(&gain)?, lab.floats(&shift)?);
     let mut alone = Vec::new();
     for rows in [1, 9, 37] {
@@ -546,7 +554,7 @@ fn project(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
                 is_centred: 1,
                 padding: 0,
             },
-            inputs: lab.rows(&ready, inputs)?,
+            inputs: lab.inputs(&ready, inputs)?,
             weights: weights_at,
             bias: bias_at,
             to: text.places,

@@ -21,6 +21,7 @@ use super::{Section, Trouble, values};
 use crate::{
     WorkerError, backend,
     cuda::Held,
+    fit::kv_dtype_on_gpu,
     runner::{Link, Runner},
     trace::Trace,
 };
@@ -219,7 +220,7 @@ fn sequence(
     }
 }
 
-/// What a rank of a check is told, on one thread; beside it stands a KV cache of the same type.
+/// What a rank of a check is told, on one thread, with the KV cache that a GPU would have.
 pub(super) fn order_of(
     shape: &ModelShape,
     weights: Vec<PathBuf>,
@@ -233,7 +234,7 @@ pub(super) fn order_of(
         weights,
         fingerprint: 0,
         dtype,
-        kv_dtype: dtype,
+        kv_dtype: kv_dtype_on_gpu(dtype),
         isa: None,
         comm,
         max_batched_tokens,

@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use nanoinfer_kernels::cuda::{
-    AttendArguments, BLOCK, EmbedArguments, Finish, Launch, NO_WINDOW, Norm, Placement, ProjectArguments, QkvPlaces,
-    head_stride, part_floats, row_stride, sharing,
+    AttendArguments, BLOCK, EmbedArguments, Finish, InputRows, Launch, NO_WINDOW, Norm, Placement, ProjectArguments,
+    QkvPlaces, WeightRows, head_stride, part_floats, row_stride, sharing,
 };
 use nanoinfer_shared::{ModelShape, protocol::DType};
 
@@ -70,7 +70,7 @@ fn launches(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
     let nothing = EmbedArguments {
         tokens: at,
         positions: at,
-        embedding: at,
+        embedding: WeightRows { rows: at, scales: 0 },
         x: at + 16,
         first_token: 1,
         width: 1,
@@ -131,7 +131,7 @@ fn layers(ordinal: u32, shape: &ModelShape, section: &mut Section<'_>) -> Result
         };
         let layer = ProjectArguments {
             norm,
-            inputs: zeros,
+            inputs: InputRows { rows: zeros, scales: zeros },
             bias: zeros,
             out: lab.empty_elements(row_stride(outputs))?,
             sums: lab.empty(outputs, 4)?,
@@ -144,6 +144,7 @@ fn layers(ordinal: u32, shape: &ModelShape, section: &mut Section<'_>) -> Result
         };
         let bytes = outputs * row_stride(inputs) * lab.element.bytes();
         in_turns(&lab, bytes, &format!("{what}, {inputs} to {outputs}, one row"), section, |weights| {
+            let weights = WeightRows { rows: weights, scales: 0 };
             lab.gpu.launch_as(name, launch, &ProjectArguments { weights, ..layer })
         })?;
     }

@@ -5,7 +5,7 @@
 use nanoinfer_shared::protocol::TokenId;
 
 use super::{Buffers, Pass, Row, norm};
-use crate::{cpu::pack::Norm, trace::Category};
+use crate::{tile::Norm, trace::Category};
 
 /// Of embeddings.
 const NO_GAIN: Norm = Norm { gain: Vec::new(), bias: Vec::new() };

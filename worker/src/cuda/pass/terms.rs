@@ -2,7 +2,7 @@
 //!
 //! Does not know whose these terms are. The numbers come with the weights.
 
-use nanoinfer_kernels::cuda::{AddedValues, BeginArguments, Launch, MixArguments, row_stride};
+use nanoinfer_kernels::cuda::{AddedValues, BeginArguments, Launch, MixArguments, weight_stride};
 
 use super::{Inputs, Pass, RankModel};
 use crate::cuda::{
@@ -117,10 +117,11 @@ impl Pass {
             tokens: inputs.tokens(memory),
             table: values.rows,
             gates: values.gates,
-            stride: row_stride(share.value_columns(shape).len()) as u32,
+            stride: weight_stride(share.value_columns(shape).len(), shape.attention.head_dim, self.model.element)
+                as u32,
             channels: tables.gate_channels as u32,
             factor: tables.gate_factor,
-            padding: 0,
+            rows: shape.vocab_size as u32,
         }
     }
 }
