@@ -173,14 +173,20 @@ impl Plan {
         let kv = KvBudget { kv_memory: config.kv_memory.map(|size| size.0) };
         let mut free_after = vec![u64::MAX; world];
         for memory in &memories {
-            let weights: u64 = memory.ranks.iter().map(|&rank| estimate(rank, 0).weights).sum();
-            let free = memory.free_bytes.map_or(u64::MAX, |free| free.saturating_sub(weights));
+            // Of a GPU all that is no pool, of a host what is loaded.
+            let taken = |&rank: &usize| {
+                let memory = estimate(rank, 0);
+                if chosen.gpus.is_empty() { memory.weights } else { memory.total() }
+            };
+            let taken: u64 = memory.ranks.iter().map(taken).sum();
+            let free = memory.free_bytes.map_or(u64::MAX, |free| free.saturating_sub(taken));
             memory.ranks.iter().for_each(|&rank| free_after[rank] = free);
         }
         let sharing = ranks_per_memory(&memories, world);
         let room = |rank| RankRoom {
             block_bytes: estimate(rank, 1).kv,
             free_bytes: free_after[rank],
+            is_gpu: !chosen.gpus.is_empty(),
             ranks_per_memory: sharing[rank],
         };
         let rooms: Vec<RankRoom> = (0..world).map(room).collect();

@@ -200,16 +200,20 @@ impl Server {
         answer
     }
 
-    /// POST whose streamed answer is read only up to its first event: a reader of the rest, and
-    /// that event's line.
-    pub(crate) fn open_stream(&self, path: &str, body: &Value) -> (BufReader<TcpStream>, String) {
-        let address = self.url.strip_prefix("http://").unwrap();
-        let mut socket = TcpStream::connect(address).unwrap();
+    /// POST with a JSON body, whose answer nobody has read yet.
+    pub(crate) fn send(&self, path: &str, body: &Value) -> TcpStream {
+        let mut socket = TcpStream::connect(self.url.strip_prefix("http://").unwrap()).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         // HTTP/1.0, so that the body comes as it is, without chunks.
         let body = body.to_string();
         write!(socket, "POST {path} HTTP/1.0\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
-        let mut reader = BufReader::new(socket);
+        socket
+    }
+
+    /// POST whose streamed answer is read only up to its first event: a reader of the rest, and
+    /// that event's line.
+    pub(crate) fn open_stream(&self, path: &str, body: &Value) -> (BufReader<TcpStream>, String) {
+        let mut reader = BufReader::new(self.send(path, body));
         let mut line = String::new();
         while !line.starts_with("data:") {
             line.clear();

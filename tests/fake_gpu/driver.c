@@ -18,7 +18,7 @@
 #include <fcntl.h>
 
 typedef int Status;
-enum { OK = 0, INVALID = 1, OUT_OF_MEMORY = 2, STUB = 34, NO_DEVICE = 100, INVALID_DEVICE = 101, INVALID_IMAGE = 200, NO_CONTEXT = 201, NOT_FOUND = 500, NOT_READY = 600, FAULT = 700, CAPTURING = 900, SPOILT = 901 };
+enum { OK = 0, INVALID = 1, OUT_OF_MEMORY = 2, STUB = 34, NO_DEVICE = 100, INVALID_DEVICE = 101, INVALID_IMAGE = 200, NO_CONTEXT = 201, NO_COMPILER = 221, NOT_FOUND = 500, NOT_READY = 600, FAULT = 700, CAPTURING = 900, SPOILT = 901 };
 // The last place is the host, for pinned memory.
 enum { MOST_DEVICES = 16, HOST = MOST_DEVICES };
 
@@ -401,8 +401,15 @@ Status cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, Stream *s
 }
 
 // A module is the element type that the first line of its PTX names.
-Status cuModuleLoadData(int **module, const char *ptx) {
+Status cuModuleLoadDataEx(int **module, const char *ptx, unsigned count, const int *options, void **values) {
     TRY(ready_outside_captures());
+    if (fake_setting("FAKE_GPU_NO_COMPILER", 0)) return NO_COMPILER;
+    // The buffer for errors, and its size.
+    if (count != 2 || options[0] != 5 || options[1] != 6) return INVALID;
+    if (fake_setting("FAKE_GPU_OLD_COMPILER", 0)) {
+        snprintf(values[0], (size_t)values[1], "ptxas fatal : Unsupported .version 8.0");
+        return INVALID_IMAGE;
+    }
     static int elements[4] = {32, 16, 19, 8};
     static const char *names[4] = {"// f32,", "// f16,", "// bf16,", "// int8,"};
     for (int i = 0; i < 4; i++) {

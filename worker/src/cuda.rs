@@ -1,12 +1,13 @@
 //! A rank on a GPU. No part of CUDA is linked: the driver and NCCL are found at run time, and what is missing is named.
 //!
 //! Reading order: [`find`](mod@find) looks for libraries and GPUs; [`gpu`] is one GPU with its stream, memory and kernels; [`model`] is what
-//! of a model a rank computes, whose slices [`load`] copies there; [`pass`] queues a forward pass of kernels, layers ([`linear`]) and
+//! of a model a rank computes, whose slices [`load`] copies there ([`upload`]); [`pass`] queues a forward pass of kernels, layers ([`linear`]) and
 //! reductions ([`nccl`], or over the host); [`inputs`] and [`answers`] are what goes up and comes back; [`step`] turns
 //! plans into answers, decode steps as captured graphs. What fails becomes an error of the rank in [`failure`].
 //! The kernels are in `worker/kernels/cuda/`. See `docs/gpu.md`.
 
 pub(crate) mod answers;
+pub(crate) mod buffers;
 pub(crate) mod error;
 pub(crate) mod failure;
 #[allow(unsafe_code)]
@@ -21,6 +22,7 @@ pub(crate) mod model;
 pub(crate) mod nccl;
 pub(crate) mod pass;
 pub(crate) mod step;
+pub(crate) mod upload;
 
 use std::fs::File;
 
@@ -37,11 +39,12 @@ pub use self::{
 use self::{
     failure::{Failure, OfRank},
     gpu::Gpu,
-    load::{WEIGHTS, Weights},
+    load::Weights,
     model::RankModel,
     nccl::{Communicator, Nccl},
     pass::{Pass, Reduction},
     step::StepRunner,
+    upload::WEIGHTS,
 };
 use crate::{
     WorkerError,
@@ -134,11 +137,11 @@ impl Held {
         let reduction = match link {
             Link::Host(comm) if comm.world() == 1 => Reduction::Alone,
             Link::Host(comm) => {
-                let staging = gpu.pinned(pass::reduced_floats(&model, max_batched_tokens)).of_rank(rank)?;
+                let staging = gpu.pinned(buffers::reduced_floats(&model, max_batched_tokens)).of_rank(rank)?;
                 Reduction::Staged { comm, staging }
             }
             Link::Nccl { rank, world, id } => {
-                let joined = Nccl::load().and_then(|nccl| Communicator::join(nccl, rank, world, &id));
+                let joined = Nccl::load().and_then(|nccl| Communicator::join(nccl, gpu.context(), rank, world, &id));
                 Reduction::Nccl(joined.of_rank(rank)?)
             }
         };
@@ -158,8 +161,10 @@ impl Loaded for Held {
     }
 
     fn free_bytes(&self) -> Option<u64> {
-        // A failure will be met, and told, by what follows.
-        self.gpu.free_bytes().ok()
+        let RankMemory { activations, link, .. } = memory(&self.order, self.model.rank, &self.model.share, 0);
+        // The context is there already. A failure will be met, and told, by what follows.
+        let still_taken = activations - CONTEXT_BYTES + link;
+        self.gpu.free_bytes().ok().map(|free| free.saturating_sub(still_taken))
     }
 
     fn start(

@@ -27,7 +27,7 @@ use crate::{
     cuda::{
         GpuError, GpuInfo, find,
         gpu::{Gpu, Memory},
-        load::narrow,
+        upload::narrow,
     },
     element::element,
 };

@@ -5,16 +5,20 @@
 
 use nanoinfer_shared::{ModelShape, protocol::BLOCK_TOKENS};
 
-/// Share of the free memory that KV pools take where nothing is said.
-const FREE_SHARE: u64 = 4;
+/// Of a host's free memory, which others want too, KV pools take one in so many where nothing is said.
+const HOST_SHARE: u64 = 4;
+/// Of a GPU's they leave one in so many: what ranks take beside them is not in it any more.
+const LEFT_ON_GPU: u64 = 10;
 
 /// What one rank has room for.
 #[derive(Clone, Copy, Debug)]
 pub struct RankRoom {
     /// Bytes of one block on this rank, which depends on its heads.
     pub block_bytes: u64,
-    /// Bytes of memory that its host has free once weights are loaded.
+    /// Bytes of memory that its host has free once weights are loaded; of a GPU also less what the rank will take beside the pool.
     pub free_bytes: u64,
+    /// Whether that is a GPU's.
+    pub is_gpu: bool,
     /// Ranks that share that memory: a host's, or a GPU's.
     pub ranks_per_memory: usize,
 }
@@ -54,11 +58,13 @@ impl KvBudget {
 
     /// What a rank may take where nothing is said.
     fn part(&self, room: &RankRoom) -> u64 {
-        room.free_bytes / FREE_SHARE / room.ranks_per_memory.max(1) as u64
+        let all =
+            if room.is_gpu { room.free_bytes - room.free_bytes / LEFT_ON_GPU } else { room.free_bytes / HOST_SHARE };
+        all / room.ranks_per_memory.max(1) as u64
     }
 
     /// Blocks of the pool: what fits the rank with the least room. Where no budget was said, the smaller of what
-    /// `max_seqs` full sequences need and this rank's part of a quarter of its host's or GPU's free memory.
+    /// `max_seqs` full sequences need and this rank's part of a quarter of its host's free memory, or of nine tenths of its GPU's.
     ///
     /// # Errors
     /// When one sequence of full length does not fit.
@@ -97,7 +103,7 @@ mod tests {
         free: [u64; 2],
     ) -> Result<usize, KvTooSmall> {
         let shape = ModelShape::from_config_json(r#"{"n_embd":1600,"n_layer":48,"n_head":25}"#).unwrap();
-        let room = |block_bytes, free_bytes| RankRoom { block_bytes, free_bytes, ranks_per_memory };
+        let room = |block_bytes, free_bytes| RankRoom { block_bytes, free_bytes, is_gpu: false, ranks_per_memory };
         let rooms = [room(BLOCK, free[0]), room(BLOCK / 13 * 12, free[1])];
         KvBudget { kv_memory }.blocks(&shape, max_seqs, &rooms)
     }
@@ -109,6 +115,16 @@ mod tests {
         assert_eq!(blocks(None, 1, [4 * 100 * BLOCK, plenty]), Ok(100));
         assert_eq!(blocks(Some(80 * BLOCK), 1, [1, 1]), Ok(80), "what was said counts");
         assert_eq!(blocks(None, 2, [8 * 100 * BLOCK; 2]), Ok(100), "two ranks share a host");
+    }
+
+    #[test]
+    fn a_gpus_memory_is_nobody_elses() {
+        let shape = ModelShape::from_config_json(r#"{"n_embd":1600,"n_layer":48,"n_head":25}"#).unwrap();
+        let blocks = |is_gpu| {
+            let room = RankRoom { block_bytes: BLOCK, free_bytes: 400 * BLOCK, is_gpu, ranks_per_memory: 2 };
+            KvBudget { kv_memory: None }.blocks(&shape, 1000, &[room])
+        };
+        assert_eq!((blocks(true), blocks(false).is_err()), (Ok(180), true));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cudarc::driver::DriverError;
+use cudarc::driver::{DriverError, sys::CUresult};
 
 use crate::fit::Unfit;
 
@@ -105,9 +105,18 @@ pub enum GpuError {
         /// Why.
         source: DriverError,
     },
+    /// The driver does not compile the kernels.
+    #[error("cannot compile the kernels: {source}{}{}", said(.log), compiler_hint(.source))]
+    Compile {
+        /// Why.
+        source: DriverError,
+        /// What its compiler said.
+        log: String,
+    },
     /// NCCL refused something.
     #[error(
-        "NCCL cannot {doing}: {reason}\n  hint: NCCL_DEBUG=WARN makes it say more; --comm shm does without, through the host's memory"
+        "NCCL cannot {doing}: {reason}\n  hint: NCCL_DEBUG=WARN makes it say more; --comm shm does without, through the host's memory. In a \
+         container it needs more of /dev/shm than there is by default: --shm-size=1g, or --ipc=host"
     )]
     Nccl {
         /// What.
@@ -129,6 +138,18 @@ pub enum GpuError {
         /// What was said.
         reason: String,
     },
+}
+
+fn said(log: &str) -> String {
+    if log.is_empty() { String::new() } else { format!(": {log}") }
+}
+
+fn compiler_hint(source: &DriverError) -> &'static str {
+    if source.0 == CUresult::CUDA_ERROR_JIT_COMPILER_NOT_FOUND {
+        "\n  hint: libnvidia-ptxjitcompiler.so.1 comes with the driver; a container has it where NVIDIA_DRIVER_CAPABILITIES is compute,utility"
+    } else {
+        ""
+    }
 }
 
 /// Says what was done when the driver refused.

@@ -7,7 +7,7 @@
 use std::{
     cell::Cell,
     collections::HashMap,
-    ffi::CString,
+    ffi::{CStr, CString},
     ptr::NonNull,
     sync::Arc,
     thread,
@@ -17,8 +17,8 @@ use std::{
 use cudarc::driver::{
     CudaContext, CudaEvent, CudaGraph, CudaStream, DriverError, result,
     sys::{
-        self, CUdevice_attribute, CUfunction, CUfunction_attribute, CUgraphInstantiate_flags, CUlaunchAttribute,
-        CUlaunchAttributeID, CUlaunchAttributeValue, CUlaunchConfig, CUmodule, CUstreamCaptureMode,
+        self, CUdevice_attribute, CUfunction, CUfunction_attribute, CUgraphInstantiate_flags, CUjit_option,
+        CUlaunchAttribute, CUlaunchAttributeID, CUlaunchAttributeValue, CUlaunchConfig, CUmodule, CUstreamCaptureMode,
     },
 };
 use nanoinfer_kernels::{
@@ -34,7 +34,7 @@ use super::{
 /// The driver that captures kernels that overlap as such: CUDA 12.3.
 const LEAST_OVERLAPPING_DRIVER: i32 = 12_030;
 /// How long the GPU may take for what is queued: far above any step, so that only a lost peer or a fault meets it.
-const DEADLINE: Duration = Duration::from_secs(60);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 /// Waiting is busy for so long: longer than a decode step.
 const BUSY: Duration = Duration::from_millis(20);
 /// Then it looks up this often.
@@ -81,9 +81,7 @@ impl Gpu {
         let capability = context.compute_capability().doing("ask for the GPU's generation")?;
         let overlaps = capability >= LEAST_OVERLAPPING && find::driver_version()? >= LEAST_OVERLAPPING_DRIVER;
         let ptx = if overlaps { overlapping(ptx) } else { ptx.to_owned() };
-        let ptx = CString::new(ptx).expect("PTX has no zero bytes");
-        // SAFETY: text that ends with a zero; the context is bound to this thread.
-        let module = unsafe { result::module::load_data(ptx.as_ptr().cast()) }.doing("compile the kernels")?;
+        let module = compile(&CString::new(ptx).expect("PTX has no zero bytes"))?;
         let attribute = |which| context.attribute(which).doing("ask for the GPU's sizes");
         let clock_khz = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)?;
         let width_bits = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)?;
@@ -116,6 +114,11 @@ impl Gpu {
     pub(crate) fn stream(&self) -> &Arc<CudaStream> {
         self.follows_kernel.set(false);
         &self.stream
+    }
+
+    /// For who needs it on another thread.
+    pub(crate) fn context(&self) -> &Arc<CudaContext> {
+        &self.context
     }
 
     /// Bytes of shared memory that a kernel can be given.
@@ -278,6 +281,24 @@ impl Gpu {
         self.done.record(self.stream()).doing(doing)?;
         poll(doing, BUSY, NAP, || self.done.try_is_complete().doing(doing), check)
     }
+}
+
+/// A module of kernels, or what the driver's compiler says of them.
+fn compile(ptx: &CStr) -> Result<CUmodule, GpuError> {
+    use CUjit_option::{CU_JIT_ERROR_LOG_BUFFER, CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES};
+    let (mut module, mut log) = (std::ptr::null_mut(), vec![0u8; 4096]);
+    let mut options = [CU_JIT_ERROR_LOG_BUFFER, CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
+    // The size is a value, not an address.
+    let mut values = [log.as_mut_ptr().cast(), std::ptr::without_provenance_mut(log.len())];
+    // SAFETY: text that ends with a zero, a buffer of that size, as many values as options; the context is bound to this thread.
+    let status = unsafe {
+        let (options, values) = (options.as_mut_ptr(), values.as_mut_ptr());
+        sys::cuModuleLoadDataEx(&mut module, ptx.as_ptr().cast(), 2, options, values)
+    };
+    status.result().map(|()| module).map_err(|source| {
+        let said = log.split(|&byte| byte == 0).next().unwrap_or_default();
+        GpuError::Compile { source, log: String::from_utf8_lossy(said).trim().to_owned() }
+    })
 }
 
 /// Asks whether it `is_done` until it is: again and again for as long as `busy`, then after a `nap` each time, and after a `check`.

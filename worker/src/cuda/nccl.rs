@@ -1,63 +1,44 @@
 //! NCCL, found at run time: adding up between GPUs, each with a rank of its own.
 //!
-//! A communicator does not block: whoever waits polls it with a deadline, so that a rank whose peer is gone ends. It is made anew,
-//! with a new id, at every start, and a rank's ends with its process: NCCL would wait until every graph that holds it is gone. NCCL
-//! chooses the order of addition, unlike the links over the host.
+//! Joining waits for all peers, so a thread of its own does it, which has a deadline and is left alone where that passes: the rank's
+//! process ends then. A reduction is queued by the call itself. (A communicator that does not block would start a thread for each of them:
+//! `ncclGroupEndInternal` in NCCL's `src/group.cc`.) One is made anew, with a new id, at every start, and a rank's ends with its
+//! process: NCCL would wait until every graph that holds it is gone. NCCL chooses the order of addition, unlike the links over the host.
 //!
 //! Only what is needed is declared here; the reference is `nccl.h` (2.14 and later).
 
 use std::{
-    ffi::{CStr, c_char, c_int, c_uint, c_void},
+    ffi::{CStr, c_char, c_int, c_void},
     ptr,
-    time::Duration,
+    sync::{Arc, mpsc},
+    thread,
 };
 
-use cudarc::driver::sys::CUstream;
+use cudarc::driver::{CudaContext, sys::CUstream};
 use libloading::Library;
 
-use super::{error::GpuError, find, gpu::poll};
+use super::{
+    error::{GpuError, While},
+    find,
+    gpu::DEADLINE,
+};
 
 const NAMES: &[&str] = &["libnccl.so.2", "libnccl.so"];
 const ID_BYTES: usize = 128;
 const SUCCESS: c_int = 0;
-const IN_PROGRESS: c_int = 7;
 const FLOAT32: c_int = 7;
 const SUM: c_int = 0;
-/// A pending call is waited for busily for so long: a thread of NCCL's queues a reduction in less.
-const BUSY: Duration = Duration::from_micros(200);
-/// Then it is looked at this often.
-const NAP: Duration = Duration::from_micros(100);
-
 type Handle = *mut c_void;
 
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Id([c_char; ID_BYTES]);
 
-/// `ncclConfig_t` as of 2.14, and its first later field, which otherwise would be padding of unknown content.
-#[repr(C)]
-struct Config {
-    size: usize,
-    magic: c_uint,
-    version: c_uint,
-    blocking: c_int,
-    cga_cluster_size: c_int,
-}
-
-const CONFIG: Config = Config {
-    size: size_of::<Config>(),
-    magic: 0xcafe_beef,
-    version: 21_400,
-    blocking: 0,
-    // NCCL_CONFIG_UNDEF_INT.
-    cga_cluster_size: c_int::MIN,
-};
-
 /// The functions of the library, which stays for the life of the process: threads of its own run in it.
 #[derive(Clone, Copy)]
 pub(crate) struct Nccl {
     get_unique_id: unsafe extern "C" fn(*mut Id) -> c_int,
-    init_rank: unsafe extern "C" fn(*mut Handle, c_int, Id, c_int, *const Config) -> c_int,
+    init_rank: unsafe extern "C" fn(*mut Handle, c_int, Id, c_int) -> c_int,
     async_error: unsafe extern "C" fn(Handle, *mut c_int) -> c_int,
     all_reduce: unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, c_int, Handle, CUstream) -> c_int,
     abort: unsafe extern "C" fn(Handle) -> c_int,
@@ -78,7 +59,7 @@ impl Nccl {
         let get_version: unsafe extern "C" fn(*mut c_int) -> c_int = symbol(&library, "ncclGetVersion")?;
         let mut nccl = Self {
             get_unique_id: symbol(&library, "ncclGetUniqueId")?,
-            init_rank: symbol(&library, "ncclCommInitRankConfig")?,
+            init_rank: symbol(&library, "ncclCommInitRank")?,
             async_error: symbol(&library, "ncclCommGetAsyncError")?,
             all_reduce: symbol(&library, "ncclAllReduce")?,
             abort: symbol(&library, "ncclCommAbort")?,
@@ -102,9 +83,8 @@ impl Nccl {
         Ok(id.0.map(|byte| byte as u8).to_vec())
     }
 
-    /// A pending call counts as accepted.
     fn accept(&self, status: c_int, doing: &'static str) -> Result<(), GpuError> {
-        if status == SUCCESS || status == IN_PROGRESS {
+        if status == SUCCESS {
             return Ok(());
         }
         // SAFETY: strings that live as long as the library; the second is of the last failure in this process.
@@ -136,20 +116,34 @@ impl Communicator {
     ///
     /// # Errors
     /// When they are not, by the deadline, or NCCL refuses.
-    pub(crate) fn join(nccl: Nccl, rank: usize, world: usize, id: &[u8]) -> Result<Self, GpuError> {
-        let bytes: [u8; ID_BYTES] = id.try_into().map_err(|_| GpuError::Nccl {
-            doing: "join its peers",
-            reason: format!("an id has {ID_BYTES} bytes, not {}", id.len()),
-        })?;
-        let mut handle = ptr::null_mut();
-        // SAFETY: the configuration is read before the call returns; the GPU's context is bound to this thread.
-        let status = unsafe {
-            (nccl.init_rank)(&mut handle, world as c_int, Id(bytes.map(|b| b as c_char)), rank as c_int, &CONFIG)
+    pub(crate) fn join(
+        nccl: Nccl,
+        context: &Arc<CudaContext>,
+        rank: usize,
+        world: usize,
+        id: &[u8],
+    ) -> Result<Self, GpuError> {
+        let doing = "join its peers";
+        let bytes: [u8; ID_BYTES] = id
+            .try_into()
+            .map_err(|_| GpuError::Nccl { doing, reason: format!("an id has {ID_BYTES} bytes, not {}", id.len()) })?;
+        let (context, (done, joined)) = (context.clone(), mpsc::channel());
+        let join = move || {
+            let joined = context.bind_to_thread().doing("use the GPU").and_then(|()| {
+                let (mut handle, id) = (ptr::null_mut(), Id(bytes.map(|byte| byte as c_char)));
+                // SAFETY: writes one handle; the GPU's context is bound to this thread.
+                let status = unsafe { (nccl.init_rank)(&mut handle, world as c_int, id, rank as c_int) };
+                nccl.accept(status, doing)?;
+                Ok(Self { nccl, handle })
+            });
+            // Nobody listens where the deadline has passed.
+            let _ = done.send(joined);
         };
-        nccl.accept(status, "join its peers")?;
-        let communicator = Self { nccl, handle };
-        communicator.settle("join its peers")?;
-        Ok(communicator)
+        let refused = |error| GpuError::Nccl { doing, reason: format!("the system gives no thread: {error}") };
+        thread::Builder::new().name("nccl".into()).spawn(join).map_err(refused)?;
+        joined
+            .recv_timeout(DEADLINE)
+            .unwrap_or(Err(GpuError::Deadline { doing: "join the peers of its rank", waited: DEADLINE }))
     }
 
     /// Queues the sum over all ranks of `count` floats, in place.
@@ -157,13 +151,16 @@ impl Communicator {
         let data = address as *mut c_void;
         // SAFETY: `count` floats of device memory that outlive the stream's work.
         let status = unsafe { (self.nccl.all_reduce)(data, data, count, FLOAT32, SUM, self.handle, stream) };
-        self.nccl.accept(status, "add up")?;
-        if status == IN_PROGRESS { self.settle("add up") } else { Ok(()) }
+        self.nccl.accept(status, "add up")
     }
 
     /// Whether all is well so far.
     pub(crate) fn check(&self) -> Result<(), GpuError> {
-        self.state("add up").map(drop)
+        let mut state = SUCCESS;
+        // SAFETY: a live handle; writes one integer.
+        let status = unsafe { (self.nccl.async_error)(self.handle, &mut state) };
+        self.nccl.accept(status, "add up")?;
+        self.nccl.accept(state, "add up")
     }
 
     /// Ends it, whatever it waits for. Graphs that hold it must be gone: this waits for their end.
@@ -171,18 +168,7 @@ impl Communicator {
         // SAFETY: a live handle, given back once. What goes wrong here changes nothing.
         let _ = unsafe { (self.nccl.abort)(self.handle) };
     }
-
-    fn state(&self, doing: &'static str) -> Result<c_int, GpuError> {
-        let mut state = SUCCESS;
-        // SAFETY: a live handle; writes one integer.
-        let status = unsafe { (self.nccl.async_error)(self.handle, &mut state) };
-        self.nccl.accept(status, doing)?;
-        self.nccl.accept(state, doing)?;
-        Ok(state)
-    }
-
-    /// Waits until a pending call has been carried out.
-    fn settle(&self, doing: &'static str) -> Result<(), GpuError> {
-        poll(doing, BUSY, NAP, || Ok(self.state(doing)? != IN_PROGRESS), || Ok(()))
-    }
 }
+
+// SAFETY: NCCL lets any thread use a communicator, one at a time; nobody else has this one.
+unsafe impl Send for Communicator {}

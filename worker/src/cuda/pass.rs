@@ -7,7 +7,8 @@
 //!              norm, FC, activation or gate ─────► projection, x += ─ all-reduce
 //! x less what it was in the middle;  wanted rows of x: norm, LM head, cap [R, V_local] ─► answers
 //! ```
-//! Mixtures, smear, middle and cap are some families' only. Where positions are rotations, QKV goes to f32 sums, and a kernel of its own turns heads before they are stored.
+//! Mixtures, smear, middle and cap are some families' only. Where positions are rotations, QKV goes to f32 sums, and a kernel of its own
+//! turns heads before they are stored.
 //! What is between two commas is one kernel for few rows, and several for more ([`linear`](super::linear)). Products take inputs in the
 //! element type and give f32, and so do reductions: as on the CPU, only what is multiplied is rounded.
 //!
@@ -19,20 +20,20 @@ use std::time::{Duration, Instant};
 
 use nanoinfer_kernels::Element;
 use nanoinfer_kernels::cuda::{
-    AnswerArguments, AttendArguments, BLOCK, EmbedArguments, Launch, NO_WINDOW, QkvPlaces, TILE_ROWS, TurnArguments,
-    TurnsArguments, head_stride, part_floats, row_stride, sharing, weight_stride,
+    AnswerArguments, AttendArguments, EmbedArguments, Launch, NO_WINDOW, QkvPlaces, TILE_ROWS, TurnArguments,
+    TurnsArguments, head_stride, row_stride, sharing, weight_stride,
 };
 use nanoinfer_shared::{
     comm::{Communicator as HostCommunicator, Elements, OneThread, ReduceSite},
     model::{
-        partition::{Linear, WIDTH_BLOCK},
+        partition::WIDTH_BLOCK,
         rotary::Rotary,
         shape::{Positions, QkNorm},
     },
 };
 
-use self::terms::Terms;
 use super::{
+    buffers::{Buffers, layer_block_bytes},
     error::GpuError,
     failure::Failure,
     gpu::{Gpu, Memory, Pinned},
@@ -62,17 +63,7 @@ pub(crate) struct Pass {
     weights: Weights,
     /// Of each layer.
     cache: Vec<Memory>,
-    /// `[T, H_local, D]`, heads in whole loads.
-    queries: Memory,
-    /// `[T, H_local · D]` in whole slices.
-    mixed: Memory,
-    /// `[T, F_local]` in whole slices.
-    hidden: Memory,
-    /// f32 `[T, (H_local + 2 · KV_local) · D]` and `[T, D]`, where positions are rotations: what they turn, and by which angles.
-    turned: [Memory; 2],
-    terms: Terms,
-    /// Of attention to long histories: f32 that is still to be merged, and zeros.
-    parts: [Memory; 2],
+    buffers: Buffers,
     /// Time in reductions through the host since it was last asked for.
     reducing: Duration,
     pub(crate) gpu: Gpu,
@@ -86,11 +77,7 @@ impl Pass {
 
     /// Bytes of activations for steps of up to `tokens` tokens, of which at most `rows` logits are wanted at once.
     pub(crate) fn activation_bytes(model: &RankModel, tokens: usize, rows: usize) -> u64 {
-        let of_row: usize = activation_row_bytes(model).iter().sum();
-        let floats: usize = turned_widths(model).iter().sum();
-        let bytes = tokens * (of_row + floats * size_of::<f32>())
-            + (Terms::floats(model, tokens) + parts(model, tokens, 0)) * size_of::<f32>();
-        bytes as u64 + Linears::bytes(model, tokens, rows)
+        Buffers::bytes(model, tokens) + Linears::bytes(model, tokens, rows)
     }
 
     /// With room for steps within `bounds`, of which at most `rows` logits are wanted at once.
@@ -106,34 +93,12 @@ impl Pass {
         // Positions are added to embeddings as they are.
         assert!(model.shape.attention.positions != Positions::Learned || !model.shape.stream.normed_embedding);
         let linears = Linears::new(&gpu, &model, tokens, rows)?;
-        let terms = Terms::new(&gpu, &model, tokens)?;
-        let parts = gpu.allocate(parts(&model, tokens, gpu.multiprocessors) * size_of::<f32>(), "activations")?;
-        let parts = [parts, gpu.zeroed(gpu.multiprocessors * 4, "activations")?];
-        // What fills rows up stays zero.
-        let [queries, mixed, hidden] =
-            activation_row_bytes(&model).map(|bytes| gpu.zeroed(tokens * bytes, "activations"));
-        let (queries, mixed, hidden) = (queries?, mixed?, hidden?);
-        let [sums, turns] = turned_widths(&model).map(|width| gpu.allocate(tokens * width * 4, "activations"));
-        let turned = [sums?, turns?];
+        let buffers = Buffers::new(&gpu, &model, tokens)?;
         // One block more, for rows that only fill a batch.
         let bytes = (bounds.kv_blocks + 1) * layer_block_bytes(&model);
         let cache = (0..model.shape.layers).map(|_| gpu.zeroed(bytes, "KV cache")).collect::<Result<_, _>>()?;
         let reducing = Duration::ZERO;
-        Ok(Self {
-            reduction,
-            model,
-            linears,
-            weights,
-            cache,
-            queries,
-            mixed,
-            hidden,
-            turned,
-            terms,
-            parts,
-            reducing,
-            gpu,
-        })
+        Ok(Self { reduction, model, linears, weights, cache, buffers, reducing, gpu })
     }
 
     /// Whether a step can be captured: nothing in it needs the host.
@@ -197,7 +162,7 @@ impl Pass {
         let arguments = TurnsArguments {
             positions: inputs.placement(memory).positions,
             frequencies: self.weights.frequencies,
-            turns: self.turned[1].address(),
+            turns: self.buffers.turned[1].address(),
             count: (inputs.rows * half) as u32,
             half: half as u32,
             factor: rotary.attention_factor(),
@@ -213,7 +178,7 @@ impl Pass {
         let (t, d, heads) = (inputs.rows, shape.attention.head_dim, share.heads.len());
         let weights = &self.weights.layers[layer];
         let places = QkvPlaces {
-            queries: self.queries.address(),
+            queries: self.buffers.queries.address(),
             cache: self.cache[layer].address(),
             at: inputs.placement(memory),
             heads: heads as u32,
@@ -227,7 +192,7 @@ impl Pass {
         if shape.attention.positions == Positions::Learned {
             self.linears.apply(&self.gpu, t, &input, weights.qkv, Output::Qkv(places))?;
         } else {
-            let [sums, turns] = &self.turned;
+            let [sums, turns] = &self.buffers.turned;
             self.linears.apply(&self.gpu, t, &input, weights.qkv, Output::Sums(sums.address()))?;
             let [query_gain, key_gain] = weights.head_gains;
             let turn = TurnArguments {
@@ -248,10 +213,10 @@ impl Pass {
         }
         let tiled = inputs.tiles > 0;
         let sharing = if tiled { 1 } else { sharing(t, heads, shape.context, self.gpu.multiprocessors) };
-        let [parts, arrived] = &self.parts;
+        let [parts, arrived] = &self.buffers.parts;
         let attend = AttendArguments {
             from: places,
-            out: self.mixed.address(),
+            out: self.buffers.mixed.address(),
             parts: parts.address(),
             arrived: arrived.address(),
             tiles: inputs.tiles_address(memory),
@@ -266,12 +231,12 @@ impl Pass {
         };
         let (name, launch) = Launch::attention(if tiled { inputs.tiles } else { t }, heads, d, tiled, sharing);
         self.gpu.launch_as(name, launch, &attend)?;
-        let mixed = Input::Carried(self.mixed.address());
+        let mixed = Input::Carried(self.buffers.mixed.address());
         self.linears.apply(&self.gpu, t, &mixed, weights.attention_output, Output::Residual)
     }
 
     fn mlp(&self, layer: usize, t: usize) -> Result<(), GpuError> {
-        let (weights, hidden) = (&self.weights.layers[layer], self.hidden.address());
+        let (weights, hidden) = (&self.weights.layers[layer], self.buffers.hidden.address());
         let input = Input::Norm { norm: &weights.mlp_norm, rows: 0 };
         self.linears.apply(&self.gpu, t, &input, weights.up, Output::Hidden(hidden))?;
         self.linears.apply(&self.gpu, t, &Input::Carried(hidden), weights.down, Output::Residual)
@@ -309,38 +274,4 @@ impl Pass {
     pub(crate) fn take_reducing(&mut self) -> Duration {
         std::mem::take(&mut self.reducing)
     }
-}
-
-/// Most floats that ranks add up at once, in steps of up to `tokens` tokens: of embeddings also those of the tokens before.
-pub(crate) fn reduced_floats(RankModel { shape, .. }: &RankModel, tokens: usize) -> usize {
-    if shape.stream.smear.is_some() { 2 * tokens * shape.width } else { tokens * shape.width }
-}
-
-/// Bytes a row of queries, of what attention mixes, and of the hidden layer.
-fn activation_row_bytes(model: &RankModel) -> [usize; 3] {
-    let RankModel { shape, share, .. } = model;
-    let (d, heads, carried) = (shape.attention.head_dim, share.heads.len(), model.carried_bytes());
-    [
-        heads * head_stride(d) * model.head_bytes(),
-        row_stride(heads * d) * carried,
-        row_stride(share.ffn.len()) * carried,
-    ]
-}
-
-/// Floats a row of what rotations turn, and of their angles; none where there are no rotations.
-fn turned_widths(RankModel { shape, share, .. }: &RankModel) -> [usize; 2] {
-    match shape.attention.positions {
-        Positions::Learned => [0, 0],
-        Positions::Rotary(_) => [share.linear(shape, Linear::Qkv).outputs(), shape.attention.head_dim],
-    }
-}
-
-/// Floats of attention's parts.
-fn parts(RankModel { shape, share, .. }: &RankModel, tokens: usize, multiprocessors: usize) -> usize {
-    part_floats(tokens, share.heads.len(), shape.attention.head_dim, shape.context, multiprocessors)
-}
-
-/// K and V of the heads of one block of one layer.
-fn layer_block_bytes(model: &RankModel) -> usize {
-    2 * BLOCK * model.share.kv_heads.len() * head_stride(model.shape.attention.head_dim) * model.head_bytes()
 }

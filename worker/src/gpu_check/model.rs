@@ -9,7 +9,10 @@ use nanoinfer_checkpoint::Checkpoint;
 use nanoinfer_shared::{
     ModelShape, Partition,
     comm::{Abort, Communicator, Local, Shm, ShmSegment},
-    model::{families::FAMILIES, family::Source},
+    model::{
+        families::FAMILIES,
+        family::{Layout, Source},
+    },
     protocol::{
         BLOCK_TOKENS, BlockId, CommKind, DType, Device, LoadOrder, OnHost, RowRequest, SequenceStep, StepPlan, TokenId,
         Wants,
@@ -256,14 +259,18 @@ impl Small {
         let shape = ModelShape::from_config_json(config).expect("the configurations above are sound");
         let path = scratch.join(format!("gpu-check-{name}.safetensors"));
         let family = FAMILIES.iter().find(|family| family.model_types.contains(&shape.model_type()));
-        let tensors = family.expect("a shape is of a family").namings[0].tensors(&shape).zip(1..).map(
-            |(Source { tensor, sizes, may_be_absent, .. }, seed)| {
-                // Gains around 1, matrices small enough that attention does not become a choice of one.
-                let (middle, factor) = if sizes.len() == 1 && !may_be_absent { (1.0, 0.1) } else { (0.0, 0.05) };
-                let values = values(sizes.iter().product(), seed).into_iter();
-                (tensor, sizes, values.flat_map(|x| (middle + factor * x).to_le_bytes()).collect::<Vec<u8>>())
-            },
-        );
+        let names = &family.expect("a shape is of a family").namings[0];
+        let values = |(source, seed): (Source, usize)| {
+            let Source { tensor, mut sizes, may_be_turned, may_be_absent, .. } = source;
+            if may_be_turned && names.written_layout() == Layout::Linear {
+                sizes.reverse();
+            }
+            // Gains around 1, matrices small enough that attention does not become a choice of one.
+            let (middle, factor) = if sizes.len() == 1 && !may_be_absent { (1.0, 0.1) } else { (0.0, 0.05) };
+            let values = values(sizes.iter().product(), seed).into_iter();
+            (tensor, sizes, values.flat_map(|x| (middle + factor * x).to_le_bytes()).collect::<Vec<u8>>())
+        };
+        let tensors = names.tensors(&shape).zip(1..).map(values);
         let tensors: Vec<_> = tensors.collect();
         let views = tensors.iter().map(|(name, sizes, bytes)| {
             (name, TensorView::new(Dtype::F32, sizes.clone(), bytes).expect("as many bytes as the sizes say"))

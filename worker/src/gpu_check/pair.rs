@@ -37,8 +37,8 @@ pub(super) fn check(gpu: u32, peer: u32, section: &mut Section<'_>) -> Result<()
     };
     let what = format!("NCCL, version {}", nccl.version);
     if peer == gpu {
-        let _lab = Lab::new(gpu, DType::F32)?;
-        Communicator::join(nccl, 0, 1, &nccl.new_id()?)?.end();
+        let lab = Lab::new(gpu, DType::F32)?;
+        Communicator::join(nccl, lab.gpu.context(), 0, 1, &nccl.new_id()?)?.end();
         section.tell(&format!("{what}, which one GPU does not need"), "loads and joins".into(), Some(true));
         return Ok(());
     }
@@ -116,7 +116,7 @@ pub(super) fn run_rank(gpu: u32, rank: usize, input: &mut dyn BufRead, output: &
     let lab = Lab::new(gpu, DType::F32)?;
     let numbers = values(COUNT, rank);
     let [plain, captured] = [lab.floats(&numbers)?, lab.floats(&numbers)?];
-    let communicator = Communicator::join(nccl, rank, 2, &id)?;
+    let communicator = Communicator::join(nccl, lab.gpu.context(), rank, 2, &id)?;
     let queue = |at| communicator.all_reduce(at, numbers.len(), lab.gpu.stream().cu_stream());
     let wait = || lab.gpu.wait("add up", || communicator.check());
     let exact: Vec<f32> = values(COUNT, 0).iter().zip(values(COUNT, 1)).map(|(a, b)| a + b).collect();

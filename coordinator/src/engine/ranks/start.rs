@@ -78,13 +78,14 @@ impl LinkedRanks {
         let kv_blocks = match self.kv_blocks {
             Some(blocks) => blocks,
             None => {
-                let room = |(report, &ranks_per_memory): (&LoadReport, &usize)| RankRoom {
+                let room = |(rank, report): (usize, &LoadReport)| RankRoom {
                     block_bytes: report.kv_block_bytes,
                     free_bytes: report.free_bytes,
-                    ranks_per_memory,
+                    is_gpu: matches!(self.config.on_hosts[rank].device, Device::Gpu(_)),
+                    ranks_per_memory: self.config.ranks_per_memory[rank],
                 };
-                let reports = self.reports.iter().flatten();
-                let rooms: Vec<RankRoom> = reports.zip(&self.config.ranks_per_memory).map(room).collect();
+                let reports = self.reports.iter().flatten().enumerate();
+                let rooms: Vec<RankRoom> = reports.map(room).collect();
                 self.config.kv.blocks(&self.config.shape, self.config.load.max_seqs, &rooms)?
             }
         };

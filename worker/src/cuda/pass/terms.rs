@@ -4,51 +4,14 @@
 
 use nanoinfer_kernels::cuda::{AddedValues, BeginArguments, Launch, MixArguments, weight_stride};
 
-use super::{Inputs, Pass, RankModel};
-use crate::cuda::{
-    error::GpuError,
-    gpu::{Gpu, Memory},
-};
-
-/// f32 buffers `[T, C]`, where a model needs them.
-pub(super) struct Terms {
-    /// Embeddings before they are normed, with those of the tokens before each sequence.
-    embeddings: Memory,
-    /// What the stream began as.
-    origin: Memory,
-    /// What it was in the middle.
-    middle: Memory,
-}
-
-/// Rows of each buffer for a step of so many tokens.
-fn rows(RankModel { shape, .. }: &RankModel, tokens: usize) -> [usize; 3] {
-    let stream = &shape.stream;
-    let embeddings = if stream.smear.is_some() { 2 * tokens } else { tokens };
-    let where_needed = |is_needed, rows| if is_needed { rows } else { 0 };
-    [
-        where_needed(stream.normed_embedding, embeddings),
-        where_needed(stream.lambdas, tokens),
-        where_needed(stream.backout, tokens),
-    ]
-}
-
-impl Terms {
-    pub(super) fn floats(model: &RankModel, tokens: usize) -> usize {
-        rows(model, tokens).iter().sum::<usize>() * model.shape.width
-    }
-
-    pub(super) fn new(gpu: &Gpu, model: &RankModel, tokens: usize) -> Result<Self, GpuError> {
-        let buffer = |rows| gpu.allocate(rows * model.shape.width * size_of::<f32>(), "activations");
-        let [embeddings, origin, middle] = rows(model, tokens).map(buffer);
-        Ok(Self { embeddings: embeddings?, origin: origin?, middle: middle? })
-    }
-}
+use super::Pass;
+use crate::cuda::{error::GpuError, gpu::Memory, inputs::Inputs, model::RankModel};
 
 impl Pass {
     /// Where embeddings go: to the stream, unless more is done to them.
     pub(super) fn embeddings(&self) -> u64 {
         let is_normed = self.model.shape.stream.normed_embedding;
-        (if is_normed { &self.terms.embeddings } else { &self.linears.x }).address()
+        (if is_normed { &self.buffers.embeddings } else { &self.linears.x }).address()
     }
 
     /// Queues what makes the stream of added-up embeddings.
@@ -60,7 +23,7 @@ impl Pass {
         let (gate, scale) = self.weights.stream.smear.unwrap_or_default();
         let placement = inputs.placement(memory);
         let arguments = BeginArguments {
-            norm: self.linears.norm_of(self.terms.embeddings.address()),
+            norm: self.linears.norm_of(self.buffers.embeddings.address()),
             positions: placement.positions,
             sequences: placement.sequences,
             gate,
@@ -82,18 +45,18 @@ impl Pass {
         }
         let (factor, other_factor) = factors.unwrap_or((1.0, 0.0));
         let kept = match layer {
-            0 => self.terms.origin.address(),
-            _ if is_behind_middle => self.terms.middle.address(),
+            0 => self.buffers.origin.address(),
+            _ if is_behind_middle => self.buffers.middle.address(),
             _ => 0,
         };
-        let other = if factors.is_some() { self.terms.origin.address() } else { 0 };
+        let other = if factors.is_some() { self.buffers.origin.address() } else { 0 };
         self.mix_with(other, kept, [factor, other_factor], rows)
     }
 
     /// Queues what happens to it behind the last one.
     pub(super) fn take_middle_away(&self, rows: usize) -> Result<(), GpuError> {
         let Some(scale) = self.weights.stream.backout else { return Ok(()) };
-        let middle = self.terms.middle.address();
+        let middle = self.buffers.middle.address();
         // Of a single block what comes out of it is the middle.
         let kept = if self.model.shape.layers == 1 { middle } else { 0 };
         self.mix_with(middle, kept, [1.0, -scale], rows)
