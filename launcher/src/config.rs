@@ -240,14 +240,14 @@ fn dtype() -> impl TypedValueParser<Value = DTypeChoice> {
         ("auto", "bf16 on GPUs and where the CPU multiplies it (AVX-512 BF16), else f32"),
         ("f32", "32-bit floats"),
         ("bf16", "Weights and the inputs of products in bf16, sums in f32: half the memory"),
-        ("int8", "Weights and the inputs of products in bytes with scales: a quarter of the memory. On CPUs"),
+        ("int8", "Weights and the inputs of products in bytes with scales: a quarter of the memory"),
         ("f16", "As bf16, in IEEE half precision. On GPUs"),
     ])
 }
 
 fn kv_dtype() -> impl TypedValueParser<Value = DTypeChoice> {
     auto_or(&[
-        ("auto", "That of the weights; on GPUs there is no other"),
+        ("auto", "That of the weights; on GPUs there is no other, and beside int8 it is bf16"),
         ("f32", "32-bit floats"),
         ("bf16", "Half the memory, rounded"),
         ("int8", "Bytes with scales: about a quarter of the memory. On CPUs"),
