@@ -173,13 +173,12 @@ impl Plan {
         let kv = KvBudget { kv_memory: config.kv_memory.map(|size| size.0) };
         let mut free_after = vec![u64::MAX; world];
         for memory in &memories {
-            // Of a GPU all that is no pool, of a host what is loaded.
-            let taken = |&rank: &usize| {
-                let memory = estimate(rank, 0);
-                if chosen.gpus.is_empty() { memory.weights } else { memory.total() }
-            };
-            let taken: u64 = memory.ranks.iter().map(taken).sum();
-            let free = memory.free_bytes.map_or(u64::MAX, |free| free.saturating_sub(taken));
+            let sum = |of: fn(RankMemory) -> u64| memory.ranks.iter().map(|&rank| of(estimate(rank, 0))).sum::<u64>();
+            let weights = sum(|memory| memory.weights);
+            // Of a GPU all that is no pool, of a host what is loaded. Where a GPU has not that much, the plan warns of it below.
+            let taken = if chosen.gpus.is_empty() { weights } else { sum(|memory| memory.total()) };
+            let left = |free: u64| free.checked_sub(taken).unwrap_or(free.saturating_sub(weights));
+            let free = memory.free_bytes.map_or(u64::MAX, left);
             memory.ranks.iter().for_each(|&rank| free_after[rank] = free);
         }
         let sharing = ranks_per_memory(&memories, world);
