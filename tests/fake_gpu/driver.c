@@ -434,7 +434,7 @@ Status cuModuleGetFunction(const struct EmulatedKernel **function, const int *mo
 
 // What a kernel declares itself, in f32 and rounded up, as the assembler tells it.
 static int declared(const struct EmulatedKernel *kernel) {
-    return strncmp(kernel->name, "attend", 6) == 0 ? 28 << 10 : strcmp(kernel->name, "project_many") == 0 ? 44 << 10 : 36 << 10;
+    return strncmp(kernel->name, "attend", 6) == 0 || strcmp(kernel->name, "project_many") == 0 ? 28 << 10 : 36 << 10;
 }
 
 Status cuFuncGetAttribute(int *value, int attribute, const struct EmulatedKernel *kernel) {

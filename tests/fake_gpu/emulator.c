@@ -17,6 +17,7 @@
 #define MOST_THREADS 1024
 #define STACK_BYTES (128 << 10)
 #define MOST_KERNELS 64
+#define MOST_COPIES 32
 
 Index threadIdx, blockIdx, blockDim, gridDim;
 float *emulated_shared;
@@ -30,6 +31,13 @@ typedef struct {
     enum State state;
     unsigned shuffles;
     int has_waited;
+    // Copies that are still to be made, and to which group each belongs.
+    unsigned copies, groups;
+    struct {
+        void *to;
+        const void *from;
+        unsigned group;
+    } copy[MOST_COPIES];
 } Fiber;
 
 static Fiber fibers[MOST_THREADS];
@@ -74,6 +82,31 @@ float emulator_shuffle(float value, unsigned lane) {
     slots[set][current] = value;
     pause_as(AT_SHUFFLE);
     return slots[set][warp + lane % 32];
+}
+
+void emulator_copy_async(void *to, const void *from, int present) {
+    Fiber *fiber = &fibers[current];
+    if (fiber->copies == MOST_COPIES) fail("more copies at once than are kept");
+    fiber->copy[fiber->copies].to = to;
+    fiber->copy[fiber->copies].from = present ? from : NULL;
+    fiber->copy[fiber->copies++].group = fiber->groups;
+}
+
+void emulator_commit_copies(void) { fibers[current].groups++; }
+
+void emulator_wait_copies(unsigned groups) {
+    Fiber *fiber = &fibers[current];
+    unsigned left = 0;
+    for (unsigned i = 0; i < fiber->copies; i++) {
+        if (fiber->copy[i].group + groups >= fiber->groups) {
+            fiber->copy[left++] = fiber->copy[i];
+        } else if (fiber->copy[i].from) {
+            memcpy(fiber->copy[i].to, fiber->copy[i].from, 16);
+        } else {
+            memset(fiber->copy[i].to, 0, 16);
+        }
+    }
+    fiber->copies = left;
 }
 
 void emulator_after_previous(void) { fibers[current].has_waited = 1; }
@@ -162,6 +195,7 @@ static void run_block(unsigned threads) {
         fibers[i].state = READY;
         fibers[i].shuffles = 0;
         fibers[i].has_waited = 0;
+        fibers[i].copies = fibers[i].groups = 0;
     }
     for (;;) {
         for (unsigned w = 0; w < warps; w++) {

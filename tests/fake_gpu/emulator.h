@@ -18,6 +18,9 @@ typedef void (*Kernel)(const void *arguments);
 void emulator_register(int element, const char *name, Kernel kernel, size_t argument_bytes, unsigned most_threads);
 void emulator_barrier(void);
 void emulator_after_previous(void);
+void emulator_copy_async(void *to, const void *from, int present);
+void emulator_commit_copies(void);
+void emulator_wait_copies(unsigned groups);
 float emulator_shuffle(float value, unsigned lane);
 void emulator_byte_product(int *sums, const unsigned *a, const unsigned *b);
 void emulator_tensor_product(float *sums, const unsigned *a, const unsigned *b, float (*widen)(unsigned short));
@@ -43,6 +46,9 @@ void emulator_tensor_product(float *sums, const unsigned *a, const unsigned *b, 
     do {                                                     \
         if (present) memcpy(words, address, 4 * sizeof *(words)); \
     } while (0)
+#define COPY_ASYNC(to, from, present) emulator_copy_async(to, from, present)
+#define COMMIT_COPIES() emulator_commit_copies()
+#define WAIT_COPIES(count) emulator_wait_copies(count)
 #define PREFETCH(address) ((void)(address))
 #define BEGIN_NEXT() ((void)0)
 #define AFTER_PREVIOUS() emulator_after_previous()

@@ -29,6 +29,13 @@
                  " @p ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4]; }"                \
                  : "+r"((words)[0]), "+r"((words)[1]), "+r"((words)[2]), "+r"((words)[3])           \
                  : "l"(address), "r"(present))
+// Sixteen bytes to shared memory, zeros where `present` is 0: they are there for the thread once it has waited for all but the last
+// `count` of the groups that it closed, a constant.
+#define COPY_ASYNC(to, from, present)                                                               \
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"                                    \
+                 : : "r"((unsigned)__cvta_generic_to_shared(to)), "l"(from), "r"((present) ? 16 : 0) : "memory")
+#define COMMIT_COPIES() asm volatile("cp.async.commit_group;" : : : "memory")
+#define WAIT_COPIES(count) asm volatile("cp.async.wait_group %0;" : : "n"(count) : "memory")
 // Brings memory near that will be read soon.
 #define PREFETCH(address) asm volatile("prefetch.global.L2 [%0];" : : "l"(address))
 // From compute capability 9.0 on a kernel may begin while the one before it ends: BEGIN_NEXT says that this one's blocks all run, and

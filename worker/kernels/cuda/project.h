@@ -4,7 +4,8 @@
 // depend on its neighbours, nor on which of the kernels makes them: it has the same bits in every batch, and in a prompt.
 //
 //   few rows    project_rows, project_normed: 16 rows and eight outputs at a time, the latter in turns. Takes the time to read its weights
-//   many rows   project_many: a tile of rows and outputs, as large as its sums fit registers. Takes the time to multiply
+//   many rows   project_many: a tile of rows and outputs, through shared memory, as large as its sums fit registers. Takes the time to
+//               multiply
 
 #define PROJECT_WARPS ROW_WARPS
 #define OUTPUTS 8
@@ -15,14 +16,21 @@
 #else
 #define AHEAD 4
 #endif
-// Of `project_many`: groups of rows, and of outputs, whose sums a warp has.
+// Of `project_many`: groups of rows, and of outputs, whose sums a warp has, and how its warps lie beside each other.
 #if ELEMENT == 32
-#define ROW_TILES 2
-#define OUTPUT_TILES 4
+#define ROW_TILES 1
+#define OUTPUT_TILES 2
 #else
 #define ROW_TILES 4
-#define OUTPUT_TILES 8
+#define OUTPUT_TILES 4
 #endif
+#define WARPS_DOWN 2
+#define WARPS_ACROSS (PROJECT_WARPS / WARPS_DOWN)
+#define TILE_INPUTS (GROUP_ROWS * ROW_TILES * WARPS_DOWN)
+#define TILE_OUTPUTS (OUTPUTS * OUTPUT_TILES * WARPS_ACROSS)
+// Slices of a tile that are on their way or in shared memory, a line a row.
+#define STAGES 4
+#define LINE_BYTES (WEIGHT_SLICE * sizeof(weight))
 
 // As `Finish` in `src/cuda.rs` counts them.
 #define FINISH_QKV 0
@@ -41,12 +49,12 @@ DEVICE unsigned row_of_weights(const ProjectArguments *a, unsigned output) {
     return a->pairs ? pair_of(output) + output % OUTPUTS / 4 * a->pairs : output;
 }
 
-// By whole warps: a gate needs what the fourth lane from it has.
-DEVICE void finish(const ProjectArguments *a, unsigned row, unsigned column, float sum) {
+// By whole warps: a gate needs what the lane has that is `partner` away, a constant to the compiler.
+DEVICE void finish(const ProjectArguments *a, unsigned row, unsigned column, float sum, const unsigned partner) {
     const unsigned long long at = (unsigned long long)row * a->out_stride;
     const int is_there = row < a->rows && is_output(a, column);
     if (a->bias && is_there) sum += a->bias[row_of_weights(a, column)];
-    const float gated = a->finish == FINISH_GATED ? SHUFFLE_XOR(sum, 4) : 0.0f;
+    const float gated = a->finish == FINISH_GATED ? SHUFFLE_XOR(sum, partner) : 0.0f;
     if (!is_there) return;
     switch (a->finish) {
     case FINISH_QKV: store_head(&a->to, row, column / a->to.head_dim, column % a->to.head_dim, sum); break;
@@ -60,17 +68,17 @@ DEVICE void finish(const ProjectArguments *a, unsigned row, unsigned column, flo
     }
 }
 
-// Puts sums of a warp among those of the others: `parts` are of so many outputs a row, of which these are from `first` on.
-DEVICE void put_sums(float *parts, unsigned outputs, unsigned first, const float *sums) {
+// Puts sums of a warp among those of the others.
+DEVICE void put_sums(float *parts, const float *sums) {
     const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     UNROLL for (int i = 0; i < 4; i++)
-        parts[(warp * GROUP_ROWS + g + i / 2 * 8) * outputs + first + 2 * t + i % 2] = sums[i];
+        parts[(warp * GROUP_ROWS + g + i / 2 * 8) * OUTPUTS + 2 * t + i % 2] = sums[i];
 }
 
 // What all warps have of the sum in place `i`, in their order.
-DEVICE float sum_of_warps(const float *parts, unsigned outputs, unsigned i) {
+DEVICE float sum_of_warps(const float *parts, unsigned i) {
     float sum = 0.0f;
-    UNROLL for (int warp = 0; warp < PROJECT_WARPS; warp++) sum += parts[warp * GROUP_ROWS * outputs + i];
+    UNROLL for (int warp = 0; warp < PROJECT_WARPS; warp++) sum += parts[warp * GROUP_ROWS * OUTPUTS + i];
     return sum;
 }
 
@@ -197,11 +205,11 @@ DEVICE void project(const ProjectArguments *a, const int normed) {
             UNROLL for (int i = 0; i < AHEAD; i++) multiply_slice(sums, &left[i], &right[i]);
             UNROLL for (int i = 0; i < AHEAD; i++) right[i] = next[i];
         }
-        put_sums(parts[round], OUTPUTS, 0, sums);
+        put_sums(parts[round], sums);
         BARRIER();
         if (threadIdx.x < GROUP_ROWS * OUTPUTS) {
-            const float sum = sum_of_warps(parts[round], OUTPUTS, threadIdx.x);
-            finish(a, first_row + threadIdx.x / OUTPUTS, first + threadIdx.x % OUTPUTS, sum);
+            const float sum = sum_of_warps(parts[round], threadIdx.x);
+            finish(a, first_row + threadIdx.x / OUTPUTS, first + threadIdx.x % OUTPUTS, sum, 4);
         }
         round = 1 - round;
     }
@@ -210,48 +218,81 @@ DEVICE void project(const ProjectArguments *a, const int normed) {
 KERNELS_TOGETHER(project_rows, ROW_THREADS, 2, ProjectArguments) { project(&a, 0); }
 KERNELS_TOGETHER(project_normed, ROW_THREADS, 2, ProjectArguments) { project(&a, 1); }
 
-// Outputs whose sums are added up over the warps at a time.
-#define ADDED_TILES 4
-#define ADDED (OUTPUTS * ADDED_TILES)
+// Asks for a slice of a tile: lines of inputs, then of weights, zeros where there are none.
+DEVICE void fetch(const ProjectArguments *a, unsigned slice, char *stage) {
+    const unsigned first_row = TILE_INPUTS * blockIdx.x, first = TILE_OUTPUTS * blockIdx.y, of_line = LINE_BYTES / 16;
+    UNROLL for (unsigned i = 0; i < (TILE_INPUTS + TILE_OUTPUTS) * of_line / ROW_THREADS; i++) {
+        const unsigned piece = threadIdx.x + ROW_THREADS * i, line = piece / of_line;
+        const unsigned row = first_row + line, output = first + line - TILE_INPUTS;
+        const int is_input = line < TILE_INPUTS, is_there = is_input ? row < a->rows : is_output(a, output);
+        const weight *rows = is_input ? a->inputs.rows : a->weights.rows;
+        const unsigned long long at = is_there ? is_input ? row : row_of_weights(a, output) : 0;
+        const char *from = (const char *)(rows + at * a->stride + WEIGHT_SLICE * slice) + 16 * (piece % of_line);
+        COPY_ASYNC(stage + 16 * piece, from, is_there);
+    }
+}
 
+// The sums of a row are those of the runs that the warps have of few rows, added up in the same order.
 KERNEL(project_many, ROW_THREADS, ProjectArguments) {
     IN_TURN();
-    SHARED float parts[PROJECT_WARPS * GROUP_ROWS * ADDED];
-    const unsigned lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    const unsigned first_row = GROUP_ROWS * ROW_TILES * blockIdx.x, first = OUTPUTS * OUTPUT_TILES * blockIdx.y;
-    const Run run = run_of_warp(&a);
-    // Eight outputs further are four rows of weights, where they are four gates and what those are for.
-    const unsigned long long step = (a.pairs ? 4 : OUTPUTS) * a.stride;
-    const weight *weights = a.weights.rows + (unsigned long long)row_of_weights(&a, first + g) * a.stride + WEIGHT_LOAD * t;
-    float sums[ROW_TILES][OUTPUT_TILES][4];
+    DYNAMIC_SHARED(shared);
+    const unsigned stage_bytes = (TILE_INPUTS + TILE_OUTPUTS) * LINE_BYTES, slices = a.stride / WEIGHT_SLICE;
+    const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+    // Of the tile.
+    const unsigned top = GROUP_ROWS * ROW_TILES * (warp / WARPS_ACROSS), left_most = OUTPUTS * OUTPUT_TILES * (warp % WARPS_ACROSS);
+    const unsigned first_row = TILE_INPUTS * blockIdx.x + top, first = TILE_OUTPUTS * blockIdx.y + left_most;
+    float sums[ROW_TILES][OUTPUT_TILES][4], totals[ROW_TILES][OUTPUT_TILES][4];
     UNROLL for (int i = 0; i < ROW_TILES; i++)
         UNROLL for (int j = 0; j < OUTPUT_TILES; j++)
-            UNROLL for (int k = 0; k < 4; k++) sums[i][j][k] = 0.0f;
-    ROLLED for (unsigned slice = run.begin; slice < run.end; slice++) {
+            UNROLL for (int k = 0; k < 4; k++) sums[i][j][k] = totals[i][j][k] = 0.0f;
+    UNROLL for (unsigned stage = 0; stage < STAGES - 1; stage++) {
+        if (stage < slices) fetch(&a, stage, (char *)shared + stage * stage_bytes);
+        COMMIT_COPIES();
+    }
+    unsigned run = 0;
+    ROLLED for (unsigned slice = 0; slice < slices; slice++) {
         Left left[ROW_TILES];
         Right right[OUTPUT_TILES];
-        UNROLL for (int j = 0; j < OUTPUT_TILES; j++)
-            right[j].eight = load_eight(weights + j * step + WEIGHT_SLICE * slice, is_output(&a, first + OUTPUTS * j + g));
-        UNROLL for (int i = 0; i < ROW_TILES; i++)
-            left[i] = load_left(&a.inputs, a.stride, a.stride / WEIGHT_SLICE, first_row + GROUP_ROWS * i + g, a.rows, slice, 1);
-        UNROLL for (int j = 0; j < OUTPUT_TILES; j++) {
 #if WEIGHTS == 8
-            right[j].scales = load_scales(&a, first + OUTPUTS * j, slice, 1);
+        UNROLL for (int i = 0; i < ROW_TILES; i++) {
+            UNROLL for (int half = 0; half < 2; half++) {
+                const unsigned row = first_row + GROUP_ROWS * i + g + 8 * half;
+                left[i].scales[half] = row < a.rows ? a.inputs.scales[(unsigned long long)row * slices + slice] : 0.0f;
+            }
+        }
+        UNROLL for (int j = 0; j < OUTPUT_TILES; j++) right[j].scales = load_scales(&a, first + OUTPUTS * j, slice, 1);
 #endif
-            UNROLL for (int i = 0; i < ROW_TILES; i++) {
-                if (first_row + GROUP_ROWS * i < a.rows) multiply_slice(sums[i][j], &left[i], &right[j]);
+        WAIT_COPIES(STAGES - 2);
+        BARRIER();
+        const unsigned next = slice + STAGES - 1;
+        if (next < slices) fetch(&a, next, (char *)shared + next % STAGES * stage_bytes);
+        COMMIT_COPIES();
+        const char *lines = (const char *)shared + slice % STAGES * stage_bytes + t * sizeof(Eight);
+        UNROLL for (int i = 0; i < ROW_TILES; i++) {
+            left[i].low = *(const Eight *)(lines + (top + GROUP_ROWS * i + g) * LINE_BYTES);
+            left[i].high = *(const Eight *)(lines + (top + GROUP_ROWS * i + g + 8) * LINE_BYTES);
+        }
+        UNROLL for (int j = 0; j < OUTPUT_TILES; j++)
+            right[j].eight = *(const Eight *)(lines + (TILE_INPUTS + left_most + OUTPUTS * j + g) * LINE_BYTES);
+        UNROLL for (int i = 0; i < ROW_TILES; i++)
+            UNROLL for (int j = 0; j < OUTPUT_TILES; j++) multiply_slice(sums[i][j], &left[i], &right[j]);
+        if (slice + 1 < slices * (run + 1) / PROJECT_WARPS) continue;
+        while (run < PROJECT_WARPS && slices * (run + 1) / PROJECT_WARPS <= slice + 1) run++;
+        UNROLL for (int i = 0; i < ROW_TILES; i++) {
+            UNROLL for (int j = 0; j < OUTPUT_TILES; j++) {
+                UNROLL for (int k = 0; k < 4; k++) {
+                    totals[i][j][k] += sums[i][j][k];
+                    sums[i][j][k] = 0.0f;
+                }
             }
         }
     }
     UNROLL for (int i = 0; i < ROW_TILES; i++) {
-        UNROLL for (int part = 0; part < OUTPUT_TILES; part += ADDED_TILES) {
-            UNROLL for (int j = 0; j < ADDED_TILES; j++) put_sums(parts, ADDED, OUTPUTS * j, sums[i][part + j]);
-            BARRIER();
-            for (unsigned k = threadIdx.x; k < GROUP_ROWS * ADDED; k += ROW_THREADS) {
-                const unsigned row = first_row + GROUP_ROWS * i + k / ADDED, output = first + OUTPUTS * part + k % ADDED;
-                finish(&a, row, output, sum_of_warps(parts, ADDED, k));
+        UNROLL for (int j = 0; j < OUTPUT_TILES; j++) {
+            UNROLL for (int k = 0; k < 4; k++) {
+                const unsigned row = first_row + GROUP_ROWS * i + g + k / 2 * 8;
+                finish(&a, row, first + OUTPUTS * j + 2 * t + k % 2, totals[i][j][k], 2);
             }
-            BARRIER();
         }
     }
 }

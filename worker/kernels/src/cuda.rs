@@ -51,6 +51,8 @@ const MOST_PARTS: usize = 16;
 const GROUP_ROWS: usize = 16;
 /// From more rows on `project_many` is faster on paper: each group reads all weights again, if from the cache.
 const FEW_ROWS: usize = 4 * GROUP_ROWS;
+/// Slices of a tile that `project_many` has in shared memory or on their way.
+const STAGES: usize = 4;
 /// Logits that `answer_parts` answers for together.
 pub const PART: usize = 4096;
 
@@ -342,9 +344,10 @@ impl Launch {
 
     /// One block for each tile of rows and outputs: `project_many`.
     pub fn project_many(rows: usize, outputs: usize, element: Element) -> Self {
-        let (tile_rows, tile_outputs) = if element == Element::F32 { (32, 32) } else { (64, 64) };
+        let (tile_rows, tile_outputs) = if element == Element::F32 { (32, 64) } else { (128, 128) };
         let grid = (rows.div_ceil(tile_rows) as u32, outputs.div_ceil(tile_outputs) as u32);
-        Self { grid, threads: ROW_THREADS, shared_bytes: 0 }
+        let line_bytes = if element == Element::Int8 { BYTE_SLICE } else { SLICE * element.bytes() };
+        Self { grid, threads: ROW_THREADS, shared_bytes: (STAGES * (tile_rows + tile_outputs) * line_bytes) as u32 }
     }
 
     /// `sharing` blocks for each head of `tiles` tiles, single rows unless `tiled`; and the name of the kernel for such heads.
