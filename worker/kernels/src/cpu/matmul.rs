@@ -71,10 +71,11 @@ impl Kernels {
         let group = group.min(panels.div_ceil(self.pool.threads()));
         let per_task = panels.div_ceil(self.pool.threads() * 8).next_multiple_of(group);
         let groups = panels.div_ceil(per_task);
-        let parts = (self.pool.threads() * TASKS_A_THREAD).div_ceil(groups).min(rows / ROWS_A_TASK).max(1);
-        // Those of one group follow one another: a thread's own share some weights.
+        let threads = self.pool.threads();
+        let parts = (threads * TASKS_A_THREAD).div_ceil(groups).max(threads).min(rows / ROWS_A_TASK).max(1);
+        // Those of one part follow one another: a thread's rows stay in its own cache, from one phase to the next.
         self.pool.run(groups * parts, &|task| {
-            let (group, part) = (task / parts, task % parts);
+            let (part, group) = (task / groups, task % groups);
             let panels = group * per_task..((group + 1) * per_task).min(panels);
             // The last two stay together: the last band begins within the one before.
             let cut = |len: usize, part: usize| if part == parts { len } else { len.saturating_sub(1) * part / parts };
