@@ -73,6 +73,8 @@ pub(crate) trait Lanes: Copy {
     unsafe fn load_weights(from: *const i8) -> Self::Weights;
     /// Adds to each lane the four products of its weights with the four bytes of `x` (−127..=127).
     unsafe fn dot4(sums: Self::Sums, weights: Self::Weights, x: i32) -> Self::Sums;
+    /// To the nearest whole numbers, ties to even, of which none is beyond ±127: to 16 bytes at `to`, of any alignment, and added to `sums`.
+    unsafe fn store_rounded(self, sums: Self::Sums, to: *mut i8) -> Self::Sums;
     /// The sums, once every product is added, as floats.
     unsafe fn sums_to_f32(sums: Self::Sums) -> Self;
 

@@ -80,6 +80,12 @@ impl<const VNNI: bool> Lanes for Halves<VNNI> {
                 (add(sums.0, weights.0), add(sums.1, weights.1))
             }
         };
+        fn store_rounded(self, sums: Self::Sums, to: *mut i8) -> Self::Sums = {
+            // Conversion rounds to the nearest.
+            self.store_bytes(to);
+            let whole = (_mm256_cvtps_epi32(self.0), _mm256_cvtps_epi32(self.1));
+            (_mm256_add_epi32(sums.0, whole.0), _mm256_add_epi32(sums.1, whole.1))
+        };
         fn sums_to_f32(sums: Self::Sums) -> Self = Self(_mm256_cvtepi32_ps(sums.0), _mm256_cvtepi32_ps(sums.1));
         fn store(self, to: *mut f32) = {
             _mm256_storeu_ps(to, self.0);

@@ -45,6 +45,11 @@ impl Lanes for Avx512 {
             _mm512_xor_si512(_mm512_loadu_si512(from.cast()), _mm512_set1_epi8(-128));
         fn dot4(sums: __m512i, weights: __m512i, x: i32) -> __m512i =
             _mm512_dpbusd_epi32(sums, weights, _mm512_set1_epi32(x));
+        fn store_rounded(self, sums: __m512i, to: *mut i8) -> __m512i = {
+            let whole = _mm512_cvtps_epi32(self.0);
+            _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(whole));
+            _mm512_add_epi32(sums, whole)
+        };
         fn sums_to_f32(sums: __m512i) -> Self = Self(_mm512_cvtepi32_ps(sums));
         fn store(self, to: *mut f32) = _mm512_storeu_ps(to, self.0);
         fn mul_add(self, by: Self, to: Self) -> Self = Self(_mm512_fmadd_ps(self.0, by.0, to.0));

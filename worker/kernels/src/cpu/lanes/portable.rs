@@ -59,6 +59,12 @@ impl Lanes for Portable {
     }
 
     methods! {
+        fn store_rounded(self, sums: Self::Sums, to: *mut i8) -> Self::Sums = {
+            let whole = self.0.map(|x| x.round_ties_even() as i32);
+            // SAFETY: the caller has 16 bytes there.
+            unsafe { to.cast::<[i8; LANES]>().write_unaligned(whole.map(|x| x as i8)) };
+            std::array::from_fn(|i| sums[i] + whole[i])
+        };
         fn splat(x: f32) -> Self = Self([x; LANES]);
         fn start_sums(_: *const i32) -> Self::Sums = [0; LANES];
         fn dot4(sums: Self::Sums, weights: Self::Weights, x: i32) -> Self::Sums = {
