@@ -1,8 +1,6 @@
 //! Memory that is asked for before it is read.
 
-use std::ops::Range;
-
-use crate::cpu::packed::{Panels, Shape};
+use std::{ops::Range, ptr};
 
 /// Wishes for the cache line at `at`, which need not exist: in the first-level cache, or where it is FAR in the second-level one.
 #[inline(always)]
@@ -17,6 +15,16 @@ pub(crate) fn prefetch<const FAR: bool>(at: *const u8) {
     let _ = at;
 }
 
+/// Bytes of a cache line.
+pub(crate) const LINE: usize = 64;
+
+/// Memory that is read next: an address and no pointer, as it need not exist.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) from: usize,
+    pub(crate) bytes: usize,
+}
+
 /// What a tile asks memory for while it computes: its share of the panels that come next.
 #[derive(Clone, Copy)]
 pub(crate) struct Ahead {
@@ -28,12 +36,10 @@ pub(crate) struct Ahead {
 }
 
 impl Ahead {
-    /// The share of the first of `tiles` in the panels of `next`, which need not exist.
-    pub(crate) fn new(weights: &Panels, shape: Shape, next: Range<usize>, tiles: usize) -> Self {
-        let (panel, steps) = (shape.panel_bytes(), shape.depth() / shape.packed());
-        let share = next.len() * panel / tiles;
-        let from = weights.start().wrapping_add(next.start * panel);
-        Self { from, share, bytes_per_step: share.div_ceil(steps.max(1)) }
+    /// The share of the first of `tiles`, of so many steps each, in what is wanted, which need not exist.
+    pub(crate) fn new(wanted: Wanted, steps: usize, tiles: usize) -> Self {
+        let share = wanted.bytes / tiles;
+        Self { from: ptr::without_provenance(wanted.from), share, bytes_per_step: share.div_ceil(steps.max(1)) }
     }
 
     /// The share of the tile behind this one.
@@ -45,13 +51,13 @@ impl Ahead {
     #[inline(always)]
     pub(crate) fn fetch<const P: usize>(&self, step: usize) {
         let at = self.from.wrapping_add(step * self.bytes_per_step);
-        (0..P).for_each(|line| prefetch::<true>(at.wrapping_add(line * 64)));
+        (0..P).for_each(|line| prefetch::<true>(at.wrapping_add(line * LINE)));
     }
 
     /// Asks for what belongs to several steps, each cache line once.
     #[inline(always)]
     pub(crate) fn fetch_all(self, steps: Range<usize>) {
         let bytes = steps.start * self.bytes_per_step..steps.end * self.bytes_per_step;
-        bytes.step_by(64).for_each(|at| prefetch::<true>(self.from.wrapping_add(at)));
+        bytes.step_by(LINE).for_each(|at| prefetch::<true>(self.from.wrapping_add(at)));
     }
 }

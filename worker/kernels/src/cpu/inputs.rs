@@ -66,6 +66,11 @@ pub(crate) struct Split {
 }
 
 impl Inputs<'_> {
+    /// How they come in bands, where they do.
+    pub(crate) fn split(self) -> Option<Split> {
+        if let Self::Bands(bands) = self { Some(bands.split) } else { None }
+    }
+
     /// Bytes of a row.
     pub(crate) fn row_bytes(self, shape: Shape) -> usize {
         match self {
@@ -331,11 +336,11 @@ unsafe fn quantise_body<V: Lanes>(x: &[f32], shape: Shape, to: &Quantised<'_>) {
     for (unit, x) in x.chunks(shape.unit()).enumerate() {
         // SAFETY: the caller has these pieces; the instruction set is the caller's promise.
         unsafe {
-            let usual = if pieces == 1 { x.as_array::<USUAL_UNIT>() } else { None };
+            let usual = if pieces == 1 && to.values.len == USUAL_UNIT { x.as_array::<USUAL_UNIT>() } else { None };
             let (scale, sum) = if let Some(x) = usual {
                 let (scale, inverse) = byte_scale::<V>(x);
                 let values = to.values.get(unit).as_mut_array::<USUAL_UNIT>();
-                (scale, round_to_bytes::<V>(x, inverse, values.expect("whole units are not padded")))
+                (scale, round_to_bytes::<V>(x, inverse, values.expect("a piece has this length")))
             } else {
                 let (scale, inverse) = byte_scale::<V>(x);
                 let (mut sum, mut rest) = (0, x);

@@ -4,6 +4,7 @@ use std::io;
 
 use crate::cpu::{
     isa::Isa,
+    matmul::Expected,
     pool::ThreadPool,
     registers::{Line, TileUnit},
 };
@@ -15,6 +16,8 @@ pub struct Kernels {
     pub(crate) tiles: Option<TileUnit>,
     pub(crate) pool: ThreadPool,
     pub(crate) inputs: InputBuffers,
+    /// What the product behind the next one reads.
+    pub(crate) expected: Option<Expected>,
 }
 
 impl Kernels {
@@ -32,7 +35,7 @@ impl Kernels {
         let tiles = (isa == Isa::Amx).then_some(TileUnit::Amx);
         #[cfg(not(target_arch = "x86_64"))]
         let tiles = None;
-        Ok(Self { isa, tiles, pool: ThreadPool::new(threads, spin)?, inputs: InputBuffers::default() })
+        Ok(Self { isa, tiles, pool: ThreadPool::new(threads, spin)?, inputs: InputBuffers::default(), expected: None })
     }
 
     /// Keeps each thread on one of these CPUs from now on, the caller on the first. A wish, where the system does not grant it.

@@ -8,14 +8,14 @@ use std::ops::Range;
 
 use crate::cpu::{
     activation::{Activation, activate},
-    ahead::Ahead,
+    ahead::{Ahead, LINE, Wanted},
     bands::{self, Form, Scratch},
-    inputs::{Bands, Inputs},
+    inputs::{Bands, Inputs, Split},
     isa::Isa,
     kernels::Kernels,
     lanes::{LANES, Lanes},
-    packed::PackedMatrix,
-    pool::Shards,
+    packed::{PackedMatrix, Shape},
+    pool::{Shards, first_behind},
     registers::{TileRegisters, with_registers},
     tiles,
     versions::versions,
@@ -57,37 +57,77 @@ impl Kernels {
             assert_eq!(bias.len(), n, "one bias a column");
         }
         let mut buffers = std::mem::take(&mut self.inputs);
-        let shape = weights.shape();
+        let (shape, expected) = (weights.shape(), self.expected.take());
         let x = self.inputs(x, rows, shape, &mut buffers);
-        let (isa, tiles) = (self.isa, self.tiles);
+        let (isa, tiles, threads) = (self.isa, self.tiles, self.pool.threads());
         let product = Product { isa, x, weights, epilogue };
         let out = Shards::new(out);
-        // Several panels a task where there are many, so that taking tasks costs nothing beside running them.
-        let panels = n.div_ceil(LANES);
-        let group = match x {
-            Inputs::Bands(x) => Form::new(shape, x.split.height).most(x.split.bands).1,
-            _ => tiles::group(isa, shape),
-        };
-        let group = group.min(panels.div_ceil(self.pool.threads()));
-        let per_task = panels.div_ceil(self.pool.threads() * 8).next_multiple_of(group);
-        let groups = panels.div_ceil(per_task);
-        let threads = self.pool.threads();
+        let cut = Cut::new(isa, threads, shape, x.split());
+        let groups = cut.tasks;
         let parts = (threads * TASKS_A_THREAD).div_ceil(groups).max(threads).min(rows / ROWS_A_TASK).max(1);
+        let tasks = groups * parts;
+        let then = expected.filter(|_| parts == 1).map(|next| (next, Cut::new(isa, threads, next.shape, x.split())));
         // Those of one part follow one another: a thread's rows stay in its own cache, from one phase to the next.
-        self.pool.run(groups * parts, &|task| {
+        self.pool.run(tasks, &|task| {
             let (part, group) = (task / groups, task % groups);
-            let panels = group * per_task..((group + 1) * per_task).min(panels);
+            let panels = group * cut.panels..((group + 1) * cut.panels).min(shape.panels());
             // The last two stay together: the last band begins within the one before.
             let cut = |len: usize, part: usize| if part == parts { len } else { len.saturating_sub(1) * part / parts };
             let share = |len: usize| cut(len, part)..cut(len, part + 1);
+            let then =
+                then.and_then(|(next, cut)| Some(next.group(cut, first_behind(threads, task, tasks, cut.tasks)?)));
             match (x, tiles) {
                 (Inputs::Bands(x), Some(unit)) => {
-                    with_registers!(unit, product.bands(x, panels, share(x.split.bands), &out));
+                    with_registers!(unit, product.bands(x, panels, share(x.split.bands), then, &out));
                 }
-                _ => product.panels(panels, share(rows), &out),
+                _ => product.panels(panels, share(rows), then, &out),
             }
         });
         self.inputs = buffers;
+    }
+
+    /// Says that the product behind the next one is with `weights`: the next one's last tiles ask memory for what each thread
+    /// reads first of them. Changes no result.
+    pub fn expect(&mut self, weights: &PackedMatrix) {
+        self.expected = Some(Expected { from: weights.address(0), shape: weights.shape() });
+    }
+}
+
+/// A matrix that is read soon.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Expected {
+    from: usize,
+    shape: Shape,
+}
+
+impl Expected {
+    /// The panels that a task reads first.
+    fn group(self, cut: Cut, task: usize) -> Wanted {
+        let (first, bytes) = (task * cut.panels, self.shape.panel_bytes());
+        let count = cut.group.min(self.shape.panels().saturating_sub(first));
+        Wanted { from: self.from + first * bytes, bytes: count * bytes }
+    }
+}
+
+/// How the panels of a product become tasks.
+#[derive(Clone, Copy)]
+struct Cut {
+    /// Panels that are read side by side.
+    group: usize,
+    /// Panels of a task: several groups where there are many, so that taking tasks costs nothing beside running them.
+    panels: usize,
+    tasks: usize,
+}
+
+impl Cut {
+    fn new(isa: Isa, threads: usize, shape: Shape, split: Option<Split>) -> Self {
+        let group = match split {
+            Some(split) => Form::new(shape, split.height).most(split.bands).1,
+            None => tiles::group(isa, shape),
+        };
+        let group = group.min(shape.panels().div_ceil(threads));
+        let panels = shape.panels().div_ceil(threads * 8).next_multiple_of(group);
+        Self { group, panels, tasks: shape.panels().div_ceil(panels) }
     }
 }
 
@@ -101,7 +141,7 @@ struct Product<'a> {
 
 impl Product<'_> {
     /// The columns of some panels, of some rows: as many rows at a time as stay cached while the panels stream by.
-    fn panels(&self, panels: Range<usize>, all: Range<usize>, out: &Shards<f32>) {
+    fn panels(&self, panels: Range<usize>, all: Range<usize>, then: Option<Wanted>, out: &Shards<f32>) {
         let shape = self.weights.shape();
         let (most, group) = (tiles::most_rows(self.isa, &self.x), tiles::group(self.isa, shape));
         let cached = (ROWS_BYTES / self.x.row_bytes(shape).max(1) / most).max(1) * most;
@@ -109,14 +149,30 @@ impl Product<'_> {
         for first in all.clone().step_by(cached) {
             let rows = first..all.end.min(first + cached);
             for panel in panels.clone().step_by(group) {
-                self.group(panel..panels.end.min(panel + group), rows.clone(), most, &mut tile, out);
+                let group = panel..panels.end.min(panel + group);
+                let wanted = self.wanted(&group, then.filter(|_| group.end == panels.end && rows.end == all.end));
+                self.group(group, rows.clone(), most, wanted, &mut tile, out);
             }
         }
     }
 
+    /// What is read behind some panels: `then`, or as many more.
+    fn wanted(&self, group: &Range<usize>, then: Option<Wanted>) -> Wanted {
+        let shape = self.weights.shape();
+        let count = group.len().min(shape.panels() - group.end);
+        then.unwrap_or(Wanted { from: self.weights.address(group.end), bytes: count * shape.panel_bytes() })
+    }
+
     /// The same on tile registers, band by band.
-    fn bands<T: TileRegisters>(&self, x: Bands<'_>, panels: Range<usize>, all: Range<usize>, out: &Shards<f32>) {
-        let (shape, columns, height) = (self.weights.shape(), self.weights.columns(), x.split.height);
+    fn bands<T: TileRegisters>(
+        &self,
+        x: Bands<'_>,
+        panels: Range<usize>,
+        all: Range<usize>,
+        then: Option<Wanted>,
+        out: &Shards<f32>,
+    ) {
+        let (shape, height) = (self.weights.shape(), x.split.height);
         if all.is_empty() {
             return;
         }
@@ -130,8 +186,8 @@ impl Product<'_> {
             let end = all.end.min(first + cached);
             for panel in panels.clone().step_by(group) {
                 let group = panel..panels.end.min(panel + group);
-                let next = group.end..columns.div_ceil(LANES).min(group.end + group.len());
-                let mut ahead = Ahead::new(weights, shape, next, (end - first).div_ceil(most));
+                let wanted = self.wanted(&group, then.filter(|_| group.end == panels.end && end == all.end));
+                let mut ahead = Ahead::new(wanted, shape.steps(), (end - first).div_ceil(most));
                 for bands in (first..end).step_by(most).map(|first| first..end.min(first + most)) {
                     // SAFETY: `isa` and the registers as above; `x` was made for these weights.
                     unsafe {
@@ -154,17 +210,19 @@ impl Product<'_> {
         panels: Range<usize>,
         rows: Range<usize>,
         most: usize,
+        wanted: Wanted,
         tile: &mut [[f32; LANES]; tiles::MOST_VECTORS],
         out: &Shards<f32>,
     ) {
-        let (shape, columns) = (self.weights.shape(), self.weights.columns());
+        let shape = self.weights.shape();
         let weights = (self.weights.panels(), shape);
         // Rows come in tiles of about one height, so that all read the panels in tiles of one width.
         let tiles_of_rows = rows.len().div_ceil(most);
         let width = tiles::tile_panels(rows.len().div_ceil(tiles_of_rows), most, panels.len());
         let tiles = tiles_of_rows * panels.len().div_ceil(width);
-        let next = panels.end..columns.div_ceil(LANES).min(panels.end + panels.len());
-        let mut ahead = Ahead::new(weights.0, shape, next, tiles);
+        // A step asks for a line of each panel.
+        let bytes = wanted.bytes.min(tiles * shape.steps() * width * LINE);
+        let mut ahead = Ahead::new(Wanted { bytes, ..wanted }, shape.steps(), tiles);
         let mut row = rows.start;
         while row < rows.end {
             let height = tiles::tile_rows(rows.end - row, most);
@@ -376,6 +434,7 @@ mod tests {
                 let mut kernels = Kernels::new(isa, 1, false).unwrap();
                 for (x, expected) in x.chunks(batch * k).zip(whole.chunks(batch * n)) {
                     let mut out = vec![0.0; expected.len()];
+                    kernels.expect(&matrix);
                     kernels.matmul(x, &matrix, Epilogue::None, &mut out);
                     assert_eq!(out, expected, "{isa:?} {kind:?}, batches of {batch}");
                 }

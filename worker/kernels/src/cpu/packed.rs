@@ -41,16 +41,6 @@ pub(crate) enum Panels {
     Int8(Buffer<i8>),
 }
 
-impl Panels {
-    pub(crate) fn start(&self) -> *const u8 {
-        match self {
-            Self::F32(all) => all.as_slice().as_ptr().cast(),
-            Self::Bf16(all) => all.as_slice().as_ptr().cast(),
-            Self::Int8(all) => all.as_slice().as_ptr().cast(),
-        }
-    }
-}
-
 /// Sizes of a matrix, and where its elements lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Shape {
@@ -104,6 +94,11 @@ impl Shape {
         if self.scaled() { self.units() * self.padded_unit() } else { self.rows.next_multiple_of(self.packed()) }
     }
 
+    /// Steps over K that a product takes.
+    pub(crate) fn steps(self) -> usize {
+        self.depth() / self.packed()
+    }
+
     /// Bytes of a column over which a sum runs before anything is scaled.
     pub(crate) fn sum_bytes(self) -> usize {
         if self.scaled() { self.padded_unit() } else { self.depth() * self.element.bytes() }
@@ -128,7 +123,7 @@ impl Shape {
         self.panel_len() * self.element.bytes()
     }
 
-    fn panels(self) -> usize {
+    pub(crate) fn panels(self) -> usize {
         self.columns.div_ceil(LANES)
     }
 
@@ -197,6 +192,16 @@ impl PackedMatrix {
 
     pub(crate) fn panels(&self) -> &Panels {
         &self.panels
+    }
+
+    /// Where a panel begins.
+    pub(crate) fn address(&self, panel: usize) -> usize {
+        let start = match &self.panels {
+            Panels::F32(all) => all.as_slice().as_ptr().addr(),
+            Panels::Bf16(all) => all.as_slice().as_ptr().addr(),
+            Panels::Int8(all) => all.as_slice().as_ptr().addr(),
+        };
+        start + panel * self.shape.panel_bytes()
     }
 
     /// Sets the rows of one unit in some columns, `[unit, N']`, rounded to the element type. No value is NaN.

@@ -105,8 +105,7 @@ impl Shared {
 
     /// The tasks that are a thread's own.
     fn range(&self, tasks: usize, thread: usize) -> Range<usize> {
-        let threads = self.nodes.len();
-        thread * tasks / threads..(thread + 1) * tasks / threads
+        range(self.nodes.len(), tasks, thread)
     }
 
     /// The thread that tells this helper.
@@ -128,6 +127,17 @@ impl Shared {
     fn wait_below(&self, thread: usize) {
         self.wait_while(|| self.nodes[thread].active.0.load(Acquire) > 0);
     }
+}
+
+/// The tasks that are a thread's own, of so many threads.
+fn range(threads: usize, tasks: usize, thread: usize) -> Range<usize> {
+    thread * tasks / threads..(thread + 1) * tasks / threads
+}
+
+/// Of `then` tasks the first of the thread whose own of `tasks` end with `task`; none where another follows.
+pub(crate) fn first_behind(threads: usize, task: usize, tasks: usize, then: usize) -> Option<usize> {
+    let thread = (task * threads + threads - 1) / tasks;
+    (range(threads, tasks, thread).end == task + 1).then(|| range(threads, then, thread).start)
 }
 
 impl ThreadPool {
@@ -318,6 +328,18 @@ mod tests {
                     });
                 }
                 assert!(counts.iter().all(|c| c.load(Relaxed) == 50));
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_thread_does_next_is_known_at_the_end_of_its_own_tasks() {
+        for (threads, tasks, then) in [(1, 1, 5), (2, 7, 4), (3, 12, 12), (5, 3, 9), (64, 100, 1)] {
+            for task in 0..tasks {
+                let owner = (0..threads).find(|&thread| range(threads, tasks, thread).contains(&task)).unwrap();
+                let is_last = range(threads, tasks, owner).end == task + 1;
+                let expected = is_last.then(|| range(threads, then, owner).start);
+                assert_eq!(first_behind(threads, task, tasks, then), expected, "{task} of {tasks} on {threads}");
             }
         }
     }
