@@ -206,6 +206,8 @@ impl Pass {
         }
         norm(&mut self.kernels, gathered, &self.shard.final_norm, &self.shape, normed);
         self.trace.lap(Category::Rows, "norm");
+        // Of the next step.
+        self.kernels.expect(&self.shard.layers[0].qkv.weights);
         self.kernels.matmul(normed, self.shard.head(), Epilogue::None, out);
         self.trace.lap(Category::Product, "LM head");
         if let Some(cap) = self.shape.logit_softcap {
@@ -260,6 +262,7 @@ impl Pass {
 
         norm(&mut self.kernels, x, &weights.attention_norm, &self.shape, normed);
         self.trace.lap(Category::Rows, "norm");
+        self.kernels.expect(&weights.attention_output.weights);
         self.kernels.matmul(normed, &weights.qkv.weights, Epilogue::Bias(&weights.qkv.bias), qkv);
         self.trace.lap(Category::Product, "QKV");
         if let Some(values) = &weights.values {
@@ -288,6 +291,7 @@ impl Pass {
         self.kernels.attention(&self.kv.layers[layer], rows, self.heads, qkv, scoring, mixed);
         self.trace.lap(Category::Attention, "attention");
         let projection = &weights.attention_output;
+        self.kernels.expect(&weights.up.weights);
         self.kernels.matmul(mixed, &projection.weights, Epilogue::None, partial);
         self.trace.lap(Category::Product, "projection");
         let site = ReduceSite { step, layer: Some(layer), operation: "attention projection" };
@@ -308,6 +312,7 @@ impl Pass {
         norm(&mut self.kernels, x, &weights.mlp_norm, &self.shape, normed);
         self.trace.lap(Category::Rows, "norm");
         let (up, activation) = (&weights.up, activation(self.shape.mlp.activation));
+        self.kernels.expect(&weights.down.weights);
         if self.shape.mlp.gated {
             let both = &mut both[..2 * t * width];
             self.kernels.matmul(normed, &up.weights, Epilogue::Bias(&up.bias), both);
@@ -318,6 +323,8 @@ impl Pass {
             self.kernels.matmul(normed, &up.weights, Epilogue::BiasActivation(&up.bias, activation), hidden);
             self.trace.lap(Category::Product, "FC");
         }
+        let next = self.shard.layers.get(layer + 1).map_or(self.shard.head(), |next| &next.qkv.weights);
+        self.kernels.expect(next);
         self.kernels.matmul(hidden, &weights.down.weights, Epilogue::None, partial);
         self.trace.lap(Category::Product, "MLP projection");
         let site = ReduceSite { step, layer: Some(layer), operation: "MLP projection" };
