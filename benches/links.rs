@@ -21,7 +21,9 @@ use std::{
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use nanoinfer_shared::{
-    comm::{Abort, Communicator, Elements, OneThread, ReduceSite, Shm, ShmSegment, Tcp, TcpListenerForPeers},
+    comm::{
+        Abort, Communicator, Elements, Hosts, Meeting, OneThread, ReduceSite, Shm, ShmSegment, Tcp, TcpListenerForPeers,
+    },
     handshake::Identity,
 };
 
@@ -110,25 +112,28 @@ fn reduce(ends: Vec<Box<dyn Communicator>>, elements: usize, rounds: u64) -> Dur
     })
 }
 
-fn shm(world: usize, spin: bool) -> Vec<Box<dyn Communicator>> {
-    let segment = ShmSegment::create(world).expect("there is memory");
-    let join = |rank| {
-        let segment = segment.try_clone().expect("there are descriptors");
-        Box::new(Shm::open(segment, rank, world, spin, &Abort::default()).expect("it fits")) as Box<dyn Communicator>
-    };
-    (0..world).map(join).collect()
-}
-
-fn tcp(world: usize) -> Vec<Box<dyn Communicator>> {
-    let listeners = (0..world).map(|_| TcpListenerForPeers::bind("127.0.0.1", None).expect("loopback has ports"));
+/// Ranks of hosts with so many each.
+fn on_hosts(ranks: &[usize], spin: bool) -> Vec<Box<dyn Communicator>> {
+    let hosts = Hosts::new(ranks);
+    let world = hosts.world();
+    let segments = ranks.iter().map(|_| ShmSegment::create(world).expect("there is memory")).collect::<Vec<_>>();
+    let listeners = ranks.iter().map(|_| TcpListenerForPeers::bind("127.0.0.1", None).expect("loopback has ports"));
     let listeners: Vec<_> = listeners.collect();
     let addresses: &Vec<_> = &listeners.iter().map(|listener| listener.address().to_string()).collect();
     thread::scope(|scope| {
-        let joining = listeners.into_iter().enumerate().map(|(rank, listener)| {
-            let identity = Identity { build_id: "bench".into(), world, rank };
-            scope.spawn(move || {
-                let linked = Tcp::connect(listener, &identity, addresses, &[7; 32], 0, &Abort::default());
-                Box::new(linked.expect("the peers come")) as Box<dyn Communicator>
+        let joining = (0..world).map(|rank| {
+            let (host, identity) = (hosts.of(rank), Identity { build_id: "bench".into(), world, rank });
+            let segment = segments[host].try_clone().expect("there are descriptors");
+            let abort = Abort::default();
+            let shm = Shm::open(segment, rank, hosts.clone(), spin, &abort).expect("it fits");
+            let listener = (hosts.count() > 1 && hosts.is_front(rank)).then(|| &listeners[host]);
+            scope.spawn(move || match listener {
+                Some(listener) => {
+                    let meeting = Meeting { identity: &identity, addresses, key: &[7; 32], epoch: 0 };
+                    Box::new(Tcp::connect(shm, listener, meeting, &abort).expect("the peers come"))
+                        as Box<dyn Communicator>
+                }
+                None => Box::new(shm),
             })
         });
         let joining: Vec<_> = joining.collect();
@@ -151,10 +156,18 @@ fn links(criterion: &mut Criterion) {
             let name = |what: &str| name(&format!("{what}, {world} ranks"));
             // Where ranks share cores, who spins keeps others from theirs.
             if thread::available_parallelism().is_ok_and(|cores| world <= cores.get()) {
-                group.bench_function(name("shm"), |b| b.iter_custom(|n| reduce(shm(world, true), elements, n)));
+                group.bench_function(name("shm"), |b| b.iter_custom(|n| reduce(on_hosts(&[world], true), elements, n)));
             }
-            group.bench_function(name("shm, sleeping"), |b| b.iter_custom(|n| reduce(shm(world, false), elements, n)));
-            group.bench_function(name("tcp"), |b| b.iter_custom(|n| reduce(tcp(world), elements, n)));
+            group.bench_function(name("shm, sleeping"), |b| {
+                b.iter_custom(|n| reduce(on_hosts(&[world], false), elements, n))
+            });
+            let apart = vec![1; world];
+            group.bench_function(name("tcp"), |b| b.iter_custom(|n| reduce(on_hosts(&apart, false), elements, n)));
+            if world == 4 {
+                group.bench_function(name("tcp, 2 + 2"), |b| {
+                    b.iter_custom(|n| reduce(on_hosts(&[2, 2], false), elements, n))
+                });
+            }
         }
     }
     group.finish();

@@ -219,7 +219,8 @@ fn as_processes(
     let here = HostRanks::new(world, binary, &plan.config.log, &report)?;
     let processes = here.processes();
     let ranks = plan.hosts.iter().map(|(_, ranks)| ranks.clone()).collect();
-    let mut all = AllRanks::new(here, ranks, plan.load.comm == CommKind::Shm, others, report)?;
+    let by_memory = matches!(plan.load.comm, CommKind::Shm | CommKind::Tcp) && plan.load.hosts.iter().any(|&of| of > 1);
+    let mut all = AllRanks::new(here, ranks, by_memory, others, report)?;
     let nodes = all.links();
     let first: Vec<Lost> = (0..world).map(|rank| Lost { rank, is_corrupt: false }).collect();
     let links = all.start(0, &first, &|| false).map_err(|error| cause(ends).unwrap_or(error))?;

@@ -142,11 +142,11 @@ pub enum OnRankLoss {
 /// Data link, as asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum CommChoice {
-    /// NCCL between GPUs, shared memory within this host otherwise, TCP between hosts.
+    /// NCCL between GPUs of one host, shared memory within each host otherwise, TCP between hosts.
     Auto,
     /// Shared memory.
     Shm,
-    /// TCP.
+    /// TCP between all ranks, within a host too.
     Tcp,
     /// From GPU to GPU, one for each rank.
     Nccl,

@@ -25,7 +25,7 @@ use self::device::Chosen;
 pub use self::host::Host;
 use crate::{
     build::BUILD_ID,
-    config::{ClusterConfig, DeviceChoice},
+    config::{ClusterConfig, CommChoice, DeviceChoice},
     error::LaunchError,
     model::{self, ResolvedModel},
     size::ByteSize,
@@ -164,6 +164,11 @@ impl Plan {
             kv_dtype: chosen.kv_dtype,
             isa: level.map(|level| level.name().into()),
             comm,
+            // By TCP where that was asked for: each for itself.
+            hosts: match config.comm {
+                CommChoice::Tcp => vec![1; world],
+                _ => hosts.iter().map(|(_, ranks)| ranks.len()).collect(),
+            },
             max_batched_tokens: config.max_batched_tokens,
             max_seqs: config.max_seqs,
             trace: config.trace.clone(),

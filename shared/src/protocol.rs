@@ -31,7 +31,7 @@ pub use self::{
 use crate::model::shape::ModelShape;
 
 /// Changes whenever a message changes; compared in the handshake beside the build id.
-pub const PROTOCOL_VERSION: u32 = 5;
+pub const PROTOCOL_VERSION: u32 = 6;
 
 /// Element type of weights and of matrix products, or of the KV cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,7 +103,7 @@ pub enum CommKind {
     Local,
     /// Ranks of one host, through a memory segment handed over as a file descriptor.
     Shm,
-    /// Ranks anywhere, through sockets.
+    /// Ranks of several hosts: through memory within one, through a socket between two.
     Tcp,
     /// Ranks with a GPU each, from one to the other.
     Nccl,
@@ -156,7 +156,7 @@ pub enum FromRank {
     Left {
         /// Of [`ToRank::Leave`].
         group: u32,
-        /// Address its peers can reach it at from now on; with [`CommKind::Tcp`] only.
+        /// Address that other hosts can reach it at from now on, as in [`LoadReport`].
         data_address: Option<String>,
     },
     /// The rank cannot go on.
@@ -223,6 +223,8 @@ pub struct LoadOrder {
     pub isa: Option<String>,
     /// Data link to use.
     pub comm: CommKind,
+    /// Ranks of each host, whose ranks lie side by side: those that reach one another through memory.
+    pub hosts: Vec<usize>,
     /// Most new tokens in one step.
     pub max_batched_tokens: usize,
     /// Most sequences in one step.
@@ -262,7 +264,7 @@ pub struct LoadReport {
     pub kv_block_bytes: u64,
     /// Bytes of memory free after loading, before the KV pool: of the rank's host (or cgroup), or of its GPU.
     pub free_bytes: u64,
-    /// Address its peers can reach it at; with [`CommKind::Tcp`] only.
+    /// Address that other hosts can reach it at; of the first rank of each, with [`CommKind::Tcp`] only.
     pub data_address: Option<String>,
     /// What the peers of rank 0 need to join it; of rank 0 with [`CommKind::Nccl`] only.
     pub nccl_id: Option<Vec<u8>>,
@@ -275,7 +277,7 @@ pub struct StartOrder {
     pub group: u32,
     /// Blocks of the KV pool, the same on every rank.
     pub kv_blocks: usize,
-    /// Data addresses in rank order; with [`CommKind::Tcp`] only.
+    /// Data addresses by host; with [`CommKind::Tcp`] only.
     pub peers: Vec<String>,
     /// What rank 0 reported; with [`CommKind::Nccl`] only.
     pub nccl_id: Option<Vec<u8>>,

@@ -69,7 +69,12 @@ fn two_nodes_answer_as_one_host_does_and_end_together() {
     assert_eq!(server.ask("/v1/completions", &body)["choices"][0]["token_ids"], case["greedy_ids"]);
     let ranks = |node: &Server| Server::ranks_of(node.pid()).iter().map(|(rank, _)| *rank).collect::<Vec<_>>();
     assert_eq!((ranks(&server), ranks(&other)), (vec![0, 1], vec![2]));
-    assert!(server.log().contains("on 2 hosts, ") && server.log().contains("data link TCP"), "{}", server.log());
+    assert!(
+        server.log().contains("on 2 hosts, ")
+            && server.log().contains("data link shared memory within a host and TCP between"),
+        "{}",
+        server.log()
+    );
 
     // To the last bit of what is drawn from.
     let model = golden_folder("heads5");
@@ -86,17 +91,20 @@ fn two_nodes_answer_as_one_host_does_and_end_together() {
 #[test]
 fn a_rank_of_another_node_is_had_again_with_its_pool_and_its_last_words_are_heard() {
     let (_folder, secret) = secret();
-    let (server, other, _) = two_nodes(&secret, &[&["--nproc", "3"][..], &BUDGET].concat());
+    // Two ranks each: the first is the way between the hosts, and the second knows it through memory alone.
+    let (server, other, _) = two_nodes(&secret, &[&["--nproc", "4"][..], &BUDGET].concat());
     assert_undisturbed(&server, &requests(4), || {
         for (restarts, signal) in [(1.0, Signal::KILL), (2.0, Signal::ABORT)] {
             send_signal(rank_of(&other, 2), signal);
             wait_for_restarts(&server, restarts);
         }
-        send_signal(rank_of(&server, 1), Signal::KILL);
-        wait_for_restarts(&server, 3.0);
+        for (restarts, node, rank) in [(3.0, &server, 1), (4.0, &other, 3), (5.0, &server, 0)] {
+            send_signal(rank_of(node, rank), Signal::KILL);
+            wait_for_restarts(&server, restarts);
+        }
     });
     let log = server.log();
-    assert_eq!((log.matches("pools=Kept").count(), log.matches("pools=Blank").count()), (2, 1), "{log}");
+    assert_eq!((log.matches("pools=Kept").count(), log.matches("pools=Blank").count()), (4, 1), "{log}");
     assert_eq!(metric(&server, "nanoinfer_scheduler_invariants_hold"), 1.0);
     assert!(other.log().contains("rank 2 was killed by signal 6"), "{}", other.log());
 }

@@ -74,6 +74,7 @@ fn load_order() -> LoadOrder {
         kv_dtype: DType::F32,
         isa: None,
         comm: CommKind::Local,
+        hosts: vec![1],
         max_batched_tokens: 32,
         max_seqs: 4,
         trace: None,

@@ -9,7 +9,7 @@
 use nanoinfer_checkpoint::Checkpoint;
 use nanoinfer_shared::{
     Partition, Share,
-    comm::{ShmSegment, Tcp},
+    comm::ShmSegment,
     protocol::{CommKind, Device, LoadOrder},
 };
 
@@ -42,8 +42,7 @@ pub fn memory(order: &LoadOrder, partition: &Partition, rank: usize, kv_blocks: 
     }
     let link = match order.comm {
         CommKind::Local | CommKind::Nccl => 0,
-        CommKind::Shm => ShmSegment::bytes(partition.world()) as u64,
-        CommKind::Tcp => Tcp::buffer_bytes(partition.world()) as u64,
+        CommKind::Shm | CommKind::Tcp => ShmSegment::bytes(partition.world()) as u64,
     };
     RankMemory { link, ..cpu::memory(order, share, kv_blocks) }
 }

@@ -23,7 +23,7 @@ use std::{
 
 use nanoinfer_shared::{
     Partition,
-    comm::{Abort, CommError, Communicator, Local, Shm, ShmSegment, Tcp, TcpListenerForPeers},
+    comm::{Abort, CommError, Communicator, Hosts, Local, Meeting, Shm, ShmSegment, Tcp, TcpListenerForPeers},
     handshake::Identity,
     link::{ControlLink, LinkError, Receiver, Sender},
     protocol::{CommKind, Device, FailureKind, FromRank, LoadOrder, LoadReport, StartOrder, ToRank},
@@ -257,7 +257,7 @@ impl Rank {
             let step = if let ToRank::Step(plan) = &order { Some(plan.step) } else { None };
             let answer = match (order, &mut stage) {
                 (ToRank::Start(order), stage) => self.start(&load, &order, &abort, stage),
-                (ToRank::Leave { group }, _) => self.leave(group, load.comm),
+                (ToRank::Leave { group }, _) => self.leave(group, &load),
                 (ToRank::Step(plan), Some(Stage::Running(runner))) => {
                     self.progress.begin(plan.step);
                     runner.run(&plan).map(FromRank::Done)
@@ -300,7 +300,7 @@ impl Rank {
         let partition =
             Partition::new(&load.shape, self.identity.world).expect("the coordinator has dealt this partition");
         let share = partition.share(rank).clone();
-        let data_address = self.listen(load.comm)?;
+        let data_address = self.listen(load)?;
         let begun = Instant::now();
         let loaded = backend::load(load, rank, &share, || self.open(load))?;
         let weight_bytes = loaded.weight_bytes();
@@ -345,19 +345,19 @@ impl Rank {
     }
 
     /// Is out of the data link: the reader of orders has seen to that.
-    fn leave(&mut self, group: u32, comm: CommKind) -> Result<FromRank, WorkerError> {
-        Ok(FromRank::Left { group, data_address: self.listen(comm)? })
+    fn leave(&mut self, group: u32, load: &LoadOrder) -> Result<FromRank, WorkerError> {
+        Ok(FromRank::Left { group, data_address: self.listen(load)? })
     }
 
-    /// Where the peers can come from now on, if they come by TCP.
-    fn listen(&mut self, comm: CommKind) -> Result<Option<String>, WorkerError> {
+    /// Where other hosts can come from now on, if this rank is the way to its own.
+    fn listen(&mut self, load: &LoadOrder) -> Result<Option<String>, WorkerError> {
         let rank = self.identity.rank;
-        self.listener = match comm {
-            CommKind::Tcp => {
+        self.listener = match load.comm {
+            CommKind::Tcp if Hosts::new(&load.hosts).is_front(rank) => {
                 let bound = TcpListenerForPeers::bind(&self.data_host, self.data_ports.as_ref());
                 Some(bound.map_err(|source| CommError::Setup { rank, source })?)
             }
-            CommKind::Local | CommKind::Shm | CommKind::Nccl => None,
+            CommKind::Local | CommKind::Shm | CommKind::Tcp | CommKind::Nccl => None,
         };
         Ok(self.listener.as_ref().map(|listener| listener.address().to_string()))
     }
@@ -392,21 +392,32 @@ impl Rank {
 
     fn join_peers(&mut self, load: &LoadOrder, start: &StartOrder, abort: &Abort) -> Result<Link, WorkerError> {
         let Identity { rank, world, .. } = self.identity;
-        if load.comm == CommKind::Nccl {
-            let id = start.nccl_id.clone().ok_or(WorkerError::NoNcclId { rank })?;
-            return Ok(Link::Nccl { rank, world, id });
-        }
-        let comm: Box<dyn Communicator> = match (load.comm, self.listener.take()) {
-            (CommKind::Shm, _) => {
-                let memory = self.memory.as_mut().ok_or(WorkerError::NoSegment { rank })?;
-                let segment = (memory.segments)(start.group).map_err(|source| CommError::Setup { rank, source })?;
-                Box::new(Shm::open(segment, rank, world, load.on_host.cores.may_spin(), abort)?)
+        let shm = match load.comm {
+            CommKind::Nccl => {
+                let id = start.nccl_id.clone().ok_or(WorkerError::NoNcclId { rank })?;
+                return Ok(Link::Nccl { rank, world, id });
             }
-            (CommKind::Tcp, Some(listener)) => {
-                let (peers, key) = (&start.peers, &start.link_key);
-                Box::new(Tcp::connect(listener, &self.identity, peers, key, self.epoch, abort)?)
+            CommKind::Local => None,
+            CommKind::Shm | CommKind::Tcp => {
+                let hosts = Hosts::new(&load.hosts);
+                let segment = if hosts.ranks(hosts.of(rank)).len() == 1 {
+                    ShmSegment::create(world)
+                } else {
+                    let memory = self.memory.as_mut().ok_or(WorkerError::NoSegment { rank })?;
+                    (memory.segments)(start.group)
+                };
+                let segment = segment.map_err(|source| CommError::Setup { rank, source })?;
+                Some(Shm::open(segment, rank, hosts, load.on_host.cores.may_spin(), abort)?)
             }
-            _ => Box::new(Local),
+        };
+        let comm: Box<dyn Communicator> = match (shm, self.listener.take()) {
+            (None, _) => Box::new(Local),
+            (Some(shm), None) => Box::new(shm),
+            (Some(shm), Some(listener)) => {
+                let (identity, addresses, key) = (&self.identity, &start.peers[..], &start.link_key[..]);
+                let meeting = Meeting { identity, addresses, key, epoch: self.epoch };
+                Box::new(Tcp::connect(shm, &listener, meeting, abort)?)
+            }
         };
         Ok(Link::Host(Box::new(Watched::new(comm, self.progress.clone()))))
     }

@@ -70,6 +70,7 @@ pub(crate) fn config(world: usize, kv_blocks: usize) -> EngineConfig {
         kv_dtype: DType::F32,
         isa: None,
         comm: CommKind::Tcp,
+        hosts: vec![1; world],
         max_batched_tokens: 64,
         max_seqs: 8,
         trace: None,

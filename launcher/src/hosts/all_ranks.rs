@@ -99,7 +99,7 @@ pub(crate) struct AllRanks {
     way: Way,
     /// Of each host, this one first.
     ranks: Vec<Range<usize>>,
-    /// Their data link is shared memory.
+    /// Those of a host reach one another through memory.
     by_memory: bool,
     others: Option<Others>,
 }
@@ -192,7 +192,14 @@ impl AllRanks {
             );
         }
         if self.by_memory {
-            self.here.send_segments(group).map_err(LaunchError::SharedMemory)?;
+            if self.ranks[0].len() > 1 {
+                self.here.send_segments(group).map_err(LaunchError::SharedMemory)?;
+            }
+            if let Some(others) = &self.others {
+                for node in (1..self.ranks.len()).filter(|&node| self.ranks[node].len() > 1) {
+                    others.links.tell(node, ToNode::Segments { group });
+                }
+            }
         }
         links.sort_by_key(|(rank, _)| *rank);
         Ok(links.into_iter().map(|(_, link)| link).collect())

@@ -4,6 +4,7 @@
 //! node 0                                        node
 //!         ◄─────────────── Hello ── who it is, what its host has
 //!   Start ── ranks, and how they come in ─────►  spawns them; again after a loss
+//!   Segments ─ for each start of all ──────────►  hands its ranks memory to reach one another
 //!         ◄─────────────── Ended ── how a rank did, with its last lines
 //!   End   ────────────────────────────────────►  waits for its ranks, ends
 //! ```
@@ -31,6 +32,8 @@ pub(crate) enum ToNode {
     Refused { reason: String },
     /// Start these ranks, in the place of what is left of them.
     Start(StartRanks),
+    /// Hand all ranks the memory of their data link for the start of this number.
+    Segments { group: u32 },
     /// The cluster ends.
     End,
 }

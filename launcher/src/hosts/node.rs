@@ -164,6 +164,12 @@ fn follow(node: &Node, mouth: &Mouth, report: &Reports) -> Result<(), LaunchErro
                 }
                 ranks = Some(host);
             }
+            Ok(ToNode::Segments { group }) => {
+                if let Some(Err(error)) = ranks.as_ref().map(|host| host.send_segments(group)) {
+                    tracing::error!("{error}");
+                    say(mouth, FromNode::Failed { reason: error.to_string() });
+                }
+            }
             Ok(ToNode::End) => {
                 tracing::info!("node 0 ends the cluster");
                 break Ok(());

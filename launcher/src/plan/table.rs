@@ -49,6 +49,9 @@ impl fmt::Display for Plan {
             match self.load.comm {
                 CommKind::Local => "",
                 CommKind::Shm => ", data link shared memory",
+                CommKind::Tcp if self.load.hosts.iter().any(|&ranks| ranks > 1) => {
+                    ", data link shared memory within a host and TCP between"
+                }
                 CommKind::Tcp => ", data link TCP",
                 CommKind::Nccl => ", data link NCCL",
             },

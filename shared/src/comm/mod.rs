@@ -1,22 +1,27 @@
 //! The data link between ranks: adding up partial sums.
 //!
-//! Invariant: every kind, algorithm and message size adds the contributions in rank order 0 … N−1, starting from
-//! rank 0's, so all ranks leave with identical bits and `shm` equals `tcp`.
+//! Invariant: every layout over hosts, algorithm and message size adds the contributions in rank order 0 … N−1, starting from
+//! rank 0's, so all ranks leave with identical bits, which are the same wherever ranks are.
 //! Does not know what is added, nor why; [`ReduceSite`] is carried only to name a stuck operation.
 
 mod abort;
+mod hosts;
 mod local;
+mod beat;
 mod ring;
 mod shm;
+mod meet;
 mod tcp;
 mod threads;
 
 use std::{fmt, io, ops::Range, time::Duration};
 
 pub use abort::Abort;
+pub use hosts::Hosts;
 pub use local::Local;
+pub use meet::{Meeting, TcpListenerForPeers};
 pub use shm::{Shm, ShmSegment};
-pub use tcp::{Tcp, TcpListenerForPeers};
+pub use tcp::Tcp;
 pub use threads::{OneThread, Threads};
 
 /// How long a rank waits for its peers in one reduction: far above any step, so that only a lost peer meets it.
@@ -173,30 +178,28 @@ mod tests {
 
     pub(super) const SITE: ReduceSite = ReduceSite { step: 0, layer: None, operation: "test" };
 
-    /// Runs `body` as every rank of a world over the given kind of link.
-    fn on_every_rank<T: Send>(
-        kind: &str,
-        world: usize,
-        body: impl Fn(Box<dyn Communicator>, &Abort) -> T + Sync,
-    ) -> Vec<T> {
-        let segment = ShmSegment::create(world).unwrap();
-        let listeners: Vec<_> = (0..world).map(|_| TcpListenerForPeers::bind("127.0.0.1", None).unwrap()).collect();
+    /// Runs `body` as every rank of hosts with so many ranks each.
+    fn on_every_rank<T: Send>(layout: &[usize], body: impl Fn(Box<dyn Communicator>, &Abort) -> T + Sync) -> Vec<T> {
+        let hosts = Hosts::new(layout);
+        let world = hosts.world();
+        let segments: Vec<_> = layout.iter().map(|_| ShmSegment::create(world).unwrap()).collect();
+        let listeners: Vec<_> = layout.iter().map(|_| TcpListenerForPeers::bind("127.0.0.1", None).unwrap()).collect();
         let peers: Vec<_> = listeners.iter().map(|l| l.address().to_string()).collect();
-        let body = &body;
-        let peers = &peers;
+        let (body, peers, hosts, listeners) = (&body, &peers, &hosts, &listeners);
         std::thread::scope(|scope| {
-            let ranks: Vec<_> = listeners
-                .into_iter()
-                .enumerate()
-                .map(|(rank, listener)| {
-                    let memory = segment.try_clone().unwrap();
+            let ranks: Vec<_> = (0..world)
+                .map(|rank| {
+                    let host = hosts.of(rank);
+                    let memory = segments[host].try_clone().unwrap();
                     scope.spawn(move || {
                         let identity = Identity { build_id: "test".into(), world, rank };
                         let abort = Abort::default();
-                        let comm: Box<dyn Communicator> = match kind {
-                            "shm" => Box::new(Shm::open(memory, rank, world, rank % 2 == 0, &abort).unwrap()),
-                            "tcp" => Box::new(Tcp::connect(listener, &identity, peers, &[7; 32], 0, &abort).unwrap()),
-                            other => panic!("no link {other}"),
+                        let shm = Shm::open(memory, rank, hosts.clone(), rank % 2 == 0, &abort).unwrap();
+                        let comm: Box<dyn Communicator> = if hosts.count() > 1 && hosts.is_front(rank) {
+                            let meeting = Meeting { identity: &identity, addresses: peers, key: &[7; 32], epoch: 0 };
+                            Box::new(Tcp::connect(shm, &listeners[host], meeting, &abort).unwrap())
+                        } else {
+                            Box::new(shm)
                         };
                         body(comm, &abort)
                     })
@@ -233,12 +236,14 @@ mod tests {
     }
 
     #[test]
-    fn every_link_adds_in_rank_order_to_the_last_bit() {
-        // Below, at and above one slot of shared memory and one chunk of TCP.
-        let lengths = [0, 1, 3, 1000, 16_384, 16_385, 65_537, 200_000];
-        for (kind, threads) in [("shm", 1), ("shm", 3), ("tcp", 1)] {
-            for world in [2, 3, 5] {
-                let results = on_every_rank(kind, world, |mut comm, _| {
+    fn every_layout_adds_in_rank_order_to_the_last_bit() {
+        // Without owners and with, also such that have no element, within a slot and beyond.
+        let lengths = [0, 1, 3, 1000, 16_384, 16_385, 65_537, 300_000];
+        let layouts: [&[usize]; 9] = [&[2], &[3], &[5], &[1, 1], &[1, 1, 1, 1], &[2, 2], &[2, 1], &[1, 3], &[2, 1, 2]];
+        for (threads, layout) in [1, 3].into_iter().flat_map(|threads| layouts.map(|layout| (threads, layout))) {
+            let world = layout.iter().sum();
+            {
+                let results = on_every_rank(layout, |mut comm, _| {
                     lengths.map(|len| {
                         let mut data = contribution(comm.rank(), len);
                         comm.all_reduce(Elements::F32(&mut data), SITE, &mut AtOnce(threads)).unwrap();
@@ -251,7 +256,7 @@ mod tests {
                         let same = result[i].iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits());
                         assert!(
                             same && result[i].len() == len,
-                            "{kind}, {world} ranks of {threads} threads, {len} elements"
+                            "{layout:?} ranks of {threads} threads, {len} elements"
                         );
                     }
                 }
@@ -261,8 +266,8 @@ mod tests {
 
     #[test]
     fn many_small_reductions_in_a_row_stay_in_step() {
-        for kind in ["shm", "tcp"] {
-            let sums = on_every_rank(kind, 3, |mut comm, _| {
+        for layout in [&[3][..], &[1, 1, 1], &[2, 1]] {
+            let sums = on_every_rank(layout, |mut comm, _| {
                 let mut total = 0.0;
                 for round in 0..500 {
                     let mut data = [comm.rank() as f32 + round as f32];
@@ -272,7 +277,7 @@ mod tests {
                 total
             });
             let expected: f32 = (0..500).map(|round| 3.0 + 3.0 * round as f32).sum();
-            assert_eq!(sums, [expected; 3], "{kind}");
+            assert_eq!(sums, [expected; 3], "{layout:?}");
         }
     }
 
@@ -282,7 +287,9 @@ mod tests {
         // Port 9 of loopback: nobody listens there.
         let peers = ["127.0.0.1:9".to_owned(), listener.address().to_string()];
         let identity = Identity { build_id: "test".into(), world: 2, rank: 1 };
-        let error = Tcp::connect(listener, &identity, &peers, &[7; 32], 0, &Abort::default()).unwrap_err().to_string();
+        let meeting = Meeting { identity: &identity, addresses: &peers, key: &[7; 32], epoch: 0 };
+        let met = meet::meet(&listener, meeting, &Hosts::new(&[1, 1]), &Abort::default());
+        let error = met.unwrap_err().to_string();
         assert!(error.starts_with("rank 1 cannot reach rank 0 at 127.0.0.1:9"), "{error}");
         assert!(error.contains("--data-host"), "{error}");
     }
@@ -294,15 +301,14 @@ mod tests {
         let _silent = std::net::TcpStream::connect(&peers[0]).unwrap();
         let mut stranger = std::net::TcpStream::connect(&peers[0]).unwrap();
         std::io::Write::write_all(&mut stranger, b"GET / HTTP/1.1\r\n\r\n").unwrap();
-        let peers = &peers;
+        let (peers, hosts) = (&peers, &Hosts::new(&[1, 1]));
         std::thread::scope(|scope| {
             for (rank, listener) in listeners.into_iter().enumerate() {
                 let identity = Identity { build_id: "test".into(), world: 2, rank };
                 scope.spawn(move || {
-                    let mut comm = Tcp::connect(listener, &identity, peers, &[7; 32], 0, &Abort::default()).unwrap();
-                    let mut data = [rank as f32 + 1.0];
-                    comm.all_reduce(Elements::F32(&mut data), SITE, &mut OneThread).unwrap();
-                    assert_eq!(data, [3.0]);
+                    let meeting = Meeting { identity: &identity, addresses: peers, key: &[7; 32], epoch: 0 };
+                    let sockets = meet::meet(&listener, meeting, hosts, &Abort::default());
+                    assert_eq!(sockets.unwrap().iter().flatten().count(), 1);
                 });
             }
         });
@@ -310,15 +316,16 @@ mod tests {
 
     #[test]
     fn an_abort_frees_the_waiting() {
-        for kind in ["shm", "tcp"] {
-            let failures = on_every_rank(kind, 3, |mut comm, abort| {
+        // All of one host, and the first ranks of several: whom a bridge that fails leaves waiting is told to leave.
+        for layout in [&[3][..], &[1, 1, 1]] {
+            let failures = on_every_rank(layout, |mut comm, abort| {
                 if comm.rank() == 1 {
                     abort.pull();
                     return true;
                 }
                 comm.all_reduce(Elements::F32(&mut [1.0]), SITE, &mut OneThread).is_err()
             });
-            assert_eq!(failures, [true; 3], "{kind}");
+            assert_eq!(failures, [true; 3], "{layout:?}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The protocol of the shared-memory reduction, apart from the memory: the same code runs over a mapped segment between processes
+//! The protocol of every reduction, apart from memory and sockets: the same code runs over a mapped segment between processes
 //! and, in its tests, over `loom`'s model of memory, which tries every order in which the ranks' accesses can be seen.
 //!
 //! ```text
@@ -13,22 +13,27 @@
 //! and in that rank's range, which nobody else reads; what is read besides lies in slots p − 1 and p − 2. What ends a message is read
 //! within its last beat, which is the first of the next. Contributions are added in rank order, for every size.
 //!
-//! Does not know where its memory lies, nor how a thread sleeps.
+//! Between hosts the segment of each has slots for the ranks of all: those of others are written, and published, by the first rank of
+//! the host, as they come over a bridge. So a beat is the same to every rank, wherever its peers are.
+//!
+//! Does not know where its memory lies, nor how a thread sleeps, nor what a bridge is.
 
 use std::{
     hint,
-    marker::PhantomData,
     ops::Range,
     sync::atomic::Ordering::{self, Acquire, Relaxed, Release},
     time::{Duration, Instant},
 };
 
-use super::{CommError, REDUCE_DEADLINE, ReduceSite, Threads, add_in_rank_order};
+use super::{
+    CommError, Hosts, REDUCE_DEADLINE, ReduceSite, Threads, add_in_rank_order,
+    beat::{Beat, Message, Owners, slot},
+};
 
-/// Slots of each rank: three are in use, and four divide the numbers that a counter has.
-pub(super) const SLOTS: usize = 4;
 /// Elements for which another thread pays.
 const PIECE: usize = 4096;
+/// Of how many a slot is one is what crosses between hosts at once: with more, and with less, long messages take longer (benches/links.rs).
+const CROSSING: usize = 2;
 /// Polls before a thread sleeps, where spinning is allowed: longer than ranks drift apart within a step.
 const SPINS: u32 = 20_000;
 
@@ -88,128 +93,152 @@ pub(super) fn abort<S: Segment>(segment: &S, world: usize) {
     (0..world).for_each(|rank| segment.wake(rank));
 }
 
+/// The way from a host to the others, which its first rank goes.
+pub(super) trait Bridge<S> {
+    /// Brings what the ranks of this host have given and added up to the other hosts, and theirs here, into their slots. Returns how
+    /// long it waited.
+    fn cross(&mut self, segment: &S, beat: &Beat<'_>, site: ReduceSite) -> Result<Duration, CommError>;
+}
+
 /// One rank's place in the ring.
 #[derive(Debug)]
 pub(super) struct Ring<S> {
     segment: S,
     rank: usize,
-    world: usize,
+    hosts: Hosts,
+    /// The ranks of this host, which share the segment.
+    here: Range<usize>,
     /// The beat under way; wraps.
     beat: u32,
     spin: bool,
 }
 
 impl<S: Segment> Ring<S> {
-    pub(super) fn new(segment: S, rank: usize, world: usize, spin: bool) -> Self {
-        assert!(rank < world, "rank {rank} of {world}");
-        Self { segment, rank, world, beat: 0, spin }
+    pub(super) fn new(segment: S, rank: usize, hosts: Hosts, spin: bool) -> Self {
+        let here = hosts.ranks(hosts.of(rank));
+        Self { segment, rank, hosts, here, beat: 0, spin }
     }
 
     pub(super) fn rank(&self) -> usize {
         self.rank
     }
 
-    pub(super) fn world(&self) -> usize {
-        self.world
+    pub(super) fn hosts(&self) -> &Hosts {
+        &self.hosts
     }
 
-    /// Replaces `data` by the sum over all ranks; returns how long it waited for them.
+    /// Replaces `data` by the sum over all ranks; returns how long it waited for them. A host's first rank has the bridge to others.
     pub(super) fn all_reduce(
         &mut self,
         data: &mut [f32],
         site: ReduceSite,
         threads: &mut dyn Threads,
+        mut bridge: Option<&mut dyn Bridge<S>>,
     ) -> Result<Duration, CommError> {
         let len = data.len();
         if len == 0 {
             return Ok(Duration::ZERO);
         }
-        let owners = if len < S::owned_from(self.world) { Owners::Everyone } else { Owners::EachOne };
-        let data = Message::new(data, S::SLOT_ELEMENTS);
-        let last = data.chunks() + usize::from(owners == Owners::EachOne);
+        let world = self.hosts.world();
+        let owned_from = if self.hosts.count() == 1 { S::owned_from(world) } else { self.hosts.owned_from() };
+        let owners = if len < owned_from { Owners::Everyone } else { Owners::EachOne };
+        let chunk = if self.hosts.count() == 1 { S::SLOT_ELEMENTS } else { S::SLOT_ELEMENTS / CROSSING };
+        let message = Message::new(data, chunk, S::LINE_ELEMENTS);
+        let last = message.chunks() + usize::from(owners == Owners::EachOne);
         let tasks = threads.count().min(len.min(S::SLOT_ELEMENTS) / PIECE).max(1);
         let mut waited = Duration::ZERO;
-        for i in 0..=last {
-            threads.run(tasks, &|task| self.work(i, owners, &data, (task, tasks)));
-            if i < last {
-                self.publish(len);
-                waited += self.wait_for_all(len, site)?;
+        for index in 0..=last {
+            let beat = Beat { number: self.beat, index, message: &message, owners, world };
+            threads.run(tasks, &|task| self.work(&beat, (task, tasks)));
+            if index < last {
+                self.publish(self.rank, len);
+                for peer in self.here.clone().filter(|&peer| peer != self.rank) {
+                    waited += self.wait_for(peer, len, site)?;
+                }
+                if let Some(bridge) = &mut bridge {
+                    waited += bridge.cross(&self.segment, &beat, site)?;
+                    self.elsewhere().for_each(|peer| self.publish(peer, len));
+                } else {
+                    for peer in self.elsewhere() {
+                        waited += self.wait_for(peer, len, site)?;
+                    }
+                }
                 self.beat = self.beat.wrapping_add(1);
             }
         }
         Ok(waited)
     }
 
-    /// A task's part of beat `i` of a message: of the chunk that is given, of the one that is added up and of the one that is taken.
+    /// Ranks of other hosts.
+    fn elsewhere(&self) -> impl Iterator<Item = usize> {
+        (0..self.here.start).chain(self.here.end..self.hosts.world())
+    }
+
+    /// A task's part of a beat: of the chunk that is given, of the one that is added up and of the one that is taken. A rank that is
+    /// alone on its host gives nothing: others take it out of the message itself.
     #[allow(unsafe_code)]
-    fn work(&self, i: usize, owners: Owners, data: &Message<'_>, part: (usize, usize)) {
-        let Self { segment, rank, world, beat, .. } = self;
-        let slot = |beats_ago: u32| beat.wrapping_sub(beats_ago) as usize % SLOTS;
-        let range = |owner: usize, len: usize| match owners {
-            Owners::Everyone => 0..len,
-            Owners::EachOne => share::<S>(0..len, (owner, *world)),
+    fn work(&self, beat: &Beat<'_>, task: (usize, usize)) {
+        let Self { segment, rank, here, .. } = self;
+        let part = |beats_ago: usize, owner: usize| {
+            beat.part(beats_ago, &(owner..owner + 1)).map(|part| beat.piece(&part, task))
         };
-        let piece = |owner: usize, len: usize| share::<S>(range(owner, len), part);
-        let others = || (0..*world).filter(|other| other != rank);
-        // SAFETY: of `data`, a beat's chunks are three, and the pieces of tasks disjoint. Of the slots, this rank writes its own: with
-        // contributions where nobody reads before the next beat, and with sums where nobody else ever does before; it reads what all
-        // have published (see the header).
+        let (is_alone, has_owners) = (here.len() == 1, beat.owners == Owners::EachOne);
+        let others = || (0..beat.world).filter(|other| other != rank);
+        // SAFETY: of the message, a beat's chunks are three, and the pieces of tasks disjoint. Of the slots, this rank writes its own:
+        // with contributions where nobody reads before the next beat, and with sums where nobody else ever does before; it reads what
+        // all have published (see the header).
         unsafe {
-            if let Some(chunk) = data.chunk(i) {
-                let given = |owner: usize| {
-                    let piece = piece(owner, chunk.len());
-                    segment.write(*rank, slot(0), piece.start, data.piece(&chunk, &piece));
-                };
-                match owners {
-                    Owners::Everyone => given(*rank),
-                    Owners::EachOne => others().for_each(given),
+            let given = |owner: usize| {
+                if let Some(part) = part(0, owner) {
+                    segment.write(*rank, part.slot, part.range.start, beat.elements(&part));
                 }
+            };
+            match beat.owners {
+                _ if is_alone => {}
+                Owners::Everyone => given(*rank),
+                Owners::EachOne => others().for_each(given),
             }
-            if let Some(chunk) = i.checked_sub(1).and_then(|i| data.chunk(i)) {
-                let piece = piece(*rank, chunk.len());
-                let sums = data.piece(&chunk, &piece);
-                add_in_rank_order(sums, *rank, *world, |peer, range, reader| {
-                    segment.read(peer, slot(1), piece.start + range.start..piece.start + range.end, reader);
+            if let Some(part) = part(1, *rank) {
+                let sums = beat.elements(&part);
+                let start = part.range.start;
+                add_in_rank_order(sums, *rank, beat.world, |peer, range, reader| {
+                    segment.read(peer, part.slot, start + range.start..start + range.end, reader);
                 });
-                if owners == Owners::EachOne {
-                    segment.write(*rank, slot(1), piece.start, sums);
+                if has_owners && !is_alone {
+                    segment.write(*rank, part.slot, start, sums);
                 }
             }
-            if owners == Owners::EachOne
-                && let Some(chunk) = i.checked_sub(2).and_then(|i| data.chunk(i))
-            {
-                for owner in others() {
-                    let piece = piece(owner, chunk.len());
-                    let to = data.piece(&chunk, &piece);
-                    segment.read(owner, slot(2), piece, &mut |sums| to.copy_from_slice(sums));
+            if has_owners {
+                for part in others().filter_map(|owner| part(2, owner).map(|part| (owner, part))) {
+                    let (owner, part) = part;
+                    let to = beat.elements(&part);
+                    segment.read(owner, part.slot, part.range, &mut |sums| to.copy_from_slice(sums));
                 }
             }
         }
     }
 
-    /// Says that this rank's part of the beat is there.
-    fn publish(&self, len: usize) {
-        self.segment.brought(self.rank, slot(self.beat)).store(len as u32, Relaxed);
-        self.segment.published(self.rank).store(self.beat.wrapping_add(1), Release);
+    /// Says that a rank's part of the beat is there.
+    fn publish(&self, rank: usize, len: usize) {
+        self.segment.brought(rank, slot(self.beat)).store(len as u32, Relaxed);
+        self.segment.published(rank).store(self.beat.wrapping_add(1), Release);
         // With the sleeper's fence: either it sees this beat, or we see it.
         S::fence();
-        if self.segment.sleepers(self.rank).load(Relaxed) > 0 {
-            self.segment.wake(self.rank);
+        if self.segment.sleepers(rank).load(Relaxed) > 0 {
+            self.segment.wake(rank);
         }
     }
 
-    fn wait_for_all(&self, len: usize, site: ReduceSite) -> Result<Duration, CommError> {
-        let mut waited = Duration::ZERO;
-        for peer in (0..self.world).filter(|&peer| peer != self.rank) {
-            waited += self.wait_for(peer, site)?;
-            if self.segment.brought(peer, slot(self.beat)).load(Relaxed) != len as u32 {
-                return Err(CommError::OutOfStep { rank: self.rank, peer, site });
-            }
+    /// Waits for a peer's part of a message of `len` elements.
+    fn wait_for(&self, peer: usize, len: usize, site: ReduceSite) -> Result<Duration, CommError> {
+        let waited = self.await_beat(peer, site)?;
+        match self.segment.brought(peer, slot(self.beat)).load(Relaxed) {
+            brought if brought == len as u32 => Ok(waited),
+            _ => Err(CommError::OutOfStep { rank: self.rank, peer, site }),
         }
-        Ok(waited)
     }
 
-    fn wait_for(&self, peer: usize, site: ReduceSite) -> Result<Duration, CommError> {
+    fn await_beat(&self, peer: usize, site: ReduceSite) -> Result<Duration, CommError> {
         let word = self.segment.published(peer);
         // A peer can be a beat ahead; a wrapping difference of 0 or less means that it has not published this one.
         let is_there = |published: u32| published.wrapping_sub(self.beat) as i32 > 0;
@@ -250,66 +279,6 @@ impl<S: Segment> Ring<S> {
     }
 }
 
-/// Who adds up a range of a chunk.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Owners {
-    /// Every rank, each for itself.
-    Everyone,
-    /// One rank, for all.
-    EachOne,
-}
-
-fn slot(beat: u32) -> usize {
-    beat as usize % SLOTS
-}
-
-/// One of `count` shares of a range, in whole lines.
-fn share<S: Segment>(range: Range<usize>, (index, count): (usize, usize)) -> Range<usize> {
-    let cut = |index: usize| match index {
-        _ if index == count => range.end,
-        _ => range.start + range.len() * index / count / S::LINE_ELEMENTS * S::LINE_ELEMENTS,
-    };
-    cut(index)..cut(index + 1)
-}
-
-/// What is reduced, in chunks that several tasks write, each its own elements.
-struct Message<'a> {
-    base: *mut f32,
-    len: usize,
-    chunk: usize,
-    borrowed: PhantomData<&'a mut [f32]>,
-}
-
-// SAFETY: the pointer comes from a `&mut [f32]` that outlives this value; tasks use disjoint elements (see `piece`).
-#[allow(unsafe_code)]
-unsafe impl Sync for Message<'_> {}
-
-impl<'a> Message<'a> {
-    fn new(data: &'a mut [f32], chunk: usize) -> Self {
-        Self { base: data.as_mut_ptr(), len: data.len(), chunk, borrowed: PhantomData }
-    }
-
-    fn chunks(&self) -> usize {
-        self.len.div_ceil(self.chunk)
-    }
-
-    fn chunk(&self, index: usize) -> Option<Range<usize>> {
-        (index < self.chunks()).then(|| index * self.chunk..((index + 1) * self.chunk).min(self.len))
-    }
-
-    /// A piece of a chunk.
-    ///
-    /// # Safety
-    /// No other task may use these elements as long as they are borrowed.
-    #[allow(unsafe_code, clippy::mut_from_ref)]
-    unsafe fn piece(&self, chunk: &Range<usize>, piece: &Range<usize>) -> &mut [f32] {
-        let start = chunk.start + piece.start;
-        assert!(start + piece.len() <= self.len, "a piece stays within the message");
-        // SAFETY: inside the message by the check above, and disjoint by the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.base.add(start), piece.len()) }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use loom::{
@@ -319,7 +288,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::comm::{OneThread, tests::SITE};
+    use crate::comm::{OneThread, beat::SLOTS, tests::SITE};
 
     impl Word for AtomicU32 {
         fn load(&self, order: Ordering) -> u32 {
@@ -414,11 +383,11 @@ mod tests {
             let ranks = (0..world).map(|_| ModelRank::default()).collect();
             let model = Arc::new(Model { ranks, aborted: AtomicU32::new(0) });
             let others = (1..world).map(|rank| {
-                let mut ring = Ring::new(model.clone(), rank, world, false);
+                let mut ring = Ring::new(model.clone(), rank, Hosts::new(&[world]), false);
                 thread::spawn(move || reduce_all(&mut ring, lengths))
             });
             let others: Vec<_> = others.collect();
-            reduce_all(&mut Ring::new(model, 0, world, false), lengths);
+            reduce_all(&mut Ring::new(model, 0, Hosts::new(&[world]), false), lengths);
             others.into_iter().for_each(|rank| rank.join().unwrap());
         });
     }
@@ -427,8 +396,9 @@ mod tests {
         for (i, &len) in lengths.iter().enumerate() {
             let part = |rank: usize, j: usize| (100 * i + 10 * j + rank) as f32;
             let mut data: Vec<_> = (0..len).map(|j| part(ring.rank(), j)).collect();
-            ring.all_reduce(&mut data, SITE, &mut OneThread).unwrap();
-            let expected: Vec<f32> = (0..len).map(|j| (0..ring.world()).map(|rank| part(rank, j)).sum()).collect();
+            ring.all_reduce(&mut data, SITE, &mut OneThread, None).unwrap();
+            let expected: Vec<f32> =
+                (0..len).map(|j| (0..ring.hosts().world()).map(|rank| part(rank, j)).sum()).collect();
             assert_eq!(data, expected);
         }
     }

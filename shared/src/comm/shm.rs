@@ -1,4 +1,5 @@
-//! Reduction between processes of one host through one memory segment, by the protocol of [`ring`](super::ring).
+//! Reduction between processes of one host through one memory segment, by the protocol of [`ring`](super::ring), also where other
+//! hosts take part: the segment has slots for their ranks too, which this host's first rank fills.
 //!
 //! ```text
 //! segment   [ abort ][ rank 0's words ]…[ rank N−1's words ]   one cache line each
@@ -30,8 +31,9 @@ use rustix::{
 };
 
 use super::{
-    Abort, CommError, Communicator, Elements, ReduceSite, Threads,
-    ring::{self, Ring, SLOTS, Segment, Word},
+    Abort, CommError, Communicator, Elements, Hosts, ReduceSite, Threads,
+    beat::SLOTS,
+    ring::{self, Ring, Segment, Word},
 };
 
 /// Elements of 4 bytes that move in one beat.
@@ -93,19 +95,20 @@ fn segment_bytes(world: usize) -> usize {
 
 /// One rank of a ring in shared memory.
 #[derive(Debug)]
-pub struct Shm(Ring<Arc<Mapping>>);
+pub struct Shm(pub(super) Ring<Arc<Mapping>>);
 
 impl Shm {
-    /// Joins the segment as `rank` of `world`. `spin` allows busy waiting: only where every rank's threads have a core.
+    /// Joins the segment of its host as `rank`. `spin` allows busy waiting: only where every rank's threads have a core.
     ///
     /// # Errors
-    /// When the segment is smaller than `world` needs, or cannot be mapped.
-    pub fn open(segment: ShmSegment, rank: usize, world: usize, spin: bool, abort: &Abort) -> Result<Self, CommError> {
+    /// When the segment is smaller than the ranks of all hosts need, or cannot be mapped.
+    pub fn open(segment: ShmSegment, rank: usize, hosts: Hosts, spin: bool, abort: &Abort) -> Result<Self, CommError> {
+        let world = hosts.world();
         let mapping = Mapping::new(&segment, world).map_err(|source| CommError::Setup { rank, source })?;
         let mapping = Arc::new(mapping);
         let shared = mapping.clone();
         abort.on_pull(move || ring::abort(&shared, world));
-        Ok(Self(Ring::new(mapping, rank, world, spin)))
+        Ok(Self(Ring::new(mapping, rank, hosts, spin)))
     }
 }
 
@@ -115,7 +118,7 @@ impl Communicator for Shm {
     }
 
     fn world(&self) -> usize {
-        self.0.world()
+        self.0.hosts().world()
     }
 
     fn all_reduce(
@@ -125,13 +128,13 @@ impl Communicator for Shm {
         threads: &mut dyn Threads,
     ) -> Result<Duration, CommError> {
         let Elements::F32(data) = data;
-        self.0.all_reduce(data, site, threads)
+        self.0.all_reduce(data, site, threads, None)
     }
 }
 
 /// The segment, mapped into this process.
 #[derive(Debug)]
-struct Mapping {
+pub(super) struct Mapping {
     base: NonNull<u8>,
     world: usize,
 }
@@ -170,6 +173,28 @@ impl Mapping {
         assert!(rank < self.world);
         // SAFETY: line `1 + rank` is inside the mapping, aligned to 64, alive as long as self, and all atomics.
         unsafe { self.base.byte_add((1 + rank) * LINE_BYTES).cast::<Words>().as_ref() }
+    }
+
+    /// Elements of a slot, for who carries them to other hosts.
+    ///
+    /// # Safety
+    /// Nobody writes them as long as they are borrowed.
+    #[allow(unsafe_code)]
+    pub(super) unsafe fn elements(&self, rank: usize, slot: usize, range: Range<usize>) -> &[f32] {
+        assert!(range.start <= range.end && range.end <= SLOT_ELEMENTS);
+        // SAFETY: inside the slot, whose elements nobody writes now by the caller's promise.
+        unsafe { std::slice::from_raw_parts(self.slot(rank, slot).as_ptr().add(range.start), range.len()) }
+    }
+
+    /// The same, to be filled.
+    ///
+    /// # Safety
+    /// Nobody else uses them as long as they are borrowed.
+    #[allow(unsafe_code, clippy::mut_from_ref)]
+    pub(super) unsafe fn elements_mut(&self, rank: usize, slot: usize, range: Range<usize>) -> &mut [f32] {
+        assert!(range.start <= range.end && range.end <= SLOT_ELEMENTS);
+        // SAFETY: inside the slot, whose elements nobody else touches by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.slot(rank, slot).as_ptr().add(range.start), range.len()) }
     }
 
     fn slot(&self, rank: usize, slot: usize) -> NonNull<f32> {
@@ -231,16 +256,14 @@ impl Segment for Arc<Mapping> {
 
     #[allow(unsafe_code)]
     unsafe fn write(&self, rank: usize, slot: usize, start: usize, data: &[f32]) {
-        assert!(start <= SLOT_ELEMENTS && data.len() <= SLOT_ELEMENTS - start);
-        // SAFETY: `data` fits the slot, whose elements nobody else touches by the caller's promise.
-        unsafe { self.slot(rank, slot).as_ptr().add(start).copy_from_nonoverlapping(data.as_ptr(), data.len()) };
+        // SAFETY: by the caller's promise.
+        unsafe { self.elements_mut(rank, slot, start..start + data.len()) }.copy_from_slice(data);
     }
 
     #[allow(unsafe_code)]
     unsafe fn read(&self, rank: usize, slot: usize, range: Range<usize>, reader: &mut dyn FnMut(&[f32])) {
-        assert!(range.start <= range.end && range.end <= SLOT_ELEMENTS);
-        // SAFETY: inside the slot, whose elements nobody writes now by the caller's promise.
-        reader(unsafe { std::slice::from_raw_parts(self.slot(rank, slot).as_ptr().add(range.start), range.len()) });
+        // SAFETY: by the caller's promise.
+        reader(unsafe { self.elements(rank, slot, range) });
     }
 
     fn fence() {

@@ -5,7 +5,7 @@ use std::{path::PathBuf, thread::JoinHandle};
 use nanoinfer_checkpoint::Checkpoint;
 use nanoinfer_shared::{
     ModelShape,
-    comm::ShmSegment,
+    comm::{Hosts, ShmSegment},
     handshake::Identity,
     link::{ControlLink, in_memory},
     protocol::*,
@@ -41,6 +41,15 @@ pub(crate) struct Golden {
     pub(crate) cases: Vec<Case>,
 }
 
+/// As ordered, or with TCP one rank a host, else all on one.
+fn hosts(order: &LoadOrder, world: usize) -> Vec<usize> {
+    match order.comm {
+        _ if !order.hosts.is_empty() => order.hosts.clone(),
+        CommKind::Tcp => vec![1; world],
+        _ => vec![world],
+    }
+}
+
 /// What a launcher would hand over.
 fn memory(segment: &ShmSegment) -> HostMemory {
     let segment = segment.try_clone().unwrap();
@@ -68,21 +77,24 @@ impl Ranks {
     }
 
     pub(crate) fn start_sized(order: LoadOrder, world: usize, kv_blocks: usize) -> Self {
-        let mut ranks = Self::join(order.comm, &vec![None; world]);
+        let order = LoadOrder { hosts: hosts(&order, world), ..order };
+        let mut ranks = Self::join(&order, &vec![None; world]);
         ranks.send(&ToRank::Load(Box::new(order)));
-        let peers = ranks.receive(|message| match message {
-            FromRank::Loaded(report) => report.data_address.unwrap_or_default(),
+        let addresses = ranks.receive(|message| match message {
+            FromRank::Loaded(report) => report.data_address,
             other => panic!("{other:?}"),
         });
+        let peers = addresses.into_iter().flatten().collect();
         ranks.send(&ToRank::Start(StartOrder { group: 0, kv_blocks, peers, nccl_id: None, link_key: [3; 32] }));
         ranks.receive(|message| assert!(matches!(message, FromRank::Ready { pool_kept: false }), "{message:?}"));
         ranks
     }
 
     /// Ranks that wait for their order, each with a copy of the checkpoint of its own where one is given.
-    fn join(comm: CommKind, copies: &[Option<PathBuf>]) -> Self {
+    fn join(order: &LoadOrder, copies: &[Option<PathBuf>]) -> Self {
         let world = copies.len();
-        let segment = ShmSegment::create(world).unwrap();
+        let hosts = Hosts::new(&hosts(order, world));
+        let segments: Vec<_> = (0..hosts.count()).map(|_| ShmSegment::create(world).unwrap()).collect();
         let (mut links, mut threads) = (Vec::new(), Vec::new());
         for (rank, copy) in copies.iter().enumerate() {
             let (ours, theirs) = in_memory();
@@ -91,7 +103,7 @@ impl Ranks {
                 link: theirs,
                 identity: Identity { build_id: "test".into(), world, rank },
                 epoch: 0,
-                memory: (comm == CommKind::Shm).then(|| memory(&segment)),
+                memory: Some(memory(&segments[hosts.of(rank)])),
                 weights: copy.clone().map(|path| vec![path]),
                 data_host: "127.0.0.1".into(),
                 data_ports: None,
@@ -104,7 +116,8 @@ impl Ranks {
 
     /// What ranks answer to an order to load: nothing, or why they do not.
     pub(crate) fn load(order: LoadOrder, copies: &[Option<PathBuf>]) -> Vec<Option<String>> {
-        let mut ranks = Self::join(order.comm, copies);
+        let order = LoadOrder { hosts: hosts(&order, copies.len()), ..order };
+        let mut ranks = Self::join(&order, copies);
         ranks.send(&ToRank::Load(Box::new(order)));
         let answers = ranks.receive(|message| match message {
             FromRank::Loaded(_) => None,
@@ -173,6 +186,7 @@ pub(crate) fn load_order(golden: &Golden, isa: Option<&str>, comm: CommKind, dty
         kv_dtype: DType::F32,
         isa: isa.map(str::to_owned),
         comm,
+        hosts: Vec::new(),
         max_batched_tokens: MAX_TOKENS,
         max_seqs: MAX_SEQS,
         trace: None,

@@ -117,7 +117,7 @@ impl LinkedRanks {
         let report = |rank: usize| self.reports[rank].as_ref();
         let mut peers = Vec::new();
         if self.config.load.comm == CommKind::Tcp {
-            for &rank in &all {
+            for rank in (0..self.config.load.hosts.len()).map(|host| self.config.load.hosts[..host].iter().sum()) {
                 let address = report(rank).and_then(|report| report.data_address.clone());
                 peers.push(address.ok_or(RanksError::NoAddress { rank })?);
             }
