@@ -98,7 +98,11 @@ fn a_rank_of_another_node_is_had_again_with_its_pool_and_its_last_words_are_hear
             send_signal(rank_of(&other, 2), signal);
             wait_for_restarts(&server, restarts);
         }
-        for (restarts, node, rank) in [(3.0, &server, 1), (4.0, &other, 3), (5.0, &server, 0)] {
+        send_signal(rank_of(&server, 1), Signal::KILL);
+        wait_for_restarts(&server, 3.0);
+    });
+    assert_undisturbed(&server, &requests(4), || {
+        for (restarts, node, rank) in [(4.0, &other, 3), (5.0, &server, 0)] {
             send_signal(rank_of(node, rank), Signal::KILL);
             wait_for_restarts(&server, restarts);
         }
