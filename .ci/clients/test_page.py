@@ -1,16 +1,63 @@
-"""The chat page in a real browser: a chat, its tokens, stop, edit, an error, a reload, a lost rank, a key."""
+"""The chat page in a real browser: chats that are kept, tokens, Markdown, settings, a lost rank, a key, a server that ends."""
 
+import json
+import pathlib
 import re
 
+import axe_playwright_python
 import httpx
 import pytest
 from browser import new_browser
 from selenium.webdriver import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from server import TwoNodes, Server, wait_until
+from server import Server, TwoNodes, wait_until
 
 PARIS = "The capital of France is Paris."
+FRANCE = "What is the capital of France?"
+PHONE = {"width": 360, "height": 700, "deviceScaleFactor": 1, "mobile": True}
+AXE = (pathlib.Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()
+
+MARKDOWN = """\
+# Lists
+
+Three **ways**, and [a link](https://example.org/x) and [a bad one](javascript:alert(1)):
+
+1. `xs[::-1]` copies
+2. it *stays*
+
+```python
+def back(xs):
+    return xs[::-1]  # a copy
+```
+
+| way | cost |
+|---|--:|
+| slice | O(n) |
+
+<img src=x onerror=alert(1)> is text, 1 &lt; 2.
+"""
+
+# An answer of the server's form, a token each few letters, with a pause before each.
+SCRIPTED = """
+const [text, pause] = arguments, real = window.fetch;
+window.fetch = (path, options) => {
+  if (!path.startsWith("v1")) return real(path, options);
+  const pieces = text.match(/[^]{1,4}/gu), encoder = new TextEncoder();
+  const send = (object) => encoder.encode(`data: ${object}\\n\\n`);
+  const chunk = (token) => send(JSON.stringify({choices: [{delta: {content: token}, finish_reason: null,
+    logprobs: {content: [{token, logprob: -0.5, top_logprobs: [{token, logprob: -0.5}]}]}}]}));
+  return Promise.resolve(new Response(new ReadableStream({async start(stream) {
+    for (const piece of pieces) {
+      await new Promise((resolve) => setTimeout(resolve, pause));
+      if (options.signal.aborted) return stream.error(new Error("aborted"));
+      stream.enqueue(chunk(piece));
+    }
+    stream.enqueue(send("[DONE]"));
+    stream.close();
+  }})));
+};
+"""
 
 
 class Page:
@@ -26,6 +73,10 @@ class Page:
     def all(self, selector):
         return self.browser.find_elements(By.CSS_SELECTOR, selector)
 
+    def click(self, selector):
+        wait_until(lambda: self.find(selector).is_displayed(), selector)
+        self.find(selector).click()
+
     def type(self, text):
         self.find("#prompt").send_keys(text, Keys.ENTER)
 
@@ -33,23 +84,45 @@ class Page:
         return self.find("#send").is_displayed()
 
     def ask(self, text):
+        before = len(self.answers())
         self.type(text)
-        wait_until(self.is_idle, "the answer")
+        wait_until(lambda: len(self.answers()) > before and self.is_idle(), "the answer")
         return self.answers()[-1]
 
     def answers(self):
         """Texts of the answers, without the mark at the end of a text."""
-        return [answer.text.removesuffix("■").strip() for answer in self.all(".message.assistant .text")]
+        script = "return [...document.querySelectorAll('.message.assistant > .text')].map(one => one.innerText)"
+        return [text.replace("■", "").strip() for text in self.browser.execute_script(script)]
+
+    def listed(self):
+        return self.browser.execute_script("return [...document.querySelectorAll('#conversations .open')].map(one => one.innerText)")
+
+    def press(self, name, which=-1):
+        """The button of a message that says this."""
+        [one for one in self.all(".foot button") if one.text == name][which].click()
 
     def set(self, **sampling):
         """Sampling as the settings dialog has it."""
-        self.find("#show-settings").click()
+        self.click("#show-settings")
         names = [label.text for label in self.all("#controls label")]
         for label, value in sampling.items():
             box = self.all("#controls input")[names.index(label.replace("_", " "))]
             box.clear()
             box.send_keys(str(value))
         self.find("#settings button.primary").click()
+
+    def keep(self, **items):
+        """Puts into the browser what the page keeps there, and begins anew."""
+        for name, value in items.items():
+            self.browser.execute_script("localStorage.setItem(...arguments)", name, json.dumps(value))
+        self.browser.refresh()
+
+    def faults(self):
+        """What axe has against what is shown."""
+        self.browser.execute_script(AXE)
+        run = """axe.run().then(({violations}) => arguments[0](violations.map(({id, nodes}) =>
+            [id, nodes.map(({html, failureSummary}) => [html.slice(0, 200), failureSummary])])))"""
+        return self.browser.execute_async_script(run)
 
 
 @pytest.fixture
@@ -67,30 +140,32 @@ def complaints(browser):
 def test_a_chat_its_tokens_and_a_reload(browser, server):
     page = Page(browser, server.url)
     page.set(Temperature=0)
-    assert page.ask("What is the capital of France?") == PARIS
+    assert page.ask(FRANCE) == PARIS
     pieces = page.all(".message.assistant .piece")
     assert len(pieces) > 4
     ActionChains(browser).move_to_element(pieces[2]).perform()
-    rows = wait_until(lambda: page.all("#token tr"), "the token's table")
+    rows = wait_until(lambda: page.all("#hover tr"), "the token's table")
     assert len(rows) >= 5 and "%" in rows[0].text
     assert len(page.all(".rank")) == 2 and len(page.all(".rank:first-child .own")) == 4
-    assert "of 512 blocks" in page.find("#blocks-note").text
 
     pieces[2].click()
-    wait_until(lambda: len(page.all("#token.pinned section")) == 1, "the token explained")
-    text = page.find("#token").text
-    assert all(word in text for word in ("temperature 0", "rank 1", "QKV", "all-reduce: MLP projection", "LM head"))
+    text = wait_until(lambda: page.find("#token").text, "the token explained")
+    assert all(word in text for word in ("temperature 0", "QKV", "all-reduces", "LM head")), text
+    # A bar for each of both ranks, and room for the conversation beside them.
+    assert len(page.all("#token .step tr:first-child .bars div")) == 2
+    assert pieces[2].is_displayed() and page.find("#panel").location["x"] >= page.find("main").rect["x"] + page.find("main").rect["width"]
+    assert page.faults() == []
     ActionChains(browser).send_keys(Keys.ESCAPE).perform()
-    assert not page.all("#token.pinned")
+    assert not page.find("#panel").is_displayed()
 
     page.ask("Hello!")
     said = page.answers()
     browser.refresh()
-    assert page.answers() == said and len(said) == 2
+    wait_until(lambda: page.answers() == said and len(said) == 2, "what was said before")
     assert complaints(browser) == []
 
 
-def test_stop_retry_and_edit(browser, server, metric):
+def test_stop_go_on_retry_and_edit(browser, server, metric):
     page = Page(browser, server.url)
     page.set(Temperature=5, Seed=3, Most_tokens=200)
     page.type("Tell me everything.")
@@ -101,46 +176,199 @@ def test_stop_retry_and_edit(browser, server, metric):
     wait_until(lambda: metric("num_requests_running") == 0, "the end of the sequence")
     assert metric("generation_tokens_total") - before < 190, "it was stopped, not finished"
     page.set(Temperature=0, Seed="", Most_tokens="")
-    page.all(".message.assistant .foot button")[0].click()
-    wait_until(page.is_idle, "the answer")
-    assert len(page.answers()) == 1
+    page.press("Retry")
+    wait_until(lambda: page.is_idle() and len(page.listed()) == 2, "the answer, and the one before in its own conversation")
+    assert len(page.answers()) == 1 and "(before)" in "".join(page.listed())
     page.find(".message.user .foot button").click()
     box = page.find(".message.user textarea")
     box.clear()
-    box.send_keys("What is the capital of France?", Keys.ENTER)
+    box.send_keys(FRANCE, Keys.ENTER)
     wait_until(lambda: page.is_idle() and page.answers() == [PARIS], "the answer to what was edited")
+    assert complaints(browser) == []
+
+
+def test_an_answer_that_the_page_was_left_in_is_kept_and_gone_on_with(browser, server):
+    page = Page(browser, server.url)
+    browser.execute_script(SCRIPTED, "The capital of France is " + "so far away " * 40, 30)
+    page.type(FRANCE)
+    wait_until(lambda: "far away so" in "".join(page.answers()), "some of the answer")
+    browser.refresh()
+    kept = wait_until(page.answers, "what came of it")[0]
+    assert kept.startswith("The capital of France is so far away so") and len(kept) < 500
+    assert "while this answer came" in page.find(".message.assistant .warning").text and page.is_idle()
+    # The server goes on in the same turn.
+    browser.execute_script(SCRIPTED, "and back.", 0)
+    page.press("Go on")
+    wait_until(lambda: page.answers()[0].endswith("and back.") and page.is_idle(), "the rest")
+    assert page.answers()[0].startswith(kept) and not page.all(".message.assistant .warning")
+    # Enter while an answer comes says why nothing happens.
+    browser.execute_script(SCRIPTED, "slowly " * 40, 30)
+    page.type("Again")
+    wait_until(lambda: not page.is_idle(), "the answer")
+    page.type("and again")
+    assert "Esc stops it" in page.find("#hints").text
+    page.find("#stop").click()
+    assert complaints(browser) == []
+
+
+def test_conversations_are_kept_found_named_moved_and_deleted_when_asked(browser, server, tmp_path):
+    page = Page(browser, server.url)
+    page.set(Temperature=0)
+    page.ask(FRANCE)
+    page.click("#new")
+    assert page.answers() == [] and page.listed() == [FRANCE]
+    page.ask("What is a cat?")
+    assert page.listed() == ["What is a cat?", FRANCE]
+    page.find("#search").send_keys("paris")
+    assert page.listed() == [FRANCE]
+    page.find("#conversations .open").click()
+    wait_until(lambda: page.answers() == [PARIS], "the other conversation")
+    page.find("#search").send_keys(Keys.CONTROL, "a", Keys.DELETE)
+    row = page.all("#conversations li")[-1]
+    ActionChains(browser).move_to_element(row).perform()
+    row.find_element(By.CSS_SELECTOR, "[title=Rename]").click()
+    page.find("#conversations input").send_keys(Keys.CONTROL, "a")
+    page.find("#conversations input").send_keys("Capitals", Keys.ENTER)
+    wait_until(lambda: "Capitals" in page.listed(), "the new name")
+
+    browser.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "deny"})
+    spy = "const real = URL.createObjectURL; URL.createObjectURL = blob => (blob.text().then(text => window.saved = text), real.call(URL, blob))"
+    browser.execute_script(spy)
+    page.click("#export")
+    saved = wait_until(lambda: browser.execute_script("return window.saved"), "the file")
+    titles = [one["title"] for one in json.loads(saved)["conversations"]]
+    assert sorted(titles) == ["Capitals", "What is a cat?"]
+    assert page.faults() == []
+
+    row = page.all("#conversations li")[page.listed().index("Capitals")]
+    ActionChains(browser).move_to_element(row).perform()
+    row.find_element(By.CSS_SELECTOR, "[title=Delete]").click()
+    page.click("#sure button[value='']")
+    assert len(page.listed()) == 2, "it was only asked"
+    row = page.all("#conversations li")[page.listed().index("Capitals")]
+    ActionChains(browser).move_to_element(row).perform()
+    row.find_element(By.CSS_SELECTOR, "[title=Delete]").click()
+    page.click("#sure-yes")
+    wait_until(lambda: page.listed() == ["What is a cat?"], "the end of it")
+
+    file = tmp_path / "saved.json"
+    file.write_text(saved)
+    page.find("#file").send_keys(str(file))
+    wait_until(lambda: len(page.listed()) == 3, "what was in the file")
+    file.write_text('{"conversations": 3}')
+    page.find("#file").send_keys(str(file))
+    wait_until(lambda: "holds no conversations" in page.find("#sure-question").text, "the refusal")
+    assert complaints(browser) == []
+
+
+def test_markdown_is_shown_safely_and_every_token_of_it_is_found(browser, server):
+    page = Page(browser, server.url)
+    browser.execute_script(SCRIPTED, MARKDOWN, 1)
+    page.ask("How do I reverse a list?")
+    text = ".message.assistant > .text"
+    assert page.find(f"{text} h2").text == "Lists"
+    assert [one.get_attribute("href") for one in page.all(f"{text} a")] == ["https://example.org/x"]
+    assert page.find(f"{text} strong").text == "ways" and len(page.all(f"{text} ol li")) == 2
+    wait_until(lambda: page.all(f"{text} .hljs-keyword"), "the colours")
+    assert [one.text for one in page.all(f"{text} .hljs-keyword")] == ["def", "return"]
+    assert page.find(f"{text} td.right").text == "O(n)"
+    assert not page.all(f"{text} img, {text} script")
+    shown = page.find(text).get_attribute("innerText")
+    assert "<img src=x onerror=alert(1)> is text, 1 < 2." in shown and "def back(xs):\n    return xs[::-1]  # a copy" in shown
+    # What was drawn as the piece at a letter is what the source has there.
+    script = """return [...document.querySelectorAll('.message.assistant .piece')].map(one => [one.textContent, one.piece.text])"""
+    pieces = browser.execute_script(script)
+    assert len(pieces) > 60
+    strange = [(part, whole) for part, whole in pieces if part.strip() not in whole and part not in ("■", " <", "<", " < ", "< 2.", " < 2.")]
+    assert len(strange) <= 2, strange
+    page.press("Source")
+    assert page.find(text).get_attribute("innerText").replace("■", "") == MARKDOWN
+    assert page.faults() == []
     assert complaints(browser) == []
 
 
 def test_an_error_and_another_try(browser, server):
     page = Page(browser, server.url)
     browser.execute_script("window.real = fetch; window.fetch = (path, o) => path.startsWith('v1') ? Promise.reject(new Error('no route')) : real(path, o)")
-    page.type("What is the capital of France?")
-    assert wait_until(lambda: page.all(".error"), "the error")[0].text == "the server does not answer"
+    page.type(FRANCE)
+    assert wait_until(lambda: page.all(".message .error"), "the error")[0].text == "the server does not answer"
     browser.execute_script("window.fetch = window.real")
     page.set(Temperature=0)
-    page.find(".message.assistant .foot button").click()
+    page.press("Try again")
     wait_until(lambda: page.is_idle() and page.answers() == [PARIS], "the answer")
-    assert not page.all(".error")
+    assert not page.all(".message .error")
 
 
-def test_settings_take_what_people_write(browser, server):
+def test_settings_show_what_holds_and_take_what_people_write(browser, server):
     page = Page(browser, server.url)
+    defaults = httpx.get(f"{server.url}/api/model_info").json()["defaults"]
+    placeholder = "return document.querySelector('#controls [name=temperature]').placeholder"
+    wait_until(lambda: browser.execute_script(placeholder) == str(defaults["temperature"]), "the default")
     page.set(Temperature=0.33, Top_p=0.95, Min_p=0.05, Repetition_penalty=1.1)
     wait_until(lambda: not page.find("#settings").is_displayed(), "the end of the dialog")
     kept = browser.execute_script("return JSON.parse(localStorage.settings).sampling")
     assert kept == {"temperature": 0.33, "top_p": 0.95, "min_p": 0.05, "repetition_penalty": 1.1}
+    page.click("#show-settings")
+    assert page.faults() == []
+    page.find("#theme").send_keys("Dark")
+    wait_until(lambda: browser.execute_script("return document.documentElement.dataset.theme") == "dark", "the dark theme")
+    page.find("#defaults").click()
+    page.click("#sure-yes")
+    wait_until(lambda: browser.execute_script("return localStorage.settings") == '{"tint":false,"sampling":{},"theme":""}', "the defaults")
 
 
-def test_a_narrow_window_and_the_reference(browser, server):
-    metrics = {"width": 360, "height": 700, "deviceScaleFactor": 1, "mobile": True}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+def test_the_model_says_what_it_is_and_a_system_text_belongs_to_its_conversation(browser, server):
     page = Page(browser, server.url)
+    page.click("#state")
+    card = wait_until(lambda: "nano-chat" in page.find("#card").text and page.find("#card").text, "the model's card")
+    assert "256 tokens" in card and "the template has no place for one" in card
+    assert [one.get_attribute("href").rsplit("/", 1)[1] for one in page.all("#card a")] == ["learn", "docs", "openapi.json", "metrics"]
+    page.click("#system-box summary")
+    assert "no place for a system text" in page.find("#system-note").text
+    page.find("#system").send_keys("Be short.")
+    page.ask("Hello!")
+    page.click("#new")
+    assert page.find("#system").get_attribute("value") == ""
+    page.find("#conversations .open").click()
+    wait_until(lambda: page.find("#system").get_attribute("value") == "Be short.", "its system text")
+    assert page.faults() == []
+
+
+def test_steps_are_replayed(browser, server):
+    page = Page(browser, server.url)
+    page.set(Temperature=0)
     page.ask("What is a cat?")
-    assert browser.execute_script("return document.documentElement.scrollWidth") == 360
-    assert not page.find("#live").is_displayed()
+    wait_until(lambda: int(page.find("#scrub").get_attribute("max")) > 8, "the steps")
+    wait_until(lambda: page.all("#sequences .held"), "a block that fills")
+    page.click("#play")
+    browser.execute_script("const s = document.querySelector('#scrub'); s.value = s.max; s.oninput()")
+    assert "has ended" in page.find("#happening").text
+    assert "kept for prompts" in page.find("#blocks-note").text and "of 512 blocks" in page.find("#blocks-note").text
+    assert not page.all("#sequences .held")
+    browser.execute_script("const s = document.querySelector('#scrub'); s.value = s.max - 2; s.oninput()")
+    assert page.all("#sequences .held") and page.find("#happening").text.startswith("Step ")
+    assert page.faults() == []
+    assert complaints(browser) == []
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_narrow_window_in_chinese_and_the_reference(browser, server, theme):
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", PHONE)
+    page = Page(browser, server.url)
+    page.keep(language="zh", settings={"theme": theme})
+    page.ask("What is a cat?")
+    fits = "return document.documentElement.scrollWidth"
+    assert browser.execute_script(fits) == 360 and not page.find("#panel").is_displayed()
+    assert page.find("#send").text == "发送" and page.faults() == []
     page.find("#show-live").click()
     wait_until(lambda: page.find("#live").is_displayed() and page.all(".rank"), "the live view")
+    # Below the chat, not over it.
+    box = "const {top, bottom} = document.querySelector(arguments[0]).getBoundingClientRect(); return [top, bottom]"
+    assert browser.execute_script(box, "#panel")[0] >= browser.execute_script(box, "main")[1]
+    page.find("#show-list").click()
+    assert page.find("#conversations .open").is_displayed() and browser.execute_script(fits) == 360
+    page.click("#show-settings")
+    assert complaints(browser) == [], "all of it is in Chinese"
     reference = Page(browser, f"{server.url}/docs")
     wait_until(lambda: len(reference.all("details")) > 25, "the routes")
     assert complaints(browser) == []
@@ -150,32 +378,43 @@ def test_a_rank_is_lost_and_comes_back(browser, tmp_path):
     with TwoNodes(tmp_path) as cluster:
         page = Page(browser, cluster.server.url)
         page.set(Temperature=0)
-        assert page.ask("What is the capital of France?") == PARIS
+        assert page.ask(FRANCE) == PARIS
         assert not page.all(".rank .life")
         cluster.lose()
         lost = wait_until(lambda: page.all(".rank.lost"), "the loss")
         assert len(lost) == 1 and "Rank 1" in lost[0].text and "another takes its place" in lost[0].text
         assert page.find("#state").get_attribute("data-state") == "down" and "rank 1 lost" in page.find("#model").text
+        wait_until(lambda: "Rank 1 is lost" in page.find("#happening").text, "the loss in the replay")
         # Asked while it is away: it waits, and is answered.
-        page.type("What is the capital of France?")
+        page.type(FRANCE)
         cluster.join()
         back = wait_until(lambda: page.all(".rank.back"), "the return")
         assert len(back) == 1 and re.search(r"lost once, last back after [\d.]+ m?s", back[0].text), back[0].text
         wait_until(page.is_idle, "the answer")
         assert page.answers() == [PARIS, PARIS]
         assert page.find("#state").get_attribute("data-state") == "ready" and "lost" not in page.find("#model").text
+        kinds = [entry["kind"] for entry in httpx.get(f"{cluster.server.url}/api/steps").json()["entries"]]
+        assert [kind for kind in kinds if kind in ("lost", "back")] == ["lost", "back"]
+        cluster.server.stop()
+        # Nothing is shown as alive when nobody answers.
+        wait_until(lambda: page.find("#stale").is_displayed(), "the end of the server")
+        assert page.find("#state").get_attribute("data-state") == "down" and "stale" in page.find("#live").get_attribute("class")
+        assert "is how it was at" in page.find("#stale").text
     assert complaints(browser) == []
 
 
-def test_a_key_is_asked_for(browser):
+def test_a_key_is_asked_for_and_a_wrong_one_said_to_be(browser):
     locked = Server("--api-key", "s3cret")
     try:
         page = Page(browser, locked.url)
         wait_until(lambda: page.find("#key").is_displayed(), "the question")
+        assert not page.find("#key-wrong").is_displayed()
+        page.find("#key-value").send_keys("another", Keys.ENTER)
+        wait_until(lambda: page.find("#key").is_displayed() and page.find("#key-wrong").is_displayed(), "the refusal")
         page.find("#key-value").send_keys("s3cret", Keys.ENTER)
         wait_until(lambda: "nano-chat" in page.find("#model").text, "the model's name")
         page.set(Temperature=0)
-        assert page.ask("What is the capital of France?") == PARIS
+        assert page.ask(FRANCE) == PARIS
         assert httpx.get(f"{locked.url}/api/tags").status_code == 401
     finally:
         locked.stop()

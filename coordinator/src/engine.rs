@@ -19,6 +19,7 @@ pub mod config;
 pub mod explanation;
 mod fair_queue;
 pub mod handle;
+pub mod history;
 pub mod kv_budget;
 pub mod metrics;
 pub mod next;
@@ -45,7 +46,7 @@ use std::{
 
 use nanoinfer_shared::{
     link::ControlLink,
-    protocol::{FromRank, LogSumExp, LogitSlice, RowSlice, StepOutput, StepPlan, ToRank},
+    protocol::{FromRank, LogSumExp, LogitSlice, RowSlice, SequenceStep, StepOutput, StepPlan, ToRank},
 };
 use tokio::sync::mpsc::{self, error::TryRecvError};
 
@@ -54,12 +55,13 @@ use self::{
     config::EngineConfig,
     explanation::StepReport,
     handle::{Door, EngineHandle},
+    history::{Entry, Part},
     orders::Orders,
     owner::{Owner, RequestId},
     ranks::{LinkedRanks, Pools, Ranks},
     request::{Event, TokenLogprobs},
     sampler::{Draw, Drawn, RowDraw, RowDrawer, logprobs},
-    scheduler::{PlannedStep, Scheduler, SchedulerLimits},
+    scheduler::{PlannedPart, PlannedStep, Scheduler, SchedulerLimits},
     sequence::{RowUse, SeqId, Sequence},
     status::Status,
     submission::{Command, Submission},
@@ -129,14 +131,9 @@ struct Engine<R> {
     /// Sequences that ended; their last events were not delivered yet.
     ended: Vec<Sequence>,
     row_drawer: RowDrawer,
-    /// When the live view was last told who holds what.
-    live_sent: Instant,
     orders: Arc<Orders>,
     status: Arc<Status>,
 }
-
-/// How often the live view is told while steps run: there may be thousands of blocks.
-const LIVE_EVERY: Duration = Duration::from_millis(200);
 
 /// What comes of a row of a step.
 enum Outcome {
@@ -180,7 +177,7 @@ impl<R: Ranks> Engine<R> {
             max_batched_tokens: config.load.max_batched_tokens,
             prefix_cache: config.prefix_cache,
         };
-        let mut engine = Self {
+        let engine = Self {
             _panic_report: PanicReport(status.clone()),
             eos_token_ids: config.shape.eos_token_ids.clone(),
             scheduler: Scheduler::new(config.shape, limits, status.metrics().clone()),
@@ -192,7 +189,6 @@ impl<R: Ranks> Engine<R> {
             under_way: None,
             ended: Vec::new(),
             row_drawer: RowDrawer::new(thread::available_parallelism().map_or(1, usize::from)),
-            live_sent: Instant::now(),
             orders: handle.orders.clone(),
             status,
         };
@@ -238,6 +234,7 @@ impl<R: Ranks> Engine<R> {
         }
         if pools == Pools::Blank {
             self.scheduler.rewind();
+            self.status.history().add(Entry::Blank);
         }
         self.report();
         self.deliver();
@@ -265,7 +262,7 @@ impl<R: Ranks> Engine<R> {
             let reducing = answers.iter().map(|answer| answer.reducing).max().unwrap_or_default();
             self.status.metrics().allreduce_seconds.observe(reducing.as_secs_f64());
             let report = step.plan.timed.then(|| Arc::new(report(&step.plan, elapsed, &answers)));
-            self.postprocess(&step, outcomes, report.as_ref());
+            self.postprocess(&step, elapsed, outcomes, report.as_ref());
         }
         // Read before what was submitted is taken: who goes later is seen at the next turn.
         let hang_ups = self.orders.hang_ups();
@@ -298,6 +295,8 @@ impl<R: Ranks> Engine<R> {
         if self.under_way.is_some() {
             return Ok(Turn::Busy);
         }
+        // Who hung up since the last step.
+        self.record_who_left();
         assert!(self.scheduler.is_idle(), "there are sequences, and none of them can take a step");
         self.check_invariants();
         if self.abandoned || self.orders.is_stopping() {
@@ -369,7 +368,13 @@ impl<R: Ranks> Engine<R> {
     }
 
     /// Appends and frees, after a step. `report` is there where a token is to be explained.
-    fn postprocess(&mut self, step: &PlannedStep, outcomes: Outcomes, report: Option<&Arc<StepReport>>) {
+    fn postprocess(
+        &mut self,
+        step: &PlannedStep,
+        elapsed: Duration,
+        outcomes: Outcomes,
+        report: Option<&Arc<StepReport>>,
+    ) {
         let Outcomes { rows: outcomes, rows_fetched } = outcomes;
         self.scheduler.complete(step);
         let tickets = step.parts.iter().flat_map(|part| part.uses.iter().map(|_| part.ticket));
@@ -380,6 +385,7 @@ impl<R: Ranks> Engine<R> {
                 Outcome::Draw(drawn) => sequence.append(drawn, report, &self.eos_token_ids),
             }
         }
+        self.record(step, elapsed);
         for part in &step.parts {
             if let Some(reason) = self.scheduler.get_mut(part.ticket).finish_reason(&self.eos_token_ids) {
                 let mut sequence = self.scheduler.remove(part.ticket);
@@ -388,10 +394,34 @@ impl<R: Ranks> Engine<R> {
                 self.ended.push(sequence);
             }
         }
+        self.record_who_left();
         let sequences = step.parts.len();
         let tokens: usize = step.plan.sequences.iter().map(|sequence| sequence.tokens.len()).sum();
         let blocks_free = self.scheduler.blocks().free();
         tracing::debug!(step = step.plan.step, sequences, tokens, rows_fetched, blocks_free, "step");
+    }
+
+    /// For the live view, while those who end with the step are still there.
+    fn record(&mut self, step: &PlannedStep, elapsed: Duration) {
+        let part = |(part, planned): (&PlannedPart, &SequenceStep)| {
+            let sequence = self.scheduler.get_mut(part.ticket);
+            Part {
+                id: sequence.id.0,
+                prompt_tokens: sequence.request.prompt.len(),
+                start: planned.start as usize,
+                end: part.end,
+                tokens: sequence.tokens.len(),
+                blocks: planned.blocks.iter().map(|block| block.0).collect(),
+            }
+        };
+        let parts = step.parts.iter().zip(&step.plan.sequences).map(part).collect();
+        let blocks = self.scheduler.blocks();
+        self.status.history().step(step.plan.step, elapsed, parts, |block| blocks.is_idle(block));
+    }
+
+    fn record_who_left(&self) {
+        let running = self.scheduler.sequences().map(|sequence| sequence.id.0);
+        self.status.history().leave(running, |block| self.scheduler.blocks().is_idle(block));
     }
 
     /// Tells what the last step brought. A slow reader holds nobody up: every channel has room for all its events.
@@ -442,25 +472,11 @@ impl<R: Ranks> Engine<R> {
         }
     }
 
-    fn report(&mut self) {
+    fn report(&self) {
         let (metrics, blocks) = (self.status.metrics(), self.scheduler.blocks());
         metrics.num_requests_running.set(self.scheduler.running() as i64);
         metrics.num_requests_waiting.set(self.scheduler.waiting() as i64);
         metrics.set_blocks(blocks.total(), blocks.free(), blocks.cached());
-        let live = self.status.live();
-        let due = self.under_way.is_none() || self.live_sent.elapsed() >= LIVE_EVERY;
-        // Who subscribed looks at every step.
-        if due || live.receiver_count() > 0 {
-            live.send_modify(|live| {
-                live.sequences = self.scheduler.sequences().map(Sequence::live).collect();
-                if due {
-                    live.idle = blocks.idle().map(|block| block.0).collect();
-                }
-            });
-        }
-        if due {
-            self.live_sent = Instant::now();
-        }
     }
 }
 

@@ -19,6 +19,6 @@ mod off_runtime;
 #[cfg(test)]
 mod testing;
 
-pub use engine::{config, explanation, handle, kv_budget, metrics, request, status};
+pub use engine::{config, explanation, handle, history, kv_budget, metrics, request, status};
 pub use nanoinfer_shared::utf8;
 pub use text::TextEngine;

@@ -34,7 +34,7 @@ pub mod supervise;
 pub use cluster::Cluster;
 pub use config::ClusterConfig;
 pub use error::LaunchError;
-pub use nanoinfer_coordinator::{explanation, handle, request, spelling::closest, status, text, utf8};
+pub use nanoinfer_coordinator::{explanation, handle, history, request, spelling::closest, status, text, utf8};
 pub use nanoinfer_shared::{
     ModelShape, Partition, Share, json,
     protocol::{BLOCK_TOKENS, Category, DType, StepTimes},

@@ -81,9 +81,10 @@ impl BlockManager {
         self.cached.len()
     }
 
-    /// Blocks that nobody holds and that can be found by their content, the longest idle first.
-    pub(crate) fn idle(&self) -> impl Iterator<Item = BlockId> {
-        self.idle.values().copied()
+    /// Whether nobody holds a block that can be found by its content.
+    pub(crate) fn is_idle(&self, block: BlockId) -> bool {
+        let state = &self.blocks[block.0 as usize];
+        state.holders == 0 && state.content.is_some()
     }
 
     /// Extends `table` to cover `positions`. Takes all that is needed or, where the pool has too few, nothing.
@@ -252,11 +253,12 @@ mod tests {
         manager.check(tables.iter()).unwrap();
         let mut shared = tables[0].covering(32).to_vec();
         manager.release(&mut tables[0]);
-        assert_eq!(manager.idle().count(), 0, "still held");
+        assert!(manager.idle.is_empty(), "still held");
         manager.release(&mut tables[1]);
         assert_eq!((manager.free(), manager.cached()), (6, 2), "idle, and still known");
         shared.reverse();
-        assert_eq!(manager.idle().collect::<Vec<_>>(), shared, "the end of a text is the longest idle");
+        assert_eq!(manager.idle.values().copied().collect::<Vec<_>>(), shared, "the end of a text is the longest idle");
+        assert!(shared.iter().all(|&block| manager.is_idle(block)));
         assert_eq!(manager.reuse(&mut tables[2], &contents(5, 2, 3)), 2, "another text with the same beginning");
         manager.check(tables.iter()).unwrap();
     }

@@ -25,7 +25,6 @@ use crate::engine::{
     queue_room::Place,
     request::{Event, FinishReason, PromptLogprobs, Request, TokenLogprobs},
     sampler::{Draw, Drawn},
-    status::LiveSequence,
     submission::Submission,
 };
 
@@ -220,17 +219,6 @@ impl Sequence {
         // A request that generates nothing is over once its prompt is computed.
         let complete = generated.len() >= *max_tokens && (*max_tokens > 0 || self.computed == self.tokens.len());
         complete.then_some(FinishReason::Length)
-    }
-
-    /// As the live view shows it.
-    pub(crate) fn live(&self) -> LiveSequence {
-        LiveSequence {
-            id: self.id.0,
-            prompt_tokens: self.request.prompt.len(),
-            tokens: self.tokens.len(),
-            computed: self.computed,
-            blocks: self.blocks.covering(self.computed).iter().map(|block| block.0).collect(),
-        }
     }
 
     fn generated(&self) -> &[TokenId] {

@@ -13,17 +13,17 @@ use std::{
     time::Duration,
 };
 
-use serde::Serialize;
-use tokio::sync::watch;
-
-use crate::engine::metrics::Metrics;
+use crate::engine::{
+    history::{Entry, StepHistory},
+    metrics::Metrics,
+};
 
 /// The engine's state, for probes and pages: written by the engine's threads, read by anyone.
 #[derive(Debug, Default)]
 pub struct Status {
     ready: AtomicBool,
     failure: OnceLock<String>,
-    live: watch::Sender<LiveBlocks>,
+    history: StepHistory,
     /// Those that were ever lost, by rank. A mutex, as they change together; held for no longer than that.
     ranks: Mutex<Vec<LiveRank>>,
     metrics: Arc<Metrics>,
@@ -38,30 +38,6 @@ pub struct LiveRank {
     pub restarts: u64,
     /// From its last loss until steps were taken again.
     pub back_after: Option<Duration>,
-}
-
-/// The KV blocks in use, as the live view shows them.
-#[derive(Clone, Debug, Default)]
-pub struct LiveBlocks {
-    /// The sequences that hold some.
-    pub sequences: Vec<LiveSequence>,
-    /// Those that nobody holds and that a prompt may find again; while steps run, as of a fraction of a second ago.
-    pub idle: Vec<u32>,
-}
-
-/// A sequence as the live view shows it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct LiveSequence {
-    /// Its number, in order of arrival.
-    pub id: u64,
-    /// Tokens of its prompt.
-    pub prompt_tokens: usize,
-    /// Prompt and generated tokens.
-    pub tokens: usize,
-    /// How many of them are in the KV pool.
-    pub computed: usize,
-    /// The blocks that hold them; a block of several sequences is shared.
-    pub blocks: Vec<u32>,
 }
 
 impl Status {
@@ -93,10 +69,16 @@ impl Status {
     /// Notes that some are lost.
     pub(crate) fn lose(&self, lost: impl Iterator<Item = usize>) {
         let mut ranks = self.ranks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut newly = Vec::new();
         for rank in lost {
             let known = ranks.len().max(rank + 1);
             ranks.resize_with(known, LiveRank::default);
-            ranks[rank].is_lost = true;
+            if !std::mem::replace(&mut ranks[rank].is_lost, true) {
+                newly.push(rank);
+            }
+        }
+        if !newly.is_empty() {
+            self.history.add(Entry::Lost { ranks: newly });
         }
     }
 
@@ -106,6 +88,7 @@ impl Status {
         for rank in ranks.iter_mut().filter(|rank| rank.is_lost) {
             *rank = LiveRank { is_lost: false, restarts: rank.restarts + 1, back_after: Some(after) };
         }
+        self.history.add(Entry::Back { after_s: after.as_secs_f64() });
     }
 
     /// Sequences in the current step.
@@ -128,10 +111,9 @@ impl Status {
         self.metrics.blocks_free.load(Relaxed)
     }
 
-    /// Who holds KV blocks: as of the last step for those who subscribed, else, while steps run, as of a fraction of a second
-    /// ago.
-    pub fn live(&self) -> &watch::Sender<LiveBlocks> {
-        &self.live
+    /// What happened lately, and who holds which KV blocks.
+    pub fn history(&self) -> &StepHistory {
+        &self.history
     }
 
     /// What is counted and timed.

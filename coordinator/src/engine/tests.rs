@@ -11,6 +11,7 @@ use super::*;
 use crate::engine::{
     fake_rank::{self, Behaviour, Forcing},
     handle::{Events, SubmitError},
+    history::{LiveBlocks, Replay},
     next::Next,
     request::{FinishReason, PromptLogprobs, Request, SamplingParams, TokenLogprobs},
 };
@@ -436,34 +437,36 @@ fn an_engine_that_is_cut_off_fails_what_runs_and_what_waits() {
 }
 
 #[test]
-fn the_live_view_is_told_now_and_then_and_who_subscribed_of_every_step() {
+fn every_step_is_in_the_history_with_who_held_what() {
     let config = fake_rank::config(1, 20);
     let (handle, commands) = handle::channel(Door::of(&config));
     let (links, _ranks) = fake_rank::spawn(&config, well_behaved(1));
     let (status, wake) = (handle.status.clone(), Arc::new(handle.waker()));
     let (ranks, kv_blocks) = LinkedRanks::start(links, None, &config, status, wake, Box::new(|| false)).unwrap();
     let mut engine = Engine::new(config, kv_blocks, ranks, commands, &handle);
-    let _events = handle.submit(request(&prompt(1, 5), 20)).unwrap();
-    let seen = || handle.status().live().borrow().sequences.iter().map(|sequence| sequence.tokens).collect::<Vec<_>>();
-    let turns = |engine: &mut Engine<_>, last_told: Instant, count: usize| {
-        engine.live_sent = last_told;
-        (0..count).for_each(|_| assert_eq!(engine.turn().unwrap(), Turn::Busy));
-    };
-    let now = Instant::now();
-    turns(&mut engine, now + DEADLINE, 3);
-    assert_eq!(seen(), [0; 0], "nobody looks, and it is not time");
-    turns(&mut engine, now - LIVE_EVERY, 1);
-    assert_eq!(seen(), [8]);
-    turns(&mut engine, now + DEADLINE, 2);
-    assert_eq!(seen(), [8]);
-    let subscribed = handle.status().live().subscribe();
-    for tokens in 11..14 {
-        turns(&mut engine, now + DEADLINE, 1);
-        assert_eq!(seen(), [tokens]);
-    }
-    drop(subscribed);
+    let history = handle.status().history();
+    let mut changes = history.changes();
+    let events = handle.submit(request(&prompt(1, 5), 20)).unwrap();
+    let hung_up = handle.submit(request(&prompt(2, 5), 20)).unwrap();
+    // The first turn begins a step, each further one ends it.
+    (0..4).for_each(|_| assert_eq!(engine.turn().unwrap(), Turn::Busy));
+    assert!(changes.has_changed().unwrap());
+    changes.mark_unchanged();
+    let now = history.now();
+    let told: Vec<_> = now.sequences.values().map(|s| (s.id, s.tokens, s.computed, s.blocks.len())).collect();
+    assert_eq!(told, [(0, 8, 7, 1), (1, 8, 7, 1)]);
+    drop(hung_up);
     while engine.turn().unwrap() == Turn::Busy {}
-    assert_eq!(seen(), [0; 0], "what ended is not shown once nothing runs");
+    assert!(changes.has_changed().unwrap());
+    let Replay { before, entries, next } = history.since(0);
+    assert_eq!((before, next), (Some(LiveBlocks::default()), entries.len() as u64));
+    let is_step = |entry: &&Arc<Entry>| matches!(***entry, Entry::Step { .. });
+    assert_eq!(entries.iter().filter(is_step).count(), 20, "one for each token");
+    let last = entries.last().unwrap();
+    assert!(matches!(&**last, Entry::Left { sequences, idle } if *sequences == [0] && !idle.is_empty()), "{last:?}");
+    // 5 + 19 positions: the first block is full, and found by whoever begins alike.
+    assert!(history.now().sequences.is_empty() && history.now().idle.len() == 1);
+    drop(events);
 }
 
 #[test]

@@ -84,6 +84,7 @@ fn router(engine: TextEngine, options: HttpOptions, address: IpAddr) -> Router {
     let app = App { engine, unknown_fields: Arc::default(), bodies, max_request_memory };
     let router = Router::new()
         .route("/", get(page::chat))
+        .route("/learn", get(page::learn))
         .route("/docs", get(page::docs))
         .route("/assets/{name}", get(page::asset))
         .route("/openapi.json", get(page::openapi))
@@ -93,6 +94,7 @@ fn router(engine: TextEngine, options: HttpOptions, address: IpAddr) -> Router {
         .route("/metrics", get(probes::metrics))
         .route("/api/health", get(probes::health))
         .route("/api/cluster", get(live::cluster))
+        .route("/api/steps", get(live::steps))
         .route("/api/model_info", get(live::model_info))
         .route("/api/chat", post(chat::chat))
         .route("/api/chat/batch", post(short::batch))

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{
     Failure, Fields,
@@ -41,6 +41,21 @@ pub(super) const COMPLETIONS: RouteDefaults = RouteDefaults { max_tokens: Some(1
 /// `/v1/chat/completions`.
 pub(super) const CHAT_COMPLETIONS: RouteDefaults =
     RouteDefaults { temperature: 1.0, top_k: 0, top_p: 1.0, max_tokens: None };
+
+/// What `/v1/chat/completions` does where a request says nothing.
+pub(super) fn chat_defaults(model: &GenerationDefaults) -> Value {
+    let route = CHAT_COMPLETIONS;
+    // As they were written: an f32 of 0.3 is not 0.3 in JSON.
+    let number = |value: f32| value.to_string().parse::<f64>().unwrap_or(value.into());
+    json!({
+        "temperature": number(model.temperature.unwrap_or(route.temperature)),
+        "top_k": model.top_k.unwrap_or(route.top_k),
+        "top_p": number(model.top_p.unwrap_or(route.top_p)),
+        "min_p": number(model.min_p.unwrap_or(0.0)),
+        "repetition_penalty": number(model.repetition_penalty.unwrap_or(1.0)),
+        "max_tokens": model.max_new_tokens.or(route.max_tokens),
+    })
+}
 
 /// OpenAI's names, with the extras of the field.
 pub(super) fn openai(

@@ -114,7 +114,7 @@ pub struct ChatFormat {
     /// Whether white space before a reply belongs to the format, not to the reply: after `Assistant:`, models say ` Hi`.
     pub(super) trims_reply: bool,
     /// Whether the template leaves system messages out.
-    pub(super) ignores_system: bool,
+    pub(crate) ignores_system: bool,
     /// Whether the template marks what the model thinks.
     pub(crate) thinks: bool,
 }

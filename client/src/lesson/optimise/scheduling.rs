@@ -32,7 +32,8 @@ pub(super) fn paged_blocks(base: &ClusterConfig) -> anyhow::Result<Figure> {
         running.request(whole * 3 / 4, whole / 4)
     };
     let events = running.submit((0..TEXTS).map(request))?;
-    let mut live = running.handle().status().live().subscribe();
+    let history = running.handle().status().history();
+    let mut changes = history.changes();
     let (mut held, mut written, mut texts) = (0, 0, 0);
     running.block_on(async {
         let all = all_ended(events);
@@ -40,12 +41,12 @@ pub(super) fn paged_blocks(base: &ClusterConfig) -> anyhow::Result<Figure> {
         loop {
             tokio::select! {
                 done = &mut all => return done,
-                Ok(()) = live.changed() => {
-                    let sequences = &live.borrow_and_update().sequences;
-                    let blocks = sequences.iter().map(|sequence| sequence.blocks.len()).sum();
+                Ok(()) = changes.changed() => {
+                    let sequences = history.now().sequences;
+                    let blocks = sequences.values().map(|sequence| sequence.blocks.len()).sum();
                     if blocks > held {
                         held = blocks;
-                        written = sequences.iter().map(|sequence| sequence.computed).sum();
+                        written = sequences.values().map(|sequence| sequence.computed).sum();
                         texts = sequences.len();
                     }
                 }

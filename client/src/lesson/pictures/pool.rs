@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use nanoinfer_launch::{BLOCK_TOKENS, ClusterConfig, request::Request, status::LiveBlocks};
+use nanoinfer_launch::{BLOCK_TOKENS, ClusterConfig, history::LiveBlocks, request::Request};
 
 use super::svg::{Svg, class};
 use crate::running::{Running, token_times};
@@ -29,20 +29,30 @@ pub(super) fn draw(base: &ClusterConfig) -> anyhow::Result<String> {
         let prompt = [beginning.clone(), request.prompt.clone()].concat();
         Request { prompt, ..request }
     };
-    let mut live = running.handle().status().live().subscribe();
+    let history = running.handle().status().history();
+    let mut changes = history.changes();
     let sequences = running.block_on(async {
         // Its blocks are known once it is done.
         let first = running.handle().submit(with_beginning(1, 1)).context("the engine takes no more")?;
         token_times(first).await?;
         let is_moment = |live: &LiveBlocks| {
-            live.sequences.len() == 3 && live.sequences.iter().all(|s| s.tokens >= s.prompt_tokens + 12)
+            live.sequences.len() == 3 && live.sequences.values().all(|s| s.tokens >= s.prompt_tokens + 12)
         };
         for _ in 0..TRIES {
             let requests = vec![with_beginning(9, 100), with_beginning(30, 100), running.request(40, 100)];
             let _writing = running.submit(requests)?;
             // A busy machine may let it pass unseen.
-            if let Ok(Ok(moment)) = tokio::time::timeout(PATIENCE, live.wait_for(is_moment)).await {
-                return Ok(moment.sequences.clone());
+            let moment = async {
+                loop {
+                    changes.changed().await?;
+                    let live = history.now();
+                    if is_moment(&live) {
+                        return anyhow::Ok(live.sequences.into_values().collect::<Vec<_>>());
+                    }
+                }
+            };
+            if let Ok(Ok(sequences)) = tokio::time::timeout(PATIENCE, moment).await {
+                return Ok(sequences);
             }
         }
         Err(anyhow!("the texts were never seen while they were written"))

@@ -13,7 +13,7 @@ use crate::http::Failure;
 
 /// Routes that need no key, besides what the pages load: probes, and pages that hold nothing and ask for the key
 /// themselves.
-const OPEN: [&str; 5] = ["/livez", "/readyz", "/health", "/", "/docs"];
+const OPEN: [&str; 6] = ["/livez", "/readyz", "/health", "/", "/learn", "/docs"];
 
 /// Routes that tell how the server is: they are answered whoever asks, and however busy it is.
 pub(crate) const PROBES: [&str; 4] = ["/livez", "/readyz", "/health", "/metrics"];

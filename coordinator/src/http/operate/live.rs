@@ -1,10 +1,13 @@
-//! `GET /api/cluster`: who holds what, and what is under way: the live view of the page; and what the model is.
+//! `GET /api/cluster` and `/api/steps`: who holds what, and how that came about, for the page's live view; and what the model is.
 
-use axum::{Json, extract::State};
+use axum::{Json, extract::State, http::Uri};
 use nanoinfer_shared::{Share, protocol::BLOCK_TOKENS};
 use serde_json::{Value, json};
 
-use crate::http::{App, model_name};
+use crate::{
+    history::{LiveBlocks, LiveSequence, Replay},
+    http::{App, Failure, model_name, sampling},
+};
 
 pub(crate) async fn cluster(State(app): State<App>) -> Json<Value> {
     let card = app.engine.card();
@@ -26,8 +29,7 @@ pub(crate) async fn cluster(State(app): State<App>) -> Json<Value> {
     };
     let ranks: Vec<Value> = card.partition.shares().iter().zip(&card.weight_bytes).enumerate().map(rank).collect();
     let shape = &card.shape;
-    // Copied, as the engine waits for whoever looks.
-    let live = status.live().borrow().clone();
+    let live = status.history().now();
     Json(json!({
         "model": model_name::shown(card),
         "dtype": card.dtype.to_string(),
@@ -39,6 +41,7 @@ pub(crate) async fn cluster(State(app): State<App>) -> Json<Value> {
         "n_positions": shape.context,
         "vocab_size": shape.vocab_size,
         "ready": status.is_ready(),
+        "draining": app.engine.is_stopping(),
         "ranks": ranks,
         "block_tokens": BLOCK_TOKENS,
         "blocks_total": status.blocks_total(),
@@ -46,8 +49,24 @@ pub(crate) async fn cluster(State(app): State<App>) -> Json<Value> {
         "blocks_idle": live.idle,
         "running": status.running(),
         "waiting": status.waiting(),
-        "sequences": live.sequences,
+        "sequences": sequences(&live),
     }))
+}
+
+/// `GET /api/steps?next=N`: what happened from entry `N` on, or all that is remembered.
+pub(crate) async fn steps(State(app): State<App>, uri: Uri) -> Result<Json<Value>, Failure> {
+    let given = uri.query().and_then(|query| query.split('&').find_map(|pair| pair.strip_prefix("next=")));
+    let wrong = |_| Failure::at("next", "`next` should be the number of an entry".to_owned());
+    let next = given.map_or(Ok(0), str::parse).map_err(wrong)?;
+    let Replay { before, entries, next } = app.engine.status().history().since(next);
+    let before = before.map(|blocks| json!({"sequences": sequences(&blocks), "blocks_idle": blocks.idle}));
+    Ok(Json(
+        json!({"before": before, "entries": entries.iter().map(|entry| &**entry).collect::<Vec<_>>(), "next": next}),
+    ))
+}
+
+fn sequences(blocks: &LiveBlocks) -> Vec<&LiveSequence> {
+    blocks.sequences.values().collect()
 }
 
 /// `GET /api/model_info`.
@@ -71,7 +90,11 @@ pub(crate) async fn model_info(State(app): State<App>) -> Json<Value> {
             "n_inner": shape.mlp.inner,
             "eos_token_ids": shape.eos_token_ids,
         },
+        "defaults": sampling::chat_defaults(&app.engine.text().defaults),
+        "weight_bytes": card.weight_bytes.iter().sum::<u64>(),
         "calculator": app.engine.text().calculator.is_some(),
+        "system_text": !app.engine.text().chat.ignores_system,
+        "thinks": app.engine.text().chat.thinks,
         "chat_template": app.engine.text().chat.template().is_some(),
     }))
 }

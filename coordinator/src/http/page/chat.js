@@ -1,27 +1,25 @@
-// The chat page: a conversation over POST /v1/chat/completions, and a live view over GET /api/cluster.
+// The chat page: conversations over POST /v1/chat/completions, and what the server does meanwhile.
 //
-// Everything that is shown follows from `state`; the conversation and the settings are kept in this browser, the API key
-// until the tab is closed. Text is only ever set as text, never as HTML.
-"use strict";
+// Everything that is shown follows from `state`. Conversations are kept in this browser (conversations.js), settings too, the API
+// key until the tab is closed (ask.js). A question is kept at once, an answer while it comes: a reload loses nothing.
 
-const $ = (id) => document.getElementById(id);
-const make = (tag, props = {}, ...children) => {
-  const element = Object.assign(document.createElement(tag), props);
-  element.append(...children);
-  return element;
-};
-const button = (textContent, onclick) => make("button", { type: "button", textContent, onclick });
-const code = (textContent) => make("code", { textContent });
-const cell = (textContent, className = "num") => make("td", { textContent, className });
-const bar = (share, className = "") => make("td", { className: "bar" }, make("i", { className, style: `--p: ${Math.min(1, share) * 100}%` }));
+import { $, make, button, stored, store, bytes, confirmed, download } from "./dom.js";
+import { ask, events, apiKey } from "./ask.js";
+import * as conversations from "./conversations.js";
+import { show, copyButton } from "./markdown.js";
+import { hover, explain, pieceSpan } from "./tokens.js";
+import { live, speed } from "./live.js";
+import { t, language, speak } from "./words.js";
 
-/** How often the live view asks, in milliseconds: while an answer or a rank is awaited, and while nothing is. */
+/** How often the server is asked how it is, in milliseconds: while an answer or a rank is awaited, and while nothing is. */
 const POLL_BUSY_MS = 250, POLL_IDLE_MS = 2000;
+/** How often an answer that comes is kept. */
+const SAVE_MS = 400;
 /** Alternatives shown beside a token. */
 const ALTERNATIVES = 5;
-/** Most messages that are kept. */
-const MAX_MESSAGES = 200;
-const EXAMPLES = ["What is a cat?", "What is the capital of France?", "What is 3 plus 4?"];
+const EXAMPLES = ["Explain in two sentences why the sky is blue.", "Write a haiku about a small computer.", "How do I reverse a list in Python?"];
+/** What the built-in model has learned. */
+const DEMO_EXAMPLES = ["What is a cat?", "What is the capital of France?", "What is 3 + 4?"];
 /** Name in the request, label, smallest, largest, step: a browser takes only whole steps from the smallest. An empty field leaves it to the server. */
 const CONTROLS = [
   ["temperature", "Temperature", 0, 5, 0.01], ["top_p", "Top p", 0, 1, 0.01], ["top_k", "Top k", 0, 100000, 1],
@@ -29,69 +27,34 @@ const CONTROLS = [
   ["max_tokens", "Most tokens", 1, 100000, 1], ["seed", "Seed", 0, 2 ** 53 - 1, 1],
 ];
 
-const stored = (name, fallback) => {
-  try { return JSON.parse(localStorage.getItem(name)) ?? fallback; } catch { return fallback; }
-};
-const store = (name, value) => {
-  try { localStorage.setItem(name, JSON.stringify(value)); } catch { /* private mode: nothing is kept */ }
-};
-
 const state = {
-  /** {role, content, reasoning_content?, pieces?, stats?, error?, warnings?}; a piece is {text, thinks?, calculations?, tokens, explain?}, as one chunk of the stream has it. */
-  messages: stored("messages", []),
-  settings: stored("settings", { system: "", tint: false, sampling: {} }),
-  /** Aborts the answer under way. */
+  conversation: conversations.begin(),
+  settings: { tint: false, sampling: {}, theme: "", ...stored("settings", {}) },
+  /** Aborts the answer under way; of which conversation it is. */
   abort: null,
   editing: -1,
+  /** Of GET /api/model_info. */
+  info: null,
 };
 
 // ---- asking ----
 
-async function ask(path, options = {}) {
-  const key = sessionStorage.getItem("key");
-  const headers = { "content-type": "application/json", ...(key && { authorization: `Bearer ${key}` }) };
-  const response = await fetch(path, { ...options, headers }).catch((error) => {
-    // A browser's own words for it tell a person nothing; being stopped is no failure.
-    throw options.signal?.aborted ? error : new Error("the server does not answer");
-  });
-  if (response.ok) return response;
-  const body = await response.json().catch(() => ({}));
-  const error = new Error(body.error?.message ?? body.error ?? body.reason ?? `the server answered ${response.status}`);
-  error.status = response.status;
-  throw error;
-}
-
-/** Objects of a stream of server-sent events; throws where it ends without `[DONE]`. */
-async function* events(body) {
-  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) throw new Error("the answer broke off");
-    const parts = (rest + value).split("\n\n");
-    rest = parts.pop();
-    for (const part of parts) {
-      const data = part.replace(/^data: /, "");
-      if (data === "[DONE]") return;
-      const object = JSON.parse(data);
-      if (object.error) throw new Error(object.error.message);
-      yield object;
-    }
-  }
-}
-
 async function answer() {
   if (state.abort) return;
-  const { system, sampling } = state.settings;
-  const past = state.messages.filter((message) => !message.error).map(({ role, content, reasoning_content }) => ({ role, content, reasoning_content }));
-  const messages = system.trim() ? [{ role: "system", content: system }, ...past] : past;
-  const message = { role: "assistant", content: "", pieces: [] };
-  state.messages.push(message);
+  const { conversation, settings: { sampling } } = state;
+  const past = conversation.messages.map(({ role, content, reasoning_content }) => ({ role, content, reasoning_content }));
+  const messages = conversation.system.trim() ? [{ role: "system", content: conversation.system }, ...past] : past;
+  // What broke off is gone on with, in the same turn of the assistant.
+  const goesOn = conversation.messages.at(-1)?.role === "assistant" && conversation.messages.at(-1);
+  const message = goesOn || { role: "assistant", content: "", pieces: [] };
+  if (!goesOn) conversation.messages.push(message);
+  Object.assign(message, { pieces: message.pieces ?? (message.content ? [{ text: message.content, tokens: [] }] : []), error: undefined, broken: undefined });
   const abort = state.abort = new AbortController();
-  const append = render();
+  await keep();
+  const grow = render();
   const start = performance.now();
   const times = [];
-  let finish = "stopped";
+  let finish = "stopped", kept = start;
   try {
     const body = { messages, stream: true, logprobs: true, top_logprobs: ALTERNATIVES, explain: true, ...sampling };
     const response = await ask("v1/chat/completions", { method: "POST", body: JSON.stringify(body), signal: abort.signal });
@@ -104,15 +67,17 @@ async function answer() {
         const { calculations } = choice.delta;
         const pieces = [{ text: text || thought, thinks: Boolean(thought && !text), calculations, tokens: tokens.map(slim), explain: choice.explain }];
         if (thought && text) pieces.unshift({ text: thought, thinks: true, tokens: [] });
-        if (tokens.length || thought || text || calculations) {
-          message.pieces.push(...pieces);
-          pieces.forEach(append);
-        }
+        if (tokens.length || thought || text || calculations) message.pieces.push(...pieces);
         if (thought) message.reasoning_content = (message.reasoning_content ?? "") + thought;
         message.content += text;
         finish = choice.finish_reason ?? finish;
       }
+      grow();
       speed(start, times);
+      if (performance.now() - kept > SAVE_MS) {
+        kept = performance.now();
+        conversations.save(conversation);
+      }
     }
   } catch (error) {
     if (!abort.signal.aborted) {
@@ -125,11 +90,15 @@ async function answer() {
   }
   if (times.length) message.stats = statistics(start, times, finish);
   state.abort = null;
-  if (!message.content && !message.reasoning_content && !message.error && abort.signal.aborted) state.messages.pop();
-  save();
+  if (!message.content && !message.reasoning_content && !message.error && abort.signal.aborted) conversation.messages.pop();
+  conversation.changed = Date.now();
+  await conversations.save(conversation);
+  list();
   render();
-  $("announce").textContent = message.error ? `Error: ${message.error}` : `Answer: ${message.content}`;
-  $("prompt").focus();
+  if (state.conversation === conversation) {
+    $("announce").textContent = message.error ? `${t("Error")}: ${message.error}` : `${t("Answer")}: ${message.content}`;
+    $("prompt").focus();
+  }
 }
 
 /** What the page shows of a token, with its probability rounded for storage. */
@@ -145,52 +114,165 @@ function statistics(start, times, finish) {
 }
 
 const told = ({ tokens, first, rate, finish }) =>
-  [`${tokens} tokens`, rate && `${rate.toFixed(rate < 100 ? 1 : 0)} a second`, `first after ${Math.round(first)} ms`,
-    { length: "cut at the most tokens", stopped: "stopped" }[finish]].filter(Boolean).join(" · ");
+  [t("{n} tokens", { n: tokens }), rate && t("{n} a second", { n: rate.toFixed(rate < 100 ? 1 : 0) }), t("first after {n} ms", { n: Math.round(first) }),
+    { length: t("cut at the most tokens"), stopped: t("stopped") }[finish]].filter(Boolean).join(" · ");
+
+// ---- conversations ----
+
+/** Keeps the conversation of now, and lists it. */
+async function keep() {
+  const { conversation } = state;
+  conversation.changed = Date.now();
+  conversation.title ||= conversations.titled(conversation);
+  store("last", conversation.id);
+  await conversations.save(conversation);
+  list();
+}
+
+async function go(conversation) {
+  state.abort?.abort();
+  Object.assign(state, { conversation, editing: -1 });
+  store("last", conversation.id);
+  showList(false);
+  render();
+  $("prompt").focus();
+}
+
+function list() {
+  const found = conversations.list($("search").value);
+  const entry = (one) => {
+    const open = button(one.title || t("Untitled"), async () => go(await conversations.load(one.id)), { className: "open", title: new Date(one.changed).toLocaleString(language()) });
+    if (one.id === state.conversation.id) open.ariaCurrent = "true";
+    const named = (name) => `${t(name)}: ${one.title}`;
+    return make("li", {}, open,
+      button("✎", () => rename(one), { title: t("Rename"), ariaLabel: named("Rename") }),
+      button("↓", () => download(`${one.title.replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 40) || "chat"}.json`, conversations.exported([one])), { title: t("Export"), ariaLabel: named("Export") }),
+      button("✕", () => remove(one), { title: t("Delete"), ariaLabel: named("Delete") }));
+  };
+  const none = make("li", { className: "note", textContent: $("search").value ? t("Nothing is found.") : t("What you talk about is kept here, in this browser.") });
+  $("conversations").replaceChildren(...(found.length ? found.map(entry) : [none]));
+}
+
+async function rename(one) {
+  const item = [...$("conversations").children][conversations.list($("search").value).findIndex((other) => other.id === one.id)];
+  const box = make("input", { value: one.title, ariaLabel: t("Title"), maxLength: 200 });
+  let over = false;
+  const done = async (taken) => {
+    if (over) return;
+    over = true;
+    if (taken && box.value.trim()) {
+      const conversation = one.id === state.conversation.id ? state.conversation : await conversations.load(one.id);
+      conversation.title = box.value.trim();
+      await conversations.save(conversation);
+    }
+    list();
+  };
+  box.onkeydown = (event) => { if (event.key === "Enter") done(true); if (event.key === "Escape") { event.stopPropagation(); done(false); } };
+  box.onblur = () => done(true);
+  item.replaceChildren(box);
+  box.select();
+  box.focus();
+}
+
+async function remove(one) {
+  if (!await confirmed(t("Delete “{title}”? It cannot be had back.", { title: one.title || t("Untitled") }), t("Delete"))) return;
+  if (one.id === state.conversation.id) await go(conversations.begin());
+  await conversations.remove(one.id);
+  list();
+}
 
 // ---- the conversation ----
 
-function save() {
-  if (state.messages.length > MAX_MESSAGES) state.messages = state.messages.slice(-MAX_MESSAGES);
-  // Explanations are kept until the page is left: they are a hundred times the text.
-  store("messages", state.messages.map((message) => ({ ...message, pieces: message.pieces?.map(({ text, thinks, calculations, tokens }) => ({ text, thinks, calculations, tokens })) })));
-}
-
 function say(text) {
-  state.messages = state.messages.filter((message) => !message.error);
-  state.messages.push({ role: "user", content: text });
+  const { conversation } = state;
+  conversation.messages = conversation.messages.filter((message) => !message.error || message.content);
+  conversation.messages.push({ role: "user", content: text });
   answer();
 }
 
-/** Forgets what follows message `index` and answers again, or, for an answer, that one anew. */
-function again(index) {
-  state.messages.length = state.messages[index].role === "user" ? index + 1 : index;
+/** Answers anew from message `index` on, changed or not; what there was is kept in a conversation of its own. */
+async function again(index, changed = null) {
+  const { conversation } = state;
+  const { messages } = conversation;
+  const rest = messages[index].role === "user" ? index + 1 : index;
+  if (messages.slice(rest).some((message) => message.content)) {
+    await conversations.save({ ...conversations.begin(conversation.system), title: `${conversation.title} (${t("before")})`, messages: [...messages] });
+  }
+  messages.length = rest;
+  if (changed) messages[index] = changed;
   answer();
 }
 
-/** Draws everything; returns how to add a piece to the message that is being answered. */
+/** What a piece shows: its text, behind what was calculated for it. */
+const shown = ({ text, calculations }) =>
+  (calculations ?? []).map(({ expression, result }) => `\`${result === null ? expression : `${expression} = ${result}`}\` `).join("") + text;
+
+/** Draws everything; returns what draws the answer that comes again, at the next frame. */
 function render() {
+  const { conversation: { messages, system } } = state;
   const busy = Boolean(state.abort);
-  $("empty").hidden = state.messages.length > 0;
+  $("empty").hidden = messages.length > 0;
   $("send").hidden = busy;
   $("stop").hidden = !busy;
   document.body.classList.toggle("tint", state.settings.tint);
-  const items = state.messages.map((message, index) => view(message, index, busy && index === state.messages.length - 1));
+  if ($("system").value !== system) $("system").value = system;
+  $("system-box").open ||= Boolean(system);
+  const items = messages.map((message, index) => view(message, index, busy && index === messages.length - 1));
   $("messages").replaceChildren(...items);
+  hint();
   scroll();
-  const [thought, text] = ["details", ".text"].map((part) => items.at(-1)?.querySelector(part));
-  return (piece) => {
-    const stick = nearEnd();
-    if (piece.thinks) thought.hidden = false;
-    (piece.thinks ? thought : text).append(pieceView(piece));
-    // What was thought is open while there is nothing else.
-    if (!piece.thinks && piece.text) thought.open = false;
-    if (stick) scroll();
+  let planned = false;
+  return () => {
+    if (planned || !items.length) return;
+    planned = true;
+    requestAnimationFrame(() => {
+      planned = false;
+      const stick = nearEnd();
+      if (items.at(-1).isConnected && state.abort) fill(items.at(-1), messages.at(-1));
+      if (stick) scroll();
+    });
   };
 }
 
 const nearEnd = () => { const c = $("chat"); return c.scrollHeight - c.scrollTop - c.clientHeight < 80; };
 const scroll = () => { $("chat").scrollTop = $("chat").scrollHeight; };
+
+/** Shows what an answer says and thinks so far. */
+function fill(item, message) {
+  const [thought, text] = ["details", ".text"].map((part) => item.querySelector(part));
+  const pieces = message.pieces ?? [];
+  const part = (thinks) => {
+    let from = 0;
+    const woven = pieces.filter((piece) => Boolean(piece.thinks) === thinks).map((piece) => {
+      const woven = { from, piece };
+      from += shown(piece).length;
+      return woven;
+    });
+    return [woven.map(({ piece }) => shown(piece)).join(""), woven];
+  };
+  const [thoughts, thinking] = part(true);
+  thought.hidden = !thinking.length;
+  if (thinking.length) {
+    // What was thought is open while there is nothing else.
+    if (thought.wasFull === undefined || (!thought.wasFull && message.content)) thought.open = !message.content;
+    thought.wasFull = Boolean(message.content);
+    show(thought.lastElementChild, thoughts, thinking, pieceSpan);
+  }
+  const [said, saying] = part(false);
+  if (item.asSource) {
+    text.replaceChildren(...saying.map(({ piece }) => pieceSpan(piece, shown(piece) || "■")));
+    return;
+  }
+  show(text, said || (pieces.length ? "" : message.content), saying, pieceSpan);
+  // The token that ends a text has none.
+  text.querySelector(".piece.end")?.remove();
+  const end = saying.at(-1)?.piece;
+  if (end && !shown(end) && end.tokens.length) {
+    const mark = pieceSpan(end, "■");
+    mark.classList.add("end");
+    (text.lastElementChild?.matches("p, h3, h4, h5, h6") ? text.lastElementChild : text).append(mark);
+  }
+}
 
 function view(message, index, busy) {
   const item = make("li", { className: `message ${message.role}${busy ? " busy" : ""}`, ariaBusy: busy });
@@ -198,260 +280,206 @@ function view(message, index, busy) {
     item.append(...editor(message, index));
     return item;
   }
-  const walked = { tabIndex: 0, role: "group", ariaLabel: "Answer; arrow keys walk through its tokens" };
-  const text = message.pieces?.length
-    ? make("div", { className: "text", ...walked }, ...message.pieces.filter((piece) => !piece.thinks).map(pieceView))
-    : make("div", { className: "text", textContent: message.content });
-  const thoughts = message.pieces?.filter((piece) => piece.thinks) ?? [];
-  if (thoughts.length || busy) {
-    const summary = make("summary", { textContent: "Thinking" });
-    item.append(make("details", { open: !message.content, hidden: !thoughts.length }, summary, ...thoughts.map(pieceView)));
+  const isAnswer = message.role === "assistant";
+  if (!isAnswer) item.append(make("div", { className: "text", textContent: message.content }));
+  else {
+    const summary = make("summary", { textContent: t("Thinking") });
+    item.append(make("details", { hidden: true }, summary, make("div", { className: "markdown" })));
+    item.append(make("div", { className: "text markdown", tabIndex: 0, role: "group", ariaLabel: t("Answer; arrow keys walk through its tokens") }));
+    fill(item, message);
+    if (!message.content && !busy) item.querySelector(".text").remove();
   }
-  if (message.content || busy) item.append(text);
   for (const warning of message.warnings ?? []) item.append(make("p", { className: "warning", textContent: warning }));
   if (message.error) item.append(make("p", { className: "error", role: "alert", textContent: message.error }));
+  if (message.broken) item.append(make("p", { className: "warning", textContent: t("The page was left while this answer came.") }));
   const foot = make("div", { className: "foot" });
   if (message.stats) foot.append(make("span", { textContent: told(message.stats) }));
   if (!state.abort) {
-    foot.append(message.role === "assistant"
-      ? button(message.error ? "Try again" : "Retry", () => again(index))
-      : button("Edit", () => { state.editing = index; render(); }));
+    const isLast = index === state.conversation.messages.length - 1;
+    if (isAnswer && isLast && message.content && (message.broken || message.error || message.stats?.finish === "stopped")) foot.append(button(t("Go on"), () => answer()));
+    foot.append(isAnswer
+      ? button(message.error ? t("Try again") : t("Retry"), () => again(index))
+      : button(t("Edit"), () => { state.editing = index; render(); }));
+    if (isAnswer && message.pieces?.length) {
+      const toggle = button(t("Source"), () => {
+        item.asSource = !item.asSource;
+        toggle.setAttribute("aria-pressed", item.asSource);
+        const text = item.querySelector(".text");
+        text.replaceChildren();
+        text.classList.toggle("source", item.asSource);
+        fill(item, message);
+      }, { title: t("The text as the model wrote it, every token of it"), "aria-pressed": false });
+      foot.append(toggle);
+    }
     // Browsers have a clipboard for loopback and HTTPS only.
-    if (message.content && navigator.clipboard) foot.append(button("Copy", () => navigator.clipboard.writeText(message.content)));
+    if (message.content && navigator.clipboard) foot.append(copyButton(() => message.content));
   }
   item.append(foot);
   return item;
 }
 
 function editor(message, index) {
-  const area = make("textarea", { value: message.content, rows: 2, ariaLabel: "Edit the message" });
+  const area = make("textarea", { value: message.content, rows: 2, ariaLabel: t("Edit the message") });
   const close = () => { state.editing = -1; render(); $("prompt").focus(); };
-  const send = () => {
+  const send = async () => {
     if (!area.value.trim()) return;
     state.editing = -1;
-    state.messages[index] = { role: "user", content: area.value };
-    again(index);
+    await again(index, { role: "user", content: area.value });
   };
   area.onkeydown = (event) => {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); send(); }
     if (event.key === "Escape") { event.stopPropagation(); close(); }
   };
   requestAnimationFrame(() => area.focus());
-  return [area, make("div", { className: "foot" }, button("Send", send), button("Cancel", close))];
+  return [area, make("div", { className: "foot" }, button(t("Send"), send), button(t("Cancel"), close))];
+}
+
+/** Under the message: which keys do what, or, where Enter just did nothing, why. */
+function hint(why = "") {
+  const keys = t("Enter sends, Shift Enter breaks the line, Esc stops, ↑ edits the last message");
+  $("hints").textContent = why || keys;
+  $("hints").classList.toggle("why", Boolean(why));
 }
 
 // ---- tokens ----
 
-function pieceView(piece) {
-  const sure = piece.tokens.reduce((product, token) => product * token.p, 1);
-  const calculated = (piece.calculations ?? []).map(({ expression, result }) =>
-    make("code", { className: "calculation", textContent: result === null ? expression : `${expression} = ${result}` }));
-  const isEnd = !piece.text && !calculated.length;
-  return make("span", { className: isEnd ? "piece end" : "piece", piece, style: `--doubt: ${1 - sure}` }, ...calculated, isEnd ? "■" : piece.text);
-}
-
-/** Shows what there is to say of a piece; all of it, and until it is closed, if `pinned`. */
-function showToken(span, pinned = false) {
-  document.querySelector(".piece.shown")?.classList.remove("shown");
-  const box = $("token");
-  box.classList.toggle("pinned", pinned);
-  if (!span?.piece?.tokens.length) {
-    box.hidePopover();
-    return;
-  }
-  span.classList.add("shown");
-  const explained = span.piece.explain ?? [];
-  if (pinned && explained.length) box.replaceChildren(...explained.map(explanation));
-  else box.replaceChildren(...span.piece.tokens.map(tokenTable));
-  if (!pinned && explained.length) box.append(make("p", { className: "note", textContent: "click: the sampling chain and the step" }));
-  box.showPopover();
-  const at = span.getClientRects()[0], size = box.getBoundingClientRect();
-  const left = Math.min(Math.max(8, at.left), innerWidth - size.width - 8);
-  const below = at.bottom + 6 + size.height < innerHeight;
-  box.style.left = `${left}px`;
-  const top = below ? at.bottom + 6 : at.top - size.height - 6;
-  // What fits neither below nor above covers some of the text.
-  box.style.top = `${top < 8 ? Math.max(8, innerHeight - size.height - 8) : top}px`;
-}
-
-function tokenTable(token) {
-  const rows = token.top.some(([text]) => text === token.t) ? token.top : [...token.top, [token.t, token.p]];
-  const row = ([text, p]) =>
-    make("tr", { className: text === token.t ? "chosen" : "" }, make("td", {}, code(visible(text))), bar(p), cell(percent(p)));
-  const rank = token.top.findIndex(([text]) => text === token.t);
-  const caption = rank === 0 ? "the most likely token" : rank > 0 ? `the ${["second", "third", "fourth", "fifth"][rank - 1]} choice` : "not among the first five";
-  return make("table", {}, make("caption", { textContent: caption }), make("tbody", {}, ...rows.map(row)));
-}
-
-/** One token of `explain`: alternatives, what the sampling chain did, and where the time of its step went, rank by rank. */
-function explanation({ token, id, forced, alternatives, chain, step }) {
-  const head = make("header", {}, make("p", {}, code(visible(token))), button("Close", () => showToken(null)));
-  if (forced) return make("section", {}, head, make("p", { className: "note", textContent: "Not drawn: a result of the calculator." }));
-  const table = (caption, head, rows) => make("table", {}, make("caption", { textContent: caption }),
-    make("thead", {}, make("tr", {}, ...head.map((textContent) => make("th", { textContent })))), make("tbody", {}, ...rows));
-  const choices = alternatives.map((a) => make("tr", { className: `${a.id === id ? "chosen" : ""} ${a.removed_by ? "removed" : ""}` },
-    make("td", {}, code(visible(a.token))), cell(percent(Math.exp(a.logprob))),
-    cell(a.removed_by ? a.removed_by : percent(a.probability)), bar(a.probability)));
-  const processors = chain.map((p) => make("tr", {},
-    cell([p.processor, p.value === null ? "" : Number(p.value.toPrecision(4))].join(" "), ""),
-    cell(p.removed ? `${p.removed} tokens, ${percent(p.removed_mass)}` : p.changed ? `${p.changed} logits changed` : "nothing")));
-  const stages = step.ranks[0]?.stages.toSorted((a, b) => (a.kind === "waiting") - (b.kind === "waiting")) ?? [];
-  const of = (rank, { stage, kind }) => rank.stages.find((other) => other.stage === stage && other.kind === kind)?.ms;
-  const name = ({ stage, kind }) => ({ reduction: `all-reduce: ${stage}`, waiting: "all-reduce: of these, waiting" })[kind] ?? stage;
-  const times = stages.map((stage) => make("tr", {}, cell(name(stage), ""),
-    ...step.ranks.map((rank) => cell(of(rank, stage)?.toFixed(3) ?? "–")), bar(stage.ms / step.ranks[0].ms, stage.kind)));
-  times.push(make("tr", { className: "whole" }, cell("the step", ""), ...step.ranks.map((rank) => cell(rank.ms.toFixed(3)))));
-  const many = (n, what) => `${n} ${what}${n === 1 ? "" : "s"}`;
-  return make("section", {}, head, make("div", {},
-    table("alternatives", ["", "model", "drawn", ""], choices),
-    processors.length ? table("what the sampling chain removed", [], processors) : make("p", { className: "note", textContent: "Every processor is neutral." })),
-    table(`step ${step.number}: ${many(step.sequences, "sequence")}, ${many(step.tokens, "token")}, ${step.ms.toFixed(2)} ms`,
-      ["ms", ...step.ranks.map(({ rank }) => `rank ${rank}`), ""], times));
-}
-
-const visible = (text) => text.replaceAll(" ", "·").replaceAll("\n", "↵").replaceAll("\t", "⇥") || "∅";
-const percent = (p) => (p >= 0.1 ? `${(p * 100).toFixed(0)} %` : p >= 0.001 ? `${(p * 100).toFixed(1)} %` : "< 0.1 %");
-
 const messages = $("messages");
-const isPinned = () => $("token").classList.contains("pinned");
-messages.addEventListener("pointerover", (event) => isPinned() || showToken(event.target.closest(".piece")));
-messages.addEventListener("pointerleave", () => isPinned() || showToken(null));
-messages.addEventListener("focusout", () => isPinned() || showToken(null));
-document.addEventListener("click", (event) => {
-  const piece = event.target.closest("#messages .piece");
-  if (piece) showToken(piece, true);
-  else if (isPinned() && !event.target.closest("#token")) showToken(null);
+messages.addEventListener("pointerover", (event) => hover(event.target.closest(".piece")));
+messages.addEventListener("pointerleave", () => hover(null));
+messages.addEventListener("focusout", () => hover(null));
+messages.addEventListener("click", (event) => {
+  const piece = event.target.closest(".piece")?.piece;
+  // Who marks text to copy it asks for nothing.
+  if (piece?.tokens.length && getSelection().isCollapsed) {
+    explain(piece);
+    openPanel("token");
+  }
 });
 messages.addEventListener("keydown", (event) => {
-  const shown = event.target.querySelector(".piece.shown");
-  if (event.key === "Enter" && shown) showToken(shown, true);
+  const text = event.target;
+  if (!text.classList.contains("text")) return;
+  const spans = [...text.querySelectorAll(".piece")];
+  const pieces = [...new Set(spans.map((span) => span.piece))];
+  const at = pieces.indexOf(text.querySelector(".piece.shown")?.piece);
+  if (event.key === "Enter" && at >= 0) {
+    explain(pieces[at]);
+    openPanel("token");
+  }
   const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-  if (!step || !event.target.classList.contains("text")) return;
-  const pieces = [...event.target.querySelectorAll(".piece")];
-  const at = pieces.findIndex((piece) => piece.classList.contains("shown"));
+  if (!step || !pieces.length) return;
   const next = pieces[Math.max(0, Math.min(pieces.length - 1, at + step))];
   event.preventDefault();
-  showToken(next);
-  $("announce").textContent = next.piece.tokens.map((token) => `${token.t}, ${percent(token.p)}`).join("; ");
+  hover(spans.find((span) => span.piece === next));
+  $("announce").textContent = next.tokens.map((token) => `${token.t}, ${Math.round(token.p * 100)} %`).join("; ");
 });
-$("chat").addEventListener("scroll", () => isPinned() || showToken(null), { passive: true });
+$("chat").addEventListener("scroll", () => hover(null), { passive: true });
 
-// ---- the live view ----
+// ---- the panel ----
 
-const hue = (n) => (250 + n * 137.5) % 360;
-const bytes = (n) => (n >= 1e9 ? `${(n / 1e9).toFixed(2)} GB` : n >= 1e6 ? `${(n / 1e6).toFixed(1)} MB` : `${Math.round(n / 1e3)} kB`);
+const TABS = { live: "tab-live", token: "tab-token", card: "tab-about" };
 
-function speed(start, times) {
-  const now = times.length ? statistics(start, times, "").rate : null;
-  $("speed").textContent = now ? now.toFixed(now < 100 ? 1 : 0) : "–";
-  if (times.length < 3) return;
-  $("timing").textContent = `first token after ${Math.round(times[0] - start)} ms, then ${(1000 / now).toFixed(1)} ms each`;
-  // Each point is the rate over the four tokens before it.
-  const rates = times.slice(1).map((time, i) => (Math.min(i + 1, 4) * 1000) / Math.max(0.1, time - times[Math.max(0, i - 3)]));
-  const top = Math.max(...rates);
-  const points = rates.map((rate, i) => `${(i / Math.max(1, rates.length - 1)) * 240},${34 - (rate / top) * 30}`);
-  $("pace").firstElementChild.setAttribute("points", points.join(" "));
-}
-
-const knownRestarts = [];
-const duration = (s) => (s >= 10 ? `${s.toFixed(0)} s` : s >= 1 ? `${s.toFixed(1)} s` : `${Math.round(s * 1000)} ms`);
-
-function ranks(cluster) {
-  const share = (name, [from, to], whole) => {
-    const fill = make("i", { style: `--from: ${(from / whole) * 100}%; --size: ${((to - from) / whole) * 100}%` });
-    return make("div", { className: "share", title: `${name} ${from} to ${to} of ${whole}` }, make("span", { textContent: name }), make("b", {}, fill));
-  };
-  const card = (rank) => {
-    const [from, to] = rank.heads;
-    const cells = Array.from({ length: cluster.n_head }, (_, head) => make("i", { className: head >= from && head < to ? "own" : "" }));
-    const heads = make("div", { className: "heads", title: `heads ${from} to ${to - 1} of ${cluster.n_head}` }, ...cells);
-    // Query heads in groups read the same keys and values, which may stand on several ranks.
-    const read = cluster.n_kv_head < cluster.n_head ? ` on ${rank.kv_heads[1] - rank.kv_heads[0]} of ${cluster.n_kv_head} of keys and values` : "";
-    const title = make("p", {}, make("strong", { textContent: `Rank ${rank.rank}` }), ` · ${to - from} of ${cluster.n_head} heads${read} · ${bytes(rank.weight_bytes)}`);
-    const times = rank.restarts === 1 ? "once" : `${rank.restarts} times`;
-    const life = rank.lost ? "lost: another takes its place"
-      : rank.restarts ? `lost ${times}, last back after ${duration(rank.back_after_s)}` : "";
-    // Drawn anew as it changes: who has just come back shows it for a moment.
-    const isBack = knownRestarts[rank.rank] < rank.restarts;
-    knownRestarts[rank.rank] = rank.restarts;
-    return make("div", { className: `rank${rank.lost ? " lost" : isBack ? " back" : ""}`, style: `--hue: ${hue(rank.rank)}` },
-      title, heads, share("FFN", rank.ffn, cluster.n_inner), share("vocabulary", rank.vocab, cluster.vocab_size),
-      ...(life ? [make("p", { className: "life", textContent: life })] : []));
-  };
-  $("ranks").replaceChildren(...cluster.ranks.map(card));
-}
-
-/** Every block of the pool as a square: whose it is, how full, shared or not. */
-function blocks(cluster) {
-  const canvas = $("blocks"), total = cluster.blocks_total;
-  const holders = new Map();
-  for (const sequence of cluster.sequences) {
-    sequence.blocks.forEach((block, i) => {
-      const filled = Math.min(1, (sequence.computed - i * cluster.block_tokens) / cluster.block_tokens);
-      const held = holders.get(block) ?? { ids: [], filled };
-      held.ids.push(sequence.id);
-      holders.set(block, held);
-    });
+function openPanel(name) {
+  for (const [panel, tab] of Object.entries(TABS)) {
+    $(panel).hidden = panel !== name;
+    $(tab).setAttribute("aria-selected", panel === name);
+    $(tab).tabIndex = panel === name ? 0 : -1;
   }
-  const idle = new Set(cluster.blocks_idle);
-  const width = canvas.clientWidth || 270;
-  const side = total <= 300 ? 12 : total <= 800 ? 9 : total <= 3000 ? 6 : 4;
-  const columns = Math.max(1, Math.floor(width / side)), rows = Math.max(1, Math.ceil(total / columns));
-  const scale = devicePixelRatio || 1;
-  canvas.width = width * scale;
-  canvas.height = rows * side * scale;
-  canvas.style.height = `${rows * side}px`;
-  const pen = canvas.getContext("2d");
-  pen.scale(scale, scale);
-  const style = getComputedStyle(document.documentElement);
-  const [empty, kept, ink] = ["--empty-block", "--kept-block", "--ink"].map((name) => style.getPropertyValue(name));
-  let shared = 0;
-  for (let block = 0; block < total; block++) {
-    const x = (block % columns) * side, y = Math.floor(block / columns) * side, size = side - (side > 6 ? 2 : 1);
-    pen.fillStyle = idle.has(block) ? kept : empty;
-    pen.fillRect(x, y, size, size);
-    const held = holders.get(block);
-    if (!held) continue;
-    pen.fillStyle = `oklch(.68 .13 ${hue(held.ids[0])})`;
-    const height = Math.max(1, Math.round(size * held.filled));
-    pen.fillRect(x, y + size - height, size, height);
-    if (held.ids.length > 1) {
-      shared++;
-      pen.strokeStyle = ink;
-      pen.strokeRect(x + 0.5, y + 0.5, size - 1, size - 1);
-    }
-  }
-  const held = total - cluster.blocks_free;
-  const note = `${held} of ${total} blocks of ${cluster.block_tokens} positions held${shared ? `, ${shared} shared (framed)` : ""}` +
-    `${idle.size ? `, ${idle.size} kept for prompts that begin alike` : ""}` +
-    (cluster.waiting ? `; ${cluster.waiting} waiting` : "");
-  $("blocks-note").textContent = canvas.ariaLabel = note;
-  $("sequences").replaceChildren(...cluster.sequences.slice(0, 12).map((sequence) => {
-    const words = `#${sequence.id} · ${sequence.prompt_tokens} + ${sequence.tokens - sequence.prompt_tokens} tokens · ${sequence.blocks.length} blocks`;
-    return make("li", {}, make("i", { style: `--hue: ${hue(sequence.id)}` }), words);
-  }));
+  $("panel").hidden = !name;
+  document.body.classList.toggle("with-panel", Boolean(name));
+  $("show-live").setAttribute("aria-pressed", name === "live");
+  store("panel", name ?? "");
+  hover(null);
+  if (name === "live") { live.draw(); look(); }
+  if (name === "card") about();
+}
+for (const [panel, tab] of Object.entries(TABS)) {
+  $(tab).onclick = () => openPanel(panel);
+  $(tab).onkeydown = (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!step) return;
+    const names = Object.keys(TABS);
+    const next = names[(names.indexOf(panel) + step + names.length) % names.length];
+    openPanel(next);
+    $(TABS[next]).focus();
+  };
+}
+$("close-panel").onclick = () => openPanel(null);
+$("show-live").onclick = () => openPanel(live.isShown() ? null : "live");
+$("state").onclick = () => openPanel("card");
+
+/** What is served, by which numbers. */
+function about() {
+  const { info } = state;
+  if (!info) return $("card").replaceChildren(make("p", { className: "note", textContent: t("the server does not answer") }));
+  const { config } = info;
+  const facts = [
+    [t("Family"), info.model_type], [t("Parameters"), info.parameters.toLocaleString(language())], [t("Computed in"), info.dtype],
+    [t("Ranks"), info.nproc], [t("Weights, all ranks"), bytes(info.weight_bytes)], [t("Layers"), config.n_layer], [t("Width"), config.n_embd],
+    [t("Heads"), config.n_kv_head < config.n_head ? t("{n}, on {kv} of keys and values", { n: config.n_head, kv: config.n_kv_head }) : config.n_head],
+    [t("Vocabulary"), config.vocab_size], [t("Longest text"), t("{n} tokens", { n: config.n_positions })],
+    [t("Chat template"), info.chat_template ? t("its own") : t("none: a plain transcript")],
+    [t("System text"), info.system_text ? t("obeyed, as far as the model does") : t("the template has no place for one")],
+    [t("Thinks aloud"), info.thinks ? t("yes") : t("no")], [t("Calculator"), info.calculator ? t("yes") : t("no")],
+    ...CONTROLS.filter(([name]) => name !== "seed").map(([name, label]) => [t(label), defaultOf(name)]), [t("Build"), info.build_id],
+  ];
+  const rows = facts.map(([name, value]) => make("tr", {}, make("th", { scope: "row", textContent: name }), make("td", { textContent: value })));
+  const link = (href, words) => make("li", {}, make("a", { href, target: "_blank", textContent: t(words) }));
+  $("card").replaceChildren(make("h2", { textContent: info.model }), make("table", {}, make("tbody", {}, ...rows)),
+    make("h2", { textContent: t("More") }),
+    make("ul", { className: "links" }, link("learn", "Lessons: how a model is served, step by step"), link("docs", "HTTP: the routes and their fields"), link("openapi.json", "The same for programs"), link("metrics", "Metrics, for Prometheus")));
 }
 
-let drawnRanks = "", isReady = true;
+const defaultOf = (name) => {
+  const value = state.info?.defaults?.[name];
+  return name === "seed" ? t("another each time") : value === undefined ? "" : value === null ? t("as many as fit") : value;
+};
+
+// ---- how the server is ----
+
+let isReady = true, looking = false;
 async function look() {
-  const shown = !document.body.classList.contains("no-live");
+  if (looking) return;
+  looking = true;
   try {
     const cluster = await (await ask("api/cluster")).json();
     isReady = cluster.ready;
-    $("state").dataset.state = isReady ? "ready" : "down";
-    const lost = cluster.ranks.filter((rank) => rank.lost).map((rank) => `, rank ${rank.rank} lost`).join("");
-    $("model").textContent = `${cluster.model} · ${cluster.dtype} · ${cluster.ranks.length} rank${cluster.ranks.length > 1 ? "s" : ""}${lost}`;
-    if (shown) {
-      const key = JSON.stringify(cluster.ranks);
-      if (key !== drawnRanks) ranks(cluster);
-      drawnRanks = key;
-      blocks(cluster);
-    }
+    const lost = cluster.ranks.filter((rank) => rank.lost).map((rank) => t(", rank {n} lost", { n: rank.rank })).join("");
+    tell(cluster.draining ? "drain" : isReady ? "ready" : "down",
+      cluster.draining ? t("the server is shutting down") : `${cluster.model} · ${cluster.dtype} · ${cluster.ranks.length === 1 ? t("1 rank") : t("{n} ranks", { n: cluster.ranks.length })}${lost}`);
+    if (!state.info) await meet();
+    live.tell(cluster.draining ? null : cluster, t("The server is shutting down"));
+    if (live.isShown() && !cluster.draining) live.take(await (await ask(`api/steps?next=${live.next()}`)).json());
   } catch (error) {
-    $("state").dataset.state = "down";
-    $("model").textContent = error.status === 401 ? "an API key is needed" : "the server does not answer";
+    tell("down", error.status === 401 ? t("an API key is needed") : t("the server does not answer"));
+    live.tell(null, error.status === 401 ? t("An API key is needed") : t("The server does not answer"));
     if (error.status === 401) askForKey();
+  } finally {
+    looking = false;
   }
+}
+
+function tell(how, words) {
+  $("state").dataset.state = how;
+  $("model").textContent = words;
+}
+
+/** Learns what is served, once. */
+async function meet() {
+  state.info = await (await ask("api/model_info")).json();
+  showSettings();
+  welcome();
+  if (!$("card").hidden) about();
+}
+
+function welcome() {
+  const { info } = state;
+  const isDemo = info?.model === "nano-chat";
+  $("examples").replaceChildren(...(isDemo ? DEMO_EXAMPLES : EXAMPLES).map((text) => button(text, () => say(text))));
+  const model = !info ? "" : isDemo ? t("The built-in model is tiny: it knows 4,000 English words, capitals and sums up to 12, and nothing else. ") : "";
+  const template = info && !info.chat_template ? t(" This model has no chat template: turns are written as User: and Assistant:, which it may not have learned.") : "";
+  $("about").textContent = model + t("Every answer shows how it came about: point at a token to see how likely it was and what else could have stood there, click it to see why it was chosen and where the time went.") + template;
+  $("system-note").hidden = !info || info.system_text;
+  $("system-note").textContent = t("This model's chat template has no place for a system text: it is left out.");
 }
 
 async function watch() {
@@ -466,14 +494,16 @@ async function watch() {
 let keyRefused = false;
 function askForKey() {
   if ($("key").open || keyRefused) return;
+  $("key-wrong").hidden = !apiKey.get();
   $("key-value").value = "";
+  $("key").returnValue = "";
   $("key").showModal();
 }
 $("no-key").onclick = () => $("key").close("");
 $("key").addEventListener("close", () => {
   keyRefused = $("key").returnValue !== "use";
   if (!keyRefused) {
-    sessionStorage.setItem("key", $("key-value").value.trim());
+    apiKey.set($("key-value").value.trim());
     look();
   }
 });
@@ -483,70 +513,119 @@ function settle(changed) {
   Object.assign(state.settings, changed);
   store("settings", state.settings);
   document.body.classList.toggle("tint", state.settings.tint);
+  if (state.settings.theme) document.documentElement.dataset.theme = state.settings.theme;
+  else delete document.documentElement.dataset.theme;
+  live.draw();
 }
 
 const fieldsOf = new Map();
 for (const [name, label, min, max, step] of CONTROLS) {
-  const input = make("input", { type: "number", min, max, step, placeholder: "default", inputMode: "decimal" });
+  const input = make("input", { type: "number", min, max, step, inputMode: "decimal", name });
   input.oninput = () => {
     if (input.value === "" || !input.checkValidity()) delete state.settings.sampling[name];
     else state.settings.sampling[name] = Number(input.value);
     settle({});
   };
   fieldsOf.set(name, input);
-  $("controls").append(make("label", {}, label, input));
+  $("controls").append(make("label", {}, make("span", { textContent: label, "data-t": "" }), input));
 }
 function showSettings() {
-  $("system").value = state.settings.system;
   $("tint").checked = state.settings.tint;
-  for (const [name, input] of fieldsOf) input.value = state.settings.sampling[name] ?? "";
+  $("theme").value = state.settings.theme;
+  $("language").value = language();
+  for (const [name, input] of fieldsOf) {
+    input.value = state.settings.sampling[name] ?? "";
+    input.placeholder = defaultOf(name);
+  }
 }
-$("system").oninput = (event) => settle({ system: event.target.value });
 $("tint").onchange = (event) => settle({ tint: event.target.checked });
-$("defaults").onclick = () => { settle({ system: "", tint: false, sampling: {} }); showSettings(); };
+$("theme").onchange = (event) => settle({ theme: event.target.value });
+$("language").onchange = (event) => {
+  store("language", event.target.value);
+  // Everything is drawn once in one language.
+  location.reload();
+};
+$("defaults").onclick = async () => {
+  if (!await confirmed(t("Set all of these back to what they were at first?"), t("Defaults"))) return;
+  settle({ tint: false, sampling: {}, theme: "" });
+  showSettings();
+};
 $("show-settings").onclick = () => { showSettings(); $("settings").showModal(); };
 
 // ---- keys and buttons ----
 
 const prompt = $("prompt");
 const fit = () => { prompt.style.height = "auto"; prompt.style.height = `${prompt.scrollHeight + 2}px`; };
-prompt.oninput = fit;
+prompt.oninput = () => { fit(); hint(); };
 prompt.onkeydown = (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); $("compose").requestSubmit(); }
   if (event.key === "ArrowUp" && !prompt.value && !state.abort) {
-    const last = state.messages.findLastIndex((message) => message.role === "user");
+    const last = state.conversation.messages.findLastIndex((message) => message.role === "user");
     if (last >= 0) { event.preventDefault(); state.editing = last; render(); }
   }
 };
 $("compose").onsubmit = (event) => {
   event.preventDefault();
   const text = prompt.value.trim();
-  if (!text || state.abort) return;
+  if (!text) return;
+  if (state.abort) return hint(t("An answer is coming: Esc stops it, then Enter sends."));
   prompt.value = "";
   fit();
   say(text);
 };
+$("system").oninput = () => { state.conversation.system = $("system").value; if (state.conversation.messages.length) conversations.save(state.conversation); };
 $("stop").onclick = () => state.abort?.abort();
 document.addEventListener("keydown", (event) => {
   if (event.key !== "Escape" || document.querySelector("dialog[open]")) return;
-  if (isPinned()) showToken(null);
-  else state.abort?.abort();
+  if (state.abort) state.abort.abort();
+  else if (document.body.classList.contains("with-list")) showList(false);
+  else if (!$("token").hidden) openPanel(null);
 });
-$("new").onclick = () => { state.abort?.abort(); state.messages = []; state.editing = -1; save(); render(); prompt.focus(); };
+$("new").onclick = () => go(conversations.begin());
+$("search").oninput = list;
+$("export").onclick = () => download("nanoinfer-conversations.json", conversations.exported(conversations.list()));
+$("import").onclick = () => $("file").click();
+$("file").onchange = async () => {
+  const [file] = $("file").files;
+  $("file").value = "";
+  if (!file) return;
+  try {
+    const count = await conversations.importFrom(await file.text());
+    $("announce").textContent = t("{n} conversations were added", { n: count });
+  } catch (error) {
+    await confirmed(t("{name} cannot be imported: {why}.", { name: file.name, why: t(error.message) }), t("Close"));
+  }
+  list();
+};
 
-function showLive(shown) {
-  document.body.classList.toggle("no-live", !shown);
-  $("show-live").setAttribute("aria-pressed", shown);
-  store("live", shown);
-  if (shown) { drawnRanks = ""; look(); }
+/** The list is beside the chat where there is room, and over it where there is not. */
+function showList(shown) {
+  document.body.classList.toggle("with-list", shown);
+  $("show-list").setAttribute("aria-expanded", shown);
 }
-$("show-live").onclick = () => showLive(document.body.classList.contains("no-live"));
-const narrow = matchMedia("(max-width: 54rem)").matches;
+$("show-list").onclick = () => showList(!document.body.classList.contains("with-list"));
+$("chat").addEventListener("click", () => document.body.classList.contains("with-list") && showList(false));
 
-$("examples").append(...EXAMPLES.map((text) => button(text, () => say(text))));
-ask("api/model_info").then((response) => response.json()).then((info) => {
-  if (!info.chat_template) $("about").append(" This model has no chat template: turns are written as User: and Assistant:, which it may not have learned.");
-}).catch(() => { /* the state in the header says it */ });
-showLive(narrow ? false : stored("live", true));
+// An answer that comes while the page is left is kept as far as it came.
+addEventListener("pagehide", () => {
+  if (!state.abort) return;
+  state.conversation.messages.at(-1).broken = true;
+  conversations.saveAtOnce(state.conversation);
+});
+document.addEventListener("visibilitychange", () => { if (document.hidden && state.conversation.messages.length) conversations.save(state.conversation); });
+
+// ---- begin ----
+
+speak(document.body);
+settle({});
+await conversations.open();
+const last = conversations.list().find(({ id }) => id === stored("last", ""));
+const before = last && await conversations.load(last.id);
+// Who was quick has said something already.
+if (before && !state.conversation.messages.length) state.conversation = before;
+welcome();
+list();
 render();
+const isNarrow = matchMedia("(max-width: 64rem)").matches;
+openPanel(isNarrow || stored("panel", "live") === "" ? null : "live");
 watch();

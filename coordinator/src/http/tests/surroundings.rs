@@ -151,7 +151,7 @@ async fn ollamas_library_has_one_model_that_nothing_changes() {
 async fn a_key_opens_every_route_and_pages_need_none() {
     let options = HttpOptions { api_key: Some(ApiKey::new("s3cret")), ..HttpOptions::default() };
     let server = Server::with(saying(" ok"), options).await;
-    for path in ["/", "/docs", "/assets/chat.js", "/livez", "/readyz", "/health"] {
+    for path in ["/", "/learn", "/docs", "/assets/chat.js", "/livez", "/readyz", "/health"] {
         assert_eq!(server.get(path).await.status, 200, "{path}");
     }
     for header in
@@ -220,21 +220,31 @@ async fn metrics_and_the_live_view_tell_of_an_idle_server() {
     };
     let unharmed = [json!(false), json!(0), json!(null)];
     assert_eq!(lives().await, [unharmed.clone(), unharmed.clone()]);
+    let before = server.get("/api/steps").await.json();
+    let none = json!({"before": {"sequences": [], "blocks_idle": []}, "entries": [], "next": 0});
+    assert_eq!(before, none);
     status.lose([1].into_iter());
     assert_eq!(lives().await, [unharmed.clone(), [json!(true), json!(0), json!(null)]]);
     status.regain(Duration::from_millis(1500));
     assert_eq!(lives().await, [unharmed, [json!(false), json!(1), json!(1.5)]]);
+    let steps = server.get("/api/steps?next=1").await.json();
+    assert_eq!(steps, json!({"before": null, "entries": [{"kind": "back", "after_s": 1.5}], "next": 2}));
+    let wrong = server.get("/api/steps?next=x").await;
+    assert!(wrong.status == 400 && wrong.body.contains("number of an entry"), "{}", wrong.body);
 }
 
 #[tokio::test]
 async fn pages_name_no_other_host() {
     let server = Server::start(saying("x")).await;
-    for path in ["/", "/docs", "/assets/chat.css", "/assets/chat.js", "/assets/docs.css", "/assets/docs.js"] {
-        let page = server.get(path).await;
+    let assets = page::ASSETS.iter().map(|(name, ..)| format!("/assets/{name}"));
+    for path in ["/", "/learn", "/docs"].map(str::to_owned).into_iter().chain(assets) {
+        let page = server.get(&path).await;
         assert!(page.status == 200 && page.head.contains("default-src 'none'"), "{path}: {}", page.head);
         // The namespace of SVG is a name, not an address.
         let rest = page.body.replace("http://www.w3.org/2000/svg", "");
-        assert!(!rest.contains("http://") && !rest.contains("https://"), "{path} names a host");
+        // Others' files name where they come from, and chapters what is worth reading; the policy lets nothing of it be loaded.
+        let is_ours = !["/assets/marked.js", "/assets/highlight.js"].contains(&path.as_str()) && !path.ends_with(".md");
+        assert!(!is_ours || !(rest.contains("http://") || rest.contains("https://")), "{path} names a host");
     }
     assert_eq!(server.get("/assets/mod.rs").await.status, 404);
 }
