@@ -24,6 +24,7 @@ fn imports_go_one_way() {
         ("coordinator", &["nanoinfer-shared"]),
         ("launcher", &["nanoinfer-coordinator", "nanoinfer-worker", "nanoinfer-checkpoint", "nanoinfer-shared"]),
         ("eval", &["nanoinfer-shared"]),
+        ("docs/learn/steps", &[]),
         ("client", &["nanoinfer-launch", "nanoinfer-eval", "nanoinfer-checkpoint", "nanoinfer-reference"]),
     ] {
         let allowed = allowed.iter().map(|&name| name.to_owned()).collect();
