@@ -25,14 +25,14 @@ use std::{
 
 use anyhow::Context;
 use clap::Args;
-use nanoinfer_eval::connection::Connection;
+use nanoinfer_eval::connection::{self, Connection};
 use nanoinfer_launch::{
     environment,
     output::{self, OutputError, Reader},
     say, utf8,
 };
 use rustyline::{DefaultEditor, error::ReadlineError};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::signal::unix;
 
 use self::conversation::{Conversation, Said};
@@ -40,6 +40,7 @@ use crate::{
     events::Events,
     failure::{Failure, told},
     target::{Target, TargetOptions},
+    terminal::{Look, Screen, Wrap},
 };
 
 /// How often a running answer looks whether it should stop.
@@ -75,12 +76,15 @@ struct Statistics {
 pub(crate) fn run(options: ChatOptions) -> Result<(), Failure> {
     let mut target = Target::open(&options.target)?;
     let info = target.connection.get("/api/model_info")?;
+    let model = &json!({"model": info["model"]});
+    let defaults = connection::whole(target.connection.post("/api/show", model)?.1)?;
     let stop = interrupts()?;
     let mut lines = Lines::open()?;
     if io::stdin().is_terminal() && io::stdout().is_terminal() {
         output::write(banner(&info))?;
     }
-    let talked = talk(&mut target, Conversation::new(options.system), &mut lines, &stop);
+    let defaults = defaults["parameters"].as_str().unwrap_or_default();
+    let talked = talk(&mut target, Conversation::new(options.system, defaults), &mut lines, &stop);
     lines.close();
     Ok(talked?)
 }
@@ -108,11 +112,13 @@ fn talk(
         if line.is_empty() {
             continue;
         }
+        let screen = Screen::of_stdout();
+        let aside = |words: &str| screen.paint(Look::Aside, words) + "\n";
         let shown = match conversation.take(line) {
-            Ok(Said::Words(words)) => words + "\n",
+            Ok(Said::Words(words)) => aside(&words),
             Ok(Said::Statistics) => {
                 tells_statistics = !tells_statistics;
-                format!("statistics are {}\n", if tells_statistics { "on" } else { "off" })
+                aside(&format!("statistics are {}", if tells_statistics { "on" } else { "off" }))
             }
             Ok(Said::Quit) => break,
             Ok(Said::Turn) => {
@@ -121,7 +127,7 @@ fn talk(
                 let answered = answer(&target.connection, &conversation.request(), stop, &mut text);
                 output::write(if text.is_empty() || text.ends_with('\n') { "" } else { "\n" })?;
                 let shown = match answered {
-                    Ok(statistics) if tells_statistics => statistics.told(stop.load(Relaxed)) + "\n",
+                    Ok(statistics) if tells_statistics => aside(&statistics.told(stop.load(Relaxed))),
                     Ok(Statistics { reader: Reader::Left, .. }) => break,
                     Ok(_) => String::new(),
                     // It is not the server's, and the next answer would not fare better.
@@ -133,7 +139,8 @@ fn talk(
                     }
                 };
                 conversation.answered(text);
-                shown
+                // Apart from the next turn, where that is seen.
+                if screen == Screen::default() { shown } else { shown + "\n" }
             }
             Err(complaint) => {
                 say(complaint);
@@ -153,7 +160,7 @@ enum Lines {
         editor: Box<DefaultEditor>,
         history: Option<PathBuf>,
         /// Shown before each line, where answers are seen too.
-        prompts: [&'static str; 2],
+        prompts: [String; 2],
     },
     /// With how many lines were read.
     Pipe(usize),
@@ -171,7 +178,9 @@ impl Lines {
             // The first chat has none.
             let _ = editor.load_history(path);
         }
-        let prompts = if io::stdout().is_terminal() { ["> ", "… "] } else { ["", ""] };
+        let seen = if io::stdout().is_terminal() { [">", "…"] } else { ["", ""] };
+        let screen = Screen::of_stdout();
+        let prompts = seen.map(|mark| if mark.is_empty() { String::new() } else { screen.paint(Look::Prompt, mark) + " " });
         Ok(Self::Terminal { editor: Box::new(editor), history, prompts })
     }
 
@@ -180,7 +189,7 @@ impl Lines {
         let mut turn = String::new();
         loop {
             let line = match self {
-                Self::Terminal { editor, prompts, .. } => match editor.readline(prompts[usize::from(!turn.is_empty())])
+                Self::Terminal { editor, prompts, .. } => match editor.readline(&prompts[usize::from(!turn.is_empty())])
                 {
                     Ok(line) => line,
                     // At an empty prompt there is nothing to stop.
@@ -246,7 +255,7 @@ fn answer(
     let mut statistics = Statistics { start, first: None, last: start, usage: Value::Null, reader: Reader::Reads };
     let (_, body) = connection.post("/v1/chat/completions", request)?;
     let (pieces, received) = mpsc::sync_channel(MAX_PIECES);
-    let mut shown = Shown { to_terminal: io::stdout().is_terminal(), thought: false };
+    let mut shown = Shown::on(Screen::of_stdout(), io::stdout().is_terminal());
     // Ends with the stream, or when nobody receives: then it drops the connection, which cancels the answer.
     thread::spawn(move || drop(Events::new(body).try_for_each(|event| pieces.send(event))));
     while !stop.load(Relaxed) {
@@ -271,9 +280,7 @@ fn answer(
             statistics.usage = event["usage"].clone();
         }
     }
-    if shown.thought {
-        output::write("\n")?;
-    }
+    output::write(shown.end())?;
     Ok(statistics)
 }
 
@@ -290,42 +297,66 @@ fn calculated(delta: &Value) -> String {
 /// How an answer is written: what the model thinks before it, or has calculated, is dimmed in a terminal, and is no part of what a
 /// pipe is told.
 struct Shown {
+    screen: Screen,
     to_terminal: bool,
+    wrap: Wrap,
     /// Thinking was written last.
     thought: bool,
 }
 
 impl Shown {
+    fn on(screen: Screen, to_terminal: bool) -> Self {
+        Self { screen, to_terminal, wrap: Wrap::new(screen), thought: false }
+    }
+
     fn take(&mut self, thought: &str, calculated: &str, piece: &str) -> String {
         let mut text = String::new();
         if self.to_terminal && !thought.is_empty() {
-            text = format!("\x1b[2m{thought}\x1b[0m");
+            text = self.aside(thought);
             self.thought = true;
         }
         if !piece.is_empty() && std::mem::take(&mut self.thought) {
-            text += "\n\n";
+            text += &self.last_aside();
+            text += &self.wrap.take("\n\n");
         }
         if self.to_terminal && !calculated.is_empty() {
-            text += &format!("\x1b[2m{calculated}\x1b[0m");
+            text += &self.wrap.end();
+            text += &self.aside(calculated);
+            text += &self.last_aside();
         }
-        text + piece
+        text + &self.wrap.take(piece)
+    }
+
+    /// What was held back.
+    fn end(&mut self) -> String {
+        if self.thought { self.last_aside() + "\n" } else { self.wrap.end() }
+    }
+
+    fn aside(&mut self, text: &str) -> String {
+        let text = self.wrap.take(text);
+        self.screen.paint(Look::Aside, &text)
+    }
+
+    fn last_aside(&mut self) -> String {
+        let text = self.wrap.end();
+        self.screen.paint(Look::Aside, &text)
     }
 }
 
 impl Statistics {
+    /// Tokens and times as they were seen here. The speed is of the whole answer, its first token included: pieces that come together
+    /// tell nothing about the time between them.
     fn told(&self, stopped: bool) -> String {
         let Some(first) = self.first else { return "(no text)".into() };
-        let first_ms = (first - self.start).as_millis();
-        let prompt = &self.usage["prompt_tokens"];
-        let counted = match self.usage["completion_tokens"].as_u64() {
-            Some(tokens @ 2..) => {
-                let rate = (tokens - 1) as f64 / (self.last - first).as_secs_f64().max(1e-9);
-                format!("{prompt} + {tokens} tokens, {rate:.1} a second")
-            }
-            Some(tokens) => format!("{prompt} + {tokens} tokens"),
-            None => "stopped before its end".into(),
-        };
-        format!("({counted}, first after {first_ms} ms{})", if stopped { ", stopped" } else { "" })
+        let ms = |until: Instant| (until - self.start).as_millis();
+        let took = format!("the first after {} ms", ms(first));
+        if stopped {
+            return format!("(stopped after {} ms, {took})", ms(self.last));
+        }
+        let (prompt, tokens) = (&self.usage["prompt_tokens"], self.usage["completion_tokens"].as_u64().unwrap_or(0));
+        let seconds = (self.last - self.start).as_secs_f64();
+        let speed = tokens as f64 / seconds.max(1e-3);
+        format!("({prompt} + {tokens} tokens, {took}, all after {} ms: {speed:.0} a second)", ms(self.last))
     }
 }
 
@@ -351,20 +382,37 @@ fn interrupts() -> anyhow::Result<Arc<AtomicBool>> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]
     fn what_is_no_answer_is_dimmed_in_a_terminal_and_left_out_of_a_pipe() {
         let sum = json!({"calculations": [{"expression": "1+1", "result": "2"}, {"expression": "x", "result": null}]});
         let pieces = [("Hm", json!({}), ""), (", 2.", json!({}), "T"), ("", json!({}), "wo"), ("", sum, ".")];
-        let shown = |to_terminal| {
-            let mut shown = Shown { to_terminal, thought: false };
-            pieces.each_ref().map(|(thought, delta, piece)| shown.take(thought, &calculated(delta), piece)).concat()
+        let shown = |screen: Screen, to_terminal| {
+            let mut shown = Shown::on(screen, to_terminal);
+            let text = pieces.each_ref().map(|(thought, delta, piece)| shown.take(thought, &calculated(delta), piece)).concat();
+            text + &shown.end()
         };
-        assert_eq!(shown(true), "\x1b[2mHm\x1b[0m\x1b[2m, 2.\x1b[0m\n\nTwo\x1b[2m[1+1 = 2] [x] \x1b[0m.");
-        assert_eq!(shown(false), "Two.");
+        let colours = Screen::coloured(None);
+        assert_eq!(shown(colours, true), "\x1b[2mHm\x1b[0m\x1b[2m, 2.\x1b[0m\n\nTwo\x1b[2m[1+1 = 2] [x] \x1b[0m.");
+        assert_eq!(shown(Screen::default(), true), "Hm, 2.\n\nTwo[1+1 = 2] [x] .");
+        assert_eq!(shown(Screen::default(), false), "Two.");
+        let narrow = shown(Screen::coloured(Some(8)), true);
+        assert_eq!(narrow, "\x1b[2mHm,\x1b[0m\x1b[2m 2.\x1b[0m\n\nTwo\x1b[2m[1+1 =\n2]\x1b[0m\x1b[2m [x]\x1b[0m .");
+    }
+
+    #[test]
+    fn a_speed_is_of_the_whole_answer() {
+        let start = Instant::now();
+        let after = |ms| start + Duration::from_millis(ms);
+        let usage = json!({"prompt_tokens": 9, "completion_tokens": 31});
+        let mut statistics =
+            Statistics { start, first: Some(after(20)), last: after(20), usage, reader: Reader::Reads };
+        assert_eq!(statistics.told(false), "(9 + 31 tokens, the first after 20 ms, all after 20 ms: 1550 a second)");
+        statistics.last = after(31);
+        assert_eq!(statistics.told(false), "(9 + 31 tokens, the first after 20 ms, all after 31 ms: 1000 a second)");
+        statistics.usage = Value::Null;
+        assert_eq!(statistics.told(true), "(stopped after 31 ms, the first after 20 ms)");
     }
 
     #[test]

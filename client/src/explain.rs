@@ -4,7 +4,10 @@
 
 use serde_json::Value;
 
-use crate::bars::Bars;
+use crate::{
+    bars::Bars,
+    terminal::{Look, Screen},
+};
 
 const BAR_WIDTH: usize = 24;
 
@@ -26,8 +29,11 @@ fn token(token: &Value, index: usize, bars: Bars) -> String {
             None => bars.draw(drawn, BAR_WIDTH),
         };
         let model = percent(a["logprob"].as_f64().unwrap_or(0.0).exp());
-        let mark = if a["id"] == token["id"] { '>' } else { ' ' };
-        text += &format!(" {mark} {:<16} {model:>8} {:>8} {end}\n", quoted(&a["token"]), percent(drawn));
+        let is_chosen = a["id"] == token["id"];
+        let mark = if is_chosen { '>' } else { ' ' };
+        let line = format!(" {mark} {:<16} {model:>8} {:>8} {end}", quoted(&a["token"]), percent(drawn));
+        text += &if is_chosen { Screen::of_stdout().paint(Look::Chosen, &line) } else { line };
+        text.push('\n');
     }
     text += "   chain\n";
     for p in list(&token["chain"]) {

@@ -22,6 +22,7 @@ use crate::{
     explain,
     failure::Failure,
     target::{Target, TargetOptions},
+    terminal::{Screen, Wrap},
 };
 
 /// Longest prompt that is read from standard input.
@@ -37,7 +38,7 @@ pub(crate) struct GenerateOptions {
     #[command(flatten)]
     target: TargetOptions,
     /// Text to answer; standard input if it is absent and a pipe.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, short, value_name = "TEXT")]
     prompt: Option<String>,
     /// Most tokens to generate.
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..))]
@@ -61,6 +62,9 @@ pub(crate) struct GenerateOptions {
     /// chain removed, and the time of each stage of its step on each rank.
     #[arg(long)]
     explain: bool,
+    /// Write what the server sends: one object with text, tokens and times, or with --stream one for each piece.
+    #[arg(long)]
+    json: bool,
 }
 
 /// A number in the range that servers take, so that a slip shows before a model is loaded.
@@ -72,7 +76,7 @@ fn number_within(range: RangeInclusive<f32>, typed: &str) -> Result<f32, String>
 pub(crate) fn run(options: GenerateOptions) -> Result<(), Failure> {
     let prompt = prompt(&options, io::stdin().lock(), io::stdin().is_terminal())?;
     let body = body(&options, prompt);
-    Target::open(&options.target)?.ask(|connection| ask(connection, &body))
+    Target::open(&options.target)?.ask(|connection| ask(connection, &body, options.json))
 }
 
 /// What was typed, or what comes through a pipe, without its last line end.
@@ -112,31 +116,45 @@ fn number(typed: f32) -> Value {
     typed.to_string().parse::<f64>().map_or(Value::Null, |number| json!(number))
 }
 
-/// Sends the request and writes the text of the answer, ended by a line end.
-fn ask(connection: &Connection, body: &Value) -> anyhow::Result<()> {
+/// Sends the request and writes the text of the answer, ended by a line end; or, as JSON, the answer itself.
+fn ask(connection: &Connection, body: &Value, json: bool) -> anyhow::Result<()> {
     let (is_stream, reply) = connection.post("/api/chat", body)?;
+    if is_stream && json {
+        for event in Events::new(reply) {
+            if output::write(format_args!("{}\n", event?))? == Reader::Left {
+                break;
+            }
+        }
+        return Ok(());
+    }
+    let mut wrap = Wrap::new(Screen::of_stdout());
     if is_stream {
-        return write_events(Events::new(reply), |text| output::write(text));
+        return write_events(Events::new(reply), wrap, |text| output::write(text));
     }
     let answer = connection::whole(reply)?;
+    if json {
+        output::write(format_args!("{answer}\n"))?;
+        return Ok(());
+    }
     let text = answer["response"].as_str().with_context(|| format!("the server sent no answer: {answer}"))?;
     let explained = match answer.get("explain") {
         Some(list) => format!("\n{}", explain::tokens(list, 1, Bars::of_stdout()).trim_end()),
         None => String::new(),
     };
-    output::write(format_args!("{text}{explained}\n"))?;
+    output::write(format_args!("{}{}{explained}\n", wrap.take(text), wrap.end()))?;
     Ok(())
 }
 
 /// Writes the tokens of a stream as they come, until its end or as long as somebody reads.
 fn write_events(
     events: impl Iterator<Item = anyhow::Result<Value>>,
+    mut wrap: Wrap,
     mut write: impl FnMut(&str) -> Result<Reader, OutputError>,
 ) -> anyhow::Result<()> {
     let mut explained = 0;
     for event in events {
         let event = event?;
-        let mut text = event["token"].as_str().unwrap_or_default().to_owned();
+        let mut text = wrap.take(event["token"].as_str().unwrap_or_default());
         if let Some(list) = event.get("explain") {
             // Of the text, the headings say what there is.
             text = explain::tokens(list, explained + 1, Bars::of_stdout());
@@ -146,7 +164,7 @@ fn write_events(
             return Ok(());
         }
     }
-    write("\n")?;
+    write(&(wrap.end() + "\n"))?;
     Ok(())
 }
 
@@ -211,7 +229,7 @@ mod tests {
     fn tokens_are_written_up_to_an_error() {
         let events = vec![Ok(json!({"token": "He"})), Ok(json!({"token": "llo"})), Err(anyhow!("rank 1 is gone"))];
         let mut out = String::new();
-        let error = write_events(events.into_iter(), |text| {
+        let error = write_events(events.into_iter(), Wrap::new(Screen::default()), |text| {
             out += text;
             Ok(Reader::Reads)
         });
@@ -225,7 +243,7 @@ mod tests {
             asked += 1;
             Ok(json!({"token": "a"}))
         });
-        write_events(events, |_| Ok(Reader::Left)).unwrap();
+        write_events(events, Wrap::new(Screen::default()), |_| Ok(Reader::Left)).unwrap();
         assert_eq!(asked, 1);
     }
 

@@ -11,6 +11,7 @@ mod failure;
 mod generate;
 mod explain;
 mod bars;
+mod terminal;
 mod random;
 mod running;
 mod chat;

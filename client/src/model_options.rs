@@ -14,7 +14,7 @@ use crate::failure::Failure;
 #[derive(Clone, Debug, Default, Args)]
 pub(crate) struct ModelOptions {
     /// Model: folder, checkpoint file, hub id or short name [default: the built-in nano-chat].
-    #[arg(long, value_name = "MODEL")]
+    #[arg(long, short, value_name = "MODEL")]
     model: Option<String>,
     /// Branch, tag or commit of a hub model.
     #[arg(long, value_name = "REVISION")]

@@ -2,7 +2,11 @@
 //!
 //! Does not know what is asked, nor who started the server.
 
-use std::io::{BufReader, Read};
+use std::{
+    collections::HashSet,
+    io::{BufReader, Read},
+    sync::{Mutex, PoisonError},
+};
 
 use anyhow::{Context, anyhow};
 use nanoinfer_shared::{say, utf8};
@@ -22,6 +26,8 @@ pub struct Connection {
     agent: ureq::Agent,
     /// What follows the words that nobody answers.
     unreachable: &'static str,
+    /// Notes of the server that were said: a conversation hears each once. Many may ask at a time.
+    notes: Mutex<HashSet<String>>,
 }
 
 /// An answer before it is known whether it says yes.
@@ -37,7 +43,7 @@ impl Connection {
             .http_status_as_error(false)
             .max_idle_connections(KEPT_CONNECTIONS)
             .max_idle_connections_per_host(KEPT_CONNECTIONS);
-        Self { url, api_key, agent: config.build().into(), unreachable }
+        Self { url, api_key, agent: config.build().into(), unreachable, notes: Mutex::default() }
     }
 
     /// Where it is, without a slash at the end.
@@ -78,7 +84,9 @@ impl Connection {
     /// # Errors
     /// When it says no: in the server's words.
     pub fn accepted(&self, path: &str, response: Response) -> anyhow::Result<(bool, Body)> {
-        if let Some(warnings) = response.headers().get("x-nanoinfer-warning").and_then(|value| value.to_str().ok()) {
+        if let Some(warnings) = response.headers().get("x-nanoinfer-warning").and_then(|value| value.to_str().ok())
+            && self.notes.lock().unwrap_or_else(PoisonError::into_inner).insert(warnings.to_owned())
+        {
             say(format_args!("note: {warnings}"));
         }
         let status = response.status();

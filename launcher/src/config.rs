@@ -26,7 +26,7 @@ use crate::{
 #[derive(Args, Clone, Debug)]
 pub struct ClusterConfig {
     /// Folder, checkpoint file, hub id (org/name) or short name (gpt2 … gpt2-xl) [default: the built-in nano-chat].
-    #[arg(long, env = "NANOINFER_MODEL", value_name = "MODEL", help_heading = "Model")]
+    #[arg(long, short, env = "NANOINFER_MODEL", value_name = "MODEL", help_heading = "Model")]
     pub model: Option<String>,
     /// Branch, tag or commit of a hub model [default: main].
     #[arg(long, env = "NANOINFER_REVISION", value_name = "REVISION", help_heading = "Model")]

@@ -171,6 +171,7 @@ pub enum LaunchError {
 impl LaunchError {
     /// What the process answers: 2 for usage and models, 1 for everything else.
     pub fn exit_code(&self) -> u8 {
+        use io::ErrorKind::{AddrInUse, PermissionDenied};
         match self {
             Self::Usage { .. }
             | Self::Config(_)
@@ -183,6 +184,8 @@ impl LaunchError {
             | Self::Unfit(_)
             | Self::Worker(WorkerError::Isa { .. })
             | Self::Secret { .. } => 2,
+            // Of an address that is not this machine's. One that is, and taken or forbidden, may be free tomorrow.
+            Self::Bind { source, .. } if !matches!(source.kind(), AddrInUse | PermissionDenied) => 2,
             _ => 1,
         }
     }

@@ -53,7 +53,7 @@ pub fn bind(host: &str, port: u16) -> Result<TcpListener, LaunchError> {
             AddrInUse => "another program listens there; --port 0 takes any free port",
             PermissionDenied => "ports below 1024 are for root; try --port 8000, or --port 0 for any free one",
             AddrNotAvailable => "--host must be an address of this machine: 127.0.0.1, or 0.0.0.0 for all of them",
-            _ => "--host takes an address of this machine, --port 0 takes any free port",
+            _ => "--host takes an address of this machine, or a name of one: 127.0.0.1, or 0.0.0.0 for all of them",
         },
         source,
     })
@@ -284,6 +284,9 @@ mod tests {
         let error = bind("127.0.0.1", taken.local_addr().unwrap().port()).unwrap_err();
         assert!(error.to_string().contains("hint: another program listens there; --port 0"), "{error}");
         assert_eq!(error.exit_code(), 1);
-        assert!(bind("192.0.2.1", 0).unwrap_err().to_string().contains("--host"));
+        for host in ["192.0.2.1", "no.such.host.invalid"] {
+            let error = bind(host, 0).unwrap_err();
+            assert!(error.exit_code() == 2 && error.to_string().contains("hint: --host"), "{error}");
+        }
     }
 }

@@ -10,16 +10,25 @@ use serde_json::{Map, Value, json};
 /// `/exit` and `/bye` are what other programs call `/quit`.
 const COMMANDS: [&str; 10] =
     ["/system", "/params", "/reset", "/retry", "/save", "/stats", "/help", "/quit", "/exit", "/bye"];
-const PARAMETERS: [&str; 7] = ["temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "seed"];
+/// How answers are sampled, and what the route does where neither conversation nor model say.
+const PARAMETERS: [(&str, &str); 7] = [
+    ("temperature", "1"),
+    ("top_p", "1"),
+    ("top_k", "0: all"),
+    ("min_p", "0"),
+    ("repetition_penalty", "1"),
+    ("max_tokens", "as many as fit"),
+    ("seed", "another for each answer"),
+];
 
 const HELP: &str = "\
   /system TEXT         instructions before the conversation; without a text none
   /params              how answers are sampled
-  /params NAME VALUE   sets temperature, top_p, top_k, min_p, repetition_penalty, max_tokens or seed; no value: the default
+  /params NAME VALUE   sets one of them; without a value it is the default again
   /reset               forgets the conversation
   /retry               answers the last message again
-  /save FILE           writes the conversation as JSON, as a request to /v1/chat/completions has it
-  /stats               tells speed and tokens after each answer, or stops telling
+  /save FILE           writes the conversation as JSON, for /v1/chat/completions
+  /stats               tells tokens and times after each answer, or stops telling
   /quit                ends, as Ctrl-D does
   Ctrl-C               stops the answer; what came of it stays
   a \\ at a line's end goes on in the next line";
@@ -32,6 +41,8 @@ pub(super) struct Conversation {
     /// The answer that is being given anew, until there is another.
     retried: Option<Value>,
     parameters: Map<String, Value>,
+    /// What the model's makers recommend, by our names.
+    recommended: Vec<(String, String)>,
 }
 
 /// What a line asks for.
@@ -47,8 +58,12 @@ pub(super) enum Said {
 }
 
 impl Conversation {
-    pub(super) fn new(system: Option<String>) -> Self {
-        Self { system: system.filter(|text| !text.is_empty()), ..Self::default() }
+    /// `recommended` is what the server says of the model's own settings, as Ollama writes it: a name and a value a line.
+    pub(super) fn new(system: Option<String>, recommended: &str) -> Self {
+        let ours = |name: &str| if name == "num_predict" { "max_tokens" } else { name }.to_owned();
+        let lines = recommended.lines().filter_map(|line| line.trim().split_once(char::is_whitespace));
+        let recommended = lines.map(|(name, value)| (ours(name), value.trim().to_owned())).collect();
+        Self { system: system.filter(|text| !text.is_empty()), recommended, ..Self::default() }
     }
 
     /// Takes a line; the error says what is wrong with a command.
@@ -111,20 +126,26 @@ impl Conversation {
     fn parameter(&mut self, words: &str) -> Result<String, String> {
         let (name, value) = words.split_once(char::is_whitespace).unwrap_or((words, ""));
         if name.is_empty() {
-            let line = |name: &&str| match self.parameters.get(*name) {
-                Some(value) => format!("  {name} {value}"),
-                None => format!("  {name} as the server likes"),
+            let line = |(name, default): &(&str, &str)| {
+                let recommended = self.recommended.iter().find(|(known, _)| known == name);
+                let value = match (self.parameters.get(*name), recommended) {
+                    (Some(value), _) => value.to_string(),
+                    (None, Some((_, value))) => format!("{value} (the model's)"),
+                    (None, None) => format!("{default} (the default)"),
+                };
+                format!("  {name:<20} {value}")
             };
             return Ok(PARAMETERS.iter().map(line).collect::<Vec<_>>().join("\n"));
         }
-        if !PARAMETERS.contains(&name) {
-            let all = format!("there are {}", PARAMETERS.join(", "));
-            return Err(unknown(&format!("parameter {name}"), closest(name, PARAMETERS), &all));
+        let names = PARAMETERS.map(|(name, _)| name);
+        if !names.contains(&name) {
+            let all = format!("there are {}", names.join(", "));
+            return Err(unknown(&format!("parameter {name}"), closest(name, names), &all));
         }
         let value = value.trim();
         if value.is_empty() {
             self.parameters.remove(name);
-            return Ok(format!("{name} is the server's again"));
+            return Ok(format!("{name} is the default again"));
         }
         // Whether it is in range is for the server to say.
         let number = serde_json::from_str(value).ok().filter(Value::is_number);
@@ -157,7 +178,7 @@ mod tests {
 
     #[test]
     fn turns_and_instructions_make_a_request() {
-        let mut conversation = Conversation::new(None);
+        let mut conversation = Conversation::new(None, "");
         conversation.take("/system Be brief.").unwrap();
         conversation.take("/params temperature 0.5").unwrap();
         assert_eq!(conversation.take("Hi"), Ok(Said::Turn));
@@ -181,8 +202,20 @@ mod tests {
     }
 
     #[test]
+    fn parameters_are_told_with_their_values() {
+        let mut conversation = Conversation::new(None, "temperature 0.3\nnum_predict 96");
+        conversation.take("/params top_p 0.5").unwrap();
+        let Ok(Said::Words(words)) = conversation.take("/params") else { panic!("they are to be shown") };
+        for line in ["temperature          0.3 (the model's)", "top_p                0.5", "top_k                0: all (the default)"] {
+            assert!(words.contains(&format!("  {line}\n")), "{line} in {words}");
+        }
+        assert!(words.contains("max_tokens           96 (the model's)"), "{words}");
+        assert!(HELP.lines().all(|line| line.len() <= 80));
+    }
+
+    #[test]
     fn slips_are_named() {
-        let mut conversation = Conversation::new(None);
+        let mut conversation = Conversation::new(None, "");
         assert!(conversation.take("/sytem x").unwrap_err().contains("did you mean /system?"));
         assert_eq!(conversation.take("/bye"), Ok(Said::Quit));
         assert!(conversation.take("/wat").unwrap_err().contains("/help"));

@@ -30,8 +30,8 @@ use crate::{bars::Bars, failure::Failure, model_options::ModelOptions};
     nanoinfer lesson 2 --model ./gpt2 --html lesson.html\n  \
     nanoinfer lesson --write docs/learn         all figures of all chapters, in both languages")]
 pub(crate) struct LessonOptions {
-    /// Chapter whose measurements to run.
-    #[arg(value_name = "N", value_parser = clap::value_parser!(u32).range(1..=3), required_unless_present_any = ["write", "pictures"])]
+    /// Chapter whose measurements to run [default: list them].
+    #[arg(value_name = "N", value_parser = clap::value_parser!(u32).range(1..=3))]
     lesson: Option<u32>,
     #[command(flatten)]
     model: ModelOptions,
@@ -52,7 +52,20 @@ pub(crate) struct LessonOptions {
     pictures: Option<PathBuf>,
 }
 
+/// What there is, where no chapter is named.
+const LESSONS: &str = "\
+  nanoinfer lesson 1    understand: from checkpoint to conversation, on the 100-line program
+  nanoinfer lesson 2    optimise: from the 100 lines to the server's speed
+  nanoinfer lesson 3    serve: a model over several ranks
+
+Each measures on this machine for a minute or two. The chapters are in docs/learn; --help says what else there is.
+";
+
 pub(crate) fn run(options: &LessonOptions) -> Result<(), Failure> {
+    if options.lesson.is_none() && options.write.is_none() && options.pictures.is_none() {
+        output::write(LESSONS)?;
+        return Ok(());
+    }
     // The chapters are about the processor: threads, vectors, int8.
     let model = options.model.or_on_cpu();
     let mut base = model.config()?;

@@ -33,8 +33,9 @@ pub struct KvBudget {
 /// Not one sequence of full length fits.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "rank {rank}: a sequence of {n_positions} tokens needs {needed} bytes of KV pool, its budget is {budget}\n  \
-     hint: --kv-memory {needed} or more, or a smaller model"
+    "rank {rank}: a sequence of {n_positions} tokens needs {} of KV pool, its budget is {}\n  \
+     hint: --kv-memory {} or more, or a smaller model",
+    at_least(*.needed), at_least(*.budget), at_least(*.needed)
 )]
 pub struct KvTooSmall {
     /// The rank with too little room.
@@ -45,6 +46,11 @@ pub struct KvTooSmall {
     pub needed: u64,
     /// Bytes that rank may use.
     pub budget: u64,
+}
+
+/// As --kv-memory takes it, rounded up.
+fn at_least(bytes: u64) -> String {
+    if bytes < 10 << 20 { format!("{}KiB", bytes.div_ceil(1 << 10)) } else { format!("{}MiB", bytes.div_ceil(1 << 20)) }
 }
 
 impl KvBudget {
@@ -138,7 +144,7 @@ mod tests {
     #[test]
     fn a_pool_below_one_full_sequence_is_refused_with_the_numbers() {
         let error = blocks(Some(1000), 1, [1, 1]).unwrap_err().to_string();
-        for part in ["rank 0", "1024 tokens", "327155712 bytes", "budget is 1000", "--kv-memory"] {
+        for part in ["rank 0", "1024 tokens needs 312MiB", "budget is 1KiB", "--kv-memory 312MiB"] {
             assert!(error.contains(part), "{part}: {error}");
         }
     }

@@ -98,8 +98,12 @@ fn allowed_hosts(hosts: &[String]) -> Result<Vec<String>, LaunchError> {
 /// What is typed in `args`, and what the file at `path` spells of all else.
 fn with_file(path: &Path, args: &[OsString]) -> Result<ServeOptions, LaunchError> {
     let path_shown = path.display();
-    let not_toml = |error: toml::de::Error| LaunchError::Config(format!("{path_shown} is not TOML: {error}"));
-    let table: toml::Table = read(path)?.parse().map_err(not_toml)?;
+    let text = read(path)?;
+    let not_toml = |error: toml::de::Error| {
+        let hint = if is_bare_word(&text, error.span()) { "  hint: texts stand in quotes, like model = \"gpt2\"" } else { "" };
+        LaunchError::Config(format!("{path_shown} is not TOML: {error}{hint}"))
+    };
+    let table: toml::Table = text.parse().map_err(not_toml)?;
     let (command, matches) = CommandLine::matches(args).expect("it was parsed before");
     let matches = matches.subcommand().map_or(&matches, |(_, of_it)| of_it);
     // A key and a file of one exclude one another, wherever they stand.
@@ -142,6 +146,14 @@ fn with_file(path: &Path, args: &[OsString]) -> Result<ServeOptions, LaunchError
         Some(Subcommand::Node(options)) => Ok(options.serve),
         _ => Ok(whole.serve),
     }
+}
+
+/// Whether what is wrong in a TOML file stands on a line whose value is a word without quotes.
+fn is_bare_word(text: &str, wrong: Option<std::ops::Range<usize>>) -> bool {
+    let at = wrong.map_or(text.len(), |range| range.start.min(text.len()));
+    let line = text.get(..at).map_or("", |before| &text[before.rfind('\n').map_or(0, |end| end + 1)..]).lines().next();
+    let value = line.and_then(|line| line.split_once('=')).map(|(_, value)| value.trim());
+    value.is_some_and(|value| value.starts_with(|first: char| first.is_alphabetic() || "./~".contains(first)))
 }
 
 /// The first paragraph of a message of the parser, without its "error: ", and what it suggests.
@@ -211,6 +223,8 @@ mod tests {
             ("comm = \"shn\"", &["`comm`", "shm"]),
             ("kv-memory = \"lots\"", &["`kv-memory`", "512MiB"]),
             ("port =", &["not TOML"]),
+            ("port = 1\nmodel = nano\n", &["not TOML", "hint: texts stand in quotes, like model = \"gpt2\""]),
+            ("model = ./gpt2", &["hint: texts stand in quotes"]),
         ] {
             let message = with_file(toml, &[]).unwrap_err();
             for part in parts {

@@ -16,7 +16,11 @@ pub(crate) async fn chat(State(app): State<App>, fields: Fields) -> Result<Respo
         (true, false) => create(&app, fields).await,
         (false, true) => short::create(&app, fields).await,
         (true, true) => Err(Failure::at("prompt", "`messages` and `prompt` are two forms of a request: give one")),
-        (false, false) => Err(Failure::at("messages", "`messages` or `prompt` is missing")),
+        (false, false) => {
+            fields.refuse_slip("messages")?;
+            fields.refuse_slip("prompt")?;
+            Err(Failure::at("messages", "`messages` or `prompt` is missing"))
+        }
     }
 }
 

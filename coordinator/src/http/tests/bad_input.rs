@@ -276,7 +276,7 @@ async fn unknown_paths_and_methods_are_said_in_the_right_form() {
     let reply = server.get("/api/chat").await;
     assert_eq!(reply.status, 405);
     assert!(reply.head.contains("allow: post"), "{}", reply.head);
-    assert!(reply.json()["error"].as_str().unwrap().contains("does not answer GET"));
+    assert!(reply.json()["error"].as_str().unwrap().contains("does not answer GET; hint: it answers POST"));
     let reply = server.send("DELETE", "/v1/models", "", "").await;
     assert!(reply.status == 405 && reply.json()["error"]["type"] == "invalid_request_error");
 }
