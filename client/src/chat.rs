@@ -180,7 +180,8 @@ impl Lines {
         }
         let seen = if io::stdout().is_terminal() { [">", "…"] } else { ["", ""] };
         let screen = Screen::of_stdout();
-        let prompts = seen.map(|mark| if mark.is_empty() { String::new() } else { screen.paint(Look::Prompt, mark) + " " });
+        let prompts =
+            seen.map(|mark| if mark.is_empty() { String::new() } else { screen.paint(Look::Prompt, mark) + " " });
         Ok(Self::Terminal { editor: Box::new(editor), history, prompts })
     }
 
@@ -189,17 +190,18 @@ impl Lines {
         let mut turn = String::new();
         loop {
             let line = match self {
-                Self::Terminal { editor, prompts, .. } => match editor.readline(&prompts[usize::from(!turn.is_empty())])
-                {
-                    Ok(line) => line,
-                    // At an empty prompt there is nothing to stop.
-                    Err(ReadlineError::Interrupted) => {
-                        turn.clear();
-                        continue;
+                Self::Terminal { editor, prompts, .. } => {
+                    match editor.readline(&prompts[usize::from(!turn.is_empty())]) {
+                        Ok(line) => line,
+                        // At an empty prompt there is nothing to stop.
+                        Err(ReadlineError::Interrupted) => {
+                            turn.clear();
+                            continue;
+                        }
+                        Err(ReadlineError::Eof) => return Ok(None),
+                        Err(error) => return Err(error).context("cannot read from this terminal"),
                     }
-                    Err(ReadlineError::Eof) => return Ok(None),
-                    Err(error) => return Err(error).context("cannot read from this terminal"),
-                },
+                }
                 Self::Pipe(number) => {
                     *number += 1;
                     match piped_line(io::stdin().lock(), *number)? {
@@ -390,7 +392,10 @@ mod tests {
         let pieces = [("Hm", json!({}), ""), (", 2.", json!({}), "T"), ("", json!({}), "wo"), ("", sum, ".")];
         let shown = |screen: Screen, to_terminal| {
             let mut shown = Shown::on(screen, to_terminal);
-            let text = pieces.each_ref().map(|(thought, delta, piece)| shown.take(thought, &calculated(delta), piece)).concat();
+            let text = pieces
+                .each_ref()
+                .map(|(thought, delta, piece)| shown.take(thought, &calculated(delta), piece))
+                .concat();
             text + &shown.end()
         };
         let colours = Screen::coloured(None);

@@ -151,7 +151,11 @@ mod tests {
             assert_eq!(wrapped(10, &[&text[..cut], &text[cut..]]), lines, "cut at {cut}");
         }
         assert_eq!(wrapped(10, &["abcdefghij klm"]), "abcdefghij\nklm", "a line may be full");
-        assert_eq!(wrapped(4, &["ab cdefghijkl m"]), "ab\ncdefghijkl m", "where the terminal broke it, two columns are taken");
+        assert_eq!(
+            wrapped(4, &["ab cdefghijkl m"]),
+            "ab\ncdefghijkl m",
+            "where the terminal broke it, two columns are taken"
+        );
         assert_eq!(wrapped(6, &["猫是哺乳动物"]), "猫是哺\n乳动物");
     }
 

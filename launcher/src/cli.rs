@@ -11,6 +11,7 @@ mod slips;
 use std::{
     env,
     ffi::OsString,
+    fs::OpenOptions,
     net::{Ipv4Addr, Ipv6Addr, TcpListener},
     ops::RangeInclusive,
     process::ExitCode,
@@ -18,7 +19,6 @@ use std::{
 
 use clap::error::{ContextKind, ContextValue};
 use nanoinfer_worker::rank::end_process;
-use tracing_subscriber::EnvFilter;
 
 use self::{
     config::Config,
@@ -39,6 +39,7 @@ use crate::{
         surroundings::{self, Role, Said},
     },
     join::{self, Worker},
+    log::Log,
     model::{self, ModelError},
     output,
     plan::Plan,
@@ -191,7 +192,7 @@ struct Others {
 /// What was asked for, and a log.
 fn configure(typed: ServeOptions, args: &[OsString]) -> Result<Config, LaunchError> {
     let config = Config::new(typed, args, environment::caches())?;
-    log_to_stderr(&config.options.cluster.log)?;
+    config.options.cluster.log.begin()?;
     for slip in slips::slips(slips::variables()) {
         tracing::warn!("{slip}");
     }
@@ -209,6 +210,13 @@ fn lead(config: Config, others: Option<Others>) -> Result<(), LaunchError> {
         output::write(format_args!("{plan}{warning}\n"))?;
         return Ok(());
     }
+    if let Some(path) = &options.cluster.trace {
+        let opened = OpenOptions::new().append(true).create(true).open(path);
+        opened.map_err(|error| {
+            let problem = format!("--trace {}: {error}", path.display());
+            LaunchError::usage(problem, "it takes a file that can be written, in a folder that is there")
+        })?;
+    }
     let listener = match supervise::bind(&options.host, options.port) {
         Ok(listener) => listener,
         // Bad usage is told first, as far as it shows without a download.
@@ -222,7 +230,7 @@ fn lead(config: Config, others: Option<Others>) -> Result<(), LaunchError> {
     };
     supervise::serve(listener, http, options.shutdown_timeout, move || {
         let (plan, nodes) = plan(&options.cluster, others)?;
-        tracing::info!("\n{plan}");
+        plan.log();
         progress::during(&plan, || Cluster::on_hosts(&plan, nodes))
     })
 }
@@ -246,18 +254,7 @@ fn plan(cluster: &ClusterConfig, others: Option<Others>) -> Result<(Plan, Option
 }
 
 fn work(options: WorkerOptions) -> Result<(), LaunchError> {
-    let WorkerOptions { rank, world, parent, log } = options;
-    log_to_stderr(&log)?;
+    let WorkerOptions { rank, world, parent, log, log_format } = options;
+    Log { filter: log, format: log_format }.begin()?;
     join::run(Worker { rank, world, parent })
-}
-
-fn log_to_stderr(filter: &str) -> Result<(), LaunchError> {
-    let wrong = |error| LaunchError::Config(format!("--log {filter}: {error}"));
-    let filter = EnvFilter::try_new(filter).map_err(wrong)?;
-    let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi);
-    // Where nobody reads standard error any more, a complaint about that would be a panic. An embedding program may have
-    // installed a log of its own.
-    let _ = tracing::subscriber::set_global_default(log.log_internal_errors(false).finish());
-    Ok(())
 }

@@ -111,8 +111,7 @@ impl Cluster {
 
     fn join(plan: &Plan, (links, source): Members, ranks: Ranks, mut ends: RankEnds) -> Result<Self, LaunchError> {
         let trace = plan.config.trace.as_ref().map(|path| {
-            TraceFile::create(path, plan.partition.world())
-                .map_err(LaunchError::system(format!("write the trace {}", path.display())))
+            TraceFile::create(path).map_err(LaunchError::system(format!("write the trace {}", path.display())))
         });
         let trace = trace.transpose()?;
         let survives = source.is_some();

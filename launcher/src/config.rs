@@ -17,6 +17,7 @@ use nanoinfer_shared::protocol::DType;
 
 use crate::{
     environment,
+    log::Log,
     model::{Caches, Version},
     size::ByteSize,
     spawn::WorkerBinary,
@@ -115,6 +116,15 @@ pub struct ClusterConfig {
     /// Write a timeline of every rank's steps to this file, for ui.perfetto.dev.
     #[arg(long, env = "NANOINFER_TRACE", value_name = "FILE", value_parser = absolute_path(), help_heading = "Configuration")]
     pub trace: Option<PathBuf>,
+    /// Most bytes of the timeline: at half of them FILE becomes FILE.1, and a new one begins [default: 256MiB].
+    #[arg(
+        long,
+        env = "NANOINFER_TRACE_LIMIT",
+        value_name = "SIZE",
+        default_value = "256MiB",
+        help_heading = "Configuration"
+    )]
+    pub trace_limit: ByteSize,
     /// Where models are kept.
     #[arg(skip = Caches::nowhere())]
     pub caches: Caches,
@@ -122,9 +132,9 @@ pub struct ClusterConfig {
     /// `nanoinfer-launch` of the same build.
     #[arg(skip)]
     pub worker_binary: Option<WorkerBinary>,
-    /// Filter of the ranks' logs, in the syntax of `RUST_LOG`.
-    #[arg(skip = "info")]
-    pub log: String,
+    /// What the ranks log, and how.
+    #[arg(skip)]
+    pub log: Log,
 }
 
 /// Element type as asked for; none for what goes with the device, or with the other type.
@@ -299,6 +309,6 @@ mod tests {
         assert_eq!((config.nproc, config.max_seqs, config.max_batched_tokens), (1, 32, 512));
         assert_eq!((config.max_queue, config.max_queue_tokens, config.prefix_cache), (256, 65_536, true));
         assert_eq!((config.dtype, config.kv_dtype, config.comm), (None, None, CommChoice::Auto));
-        assert_eq!((config.device, config.threads, config.log.as_str()), (DeviceChoice::Auto, None, "info"));
+        assert_eq!((config.device, config.threads, config.log.filter.as_str()), (DeviceChoice::Auto, None, "info"));
     }
 }

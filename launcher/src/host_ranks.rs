@@ -15,6 +15,7 @@ use nanoinfer_shared::{
 use crate::{
     build::BUILD_ID,
     error::LaunchError,
+    log::Log,
     rank_end::Reports,
     spawn::{MemoryOfRank, RankProcesses, Way, WorkerBinary},
 };
@@ -37,7 +38,7 @@ impl HostRanks {
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub(crate) fn new(world: usize, binary: &WorkerBinary, log: &str, ends: &Reports) -> Result<Self, LaunchError> {
+    pub(crate) fn new(world: usize, binary: &WorkerBinary, log: &Log, ends: &Reports) -> Result<Self, LaunchError> {
         let processes = Arc::new(RankProcesses::new(world, binary, log, ends)?);
         Ok(Self { processes, memories: BTreeMap::new(), world })
     }

@@ -20,6 +20,7 @@ mod host_ranks;
 mod hosts;
 mod join;
 pub mod last_lines;
+pub mod log;
 pub mod model;
 pub mod output;
 pub mod plan;

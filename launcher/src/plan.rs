@@ -17,7 +17,7 @@ use nanoinfer_coordinator::{
 };
 use nanoinfer_shared::{
     ModelShape, Partition,
-    protocol::{Device, LoadOrder, OnHost},
+    protocol::{Device, LoadOrder, OnHost, TraceOrder},
 };
 use nanoinfer_worker::{Level, RankMemory, cuda, rank_memory};
 
@@ -171,7 +171,7 @@ impl Plan {
             },
             max_batched_tokens: config.max_batched_tokens,
             max_seqs: config.max_seqs,
-            trace: config.trace.clone(),
+            trace: config.trace.clone().map(|path| TraceOrder { path, max_bytes: config.trace_limit.0 }),
             on_host: on_hosts[0].clone(),
         };
         let estimate = |rank, kv_blocks| rank_memory(&load, &partition, rank, kv_blocks);

@@ -14,13 +14,14 @@ use std::{
 
 use crate::plan::Plan;
 use indicatif::{ProgressBar, ProgressStyle};
+use nanoinfer_shared::say::is_in_the_log;
 
 /// How often the bar is drawn.
 const DRAW_EVERY: Duration = Duration::from_millis(100);
 
 /// Whether a person sees standard error.
 pub(crate) fn is_watched() -> bool {
-    io::stderr().is_terminal()
+    io::stderr().is_terminal() && !is_in_the_log()
 }
 
 /// Tells the plan and draws while `start` runs; nothing where nobody sees it.

@@ -49,6 +49,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     error::LaunchError,
     last_lines::{LastLines, next_line},
+    log::Log,
     rank_end::{HowEnded, RankEnd, Reports},
 };
 
@@ -96,9 +97,9 @@ impl RankProcesses {
     ///
     /// # Errors
     /// When the system gives no thread, or there is no such program.
-    pub(crate) fn new(world: usize, binary: &WorkerBinary, log: &str, ends: &Reports) -> Result<Self, LaunchError> {
+    pub(crate) fn new(world: usize, binary: &WorkerBinary, log: &Log, ends: &Reports) -> Result<Self, LaunchError> {
         let (to_spawner, orders) = mpsc::channel::<Order>();
-        let (program, ends, log) = (Program::find(binary)?, ends.clone(), log.to_string());
+        let (program, ends, log) = (Program::find(binary)?, ends.clone(), log.clone());
         let spawner = thread::Builder::new()
             .name("spawner".into())
             .spawn(move || {
@@ -199,7 +200,7 @@ fn start_one(
     rank: usize,
     world: usize,
     program: &Program,
-    log: &str,
+    log: &Log,
     ends: &Reports,
 ) -> Result<(RankProcess, UnixStream), LaunchError> {
     ends.began(rank);
@@ -207,7 +208,8 @@ fn start_one(
     let mut child = Command::new(&program.path)
         .arg0("nanoinfer-launch")
         .args(["worker", "--rank", &rank.to_string(), "--world", &world.to_string()])
-        .args(["--parent", &std::process::id().to_string(), "--log", log])
+        .args(["--parent", &std::process::id().to_string()])
+        .args(log.arguments())
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -217,9 +219,9 @@ fn start_one(
     let stderr = child.stderr.take().expect("it was asked for");
     let pid = Pid::from_child(&child);
     let (child, is_ended) = (Arc::new(Mutex::new(child)), Arc::new(AtomicBool::new(false)));
-    let (watched, by_us, ends) = (child.clone(), is_ended.clone(), ends.clone());
+    let (watched, by_us, ends, log) = (child.clone(), is_ended.clone(), ends.clone(), log.clone());
     let watcher = thread::Builder::new().name(format!("watch rank {rank}")).spawn(move || {
-        let end = watch(rank, pid, &watched, stderr);
+        let end = watch(rank, pid, &watched, stderr, &log);
         if !by_us.load(SeqCst) {
             ends.ended(end.clone());
         }
@@ -236,8 +238,8 @@ fn start_one(
 }
 
 /// Forwards what the rank says until it ends, and tells how it did.
-fn watch(rank: usize, pid: Pid, child: &Mutex<Child>, stderr: ChildStderr) -> RankEnd {
-    let last_lines = forward_lines(rank, stderr);
+fn watch(rank: usize, pid: Pid, child: &Mutex<Child>, stderr: ChildStderr, log: &Log) -> RankEnd {
+    let last_lines = forward_lines(rank, stderr, log);
     // Waits without taking the exit status, hence without the mutex.
     while let Err(Errno::INTR) = waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT) {}
     let status = child.lock().unwrap_or_else(PoisonError::into_inner).wait();
@@ -249,10 +251,10 @@ fn watch(rank: usize, pid: Pid, child: &Mutex<Child>, stderr: ChildStderr) -> Ra
 }
 
 /// Writes every line to our standard error, marked; returns the last ones.
-fn forward_lines(rank: usize, stderr: ChildStderr) -> Vec<String> {
+fn forward_lines(rank: usize, stderr: ChildStderr, log: &Log) -> Vec<String> {
     let (kept, mut stderr) = (LastLines::default(), BufReader::new(stderr));
     while let Some(line) = next_line(&mut stderr) {
-        crate::say(format_args!("[rank {rank}] {line}"));
+        log.forward(rank, &line);
         kept.keep(line);
     }
     kept.lines()
@@ -420,7 +422,7 @@ mod tests {
         let (report, mut ends) = RankEnds::new();
         // `false` takes any arguments and ends with 1.
         let binary = WorkerBinary::At("/bin/false".into());
-        let processes = RankProcesses::new(2, &binary, "info", &report).unwrap();
+        let processes = RankProcesses::new(2, &binary, &Log::default(), &report).unwrap();
         let _sockets = [0, 1].map(|rank| processes.start_rank(rank).unwrap());
         let mut ranks = Vec::new();
         while ranks.len() < 2 {
@@ -430,7 +432,7 @@ mod tests {
         assert_eq!(ranks[1].to_string(), "rank 1 ended with exit status 1");
         drop(processes);
         let missing = WorkerBinary::At("/nonexistent/nanoinfer-launch".into());
-        let processes = RankProcesses::new(1, &missing, "info", &report).unwrap();
+        let processes = RankProcesses::new(1, &missing, &Log::default(), &report).unwrap();
         let message = processes.start_rank(0).unwrap_err().to_string();
         assert!(message.contains("/nonexistent/nanoinfer-launch"), "{message}");
     }
@@ -442,7 +444,7 @@ mod tests {
         let script = folder.path().join("sleeper");
         std::fs::write(&script, "#!/bin/sh\nexec sleep 600\n").unwrap();
         std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-        let processes = RankProcesses::new(2, &WorkerBinary::At(script), "info", &report).unwrap();
+        let processes = RankProcesses::new(2, &WorkerBinary::At(script), &Log::default(), &report).unwrap();
         let _sockets = [0, 1].map(|rank| processes.start_rank(rank).unwrap());
         let pid = |rank: usize| {
             let ranks = processes.ranks.lock().unwrap();

@@ -10,7 +10,7 @@
 pub mod json;
 pub mod utf8;
 pub mod byte_level;
-mod say;
+pub mod say;
 pub mod model;
 pub mod protocol;
 pub mod link;

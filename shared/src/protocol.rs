@@ -229,10 +229,19 @@ pub struct LoadOrder {
     pub max_batched_tokens: usize,
     /// Most sequences in one step.
     pub max_seqs: usize,
-    /// File to append a timeline of every step to; on a rank elsewhere a file of its own host.
-    pub trace: Option<PathBuf>,
+    /// Where a timeline of every step goes.
+    pub trace: Option<TraceOrder>,
     /// What this rank has of its host; of all else every rank is told the same.
     pub on_host: OnHost,
+}
+
+/// A timeline of steps.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TraceOrder {
+    /// File to append to; on a rank elsewhere a file of its own host.
+    pub path: PathBuf,
+    /// Most bytes of it together with the one before.
+    pub max_bytes: u64,
 }
 
 /// What one rank has of its host.

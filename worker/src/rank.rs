@@ -365,9 +365,9 @@ impl Rank {
     fn trace(&self, load: &LoadOrder) -> Result<Trace, WorkerError> {
         let rank = self.identity.rank;
         match &load.trace {
-            Some(path) => {
-                let failed = |source| WorkerError::Trace { rank, path: path.clone(), source };
-                Trace::append_to(path, rank).map_err(failed)
+            Some(order) => {
+                let failed = |source| WorkerError::Trace { rank, path: order.path.clone(), source };
+                Trace::append_to(order, rank).map_err(failed)
             }
             None => Ok(Trace::default()),
         }

@@ -9,6 +9,8 @@
 //! ```
 //! One array of events is shared by all ranks: the launcher opens it, each rank appends the events of a step in one write, and
 //! the launcher closes it. Perfetto opens it unclosed as well. Times are the host's monotonic clock, one for all its processes.
+//! Whoever finds it half as long as it may be closes it, makes it FILE.1 in place of the one before, and opens the next; the others
+//! see that another file has the name. All that holds the file's lock (`flock`), so that nothing follows an array's end.
 //!
 //! A step whose plan asks for it is recorded without a file too, and summed up stage by stage for its answer.
 //!
@@ -16,18 +18,19 @@
 
 use std::{
     fmt::Write as _,
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{self, Write as _},
-    path::Path,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
 pub(crate) use nanoinfer_shared::protocol::Category;
-use nanoinfer_shared::protocol::{Stage, StepTimes};
-use rustix::time::{ClockId, clock_gettime};
-
-/// Steps that are recorded: some 200 MB of a model with 12 layers. Later ones are left out.
-const MAX_STEPS: u32 = 10_000;
+use nanoinfer_shared::protocol::{Stage, StepTimes, TraceOrder};
+use rustix::{
+    fs::{FlockOperation, flock},
+    time::{ClockId, clock_gettime},
+};
 
 /// A rank's recorder; without a file it does nothing, but in a step that is timed.
 #[derive(Debug, Default)]
@@ -39,9 +42,11 @@ pub struct Trace {
 /// Where the spans of all steps go.
 #[derive(Debug)]
 struct Timeline {
+    order: TraceOrder,
     file: File,
     rank: usize,
-    steps: u32,
+    /// Its name stands in the file.
+    knows_rank: bool,
 }
 
 /// The spans of one step.
@@ -63,14 +68,14 @@ struct Span {
 }
 
 impl Trace {
-    /// Appends to `path`, which the launcher has opened.
+    /// Appends to a file, which the launcher has opened.
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn append_to(path: &Path, rank: usize) -> io::Result<Self> {
-        let mut file = OpenOptions::new().create(true).append(true).open(path)?;
-        file.write_all(named_process(rank, &format!("rank {rank}")).as_bytes())?;
-        Ok(Self { file: Some(Timeline { file, rank, steps: 0 }), recording: Some(Recording::default()) })
+    pub fn append_to(order: &TraceOrder, rank: usize) -> io::Result<Self> {
+        let file = open(&order.path)?;
+        let timeline = Timeline { order: order.clone(), file, rank, knows_rank: false };
+        Ok(Self { file: Some(timeline), recording: Some(Recording::default()) })
     }
 
     /// Records the step that begins, whether there is a file or not.
@@ -143,14 +148,8 @@ impl Trace {
             self.recording = None;
             return;
         };
-        let written = timeline.write(step, recording.spans.drain(..));
-        let (rank, steps) = (timeline.rank, timeline.steps);
-        if let Err(error) = &written {
-            tracing::warn!(rank, %error, "the trace cannot be written and ends here");
-        } else if steps >= MAX_STEPS {
-            tracing::warn!(rank, steps, "the trace is full and ends here");
-        }
-        if written.is_err() || steps >= MAX_STEPS {
+        if let Err(error) = timeline.write(step, recording.spans.drain(..)) {
+            tracing::warn!(rank = timeline.rank, %error, "the trace cannot be written and ends here");
             *self = Self::default();
         }
     }
@@ -177,9 +176,49 @@ impl Timeline {
                 r#"{{"ph":"X","name":"{name}","cat":"{category}","pid":{rank},"tid":0,"ts":{us}.{ns:03},"dur":{for_us}.{for_ns:03},"args":{{"step":{step}{layer}}}}},"#
             );
         }
-        self.steps += 1;
-        self.file.write_all(events.as_bytes())
+        self.lock()?;
+        self.file.write_all(events.as_bytes())?;
+        if self.file.metadata()?.len() >= self.order.max_bytes / 2 {
+            close(&mut self.file)?;
+            let mut before = self.order.path.clone().into_os_string();
+            before.push(".1");
+            fs::rename(&self.order.path, before)?;
+        }
+        Ok(flock(&self.file, FlockOperation::Unlock)?)
     }
+
+    /// Holds the lock of the file that has the name now, which is begun where it is new, and knows this rank.
+    fn lock(&mut self) -> io::Result<()> {
+        loop {
+            flock(&self.file, FlockOperation::LockExclusive)?;
+            let own = self.file.metadata()?;
+            if !fs::metadata(&self.order.path).is_ok_and(|now| (now.dev(), now.ino()) == (own.dev(), own.ino())) {
+                // Dropping the old one unlocks it.
+                self.file = open(&self.order.path)?;
+                self.knows_rank = false;
+                continue;
+            }
+            if own.len() == 0 {
+                self.file.write_all(OPENING)?;
+            }
+            if !std::mem::replace(&mut self.knows_rank, true) {
+                self.file.write_all(named_process(self.rank, &format!("rank {}", self.rank)).as_bytes())?;
+            }
+            return Ok(());
+        }
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).open(path)
+}
+
+/// How an array of events begins.
+const OPENING: &[u8] = b"[\n";
+
+/// Ends an array: every event before ends with a comma, and a comma must not come last.
+fn close(file: &mut File) -> io::Result<()> {
+    file.write_all(b"{\"ph\":\"M\",\"name\":\"trace_end\",\"pid\":0,\"args\":{}}\n]\n")
 }
 
 /// The event that names a process of the timeline.
@@ -196,8 +235,7 @@ fn now() -> u64 {
 /// The shared array of events: opened before the ranks start, closed when the last of them has ended.
 #[derive(Debug)]
 pub struct TraceFile {
-    file: File,
-    ranks: usize,
+    path: PathBuf,
 }
 
 impl TraceFile {
@@ -205,21 +243,15 @@ impl TraceFile {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn create(path: &Path, ranks: usize) -> io::Result<Self> {
-        File::create(path)?.write_all(b"[\n")?;
-        Ok(Self { file: OpenOptions::new().append(true).open(path)?, ranks })
+    pub fn create(path: &Path) -> io::Result<Self> {
+        fs::write(path, OPENING)?;
+        Ok(Self { path: path.to_owned() })
     }
 }
 
 impl Drop for TraceFile {
     fn drop(&mut self) {
-        // Every event before ends with a comma, and a comma must not come last.
-        let last = named_process(self.ranks, "NanoInfer");
-        let closed = self
-            .file
-            .write_all(last.trim_end_matches([',', '\n']).as_bytes())
-            .and_then(|()| self.file.write_all(b"\n]\n"));
-        if let Err(error) = closed {
+        if let Err(error) = open(&self.path).and_then(|mut file| close(&mut file)) {
             tracing::warn!(%error, "the trace was not closed");
         }
     }
@@ -233,9 +265,10 @@ mod tests {
     fn events_of_several_ranks_make_one_array() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("trace.json");
-        let file = TraceFile::create(&path, 2).unwrap();
+        let file = TraceFile::create(&path).unwrap();
+        let order = TraceOrder { path: path.clone(), max_bytes: 1 << 20 };
         for rank in 0..2 {
-            let mut trace = Trace::append_to(&path, rank).unwrap();
+            let mut trace = Trace::append_to(&order, rank).unwrap();
             let step = trace.begin();
             trace.layer(Some(3));
             trace.lap(Category::Product, "QKV");
@@ -248,9 +281,49 @@ mod tests {
         let events: Vec<serde_json::Value> = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
         let names: Vec<_> = events.iter().map(|event| event["name"].as_str().unwrap()).collect();
         let rank = ["process_name", "QKV", "attention projection", "waiting for peers", "step"];
-        assert_eq!(names, [&rank[..], &rank[..], &["process_name"]].concat());
+        assert_eq!(names, [&rank[..], &rank[..], &["trace_end"]].concat());
         assert_eq!(events[1]["args"], serde_json::json!({ "step": 7, "layer": 3 }));
         assert!(events[1]["ts"].as_f64().unwrap() > 0.0);
+    }
+
+    #[test]
+    fn a_timeline_is_bounded_and_its_last_steps_are_kept_whole() {
+        const STEPS: u64 = 400;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("trace.json");
+        let order = TraceOrder { path: path.clone(), max_bytes: 64 << 10 };
+        let file = TraceFile::create(&path).unwrap();
+        std::thread::scope(|scope| {
+            for rank in 0..3 {
+                let order = &order;
+                scope.spawn(move || {
+                    let mut trace = Trace::append_to(order, rank).unwrap();
+                    for step in 0..STEPS {
+                        let begun = trace.begin();
+                        trace.lap(Category::Product, "QKV");
+                        trace.end("step", begun);
+                        trace.write(step);
+                    }
+                });
+            }
+        });
+        drop(file);
+        let before = folder.path().join("trace.json.1");
+        let mut events: Vec<serde_json::Value> = Vec::new();
+        for part in [&before, &path] {
+            let bytes = fs::read(part).unwrap();
+            assert!(bytes.len() < 40 << 10, "{} bytes", bytes.len());
+            events.append(&mut serde_json::from_slice(&bytes).unwrap());
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+        for rank in 0..3 {
+            let steps = events.iter().filter(|event| event["pid"] == rank && event["name"] == "step");
+            let steps: Vec<u64> = steps.map(|event| event["args"]["step"].as_u64().unwrap()).collect();
+            assert!(steps.len() < STEPS as usize && steps.windows(2).all(|pair| pair[0] + 1 == pair[1]), "{steps:?}");
+            assert!(events.iter().any(|event| event["pid"] == rank && event["name"] == "process_name"));
+        }
+        let last = |rank: u64| events.iter().rfind(|event| event["pid"] == rank && event["name"] == "step");
+        assert!((0..3).any(|rank| last(rank).is_some_and(|event| event["args"]["step"] == STEPS - 1)));
     }
 
     #[test]

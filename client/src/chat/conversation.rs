@@ -206,7 +206,11 @@ mod tests {
         let mut conversation = Conversation::new(None, "temperature 0.3\nnum_predict 96");
         conversation.take("/params top_p 0.5").unwrap();
         let Ok(Said::Words(words)) = conversation.take("/params") else { panic!("they are to be shown") };
-        for line in ["temperature          0.3 (the model's)", "top_p                0.5", "top_k                0: all (the default)"] {
+        for line in [
+            "temperature          0.3 (the model's)",
+            "top_p                0.5",
+            "top_k                0: all (the default)",
+        ] {
             assert!(words.contains(&format!("  {line}\n")), "{line} in {words}");
         }
         assert!(words.contains("max_tokens           96 (the model's)"), "{words}");

@@ -70,7 +70,7 @@ pub(crate) fn run(options: &LessonOptions) -> Result<(), Failure> {
     let model = options.model.or_on_cpu();
     let mut base = model.config()?;
     // Many clusters come and go; only what goes wrong is worth a line.
-    base.log = "warn".into();
+    base.log.filter = "warn".into();
     if let Some(folder) = &options.pictures {
         return Ok(pictures::draw(&base, folder)?);
     }

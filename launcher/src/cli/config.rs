@@ -12,11 +12,20 @@ use clap::parser::ValueSource;
 use nanoinfer_coordinator::http::{ApiKey, HeaderValue, HttpOptions};
 
 use super::options::{CommandLine, ServeOptions, Subcommand};
-use crate::{closest, error::LaunchError, model::Caches, progress, spawn::WorkerBinary, utf8};
+use crate::{
+    closest,
+    error::LaunchError,
+    log::{Log, LogFormat},
+    model::Caches,
+    progress,
+    spawn::WorkerBinary,
+    utf8,
+};
 
 /// Logged unless something else is asked for: lifecycle, no steps. A terminal is told of a start in other ways.
-pub(super) fn default_log() -> &'static str {
-    if progress::is_watched() { "warn,nanoinfer_launch::supervise=info" } else { "info" }
+fn default_filter(format: LogFormat) -> &'static str {
+    let is_told = format == LogFormat::Text && progress::is_watched();
+    if is_told { "warn,nanoinfer_launch::supervise=info" } else { "info" }
 }
 
 /// Everything that `nanoinfer-launch` needs to know.
@@ -44,7 +53,8 @@ impl Config {
         let cluster = &mut options.cluster;
         cluster.caches = caches;
         cluster.worker_binary = Some(WorkerBinary::ThisProgram);
-        cluster.log = options.log.take().unwrap_or_else(|| default_log().into());
+        let format = options.log_format;
+        cluster.log = Log { filter: options.log.take().unwrap_or_else(|| default_filter(format).into()), format };
         Ok(Self { options, http })
     }
 }
@@ -100,7 +110,8 @@ fn with_file(path: &Path, args: &[OsString]) -> Result<ServeOptions, LaunchError
     let path_shown = path.display();
     let text = read(path)?;
     let not_toml = |error: toml::de::Error| {
-        let hint = if is_bare_word(&text, error.span()) { "  hint: texts stand in quotes, like model = \"gpt2\"" } else { "" };
+        let hint =
+            if is_bare_word(&text, error.span()) { "  hint: texts stand in quotes, like model = \"gpt2\"" } else { "" };
         LaunchError::Config(format!("{path_shown} is not TOML: {error}{hint}"))
     };
     let table: toml::Table = text.parse().map_err(not_toml)?;

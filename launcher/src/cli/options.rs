@@ -9,6 +9,7 @@ use clap::{ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, bu
 use super::service_links;
 use crate::{
     config::{ClusterConfig, duration, positive},
+    log::LogFormat,
     size::ByteSize,
 };
 
@@ -130,6 +131,9 @@ pub(super) struct ServeOptions {
     /// What to log to standard error: error, warn, info, debug, trace, or a filter like RUST_LOG's [default: info].
     #[arg(long, env = "NANOINFER_LOG", value_name = "FILTER", help_heading = "Configuration")]
     pub(super) log: Option<String>,
+    /// How the log looks: lines for people, or an object of JSON a line [default: text].
+    #[arg(long, env = "NANOINFER_LOG_FORMAT", value_enum, default_value = "text", help_heading = "Configuration")]
+    pub(super) log_format: LogFormat,
     /// End with this process, which started us.
     #[arg(long, hide = true, value_name = "PID")]
     pub(super) parent: Option<u32>,
@@ -191,6 +195,9 @@ pub(super) struct WorkerOptions {
     /// What to log to standard error.
     #[arg(long, value_name = "FILTER")]
     pub(super) log: String,
+    /// How the log looks.
+    #[arg(long, value_enum, default_value = "text")]
+    pub(super) log_format: LogFormat,
 }
 
 #[derive(Debug, Args)]

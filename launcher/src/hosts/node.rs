@@ -37,6 +37,7 @@ use crate::{
     config::DeviceChoice,
     error::LaunchError,
     host_ranks::HostRanks,
+    log::Log,
     plan::Host,
     rank_end::{RankEnds, Reports},
     spawn::{OfHost, Way, WorkerBinary},
@@ -63,7 +64,7 @@ pub(crate) struct Node {
     pub(crate) data_host: Option<String>,
     pub(crate) data_ports: Option<RangeInclusive<u16>>,
     pub(crate) binary: WorkerBinary,
-    pub(crate) log: String,
+    pub(crate) log: Log,
     /// How long node 0 may take to finish requests after a signal.
     pub(crate) shutdown_timeout: Duration,
 }

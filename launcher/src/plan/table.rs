@@ -11,6 +11,50 @@ use nanoinfer_worker::RankMemory;
 use super::Plan;
 use crate::size::ByteSize;
 
+impl Plan {
+    /// Logs the same as events: one of the whole, one for each note and each rank.
+    pub(crate) fn log(&self) {
+        let shape = &self.model.shape;
+        tracing::info!(
+            model = self.model.name,
+            layers = shape.layers,
+            heads = shape.attention.heads,
+            kv_heads = shape.attention.kv_heads,
+            width = shape.width,
+            vocabulary = shape.vocab_size,
+            positions = self.shape.context,
+            parameters = shape.parameters(),
+            ranks = self.partition.world(),
+            hosts = self.hosts.len(),
+            dtype = %self.load.dtype,
+            kv_dtype = %self.load.kv_dtype,
+            kv_blocks = self.kv_blocks,
+            kv_tokens = self.kv_blocks * BLOCK_TOKENS,
+            bytes = self.memory.iter().map(RankMemory::total).sum::<u64>(),
+            "plan"
+        );
+        self.notes.iter().for_each(|note| tracing::info!("{note}"));
+        for (rank, (share, memory)) in self.partition.shares().iter().zip(&self.memory).enumerate() {
+            let node = self.hosts.iter().position(|(_, ranks)| ranks.contains(&rank)).unwrap_or(0);
+            tracing::info!(
+                rank,
+                node,
+                threads = self.on_hosts[rank].threads,
+                heads = ?share.heads,
+                kv_heads = ?share.kv_heads,
+                ffn = ?share.ffn,
+                vocab = ?share.vocab,
+                weight_bytes = memory.weights,
+                kv_bytes = memory.kv,
+                activation_bytes = memory.activations,
+                link_bytes = memory.link,
+                bytes = memory.total(),
+                "plan of a rank"
+            );
+        }
+    }
+}
+
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (name, shape) = (&self.model.name, &self.model.shape);
