@@ -403,7 +403,7 @@ mod tests {
         assert_eq!(shown(Screen::default(), true), "Hm, 2.\n\nTwo[1+1 = 2] [x] .");
         assert_eq!(shown(Screen::default(), false), "Two.");
         let narrow = shown(Screen::coloured(Some(8)), true);
-        assert_eq!(narrow, "\x1b[2mHm,\x1b[0m\x1b[2m 2.\x1b[0m\n\nTwo\x1b[2m[1+1 =\n2]\x1b[0m\x1b[2m [x]\x1b[0m .");
+        assert_eq!(narrow, "\x1b[2mHm,\x1b[0m\x1b[2m 2.\x1b[0m\n\nTwo\x1b[2m[1+1\n= 2] [x]\x1b[0m\n.");
     }
 
     #[test]

@@ -47,6 +47,11 @@ impl ModelOptions {
         Self { device: self.device.clone().or(Some("cpu".into())), ..self.clone() }
     }
 
+    /// The same in f32, unless a type was named.
+    pub(crate) fn or_in_f32(&self) -> Self {
+        Self { dtype: self.dtype.clone().or(Some("f32".into())), ..self.clone() }
+    }
+
     /// As a cluster of this process.
     ///
     /// # Errors

@@ -65,7 +65,9 @@ struct Truth {
 }
 
 pub(crate) fn run(options: &VerifyOptions) -> Result<(), Failure> {
-    let resolved = options.model.resolve()?;
+    // What the reference computes in: every other type rounds, and nothing would tell its rounding from a fault.
+    let model = options.model.or_in_f32();
+    let resolved = model.resolve()?;
     let text = match &options.text {
         Some(path) => {
             utf8::read_file(path).with_context(|| format!("cannot read {}", path.display())).map_err(Failure::usage)?
@@ -79,7 +81,7 @@ pub(crate) fn run(options: &VerifyOptions) -> Result<(), Failure> {
     let mut readings = Vec::new();
     let mut dtype = String::new();
     for &ranks in &options.ranks {
-        Target::private(&options.model.with_nproc(ranks))?.ask(|connection| {
+        Target::private(&model.with_nproc(ranks))?.ask(|connection| {
             let server = &Server::connect(connection)?;
             let ids = server.tokenize(&text)?;
             let ids = &ids[..ids.len().min(MAX_TOKENS)];
@@ -160,7 +162,9 @@ fn report(truth: &Truth, readings: &[Reading], dtype: &str) -> Result<(), Failur
         }));
     }
     if dtype != "f32" {
-        text += &format!("{dtype} rounds: that is how much; with --dtype f32 there is a tolerance, and a verdict\n");
+        text += &format!(
+            "{dtype} rounds: that is how much; in f32, the default here, there is a tolerance, and a verdict\n"
+        );
     } else if wrong.is_empty() {
         text += &format!("all agree with the reference: no log-probability is off by more than {tolerance:.1e}\n");
     }

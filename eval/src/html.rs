@@ -14,6 +14,9 @@ use crate::{
 /// Most documents and answers on a page; the JSON has all.
 const MAX_ROWS: usize = 200;
 
+/// Most documents in a plot.
+const MAX_BARS: usize = 20;
+
 /// The report as a page.
 pub(crate) fn page(report: &Report) -> String {
     let model = report.conditions["model"].as_str().unwrap_or("model");
@@ -30,11 +33,18 @@ pub(crate) fn page(report: &Report) -> String {
         let mut documents = perplexity.by_document.clone();
         // The hardest first.
         documents.sort_by(|a, b| b.1.total_cmp(&a.1));
-        let ours: Vec<Bar> = documents.iter().take(MAX_ROWS).map(|(name, value)| Bar::new(name, *value)).collect();
-        body += &section("Perplexity by document", &note(documents.len()), &plot::bars(&ours));
-        let text = "Grey: others' perplexity of WikiText-2 by token. Comparable only if that is the corpus here.";
-        let plot = beside(Bar::new(model, perplexity.ppl), published::WIKITEXT2);
-        body += &section("Beside published numbers", text, &plot);
+        let ours: Vec<Bar> = documents.iter().take(MAX_BARS).map(|(name, value)| Bar::new(name, *value)).collect();
+        let is_of_pairs = report.conditions["size"]["pairs"].is_u64();
+        let of = if is_of_pairs { "Perplexity by reference, without its prompt" } else { "Perplexity by document" };
+        let most = format!("The {} hardest of {}; the JSON report has all.", ours.len(), documents.len());
+        body += &section(of, if documents.len() > MAX_BARS { &most } else { "" }, &plot::bars(&ours));
+        // Like stands beside like.
+        if !is_of_pairs && report.conditions["eval_set"].as_str().is_some_and(|set| set.to_lowercase().contains("wiki"))
+        {
+            let text = "Grey: others' perplexity of WikiText-2 by token, each with windows of its own.";
+            let plot = beside(Bar::new(model, perplexity.ppl), published::WIKITEXT2);
+            body += &section("Beside published numbers", text, &plot);
+        }
     }
     if let Some((pairs, comparison)) = &report.comparison {
         let rouge: Vec<f64> = comparison.answers.iter().map(|answer| answer.rouge[ROUGE_L].f).collect();

@@ -156,10 +156,8 @@ impl Evaluation {
             let mut texts = match set {
                 EvalSet::Corpus(documents) => documents.clone(),
                 EvalSet::Pairs(pairs) => {
-                    let reference = |(i, pair): (usize, &Pair)| {
-                        Document::plain(format!("reference {}", i + 1), pair.reference.as_str())
-                    };
-                    pairs.iter().enumerate().map(reference).collect()
+                    let reference = |pair: &Pair| Document::plain(&pair.reference, pair.reference.as_str());
+                    pairs.iter().map(reference).collect()
                 }
                 EvalSet::Core(_) => Vec::new(),
             };

@@ -103,7 +103,9 @@ impl Report {
         }
         for (name, number) in self.metrics().iter().filter(|(name, _)| *name != "core") {
             let digits = if *number >= 100.0 { 2 } else { 4 };
-            table += &format!("{name:<15}{number:>12.digits$}\n");
+            let line = format!("{name:<15}{number:>12.digits$}  {}", self.about(name));
+            table += line.trim_end();
+            table += "\n";
         }
         if let Some((method, perplexity)) = &self.perplexity {
             let how = serde_json::to_value(method.mode).unwrap_or_default();
@@ -112,8 +114,25 @@ impl Report {
             table += &if how == "rolling" { "\n".into() } else { format!(", stride {}\n", method.stride) };
         }
         if let Some((pairs, comparison)) = &self.comparison {
-            table += &format!("{} answers; BLEU {}\n", pairs.len(), comparison.bleu.signature);
+            let how = match self.conditions["generation"]["temperature"].as_f64() {
+                Some(0.0) | None => "greedy".to_owned(),
+                Some(temperature) => format!("at temperature {temperature}"),
+            };
+            table += &format!("{} answers to the prompts, {how}; BLEU {}\n", pairs.len(), comparison.bleu.signature);
         }
         table
+    }
+
+    /// What a number is of, and its range: side by side stand numbers of different texts.
+    fn about(&self, metric: &str) -> &'static str {
+        match metric {
+            "ppl" if self.conditions["size"]["pairs"].is_u64() => {
+                "of the references alone, without the prompts; 1 is certainty"
+            }
+            "ppl" => "by token of the corpus; 1 is certainty",
+            "bleu" => "of the answers, 0 to 100",
+            rouge if rouge.starts_with("rouge") => "of the answers, 0 to 1",
+            _ => "",
+        }
     }
 }

@@ -67,7 +67,10 @@ impl Log {
     pub(crate) fn forward(&self, rank: usize, line: &str) {
         match (self.format, line.strip_prefix('{')) {
             (LogFormat::Text, _) => crate::say(format_args!("[rank {rank}] {line}")),
-            (LogFormat::Json, Some(fields)) => say::say_as_it_is(format_args!("{{\"rank\":{rank},{fields}")),
+            (LogFormat::Json, Some(fields)) if !fields.contains("\"rank\":") => {
+                say::say_as_it_is(format_args!("{{\"rank\":{rank},{fields}"));
+            }
+            (LogFormat::Json, Some(_)) => say::say_as_it_is(line),
             // What it said beside its log: of a panic, say.
             (LogFormat::Json, None) => tracing::error!(rank, "{line}"),
         }

@@ -113,7 +113,9 @@ fn eval_alone_says_something_true_about_the_built_in_model() {
     assert!(metrics["rouge1"].as_f64().unwrap() > 0.8 && metrics["bleu"].as_f64().unwrap() > 60.0, "{metrics}");
     assert!(metrics["ppl"].as_f64().unwrap() > 1.0);
     assert!(text(&output).contains("rougeLsum"));
+    assert!(text(&output).contains("of the references alone, without the prompts"), "{}", text(&output));
     let page = fs::read_to_string(folder.path().join("report.html")).unwrap();
+    assert!(!page.contains("Beside published numbers"), "those are of another corpus");
     assert!(page.contains("<svg") && !page.contains("src=") && !page.contains("href="), "it stands alone");
     assert!(!folder.path().join("report.json.partial").exists());
 }
@@ -134,8 +136,9 @@ fn a_server_that_wants_a_key_is_evaluated_with_it() {
 #[test]
 fn verify_finds_any_number_of_ranks_equal_to_the_reference() {
     for name in ["heads5", "llama-9-3", "qwen3-5-1"] {
-        let arguments = ["eval", "verify", "--model", &model(name), "--ranks", "1,2", "--dtype", "f32"];
-        let output = nanoinfer(&arguments).output().unwrap();
+        // In f32 whatever servers compute in.
+        let arguments = ["eval", "verify", "--model", &model(name), "--ranks", "1,2"];
+        let output = nanoinfer(&arguments).env("NANOINFER_DTYPE", "bf16").output().unwrap();
         assert!(output.status.success(), "{}{}", text(&output), String::from_utf8_lossy(&output.stderr));
         assert!(text(&output).contains("all agree with the reference"), "{name}: {}", text(&output));
         let last: Value = serde_json::from_str(text(&output).lines().last().unwrap()).unwrap();

@@ -105,6 +105,8 @@ fn flags_named_in_the_documents_are_known() {
         "--test",
         // Of worker/kernels/cuda/build_ptx.py.
         "--check",
+        "--url",
+        "--all-targets",
         "--nocapture",
     ];
     // The evaluator's page names flags of `nanoinfer eval`, which tests/client covers.

@@ -2,6 +2,7 @@
 //!
 //! Index
 //! - [`chat`]: the README's two commands; `/api/chat` in both forms, streamed and not
+//! - [`demo`]: the built-in model, asked all that it was taught
 //! - [`golden`]: transformers' greedy ids through HTTP, for nproc 1, 2, 3, 5 over shared memory and TCP; batches
 //! - [`nanochat`]: its checkpoints as they lie in its cache, of every generation, through HTTP
 //! - [`completions`]: `/v1/completions`, log-probabilities, tokenization
@@ -37,6 +38,7 @@ mod circles;
 mod completions;
 mod configs;
 mod cores;
+mod demo;
 mod docs;
 mod example;
 mod golden;

@@ -8,7 +8,7 @@ use std::{
 };
 
 use rustix::process::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::server::{Server, launcher, run_to_end, send_signal};
 
@@ -112,4 +112,35 @@ fn a_folder_of_somebody_elses_is_neither_served_nor_written_into() {
     let (status, said) = homeless(&["--plan"]);
     assert_eq!(status.code(), Some(0), "{said}");
     assert_eq!(fs::read_dir(&ours).unwrap().count(), 1, "the demo model");
+}
+
+#[test]
+fn a_log_for_programs_is_an_object_a_line_whoever_writes_it() {
+    let mut server =
+        Server::spawn(launcher(&["--nproc", "2", "--port", "0", "--log", "debug", "--log-format", "json"]));
+    server.await_line("ready on http://");
+    let pids = server.rank_pids();
+    send_signal(pids[1], Signal::SEGV);
+    server.await_line("signal 11");
+    server.await_line("ready again");
+    server.signal(Signal::TERM);
+    assert_eq!(server.wait().code(), Some(0), "{}", server.log());
+    let log = server.log();
+    let events: Vec<Value> =
+        log.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"))).collect();
+    assert!(events.iter().all(|event| event["level"].is_string() && event["message"].is_string()), "{log}");
+    let plan = events.iter().find(|event| event["message"] == "plan").unwrap();
+    assert_eq!((&plan["model"], &plan["ranks"], &plan["dtype"]), (&json!("nano-chat"), &json!(2), &json!("f32")));
+    let ranks: Vec<_> = events.iter().filter(|event| event["message"] == "plan of a rank").collect();
+    assert!(ranks.len() == 2 && ranks[1]["heads"] == "4..8" && ranks[1]["bytes"].as_u64() > Some(1 << 20), "{ranks:?}");
+    assert!(
+        events.iter().any(|event| event["rank"] == 1 && event["target"].as_str().unwrap().contains("worker")),
+        "{log}"
+    );
+    for wrong in [&["--host", "no.such.host.invalid"][..], &["--trace", "/no/such/folder/out.json"]] {
+        let (status, said) = run_to_end(launcher(&[wrong, &["--log-format", "json"]].concat()));
+        let last: Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+        assert_eq!((status.code(), &last["level"]), (Some(2), &json!("ERROR")), "{said}");
+        assert!(last["message"].as_str().unwrap().contains(wrong[1]) && !said.contains("\"plan\""), "{said}");
+    }
 }

@@ -320,7 +320,8 @@ mod tests {
             let steps = events.iter().filter(|event| event["pid"] == rank && event["name"] == "step");
             let steps: Vec<u64> = steps.map(|event| event["args"]["step"].as_u64().unwrap()).collect();
             assert!(steps.len() < STEPS as usize && steps.windows(2).all(|pair| pair[0] + 1 == pair[1]), "{steps:?}");
-            assert!(events.iter().any(|event| event["pid"] == rank && event["name"] == "process_name"));
+            let has_name = events.iter().any(|event| event["pid"] == rank && event["name"] == "process_name");
+            assert!(has_name || steps.is_empty(), "one that was done early is no longer there");
         }
         let last = |rank: u64| events.iter().rfind(|event| event["pid"] == rank && event["name"] == "step");
         assert!((0..3).any(|rank| last(rank).is_some_and(|event| event["args"]["step"] == STEPS - 1)));

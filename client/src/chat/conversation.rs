@@ -28,7 +28,7 @@ const HELP: &str = "\
   /reset               forgets the conversation
   /retry               answers the last message again
   /save FILE           writes the conversation as JSON, for /v1/chat/completions
-  /stats               tells tokens and times after each answer, or stops telling
+  /stats               tells tokens and times after each answer, or no more
   /quit                ends, as Ctrl-D does
   Ctrl-C               stops the answer; what came of it stays
   a \\ at a line's end goes on in the next line";

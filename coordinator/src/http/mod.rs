@@ -111,6 +111,7 @@ fn router(engine: TextEngine, options: HttpOptions, address: IpAddr) -> Router {
         .route("/api/delete", any(library::unchangeable))
         .route("/api/push", any(library::unchangeable))
         .route("/api/blobs/{digest}", any(library::unchangeable))
+        .route("/v1/embeddings", post(library::embed))
         .route("/v1/completions", post(completions::create))
         .route("/v1/chat/completions", post(chat_completions::create))
         .route("/v1/models", get(models::list))

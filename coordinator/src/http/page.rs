@@ -3,7 +3,6 @@
 //! The files are in `page/`, embedded as they are: nothing is built, and no other host is named.
 
 use axum::{
-    Json,
     extract::{Path, State, rejection::PathRejection},
     http::{Method, Uri, header},
     response::{IntoResponse, Response},
@@ -13,6 +12,7 @@ use serde_json::Value;
 use super::{
     App,
     error::{self, Failure},
+    model_name,
 };
 
 const CHAT: &str = include_str!("page/chat.html");
@@ -96,15 +96,20 @@ pub(super) async fn asset(
     }
 }
 
-/// `GET /openapi.json`: the routes, for programs.
-pub(super) async fn openapi(State(app): State<App>) -> Json<Value> {
-    let mut document = document();
-    document["info"]["version"] = app.engine.card().build_id.as_str().into();
-    Json(document)
+/// `GET /openapi.json`: the routes, for programs; as it was written, since its order is that of use. Examples name the model that
+/// is served.
+pub(super) async fn openapi(State(app): State<App>) -> Response {
+    let card = app.engine.card();
+    let quoted = |text: &str| Value::from(text).to_string();
+    let document = OPENAPI
+        .replacen(r#""version": """#, &format!(r#""version": {}"#, quoted(&card.build_id)), 1)
+        .replace(r#""nano-chat""#, &quoted(model_name::shown(card)));
+    ([(header::CONTENT_TYPE, "application/json")], document).into_response()
 }
 
 /// Written by hand: requests are read field by field, so there are no types that it could be derived from. Tests, and
 /// `.ci/clients`, hold the server against it.
+#[cfg(test)]
 pub(super) fn document() -> Value {
     serde_json::from_str(OPENAPI).expect("a test reads it")
 }

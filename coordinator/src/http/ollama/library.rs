@@ -102,11 +102,14 @@ pub(crate) async fn pull(State(app): State<App>, mut fields: Fields) -> Result<R
     Ok(([("content-type", "application/x-ndjson")], lines).into_response())
 }
 
-/// `POST /api/embed` and `/api/embeddings`: known, and not what this model does.
+/// `POST /api/embed`, `/api/embeddings` and `/v1/embeddings`: known, and not what this model does. The mean of its last states would
+/// be numbers, and not what anybody looks up texts by.
 pub(crate) async fn embed(State(app): State<App>, mut fields: Fields) -> Result<Response, Failure> {
     named(&app, &mut fields)?;
     let message = format!("\"{}\" does not support embeddings", model_name::shown(app.engine.card()));
-    Err(Failure::at("model", message).unsupported())
+    let hint = "embeddings are what a model is trained for, like nomic-embed-text or all-MiniLM-L6-v2: llama.cpp's `llama-server \
+        --embeddings`, text-embeddings-inference or Ollama serve those";
+    Err(Failure::at("model", message).unsupported().with_hint(hint))
 }
 
 /// `create`, `copy`, `delete`, `push` and the blobs behind them.

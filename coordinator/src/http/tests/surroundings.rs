@@ -250,6 +250,49 @@ async fn pages_name_no_other_host() {
 }
 
 #[tokio::test]
+async fn every_example_of_the_document_is_answered() {
+    let server = Server::start(saying("x")).await;
+    let text = server.get("/openapi.json").await.body;
+    // The order of use.
+    let at = |word: &str| text.find(word).unwrap_or_else(|| panic!("no {word}"));
+    assert!(
+        ["\"openapi\"", "\"/v1/chat/completions\"", "\"/api/chat\"", "\"/livez\"", "\"components\""]
+            .map(at)
+            .is_sorted()
+    );
+    let document: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(
+        document["paths"]["/api/show"]["post"]["requestBody"]["content"]["application/json"]["example"]["model"],
+        "someone/nano-chat"
+    );
+    let operations = document["paths"].as_object().unwrap().iter();
+    let operations =
+        operations.flat_map(|(path, methods)| methods.as_object().unwrap().iter().map(move |(m, o)| (path, m, o)));
+    for (path, method, operation) in operations {
+        let named = operation["parameters"].as_array().into_iter().flatten();
+        let path = named.fold(path.clone(), |path, parameter| {
+            let example = parameter["example"].as_str().unwrap_or_else(|| panic!("{path} has no example"));
+            path.replace(&format!("{{{}}}", parameter["name"].as_str().unwrap()), example)
+        });
+        let mut bodies = vec![String::new()];
+        if let Some(body) = operation["requestBody"]["content"].get("application/json") {
+            let several =
+                body["examples"].as_object().into_iter().flat_map(|all| all.values()).map(|one| &one["value"]);
+            bodies = body.get("example").into_iter().chain(several).map(Value::to_string).collect();
+            assert!(!bodies.is_empty(), "{path} has no example");
+        }
+        for body in bodies {
+            let reply = server.send(&method.to_uppercase(), &path, "", &body).await;
+            let expected = if operation["tags"][0] == "Refused" { 400 } else { 200 };
+            assert_eq!(reply.status, expected, "{method} {path} {body}: {}", reply.body);
+            // Said by the route, not by who reads requests.
+            assert!(expected == 200 || reply.body.contains("hint: "), "{}", reply.body);
+            assert!(!reply.head.contains("x-nanoinfer-warning"), "{path}: {}", reply.head);
+        }
+    }
+}
+
+#[tokio::test]
 async fn the_document_and_the_router_know_the_same_routes() {
     let routed: BTreeSet<String> = include_str!("../mod.rs")
         .lines()
