@@ -39,7 +39,7 @@ def test_routes_stand_in_the_order_of_use_and_answer(browser, server):
     chat = browser.find_element(By.ID, "post/v1/chat/completions")
     chat.find_element(By.TAG_NAME, "summary").click()
     names = [one.text for one in chat.find_elements(By.CSS_SELECTOR, "td.name")]
-    assert names[0].startswith("messages") and "required" in names[0] and "messages[].role" in names[1:4][0]
+    assert names[0].startswith("messages") and "required" in names[0] and any("messages[].role" in name for name in names)
     assert not any("`" in row.text for row in chat.find_elements(By.TAG_NAME, "td"))
     shell = chat.find_element(By.CSS_SELECTOR, ".shell").text
     assert shell.startswith(f"curl {server.url}/v1/chat/completions") and '"model": "nano-chat"' in shell

@@ -52,7 +52,7 @@ function trial(path, method, operation) {
     answer.textContent = "…";
     try {
       const request = { method: method.toUpperCase(), headers: headers(), ...(body ? { body: body.value } : {}) };
-      const response = await fetch(where.value.replace(/^\//, ""), request);
+      const response = await fetch(`.${where.value}`, request);
       const pieces = response.body.pipeThrough(new TextDecoderStream()).getReader();
       answer.textContent = `${response.status}\n`;
       let text = "";
