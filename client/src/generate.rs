@@ -3,8 +3,10 @@
 //! Speaks the short form of `POST /api/chat`, whole or as server-sent events.
 
 use std::{
+    fs::File,
     io::{self, IsTerminal, Read},
     ops::RangeInclusive,
+    path::PathBuf,
 };
 
 use anyhow::{Context, anyhow};
@@ -33,6 +35,7 @@ const MAX_PROMPT_BYTES: u64 = 16 << 20;
     nanoinfer generate --model gpt2 --prompt \"Once upon a time\" --stream\n  \
     echo \"What is a cat?\" | nanoinfer generate > answer.txt\n  \
     nanoinfer generate --prompt \"What is a cat?\" --nproc 2 --explain\n  \
+    nanoinfer generate --prompt \"What is 2+2?\" --regex \"[0-9]+\"\n  \
     nanoinfer generate --url http://127.0.0.1:8000 --prompt Hello --temperature 0")]
 pub(crate) struct GenerateOptions {
     #[command(flatten)]
@@ -55,6 +58,15 @@ pub(crate) struct GenerateOptions {
     /// The same seed gives the same text.
     #[arg(long, value_name = "SEED", allow_negative_numbers = true)]
     seed: Option<u64>,
+    /// The answer is JSON that the schema in this file describes.
+    #[arg(long, value_name = "FILE", group = "shape")]
+    json_schema: Option<PathBuf>,
+    /// The answer is text that this regular expression matches as a whole.
+    #[arg(long, value_name = "REGEX", group = "shape")]
+    regex: Option<String>,
+    /// The answer is text of the grammar in this file, in Lark.
+    #[arg(long, value_name = "FILE", group = "shape")]
+    grammar: Option<PathBuf>,
     /// Write the text as it comes.
     #[arg(long)]
     stream: bool,
@@ -75,7 +87,10 @@ fn number_within(range: RangeInclusive<f32>, typed: &str) -> Result<f32, String>
 
 pub(crate) fn run(options: GenerateOptions) -> Result<(), Failure> {
     let prompt = prompt(&options, io::stdin().lock(), io::stdin().is_terminal())?;
-    let body = body(&options, prompt);
+    let mut body = body(&options, prompt);
+    if let Some(shape) = shape(&options)? {
+        body["structured_outputs"] = shape;
+    }
     Target::open(&options.target)?.ask(|connection| ask(connection, &body, options.json))
 }
 
@@ -110,6 +125,24 @@ fn body(options: &GenerateOptions, prompt: String) -> Value {
         fields.retain(|_, value| !value.is_null());
     }
     body
+}
+
+/// What the answer must be, so that a slip shows before a model is loaded.
+fn shape(options: &GenerateOptions) -> Result<Option<Value>, Failure> {
+    let read = |path: &PathBuf| {
+        let file = File::open(path).with_context(|| format!("cannot open {}", path.display()));
+        let text = file.and_then(|file| utf8::read(file).with_context(|| format!("cannot read {}", path.display())));
+        text.map_err(Failure::usage)
+    };
+    if let Some(path) = &options.json_schema {
+        let schema: Result<Value, _> = serde_json::from_str(&read(path)?);
+        let schema = schema.with_context(|| format!("{} is not JSON", path.display())).map_err(Failure::usage)?;
+        return Ok(Some(json!({"json": schema})));
+    }
+    if let Some(path) = &options.grammar {
+        return Ok(Some(json!({"grammar": read(path)?})));
+    }
+    Ok(options.regex.as_ref().map(|regex| json!({"regex": regex})))
 }
 
 fn number(typed: f32) -> Value {
@@ -207,6 +240,23 @@ mod tests {
             assert!(error.contains(&format!("'{value}' for '{flag} <")), "{error}");
         }
         typed(&["--temperature", "0", "--top-p", "1", "--top-k", "0", "--max-tokens", "1"]);
+    }
+
+    #[test]
+    fn what_the_answer_must_be_is_read_before_anything_is_asked() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("shape");
+        let path = path.to_str().unwrap();
+        std::fs::write(path, "{\"b\": 1, \"a\": 2}").unwrap();
+        let asked = |args: &[&str]| shape(&typed(args)).unwrap();
+        assert_eq!(asked(&["--json-schema", path]).unwrap().to_string(), r#"{"json":{"b":1,"a":2}}"#, "in its order");
+        assert_eq!(asked(&["--grammar", path]).unwrap()["grammar"], "{\"b\": 1, \"a\": 2}");
+        assert_eq!(asked(&["--regex", "[0-9]+"]), Some(json!({"regex": "[0-9]+"})));
+        assert_eq!(asked(&[]), None);
+        std::fs::write(path, "start:").unwrap();
+        assert_eq!(shape(&typed(&["--json-schema", path])).unwrap_err().exit_code, 2);
+        assert_eq!(shape(&typed(&["--grammar", "/nowhere"])).unwrap_err().exit_code, 2);
+        assert!(Typed::try_parse_from(["x", "--regex", "a", "--grammar", path]).is_err());
     }
 
     #[test]

@@ -191,7 +191,7 @@ impl Length {
 pub(crate) async fn each_event(mut events: Events, mut see: impl FnMut(Event)) -> anyhow::Result<()> {
     let mut is_over = false;
     while let Some(event) = events.next().await {
-        if let Event::Failed(reason) = event {
+        if let Event::Stuck(reason) | Event::Failed(reason) = event {
             bail!("the engine failed: {reason}");
         }
         is_over |= matches!(event, Event::Finished(_));
@@ -207,7 +207,7 @@ async fn begun(mut sequences: Vec<Events>) -> anyhow::Result<(Vec<Events>, Optio
     for events in &mut sequences {
         match events.next().await {
             Some(Event::Token { .. }) => last = Some(Instant::now()),
-            Some(Event::Failed(reason)) => bail!("the engine failed: {reason}"),
+            Some(Event::Stuck(reason) | Event::Failed(reason)) => bail!("the engine failed: {reason}"),
             _ => bail!("a text ended before its first token"),
         }
     }

@@ -5,8 +5,8 @@
 //! engine     deliver  schedule (n+1)    │ draw, append,   │ deliver  schedule …
 //!            what n−1 drew              │ admit, plan n+1 │ what n drew
 //! ```
-//! While the ranks compute, the tokens of the last step are delivered, and the next step is chosen with its blocks; once
-//! they have answered, the tokens drawn are patched in and the next step goes out.
+//! While the ranks compute, masks of the step are computed and follow it, the tokens of the last step are delivered, and the next step is
+//! chosen with its blocks; once they have answered, the tokens drawn are patched in and the next step goes out.
 //!
 //! When a rank is lost, the step under way has not happened: it is taken back, and chosen anew when the ranks are there again.
 //!
@@ -21,6 +21,7 @@ mod fair_queue;
 pub mod handle;
 pub mod history;
 pub mod kv_budget;
+mod masker;
 pub mod metrics;
 pub mod next;
 mod orders;
@@ -56,6 +57,7 @@ use self::{
     explanation::StepReport,
     handle::{Door, EngineHandle},
     history::{Entry, Part},
+    masker::Masker,
     orders::Orders,
     owner::{Owner, RequestId},
     ranks::{LinkedRanks, Pools, Ranks},
@@ -131,6 +133,7 @@ struct Engine<R> {
     /// Sequences that ended; their last events were not delivered yet.
     ended: Vec<Sequence>,
     row_drawer: RowDrawer,
+    masker: Masker,
     orders: Arc<Orders>,
     status: Arc<Status>,
 }
@@ -141,6 +144,8 @@ enum Outcome {
     Score(TokenLogprobs),
     /// A token is drawn.
     Draw(Drawn),
+    /// Nothing may come.
+    Stuck(String),
 }
 
 /// What comes of a step.
@@ -177,6 +182,7 @@ impl<R: Ranks> Engine<R> {
             max_batched_tokens: config.load.max_batched_tokens,
             prefix_cache: config.prefix_cache,
         };
+        let threads = thread::available_parallelism().map_or(1, usize::from);
         let engine = Self {
             _panic_report: PanicReport(status.clone()),
             eos_token_ids: config.shape.eos_token_ids.clone(),
@@ -188,7 +194,8 @@ impl<R: Ranks> Engine<R> {
             arrived: 0,
             under_way: None,
             ended: Vec::new(),
-            row_drawer: RowDrawer::new(thread::available_parallelism().map_or(1, usize::from)),
+            row_drawer: RowDrawer::new(threads),
+            masker: Masker::new(threads, status.metrics().clone()),
             orders: handle.orders.clone(),
             status,
         };
@@ -289,6 +296,10 @@ impl<R: Ranks> Engine<R> {
             // A rank begins while others are still being told.
             let (step, _) = self.under_way.insert((step, Instant::now()));
             self.ranks.begin_step(&step.plan)?;
+            let masks = self.masker.masks(step, &mut self.scheduler);
+            if !masks.is_empty() {
+                self.ranks.send_masks(&masks)?;
+            }
         }
         self.report();
         self.deliver();
@@ -339,6 +350,7 @@ impl<R: Ranks> Engine<R> {
                     let raw = logprobs::raw_logit(*target, &slices).ok_or(RanksError::MissingTarget { id: *target })?;
                     Some(Outcome::Score(logprobs::report(*target, raw, *top, &slices)))
                 }
+                RowUse::Draw(draw) if let Some(reason) = draw.stuck() => Some(Outcome::Stuck(reason.to_owned())),
                 RowUse::Draw(draw) => {
                     let drawn = draw.by_candidates(&slices);
                     undecided.extend(drawn.is_none().then_some((row, &**draw)));
@@ -357,8 +369,8 @@ impl<R: Ranks> Engine<R> {
                 logits: whole_rows.iter().map(|of_rank| &*of_rank[i]).collect(),
             })
             .collect();
-        for (&(row, _), drawn) in undecided.iter().zip(self.row_drawer.draw(&draws)) {
-            outcomes[row] = Some(Outcome::Draw(drawn));
+        for (&(row, draw), drawn) in undecided.iter().zip(self.row_drawer.draw(&draws)) {
+            outcomes[row] = Some(drawn.map_or_else(|| Outcome::Stuck(draw.nothing_left()), Outcome::Draw));
         }
         let metrics = self.status.metrics();
         metrics.sampling_seconds.inc_by(begun.elapsed().as_secs_f64());
@@ -378,16 +390,25 @@ impl<R: Ranks> Engine<R> {
         let Outcomes { rows: outcomes, rows_fetched } = outcomes;
         self.scheduler.complete(step);
         let tickets = step.parts.iter().flat_map(|part| part.uses.iter().map(|_| part.ticket));
+        let mut stuck = Vec::new();
         for (ticket, outcome) in tickets.zip(outcomes) {
             let sequence = self.scheduler.get_mut(ticket);
             match outcome {
                 Outcome::Score(score) => sequence.record_score(Some(score)),
                 Outcome::Draw(drawn) => sequence.append(drawn, report, &self.eos_token_ids),
+                Outcome::Stuck(reason) => stuck.push((ticket, reason)),
             }
         }
         self.record(step, elapsed);
+        for (ticket, reason) in stuck {
+            let mut sequence = self.scheduler.remove(ticket);
+            tracing::debug!(seq = sequence.id.0, tokens = sequence.tokens.len(), reason, "stuck");
+            sequence.end(Event::Stuck(reason));
+            self.ended.push(sequence);
+        }
         for part in &step.parts {
-            if let Some(reason) = self.scheduler.get_mut(part.ticket).finish_reason(&self.eos_token_ids) {
+            let finished = self.scheduler.find_mut(part.ticket).and_then(|it| it.finish_reason(&self.eos_token_ids));
+            if let Some(reason) = finished {
                 let mut sequence = self.scheduler.remove(part.ticket);
                 tracing::debug!(seq = sequence.id.0, tokens = sequence.tokens.len(), ?reason, "finished");
                 sequence.end(Event::Finished(reason));

@@ -116,7 +116,7 @@ async fn measure(
         match event {
             Event::Token { .. } if begun.is_none() => begun = Some((Instant::now(), Counted::of(status))),
             Event::Token { .. } => tokens += 1,
-            Event::Failed(reason) => return Err(reason.into()),
+            Event::Stuck(reason) | Event::Failed(reason) => return Err(reason.into()),
             _ => {}
         }
     }

@@ -7,6 +7,7 @@
 //!   Start ── KV blocks, peers' addresses ─────►  allocates, joins the data link
 //!         ◄─────────────── Ready
 //!   Step  ── one StepPlan, the same to all ───►  one forward pass
+//!   Masks ── where rows of it are masked ─────►  (taken before rows are answered)
 //!         ◄─────────────── Done ── its slice of every row asked for
 //!   FetchRows ── rows of the last step ───────►
 //!         ◄─────────────── Rows
@@ -18,6 +19,7 @@
 //! Invariant: a step is a pure function of plan, weights and KV pool. Ranks keep no request state.
 
 mod plan;
+mod masks;
 mod answers;
 
 use std::{fmt, path::PathBuf};
@@ -26,6 +28,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     answers::{Category, LogSumExp, LogitSlice, RowSlice, Stage, StepOutput, StepTimes},
+    masks::{Masks, TokenMask},
     plan::{BLOCK_TOKENS, BlockId, RowRequest, SequenceStep, StepPlan, TokenId, Wants},
 };
 use crate::model::shape::ModelShape;
@@ -118,6 +121,8 @@ pub enum ToRank {
     Start(StartOrder),
     /// One forward pass.
     Step(StepPlan),
+    /// Which tokens of the rank's slice may come, of the rows of the step that are masked. Not answered by itself.
+    Masks(Masks),
     /// The logits of rows of the step just done (indices into [`StepOutput::rows`] that were [`Wants::Candidates`]).
     FetchRows(Vec<u32>),
     /// A peer is lost: leave the data link, also from the middle of a step. Answered [`FromRank::Left`].

@@ -89,7 +89,7 @@ fn start_order() -> StartOrder {
 fn plan() -> StepPlan {
     let outputs = vec![
         RowRequest { row: 0, wants: Wants::Targets { ids: vec![1, 5], top: 3 } },
-        RowRequest { row: 2, wants: Wants::Candidates { k: 4, temperature: 0.7, adjusted: vec![2] } },
+        RowRequest { row: 2, wants: Wants::Candidates { k: 4, temperature: 0.7, adjusted: vec![2], masked: Some(2) } },
     ];
     let sequence = |block| SequenceStep {
         tokens: vec![1, 2, 3],
@@ -101,11 +101,18 @@ fn plan() -> StepPlan {
     StepPlan { step: 1, sequences: vec![sequence(0), sequence(3)], timed: true }
 }
 
+/// Of its two masked rows.
+fn masks() -> Masks {
+    let words = load_order().shape.vocab_size.div_ceil(32);
+    Masks { step: 1, rows: vec![TokenMask::new(&vec![0x5555_5555; words]); 2] }
+}
+
 fn orders() -> Vec<ToRank> {
     vec![
         ToRank::Load(Box::new(load_order())),
         ToRank::Start(start_order()),
         ToRank::Step(plan()),
+        ToRank::Masks(masks()),
         ToRank::FetchRows(vec![1, 3]),
         ToRank::Leave { group: 1 },
         ToRank::Ping(3),
@@ -115,7 +122,7 @@ fn orders() -> Vec<ToRank> {
 
 fn answers() -> Vec<FromRank> {
     let all = LogSumExp { max: 1.0, sum: 2.0 };
-    let row = RowSlice { all, rest: all, top: vec![(3, 1.0), (9, 0.5)], listed: vec![(2, 0.1)] };
+    let row = RowSlice { all, rest: all, top: vec![(3, 1.0), (9, 0.5)], likeliest: Vec::new(), listed: vec![(2, 0.1)] };
     let stages = vec![Stage { category: Category::Product, name: "QKV".into(), time: Duration::from_micros(3) }];
     let times = Some(StepTimes { whole: Duration::from_millis(1), stages });
     let report = LoadReport {

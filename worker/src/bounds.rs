@@ -2,10 +2,10 @@
 
 use nanoinfer_shared::{
     ModelShape,
-    protocol::{BLOCK_TOKENS, BlockId, SequenceStep, StepPlan, Wants},
+    protocol::{BLOCK_TOKENS, BlockId, SequenceStep, StepPlan, TokenMask, Wants},
 };
 
-use crate::{WorkerError, error::PlanFault};
+use crate::{WorkerError, error::PlanFault, runner::MaskSource};
 
 /// What a rank has buffers for.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +25,28 @@ impl Bounds {
     /// Says what does not fit.
     pub(crate) fn check(&self, plan: &StepPlan, shape: &ModelShape) -> Result<Vec<Vec<u32>>, WorkerError> {
         self.fits(plan, shape).map_err(|fault| WorkerError::Plan { step: plan.step, fault })
+    }
+
+    /// The masks of the plan's masked rows, over a slice of `width` tokens; waits for them, if there are such rows.
+    ///
+    /// # Errors
+    /// When they do not come, or are not theirs.
+    pub(crate) fn masks(
+        &self,
+        plan: &StepPlan,
+        masks: MaskSource<'_>,
+        width: usize,
+    ) -> Result<Vec<TokenMask>, WorkerError> {
+        let rows = plan.masked_rows();
+        if rows == 0 {
+            return Ok(Vec::new());
+        }
+        let masks = masks()?;
+        if masks.len() != rows || !masks.iter().all(|mask| mask.is_of(width)) {
+            let fault = PlanFault::Masks { masks: masks.len(), rows };
+            return Err(WorkerError::Plan { step: plan.step, fault });
+        }
+        Ok(masks)
     }
 
     fn fits(&self, plan: &StepPlan, shape: &ModelShape) -> Result<Vec<Vec<u32>>, PlanFault> {

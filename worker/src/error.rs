@@ -151,6 +151,16 @@ pub enum WorkerError {
         /// What is wrong with it.
         fault: PlanFault,
     },
+    /// Something else came where the masks of a step should.
+    #[error("rank {rank} got {got} while it waited for the masks of step {step}")]
+    Interrupted {
+        /// Who says so.
+        rank: usize,
+        /// The step.
+        step: u64,
+        /// What came.
+        got: &'static str,
+    },
 }
 
 impl WorkerError {
@@ -158,7 +168,7 @@ impl WorkerError {
     pub(crate) fn kind(&self) -> FailureKind {
         match self {
             Self::Comm(CommError::Setup { .. }) => FailureKind::Rank,
-            Self::Comm(_) => FailureKind::Peer,
+            Self::Comm(_) | Self::Interrupted { .. } => FailureKind::Peer,
             // Descriptors, memory or a disk that does not answer; a file that is not there is so for another too.
             Self::Checkpoint(CheckpointError::Open { source, .. })
                 if !matches!(source.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) =>
@@ -188,6 +198,14 @@ impl WorkerError {
 /// What is wrong with a step plan.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PlanFault {
+    /// Masks that are not those of its rows.
+    #[error("{masks} masks came for {rows} rows, or of another length than this rank's slice of the vocabulary")]
+    Masks {
+        /// How many came.
+        masks: usize,
+        /// How many rows are masked.
+        rows: usize,
+    },
     /// More tokens than the buffers hold.
     #[error("{tokens} tokens are more than the {limit} that this rank has buffers for")]
     TooManyTokens {

@@ -14,6 +14,7 @@ pub mod gpu_check;
 pub mod roofline;
 pub mod trace;
 
+mod answer;
 mod backend;
 mod bounds;
 mod element;

@@ -26,7 +26,7 @@ use nanoinfer_shared::{
     comm::{Abort, CommError, Communicator, Hosts, Local, Meeting, Shm, ShmSegment, Tcp, TcpListenerForPeers},
     handshake::Identity,
     link::{ControlLink, LinkError, Receiver, Sender},
-    protocol::{CommKind, Device, FailureKind, FromRank, LoadOrder, LoadReport, StartOrder, ToRank},
+    protocol::{CommKind, Device, FailureKind, FromRank, LoadOrder, LoadReport, StartOrder, ToRank, TokenMask},
 };
 
 use crate::{
@@ -253,14 +253,16 @@ impl Rank {
         };
         let loaded = self.load(&load).map_err(|error| self.report(error))?;
         let mut stage = Some(Stage::Loaded(loaded));
-        while let Ok(Ordered { order, abort }) = self.orders.recv() {
+        // What came while masks were waited for.
+        let mut held = None;
+        while let Some(Ordered { order, abort }) = held.take().or_else(|| self.orders.recv().ok()) {
             let step = if let ToRank::Step(plan) = &order { Some(plan.step) } else { None };
             let answer = match (order, &mut stage) {
                 (ToRank::Start(order), stage) => self.start(&load, &order, &abort, stage),
                 (ToRank::Leave { group }, _) => self.leave(group, &load),
                 (ToRank::Step(plan), Some(Stage::Running(runner))) => {
                     self.progress.begin(plan.step);
-                    runner.run(&plan).map(FromRank::Done)
+                    runner.run(&plan, &mut || self.masks(plan.step, &mut held)).map(FromRank::Done)
                 }
                 (ToRank::FetchRows(rows), Some(Stage::Running(runner))) => runner.fetch(&rows).map(FromRank::Rows),
                 (ToRank::Shutdown, _) => break,
@@ -292,6 +294,16 @@ impl Rank {
             drop(ManuallyDrop::into_inner(runner));
         }
         Ok(())
+    }
+
+    /// Waits for the masks of a step. What comes in their place is `held`: it is the next order.
+    fn masks(&self, step: u64, held: &mut Option<Ordered>) -> Result<Vec<TokenMask>, WorkerError> {
+        let got = match self.orders.recv() {
+            Ok(Ordered { order: ToRank::Masks(masks), .. }) if masks.step == step => return Ok(masks.rows),
+            Ok(ordered) => name_of(&held.insert(ordered).order),
+            Err(_) => "the end of the link",
+        };
+        Err(WorkerError::Interrupted { rank: self.identity.rank, step, got })
     }
 
     /// Loads this rank's share.
@@ -431,15 +443,20 @@ impl Rank {
     }
 
     fn out_of_turn(&self, expected: &'static str, got: &ToRank) -> WorkerError {
-        let got = match got {
-            ToRank::Load(_) => "Load",
-            ToRank::Start(_) => "Start",
-            ToRank::Step(_) => "Step",
-            ToRank::FetchRows(_) => "FetchRows",
-            ToRank::Leave { .. } => "Leave",
-            ToRank::Ping(_) => "Ping",
-            ToRank::Shutdown => "Shutdown",
-        };
-        WorkerError::OutOfTurn { rank: self.identity.rank, expected, got }
+        WorkerError::OutOfTurn { rank: self.identity.rank, expected, got: name_of(got) }
+    }
+}
+
+/// An order's name.
+fn name_of(order: &ToRank) -> &'static str {
+    match order {
+        ToRank::Load(_) => "Load",
+        ToRank::Start(_) => "Start",
+        ToRank::Step(_) => "Step",
+        ToRank::Masks(_) => "Masks",
+        ToRank::FetchRows(_) => "FetchRows",
+        ToRank::Leave { .. } => "Leave",
+        ToRank::Ping(_) => "Ping",
+        ToRank::Shutdown => "Shutdown",
     }
 }

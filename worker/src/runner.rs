@@ -6,7 +6,7 @@ use std::fs::File;
 
 use nanoinfer_shared::{
     comm::Communicator,
-    protocol::{LogitSlice, StepOutput, StepPlan, Wants},
+    protocol::{LogitSlice, StepOutput, StepPlan, TokenMask, Wants},
 };
 
 use crate::{WorkerError, trace::Trace};
@@ -37,11 +37,11 @@ pub(crate) trait Loaded {
 
 /// Runs steps.
 pub(crate) trait Runner {
-    /// Runs one step.
+    /// Runs one step. Asks for `masks` when all else is done, where rows are masked.
     ///
     /// # Errors
-    /// When the plan does not fit this rank, or a reduction or the device fails.
-    fn run(&mut self, plan: &StepPlan) -> Result<StepOutput, WorkerError>;
+    /// When the plan does not fit this rank, a reduction or the device fails, or no masks come.
+    fn run(&mut self, plan: &StepPlan, masks: MaskSource<'_>) -> Result<StepOutput, WorkerError>;
 
     /// Logits `[V_local]` of rows of the last step that asked for candidates.
     ///
@@ -61,6 +61,9 @@ pub(crate) trait Runner {
     /// When the device cannot.
     fn join_again(&mut self, link: Link) -> Result<(), WorkerError>;
 }
+
+/// Waits for the masks of a step's rows, of this rank's slice.
+pub(crate) type MaskSource<'a> = &'a mut dyn FnMut() -> Result<Vec<TokenMask>, WorkerError>;
 
 /// How partial sums reach the other ranks.
 pub(crate) enum Link {

@@ -17,7 +17,7 @@ use nanoinfer_shared::{
     link::{ControlLink, Socket},
     protocol::{
         BLOCK_TOKENS, CommKind, DType, FailureKind, FromRank, LoadOrder, LoadReport, LogSumExp, LogitSlice, OnHost,
-        Place, RowSlice, SequenceStep, StepOutput, StepPlan, StepTimes, ToRank, TokenId, Wants,
+        Place, RowSlice, SequenceStep, StepOutput, StepPlan, StepTimes, ToRank, TokenId, TokenMask, Wants,
     },
 };
 
@@ -131,23 +131,31 @@ pub(crate) fn logits(tokens: &[TokenId], vocab: Range<usize>) -> Vec<f32> {
 }
 
 /// What a rank answers to `wants` of a row, of which it holds `vocab`.
-pub(crate) fn slice(row: &[f32], vocab: Range<usize>, wants: &Wants) -> RowSlice {
-    let (count, temperature, listed_ids, apart) = match wants {
-        Wants::Targets { ids, top } => (*top, 1.0, ids, false),
-        Wants::Candidates { k, temperature, adjusted } => (*k, *temperature, adjusted, true),
+pub(crate) fn slice(row: &[f32], vocab: Range<usize>, wants: &Wants, mask: Option<&TokenMask>) -> RowSlice {
+    let (count, temperature, listed_ids, apart, told) = match wants {
+        Wants::Targets { ids, top } => (*top, 1.0, ids, false, 0),
+        Wants::Candidates { k, temperature, adjusted, masked } => {
+            assert_eq!(masked.is_some(), mask.is_some(), "masks are there for rows that are masked");
+            (*k, *temperature, adjusted, true, masked.unwrap_or(0))
+        }
     };
+    let is_left = |id: TokenId| mask.is_none_or(|mask| mask.allows(id as usize - vocab.start));
     let listed_here: Vec<TokenId> = listed_ids.iter().copied().filter(|&id| vocab.contains(&(id as usize))).collect();
     let of = |id: TokenId| (id, row[id as usize]);
-    let mut rest: Vec<(TokenId, f32)> =
-        vocab.clone().map(|id| id as TokenId).filter(|id| !(apart && listed_here.contains(id))).map(of).collect();
+    let is_rest = |&id: &TokenId| is_left(id) && !(apart && listed_here.contains(&id));
+    let rest: Vec<(TokenId, f32)> = vocab.clone().map(|id| id as TokenId).filter(is_rest).map(of).collect();
     let rest_sum = log_sum_exp(rest.iter().map(|&(_, logit)| logit), temperature);
-    // −0 ties with 0.
-    rest.sort_by(|a, b| (b.1 + 0.0).total_cmp(&(a.1 + 0.0)).then(a.0.cmp(&b.0)));
-    rest.truncate(count as usize);
+    let highest = |mut of: Vec<(TokenId, f32)>, count: u32| {
+        // −0 ties with 0.
+        of.sort_by(|a, b| (b.1 + 0.0).total_cmp(&(a.1 + 0.0)).then(a.0.cmp(&b.0)));
+        of.truncate(count as usize);
+        of
+    };
     RowSlice {
+        likeliest: highest(vocab.clone().map(|id| of(id as TokenId)).collect(), told),
         all: log_sum_exp(row[vocab].iter().copied(), 1.0),
         rest: rest_sum,
-        top: rest,
+        top: highest(rest, count),
         listed: listed_here.into_iter().map(of).collect(),
     }
 }
@@ -167,7 +175,7 @@ pub(crate) type Pool = Arc<Mutex<(Vec<[u64; BLOCK_TOKENS]>, bool)>>;
 /// One rank: what it holds of the vocabulary and of the KV pool.
 #[derive(Debug)]
 pub(crate) struct FakeRank {
-    vocab: Range<usize>,
+    pub(crate) vocab: Range<usize>,
     pool: Pool,
     max_tokens: usize,
     /// Whole rows of the last step.
@@ -239,8 +247,16 @@ impl FakeRank {
                     if let Some(permits) = &behaviour.permits {
                         let _ = permits.recv();
                     }
-                    FromRank::Done(self.step(&plan))
+                    let masks = match plan.masked_rows() {
+                        0 => Vec::new(),
+                        _ => match masks(&mut link, plan.step) {
+                            Some(masks) => masks,
+                            None => return,
+                        },
+                    };
+                    FromRank::Done(self.step(&plan, &masks))
                 }
+                ToRank::Masks(_) => panic!("masks without a step"),
                 ToRank::FetchRows(rows) => FromRank::Rows(self.fetch(&rows)),
                 ToRank::Ping(_) if behaviour.closes_when_pinged => return,
                 ToRank::Ping(count) => FromRank::Pong { count, place: Place::default() },
@@ -274,8 +290,8 @@ impl FakeRank {
         match order {
             // What comes from before it leaves is passed over.
             ToRank::Leave { .. } => None,
-            ToRank::Step(plan) if kind.is_multiple_of(2) => {
-                let mut output = self.step(&plan);
+            ToRank::Step(plan) if kind.is_multiple_of(2) && plan.masked_rows() == 0 => {
+                let mut output = self.step(&plan, &[]);
                 let (row, first) = (output.rows.first_mut()?, self.vocab.start as TokenId);
                 match kind % 3 {
                     0 => row.top = vec![(TokenId::MAX, 1.0)],
@@ -298,8 +314,10 @@ impl FakeRank {
         rows.iter().map(|&row| self.last_rows[row as usize][self.vocab.clone()].to_vec().into()).collect()
     }
 
-    /// Takes a step.
-    pub(crate) fn step(&mut self, plan: &StepPlan) -> StepOutput {
+    /// Takes a step, with the masks of its masked rows.
+    pub(crate) fn step(&mut self, plan: &StepPlan, masks: &[TokenMask]) -> StepOutput {
+        assert_eq!(masks.len(), plan.masked_rows());
+        let mut masks = masks.iter();
         let tokens: usize = plan.sequences.iter().map(|sequence| sequence.tokens.len()).sum();
         assert!((1..=self.max_tokens).contains(&tokens), "{tokens} tokens in a step");
         let times = StepTimes { whole: Duration::from_millis(1), stages: Vec::new() };
@@ -316,7 +334,8 @@ impl FakeRank {
             for request in &sequence.outputs {
                 let entries = self.read(sequence, sequence.start as usize + request.row as usize + 1);
                 let whole = logits_of(&entries, 0..150);
-                output.rows.push(slice(&whole, self.vocab.clone(), &request.wants));
+                let mask = if request.wants.is_masked() { masks.next() } else { None };
+                output.rows.push(slice(&whole, self.vocab.clone(), &request.wants, mask));
                 self.last_rows.push(whole);
             }
         }
@@ -344,6 +363,19 @@ impl FakeRank {
     }
 }
 
+/// The masks of a step, once they come; none where something else does, but for heartbeats.
+fn masks(link: &mut ControlLink<FromRank, ToRank>, step: u64) -> Option<Vec<TokenMask>> {
+    loop {
+        match link.receiver.receive() {
+            Ok(ToRank::Masks(masks)) if masks.step == step => return Some(masks.rows),
+            Ok(ToRank::Ping(count)) => {
+                link.sender.send(FromRank::Pong { count, place: Place::default() }).ok()?;
+            }
+            _ => return None,
+        }
+    }
+}
+
 /// Bytes that a link takes for no message as soon as they are there.
 fn noise(kind: u64) -> Vec<u8> {
     let bytes = mix(kind).to_le_bytes();
@@ -358,7 +390,8 @@ fn noise(kind: u64) -> Vec<u8> {
     }
 }
 
-/// Forces tokens now and then, up to a block and a half: which and when is a hash of the answer.
+/// Forces tokens now and then, up to a block and a half, and lets but a third of them come in others: which and when is a hash of the
+/// answer.
 #[derive(Clone, Debug)]
 pub(crate) struct Forcing(pub(crate) u64);
 
@@ -368,6 +401,22 @@ impl Next for Forcing {
         // What is forced forces too: any oftener, and most answers would be.
         let count = if self.0.is_multiple_of(16) { 1 + (self.0 >> 8) % 24 } else { 0 };
         (0..count).map(|i| (mix(self.0 ^ i << 32) % 150) as TokenId).collect()
+    }
+
+    fn is_masking(&self) -> bool {
+        self.0 % 5 < 2
+    }
+
+    fn mask(&mut self) -> Result<TokenMask, String> {
+        let allowed = |&id: &TokenId| mix(self.0 ^ u64::from(id) << 20).is_multiple_of(3);
+        match self.0 % 1009 {
+            0 => Err("a fake grammar was told to be stuck".into()),
+            _ => Ok((0..150).filter(allowed).collect()),
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.0 % 211 == 1
     }
 
     fn boxed(&self) -> Box<dyn Next> {

@@ -285,12 +285,12 @@ impl Events {
     fn note(&mut self, event: Option<Event>) -> Option<Event> {
         match &event {
             Some(Event::Finished(reason)) => self.end.ending = Some((*reason).into()),
-            Some(Event::Failed(_)) => self.end.ending = Some(Ending::Error),
+            Some(Event::Stuck(_) | Event::Failed(_)) => self.end.ending = Some(Ending::Error),
             // The engine has gone.
             None if !self.over => self.end.ending = Some(Ending::Error),
             Some(Event::Prompt(_) | Event::Token { .. }) | None => {}
         }
-        self.over |= matches!(event, Some(Event::Finished(_) | Event::Failed(_)));
+        self.over |= matches!(event, Some(Event::Finished(_) | Event::Stuck(_) | Event::Failed(_)));
         event
     }
 }

@@ -87,6 +87,8 @@ metrics! {
     generation_tokens: Counter = Counter::default(), "Tokens generated";
     pub sampling_seconds: Counter<f64, AtomicU64> = Counter::default(),
         "Seconds between steps in which tokens were drawn from the ranks' answers";
+    pub mask_seconds: Counter<f64, AtomicU64> = Counter::default(),
+        "Seconds in which masks of grammars were computed, while the ranks computed what they are for";
     pub rows_fetched: Counter = Counter::default(),
         "Draws that took the whole row of logits, as the candidates did not decide";
     pub rank_answer_bytes: Counter = Counter::default(),
@@ -243,6 +245,7 @@ mod tests {
         metrics.set_blocks(8, 6, 0);
         metrics.prefix_cache_hits.inc_by(32);
         metrics.sampling_seconds.inc_by(1.5);
+        metrics.mask_seconds.inc_by(0.25);
         metrics.rows_fetched.inc_by(3);
         metrics.rank_answer_bytes.inc_by(4096);
         let mut meter = SequenceMeter::new(metrics.clone(), 5);
@@ -263,6 +266,7 @@ mod tests {
             "nanoinfer_prefix_cache_hits_total 32",
             "nanoinfer_scheduler_invariants_hold 1",
             "nanoinfer_sampling_seconds_total 1.5",
+            "nanoinfer_mask_seconds_total 0.25",
             "nanoinfer_rows_fetched_total 3",
             "nanoinfer_rank_answer_bytes_total 4096",
             "nanoinfer_num_preemptions_total 0",

@@ -27,7 +27,7 @@ use std::{
 
 use nanoinfer_shared::{
     link::LinkError,
-    protocol::{FromRank, LoadReport, LogitSlice, StepOutput, StepPlan, ToRank},
+    protocol::{FromRank, LoadReport, LogitSlice, Masks, StepOutput, StepPlan, ToRank, TokenMask},
 };
 
 use self::{
@@ -60,6 +60,8 @@ const MAX_FETCHED_ROWS: usize = 64;
 pub(crate) trait Ranks {
     /// Starts a step on all ranks.
     fn begin_step(&mut self, plan: &StepPlan) -> Result<(), RanksError>;
+    /// Says which tokens may come in its masked rows, in their order: over the whole vocabulary.
+    fn send_masks(&mut self, masks: &[TokenMask]) -> Result<(), RanksError>;
     /// Waits for the step that was started: the ranks' slices in rank order.
     fn finish_step(&mut self) -> Result<Vec<StepOutput>, RanksError>;
     /// The raw logits of rows of the last step: for each rank its slices of them.
@@ -198,6 +200,12 @@ impl Ranks for LinkedRanks {
     fn begin_step(&mut self, plan: &StepPlan) -> Result<(), RanksError> {
         self.step.clone_from(plan);
         self.send(&self.all(), |_| ToRank::Step(plan.clone()))
+    }
+
+    fn send_masks(&mut self, masks: &[TokenMask]) -> Result<(), RanksError> {
+        let (step, partition) = (self.step.step, &self.config.partition);
+        let of_rank = |rank| masks.iter().map(|mask| mask.slice(&partition.share(rank).vocab)).collect();
+        self.send(&self.all(), |rank| ToRank::Masks(Masks { step, rows: of_rank(rank) }))
     }
 
     fn finish_step(&mut self) -> Result<Vec<StepOutput>, RanksError> {

@@ -27,7 +27,7 @@ pub struct Request {
     pub prompt_index: u32,
     /// Which choice of that prompt; part of the key of its random draws.
     pub choice: u32,
-    /// Forces tokens on it.
+    /// Forces tokens on it, and says which may come.
     pub next: Option<Box<dyn Next>>,
 }
 
@@ -79,7 +79,7 @@ pub struct PromptLogprobs {
 
 /// How tokens are drawn, which of them end the text, and what is told of them.
 ///
-/// The chain of logits processors, in the order in which it is applied: what may come at all, bias, repetition, presence and
+/// The chain of logits processors, in the order in which it is applied: what may come at all (by a grammar and by list), bias, repetition, presence and
 /// frequency penalties, temperature, top-k, top-p, min-p, typical-p. Neutral values switch a processor off.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParams {
@@ -246,7 +246,7 @@ fn ascending(ids: impl IntoIterator<Item = TokenId>) -> Vec<TokenId> {
     ids
 }
 
-/// What the engine reports of one sequence, in order: at most one `Prompt`, then `Token`s, then one of the last two.
+/// What the engine reports of one sequence, in order: at most one `Prompt`, then `Token`s, then one of the last three.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// Log-probabilities of the prompt: one entry per token, none for the first.
@@ -264,6 +264,8 @@ pub enum Event {
     },
     /// Nothing follows.
     Finished(FinishReason),
+    /// Nothing that the request lets come could follow what there is; nothing follows.
+    Stuck(String),
     /// The cluster failed; nothing follows.
     Failed(String),
 }
@@ -271,7 +273,7 @@ pub enum Event {
 /// Why a sequence ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FinishReason {
-    /// End of text, a stop token, or (found by the text layer) a stop string.
+    /// End of text, a stop token, nothing that could follow, or (found by the text layer) a stop string.
     Stop,
     /// `max_tokens`, or the wall of `n_positions`.
     Length,

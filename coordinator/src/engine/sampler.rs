@@ -24,7 +24,7 @@ mod ranked;
 
 use nanoinfer_shared::{
     ModelShape,
-    protocol::{LogSumExp, RowSlice, TokenId, Wants},
+    protocol::{LogSumExp, RowSlice, TokenId, TokenMask, Wants},
 };
 
 pub(crate) use self::row_drawer::{RowDraw, RowDrawer};
@@ -62,6 +62,9 @@ pub(crate) struct Draw {
     uniform: f64,
     logprobs: Option<u32>,
     explain: bool,
+    /// Why it cannot be, where a mask was to come.
+    stuck: Option<String>,
+    masked: bool,
 }
 
 /// One token of a sequence.
@@ -92,6 +95,8 @@ impl Draw {
             uniform: 0.0,
             logprobs: sampling.logprobs,
             explain: sampling.explain,
+            stuck: None,
+            masked: request.next.as_ref().is_some_and(|next| next.is_masking()),
         };
         if sampling.temperature >= MIN_TEMPERATURE {
             let uniform = random::uniform(sampling.seed, request.prompt_index, request.choice, tokens.len() as u32);
@@ -108,7 +113,32 @@ impl Draw {
             k: self.candidates() as u32,
             temperature: self.temperature,
             adjusted: self.adjustments.named(),
+            masked: self.masked.then(|| self.told().unwrap_or(0) as u32),
         }
+    }
+
+    /// Whether only some tokens may come, which are said later.
+    pub(crate) fn is_masked(&self) -> bool {
+        self.masked
+    }
+
+    /// Says which, or why there are none.
+    pub(crate) fn set_mask(&mut self, mask: Result<TokenMask, String>) {
+        match mask {
+            Ok(mask) => self.adjustments.mask = Some(mask),
+            Err(reason) => self.stuck = Some(reason),
+        }
+    }
+
+    /// Why nothing can be drawn, where that is known before the ranks answer.
+    pub(crate) fn stuck(&self) -> Option<&str> {
+        self.stuck.as_deref()
+    }
+
+    /// What is said where nothing is left to draw.
+    pub(crate) fn nothing_left(&self) -> String {
+        let left = self.adjustments.unmasked();
+        format!("the grammar leaves {left} tokens to come next, and the request's other fields leave none of them")
     }
 
     /// The token, if the ranks' candidates decide it. `slices` are in rank order.
@@ -126,7 +156,8 @@ impl Draw {
             // All that may come was named.
             known.clear();
         }
-        let complete = selective || known.len() + adjusted.len() == self.adjustments.vocab_size;
+        adjusted.retain(|token| self.adjustments.is_unmasked(token.id()));
+        let complete = selective || known.len() + adjusted.len() == self.adjustments.unmasked();
         if !complete {
             // Only what comes before the last candidate has a known place: anything may stand between that and what
             // follows.
@@ -143,19 +174,23 @@ impl Draw {
         Some(self.drawn(id, raw, slices, || (self.left(self.known(&known, complete, normaliser)), normaliser)))
     }
 
-    /// The token, from the raw logits of the whole vocabulary, in slices of ranks.
-    fn by_row(&self, slices: &[&RowSlice], row: &[&[f32]], scratch: &mut RowScratch) -> Drawn {
+    /// The token, from the raw logits of the whole vocabulary, in slices of ranks; `None` where a grammar and the request's other
+    /// fields leave none.
+    fn by_row(&self, slices: &[&RowSlice], row: &[&[f32]], scratch: &mut RowScratch) -> Option<Drawn> {
         let RowScratch { logits, masses } = scratch;
         self.adjust(row, logits);
         let drawn = masses.draw(logits, self.temperature, &self.filters, self.uniform);
+        if drawn.is_none() && self.masked {
+            return None;
+        }
         // Where nothing may come, something is drawn all the same.
         let id = drawn.unwrap_or_else(|| self.adjustments.in_need());
         let raw = row.iter().flat_map(|slice| slice.iter()).nth(id as usize);
         let raw = *raw.expect("the token is one of the row's");
-        self.drawn(id, raw, slices, || match drawn {
+        Some(self.drawn(id, raw, slices, || match drawn {
             Some(_) => (masses.left(logits), masses.normaliser),
             None => (vec![Left::NOTHING; self.filters.len()], f64::NEG_INFINITY),
-        })
+        }))
     }
 
     /// Gathers `row` in `logits`, after penalties and biases.
@@ -176,8 +211,13 @@ impl Draw {
             Some(Filter::TopK(_) | Filter::Typical(_)) => 1,
             _ => OPEN_CANDIDATES,
         };
-        let for_explanation = if self.explain { ALTERNATIVES } else { 0 };
-        for_draw.max(for_explanation).max(self.logprobs.unwrap_or(0) as usize)
+        for_draw.max(self.told().unwrap_or(0))
+    }
+
+    /// How many of the most likely are told of beside the one drawn.
+    fn told(&self) -> Option<usize> {
+        let for_explanation = self.explain.then_some(ALTERNATIVES);
+        for_explanation.max(self.logprobs.map(|top| top as usize))
     }
 
     /// `ln Σ exp(logit / temperature)` over all that may come, as the ranks named it and summed up the rest.

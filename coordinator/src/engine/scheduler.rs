@@ -274,6 +274,11 @@ impl Scheduler {
         &mut self.running[at]
     }
 
+    /// The same, if it was not taken out since.
+    pub(crate) fn find_mut(&mut self, ticket: Ticket) -> Option<&mut Sequence> {
+        self.position(ticket).map(|at| &mut self.running[at])
+    }
+
     /// Takes out a sequence of the last step and frees its blocks.
     pub(crate) fn remove(&mut self, ticket: Ticket) -> Sequence {
         let at = self.running_at(ticket);

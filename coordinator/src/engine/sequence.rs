@@ -213,7 +213,8 @@ impl Sequence {
         let generated = self.generated();
         let ends = |id: &TokenId| !sampling.ignore_eos && eos_token_ids.contains(id);
         let stops = |id: &TokenId| sampling.stop_token_ids.contains(*id) || ends(id);
-        if generated.last().is_some_and(stops) {
+        let is_whole = self.request.next.as_ref().is_some_and(|next| next.is_over());
+        if is_whole || generated.last().is_some_and(stops) {
             return Some(FinishReason::Stop);
         }
         // A request that generates nothing is over once its prompt is computed.

@@ -22,7 +22,7 @@ use std::{
 
 use nanoinfer_shared::{
     link::LinkError,
-    protocol::{FailureKind, LogitSlice, StepPlan},
+    protocol::{FailureKind, LogitSlice, StepPlan, TokenMask},
 };
 
 use self::world::{Dice, Happening, POISON, POISONED, REQUESTS, World, a_request, received};
@@ -143,6 +143,7 @@ struct SimulatedRanks {
     slow: (usize, u64),
     deaths: Deaths,
     under_way: Option<StepPlan>,
+    masks: Vec<TokenMask>,
     /// Sequences of the last step that was begun.
     width: usize,
 }
@@ -187,6 +188,12 @@ impl Ranks for SimulatedRanks {
         Ok(())
     }
 
+    fn send_masks(&mut self, masks: &[TokenMask]) -> Result<(), RanksError> {
+        self.chance(self.width)?;
+        self.masks = masks.to_vec();
+        Ok(())
+    }
+
     fn finish_step(&mut self) -> Result<Vec<StepOutput>, RanksError> {
         let plan = self.under_way.take().expect("a step was begun");
         let tokens: usize = plan.sequences.iter().map(|sequence| sequence.tokens.len()).sum();
@@ -216,7 +223,12 @@ impl Ranks for SimulatedRanks {
             self.leave_half_done(&plan);
             return Err(error);
         }
-        Ok(self.ranks.iter_mut().map(|rank| rank.step(&plan)).collect())
+        let masks = std::mem::take(&mut self.masks);
+        let step = |rank: &mut FakeRank| {
+            let masks: Vec<TokenMask> = masks.iter().map(|mask| mask.slice(&rank.vocab)).collect();
+            rank.step(&plan, &masks)
+        };
+        Ok(self.ranks.iter_mut().map(step).collect())
     }
 
     fn fetch_rows(&mut self, rows: &[u32]) -> Result<Vec<Vec<LogitSlice>>, RanksError> {
@@ -233,7 +245,7 @@ impl Ranks for SimulatedRanks {
         if let RanksError::Failed { .. } = loss {
             return Err(loss);
         }
-        self.under_way = None;
+        (self.under_way, self.masks) = (None, Vec::new());
         self.deaths.recovered += 1;
         let world = &mut *self.world.borrow_mut();
         let (takes_us, keeps) = (world.dice.roll(100, 20_000), world.dice.percent(60));
@@ -325,7 +337,16 @@ impl Day {
             digest: DefaultHasher::new(),
         }));
         let solo = !config.prefix_cache && config.load.max_seqs == 1 && config.load.max_batched_tokens == 96;
-        let ranks = SimulatedRanks { world: world.clone(), solo, ranks, slow, deaths, under_way: None, width: 0 };
+        let ranks = SimulatedRanks {
+            world: world.clone(),
+            solo,
+            ranks,
+            slow,
+            deaths,
+            under_way: None,
+            masks: Vec::new(),
+            width: 0,
+        };
         Self { engine: Engine::new(config, kv_blocks, ranks, commands, &to_engine), world, ranks: world_size, room }
     }
 

@@ -18,7 +18,7 @@ use super::quote::short;
 use crate::{
     handle::SubmitError,
     metrics::Metrics,
-    text::{GenerateError, generate_error::MAX_SEQUENCES},
+    text::{GenerateError, GrammarError, generate_error::MAX_SEQUENCES},
 };
 
 /// Seconds after which a client may try again when the queue is full.
@@ -205,6 +205,8 @@ impl From<GenerateError> for Failure {
             Error::TooManySequences { .. } => {
                 Self::at("n", message).with_hint(format!("split the request into parts of {MAX_SEQUENCES}"))
             }
+            Error::Grammar(GrammarError { field, .. }) => Self::at(field, message).with_code("unsupported"),
+            Error::Stuck { .. } => Self::new(StatusCode::BAD_REQUEST, message).with_code("stuck"),
             Error::Template { .. } => Self::at("messages", message),
             Error::Submit(SubmitError::QueueFull { .. } | SubmitError::QueueTokensFull { .. }) => {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, message).with_code("queue_full")

@@ -1,12 +1,13 @@
 //! The outside: HTTP routes of three dialects over one [`TextEngine`].
 //!
 //! Reading order: this router; [`operate`] lets requests in; [`body`], [`fields`] (with [`json`]) and [`messages`] read them,
-//! [`unbuilt`] refuses what would change an answer; [`sampling`] turns them into a `GenerateRequest`; the dialects, [`openai`],
+//! [`constraint`] what an answer must be, [`unbuilt`] refuses what would change an answer; [`sampling`] turns them into a `GenerateRequest`; the dialects, [`openai`],
 //! [`ollama`] and the [`short`] form, answer, whole or through [`writer`]; [`page`] is for browsers; [`error`] alone
 //! decides statuses. Nothing here knows token ids' meaning, scheduling or ranks.
 
 mod app;
 mod body;
+mod constraint;
 mod error;
 mod explain;
 mod fields;

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{
-    App, Fields,
+    App, Fields, constraint,
     error::{Failure, Form},
     explain::Explained,
     model_name,
@@ -70,10 +70,12 @@ async fn answer(app: &App, mut fields: Fields, prompts: Vec<Prompt>, asked: Aske
     let timeout = sampling::timeout(&mut fields)?;
     let sampling = sampling::openai(&mut fields, &sampling::SHORT_FORM, &text.defaults)?;
     let calculator = sampling::calculator(&mut fields, text)?;
+    let constraint = constraint::short_form(&mut fields)?;
     let request = GenerateRequest {
         prompts,
         stop,
         calculator,
+        constraint,
         timeout,
         client: fields.client,
         max_memory: app.max_request_memory,

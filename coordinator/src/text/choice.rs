@@ -182,6 +182,10 @@ impl Stream for Choice {
                     this.token(GeneratedToken { id, forced, logprobs, explanation })
                 }
                 Some(Event::Finished(reason)) => Some(this.end(reason)),
+                Some(Event::Stuck(reason)) => {
+                    this.events = None;
+                    return Poll::Ready(Some(Err(GenerateError::Stuck { reason })));
+                }
                 Some(Event::Failed(reason)) => return Poll::Ready(Some(Err(this.fail(reason)))),
                 None => return Poll::Ready(Some(Err(this.fail("the engine has ended".into())))),
             };

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use nanoinfer_shared::protocol::TokenId;
 
-use super::EncodeError;
+use super::{EncodeError, GrammarError};
 use crate::engine::handle::SubmitError;
 
 /// Most sequences that one request may ask for: prompts times choices.
@@ -92,6 +92,15 @@ pub enum GenerateError {
     #[error("the model's chat template refuses these messages: {reason}")]
     Template {
         /// What it says.
+        reason: String,
+    },
+    /// What the answer must be is not understood, or not supported.
+    #[error(transparent)]
+    Grammar(#[from] GrammarError),
+    /// Nothing that the request lets come can follow what there is.
+    #[error("the answer cannot go on: {reason}")]
+    Stuck {
+        /// The engine's words.
         reason: String,
     },
     /// The engine did not take it.

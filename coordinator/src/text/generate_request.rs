@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{KeepLast, MaxTokens, Prompt};
+use super::{Constraint, KeepLast, MaxTokens, Prompt};
 use crate::engine::request::{Client, SamplingParams};
 
 /// What to generate.
@@ -28,6 +28,8 @@ pub struct GenerateRequest {
     pub skip_special_tokens: bool,
     /// Whether what the model wants to have calculated is, where it has a calculator.
     pub calculator: bool,
+    /// What the answer must be.
+    pub constraint: Option<Constraint>,
     /// Give up after this long.
     pub timeout: Option<Duration>,
     /// Who asks.
@@ -52,6 +54,7 @@ impl GenerateRequest {
             include_stop: false,
             skip_special_tokens: true,
             calculator: true,
+            constraint: None,
             timeout: None,
             client: Client::Local,
             cache_salt: None,

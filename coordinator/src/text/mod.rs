@@ -1,7 +1,7 @@
 //! Between strings and token ids: tokenizer, chat template, streaming text, and the generation of whole answers.
 //!
 //! Reading order: [`tokenizer`], [`detokenizer`] and [`stop`] turn ids into text and back; [`chat`] turns messages into a
-//! prompt; [`prompt`] decides what fits; [`calculator`] forces results on an answer; [`text_engine`] runs a [`generate_request`] through the engine as a [`generation`]. Nothing here knows HTTP.
+//! prompt; [`prompt`] decides what fits; [`calculator`] forces results on an answer, and a [`grammar`] says what it may be; [`text_engine`] runs a [`generate_request`] through the engine as a [`generation`]. Nothing here knows HTTP.
 
 pub(crate) mod answer_memory;
 mod bad_words;
@@ -17,6 +17,7 @@ mod files;
 pub mod generate_error;
 pub mod generate_request;
 pub mod generation;
+pub mod grammar;
 mod jinja;
 mod model_text;
 pub mod prompt;
@@ -37,6 +38,7 @@ pub use self::{
     generate_error::GenerateError,
     generate_request::GenerateRequest,
     generation::Generation,
+    grammar::{Constraint, Grammar, GrammarError},
     model_text::ModelText,
     prompt::{KeepLast, MaxTokens, Prompt, Room},
     stop::StopFinder,

@@ -8,11 +8,12 @@ use std::sync::Arc;
 use nanoinfer_shared::protocol::TokenId;
 
 use super::{
-    GenerateError, GenerateRequest, Generation, ModelText, Prompt, StopFinder, answer_memory, bad_words,
+    GenerateError, GenerateRequest, Generation, GrammarError, ModelText, Prompt, StopFinder, answer_memory, bad_words,
     calculator::Calculator,
     chat::Ending,
     choice::{Choice, ChoiceFormat},
     generate_error::{MAX_SEQUENCES, check_tokens},
+    grammar::{Follower, Grammars},
     prompt::{PreparedPrompt, Room},
 };
 use crate::{
@@ -43,6 +44,7 @@ pub struct TextEngine {
     mask: LogitBias,
     /// Places for texts that are being encoded.
     encoders: OffRuntime,
+    grammars: Arc<Grammars>,
 }
 
 impl TextEngine {
@@ -57,7 +59,7 @@ impl TextEngine {
         };
         let mask = masked.iter().map(|&id| (id, NEVER)).collect();
         let encoders = OffRuntime::new(off_runtime::cores());
-        Self { handle, text, card, mask, encoders }
+        Self { handle, text, card, mask, encoders, grammars: Arc::default() }
     }
 
     /// What clients are told of the model.
@@ -100,7 +102,7 @@ impl TextEngine {
         let deadline = request.timeout.map(|timeout| (Box::pin(tokio::time::sleep(timeout)), timeout));
         let format = Arc::new(self.choice_format(&request));
         let (timeout, prepared) = (request.timeout, self.prepare(&mut request));
-        let prompts = match timeout {
+        let (prompts, follower) = match timeout {
             Some(timeout) => {
                 let late = |_| GenerateError::Deadline { timeout };
                 tokio::time::timeout(timeout, prepared).await.map_err(late)??
@@ -110,14 +112,28 @@ impl TextEngine {
         answer_memory::check(&request, &prompts, self.card.partition.world())?;
 
         let indices = 0..prompts.len() * request.n;
-        let sequences = indices.map(|index| self.sequence(&request, &prompts, index)).collect();
+        let sequences = indices.map(|index| self.sequence(&request, &prompts, follower.as_ref(), index)).collect();
         let events = self.handle.submit_in(place, request.client, sequences)?;
         let choice = |(index, events)| Choice::new(index, events, &prompts[index / request.n], format.clone());
         let choices: Vec<_> = events.into_iter().enumerate().map(choice).collect();
         Ok(Generation::new(prompts, choices, deadline))
     }
 
-    async fn prepare(&self, request: &mut GenerateRequest) -> Result<Vec<PreparedPrompt>, GenerateError> {
+    async fn prepare(
+        &self,
+        request: &mut GenerateRequest,
+    ) -> Result<(Vec<PreparedPrompt>, Option<Follower>), GenerateError> {
+        let follower = match request.constraint.take() {
+            Some(constraint) => {
+                let (grammars, text, ends) = (self.grammars.clone(), self.text.clone(), self.ends());
+                let compile = move |_: &ModelText| {
+                    let compiled = grammars.compile(&text, &ends, &constraint)?;
+                    Ok::<_, GrammarError>(Follower::new(text, &compiled))
+                };
+                Some(self.encode(compile).await??)
+            }
+            None => None,
+        };
         if !request.bad_words.is_empty() {
             let words = std::mem::take(&mut request.bad_words);
             let encode = move |text: &ModelText| bad_words::encode(&text.tokenizer, &words);
@@ -126,7 +142,8 @@ impl TextEngine {
         let prompts = std::mem::take(&mut request.prompts);
         let room = Room { wall: self.card.shape.context, max: request.max_tokens, keep_last: request.keep_last };
         let prepare = move |text: &ModelText| prompts.into_iter().map(|prompt| prompt.prepare(text, room)).collect();
-        self.encode(prepare).await?
+        let prompts: Result<_, GenerateError> = self.encode(prepare).await?;
+        Ok((prompts?, follower))
     }
 
     /// Runs `work`, which encodes text, where it holds up nobody: a long text takes a second, and 150 times its size in memory.
@@ -148,7 +165,9 @@ impl TextEngine {
             Prompt::Chat { layout, .. } => Some(layout),
             _ => None,
         });
-        let of_format = if chat.is_some() { self.text.chat.stops() } else { &[] };
+        // What must be whole has its own end.
+        let is_free = request.constraint.is_none();
+        let of_format = if chat.is_some() && is_free { self.text.chat.stops() } else { &[] };
         let of_format = of_format.iter().map(|&stop| stop.to_owned());
         let stop =
             StopFinder::default().with(of_format, false).with(request.stop.iter().cloned(), request.include_stop);
@@ -159,18 +178,20 @@ impl TextEngine {
             text: self.text.clone(),
             stop,
             min_tokens: request.sampling.min_tokens,
-            hidden: if shows_eos { Vec::new() } else { self.eos_token_ids().collect() },
+            hidden: if shows_eos { Vec::new() } else { self.ends() },
             hides_special: request.skip_special_tokens,
             calculator: self.text.calculator.filter(|_| told_apart),
             // What continues a text may begin with white space.
-            trim_start: chat.is_some_and(|layout| layout.ending == Ending::NewTurn) && self.text.chat.trims_reply,
+            trim_start: is_free
+                && chat.is_some_and(|layout| layout.ending == Ending::NewTurn)
+                && self.text.chat.trims_reply,
         }
     }
 
     /// Tokens that end a text, as config.json, generation_config.json and the tokenizer say.
-    fn eos_token_ids(&self) -> impl Iterator<Item = TokenId> {
+    fn ends(&self) -> Vec<TokenId> {
         let eos = self.text.tokenizer.eos().map(|(_, id)| id);
-        self.card.shape.eos_token_ids.iter().chain(&self.text.defaults.eos_token_ids).copied().chain(eos)
+        self.card.shape.eos_token_ids.iter().chain(&self.text.defaults.eos_token_ids).copied().chain(eos).collect()
     }
 
     /// Adds what holds for every request of this model, once for all of its sequences.
@@ -180,15 +201,26 @@ impl TextEngine {
         if !*ignore_eos {
             // The engine knows the ids of config.json.
             let known = &self.card.shape.eos_token_ids;
-            let ends = self.eos_token_ids().filter(|id| !known.contains(id));
+            let ends = self.ends().into_iter().filter(|id| !known.contains(id));
             *stops = stops.iter().copied().chain(ends).collect();
         }
     }
 
     /// The sequence of one choice: `index` is prompt index times `n` plus choice.
-    fn sequence(&self, request: &GenerateRequest, prompts: &[PreparedPrompt], index: usize) -> Request {
+    fn sequence(
+        &self,
+        request: &GenerateRequest,
+        prompts: &[PreparedPrompt],
+        follower: Option<&Follower>,
+        index: usize,
+    ) -> Request {
         let prompt = &prompts[index / request.n];
         let marks = self.text.calculator.filter(|_| request.calculator);
+        // A grammar leaves no special token to ask a calculator with.
+        let next: Option<Box<dyn Next>> = match follower {
+            Some(follower) => Some(Box::new(follower.at(prompt.thinking))),
+            None => marks.map(|marks| -> Box<dyn Next> { Box::new(Calculator::new(self.text.clone(), marks)) }),
+        };
         Request {
             prompt: prompt.ids.clone(),
             max_tokens: prompt.max_tokens,
@@ -196,7 +228,7 @@ impl TextEngine {
             cache_salt: request.cache_salt.clone(),
             prompt_index: (index / request.n) as u32,
             choice: (index % request.n) as u32,
-            next: marks.map(|marks| -> Box<dyn Next> { Box::new(Calculator::new(self.text.clone(), marks)) }),
+            next,
         }
     }
 }

@@ -11,8 +11,8 @@ use std::mem;
 
 use super::stop::overlap;
 
-const OPEN: &str = "<think>";
-const CLOSE: &str = "</think>";
+pub(super) const OPEN: &str = "<think>";
+pub(super) const CLOSE: &str = "</think>";
 
 /// Where in the format a text goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -76,10 +76,12 @@ impl Category {
 pub struct RowSlice {
     /// `ln Σ exp(logit)` over the whole slice.
     pub all: LogSumExp,
-    /// `ln Σ exp(logit / temperature)` over the ids of the slice that are not adjusted.
+    /// `ln Σ exp(logit / temperature)` over the ids of the slice that are not adjusted, nor left out by a mask.
     pub rest: LogSumExp,
-    /// Highest logits, descending, the lower id first on ties; without the adjusted ids.
+    /// Highest logits, descending, the lower id first on ties; without the adjusted ids, and those that a mask leaves out.
     pub top: Vec<(TokenId, f32)>,
+    /// Highest logits of the whole slice, where a mask leaves some out.
+    pub likeliest: Vec<(TokenId, f32)>,
     /// Raw logits of the targets or adjusted ids that this rank holds.
     pub listed: Vec<(TokenId, f32)>,
 }

@@ -49,7 +49,7 @@ pub struct RowRequest {
     pub wants: Wants,
 }
 
-/// The three answers to a row are: nothing (no request), log-probabilities of given tokens, or candidates to draw from.
+/// The answers to a row are: nothing (no request), log-probabilities of given tokens, or candidates to draw from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Wants {
     /// Logits of `ids`, and the `top` highest of the row.
@@ -68,5 +68,23 @@ pub enum Wants {
         temperature: f32,
         /// Ids whose logits penalties or biases will change, in any order, without repeats.
         adjusted: Vec<TokenId>,
+        /// Only tokens of a mask that follows the plan ([`Masks`](super::Masks)) are candidates, and in
+        /// [`RowSlice::rest`](super::RowSlice::rest). So many of the highest logits of the whole row are told beside them.
+        masked: Option<u32>,
     },
+}
+
+impl StepPlan {
+    /// Rows whose masks follow.
+    pub fn masked_rows(&self) -> usize {
+        let outputs = self.sequences.iter().flat_map(|sequence| &sequence.outputs);
+        outputs.filter(|output| output.wants.is_masked()).count()
+    }
+}
+
+impl Wants {
+    /// Whether a mask of the row follows.
+    pub fn is_masked(&self) -> bool {
+        matches!(self, Self::Candidates { masked: Some(_), .. })
+    }
 }

@@ -4,18 +4,18 @@
 //! last step's candidate rows, to be fetched.
 //! Does not know which request a row belongs to.
 
-use nanoinfer_kernels::{Isa, arg_top_k, log_sum_exp};
 use nanoinfer_shared::{
     Share,
-    protocol::{LogSumExp, LogitSlice, RowSlice, SequenceStep, StepOutput, StepPlan, TokenId, Wants},
+    protocol::{LogitSlice, RowSlice, SequenceStep, StepOutput, StepPlan, TokenMask, Wants},
 };
 
 use super::pass::{Pass, Row};
 use crate::{
     WorkerError,
+    answer::answer,
     bounds::Bounds,
     error::PlanFault,
-    runner::{Link, Runner, Wanted, wanted},
+    runner::{Link, MaskSource, Runner, Wanted, wanted},
     trace::Category,
 };
 
@@ -50,11 +50,13 @@ impl StepRunner {
         Self { pass, bounds, logits, kept, kept_rows: Vec::new(), step: 0 }
     }
 
-    fn answers(&mut self, wanted: &[Wanted<'_>]) -> Vec<RowSlice> {
+    /// `masks` are those of the masked rows, in their order.
+    fn answers(&mut self, wanted: &[Wanted<'_>], masks: &[TokenMask]) -> Vec<RowSlice> {
         let vocab = self.pass.share.vocab.clone();
         let width = vocab.len();
         let mut answers = Vec::with_capacity(wanted.len());
         self.kept_rows.clear();
+        let mut masks = masks.iter();
         for tile in wanted.chunks(LOGIT_ROWS) {
             let rows: Vec<_> = tile.iter().map(|wanted| wanted.row).collect();
             let logits = &mut self.logits[..tile.len() * width];
@@ -65,10 +67,14 @@ impl StepRunner {
                     self.kept_rows.push(wanted.answer);
                 }
             }
+            let masks: Vec<_> =
+                tile.iter().map(|wanted| wanted.wants.is_masked().then(|| masks.next()).flatten()).collect();
             let kernels = &mut self.pass.kernels;
             let isa = kernels.isa();
             answers.extend(
-                kernels.map(tile.len(), |i| answer(isa, &logits[i * width..][..width], vocab.start, tile[i].wants)),
+                kernels.map(tile.len(), |i| {
+                    answer(isa, &logits[i * width..][..width], vocab.start, tile[i].wants, masks[i])
+                }),
             );
             self.pass.trace.lap(Category::Rows, "candidates");
         }
@@ -77,7 +83,7 @@ impl StepRunner {
 }
 
 impl Runner for StepRunner {
-    fn run(&mut self, plan: &StepPlan) -> Result<StepOutput, WorkerError> {
+    fn run(&mut self, plan: &StepPlan, masks: MaskSource<'_>) -> Result<StepOutput, WorkerError> {
         if plan.timed {
             self.pass.trace.time_step();
         }
@@ -87,7 +93,8 @@ impl Runner for StepRunner {
         let tables = plan.sequences.iter().zip(&blocks);
         let rows: Vec<_> = tables.flat_map(|(sequence, blocks)| sequence_rows(sequence, blocks)).collect();
         self.pass.forward(plan.step, &rows)?;
-        let rows = self.answers(&wanted(plan));
+        let masks = self.bounds.masks(plan, masks, self.pass.share.vocab.len())?;
+        let rows = self.answers(&wanted(plan), &masks);
         let reducing = self.pass.take_reducing();
         self.pass.trace.end("step", begun);
         let times = if plan.timed { self.pass.trace.times(begun) } else { None };
@@ -124,38 +131,4 @@ fn sequence_rows<'a>(sequence: &'a SequenceStep, blocks: &'a [u32]) -> impl Iter
     let before = |i| sequence.before.filter(|_| i == 0);
     let row = move |(i, &token)| Row { token, before: before(i), position: start + i, blocks };
     sequence.tokens.iter().enumerate().map(row)
-}
-
-/// One row's answer from its slice of logits, whose first is that of token `first`.
-pub(crate) fn answer(isa: Isa, logits: &[f32], first: usize, wants: &Wants) -> RowSlice {
-    let log_sum_exp = |row: &[f32], scale| {
-        let (max, sum) = log_sum_exp(isa, row, scale);
-        LogSumExp { max, sum }
-    };
-    let global = |(i, logit): (usize, f32)| ((first + i) as TokenId, logit);
-    let local = |id: &TokenId| (*id as usize).checked_sub(first).filter(|&i| i < logits.len());
-    let listed = |ids: &[TokenId]| ids.iter().filter_map(|id| Some((*id, logits[local(id)?]))).collect();
-    let all = log_sum_exp(logits, 1.0);
-    match wants {
-        Wants::Targets { ids, top } => {
-            let top = arg_top_k(isa, logits, *top as usize).into_iter().map(global).collect();
-            RowSlice { all, rest: all, top, listed: listed(ids) }
-        }
-        Wants::Candidates { k, temperature, adjusted } => {
-            let mut rest = std::borrow::Cow::Borrowed(logits);
-            for i in adjusted.iter().filter_map(local) {
-                rest.to_mut()[i] = f32::NEG_INFINITY;
-            }
-            let same = *temperature == 1.0 && matches!(rest, std::borrow::Cow::Borrowed(_));
-            let mut top = arg_top_k(isa, &rest, *k as usize);
-            // An adjusted id must not come back as a candidate where there are fewer others than asked for.
-            top.retain(|&(_, logit)| logit > f32::NEG_INFINITY);
-            RowSlice {
-                all,
-                rest: if same { all } else { log_sum_exp(&rest, temperature.recip()) },
-                top: top.into_iter().map(global).collect(),
-                listed: listed(adjusted),
-            }
-        }
-    }
 }

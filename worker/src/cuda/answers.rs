@@ -156,6 +156,7 @@ impl Questions {
             all: LogSumExp { max: f32::from_bits(head[4]), sum: double(0) },
             rest: LogSumExp { max: f32::from_bits(head[5]), sum: double(2) },
             top,
+            likeliest: Vec::new(),
             listed: ids.iter().zip(listed).map(|(&id, &bits)| (global(id), f32::from_bits(bits))).collect(),
         }
     }
@@ -165,7 +166,9 @@ impl Questions {
 fn question(wants: &Wants, vocab: &Range<usize>) -> (RowWants, Vec<u32>) {
     let (ids, k, scale, leave_out) = match wants {
         Wants::Targets { ids, top } => (ids, *top, 1.0, 0),
-        Wants::Candidates { k, temperature, adjusted } => (adjusted, *k, temperature.recip(), 1),
+        // Answered by the host, from the whole row.
+        Wants::Candidates { masked: Some(_), .. } => (&Vec::new(), 0, 1.0, 0),
+        Wants::Candidates { k, temperature, adjusted, masked: None } => (adjusted, *k, temperature.recip(), 1),
     };
     let local = |&id: &TokenId| (id as usize).checked_sub(vocab.start).filter(|&i| i < vocab.len());
     let ids: Vec<u32> = ids.iter().filter_map(local).map(|i| i as u32).collect();
@@ -184,7 +187,7 @@ mod tests {
     use super::*;
 
     fn wants(k: u32, adjusted: &[TokenId]) -> Wants {
-        Wants::Candidates { k, temperature: 0.5, adjusted: adjusted.to_vec() }
+        Wants::Candidates { k, temperature: 0.5, adjusted: adjusted.to_vec(), masked: None }
     }
 
     #[test]
@@ -233,7 +236,7 @@ mod tests {
         assert_eq!((questions.wants[2].listed_at, questions.answer_words), (24, 26));
         assert!(Questions::of_batch(&asked, 4, &(0..50), Words { answers: 25, ..Words::ENDLESS }).is_none());
         // No more is asked for than there is.
-        let greedy = Wants::Candidates { k: 1000, temperature: 1.0, adjusted: Vec::new() };
+        let greedy = Wants::Candidates { k: 1000, temperature: 1.0, adjusted: Vec::new(), masked: None };
         let questions = Questions::of(&[Wanted { answer: 0, row: 0, wants: &greedy }], 1, &(0..50), Words::ENDLESS);
         assert_eq!(questions.wants[0].k, 50);
     }

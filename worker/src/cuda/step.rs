@@ -11,7 +11,7 @@
 use std::{iter::successors, mem::ManuallyDrop};
 
 use cudarc::driver::CudaGraph;
-use nanoinfer_kernels::cuda::AnswerArguments;
+use nanoinfer_kernels::{Isa, cuda::AnswerArguments};
 use nanoinfer_shared::protocol::{LogitSlice, RowSlice, SequenceStep, StepOutput, StepPlan, Wants};
 
 use super::{
@@ -25,9 +25,10 @@ use super::{
 };
 use crate::{
     WorkerError,
+    answer::answer,
     bounds::Bounds,
     error::PlanFault,
-    runner::{Link, Runner, Wanted, wanted},
+    runner::{Link, MaskSource, Runner, Wanted, wanted},
     trace::{Category, Trace},
 };
 
@@ -61,6 +62,8 @@ pub(crate) struct StepRunner {
     answers: Mirrored,
     /// Of the three.
     room: Words,
+    /// Of the host, which answers masked rows.
+    isa: Isa,
 }
 
 /// Bytes of a runner's buffers.
@@ -101,6 +104,7 @@ impl StepRunner {
             parts: zeroed(room.parts)?,
             answers: mirrored(room.answers)?,
             room,
+            isa: Isa::detect(),
             pass,
         });
         if with_graphs && runner.pass.is_capturable() {
@@ -246,8 +250,23 @@ impl StepRunner {
     }
 }
 
+impl StepRunner {
+    /// The logits of a candidates' row of the last step, brought to the host.
+    fn row(&mut self, row: u32) -> Result<&[f32], WorkerError> {
+        let width = self.pass.model.share.vocab.len();
+        let kept = self.kept.iter().find(|&&(answer, _)| answer == row as usize);
+        let fault = PlanFault::NotKept { row };
+        let &(_, at) = kept.ok_or(WorkerError::Plan { step: self.step, fault })?;
+        // The answers' memory is wider than a row.
+        let from = self.logits.at(at * width * 4, width * 4);
+        self.pass.gpu.download(from, &mut self.answers.host, width).of_rank(self.pass.model.rank)?;
+        self.pass.wait().of_rank(self.pass.model.rank)?;
+        Ok(&self.answers.host.floats_mut()[..width])
+    }
+}
+
 impl Runner for StepRunner {
-    fn run(&mut self, plan: &StepPlan) -> Result<StepOutput, WorkerError> {
+    fn run(&mut self, plan: &StepPlan, masks: MaskSource<'_>) -> Result<StepOutput, WorkerError> {
         if plan.timed {
             self.trace.time_step();
         }
@@ -256,29 +275,24 @@ impl Runner for StepRunner {
         self.kept.clear();
         let tables = self.bounds.check(plan, &self.pass.model.shape)?;
         let asked = wanted(plan);
-        let rows = match self.decode(plan, &tables, &asked).of_rank(self.pass.model.rank)? {
+        let mut rows = match self.decode(plan, &tables, &asked).of_rank(self.pass.model.rank)? {
             Some(rows) => rows,
             None => self.general(plan, &tables, &asked).of_rank(self.pass.model.rank)?,
         };
+        let vocab = self.pass.model.share.vocab.clone();
+        let masks = self.bounds.masks(plan, masks, vocab.len())?;
+        for (wanted, mask) in asked.iter().filter(|wanted| wanted.wants.is_masked()).zip(&masks) {
+            let isa = self.isa;
+            let row = self.row(wanted.answer as u32)?;
+            rows[wanted.answer] = answer(isa, row, vocab.start, wanted.wants, Some(mask));
+        }
         self.trace.end("step", begun);
         let times = if plan.timed { self.trace.times(begun) } else { None };
         Ok(StepOutput { step: plan.step, rows, reducing: self.pass.take_reducing(), times })
     }
 
     fn fetch(&mut self, rows: &[u32]) -> Result<Vec<LogitSlice>, WorkerError> {
-        let width = self.pass.model.share.vocab.len();
-        let mut fetched = Vec::with_capacity(rows.len());
-        for &row in rows {
-            let kept = self.kept.iter().find(|&&(answer, _)| answer == row as usize);
-            let fault = PlanFault::NotKept { row };
-            let &(_, at) = kept.ok_or(WorkerError::Plan { step: self.step, fault })?;
-            // The answers' memory is wider than a row.
-            let from = self.logits.at(at * width * 4, width * 4);
-            self.pass.gpu.download(from, &mut self.answers.host, width).of_rank(self.pass.model.rank)?;
-            self.pass.wait().of_rank(self.pass.model.rank)?;
-            fetched.push(LogitSlice::from(self.answers.host.floats_mut()[..width].to_vec()));
-        }
-        Ok(fetched)
+        rows.iter().map(|&row| Ok(LogitSlice::from(self.row(row)?.to_vec()))).collect()
     }
 
     fn write_trace(&mut self, step: u64) {

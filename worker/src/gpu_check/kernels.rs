@@ -16,7 +16,7 @@ use nanoinfer_shared::protocol::Wants;
 
 use super::{Lab, Section, Trouble, values};
 use crate::{
-    cpu::step::answer,
+    answer::answer,
     cuda::{
         GpuError,
         answers::{Questions, Words},
@@ -626,9 +626,9 @@ fn answers(lab: &Lab, section: &mut Section<'_>, width: usize) -> Result<(), Gpu
     let vocab = 100..100 + width;
     let last = (vocab.end - 1) as u32;
     let wants = [
-        Wants::Candidates { k: 1, temperature: 1.0, adjusted: Vec::new() },
-        Wants::Candidates { k: 64, temperature: 0.7, adjusted: vec![last, 99, last + 1] },
-        Wants::Candidates { k: 2 * width as u32, temperature: 2.0, adjusted: Vec::new() },
+        Wants::Candidates { k: 1, temperature: 1.0, adjusted: Vec::new(), masked: None },
+        Wants::Candidates { k: 64, temperature: 0.7, adjusted: vec![last, 99, last + 1], masked: None },
+        Wants::Candidates { k: 2 * width as u32, temperature: 2.0, adjusted: Vec::new(), masked: None },
         Wants::Targets { ids: vec![100, last, 100], top: 7 },
         Wants::Targets { ids: vec![100], top: 0 },
     ];
@@ -656,7 +656,7 @@ fn answers(lab: &Lab, section: &mut Section<'_>, width: usize) -> Result<(), Gpu
     let (mut lists_agree, mut sums, mut exact) = (true, Vec::new(), Vec::new());
     for (place, wants) in wants.iter().enumerate() {
         let got = questions.answer(&words, place, wants, &vocab);
-        let expected = answer(Isa::detect(), &logits[place * width..][..width], vocab.start, wants);
+        let expected = answer(Isa::detect(), &logits[place * width..][..width], vocab.start, wants, None);
         lists_agree &= got.top == expected.top && got.listed == expected.listed;
         for (got, expected) in [(got.all, expected.all), (got.rest, expected.rest)] {
             // Of no terms both are −∞, whose difference is not a number.

@@ -306,7 +306,7 @@ fn answers_agree_with_full_rows() {
         let ask = |wants| RowRequest { row, wants };
         plan.outputs = vec![
             ask(Wants::Targets { ids: targets.clone(), top: k }),
-            ask(Wants::Candidates { k, temperature, adjusted: targets.clone() }),
+            ask(Wants::Candidates { k, temperature, adjusted: targets.clone(), masked: None }),
         ];
         let outputs = ranks.step(vec![plan]);
         let logits = ranks.fetch(vec![1]).remove(0);

@@ -195,7 +195,7 @@ pub(crate) fn load_order(golden: &Golden, isa: Option<&str>, comm: CommKind, dty
 }
 
 pub(crate) fn greedy() -> Wants {
-    Wants::Candidates { k: 1, temperature: 1.0, adjusted: Vec::new() }
+    Wants::Candidates { k: 1, temperature: 1.0, adjusted: Vec::new(), masked: None }
 }
 
 /// New tokens of a sequence whose blocks are `first`, `first + 3`, … (never in order of position for two sequences).

@@ -20,15 +20,15 @@ pub(super) fn check_step(
 ) -> Result<(), RanksError> {
     let asked = plan.sequences.iter().flat_map(|sequence| &sequence.outputs);
     for (row, (request, slice)) in asked.zip(&output.rows).enumerate() {
-        let (ids, most) = match &request.wants {
-            Wants::Targets { ids, top } => (ids, *top),
-            Wants::Candidates { k, adjusted, .. } => (adjusted, *k),
+        let (ids, most, most_of_all) = match &request.wants {
+            Wants::Targets { ids, top } => (ids, *top, 0),
+            Wants::Candidates { k, adjusted, masked, .. } => (adjusted, *k, masked.unwrap_or(0)),
         };
         let is_held = |id: TokenId| vocab.contains(&(id as usize));
         let listed = ids.iter().filter(|&&id| is_held(id)).count();
-        let RowSlice { top, listed: got, .. } = slice;
-        let fits = top.len() <= most as usize && got.len() == listed;
-        if !fits || !top.iter().chain(got).all(|&(id, _)| is_held(id)) {
+        let RowSlice { top, likeliest, listed: got, .. } = slice;
+        let fits = top.len() <= most as usize && likeliest.len() <= most_of_all as usize && got.len() == listed;
+        if !fits || !top.iter().chain(likeliest).chain(got).all(|&(id, _)| is_held(id)) {
             return Err(RanksError::Unexpected {
                 rank,
                 expected: format!("up to {most} of its tokens {vocab:?} and {listed} that were named, in row {row}"),

@@ -1,5 +1,5 @@
-//! The processors that say which tokens may come and change the logits of a few: allowed tokens, bad words, tokens that must
-//! not come yet, bias, penalties.
+//! The processors that say which tokens may come and change the logits of a few: a grammar's mask, allowed tokens, bad words, tokens
+//! that must not come yet, bias, penalties.
 //!
 //! Does not know the rest of the vocabulary: what is not listed here keeps its logit, so ranks may rank it. Where only some
 //! tokens are allowed, there is no rest: few are asked of the ranks by name and nothing else matters, which costs less than
@@ -7,7 +7,7 @@
 //! Reference: `transformers/generation/logits_process.py` for the repetition penalty, with the window of llama.cpp;
 //! OpenAI's API for presence and frequency, which count generated tokens only.
 
-use nanoinfer_shared::protocol::TokenId;
+use nanoinfer_shared::protocol::{TokenId, TokenMask};
 
 use super::ranked::orderly;
 use crate::engine::{
@@ -29,6 +29,8 @@ pub(crate) struct Adjustments {
     /// Ascending by id without repeats.
     seen: Vec<(TokenId, Seen)>,
     pub(super) vocab_size: usize,
+    /// What a grammar lets come; the ranks know it too.
+    pub(super) mask: Option<TokenMask>,
 }
 
 /// How a token came before.
@@ -65,7 +67,14 @@ impl Adjustments {
                 ends[1] = eos_token_ids.iter().copied().collect();
             }
         }
-        Self { sampling: sampling.clone(), bad: sampling.bad_words.after(generated), ends, seen, vocab_size }
+        Self {
+            sampling: sampling.clone(),
+            bad: sampling.bad_words.after(generated),
+            ends,
+            seen,
+            vocab_size,
+            mask: None,
+        }
     }
 
     /// The tokens to ask the ranks for by name, ascending: those whose logits change, or, where these are few, all that may
@@ -93,11 +102,24 @@ impl Adjustments {
         self.sampling.allowed_token_ids.as_ref().and_then(|allowed| allowed.first()).copied().unwrap_or(0)
     }
 
+    /// How many tokens a grammar leaves; all, where there is none.
+    pub(super) fn unmasked(&self) -> usize {
+        self.mask.as_ref().map_or(self.vocab_size, TokenMask::count)
+    }
+
+    /// Whether a grammar leaves `id`.
+    pub(super) fn is_unmasked(&self, id: TokenId) -> bool {
+        self.mask.as_ref().is_none_or(|mask| mask.allows(id as usize))
+    }
+
     /// Changes the raw logits of a whole row.
     pub(crate) fn apply_to(&self, logits: &mut [f32]) {
         for id in self.changed() {
             let logit = &mut logits[id as usize];
             *logit = self.apply(id, *logit);
+        }
+        if let Some(mask) = &self.mask {
+            mask.fill_others(logits, f32::NEG_INFINITY);
         }
         if let Some(allowed) = &self.sampling.allowed_token_ids {
             let mut next = 0;
@@ -130,7 +152,9 @@ impl Adjustments {
 
     /// What rules `id` out first, as it is called in a request.
     pub(crate) fn forbidden_by(&self, id: TokenId) -> Option<&'static str> {
-        if self.sampling.allowed_token_ids.as_ref().is_some_and(|allowed| !allowed.contains(id)) {
+        if !self.is_unmasked(id) {
+            Some("grammar")
+        } else if self.sampling.allowed_token_ids.as_ref().is_some_and(|allowed| !allowed.contains(id)) {
             Some("allowed_token_ids")
         } else if self.bad.binary_search(&id).is_ok() {
             Some("bad_words")
@@ -151,8 +175,10 @@ impl Adjustments {
         // Each is counted where it is ruled out first.
         let forbidden = |name| self.forbidden().filter(|&id| self.forbidden_by(id) == Some(name)).count();
         let allowed = self.sampling.allowed_token_ids.as_ref();
+        let may_come = |allowed: &TokenSet| allowed.iter().filter(|&&id| self.is_unmasked(id)).count();
         let mut report = vec![
-            removed("allowed_token_ids", allowed.map_or(0, |allowed| self.vocab_size - allowed.len())),
+            removed("grammar", self.vocab_size - self.unmasked()),
+            removed("allowed_token_ids", allowed.map_or(0, |allowed| self.unmasked() - may_come(allowed))),
             removed("bad_words", forbidden("bad_words")),
             removed("min_tokens", forbidden("min_tokens")),
             Processed { value: None, ..changed("logit_bias", 0.0, biased) },

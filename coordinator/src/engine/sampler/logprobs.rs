@@ -26,9 +26,9 @@ pub(crate) fn raw_logit(id: TokenId, slices: &[&RowSlice]) -> Option<f32> {
     known(slices).find(|&(known, _)| known == id).map(|(_, logit)| logit)
 }
 
-/// Every token that a rank named; one may appear twice.
+/// Every token that a rank named; one may appear more than once.
 fn known(slices: &[&RowSlice]) -> impl Iterator<Item = (TokenId, f32)> {
-    slices.iter().flat_map(|slice| slice.listed.iter().chain(&slice.top).copied())
+    slices.iter().flat_map(|slice| slice.listed.iter().chain(&slice.top).chain(&slice.likeliest).copied())
 }
 
 #[cfg(test)]
@@ -39,7 +39,7 @@ mod tests {
     fn alternatives_take_no_more_room_than_they_need() {
         let top = (0..2000).map(|id| (id, -(id as f32))).collect();
         let all = LogSumExp { max: 0.0, sum: 2.0 };
-        let slice = RowSlice { all, rest: all, top, listed: vec![(7, -7.0)] };
+        let slice = RowSlice { all, rest: all, top, likeliest: Vec::new(), listed: vec![(7, -7.0)] };
         let reported = report(7, -7.0, 5, &[&slice]);
         assert_eq!((reported.top.len(), reported.top.capacity()), (5, 5));
     }

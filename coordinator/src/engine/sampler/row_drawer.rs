@@ -30,14 +30,14 @@ impl RowDrawer {
         Self { scratch: (0..threads).map(|_| RowScratch::default()).collect() }
     }
 
-    /// The token of each.
-    pub(crate) fn draw(&mut self, draws: &[RowDraw<'_>]) -> Vec<Drawn> {
+    /// The token of each; none where nothing may come.
+    pub(crate) fn draw(&mut self, draws: &[RowDraw<'_>]) -> Vec<Option<Drawn>> {
         let each = draws.len().div_ceil(self.scratch.len()).max(MIN_DRAWS_A_THREAD);
         let mut parts = draws.chunks(each).zip(&mut self.scratch);
         let Some((first, scratch)) = parts.next() else {
             return Vec::new();
         };
-        let of = |draws: &[RowDraw<'_>], scratch: &mut RowScratch| -> Vec<Drawn> {
+        let of = |draws: &[RowDraw<'_>], scratch: &mut RowScratch| -> Vec<Option<Drawn>> {
             draws.iter().map(|draw| draw.draw.by_row(&draw.slices, &draw.logits, scratch)).collect()
         };
         thread::scope(|scope| {

@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::{
     clock::UtcTime,
     http::{
-        App, Fields,
+        App, Fields, constraint,
         error::{Failure, Form},
         logprobs::ChatLogprobs,
         model_name,
@@ -57,6 +57,7 @@ pub(crate) async fn answer(
     let stop = options.stops()?;
     let sampling = sampling::ollama(&mut options, defaults)?;
     let calculator = sampling::calculator(&mut fields, app.engine.text())?;
+    let constraint = constraint::ollama(&mut fields)?;
     let client = fields.client;
     for left in [&mut options, &mut fields] {
         unbuilt::take(left)?;
@@ -70,6 +71,7 @@ pub(crate) async fn answer(
     let request = GenerateRequest {
         stop,
         calculator,
+        constraint,
         timeout,
         client,
         max_memory: app.max_request_memory,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::{
     http::{
-        App, Failure, Fields,
+        App, Failure, Fields, constraint,
         sampling::{self, RouteDefaults},
         unbuilt,
     },
@@ -96,6 +96,7 @@ pub(crate) fn take(
         include_stop,
         skip_special_tokens,
         calculator: sampling::calculator(fields, app.engine.text())?,
+        constraint: constraint::openai(fields)?,
         timeout: sampling::timeout(fields)?,
         client: fields.client,
         cache_salt: cache_salt(fields)?,

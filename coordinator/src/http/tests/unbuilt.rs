@@ -28,14 +28,7 @@ async fn what_would_change_the_answer_is_refused_by_name_on_every_route() {
         ("/tokenize", chat()),
     ];
     for (name, value) in [
-        ("response_format", json!({"type": "json_object"})),
-        ("format", json!("json")),
-        ("guided_json", json!({})),
-        ("guided_regex", json!("a+")),
-        ("guided_choice", json!(["a"])),
-        ("guided_grammar", json!("root ::= x")),
         ("guided_of_tomorrow", json!(1)),
-        ("structured_outputs", json!({"json": {}})),
         ("grammar", json!("root ::= x")),
         ("use_beam_search", json!(true)),
         ("best_of", json!(3)),
@@ -87,6 +80,10 @@ async fn what_would_change_the_answer_is_refused_by_name_on_every_route() {
         ("/api/chat", chat(), "bad_words"),
         ("/api/chat", json!({"prompt": "x"}), "bad_words"),
         ("/tokenize", json!({"prompt": "x"}), "allowed_token_ids"),
+        ("/tokenize", chat(), "response_format"),
+        ("/v1/completions", json!({"prompt": "x"}), "format"),
+        ("/api/generate", json!({"prompt": "x", "stream": false}), "guided_json"),
+        ("/api/chat", chat(), "response_format"),
     ] {
         let reply = server.post(path, with(base, name, &json!("x"))).await;
         assert!(reply.status == 400 && reply.body.contains(&format!("`{name}`")), "{path}, {name}: {}", reply.body);
