@@ -133,16 +133,40 @@ static THINKING: LazyLock<Arc<ModelText>> = LazyLock::new(|| {
     let template = "{% for m in messages %}<{{ m.role }}>{% if m.reasoning_content %}<think>{{ m.reasoning_content }}\
         </think>{% endif %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>\
         {% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}{% endif %}";
-    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../launcher/demo/nano-chat");
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::copy(demo.join("tokenizer.json"), folder.path().join("tokenizer.json")).unwrap();
-    std::fs::write(folder.path().join("chat_template.jinja"), template).unwrap();
-    Arc::new(ModelText::load(folder.path(), &DEMO.0).unwrap())
+    with_template(template)
 });
 
 /// Such a model over an engine.
 pub(crate) fn thinking(handle: EngineHandle) -> TextEngine {
     TextEngine::new(handle, THINKING.clone(), Arc::new(demo_card()))
+}
+
+/// A model with the demo's tokens and such a template.
+fn with_template(template: &str) -> Arc<ModelText> {
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../launcher/demo/nano-chat");
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::copy(demo.join("tokenizer.json"), folder.path().join("tokenizer.json")).unwrap();
+    std::fs::write(folder.path().join("chat_template.jinja"), template).unwrap();
+    Arc::new(ModelText::load(folder.path(), &DEMO.0).unwrap())
+}
+
+/// A model that calls functions as Qwen's do.
+static CALLING: LazyLock<Arc<ModelText>> = LazyLock::new(|| {
+    with_template(
+        "{% if tools %}{% for tool in tools %}{{ tool | tojson }}{% endfor %}<tool_call>…</tool_call>{% endif %}\
+        {% for m in messages %}<{{ m.role }}>{{ m.name }}:{{ m.content }}{% for call in m.tool_calls %}<tool_call>\n\
+        {\"name\": \"{{ call.function.name }}\", \"arguments\": {{ call.function.arguments | tojson }}}\n</tool_call>{% endfor %}\
+        {% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}",
+    )
+});
+
+pub(crate) fn calling_text() -> Arc<ModelText> {
+    CALLING.clone()
+}
+
+/// Such a model over an engine.
+pub(crate) fn calling(handle: EngineHandle) -> TextEngine {
+    TextEngine::new(handle, CALLING.clone(), Arc::new(demo_card()))
 }
 
 /// A model that has something calculated, with the demo's tokens but the last four words, in whose place are the marks.

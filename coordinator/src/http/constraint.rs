@@ -36,8 +36,23 @@ pub(super) fn short_form(fields: &mut Fields) -> Result<Option<Constraint>, Fail
     one(said)
 }
 
+/// `text` of `/v1/responses`, whose `format` is flatter than a `response_format`.
+pub(super) fn of_responses(text: &mut Fields) -> Result<Option<Constraint>, Failure> {
+    let mut format = text.object("format")?;
+    let field = format.path("schema");
+    match format.string("type")?.as_deref() {
+        None | Some("text") => Ok(None),
+        Some("json_object") => Ok(Some(Constraint { field: text.path("format"), grammar: Grammar::json_object() })),
+        Some("json_schema") => {
+            let schema = format.value("schema")?.ok_or_else(|| Failure::field(&field, "is missing"))?;
+            Ok(Some(json(field, schema)?))
+        }
+        Some(other) => Err(format.wrong("type", "'text', 'json_object' or 'json_schema'", &show(&other.into()))),
+    }
+}
+
 /// The one that is said.
-fn one(said: Vec<Option<Constraint>>) -> Result<Option<Constraint>, Failure> {
+pub(super) fn one(said: Vec<Option<Constraint>>) -> Result<Option<Constraint>, Failure> {
     let mut said = said.into_iter().flatten();
     let first = said.next();
     match (&first, said.next()) {

@@ -159,9 +159,9 @@ impl Failure {
         Self { code: Some(code), ..self }
     }
 
-    /// The same of a request whose prompt is its messages.
-    pub(super) fn of_chat(self) -> Self {
-        let param = self.param.map(|param| if param == "prompt" { "messages".into() } else { param });
+    /// The same of a request whose prompt is in a field of this name.
+    pub(super) fn of_prompt(self, name: &str) -> Self {
+        let param = self.param.map(|param| if param == "prompt" { name.into() } else { param });
         Self { param, ..self }
     }
 

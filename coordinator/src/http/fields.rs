@@ -161,6 +161,16 @@ impl Fields {
         value.map_err(|unread| self.failure(name, &unread))
     }
 
+    /// A field as it is, which stays to be taken; null if absent.
+    pub(super) fn peek(&self, name: &str) -> Result<Value, Failure> {
+        let read = match self.held.get(name) {
+            None => return Ok(Value::Null),
+            Some(Held::At(range)) => Given::read(text_of(&self.body), range.clone()),
+            Some(Held::Read(read)) => read.clone(),
+        };
+        read.and_then(Given::into_value).map_err(|unread| self.failure(name, &unread))
+    }
+
     /// Fields that may be there and change nothing, with spaces between them.
     pub(super) fn ignore(&mut self, names: &str) {
         for name in names.split(' ') {

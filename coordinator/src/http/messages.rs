@@ -1,6 +1,6 @@
 //! The messages of a chat, as OpenAI's and Ollama's clients send them.
 //!
-//! Text only: images, audio and tools are refused, because leaving them out would change the answer in silence. What the model had
+//! Text only: images and audio are refused, because leaving them out would change the answer in silence. What the model had
 //! calculated before may be said as nanochat says it, in parts `python` and `python_output` of a content that is a list.
 
 use serde_json::Value;
@@ -10,11 +10,14 @@ use super::{
     quote::{short, show},
     unknown_fields::UnknownFields,
 };
-use crate::text::{ChatLayout, Ending, Message, Part, PartKind, Role};
+use crate::text::{CalledFunction, ChatLayout, Ending, Message, Part, PartKind, Role, ToolCall};
 
 /// What messages may have, looked at or not.
 const KNOWN: &str = "role content name images audio tool_calls function_call tool_call_id tool_name refusal \
     annotations thinking reasoning reasoning_content reasoning_details id cache_control";
+
+/// Where chats have them.
+const MESSAGES: &str = "messages";
 
 /// What the model had thought before it said something: vLLM's and llama.cpp's name for it, vLLM's newer one, Ollama's.
 const REASONING: [&str; 3] = ["reasoning_content", "reasoning", "thinking"];
@@ -24,13 +27,36 @@ const RESERVED: [&str; 5] = ["messages", "add_generation_prompt", "continue_fina
 
 /// Takes the field `messages`.
 pub(super) fn take(fields: &mut Fields, unknown: &UnknownFields) -> Result<Vec<Message>, Failure> {
-    let list = fields.list("messages")?.unwrap_or_default();
+    of_list(fields.list(MESSAGES)?.unwrap_or_default(), MESSAGES, unknown)
+}
+
+/// The messages of a list, which stands in a field of this name.
+pub(super) fn of_list(list: Vec<Value>, field: &str, unknown: &UnknownFields) -> Result<Vec<Message>, Failure> {
     for name in list.iter().filter_map(Value::as_object).flat_map(|message| message.keys()) {
         if !KNOWN.split(' ').any(|known| known == name) {
             unknown.report(&format!("messages[].{}", short(name)));
         }
     }
-    list.into_iter().enumerate().map(|(i, value)| message(i, &value)).collect()
+    let mut messages = list
+        .into_iter()
+        .enumerate()
+        .map(|(i, value)| message(&format!("{field}[{i}]"), &value))
+        .collect::<Result<Vec<_>, _>>()?;
+    name_tools(&mut messages);
+    Ok(messages)
+}
+
+/// Some templates want the name of the function that answers, which OpenAI's clients say by the id of the call only.
+fn name_tools(messages: &mut [Message]) {
+    for i in 0..messages.len() {
+        let (before, rest) = messages.split_at_mut(i);
+        let answer = &mut rest[0];
+        if answer.role == Role::Tool && answer.name.is_none() {
+            let calls = before.iter().rev().flat_map(|message| &message.tool_calls);
+            let mut called = calls.filter(|call| answer.tool_call_id.as_ref() == Some(&call.id));
+            answer.name = called.next().map(|call| call.function.name.clone());
+        }
+    }
 }
 
 /// Takes what a request may say of the prompt that its messages become.
@@ -57,12 +83,14 @@ pub(super) fn layout(fields: &mut Fields, messages: &mut Vec<Message>) -> Result
             Failure::field(format!("chat_template_kwargs.{name}"), "is what the server itself gives to the template");
         return Err(failure.with_hint("leave it out"));
     }
-    Ok(ChatLayout { ending, variables })
+    Ok(ChatLayout { ending, variables, ..ChatLayout::default() })
 }
 
 /// Where a request says nothing of it: a turn of the assistant that it ends with is continued.
 pub(super) fn natural_ending(messages: &mut Vec<Message>) -> Ending {
     match messages.last() {
+        // What it called is to be answered.
+        Some(Message { role: Role::Assistant, tool_calls, .. }) if !tool_calls.is_empty() => Ending::NewTurn,
         Some(Message { role: Role::Assistant, before, content, .. })
             if before.is_empty() && content.trim().is_empty() && messages.len() > 1 =>
         {
@@ -75,36 +103,66 @@ pub(super) fn natural_ending(messages: &mut Vec<Message>) -> Ending {
     }
 }
 
-fn message(i: usize, value: &Value) -> Result<Message, Failure> {
-    let path = |name: &str| format!("messages[{i}].{name}");
+fn message(place: &str, value: &Value) -> Result<Message, Failure> {
+    let path = |name: &str| format!("{place}.{name}");
     if !value.is_object() {
-        return Err(Failure::at("messages", format!("`messages[{i}]` should be an object, got {}", show(value))));
+        let field = place.split('[').next().unwrap_or_default();
+        return Err(Failure::at(field, format!("`{place}` should be an object, got {}", show(value))));
     }
     let is_set = |name: &str| match &value[name] {
         Value::Null => false,
         Value::Array(list) => !list.is_empty(),
         _ => true,
     };
-    if let Some(name) = ["images", "audio", "tool_calls", "function_call"].into_iter().find(|name| is_set(name)) {
+    if let Some(name) = ["images", "audio", "function_call"].into_iter().find(|name| is_set(name)) {
         return Err(Failure::field(path(name), "is not supported: this model knows text only").unsupported());
     }
     let role = match value["role"].as_str() {
         Some("system" | "developer") => Role::System,
         Some("user") => Role::User,
         Some("assistant") => Role::Assistant,
-        Some(role @ ("tool" | "function")) => {
-            let message = format!("messages of role '{role}' are not supported");
-            return Err(Failure::at(path("role"), message).unsupported());
+        Some("tool") => Role::Tool,
+        Some("function") => {
+            let message = "messages of role 'function' are not supported";
+            return Err(Failure::at(path("role"), message).unsupported().with_hint("those of role 'tool' are"));
         }
-        _ => return Err(Failure::wrong(path("role"), "'system', 'user' or 'assistant'", &show(&value["role"]))),
+        _ => {
+            return Err(Failure::wrong(path("role"), "'system', 'user', 'assistant' or 'tool'", &show(&value["role"])));
+        }
     };
+    let tool_calls = match &value["tool_calls"] {
+        Value::Null => Vec::new(),
+        Value::Array(calls) if calls.is_empty() || role == Role::Assistant => {
+            let call = |(at, call)| tool_call(call, &path(&format!("tool_calls[{at}]")));
+            calls.iter().enumerate().map(call).collect::<Result<_, _>>()?
+        }
+        other => return Err(Failure::wrong(path("tool_calls"), "a list, of the assistant's", &show(other))),
+    };
+    let text = |name: &str| value[name].as_str().filter(|_| role == Role::Tool).map(str::to_owned);
+    let (tool_call_id, name) = (text("tool_call_id"), text("tool_name").or_else(|| text("name")));
     let (before, content) = match &value["content"] {
         Value::String(text) => (Vec::new(), text.clone()),
         Value::Array(parts) => contents(parts, role, &path("content"))?,
         Value::Null if role == Role::Assistant => Default::default(),
         other => return Err(Failure::wrong(path("content"), "a string", &show(other))),
     };
-    Ok(Message { before, reasoning_content: reasoning(value, path)?, ..Message::new(role, content) })
+    let reasoning_content = reasoning(value, path)?;
+    Ok(Message { before, reasoning_content, tool_calls, tool_call_id, name, ..Message::new(role, content) })
+}
+
+/// What the model called. Templates want arguments as an object, OpenAI's clients have them as its text, Ollama's as it is.
+fn tool_call(call: &Value, path: &str) -> Result<ToolCall, Failure> {
+    let function = &call["function"];
+    let name = function["name"].as_str();
+    let name =
+        name.ok_or_else(|| Failure::wrong(format!("{path}.function.name"), "a string", &show(&function["name"])))?;
+    let arguments = match &function["arguments"] {
+        Value::Null => Value::Object(serde_json::Map::new()),
+        Value::String(text) => serde_json::from_str(text).unwrap_or_else(|_| text.as_str().into()),
+        other => other.clone(),
+    };
+    let id = call["id"].as_str().unwrap_or_default().to_owned();
+    Ok(ToolCall { id, function: CalledFunction { name: name.to_owned(), arguments } })
 }
 
 /// What the model had thought, by any of its names.
@@ -136,7 +194,7 @@ fn contents(parts: &[Value], role: Role, path: &str) -> Result<(Vec<Part>, Strin
 fn part_of(part: &Value, role: Role, path: &str) -> Result<Part, Failure> {
     let of = |kind, text: &str| Ok(Part { kind, text: text.to_owned() });
     match (part["type"].as_str(), part["text"].as_str()) {
-        (Some("text" | "input_text"), Some(text)) => of(PartKind::Text, text),
+        (Some("text" | "input_text" | "output_text"), Some(text)) => of(PartKind::Text, text),
         (Some("python"), Some(text)) if role == Role::Assistant => of(PartKind::Python, text),
         (Some("python_output"), Some(text)) if role == Role::Assistant => of(PartKind::PythonOutput, text),
         (Some(kind), _) if kind != "text" => {
@@ -155,7 +213,7 @@ mod tests {
 
     #[test]
     fn what_was_calculated_is_a_part_of_what_the_assistant_said() {
-        let read = |value: Value| message(0, &value);
+        let read = |value: Value| message("messages[0]", &value);
         let part = |kind, text: &str| Part { kind, text: text.into() };
         let parts = json!([
             {"type": "text", "text": "So "}, {"type": "python", "text": "6*7"}, {"type": "python_output", "text": "42"},

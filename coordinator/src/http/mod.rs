@@ -1,6 +1,6 @@
 //! The outside: HTTP routes of three dialects over one [`TextEngine`].
 //!
-//! Reading order: this router; [`operate`] lets requests in; [`body`], [`fields`] (with [`json`]) and [`messages`] read them,
+//! Reading order: this router; [`operate`] lets requests in; [`body`], [`fields`] (with [`json`]), [`messages`] and [`tools`] read them,
 //! [`constraint`] what an answer must be, [`unbuilt`] refuses what would change an answer; [`sampling`] turns them into a `GenerateRequest`; the dialects, [`openai`],
 //! [`ollama`] and the [`short`] form, answer, whole or through [`writer`]; [`page`] is for browsers; [`error`] alone
 //! decides statuses. Nothing here knows token ids' meaning, scheduling or ranks.
@@ -23,6 +23,7 @@ mod page;
 mod quote;
 mod sampling;
 mod short;
+mod tools;
 mod unbuilt;
 mod unknown_fields;
 mod writer;
@@ -52,7 +53,7 @@ use self::{
     error::Failure,
     fields::Fields,
     ollama::{chat, generate, library},
-    openai::{chat_completions, completions, models, tokenize},
+    openai::{chat_completions, completions, models, responses, tokenize},
     operate::{
         access, connections, live,
         neighbours::{self, Neighbours},
@@ -115,6 +116,7 @@ fn router(engine: TextEngine, options: HttpOptions, address: IpAddr) -> Router {
         .route("/v1/embeddings", post(library::embed))
         .route("/v1/completions", post(completions::create))
         .route("/v1/chat/completions", post(chat_completions::create))
+        .route("/v1/responses", post(responses::create))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::get))
         .route("/tokenize", post(tokenize::tokenize))

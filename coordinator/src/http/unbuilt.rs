@@ -4,9 +4,7 @@
 //! knows, one that would change the answer is refused by name; one whose sender is content with the plain answer too is
 //! left out, and the reply says so. Does not know routes.
 
-use serde_json::Value;
-
-use super::{Failure, Fields, quote::show};
+use super::{Failure, Fields};
 
 /// Would change the answer, unless they ask for nothing: null, `false`, an empty text or list. First what says what the text may
 /// be, then what it follows, then what the reply has beside it.
@@ -68,25 +66,6 @@ pub(super) fn take(fields: &mut Fields) -> Result<(), Failure> {
     for (name, nothing) in LEFT_OUT {
         if fields.asked(name, nothing)?.is_some() {
             fields.warn(format!("`{}` was left out: this server knows no such setting", fields.path(name)));
-        }
-    }
-    Ok(())
-}
-
-/// Takes the tools of a chat. Who leaves it to the model whether one is called is content with an answer that calls none,
-/// and clients do so by default.
-pub(super) fn tools(fields: &mut Fields) -> Result<(), Failure> {
-    for (list, choice) in [("tools", "tool_choice"), ("functions", "function_call")] {
-        let offered = fields.list(list)?.is_some_and(|tools| !tools.is_empty());
-        if let Some(choice_value) = fields.value(choice)? {
-            let said = |mode: &Value| matches!(mode.as_str(), Some("auto" | "none"));
-            if !said(&choice_value) && !said(&choice_value["allowed_tools"]["mode"]) {
-                let what = format!("is not supported unless it is 'auto' or 'none', got {}", show(&choice_value));
-                return Err(Failure::field(choice, what).unsupported().with_hint("this server calls no tools"));
-            }
-        }
-        if offered {
-            fields.warn(format!("`{list}` were left out: this server calls no tools"));
         }
     }
     Ok(())

@@ -33,13 +33,13 @@ const AT_ONCE_BYTES: usize = 64 << 10;
 /// How objects follow each other.
 #[derive(Debug)]
 pub(super) struct Framing {
-    content_type: &'static str,
+    pub(super) content_type: &'static str,
     /// Stands before each object.
-    before: &'static str,
+    pub(super) before: &'static str,
     /// Stands behind it.
-    behind: &'static str,
+    pub(super) behind: &'static str,
     /// Says that the end is a good one.
-    done: &'static str,
+    pub(super) done: &'static str,
 }
 
 /// Server-sent events.
@@ -86,6 +86,12 @@ impl Objects {
         let mut serializer = Serializer::with_formatter(&mut self.bytes, OneLine);
         object.serialize(&mut serializer).expect(ALWAYS_JSON);
         self.bytes.extend_from_slice(self.framing.behind.as_bytes());
+    }
+
+    /// Adds a server-sent event with a name.
+    pub(super) fn push_named(&mut self, name: &str, object: &impl Serialize) {
+        self.bytes.extend_from_slice(format!("event: {name}\n").as_bytes());
+        self.push(object);
     }
 }
 

@@ -21,7 +21,7 @@ const ALLOCATION: usize = 16;
 /// Events come in blocks of 32, of which the first and the last may be nearly empty; and a sequence's own state.
 const SEQUENCE: usize = 64 * size_of::<Event>() + 2048;
 /// Processors that one chain can have.
-const PROCESSORS: usize = 10;
+const PROCESSORS: usize = 11;
 /// Tokens that an explanation names: eight, and the one that was drawn.
 const EXPLAINED: usize = 9;
 /// Kinds of work that a rank tells apart in one step, with names of up to so many bytes.

@@ -27,6 +27,7 @@ use super::{
     jinja::JinjaTemplate,
     thinking::{self, Stage},
     tokenizer::Tokenizer,
+    tools::CallStyle,
 };
 
 /// Ends a reply in the plain transcript.
@@ -35,6 +36,8 @@ const TRANSCRIPT_STOP: &str = "\nUser:";
 /// so that instructions go before the first turn.
 const DIALOGUE: &str = "{% for message in messages %}{{ message.content }}{% if message.role == 'system' %}{{ '\n' }}{% else %}{{ eos_token }}{% endif %}{% endfor %}";
 
+/// What a template calls the functions that the model may call.
+const TOOLS: &str = "tools";
 /// In a template that has a place for it.
 const BEFORE: &str = "message.before";
 
@@ -48,6 +51,8 @@ pub enum Role {
     User,
     /// The model.
     Assistant,
+    /// A function that it called.
+    Tool,
 }
 
 /// One message of a conversation, as templates see it too.
@@ -63,6 +68,34 @@ pub struct Message {
     /// What the model thought before it said that.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reasoning_content: Option<String>,
+    /// What the model called.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall>,
+    /// Which call this answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool_call_id: Option<String>,
+    /// The function that answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+/// A call of a function, as templates see it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "type", rename = "function")]
+pub struct ToolCall {
+    /// As the client knows it.
+    pub id: String,
+    /// What is called.
+    pub function: CalledFunction,
+}
+
+/// What is called.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct CalledFunction {
+    /// Its name.
+    pub name: String,
+    /// An object, as a rule.
+    pub arguments: Value,
 }
 
 /// A piece of what the model said and calculated.
@@ -93,6 +126,8 @@ pub struct ChatLayout {
     pub ending: Ending,
     /// Further variables; they win over special tokens of those names, and lose against the template's own.
     pub variables: Map<String, Value>,
+    /// Functions that the model may call.
+    pub tools: Vec<Value>,
 }
 
 /// What a prompt made of messages ends in.
@@ -117,12 +152,22 @@ pub struct ChatFormat {
     pub(crate) ignores_system: bool,
     /// Whether the template marks what the model thinks.
     pub(crate) thinks: bool,
+    /// How the model writes calls of functions, where the template knows of them.
+    pub calls: Option<CallStyle>,
 }
 
 impl Message {
     /// A message of somebody.
     pub fn new(role: Role, content: impl Into<String>) -> Self {
-        Self { role, before: Vec::new(), content: content.into(), reasoning_content: None }
+        Self {
+            role,
+            before: Vec::new(),
+            content: content.into(),
+            reasoning_content: None,
+            tool_calls: Vec::new(),
+            tool_call_id: None,
+            name: None,
+        }
     }
 
     /// A message of the person.
@@ -133,7 +178,31 @@ impl Message {
     /// All that it says.
     fn texts(&self) -> impl Iterator<Item = &str> {
         let before = self.before.iter().map(|part| &part.text);
-        before.chain([&self.content]).chain(&self.reasoning_content).map(String::as_str)
+        let texts =
+            before.chain([&self.content]).chain(&self.reasoning_content).chain(&self.tool_call_id).chain(&self.name);
+        let mut called = Vec::new();
+        for ToolCall { id, function } in &self.tool_calls {
+            called.extend([id.as_str(), &function.name]);
+            strings(&function.arguments, &mut called);
+        }
+        texts.map(String::as_str).chain(called)
+    }
+
+    /// The same with all texts changed.
+    fn mapped(&self, change: &dyn Fn(&str) -> String) -> Self {
+        let call = |ToolCall { id, function }: &ToolCall| ToolCall {
+            id: change(id),
+            function: CalledFunction { name: change(&function.name), arguments: mapped(&function.arguments, change) },
+        };
+        Self {
+            role: self.role,
+            before: self.before.iter().map(|part| Part { text: change(&part.text), ..*part }).collect(),
+            content: change(&self.content),
+            reasoning_content: self.reasoning_content.as_deref().map(change),
+            tool_calls: self.tool_calls.iter().map(call).collect(),
+            tool_call_id: self.tool_call_id.as_deref().map(change),
+            name: self.name.as_deref().map(change),
+        }
     }
 
     /// Bytes of all that it says.
@@ -180,7 +249,8 @@ impl ChatFormat {
     /// Finds out two habits of a template by trying it, and what chats will fail at.
     fn probe(template: Option<JinjaTemplate>, tokenizer: &Tokenizer) -> (Self, Vec<String>) {
         let thinks = template.as_ref().is_some_and(|template| thinking::is_marked(&template.written));
-        let format = Self { template, trims_reply: false, ignores_system: false, thinks };
+        let calls = template.as_ref().and_then(|template| CallStyle::of(&template.written));
+        let format = Self { template, trims_reply: false, ignores_system: false, thinks, calls };
         let message = |role, content: &str| Message::new(role, content);
         let render = |messages: &[Message], generate| format.render(messages, generate, &Map::new(), tokenizer);
         let mut doubts = Vec::new();
@@ -246,19 +316,20 @@ impl ChatFormat {
         if messages.iter().any(|m| !m.before.is_empty()) && !self.template().is_some_and(|t| t.contains(BEFORE)) {
             return Err("this model's chat template has no place for what a calculator was asked".into());
         }
+        let uses_tools = |m: &Message| m.role == Role::Tool || !m.tool_calls.is_empty();
+        if self.calls.is_none() && messages.iter().any(uses_tools) {
+            return Err("this model's chat template knows of no tools, nor of what they answered".into());
+        }
         let mut contents: Vec<&str> = messages.iter().flat_map(Message::texts).collect();
-        layout.variables.values().for_each(|value| strings(value, &mut contents));
+        layout.variables.values().chain(&layout.tools).for_each(|value| strings(value, &mut contents));
         let shield = Shield::new(&contents, tokenizer, self.template().unwrap_or_default());
         let mark = Mark::new(&contents, self.template().unwrap_or_default());
         let render = |hide: &dyn Fn(&str) -> String| {
-            let hidden = messages.iter().map(|m| Message {
-                role: m.role,
-                before: m.before.iter().map(|part| Part { text: hide(&part.text), ..*part }).collect(),
-                content: hide(&m.content),
-                reasoning_content: m.reasoning_content.as_deref().map(hide),
-            });
-            let mut hidden: Vec<_> = hidden.collect();
-            let variables = layout.variables.iter().map(|(name, value)| (name.clone(), mapped(value, hide))).collect();
+            let mut hidden: Vec<_> = messages.iter().map(|message| message.mapped(hide)).collect();
+            let variables = layout.variables.iter().map(|(name, value)| (name.clone(), mapped(value, hide)));
+            let tools =
+                (!layout.tools.is_empty()).then(|| layout.tools.iter().map(|tool| mapped(tool, hide)).collect());
+            let variables = variables.chain(tools.map(|tools| (TOOLS.to_owned(), Value::Array(tools)))).collect();
             if layout.ending != Ending::Open {
                 return self.render(&hidden, layout.ending == Ending::NewTurn, &variables, tokenizer);
             }
@@ -303,6 +374,7 @@ impl ChatFormat {
                 Role::System => format!("{content}\n\n"),
                 Role::User => format!("User: {content}\n"),
                 Role::Assistant => format!("Assistant: {content}\n"),
+                Role::Tool => unreachable!("a transcript knows of no tools"),
             };
         }
         if generate {

@@ -382,7 +382,11 @@ fn a_template_sees_further_variables_whose_texts_make_no_special_tokens() {
     let tokenizer = demo();
     let chat = with_template("{{ eos_token }}{{ note }}{% if loud %}!{% endif %}{{ messages[0].content }}", &tokenizer);
     let variables = serde_json::json!({"note": "<|endoftext|>", "loud": true, "unused": {"a": ["b"]}});
-    let layout = ChatLayout { ending: Ending::NewTurn, variables: variables.as_object().unwrap().clone() };
+    let layout = ChatLayout {
+        ending: Ending::NewTurn,
+        variables: variables.as_object().unwrap().clone(),
+        ..ChatLayout::default()
+    };
     let ids = chat.encode(&[Message::user("Hi")], &layout, &tokenizer).unwrap();
     assert_eq!(tokenizer.decode(&ids), "<|endoftext|><|endoftext|>!Hi");
     assert_eq!(ids.iter().filter(|&&id| id == 4095).count(), 1);

@@ -1,6 +1,6 @@
 //! The events of one sequence, as pieces of text.
 //!
-//! Order of things: tokens → calculations → whole characters → stop strings → thinking → white space at the start. Knows one sequence;
+//! Order of things: tokens → calculations → whole characters → stop strings → thinking → calls of functions → white space at the start. Knows one sequence;
 //! does not know what else the request asked for. Invariant: a stop string, the end of text and special tokens are part
 //! of the text only where the format says so, and after the piece with `finish` nothing follows.
 
@@ -18,6 +18,8 @@ use super::{
     calculation::CalculationSplitter,
     prompt::PreparedPrompt,
     thinking::{Parts, ThinkingSplitter, is_mark},
+    tool_calls::CallSplitter,
+    tools::CallStyle,
 };
 use crate::engine::{
     handle::Events,
@@ -39,6 +41,8 @@ pub(super) struct ChoiceFormat {
     pub(super) hides_special: bool,
     /// The marks of what was calculated, where that is told apart.
     pub(super) calculator: Option<CalculatorMarks>,
+    /// How calls of functions are written, where they are told apart.
+    pub(super) calls: Option<CallStyle>,
     /// Whether white space before the reply belongs to the chat format.
     pub(super) trim_start: bool,
 }
@@ -55,6 +59,8 @@ pub(super) struct Choice {
     splitter: Option<CalculationSplitter>,
     /// Where the model thinks before it answers.
     thinking: Option<ThinkingSplitter>,
+    /// Where the model calls functions.
+    calls: Option<CallSplitter>,
     /// What was calculated and not told yet.
     calculations: Vec<Calculation>,
     /// Tokens whose text is still held back.
@@ -75,6 +81,7 @@ impl Choice {
             events: Some(events),
             splitter: format.calculator.map(CalculationSplitter::new),
             calculations: Vec::new(),
+            calls: format.calls.map(CallSplitter::new),
             format,
             detokenizer,
             stop,
@@ -125,7 +132,8 @@ impl Choice {
             return Some(self.chunk(&text, Some(FinishReason::Stop)));
         }
         let chunk = (!text.is_empty()).then(|| self.chunk(&text, None))?;
-        if chunk.text.is_empty() && chunk.thinking.is_empty() && chunk.calculations.is_empty() {
+        let Chunk { text, thinking, calculations, calls, .. } = &chunk;
+        if text.is_empty() && thinking.is_empty() && calculations.is_empty() && calls.is_empty() {
             // Only white space or a mark so far: its tokens go with the next text.
             self.tokens = chunk.tokens;
             return None;
@@ -158,12 +166,16 @@ impl Choice {
             Some(splitter) => splitter.push(text, finish.is_some()),
             None => Parts { answer: text.to_owned(), ..Parts::default() },
         };
+        let (answer, calls) = match &mut self.calls {
+            Some(splitter) => splitter.push(&answer, finish.is_some()),
+            None => (answer, Vec::new()),
+        };
         let text = if self.at_start && self.format.trim_start { answer.trim_start() } else { &answer };
         self.at_start &= text.is_empty();
         let calculations = std::mem::take(&mut self.calculations);
         let tokens = std::mem::take(&mut self.tokens);
         let text = text.to_owned();
-        Chunk { index: self.index, prompt_logprobs: None, text, thinking, calculations, tokens, finish }
+        Chunk { index: self.index, prompt_logprobs: None, text, thinking, calculations, calls, tokens, finish }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use nanoinfer_shared::protocol::TokenId;
 
-use super::Calculation;
+use super::{Calculation, CallPiece};
 use crate::engine::{
     explanation::Explanation,
     request::{FinishReason, TokenLogprobs},
@@ -21,6 +21,8 @@ pub struct Chunk {
     pub thinking: String,
     /// What was calculated before its text.
     pub calculations: Vec<Calculation>,
+    /// What the model calls behind its text.
+    pub calls: Vec<CallPiece>,
     /// Tokens generated since the last chunk, the one that ends the text included.
     pub tokens: Vec<GeneratedToken>,
     /// In the last chunk of a choice.

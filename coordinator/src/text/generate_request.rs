@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Constraint, KeepLast, MaxTokens, Prompt};
+use super::{Constraint, KeepLast, MaxTokens, Prompt, Tools};
 use crate::engine::request::{Client, SamplingParams};
 
 /// What to generate.
@@ -30,6 +30,8 @@ pub struct GenerateRequest {
     pub calculator: bool,
     /// What the answer must be.
     pub constraint: Option<Constraint>,
+    /// Functions that the model may call, where its chat template knows of such.
+    pub tools: Option<Tools>,
     /// Give up after this long.
     pub timeout: Option<Duration>,
     /// Who asks.
@@ -55,6 +57,7 @@ impl GenerateRequest {
             skip_special_tokens: true,
             calculator: true,
             constraint: None,
+            tools: None,
             timeout: None,
             client: Client::Local,
             cache_salt: None,

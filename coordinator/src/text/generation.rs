@@ -69,6 +69,7 @@ impl Generation {
             whole.text += &chunk.text;
             whole.thinking += &chunk.thinking;
             whole.calculations.extend(chunk.calculations);
+            whole.calls.extend(chunk.calls);
             whole.tokens.extend(chunk.tokens);
             whole.prompt_logprobs = whole.prompt_logprobs.take().or(chunk.prompt_logprobs);
             whole.finish = whole.finish.or(chunk.finish);

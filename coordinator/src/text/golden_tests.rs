@@ -143,7 +143,11 @@ fn conversations_become_the_ids_of_what_transformers_renders() {
             let said = rendered["conversations"][case["conversation"].as_str().unwrap()].as_array().unwrap();
             let messages: Vec<Message> = said.iter().map(message).collect();
             let ending = if case["add_generation_prompt"] == true { Ending::NewTurn } else { Ending::Closed };
-            let layout = ChatLayout { ending, variables: case["variables"].as_object().unwrap().clone() };
+            let layout = ChatLayout {
+                ending,
+                variables: case["variables"].as_object().unwrap().clone(),
+                ..ChatLayout::default()
+            };
             // There, texts of all families begin with the same token.
             let bos = tokenizer.named.get("bos_token").map_or("", String::as_str);
             let text = case["text"].as_str().unwrap().replace("<s>", bos);

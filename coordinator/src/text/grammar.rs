@@ -20,7 +20,7 @@ use llguidance::{
 use nanoinfer_shared::protocol::TokenId;
 use serde_json::{Value, json};
 
-pub(super) use self::follower::Follower;
+pub(super) use self::follower::{Follower, Opening};
 pub use self::refusal::GrammarError;
 use super::ModelText;
 
@@ -30,6 +30,8 @@ pub const MAX_GRAMMAR_BYTES: usize = 256 << 10;
 pub const MAX_SCHEMA_DEPTH: usize = 64;
 /// Compiled grammars that are kept for who asks for the same: tools and schemas come again with every request of a program.
 const KEPT: usize = 32;
+/// Most calls behind the first in one answer.
+pub(super) const MAX_CALLS: usize = 15;
 /// White space between the tokens of JSON: enough to indent, and not for ever.
 const WHITE_SPACE: &str = r"[\x20\x0A\x0D\x09]{1,24}";
 
@@ -61,6 +63,14 @@ impl Grammar {
         Self::Json(json!({"type": "object"}))
     }
 
+    /// The schema, where it is JSON.
+    pub fn schema(&self) -> Option<&Value> {
+        match self {
+            Self::Json(schema) => Some(schema),
+            _ => None,
+        }
+    }
+
     fn top_level(&self) -> TopLevelGrammar {
         match self {
             Self::Json(schema) => TopLevelGrammar::from_json_schema(with_options(schema)),
@@ -75,7 +85,7 @@ impl Grammar {
 }
 
 /// A schema with our options in place of whatever it says of them.
-fn with_options(schema: &Value) -> Value {
+pub(super) fn with_options(schema: &Value) -> Value {
     let mut schema = match schema {
         // The schema of everything.
         Value::Bool(true) => json!({}),

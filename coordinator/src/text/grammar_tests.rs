@@ -14,7 +14,7 @@ fn compiled(grammar: Grammar) -> Result<Compiled, GrammarError> {
 }
 
 fn follower(grammar: Grammar) -> Follower {
-    Follower::new(demo_text(), &compiled(grammar).unwrap())
+    Follower::new(demo_text(), &compiled(grammar).unwrap(), Opening::AtOnce).at(None)
 }
 
 /// Has an answer written, token by token; how far it is followed, and whether it may end there.
@@ -135,6 +135,37 @@ fn thoughts_are_free_and_the_grammar_begins_behind_them() {
 }
 
 #[test]
+fn a_grammar_may_begin_behind_a_mark_or_where_its_first_token_comes() {
+    let text = demo_text();
+    let grammar = compiled(Grammar::Regex("\\{[0-9]\\}".into())).unwrap();
+    let write = |follower: &mut Follower, answer: &str| {
+        for id in text.tokenizer.encode(answer, Specials::Literal).unwrap() {
+            follower.after(id);
+        }
+    };
+    let behind = Follower::new(text.clone(), &grammar, Opening::Behind("<tool_call>"));
+    let mut follower = behind.at(None);
+    write(&mut follower, "{7 no <tool_cal");
+    assert!(!follower.is_masking());
+    write(&mut follower, "l>");
+    assert!(follower.is_masking());
+    write(&mut follower, "{7}");
+    assert!(follower.is_over());
+    let mut thinking = behind.at(Some(Stage::Inside));
+    write(&mut thinking, "<tool_call> </think> So");
+    assert!(!thinking.is_masking(), "a thought calls nothing");
+    write(&mut thinking, "<tool_call>");
+    assert!(thinking.is_masking());
+    let perhaps = Follower::new(text.clone(), &grammar, Opening::Perhaps);
+    for (answer, is_masking) in [("{", true), (" {", false), ("Two {", false)] {
+        let mut follower = perhaps.at(None);
+        assert!(!follower.is_masking());
+        write(&mut follower, answer);
+        assert_eq!(follower.is_masking(), is_masking, "{answer}");
+    }
+}
+
+#[test]
 fn refusals_name_the_keyword_and_its_path() {
     for (schema, words) in [
         (
@@ -176,7 +207,7 @@ fn grammars_have_bounds() {
     ] {
         // Refused, or followed: it comes back.
         if let Ok(compiled) = compiled(grammar) {
-            let _ = Follower::new(demo_text(), &compiled).mask();
+            let _ = Follower::new(demo_text(), &compiled, Opening::AtOnce).at(None).mask();
         }
     }
 }

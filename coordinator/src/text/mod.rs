@@ -25,12 +25,14 @@ pub mod stop;
 pub mod text_engine;
 pub mod thinking;
 pub mod tokenizer;
+pub mod tool_calls;
+pub mod tools;
 mod tokenizer_config;
 mod tokenizer_files;
 
 pub use self::{
     calculation::{Calculation, CalculatorMarks},
-    chat::{ChatFormat, ChatLayout, Ending, Message, Part, PartKind, Role},
+    chat::{CalledFunction, ChatFormat, ChatLayout, Ending, Message, Part, PartKind, Role, ToolCall},
     chunk::{Chunk, GeneratedToken},
     defaults::GenerationDefaults,
     detokenizer::Detokenizer,
@@ -44,6 +46,8 @@ pub use self::{
     stop::StopFinder,
     text_engine::TextEngine,
     tokenizer::{EncodeError, Specials, Tokenizer},
+    tool_calls::CallPiece,
+    tools::{CallStyle, Tool, ToolChoice, Tools},
 };
 
 #[cfg(test)]

@@ -8,13 +8,15 @@ use std::sync::Arc;
 use nanoinfer_shared::protocol::TokenId;
 
 use super::{
-    GenerateError, GenerateRequest, Generation, GrammarError, ModelText, Prompt, StopFinder, answer_memory, bad_words,
+    CallStyle, Constraint, GenerateError, GenerateRequest, Generation, GrammarError, ModelText, Prompt, StopFinder,
+    Tools, answer_memory, bad_words,
     calculator::Calculator,
     chat::Ending,
     choice::{Choice, ChoiceFormat},
     generate_error::{MAX_SEQUENCES, check_tokens},
-    grammar::{Follower, Grammars},
+    grammar::{Follower, Grammars, Opening},
     prompt::{PreparedPrompt, Room},
+    tools,
 };
 use crate::{
     engine::{
@@ -123,12 +125,20 @@ impl TextEngine {
         &self,
         request: &mut GenerateRequest,
     ) -> Result<(Vec<PreparedPrompt>, Option<Follower>), GenerateError> {
-        let follower = match request.constraint.take() {
-            Some(constraint) => {
+        let follower = match self.grammar(request) {
+            Some((constraint, opening)) => {
                 let (grammars, text, ends) = (self.grammars.clone(), self.text.clone(), self.ends());
+                let tools = request.tools.take();
                 let compile = move |_: &ModelText| {
-                    let compiled = grammars.compile(&text, &ends, &constraint)?;
-                    Ok::<_, GrammarError>(Follower::new(text, &compiled))
+                    let compiled = grammars.compile(&text, &ends, &constraint).map_err(|error| {
+                        // A tool's own schema says where it is wrong.
+                        let of_tools = tools.iter().flat_map(Tools::schemas);
+                        of_tools
+                            .filter_map(|schema| grammars.compile(&text, &ends, &schema).err())
+                            .next()
+                            .unwrap_or(error)
+                    })?;
+                    Ok::<_, GrammarError>(Follower::new(text, &compiled, opening))
                 };
                 Some(self.encode(compile).await??)
             }
@@ -160,13 +170,28 @@ impl TextEngine {
         encoded.map_err(|error| GenerateError::EncoderBroke { reason: error.to_string() })
     }
 
+    /// What the answer must be, and how it comes to that.
+    fn grammar(&self, request: &mut GenerateRequest) -> Option<(Constraint, Opening)> {
+        let constraint = request.constraint.take();
+        let (Some(tools), Some(style)) = (&request.tools, self.text.chat.calls) else {
+            return constraint.map(|constraint| (constraint, Opening::AtOnce));
+        };
+        let instead = constraint.as_ref().and_then(|constraint| constraint.grammar.schema());
+        let opening = match style {
+            _ if tools.is_required() || instead.is_some() => Opening::AtOnce,
+            CallStyle::Hermes => Opening::Behind(tools::OPEN),
+            CallStyle::Llama => Opening::Perhaps,
+        };
+        Some((Constraint { field: "tools".into(), grammar: tools.grammar(style, instead) }, opening))
+    }
+
     fn choice_format(&self, request: &GenerateRequest) -> ChoiceFormat {
         let chat = request.prompts.iter().find_map(|prompt| match prompt {
             Prompt::Chat { layout, .. } => Some(layout),
             _ => None,
         });
         // What must be whole has its own end.
-        let is_free = request.constraint.is_none();
+        let is_free = request.constraint.is_none() && request.tools.is_none();
         let of_format = if chat.is_some() && is_free { self.text.chat.stops() } else { &[] };
         let of_format = of_format.iter().map(|&stop| stop.to_owned());
         let stop =
@@ -181,6 +206,7 @@ impl TextEngine {
             hidden: if shows_eos { Vec::new() } else { self.ends() },
             hides_special: request.skip_special_tokens,
             calculator: self.text.calculator.filter(|_| told_apart),
+            calls: self.text.chat.calls.filter(|_| request.tools.is_some()),
             // What continues a text may begin with white space.
             trim_start: is_free
                 && chat.is_some_and(|layout| layout.ending == Ending::NewTurn)

@@ -14,11 +14,14 @@ use crate::{
         logprobs::ChatLogprobs,
         model_name,
         quote::show,
-        sampling, unbuilt,
+        sampling, tools, unbuilt,
         writer::{self, Framing, Objects, Writer, json},
     },
     request::{FinishReason, SamplingParams},
-    text::{Calculation, ChatLayout, Chunk, GenerateRequest, Generation, MaxTokens, ModelText, Prompt},
+    text::{
+        Calculation, CallPiece, ChatLayout, Chunk, GenerateRequest, Generation, MaxTokens, ModelText, Prompt, Tools,
+        tool_calls::merged,
+    },
 };
 
 /// Which of the two routes answers: their objects carry text in different places.
@@ -30,16 +33,20 @@ pub(crate) enum Shape {
     Generate,
 }
 
-/// Takes everything but the prompt, and answers in the shape of the route. Where there is nothing to answer the reply says that
+/// What a route has taken by itself.
+pub(crate) struct Asked {
+    /// None where there is nothing to answer.
+    pub(crate) prompt: Option<Prompt>,
+    /// Whether the model is to think, if that is said.
+    pub(crate) think: Option<bool>,
+    pub(crate) tools: Option<Tools>,
+    pub(crate) start: Instant,
+}
+
+/// Takes everything else, and answers in the shape of the route. Where there is nothing to answer the reply says that
 /// the model is there, and it stays, whatever clients are to be told.
-pub(crate) async fn answer(
-    app: &App,
-    mut fields: Fields,
-    shape: Shape,
-    prompt: Option<Prompt>,
-    think: Option<bool>,
-    start: Instant,
-) -> Result<Response, Failure> {
+pub(crate) async fn answer(app: &App, mut fields: Fields, shape: Shape, asked: Asked) -> Result<Response, Failure> {
+    let Asked { prompt, think, tools, start } = asked;
     let streams = fields.boolean("stream")?.unwrap_or(true);
     let logprobs = fields.boolean("logprobs")?.unwrap_or(false);
     let top = fields.integer("top_logprobs", 0..=20)?.unwrap_or(0) as u32;
@@ -58,6 +65,7 @@ pub(crate) async fn answer(
     let sampling = sampling::ollama(&mut options, defaults)?;
     let calculator = sampling::calculator(&mut fields, app.engine.text())?;
     let constraint = constraint::ollama(&mut fields)?;
+    tools::check_beside(tools.as_ref(), constraint.as_ref())?;
     let client = fields.client;
     for left in [&mut options, &mut fields] {
         unbuilt::take(left)?;
@@ -72,6 +80,7 @@ pub(crate) async fn answer(
         stop,
         calculator,
         constraint,
+        tools,
         timeout,
         client,
         max_memory: app.max_request_memory,
@@ -89,6 +98,7 @@ pub(crate) async fn answer(
         first_token: None,
         prompt_tokens: generation.prompts().iter().map(|prompt| prompt.ids.len()).sum(),
         tokens: 0,
+        calls: Vec::new(),
         finish: None,
     };
     writer::answer(app, request, left_out, streams, writer).await
@@ -150,6 +160,32 @@ struct Message<'a> {
     role: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     thinking: Option<&'a str>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    tool_calls: &'a [ToolCall],
+}
+
+/// A call of a function, whole.
+#[derive(Serialize)]
+struct ToolCall {
+    function: Function,
+}
+
+#[derive(Serialize)]
+struct Function {
+    arguments: Value,
+    index: usize,
+    name: String,
+}
+
+impl ToolCall {
+    /// Those of the calls that are whole.
+    fn of(calls: &[CallPiece]) -> Vec<Self> {
+        let function = |call: &CallPiece| {
+            let arguments = serde_json::from_str(&call.arguments).ok().filter(|_| call.is_whole)?;
+            Some(Function { arguments, index: call.index, name: call.name.clone()? })
+        };
+        calls.iter().filter_map(function).map(|function| Self { function }).collect()
+    }
 }
 
 /// At the end of an answer. Durations are nanoseconds.
@@ -169,16 +205,17 @@ struct Parts<'a> {
     text: &'a str,
     thinking: &'a str,
     calculations: &'a [Calculation],
+    tool_calls: &'a [ToolCall],
 }
 
 impl Shape {
     fn object<'a>(self, model: &'a str, parts: Parts<'a>) -> Object<'a> {
-        let Parts { text, thinking, calculations } = parts;
+        let Parts { text, thinking, calculations, tool_calls } = parts;
         let thinking = Some(thinking).filter(|thinking| !thinking.is_empty());
         let object = Object { created_at: UtcTime::now().rfc3339(), model, ..Object::default() };
         match self {
             Self::Chat => {
-                let message = Message { calculations, content: text, role: "assistant", thinking };
+                let message = Message { calculations, content: text, role: "assistant", thinking, tool_calls };
                 Object { message: Some(message), ..object }
             }
             Self::Generate => Object { calculations, response: Some(text), thinking, ..object },
@@ -201,6 +238,8 @@ struct OllamaWriter {
     first_token: Option<Instant>,
     prompt_tokens: usize,
     tokens: usize,
+    /// What was called so far.
+    calls: Vec<CallPiece>,
     finish: Option<FinishReason>,
 }
 
@@ -228,9 +267,9 @@ impl OllamaWriter {
         }
     }
 
-    fn parts<'a>(&self, chunk: &'a Chunk) -> Parts<'a> {
+    fn parts<'a>(&self, chunk: &'a Chunk, tool_calls: &'a [ToolCall]) -> Parts<'a> {
         let thinking = if self.tells_thinking { &chunk.thinking } else { "" };
-        Parts { text: &chunk.text, thinking, calculations: &chunk.calculations }
+        Parts { text: &chunk.text, thinking, calculations: &chunk.calculations, tool_calls }
     }
 }
 
@@ -247,9 +286,16 @@ impl Writer for OllamaWriter {
     fn piece(&mut self, chunk: &Chunk, out: &mut Objects) {
         let logprobs = ChatLogprobs { tokenizer: &self.text.tokenizer, tokens: &chunk.tokens };
         let logprobs = (!logprobs.is_empty()).then_some(logprobs);
-        let parts = self.parts(chunk);
-        let Parts { text, thinking, calculations } = parts;
-        if !text.is_empty() || !thinking.is_empty() || !calculations.is_empty() || logprobs.is_some() {
+        // A call is told of when it is whole.
+        self.calls.extend(chunk.calls.iter().cloned());
+        let is_now_whole =
+            |call: &CallPiece| chunk.calls.iter().any(|piece| piece.is_whole && piece.index == call.index);
+        let whole: Vec<_> = merged(&self.calls).into_iter().filter(is_now_whole).collect();
+        let tool_calls = ToolCall::of(&whole);
+        let parts = self.parts(chunk, &tool_calls);
+        let Parts { text, thinking, calculations, .. } = parts;
+        let is_nothing = text.is_empty() && thinking.is_empty() && calculations.is_empty() && tool_calls.is_empty();
+        if !is_nothing || logprobs.is_some() {
             out.push(&Object { logprobs, ..self.shape.object(&self.model, parts) });
         }
     }
@@ -262,6 +308,7 @@ impl Writer for OllamaWriter {
         let chunk = choices.into_iter().next().unwrap_or_default();
         let logprobs = ChatLogprobs { tokenizer: &self.text.tokenizer, tokens: &chunk.tokens };
         let logprobs = self.logprobs.then_some(logprobs);
-        iter::once(json(&Object { logprobs, ..self.last(self.parts(&chunk)) }))
+        let tool_calls = ToolCall::of(&merged(&chunk.calls));
+        iter::once(json(&Object { logprobs, ..self.last(self.parts(&chunk, &tool_calls)) }))
     }
 }

@@ -4,9 +4,9 @@ use std::time::Instant;
 
 use axum::{extract::State, response::Response};
 
-use super::answer::{Shape, answer, think};
+use super::answer::{Asked, Shape, answer, think};
 use crate::{
-    http::{App, Failure, Fields, messages, model_name, short, unbuilt},
+    http::{App, Failure, Fields, messages, model_name, short, tools},
     text::{ChatLayout, Prompt},
 };
 
@@ -27,11 +27,12 @@ pub(crate) async fn chat(State(app): State<App>, fields: Fields) -> Result<Respo
 async fn create(app: &App, mut fields: Fields) -> Result<Response, Failure> {
     let start = Instant::now();
     model_name::take(&mut fields, app.engine.card())?;
-    unbuilt::tools(&mut fields)?;
+    let tools = tools::take(app, &mut fields)?;
     let mut messages = messages::take(&mut fields, &app.unknown_fields)?;
     let mut layout = ChatLayout { ending: messages::natural_ending(&mut messages), ..ChatLayout::default() };
+    layout.tools = tools.iter().flat_map(|tools| &tools.list).map(|tool| tool.told.clone()).collect();
     let think = think(app, &mut fields, &mut layout)?;
     let truncate = fields.boolean("truncate")?.unwrap_or(true);
     let prompt = (!messages.is_empty()).then_some(Prompt::Chat { messages, truncate, layout });
-    answer(app, fields, Shape::Chat, prompt, think, start).await
+    answer(app, fields, Shape::Chat, Asked { prompt, think, tools, start }).await
 }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use axum::{extract::State, response::Response};
 
-use super::answer::{Shape, answer, think};
+use super::answer::{Asked, Shape, answer, think};
 use crate::{
     http::{App, Failure, Fields, model_name},
     text::{ChatLayout, Message, Prompt, Role},
@@ -32,5 +32,6 @@ pub(crate) async fn generate(State(app): State<App>, mut fields: Fields) -> Resu
         let messages = system.into_iter().chain([Message::user(text)]).collect();
         Prompt::Chat { messages, truncate, layout }
     };
-    answer(&app, fields, Shape::Generate, (!is_empty).then_some(prompt), think, start).await
+    let asked = Asked { prompt: (!is_empty).then_some(prompt), think, tools: None, start };
+    answer(&app, fields, Shape::Generate, asked).await
 }

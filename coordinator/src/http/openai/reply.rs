@@ -18,7 +18,7 @@ use crate::{
         writer::{self, Framing, Objects, Writer, json},
     },
     request::FinishReason,
-    text::{Calculation, Chunk, GenerateRequest, ModelText, prompt::PreparedPrompt},
+    text::{Calculation, CallPiece, Chunk, GenerateRequest, ModelText, prompt::PreparedPrompt},
 };
 
 /// What the answers of one route have of their own.
@@ -82,7 +82,7 @@ pub(crate) struct Message<'a> {
     /// What the model had calculated before the content, or so far.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     pub(crate) calculations: &'a [Calculation],
-    /// Null in a whole one of which nothing but thinking came.
+    /// Null in a whole one of which nothing but thinking or calls came.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) content: Option<Option<&'a str>>,
     /// What the model thought before it; not there where it did not.
@@ -93,6 +93,41 @@ pub(crate) struct Message<'a> {
     pub(crate) refusal: Option<()>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) role: Option<&'static str>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) tool_calls: Vec<ToolCall>,
+}
+
+/// A call of a function, or what follows of one.
+#[derive(Serialize)]
+pub(crate) struct ToolCall {
+    function: Function,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    /// In streams.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    index: Option<usize>,
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    kind: Option<&'static str>,
+}
+
+#[derive(Serialize)]
+struct Function {
+    arguments: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+}
+
+impl ToolCall {
+    /// The first piece of a call gives it an id.
+    pub(crate) fn new(piece: &CallPiece, streams: bool) -> Self {
+        let begins = piece.name.is_some();
+        Self {
+            function: Function { arguments: piece.arguments.clone(), name: piece.name.clone() },
+            id: begins.then(|| format!("call_{:016x}", sampling::random())),
+            index: streams.then_some(piece.index),
+            kind: begins.then_some("function"),
+        }
+    }
 }
 
 /// The two forms of them.

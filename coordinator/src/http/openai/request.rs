@@ -97,6 +97,7 @@ pub(crate) fn take(
         skip_special_tokens,
         calculator: sampling::calculator(fields, app.engine.text())?,
         constraint: constraint::openai(fields)?,
+        tools: None,
         timeout: sampling::timeout(fields)?,
         client: fields.client,
         cache_salt: cache_salt(fields)?,

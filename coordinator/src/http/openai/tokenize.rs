@@ -5,7 +5,7 @@ use nanoinfer_shared::protocol::TokenId;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::http::{App, Failure, Fields, messages, model_name, unbuilt, writer};
+use crate::http::{App, Failure, Fields, messages, model_name, tools, unbuilt, writer};
 use crate::text::{ChatLayout, GenerateError, Message, Specials, generate_error::MAX_UNBOUNDED_BYTES};
 
 /// Most tokens to decode: one may stand for more than a hundred bytes.
@@ -21,9 +21,9 @@ pub(crate) async fn tokenize(State(app): State<App>, mut fields: Fields) -> Resu
     let prompt = fields.string("prompt")?;
     let mut layout = ChatLayout::default();
     if is_chat {
-        // As they are left out of a chat, they do not count.
-        unbuilt::tools(&mut fields)?;
+        let tools = tools::take(&app, &mut fields)?;
         layout = messages::layout(&mut fields, &mut messages)?;
+        layout.tools = tools.iter().flat_map(|tools| &tools.list).map(|tool| tool.told.clone()).collect();
     }
     unbuilt::take(&mut fields)?;
     let warnings = fields.finish(&app.unknown_fields);

@@ -10,8 +10,10 @@ mod lifecycle;
 mod neighbours;
 mod openai_fields;
 mod replies;
+mod responses;
 mod surroundings;
 mod thinking;
+mod tools;
 mod unbuilt;
 
 use std::{net::SocketAddr, sync::mpsc, time::Duration};

@@ -1,8 +1,9 @@
 //! Follows one answer: which tokens may come next, and which one must.
 //!
 //! ```text
-//! may think ── <think> ──► thinks: anything ── </think> ──► answers: what the grammar lets come ──► over: nothing can follow
-//!     └────────────────── anything else ──────────────────────▲
+//! may think ── <think> ──► thinks: anything ── </think> ──► opening ──► answers: what the grammar lets come ──► over
+//!     └────────────────── anything else ──────────────────────▲ │ watches: anything ── its mark ──►▲    nothing can follow
+//!                                                               └ may begin: what is of the grammar ►▲, or else free
 //! ```
 //! Knows tokens and a parser's state; does not know where the grammar is from. Invariant: a token is forced only where no other may come.
 
@@ -20,13 +21,30 @@ use crate::{
     },
 };
 
+/// How an answer comes to its grammar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::text) enum Opening {
+    /// It begins with it.
+    AtOnce,
+    /// Behind this mark, if that comes.
+    Behind(&'static str),
+    /// It begins with it, if it begins with what it has.
+    Perhaps,
+}
+
 /// Where an answer stands.
 #[derive(Clone, Debug, PartialEq)]
 enum Phase {
     /// It may begin with this token, which begins a thought.
     MayThink(TokenId),
-    /// The grammar begins behind the mark; the last bytes of the thought, of which it may be made.
+    /// What opens it comes behind the mark; the last bytes of the thought, of which it may be made.
     Thinks(Vec<u8>),
+    /// The grammar begins behind a mark; the last bytes, likewise.
+    Watches(Vec<u8>),
+    /// The next token decides.
+    MayBegin,
+    /// There is no grammar in it.
+    Free,
     Answers,
 }
 
@@ -35,27 +53,35 @@ enum Phase {
 pub(in crate::text) struct Follower {
     text: Arc<ModelText>,
     matcher: Matcher,
+    opening: Opening,
     phase: Phase,
     /// Of the next token, once it was asked for.
     mask: Option<Result<TokenMask, String>>,
 }
 
 impl Follower {
-    /// From the beginning; `stage` is where in its thinking the model goes on, if that is told apart. All answers of a request
-    /// share what the parser finds out.
-    pub(in crate::text) fn new(text: Arc<ModelText>, compiled: &Compiled) -> Self {
-        Self { text, matcher: compiled.0.deep_clone(), phase: Phase::Answers, mask: None }
+    /// All answers of a request share what the parser finds out.
+    pub(in crate::text) fn new(text: Arc<ModelText>, compiled: &Compiled, opening: Opening) -> Self {
+        Self { text, matcher: compiled.0.deep_clone(), opening, phase: Phase::Free, mask: None }
     }
 
-    /// One for an answer that goes on at this stage of thinking.
+    /// One for an answer that goes on at this stage of thinking, if that is told apart.
     pub(in crate::text) fn at(&self, stage: Option<Stage>) -> Self {
         let begins = || self.text.tokenizer.encode(OPEN, Specials::Match).ok().filter(|ids| ids.len() == 1);
         let phase = match stage {
-            Some(Stage::Before) => begins().map_or(Phase::Answers, |ids| Phase::MayThink(ids[0])),
+            Some(Stage::Before) => begins().map_or_else(|| self.opens(), |ids| Phase::MayThink(ids[0])),
             Some(Stage::Begun | Stage::Inside) => Phase::Thinks(Vec::new()),
-            Some(Stage::Behind | Stage::Answer) | None => Phase::Answers,
+            Some(Stage::Behind | Stage::Answer) | None => self.opens(),
         };
         Self { phase, ..self.clone() }
+    }
+
+    fn opens(&self) -> Phase {
+        match self.opening {
+            Opening::AtOnce => Phase::Answers,
+            Opening::Behind(_) => Phase::Watches(Vec::new()),
+            Opening::Perhaps => Phase::MayBegin,
+        }
     }
 
     fn consume(&mut self, ids: &[TokenId]) {
@@ -64,21 +90,62 @@ impl Follower {
         }
     }
 
-    /// Looks for the mark that ends a thought; what stands behind it in the same token is of the answer.
-    fn think(&mut self, mut tail: Vec<u8>, id: TokenId) {
+    /// Looks for the mark that ends what is free; what stands behind it in the same token goes on from there.
+    fn look_for(&mut self, mark: &str, mut tail: Vec<u8>, id: TokenId) -> Result<Vec<u8>, Vec<u8>> {
         tail.extend_from_slice(self.text.tokenizer.bytes(id));
-        let close = CLOSE.as_bytes();
-        let Some(at) = tail.windows(close.len()).position(|window| window == close) else {
-            tail.drain(..tail.len().saturating_sub(close.len()));
-            self.phase = Phase::Thinks(tail);
-            return;
-        };
-        self.phase = Phase::Answers;
-        let rest = tail[at + close.len()..].trim_ascii_start();
-        if !rest.is_empty() {
-            let ids = self.matcher.tok_env().map(|environment| environment.tok_trie().greedy_tokenize(rest));
+        match tail.windows(mark.len()).position(|window| window == mark.as_bytes()) {
+            Some(at) => Ok(tail.split_off(at + mark.len())),
+            None => {
+                tail.drain(..tail.len().saturating_sub(mark.len()));
+                Err(tail)
+            }
+        }
+    }
+
+    /// Bytes of the grammar that are no tokens of their own.
+    fn consume_bytes(&mut self, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            let ids = self.matcher.tok_env().map(|environment| environment.tok_trie().greedy_tokenize(bytes));
             self.consume(&ids.unwrap_or_default());
         }
+    }
+
+    /// Goes on from a phase with a token of it.
+    fn go_on(&mut self, phase: Phase, id: TokenId) {
+        self.phase = match phase {
+            Phase::MayThink(open) if id == open => Phase::Thinks(Vec::new()),
+            Phase::MayThink(_) => return self.go_on(self.opens(), id),
+            Phase::Thinks(tail) => match self.look_for(CLOSE, tail, id) {
+                Err(tail) => Phase::Thinks(tail),
+                Ok(behind) => {
+                    self.phase = self.opens();
+                    if self.phase == Phase::Answers {
+                        self.consume_bytes(behind.trim_ascii_start());
+                    }
+                    return;
+                }
+            },
+            Phase::Watches(tail) => {
+                let Opening::Behind(mark) = self.opening else { return };
+                match self.look_for(mark, tail, id) {
+                    Err(tail) => Phase::Watches(tail),
+                    Ok(behind) => {
+                        self.consume_bytes(&behind);
+                        Phase::Answers
+                    }
+                }
+            }
+            Phase::MayBegin if self.text.tokenizer.bytes(id).trim_ascii().is_empty() => Phase::MayBegin,
+            Phase::MayBegin => match self.matcher.try_consume_tokens(&[id]) {
+                Ok(1) => Phase::Answers,
+                _ => Phase::Free,
+            },
+            Phase::Free => Phase::Free,
+            Phase::Answers => {
+                self.consume(&[id]);
+                Phase::Answers
+            }
+        };
     }
 
     /// The next token, where the grammar leaves no other. To ask for a mask would hold up the next step: it is asked for only where the
@@ -95,16 +162,17 @@ impl Follower {
 impl Next for Follower {
     fn after(&mut self, id: TokenId) -> Vec<TokenId> {
         self.mask = None;
-        match std::mem::replace(&mut self.phase, Phase::Answers) {
-            Phase::MayThink(open) if id == open => self.phase = Phase::Thinks(Vec::new()),
-            Phase::Thinks(tail) => self.think(tail, id),
-            Phase::MayThink(_) | Phase::Answers => self.consume(&[id]),
-        }
+        let phase = std::mem::replace(&mut self.phase, Phase::Free);
+        self.go_on(phase, id);
         self.forced().into_iter().collect()
     }
 
     fn is_masking(&self) -> bool {
-        !matches!(self.phase, Phase::Thinks(_))
+        match self.phase {
+            Phase::Answers => true,
+            Phase::MayThink(_) => self.opening == Opening::AtOnce,
+            Phase::Thinks(_) | Phase::Watches(_) | Phase::MayBegin | Phase::Free => false,
+        }
     }
 
     fn mask(&mut self) -> Result<TokenMask, String> {

@@ -76,10 +76,9 @@ impl JinjaTemplate {
         let render = || -> Result<String, Error> {
             let context = context! {
                 messages => Value::from(Serde(messages)),
-                tools => (),
                 documents => (),
                 add_generation_prompt,
-                ..Value::from(Serde(variables))
+                ..context! { ..Value::from(Serde(variables)), ..context! { tools => () } }
             };
             let CompiledTemplate { instructions, blocks, .. } = self.compile()?;
             let mut text = String::new();
