@@ -133,7 +133,7 @@ fn message(place: &str, value: &Value) -> Result<Message, Failure> {
     let tool_calls = match &value["tool_calls"] {
         Value::Null => Vec::new(),
         Value::Array(calls) if calls.is_empty() || role == Role::Assistant => {
-            let call = |(at, call)| tool_call(call, &path(&format!("tool_calls[{at}]")));
+            let call = |(at, call): (usize, &Value)| tool_call(call, &path(&format!("tool_calls[{at}]")));
             calls.iter().enumerate().map(call).collect::<Result<_, _>>()?
         }
         other => return Err(Failure::wrong(path("tool_calls"), "a list, of the assistant's", &show(other))),

@@ -75,7 +75,9 @@ fn tool(i: usize, mut told: Value) -> Result<Tool, Failure> {
     if told["function"].is_null() && told["type"] == "function" && told["name"].is_string() {
         // As `/v1/responses` has them.
         let mut function = told.take();
-        function.as_object_mut().map(|function| function.remove("type"));
+        if let Some(function) = function.as_object_mut() {
+            function.shift_remove("type");
+        }
         told = json!({"type": "function", "function": function});
     }
     let path = |name: &str| format!("tools[{i}]{name}");

@@ -1,6 +1,14 @@
-use serde_json::json;
+use std::sync::Arc;
 
-use super::*;
+use nanoinfer_shared::protocol::TokenId;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::{
+    compiler::{Compiled, KEPT},
+    follower::Opening,
+    *,
+};
 use crate::{
     engine::next::Next,
     testing::demo_text,
@@ -225,4 +233,76 @@ fn what_was_compiled_is_kept_for_a_while() {
     (0..KEPT).for_each(|i| drop(compile(format!("b{i}"))));
     assert!(!Arc::ptr_eq(&first.0, &compile("x".into()).0));
     assert_eq!(grammars.kept.lock().unwrap().len(), KEPT);
+}
+
+/// Schemas, most of them good, some not.
+fn schema() -> impl Strategy<Value = Value> {
+    let number = || prop_oneof![Just(json!(0)), Just(json!(3)), Just(json!(-1)), Just(json!(1.5)), Just(json!("x"))];
+    let leaf = prop_oneof![
+        Just(json!({})),
+        Just(json!(true)),
+        Just(json!(false)),
+        Just(json!({"$ref": "#"})),
+        Just(json!({"$ref": "#/$defs/a"})),
+        Just(json!({"const": {"a": [1, null]}})),
+        "[a-z]{1,8}".prop_map(|name| json!({"type": name})),
+        "[a-z-]{1,9}".prop_map(|name| json!({"type": "string", "format": name})),
+        "[ -~]{0,12}".prop_map(|pattern| json!({"type": "string", "pattern": pattern})),
+        "\\PC{0,200}".prop_map(|text| json!({"enum": [text, 1]})),
+        (number(), number()).prop_map(|(low, high)| json!({"type": "integer", "minimum": low, "maximum": high})),
+        (number(), number()).prop_map(|(low, high)| json!({"type": "string", "minLength": low, "maxLength": high})),
+    ];
+    leaf.prop_recursive(4, 40, 5, move |inner| {
+        let list = proptest::collection::vec(inner.clone(), 0..4);
+        prop_oneof![
+            (inner.clone(), number()).prop_map(|(items, least)| json!({"type": "array", "items": items, "minItems": least})),
+            (inner.clone(), inner.clone(), any::<bool>()).prop_map(|(a, b, closed)| {
+                json!({"type": "object", "properties": {"a": a, "b\"": b}, "required": ["a"], "additionalProperties": !closed})
+            }),
+            (inner.clone(), "[a-z.*+]{0,6}").prop_map(|(value, name)| json!({"patternProperties": {name: value}})),
+            (inner.clone(), inner.clone()).prop_map(|(root, named)| json!({"$defs": {"a": named}, "allOf": [root]})),
+            list.clone().prop_map(|list| json!({"anyOf": list})),
+            list.clone().prop_map(|list| json!({"oneOf": list})),
+            list.prop_map(|list| json!({"allOf": list})),
+            inner.prop_map(|inner| json!({"not": inner})),
+        ]
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    /// Whatever is asked for is refused in words, or followed for a while: a token that may come can be taken.
+    #[test]
+    fn whatever_is_asked_for_is_refused_or_followed(
+        grammar in prop_oneof![
+            4 => schema().prop_map(Grammar::Json),
+            1 => "[ -~]{0,24}".prop_map(Grammar::Regex),
+            1 => "(start: |[a-z]: |%json \\{|\\}|\"[a-z]\"|/[a-z]+/|[a-z]|\n| \\| |\\(|\\)|\\*|\\{1,3\\}){0,12}".prop_map(Grammar::Lark),
+        ],
+        mut dice in any::<u64>(),
+    ) {
+        let compiled = match compiled(grammar.clone()) {
+            Ok(compiled) => compiled,
+            Err(error) => {
+                prop_assert!(error.to_string().starts_with("`format` ") && !error.to_string().contains('\n'), "{error}");
+                return Ok(());
+            }
+        };
+        let mut follower = Follower::new(demo_text(), &compiled, Opening::AtOnce).at(None);
+        for _ in 0..30 {
+            if follower.is_over() {
+                break;
+            }
+            // Beyond its bounds it says so.
+            let Ok(mask) = follower.mask() else { break };
+            let allowed: Vec<TokenId> = (0..4096).filter(|&id| mask.allows(id as usize)).collect();
+            prop_assert!(!allowed.is_empty(), "{grammar:?}");
+            dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let id = allowed[(dice >> 33) as usize % allowed.len()];
+            for forced in follower.after(id) {
+                prop_assert!(follower.mask().unwrap().only() == Some(forced));
+            }
+        }
+    }
 }

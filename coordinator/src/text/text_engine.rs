@@ -8,15 +8,13 @@ use std::sync::Arc;
 use nanoinfer_shared::protocol::TokenId;
 
 use super::{
-    CallStyle, Constraint, GenerateError, GenerateRequest, Generation, GrammarError, ModelText, Prompt, StopFinder,
-    Tools, answer_memory, bad_words,
+    GenerateError, GenerateRequest, Generation, ModelText, Prompt, StopFinder, answer_memory, bad_words,
     calculator::Calculator,
     chat::Ending,
     choice::{Choice, ChoiceFormat},
     generate_error::{MAX_SEQUENCES, check_tokens},
-    grammar::{Follower, Grammars, Opening},
+    grammar::{Follower, Grammars, Wanted},
     prompt::{PreparedPrompt, Room},
-    tools,
 };
 use crate::{
     engine::{
@@ -125,22 +123,10 @@ impl TextEngine {
         &self,
         request: &mut GenerateRequest,
     ) -> Result<(Vec<PreparedPrompt>, Option<Follower>), GenerateError> {
-        let follower = match self.grammar(request) {
-            Some((constraint, opening)) => {
+        let follower = match Wanted::take(request, self.text.chat.calls) {
+            Some(wanted) => {
                 let (grammars, text, ends) = (self.grammars.clone(), self.text.clone(), self.ends());
-                let tools = request.tools.take();
-                let compile = move |_: &ModelText| {
-                    let compiled = grammars.compile(&text, &ends, &constraint).map_err(|error| {
-                        // A tool's own schema says where it is wrong.
-                        let of_tools = tools.iter().flat_map(Tools::schemas);
-                        of_tools
-                            .filter_map(|schema| grammars.compile(&text, &ends, &schema).err())
-                            .next()
-                            .unwrap_or(error)
-                    })?;
-                    Ok::<_, GrammarError>(Follower::new(text, &compiled, opening))
-                };
-                Some(self.encode(compile).await??)
+                Some(self.encode(move |_| wanted.follower(&grammars, text, &ends)).await??)
             }
             None => None,
         };
@@ -168,21 +154,6 @@ impl TextEngine {
         let text = self.text.clone();
         let encoded = self.encoders.run(move || work(&text)).await;
         encoded.map_err(|error| GenerateError::EncoderBroke { reason: error.to_string() })
-    }
-
-    /// What the answer must be, and how it comes to that.
-    fn grammar(&self, request: &mut GenerateRequest) -> Option<(Constraint, Opening)> {
-        let constraint = request.constraint.take();
-        let (Some(tools), Some(style)) = (&request.tools, self.text.chat.calls) else {
-            return constraint.map(|constraint| (constraint, Opening::AtOnce));
-        };
-        let instead = constraint.as_ref().and_then(|constraint| constraint.grammar.schema());
-        let opening = match style {
-            _ if tools.is_required() || instead.is_some() => Opening::AtOnce,
-            CallStyle::Hermes => Opening::Behind(tools::OPEN),
-            CallStyle::Llama => Opening::Perhaps,
-        };
-        Some((Constraint { field: "tools".into(), grammar: tools.grammar(style, instead) }, opening))
     }
 
     fn choice_format(&self, request: &GenerateRequest) -> ChoiceFormat {

@@ -24,11 +24,28 @@ fn slices(draw: &Draw, row: &[f32], cuts: &[usize]) -> Vec<RowSlice> {
     let mut edges: Vec<usize> = cuts.iter().map(|cut| cut % (row.len() + 1)).chain([0, row.len()]).collect();
     edges.sort_unstable();
     let ranges = edges.windows(2).map(|edge| Range { start: edge[0], end: edge[1] });
-    ranges.map(|range| fake_rank::slice(row, range, &draw.wants())).collect()
+    let mask_of = |range: &Range<usize>| -> Option<TokenMask> {
+        let here = |id: &usize| draw.adjustments.is_unmasked(*id as TokenId);
+        draw.is_masked().then(|| range.clone().filter(here).map(|id| (id - range.start) as TokenId).collect())
+    };
+    let slice = |range: Range<usize>| fake_rank::slice(row, range.clone(), &draw.wants(), mask_of(&range).as_ref());
+    ranges.map(slice).collect()
+}
+
+/// Every so many tokens, as a grammar may let come.
+fn every(step: usize, vocab_size: usize) -> TokenMask {
+    (0..vocab_size as TokenId).step_by(step).collect()
+}
+
+/// The draw of a request whose grammar lets these come.
+fn masked(draw: Draw, mask: TokenMask) -> Draw {
+    let mut draw = Draw { masked: true, ..draw };
+    draw.set_mask(Ok(mask));
+    draw
 }
 
 /// The chain over a whole row as one would write it first, with every processor a mask.
-fn reference(request: &Request, tokens: &[TokenId], row: &[f32], uniform: f64) -> TokenId {
+fn reference(request: &Request, tokens: &[TokenId], row: &[f32], uniform: f64, mask: Option<&TokenMask>) -> TokenId {
     let s = &request.sampling;
     let generated = &tokens[request.prompt.len()..];
     let mut logits = row.to_vec();
@@ -47,7 +64,8 @@ fn reference(request: &Request, tokens: &[TokenId], row: &[f32], uniform: f64) -
         let too_early = id == 0 && generated.len() < request.sampling.min_tokens;
         let bad =
             s.bad_words.iter().any(|word| word.last() == Some(&id) && generated.ends_with(&word[..word.len() - 1]));
-        if too_early || bad || s.allowed_token_ids.as_ref().is_some_and(|allowed| !allowed.contains(id)) {
+        let left_out = mask.is_some_and(|mask| !mask.allows(id as usize));
+        if left_out || too_early || bad || s.allowed_token_ids.as_ref().is_some_and(|allowed| !allowed.contains(id)) {
             *logit = f32::NEG_INFINITY;
         }
     }
@@ -209,17 +227,28 @@ proptest! {
         min_tokens in 0usize..12,
         cuts in prop::collection::vec(any::<usize>(), 0..3),
         constraints in constraints(),
+        step in prop::option::of(1usize..30),
     ) {
         let prompt = tokens[..tokens.len().saturating_sub(generated).max(1)].to_vec();
         let mut request = request(prompt, sampling);
         constraints.put(&mut request.sampling, row.len(), &tokens);
         request.sampling.min_tokens = min_tokens;
+        let mask = step.map(|step| every(step, row.len()));
         let draw = Draw::new(&request, &tokens, &shape(row.len()));
+        let draw = match &mask {
+            Some(mask) => masked(draw, mask.clone()),
+            None => draw,
+        };
         let slices = slices(&draw, &row, &cuts);
         let slices: Vec<_> = slices.iter().collect();
         let mut adjusted = Vec::new();
         draw.adjust(&[&row], &mut adjusted);
         let by_row = draw.by_row(&slices, &[&row], &mut RowScratch::default());
+        if mask.is_some() && adjusted.iter().all(|&logit| logit == f32::NEG_INFINITY) {
+            prop_assert!(by_row.is_none(), "there is nothing to draw");
+            return Ok(());
+        }
+        let by_row = by_row.unwrap();
         if adjusted.iter().all(|&logit| logit == f32::NEG_INFINITY) {
             let first = request.sampling.allowed_token_ids.as_ref().map_or(0, |allowed| allowed[0]);
             prop_assert_eq!(by_row.id, first);
@@ -234,12 +263,13 @@ proptest! {
         let order = in_order(&adjusted);
         let by_order = draw.decide(&order, true, normaliser).unwrap();
         let uniform = random::uniform(request.sampling.seed, 0, 0, tokens.len() as u32);
-        prop_assert_eq!(by_order, reference(&request, &tokens, &row, uniform));
+        prop_assert_eq!(by_order, reference(&request, &tokens, &row, uniform, mask.as_ref()));
         if let Some(drawn) = draw.by_candidates(&slices) {
             prop_assert_eq!(drawn, draw.drawn(by_order, row[by_order as usize], &slices, || (Vec::new(), normaliser)));
         } else {
             let decided = request.sampling.temperature == 0.0 || draw.adjustments.is_selective();
-            prop_assert!(!decided || draw.adjustments.needs_row(), "candidates always decide the most likely, and the named");
+            let all_left_out = mask.is_some() && draw.adjustments.is_selective();
+            prop_assert!(!decided || draw.adjustments.needs_row() || all_left_out, "candidates always decide the most likely, and the named");
         }
         // Sums of f32 are a little different: at a border between tokens either may be drawn.
         let near = |off: f64| at(&draw, uniform + off).decide(&order, true, normaliser).unwrap();
@@ -260,7 +290,7 @@ proptest! {
         let draw = Draw::new(&request, &[1, 2, 3, 2, 9, 9], &shape(row.len()));
         let slices = slices(&draw, &row, &[cut]);
         let slices: Vec<_> = slices.iter().collect();
-        let drawn = draw.by_row(&slices, &[&row], &mut RowScratch::default());
+        let drawn = draw.by_row(&slices, &[&row], &mut RowScratch::default()).unwrap();
         let mut adjusted = Vec::new();
         draw.adjust(&[&row], &mut adjusted);
         prop_assume!(adjusted.iter().any(|&logit| logit > f32::NEG_INFINITY));
@@ -356,10 +386,9 @@ fn numbers_out_of_order_do_not_stop_a_draw() {
             let sampling = SamplingParams { temperature, top_p: 0.9, min_p: 0.1, ..SamplingParams::neutral(1) };
             let draw = Draw::new(&request(vec![1], sampling), &[1], &shape(4));
             let slices = slices(&draw, &row, &[2]);
-            assert!(
-                draw.by_row(&slices.iter().collect::<Vec<_>>(), &[&row[..3], &row[3..]], &mut RowScratch::default()).id
-                    < 4
-            );
+            let slices: Vec<_> = slices.iter().collect();
+            let drawn = draw.by_row(&slices, &[&row[..3], &row[3..]], &mut RowScratch::default());
+            assert!(drawn.unwrap().id < 4);
         }
     }
 }
@@ -368,7 +397,8 @@ fn numbers_out_of_order_do_not_stop_a_draw() {
 fn told(draw: &Draw, row: &[f32], cuts: &[usize]) -> (TokenId, Narrowing) {
     let slices = slices(draw, row, cuts);
     let slices: Vec<_> = slices.iter().collect();
-    let drawn = draw.by_candidates(&slices).unwrap_or_else(|| draw.by_row(&slices, &[row], &mut RowScratch::default()));
+    let by_row = || draw.by_row(&slices, &[row], &mut RowScratch::default());
+    let drawn = draw.by_candidates(&slices).or_else(by_row).unwrap();
     (drawn.id, drawn.narrowing.unwrap())
 }
 
@@ -459,6 +489,21 @@ fn what_must_not_come_is_removed_once_in_an_explanation() {
 }
 
 #[test]
+fn an_explanation_tells_of_a_grammar_what_it_removed_and_what_else_could_have_been() {
+    let row: Vec<f32> = (0..40).map(|i| -(i as f32)).collect();
+    let mut request = explained(vec![3], SamplingParams::greedy());
+    request.sampling.allowed_token_ids = Some((3..25).collect());
+    let draw = masked(Draw::new(&request, &[3], &shape(40)), every(7, 40));
+    let (id, narrowing) = told(&draw, &row, &[9]);
+    assert_eq!(id, 7);
+    let chain: Vec<_> = narrowing.chain.iter().map(|p| (p.processor, p.removed)).collect();
+    assert_eq!(chain, [("grammar", 34), ("allowed_token_ids", 3), ("temperature", 2)]);
+    let removed: Vec<_> = narrowing.alternatives.iter().map(|a| (a.id, a.removed_by)).collect();
+    assert_eq!(removed[0], (0, Some("allowed_token_ids")));
+    assert_eq!((removed[1], removed[7], removed.len()), ((1, Some("grammar")), (7, None), 8));
+}
+
+#[test]
 fn an_explained_draw_is_the_same_draw() {
     for seed in 0..300 {
         let noise = |i: u32| random::uniform(seed, 0, 0, i) as f32;
@@ -474,7 +519,8 @@ fn an_explained_draw_is_the_same_draw() {
                 let slices: Vec<_> = slices.iter().collect();
                 let drawn = draw
                     .by_candidates(&slices)
-                    .unwrap_or_else(|| draw.by_row(&slices, &[&row], &mut RowScratch::default()));
+                    .or_else(|| draw.by_row(&slices, &[&row], &mut RowScratch::default()))
+                    .unwrap();
                 (drawn.id, drawn.narrowing.is_some())
             });
         assert_eq!((plain.0, true), (explained.0, explained.1));

@@ -60,13 +60,16 @@ pub(crate) async fn show(State(app): State<App>, mut fields: Fields) -> Result<J
     .into_iter()
     .flatten()
     .collect();
+    let mut capabilities = vec!["completion"];
+    capabilities.extend(text.chat.calls.map(|_| "tools"));
+    capabilities.extend(text.chat.thinks.then_some("thinking"));
     Ok(Json(json!({
         "modelfile": format!("FROM {}", model_name::shown(card)),
         "parameters": parameters.join("\n"),
         "template": text.chat.template().unwrap_or_default(),
         "modified_at": UtcTime::of(card.started).rfc3339(),
         "details": details(card),
-        "capabilities": if text.chat.thinks { &["completion", "thinking"][..] } else { &["completion"] },
+        "capabilities": capabilities,
         "model_info": model_info(card),
     })))
 }

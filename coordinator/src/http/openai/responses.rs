@@ -124,7 +124,9 @@ fn input(input: Option<Value>) -> Result<Vec<Value>, Failure> {
         match kind.as_str() {
             "message" => {
                 if let Some(item) = item.as_object_mut() {
-                    ["type", "id", "status", "phase"].map(|name| item.remove(name));
+                    for name in ["type", "id", "status", "phase"] {
+                        item.shift_remove(name);
+                    }
                     if item.get("role").is_some_and(|role| role == "assistant") && !thought.is_null() {
                         item.insert("reasoning_content".into(), thought.take());
                     }

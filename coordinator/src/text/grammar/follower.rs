@@ -12,7 +12,7 @@ use std::{fmt, sync::Arc};
 use llguidance::Matcher;
 use nanoinfer_shared::protocol::{TokenId, TokenMask};
 
-use super::Compiled;
+use super::compiler::Compiled;
 use crate::{
     engine::next::Next,
     text::{

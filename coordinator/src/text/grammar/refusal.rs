@@ -7,7 +7,7 @@ use std::cell::Cell;
 
 use serde_json::Value;
 
-use super::{Grammar, MAX_GRAMMAR_BYTES, MAX_SCHEMA_DEPTH};
+use super::constraint::{Grammar, MAX_GRAMMAR_BYTES, MAX_SCHEMA_DEPTH};
 
 /// Most schemas that are tried, each of which may take some milliseconds.
 const MAX_TRIES: usize = 200;
@@ -78,7 +78,9 @@ pub(super) fn explain(
     }
     let without = |keyword: &str| {
         let mut schema = schema.clone();
-        schema.as_object_mut().map(|schema| schema.remove(keyword));
+        if let Some(schema) = schema.as_object_mut() {
+            schema.shift_remove(keyword);
+        }
         schema
     };
     let keywords = schema.as_object().into_iter().flat_map(|schema| schema.keys());

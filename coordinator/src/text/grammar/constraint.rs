@@ -1,0 +1,77 @@
+//! What an answer must be, and the bounds of that.
+//!
+//! Does not know how it is compiled.
+
+use llguidance::api::TopLevelGrammar;
+use serde_json::{Value, json};
+
+/// Longest text of a grammar.
+pub const MAX_GRAMMAR_BYTES: usize = 256 << 10;
+/// Most levels of a schema.
+pub const MAX_SCHEMA_DEPTH: usize = 64;
+/// Most calls behind the first in one answer.
+pub(in crate::text) const MAX_CALLS: usize = 15;
+/// White space between the tokens of JSON: enough to indent, and not for ever.
+const WHITE_SPACE: &str = r"[\x20\x0A\x0D\x09]{1,24}";
+
+/// What an answer must be, and which field of a request says so.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Constraint {
+    /// As errors name it.
+    pub field: String,
+    /// What.
+    pub grammar: Grammar,
+}
+
+/// What an answer must be, from its first character to its last.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Grammar {
+    /// JSON that a schema describes.
+    Json(Value),
+    /// Text that a regular expression matches as a whole.
+    Regex(String),
+    /// One of these texts.
+    Choice(Vec<String>),
+    /// Text of a grammar in the library's dialect of Lark.
+    Lark(String),
+}
+
+impl Grammar {
+    /// Any JSON object.
+    pub fn json_object() -> Self {
+        Self::Json(json!({"type": "object"}))
+    }
+
+    /// The schema, where it is JSON.
+    pub fn schema(&self) -> Option<&Value> {
+        match self {
+            Self::Json(schema) => Some(schema),
+            _ => None,
+        }
+    }
+
+    pub(super) fn top_level(&self) -> TopLevelGrammar {
+        match self {
+            Self::Json(schema) => TopLevelGrammar::from_json_schema(with_options(schema)),
+            Self::Regex(regex) => TopLevelGrammar::from_regex(regex),
+            Self::Choice(texts) => {
+                let texts: Vec<String> = texts.iter().map(|text| Value::from(text.as_str()).to_string()).collect();
+                TopLevelGrammar::from_lark(format!("start: {}", texts.join(" | ")))
+            }
+            Self::Lark(grammar) => TopLevelGrammar::from_lark(grammar.clone()),
+        }
+    }
+}
+
+/// A schema with our options in place of whatever it says of them.
+pub(in crate::text) fn with_options(schema: &Value) -> Value {
+    let mut schema = match schema {
+        // The schema of everything.
+        Value::Bool(true) => json!({}),
+        schema => schema.clone(),
+    };
+    if let Some(object) = schema.as_object_mut() {
+        object.insert("x-guidance".into(), json!({"whitespace_pattern": WHITE_SPACE}));
+    }
+    schema
+}
