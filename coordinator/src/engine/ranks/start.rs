@@ -7,7 +7,7 @@ use std::sync::Arc;
 use nanoinfer_shared::{
     handshake,
     link::ControlLink,
-    protocol::{BLOCK_TOKENS, CommKind, FromRank, LoadOrder, LoadReport, StartOrder, StepPlan, ToRank},
+    protocol::{BLOCK_TOKENS, CommKind, Device, FromRank, LoadOrder, LoadReport, StartOrder, StepPlan, ToRank},
 };
 
 use super::{
