@@ -6,7 +6,6 @@ use std::{
     io::BufRead,
     path::Path,
     process::Command,
-    time::{Duration, Instant},
 };
 
 use rustix::process::Signal;

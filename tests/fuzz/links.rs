@@ -15,8 +15,9 @@ use nanoinfer_shared::{
     handshake::{self, Admission, Identity},
     link::{ControlLink, MAX_FRAME_BYTES, Receiver, Socket},
     protocol::{
-        BlockId, Category, CommKind, DType, FailureKind, FromRank, LoadOrder, LoadReport, LogSumExp, OnHost, Place,
-        RowRequest, RowSlice, SequenceStep, Stage, StartOrder, StepOutput, StepPlan, StepTimes, ToRank, Wants,
+        BlockId, Category, CommKind, DType, FailureKind, FromRank, LoadOrder, LoadReport, LogSumExp, Masks, OnHost,
+        Place, RowRequest, RowSlice, SequenceStep, Stage, StartOrder, StepOutput, StepPlan, StepTimes, ToRank,
+        TokenMask, Wants,
     },
 };
 use nanoinfer_worker::rank::{OnLost, RankSetup, run};
