@@ -81,10 +81,12 @@ pub fn check(gpu: &GpuInfo, peer: u32, only: Option<Part>, scratch: &Path, tell:
     part(Part::Steps, "f32", "NCCL", &|section| pair::check(gpu.ordinal, peer, section));
     let shared = |section: &mut Section<'_>| model::check_shared_gpu(gpu.ordinal, scratch, section);
     part(Part::Steps, "f32", "two ranks on this GPU", &shared);
-    let subject = decode::subject(gpu);
+    let subject = decode::subject(gpu, DType::Bf16);
     let figures = |section: &mut Section<'_>| speed::measure(gpu, &subject.model.shape, subject.history, section);
     part(Part::Decode, "", "figures", &figures);
-    part(Part::Decode, "", "decode steps", &|section| decode::measure(&subject, section));
+    for subject in [subject, decode::subject(gpu, DType::Int8)] {
+        part(Part::Decode, "", "decode steps", &|section| decode::measure(&subject, section));
+    }
 }
 
 /// What [`check`] runs in a process of its own for each of two GPUs that add up over NCCL.

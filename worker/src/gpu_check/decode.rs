@@ -33,12 +33,12 @@ pub(super) struct Subject {
 }
 
 /// gpt2-xl where it fits; else the small model of the other checks, which says no more than that it runs.
-pub(super) fn subject(info: &GpuInfo) -> Subject {
+pub(super) fn subject(info: &GpuInfo, dtype: DType) -> Subject {
     let of = |name, config, history, batches: &'static [usize]| {
         let shape = ModelShape::from_config_json(config).expect("the configuration is sound");
         let partition = Partition::new(&shape, 1).expect("one rank has room for every head");
         let (device, most) = (Device::Gpu(info.ordinal), batches.iter().copied().max().unwrap_or(1));
-        let order = order_of(&shape, Vec::new(), device, DType::Bf16, CommKind::Local, (most, most));
+        let order = order_of(&shape, Vec::new(), device, dtype, CommKind::Local, (most, most));
         let model = RankModel::new(&order, 0, partition.share(0));
         Subject { name, ordinal: info.ordinal, order, model, history, batches }
     };
@@ -55,7 +55,7 @@ pub(super) fn measure(subject: &Subject, section: &mut Section<'_>) -> Result<()
         let bytes = subject.step_bytes(batch) as f64;
         let reached = limit.map_or(String::new(), |limit| format!(", {:.0} %", 100.0 * bytes / limit / captured[i]));
         section.tell(
-            &format!("a step of {} in bf16, batch {batch}", subject.name),
+            &format!("a step of {} in {}, batch {batch}", subject.name, subject.order.dtype),
             format!(
                 "{:.2} ms captured, {:.2} ms not; {:.2} GB at {:.0} GB/s{reached}",
                 ms(captured[i]),
