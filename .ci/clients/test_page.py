@@ -418,3 +418,18 @@ def test_a_key_is_asked_for_and_a_wrong_one_said_to_be(browser):
         assert httpx.get(f"{locked.url}/api/tags").status_code == 401
     finally:
         locked.stop()
+
+
+@pytest.mark.parametrize("language,heading", [("en", "Learn how a language model is served"), ("zh", "学习：语言模型是怎样提供服务的")])
+def test_the_lessons_are_pages_of_the_server(browser, server, language, heading):
+    page = Page(browser, f"{server.url}/learn")
+    page.keep(language=language, settings={"theme": "light"})
+    wait_until(lambda: page.all("main h2"), "the first page")
+    assert page.find("main h2").text == heading
+    for link in [one.get_attribute("href") for one in page.all("nav a")]:
+        browser.get(link)
+        wait_until(lambda: page.all("main h2"), link)
+        assert page.faults() == [] and "<!--" not in page.find("main").text
+        pictures = "return [...document.images].every(one => one.complete && one.naturalWidth > 0)"
+        wait_until(lambda: browser.execute_script(pictures), f"the pictures of {link}")
+    assert complaints(browser) == []

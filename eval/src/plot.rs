@@ -36,14 +36,6 @@ pub fn bars(bars: &[Bar]) -> String {
     drawn(bars, |value| (value - low) / span)
 }
 
-/// Horizontal bars by the logarithm: equal factors are equal lengths.
-pub fn log_bars(bars: &[Bar]) -> String {
-    let values: Vec<f64> = bars.iter().map(|bar| bar.value).collect();
-    let share = log_share(&values);
-    // A bar begins where nothing would be.
-    drawn(bars, |value| if value > 0.0 { share(value) } else { 0.0 })
-}
-
 /// How far along a logarithmic scale a value lies that begins at half of the least of `values` and ends at the most.
 pub fn log_share(values: &[f64]) -> impl Fn(f64) -> f64 + use<> {
     let positive = || values.iter().copied().filter(|value| *value > 0.0 && value.is_finite());
@@ -114,8 +106,6 @@ mod tests {
         let share = log_share(&[2.0, 4.0, 16.0, f64::NAN]);
         let at = [1.0, 2.0, 4.0, 8.0, 16.0].map(|value| (share(value) * 100.0).round());
         assert_eq!(at, [0.0, 25.0, 50.0, 75.0, 100.0]);
-        let bar = |value| Bar::new("", value);
-        assert!(log_bars(&[bar(2.0), bar(4.0), bar(16.0)]).contains("width=\"220.0\""));
     }
 
     #[test]

@@ -22,7 +22,7 @@ fn chapters(folder: &Path) -> Vec<(String, String)> {
         |path: PathBuf| (path.file_name().unwrap().to_str().unwrap().to_owned(), fs::read_to_string(&path).unwrap());
     let mut chapters: Vec<_> = chapters.map(named).collect();
     chapters.sort();
-    assert_eq!(chapters.len(), 8, "three chapters and an index, in two languages");
+    assert_eq!(chapters.len(), 10, "four chapters and an index, in two languages");
     chapters
 }
 
@@ -94,6 +94,12 @@ fn program() -> String {
     fs::read_to_string(root().join("worker/reference/examples/conversation.rs")).unwrap()
 }
 
+/// The files that chapter 4 builds.
+fn steps() -> String {
+    let files = fs::read_dir(root().join("docs/learn/steps/src")).unwrap();
+    files.map(|file| fs::read_to_string(file.unwrap().path()).unwrap()).collect()
+}
+
 /// Whether a name in backticks still means something: a type, a function of ours, or what the program calls and binds.
 fn is_known(name: &str, source: &str, program: &str) -> bool {
     let holds = |text: &str, name: &str| {
@@ -107,7 +113,7 @@ fn is_known(name: &str, source: &str, program: &str) -> bool {
 
 #[test]
 fn files_links_types_and_functions_of_the_chapters_exist() {
-    let (files, source, program) = (files(), source(), program());
+    let (files, source, program) = (files(), source(), program() + &steps());
     let commands_and_models = ["nanoinfer", "nanoinfer-launch", "gpt2"];
     for (chapter, text) in learn() {
         let (_, prose) = blocks(&text, "sh");
@@ -255,7 +261,7 @@ fn one_command_writes_all_figures_and_draws_the_pictures() {
         let committed = fs::read_to_string(root().join("docs/learn").join(&name)).unwrap();
         assert_eq!(without_figures(&text), without_figures(&committed), "{name}");
     }
-    for picture in ["layer.svg", "kv-pool.svg", "step.svg"] {
+    for picture in ["layer.svg", "kv-pool.svg", "step.svg", "attention.svg"] {
         let svg = fs::read_to_string(folder.path().join(picture)).unwrap();
         assert!(svg.matches("<rect").count() > 10 && svg.contains("prefers-color-scheme:dark"), "{picture}");
     }
@@ -264,17 +270,23 @@ fn one_command_writes_all_figures_and_draws_the_pictures() {
 #[test]
 fn a_lesson_is_a_page_and_data_too() {
     let folder = tempfile::tempdir().unwrap();
-    let page = folder.path().join("lesson.html");
-    let output = nanoinfer(&["lesson", "1", "--json", "--html", page.to_str().unwrap()]).output().unwrap();
+    let page_path = folder.path().join("lesson.html");
+    let output = nanoinfer(&["lesson", "1", "--json", "--html", page_path.to_str().unwrap()]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let results: Value = serde_json::from_str(text(&output)).unwrap();
     assert_eq!((&results["lesson"], &results["facts"]["1.vocab"]), (&Value::from(1), &Value::from("4096")));
     let growth = results["figures"].as_array().unwrap().iter().find(|figure| figure["name"] == "1.growth").unwrap();
     assert_eq!(growth["rows"].as_array().unwrap().len(), 5, "from 16 to 256 tokens");
-    let page = fs::read_to_string(page).unwrap();
+    let page = fs::read_to_string(&page_path).unwrap();
+    // The chapter's prose with figures of this machine; nothing is loaded from anywhere.
     assert!(
-        page.contains("Lesson 1") && page.contains("<svg") && !page.contains("http://") && !page.contains("https://")
+        page.contains("<h2>Attention: tokens look at each other</h2>")
+            && page.contains("<strong>Where the parameters are</strong>")
     );
-    let refused = nanoinfer(&["lesson", "4"]).output().unwrap();
+    assert!(!["src=\"http", "<script", "<link", "<!-- /"].iter().any(|outside| page.contains(outside)));
+    let chinese = nanoinfer(&["lesson", "1", "--lang", "zh", "--html", page_path.to_str().unwrap()]).output().unwrap();
+    assert!(text(&chinese).starts_with("课程 1: 从检查点到对话\n"), "{}", text(&chinese));
+    assert!(fs::read_to_string(&page_path).unwrap().contains("<strong>参数在哪里</strong>"));
+    let refused = nanoinfer(&["lesson", "5"]).output().unwrap();
     assert_eq!(refused.status.code(), Some(2));
 }

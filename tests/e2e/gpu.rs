@@ -1,12 +1,7 @@
 //! Ranks on GPUs, without one: the real binary finds the libraries of `tests/fake_gpu`, whose driver runs the kernels' sources on the
 //! CPU and logs what is asked of it. What a GPU's compiler makes of those sources is not tried here; `gpu-check` tries it.
 
-use std::{
-    fs,
-    io::BufRead,
-    path::Path,
-    process::Command,
-};
+use std::{fs, io::BufRead, path::Path, process::Command};
 
 use rustix::process::Signal;
 use serde_json::{Value, json};

@@ -1,16 +1,54 @@
 //! The chapters: what stands between `<!-- NAME -->` and `<!-- /NAME -->` is replaced by the figure or fact of that name.
 //!
-//! Knows files and marks; does not know what the figures say. A file whose name ends in `.zh-CN.md` is Chinese.
+//! Knows files and marks; does not know what the figures say. A file whose name ends in `.zh-CN.md` is Chinese. Those of this build are
+//! in it, for a page that has the prose with figures of the reader's machine.
 //! Invariant: every mark of a lesson that was run has been filled, or nothing is written.
 
 use std::{
-    fs,
+    fs, iter,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, anyhow, bail};
+use nanoinfer_eval::{page, plot::escape};
+use pulldown_cmark::{Options, Parser, html};
 
 use super::figure::{Language, Results};
+
+/// The chapters of this build, in both languages, and their pictures.
+const BUILT_IN: [[&str; 2]; 4] = [
+    [include_str!("../../../docs/learn/1-understand.md"), include_str!("../../../docs/learn/1-understand.zh-CN.md")],
+    [include_str!("../../../docs/learn/2-optimise.md"), include_str!("../../../docs/learn/2-optimise.zh-CN.md")],
+    [include_str!("../../../docs/learn/3-serve.md"), include_str!("../../../docs/learn/3-serve.zh-CN.md")],
+    [include_str!("../../../docs/learn/4-build.md"), include_str!("../../../docs/learn/4-build.zh-CN.md")],
+];
+const PICTURES: [(&str, &str); 4] = [
+    ("layer.svg", include_str!("../../../docs/learn/layer.svg")),
+    ("kv-pool.svg", include_str!("../../../docs/learn/kv-pool.svg")),
+    ("step.svg", include_str!("../../../docs/learn/step.svg")),
+    ("attention.svg", include_str!("../../../docs/learn/attention.svg")),
+];
+
+/// A chapter as a page that needs nothing else: its prose, with these results.
+///
+/// # Errors
+/// When the chapter has a mark that none of the results fills.
+pub(super) fn page(results: &Results, language: Language) -> anyhow::Result<String> {
+    let chapter = BUILT_IN[results.number as usize - 1][usize::from(language == Language::Chinese)];
+    let all = std::slice::from_ref(results);
+    let filled = without_marks(&replaced(chapter, |name| content(name, all, language))?);
+    let mut body = String::new();
+    html::push_html(&mut body, Parser::new_ext(&filled, Options::ENABLE_TABLES));
+    for (name, picture) in PICTURES {
+        // An image by its name becomes the image itself.
+        let parts: Vec<&str> = body.split(&format!("<img src=\"{name}\" alt=\"")).collect();
+        let rest =
+            parts[1..].iter().map(|part| picture.to_owned() + part.split_once("/>").map_or("", |(_, rest)| rest));
+        body = iter::once(parts[0].to_owned()).chain(rest).collect();
+    }
+    let title = format!("NanoInfer: {}", escape(results.title.of(language)));
+    Ok(page::document(&title, &body))
+}
 
 /// All chapters of a folder.
 pub(super) struct Chapters(Vec<Chapter>);
@@ -66,9 +104,19 @@ fn content(name: &str, all: &[Results], language: Language) -> anyhow::Result<Op
         // Empty lines, or what follows a comment is HTML for Markdown.
         return Ok(Some(format!("\n\n{}\n", figure.markdown(language))));
     }
+    if let Some((_, kind, text)) = results.listings.iter().find(|(listing, ..)| *listing == name) {
+        return Ok(Some(format!("\n\n```{kind}\n{text}```\n\n")));
+    }
     let fact = results.facts().find(|(fact, _)| *fact == name).map(|(_, value)| value.clone());
     let fact = fact.or_else(|| name.ends_with(".conditions").then(|| results.conditions.of(language).to_owned()));
     fact.map(Some).ok_or_else(|| anyhow!("no lesson measures {name}"))
+}
+
+/// The text alone: marks mean nothing to a reader, and a line that begins with one is HTML for Markdown.
+fn without_marks(text: &str) -> String {
+    let mut parts = text.split("<!-- ");
+    let first = parts.next().unwrap_or_default().to_owned();
+    first + &parts.filter_map(|part| part.split_once(" -->")).map(|(_, rest)| rest).collect::<String>()
 }
 
 /// The text with new content between its marks.

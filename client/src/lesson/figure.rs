@@ -1,13 +1,10 @@
-//! What a lesson has to show, in the two languages of the chapters, and its forms: terminal, Markdown, HTML, JSON.
+//! What a lesson has to show, in the two languages of the chapters, and its forms: terminal, Markdown, JSON.
 //!
 //! Holds results; measures nothing. A figure's name is that of its place in the chapters, `<!-- NAME -->`.
 
 use std::iter;
 
-use nanoinfer_eval::{
-    page,
-    plot::{self, Bar, escape, log_share},
-};
+use nanoinfer_eval::plot::log_share;
 use serde_json::{Value, json};
 
 use crate::bars::Bars;
@@ -16,9 +13,11 @@ use crate::bars::Bars;
 const BAR_WIDTH: usize = 24;
 
 /// A language of the chapters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Language {
+    #[value(name = "en")]
     English,
+    #[value(name = "zh")]
     Chinese,
 }
 
@@ -97,6 +96,8 @@ pub(super) struct Results {
     pub(super) figures: Vec<Figure>,
     /// Beside those of the figures.
     pub(super) facts: Facts,
+    /// Programs, or what they change: a name, the kind of its fence, and the text.
+    pub(super) listings: Vec<(&'static str, &'static str, String)>,
 }
 
 impl Figure {
@@ -140,17 +141,26 @@ impl Figure {
         iter::once(heads).chain(rows).collect()
     }
 
-    fn terminal(&self, bars: Bars) -> String {
-        let mut lines = self.lines(Language::English);
+    /// What its bars are drawn by, where that is not their length.
+    fn note(&self, language: Language) -> Option<&'static str> {
+        self.is_logarithmic.then_some(match language {
+            Language::English => "bars by the logarithm: equal factors are equal lengths",
+            Language::Chinese => "条形按对数：倍数相同，长度差相同",
+        })
+    }
+
+    fn terminal(&self, bars: Bars, language: Language) -> String {
+        let mut lines = self.lines(language);
         lines.iter_mut().flatten().for_each(|cell| *cell = plain(cell));
-        let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
+        let width = |column: usize| lines.iter().map(|line| columns(&line[column])).max().unwrap_or(0);
         let widths: Vec<usize> = (0..self.columns.len()).map(width).collect();
         let lengths = self.bars();
-        let mut text = format!("\n{}\n", plain(&self.title.en));
+        let note = self.note(language).map_or(String::new(), |note| format!(" ({note})"));
+        let mut text = format!("\n{}{note}\n", plain(self.title.of(language)));
         for (i, line) in lines.iter().enumerate() {
             let cell = |(column, cell): (usize, &String)| {
-                let width = widths[column];
-                if self.holds_words(column) { format!("  {cell:<width$}") } else { format!("  {cell:>width$}") }
+                let room = " ".repeat(widths[column] - columns(cell));
+                if self.holds_words(column) { format!("  {cell}{room}") } else { format!("  {room}{cell}") }
             };
             let cells: String = line.iter().enumerate().map(cell).collect();
             let bar = lengths.as_ref().filter(|_| i > 0).map_or(String::new(), |all| bars.draw(all[i - 1], BAR_WIDTH));
@@ -160,7 +170,7 @@ impl Figure {
         text
     }
 
-    /// A table with bars of blocks.
+    /// Its title, which has the unit, and a table with bars of blocks.
     pub(super) fn markdown(&self, language: Language) -> String {
         // A number and its unit stay on one line.
         let joined = |cell: &str| cell.replace('|', "\\|").replace(" ×", "\u{a0}×").replace(" %", "\u{a0}%");
@@ -173,28 +183,9 @@ impl Figure {
             let column = [String::new(), "---".into()].into_iter().chain(bars);
             lines.iter_mut().zip(column).for_each(|(line, cell)| line.push(cell));
         }
-        lines.iter().map(|cells| format!("| {} |\n", cells.join(" | "))).collect()
-    }
-
-    fn html(&self) -> String {
-        let mut table = String::from("<table>\n");
-        for (tag, line) in iter::once("th").chain(iter::repeat("td")).zip(self.lines(Language::English)) {
-            let cell = |(i, text): (usize, &String)| {
-                let class = if self.holds_words(i) { "" } else { " class=\"number\"" };
-                format!("<{tag}{class}>{}</{tag}>", escape(&plain(text)))
-            };
-            let cells: String = line.iter().enumerate().map(cell).collect();
-            table += &format!("<tr>{cells}</tr>\n");
-        }
-        table += "</table>\n";
-        let bars: Vec<Bar> =
-            self.rows.iter().filter_map(|row| Some(Bar::new(plain(&row.label.en), row.bar?))).collect();
-        let (plot, note) = match self.is_logarithmic {
-            _ if bars.is_empty() => (String::new(), ""),
-            false => (plot::bars(&bars), ""),
-            true => (plot::log_bars(&bars), "Bars by the logarithm: equal factors are equal lengths."),
-        };
-        page::section(&escape(&plain(&self.title.en)), note, &(table + &plot))
+        let note = self.note(language).map_or(String::new(), |note| format!(" ({note})"));
+        let table: String = lines.iter().map(|cells| format!("| {} |\n", cells.join(" | "))).collect();
+        format!("**{}**{note}\n\n{table}", self.title.of(language))
     }
 
     fn to_json(&self) -> Value {
@@ -206,9 +197,13 @@ impl Figure {
 }
 
 impl Results {
-    pub(super) fn terminal(&self, bars: Bars) -> String {
-        let figures: String = self.figures.iter().map(|figure| figure.terminal(bars)).collect();
-        format!("Lesson {}: {}\n{}\n{figures}", self.number, self.title.en, self.conditions.en)
+    pub(super) fn terminal(&self, bars: Bars, language: Language) -> String {
+        let figures: String = self.figures.iter().map(|figure| figure.terminal(bars, language)).collect();
+        let lesson = match language {
+            Language::English => "Lesson",
+            Language::Chinese => "课程",
+        };
+        format!("{lesson} {}: {}\n{}\n{figures}", self.number, self.title.of(language), self.conditions.of(language))
     }
 
     pub(super) fn facts(&self) -> impl Iterator<Item = &(&'static str, String)> {
@@ -220,13 +215,6 @@ impl Results {
         self.facts().map(|(name, value)| format!("{name:<28} {value}\n")).collect()
     }
 
-    pub(super) fn html(&self) -> String {
-        let title = format!("Lesson {}: {}", self.number, escape(&self.title.en));
-        let body: String = self.figures.iter().map(Figure::html).collect();
-        let conditions = format!("<p class=\"note\">{}</p>\n", escape(&self.conditions.en));
-        page::document(&title, &format!("<h1>{title}</h1>\n{conditions}{body}"))
-    }
-
     pub(super) fn to_json(&self) -> Value {
         let facts: serde_json::Map<String, Value> =
             self.facts().map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
@@ -235,6 +223,11 @@ impl Results {
             "figures": self.figures.iter().map(Figure::to_json).collect::<Vec<_>>(),
         })
     }
+}
+
+/// How wide a terminal shows a text: a Chinese character takes two columns.
+fn columns(text: &str) -> usize {
+    text.chars().map(|c| if ('\u{2e80}'..'\u{ffef}').contains(&c) { 2 } else { 1 }).sum()
 }
 
 /// Without the marks of Markdown.
@@ -253,17 +246,21 @@ mod tests {
     }
 
     #[test]
-    fn one_figure_has_four_forms() {
+    fn one_figure_has_three_forms() {
         let figure = figure();
         let expected = "\nSpeeds\n  step   tokens/s\n  slow          2  ############\n  a | b         4  ########################\n";
-        assert_eq!(figure.terminal(Bars::Ascii), expected);
+        assert_eq!(figure.terminal(Bars::Ascii, Language::English), expected);
         let markdown = figure.markdown(Language::Chinese);
         assert!(
-            markdown.starts_with("| 步骤 | tokens/s |  |\n| --- | ---: | --- |\n| 行 | 2 | ████████████ |\n"),
+            markdown
+                .starts_with("**速度**\n\n| 步骤 | tokens/s |  |\n| --- | ---: | --- |\n| 行 | 2 | ████████████ |\n"),
             "{markdown}"
         );
         assert!(figure.markdown(Language::English).contains("a \\| b"));
-        assert!(figure.html().contains("<td class=\"number\">4</td>") && figure.html().matches("<rect").count() == 2);
+        let logarithmic = figure.clone().logarithmic();
+        assert!(logarithmic.markdown(Language::English).starts_with("**Speeds** (bars by the logarithm"));
+        // Wide characters take two columns, so that the numbers stand below one another.
+        assert!(figure.terminal(Bars::Ascii, Language::Chinese).contains("\n  行           2  ############\n"));
         assert_eq!(figure.to_json()["rows"][1], json!({"label": "a | b", "cells": ["4"], "value": 4.0}));
     }
 
@@ -271,7 +268,10 @@ mod tests {
     fn without_bars_there_is_no_column_for_them() {
         let mut figure = figure();
         figure.rows.iter_mut().for_each(|row| row.bar = None);
-        assert!(figure.markdown(Language::English).starts_with("| step | tokens/s |\n| --- | ---: |\n"));
-        assert!(!figure.html().contains("<svg"));
+        assert!(
+            figure
+                .markdown(Language::English)
+                .ends_with("\n\n| step | tokens/s |\n| --- | ---: |\n| slow | 2 |\n| a \\| b | 4 |\n")
+        );
     }
 }

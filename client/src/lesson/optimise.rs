@@ -39,6 +39,7 @@ pub(super) fn run(base: &ClusterConfig, rounds: u32) -> anyhow::Result<Results> 
             scheduling::prefix_cache(base)?,
         ],
         facts: Facts::new(),
+        listings: Vec::new(),
     })
 }
 

@@ -53,6 +53,7 @@ pub(super) fn run(base: &ClusterConfig, options: &ModelOptions, rounds: u32) -> 
         ),
         figures: vec![partition(&xl)?, links, ranks, death(options)?],
         facts: vec![("3.xl_heads", xl.attention.heads.to_string())],
+        listings: Vec::new(),
     })
 }
 

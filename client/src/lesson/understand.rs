@@ -91,6 +91,7 @@ pub(super) fn run(base: &ClusterConfig) -> anyhow::Result<Results> {
         conditions: text!("{name}; the 100-line program, f32; {}", "{name}；百行程序，f32；{}", machine()),
         figures: vec![tokens(&program, ids)?, weights(&program.shape), next, growth(&program)?],
         facts: vec![("1.difference", format!("{difference:.0e}"))],
+        listings: Vec::new(),
     })
 }
 

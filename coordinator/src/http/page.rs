@@ -32,7 +32,7 @@ macro_rules! picture {
 }
 
 /// What the pages load, with its type; those of `vendor/` are others', unchanged, their licences beside them.
-pub(super) const ASSETS: [(&str, &str, &str); 27] = [
+pub(super) const ASSETS: [(&str, &str, &str); 30] = [
     ("chat.css", CSS, include_str!("page/chat.css")),
     ("theme.js", JS, include_str!("page/theme.js")),
     ("chat.js", JS, include_str!("page/chat.js")),
@@ -55,9 +55,12 @@ pub(super) const ASSETS: [(&str, &str, &str); 27] = [
     chapter!("2-optimise.zh-CN.md"),
     chapter!("3-serve.md"),
     chapter!("3-serve.zh-CN.md"),
+    chapter!("4-build.md"),
+    chapter!("4-build.zh-CN.md"),
     picture!("layer.svg"),
     picture!("kv-pool.svg"),
     picture!("step.svg"),
+    picture!("attention.svg"),
     ("docs.css", CSS, include_str!("page/docs.css")),
     ("docs.js", JS, include_str!("page/docs.js")),
 ];

@@ -30,6 +30,22 @@ impl Svg {
         self.height = self.height.max(y + height);
     }
 
+    /// A rectangle as opaque as a share from 0 to 1.
+    pub(super) fn shade(
+        &mut self,
+        class: &str,
+        (x, y): (f64, f64),
+        (width, height): (f64, f64),
+        share: f64,
+        title: &str,
+    ) {
+        let title = escape(title);
+        self.body += &format!(
+            "<rect class=\"{class}\" x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{height:.1}\" opacity=\"{share:.2}\"><title>{title}</title></rect>\n"
+        );
+        self.height = self.height.max(y + height);
+    }
+
     pub(super) fn text(&mut self, class: &str, anchor: &str, (x, y): (f64, f64), text: &str) {
         let text = escape(text);
         self.body +=

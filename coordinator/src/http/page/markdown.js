@@ -68,7 +68,8 @@ function block(token) {
       return make(token.ordered ? "ol" : "ul", token.ordered && token.start !== 1 ? { start: token.start } : {}, ...token.items.map(item));
     }
     case "table": {
-      const row = (tag, cells) => make("tr", {}, ...cells.map((one) => make(tag, { className: one.align ?? "" }, ...inline(one.tokens))));
+      // A head of nothing is none.
+      const row = (tag, cells) => make("tr", {}, ...cells.map((one) => make(one.text ? tag : "td", { className: one.align ?? "" }, ...inline(one.tokens))));
       const table = make("table", {}, make("thead", {}, row("th", token.header)), make("tbody", {}, ...token.rows.map((cells) => row("td", cells))));
       return make("div", { className: "wide", tabIndex: 0, role: "group", ariaLabel: t("Table") }, table);
     }

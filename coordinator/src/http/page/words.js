@@ -59,7 +59,7 @@ const CHINESE = {
   "#{id}: {prompt} + {own} tokens": "#{id}：{prompt} + {own} 个 token", ", {n} blocks found": "，命中 {n} 个块", "and {n} more": "还有 {n} 条",
   "block {n}: from position {from} of text {ids}, {p} % full": "块 {n}：文本 {ids} 从位置 {from} 起，已满 {p} %", "block {n}: kept, nobody holds it": "块 {n}：保留着，没有人持有", "block {n}: blank": "块 {n}：空白",
   "first token after {first} ms, then {each} ms each": "首个 token 在 {first} 毫秒后，之后每个 {each} 毫秒",
-  ".": "。", "Lessons": "教程", "Chapters": "章节", "Understand": "理解", "Optimise": "优化", "Serve": "服务", "Build": "构建",
+  ".": "。", "Lessons": "教程", "Chapters": "章节", "Understand": "理解", "Optimise": "优化", "Serve": "服务", "Build it": "动手", "Build": "构建",
 };
 const ENGLISH = {
   "kind product": "products", "kind attention": "attention", "kind rows": "row by row", "kind reduction": "all-reduce", "kind waiting": "waiting",

@@ -18,7 +18,7 @@ use crate::{
 
 /// What is asked, by the number of its step.
 pub const QUESTIONS: [&str; 11] = [
-    "How many tokens does the program make of \"User: What is a cat?\" with the form of a chat around it?",
+    "How many tokens does \"What is a cat?\" become, with the form of a chat around it?",
     "After the prompt of \"What is the capital of France?\": how many products of a query with a key does one head of one layer do for all of its tokens together?",
     "How many bytes do keys and values of a text of 100 tokens take in the cache, in f32?",
     "With temperature 2 and top_k 3: how many tokens can be drawn after the prompt of \"What is a cat?\"? And with temperature 0? Give the sum of both.",
