@@ -149,10 +149,12 @@ def test_a_chat_its_tokens_and_a_reload(browser, server):
     assert len(page.all(".rank")) == 2 and len(page.all(".rank:first-child .own")) == 4
 
     pieces[2].click()
-    text = wait_until(lambda: page.find("#token").text, "the token explained")
-    assert all(word in text for word in ("temperature 0", "QKV", "all-reduces", "LM head")), text
+    wait_until(lambda: page.all("#token .step"), "the token explained")
+    page.click("#token summary")
+    text = page.find("#token").text
+    assert all(word in text for word in ("temperature 0", "all-reduces", "QKV", "all-reduce: MLP projection", "LM head")), text
     # A bar for each of both ranks, and room for the conversation beside them.
-    assert len(page.all("#token .step tr:first-child .bars div")) == 2
+    assert len(page.all("#token .step")[0].find_elements(By.CSS_SELECTOR, "tr:first-child .bars div")) == 2
     assert pieces[2].is_displayed() and page.find("#panel").location["x"] >= page.find("main").rect["x"] + page.find("main").rect["width"]
     assert page.faults() == []
     ActionChains(browser).send_keys(Keys.ESCAPE).perform()

@@ -4,7 +4,6 @@ import { $, make, code, cell, percent, visible } from "./dom.js";
 import { t } from "./words.js";
 
 const bar = (share) => make("td", { className: "bar" }, make("i", { style: `--p: ${Math.min(1, share) * 100}%` }));
-const KINDS = ["product", "attention", "rows", "reduction", "waiting"];
 
 /** A piece of an answer, or what is shown of it: it may be cut where lines and marks are. */
 export function pieceSpan(piece, text) {
@@ -70,30 +69,37 @@ function explanation({ token, id, forced, alternatives, chain, step }) {
     stepTable(step));
 }
 
-/** Stages of a step: a bar for each rank, in one scale; of a reduction, the waiting for others is its pale part and counted once. */
+/** Where the time of a step went: by what kind of work, and below that stage by stage. */
 function stepTable(step) {
-  const rank0 = step.ranks[0];
-  if (!rank0) return "";
-  const named = (rank, kind, stage) => rank.stages.find((one) => one.kind === kind && one.stage === stage)?.ms ?? 0;
-  const waits = (rank) => rank.stages.filter((one) => one.kind === "waiting").reduce((sum, one) => sum + one.ms, 0);
-  const stages = rank0.stages.filter(({ kind }) => kind !== "waiting");
-  const reductions = (rank) => rank.stages.filter(({ kind }) => kind === "reduction").reduce((sum, one) => sum + one.ms, 0);
-  const rows = stages.filter(({ kind }) => kind !== "reduction").map(({ stage, kind }) => ({ name: stage, kind, of: step.ranks.map((rank) => [named(rank, kind, stage), 0]) }));
-  if (stages.some(({ kind }) => kind === "reduction")) {
-    // Waiting is told for all reductions of a step together.
-    rows.push({ name: t("all-reduces"), kind: "reduction", of: step.ranks.map((rank) => [Math.max(0, reductions(rank) - waits(rank)), waits(rank)]) });
-  }
-  rows.push({ name: t("the rest"), kind: "rest", of: step.ranks.map((rank, i) => [Math.max(0, rank.ms - rows.reduce((sum, row) => sum + row.of[i][0] + row.of[i][1], 0)), 0]) });
-  const most = Math.max(...rows.flatMap((row) => row.of.map(([work, wait]) => work + wait)), 1e-9);
-  const row = ({ name, kind, of }) => make("tr", { className: kind },
-    make("th", { scope: "row", textContent: name }),
-    make("td", { className: "bars" }, ...of.map(([work, wait], rank) => make("div", { title: t("rank {n}: {ms} ms", { n: rank, ms: (work + wait).toFixed(3) }) },
-      make("b", { textContent: rank }), make("i", { style: `--p: ${(work / most) * 100}%` }), make("i", { className: "waits", style: `--p: ${(wait / most) * 100}%` }),
-      make("span", { textContent: wait > 0 ? `${work.toFixed(3)} + ${wait.toFixed(3)}` : work.toFixed(3) })))));
+  if (!step.ranks[0]) return "";
+  const sum = (rank, kind) => rank.stages.filter((one) => one.kind === kind).reduce((sum, one) => sum + one.ms, 0);
+  // The waiting for other ranks is a part of the reductions, and counted once.
+  const kinds = ["product", "attention", "rows", "reduction"].filter((kind) => step.ranks.some((rank) => sum(rank, kind) > 0)).map((kind) => ({
+    name: t(`kind ${kind}`), kind, of: step.ranks.map((rank) => {
+      const waits = kind === "reduction" ? Math.min(sum(rank, "waiting"), sum(rank, kind)) : 0;
+      return [sum(rank, kind) - waits, waits];
+    }),
+  }));
+  const known = (i) => kinds.reduce((sum, { of }) => sum + of[i][0] + of[i][1], 0);
+  kinds.push({ name: t("the rest"), kind: "rest", of: step.ranks.map(({ ms }, i) => [Math.max(0, ms - known(i)), 0]) });
+  const stages = step.ranks[0].stages.filter(({ kind }) => kind !== "waiting").map(({ stage, kind }) => ({
+    name: kind === "reduction" ? t("all-reduce: {stage}", { stage }) : stage, kind,
+    of: step.ranks.map((rank) => [rank.stages.find((one) => one.kind === kind && one.stage === stage)?.ms ?? 0, 0]),
+  }));
   const caption = t("Step {n}: {sequences} texts, {tokens} tokens, {ms} ms", { n: step.number, sequences: step.sequences, tokens: step.tokens, ms: step.ms.toFixed(2) });
-  const kinds = [...new Set(rows.map((row) => row.kind))].filter((kind) => KINDS.includes(kind));
-  const legend = make("p", { className: "note legend" }, ...kinds.map((kind) => make("span", {}, make("i", { className: kind }), make("b", { textContent: t(`kind ${kind}`) }))));
-  const sum = make("p", { className: "note", textContent: t("Milliseconds on each rank, whose number stands before its bar; the pale part, behind the +, is waiting for other ranks. Each sums to what the rank needed: {all}.",
-    { all: step.ranks.map(({ ms }) => ms.toFixed(3)).join(", ") }) });
-  return make("div", {}, make("table", { className: "step" }, make("caption", { textContent: caption }), make("tbody", {}, ...rows.map(row))), legend, sum);
+  const note = t("Milliseconds on each rank, whose number stands before its bar; the pale part, behind the +, is waiting for other ranks. Each sums to what the rank needed: {all}.",
+    { all: step.ranks.map(({ ms }) => ms.toFixed(3)).join(", ") });
+  return make("div", {}, bars(caption, kinds), make("p", { className: "note", textContent: note }),
+    make("details", {}, make("summary", { textContent: t("Stage by stage") }), bars("", stages)));
+}
+
+/** A row for each name, a bar in it for each rank, all in one scale. */
+function bars(caption, rows) {
+  const most = Math.max(...rows.flatMap(({ of }) => of.map(([work, wait]) => work + wait)), 1e-9);
+  const bar = ([work, wait], rank) => make("div", { title: t("rank {n}: {ms} ms", { n: rank, ms: (work + wait).toFixed(3) }) },
+    make("b", { textContent: rank }), make("i", { style: `--p: ${(work / most) * 100}%` }), make("i", { className: "waits", style: `--p: ${(wait / most) * 100}%` }),
+    make("span", { textContent: wait > 0 ? `${work.toFixed(3)} + ${wait.toFixed(3)}` : work.toFixed(3) }));
+  const row = ({ name, kind, of }) => make("tr", { className: kind },
+    make("th", { scope: "row", textContent: name }), make("td", { className: "bars" }, ...of.map(bar)));
+  return make("table", { className: "step" }, ...(caption ? [make("caption", { textContent: caption })] : []), make("tbody", {}, ...rows.map(row)));
 }

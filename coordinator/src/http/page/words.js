@@ -44,8 +44,8 @@ const CHINESE = {
   "The chain and the step were not kept beyond the visit in which this was answered.": "采样链和这一步的时间只在回答的那次访问中保留。",
   "Not drawn: a result of the calculator.": "不是抽取的：计算器的结果。", "{n} tokens, {p}": "{n} 个 token，{p}", "{n} logits changed": "改变了 {n} 个 logit", "nothing": "没有",
   "Alternatives": "候选", "token": "token", "model": "模型", "drawn": "抽取时", "What the sampling chain removed": "采样链去掉了什么", "processor": "处理器", "removed": "去掉", "Every processor is neutral.": "每个处理器都是中性的。",
-  "all-reduces": "all-reduce", "the rest": "其余", "rank {n}: {ms} ms": "rank {n}：{ms} 毫秒", "Step {n}: {sequences} texts, {tokens} tokens, {ms} ms": "第 {n} 步：{sequences} 条文本，{tokens} 个 token，{ms} 毫秒",
-  "kind product": "矩阵乘法", "kind attention": "注意力", "kind rows": "逐行运算", "kind reduction": "all-reduce", "kind waiting": "等待",
+  "all-reduce: {stage}": "all-reduce：{stage}", "Stage by stage": "逐个阶段", "the rest": "其余", "rank {n}: {ms} ms": "rank {n}：{ms} 毫秒", "Step {n}: {sequences} texts, {tokens} tokens, {ms} ms": "第 {n} 步：{sequences} 条文本，{tokens} 个 token，{ms} 毫秒",
+  "kind product": "矩阵乘法", "kind attention": "注意力", "kind rows": "逐行运算", "kind reduction": "all-reduce",
   "Milliseconds on each rank, whose number stands before its bar; the pale part, behind the +, is waiting for other ranks. Each sums to what the rank needed: {all}.": "每个 rank 上的毫秒数，条形前是 rank 的编号；浅色部分（加号后）是在等别的 rank。各项之和就是这个 rank 用的时间：{all}。",
   "{why}. What is shown below is how it was at {time}.": "{why}。下面显示的是 {time} 时的情形。",
   "{name} {from} to {to} of {whole}": "{name}：{from} 到 {to}，共 {whole}", "heads {from} to {to} of {whole}": "头 {from} 到 {to}，共 {whole}", " on {n} of {whole} of keys and values": "，用到 {whole} 个键值头中的 {n} 个",
@@ -62,7 +62,7 @@ const CHINESE = {
   ".": "。", "Lessons": "教程", "Chapters": "章节", "Understand": "理解", "Optimise": "优化", "Serve": "服务", "Build it": "动手", "Build": "构建",
 };
 const ENGLISH = {
-  "kind product": "products", "kind attention": "attention", "kind rows": "row by row", "kind reduction": "all-reduce", "kind waiting": "waiting",
+  "kind product": "products", "kind attention": "attention", "kind rows": "row by row", "kind reduction": "all-reduces",
 };
 
 const spoken = stored("language", null) ?? (navigator.language.startsWith("zh") ? "zh" : "en");

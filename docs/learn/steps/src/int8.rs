@@ -29,16 +29,17 @@ impl Int8 {
 }
 
 /// A row in bytes: the largest becomes ±127.
-fn round(row: &[f32]) -> (Vec<i8>, f32) {
+fn round<T: From<i8>>(row: &[f32]) -> (Vec<T>, f32) {
     let most = row.iter().fold(0.0f32, |most, x| most.max(x.abs()));
     let scale = most.max(1e-12) / 127.0;
-    (row.iter().map(|x| (x / scale).round() as i8).collect(), scale)
+    (row.iter().map(|x| ((x / scale).round() as i8).into()).collect(), scale)
 }
 
 impl Product for Int8 {
     fn times(&self, x: &[f32]) -> Vec<f32> {
         let (rows, outputs) = (x.len() / self.inputs, self.scales.len());
-        let x: Vec<(Vec<i8>, f32)> = x.chunks_exact(self.inputs).map(round).collect();
+        // Bytes too, but kept wider, as they meet every row of weights.
+        let x: Vec<(Vec<i16>, f32)> = x.chunks_exact(self.inputs).map(round).collect();
         let mut y = vec![0.0; rows * outputs];
         for (o, weights) in self.values.chunks_exact(self.inputs).enumerate() {
             for (r, (x, scale)) in x.iter().enumerate() {
@@ -54,6 +55,6 @@ impl Product for Int8 {
 }
 
 /// Exact: 127 · 127 · inputs fits an i32 up to 133,000 inputs.
-fn dot(a: &[i8], b: &[i8]) -> i32 {
-    a.iter().zip(b).map(|(&a, &b)| i32::from(i16::from(a) * i16::from(b))).sum()
+fn dot(x: &[i16], weights: &[i8]) -> i32 {
+    x.iter().zip(weights).map(|(&x, &weight)| i32::from(x) * i32::from(weight)).sum()
 }
