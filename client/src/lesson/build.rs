@@ -4,10 +4,11 @@
 
 mod differences;
 mod serving;
+mod subject;
 
-use std::{path::Path, time::Instant};
+use std::time::Instant;
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 use nanoinfer_launch::ClusterConfig;
 use nanoinfer_steps::{
     Model, Sizes,
@@ -15,38 +16,24 @@ use nanoinfer_steps::{
     blocks::{BLOCK, Blocks},
     cache::Cache,
     decode, encode, int8,
-    model::{Packing, Part, plain},
+    model::plain,
     pass::{alone, last, pass, rows_of, unseen},
     ranks,
     sampling::Sampling,
     threads::{Roofline, cut},
 };
-use tokenizers::Tokenizer;
 
+use self::subject::{POOL, QUESTION, Subject};
 use super::{
     figure::{Facts, Figure, Results, Row, Text, same, text},
     words::{bytes, digits, machine, ms, times},
 };
 use crate::running::{self, median};
 
-const QUESTION: &str = "What is the capital of France?";
 /// Lengths of text at which a token is timed.
 const LENGTHS: [usize; 3] = [16, 64, 256];
 /// Texts of a step.
 const BATCHES: [usize; 3] = [1, 8, 32];
-/// The pool of the programs, in blocks.
-const POOL: usize = 512;
-
-/// What all figures are about.
-struct Subject<'a> {
-    folder: &'a Path,
-    model: Model,
-    tokenizer: Tokenizer,
-    /// Random weights in the shape of GPT-2.
-    large: Model,
-    threads: usize,
-    rounds: u32,
-}
 
 pub(super) fn run(base: &ClusterConfig, rounds: u32) -> anyhow::Result<Results> {
     let plan = running::plan(base)?;
@@ -84,37 +71,6 @@ pub(super) fn run(base: &ClusterConfig, rounds: u32) -> anyhow::Result<Results> 
         facts: differences::lines(),
         listings: differences::all(),
     })
-}
-
-impl Subject<'_> {
-    fn prompt(&self) -> anyhow::Result<Vec<u32>> {
-        encode(&self.tokenizer, QUESTION)
-    }
-
-    fn spelled(&self, id: u32) -> anyhow::Result<String> {
-        let spelled = self.tokenizer.decode(&[id], false).map_err(|error| anyhow!("{error}"))?;
-        Ok(format!("`{spelled:?}`"))
-    }
-
-    fn packed(&self, packing: Packing<'_>) -> anyhow::Result<Model> {
-        Model::load_part(self.folder, Part::whole, packing)
-    }
-
-    /// Seconds of a step in which so many texts get a token, 32 tokens into each; the median.
-    fn decode_s(&self, model: &Model, texts: usize) -> f64 {
-        let length = 32;
-        let mut cache = Cache::default();
-        let all: Vec<_> = (0..texts).flat_map(|text| rows_of(text, &vec![1; length], 0)).collect();
-        pass(model, &all, &mut cache, &mut alone, &mut unseen);
-        let seconds = (0..self.rounds as usize).map(|round| {
-            let rows: Vec<_> =
-                (0..texts).flat_map(|text| rows_of(text, &vec![1; length + round + 1], length + round)).collect();
-            let begun = Instant::now();
-            pass(model, &rows, &mut cache, &mut alone, &mut unseen);
-            begun.elapsed().as_secs_f64()
-        });
-        median(seconds.collect())
-    }
 }
 
 /// What lies near a token's vector.

@@ -12,10 +12,10 @@ use nanoinfer_steps::{
     batch::generate, blocks::Blocks, cache::Cache, http::serve, open, sampling::Sampling, scheduler::Scheduler,
 };
 
-use super::{POOL, QUESTION, Subject};
+use super::subject::{POOL, QUESTION, Subject};
 use crate::{
     lesson::{
-        figure::{Figure, Row, text},
+        figure::{Figure, Row, same, text},
         words::{digits, ms, times},
     },
     running::median,
@@ -101,7 +101,7 @@ pub(super) fn clients(subject: &Subject<'_>) -> anyhow::Result<Figure> {
         let whole = begun.elapsed().as_secs_f64();
         let of = |i: usize| median(all.iter().map(|one| one[i]).collect());
         let cells = [ms(of(0)), ms(of(1)), digits(f64::from(clients) / whole)];
-        rows.push(Row::new(super::same(clients.to_string()), cells).with_bar(f64::from(clients) / whole));
+        rows.push(Row::new(same(clients.to_string()), cells).with_bar(f64::from(clients) / whole));
     }
     Ok(Figure::new(
         "4.clients",
