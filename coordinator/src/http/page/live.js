@@ -96,6 +96,7 @@ export const live = {
   tell(answer, why = "") {
     $("stale").hidden = Boolean(answer);
     $("live").classList.toggle("stale", !answer);
+    $("live").classList.toggle("unknown", !answer && !cluster);
     if (!answer) {
       if (cluster) $("stale").textContent = t("{why}. What is shown below is how it was at {time}.", { why, time: new Date(cluster.seen).toLocaleTimeString() });
       else $("stale").textContent = `${why}.`;
@@ -261,7 +262,10 @@ function blocks() {
   if (state.lost.size) {
     // Every rank has its part of every block, so without one there is none.
     pen.strokeStyle = bad;
-    for (let y = 0; y < rows * side; y += 6) { pen.beginPath(); pen.moveTo(0, y); pen.lineTo(width, y + 6); pen.stroke(); }
+    pen.globalAlpha = 0.5;
+    pen.beginPath();
+    for (let x = -rows * side; x < width; x += 7) { pen.moveTo(x, rows * side); pen.lineTo(x + rows * side, 0); }
+    pen.stroke();
   }
   const note = t("{held} of {total} blocks of {positions} positions are held", { held: held.size, total, positions: cluster.block_tokens }) +
     (shared ? t(", {n} of them shared", { n: shared }) : "") + (state.idle.size ? t("; {n} are kept for prompts that begin alike", { n: state.idle.size }) : "") +
