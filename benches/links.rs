@@ -22,7 +22,8 @@ use std::{
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use nanoinfer_shared::{
     comm::{
-        Abort, Communicator, Elements, Hosts, Meeting, OneThread, ReduceSite, Shm, ShmSegment, Tcp, TcpListenerForPeers,
+        Abort, CommDType, Communicator, Elements, Hosts, Meeting, OneThread, ReduceSite, Shm, ShmSegment, Tcp,
+        TcpListenerForPeers,
     },
     handshake::Identity,
 };
@@ -30,6 +31,8 @@ use nanoinfer_shared::{
 const SITE: ReduceSite = ReduceSite { step: 0, layer: None, operation: "bench" };
 /// Elements: a row of width 768, 32 rows, 512 rows; 512 rows of width 1600.
 const SIZES: [usize; 4] = [768, 32 * 768, 512 * 768, 512 * 1600];
+
+const PLAIN: (CommDType, bool) = (CommDType::F32, false);
 
 /// Runs `rank(r)` on threads at once, each on its core, and returns the time that rank 0 took.
 fn timed<T: Send>(ends: Vec<T>, rank: impl Fn(usize, &mut T) + Sync) -> Duration {
@@ -113,7 +116,7 @@ fn reduce(ends: Vec<Box<dyn Communicator>>, elements: usize, rounds: u64) -> Dur
 }
 
 /// Ranks of hosts with so many each.
-fn on_hosts(ranks: &[usize], spin: bool) -> Vec<Box<dyn Communicator>> {
+fn on_hosts(ranks: &[usize], (dtype, is_sealed): (CommDType, bool), spin: bool) -> Vec<Box<dyn Communicator>> {
     let hosts = Hosts::new(ranks);
     let world = hosts.world();
     let segments = ranks.iter().map(|_| ShmSegment::create(world).expect("there is memory")).collect::<Vec<_>>();
@@ -125,11 +128,11 @@ fn on_hosts(ranks: &[usize], spin: bool) -> Vec<Box<dyn Communicator>> {
             let (host, identity) = (hosts.of(rank), Identity { build_id: "bench".into(), world, rank });
             let segment = segments[host].try_clone().expect("there are descriptors");
             let abort = Abort::default();
-            let shm = Shm::open(segment, rank, hosts.clone(), spin, &abort).expect("it fits");
+            let shm = Shm::open(segment, rank, hosts.clone(), dtype, spin, &abort).expect("it fits");
             let listener = (hosts.count() > 1 && hosts.is_front(rank)).then(|| &listeners[host]);
             scope.spawn(move || match listener {
                 Some(listener) => {
-                    let meeting = Meeting { identity: &identity, addresses, key: &[7; 32], epoch: 0 };
+                    let meeting = Meeting { identity: &identity, addresses, key: &[7; 32], epoch: 0, is_sealed };
                     Box::new(Tcp::connect(shm, listener, meeting, &abort).expect("the peers come"))
                         as Box<dyn Communicator>
                 }
@@ -156,16 +159,26 @@ fn links(criterion: &mut Criterion) {
             let name = |what: &str| name(&format!("{what}, {world} ranks"));
             // Where ranks share cores, who spins keeps others from theirs.
             if thread::available_parallelism().is_ok_and(|cores| world <= cores.get()) {
-                group.bench_function(name("shm"), |b| b.iter_custom(|n| reduce(on_hosts(&[world], true), elements, n)));
+                group.bench_function(name("shm"), |b| {
+                    b.iter_custom(|n| reduce(on_hosts(&[world], PLAIN, true), elements, n))
+                });
             }
             group.bench_function(name("shm, sleeping"), |b| {
-                b.iter_custom(|n| reduce(on_hosts(&[world], false), elements, n))
+                b.iter_custom(|n| reduce(on_hosts(&[world], PLAIN, false), elements, n))
             });
             let apart = vec![1; world];
-            group.bench_function(name("tcp"), |b| b.iter_custom(|n| reduce(on_hosts(&apart, false), elements, n)));
+            for (what, as_sent) in [
+                ("tcp", PLAIN),
+                ("tcp, sealed", (CommDType::F32, true)),
+                ("tcp, sealed, bf16", (CommDType::Bf16, true)),
+            ] {
+                group.bench_function(name(what), |b| {
+                    b.iter_custom(|n| reduce(on_hosts(&apart, as_sent, false), elements, n))
+                });
+            }
             if world == 4 {
                 group.bench_function(name("tcp, 2 + 2"), |b| {
-                    b.iter_custom(|n| reduce(on_hosts(&[2, 2], false), elements, n))
+                    b.iter_custom(|n| reduce(on_hosts(&[2, 2], PLAIN, false), elements, n))
                 });
             }
         }

@@ -77,7 +77,7 @@ def enter():
         if os.path.exists("/run/resolvconf"):
             shutil.copytree("/run/resolvconf", f"{whole}/run/resolvconf")
         os.environ[STAGE] = "inner"
-        os.execvp("chroot", ["chroot", whole, sys.executable, str(pathlib.Path(__file__).resolve()), *sys.argv[1:]])
+        os.execvp("chroot", ["chroot", whole, sys.executable, str(pathlib.Path(sys.argv[0]).resolve()), *sys.argv[1:]])
 
 
 def install(*packages):

@@ -27,7 +27,7 @@ use self::{
 };
 use crate::{
     cluster::Cluster,
-    config::ClusterConfig,
+    config::{ClusterConfig, Switch},
     environment,
     error::LaunchError,
     hosts::{
@@ -135,7 +135,8 @@ fn node(options: NodeOptions, args: &[OsString]) -> Result<(), LaunchError> {
     };
     if number == Some(0) {
         let others = nodes.map_or(1, |nodes| nodes - 1);
-        let door = Door::new(listen_for_nodes(listen, node_zero)?, secret, others)?.open()?;
+        let is_sealed = config.options.cluster.link_encryption == Switch::On;
+        let door = Door::new(listen_for_nodes(listen, node_zero)?, secret, is_sealed, others)?.open()?;
         return lead(config, Some(Others { door, data_host, data_ports, told }));
     }
     let cluster = config.options.cluster;

@@ -13,7 +13,7 @@ use clap::{
     },
 };
 use nanoinfer_coordinator::engine::RestartLimit;
-use nanoinfer_shared::protocol::DType;
+use nanoinfer_shared::{comm::CommDType, protocol::DType};
 
 use crate::{
     environment,
@@ -71,6 +71,12 @@ pub struct ClusterConfig {
     /// How ranks exchange partial sums [default: auto].
     #[arg(long, env = "NANOINFER_COMM", value_enum, default_value = "auto", help_heading = "Cluster")]
     pub comm: CommChoice,
+    /// What ranks round partial sums to before they exchange them [default: f32].
+    #[arg(long, env = "NANOINFER_COMM_DTYPE", value_parser = comm_dtype(), default_value = "f32", help_heading = "Cluster")]
+    pub comm_dtype: CommDType,
+    /// Whether what crosses between hosts is encrypted; that others of the cluster hold its secret is proved either way [default: on].
+    #[arg(long, env = "NANOINFER_LINK_ENCRYPTION", value_enum, default_value = "on", help_heading = "Cluster")]
+    pub link_encryption: Switch,
     /// KV cache of each rank, like 512MiB or 2G [default: a quarter of the free memory, or what --max-seqs need].
     #[arg(long, env = "NANOINFER_KV_MEMORY", value_name = "SIZE", help_heading = "Limits")]
     pub kv_memory: Option<ByteSize>,
@@ -160,6 +166,15 @@ pub enum CommChoice {
     Tcp,
     /// From GPU to GPU, one for each rank.
     Nccl,
+}
+
+/// Something that is or is not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// It is.
+    On,
+    /// It is not.
+    Off,
 }
 
 /// What to compute on, as asked for.
@@ -262,6 +277,12 @@ fn kv_dtype() -> impl TypedValueParser<Value = DTypeChoice> {
         ("bf16", "Half the memory, rounded"),
         ("int8", "Bytes with scales: about a quarter of the memory. On CPUs"),
     ])
+}
+
+fn comm_dtype() -> impl TypedValueParser<Value = CommDType> {
+    let value = |name: &'static str, help: &'static str| PossibleValue::new(name).help(help);
+    let values = [value("f32", "As they are"), value("bf16", "Half the bytes between hosts; the same on every link")];
+    PossibleValuesParser::new(values).map(|typed| if typed == "bf16" { CommDType::Bf16 } else { CommDType::F32 })
 }
 
 /// One of these names, each with its help, and what it stands for.

@@ -76,7 +76,7 @@ impl HostRanks {
         let only = |joiner| if joiner == rank { Ok(()) } else { Err(format!("rank {joiner} is not rank {rank}")) };
         // The key is empty: the inherited socket is the proof.
         let until = Instant::now() + handshake::HANDSHAKE_TIMEOUT;
-        let admission = Admission { expected: &expected, key: &[], epoch: EPOCH, until };
+        let admission = Admission { expected: &expected, key: &[], epoch: EPOCH, is_sealed: false, until };
         let failed = |source: HandshakeError| LaunchError::Handshake { rank, source };
         handshake::admit(&mut handle, admission, only).map_err(failed)?;
         let memory = match self.memories.remove(&rank) {

@@ -11,7 +11,7 @@ use std::{
 
 use nanoinfer_shared::{
     handshake::{self, HANDSHAKE_TIMEOUT, HandshakeError, Identity},
-    link::{ControlLink, Socket},
+    link::{ControlLink, Socket, Terms},
 };
 use nanoinfer_worker::rank::{self, HostMemory, OnLost, RankSetup};
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
@@ -43,16 +43,17 @@ pub(crate) fn run(Worker { rank, world, parent }: Worker) -> Result<(), LaunchEr
         let (who, address, reason) = (format!("rank {rank}"), "standard input".into(), error.to_string());
         LaunchError::Join { who, address, reason }
     };
-    let (socket, epoch, memory, way) = inherit(&identity, parent).map_err(failed)?;
-    let (socket, epoch) = match way.node_zero {
-        None => (socket, epoch),
+    let (socket, terms, memory, way) = inherit(&identity, parent).map_err(failed)?;
+    let (socket, terms) = match way.node_zero {
+        None => (socket, terms),
         Some((address, key)) => {
             let until = Instant::now() + KNOCK_DEADLINE;
             let joined = knock_until(&format!("rank {rank}"), &identity, &address.to_string(), &key, until)?;
-            (joined.socket, joined.epoch)
+            (joined.socket, joined.terms)
         }
     };
-    let link = ControlLink::over(socket, epoch).map_err(|source| LaunchError::Link { rank, source })?;
+    let epoch = terms.epoch;
+    let link = ControlLink::over(socket, terms).map_err(|source| LaunchError::Link { rank, source })?;
     let OfHost { weights, data_host, data_ports } = way.of_host;
     let memory = Some(memory);
     let on_lost = OnLost::Exit;
@@ -69,15 +70,15 @@ pub(crate) fn die_with_parent(parent: u32) -> io::Result<()> {
     }
 }
 
-/// The socket, its epoch, memory that the launcher holds too, and where the coordinator is.
-fn inherit(identity: &Identity, parent: u32) -> Result<(Socket, u32, HostMemory, Way), Refusal> {
+/// The socket, what was agreed on, memory that the launcher holds too, and where the coordinator is.
+fn inherit(identity: &Identity, parent: u32) -> Result<(Socket, Terms, HostMemory, Way), Refusal> {
     die_with_parent(parent)?;
     spawn::leave_stopping_to_the_launcher();
     let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let mut handle = Socket::Unix(socket.try_clone()?);
-    let epoch = handshake::join(&mut handle, identity, &[], Instant::now() + HANDSHAKE_TIMEOUT)?;
+    let terms = handshake::join(&mut handle, identity, &[], Instant::now() + HANDSHAKE_TIMEOUT)?;
     let memory = spawn::receive_memory(&socket)?;
-    let mut told = ControlLink::<(), Way>::over(handle.try_clone()?, epoch).map_err(HandshakeError::from)?;
+    let mut told = ControlLink::<(), Way>::over(handle.try_clone()?, terms.epoch).map_err(HandshakeError::from)?;
     let way = told.receiver.receive().map_err(HandshakeError::from)?;
-    Ok((handle, epoch, memory, way))
+    Ok((handle, terms, memory, way))
 }

@@ -17,7 +17,8 @@ use nanoinfer_coordinator::{
 };
 use nanoinfer_shared::{
     ModelShape, Partition,
-    protocol::{Device, LoadOrder, OnHost, TraceOrder},
+    comm::CommDType,
+    protocol::{CommKind, Device, LoadOrder, OnHost, TraceOrder},
 };
 use nanoinfer_worker::{Level, RankMemory, cuda, rank_memory};
 
@@ -25,7 +26,7 @@ use self::device::Chosen;
 pub use self::host::Host;
 use crate::{
     build::BUILD_ID,
-    config::{ClusterConfig, CommChoice, DeviceChoice},
+    config::{ClusterConfig, CommChoice, DeviceChoice, Switch},
     error::LaunchError,
     model::{self, ResolvedModel},
     size::ByteSize,
@@ -113,7 +114,10 @@ impl Plan {
             Err(_) => None,
         };
         match too_little {
-            Some(error) => Self::on(device::on_cpu(config, &model.shape, Some(&error))?, config, hosts, model, text),
+            Some(error) => {
+                let on_cpu = device::on_cpu(config, &model.shape, &hosts, Some(&error))?;
+                Self::on(on_cpu, config, hosts, model, text)
+            }
             None => plan,
         }
     }
@@ -134,6 +138,10 @@ impl Plan {
             hosts.iter().enumerate().flat_map(|(host, (_, ranks))| ranks.clone().map(move |rank| (host, rank)));
         let devices: Vec<_> = by_rank.map(|(host, rank)| (host, chosen.device(rank))).collect();
         let (comm, link_note) = data_link::choose(config.comm, hosts.len(), &devices, cuda::nccl_version)?;
+        if comm == CommKind::Nccl && config.comm_dtype != CommDType::F32 {
+            let problem = format!("--comm-dtype {} is for sums on CPUs, and NCCL adds up f32", config.comm_dtype);
+            return Err(LaunchError::usage(problem, "leave it out, or --comm shm or tcp"));
+        }
         if config.max_batched_tokens < config.max_seqs {
             let (tokens, seqs) = (config.max_batched_tokens, config.max_seqs);
             let problem = format!("--max-batched-tokens {tokens} is less than --max-seqs {seqs}");
@@ -151,9 +159,11 @@ impl Plan {
                 (on_hosts[rank].threads, on_hosts[rank].cores) = (threads, cores);
             }
         }
-        // A host that has not the same says so.
-        let level = chosen.gpus.is_empty().then(|| Level::choose(config.isa.as_deref())).transpose()?;
-        notes.push(level.map(|level| level.to_string()));
+        let name = |host: &'_ Host| if hosts.len() == 1 { "this CPU".to_owned() } else { host.name.clone() };
+        let names: Vec<_> = hosts.iter().map(|(host, _)| name(host)).collect();
+        let cpus: Vec<_> = names.iter().map(String::as_str).zip(hosts.iter().map(|(host, _)| &host.cpu)).collect();
+        let level = chosen.gpus.is_empty().then(|| Level::for_all(config.isa.as_deref(), &cpus)).transpose()?;
+        notes.push(level.as_ref().map(Level::to_string));
         notes.push(link_note.map(|why| format!("partial sums go through the host's memory: {why}")));
         let memories = shared_memories(&chosen, &hosts);
         let load = LoadOrder {
@@ -162,8 +172,10 @@ impl Plan {
             fingerprint: model.fingerprint,
             dtype: chosen.dtype,
             kv_dtype: chosen.kv_dtype,
-            isa: level.map(|level| level.name().into()),
+            isa: level.as_ref().map(|level| level.name().into()),
             comm,
+            comm_dtype: config.comm_dtype,
+            link_encryption: config.link_encryption == Switch::On,
             // By TCP where that was asked for: each for itself.
             hosts: match config.comm {
                 CommChoice::Tcp => vec![1; world],
@@ -463,7 +475,7 @@ mod tests {
         assert_eq!(threads(&one), [(all / 3).max(1); 3]);
         assert_eq!((one.hosts[0].1.clone(), one.hosts[1].1.clone()), (0..2, 2..3));
         assert_eq!(one.engine_config().ranks_per_memory, [3; 3]);
-        assert_eq!(one.load.comm, nanoinfer_shared::protocol::CommKind::Tcp);
+        assert_eq!(one.load.comm, CommKind::Tcp);
         let two = ClusterConfig { kv_memory: Some(ByteSize(64 << 20)), ..config.clone() };
         let two = Plan::new(&two, || Ok(vec![host, other])).unwrap();
         assert_eq!(threads(&two), [(all / 2).max(1), (all / 2).max(1), all]);

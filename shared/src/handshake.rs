@@ -1,31 +1,34 @@
 //! Who may join whom: the first bytes on every control and data socket.
 //!
 //! ```text
-//! joiner                                    admitter
-//!   Hello { protocol, identity, nonce } ──►  knows the protocol, or Refused { reason }
-//!          ◄── Challenge { nonce, epoch, proof }
-//!   Proof ───────────────────────────────►  compares it; then build id, world and rank
-//!          ◄── Welcome or Refused { reason }
+//! joiner                                        admitter
+//!   Knock { protocol, [e, identity] } ───────►  speaks the protocol and opens it, or Refused { reason }
+//!          ◄── Challenge [e, epoch, is sealed]
+//!   [proof] ─────────────────────────────────►  opens it; then build id, world and rank
+//!          ◄── [Welcome or Refused { reason }]
 //! ```
-//! Both sides prove that they hold the key, so neither sends it: HMAC-SHA256 over the Hello as it was sent, the admitter's
-//! nonce and the epoch, so that none of them can be exchanged on the way. Before its proof a joiner is told nothing of the
-//! cluster, and nothing that it said is repeated. Between processes that inherited a socket pair the key is empty: the pair
-//! itself is the proof. Nothing after the handshake is encrypted: links between hosts belong on a private network.
+//! What stands in brackets is Noise (`NNpsk0`, X25519, AES-256-GCM, SHA-256) with a key made of the secret: it opens only for who holds
+//! that, and a proof that was said before does not open again. The protocol's number is part of all of it, so that nobody on the way
+//! can exchange it. Before its proof a joiner is told nothing of the cluster, and nothing that it said is repeated. Between processes
+//! that inherited a socket pair the secret is empty: the pair itself is the proof. What follows the handshake is sealed with its keys
+//! where the admitter says so. Reference: the Noise Protocol Framework, revision 34.
 
 use std::{
     io::{self, ErrorKind, Read, Write},
     time::{Duration, Instant},
 };
 
-use hmac::{Hmac, KeyInit, Mac};
 use serde::{Deserialize, Serialize};
-use sha2::Sha256;
+use sha2::{Digest, Sha256};
+use snow::{Builder, HandshakeState};
 
 use crate::{
-    link::{LinkError, Socket, read_frame, write_frame},
+    link::{LinkError, Socket, Terms, read_frame, receive_sealed, send_sealed, write_frame},
     protocol::PROTOCOL_VERSION,
+    seal::Seal,
 };
 
+const PATTERN: &str = "Noise_NNpsk0_25519_AESGCM_SHA256";
 /// No message of a handshake is larger.
 const MAX_HANDSHAKE_BYTES: usize = 4096;
 /// How long a whole handshake may take.
@@ -56,24 +59,34 @@ pub enum HandshakeError {
     /// We said no.
     #[error("{0}")]
     Rejected(String),
+    /// Noise could not be begun.
+    #[error("the handshake failed: {0}")]
+    Noise(#[from] snow::Error),
     /// The operating system gave no random numbers.
     #[error("no random numbers from the operating system: {0}")]
     Random(getrandom::Error),
 }
 
-type Nonce = [u8; 16];
-type Digest = [u8; 32];
-
 #[derive(Serialize, Deserialize)]
-struct Hello {
+struct Knock {
     protocol: u32,
-    identity: Identity,
-    nonce: Nonce,
+    hello: Vec<u8>,
 }
 
 #[derive(Serialize, Deserialize)]
 enum Answer {
-    Challenge { nonce: Nonce, epoch: u32, proof: Digest },
+    Challenge(Vec<u8>),
+    Refused { reason: String },
+}
+
+#[derive(Serialize, Deserialize)]
+struct Challenge {
+    epoch: u32,
+    is_sealed: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+enum Verdict {
     Welcome,
     Refused { reason: String },
 }
@@ -87,38 +100,37 @@ pub struct Admission<'a> {
     pub key: &'a [u8],
     /// This life of the cluster.
     pub epoch: u32,
+    /// Whether what follows is sealed.
+    pub is_sealed: bool,
     /// When a handshake is given up.
     pub until: Instant,
 }
 
-/// Joins as `identity`; returns the cluster's epoch.
+/// Joins as `identity`; returns what was agreed on.
 ///
 /// # Errors
 /// When the other side refuses, does not hold the key, or is not done by `until`.
-pub fn join(socket: &mut Socket, identity: &Identity, key: &[u8], until: Instant) -> Result<u32, HandshakeError> {
+pub fn join(socket: &mut Socket, identity: &Identity, key: &[u8], until: Instant) -> Result<Terms, HandshakeError> {
     let mut socket = Bounded { socket, until };
-    let hello = Hello { protocol: PROTOCOL_VERSION, identity: identity.clone(), nonce: random()? };
-    let hello = postcard::to_stdvec(&hello).map_err(LinkError::from)?;
-    write_frame(&mut socket, &hello, MAX_HANDSHAKE_BYTES)?;
-    let (nonce, epoch) = match receive(&mut socket)? {
-        Answer::Challenge { nonce, epoch, proof }
-            if mac(key, b"admitter", &hello, &nonce, epoch).verify_slice(&proof).is_ok() =>
-        {
-            (nonce, epoch)
-        }
+    let mut noise = noise(key, true)?;
+    send(&mut socket, &Knock { protocol: PROTOCOL_VERSION, hello: said(&mut noise, identity)? })?;
+    let challenge = match receive(&mut socket)? {
+        Answer::Challenge(challenge) => heard::<Challenge>(&mut noise, &challenge),
         Answer::Refused { reason } => return Err(HandshakeError::Refused(reason)),
-        _ => return Err(HandshakeError::Rejected("the other side does not hold this cluster's secret".into())),
     };
-    send(&mut socket, &digest(mac(key, b"joiner", &hello, &nonce, epoch)))?;
-    match receive(&mut socket)? {
-        Answer::Welcome => Ok(epoch),
-        Answer::Refused { reason } => Err(HandshakeError::Refused(reason)),
-        Answer::Challenge { .. } => Err(HandshakeError::Rejected("the other side challenged twice".into())),
+    let without_key = || HandshakeError::Rejected("the other side does not hold this cluster's secret".into());
+    let Challenge { epoch, is_sealed } = challenge.ok_or_else(without_key)?;
+    let mut seal = Seal::new(noise.into_stateless_transport_mode()?);
+    send_sealed(&mut socket, Some(&mut seal.sealer), PROOF, MAX_HANDSHAKE_BYTES)?;
+    let verdict = receive_sealed(&mut socket, Some(&mut seal.opener), MAX_HANDSHAKE_BYTES)?;
+    match postcard::from_bytes(&verdict).map_err(LinkError::from)? {
+        Verdict::Welcome => Ok(Terms { epoch, seal: is_sealed.then_some(seal) }),
+        Verdict::Refused { reason } => Err(HandshakeError::Refused(reason)),
     }
 }
 
-/// Admits one joiner that `accept` finds fit; returns who it is. `accept` sees a rank of the right build and world that holds
-/// the key.
+/// Admits one joiner that `accept` finds fit; returns who it is, and what was agreed on. `accept` sees a rank of the right build and
+/// world that holds the key.
 ///
 /// # Errors
 /// When the joiner does not hold the key, is of another build or world, is not accepted, or is not done in time. Who holds
@@ -127,20 +139,28 @@ pub fn admit(
     socket: &mut Socket,
     admission: Admission<'_>,
     accept: impl FnOnce(usize) -> Result<(), String>,
-) -> Result<Identity, HandshakeError> {
-    let Admission { expected, key, epoch, until } = admission;
+) -> Result<(Identity, Terms), HandshakeError> {
+    let Admission { expected, key, epoch, is_sealed, until } = admission;
     let mut socket = Bounded { socket, until };
-    let bytes = read_frame(&mut socket, MAX_HANDSHAKE_BYTES)?;
-    let Hello { protocol, identity, .. } = postcard::from_bytes(&bytes).map_err(LinkError::from)?;
+    let Knock { protocol, hello } = receive(&mut socket)?;
+    let mut refuse = |reason: String| {
+        // The joiner may already be gone; our own error says the same.
+        let _ = send(&mut socket, &Answer::Refused { reason: reason.clone() });
+        HandshakeError::Rejected(reason)
+    };
     if protocol != PROTOCOL_VERSION {
-        return refuse(&mut socket, format!("protocol {protocol} is spoken there, {PROTOCOL_VERSION} here"));
+        return Err(refuse(format!("protocol {protocol} is spoken there, {PROTOCOL_VERSION} here")));
     }
-    let nonce: Nonce = random()?;
-    let proof = digest(mac(key, b"admitter", &bytes, &nonce, epoch));
-    send(&mut socket, &Answer::Challenge { nonce, epoch, proof })?;
-    let theirs: Digest = receive(&mut socket)?;
-    if mac(key, b"joiner", &bytes, &nonce, epoch).verify_slice(&theirs).is_err() {
-        return refuse(&mut socket, "the joiner does not hold this cluster's secret".into());
+    let mut noise = noise(key, false)?;
+    let without_key = "the joiner does not hold this cluster's secret";
+    let identity: Identity = heard(&mut noise, &hello).ok_or_else(|| refuse(without_key.into()))?;
+    send(&mut socket, &Answer::Challenge(said(&mut noise, &Challenge { epoch, is_sealed })?))?;
+    let mut seal = Seal::new(noise.into_stateless_transport_mode()?);
+    match receive_sealed(&mut socket, Some(&mut seal.opener), MAX_HANDSHAKE_BYTES) {
+        Ok(_) => {}
+        // What was said before, by whom.
+        Err(LinkError::Broken(_)) => return Err(HandshakeError::Rejected(without_key.into())),
+        Err(error) => return Err(error.into()),
     }
     let rank = identity.rank;
     let fit = if identity.build_id != expected.build_id {
@@ -157,10 +177,16 @@ pub fn admit(
     } else {
         accept(rank)
     };
-    match fit {
-        Ok(()) => send(&mut socket, &Answer::Welcome).map(|()| identity),
-        Err(reason) => refuse(&mut socket, reason),
-    }
+    let verdict = match &fit {
+        Ok(()) => Verdict::Welcome,
+        Err(reason) => Verdict::Refused { reason: reason.clone() },
+    };
+    let verdict = postcard::to_stdvec(&verdict).map_err(LinkError::from)?;
+    let told = send_sealed(&mut socket, Some(&mut seal.sealer), &verdict, MAX_HANDSHAKE_BYTES);
+    // Who is refused may already be gone; our own error says the same.
+    fit.map_err(HandshakeError::Rejected)?;
+    told?;
+    Ok((identity, Terms { epoch, seal: is_sealed.then_some(seal) }))
 }
 
 /// A socket on which everything is over at one moment, however the other side spreads its bytes.
@@ -208,32 +234,36 @@ fn late() -> io::Error {
 /// # Errors
 /// When the operating system gives none.
 pub fn random_key() -> Result<[u8; 32], HandshakeError> {
-    random()
+    let mut key = [0; 32];
+    getrandom::fill(&mut key).map_err(HandshakeError::Random)?;
+    Ok(key)
 }
 
-fn refuse<T>(socket: &mut Bounded<'_>, reason: String) -> Result<T, HandshakeError> {
-    // The joiner may already be gone; our own error says the same.
-    let _ = send(socket, &Answer::Refused { reason: reason.clone() });
-    Err(HandshakeError::Rejected(reason))
+/// Any bytes would do: that they are sealed is the proof.
+const PROOF: &[u8] = b"proof";
+
+fn noise(key: &[u8], joins: bool) -> Result<HandshakeState, snow::Error> {
+    // A key of Noise has 32 bytes, a secret any number.
+    let key: [u8; 32] = Sha256::new().chain_update(b"nanoinfer: a key of links").chain_update(key).finalize().into();
+    let prologue = [&b"nanoinfer"[..], &PROTOCOL_VERSION.to_le_bytes()].concat();
+    let builder = Builder::new(PATTERN.parse()?).psk(0, &key)?.prologue(&prologue)?;
+    if joins { builder.build_initiator() } else { builder.build_responder() }
 }
 
-fn mac(key: &[u8], role: &[u8], hello: &[u8], nonce: &Nonce, epoch: u32) -> Hmac<Sha256> {
-    let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length");
-    // All but the Hello are of a length that their place tells, so that no two conversations have the same bytes.
-    for part in [role, nonce, &epoch.to_le_bytes(), hello] {
-        mac.update(part);
-    }
-    mac
+/// The next message of the handshake, with `content` in it.
+fn said<T: Serialize>(noise: &mut HandshakeState, content: &T) -> Result<Vec<u8>, HandshakeError> {
+    let content = postcard::to_stdvec(content).map_err(LinkError::from)?;
+    let mut message = vec![0; MAX_HANDSHAKE_BYTES];
+    let length = noise.write_message(&content, &mut message)?;
+    message.truncate(length);
+    Ok(message)
 }
 
-fn digest(mac: Hmac<Sha256>) -> Digest {
-    mac.finalize().into_bytes().into()
-}
-
-fn random<const N: usize>() -> Result<[u8; N], HandshakeError> {
-    let mut bytes = [0; N];
-    getrandom::fill(&mut bytes).map_err(HandshakeError::Random)?;
-    Ok(bytes)
+/// What is in it; none where it does not open, or holds something else.
+fn heard<T: for<'a> Deserialize<'a>>(noise: &mut HandshakeState, message: &[u8]) -> Option<T> {
+    let mut content = vec![0; MAX_HANDSHAKE_BYTES];
+    let length = noise.read_message(message, &mut content).ok()?;
+    postcard::from_bytes(&content[..length]).ok()
 }
 
 fn send<T: Serialize>(socket: &mut Bounded<'_>, message: &T) -> Result<(), HandshakeError> {
@@ -247,7 +277,7 @@ fn receive<T: for<'a> Deserialize<'a>>(socket: &mut Bounded<'_>) -> Result<T, Ha
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::{os::unix::net::UnixStream, thread};
 
     use super::*;
@@ -262,8 +292,20 @@ mod tests {
 
     fn admitting(socket: UnixStream, key: &[u8], until: Instant) -> Result<usize, String> {
         let taken = |rank| if rank == 3 { Err("rank 3 has already joined".to_string()) } else { Ok(()) };
-        let admission = Admission { expected: &identity("v1", 4, 0), key, epoch: 9, until };
-        admit(&mut Socket::Unix(socket), admission, taken).map(|joiner| joiner.rank).map_err(|e| e.to_string())
+        let admission = Admission { expected: &identity("v1", 4, 0), key, epoch: 9, is_sealed: false, until };
+        admit(&mut Socket::Unix(socket), admission, taken).map(|joiner| joiner.0.rank).map_err(|e| e.to_string())
+    }
+
+    /// The seals of two that have met.
+    pub(crate) fn ends() -> (Seal, Seal) {
+        let (a, b) = UnixStream::pair().unwrap();
+        let who = identity("v1", 2, 1);
+        thread::scope(|scope| {
+            let joined = scope.spawn(|| join(&mut Socket::Unix(a), &who, b"key", soon()).unwrap());
+            let admission = Admission { expected: &who, key: b"key", epoch: 9, is_sealed: true, until: soon() };
+            let (_, admitted) = admit(&mut Socket::Unix(b), admission, |_| Ok(())).unwrap();
+            (joined.join().unwrap().seal.unwrap(), admitted.seal.unwrap())
+        })
     }
 
     /// What (joiner, admitter) end with.
@@ -273,7 +315,9 @@ mod tests {
         admitter_key: &[u8],
     ) -> (Result<u32, String>, Result<usize, String>) {
         let (a, b) = UnixStream::pair().unwrap();
-        let joining = move || join(&mut Socket::Unix(a), &joiner, joiner_key, soon()).map_err(|e| e.to_string());
+        let joining = move || {
+            join(&mut Socket::Unix(a), &joiner, joiner_key, soon()).map(|terms| terms.epoch).map_err(|e| e.to_string())
+        };
         let joiner = thread::spawn(joining);
         let admitted = admitting(b, admitter_key, soon());
         (joiner.join().unwrap(), admitted)
@@ -319,7 +363,9 @@ mod tests {
         thread::scope(|scope| {
             let joined = scope.spawn(|| {
                 let mut socket = Socket::Unix(joiner);
-                join(&mut socket, &identity("v1", 4, 2), b"key", soon()).map_err(|e| e.to_string())
+                join(&mut socket, &identity("v1", 4, 2), b"key", soon())
+                    .map(|terms| terms.epoch)
+                    .map_err(|e| e.to_string())
             });
             let admitted = scope.spawn(|| admitting(admitter, b"key", soon()));
             let (mut back_from, mut back_to) = (far.try_clone().unwrap(), near.try_clone().unwrap());
@@ -346,8 +392,8 @@ mod tests {
     #[test]
     fn nothing_that_the_joiner_says_can_be_exchanged_on_the_way() {
         assert_eq!(meet_through(usize::MAX), (Ok(9), Ok(2)));
-        // A length of four bytes, then protocol, build id (a length and two characters), world, rank and nonce.
-        for changed in 4..4 + 6 + 16 {
+        // A length of four bytes, then protocol, a length, a key of 32, an identity of five bytes and a tag of 16; a length, and a proof.
+        for changed in (4..4 + 2 + 32 + 5 + 16).chain(4 + 55 + 4..4 + 55 + 4 + 21) {
             let (joined, admitted) = meet_through(changed);
             assert!(joined.is_err() && admitted.is_err(), "byte {changed}: {joined:?} {admitted:?}");
         }

@@ -1,7 +1,7 @@
 //! What every NanoInfer process agrees on, and nothing more.
 //!
 //! Reading order: a [`model`] is a shape, read from [`json`], which a partition deals out; the coordinator and its ranks
-//! talk in the messages of [`protocol`], carried by a [`link`] after a [`handshake`] at a [`door`]; the ranks add up partial
+//! talk in the messages of [`protocol`], carried by a [`link`], [`seal`]ed between hosts, after a [`handshake`] at a [`door`]; the ranks add up partial
 //! results through a [`comm`]unicator. What comes from outside is [`utf8`], in tokenizers
 //! spelled in an alphabet of [`byte_level`], and people are told by [`say`].
 //!
@@ -13,6 +13,7 @@ pub mod byte_level;
 pub mod say;
 pub mod model;
 pub mod protocol;
+pub mod seal;
 pub mod link;
 pub mod handshake;
 pub mod door;

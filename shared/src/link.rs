@@ -1,7 +1,7 @@
 //! The control link between the coordinator and one rank: messages in order, over a socket or in memory.
 //!
-//! A frame on a socket is `[length: u32 LE][epoch: u32 LE][message: postcard]`. The epoch is that of the
-//! cluster's start, so that a message of an earlier life is never taken for one of this.
+//! A frame on a socket is `[length: u32 LE]`, then `[epoch: u32 LE][message: postcard]`, which is sealed where that was agreed on. The
+//! epoch is that of the cluster's start, so that a message of an earlier life is never taken for one of this.
 //! Does not know what the messages mean.
 
 use std::{
@@ -17,6 +17,8 @@ use rustix::net::sockopt::{
     set_socket_keepalive, set_tcp_keepcnt, set_tcp_keepidle, set_tcp_keepintvl, set_tcp_user_timeout,
 };
 use serde::{Serialize, de::DeserializeOwned};
+
+use crate::seal::{Broken, Opener, Seal, Sealer, plain_bytes, sealed_bytes};
 
 /// Largest frame: the rows of a full step's `FetchRows` of one rank stay below it.
 pub const MAX_FRAME_BYTES: usize = 256 << 20;
@@ -53,6 +55,9 @@ pub enum LinkError {
     /// Bytes that are no message.
     #[error("a frame holds no message of this protocol: {0}")]
     Malformed(#[from] postcard::Error),
+    /// Bytes that the other side did not seal.
+    #[error(transparent)]
+    Broken(#[from] Broken),
     /// A message of another life of the cluster.
     #[error("a message of epoch {got} arrived in epoch {expected}")]
     Epoch {
@@ -66,7 +71,7 @@ pub enum LinkError {
 impl LinkError {
     /// Whether bytes came that are no message: who sent them may have done anything before.
     pub fn is_no_message(&self) -> bool {
-        matches!(self, Self::TooLarge { .. } | Self::Malformed(_) | Self::Epoch { .. })
+        matches!(self, Self::TooLarge { .. } | Self::Malformed(_) | Self::Broken(_) | Self::Epoch { .. })
     }
 }
 
@@ -162,7 +167,7 @@ pub struct Sender<T>(SendHalf<T>);
 #[derive(Debug)]
 enum SendHalf<T> {
     Memory(mpsc::SyncSender<T>),
-    Socket { socket: Socket, epoch: u32 },
+    Socket { socket: Socket, epoch: u32, sealer: Option<Sealer> },
 }
 
 /// Receives messages of one type.
@@ -172,7 +177,23 @@ pub struct Receiver<T>(ReceiveHalf<T>);
 #[derive(Debug)]
 enum ReceiveHalf<T> {
     Memory(mpsc::Receiver<T>),
-    Socket { socket: Socket, epoch: u32, message: PhantomData<T> },
+    Socket { socket: Socket, epoch: u32, opener: Option<Opener>, message: PhantomData<T> },
+}
+
+/// What both ends of a socket agreed on in their handshake.
+#[derive(Debug)]
+pub struct Terms {
+    /// This life of the cluster.
+    pub epoch: u32,
+    /// How messages are sealed, where they are.
+    pub seal: Option<Seal>,
+}
+
+/// Nothing is sealed: within a host.
+impl From<u32> for Terms {
+    fn from(epoch: u32) -> Self {
+        Self { epoch, seal: None }
+    }
 }
 
 /// Two ends of a link within one process.
@@ -190,13 +211,15 @@ impl<Out: Serialize, In: DeserializeOwned> ControlLink<Out, In> {
     ///
     /// # Errors
     /// When the process is out of file descriptors.
-    pub fn over(socket: Socket, epoch: u32) -> Result<Self, LinkError> {
+    pub fn over(socket: Socket, terms: impl Into<Terms>) -> Result<Self, LinkError> {
+        let Terms { epoch, seal } = terms.into();
+        let (sealer, opener) = seal.map(|seal| (seal.sealer, seal.opener)).unzip();
         socket.set_deadlines(None, Some(SEND_DEADLINE))?;
         socket.notice_silence()?;
         let reader = socket.try_clone()?;
         Ok(Self {
-            sender: Sender(SendHalf::Socket { socket, epoch }),
-            receiver: Receiver(ReceiveHalf::Socket { socket: reader, epoch, message: PhantomData }),
+            sender: Sender(SendHalf::Socket { socket, epoch, sealer }),
+            receiver: Receiver(ReceiveHalf::Socket { socket: reader, epoch, opener, message: PhantomData }),
         })
     }
 }
@@ -218,10 +241,10 @@ impl<T: Serialize> Sender<T> {
     pub fn send(&mut self, message: T) -> Result<(), LinkError> {
         match &mut self.0 {
             SendHalf::Memory(sender) => sender.send(message).map_err(|_| LinkError::Closed),
-            SendHalf::Socket { socket, epoch } => {
+            SendHalf::Socket { socket, epoch, sealer } => {
                 let mut frame = epoch.to_le_bytes().to_vec();
                 frame = postcard::to_extend(&message, frame)?;
-                write_frame(socket, &frame, MAX_FRAME_BYTES)
+                send_sealed(socket, sealer.as_mut(), &frame, MAX_FRAME_BYTES)
             }
         }
     }
@@ -235,8 +258,8 @@ impl<T: DeserializeOwned> Receiver<T> {
     pub fn receive(&mut self) -> Result<T, LinkError> {
         match &mut self.0 {
             ReceiveHalf::Memory(receiver) => receiver.recv().map_err(|_| LinkError::Closed),
-            ReceiveHalf::Socket { socket, epoch, .. } => {
-                let frame = read_frame(socket, MAX_FRAME_BYTES)?;
+            ReceiveHalf::Socket { socket, epoch, opener, .. } => {
+                let frame = receive_sealed(socket, opener.as_mut(), MAX_FRAME_BYTES)?;
                 let (head, body) = frame.split_first_chunk::<4>().ok_or(postcard::Error::DeserializeUnexpectedEnd)?;
                 let got = u32::from_le_bytes(*head);
                 if got != *epoch {
@@ -255,6 +278,36 @@ pub(crate) fn notice_silence(stream: &TcpStream) -> io::Result<()> {
     set_tcp_keepintvl(stream, PROBE_EVERY)?;
     set_tcp_keepcnt(stream, PROBES)?;
     Ok(set_tcp_user_timeout(stream, UNACKNOWLEDGED_MS)?)
+}
+
+/// Writes `[length][bytes]`, sealed where that was agreed on.
+pub(crate) fn send_sealed(
+    socket: &mut impl Write,
+    sealer: Option<&mut Sealer>,
+    bytes: &[u8],
+    limit: usize,
+) -> Result<(), LinkError> {
+    // Before anything is numbered.
+    if bytes.len() > limit {
+        return Err(LinkError::TooLarge { bytes: bytes.len(), limit });
+    }
+    let Some(sealer) = sealer else { return write_frame(socket, bytes, limit) };
+    let mut sealed = Vec::with_capacity(sealed_bytes(bytes.len()));
+    sealer.seal(bytes, &mut sealed);
+    write_frame(socket, &sealed, sealed_bytes(limit))
+}
+
+/// Reads what [`send_sealed`] wrote.
+pub(crate) fn receive_sealed(
+    socket: &mut impl Read,
+    opener: Option<&mut Opener>,
+    limit: usize,
+) -> Result<Vec<u8>, LinkError> {
+    let Some(opener) = opener else { return read_frame(socket, limit) };
+    let sealed = read_frame(socket, sealed_bytes(limit))?;
+    let mut bytes = vec![0; plain_bytes(sealed.len()).ok_or(Broken)?];
+    opener.open(&sealed, &mut bytes)?;
+    Ok(bytes)
 }
 
 /// Writes `[length][bytes]`.
@@ -313,6 +366,30 @@ mod tests {
             drop(b);
             assert!(matches!(a.receiver.receive(), Err(LinkError::Closed)));
         }
+    }
+
+    #[test]
+    fn sealed_messages_arrive_in_order_and_none_that_was_changed() {
+        let (a, b) = UnixStream::pair().unwrap();
+        let (mut between, far) = UnixStream::pair().unwrap();
+        let (near_seal, far_seal) = crate::handshake::tests::ends();
+        let terms = |seal| Terms { epoch: 7, seal: Some(seal) };
+        let mut near = ControlLink::<String, u64>::over(Socket::Unix(a), terms(near_seal)).unwrap();
+        let mut far = ControlLink::<u64, String>::over(Socket::Unix(far), terms(far_seal)).unwrap();
+        let mut said = Socket::Unix(b);
+        for word in ["one", "two"] {
+            near.sender.send(word.into()).unwrap();
+            let frame = read_frame(&mut said, 100).unwrap();
+            assert!(!frame.windows(3).any(|bytes| bytes == word.as_bytes()));
+            write_frame(&mut between, &frame, 100).unwrap();
+            assert_eq!(far.receiver.receive().unwrap(), word);
+        }
+        near.sender.send("three".into()).unwrap();
+        let mut frame = read_frame(&mut said, 100).unwrap();
+        *frame.last_mut().unwrap() ^= 1;
+        write_frame(&mut between, &frame, 100).unwrap();
+        let error = far.receiver.receive().unwrap_err();
+        assert!(matches!(error, LinkError::Broken(_)) && error.is_no_message(), "{error}");
     }
 
     #[test]

@@ -31,7 +31,7 @@ pub use self::{
     masks::{Masks, TokenMask},
     plan::{BLOCK_TOKENS, BlockId, RowRequest, SequenceStep, StepPlan, TokenId, Wants},
 };
-use crate::model::shape::ModelShape;
+use crate::{comm::CommDType, model::shape::ModelShape};
 
 /// Changes whenever a message changes; compared in the handshake beside the build id.
 pub const PROTOCOL_VERSION: u32 = 6;
@@ -230,6 +230,10 @@ pub struct LoadOrder {
     pub comm: CommKind,
     /// Ranks of each host, whose ranks lie side by side: those that reach one another through memory.
     pub hosts: Vec<usize>,
+    /// What partial sums are rounded to before they are added up.
+    pub comm_dtype: CommDType,
+    /// Whether what crosses between hosts is sealed.
+    pub link_encryption: bool,
     /// Most new tokens in one step.
     pub max_batched_tokens: usize,
     /// Most sequences in one step.

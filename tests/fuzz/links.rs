@@ -12,6 +12,7 @@ use std::{
 use nanoinfer_checkpoint::Checkpoint;
 use nanoinfer_shared::{
     ModelShape,
+    comm::CommDType,
     handshake::{self, Admission, Identity},
     link::{ControlLink, MAX_FRAME_BYTES, Receiver, Socket},
     protocol::{
@@ -76,6 +77,8 @@ fn load_order() -> LoadOrder {
         isa: None,
         comm: CommKind::Local,
         hosts: vec![1],
+        comm_dtype: CommDType::F32,
+        link_encryption: true,
         max_batched_tokens: 32,
         max_seqs: 4,
         trace: None,
@@ -205,7 +208,7 @@ fn introductions_that_are_mutated_or_said_again_let_nobody_in() {
     bound_memory();
     let identity = Identity { build_id: "test".into(), world: 2, rank: 1 };
     let until = Instant::now() + Duration::from_secs(600);
-    let admission = Admission { expected: &identity, key: b"key", epoch: EPOCH, until };
+    let admission = Admission { expected: &identity, key: b"key", epoch: EPOCH, is_sealed: true, until };
     let join = |socket: UnixStream| handshake::join(&mut Socket::Unix(socket), &identity, b"key", until);
     let admit = |socket: UnixStream| handshake::admit(&mut Socket::Unix(socket), admission, |_| Ok(()));
     let (joiner, near) = UnixStream::pair().unwrap();
@@ -215,7 +218,7 @@ fn introductions_that_are_mutated_or_said_again_let_nobody_in() {
         let admitted = scope.spawn(|| admit(admitter));
         let back = (far.try_clone().unwrap(), near.try_clone().unwrap());
         let (there, back) = (scope.spawn(|| handed_on(near, far)), scope.spawn(|| handed_on(back.0, back.1)));
-        assert_eq!((joined.join().unwrap().unwrap(), admitted.join().unwrap().unwrap().rank), (EPOCH, 1));
+        assert_eq!((joined.join().unwrap().unwrap().epoch, admitted.join().unwrap().unwrap().0.rank), (EPOCH, 1));
         (there.join().unwrap(), back.join().unwrap())
     });
     let mut mutator = Mutator::new(12);

@@ -125,9 +125,11 @@ pub enum WorkerError {
         /// What the system says.
         source: io::Error,
     },
-    /// An instruction set that this CPU has not.
-    #[error("this CPU has no instruction set `{name}`\n  hint: it has {available}")]
+    /// An instruction set that a CPU has not.
+    #[error("{whose} has no instruction set `{name}`\n  hint: it has {available}")]
     Isa {
+        /// The CPU, or its host.
+        whose: String,
         /// As it was asked for.
         name: String,
         /// Those it has.

@@ -26,15 +26,8 @@ mod runner;
 mod tile;
 
 pub use backend::memory as rank_memory;
-pub use cpu::level::Level;
+pub use cpu::level::{CpuLevels, Level};
 pub use error::WorkerError;
 pub use fit::{Unfit, fits, kv_dtype_on_gpu};
 pub use memory::free_bytes;
 pub use runner::RankMemory;
-
-/// The element type for who does not choose: bf16 where this CPU multiplies it, else f32. Where it does so slowly, bf16 is
-/// widened: half of the memory, at the speed of f32.
-pub fn default_dtype() -> nanoinfer_shared::protocol::DType {
-    use nanoinfer_shared::protocol::DType::{Bf16, F32};
-    if nanoinfer_kernels::Isa::available().contains(&nanoinfer_kernels::Isa::Avx512Bf16) { Bf16 } else { F32 }
-}

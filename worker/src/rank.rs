@@ -419,7 +419,7 @@ impl Rank {
                     (memory.segments)(start.group)
                 };
                 let segment = segment.map_err(|source| CommError::Setup { rank, source })?;
-                Some(Shm::open(segment, rank, hosts, load.on_host.cores.may_spin(), abort)?)
+                Some(Shm::open(segment, rank, hosts, load.comm_dtype, load.on_host.cores.may_spin(), abort)?)
             }
         };
         let comm: Box<dyn Communicator> = match (shm, self.listener.take()) {
@@ -427,7 +427,8 @@ impl Rank {
             (Some(shm), None) => Box::new(shm),
             (Some(shm), Some(listener)) => {
                 let (identity, addresses, key) = (&self.identity, &start.peers[..], &start.link_key[..]);
-                let meeting = Meeting { identity, addresses, key, epoch: self.epoch };
+                let (epoch, is_sealed) = (self.epoch, load.link_encryption);
+                let meeting = Meeting { identity, addresses, key, epoch, is_sealed };
                 Box::new(Tcp::connect(shm, &listener, meeting, abort)?)
             }
         };

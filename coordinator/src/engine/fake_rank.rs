@@ -14,6 +14,7 @@ use std::{
 
 use nanoinfer_shared::{
     ModelShape, Partition,
+    comm::CommDType,
     link::{ControlLink, Socket},
     protocol::{
         BLOCK_TOKENS, CommKind, DType, FailureKind, FromRank, LoadOrder, LoadReport, LogSumExp, LogitSlice, OnHost,
@@ -71,6 +72,8 @@ pub(crate) fn config(world: usize, kv_blocks: usize) -> EngineConfig {
         isa: None,
         comm: CommKind::Tcp,
         hosts: vec![1; world],
+        comm_dtype: CommDType::F32,
+        link_encryption: true,
         max_batched_tokens: 64,
         max_seqs: 8,
         trace: None,

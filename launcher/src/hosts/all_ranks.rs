@@ -153,7 +153,7 @@ impl AllRanks {
         let of_host = others.as_ref().map_or_else(OfHost::only, |others| others.of_host.clone());
         let others = others.map(|OtherNodes { guests, nodes, for_ranks, .. }| {
             let key = handshake::random_key().map_err(LaunchError::NoRandom)?;
-            let door = Door::new(for_ranks, Secret::of_this_life(&key), world)?;
+            let door = Door::new(for_ranks, Secret::of_this_life(&key), nodes.is_sealed(), world)?;
             door.keep(0..world);
             let links = NodeLinks(Arc::new(Links(guests.iter().map(|_| Mutex::new(None)).collect())));
             for (number, guest) in (1..).zip(guests) {

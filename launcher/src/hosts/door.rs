@@ -25,6 +25,8 @@ use rustix::{
     time::Timespec,
 };
 
+use serde::{Serialize, de::DeserializeOwned};
+
 use super::{
     messages::{FromNode, Hello, ToNode},
     secret::Secret,
@@ -65,6 +67,8 @@ pub(crate) struct Proof {
     key: Secret,
     /// A number for this life of the cluster, so that a guest of an earlier one is not taken for one of this.
     epoch: u32,
+    /// Whether what guests say behind the door is sealed.
+    is_sealed: bool,
 }
 
 /// A door, and places behind it.
@@ -108,11 +112,11 @@ impl<G: Guest> Door<G> {
     ///
     /// # Errors
     /// When the system gives no random numbers.
-    pub(crate) fn new(listener: TcpListener, key: Secret, places: usize) -> Result<Self, LaunchError> {
+    pub(crate) fn new(listener: TcpListener, key: Secret, is_sealed: bool, places: usize) -> Result<Self, LaunchError> {
         let random = handshake::random_key().map_err(LaunchError::NoRandom)?;
         let epoch = u32::from_le_bytes([random[0], random[1], random[2], random[3]]);
         let places = Arc::new(Mutex::new((0..places).map(|_| Place::Free).collect()));
-        Ok(Self { listener, proof: Arc::new(Proof { key, epoch }), places })
+        Ok(Self { listener, proof: Arc::new(Proof { key, epoch, is_sealed }), places })
     }
 
     /// Waits for all on a thread of its own.
@@ -126,6 +130,11 @@ impl<G: Guest> Door<G> {
             Ok((arrived, self))
         });
         waiting.map(Arrivals).map_err(LaunchError::system("start a thread"))
+    }
+
+    /// Whether what guests say is sealed.
+    pub(crate) fn is_sealed(&self) -> bool {
+        self.proof.is_sealed
     }
 
     pub(crate) fn address(&self) -> Result<SocketAddr, LaunchError> {
@@ -270,8 +279,7 @@ impl Guest for RankGuest {
             true => Ok(()),
             false => Err(format!("rank {rank} has already joined")),
         };
-        let (identity, socket, kept) = introduced(stream, proof, world, free)?;
-        let link = ControlLink::over(socket, proof.epoch)?;
+        let (identity, link, kept) = introduced(stream, proof, world, free)?;
         Ok((Some(identity.rank), Self { rank: identity.rank, link, socket: kept }))
     }
 
@@ -299,8 +307,7 @@ impl Guest for NodeGuest {
         others: usize,
         is_open: &dyn Fn(Option<usize>) -> bool,
     ) -> Result<(Option<usize>, Self), HandshakeError> {
-        let (_, socket, kept) = introduced(stream, proof, 1, |_| Ok(()))?;
-        let mut link = ControlLink::<ToNode, FromNode>::over(socket, proof.epoch)?;
+        let (_, mut link, kept) = introduced::<ToNode, FromNode>(stream, proof, 1, |_| Ok(()))?;
         let FromNode::Hello(hello) = link.receiver.receive()? else {
             return Err(HandshakeError::Rejected("a node did not begin with what its host has".into()));
         };
@@ -329,20 +336,21 @@ impl Guest for NodeGuest {
 }
 
 /// Shakes hands; a second handle to the socket tells whether the guest is still there.
-fn introduced(
+fn introduced<Out: Serialize, In: DeserializeOwned>(
     stream: TcpStream,
     proof: &Proof,
     world: usize,
     accept: impl FnOnce(usize) -> Result<(), String>,
-) -> Result<(Identity, Socket, TcpStream), HandshakeError> {
+) -> Result<(Identity, ControlLink<Out, In>, TcpStream), HandshakeError> {
     let kept = stream.try_clone().map_err(LinkError::from)?;
     stream.set_nodelay(true).map_err(LinkError::from)?;
     let mut socket = Socket::Tcp(stream);
     let expected = Identity { build_id: BUILD_ID.into(), world, rank: 0 };
     let until = Instant::now() + HANDSHAKE_TIMEOUT;
-    let admission = Admission { expected: &expected, key: proof.key.key(), epoch: proof.epoch, until };
-    let identity = handshake::admit(&mut socket, admission, accept)?;
-    Ok((identity, socket, kept))
+    let Proof { key, epoch, is_sealed } = proof;
+    let admission = Admission { expected: &expected, key: key.key(), epoch: *epoch, is_sealed: *is_sealed, until };
+    let (identity, terms) = handshake::admit(&mut socket, admission, accept)?;
+    Ok((identity, ControlLink::over(socket, terms)?, kept))
 }
 
 /// The listener itself is broken. All else heals: a knock that was taken back, or descriptors and memory that are used up.
@@ -362,7 +370,7 @@ mod tests {
 
     fn door(ranks: usize) -> Door<RankGuest> {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        Door::new(listener, Secret::of_this_life(b"0123456789abcdef"), ranks).unwrap()
+        Door::new(listener, Secret::of_this_life(b"0123456789abcdef"), true, ranks).unwrap()
     }
 
     #[test]
@@ -374,7 +382,9 @@ mod tests {
             let identity = Identity { build_id: BUILD_ID.into(), world: 2, rank };
             // The socket is kept open: a link that closes is no rank.
             let until = Instant::now() + HANDSHAKE_TIMEOUT;
-            handshake::join(&mut socket, &identity, key, until).map(|epoch| (socket, epoch)).map_err(|e| e.to_string())
+            handshake::join(&mut socket, &identity, key, until)
+                .map(|terms| (socket, terms.epoch))
+                .map_err(|e| e.to_string())
         };
         thread::scope(|scope| {
             let arrivals = door.open().unwrap();

@@ -9,7 +9,7 @@ use std::{
 
 use nanoinfer_shared::{
     handshake::{self, HANDSHAKE_TIMEOUT, HandshakeError, Identity},
-    link::{LinkError, Socket},
+    link::{LinkError, Socket, Terms},
 };
 
 use crate::error::LaunchError;
@@ -24,8 +24,8 @@ const KNOCK_INTERVAL: Duration = Duration::from_millis(200);
 pub(crate) struct Joined {
     /// Past its handshake.
     pub(crate) socket: Socket,
-    /// The cluster's.
-    pub(crate) epoch: u32,
+    /// What was agreed on.
+    pub(crate) terms: Terms,
     /// The address of this host that reaches the other.
     pub(crate) local: IpAddr,
     /// The other's.
@@ -93,8 +93,8 @@ fn introduce(identity: &Identity, address: &str, key: &[u8], deadline: Instant) 
     let (local, peer) = (stream.local_addr()?.ip(), stream.peer_addr()?.ip());
     stream.set_nodelay(true)?;
     let mut socket = Socket::Tcp(stream);
-    let epoch = handshake::join(&mut socket, identity, key, Instant::now() + HANDSHAKE_TIMEOUT)?;
-    Ok(Joined { socket, epoch, local, peer })
+    let terms = handshake::join(&mut socket, identity, key, Instant::now() + HANDSHAKE_TIMEOUT)?;
+    Ok(Joined { socket, terms, local, peer })
 }
 
 /// One attempt to connect, which ends by `deadline` also where nobody answers. A name may have several addresses: each gets an
@@ -133,13 +133,19 @@ mod tests {
         let identity = Identity { build_id: BUILD_ID.into(), world: 1, rank: 0 };
         thread::scope(|scope| {
             let joined = scope.spawn(|| {
-                knock_until("rank 0", &identity, &address, b"0123456789abcdef", soon()).map(|joined| joined.epoch)
+                knock_until("rank 0", &identity, &address, b"0123456789abcdef", soon()).map(|joined| joined.terms.epoch)
             });
             drop(listener.accept().unwrap());
             let mut socket = Socket::Tcp(listener.accept().unwrap().0);
             let until = Instant::now() + HANDSHAKE_TIMEOUT;
-            let admission = handshake::Admission { expected: &identity, key: b"0123456789abcdef", epoch: 5, until };
-            assert_eq!(handshake::admit(&mut socket, admission, |_| Ok(())).unwrap(), identity);
+            let admission = handshake::Admission {
+                expected: &identity,
+                key: b"0123456789abcdef",
+                epoch: 5,
+                is_sealed: true,
+                until,
+            };
+            assert_eq!(handshake::admit(&mut socket, admission, |_| Ok(())).unwrap().0, identity);
             assert_eq!(joined.join().unwrap().unwrap(), 5);
         });
     }

@@ -137,10 +137,10 @@ fn follow(node: &Node, mouth: &Mouth, report: &Reports) -> Result<(), LaunchErro
     // All of them come as one kind; which is said within.
     let identity = Identity { build_id: BUILD_ID.into(), world: 1, rank: 0 };
     let until = Instant::now() + node.patience;
-    let Joined { socket, epoch, local, peer } = knock_until(&who, &identity, &node.address, node.secret.key(), until)?;
+    let Joined { socket, terms, local, peer } = knock_until(&who, &identity, &node.address, node.secret.key(), until)?;
     let gone = |source| LaunchError::NodeZeroGone { address: node.address.clone(), source };
     let ControlLink { mut sender, mut receiver } =
-        ControlLink::<FromNode, ToNode>::over(socket, epoch).map_err(gone)?;
+        ControlLink::<FromNode, ToNode>::over(socket, terms).map_err(gone)?;
     let hello = Hello { number: node.number, nodes: node.nodes, host };
     sender.send(FromNode::Hello(Box::new(hello))).map_err(gone)?;
     *mouth.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);

@@ -8,7 +8,7 @@ use nanoinfer_shared::{
     ModelShape,
     protocol::{DType, Device},
 };
-use nanoinfer_worker::{Unfit, fits, kv_dtype_on_gpu};
+use nanoinfer_worker::{CpuLevels, Unfit, fits, kv_dtype_on_gpu};
 
 use super::host::{Host, HostGpu};
 use crate::{
@@ -55,9 +55,9 @@ pub(super) fn choose(
         Ok::<_, LaunchError>(Chosen { gpus, dtype, kv_dtype, instead: None, passed_over })
     };
     match &config.device {
-        DeviceChoice::Cpu => on_cpu(config, shape, None),
+        DeviceChoice::Cpu => on_cpu(config, shape, hosts, None),
         DeviceChoice::Cuda(_) => on_gpus(),
-        DeviceChoice::Auto => on_gpus().or_else(|error| on_cpu(config, shape, Some(&error))),
+        DeviceChoice::Auto => on_gpus().or_else(|error| on_cpu(config, shape, hosts, Some(&error))),
     }
 }
 
@@ -68,10 +68,11 @@ pub(super) fn choose(
 pub(super) fn on_cpu(
     config: &ClusterConfig,
     shape: &ModelShape,
+    hosts: &[(Host, Range<usize>)],
     instead: Option<&dyn fmt::Display>,
 ) -> Result<Chosen, LaunchError> {
     let instead = instead.map(first_line);
-    let (dtype, kv_dtype) = types(config, nanoinfer_worker::default_dtype(), identity);
+    let (dtype, kv_dtype) = types(config, CpuLevels::default_dtype(hosts.iter().map(|(host, _)| &host.cpu)), identity);
     // That heads are too wide is for the ranks to say.
     if let Err(Unfit::HalfOnCpu { .. }) = fits(Device::Cpu, shape, dtype, kv_dtype) {
         let why = instead.map_or(String::new(), |why| format!(", and none is used: {why}"));

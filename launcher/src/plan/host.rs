@@ -5,6 +5,7 @@
 use std::fs;
 
 use nanoinfer_worker::{
+    CpuLevels,
     cuda::{Found, GpuError},
     free_bytes,
 };
@@ -23,6 +24,7 @@ pub struct Host {
     pub(super) topology: Topology,
     /// Memory that is free; none where the system does not say.
     pub(super) free_bytes: Option<u64>,
+    pub(super) cpu: CpuLevels,
     pub(super) gpus: Gpus,
 }
 
@@ -57,7 +59,14 @@ impl Host {
             DeviceChoice::Cuda(wanted) => Gpus::of(find(wanted, most)),
         };
         let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
-        Self { name, machine: machine(), topology: Topology::of_host(), free_bytes: free_bytes(), gpus }
+        Self {
+            name,
+            machine: machine(),
+            topology: Topology::of_host(),
+            free_bytes: free_bytes(),
+            cpu: CpuLevels::here(),
+            gpus,
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use std::fmt;
 
 use nanoinfer_shared::{
     ModelShape,
+    comm::CommDType,
     protocol::{BLOCK_TOKENS, CommKind},
 };
 use nanoinfer_worker::RankMemory;
@@ -78,7 +79,7 @@ impl fmt::Display for Plan {
         )?;
         writeln!(
             f,
-            "{} {}, {}{}, {}{}, {} of KV ({} tokens)",
+            "{} {}, {}{}, {}{}{}, {} of KV ({} tokens)",
             counted(world, "rank"),
             match self.hosts.len() {
                 1 => "on this host".to_owned(),
@@ -98,6 +99,10 @@ impl fmt::Display for Plan {
                 }
                 CommKind::Tcp => ", data link TCP",
                 CommKind::Nccl => ", data link NCCL",
+            },
+            match self.load.comm_dtype {
+                CommDType::F32 => "",
+                CommDType::Bf16 => ", partial sums in bf16",
             },
             counted(self.kv_blocks, "block"),
             self.kv_blocks * BLOCK_TOKENS,

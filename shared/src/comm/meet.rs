@@ -20,6 +20,7 @@ use crate::{
     door::{self, Knocks},
     handshake::{Admission, HANDSHAKE_TIMEOUT, HandshakeError, Identity, admit, join},
     link::{Socket, notice_silence},
+    seal::Seal,
 };
 
 /// How long the peers of a starting cluster may take to reach one another.
@@ -64,9 +65,19 @@ pub struct Meeting<'a> {
     pub key: &'a [u8],
     /// This life of the cluster.
     pub epoch: u32,
+    /// Whether what crosses is sealed.
+    pub is_sealed: bool,
 }
 
-/// Meets the first ranks of all other hosts; returns the way to each, by host.
+/// The first rank of another host.
+#[derive(Debug)]
+pub(super) struct Met {
+    pub(super) host: usize,
+    pub(super) socket: Arc<TcpStream>,
+    pub(super) seal: Option<Seal>,
+}
+
+/// Meets the first ranks of all other hosts; returns them in the order of hosts.
 ///
 /// # Errors
 /// Names the peer that could not be reached, or that did not come, within 30 s or before `abort` was pulled.
@@ -75,26 +86,26 @@ pub(super) fn meet(
     meeting: Meeting<'_>,
     hosts: &Hosts,
     abort: &Abort,
-) -> Result<Vec<Option<Arc<TcpStream>>>, CommError> {
+) -> Result<Vec<Met>, CommError> {
     let Meeting { identity, addresses, key, .. } = meeting;
     let rank = identity.rank;
     let own = hosts.of(rank);
     assert_eq!(addresses.len(), hosts.count(), "the start order lists one address a host");
     let deadline = Instant::now() + CONNECT_DEADLINE;
-    let mut sockets: Vec<Option<Arc<TcpStream>>> = addresses.iter().map(|_| None).collect();
+    let mut met: Vec<Option<Met>> = addresses.iter().map(|_| None).collect();
     for (host, address) in addresses.iter().enumerate().take(own) {
         let peer = hosts.ranks(host).start;
         let unreachable = |reason: String| CommError::Unreachable { rank, peer, address: address.clone(), reason };
         let failed = |e: io::Error| own_lack(rank, e).unwrap_or_else(|e| unreachable(e.to_string()));
         let stream = reach(address, deadline).map_err(failed)?;
         let handle = stream.try_clone().map_err(failed)?;
-        let stream = shut_by(abort, stream);
+        let socket = shut_by(abort, stream);
         // The peer listens, and answers once it has been told to start too, and has met those before it.
-        join(&mut Socket::Tcp(handle), identity, key, deadline).map_err(|e| unreachable(e.to_string()))?;
-        sockets[host] = Some(stream);
+        let terms = join(&mut Socket::Tcp(handle), identity, key, deadline).map_err(|e| unreachable(e.to_string()))?;
+        met[host] = Some(Met { host, socket, seal: terms.seal });
     }
-    admit_peers(&listener.listener, meeting, hosts, deadline, abort, &mut sockets).map_err(|error| {
-        let missing = (own + 1..hosts.count()).find(|&host| sockets[host].is_none()).unwrap_or(own);
+    admit_peers(&listener.listener, meeting, hosts, deadline, abort, &mut met).map_err(|error| {
+        let missing = (own + 1..hosts.count()).find(|&host| met[host].is_none()).unwrap_or(own);
         let missed = |error| CommError::Unreachable {
             rank,
             peer: hosts.ranks(missing).start,
@@ -103,11 +114,12 @@ pub(super) fn meet(
         };
         own_lack(rank, error).unwrap_or_else(missed)
     })?;
-    for socket in sockets.iter().flatten() {
+    let met: Vec<Met> = met.into_iter().flatten().collect();
+    for Met { socket, .. } in &met {
         let ready = socket.set_nodelay(true).and_then(|()| socket.set_nonblocking(true));
         ready.and_then(|()| notice_silence(socket)).map_err(|source| CommError::Setup { rank, source })?;
     }
-    Ok(sockets)
+    Ok(met)
 }
 
 /// The failure of a rank that lacks descriptors, memory or threads itself, which no peer can mend; else what it is given.
@@ -136,18 +148,18 @@ fn reach(address: &str, deadline: Instant) -> io::Result<TcpStream> {
     TcpStream::connect_timeout(&resolved, left)
 }
 
-/// Lets the first ranks of the hosts behind this one in, each into its place of `sockets`.
+/// Lets the first ranks of the hosts behind this one in, each into its place of `met`.
 fn admit_peers(
     listener: &TcpListener,
-    Meeting { identity, key, epoch, .. }: Meeting<'_>,
+    Meeting { identity, key, epoch, is_sealed, .. }: Meeting<'_>,
     hosts: &Hosts,
     deadline: Instant,
     abort: &Abort,
-    sockets: &mut [Option<Arc<TcpStream>>],
+    met: &mut [Option<Met>],
 ) -> io::Result<()> {
     let mut knocks = Knocks::new(MAX_KNOCKS);
     let own = hosts.of(identity.rank);
-    while sockets[own + 1..].iter().any(Option::is_none) {
+    while met[own + 1..].iter().any(Option::is_none) {
         if Instant::now() >= deadline {
             return Err(ErrorKind::TimedOut.into());
         }
@@ -163,17 +175,17 @@ fn admit_peers(
                     _ if joiner > identity.rank && hosts.is_front(joiner) => Ok(()),
                     _ => Err(format!("rank {} does not expect rank {joiner} here", identity.rank)),
                 };
-                let admission = Admission { expected: &identity, key: &key, epoch, until };
+                let admission = Admission { expected: &identity, key: &key, epoch, is_sealed, until };
                 let refused = |error: &HandshakeError| {
                     // Anybody may knock at an open port; the peers still come.
                     tracing::warn!(rank = identity.rank, %error, "a stranger was turned away from the data link");
                 };
-                let joiner = admit(&mut handle, admission, above).inspect_err(refused).ok()?;
-                Some((hosts.of(joiner.rank), stream))
+                let (joiner, terms) = admit(&mut handle, admission, above).inspect_err(refused).ok()?;
+                Some((hosts.of(joiner.rank), stream, terms.seal))
             })?;
         }
-        for (host, stream) in knocks.arrivals() {
-            sockets[host].get_or_insert_with(|| shut_by(abort, stream));
+        for (host, stream, seal) in knocks.arrivals() {
+            met[host].get_or_insert_with(|| Met { host, socket: shut_by(abort, stream), seal });
         }
     }
     Ok(())

@@ -16,6 +16,8 @@ mod threads;
 
 use std::{fmt, io, ops::Range, time::Duration};
 
+use serde::{Deserialize, Serialize};
+
 pub use abort::Abort;
 pub use hosts::Hosts;
 pub use local::Local;
@@ -53,6 +55,37 @@ pub trait Communicator: Send {
 pub enum Elements<'a> {
     /// 32-bit floats.
     F32(&'a mut [f32]),
+}
+
+/// What contributions to a sum are rounded to; sums are f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CommDType {
+    /// Nothing: they are f32.
+    F32,
+    /// The nearest bf16, of two the even one: half the bytes between hosts. Rounded on every link alike, also where nothing is saved.
+    Bf16,
+}
+
+/// As on the command line.
+impl fmt::Display for CommDType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        })
+    }
+}
+
+/// The upper half of the nearest bf16.
+fn bf16_bits(x: f32) -> u16 {
+    let bits = x.to_bits();
+    // What is no number stays none, also where only the lower half says so.
+    let rounded = if x.is_nan() { bits | 1 << 22 } else { bits + 0x7FFF + (bits >> 16 & 1) };
+    (rounded >> 16) as u16
+}
+
+fn from_bf16_bits(bits: u16) -> f32 {
+    f32::from_bits(u32::from(bits) << 16)
 }
 
 /// Elements added up at a time: so few that they stay in the nearest cache.
@@ -179,7 +212,11 @@ mod tests {
     pub(super) const SITE: ReduceSite = ReduceSite { step: 0, layer: None, operation: "test" };
 
     /// Runs `body` as every rank of hosts with so many ranks each.
-    fn on_every_rank<T: Send>(layout: &[usize], body: impl Fn(Box<dyn Communicator>, &Abort) -> T + Sync) -> Vec<T> {
+    fn on_every_rank<T: Send>(
+        layout: &[usize],
+        dtype: CommDType,
+        body: impl Fn(Box<dyn Communicator>, &Abort) -> T + Sync,
+    ) -> Vec<T> {
         let hosts = Hosts::new(layout);
         let world = hosts.world();
         let segments: Vec<_> = layout.iter().map(|_| ShmSegment::create(world).unwrap()).collect();
@@ -194,9 +231,15 @@ mod tests {
                     scope.spawn(move || {
                         let identity = Identity { build_id: "test".into(), world, rank };
                         let abort = Abort::default();
-                        let shm = Shm::open(memory, rank, hosts.clone(), rank % 2 == 0, &abort).unwrap();
+                        let shm = Shm::open(memory, rank, hosts.clone(), dtype, rank % 2 == 0, &abort).unwrap();
                         let comm: Box<dyn Communicator> = if hosts.count() > 1 && hosts.is_front(rank) {
-                            let meeting = Meeting { identity: &identity, addresses: peers, key: &[7; 32], epoch: 0 };
+                            let meeting = Meeting {
+                                identity: &identity,
+                                addresses: peers,
+                                key: &[7; 32],
+                                epoch: 0,
+                                is_sealed: rank % 2 == 0,
+                            };
                             Box::new(Tcp::connect(shm, &listeners[host], meeting, &abort).unwrap())
                         } else {
                             Box::new(shm)
@@ -227,12 +270,30 @@ mod tests {
         (0..len).map(|i| ((i * 7919 + rank * 104_729) as f32).sin() * 10f32.powi((rank as i32 * 3) % 7 - 3)).collect()
     }
 
-    fn sum_in_rank_order(world: usize, len: usize) -> Vec<f32> {
-        let mut sum = contribution(0, len);
+    fn sum_in_rank_order(world: usize, len: usize, dtype: CommDType) -> Vec<f32> {
+        let rounded = |x: f32| if dtype == CommDType::Bf16 { from_bf16_bits(bf16_bits(x)) } else { x };
+        let mut sum: Vec<f32> = contribution(0, len).into_iter().map(rounded).collect();
         for rank in 1..world {
-            sum.iter_mut().zip(contribution(rank, len)).for_each(|(sum, x)| *sum += x);
+            sum.iter_mut().zip(contribution(rank, len)).for_each(|(sum, x)| *sum += rounded(x));
         }
         sum
+    }
+
+    #[test]
+    fn bf16_is_the_nearest_and_of_two_the_even_one() {
+        let rounded = |bits: u32| bf16_bits(f32::from_bits(bits));
+        for (bits, expected) in [
+            (0x3F80_7FFF, 0x3F80),
+            (0x3F80_8000, 0x3F80),
+            (0x3F80_8001, 0x3F81),
+            (0x3F81_8000, 0x3F82),
+            (0x7F7F_FFFF, 0x7F80),
+            (0x8000_0000, 0x8000),
+            (0xFF80_0000, 0xFF80),
+        ] {
+            assert_eq!(rounded(bits), expected, "{bits:08x}");
+        }
+        assert!(from_bf16_bits(rounded(0x7F80_0001)).is_nan() && from_bf16_bits(rounded(0xFFFF_FFFF)).is_nan());
     }
 
     #[test]
@@ -240,10 +301,10 @@ mod tests {
         // Without owners and with, also such that have no element, within a slot and beyond.
         let lengths = [0, 1, 3, 1000, 16_384, 16_385, 65_537, 300_000];
         let layouts: [&[usize]; 9] = [&[2], &[3], &[5], &[1, 1], &[1, 1, 1, 1], &[2, 2], &[2, 1], &[1, 3], &[2, 1, 2]];
-        for (threads, layout) in [1, 3].into_iter().flat_map(|threads| layouts.map(|layout| (threads, layout))) {
-            let world = layout.iter().sum();
-            {
-                let results = on_every_rank(layout, |mut comm, _| {
+        for (threads, dtype) in [(1, CommDType::F32), (3, CommDType::F32), (2, CommDType::Bf16)] {
+            for layout in layouts {
+                let world = layout.iter().sum();
+                let results = on_every_rank(layout, dtype, |mut comm, _| {
                     lengths.map(|len| {
                         let mut data = contribution(comm.rank(), len);
                         comm.all_reduce(Elements::F32(&mut data), SITE, &mut AtOnce(threads)).unwrap();
@@ -251,12 +312,12 @@ mod tests {
                     })
                 });
                 for (i, &len) in lengths.iter().enumerate() {
-                    let expected = sum_in_rank_order(world, len);
+                    let expected = sum_in_rank_order(world, len, dtype);
                     for result in &results {
                         let same = result[i].iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits());
                         assert!(
                             same && result[i].len() == len,
-                            "{layout:?} ranks of {threads} threads, {len} elements"
+                            "{layout:?} ranks of {threads} threads, {len} elements in {dtype}"
                         );
                     }
                 }
@@ -267,7 +328,7 @@ mod tests {
     #[test]
     fn many_small_reductions_in_a_row_stay_in_step() {
         for layout in [&[3][..], &[1, 1, 1], &[2, 1]] {
-            let sums = on_every_rank(layout, |mut comm, _| {
+            let sums = on_every_rank(layout, CommDType::F32, |mut comm, _| {
                 let mut total = 0.0;
                 for round in 0..500 {
                     let mut data = [comm.rank() as f32 + round as f32];
@@ -287,7 +348,7 @@ mod tests {
         // Port 9 of loopback: nobody listens there.
         let peers = ["127.0.0.1:9".to_owned(), listener.address().to_string()];
         let identity = Identity { build_id: "test".into(), world: 2, rank: 1 };
-        let meeting = Meeting { identity: &identity, addresses: &peers, key: &[7; 32], epoch: 0 };
+        let meeting = Meeting { identity: &identity, addresses: &peers, key: &[7; 32], epoch: 0, is_sealed: true };
         let met = meet::meet(&listener, meeting, &Hosts::new(&[1, 1]), &Abort::default());
         let error = met.unwrap_err().to_string();
         assert!(error.starts_with("rank 1 cannot reach rank 0 at 127.0.0.1:9"), "{error}");
@@ -306,9 +367,15 @@ mod tests {
             for (rank, listener) in listeners.into_iter().enumerate() {
                 let identity = Identity { build_id: "test".into(), world: 2, rank };
                 scope.spawn(move || {
-                    let meeting = Meeting { identity: &identity, addresses: peers, key: &[7; 32], epoch: 0 };
+                    let meeting = Meeting {
+                        identity: &identity,
+                        addresses: peers,
+                        key: &[7; 32],
+                        epoch: 0,
+                        is_sealed: rank % 2 == 0,
+                    };
                     let sockets = meet::meet(&listener, meeting, hosts, &Abort::default());
-                    assert_eq!(sockets.unwrap().iter().flatten().count(), 1);
+                    assert_eq!(sockets.unwrap().len(), 1);
                 });
             }
         });
@@ -318,7 +385,7 @@ mod tests {
     fn an_abort_frees_the_waiting() {
         // All of one host, and the first ranks of several: whom a bridge that fails leaves waiting is told to leave.
         for layout in [&[3][..], &[1, 1, 1]] {
-            let failures = on_every_rank(layout, |mut comm, abort| {
+            let failures = on_every_rank(layout, CommDType::F32, |mut comm, abort| {
                 if comm.rank() == 1 {
                     abort.pull();
                     return true;

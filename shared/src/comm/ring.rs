@@ -26,8 +26,9 @@ use std::{
 };
 
 use super::{
-    CommError, Hosts, REDUCE_DEADLINE, ReduceSite, Threads, add_in_rank_order,
+    CommDType, CommError, Hosts, REDUCE_DEADLINE, ReduceSite, Threads, add_in_rank_order,
     beat::{Beat, Message, Owners, slot},
+    bf16_bits, from_bf16_bits,
 };
 
 /// Elements for which another thread pays.
@@ -108,15 +109,16 @@ pub(super) struct Ring<S> {
     hosts: Hosts,
     /// The ranks of this host, which share the segment.
     here: Range<usize>,
+    dtype: CommDType,
     /// The beat under way; wraps.
     beat: u32,
     spin: bool,
 }
 
 impl<S: Segment> Ring<S> {
-    pub(super) fn new(segment: S, rank: usize, hosts: Hosts, spin: bool) -> Self {
+    pub(super) fn new(segment: S, rank: usize, hosts: Hosts, dtype: CommDType, spin: bool) -> Self {
         let here = hosts.ranks(hosts.of(rank));
-        Self { segment, rank, hosts, here, beat: 0, spin }
+        Self { segment, rank, hosts, here, dtype, beat: 0, spin }
     }
 
     pub(super) fn rank(&self) -> usize {
@@ -125,6 +127,10 @@ impl<S: Segment> Ring<S> {
 
     pub(super) fn hosts(&self) -> &Hosts {
         &self.hosts
+    }
+
+    pub(super) fn dtype(&self) -> CommDType {
+        self.dtype
     }
 
     /// Replaces `data` by the sum over all ranks; returns how long it waited for them. A host's first rank has the bridge to others.
@@ -189,14 +195,19 @@ impl<S: Segment> Ring<S> {
         // all have published (see the header).
         unsafe {
             let given = |owner: usize| {
-                if let Some(part) = part(0, owner) {
-                    segment.write(*rank, part.slot, part.range.start, beat.elements(&part));
+                let Some(part) = part(0, owner) else { return };
+                let elements = beat.elements(&part);
+                if self.dtype == CommDType::Bf16 {
+                    elements.iter_mut().for_each(|x| *x = from_bf16_bits(bf16_bits(*x)));
+                }
+                let is_left = is_alone || has_owners && owner == *rank;
+                if !is_left {
+                    segment.write(*rank, part.slot, part.range.start, elements);
                 }
             };
             match beat.owners {
-                _ if is_alone => {}
                 Owners::Everyone => given(*rank),
-                Owners::EachOne => others().for_each(given),
+                Owners::EachOne => (0..beat.world).for_each(given),
             }
             if let Some(part) = part(1, *rank) {
                 let sums = beat.elements(&part);
@@ -383,11 +394,11 @@ mod tests {
             let ranks = (0..world).map(|_| ModelRank::default()).collect();
             let model = Arc::new(Model { ranks, aborted: AtomicU32::new(0) });
             let others = (1..world).map(|rank| {
-                let mut ring = Ring::new(model.clone(), rank, Hosts::new(&[world]), false);
+                let mut ring = Ring::new(model.clone(), rank, Hosts::new(&[world]), CommDType::F32, false);
                 thread::spawn(move || reduce_all(&mut ring, lengths))
             });
             let others: Vec<_> = others.collect();
-            reduce_all(&mut Ring::new(model, 0, Hosts::new(&[world]), false), lengths);
+            reduce_all(&mut Ring::new(model, 0, Hosts::new(&[world]), CommDType::F32, false), lengths);
             others.into_iter().for_each(|rank| rank.join().unwrap());
         });
     }

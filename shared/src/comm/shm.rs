@@ -31,7 +31,7 @@ use rustix::{
 };
 
 use super::{
-    Abort, CommError, Communicator, Elements, Hosts, ReduceSite, Threads,
+    Abort, CommDType, CommError, Communicator, Elements, Hosts, ReduceSite, Threads,
     beat::SLOTS,
     ring::{self, Ring, Segment, Word},
 };
@@ -102,13 +102,20 @@ impl Shm {
     ///
     /// # Errors
     /// When the segment is smaller than the ranks of all hosts need, or cannot be mapped.
-    pub fn open(segment: ShmSegment, rank: usize, hosts: Hosts, spin: bool, abort: &Abort) -> Result<Self, CommError> {
+    pub fn open(
+        segment: ShmSegment,
+        rank: usize,
+        hosts: Hosts,
+        dtype: CommDType,
+        spin: bool,
+        abort: &Abort,
+    ) -> Result<Self, CommError> {
         let world = hosts.world();
         let mapping = Mapping::new(&segment, world).map_err(|source| CommError::Setup { rank, source })?;
         let mapping = Arc::new(mapping);
         let shared = mapping.clone();
         abort.on_pull(move || ring::abort(&shared, world));
-        Ok(Self(Ring::new(mapping, rank, hosts, spin)))
+        Ok(Self(Ring::new(mapping, rank, hosts, dtype, spin)))
     }
 }
 

@@ -4,7 +4,7 @@
 //! added up to every other host that needs it, and receives theirs into their slots, both ways at once. On the wire a beat is
 //! `[beat: u32][element type: u32][elements of the message: u32]`, then of each rank of the host what the other is to add up, then
 //! of each the sums that it owns; all little-endian. It goes out from where ranks have it, and comes in where it is added up: the
-//! kernel's copies are the only ones.
+//! kernel's copies are the only ones, but for contributions in bf16 and where each of these pieces is sealed.
 
 use std::{
     io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write},
@@ -22,16 +22,19 @@ use rustix::{
 };
 
 use super::{
-    Abort, CommError, Communicator, Elements, Hosts, REDUCE_DEADLINE, ReduceSite, Shm, Threads,
+    Abort, CommDType, CommError, Communicator, Elements, Hosts, REDUCE_DEADLINE, ReduceSite, Shm, Threads,
     beat::{Beat, Owners},
-    meet::{Meeting, TcpListenerForPeers, meet},
+    bf16_bits, from_bf16_bits,
+    meet::{Meeting, Met, TcpListenerForPeers, meet},
     ring::Bridge,
     shm::Mapping,
 };
+use crate::seal::{Seal, sealed_bytes};
 
 const HEADER_BYTES: usize = 12;
-/// Value of the element type field for f32.
+/// Values of the element type field: of contributions, as sums are f32.
 const TYPE_F32: u32 = 1;
+const TYPE_BF16: u32 = 2;
 // Elements are sent as they lie in memory.
 const _: () = assert!(cfg!(target_endian = "little"), "the wire is little-endian");
 
@@ -39,7 +42,7 @@ const _: () = assert!(cfg!(target_endian = "little"), "the wire is little-endian
 #[derive(Debug)]
 pub struct Tcp {
     shm: Shm,
-    sockets: Sockets,
+    bridge: Sockets,
 }
 
 /// The ways from this host to the others.
@@ -47,8 +50,32 @@ pub struct Tcp {
 struct Sockets {
     rank: usize,
     hosts: Hosts,
-    /// By host; none at this one's place. Shared with the way out.
-    peers: Vec<Option<Arc<TcpStream>>>,
+    dtype: CommDType,
+    /// Other hosts.
+    peers: Vec<Peer>,
+}
+
+/// The way to another host.
+#[derive(Debug)]
+struct Peer {
+    /// Its ranks.
+    there: Range<usize>,
+    /// Shared with the way out.
+    socket: Arc<TcpStream>,
+    seal: Option<Seal>,
+    beat: Buffers,
+}
+
+/// What of one beat is not sent from where ranks have it, nor received where it is added up.
+#[derive(Debug, Default)]
+struct Buffers {
+    header: [u8; HEADER_BYTES],
+    /// Contributions in bf16.
+    given: Vec<u16>,
+    taken: Vec<u16>,
+    /// All of it, sealed.
+    out: Vec<u8>,
+    into: Vec<u8>,
 }
 
 impl Tcp {
@@ -62,19 +89,21 @@ impl Tcp {
         meeting: Meeting<'_>,
         abort: &Abort,
     ) -> Result<Self, CommError> {
-        let hosts = shm.0.hosts().clone();
-        let peers = meet(listener, meeting, &hosts, abort)?;
-        Ok(Self { shm, sockets: Sockets { rank: meeting.identity.rank, hosts, peers } })
+        let (hosts, dtype) = (shm.0.hosts().clone(), shm.0.dtype());
+        let peer =
+            |Met { host, socket, seal }| Peer { there: hosts.ranks(host), socket, seal, beat: Buffers::default() };
+        let peers = meet(listener, meeting, &hosts, abort)?.into_iter().map(peer).collect();
+        Ok(Self { shm, bridge: Sockets { rank: meeting.identity.rank, hosts, dtype, peers } })
     }
 }
 
 impl Communicator for Tcp {
     fn rank(&self) -> usize {
-        self.sockets.rank
+        self.bridge.rank
     }
 
     fn world(&self) -> usize {
-        self.sockets.hosts.world()
+        self.bridge.hosts.world()
     }
 
     fn all_reduce(
@@ -84,74 +113,139 @@ impl Communicator for Tcp {
         threads: &mut dyn Threads,
     ) -> Result<Duration, CommError> {
         let Elements::F32(data) = data;
-        self.shm.0.all_reduce(data, site, threads, Some(&mut self.sockets))
+        self.shm.0.all_reduce(data, site, threads, Some(&mut self.bridge))
     }
 }
 
 impl Bridge<Arc<Mapping>> for Sockets {
     fn cross(&mut self, segment: &Arc<Mapping>, beat: &Beat<'_>, site: ReduceSite) -> Result<Duration, CommError> {
-        let rank = self.rank;
-        let words = [beat.number, TYPE_F32, beat.message.len() as u32].map(u32::to_le_bytes);
+        let Self { rank, hosts, dtype, peers } = self;
+        let element = if *dtype == CommDType::Bf16 { TYPE_BF16 } else { TYPE_F32 };
+        let words = [beat.number, element, beat.message.len() as u32].map(u32::to_le_bytes);
         let header: &[u8] = words.as_flattened();
-        let mut headers = vec![[0; HEADER_BYTES]; self.peers.len()];
-        let ways =
-            self.peers.iter().zip(&mut headers).enumerate().filter_map(|(host, (peer, theirs))| {
-                Some(self.way(host, peer.as_ref()?, segment, beat, header, theirs))
-            });
-        let waited = exchange(rank, ways.collect(), site)?;
-        let strange = |host: &usize| self.peers[*host].is_some() && headers[*host] != header;
-        match (0..self.peers.len()).find(strange) {
-            Some(host) => Err(CommError::OutOfStep { rank, peer: self.hosts.ranks(host).start, site }),
-            None => Ok(waited),
+        let crossing = Crossing { here: hosts.ranks(hosts.of(*rank)), dtype: *dtype, segment, beat };
+        let ways = peers.iter_mut().map(|peer| peer.way(&crossing, header)).collect();
+        let waited = exchange(*rank, ways, site)?;
+        for peer in peers {
+            let (rank, other) = (*rank, peer.there.start);
+            let broken = |error| CommError::Link { rank, peer: other, site, source: io::Error::other(error) };
+            peer.finish(&crossing).map_err(broken)?;
+            if peer.beat.header != header {
+                return Err(CommError::OutOfStep { rank, peer: other, site });
+            }
         }
+        Ok(waited)
     }
 }
 
-impl Sockets {
-    /// What goes to a host in a beat, and what comes from there.
+/// One beat, as it crosses from this host and to it.
+struct Crossing<'a> {
+    here: Range<usize>,
+    dtype: CommDType,
+    segment: &'a Mapping,
+    beat: &'a Beat<'a>,
+}
+
+impl<'a> Crossing<'a> {
+    /// What a rank of this host has for `owners`, of the chunk that was given so many beats ago.
     #[allow(unsafe_code)]
-    fn way<'a>(
-        &self,
-        host: usize,
-        socket: &'a TcpStream,
-        segment: &'a Mapping,
-        beat: &'a Beat<'_>,
-        header: &'a [u8],
-        theirs: &'a mut [u8],
-    ) -> Way<'a> {
-        let (here, there) = (self.hosts.ranks(self.hosts.of(self.rank)), self.hosts.ranks(host));
-        let (mut out, mut into) = (vec![IoSlice::new(header)], vec![IoSliceMut::new(theirs)]);
-        let mut send = |rank: usize, beats_ago: usize, owners: &Range<usize>| {
-            let Some(part) = beat.part(beats_ago, owners) else { return };
-            // SAFETY: the ranks of this host have published the beat and go on with the next only when this one has published those
-            // of others for it; nobody writes here before. A rank that is alone leaves all in its message.
-            let elements: &[f32] = unsafe {
-                match here.len() {
-                    1 => beat.elements(&part),
-                    _ => segment.elements(rank, part.slot, part.range),
-                }
-            };
-            out.push(IoSlice::new(bytemuck::cast_slice(elements)));
-        };
-        here.clone().for_each(|rank| send(rank, 0, &there));
-        if beat.owners == Owners::EachOne {
-            here.clone().for_each(|rank| send(rank, 1, &(rank..rank + 1)));
+    fn leaving(&self, rank: usize, beats_ago: usize, owners: &Range<usize>) -> &'a [f32] {
+        let Some(part) = self.beat.part(beats_ago, owners) else { return &[] };
+        // SAFETY: the ranks of this host have published the beat and go on with the next only when this one has published those of
+        // others for it; nobody writes here before. A rank that is alone leaves all in its message.
+        unsafe {
+            match self.here.len() {
+                1 => self.beat.elements(&part),
+                _ => self.segment.elements(rank, part.slot, part.range),
+            }
         }
-        let mut receive = |rank: usize, beats_ago: usize, owners: &Range<usize>| {
-            let Some(part) = beat.part(beats_ago, owners) else { return };
-            // SAFETY: the slots of ranks elsewhere are this rank's to fill, these elements once, and are read in the next beat only.
-            let elements = unsafe { segment.elements_mut(rank, part.slot, part.range) };
-            into.push(IoSliceMut::new(bytemuck::cast_slice_mut(elements)));
-        };
-        there.clone().for_each(|rank| receive(rank, 0, &here));
-        if beat.owners == Owners::EachOne {
-            there.clone().for_each(|rank| receive(rank, 1, &(rank..rank + 1)));
+    }
+
+    /// Where that of a rank elsewhere goes.
+    #[allow(unsafe_code)]
+    fn arriving(&self, rank: usize, beats_ago: usize, owners: &Range<usize>) -> &'a mut [f32] {
+        let Some(part) = self.beat.part(beats_ago, owners) else { return &mut [] };
+        // SAFETY: the slots of ranks elsewhere are this rank's to fill, these elements once, and are read in the next beat only.
+        unsafe { self.segment.elements_mut(rank, part.slot, part.range) }
+    }
+
+    /// Ranks with the sums that they own, where they own some.
+    fn owned(&self, ranks: &Range<usize>) -> impl Iterator<Item = (usize, Range<usize>)> + use<> {
+        let has_owners = self.beat.owners == Owners::EachOne;
+        ranks.clone().filter(move |_| has_owners).map(|rank| (rank, rank..rank + 1))
+    }
+}
+
+impl Peer {
+    /// What goes to this host in a beat, and where goes what comes.
+    fn way<'a>(&'a mut self, crossing: &Crossing<'a>, header: &'a [u8]) -> Way<'a> {
+        let Self { there, socket, seal, beat: Buffers { header: theirs, given, taken, out: sealed, into: to_open } } =
+            self;
+        let here = &crossing.here;
+        let mut out = vec![header];
+        if crossing.dtype == CommDType::Bf16 {
+            given.clear();
+            for rank in here.clone() {
+                given.extend(crossing.leaving(rank, 0, there).iter().map(|&x| bf16_bits(x)));
+            }
+            out.push(bytemuck::cast_slice(given));
+        } else {
+            out.extend(here.clone().map(|rank| bytemuck::cast_slice(crossing.leaving(rank, 0, there))));
+        }
+        out.extend(crossing.owned(here).map(|(rank, own)| bytemuck::cast_slice(crossing.leaving(rank, 1, &own))));
+        let mut into = pieces(crossing, there, theirs, taken);
+        if let Some(seal) = seal {
+            sealed.clear();
+            out.iter().for_each(|piece| seal.sealer.seal(piece, sealed));
+            to_open.resize(into.iter().map(|piece| sealed_bytes(piece.len())).sum(), 0);
+            (out, into) = (vec![&sealed[..]], vec![&mut to_open[..]]);
         }
         // What is empty would look like an end.
-        out.retain(|slice| !slice.is_empty());
-        into.retain(|slice| !slice.is_empty());
+        let out = out.into_iter().filter(|piece| !piece.is_empty()).map(IoSlice::new).collect();
+        let into = into.into_iter().filter(|piece| !piece.is_empty()).map(IoSliceMut::new).collect();
         Way { peer: there.start, socket, out, sent: 0, into, filled: 0 }
     }
+
+    /// Puts what has come where it belongs.
+    fn finish(&mut self, crossing: &Crossing<'_>) -> Result<(), crate::seal::Broken> {
+        let Self { there, seal, beat: Buffers { header, taken, into, .. }, .. } = self;
+        if let Some(seal) = seal {
+            let mut sealed = &into[..];
+            for piece in pieces(crossing, there, header, taken) {
+                let (of_piece, rest) = sealed.split_at(sealed_bytes(piece.len()));
+                seal.opener.open(of_piece, piece)?;
+                sealed = rest;
+            }
+        }
+        if crossing.dtype == CommDType::Bf16 {
+            let mut halves = taken.iter();
+            for rank in there.clone() {
+                let elements = crossing.arriving(rank, 0, &crossing.here);
+                elements.iter_mut().zip(&mut halves).for_each(|(x, &half)| *x = from_bf16_bits(half));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where what comes from a host's ranks in a beat goes, in its order.
+fn pieces<'a>(
+    crossing: &Crossing<'a>,
+    there: &Range<usize>,
+    header: &'a mut [u8],
+    halves: &'a mut Vec<u16>,
+) -> Vec<&'a mut [u8]> {
+    let mut into = vec![header];
+    if crossing.dtype == CommDType::Bf16 {
+        let of_each = crossing.beat.part(0, &crossing.here).map_or(0, |part| part.range.len());
+        halves.resize(of_each * there.len(), 0);
+        into.push(bytemuck::cast_slice_mut(halves));
+    } else {
+        let of_each = |rank| bytemuck::cast_slice_mut(crossing.arriving(rank, 0, &crossing.here));
+        into.extend(there.clone().map(of_each));
+    }
+    into.extend(crossing.owned(there).map(|(rank, own)| bytemuck::cast_slice_mut(crossing.arriving(rank, 1, &own))));
+    into
 }
 
 /// One beat of one socket.

@@ -8,7 +8,7 @@ use std::{
 use nanoinfer_checkpoint::Checkpoint;
 use nanoinfer_shared::{
     ModelShape, Partition,
-    comm::{Abort, Communicator, Hosts, Local, Shm, ShmSegment},
+    comm::{Abort, CommDType, Communicator, Hosts, Local, Shm, ShmSegment},
     model::{
         families::FAMILIES,
         family::{Layout, Source},
@@ -111,7 +111,8 @@ fn check_two_ranks(gpu: u32, model: &Small, section: &mut Section<'_>) -> Result
     let order = model.order(Device::Gpu(gpu), DType::F32, CommKind::Shm);
     let [left, right] = on_two_ranks(|rank| {
         let abort = Abort::default();
-        let comm = Shm::open(segment.try_clone()?, rank, Hosts::new(&[2]), false, &abort).map_err(WorkerError::from)?;
+        let comm = Shm::open(segment.try_clone()?, rank, Hosts::new(&[2]), CommDType::F32, false, &abort)
+            .map_err(WorkerError::from)?;
         let comm: Box<dyn Communicator> = Box::new(comm);
         let mut runner = model.start(&order, rank, 2, Link::Host(comm))?;
         let rows = run_all(&mut *runner);
@@ -240,6 +241,8 @@ pub(super) fn order_of(
         kv_dtype: kv_dtype_on_gpu(dtype),
         isa: None,
         comm,
+        comm_dtype: CommDType::F32,
+        link_encryption: true,
         hosts: vec![if comm == CommKind::Local { 1 } else { 2 }],
         max_batched_tokens,
         max_seqs,

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use nanoinfer_shared::{ModelShape, protocol::*};
+use nanoinfer_shared::{ModelShape, comm::CommDType, protocol::*};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
 use crate::{
@@ -75,9 +75,13 @@ fn draw(ranks: &mut Ranks, begin: TokenId, seed: u64) -> Vec<TokenId> {
     text
 }
 
-fn perplexity(model: &Golden, world: usize, (dtype, kv_dtype): (DType, DType), texts: &[Vec<TokenId>]) -> f64 {
+type Types = (DType, DType, CommDType);
+
+fn perplexity(model: &Golden, world: usize, types: Types, texts: &[Vec<TokenId>]) -> f64 {
+    let (dtype, kv_dtype, comm_dtype) = types;
     let comm = if world == 1 { CommKind::Local } else { CommKind::Shm };
-    let mut ranks = Ranks::start_with(LoadOrder { kv_dtype, ..load_order(model, None, comm, dtype) }, world);
+    let order = LoadOrder { kv_dtype, comm_dtype, ..load_order(model, None, comm, dtype) };
+    let mut ranks = Ranks::start_with(order, world);
     let mut loss = 0.0;
     for text in texts {
         let mut plan = sequence(&text[..LENGTH], 0, 0);
@@ -103,16 +107,20 @@ fn rounding_costs_little_also_where_channels_are_large() {
     let texts: Vec<_> = (0..TEXTS).map(|seed| draw(&mut ranks, plain.shape.eos_token_ids[0], seed)).collect();
     ranks.stop();
     use DType::{Bf16, F32, Int8};
-    let exact = perplexity(&plain, 1, (F32, DType::F32), &texts);
+    let unrounded = CommDType::F32;
+    let exact = perplexity(&plain, 1, (F32, DType::F32, unrounded), &texts);
     for (what, model) in [("plain", &plain), ("with outliers", &planted)] {
         for (world, types, limit) in [
-            (1, (F32, DType::F32), 1e-5),
-            (1, (F32, DType::Bf16), 1e-3),
-            (1, (F32, DType::Int8), 1e-3),
-            (1, (Bf16, DType::Bf16), 1e-3),
-            (1, (Int8, DType::Bf16), 5e-3),
-            (1, (Int8, DType::Int8), 5e-3),
-            (3, (Int8, DType::Int8), 5e-3),
+            (1, (F32, DType::F32, unrounded), 1e-5),
+            (1, (F32, DType::Bf16, unrounded), 1e-3),
+            (1, (F32, DType::Int8, unrounded), 1e-3),
+            (1, (Bf16, DType::Bf16, unrounded), 1e-3),
+            (1, (Int8, DType::Bf16, unrounded), 5e-3),
+            (1, (Int8, DType::Int8, unrounded), 5e-3),
+            (3, (Int8, DType::Int8, unrounded), 5e-3),
+            (2, (F32, DType::F32, CommDType::Bf16), 1e-3),
+            (4, (F32, DType::F32, CommDType::Bf16), 1e-3),
+            (4, (Int8, DType::Int8, CommDType::Bf16), 5e-3),
         ] {
             let got = perplexity(model, world, types, &texts);
             println!("{what} nproc {world} {types:?}: perplexity {got:.5}, {:+.4} %", (got / exact - 1.0) * 100.0);

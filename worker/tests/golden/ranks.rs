@@ -5,7 +5,7 @@ use std::{path::PathBuf, thread::JoinHandle};
 use nanoinfer_checkpoint::Checkpoint;
 use nanoinfer_shared::{
     ModelShape,
-    comm::{Hosts, ShmSegment},
+    comm::{CommDType, Hosts, ShmSegment},
     handshake::Identity,
     link::{ControlLink, in_memory},
     protocol::*,
@@ -187,6 +187,8 @@ pub(crate) fn load_order(golden: &Golden, isa: Option<&str>, comm: CommKind, dty
         isa: isa.map(str::to_owned),
         comm,
         hosts: Vec::new(),
+        comm_dtype: CommDType::F32,
+        link_encryption: true,
         max_batched_tokens: MAX_TOKENS,
         max_seqs: MAX_SEQS,
         trace: None,
