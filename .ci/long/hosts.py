@@ -164,6 +164,18 @@ def ranks():
     return found
 
 
+def second_node():
+    """The process of node 1, as Slurm numbers it; none while there is none."""
+    for folder in pathlib.Path("/proc").glob("[0-9]*"):
+        try:
+            words, environment = ((folder / name).read_bytes().split(b"\0") for name in ("cmdline", "environ"))
+        except OSError:
+            continue
+        if words[0].endswith(b"nanoinfer-launch") and words[1] == b"node" and b"SLURM_NODEID=1" in environment:
+            return int(folder.name)
+    return None
+
+
 def sent():
     """Bytes that data links and control links of ranks have sent, by what the kernel counts of sockets."""
     text = subprocess.check_output(["ss", "-tinH", "state", "established"], text=True)
@@ -175,7 +187,7 @@ def sent():
     return total
 
 
-def row(name, job, end, expected):
+def row(name, job, end, expected, keeps_nodes=False):
     job.ready()
     source = re.search(r"this is node 0 of 2, by ([^;\n]*)", job.log())
     assert source, job.log()
@@ -197,6 +209,11 @@ def row(name, job, end, expected):
     same &= under_kill == expected and job.ask() == expected
     again = job.metric("nanoinfer_recovery_seconds_sum")
     assert "pools=Kept" in job.log(), job.log()
+    if keeps_nodes:
+        # Whoever started it starts it again, and it its rank.
+        os.kill(second_node(), signal.SIGKILL)
+        same &= job.ask() == expected
+        wait_until(lambda: job.metric("nanoinfer_rank_restarts_total") == 2, "the node again")
     begun = time.monotonic()
     end(job)
     code = job.process.wait(PATIENCE_S)
@@ -229,7 +246,7 @@ def main():
         batch = Job(["sbatch", "-W", "-o", output, "--nodes=2", ROOT / "configs/slurm.sbatch"],
                     secret | {"MODEL": str(demo), "PORT": "18000"})
         batch.log = lambda: output.read_text() if output.exists() else ""
-        good &= row("Slurm, configs/slurm.sbatch", batch, cancel, expected)
+        good &= row("Slurm, configs/slurm.sbatch", batch, cancel, expected, keeps_nodes=True)
     at = ["--connect", "127.0.0.1:20123", "--nodes", "2"]
     if "openmpi" in word or not word:
         install("openmpi-bin")

@@ -152,6 +152,14 @@ impl Cluster {
         }
     }
 
+    /// Takes no new requests; those under way go on.
+    pub(crate) fn stop(&self) {
+        if let Ranks::Processes(_, Some(nodes)) = &self.ranks {
+            nodes.stopping();
+        }
+        self.handle.stop();
+    }
+
     /// Takes no new requests, cuts off those under way, lets the ranks end, and ends those that do not.
     pub fn shutdown(self) {
         let Self { text_engine, handle, ranks, ends, trace, .. } = self;

@@ -128,7 +128,7 @@ async fn answer(
         ended = &mut server => return Err(http_ended(address, ended)),
         name = signals.next() => tracing::info!("{name}: finishing {}", requests(handle)),
     }
-    handle.stop();
+    cluster.stop();
     let deadline = Instant::now() + shutdown_timeout;
     let stopped_twice = tokio::select! {
         error = cluster.failed() => return Err(error),

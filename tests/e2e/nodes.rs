@@ -133,6 +133,26 @@ fn a_node_that_is_lost_is_waited_for_and_a_server_without_it_can_be_stopped() {
     assert_eq!(server.wait().code(), Some(0), "{}", server.log());
 }
 
+#[test]
+fn a_node_that_is_told_to_stop_alone_is_let_go_and_taken_back() {
+    let (_folder, secret) = secret();
+    let (mut server, mut other, address) = two_nodes(&secret, &["--nproc", "2"]);
+    let mut again = None;
+    assert_undisturbed(&server, &requests(4), || {
+        other.signal(Signal::TERM);
+        assert_eq!(other.wait().code(), Some(0), "{}", other.log());
+        again = Some(Server::spawn(node(&address, &secret)));
+        wait_for_restarts(&server, 1.0);
+    });
+    assert!(other.log().contains("node 0 goes on without this node"), "{}", other.log());
+    // Told together, it waits for the end.
+    let mut again = again.unwrap();
+    again.signal(Signal::TERM);
+    server.signal(Signal::TERM);
+    assert_eq!((server.wait().code(), again.wait().code()), (Some(0), Some(0)), "{}", server.log());
+    assert!(again.log().contains("node 0 ends the cluster"), "{}", again.log());
+}
+
 fn server_says(server: &Server, text: &str) {
     wait_until(text, || server.log().contains(text));
 }

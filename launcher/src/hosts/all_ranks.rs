@@ -8,7 +8,7 @@ use std::{
     net::TcpListener,
     ops::{Range, RangeInclusive},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, Ordering::SeqCst},
     },
     thread,
@@ -36,6 +36,8 @@ use crate::{
     spawn::{OfHost, Way},
 };
 
+/// How long it takes at most until node 0 has been told to stop too, where all nodes are.
+const ECHO: Duration = Duration::from_secs(2);
 /// How long a node that was lost may take to come back, and its ranks with it.
 const REJOIN_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -121,7 +123,11 @@ struct Others {
 pub(crate) struct NodeLinks(Arc<Links>);
 
 #[derive(Debug)]
-struct Links(Vec<Mutex<Option<NodeLink>>>);
+struct Links {
+    of_nodes: Vec<Mutex<Option<NodeLink>>>,
+    /// Node 0 was told to stop.
+    is_stopping: AtomicBool,
+}
 
 #[derive(Debug)]
 struct NodeLink {
@@ -155,7 +161,7 @@ impl AllRanks {
             let key = handshake::random_key().map_err(LaunchError::NoRandom)?;
             let door = Door::new(for_ranks, Secret::of_this_life(&key), nodes.is_sealed(), world)?;
             door.keep(0..world);
-            let links = NodeLinks(Arc::new(Links(guests.iter().map(|_| Mutex::new(None)).collect())));
+            let links = NodeLinks::to(guests.len());
             for (number, guest) in (1..).zip(guests) {
                 links.meet(number, guest, &reports)?;
             }
@@ -284,6 +290,16 @@ impl Others {
 }
 
 impl NodeLinks {
+    fn to(nodes: usize) -> Self {
+        let of_nodes = (0..nodes).map(|_| Mutex::new(None)).collect();
+        Self(Arc::new(Links { of_nodes, is_stopping: AtomicBool::new(false) }))
+    }
+
+    /// From now on nobody is let go before the end.
+    pub(crate) fn stopping(&self) {
+        self.0.is_stopping.store(true, SeqCst);
+    }
+
     /// Tells all of them to end.
     pub(crate) fn end(&self) {
         self.0.end();
@@ -292,12 +308,12 @@ impl NodeLinks {
     /// Begins to listen to a node.
     fn meet(&self, number: usize, guest: NodeGuest, reports: &Reports) -> Result<(), LaunchError> {
         let heard = Arc::new(Heard::default());
-        let (listening, reports) = (heard.clone(), reports.clone());
+        let (listening, reports, links) = (heard.clone(), reports.clone(), Arc::downgrade(&self.0));
         let ControlLink { sender, receiver } = guest.link;
         let name = guest.hello.host.name;
         thread::Builder::new()
             .name(format!("from-node-{number}"))
-            .spawn(move || listen(number, &name, receiver, &listening, &reports))
+            .spawn(move || listen(number, &name, receiver, &listening, &reports, &links))
             .map_err(LaunchError::system("start a thread"))?;
         *self.of(number) = Some(NodeLink { sender, heard });
         Ok(())
@@ -305,11 +321,7 @@ impl NodeLinks {
 
     /// A node that is gone is missed by who waits for it.
     fn tell(&self, number: usize, order: ToNode) {
-        if let Some(link) = &mut *self.of(number)
-            && link.sender.send(order).is_err()
-        {
-            link.heard.is_gone.store(true, SeqCst);
-        }
+        self.0.tell(number, order);
     }
 
     fn is_gone(&self, number: usize) -> bool {
@@ -324,13 +336,25 @@ impl NodeLinks {
     }
 
     fn of(&self, number: usize) -> MutexGuard<'_, Option<NodeLink>> {
-        self.0.0[number - 1].lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.of(number)
     }
 }
 
 impl Links {
+    fn tell(&self, number: usize, order: ToNode) {
+        if let Some(link) = &mut *self.of(number)
+            && link.sender.send(order).is_err()
+        {
+            link.heard.is_gone.store(true, SeqCst);
+        }
+    }
+
+    fn of(&self, number: usize) -> MutexGuard<'_, Option<NodeLink>> {
+        self.of_nodes[number - 1].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn end(&self) {
-        for link in &self.0 {
+        for link in &self.of_nodes {
             if let Some(link) = &mut *link.lock().unwrap_or_else(PoisonError::into_inner) {
                 // One that is gone has ended.
                 let _ = link.sender.send(ToNode::End);
@@ -346,12 +370,30 @@ impl Drop for Links {
 }
 
 /// Hears a node until it is gone.
-fn listen(number: usize, name: &str, mut receiver: Receiver<FromNode>, heard: &Heard, reports: &Reports) {
+fn listen(
+    number: usize,
+    name: &str,
+    mut receiver: Receiver<FromNode>,
+    heard: &Heard,
+    reports: &Reports,
+    links: &Weak<Links>,
+) {
     loop {
         match receiver.receive() {
             Ok(FromNode::Ended(end)) => reports.ended(end),
             Ok(FromNode::Failed { reason }) => {
                 *heard.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
+            }
+            Ok(FromNode::Leaving) => {
+                let links = links.clone();
+                // Without a thread the node waits as long as it does for the end.
+                let _ = thread::Builder::new().name("release".into()).spawn(move || {
+                    thread::sleep(ECHO);
+                    if let Some(links) = links.upgrade().filter(|links| !links.is_stopping.load(SeqCst)) {
+                        tracing::warn!("node {number} was told to stop, and is let go");
+                        links.tell(number, ToNode::Release);
+                    }
+                });
             }
             Ok(FromNode::Hello(_)) => tracing::warn!("node {number} ({name}) introduced itself twice"),
             Err(error) => {

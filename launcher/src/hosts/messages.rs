@@ -6,6 +6,8 @@
 //!   Start ── ranks, and how they come in ─────►  spawns them; again after a loss
 //!   Segments ─ for each start of all ──────────►  hands its ranks memory to reach one another
 //!         ◄─────────────── Ended ── how a rank did, with its last lines
+//!         ◄─────────────── Leaving ── it was told to stop
+//!   Release ── if it was alone ────────────────►  ends with its ranks
 //!   End   ────────────────────────────────────►  waits for its ranks, ends
 //! ```
 //! [`PROTOCOL_VERSION`](nanoinfer_shared::protocol::PROTOCOL_VERSION) counts changes of these, too.
@@ -21,6 +23,8 @@ pub(crate) enum FromNode {
     Hello(Box<Hello>),
     /// A rank has ended.
     Ended(RankEnd),
+    /// It was told to stop: alone, or with all the others.
+    Leaving,
     /// Ranks could not be started.
     Failed { reason: String },
 }
@@ -34,6 +38,8 @@ pub(crate) enum ToNode {
     Start(StartRanks),
     /// Hand all ranks the memory of their data link for the start of this number.
     Segments { group: u32 },
+    /// The cluster goes on without this node.
+    Release,
     /// The cluster ends.
     End,
 }

@@ -4,7 +4,8 @@
 //! thread "orders": knock ─► Hello ─► Start … Start … End ─► wait for the ranks
 //! this one:        signals, and ends of ranks, which are passed on
 //! ```
-//! A signal to stop goes to all processes of a job: node 0 finishes its requests and then says the end, which is waited for.
+//! A signal to stop goes to all processes of a job: node 0 finishes its requests and then says the end, which is waited for. Where it
+//! went to this node alone, node 0 lets it go.
 //! Does not know the model, nor what ranks do.
 
 use std::{
@@ -116,6 +117,7 @@ pub(crate) fn run(node: Node) -> Result<(), LaunchError> {
                     }
                     tracing::info!("{name}: waiting for node 0 to end, up to {} s", patience.as_secs());
                     until = Some(Moment::now() + patience);
+                    say(&mouth, FromNode::Leaving);
                 }
                 () = late => return Err(LaunchError::StoppedTwice),
             }
@@ -170,6 +172,10 @@ fn follow(node: &Node, mouth: &Mouth, report: &Reports) -> Result<(), LaunchErro
                     tracing::error!("{error}");
                     say(mouth, FromNode::Failed { reason: error.to_string() });
                 }
+            }
+            Ok(ToNode::Release) => {
+                tracing::info!("node 0 goes on without this node");
+                return Ok(());
             }
             Ok(ToNode::End) => {
                 tracing::info!("node 0 ends the cluster");
