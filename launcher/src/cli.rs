@@ -149,6 +149,7 @@ fn node(options: NodeOptions, args: &[OsString]) -> Result<(), LaunchError> {
         number,
         nodes,
         device: cluster.device.clone(),
+        balance: cluster.balance,
         weights: weights.transpose()?,
         data_host,
         data_ports,
@@ -241,13 +242,12 @@ fn plan(cluster: &ClusterConfig, others: Option<Others>) -> Result<(Plan, Option
     let told = others.as_ref().map(|others| others.told.clone());
     let mut nodes = None;
     let made = Plan::new(cluster, || {
-        let mut hosts = vec![Plan::this_host(cluster)];
-        if let Some(Others { door, data_host, data_ports, .. }) = others {
-            let arrived = OtherNodes::await_all(door, data_host, data_ports)?;
-            hosts.extend(arrived.hosts());
-            nodes = Some(arrived);
-        }
-        Ok(hosts)
+        let Some(Others { door, data_host, data_ports, .. }) = others else {
+            return Ok(vec![Plan::this_host(cluster)]);
+        };
+        let here = Plan::this_of_several(cluster);
+        let arrived = nodes.insert(OtherNodes::await_all(door, data_host, data_ports)?);
+        Ok([here].into_iter().chain(arrived.hosts()).collect())
     });
     let mut plan = made.inspect_err(|_| nodes.take().into_iter().for_each(OtherNodes::end))?;
     told.into_iter().for_each(|told| plan.note(told));

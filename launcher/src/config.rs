@@ -71,6 +71,9 @@ pub struct ClusterConfig {
     /// How ranks exchange partial sums [default: auto].
     #[arg(long, env = "NANOINFER_COMM", value_enum, default_value = "auto", help_heading = "Cluster")]
     pub comm: CommChoice,
+    /// Shares of hosts: even, or auto: in proportion to how fast each was measured to read memory. The same on all nodes [default: even].
+    #[arg(long, env = "NANOINFER_BALANCE", value_enum, default_value = "even", help_heading = "Cluster")]
+    pub balance: Balance,
     /// What ranks round partial sums to before they exchange them [default: f32].
     #[arg(long, env = "NANOINFER_COMM_DTYPE", value_parser = comm_dtype(), default_value = "f32", help_heading = "Cluster")]
     pub comm_dtype: CommDType,
@@ -166,6 +169,15 @@ pub enum CommChoice {
     Tcp,
     /// From GPU to GPU, one for each rank.
     Nccl,
+}
+
+/// How the shares of several hosts are dealt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Balance {
+    /// The same to every rank.
+    Even,
+    /// In proportion to what hosts read, divided by their ranks.
+    Auto,
 }
 
 /// Something that is or is not.

@@ -26,7 +26,7 @@ use self::device::Chosen;
 pub use self::host::Host;
 use crate::{
     build::BUILD_ID,
-    config::{ClusterConfig, CommChoice, DeviceChoice, Switch},
+    config::{Balance, ClusterConfig, CommChoice, DeviceChoice, Switch},
     error::LaunchError,
     model::{self, ResolvedModel},
     size::ByteSize,
@@ -86,6 +86,12 @@ impl Plan {
         Host::of_this_process(&config.device, config.nproc, cuda::find)
     }
 
+    /// The same, with what it is measured by, where shares follow that.
+    pub(crate) fn this_of_several(config: &ClusterConfig) -> Host {
+        let host = Self::this_host(config);
+        if config.balance == Balance::Auto { host.measured() } else { host }
+    }
+
     /// Resolves the model and decides everything, for the hosts that come meanwhile: this one first.
     ///
     /// # Errors
@@ -133,7 +139,8 @@ impl Plan {
         let world = config.nproc;
         model.shape.logit_softcap = softcap(&model, config.logit_softcap)?;
         let mut shape = served(&model, config.max_model_len)?;
-        let partition = Partition::new(&model.shape, world)?;
+        let (weights, balance_note) = weights(config.balance, &chosen, &hosts)?;
+        let partition = Partition::weighted(&model.shape, &weights)?;
         let by_rank =
             hosts.iter().enumerate().flat_map(|(host, (_, ranks))| ranks.clone().map(move |rank| (host, rank)));
         let devices: Vec<_> = by_rank.map(|(host, rank)| (host, chosen.device(rank))).collect();
@@ -165,9 +172,11 @@ impl Plan {
         let level = chosen.gpus.is_empty().then(|| Level::for_all(config.isa.as_deref(), &cpus)).transpose()?;
         notes.push(level.as_ref().map(Level::to_string));
         notes.push(link_note.map(|why| format!("partial sums go through the host's memory: {why}")));
+        notes.push(balance_note);
         let memories = shared_memories(&chosen, &hosts);
         let load = LoadOrder {
             shape: model.shape.clone(),
+            partition: partition.clone(),
             weights: model.weights.clone(),
             fingerprint: model.fingerprint,
             dtype: chosen.dtype,
@@ -267,7 +276,6 @@ impl Plan {
         EngineConfig {
             load: self.load.clone(),
             shape: self.shape.clone(),
-            partition: self.partition.clone(),
             on_hosts: self.on_hosts.clone(),
             kv: self.kv,
             ranks_per_memory: ranks_per_memory(&self.memories, self.partition.world()),
@@ -334,6 +342,33 @@ fn dealt(hosts: Vec<Host>, world: usize) -> Result<Vec<(Host, Range<usize>)>, La
     }
     let first = |host: usize| host * (world / count) + host.min(world % count);
     Ok(hosts.into_iter().enumerate().map(|(i, host)| (host, first(i)..first(i + 1))).collect())
+}
+
+/// What ranks are dealt in proportion to, and the words for it: the same of each, or what of its host's speed falls to it.
+fn weights(
+    balance: Balance,
+    chosen: &Chosen,
+    hosts: &[(Host, Range<usize>)],
+) -> Result<(Vec<f64>, Option<String>), LaunchError> {
+    let even = || hosts.iter().flat_map(|(_, ranks)| ranks.clone().map(|_| 1.0)).collect();
+    if balance == Balance::Even || hosts.len() == 1 {
+        return Ok((even(), None));
+    }
+    if !chosen.gpus.is_empty() {
+        return Err(LaunchError::usage(
+            "--balance auto measures processors, and the ranks are on GPUs",
+            "leave it out",
+        ));
+    }
+    let (mut weights, mut told) = (Vec::new(), Vec::new());
+    for (host, ranks) in hosts {
+        let speed = host.read_bytes_per_s.ok_or_else(|| {
+            LaunchError::usage(format!("{} has not measured its speed", host.name), "--balance auto is for all nodes")
+        })?;
+        weights.extend(ranks.clone().map(|_| speed / ranks.len() as f64));
+        told.push(format!("{} {:.1}", host.name, speed / 1e9));
+    }
+    Ok((weights, Some(format!("shares by what hosts read, in GB/s: {}", told.join(", ")))))
 }
 
 /// What hosts have in common that have it, and their ranks.
@@ -483,6 +518,24 @@ mod tests {
         // Only the coordinator's host has its files.
         assert_eq!([0, 1, 2].map(|rank| two.on_hosts[rank].files.is_some()), [true, true, false]);
         assert!(two.check_memory().unwrap_err().to_string().contains("other has 1 B"), "{two}");
+    }
+
+    #[test]
+    fn shares_follow_what_hosts_were_measured_to_read() {
+        let root = tempfile::tempdir().unwrap();
+        let config = ClusterConfig { device: DeviceChoice::Cpu, balance: Balance::Auto, ..config(root.path(), 3) };
+        let host = Host { read_bytes_per_s: Some(30e9), ..Plan::this_host(&config) };
+        let slow = Host { read_bytes_per_s: Some(5e9), name: "slow".into(), ..host.clone() };
+        let plan = Plan::new(&config, || Ok(vec![host.clone(), slow.clone()])).unwrap();
+        let heads =
+            |plan: &Plan| plan.load.partition.shares().iter().map(|share| share.heads.len()).collect::<Vec<_>>();
+        // Of 8 heads 15 to 15 to 5: 3.4, 3.4 and 1.1.
+        assert_eq!(heads(&plan), [4, 3, 1]);
+        assert!(plan.to_string().contains(", slow 5.0"), "{plan}");
+        let unmeasured = Host { read_bytes_per_s: None, ..slow.clone() };
+        assert_eq!(Plan::new(&config, || Ok(vec![host.clone(), unmeasured])).unwrap_err().exit_code(), 2);
+        let even = ClusterConfig { balance: Balance::Even, ..config };
+        assert_eq!(heads(&Plan::new(&even, || Ok(vec![host, slow])).unwrap()), [3, 3, 2]);
     }
 
     /// A golden checkpoint with its tokenizer, flat.

@@ -31,7 +31,10 @@ pub use self::{
     masks::{Masks, TokenMask},
     plan::{BLOCK_TOKENS, BlockId, RowRequest, SequenceStep, StepPlan, TokenId, Wants},
 };
-use crate::{comm::CommDType, model::shape::ModelShape};
+use crate::{
+    comm::CommDType,
+    model::{partition::Partition, shape::ModelShape},
+};
 
 /// Changes whenever a message changes; compared in the handshake beside the build id.
 pub const PROTOCOL_VERSION: u32 = 6;
@@ -216,6 +219,8 @@ impl fmt::Display for Place {
 pub struct LoadOrder {
     /// Sizes of the model.
     pub shape: ModelShape,
+    /// Who holds what of it.
+    pub partition: Partition,
     /// Files of the checkpoint on the coordinator's host, or its index; a rank elsewhere may have been told its own path.
     pub weights: Vec<PathBuf>,
     /// Digest of the checkpoint: names, types, shapes, and samples of every tensor. Every rank must find the same.

@@ -11,7 +11,7 @@ use std::{
 
 use nanoinfer_checkpoint::Checkpoint;
 use nanoinfer_shared::{
-    ModelShape,
+    ModelShape, Partition,
     comm::CommDType,
     handshake::{self, Admission, Identity},
     link::{ControlLink, MAX_FRAME_BYTES, Receiver, Socket},
@@ -69,6 +69,7 @@ fn load_order() -> LoadOrder {
     let config = fs::read_to_string(folder.join("config.json")).unwrap();
     let shape = checkpoint.refine(ModelShape::from_config_json(&config).unwrap());
     LoadOrder {
+        partition: Partition::new(&shape, 1).unwrap(),
         shape,
         fingerprint: checkpoint.fingerprint(),
         weights,

@@ -22,7 +22,6 @@ use std::{
 };
 
 use nanoinfer_shared::{
-    Partition,
     comm::{Abort, CommError, Communicator, Hosts, Local, Meeting, Shm, ShmSegment, Tcp, TcpListenerForPeers},
     handshake::Identity,
     link::{ControlLink, LinkError, Receiver, Sender},
@@ -309,9 +308,7 @@ impl Rank {
     /// Loads this rank's share.
     fn load(&mut self, load: &LoadOrder) -> Result<Box<dyn Loaded>, WorkerError> {
         let rank = self.identity.rank;
-        let partition =
-            Partition::new(&load.shape, self.identity.world).expect("the coordinator has dealt this partition");
-        let share = partition.share(rank).clone();
+        let share = load.partition.share(rank).clone();
         let data_address = self.listen(load)?;
         let begun = Instant::now();
         let loaded = backend::load(load, rank, &share, || self.open(load))?;

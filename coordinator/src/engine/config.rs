@@ -12,13 +12,11 @@ use crate::engine::{kv_budget::KvBudget, ranks::RestartLimit};
 /// Everything the engine needs besides links to its ranks.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
-    /// What every rank is told; what it has of its host differs.
+    /// What every rank is told; what it has of its host differs. There is a link for each of its partition.
     pub load: LoadOrder,
     /// Sizes of the model as it is served: a sequence may use fewer positions than ranks hold.
     pub shape: ModelShape,
-    /// Who holds what; its world is the number of links.
-    pub partition: Partition,
-    /// That, in rank order.
+    /// What each has of its host, in rank order.
     pub on_hosts: Vec<OnHost>,
     /// What decides the size of the KV pool.
     pub kv: KvBudget,

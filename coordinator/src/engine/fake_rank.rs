@@ -65,6 +65,7 @@ pub(crate) fn config(world: usize, kv_blocks: usize) -> EngineConfig {
     let partition = Partition::new(&shape, world).expect("three heads");
     let load = LoadOrder {
         shape: shape.clone(),
+        partition,
         weights: Vec::new(),
         fingerprint: 0,
         dtype: DType::F32,
@@ -82,7 +83,6 @@ pub(crate) fn config(world: usize, kv_blocks: usize) -> EngineConfig {
     EngineConfig {
         load,
         shape,
-        partition,
         on_hosts: vec![OnHost::cpu(1); world],
         kv: KvBudget { kv_memory: Some(kv_blocks as u64 * KV_BLOCK_BYTES) },
         ranks_per_memory: vec![1; world],
@@ -122,7 +122,7 @@ pub(crate) fn spawn_one(
 ) -> (ControlLink<ToRank, FromRank>, JoinHandle<()>) {
     let (ours, theirs) = UnixStream::pair().expect("there are descriptors");
     let ours = ControlLink::over(Socket::Unix(ours), EPOCH).expect("there are descriptors");
-    let vocab = config.partition.share(rank).vocab.clone();
+    let vocab = config.load.partition.share(rank).vocab.clone();
     let rank = FakeRank { pool, ..FakeRank::new(vocab, config.load.max_batched_tokens) };
     (ours, thread::spawn(move || rank.run(theirs, behaviour)))
 }

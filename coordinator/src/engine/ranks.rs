@@ -217,7 +217,7 @@ impl Ranks for LinkedRanks {
                 other => Err(other),
             })?;
         for (rank, output) in answers.iter().enumerate() {
-            answers::check_step(rank, output, &self.step, &self.config.partition.share(rank).vocab)?;
+            answers::check_step(rank, output, &self.step, &self.config.load.partition.share(rank).vocab)?;
         }
         self.budget.succeeded();
         Ok(answers)
@@ -233,7 +233,7 @@ impl Ranks for LinkedRanks {
                 other => Err(other),
             })?;
             for (rank, slices) in by_rank.iter().enumerate() {
-                answers::check_rows(rank, slices, &self.config.partition.share(rank).vocab)?;
+                answers::check_rows(rank, slices, &self.config.load.partition.share(rank).vocab)?;
             }
             fetched.iter_mut().zip(by_rank).for_each(|(all, slices)| all.extend(slices));
         }

@@ -25,7 +25,7 @@ struct FakeSource {
 
 impl FakeSource {
     fn new(config: &EngineConfig, seed: u64, deaths: usize) -> Self {
-        let pools = config.partition.shares().iter().map(|_| fake_rank::Pool::default()).collect();
+        let pools = config.load.partition.shares().iter().map(|_| fake_rank::Pool::default()).collect();
         Self { config: config.clone(), pools, seed, deaths, corrupt: Arc::default() }
     }
 

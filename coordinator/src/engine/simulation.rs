@@ -321,7 +321,7 @@ impl Day {
             rank.allocate(kv_blocks);
             rank
         };
-        let ranks: Vec<_> = config.partition.shares().iter().map(new_rank).collect();
+        let ranks: Vec<_> = config.load.partition.shares().iter().map(new_rank).collect();
         let slow = (dice.roll(0, ranks.len() as u64 - 1) as usize, if dice.percent(20) { 20 } else { 1 });
         let (room, world_size) = (handle.room(), ranks.len());
         let to_engine = handle.clone();

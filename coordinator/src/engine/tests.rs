@@ -386,7 +386,7 @@ fn the_engine_ends_with_the_last_handle_or_on_stop_while_idle() {
 #[test]
 fn what_cannot_start_says_why() {
     let refused = |config: EngineConfig, ranks: usize| {
-        let (mut links, _ranks) = fake_rank::spawn(&config, well_behaved(config.partition.world()));
+        let (mut links, _ranks) = fake_rank::spawn(&config, well_behaved(config.load.partition.world()));
         links.truncate(ranks);
         start(links, None, config).unwrap_err().to_string()
     };

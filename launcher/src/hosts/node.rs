@@ -35,7 +35,7 @@ use super::{
 };
 use crate::{
     build::BUILD_ID,
-    config::DeviceChoice,
+    config::{Balance, DeviceChoice},
     error::LaunchError,
     host_ranks::HostRanks,
     log::Log,
@@ -59,6 +59,8 @@ pub(crate) struct Node {
     pub(crate) nodes: Option<usize>,
     /// GPUs of this host.
     pub(crate) device: DeviceChoice,
+    /// Whether this host is to be measured.
+    pub(crate) balance: Balance,
     /// Own copy of the checkpoint; none if node 0's paths are valid here.
     pub(crate) weights: Option<Vec<PathBuf>>,
     /// Address for the data link; none for the one that reaches node 0.
@@ -134,7 +136,10 @@ fn say(mouth: &Mouth, message: FromNode) {
 
 /// Joins, and does what node 0 says until the end.
 fn follow(node: &Node, mouth: &Mouth, report: &Reports) -> Result<(), LaunchError> {
-    let host = Host::of_this_process(&node.device, usize::MAX, cuda::find);
+    let mut host = Host::of_this_process(&node.device, usize::MAX, cuda::find);
+    if node.balance == Balance::Auto {
+        host = host.measured();
+    }
     let who = node.number.map_or("this node".to_owned(), |number| format!("node {number}"));
     // All of them come as one kind; which is said within.
     let identity = Identity { build_id: BUILD_ID.into(), world: 1, rank: 0 };

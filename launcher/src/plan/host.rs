@@ -7,12 +7,15 @@ use std::fs;
 use nanoinfer_worker::{
     CpuLevels,
     cuda::{Found, GpuError},
-    free_bytes,
+    free_bytes, roofline,
 };
 use serde::{Deserialize, Serialize};
 
 use super::topology::Topology;
 use crate::config::DeviceChoice;
+
+/// More than most caches hold.
+const MEASURED_BYTES: u64 = 512 << 20;
 
 /// One host, or what a process may use of it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -25,6 +28,8 @@ pub struct Host {
     /// Memory that is free; none where the system does not say.
     pub(super) free_bytes: Option<u64>,
     pub(super) cpu: CpuLevels,
+    /// How fast its threads read memory together, where it was measured.
+    pub(super) read_bytes_per_s: Option<f64>,
     pub(super) gpus: Gpus,
 }
 
@@ -65,8 +70,17 @@ impl Host {
             topology: Topology::of_host(),
             free_bytes: free_bytes(),
             cpu: CpuLevels::here(),
+            read_bytes_per_s: None,
             gpus,
         }
+    }
+}
+
+impl Host {
+    /// The same, once it is known how fast it reads: what most steps spend their time on.
+    pub(crate) fn measured(self) -> Self {
+        let seconds = roofline::reading_s(MEASURED_BYTES, self.topology.threads());
+        Self { read_bytes_per_s: Some(MEASURED_BYTES as f64 / seconds), ..self }
     }
 }
 

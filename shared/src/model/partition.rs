@@ -181,6 +181,15 @@ impl Partition {
     /// # Errors
     /// When there are no ranks, or more ranks than heads.
     pub fn new(shape: &ModelShape, world: usize) -> Result<Self, PartitionError> {
+        Self::weighted(shape, &vec![1.0; world])
+    }
+
+    /// Deals them in proportion to `weights`, which are above 0, one a rank; every rank has a head.
+    ///
+    /// # Errors
+    /// As [`Partition::new`].
+    pub fn weighted(shape: &ModelShape, weights: &[f64]) -> Result<Self, PartitionError> {
+        let world = weights.len();
         if world == 0 {
             return Err(PartitionError::NoRanks);
         }
@@ -190,16 +199,16 @@ impl Partition {
         let attention = &shape.attention;
         // Query heads that read the same keys.
         let group = attention.group();
-        let share = |rank| {
-            let heads = deal(attention.heads, 1, world, rank);
-            Share {
-                kv_heads: heads.start / group..heads.end.div_ceil(group),
-                heads,
-                ffn: deal(shape.mlp.inner, FFN_BLOCK, world, rank),
-                vocab: deal(shape.vocab_size, VOCAB_BLOCK, world, rank),
-            }
+        let share = |((heads, ffn), vocab): ((Range<usize>, _), _)| Share {
+            kv_heads: heads.start / group..heads.end.div_ceil(group),
+            heads,
+            ffn,
+            vocab,
         };
-        Ok(Self { shares: (0..world).map(share).collect() })
+        let heads = deal(attention.heads, 1, weights, 1);
+        let ffn = deal(shape.mlp.inner, FFN_BLOCK, weights, 0);
+        let vocab = deal(shape.vocab_size, VOCAB_BLOCK, weights, 0);
+        Ok(Self { shares: heads.into_iter().zip(ffn).zip(vocab).map(share).collect() })
     }
 
     /// Number of ranks.
@@ -218,12 +227,29 @@ impl Partition {
     }
 }
 
-/// The range of `total` items that `rank` of `world` holds when whole blocks of `block` items are dealt out.
-fn deal(total: usize, block: usize, world: usize, rank: usize) -> Range<usize> {
-    let blocks = total.div_ceil(block);
-    let (each, more) = (blocks / world, blocks % world);
-    let first = |rank: usize| (rank * each + rank.min(more)) * block;
-    first(rank).min(total)..first(rank + 1).min(total)
+/// The range of `total` items that each rank holds when whole blocks of `block` items are dealt out by weight, `least` or more to each.
+fn deal(total: usize, block: usize, weights: &[f64], least: usize) -> Vec<Range<usize>> {
+    let (blocks, sum) = (total.div_ceil(block), weights.iter().sum::<f64>());
+    let due: Vec<f64> = weights.iter().map(|weight| blocks as f64 * weight / sum).collect();
+    let mut dealt: Vec<usize> = due.iter().map(|&due| (due as usize).max(least)).collect();
+    // What is left goes one by one to whoever is furthest below its due, of several to the first; where the least of each was too much,
+    // it comes from whoever is furthest above.
+    let short = |dealt: &[usize], rank: usize| due[rank] - dealt[rank] as f64;
+    let ranks = || 0..weights.len();
+    while dealt.iter().sum::<usize>() < blocks {
+        let of_all = ranks().rev().max_by(|&a, &b| short(&dealt, a).total_cmp(&short(&dealt, b)));
+        dealt[of_all.expect("there are ranks")] += 1;
+    }
+    while dealt.iter().sum::<usize>() > blocks {
+        let above = ranks().filter(|&rank| dealt[rank] > least);
+        let of_all = above.min_by(|&a, &b| short(&dealt, a).total_cmp(&short(&dealt, b)));
+        dealt[of_all.expect("there are as many blocks as ranks need")] -= 1;
+    }
+    let ends = dealt.iter().scan(0, |end, blocks| {
+        *end += blocks;
+        Some((*end - blocks, *end))
+    });
+    ends.map(|(start, end)| (start * block).min(total)..(end * block).min(total)).collect()
 }
 
 #[cfg(test)]
@@ -234,6 +260,28 @@ mod tests {
         let json =
             format!(r#"{{"n_embd":{},"n_head":{heads},"n_inner":{inner},"vocab_size":{vocab_size}}}"#, heads * 8);
         ModelShape::from_config_json(&json).unwrap()
+    }
+
+    #[test]
+    fn shares_follow_weights_and_every_rank_has_a_head() {
+        let shape = shape(12, 3072, 50257);
+        let dealt = |weights: &[f64]| {
+            let partition = Partition::weighted(&shape, weights).unwrap();
+            let shares = partition.shares();
+            assert_eq!((shares[0].heads.start, shares[weights.len() - 1].vocab.end), (0, 50257));
+            assert!(
+                shares
+                    .windows(2)
+                    .all(|two| two[0].heads.end == two[1].heads.start && two[0].ffn.end == two[1].ffn.start)
+            );
+            shares.iter().map(|share| share.heads.len()).collect::<Vec<_>>()
+        };
+        assert_eq!(dealt(&[3.0, 1.0]), [9, 3]);
+        assert_eq!(dealt(&[2.0, 1.0, 1.0]), [6, 3, 3]);
+        assert_eq!(dealt(&[1000.0, 1.0, 1.0]), [10, 1, 1]);
+        assert_eq!(dealt(&[7.0; 5]), [3, 3, 2, 2, 2]);
+        let two = Partition::weighted(&shape, &[3.0, 1.0]).unwrap();
+        assert_eq!((two.share(0).ffn.clone(), two.share(1).vocab.clone()), (0..2304, 589 * 64..50257));
     }
 
     #[test]

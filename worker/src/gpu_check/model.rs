@@ -233,8 +233,10 @@ pub(super) fn order_of(
     comm: CommKind,
     (max_batched_tokens, max_seqs): (usize, usize),
 ) -> LoadOrder {
+    let world = if comm == CommKind::Local { 1 } else { 2 };
     LoadOrder {
         shape: shape.clone(),
+        partition: Partition::new(shape, world).expect("there are two heads"),
         weights,
         fingerprint: 0,
         dtype,
@@ -243,7 +245,7 @@ pub(super) fn order_of(
         comm,
         comm_dtype: CommDType::F32,
         link_encryption: true,
-        hosts: vec![if comm == CommKind::Local { 1 } else { 2 }],
+        hosts: vec![world],
         max_batched_tokens,
         max_seqs,
         trace: None,

@@ -4,7 +4,7 @@ use std::{path::PathBuf, thread::JoinHandle};
 
 use nanoinfer_checkpoint::Checkpoint;
 use nanoinfer_shared::{
-    ModelShape,
+    ModelShape, Partition,
     comm::{CommDType, Hosts, ShmSegment},
     handshake::Identity,
     link::{ControlLink, in_memory},
@@ -39,6 +39,11 @@ pub(crate) struct Golden {
     /// Ids that are drawn from: rows of the vocabulary behind them are padding.
     pub(crate) drawable: usize,
     pub(crate) cases: Vec<Case>,
+}
+
+/// An order with who holds what, and where.
+fn sent_to(order: LoadOrder, world: usize) -> LoadOrder {
+    LoadOrder { hosts: hosts(&order, world), partition: Partition::new(&order.shape, world).unwrap(), ..order }
 }
 
 /// As ordered, or with TCP one rank a host, else all on one.
@@ -77,7 +82,7 @@ impl Ranks {
     }
 
     pub(crate) fn start_sized(order: LoadOrder, world: usize, kv_blocks: usize) -> Self {
-        let order = LoadOrder { hosts: hosts(&order, world), ..order };
+        let order = sent_to(order, world);
         let mut ranks = Self::join(&order, &vec![None; world]);
         ranks.send(&ToRank::Load(Box::new(order)));
         let addresses = ranks.receive(|message| match message {
@@ -116,7 +121,7 @@ impl Ranks {
 
     /// What ranks answer to an order to load: nothing, or why they do not.
     pub(crate) fn load(order: LoadOrder, copies: &[Option<PathBuf>]) -> Vec<Option<String>> {
-        let order = LoadOrder { hosts: hosts(&order, copies.len()), ..order };
+        let order = sent_to(order, copies.len());
         let mut ranks = Self::join(&order, copies);
         ranks.send(&ToRank::Load(Box::new(order)));
         let answers = ranks.receive(|message| match message {
@@ -180,6 +185,8 @@ pub(crate) fn load_order(golden: &Golden, isa: Option<&str>, comm: CommKind, dty
     let weights = golden.weights.clone();
     LoadOrder {
         shape: golden.shape.clone(),
+        // Of the ranks that it is sent to.
+        partition: Partition::new(&golden.shape, 1).unwrap(),
         fingerprint: Checkpoint::open(&weights).unwrap().fingerprint(),
         weights,
         dtype,

@@ -34,7 +34,7 @@ impl LinkedRanks {
         wake: Wake,
         given_up: GivenUp,
     ) -> Result<(Self, usize), RanksError> {
-        let expected = config.partition.world();
+        let expected = config.load.partition.world();
         if links.len() != expected {
             return Err(RanksError::World { expected, got: links.len() });
         }
