@@ -5,6 +5,7 @@
 //! Does not know what is added, nor why; [`ReduceSite`] is carried only to name a stuck operation.
 
 mod abort;
+mod dtype;
 mod hosts;
 mod local;
 mod beat;
@@ -16,9 +17,8 @@ mod threads;
 
 use std::{fmt, io, ops::Range, time::Duration};
 
-use serde::{Deserialize, Serialize};
-
 pub use abort::Abort;
+pub use dtype::CommDType;
 pub use hosts::Hosts;
 pub use local::Local;
 pub use meet::{Meeting, TcpListenerForPeers};
@@ -55,37 +55,6 @@ pub trait Communicator: Send {
 pub enum Elements<'a> {
     /// 32-bit floats.
     F32(&'a mut [f32]),
-}
-
-/// What contributions to a sum are rounded to; sums are f32.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum CommDType {
-    /// Nothing: they are f32.
-    F32,
-    /// The nearest bf16, of two the even one: half the bytes between hosts. Rounded on every link alike, also where nothing is saved.
-    Bf16,
-}
-
-/// As on the command line.
-impl fmt::Display for CommDType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-        })
-    }
-}
-
-/// The upper half of the nearest bf16.
-fn bf16_bits(x: f32) -> u16 {
-    let bits = x.to_bits();
-    // What is no number stays none, also where only the lower half says so.
-    let rounded = if x.is_nan() { bits | 1 << 22 } else { bits + 0x7FFF + (bits >> 16 & 1) };
-    (rounded >> 16) as u16
-}
-
-fn from_bf16_bits(bits: u16) -> f32 {
-    f32::from_bits(u32::from(bits) << 16)
 }
 
 /// Elements added up at a time: so few that they stay in the nearest cache.
@@ -206,7 +175,10 @@ pub enum CommError {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        dtype::{bf16_bits, from_bf16_bits},
+        *,
+    };
     use crate::handshake::Identity;
 
     pub(super) const SITE: ReduceSite = ReduceSite { step: 0, layer: None, operation: "test" };
@@ -277,23 +249,6 @@ mod tests {
             sum.iter_mut().zip(contribution(rank, len)).for_each(|(sum, x)| *sum += rounded(x));
         }
         sum
-    }
-
-    #[test]
-    fn bf16_is_the_nearest_and_of_two_the_even_one() {
-        let rounded = |bits: u32| bf16_bits(f32::from_bits(bits));
-        for (bits, expected) in [
-            (0x3F80_7FFF, 0x3F80),
-            (0x3F80_8000, 0x3F80),
-            (0x3F80_8001, 0x3F81),
-            (0x3F81_8000, 0x3F82),
-            (0x7F7F_FFFF, 0x7F80),
-            (0x8000_0000, 0x8000),
-            (0xFF80_0000, 0xFF80),
-        ] {
-            assert_eq!(rounded(bits), expected, "{bits:08x}");
-        }
-        assert!(from_bf16_bits(rounded(0x7F80_0001)).is_nan() && from_bf16_bits(rounded(0xFFFF_FFFF)).is_nan());
     }
 
     #[test]

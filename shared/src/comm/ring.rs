@@ -28,7 +28,7 @@ use std::{
 use super::{
     CommDType, CommError, Hosts, REDUCE_DEADLINE, ReduceSite, Threads, add_in_rank_order,
     beat::{Beat, Message, Owners, slot},
-    bf16_bits, from_bf16_bits,
+    dtype::{bf16_bits, from_bf16_bits},
 };
 
 /// Elements for which another thread pays.

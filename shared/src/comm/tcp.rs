@@ -24,7 +24,7 @@ use rustix::{
 use super::{
     Abort, CommDType, CommError, Communicator, Elements, Hosts, REDUCE_DEADLINE, ReduceSite, Shm, Threads,
     beat::{Beat, Owners},
-    bf16_bits, from_bf16_bits,
+    dtype::{bf16_bits, from_bf16_bits},
     meet::{Meeting, Met, TcpListenerForPeers, meet},
     ring::Bridge,
     shm::Mapping,
