@@ -28,7 +28,7 @@ fn memory(criterion: &mut Criterion) {
     group.bench_function("limit: reading", |b| b.iter(|| kernels.read_all(&data)));
     drop(data);
     for kind in KINDS {
-        let head = weights(kind, WIDTH, VOCABULARY);
+        let head = weights(Isa::detect(), kind, WIDTH, VOCABULARY);
         group.throughput(Throughput::Bytes(PackedMatrix::bytes(kind, UNIT, WIDTH, VOCABULARY) as u64));
         for rows in [1, 8] {
             let (x, mut out) = (activations(rows * WIDTH), vec![0.0; rows * VOCABULARY]);
@@ -50,7 +50,7 @@ fn arithmetic(criterion: &mut Criterion) {
     group.bench_function("limit: multiply-add, f32", |b| b.iter(|| kernels.multiply_add(ROUNDS)));
     for kind in KINDS {
         for rows in [32, 512] {
-            let mut work = product(kind, rows);
+            let mut work = product(Isa::detect(), kind, rows);
             group.throughput(Throughput::Elements((2 * rows * WIDTH * 4 * WIDTH) as u64));
             group.bench_function(work.name.clone(), |b| b.iter(|| work.run(&mut kernels)));
         }

@@ -19,12 +19,12 @@ const ISA: Isa = Isa::Avx2;
 
 type Make = fn() -> Work;
 const WORKS: [Make; 9] = [
-    || product(Element::F32, 1),
-    || product(Element::F32, 8),
-    || product(Element::Bf16, 1),
-    || product(Element::Bf16, 8),
-    || product(Element::Int8, 1),
-    || product(Element::Int8, 8),
+    || product(ISA, Element::F32, 1),
+    || product(ISA, Element::F32, 8),
+    || product(ISA, Element::Bf16, 1),
+    || product(ISA, Element::Bf16, 8),
+    || product(ISA, Element::Int8, 1),
+    || product(ISA, Element::Int8, 8),
     || layer_norm(8),
     || attention(1, 200),
     || candidates(ISA),

@@ -29,15 +29,15 @@ struct Products {
 }
 
 impl Products {
-    fn new(element: Element, width: usize, layers: usize) -> Self {
+    fn new(isa: Isa, element: Element, width: usize, layers: usize) -> Self {
         let layer = |_| {
             [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)]
-                .map(|(k, n)| weights(element, k, n))
+                .map(|(k, n)| weights(isa, element, k, n))
         };
         Self {
             width,
             layers: (0..layers).map(layer).collect(),
-            head: weights(element, width, VOCABULARY),
+            head: weights(isa, element, width, VOCABULARY),
             bias: activations(4 * width),
         }
     }
@@ -68,7 +68,7 @@ fn main() {
         for (element, element_name) in
             kinds.iter().filter(|(_, name)| wanted.as_ref().is_none_or(|wanted| wanted == name))
         {
-            let products = Products::new(*element, width, layers);
+            let products: Vec<_> = levels.iter().map(|&isa| Products::new(isa, *element, width, layers)).collect();
             // Waiting threads sleep, so that the CPU's time is of work only.
             let kernels = |&isa: &Isa| Kernels::new(isa, threads, false).expect("the system has threads to give");
             let mut all: Vec<Kernels> = levels.iter().map(kernels).collect();
@@ -83,13 +83,13 @@ fn main() {
 }
 
 /// Median milliseconds of each.
-fn measure(products: &Products, all: &mut [Kernels], rows: usize) -> Vec<f64> {
-    let x = activations(rows * 4 * products.width);
-    let mut out = vec![0.0; (rows.min(LOGITS) * VOCABULARY).max(rows * 4 * products.width)];
+fn measure(products: &[Products], all: &mut [Kernels], rows: usize) -> Vec<f64> {
+    let x = activations(rows * 4 * products[0].width);
+    let mut out = vec![0.0; (rows.min(LOGITS) * VOCABULARY).max(rows * 4 * products[0].width)];
     let mut times = vec![Vec::new(); all.len()];
     let begun = Instant::now();
     while begun.elapsed() < MEASURE_FOR || times[0].len() < 5 {
-        for (kernels, times) in all.iter_mut().zip(&mut times) {
+        for ((kernels, products), times) in all.iter_mut().zip(products).zip(&mut times) {
             let before = cpu_ms();
             products.run(kernels, rows, &x, &mut out);
             times.push(cpu_ms() - before);

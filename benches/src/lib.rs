@@ -17,8 +17,8 @@ const HEADS: usize = 12;
 pub const UNIT: usize = 64;
 
 /// A weight matrix `[k, n]` of no particular values.
-pub fn weights(kind: Element, k: usize, n: usize) -> PackedMatrix {
-    let mut matrix = PackedMatrix::zeros(&Arena::default(), kind, UNIT, k, n);
+pub fn weights(isa: Isa, kind: Element, k: usize, n: usize) -> PackedMatrix {
+    let mut matrix = PackedMatrix::zeros(&Arena::default(), isa, kind, UNIT, k, n);
     for unit in 0..matrix.units() {
         let values: Vec<_> = activations(UNIT.min(k - unit * UNIT)).into_iter().flat_map(|x| repeat_n(x, n)).collect();
         matrix.set_tile(unit, 0..n, &values);
@@ -50,8 +50,9 @@ impl Work {
 }
 
 /// `rows` rows times a matrix of the MLP, with bias and GELU, as a layer has it.
-pub fn product(kind: Element, rows: usize) -> Work {
-    let (weights, bias, x) = (weights(kind, WIDTH, 4 * WIDTH), activations(4 * WIDTH), activations(rows * WIDTH));
+pub fn product(isa: Isa, kind: Element, rows: usize) -> Work {
+    let weights = weights(isa, kind, WIDTH, 4 * WIDTH);
+    let (bias, x) = (activations(4 * WIDTH), activations(rows * WIDTH));
     let mut out = vec![0.0; rows * 4 * WIDTH];
     let name = format!("product {} x{rows}", format!("{kind:?}").to_lowercase());
     Work::new(name, move |kernels| {

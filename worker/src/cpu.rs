@@ -57,7 +57,7 @@ impl Held {
         share: &Share,
         checkpoint: impl FnOnce() -> Result<Checkpoint, WorkerError>,
     ) -> Result<Self, WorkerError> {
-        let isa = Level::choose(order.isa.as_deref())?.isa();
+        let level = Level::choose(order.isa.as_deref())?;
         fits(order.on_host.device, &order.shape, order.dtype, order.kv_dtype)?;
         // Before anything is taken: what the system refuses later ends the process without a word. Blocks and the link come
         // later, when the coordinator has counted what is free.
@@ -70,8 +70,8 @@ impl Held {
             keep_on(cpus);
         }
         let threads = order.on_host.threads;
-        let shard = Shard::load(&checkpoint()?, &order.shape, share, order.dtype, threads)?;
-        Ok(Self { order: order.clone(), rank, share: share.clone(), shard, isa, threads })
+        let shard = Shard::load(&checkpoint()?, &order.shape, share, order.dtype, level, threads)?;
+        Ok(Self { order: order.clone(), rank, share: share.clone(), shard, isa: level.isa(), threads })
     }
 }
 

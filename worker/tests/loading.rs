@@ -14,7 +14,7 @@ use std::{
 
 use nanoinfer_checkpoint::{Checkpoint, Layout};
 use nanoinfer_shared::{ModelShape, Partition, protocol::DType};
-use nanoinfer_worker::cpu::load::Shard;
+use nanoinfer_worker::{Level, cpu::load::Shard};
 
 use crate::zip::zip;
 
@@ -169,7 +169,8 @@ fn loading_takes_a_share_and_at_most_one_tensor() {
                 assert_eq!(checkpoint.layout(), layout);
                 let model_shape = checkpoint.refine(model_shape.clone());
                 checkpoint.check(&model_shape).unwrap();
-                let shard = Shard::load(&checkpoint, &model_shape, share, dtype, 1).unwrap();
+                let shard =
+                    Shard::load(&checkpoint, &model_shape, share, dtype, Level::choose(None).unwrap(), 1).unwrap();
                 loaded.store(true, SeqCst);
                 let peak: u64 = watch.join().unwrap();
                 let after = anonymous_bytes();

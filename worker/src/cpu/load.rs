@@ -26,7 +26,10 @@ use nanoinfer_shared::{
     protocol::DType,
 };
 
-use super::pack::{Linear, Packer};
+use super::{
+    level::Level,
+    pack::{Linear, Packer},
+};
 use crate::{element::element, tile::Norm};
 
 /// Everything that a rank holds of a model.
@@ -88,7 +91,7 @@ pub struct LayerShard {
 }
 
 impl Shard {
-    /// Copies `share` of a checked checkpoint, on `threads` threads.
+    /// Copies `share` of a checked checkpoint, for products at `level`, on `threads` threads.
     ///
     /// # Errors
     /// When a tensor is missing, a weight is no number or too large for `dtype`, or the files are written to meanwhile.
@@ -97,9 +100,10 @@ impl Shard {
         shape: &ModelShape,
         share: &Share,
         dtype: DType,
+        level: Level,
         threads: usize,
     ) -> Result<Self, CheckpointError> {
-        let loader = Loader { checkpoint, shape, share, packer: Packer::new(element(dtype)) };
+        let loader = Loader { checkpoint, shape, share, packer: Packer::new(level.isa(), element(dtype)) };
         let next = AtomicUsize::new(0);
         // Each thread takes one layer after the other; the first begins with the embedding, the largest matrix there is.
         let load_layers = || {

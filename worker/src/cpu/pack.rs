@@ -5,7 +5,7 @@
 use std::ops::Range;
 
 use nanoinfer_checkpoint::{CheckpointError, TensorSlice};
-use nanoinfer_kernels::{Arena, Element, PackedMatrix};
+use nanoinfer_kernels::{Arena, Element, Isa, PackedMatrix};
 use nanoinfer_shared::model::partition::WIDTH_BLOCK;
 
 use crate::{
@@ -22,15 +22,16 @@ pub struct Linear {
     pub bias: Vec<f32>,
 }
 
-/// Packs a rank's matrices, all of one type and into one arena.
+/// Packs a rank's matrices, all of one type, for one instruction set and into one arena.
 pub(crate) struct Packer {
+    isa: Isa,
     element: Element,
     arena: Arena,
 }
 
 impl Packer {
-    pub(crate) fn new(element: Element) -> Self {
-        Self { element, arena: Arena::default() }
+    pub(crate) fn new(isa: Isa, element: Element) -> Self {
+        Self { isa, element, arena: Arena::default() }
     }
 
     /// A linear layer: the given columns of some tensors side by side, of the rows `inputs` in units of `unit`. What a quantised
@@ -47,7 +48,7 @@ impl Packer {
         norm: Option<&mut Norm>,
     ) -> Result<Linear, CheckpointError> {
         let outputs = weights.iter().map(|(_, outputs)| outputs.len()).sum();
-        let mut matrix = PackedMatrix::zeros(&self.arena, self.element, unit, inputs.len(), outputs);
+        let mut matrix = PackedMatrix::zeros(&self.arena, self.isa, self.element, unit, inputs.len(), outputs);
         let mut bias = Vec::with_capacity(outputs);
         for (tensor, outputs) in biases {
             bias.extend(tensor.read_vector(outputs.clone())?);

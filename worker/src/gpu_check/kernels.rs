@@ -318,7 +318,7 @@ fn activate(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
         finish: Finish::Activation as u32,
         ..ProjectArguments::default()
     };
-    let mut unit = PackedMatrix::zeros(&Arena::default(), Element::F32, width, width, width);
+    let mut unit = PackedMatrix::zeros(&Arena::default(), Isa::detect(), Element::F32, width, width, width);
     unit.set_tile(0, 0..width, &diagonal);
     let mut cpu = Kernels::new(Isa::detect(), 1, false).expect("the caller is the only thread");
     for kind in [GeluTanh, GeluErf, QuickGelu, Relu, Relu2, Silu, Tanh] {

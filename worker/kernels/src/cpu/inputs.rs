@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Rows from which on bytes go through tile registers: fewer are faster on vectors, with the same bits.
-const BANDED_BYTES: usize = 8;
+pub(crate) const BANDED_BYTES: usize = 8;
 
 /// Rows of a product, `[rows, depth]`, where `depth` is K as it lies in the weights' memory.
 #[derive(Clone, Copy)]

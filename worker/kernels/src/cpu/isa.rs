@@ -92,6 +92,11 @@ impl Isa {
         }
     }
 
+    /// Whether bytes of weights lie in memory with 128 added, as its products want them: unsigned.
+    pub(crate) fn biases_bytes(self) -> bool {
+        matches!(self, Self::AvxVnni | Self::Avx512 | Self::Avx512Bf16)
+    }
+
     fn is_passed_over(self) -> bool {
         #[cfg(target_arch = "x86_64")]
         return PASSED_OVER.iter().any(|row| row.level == self && row.vendor == vendor() && (row.generation)());

@@ -63,15 +63,17 @@ pub(crate) trait Lanes: Copy {
 
     /// Sixteen i32 sums of products of bytes.
     type Sums: Copy;
-    /// What [`Lanes::load_weights`] adds to each weight; sums begin with what takes that back.
+    /// What was added to each weight as [`Lanes::load_weights`] takes it; sums begin with what takes that back.
     const WEIGHT_OFFSET: i32;
     /// Sums that begin with `*offset`: −[`Lanes::WEIGHT_OFFSET`] times the sum of the `x` to come.
     unsafe fn start_sums(offset: *const i32) -> Self::Sums;
     /// Four bytes a lane, as `dot4` takes them.
     type Weights: Copy;
-    /// From 64 bytes of −127..=127, of any alignment, four for each lane.
+    /// From 64 bytes with the offset added, of any alignment, four for each lane.
     unsafe fn load_weights(from: *const i8) -> Self::Weights;
-    /// Adds to each lane the four products of its weights with the four bytes of `x` (−127..=127).
+    /// The same from 64 bytes of −127..=127, as tile registers want them.
+    unsafe fn load_signed_weights(from: *const i8) -> Self::Weights;
+    /// Adds to each lane the four products of its weights (−127..=127, but for the offset) with the four bytes of `x` (−127..=127).
     unsafe fn dot4(sums: Self::Sums, weights: Self::Weights, x: i32) -> Self::Sums;
     /// To the nearest whole numbers, ties to even, of which none is beyond ±127: to 16 bytes at `to`, of any alignment, and added to `sums`.
     unsafe fn store_rounded(self, sums: Self::Sums, to: *mut i8) -> Self::Sums;

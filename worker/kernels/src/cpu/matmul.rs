@@ -342,6 +342,7 @@ mod tests {
     use crate::{
         Arena, Element,
         cpu::{
+            inputs::BANDED_BYTES,
             registers::TileUnit,
             rounding::{from_bf16, to_bf16, to_int8},
         },
@@ -371,9 +372,9 @@ mod tests {
         }
     }
 
-    fn packed(kind: Element, unit_len: usize, k: usize, n: usize) -> PackedMatrix {
+    fn packed(isa: Isa, kind: Element, unit_len: usize, k: usize, n: usize) -> PackedMatrix {
         let dense = noise(k * n, 3);
-        let mut matrix = PackedMatrix::zeros(&Arena::default(), kind, unit_len, k, n);
+        let mut matrix = PackedMatrix::zeros(&Arena::default(), isa, kind, unit_len, k, n);
         for (unit, values) in dense.chunks(unit_len * n).enumerate() {
             matrix.set_tile(unit, 0..n, values);
         }
@@ -401,7 +402,7 @@ mod tests {
         ];
         for (isa, kind, unit_len) in cases() {
             for (m, k, n) in SIZES {
-                let matrix = packed(kind, unit_len, k, n);
+                let matrix = packed(isa, kind, unit_len, k, n);
                 let (x, bias) = (noise(m * k, 1), noise(n, 2));
                 let mut out = vec![f32::NAN; m * n];
                 Kernels::new(isa, 2, false).unwrap().matmul(&x, &matrix, Epilogue::Bias(&bias), &mut out);
@@ -427,7 +428,7 @@ mod tests {
         let (k, n) = (77, 150);
         let x = noise(29 * k, 9);
         for (isa, kind, unit_len) in cases() {
-            let matrix = packed(kind, unit_len, k, n);
+            let matrix = packed(isa, kind, unit_len, k, n);
             let mut whole = vec![0.0; 29 * n];
             Kernels::new(isa, 3, false).unwrap().matmul(&x, &matrix, Epilogue::None, &mut whole);
             for batch in [1, 2, 3, 4, 5, 7, 12, 13] {
@@ -450,7 +451,7 @@ mod tests {
         let registers = on_registers().map(|(_, kernels)| (kernels.isa(), kernels.tiles));
         for (isa, tiles) in registers.chain(Isa::available().into_iter().map(|isa| (isa, None))) {
             for kind in KINDS {
-                let matrix = packed(kind, 64, k, n);
+                let matrix = packed(if tiles.is_some() { Isa::Amx } else { isa }, kind, 64, k, n);
                 let [one, many] = [1, 24].map(|threads| {
                     let mut kernels = Kernels::new(isa, threads, false).unwrap();
                     kernels.tiles = tiles;
@@ -484,13 +485,35 @@ mod tests {
             // A rank may have no share of K.
             let sizes = UNITS.into_iter().zip([40, 31, 5 * 64, 2 * 88 + 3]).chain([(64, 0)]);
             for ((unit_len, k), (m, n)) in sizes.flat_map(|size| ROWS_AND_COLUMNS.map(|rows| (size, rows))) {
-                let (matrix, x) = (packed(Element::Int8, unit_len, k, n), noise(m * k, 5));
+                let [signed, matrix] = [Isa::Amx, kernels.isa()].map(|isa| packed(isa, Element::Int8, unit_len, k, n));
+                let x = noise(m * k, 5);
                 let (mut expected, mut got) = (vec![0.0; m * n], vec![f32::NAN; m * n]);
                 let mut vectors = Kernels::new(kernels.isa(), 1, false).unwrap();
                 vectors.tiles = None;
                 vectors.matmul(&x, &matrix, Epilogue::None, &mut expected);
-                kernels.matmul(&x, &matrix, Epilogue::None, &mut got);
+                kernels.matmul(&x, &signed, Epilogue::None, &mut got);
                 assert_eq!(got, expected, "{name}: units of {unit_len}, {m}x{k}x{n}");
+            }
+        }
+    }
+
+    #[test]
+    fn signed_bytes_have_the_bits_of_biased_ones_on_vectors() {
+        let (k, n) = (3 * 64 + 5, 150);
+        for isa in Isa::available().into_iter().filter(|isa| *isa >= Isa::Avx512) {
+            let [signed, matrix] = [Isa::Amx, Isa::Avx512].map(|isa| packed(isa, Element::Int8, 64, k, n));
+            let mut kernels = Kernels::new(isa, 1, false).unwrap();
+            kernels.tiles = None;
+            for m in 1..BANDED_BYTES {
+                let x = noise(m * k, 5);
+                let [got, expected] = [&signed, &matrix].map(|matrix| {
+                    let mut out = vec![0.0; m * n];
+                    let biases = matrix.shape().is_biased();
+                    kernels.isa = if biases { Isa::Avx512 } else { isa };
+                    kernels.matmul(&x, matrix, Epilogue::None, &mut out);
+                    out
+                });
+                assert_eq!(got, expected, "{isa:?}, {m} rows");
             }
         }
     }
@@ -501,7 +524,7 @@ mod tests {
             for (k, (m, n)) in [0, 1, 32, 95, 129].into_iter().flat_map(|k| {
                 ROWS_AND_COLUMNS.into_iter().chain([(1, 16), (1, 130), (2, 40), (7, 64)]).map(move |rows| (k, rows))
             }) {
-                let (matrix, x) = (packed(Element::Bf16, 9, k, n), noise(m * k, 5));
+                let (matrix, x) = (packed(kernels.isa(), Element::Bf16, 9, k, n), noise(m * k, 5));
                 let mut got = vec![f32::NAN; m * n];
                 kernels.matmul(&x, &matrix, Epilogue::None, &mut got);
                 let mut weights = vec![0.0; k];

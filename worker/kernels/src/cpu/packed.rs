@@ -7,7 +7,8 @@
 //!   int8   panel p:  [scales of unit 0: 16 bf16][unit 1] … padded to 64 bytes, then
 //!                    [k = 0 … 3: column 16p (k … k + 3), column 16p + 1 …][k = 4 … 7] …   each unit of K is padded to fours
 //! ```
-//! The pairs and fours are what instructions that multiply pairs and fours take; a bf16 is the upper half of an f32, so that
+//! Bytes are signed, or with 128 added where the instruction that multiplies fours wants one side unsigned, so that no product has
+//! to add it again. The pairs and fours are what instructions that multiply pairs and fours take; a bf16 is the upper half of an f32, so that
 //! others widen it with a shift and a mask. K comes in canonical units (a head, a block of the FFN): an int8 matrix has one scale
 //! for each unit and column, which depends on no other unit, so that a rank needs only its own part of K and finds the same
 //! scales however K is split.
@@ -48,13 +49,15 @@ pub(crate) struct Shape {
     rows: usize,
     columns: usize,
     unit: usize,
+    /// Whether bytes have 128 added.
+    biased: bool,
     /// Counted once: each tile asks, and a division takes as long as dozens of products.
     units: usize,
 }
 
 impl Shape {
     fn new(element: Element, unit: usize, rows: usize, columns: usize) -> Self {
-        Self { element, rows, columns, unit, units: rows.div_ceil(unit) }
+        Self { element, rows, columns, unit, biased: false, units: rows.div_ceil(unit) }
     }
 
     /// Units of K; the last may be short.
@@ -83,6 +86,15 @@ impl Shape {
             Element::Bf16 | Element::F16 => 2,
             Element::Int8 => 4,
         }
+    }
+
+    pub(crate) fn is_biased(self) -> bool {
+        self.biased
+    }
+
+    /// What is flipped in a byte to make it signed or the other way around.
+    fn flip(self) -> i8 {
+        if self.biased { i8::MIN } else { 0 }
     }
 
     pub(crate) fn scaled(self) -> bool {
@@ -148,13 +160,15 @@ impl Shape {
 }
 
 impl PackedMatrix {
-    /// A matrix `[K = rows, N = columns]` of zeros, whose K comes in units of `unit`; memory becomes resident as it is filled.
+    /// A matrix `[K = rows, N = columns]` for products with `isa`, whose K comes in units of `unit`: of zeros until it is filled, when
+    /// memory becomes resident.
     ///
     /// # Panics
     /// When a unit is empty, or the element is f16.
-    pub fn zeros(arena: &Arena, element: Element, unit: usize, rows: usize, columns: usize) -> Self {
+    pub fn zeros(arena: &Arena, isa: Isa, element: Element, unit: usize, rows: usize, columns: usize) -> Self {
         assert!(unit > 0, "a unit of K has rows");
-        let shape = Shape::new(element, unit, rows, columns);
+        let biased = element == Element::Int8 && isa.biases_bytes();
+        let shape = Shape { biased, ..Shape::new(element, unit, rows, columns) };
         let len = shape.panels() * shape.panel_len();
         let panels = match element {
             Element::F32 => Panels::F32(Buffer::zeros(arena, len)),
@@ -236,7 +250,7 @@ impl PackedMatrix {
                     Panels::Int8(panels) => {
                         let (scales, bytes) = panels.as_mut_slice()[panel..].split_at_mut(at - panel);
                         let scales = &mut scales[unit * LANES * 2..][..LANES * 2];
-                        set_fours(isa, &lanes, scales, bytes);
+                        set_fours(isa, &lanes, shape.flip(), scales, bytes);
                     }
                 }
             }
@@ -259,7 +273,7 @@ impl PackedMatrix {
                     let bytes = panels.as_slice();
                     let scale = shape.scale_at(row / shape.unit, column);
                     let scale = u16::from_le_bytes([bytes[scale].cast_unsigned(), bytes[scale + 1].cast_unsigned()]);
-                    f32::from(bytes[at]) * from_bf16(scale)
+                    f32::from(bytes[at] ^ shape.flip()) * from_bf16(scale)
                 }
             };
         }
@@ -267,7 +281,7 @@ impl PackedMatrix {
 }
 
 versions! { unsafe fn set_pairs(rows: &[[f32; LANES]], first: usize, to: &mut [u16]) = set_pairs_body }
-versions! { unsafe fn set_fours(rows: &[[f32; LANES]], scales: &mut [i8], to: &mut [i8]) = set_fours_body }
+versions! { unsafe fn set_fours(rows: &[[f32; LANES]], flip: i8, scales: &mut [i8], to: &mut [i8]) = set_fours_body }
 
 /// Rows of a panel of bf16, the first of which is of a pair the one or the other; `to` begins with that pair.
 ///
@@ -312,7 +326,7 @@ unsafe fn narrow<V: Lanes>(lanes: &[f32; LANES]) -> [u16; LANES] {
 /// # Safety
 /// The instruction set of `V` is available.
 #[inline(always)]
-unsafe fn set_fours_body<V: Lanes>(rows: &[[f32; LANES]], scales: &mut [i8], to: &mut [i8]) {
+unsafe fn set_fours_body<V: Lanes>(rows: &[[f32; LANES]], flip: i8, scales: &mut [i8], to: &mut [i8]) {
     // SAFETY: arrays of 16; the instruction set is the caller's promise.
     unsafe {
         let mut largest = V::splat(0.0);
@@ -334,7 +348,7 @@ unsafe fn set_fours_body<V: Lanes>(rows: &[[f32; LANES]], scales: &mut [i8], to:
                 V::load(lanes.as_ptr()).mul(inverses).round_to_bytes().store_bytes(bytes.as_mut_ptr());
             }
             for (lane, to) in to.chunks_exact_mut(4).enumerate() {
-                to.copy_from_slice(&[bytes[0][lane], bytes[1][lane], bytes[2][lane], bytes[3][lane]]);
+                to.copy_from_slice(&[0, 1, 2, 3].map(|row: usize| bytes[row][lane] ^ flip));
             }
         }
     }
@@ -367,17 +381,18 @@ mod tests {
     #[test]
     fn tiles_write_the_same_matrix_however_they_are_cut_and_it_reads_back() {
         use Element::{Bf16, F16, F32, Int8};
-        for (kind, unit, rows, columns) in [
+        let cases = [
             (F32, 4, 9, 35),
             (Bf16, 4, 9, 35),
             (Bf16, 3, 10, 16),
             (Int8, 4, 9, 35),
             (Int8, 5, 23, 16),
             (Int8, 64, 64, 1),
-        ] {
+        ];
+        for (isa, (kind, unit, rows, columns)) in Isa::ALL.into_iter().flat_map(|isa| cases.map(|case| (isa, case))) {
             let value = |row: usize, column: usize| (row * columns + column) as f32 / 8.0 - 3.0;
             let packed = |width: usize| {
-                let mut matrix = PackedMatrix::zeros(&Arena::default(), kind, unit, rows, columns);
+                let mut matrix = PackedMatrix::zeros(&Arena::default(), isa, kind, unit, rows, columns);
                 for (index, left) in
                     (0..matrix.units()).flat_map(|index| (0..columns).step_by(width).map(move |l| (index, l)))
                 {

@@ -38,6 +38,16 @@ macro_rules! by_size {
     (@call $name:ident $m:literal $p:literal ($($arg:expr),*)) => { $name::<$m, $p>($($arg),*) };
 }
 
+/// The same for the tiles that there are of bytes.
+macro_rules! by_size_of_bytes {
+    ($size:expr, $name:ident $args:tt) => {
+        by_size!($size, $name $args,
+            1 4, 2 4, 3 4, 4 4,
+            5 2, 6 2, 7 2, 8 2,
+            1 1, 2 1, 3 1, 4 1, 5 1, 6 1, 7 1, 8 1)
+    };
+}
+
 /// Vectors of the largest tile there is.
 pub(crate) const MOST_VECTORS: usize = 24;
 
@@ -97,8 +107,14 @@ pub(crate) unsafe fn run(
             (Panels::Bf16(all), Inputs::F32(x)) => by_size!(size, bf16_tile(isa, x, all.get(range), ahead, tile)),
             #[cfg(target_arch = "x86_64")]
             (Panels::Bf16(all), Inputs::Bf16(x)) => by_size!(size, bf16_pairs_tile(x, all.get(range), ahead, tile)),
+            #[cfg(target_arch = "x86_64")]
+            (Panels::Int8(all), Inputs::Int8(x)) if !shape.is_biased() && isa >= Isa::Avx512 => {
+                by_size_of_bytes!(size, signed_tile(x, all.get(range), shape, ahead, tile))
+            }
             (Panels::Int8(all), Inputs::Int8(x)) => {
-                by_size!(size, int8_tile(isa, x, all.get(range), shape, ahead, tile))
+                let fits = shape.units() == 0 || shape.is_biased() == isa.biases_bytes();
+                assert!(fits, "weights are packed for their instruction set");
+                by_size_of_bytes!(size, int8_tile(isa, x, all.get(range), shape, ahead, tile))
             }
             _ => unreachable!("rows come in the form of their weights"),
         }
@@ -199,6 +215,32 @@ unsafe fn int8_body<V: Lanes, const M: usize, const P: usize>(
     ahead: &Ahead,
     tile: &mut [[f32; LANES]],
 ) {
+    // SAFETY: the caller's promise.
+    unsafe { add_units::<V, false, M, P>(x, panels, shape, ahead, tile) };
+}
+
+/// The same over bytes as tile registers want them, for rows that are too few for those.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn signed_tile<const M: usize, const P: usize>(
+    x: &Bytes<'_>,
+    panels: &[i8],
+    shape: Shape,
+    ahead: &Ahead,
+    tile: &mut [[f32; LANES]],
+) {
+    // SAFETY: the features are enabled here; the rest is the caller's promise.
+    unsafe { add_units::<crate::cpu::lanes::avx512::Avx512, true, M, P>(x, panels, shape, ahead, tile) };
+}
+
+#[inline(always)]
+unsafe fn add_units<V: Lanes, const SIGNED: bool, const M: usize, const P: usize>(
+    x: &Bytes<'_>,
+    panels: &[i8],
+    shape: Shape,
+    ahead: &Ahead,
+    tile: &mut [[f32; LANES]],
+) {
     let (depth, units, unit) = (shape.depth(), shape.units(), shape.padded_unit());
     let len = shape.panel_len();
     assert!(x.values.len() == M * depth && x.scales.len() == M * units && x.offsets.len() == M * units);
@@ -221,12 +263,12 @@ unsafe fn int8_body<V: Lanes, const M: usize, const P: usize>(
             for k in (first..whole).step_by(32) {
                 for k in (k..k + 32).step_by(4) {
                     ahead.fetch::<P>(k / 4);
-                    add_four::<V, M, P>(&mut sums, (values.add(k), depth), (weights.add(k * LANES), len));
+                    add_four::<V, SIGNED, M, P>(&mut sums, (values.add(k), depth), (weights.add(k * LANES), len));
                 }
             }
             for k in (whole..end).step_by(4) {
                 ahead.fetch::<P>(k / 4);
-                add_four::<V, M, P>(&mut sums, (values.add(k), depth), (weights.add(k * LANES), len));
+                add_four::<V, SIGNED, M, P>(&mut sums, (values.add(k), depth), (weights.add(k * LANES), len));
             }
             for p in 0..P {
                 let weight_scales = V::load_bf16(panels.add(p * len).cast::<u16>().add(u * LANES));
@@ -245,7 +287,7 @@ unsafe fn int8_body<V: Lanes, const M: usize, const P: usize>(
 /// # Safety
 /// All of these can be read; the instruction set of `V` is available.
 #[inline(always)]
-unsafe fn add_four<V: Lanes, const M: usize, const P: usize>(
+unsafe fn add_four<V: Lanes, const SIGNED: bool, const M: usize, const P: usize>(
     sums: &mut [[V::Sums; M]; P],
     (x, depth): (*const i8, usize),
     (weights, len): (*const i8, usize),
@@ -253,8 +295,9 @@ unsafe fn add_four<V: Lanes, const M: usize, const P: usize>(
     // SAFETY: the caller's promise.
     unsafe {
         let mut four = [V::load_weights(weights); P];
-        for p in 1..P {
-            four[p] = V::load_weights(weights.add(p * len));
+        for p in 0..P {
+            let weights = weights.add(p * len);
+            four[p] = if SIGNED { V::load_signed_weights(weights) } else { V::load_weights(weights) };
         }
         for m in 0..M {
             let x = i32::from_le(x.add(m * depth).cast::<i32>().read_unaligned());

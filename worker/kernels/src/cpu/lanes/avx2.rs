@@ -60,13 +60,15 @@ impl<const VNNI: bool> Lanes for Halves<VNNI> {
             (sums, sums)
         };
         fn load_weights(from: *const i8) -> Self::Weights = {
-            // The instruction wants one side unsigned: the weights, plus WEIGHT_OFFSET.
-            let flip = if VNNI { _mm256_set1_epi8(-128) } else { _mm256_setzero_si256() };
-            let half = |from: *const i8| _mm256_xor_si256(_mm256_loadu_si256(from.cast()), flip);
-            (half(from), half(from.add(32)))
+            (_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(32).cast()))
         };
-        // Without VNNI, unsigned times signed bytes in pairs is the instruction there is: |x| times the weight with the sign of x. Its
-        // sums saturate at 2^15, which 2 · 127 · 127 does not reach.
+        fn load_signed_weights(from: *const i8) -> Self::Weights = {
+            let flip = if VNNI { _mm256_set1_epi8(i8::MIN) } else { _mm256_setzero_si256() };
+            let weights = Self::load_weights(from);
+            (_mm256_xor_si256(weights.0, flip), _mm256_xor_si256(weights.1, flip))
+        };
+        // With VNNI the instruction wants one side unsigned: the weights, plus WEIGHT_OFFSET. Without, unsigned times signed bytes in
+        // pairs is what there is: |x| times the weight with the sign of x. Its sums saturate at 2^15, which 2 · 127 · 127 does not reach.
         fn dot4(sums: Self::Sums, weights: Self::Weights, x: i32) -> Self::Sums = {
             let x = _mm256_set1_epi32(x);
             let (magnitude, ones) = (_mm256_abs_epi8(x), _mm256_set1_epi16(1));

@@ -41,8 +41,9 @@ impl Lanes for Avx512 {
         fn load_i32(from: *const i32) -> Self = Self(_mm512_cvtepi32_ps(_mm512_loadu_si512(from.cast())));
         fn start_sums(offset: *const i32) -> __m512i = _mm512_set1_epi32(*offset);
         // The instruction wants one side unsigned: the weights, plus WEIGHT_OFFSET.
-        fn load_weights(from: *const i8) -> __m512i =
-            _mm512_xor_si512(_mm512_loadu_si512(from.cast()), _mm512_set1_epi8(-128));
+        fn load_weights(from: *const i8) -> __m512i = _mm512_loadu_si512(from.cast());
+        fn load_signed_weights(from: *const i8) -> __m512i =
+            _mm512_xor_si512(_mm512_loadu_si512(from.cast()), _mm512_set1_epi8(i8::MIN));
         fn dot4(sums: __m512i, weights: __m512i, x: i32) -> __m512i =
             _mm512_dpbusd_epi32(sums, weights, _mm512_set1_epi32(x));
         fn store_rounded(self, sums: __m512i, to: *mut i8) -> __m512i = {

@@ -52,6 +52,7 @@ impl Lanes for Portable {
         fn load_i32(from: *const i32) -> Self =
             Self(from.cast::<[i32; LANES]>().read_unaligned().map(|sum| sum as f32));
         fn load_weights(from: *const i8) -> Self::Weights = from.cast::<Self::Weights>().read_unaligned();
+        fn load_signed_weights(from: *const i8) -> Self::Weights = Self::load_weights(from);
         fn store(self, to: *mut f32) = to.cast::<[f32; LANES]>().write_unaligned(self.0);
         fn store_upper_halves(self, to: *mut u16) =
             to.cast::<[u16; LANES]>().write_unaligned(self.0.map(|x| (x.to_bits() >> 16) as u16));
