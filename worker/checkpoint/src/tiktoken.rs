@@ -151,7 +151,8 @@ impl<'a> Encoding<'a> {
         let alphabet = alphabet();
         let spelled = |bytes: &[u8]| bytes.iter().map(|&byte| alphabet[usize::from(byte)]).collect::<String>();
         let ids: HashMap<&[u8], usize> = self.tokens.iter().enumerate().map(|(id, token)| (*token, id)).collect();
-        let vocabulary: Map<_, Json> = ids.iter().map(|(token, &id)| (spelled(token), id.into())).collect();
+        let vocabulary: Map<_, Json> =
+            self.tokens.iter().enumerate().map(|(id, token)| (spelled(token), id.into())).collect();
         let halves = self.tokens.iter().filter_map(|token| halves(token, &ids));
         let merges = halves.map(|(left, right)| json!([spelled(left), spelled(right)])).collect();
 
