@@ -26,7 +26,7 @@ fn use_file(path: &Path, config: &str) -> bool {
     let _ = checkpoint.tokenizer();
     let partition = Partition::new(&shape, 1).unwrap();
     // A byte of a weight may make it no number.
-    Shard::load(&checkpoint, &shape, partition.share(0), DType::F32, Level::choose(None).unwrap(), 1).is_ok()
+    Shard::load(&checkpoint, &shape, partition.share(0), DType::F32, &Level::choose(None).unwrap(), 1).is_ok()
 }
 
 #[test]

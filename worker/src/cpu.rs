@@ -70,7 +70,7 @@ impl Held {
             keep_on(cpus);
         }
         let threads = order.on_host.threads;
-        let shard = Shard::load(&checkpoint()?, &order.shape, share, order.dtype, level, threads)?;
+        let shard = Shard::load(&checkpoint()?, &order.shape, share, order.dtype, &level, threads)?;
         Ok(Self { order: order.clone(), rank, share: share.clone(), shard, isa: level.isa(), threads })
     }
 }

@@ -170,7 +170,7 @@ fn loading_takes_a_share_and_at_most_one_tensor() {
                 let model_shape = checkpoint.refine(model_shape.clone());
                 checkpoint.check(&model_shape).unwrap();
                 let shard =
-                    Shard::load(&checkpoint, &model_shape, share, dtype, Level::choose(None).unwrap(), 1).unwrap();
+                    Shard::load(&checkpoint, &model_shape, share, dtype, &Level::choose(None).unwrap(), 1).unwrap();
                 loaded.store(true, SeqCst);
                 let peak: u64 = watch.join().unwrap();
                 let after = anonymous_bytes();

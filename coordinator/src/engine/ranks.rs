@@ -203,7 +203,7 @@ impl Ranks for LinkedRanks {
     }
 
     fn send_masks(&mut self, masks: &[TokenMask]) -> Result<(), RanksError> {
-        let (step, partition) = (self.step.step, &self.config.partition);
+        let (step, partition) = (self.step.step, &self.config.load.partition);
         let of_rank = |rank| masks.iter().map(|mask| mask.slice(&partition.share(rank).vocab)).collect();
         self.send(&self.all(), |rank| ToRank::Masks(Masks { step, rows: of_rank(rank) }))
     }

@@ -100,7 +100,7 @@ impl Shard {
         shape: &ModelShape,
         share: &Share,
         dtype: DType,
-        level: Level,
+        level: &Level,
         threads: usize,
     ) -> Result<Self, CheckpointError> {
         let loader = Loader { checkpoint, shape, share, packer: Packer::new(level.isa(), element(dtype)) };

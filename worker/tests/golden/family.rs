@@ -70,7 +70,7 @@ fn a_family_is_its_names() {
             assert_eq!(values(&checkpoint), values(&original), "{part:?}");
         }
         let share = Partition::new(&golden.shape, 2).unwrap().share(1).clone();
-        Shard::load(&checkpoint, &golden.shape, &share, DType::F32, Level::choose(None).unwrap(), 1).unwrap();
+        Shard::load(&checkpoint, &golden.shape, &share, DType::F32, &Level::choose(None).unwrap(), 1).unwrap();
         // Under GPT-2's names there is nothing.
         let error = Checkpoint::open(std::slice::from_ref(&path)).unwrap().check(&golden.shape).unwrap_err();
         assert!(error.to_string().contains("no tensor `wte.weight`"), "{error}");

@@ -57,7 +57,7 @@ impl Spoiled {
         let shape = &self.golden.shape;
         let checkpoint = Checkpoint::open(&[path.to_owned()]).unwrap();
         let partition = Partition::new(shape, 1).unwrap();
-        Shard::load(&checkpoint, shape, partition.share(0), dtype, Level::choose(None).unwrap(), 2)
+        Shard::load(&checkpoint, shape, partition.share(0), dtype, &Level::choose(None).unwrap(), 2)
     }
 
     /// The order of a coordinator whose checkpoint `path` is.
@@ -201,7 +201,7 @@ fn a_file_that_is_written_to_while_it_is_read_is_refused_by_its_name() {
     file.set_modified(SystemTime::now() + Duration::from_secs(5)).unwrap();
     let shape = &spoiled.golden.shape;
     let partition = Partition::new(shape, 1).unwrap();
-    let error = Shard::load(&checkpoint, shape, partition.share(0), DType::F32, Level::choose(None).unwrap(), 1)
+    let error = Shard::load(&checkpoint, shape, partition.share(0), DType::F32, &Level::choose(None).unwrap(), 1)
         .unwrap_err()
         .to_string();
     assert!(error.contains("model.safetensors was changed while it was read"), "{error}");
