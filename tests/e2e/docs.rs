@@ -101,6 +101,8 @@ fn flags_named_in_the_documents_are_known() {
         "--format",
         "--prompt",
         "--explain",
+        "--json",
+        "--json-schema",
         "--stream",
         "--test",
         // Of worker/kernels/cuda/build_ptx.py.

@@ -2,6 +2,8 @@
 
 use std::{ops::Range, ptr};
 
+use crate::cpu::packed::Shape;
+
 /// Wishes for the cache line at `at`, which need not exist: in the first-level cache, or where it is FAR in the second-level one.
 #[inline(always)]
 pub(crate) fn prefetch<const FAR: bool>(at: *const u8) {
@@ -23,6 +25,13 @@ pub(crate) const LINE: usize = 64;
 pub(crate) struct Wanted {
     pub(crate) from: usize,
     pub(crate) bytes: usize,
+}
+
+/// A matrix that is read soon, and where it lies.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Expected {
+    pub(crate) from: usize,
+    pub(crate) shape: Shape,
 }
 
 /// What a tile asks memory for while it computes: its share of the panels that come next.

@@ -3,8 +3,8 @@
 use std::io;
 
 use crate::cpu::{
+    ahead::Expected,
     isa::Isa,
-    matmul::Expected,
     pool::ThreadPool,
     registers::{Line, TileUnit},
 };

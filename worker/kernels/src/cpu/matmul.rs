@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use crate::cpu::{
     activation::{Activation, activate},
-    ahead::{Ahead, LINE, Wanted},
+    ahead::{Ahead, Expected, LINE, Wanted},
     bands::{self, Form, Scratch},
     inputs::{Bands, Inputs, Split},
     isa::Isa,
@@ -93,13 +93,6 @@ impl Kernels {
         let expected = Expected { from: weights.address(0), shape: weights.shape() };
         self.expected = Some(expected).filter(|_| weights.columns() > 0);
     }
-}
-
-/// A matrix that is read soon.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Expected {
-    from: usize,
-    shape: Shape,
 }
 
 impl Expected {

@@ -20,9 +20,7 @@ use crate::{
     cpu::{
         buffer::{Arena, Buffer},
         isa::Isa,
-        kernels::Kernels,
         lanes::{LANES, Lanes},
-        pool::Shards,
         rounding::{from_bf16, to_bf16},
         versions::versions,
     },
@@ -351,26 +349,6 @@ unsafe fn set_fours_body<V: Lanes>(rows: &[[f32; LANES]], flip: i8, scales: &mut
                 to.copy_from_slice(&[0, 1, 2, 3].map(|row: usize| bytes[row][lane] ^ flip));
             }
         }
-    }
-}
-
-impl Kernels {
-    /// Copies columns of `matrix`, `[K]` each, to the rows of `out`, `[T, K]`; zeros for none.
-    ///
-    /// # Panics
-    /// When the sizes do not agree, or there is no such column.
-    pub fn gather(&mut self, matrix: &PackedMatrix, columns: &[Option<usize>], out: &mut [f32]) {
-        let width = matrix.rows();
-        assert_eq!(out.len(), columns.len() * width, "out is [T, K]");
-        let out = Shards::new(out);
-        self.pool.run(columns.len(), &|row| {
-            // SAFETY: each row is one task.
-            let to = unsafe { out.slice(row * width, width) };
-            match columns[row] {
-                Some(column) => matrix.copy_column(column, to),
-                None => to.fill(0.0),
-            }
-        });
     }
 }
 
