@@ -11,8 +11,8 @@ pub const MAX_GRAMMAR_BYTES: usize = 256 << 10;
 pub const MAX_SCHEMA_DEPTH: usize = 64;
 /// Most calls behind the first in one answer.
 pub(in crate::text) const MAX_CALLS: usize = 15;
-/// White space between the tokens of JSON: enough to indent, and not for ever.
-const WHITE_SPACE: &str = r"[\x20\x0A\x0D\x09]{1,24}";
+/// White space between the tokens of JSON: a space, or a line break and an indent. A model that is fond of it comes to its end.
+const WHITE_SPACE: &str = r"(\x20|\x0A[\x20\x09]{0,20})";
 
 /// What an answer must be, and which field of a request says so.
 #[derive(Clone, Debug, PartialEq)]
