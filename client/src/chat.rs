@@ -81,7 +81,7 @@ pub(crate) fn run(options: ChatOptions) -> Result<(), Failure> {
     let stop = interrupts()?;
     let mut lines = Lines::open()?;
     if io::stdin().is_terminal() && io::stdout().is_terminal() {
-        output::write(banner(&info))?;
+        output::write(Screen::of_stdout().wrapped(&banner(&info)))?;
     }
     let defaults = defaults["parameters"].as_str().unwrap_or_default();
     let talked = talk(&mut target, Conversation::new(options.system, defaults), &mut lines, &stop);
@@ -113,7 +113,7 @@ fn talk(
             continue;
         }
         let screen = Screen::of_stdout();
-        let aside = |words: &str| screen.paint(Look::Aside, words) + "\n";
+        let aside = |words: &str| screen.paint(Look::Aside, &screen.wrapped(words)) + "\n";
         let shown = match conversation.take(line) {
             Ok(Said::Words(words)) => aside(&words),
             Ok(Said::Statistics) => {

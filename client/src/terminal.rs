@@ -46,6 +46,12 @@ impl Screen {
         Self { columns, has_colours: true }
     }
 
+    /// A whole text with its lines broken between words.
+    pub(crate) fn wrapped(self, text: &str) -> String {
+        let mut wrap = Wrap::new(self);
+        wrap.take(text) + &wrap.end()
+    }
+
     /// The text in its colour.
     pub(crate) fn paint(self, look: Look, text: &str) -> String {
         let code = match look {

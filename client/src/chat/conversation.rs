@@ -21,8 +21,7 @@ const PARAMETERS: [(&str, &str); 7] = [
     ("seed", "another for each answer"),
 ];
 
-const HELP: &str = "\
-  /system TEXT         instructions before the conversation; without a text none
+const HELP: &str = "  /system TEXT         instructions before the conversation; without a text none
   /params              how answers are sampled
   /params NAME VALUE   sets one of them; without a value it is the default again
   /reset               forgets the conversation

@@ -58,8 +58,7 @@ pub(crate) struct LessonOptions {
 }
 
 /// What there is, where no chapter is named.
-const LESSONS: &str = "\
-  nanoinfer lesson 1    understand: from checkpoint to conversation, on the 100-line program
+const LESSONS: &str = "  nanoinfer lesson 1    understand: from checkpoint to conversation, on the 100-line program
   nanoinfer lesson 2    optimise: from the 100 lines to the server's speed
   nanoinfer lesson 3    serve: a model over several ranks
   nanoinfer lesson 4    build: a batching server in eleven steps

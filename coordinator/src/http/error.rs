@@ -14,7 +14,7 @@ use axum::{
 };
 use serde_json::{Value, json};
 
-use super::quote::short;
+use super::{document, quote::short};
 use crate::{
     handle::SubmitError,
     metrics::Metrics,
@@ -238,18 +238,13 @@ impl IntoResponse for Failure {
 pub(super) async fn render(State(metrics): State<Arc<Metrics>>, request: Request, next: Next) -> Response {
     let form = Form::of(request.uri().path());
     let mut response = next.run(request).await;
-    let Some(mut failure) = response.extensions_mut().remove::<Failure>() else {
+    let Some(failure) = response.extensions_mut().remove::<Failure>() else {
         return response;
     };
     metrics.refused(failure.status.as_u16());
     let wants_key = failure.status == StatusCode::UNAUTHORIZED;
     let is_full = failure.status == StatusCode::TOO_MANY_REQUESTS || failure.code == Some("connections_full");
     let allow = response.headers_mut().remove(header::ALLOW).map(|methods| [(header::ALLOW, methods)]);
-    if let Some([(_, methods)]) = &allow
-        && let Ok(methods) = methods.to_str()
-    {
-        failure = failure.with_hint(format!("it answers {}", methods.replace(',', ", ")));
-    }
     let scheme = wants_key.then_some([(header::WWW_AUTHENTICATE, "Bearer")]);
     let again = is_full.then_some([(header::RETRY_AFTER, RETRY_AFTER_S)]);
     (failure.status, allow, scheme, again, Json(failure.body(form))).into_response()
@@ -273,8 +268,8 @@ pub(super) async fn unknown_route(method: Method, uri: Uri) -> Failure {
 /// What becomes of a method that a path does not know.
 pub(super) async fn wrong_method(method: Method, uri: Uri) -> Failure {
     let message = format!("{} does not answer {method}", short(uri.path()));
-    // [`render`] knows which it does.
     Failure::new(StatusCode::METHOD_NOT_ALLOWED, message)
+        .with_hint(format!("it answers {}", document::methods(uri.path())))
 }
 
 #[cfg(test)]

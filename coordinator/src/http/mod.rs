@@ -7,6 +7,7 @@
 
 mod app;
 mod body;
+mod document;
 mod constraint;
 mod error;
 mod explain;

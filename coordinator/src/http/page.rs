@@ -7,10 +7,9 @@ use axum::{
     http::{Method, Uri, header},
     response::{IntoResponse, Response},
 };
-use serde_json::Value;
 
 use super::{
-    App,
+    App, document,
     error::{self, Failure},
     model_name,
 };
@@ -18,7 +17,6 @@ use super::{
 const CHAT: &str = include_str!("page/chat.html");
 const LEARN: &str = include_str!("page/learn.html");
 const DOCS: &str = include_str!("page/docs.html");
-const OPENAPI: &str = include_str!("page/openapi.json");
 
 macro_rules! chapter {
     ($name:literal) => {
@@ -103,18 +101,8 @@ pub(super) async fn asset(
 /// is served.
 pub(super) async fn openapi(State(app): State<App>) -> Response {
     let card = app.engine.card();
-    let quoted = |text: &str| Value::from(text).to_string();
-    let document = OPENAPI
-        .replacen(r#""version": """#, &format!(r#""version": {}"#, quoted(&card.build_id)), 1)
-        .replace(r#""nano-chat""#, &quoted(model_name::shown(card)));
+    let document = document::written(&card.build_id, model_name::shown(card));
     ([(header::CONTENT_TYPE, "application/json")], document).into_response()
-}
-
-/// Written by hand: requests are read field by field, so there are no types that it could be derived from. Tests, and
-/// `.ci/clients`, hold the server against it.
-#[cfg(test)]
-pub(super) fn document() -> Value {
-    serde_json::from_str(OPENAPI).expect("a test reads it")
 }
 
 fn file(kind: &'static str, text: &'static str) -> Response {

@@ -278,6 +278,11 @@ async fn unknown_paths_and_methods_are_said_in_the_right_form() {
     assert_eq!(reply.status, 405);
     assert!(reply.head.contains("allow: post"), "{}", reply.head);
     assert!(reply.json()["error"].as_str().unwrap().contains("does not answer GET; hint: it answers POST"));
+    for (path, methods) in [("/v1/models/some/one", "GET"), ("/openapi.json", "GET"), ("/tokenize", "POST")] {
+        let reply = server.send("PATCH", path, "", "").await;
+        let hint = format!("{path} does not answer PATCH; hint: it answers {methods}");
+        assert!(reply.json()["error"]["message"].as_str().unwrap().ends_with(&hint), "{}", reply.body);
+    }
     let reply = server.send("DELETE", "/v1/models", "", "").await;
     assert!(reply.status == 405 && reply.json()["error"]["type"] == "invalid_request_error");
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::Server;
 use crate::{
     config::ModelCard,
-    http::{ApiKey, HeaderValue, HttpOptions, page},
+    http::{ApiKey, HeaderValue, HttpOptions, document, page},
     testing::{Act, demo_card, demo_text, engine, saying, scripted, speak},
     text::TextEngine,
 };
@@ -299,7 +299,7 @@ async fn the_document_and_the_router_know_the_same_routes() {
         .filter_map(|line| line.trim().strip_prefix(".route(\"")?.split('"').next())
         .map(|path| path.replace("{*id}", "{id}"))
         .collect();
-    let document = page::document();
+    let document = document::read();
     let documented: BTreeSet<String> = document["paths"].as_object().unwrap().keys().cloned().collect();
     assert_eq!(routed, documented);
 
