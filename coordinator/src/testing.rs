@@ -85,14 +85,26 @@ pub(crate) enum Act {
 
 /// An engine that takes requests and does nothing with them.
 pub(crate) fn silent(queue: usize) -> (EngineHandle, mpsc::Receiver<Command>) {
-    let shape = &DEMO.0;
-    let (vocab_size, n_positions) = (shape.vocab_size, shape.context);
-    handle::channel(Door { vocab_size, n_positions, max_queue: queue, max_queue_tokens: 1 << 20 })
+    silent_to(DEMO.0.context, queue)
+}
+
+/// The same for texts of so many positions.
+fn silent_to(n_positions: usize, queue: usize) -> (EngineHandle, mpsc::Receiver<Command>) {
+    handle::channel(Door { vocab_size: DEMO.0.vocab_size, n_positions, max_queue: queue, max_queue_tokens: 1 << 20 })
 }
 
 /// An engine that handles one request after another by a script.
 pub(crate) fn scripted(queue: usize, script: impl Fn(&Request) -> Act + Send + 'static) -> EngineHandle {
-    let (handle, mut receiver) = silent(queue);
+    scripted_to(DEMO.0.context, queue, script)
+}
+
+/// The same for texts of so many positions.
+pub(crate) fn scripted_to(
+    n_positions: usize,
+    queue: usize,
+    script: impl Fn(&Request) -> Act + Send + 'static,
+) -> EngineHandle {
+    let (handle, mut receiver) = silent_to(n_positions, queue);
     handle.status().set_ready(true);
     tokio::spawn(async move {
         while let Some(command) = receiver.recv().await {

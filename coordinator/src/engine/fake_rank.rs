@@ -393,8 +393,7 @@ fn noise(kind: u64) -> Vec<u8> {
     }
 }
 
-/// Forces tokens now and then, up to a block and a half, and lets but a third of them come in others: which and when is a hash of the
-/// answer.
+/// Forces tokens now and then, up to a block and a half: which and when is a hash of the answer.
 #[derive(Clone, Debug)]
 pub(crate) struct Forcing(pub(crate) u64);
 
@@ -406,20 +405,35 @@ impl Next for Forcing {
         (0..count).map(|i| (mix(self.0 ^ i << 32) % 150) as TokenId).collect()
     }
 
+    fn boxed(&self) -> Box<dyn Next> {
+        Box::new(self.clone())
+    }
+}
+
+/// Forces, lets but a third of the tokens come now and then, is stuck or whole at some point: all a hash of the answer, too.
+#[derive(Clone, Debug)]
+pub(crate) struct Shaping(pub(crate) Forcing);
+
+impl Next for Shaping {
+    fn after(&mut self, id: TokenId) -> Vec<TokenId> {
+        self.0.after(id)
+    }
+
     fn is_masking(&self) -> bool {
-        self.0 % 5 < 2
+        self.0.0 % 5 < 2
     }
 
     fn mask(&mut self) -> Result<TokenMask, String> {
-        let allowed = |&id: &TokenId| mix(self.0 ^ u64::from(id) << 20).is_multiple_of(3);
-        match self.0 % 1009 {
+        let state = self.0.0;
+        let allowed = |&id: &TokenId| mix(state ^ u64::from(id) << 20).is_multiple_of(3);
+        match state % 1009 {
             0 => Err("a fake grammar was told to be stuck".into()),
             _ => Ok((0..150).filter(allowed).collect()),
         }
     }
 
     fn is_over(&self) -> bool {
-        self.0 % 211 == 1
+        self.0.0 % 211 == 1
     }
 
     fn boxed(&self) -> Box<dyn Next> {

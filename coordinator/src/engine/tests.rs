@@ -9,7 +9,7 @@ use std::{
 
 use super::*;
 use crate::engine::{
-    fake_rank::{self, Behaviour, Forcing},
+    fake_rank::{self, Behaviour, Forcing, Shaping},
     handle::{Events, SubmitError},
     history::{LiveBlocks, Replay},
     next::Next,
@@ -103,6 +103,7 @@ pub(super) fn mixed() -> Vec<Request> {
         }),
         request(&prompt(7, 96), 0),
         Request { next: Some(Forcing(7).boxed()), ..request(&prompt(8, 20), 60) },
+        Request { next: Some(Shaping(Forcing(9)).boxed()), ..request(&prompt(9, 20), 60) },
     ]
 }
 

@@ -307,7 +307,7 @@ impl Fields {
     /// Refuses a request that lacks a field and has, among what is left, a slip of the keyboard for it.
     pub(super) fn refuse_slip(&self, name: &str) -> Result<(), Failure> {
         // Bounded, as comparing takes the time of both lengths.
-        let short = self.held.keys().take(MAX_NAMES).filter(|key| key.len() <= 2 * name.len());
+        let short = self.held.keys().take(MAX_NAMES).filter(|key| *key != name && key.len() <= 2 * name.len());
         let Some(slip) = short.into_iter().find(|key| closest(key, [name]).is_some()) else { return Ok(()) };
         let failure = Failure::field(name, format!("is missing, and `{slip}` is unknown"));
         Err(failure.with_hint(format!("did you mean `{name}`?")))

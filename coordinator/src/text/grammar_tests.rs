@@ -165,7 +165,7 @@ fn a_grammar_may_begin_behind_a_mark_or_where_its_first_token_comes() {
     write(&mut thinking, "<tool_call>");
     assert!(thinking.is_masking());
     let perhaps = Follower::new(text.clone(), &grammar, Opening::Perhaps);
-    for (answer, is_masking) in [("{", true), (" {", false), ("Two {", false)] {
+    for (answer, is_masking) in [("{", true), (" {", true), ("Two {", false)] {
         let mut follower = perhaps.at(None);
         assert!(!follower.is_masking());
         write(&mut follower, answer);

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, hash::DefaultHasher};
 use nanoinfer_shared::protocol::TokenId;
 
 use crate::engine::{
-    fake_rank::Forcing,
+    fake_rank::{Forcing, Shaping},
     handle::{EngineHandle, Events, SubmitError},
     next::Next,
     random,
@@ -156,7 +156,7 @@ pub(super) fn a_request(number: u64) -> Request {
         prompt_logprobs: dice.percent(15).then(|| PromptLogprobs { top: 2, from: dice.roll(0, 40) as usize }),
         ..sampling
     };
-    let next = dice.percent(40).then(|| Forcing(number).boxed());
+    let next = dice.percent(40).then(|| Shaping(Forcing(number)).boxed());
     Request { sampling, next, ..Request::greedy((0..length).map(|at| token(at) as TokenId).collect(), max_tokens) }
 }
 

@@ -7,14 +7,15 @@ use serde_json::{Value, json};
 use super::Server;
 use crate::{
     request::Request,
-    testing::{Act, calling, calling_text, saying, scripted, speak},
+    testing::{Act, calling, calling_text, saying, scripted_to, speak},
     text::Specials,
 };
 
 /// A server whose model says `reply`, and what was asked of its engine.
 async fn answering(reply: &'static str) -> (Server, mpsc::Receiver<Request>) {
     let (seen, requests) = mpsc::channel();
-    let handle = scripted(64, move |request| {
+    // What describes tools is longer than the demo's context.
+    let handle = scripted_to(1024, 64, move |request| {
         let _ = seen.send(request.clone());
         Act::Events(speak(&Request { next: None, ..request.clone() }, reply))
     });
