@@ -214,7 +214,7 @@ fn a_batch_of_many_rows_has_the_bits_of_a_few() {
 fn two_ranks_share_a_gpu_through_the_hosts_memory() {
     let gpus = OnGpus::start("heads5", &[], &["--dtype", "f32", "--nproc", "2"]);
     (0..3).for_each(|case| gpus.check(case));
-    assert!(gpus.server.log().contains("data link shared memory"), "{}", gpus.server.log());
+    assert!(gpus.server.log().contains(r#"link="shared memory""#), "{}", gpus.server.log());
     let log = gpus.stop();
     assert_eq!(count(&log, "captured "), 0, "a step that needs the host cannot be captured");
     assert_eq!(count(&log, "nccl"), 0);
@@ -418,7 +418,7 @@ fn what_is_missing_is_named_and_auto_goes_on_with_the_cpu() {
     assert!(code == Some(2) && text.contains("no GPU 3: the driver sees 1"), "{text}");
     let two = [("FAKE_GPU_DEVICES", "2")];
     let (_, text) = plan(no_nccl.path(), &two, &["--nproc", "2"]);
-    assert!(text.contains("data link shared memory") && text.contains("no NCCL: looked for libnccl.so.2"), "{text}");
+    assert!(text.contains(r#"link="shared memory""#) && text.contains("no NCCL: looked for libnccl.so.2"), "{text}");
     let (code, text) = plan(no_nccl.path(), &two, &["--nproc", "2", "--comm", "nccl"]);
     assert!(code == Some(2) && text.contains("no NCCL") && text.contains("--comm shm"), "{text}");
     let (_, text) = plan(all, &two, &["--nproc", "2"]);

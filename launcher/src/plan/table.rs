@@ -13,6 +13,19 @@ use super::Plan;
 use crate::size::ByteSize;
 
 impl Plan {
+    /// What partial sums go over, of several ranks.
+    fn link(&self) -> Option<&'static str> {
+        match self.load.comm {
+            CommKind::Local => None,
+            CommKind::Shm => Some("shared memory"),
+            CommKind::Tcp if self.load.hosts.iter().any(|&ranks| ranks > 1) => {
+                Some("shared memory within a host and TCP between")
+            }
+            CommKind::Tcp => Some("TCP"),
+            CommKind::Nccl => Some("NCCL"),
+        }
+    }
+
     /// Logs the same as events: one of the whole, one for each note and each rank.
     pub(crate) fn log(&self) {
         let shape = &self.model.shape;
@@ -29,6 +42,8 @@ impl Plan {
             hosts = self.hosts.len(),
             dtype = %self.load.dtype,
             kv_dtype = %self.load.kv_dtype,
+            link = self.link(),
+            sums = if self.load.comm_dtype == CommDType::Bf16 { "bf16" } else { "f32" },
             kv_blocks = self.kv_blocks,
             kv_tokens = self.kv_blocks * BLOCK_TOKENS,
             bytes = self.memory.iter().map(RankMemory::total).sum::<u64>(),
@@ -91,15 +106,7 @@ impl fmt::Display for Plan {
             },
             if world > 1 { " each" } else { "" },
             self.load.dtype,
-            match self.load.comm {
-                CommKind::Local => "",
-                CommKind::Shm => ", data link shared memory",
-                CommKind::Tcp if self.load.hosts.iter().any(|&ranks| ranks > 1) => {
-                    ", data link shared memory within a host and TCP between"
-                }
-                CommKind::Tcp => ", data link TCP",
-                CommKind::Nccl => ", data link NCCL",
-            },
+            self.link().map_or(String::new(), |link| format!(", data link {link}")),
             match self.load.comm_dtype {
                 CommDType::F32 => "",
                 CommDType::Bf16 => ", partial sums in bf16",
