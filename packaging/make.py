@@ -39,21 +39,26 @@ def run(*command, **more):
 
 
 def build():
-    """Both programs, linked against the old C library."""
+    """Both programs, linked by zig against the names that the old C library has: what it has not is an error then."""
     tools = ROOT / "target/linker"
     if not (tools / "bin/cargo-zigbuild").exists():
         run(sys.executable, "-m", "venv", str(tools))
         run(str(tools / "bin/pip"), "install", "--quiet", "--disable-pip-version-check", *LINKER)
-    environment = os.environ | {"PATH": f"{tools}/bin:{os.environ['PATH']}"}
-    run("cargo", "zigbuild", "--release", "--locked", "--workspace", "--bins", "--target", f"x86_64-unknown-linux-gnu.{GLIBC}", env=environment)
-    return ROOT / "target/x86_64-unknown-linux-gnu/release"
+    # cargo-zigbuild knows which of rustc's words zig does not.
+    linker = tools / "bin/cc-of-old"
+    linker.write_text(f'#!/bin/sh\nPATH="{tools}/bin:$PATH" exec cargo-zigbuild zig cc -- -target x86_64-linux-gnu.{GLIBC} "$@"\n')
+    linker.chmod(0o755)
+    environment = os.environ | {"CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_LINKER": str(linker)}
+    target = "x86_64-unknown-linux-gnu"
+    run("cargo", "build", "--release", "--locked", "--workspace", "--bins", "--target", target, env=environment)
+    return ROOT / "target" / target / "release"
 
 
 def needed_glibc(program):
     """The newest symbol version that a program asks for."""
     symbols = run("objdump", "-T", str(program), capture_output=True).stdout
     versions = {tuple(map(int, version.split("."))) for version in re.findall(r"GLIBC_([\d.]+)", symbols)}
-    return ".".join(map(str, max(versions)))
+    return max(versions)
 
 
 class Tree:
@@ -146,7 +151,8 @@ Description: {SUMMARY}
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--built", type=pathlib.Path)
-    built = parser.parse_args().built or build()
+    arguments = parser.parse_args()
+    built = arguments.built or build()
     version = tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]["package"]["version"]
     time = int(run("git", "log", "-1", "--format=%ct", capture_output=True).stdout)
     shutil.rmtree(OUT, ignore_errors=True)
@@ -157,7 +163,9 @@ def main():
         # Names of functions stay, for what a crash tells.
         run("strip", "--strip-debug", "-o", str(stripped), str(built / name))
         programs[name] = stripped.read_bytes()
-        print(f"{name}: {len(programs[name]) / 1e6:.1f} MB, needs glibc {needed_glibc(stripped)}")
+        needed = needed_glibc(stripped)
+        print(f"{name}: {len(programs[name]) / 1e6:.1f} MB, needs glibc {'.'.join(map(str, needed))}")
+        assert arguments.built or needed <= tuple(map(int, GLIBC.split("."))), f"{name} needs more than glibc {GLIBC}"
         stripped.unlink()
 
     archive = Tree(time)
