@@ -13,7 +13,6 @@ use crate::{
     server::{Server, golden_folder, is_alive, run_to_end, send_signal},
 };
 
-/// The server takes a second to hear the last words of its ranks.
 const ADJUSTED: &str = r#"{"5": 2.0, "17": -100}"#;
 
 /// A served golden model, and the log of its GPUs.
