@@ -25,6 +25,7 @@ const CRATES: &[&str] = &[
     "launcher/src",
     "client/src",
     "eval/src",
+    "docs/learn/steps/src",
 ];
 
 /// A module's path below its crate.
