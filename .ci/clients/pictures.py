@@ -130,7 +130,10 @@ def readme():
     page.set(Temperature=1.2, Seed=1)
     page.ask("What is the capital of France?")
     page.ask("What is a cat?")
-    page.all(".message.assistant:last-of-type .piece")[7].click()
+    # Of its tokens the one whose step was disturbed the least by whatever else ran.
+    best = """const pieces = [...document.querySelectorAll('.message.assistant:last-of-type .piece')].slice(3, -3);
+        return pieces.reduce((best, one) => one.piece.explain[0].step.ms < best.piece.explain[0].step.ms ? one : best)"""
+    album.browser.execute_script(best).click()
     wait_until(lambda: page.all("#token .step"), "the token explained")
     album.browser.save_screenshot(str(ROOT / "docs/chat.png"))
     album.browser.quit()

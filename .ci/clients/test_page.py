@@ -373,7 +373,7 @@ def test_a_narrow_window_in_chinese_and_the_reference(browser, server, theme):
     assert complaints(browser) == [], "all of it is in Chinese"
     reference = Page(browser, f"{server.url}/docs")
     wait_until(lambda: len(reference.all("details")) > 25, "the routes")
-    assert complaints(browser) == []
+    assert reference.faults() == [] and complaints(browser) == []
 
 
 def test_a_rank_is_lost_and_comes_back(browser, tmp_path):
