@@ -185,7 +185,7 @@ DEVICE void project(const ProjectArguments *a, const int normed) {
     float *normed_scales = (float *)(normed_rows + rows * stride);
     if (normed) {
         for (unsigned row = warp; row < rows; row += PROJECT_WARPS)
-            normalise(&a->norm, first_row + row, normed_rows + row * stride, normed_scales + row * slices, stride);
+            normalise(&a->norm, first_row + row, normed_rows + row * stride, normed_scales + row * slices, a->stride);
         BARRIER();
     }
     const InputRows from_memory = {a->inputs.rows + (unsigned long long)first_row * stride,

@@ -81,7 +81,7 @@ fn embed(lab: &Lab, section: &mut Section<'_>) -> Result<(), GpuError> {
     let x = lab.empty(tokens.len() * width, 4)?;
     let arguments = EmbedArguments {
         tokens: lab.words(&tokens)?,
-        positions: lab.words(&[0; 3])?,
+        positions: lab.words(&tokens)?,
         embedding,
         x,
         tokens_local: local as u32,
