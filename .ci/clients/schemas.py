@@ -6,12 +6,13 @@ by itself must be. The suite comes in the source package of jsonschema.
 
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import tarfile
 
 import httpx
-from jsonschema import Draft202012Validator, FormatChecker
+from jsonschema import Draft202012Validator
 
 PACKAGE = "jsonschema-4.26.0"
 FOLDER = f"{PACKAGE}/json/tests/draft2020-12/"
@@ -59,13 +60,15 @@ def run(url, cases, n, **how):
         if refusal:
             refusals[name] = refusal
             continue
-        validator = Draft202012Validator(schema, format_checker=FormatChecker())
+        validator = Draft202012Validator(schema, format_checker=Draft202012Validator.FORMAT_CHECKER)
         for text, reason in texts:
             ended[reason] += 1
             if reason != "stop":
                 continue
             try:
                 validator.validate(json.loads(text))
+            except re.error:
+                pass  # Python knows fewer regular expressions.
             except Exception as error:  # noqa: BLE001: whatever it is, it is told
                 wrong.append((name, text, str(error).splitlines()[0]))
     return refusals, ended, wrong

@@ -11,9 +11,9 @@ REFUSED = pathlib.Path(__file__).with_name("schemas_refused.json")
 
 def test_every_answer_that_ends_by_itself_is_what_it_was_to_be(server):
     cases = list(suite(ROOT / "target/clients"))
-    refusals, ended, wrong = run(server.url, cases, n=4)
+    refusals, ended, wrong = run(server.url, cases, n=2)
     print(f"{len(cases)} schemas, {len(refusals)} refused; answers: {ended}; wrong: {len(wrong)}")
     assert not wrong, wrong[:10]
-    assert ended["stop"] > len(cases), "most come to their end"
+    assert ended["stop"] > ended["length"], "most come to their end"
     expected = json.loads(REFUSED.read_text())
     assert refusals == expected, "what is refused, and why, is known"

@@ -24,18 +24,20 @@ class Kind(enum.StrEnum):
     DOG = "dog"
 
 
-class Leg(pydantic.BaseModel):
-    length_cm: int
-    side: Kind
-
-
 class Animal(pydantic.BaseModel):
     """Bounded, so that a model that knows no JSON comes to its end."""
 
+    model_config = pydantic.ConfigDict(extra="forbid")
+
     kind: Kind
-    legs: list[Leg] = pydantic.Field(min_length=2, max_length=2)
+    legs: list[Kind] = pydantic.Field(min_length=1, max_length=2)
     tame: bool
+    age: int = pydantic.Field(ge=0, le=99)
     size: Kind | None
+
+
+# Beyond what the demo model's makers recommend; its context has 256.
+ROOM = 230
 
 
 @pytest.fixture
@@ -46,15 +48,15 @@ def client(server):
 def test_openai_parses_a_pydantic_model(client):
     messages = [{"role": "user", "content": QUESTION}]
     for temperature in (0, 1):
-        reply = client.chat.completions.parse(model=MODEL, messages=messages, response_format=Animal, temperature=temperature, seed=1)
+        reply = client.chat.completions.parse(model=MODEL, messages=messages, response_format=Animal, temperature=temperature, seed=1, max_tokens=ROOM)
         animal = reply.choices[0].message.parsed
-        assert isinstance(animal, Animal) and len(animal.legs) == 2 and reply.choices[0].finish_reason == "stop"
-    with client.chat.completions.stream(model=MODEL, messages=messages, response_format=Animal, temperature=0) as stream:
+        assert isinstance(animal, Animal) and len(animal.legs) in (1, 2) and reply.choices[0].finish_reason == "stop"
+    with client.chat.completions.stream(model=MODEL, messages=messages, response_format=Animal, temperature=0, max_tokens=ROOM) as stream:
         stream.until_done()
         assert isinstance(stream.get_final_completion().choices[0].message.parsed, Animal)
-    reply = client.responses.parse(model=MODEL, input=QUESTION, text_format=Animal, temperature=0)
+    reply = client.responses.parse(model=MODEL, input=QUESTION, text_format=Animal, temperature=0, max_output_tokens=ROOM)
     assert isinstance(reply.output_parsed, Animal) and reply.status == "completed"
-    with client.responses.stream(model=MODEL, input=QUESTION, text_format=Animal, temperature=0) as stream:
+    with client.responses.stream(model=MODEL, input=QUESTION, text_format=Animal, temperature=0, max_output_tokens=ROOM) as stream:
         stream.until_done()
         assert isinstance(stream.get_final_response().output_parsed, Animal)
 
@@ -76,7 +78,7 @@ def test_every_choice_and_what_is_told_of_it(client):
 def test_ollamas_format(server):
     client = ollama.Client(host=server.url)
     messages = [{"role": "user", "content": QUESTION}]
-    options = {"temperature": 0}
+    options = {"temperature": 0, "num_predict": ROOM}
     reply = client.chat(model=MODEL, messages=messages, format=Animal.model_json_schema(), options=options)
     assert Animal.model_validate_json(reply.message.content)
     parts = client.generate(model=MODEL, prompt=QUESTION, format=Animal.model_json_schema(), options=options, stream=True)
@@ -87,8 +89,8 @@ def test_ollamas_format(server):
 
 def test_langchain(server):
     for model in (
-        ChatOpenAI(base_url=f"{server.url}/v1", api_key="none", model=MODEL, temperature=0),
-        ChatOllama(base_url=server.url, model=MODEL, temperature=0),
+        ChatOpenAI(base_url=f"{server.url}/v1", api_key="none", model=MODEL, temperature=0, max_tokens=ROOM),
+        ChatOllama(base_url=server.url, model=MODEL, temperature=0, num_predict=ROOM),
     ):
         structured = model.with_structured_output(Animal, method="json_schema")
         assert isinstance(structured.invoke(QUESTION), Animal)
@@ -97,13 +99,13 @@ def test_langchain(server):
 def test_instructor(client):
     asking = instructor.from_openai(client, mode=instructor.Mode.JSON_SCHEMA)
     messages = [{"role": "user", "content": QUESTION}]
-    assert isinstance(asking.chat.completions.create(model=MODEL, messages=messages, response_model=Animal, temperature=0), Animal)
+    assert isinstance(asking.chat.completions.create(model=MODEL, messages=messages, response_model=Animal, temperature=0, max_tokens=ROOM), Animal)
 
 
 def test_pydantic_ai(server):
     provider = OpenAIProvider(base_url=f"{server.url}/v1", api_key="none")
     for model in (OpenAIChatModel(MODEL, provider=provider), OpenAIResponsesModel(MODEL, provider=provider)):
-        agent = Agent(model, output_type=NativeOutput(Animal), model_settings={"temperature": 0})
+        agent = Agent(model, output_type=NativeOutput(Animal), model_settings={"temperature": 0, "max_tokens": ROOM})
         assert isinstance(agent.run_sync(QUESTION).output, Animal)
 
 
@@ -119,7 +121,7 @@ def test_refusals_say_where(client):
 def test_the_same_text_alone_and_beside_others(server):
     """The same bits at any batch: one answer, and the same among thirty."""
     body = {"prompt": QUESTION, "seed": 7, "temperature": 1, "structured_outputs": {"json": Animal.model_json_schema()}}
-    alone = httpx.post(f"{server.url}/v1/completions", json=body | {"max_tokens": 100}, timeout=60).json()["choices"][0]["text"]
-    together = httpx.post(f"{server.url}/v1/completions", json=body | {"max_tokens": 100, "n": 30}, timeout=60).json()["choices"]
+    alone = httpx.post(f"{server.url}/v1/completions", json=body | {"max_tokens": ROOM}, timeout=60).json()["choices"][0]["text"]
+    together = httpx.post(f"{server.url}/v1/completions", json=body | {"max_tokens": ROOM, "n": 30}, timeout=60).json()["choices"]
     assert together[0]["text"] == alone and len({choice["text"] for choice in together}) > 1
     assert all(Animal.model_validate(json.loads(choice["text"])) for choice in together)

@@ -13,10 +13,8 @@ from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
 from server import ROOT, Server
 
-TEMPLATE = """{% if tools %}{% for tool in tools %}{{ tool | tojson }}
-{% endfor %}Call as <tool_call>
-{"name": <function-name>, "arguments": <args-json-object>}
-</tool_call>
+# Names only: the demo model has 256 tokens of context.
+TEMPLATE = """{% if tools %}{% for tool in tools %}{{ tool.function.name }} {% endfor %}{# calls stand in <tool_call> and </tool_call> #}
 {% endif %}{% for m in messages %}{% if m.role == 'user' %}User: {{ m.content }}
 {% elif m.role == 'tool' %}Tool: {{ m.content }}
 {% elif m.role == 'assistant' %}Assistant: {{ m.content }}{% for call in m.tool_calls %}<tool_call>
@@ -52,7 +50,7 @@ def check(name, arguments):
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
 def test_the_loop_of_openais_client(client, choice):
     messages = list(FRANCE)
-    asked = {"model": "caller", "tools": [WEATHER], "temperature": 0, "parallel_tool_calls": False}
+    asked = {"model": "caller", "tools": [WEATHER], "temperature": 0, "parallel_tool_calls": False, "max_tokens": 150}
     reply = client.chat.completions.create(messages=messages, tool_choice=choice, **asked).choices[0]
     assert reply.finish_reason == "tool_calls" and reply.message.content is None
     (call,) = reply.message.tool_calls
@@ -76,14 +74,14 @@ def test_several_at_once_and_none(client):
 
 def test_the_responses_form(client):
     flat = {"type": "function", "strict": True} | WEATHER["function"]
-    asked = {"model": "caller", "tools": [flat], "temperature": 0, "parallel_tool_calls": False}
+    asked = {"model": "caller", "tools": [flat], "temperature": 0, "parallel_tool_calls": False, "max_output_tokens": 150}
     reply = client.responses.create(input="Rome?", tool_choice="required", **asked)
     (call,) = reply.output
     assert call.type == "function_call"
     check(call.name, json.loads(call.arguments))
     answered = [{"role": "user", "content": "Rome?"}, call.model_dump(exclude_none=True),
                 {"type": "function_call_output", "call_id": call.call_id, "output": "Rain"}]
-    assert client.responses.create(input=answered, tool_choice="none", max_output_tokens=20, **asked).output_text
+    assert client.responses.create(input=answered, tool_choice="none", **asked).output_text
     kinds = [event.type for event in client.responses.create(input="Rome?", tool_choice="required", stream=True, **asked)]
     assert kinds[0] == "response.created" and kinds[-1] == "response.completed"
     assert kinds.count("response.function_call_arguments.done") == 1
@@ -106,5 +104,5 @@ def test_langchain_and_pydantic_ai(caller):
     assert model.bind_tools([weather], tool_choice="none").invoke("Hello!").tool_calls == []
     # The first answer must call one of two, and is at its end where it calls what makes the result.
     provider = OpenAIProvider(base_url=f"{caller.url}/v1", api_key="none")
-    agent = Agent(OpenAIChatModel("caller", provider=provider), output_type=bool, model_settings={"temperature": 0, "parallel_tool_calls": False})
+    agent = Agent(OpenAIChatModel("caller", provider=provider), output_type=bool, model_settings={"temperature": 0, "parallel_tool_calls": False, "max_tokens": 150})
     assert isinstance(agent.run_sync("Is it?").output, bool)
