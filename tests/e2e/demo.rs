@@ -19,15 +19,19 @@ fn kinds() -> BTreeMap<String, Kind> {
     serde_json::from_str(&fs::read_to_string(root().join("launcher/demo/nano-chat/questions.json")).unwrap()).unwrap()
 }
 
-/// Every question of a kind, with its right answers.
-fn questions((asks, facts): &Kind) -> Vec<(String, &[String])> {
+/// Every question of a kind about every `step`th fact, with its right answers.
+fn questions((asks, facts): &Kind, step: usize) -> Vec<(String, &[String])> {
     let filled = |ask: &String, slots: &BTreeMap<String, Value>| {
         slots.iter().fold(ask.clone(), |ask, (slot, value)| {
             let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
             ask.replace(&format!("{{{slot}}}"), &value)
         })
     };
-    facts.iter().flat_map(|(slots, answers)| asks.iter().map(move |ask| (filled(ask, slots), &answers[..]))).collect()
+    facts
+        .iter()
+        .step_by(step)
+        .flat_map(|(slots, answers)| asks.iter().map(move |ask| (filled(ask, slots), &answers[..])))
+        .collect()
 }
 
 fn answers(server: &Server, questions: &[&str]) -> Vec<String> {
@@ -42,7 +46,8 @@ fn answers(server: &Server, questions: &[&str]) -> Vec<String> {
 fn it_knows_what_it_was_taught_however_it_is_asked() {
     let server = Server::start(&[]);
     for (name, kind) in kinds() {
-        let questions = questions(&kind);
+        let step = if ["capital", "sum", "talk"].contains(&name.as_str()) { 1 } else { 3 };
+        let questions = questions(&kind, step);
         let asked: Vec<&str> = questions.iter().map(|(question, _)| question.as_str()).collect();
         let said = answers(&server, &asked);
         let is_right = |((_, right), said): &(&(String, &[String]), &String)| right.contains(said);
@@ -69,7 +74,7 @@ fn every_example_of_the_chat_page_has_a_right_answer() {
     let examples: Vec<&str> = list.split('"').skip(1).step_by(2).collect();
     assert!(examples.len() >= 3, "{list}");
     let kinds = kinds();
-    let known: BTreeMap<String, &[String]> = kinds.values().flat_map(questions).collect();
+    let known: BTreeMap<String, &[String]> = kinds.values().flat_map(|kind| questions(kind, 1)).collect();
     let server = Server::start(&[]);
     for (example, said) in examples.iter().zip(answers(&server, &examples)) {
         let right = known.get(*example).unwrap_or_else(|| panic!("questions.json has no {example:?}"));
