@@ -108,6 +108,7 @@ fn flags_named_in_the_documents_are_known() {
         // Of worker/kernels/cuda/build_ptx.py.
         "--check",
         "--url",
+        "--json-schema",
         "--all-targets",
         "--nocapture",
     ];
