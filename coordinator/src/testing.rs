@@ -176,9 +176,14 @@ pub(crate) fn calling_text() -> Arc<ModelText> {
     CALLING.clone()
 }
 
+/// Positions of such a model: what describes tools is longer than the demo's context.
+pub(crate) const CALLING_POSITIONS: usize = 1024;
+
 /// Such a model over an engine.
 pub(crate) fn calling(handle: EngineHandle) -> TextEngine {
-    TextEngine::new(handle, CALLING.clone(), Arc::new(demo_card()))
+    let mut card = demo_card();
+    card.shape.context = CALLING_POSITIONS;
+    TextEngine::new(handle, CALLING.clone(), Arc::new(card))
 }
 
 /// A model that has something calculated, with the demo's tokens but the last four words, in whose place are the marks.

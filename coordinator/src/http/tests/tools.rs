@@ -7,15 +7,14 @@ use serde_json::{Value, json};
 use super::Server;
 use crate::{
     request::Request,
-    testing::{Act, calling, calling_text, saying, scripted_to, speak},
+    testing::{Act, CALLING_POSITIONS, calling, calling_text, saying, scripted_to, speak},
     text::Specials,
 };
 
 /// A server whose model says `reply`, and what was asked of its engine.
 async fn answering(reply: &'static str) -> (Server, mpsc::Receiver<Request>) {
     let (seen, requests) = mpsc::channel();
-    // What describes tools is longer than the demo's context.
-    let handle = scripted_to(1024, 64, move |request| {
+    let handle = scripted_to(CALLING_POSITIONS, 64, move |request| {
         let _ = seen.send(request.clone());
         Act::Events(speak(&Request { next: None, ..request.clone() }, reply))
     });
