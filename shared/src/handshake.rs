@@ -157,9 +157,9 @@ pub fn admit(
     send(&mut socket, &Answer::Challenge(said(&mut noise, &Challenge { epoch, is_sealed })?))?;
     let mut seal = Seal::new(noise.into_stateless_transport_mode()?);
     match receive_sealed(&mut socket, Some(&mut seal.opener), MAX_HANDSHAKE_BYTES) {
-        Ok(_) => {}
-        // What was said before, by whom.
-        Err(LinkError::Broken(_)) => return Err(HandshakeError::Rejected(without_key.into())),
+        Ok(proof) if proof == PROOF => {}
+        // What was said before, by whom; a frame of nothing was never sealed.
+        Ok(_) | Err(LinkError::Broken(_)) => return Err(HandshakeError::Rejected(without_key.into())),
         Err(error) => return Err(error.into()),
     }
     let rank = identity.rank;
@@ -239,7 +239,7 @@ pub fn random_key() -> Result<[u8; 32], HandshakeError> {
     Ok(key)
 }
 
-/// Any bytes would do: that they are sealed is the proof.
+/// That it is sealed is the proof.
 const PROOF: &[u8] = b"proof";
 
 fn noise(key: &[u8], joins: bool) -> Result<HandshakeState, snow::Error> {

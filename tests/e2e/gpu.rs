@@ -148,7 +148,8 @@ fn every_type_gives_ids_the_probabilities_that_the_cpu_gives_them() {
             scores.iter().filter_map(Value::as_f64).collect()
         };
         for (dtype, on_cpu, tolerance) in
-            [("bf16", ["bf16", "bf16"], 0.05), ("f16", ["f32", "f32"], 0.01), ("int8", ["int8", "bf16"], 0.05)]
+            // An input between two bytes may become the other one.
+            [("bf16", ["bf16", "bf16"], 0.05), ("f16", ["f32", "f32"], 0.01), ("int8", ["int8", "bf16"], 0.2)]
         {
             let common = ["--model", &model, "--max-seqs", "4", "--port", "0"];
             let on_cpu = ["--device", "cpu", "--dtype", on_cpu[0], "--kv-dtype", on_cpu[1]];
@@ -417,7 +418,7 @@ fn what_is_missing_is_named_and_auto_goes_on_with_the_cpu() {
     assert!(code == Some(2) && text.contains("no GPU 3: the driver sees 1"), "{text}");
     let two = [("FAKE_GPU_DEVICES", "2")];
     let (_, text) = plan(no_nccl.path(), &two, &["--nproc", "2"]);
-    assert!(text.contains(r#"link="shared memory""#) && text.contains("no NCCL: looked for libnccl.so.2"), "{text}");
+    assert!(text.contains("data link shared memory") && text.contains("no NCCL: looked for libnccl.so.2"), "{text}");
     let (code, text) = plan(no_nccl.path(), &two, &["--nproc", "2", "--comm", "nccl"]);
     assert!(code == Some(2) && text.contains("no NCCL") && text.contains("--comm shm"), "{text}");
     let (_, text) = plan(all, &two, &["--nproc", "2"]);

@@ -261,6 +261,9 @@ fn a_rank_that_hears_nonsense_at_any_stage_of_its_life_ends_without_a_panic() {
         let (stage, orders) = (mutator.below(4), orders());
         for order in &orders[..stage] {
             link.sender.send(order.clone()).unwrap();
+            if matches!(order, ToRank::Step(_)) {
+                link.sender.send(ToRank::Masks(masks())).unwrap();
+            }
             let answer = link.receiver.receive().unwrap();
             assert!(!matches!(answer, FromRank::Failed { .. }), "{answer:?}");
         }

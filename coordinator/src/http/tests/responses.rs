@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::{Server, observed};
 use crate::{
     request::Request,
-    testing::{Act, calling, calling_text, demo_text, saying, scripted, speak, thinking},
+    testing::{Act, CALLING_POSITIONS, calling, calling_text, demo_text, saying, scripted, scripted_to, speak, thinking},
 };
 
 /// Events of a stream, with the names that stand before them.
@@ -76,7 +76,7 @@ async fn thoughts_and_calls_are_items_of_their_own() {
 
     let call = "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": 1}}\n</tool_call>";
     let (seen, requests) = mpsc::channel();
-    let handle = scripted(64, move |request: &Request| {
+    let handle = scripted_to(CALLING_POSITIONS, 64, move |request: &Request| {
         let _ = seen.send(request.clone());
         Act::Events(speak(&Request { next: None, ..request.clone() }, call))
     });
