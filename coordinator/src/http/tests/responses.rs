@@ -7,7 +7,9 @@ use serde_json::{Value, json};
 use super::{Server, observed};
 use crate::{
     request::Request,
-    testing::{Act, CALLING_POSITIONS, calling, calling_text, demo_text, saying, scripted, scripted_to, speak, thinking},
+    testing::{
+        Act, CALLING_POSITIONS, calling, calling_text, demo_text, saying, scripted, scripted_to, speak, thinking,
+    },
 };
 
 /// Events of a stream, with the names that stand before them.
