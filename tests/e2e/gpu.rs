@@ -149,7 +149,7 @@ fn every_type_gives_ids_the_probabilities_that_the_cpu_gives_them() {
         };
         for (dtype, on_cpu, tolerance) in
             // What is rounded half way may go the other way there: of bytes, and of bf16 in a model whose heads are normed.
-            [("bf16", ["bf16", "bf16"], 0.15), ("f16", ["f32", "f32"], 0.02), ("int8", ["int8", "bf16"], 0.25)]
+            [("bf16", ["bf16", "bf16"], 0.2), ("f16", ["f32", "f32"], 0.04), ("int8", ["int8", "bf16"], 0.7)]
         {
             let common = ["--model", &model, "--max-seqs", "4", "--port", "0"];
             let on_cpu = ["--device", "cpu", "--dtype", on_cpu[0], "--kv-dtype", on_cpu[1]];
