@@ -107,8 +107,9 @@ fn flags_named_in_the_documents_are_known() {
         "--test",
         // Of worker/kernels/cuda/build_ptx.py.
         "--check",
+        // Of packaging/make.py.
+        "--built",
         "--url",
-        "--json-schema",
         "--all-targets",
         "--nocapture",
     ];
