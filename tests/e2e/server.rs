@@ -136,7 +136,7 @@ impl Server {
     }
 
     /// Waits for a line of stderr that contains `text`.
-    pub(crate) fn await_line(&mut self, text: &str) -> String {
+    pub(crate) fn await_line(&self, text: &str) -> String {
         let mut found = None;
         wait_until(text, || {
             found = self.stderr.lock().unwrap().iter().find(|line| line.contains(text)).cloned();
