@@ -10,7 +10,7 @@ use crate::{
     bad_input::{copy_of_heads5, spoil},
     fake_gpu::{DRIVER, NCCL, compile, launcher_with, libraries, only},
     nanochat::{GENERATIONS, cache, golden_prompts},
-    server::{Server, golden_folder, is_alive, run_to_end, send_signal},
+    server::{Server, golden_folder, is_alive, root, run_to_end, send_signal},
 };
 
 const ADJUSTED: &str = r#"{"5": 2.0, "17": -100}"#;
@@ -127,6 +127,51 @@ fn nanochat_comes_out_of_captured_steps() {
         (0..cases.len()).for_each(|case| gpus.check(case));
         assert!(count(&gpus.stop(), "graph of") > 0);
     }
+}
+
+/// The built-in model is sure enough of what it was taught that no type's rounding turns it. Its shortest golden answers, as the emulator
+/// takes half a second a token.
+#[test]
+fn golden_ids_come_out_in_every_type() {
+    let path = root().join("launcher/demo/nano-chat");
+    let golden: Value = serde_json::from_str(&fs::read_to_string(path.join("golden.json")).unwrap()).unwrap();
+    let mut cases = golden.as_array().unwrap().clone();
+    cases.sort_by_key(|case| case["greedy_ids"].as_array().unwrap().len());
+    for (dtype, nproc) in [("bf16", "1"), ("f16", "2"), ("int8", "2")] {
+        let settings = [("FAKE_GPU_DEVICES", nproc)];
+        let gpus = OnGpus::of(&path, json!({ "cases": cases }), &settings, &["--dtype", dtype, "--nproc", nproc]);
+        (0..3).for_each(|case| gpus.check(case));
+        assert!(count(&gpus.stop(), "graph of") > 0);
+    }
+}
+
+/// Rows that a grammar masks are answered by the host, in one step with others that the GPU answers.
+#[test]
+fn a_grammar_allows_on_gpus_what_it_allows_on_cpus() {
+    let path = root().join("launcher/demo/nano-chat");
+    let gpus = OnGpus::of(&path, Value::Null, &[("FAKE_GPU_DEVICES", "2")], &["--dtype", "f32", "--nproc", "2"]);
+    let cpu = Server::start(&["--dtype", "f32", "--nproc", "2"]);
+    let question = "User: What is a cat?\nAssistant:";
+    let free = json!({ "prompt": question, "max_tokens": 40, "temperature": 0, "ignore_eos": true });
+    std::thread::scope(|threads| {
+        let beside = threads.spawn(|| gpus.server.ask("/v1/completions", &free)["choices"][0]["text"].clone());
+        for (grammar, is_whole) in [
+            (json!({ "guided_choice": [" A dog.", " A small animal."] }), true),
+            (json!({ "guided_regex": " [A-Z][a-z]{3,9} is [0-9]{2}" }), true),
+            (json!({ "guided_json": { "type": "object", "properties": { "n": { "type": "integer" } } } }), false),
+        ] {
+            let mut body =
+                json!({ "prompt": question, "max_tokens": 24, "temperature": 0.8, "seed": 3, "logprobs": 2 });
+            body.as_object_mut().unwrap().extend(grammar.as_object().unwrap().clone());
+            let [on_gpus, on_cpu] =
+                [&gpus.server, &cpu].map(|server| server.ask("/v1/completions", &body)["choices"][0].take());
+            assert_eq!(on_gpus["text"], on_cpu["text"], "{on_gpus}");
+            assert_eq!(on_gpus["logprobs"]["tokens"], on_cpu["logprobs"]["tokens"]);
+            assert!(!is_whole || on_gpus["finish_reason"] == "stop", "{on_gpus}");
+        }
+        assert_eq!(beside.join().unwrap(), cpu.ask("/v1/completions", &free)["choices"][0]["text"]);
+    });
+    gpus.stop();
 }
 
 /// Of models of every family, whose greedy ids are asked for in f32 above: in each type how likely those ids are, beside what the CPU says in

@@ -45,6 +45,8 @@ pub(crate) trait Lanes: Copy {
     unsafe fn max(self, other: Self) -> Self;
     /// The smaller of each lane.
     unsafe fn min(self, other: Self) -> Self;
+    /// A bit for each lane that is larger than the other's.
+    unsafe fn above(self, other: Self) -> u16;
     /// To the nearest whole number, ties to even.
     unsafe fn round(self) -> Self;
     /// Without the sign.

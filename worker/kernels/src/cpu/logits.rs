@@ -63,31 +63,41 @@ unsafe fn sum_exp_body<V: Lanes>(row: &[f32], scale: f32, max: f32) -> f32 {
 /// # Panics
 /// When this CPU has no `isa`.
 pub fn arg_top_k(isa: Isa, row: &[f32], k: usize) -> Vec<(usize, f32)> {
-    /// Elements that are passed over at once where none is large enough.
-    const CHUNK: usize = 16 * LANES;
     assert!(isa.is_available(), "this CPU has no {}", isa.name());
     let k = k.min(row.len());
     if k == 0 {
         return Vec::new();
     }
+    // SAFETY: `isa` is available.
+    unsafe { top_k(isa, row, k) }
+}
+
+versions! { unsafe fn top_k(row: &[f32], k: usize) -> Vec<(usize, f32)> = top_k_body }
+
+#[inline(always)]
+unsafe fn top_k_body<V: Lanes>(row: &[f32], k: usize) -> Vec<(usize, f32)> {
     let better = |a: &(usize, f32), b: &(usize, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+    // Adding 0 makes −0 a 0, so that the two are a tie.
+    let candidate = |i: usize| (i, row[i] + 0.0);
     // Candidates so far, at most 2 k of them; whoever is not above the k-th best of the last pruning cannot matter.
     let mut kept: Vec<(usize, f32)> = Vec::with_capacity(2 * k);
+    kept.extend((0..k).map(candidate));
     let mut bar = f32::NEG_INFINITY;
-    for (chunk_index, chunk) in row.chunks(CHUNK).enumerate() {
-        // SAFETY: `isa` is available.
-        if kept.len() >= k && unsafe { scaled_max(isa, chunk, 1.0) } <= bar {
-            continue;
-        }
-        for (i, &x) in chunk.iter().enumerate() {
-            if kept.len() < k || x > bar {
-                // Adding 0 makes −0 a 0, so that the two are a tie.
-                kept.push((chunk_index * CHUNK + i, x + 0.0));
-                if kept.len() == 2 * k {
-                    kept.select_nth_unstable_by(k - 1, better);
-                    kept.truncate(k);
-                    bar = kept[k - 1].1;
-                }
+    for (chunk, first) in row[k..].chunks(LANES).zip((k..).step_by(LANES)) {
+        let mut lanes = [f32::NEG_INFINITY; LANES];
+        let chunk = chunk.first_chunk::<LANES>().unwrap_or_else(|| {
+            lanes[..chunk.len()].copy_from_slice(chunk);
+            &lanes
+        });
+        // SAFETY: arrays of 16; the instruction set is the caller's promise.
+        let mut above = unsafe { V::load(chunk.as_ptr()).above(V::splat(bar)) };
+        while above != 0 {
+            kept.push(candidate(first + above.trailing_zeros() as usize));
+            above &= above - 1;
+            if kept.len() == 2 * k {
+                kept.select_nth_unstable_by(k - 1, better);
+                kept.truncate(k);
+                bar = kept[k - 1].1;
             }
         }
     }

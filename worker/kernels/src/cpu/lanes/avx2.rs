@@ -101,6 +101,10 @@ impl<const VNNI: bool> Lanes for Halves<VNNI> {
         fn div(self, other: Self) -> Self = Self(_mm256_div_ps(self.0, other.0), _mm256_div_ps(self.1, other.1));
         fn max(self, other: Self) -> Self = Self(_mm256_max_ps(self.0, other.0), _mm256_max_ps(self.1, other.1));
         fn min(self, other: Self) -> Self = Self(_mm256_min_ps(self.0, other.0), _mm256_min_ps(self.1, other.1));
+        fn above(self, other: Self) -> u16 = {
+            let bits = |a, b| _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(a, b)) as u16;
+            bits(self.0, other.0) | bits(self.1, other.1) << 8
+        };
         fn round(self) -> Self = Self(_mm256_round_ps::<NEAREST>(self.0), _mm256_round_ps::<NEAREST>(self.1));
         fn abs(self) -> Self = {
             let sign = _mm256_set1_ps(-0.0);

@@ -60,6 +60,7 @@ impl Lanes for Avx512 {
         fn div(self, other: Self) -> Self = Self(_mm512_div_ps(self.0, other.0));
         fn max(self, other: Self) -> Self = Self(_mm512_max_ps(self.0, other.0));
         fn min(self, other: Self) -> Self = Self(_mm512_min_ps(self.0, other.0));
+        fn above(self, other: Self) -> u16 = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(self.0, other.0);
         fn round(self) -> Self = Self(_mm512_roundscale_ps::<NEAREST>(self.0));
         fn abs(self) -> Self = Self(_mm512_abs_ps(self.0));
         // As with AVX2.

@@ -82,6 +82,7 @@ impl Lanes for Portable {
         fn div(self, other: Self) -> Self = self.zip(other, |a, b| a / b);
         fn max(self, other: Self) -> Self = self.zip(other, f32::max);
         fn min(self, other: Self) -> Self = self.zip(other, f32::min);
+        fn above(self, other: Self) -> u16 = (0..LANES).map(|i| u16::from(self.0[i] > other.0[i]) << i).sum();
         fn round(self) -> Self = self.map(f32::round_ties_even);
         fn abs(self) -> Self = self.map(f32::abs);
         fn round_to_bf16(self) -> Self = self.map(|x| from_bf16(to_bf16(x)));
