@@ -181,6 +181,8 @@ impl Partition {
     /// # Errors
     /// When there are no ranks, or more ranks than heads.
     pub fn new(shape: &ModelShape, world: usize) -> Result<Self, PartitionError> {
+        // Before there are as many weights: whoever typed the number may have slipped.
+        check_world(shape, world)?;
         Self::weighted(shape, &vec![1.0; world])
     }
 
@@ -190,12 +192,7 @@ impl Partition {
     /// As [`Partition::new`].
     pub fn weighted(shape: &ModelShape, weights: &[f64]) -> Result<Self, PartitionError> {
         let world = weights.len();
-        if world == 0 {
-            return Err(PartitionError::NoRanks);
-        }
-        if world > shape.attention.heads {
-            return Err(PartitionError::MoreRanksThanHeads { world, heads: shape.attention.heads });
-        }
+        check_world(shape, world)?;
         let attention = &shape.attention;
         // Query heads that read the same keys.
         let group = attention.group();
@@ -224,6 +221,15 @@ impl Partition {
     /// All shares in rank order.
     pub fn shares(&self) -> &[Share] {
         &self.shares
+    }
+}
+
+/// Whether so many ranks can split `shape`.
+fn check_world(shape: &ModelShape, world: usize) -> Result<(), PartitionError> {
+    match (world, shape.attention.heads) {
+        (0, _) => Err(PartitionError::NoRanks),
+        (world, heads) if world > heads => Err(PartitionError::MoreRanksThanHeads { world, heads }),
+        _ => Ok(()),
     }
 }
 
@@ -339,6 +345,8 @@ mod tests {
         let error = Partition::new(&shape(5, 160, 307), 6).unwrap_err();
         assert_eq!(error, PartitionError::MoreRanksThanHeads { world: 6, heads: 5 });
         assert!(error.to_string().contains("1 to 5"));
+        let slip = Partition::new(&shape(5, 160, 307), usize::MAX).unwrap_err();
+        assert_eq!(slip, PartitionError::MoreRanksThanHeads { world: usize::MAX, heads: 5 });
         assert_eq!(Partition::new(&shape(5, 160, 307), 0), Err(PartitionError::NoRanks));
     }
 }
