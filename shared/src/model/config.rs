@@ -79,7 +79,8 @@ pub(super) fn sizes(config: &Value, name: &'static str) -> Result<Vec<usize>, Sh
     field(config, &[name], Vec::new(), "a list of whole numbers from 1 to 16777216", all)
 }
 
-fn one_size(value: &Value) -> Option<usize> {
+/// A number that can be one, where it stands.
+pub fn one_size(value: &Value) -> Option<usize> {
     /// No model has a dimension near this; a larger one is a corrupt file, and products of two stay in 64 bits.
     const LIMIT: u64 = 1 << 24;
     value.as_u64().filter(|n| (1..=LIMIT).contains(n)).map(|n| n as usize)

@@ -14,13 +14,13 @@
 
 use std::path::{Path, PathBuf};
 
-use nanoinfer_shared::{json, model::config::present};
+use nanoinfer_shared::{json, model::config::{one_size, present}};
 use serde_json::{Value, json};
 
-use super::shown::shown;
+use super::{shown::shown, tensor::MAX_TENSORS};
 
 /// Positions that it computes rotations for, in lengths of its training.
-const CONTEXTS: u64 = 10;
+const CONTEXTS: usize = 10;
 /// Of f32, which torch adds in norms where nothing is said.
 const EPSILON: f64 = f32::EPSILON as f64;
 /// Channels of the embedding that the gate of the token before reads.
@@ -40,10 +40,13 @@ pub(super) fn config(meta: &str, sizes: &dyn Fn(&str) -> Option<Vec<usize>>) -> 
     let meta = json::parse(meta.as_bytes()).map_err(|error| error.to_string())?;
     let stated = present(&meta, "model_config").ok_or("it has no `model_config`")?;
     let size = |name: &str| {
-        let value = present(stated, name).and_then(Value::as_u64).filter(|&n| n > 0);
-        value.ok_or_else(|| format!("`model_config.{name}` should be a whole number above 0"))
+        let size = present(stated, name).and_then(one_size);
+        size.ok_or_else(|| format!("`model_config.{name}` should be a whole number from 1 to 16777216"))
     };
     let (layers, width, trained) = (size("n_layer")?, size("n_embd")?, size("sequence_len")?);
+    if layers > MAX_TENSORS {
+        return Err(format!("`model_config.n_layer` is {layers}, and no checkpoint has so many tensors"));
+    }
     let mut config = json!({
         "model_type": "nanochat",
         "vocab_size": size("vocab_size")?,
@@ -108,7 +111,7 @@ fn is_older(meta: &Value) -> bool {
 }
 
 /// How many positions before its own each block sees: a letter a block, over and over, of which S is short; the last block sees all.
-fn windows(pattern: &Value, layers: u64, short: u64, long: u64) -> Result<Vec<u64>, String> {
+fn windows(pattern: &Value, layers: usize, short: usize, long: usize) -> Result<Vec<usize>, String> {
     let wrong =
         || format!("`model_config.window_pattern` should be letters S and L, got {}", shown(&json::show(pattern)));
     let letters = pattern.as_str().filter(|letters| !letters.is_empty()).ok_or_else(wrong)?;
@@ -118,8 +121,8 @@ fn windows(pattern: &Value, layers: u64, short: u64, long: u64) -> Result<Vec<u6
         _ => Err(wrong()),
     };
     let each = letters.chars().map(of).collect::<Result<Vec<_>, _>>()?;
-    let mut windows: Vec<_> = each.into_iter().cycle().take(layers as usize).collect();
-    windows[layers as usize - 1] = long;
+    let mut windows: Vec<_> = each.into_iter().cycle().take(layers).collect();
+    windows[layers - 1] = long;
     Ok(windows)
 }
 
@@ -177,6 +180,9 @@ mod tests {
             (META, vec![LATE[0], ("smear_gate.weight", [1, 24])], "read none channels"),
             (&META.replace("sSsL", "SLX"), with_gate(12), "letters S and L, got \"SLX\""),
             (&META.replace(r#""n_layer":20"#, r#""n_layer":0"#), vec![], "n_layer"),
+            // A window each: no memory holds so many.
+            (&META.replace(r#""n_layer":20"#, r#""n_layer":1000000000000000"#), LATE[..1].to_vec(), "n_layer"),
+            (&META.replace(r#""n_layer":20"#, r#""n_layer":16777216"#), LATE[..1].to_vec(), "so many tensors"),
             ("{}", vec![], "model_config"),
         ] {
             let error = of(meta, &tensors).unwrap_err();
