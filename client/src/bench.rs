@@ -36,11 +36,11 @@ pub(crate) struct EngineBenchOptions {
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_values_t = [1, 8, 32], value_parser = clap::value_parser!(u32).range(1..=1024))]
     batch: Vec<u32>,
     /// Tokens of each prompt.
-    #[arg(long, value_name = "N", default_value_t = 128)]
-    prompt_tokens: usize,
-    /// Tokens that each sequence generates (decode).
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    tokens: usize,
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
+    prompt_tokens: u32,
+    /// Tokens that each sequence generates (decode): two at least, to measure the time between.
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(2..))]
+    tokens: u32,
     /// Runs of each batch, after one to warm up.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     runs: u32,
@@ -96,16 +96,12 @@ fn engine(what: What, options: &EngineBenchOptions) -> Result<(), Failure> {
     let config = for_batches(options.model.config()?, &options.batch);
     let plan = running::plan(&config)?;
     let shape = plan.model.shape.clone();
-    let length = Length { prompt: options.prompt_tokens, generated: options.tokens };
+    let length = Length { prompt: options.prompt_tokens as usize, generated: options.tokens as usize };
     let (whole, n_positions) = (length.prompt + length.generated, shape.context);
-    if length.prompt == 0 || length.generated < 2 || whole > n_positions {
-        let problem = if whole > n_positions {
-            format!("{whole} tokens a sequence do not fit the model's {n_positions} positions")
-        } else {
-            "a sequence needs a prompt, and two tokens to measure the time between".into()
-        };
-        let error = anyhow!("{problem}\n  hint: --prompt-tokens N --tokens M, N at least 1, M at least 2");
-        return Err(Failure::usage(error));
+    if whole > n_positions {
+        return Err(Failure::usage(anyhow!(
+            "{whole} tokens a sequence do not fit the model's {n_positions} positions\n  hint: --prompt-tokens N --tokens M take fewer"
+        )));
     }
     let ranks = plan.partition.world();
     let threads = plan.load.on_host.threads;

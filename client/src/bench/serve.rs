@@ -30,6 +30,8 @@ use crate::{
 const PROMPT_IDS: usize = 200;
 /// Lengths lie within this factor of their median.
 const LONGEST: f64 = 4.0;
+/// Most tokens of each kind in a median request: no model takes more.
+const MOST_TOKENS: i64 = 1 << 20;
 /// Microseconds that can be recorded: an hour.
 const MAX_US: u64 = 3_600_000_000;
 
@@ -47,13 +49,13 @@ pub(crate) struct ServeBenchOptions {
     #[arg(long, value_name = "R", default_value_t = 4.0)]
     rate: f64,
     /// Median length of a prompt [default: 128, less where the model has few positions].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=MOST_TOKENS))]
     prompt_tokens: Option<u32>,
     /// Tokens that all prompts begin with, before those of their own.
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=MOST_TOKENS))]
     prefix_tokens: u32,
     /// Median length of an answer [default: 64, less where the model has few positions].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=MOST_TOKENS))]
     tokens: Option<u32>,
     /// Spread of both lengths, as the standard deviation of their logarithm; 0 makes all alike.
     #[arg(long, value_name = "SIGMA", default_value_t = 0.5)]
@@ -145,7 +147,8 @@ fn trace(options: &ServeBenchOptions, lengths: Lengths) -> Vec<Arrival> {
             let prompt_tokens = length(&mut random, lengths.prompt_tokens, options.spread);
             let tokens = length(&mut random, lengths.tokens, options.spread);
             let prompt = [prefix.clone(), random.ids(prompt_tokens as usize, PROMPT_IDS)].concat();
-            Arrival { at: Duration::from_secs_f64(at), prompt, tokens }
+            // A rate may be so low that no clock has its time.
+            Arrival { at: Duration::try_from_secs_f64(at).unwrap_or(Duration::MAX), prompt, tokens }
         })
         .collect()
 }
@@ -270,6 +273,13 @@ mod tests {
         assert!((118..139).contains(&lengths[500]), "{}", lengths[500]);
         assert!(lengths[0] >= 32 && lengths[999] <= 512 && lengths[100] < 90 && lengths[900] > 180);
         assert!(made.iter().flat_map(|arrival| &arrival.prompt).all(|&id| (id as usize) < PROMPT_IDS));
+    }
+
+    #[test]
+    fn what_no_clock_has_time_for_comes_at_its_end() {
+        let options = options(&["--rate", "1e-300"]);
+        let made = trace(&options, Lengths::new(&options, None));
+        assert_eq!(made[63].at, Duration::MAX);
     }
 
     #[test]
