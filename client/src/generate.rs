@@ -5,13 +5,15 @@
 use std::{
     fs::File,
     io::{self, IsTerminal, Read},
-    ops::RangeInclusive,
     path::PathBuf,
 };
 
 use anyhow::{Context, anyhow};
 use clap::Args;
-use nanoinfer_eval::connection::{self, Connection};
+use nanoinfer_eval::{
+    connection::{self, Connection},
+    measure::number_within,
+};
 use nanoinfer_launch::{
     output::{self, OutputError, Reader},
     utf8,
@@ -48,10 +50,10 @@ pub(crate) struct GenerateOptions {
     max_tokens: Option<u32>,
     /// Divides logits; 0 is greedy.
     #[arg(long, value_name = "T", allow_negative_numbers = true, value_parser = |typed: &str| number_within(0.0..=100.0, typed))]
-    temperature: Option<f32>,
+    temperature: Option<f64>,
     /// Keep the smallest set of tokens with this mass.
     #[arg(long, value_name = "P", allow_negative_numbers = true, value_parser = |typed: &str| number_within(0.0..=1.0, typed))]
-    top_p: Option<f32>,
+    top_p: Option<f64>,
     /// Keep the k most likely tokens; 0 for all.
     #[arg(long, value_name = "K", allow_negative_numbers = true)]
     top_k: Option<u32>,
@@ -77,12 +79,6 @@ pub(crate) struct GenerateOptions {
     /// Write what the server sends: one object with text, tokens and times, or with --stream one for each piece.
     #[arg(long)]
     json: bool,
-}
-
-/// A number in the range that servers take, so that a slip shows before a model is loaded.
-fn number_within(range: RangeInclusive<f32>, typed: &str) -> Result<f32, String> {
-    let number = typed.parse().ok().filter(|number| range.contains(number));
-    number.ok_or_else(|| format!("it should be a number from {} to {}", range.start(), range.end()))
 }
 
 pub(crate) fn run(options: GenerateOptions) -> Result<(), Failure> {
@@ -117,9 +113,7 @@ fn body(options: &GenerateOptions, prompt: String) -> Value {
     let mut body = json!({
         "prompt": prompt, "stream": options.stream, "explain": options.explain.then_some(true),
         "max_tokens": options.max_tokens,
-        // As typed: 0.3, not 0.30000001192092896.
-        "temperature": options.temperature.map(number), "top_p": options.top_p.map(number),
-        "top_k": options.top_k, "seed": options.seed,
+        "temperature": options.temperature, "top_p": options.top_p, "top_k": options.top_k, "seed": options.seed,
     });
     if let Value::Object(fields) = &mut body {
         fields.retain(|_, value| !value.is_null());
@@ -143,10 +137,6 @@ fn shape(options: &GenerateOptions) -> Result<Option<Value>, Failure> {
         return Ok(Some(json!({"grammar": read(path)?})));
     }
     Ok(options.regex.as_ref().map(|regex| json!({"regex": regex})))
-}
-
-fn number(typed: f32) -> Value {
-    typed.to_string().parse::<f64>().map_or(Value::Null, |number| json!(number))
 }
 
 /// Sends the request and writes the text of the answer, ended by a line end; or, as JSON, the answer itself.

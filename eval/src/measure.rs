@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     time::{Instant, UNIX_EPOCH},
 };
@@ -38,10 +39,10 @@ pub struct MeasureOptions {
     #[arg(long, alias = "batch_size", value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=512))]
     batch_size: u32,
     /// Most tokens of a generated answer.
-    #[arg(long, alias = "max_tokens", value_name = "N", default_value_t = 128)]
+    #[arg(long, alias = "max_tokens", value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
     max_tokens: u32,
     /// Of generated answers; 0 is greedy.
-    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    #[arg(long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true, value_parser = |typed: &str| number_within(0.0..=100.0, typed))]
     temperature: f64,
     /// Of generated answers.
     #[arg(long, value_name = "SEED", default_value_t = 0)]
@@ -75,6 +76,15 @@ pub struct MeasureOptions {
     /// Write a report here, and a page beside it (.html). If interrupted, the same command goes on where it was.
     #[arg(long, value_name = "REPORT.json")]
     output: Option<PathBuf>,
+}
+
+/// A number in the range that servers take, so that a slip shows before a model is loaded.
+///
+/// # Errors
+/// Says the range.
+pub fn number_within(range: RangeInclusive<f64>, typed: &str) -> Result<f64, String> {
+    let number = typed.parse().ok().filter(|number| range.contains(number));
+    number.ok_or_else(|| format!("it should be a number from {} to {}", range.start(), range.end()))
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -111,6 +121,10 @@ impl Evaluation {
     /// # Errors
     /// When it cannot be read, or gives not what was asked for.
     pub fn new(options: MeasureOptions) -> anyhow::Result<Self> {
+        if let Some(output) = options.output.as_deref().filter(|path| path.with_extension("html") == *path) {
+            let problem = format!("{} is where the page goes, beside the report", output.display());
+            return Err(anyhow!("{problem}\n  hint: --output {}", output.with_extension("json").display()));
+        }
         let mut set = EvalSet::read(options.eval_set.as_deref())?;
         set.limit(options.limit.map_or(usize::MAX, |limit| limit as usize));
         let metrics = metrics(&options.metrics, &set)?;
