@@ -2,7 +2,7 @@
 //!
 //! `model.safetensors` with transformers' names and layout, `config.json`, and whatever of a tokenizer there is.
 
-use std::{fs, io, path::PathBuf};
+use std::{fs, path::PathBuf};
 
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
@@ -49,9 +49,12 @@ pub(crate) fn run(options: &ConvertOptions) -> Result<(), Failure> {
     let version = Version { revision: options.revision.as_deref(), step: options.step };
     let model = model::resolve_checkpoint(Some(&options.model), version, &caches).map_err(Failure::usage)?;
     let to = &options.to;
-    let weights = to.join("model.safetensors");
-    if weights.exists() {
-        let error = anyhow!("{} exists\n  hint: name another folder, or move it away", weights.display());
+    let (weights, config) = (to.join("model.safetensors"), to.join("config.json"));
+    let companions: Vec<&str> = COMPANIONS.into_iter().filter(|name| model.folder.join(name).exists()).collect();
+    // Nothing is written over, the model's own files least of all.
+    let mut made = companions.iter().map(|name| to.join(name)).chain([weights.clone(), config.clone()]);
+    if let Some(there) = made.find(|path| path.exists()) {
+        let error = anyhow!("{} exists\n  hint: name another folder, or move it away", there.display());
         return Err(Failure::usage(error));
     }
     fs::create_dir_all(to).with_context(|| format!("cannot make {}", to.display()))?;
@@ -60,14 +63,10 @@ pub(crate) fn run(options: &ConvertOptions) -> Result<(), Failure> {
     let part = weights.with_extension("part");
     checkpoint.write_safetensors(&model.shape, &part).map_err(anyhow::Error::from)?;
     fs::rename(&part, &weights).with_context(|| format!("cannot rename {}", part.display()))?;
-    let config = to.join("config.json");
     fs::write(&config, config_text(&model, &checkpoint)?)
         .with_context(|| format!("cannot write {}", config.display()))?;
-    for name in COMPANIONS {
-        match fs::copy(model.folder.join(name), to.join(name)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            other => drop(other.with_context(|| format!("cannot copy {name}"))?),
-        }
+    for name in companions {
+        fs::copy(model.folder.join(name), to.join(name)).with_context(|| format!("cannot copy {name}"))?;
     }
     if !has_tokenizer(to) {
         say("note: it has no tokenizer yet, and needs one to be served: tokenizer.json, or vocab.json and merges.txt");

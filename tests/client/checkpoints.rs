@@ -67,6 +67,16 @@ fn convert_makes_a_folder_that_is_a_model() {
     // Never over what is there.
     let output = nanoinfer(&["convert", &golden("formats/nanogpt/ckpt.pt"), to]).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
+    // The model's own files neither, where the folder is its own.
+    let own = dir.path().join("own");
+    fs::create_dir(&own).unwrap();
+    fs::copy(golden("formats/nanogpt/ckpt.pt"), own.join("ckpt.pt")).unwrap();
+    for name in ["vocab.json", "merges.txt"] {
+        fs::copy(golden(&format!("tiny/{name}")), own.join(name)).unwrap();
+    }
+    let output = nanoinfer(&["convert", own.to_str().unwrap(), own.to_str().unwrap()]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(fs::read(own.join("vocab.json")).unwrap(), fs::read(golden("tiny/vocab.json")).unwrap());
     // A tokenizer and a configuration go along, and what they say that concerns others stays.
     let to = dir.path().join("dialogpt");
     said(&["convert", &golden("formats/dialogpt"), to.to_str().unwrap()]);
