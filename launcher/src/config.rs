@@ -319,7 +319,7 @@ fn above_zero(text: &str) -> Result<f32, String> {
 
 pub(crate) fn positive(text: &str) -> Result<usize, String> {
     let number: Option<u32> = text.parse().ok().filter(|&n| n > 0);
-    number.map(|n| n as usize).ok_or_else(|| "expected a whole number, 1 or more".into())
+    number.map(|n| n as usize).ok_or_else(|| format!("expected a whole number from 1 to {}", u32::MAX))
 }
 
 #[cfg(test)]

@@ -141,6 +141,7 @@ fn with_file(path: &Path, args: &[OsString]) -> Result<ServeOptions, LaunchError
         let flag = match value {
             toml::Value::String(text) => format!("--{name}={text}"),
             toml::Value::Integer(number) => format!("--{name}={number}"),
+            toml::Value::Float(number) => format!("--{name}={number}"),
             toml::Value::Boolean(true) if is_switch => format!("--{name}"),
             toml::Value::Boolean(false) if is_switch => continue,
             other => return Err(wrong(&format!("a {} is not what it takes", other.type_str()))),
@@ -214,12 +215,12 @@ mod tests {
                 .options;
         assert_eq!(config.cluster.max_model_len, Some(100));
         assert_eq!((config.cluster.max_queue, config.cluster.max_queue_tokens), (7, 8));
-        let toml = "model = \"gpt2\"\nport = 9000\nmax_seqs = 4\nkv-memory = \"512MiB\"\nmax-request-memory = \"64MiB\"\nplan = true\nno_prefix_cache = true\n";
+        let toml = "model = \"gpt2\"\nport = 9000\nmax_seqs = 4\nkv-memory = \"512MiB\"\nmax-request-memory = \"64MiB\"\nplan = true\nno_prefix_cache = true\nlogit-softcap = 20.0\n";
         let Config { options: config, http } = with_file(toml, &["--port", "0", "--dtype", "fp32"]).unwrap();
         assert_eq!((config.port, config.plan, config.cluster.prefix_cache), (0, true, false));
         assert_eq!(config.cluster.model.as_deref(), Some("gpt2"));
         assert_eq!((config.cluster.max_seqs, config.cluster.max_queue), (4, 256));
-        assert_eq!(config.cluster.kv_memory, Some(ByteSize(512 << 20)));
+        assert_eq!((config.cluster.kv_memory, config.cluster.logit_softcap), (Some(ByteSize(512 << 20)), Some(20.0)));
         assert_eq!((http.max_request_memory, http.max_body_bytes), (64 << 20, 8 << 20));
     }
 

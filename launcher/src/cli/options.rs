@@ -268,7 +268,8 @@ mod tests {
         let say = |args: &[&str]| CommandLine::try_parse_from(args).unwrap_err().to_string();
         assert!(say(&["x", "--nprocs", "2"]).contains("--nproc"));
         assert!(say(&["x", "--comm", "shn"]).contains("shm"));
-        assert!(say(&["x", "--nproc", "0"]).contains("'0' for '--nproc <N>': expected a whole number, 1 or more"));
+        assert!(say(&["x", "--nproc", "0"]).contains("'0' for '--nproc <N>': expected a whole number from 1 to"));
+        assert!(say(&["x", "--nproc", "4294967296"]).contains("from 1 to 4294967295"));
         assert!(say(&["x", "--isa", "avx51"]).contains("avx512-bf16"));
         for slip in ["21000", "21031-21000", "0-3", "a-b", "1-70000"] {
             assert!(say(&["x", "node", "--data-ports", slip]).contains("like 21000-21031"), "{slip}");
