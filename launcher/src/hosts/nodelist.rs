@@ -27,13 +27,18 @@ pub(super) fn first(list: &str) -> Option<String> {
 
 /// Counts of all nodes; none where it is no such list.
 pub(super) fn counts(list: &str) -> Option<Vec<usize>> {
+    /// No cluster has so many nodes.
+    const MOST: usize = 1 << 20;
     let mut counts = Vec::new();
     for part in list.trim().split(',') {
-        let (count, times) = match part.split_once("(x") {
+        let (count, times): (_, usize) = match part.split_once("(x") {
             Some((count, times)) => (count, times.strip_suffix(')')?.parse().ok()?),
             None => (part, 1),
         };
-        let count: usize = count.parse().ok()?;
+        let count = count.parse().ok().filter(|count: &usize| *count <= MOST)?;
+        if times > MOST - counts.len() {
+            return None;
+        }
         counts.extend(std::iter::repeat_n(count, times));
     }
     Some(counts)
@@ -66,7 +71,7 @@ mod tests {
     fn counts_may_be_repeated() {
         assert_eq!(counts("2(x3),1"), Some(vec![2, 2, 2, 1]));
         assert_eq!(counts("1"), Some(vec![1]));
-        for wrong in ["", "2(x3", "x", "1,,2", "2(3)"] {
+        for wrong in ["", "2(x3", "x", "1,,2", "2(3)", "1(x9223372036854775808)", "9223372036854775808"] {
             assert_eq!(counts(wrong), None, "{wrong}");
         }
     }
