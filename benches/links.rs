@@ -22,7 +22,7 @@ use std::{
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use nanoinfer_shared::{
     comm::{
-        Abort, CommDType, Communicator, Elements, Hosts, Meeting, OneThread, ReduceSite, Shm, ShmSegment, Tcp,
+        Abort, CommDType, Communicator, Hosts, Meeting, OneThread, ReduceSite, Shm, ShmSegment, Tcp,
         TcpListenerForPeers,
     },
     handshake::Identity,
@@ -110,7 +110,7 @@ fn reduce(ends: Vec<Box<dyn Communicator>>, elements: usize, rounds: u64) -> Dur
     timed(ends, |_, comm| {
         let mut data = vec![0.0_f32; elements];
         for _ in 0..rounds {
-            comm.all_reduce(Elements::F32(&mut data), SITE, &mut OneThread).expect("both ranks are there");
+            comm.all_reduce(&mut data, SITE, &mut OneThread).expect("both ranks are there");
         }
     })
 }

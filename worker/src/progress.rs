@@ -12,7 +12,7 @@ use std::{
 };
 
 use nanoinfer_shared::{
-    comm::{CommError, Communicator, Elements, ReduceSite, Threads},
+    comm::{CommError, Communicator, ReduceSite, Threads},
     protocol::Place,
 };
 
@@ -63,7 +63,7 @@ impl Communicator for Watched {
 
     fn all_reduce(
         &mut self,
-        data: Elements<'_>,
+        data: &mut [f32],
         site: ReduceSite,
         threads: &mut dyn Threads,
     ) -> Result<Duration, CommError> {
@@ -88,7 +88,7 @@ mod tests {
         assert_eq!(progress.place(), Place { step: 7, passed: 0 });
         for passed in [2, 4] {
             let site = ReduceSite { step: 7, layer: None, operation: "test" };
-            comm.all_reduce(Elements::F32(&mut [1.0]), site, &mut OneThread).unwrap();
+            comm.all_reduce(&mut [1.0], site, &mut OneThread).unwrap();
             assert_eq!(progress.place(), Place { step: 7, passed });
         }
         progress.begin(8);

@@ -44,17 +44,10 @@ pub trait Communicator: Send {
     /// When a peer is gone, late past the deadline, or out of step; the communicator is then of no further use.
     fn all_reduce(
         &mut self,
-        data: Elements<'_>,
+        data: &mut [f32],
         site: ReduceSite,
         threads: &mut dyn Threads,
     ) -> Result<Duration, CommError>;
-}
-
-/// Data to reduce, by element type.
-#[derive(Debug)]
-pub enum Elements<'a> {
-    /// 32-bit floats.
-    F32(&'a mut [f32]),
 }
 
 /// Elements added up at a time: so few that they stay in the nearest cache.
@@ -262,7 +255,7 @@ mod tests {
                 let results = on_every_rank(layout, dtype, |mut comm, _| {
                     lengths.map(|len| {
                         let mut data = contribution(comm.rank(), len);
-                        comm.all_reduce(Elements::F32(&mut data), SITE, &mut AtOnce(threads)).unwrap();
+                        comm.all_reduce(&mut data, SITE, &mut AtOnce(threads)).unwrap();
                         data
                     })
                 });
@@ -287,7 +280,7 @@ mod tests {
                 let mut total = 0.0;
                 for round in 0..500 {
                     let mut data = [comm.rank() as f32 + round as f32];
-                    comm.all_reduce(Elements::F32(&mut data), SITE, &mut OneThread).unwrap();
+                    comm.all_reduce(&mut data, SITE, &mut OneThread).unwrap();
                     total += data[0];
                 }
                 total
@@ -345,7 +338,7 @@ mod tests {
                     abort.pull();
                     return true;
                 }
-                comm.all_reduce(Elements::F32(&mut [1.0]), SITE, &mut OneThread).is_err()
+                comm.all_reduce(&mut [1.0], SITE, &mut OneThread).is_err()
             });
             assert_eq!(failures, [true; 3], "{layout:?}");
         }

@@ -31,7 +31,7 @@ use rustix::{
 };
 
 use super::{
-    Abort, CommDType, CommError, Communicator, Elements, Hosts, ReduceSite, Threads,
+    Abort, CommDType, CommError, Communicator, Hosts, ReduceSite, Threads,
     beat::SLOTS,
     ring::{self, Ring, Segment, Word},
 };
@@ -130,11 +130,10 @@ impl Communicator for Shm {
 
     fn all_reduce(
         &mut self,
-        data: Elements<'_>,
+        data: &mut [f32],
         site: ReduceSite,
         threads: &mut dyn Threads,
     ) -> Result<Duration, CommError> {
-        let Elements::F32(data) = data;
         self.0.all_reduce(data, site, threads, None)
     }
 }

@@ -22,7 +22,7 @@ use rustix::{
 };
 
 use super::{
-    Abort, CommDType, CommError, Communicator, Elements, Hosts, REDUCE_DEADLINE, ReduceSite, Shm, Threads,
+    Abort, CommDType, CommError, Communicator, Hosts, REDUCE_DEADLINE, ReduceSite, Shm, Threads,
     beat::{Beat, Owners},
     dtype::{bf16_bits, from_bf16_bits},
     meet::{Meeting, Met, TcpListenerForPeers, meet},
@@ -108,11 +108,10 @@ impl Communicator for Tcp {
 
     fn all_reduce(
         &mut self,
-        data: Elements<'_>,
+        data: &mut [f32],
         site: ReduceSite,
         threads: &mut dyn Threads,
     ) -> Result<Duration, CommError> {
-        let Elements::F32(data) = data;
         self.shm.0.all_reduce(data, site, threads, Some(&mut self.bridge))
     }
 }

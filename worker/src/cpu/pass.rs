@@ -21,7 +21,7 @@ use nanoinfer_kernels::{
 };
 use nanoinfer_shared::{
     ModelShape, Share,
-    comm::{CommError, Communicator, Elements, ReduceSite, Threads},
+    comm::{CommError, Communicator, ReduceSite, Threads},
     model::{
         partition::Linear,
         rotary::Rotary,
@@ -353,7 +353,7 @@ fn reduce(
     trace: &mut Trace,
 ) -> Result<Duration, CommError> {
     let begun = Instant::now();
-    let waited = comm.all_reduce(Elements::F32(data), site, &mut OnThreads(kernels))?;
+    let waited = comm.all_reduce(data, site, &mut OnThreads(kernels))?;
     trace.reduction(site.operation, waited);
     Ok(begun.elapsed())
 }

@@ -24,7 +24,7 @@ use nanoinfer_kernels::cuda::{
     TurnsArguments, head_stride, row_stride, sharing, weight_stride,
 };
 use nanoinfer_shared::{
-    comm::{Communicator as HostCommunicator, Elements, OneThread, ReduceSite},
+    comm::{Communicator as HostCommunicator, OneThread, ReduceSite},
     model::{
         partition::WIDTH_BLOCK,
         rotary::Rotary,
@@ -254,7 +254,7 @@ impl Pass {
                 let begun = Instant::now();
                 self.gpu.download(address, staging, count)?;
                 self.gpu.wait("bring partial sums", || Ok(()))?;
-                comm.all_reduce(Elements::F32(&mut staging.floats_mut()[..count]), site, &mut OneThread)?;
+                comm.all_reduce(&mut staging.floats_mut()[..count], site, &mut OneThread)?;
                 self.gpu.upload(staging, count, address)?;
                 self.reducing += begun.elapsed();
             }
