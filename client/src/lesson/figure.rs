@@ -6,6 +6,7 @@ use std::iter;
 
 use nanoinfer_eval::plot::log_share;
 use serde_json::{Value, json};
+use unicode_width::UnicodeWidthStr;
 
 use crate::bars::Bars;
 
@@ -152,14 +153,14 @@ impl Figure {
     fn terminal(&self, bars: Bars, language: Language) -> String {
         let mut lines = self.lines(language);
         lines.iter_mut().flatten().for_each(|cell| *cell = plain(cell));
-        let width = |column: usize| lines.iter().map(|line| columns(&line[column])).max().unwrap_or(0);
+        let width = |column: usize| lines.iter().map(|line| line[column].width()).max().unwrap_or(0);
         let widths: Vec<usize> = (0..self.columns.len()).map(width).collect();
         let lengths = self.bars();
         let note = self.note(language).map_or(String::new(), |note| format!(" ({note})"));
         let mut text = format!("\n{}{note}\n", plain(self.title.of(language)));
         for (i, line) in lines.iter().enumerate() {
             let cell = |(column, cell): (usize, &String)| {
-                let room = " ".repeat(widths[column] - columns(cell));
+                let room = " ".repeat(widths[column] - cell.width());
                 if self.holds_words(column) { format!("  {cell}{room}") } else { format!("  {room}{cell}") }
             };
             let cells: String = line.iter().enumerate().map(cell).collect();
@@ -223,11 +224,6 @@ impl Results {
             "figures": self.figures.iter().map(Figure::to_json).collect::<Vec<_>>(),
         })
     }
-}
-
-/// How wide a terminal shows a text: a Chinese character takes two columns.
-fn columns(text: &str) -> usize {
-    text.chars().map(|c| if ('\u{2e80}'..'\u{ffef}').contains(&c) { 2 } else { 1 }).sum()
 }
 
 /// Without the marks of Markdown.

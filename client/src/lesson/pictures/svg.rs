@@ -22,26 +22,19 @@ impl Svg {
         Self { width, height: 0.0, body: String::new() }
     }
 
-    pub(super) fn rect(&mut self, class: &str, (x, y): (f64, f64), (width, height): (f64, f64), title: &str) {
-        let title = if title.is_empty() { String::new() } else { format!("<title>{title}</title>") };
-        self.body += &format!(
-            "<rect class=\"{class}\" x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{height:.1}\">{title}</rect>\n"
-        );
-        self.height = self.height.max(y + height);
+    pub(super) fn rect(&mut self, class: &str, at: (f64, f64), size: (f64, f64), title: &str) {
+        self.filled(class, at, size, "", title);
     }
 
     /// A rectangle as opaque as a share from 0 to 1.
-    pub(super) fn shade(
-        &mut self,
-        class: &str,
-        (x, y): (f64, f64),
-        (width, height): (f64, f64),
-        share: f64,
-        title: &str,
-    ) {
-        let title = escape(title);
+    pub(super) fn shade(&mut self, class: &str, at: (f64, f64), size: (f64, f64), share: f64, title: &str) {
+        self.filled(class, at, size, &format!(" opacity=\"{share:.2}\""), title);
+    }
+
+    fn filled(&mut self, class: &str, (x, y): (f64, f64), (width, height): (f64, f64), opacity: &str, title: &str) {
+        let title = if title.is_empty() { String::new() } else { format!("<title>{}</title>", escape(title)) };
         self.body += &format!(
-            "<rect class=\"{class}\" x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{height:.1}\" opacity=\"{share:.2}\"><title>{title}</title></rect>\n"
+            "<rect class=\"{class}\" x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{height:.1}\"{opacity}>{title}</rect>\n"
         );
         self.height = self.height.max(y + height);
     }
