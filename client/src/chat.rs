@@ -4,9 +4,9 @@
 //! a line ─► /command ─► conversation.rs changes what is sent
 //!        └► a turn ───► POST /v1/chat/completions, streamed ─► text as it comes; Ctrl-C stops the answer, not the chat
 //! ```
-//! Lines of a terminal are read by a library, with history, those of a pipe as text from outside; answers by a thread of their
-//! own, so that a stop does not wait for the server. Only conversation and answers go to standard output; a chat whose answers
-//! nobody reads any more ends.
+//! Lines of a terminal are read by a library, with history, those of a pipe as text from outside; answers are asked for and read by a
+//! thread of their own, so that a stop does not wait for the server. Only conversation and answers go to standard output; a chat whose
+//! answers nobody reads any more ends, and so does one that reads from a pipe at Ctrl-C.
 
 mod conversation;
 
@@ -78,7 +78,7 @@ pub(crate) fn run(options: ChatOptions) -> Result<(), Failure> {
     let info = target.connection.get("/api/model_info")?;
     let model = &json!({"model": info["model"]});
     let defaults = connection::whole(target.connection.post("/api/show", model)?.1)?;
-    let stop = interrupts()?;
+    let stop = if io::stdin().is_terminal() { interrupts()? } else { Arc::default() };
     let mut lines = Lines::open()?;
     if io::stdin().is_terminal() && io::stdout().is_terminal() {
         output::write(Screen::of_stdout().wrapped(&banner(&info)))?;
@@ -124,7 +124,7 @@ fn talk(
             Ok(Said::Turn) => {
                 stop.store(false, Relaxed);
                 let mut text = String::new();
-                let answered = answer(&target.connection, &conversation.request(), stop, &mut text);
+                let answered = answer(&target.connection, conversation.request(), stop, &mut text);
                 output::write(if text.is_empty() || text.ends_with('\n') { "" } else { "\n" })?;
                 let shown = match answered {
                     Ok(statistics) if tells_statistics => aside(&statistics.told(stop.load(Relaxed))),
@@ -248,23 +248,28 @@ fn piped_line(mut pipe: impl BufRead, number: usize) -> anyhow::Result<Option<St
 
 /// Asks, and writes the answer as it comes; what came is in `text`, also where it was stopped or broke off.
 fn answer(
-    connection: &Connection,
-    request: &Value,
+    connection: &Arc<Connection>,
+    request: Value,
     stop: &AtomicBool,
     text: &mut String,
 ) -> anyhow::Result<Statistics> {
     let start = Instant::now();
     let mut statistics = Statistics { start, first: None, last: start, usage: Value::Null, reader: Reader::Reads };
-    let (_, body) = connection.post("/v1/chat/completions", request)?;
     let (pieces, received) = mpsc::sync_channel(MAX_PIECES);
+    let connection = Arc::clone(connection);
     let mut shown = Shown::on(Screen::of_stdout(), io::stdout().is_terminal());
     // Ends with the stream, or when nobody receives: then it drops the connection, which cancels the answer.
-    thread::spawn(move || drop(Events::new(body).try_for_each(|event| pieces.send(event))));
-    while !stop.load(Relaxed) {
+    thread::spawn(move || match connection.post("/v1/chat/completions", &request) {
+        Ok((_, body)) => drop(Events::new(body).try_for_each(|event| pieces.send(event))),
+        Err(error) => drop(pieces.send(Err(error))),
+    });
+    let broke_off = loop {
         let event = match received.recv_timeout(STOP_POLL) {
-            Ok(event) => event?,
+            _ if stop.load(Relaxed) => break None,
+            Ok(Ok(event)) => event,
+            Ok(Err(error)) => break Some(error),
             Err(mpsc::RecvTimeoutError::Timeout) => continue,
-            Err(mpsc::RecvTimeoutError::Disconnected) => break,
+            Err(mpsc::RecvTimeoutError::Disconnected) => break None,
         };
         let delta = &event["choices"][0]["delta"];
         let [thought, piece] = ["reasoning_content", "content"].map(|part| delta[part].as_str().unwrap_or_default());
@@ -275,15 +280,15 @@ fn answer(
             text.push_str(piece);
             statistics.reader = output::write(shown.take(thought, &calculated, piece))?;
             if statistics.reader == Reader::Left {
-                break;
+                break None;
             }
         }
         if event["usage"].is_object() {
             statistics.usage = event["usage"].clone();
         }
-    }
+    };
     output::write(shown.end())?;
-    Ok(statistics)
+    broke_off.map_or(Ok(statistics), Err)
 }
 
 /// What the model had calculated before a piece, in brackets.
@@ -384,7 +389,27 @@ fn interrupts() -> anyhow::Result<Arc<AtomicBool>> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+
     use super::*;
+
+    #[test]
+    fn a_stop_does_not_wait_for_a_server_that_says_nothing() {
+        let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", silent.local_addr().unwrap());
+        let connection = Connection::new(url, None, None, "").into();
+        let stop = Arc::new(AtomicBool::new(false));
+        let pulled = Arc::clone(&stop);
+        let asked = thread::spawn(move || {
+            let socket = silent.accept().unwrap();
+            pulled.store(true, Relaxed);
+            socket
+        });
+        let mut text = String::new();
+        let statistics = answer(&connection, json!({"messages": []}), &stop, &mut text).unwrap();
+        assert!(text.is_empty() && statistics.first.is_none());
+        asked.join().unwrap();
+    }
 
     #[test]
     fn what_is_no_answer_is_dimmed_in_a_terminal_and_left_out_of_a_pipe() {

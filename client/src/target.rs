@@ -1,5 +1,7 @@
 //! Where a verb sends its requests: a server by its address, or a private one for a model.
 
+use std::sync::Arc;
+
 use clap::Args;
 use nanoinfer_eval::connection::Connection;
 use nanoinfer_launch::environment;
@@ -29,7 +31,8 @@ pub(crate) fn address(typed: &str) -> Result<String, std::convert::Infallible> {
 /// A server to ask.
 #[derive(Debug)]
 pub(crate) struct Target {
-    pub(crate) connection: Connection,
+    /// Shared with whoever waits for its answers.
+    pub(crate) connection: Arc<Connection>,
     private: Option<PrivateServer>,
 }
 
@@ -68,7 +71,7 @@ impl Target {
                 "\n  hint: nanoinfer-launch starts a server, on http://127.0.0.1:8000; without --url there is a private one"
             }
         };
-        Ok(Self { connection: Connection::new(url.to_owned(), api_key, proxy, unreachable), private })
+        Ok(Self { connection: Connection::new(url.to_owned(), api_key, proxy, unreachable).into(), private })
     }
 
     /// Does something with the server; if that fails because a private one has ended, tells the end of its log.
