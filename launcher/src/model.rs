@@ -135,7 +135,11 @@ fn read(
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(source) => return Err(ModelError::Read { path, source }),
     };
-    let no_config = || ModelError::missing(&place.folder, CONFIG, "a model is a folder as Hugging Face publishes it");
+    let hint = match place.folder.join("adapter_config.json").exists() {
+        true => "it holds an adapter of PEFT: merge that into its model first, `merge_and_unload()` does it",
+        false => "a model is a folder as Hugging Face publishes it",
+    };
+    let no_config = || ModelError::missing(&place.folder, CONFIG, hint);
     let weights = match weights {
         // The first thing to say of a folder that holds no model at all.
         Err(ModelError::MissingFile { .. }) if beside.is_none() => return Err(no_config()),

@@ -98,6 +98,8 @@ fn incomplete_folders_and_slips_are_named() {
     let message = say(&path.replace("my-model", "my-modle"));
     assert!(message.contains("did you mean") && message.contains("my-model"), "{message}");
     assert!(say(&path).contains("config.json"));
+    fs::write(folder.join("adapter_config.json"), "{}").unwrap();
+    assert!(say(&path).contains("hint: it holds an adapter of PEFT"));
     fs::write(folder.join("config.json"), r#"{"model_type":"gemma2"}"#).unwrap();
     assert!(say(&path).contains("gemma2"));
     for wrong in ["x", "[]", r#"{"model_type":"gemma2"}"#, r#"{"n_layer":0}"#, r#"{"n_embd":10,"n_head":3}"#] {

@@ -1,4 +1,4 @@
-//! Architectures that are not served: by which tensor or `model_type` they are known, and what sets them apart.
+//! Architectures, and forms of weights, that are not served: by which tensor or `model_type` they are known, and what sets them apart.
 
 const FUSED_GATE: &str = "gate and up of its MLP are one matrix, and some of its layers attend to a window";
 const NORMS: &str = "norms stand behind attention and MLP too";
@@ -8,9 +8,16 @@ const GPT_J: &str = "positions are rotations, and attention and MLP run side by 
 const TRIAL: &str = "its values are mixed in a way that was given up the same day";
 const OPT: &str = "queries, keys and values are separate, and positions are offset";
 const BIGCODE: &str = "all heads share one pair of keys and values";
+const QUANTISED: &str =
+    "weights are small numbers with scales\n  hint: take the model that it was made of, or a GGUF of that";
 
 /// Tensors by which other architectures are known (any name that contains the text), and what sets them apart.
-const TENSORS: [(&str, &str, &str); 14] = [
+const TENSORS: [(&str, &str, &str); 19] = [
+    (".qweight", "GPTQ- or AWQ-quantised", QUANTISED),
+    (".absmax", "bitsandbytes-quantised", QUANTISED),
+    (".SCB", "bitsandbytes-quantised", QUANTISED),
+    (".weight_scale", "FP8- or otherwise quantised", QUANTISED),
+    (".scales", "MLX-quantised", QUANTISED),
     ("attn.attention.q_proj.weight", "GPT-Neo", GPT_NEO),
     (".attn.q_proj.weight", "GPT-J", GPT_J),
     ("bigram_embed.", "nanochat of January 27 and 28, 2026,", "it embeds pairs of tokens"),

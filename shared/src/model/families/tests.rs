@@ -2,6 +2,7 @@ use super::*;
 use crate::model::{
     family::{bare, is_buffer},
     parts::{LayerPart, Part, Term},
+    unserved::NotServed,
 };
 
 #[test]
@@ -21,6 +22,22 @@ fn what_is_not_gpt2_is_refused_by_name() {
     for bad in [r#"{"n_layer":0}"#, r#"{"n_layer":-1}"#, r#"{"n_layer":"x"}"#, r#"{"vocab_size":1e30}"#, "[]", "x"] {
         assert!(ModelShape::from_config_json(bad).is_err(), "{bad}");
     }
+}
+
+#[test]
+fn what_other_programs_quantised_is_refused_by_the_tensor_that_tells() {
+    for (tensor, what) in [
+        ("qweight", "GPTQ- or AWQ"),
+        ("weight.absmax", "bitsandbytes"),
+        ("SCB", "bitsandbytes"),
+        ("weight_scale_inv", "FP8"),
+        ("scales", "MLX"),
+    ] {
+        let tensor = format!("layers.0.self_attn.q_proj.{tensor}");
+        let error = NotServed::by_tensor(&tensor).unwrap().to_string();
+        assert!(error.contains(what) && error.contains(&tensor) && error.contains("hint: "), "{error}");
+    }
+    assert_eq!(NotServed::by_tensor("layers.0.self_attn.q_proj.weight"), None);
 }
 
 #[test]
