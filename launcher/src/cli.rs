@@ -42,7 +42,7 @@ use crate::{
     log::Log,
     model::{self, ModelError},
     output,
-    plan::Plan,
+    plan::{self, Plan},
     progress,
     spawn::WorkerBinary,
     supervise,
@@ -134,6 +134,8 @@ fn node(options: NodeOptions, args: &[OsString]) -> Result<(), LaunchError> {
         }
     };
     if number == Some(0) {
+        // Before the others are waited for.
+        plan::check_hosts(nodes.unwrap_or(1), config.options.cluster.nproc)?;
         let others = nodes.map_or(1, |nodes| nodes - 1);
         let is_sealed = config.options.cluster.link_encryption == Switch::On;
         let door = Door::new(listen_for_nodes(listen, node_zero)?, secret, is_sealed, others)?.open()?;

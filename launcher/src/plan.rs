@@ -331,15 +331,24 @@ fn softcap(model: &ResolvedModel, said: Option<f32>) -> Result<Option<f32>, Laun
     }
 }
 
+/// Whether so many hosts have a rank each.
+///
+/// # Errors
+/// When ranks are fewer.
+pub(crate) fn check_hosts(count: usize, world: usize) -> Result<(), LaunchError> {
+    if world >= count {
+        return Ok(());
+    }
+    Err(LaunchError::usage(
+        format!("--nproc {world} is less than the {count} hosts"),
+        format!("--nproc {count} or more: ranks of all hosts are counted together"),
+    ))
+}
+
 /// Hosts with the ranks of each: as even as it goes, one after the other.
 fn dealt(hosts: Vec<Host>, world: usize) -> Result<Vec<(Host, Range<usize>)>, LaunchError> {
     let count = hosts.len();
-    if world < count {
-        return Err(LaunchError::usage(
-            format!("--nproc {world} is less than the {count} hosts"),
-            format!("--nproc {count} or more: ranks of all hosts are counted together"),
-        ));
-    }
+    check_hosts(count, world)?;
     let first = |host: usize| host * (world / count) + host.min(world % count);
     Ok(hosts.into_iter().enumerate().map(|(i, host)| (host, first(i)..first(i + 1))).collect())
 }

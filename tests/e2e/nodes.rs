@@ -197,7 +197,9 @@ fn a_stranger_is_refused_and_told_why() {
     assert!(error.contains("build x cannot join build "), "{error}");
     server.await_line("build x cannot join");
 
-    // Without a secret, or with an address where nobody is.
+    // One without a rank, a secret, or anybody at its address.
+    let (status, log) = run_to_end(launcher(&["node", "--nodes", "4294967295", "--secret-file", &right]));
+    assert!(status.code() == Some(2) && log.contains("--nproc 1 is less than the 4294967295 hosts"), "{log}");
     let (status, log) = run_to_end(launcher(&["node", "--connect", &address]));
     assert!(status.code() == Some(2) && log.contains("NANOINFER_SECRET"), "{log}");
     let (status, log) = run_to_end({
