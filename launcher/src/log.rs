@@ -7,7 +7,10 @@ use clap::ValueEnum;
 use nanoinfer_shared::say;
 use tracing_subscriber::EnvFilter;
 
-use crate::error::LaunchError;
+use crate::{closest, error::LaunchError};
+
+/// Any other word is the name of something that logs.
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
 /// What to log, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,8 +41,14 @@ impl Log {
     /// Logs from now on, unless an embedding program has installed a log of its own.
     pub(crate) fn begin(&self) -> Result<(), LaunchError> {
         let filter = &self.filter;
-        let wrong = |error| LaunchError::Config(format!("--log {filter}: {error}"));
-        let filter = EnvFilter::try_new(filter).map_err(wrong)?;
+        let wrong = |error: String| LaunchError::Config(format!("--log {filter}: {error}"));
+        // A level that is nearly right would be a name that nobody has, and all silent.
+        for word in filter.split(',').map(str::trim) {
+            if let Some(near) = closest(word, LEVELS).filter(|near| !near.eq_ignore_ascii_case(word)) {
+                return Err(wrong(format!("there is no level `{word}`; did you mean `{near}`?")));
+            }
+        }
+        let filter = EnvFilter::try_new(filter).map_err(|error| wrong(error.to_string()))?;
         let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
         // Where nobody reads standard error any more, a complaint about that would be a panic.
         let log =
@@ -73,6 +82,22 @@ impl Log {
             (LogFormat::Json, Some(_)) => say::say_as_it_is(line),
             // What it said beside its log: of a panic, say.
             (LogFormat::Json, None) => tracing::error!(rank, "{line}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_level_that_is_nearly_right_is_told() {
+        for (filter, words) in
+            [("inof", "did you mean `info`?"), ("hyper=warn,debgu", "no level `debgu`"), ("a=[", "--log a=[: ")]
+        {
+            let log = Log { filter: filter.into(), format: LogFormat::Text };
+            let error = log.begin().unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
         }
     }
 }
