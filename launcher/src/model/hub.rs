@@ -13,6 +13,8 @@ mod listing;
 
 use std::{fs, path::PathBuf};
 
+use nanoinfer_shared::{ModelShape, utf8};
+
 use self::{
     cache::{OPTIONAL, RepoCache, Snapshot},
     client::Client,
@@ -126,8 +128,11 @@ fn download(
     if !has(CONFIG) {
         return Err(missing(CONFIG, "only models in the form of transformers can be served"));
     }
-    let mut wanted = vec![CONFIG];
-    wanted.extend(OPTIONAL.into_iter().filter(|file| has(file)));
+    // Before gigabytes come in vain; where it is no text, that shows when it is read.
+    if let Ok(text) = utf8::read_file(&bring(CONFIG)?) {
+        ModelShape::from_config_json(&text).map_err(|source| HubError::Shape { id: id.into(), source })?;
+    }
+    let mut wanted: Vec<&str> = OPTIONAL.into_iter().filter(|file| has(file)).collect();
     match (has(TOKENIZER), has("vocab.json") && has("merges.txt")) {
         (true, _) => wanted.push(TOKENIZER),
         (false, true) => wanted.extend(["vocab.json", "merges.txt"]),

@@ -2,6 +2,8 @@
 
 use std::{io, path::PathBuf};
 
+use nanoinfer_shared::ShapeError;
+
 use crate::{
     model::{gguf::Unclear, nanochat::NoCheckpoint},
     proxy::ProxyError,
@@ -78,6 +80,14 @@ pub enum HubError {
         file: String,
         /// What to do.
         hint: &'static str,
+    },
+    /// It is of no family that is served, by its configuration; its weights were not asked for.
+    #[error("{id}: config.json: {source}")]
+    Shape {
+        /// Repository.
+        id: String,
+        /// What sets it apart.
+        source: ShapeError,
     },
     /// Which of its GGUF files is meant.
     #[error("{id} {unclear}\n  hint: name one: --model {id}:Q4_K_M, or {id}:FILE.gguf")]

@@ -116,6 +116,16 @@ fn a_hub_id_is_downloaded_whole_once_and_then_taken_from_the_cache() {
 }
 
 #[test]
+fn weights_of_what_is_not_served_are_not_asked_for() {
+    let root = tempfile::tempdir().unwrap();
+    let config = ("config.json", br#"{"model_type":"gemma2"}"#.to_vec());
+    let hub = FakeHub::start(ID, files().into_iter().chain([config]).collect(), Manners::default());
+    let error = resolve(Some(ID), None, &caches(root.path(), &hub)).unwrap_err().to_string();
+    assert!(error.starts_with("openai-community/gpt2: config.json: it describes a `gemma2` model"), "{error}");
+    assert!(asked_for_weights(&hub).is_empty());
+}
+
+#[test]
 fn the_cache_is_as_other_tools_write_it() {
     let root = tempfile::tempdir().unwrap();
     let (_, model) = pulled(root.path(), Manners::default());
