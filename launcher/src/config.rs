@@ -8,8 +8,8 @@ use std::{path::PathBuf, str::FromStr, time::Duration};
 use clap::{
     Args, Command, FromArgMatches, ValueEnum,
     builder::{
-        BoolValueParser, PathBufValueParser, PossibleValue, PossibleValuesParser, RangedI64ValueParser, Resettable,
-        TypedValueParser,
+        BoolValueParser, NonEmptyStringValueParser, PathBufValueParser, PossibleValue, PossibleValuesParser,
+        RangedI64ValueParser, Resettable, TypedValueParser,
     },
 };
 use nanoinfer_coordinator::engine::RestartLimit;
@@ -40,6 +40,7 @@ pub struct ClusterConfig {
         long = "served-model-name",
         env = "NANOINFER_SERVED_MODEL_NAME",
         value_name = "NAME",
+        value_parser = NonEmptyStringValueParser::new(),
         help_heading = "Model"
     )]
     pub served_name: Option<String>,

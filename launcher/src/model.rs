@@ -288,7 +288,8 @@ fn similar_neighbour(path: &Path) -> Option<String> {
     let names: Vec<String> =
         fs::read_dir(listed).ok()?.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
     let typed = path.file_name()?.to_str()?;
-    let near = closest(typed, names.iter().map(String::as_str))?;
+    // Something of this name that is neither file nor folder is not what was meant.
+    let near = closest(typed, names.iter().map(String::as_str).filter(|name| *name != typed))?;
     Some(parent.join(near).display().to_string())
 }
 

@@ -83,7 +83,8 @@ fn api_key(key: Option<String>, file: Option<PathBuf>) -> Result<Option<ApiKey>,
 fn cors_origins(origins: &[String]) -> Result<Vec<HeaderValue>, LaunchError> {
     let read = |origin: &String| {
         let trimmed = origin.trim().trim_end_matches('/');
-        let has_scheme = trimmed.split_once("://").is_some_and(|(_, host)| !host.is_empty() && !host.contains('/'));
+        let is_host = |host: &str| !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/');
+        let has_scheme = trimmed.split_once("://").is_some_and(|(_, host)| is_host(host));
         let value = HeaderValue::from_str(trimmed).ok().filter(|_| has_scheme || trimmed == "*");
         let hint = "scheme, host and port, like https://chat.example or http://localhost:3000";
         value.ok_or_else(|| LaunchError::usage(format!("--cors-origin {origin} is no origin"), hint))
@@ -265,7 +266,10 @@ mod tests {
         let config = meaning(&["--cors-origin", "https://chat.example/,http://localhost:3000"]).unwrap();
         assert_eq!(config.http.cors_origins, ["https://chat.example", "http://localhost:3000"]);
         assert_eq!(config.http.api_key, None);
-        assert!(meaning(&["--cors-origin", "chat.example"]).unwrap_err().contains("https://chat.example"));
+        for slip in ["chat.example", "https://", "https://a b", "https://a/b"] {
+            assert!(meaning(&["--cors-origin", slip]).unwrap_err().contains("https://chat.example"), "{slip}");
+        }
+        assert!(meaning(&["--served-model-name", ""]).unwrap_err().contains("--served-model-name"));
         let config = meaning(&["--allowed-host", "chat.example.,ai_1", "--allowed-host", "192.168.0.7"]).unwrap();
         assert_eq!(config.http.allowed_hosts, ["chat.example", "ai_1", "192.168.0.7"]);
         assert_eq!(with_file("allowed-host = \"*\"", &[]).unwrap().http.allowed_hosts, ["*"]);

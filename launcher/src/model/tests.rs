@@ -92,6 +92,9 @@ fn incomplete_folders_and_slips_are_named() {
         assert!(say(address).contains("did you mean `org/name`?"));
     }
 
+    let message = say("/dev/null");
+    assert!(message.starts_with("there is no file or folder /dev/null") && !message.contains("`/dev/null`"));
+
     let folder = root.path().join("my-model");
     fs::create_dir(&folder).unwrap();
     let path = folder.display().to_string();

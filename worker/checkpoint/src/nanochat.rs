@@ -14,7 +14,10 @@
 
 use std::path::{Path, PathBuf};
 
-use nanoinfer_shared::{json, model::config::{one_size, present}};
+use nanoinfer_shared::{
+    json,
+    model::config::{one_size, present},
+};
 use serde_json::{Value, json};
 
 use super::{shown::shown, tensor::MAX_TENSORS};
