@@ -22,10 +22,15 @@ pub(crate) struct TargetOptions {
 
 /// An address as it was typed; one without a scheme, as Ollama's are, is of HTTP, and the `/v1` that OpenAI's clients are told
 /// is left off: paths bring their own.
-pub(crate) fn address(typed: &str) -> Result<String, std::convert::Infallible> {
-    let typed = typed.trim_end_matches('/');
-    let typed = typed.strip_suffix("/v1").unwrap_or(typed).trim_end_matches('/');
-    Ok(if typed.contains("://") { typed.to_owned() } else { format!("http://{typed}") })
+pub(crate) fn address(typed: &str) -> Result<String, &'static str> {
+    let (scheme, rest) = typed.split_once("://").unwrap_or(("http", typed));
+    let rest = rest.trim_end_matches('/');
+    let rest = rest.strip_suffix("/v1").unwrap_or(rest).trim_end_matches('/');
+    let is_http = ["http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known));
+    if !is_http || rest.is_empty() || !rest.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err("it should be an address, like http://127.0.0.1:8000");
+    }
+    Ok(format!("{scheme}://{rest}"))
 }
 
 /// A server to ask.
@@ -108,6 +113,9 @@ mod tests {
             ("https://a.example/v10", "https://a.example/v10"),
         ] {
             assert_eq!(address(typed).as_deref(), Ok(url));
+        }
+        for slip in ["", "/", "http://", "ftp://a.example", "http://a b", "/v1"] {
+            assert!(address(slip).is_err(), "{slip}");
         }
     }
 }
