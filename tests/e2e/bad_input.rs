@@ -124,6 +124,11 @@ fn a_bad_value_of_the_environment_is_named_by_its_variable() {
     command.env("NANOINFER_NPROCS", "2");
     let (status, log) = run_to_end(command);
     assert!(status.success() && log.contains("did you mean NANOINFER_NPROC?"), "{log}");
+    // A key and a file with one exclude one another, unless only one was typed.
+    let mut command = launcher(&["--plan", "--api-key", "typed"]);
+    command.env("NANOINFER_API_KEY_FILE", "/nowhere");
+    let (status, log) = run_to_end(command);
+    assert!(status.success(), "{log}");
 }
 
 #[test]

@@ -51,11 +51,20 @@ impl CommandLine {
     pub(super) fn matches(
         args: impl IntoIterator<Item: Into<OsString> + Clone>,
     ) -> Result<(Command, ArgMatches), clap::Error> {
+        let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
+        let is_typed = |flag: &str| args.iter().any(|arg| arg.to_string_lossy().split('=').next() == Some(flag));
+        // Of a key and a file with one, which exclude one another, what was typed wins over the environment.
+        let is_settled = |arg: &clap::Arg| match arg.get_id().as_str() {
+            "api_key" => is_typed("--api-key-file"),
+            "api_key_file" => is_typed("--api-key"),
+            _ => false,
+        };
         let ours = |arg: clap::Arg| {
             // The help of an option tells its default itself.
             let has_values = arg.get_action().takes_values();
             let arg = arg.hide_default_value(has_values);
-            if arg.get_env().is_some_and(service_links::is_one) { arg.env(Resettable::Reset) } else { arg }
+            let is_left_out = is_settled(&arg) || arg.get_env().is_some_and(service_links::is_one);
+            if is_left_out { arg.env(Resettable::Reset) } else { arg }
         };
         let with_limits_last = |command: Command| {
             let limits = command.get_arguments().filter(|arg| arg.get_help_heading() == Some(LIMITS));
@@ -65,7 +74,7 @@ impl CommandLine {
         };
         let whole = |command: Command| with_limits_last(command.mut_args(ours));
         let mut command = whole(Self::command()).mut_subcommands(whole);
-        let matches = command.try_get_matches_from_mut(args)?;
+        let matches = command.try_get_matches_from_mut(&args)?;
         Ok((command, matches))
     }
 }
