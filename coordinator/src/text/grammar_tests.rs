@@ -221,6 +221,36 @@ fn grammars_have_bounds() {
 }
 
 #[test]
+fn what_leads_deep_is_refused_or_compiled_and_ends_nothing() {
+    // Each definition refers to the next: as many as there is room for.
+    let named = |count: usize| -> Value {
+        let refers = |at: usize| (format!("a{at}"), json!({"$ref": format!("#/$defs/a{}", at + 1)}));
+        let mut named: serde_json::Map<_, _> = (0..count).map(refers).collect();
+        named.insert(format!("a{count}"), json!({"type": "null"}));
+        json!({"$defs": named, "$ref": "#/$defs/a0"})
+    };
+    compiled(Grammar::Json(named(7000))).unwrap();
+    // The same, with other keywords beside.
+    let mut beside = named(5000);
+    beside["$defs"].as_object_mut().unwrap().values_mut().for_each(|schema| schema["type"] = json!("null"));
+    compiled(Grammar::Json(beside)).unwrap();
+    let nested = |inner: Value| (0..50).fold(inner, |inner, _| json!({"items": inner}));
+    let mut deep = named(300);
+    deep["$defs"].as_object_mut().unwrap().values_mut().for_each(|schema| *schema = nested(schema.take()));
+    let error = compiled(Grammar::Json(deep)).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("levels down, over the limit of 10000"), "{error}");
+    for rule in ["r", "T"] {
+        let count = 9900;
+        let rules: Vec<String> = (0..count).map(|at| format!("{rule}{at}: {rule}{}", at + 1)).collect();
+        let lark = format!("start: {rule}0\n{}\n{rule}{count}: \"x\"", rules.join("\n"));
+        // The library may have bounds of its own.
+        let _ = compiled(Grammar::Lark(lark));
+    }
+    let many = "(".repeat(20_000);
+    assert!(compiled(Grammar::Lark(many)).map(|_| ()).unwrap_err().to_string().contains("levels down"));
+}
+
+#[test]
 fn what_was_compiled_is_kept_for_a_while() {
     let grammars = Grammars::default();
     let compile = |regex: String| {

@@ -3,7 +3,10 @@
 //! Does not know who follows them. Invariant: a special token has no text here, so none satisfies a grammar; bounds count work and not
 //! time, so that what fails always does.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::{
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+    thread,
+};
 
 use llguidance::{
     Matcher, ParserFactory,
@@ -21,6 +24,10 @@ use crate::text::ModelText;
 
 /// Compiled grammars that are kept for who asks for the same: tools and schemas come again with every request of a program.
 pub(super) const KEPT: usize = 32;
+
+/// Stack of what compiles, and of each level that it goes down. It is memory once it is used.
+const STACK_BYTES: usize = 2 << 20;
+const LEVEL_BYTES: usize = 16 << 10;
 
 /// A grammar that answers can follow.
 #[derive(Clone)]
@@ -77,12 +84,21 @@ impl std::fmt::Debug for Grammars {
     }
 }
 
+/// Compiles on a thread whose stack is as deep as the grammar: a stack that is full would end the process.
 fn compile(factory: &ParserFactory, grammar: &Grammar) -> Result<Matcher, String> {
-    let matcher = Matcher::new(factory.create_parser(grammar.top_level()));
-    match matcher.get_error() {
-        Some(error) => Err(error),
-        None => Ok(matcher),
-    }
+    let compile = || {
+        let matcher = Matcher::new(factory.create_parser(grammar.top_level()));
+        match matcher.get_error() {
+            Some(error) => Err(error),
+            None => Ok(matcher),
+        }
+    };
+    let stack_bytes = STACK_BYTES + grammar.levels() * LEVEL_BYTES;
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().name("grammar".into()).stack_size(stack_bytes).spawn_scoped(scope, compile);
+        let compiled = thread.map_err(|error| format!("no thread for it: {error}"))?.join();
+        compiled.unwrap_or_else(|_| Err("the library failed on it".into()))
+    })
 }
 
 /// The vocabulary as a tree of bytes, and the bounds of a parser over it.

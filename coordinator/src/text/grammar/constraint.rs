@@ -9,6 +9,8 @@ use serde_json::{Value, json};
 pub const MAX_GRAMMAR_BYTES: usize = 256 << 10;
 /// Most levels of a schema.
 pub const MAX_SCHEMA_DEPTH: usize = 64;
+/// Most levels that a grammar leads down, by what is nested in it and by what it refers to. The library follows both with its stack.
+pub(super) const MAX_LEVELS: usize = 10_000;
 /// Most calls behind the first in one answer.
 pub(in crate::text) const MAX_CALLS: usize = 15;
 /// White space between the tokens of JSON: a space, or a line break and an indent. A model that is fond of it comes to its end.
@@ -50,6 +52,20 @@ impl Grammar {
         }
     }
 
+    /// How many levels it may lead down, at most.
+    pub(super) fn levels(&self) -> usize {
+        match self {
+            Self::Json(schema) => {
+                let (objects, references) = count(schema);
+                // Each reference is followed once, from as deep as anything stands.
+                objects.min((references + 1) * depth(schema))
+            }
+            Self::Lark(text) => text.bytes().filter(|byte| b":([{".contains(byte)).count(),
+            // These are walked level by level.
+            Self::Regex(_) | Self::Choice(_) => 1,
+        }
+    }
+
     pub(super) fn top_level(&self) -> TopLevelGrammar {
         match self {
             Self::Json(schema) => TopLevelGrammar::from_json_schema(with_options(schema)),
@@ -60,6 +76,28 @@ impl Grammar {
             }
             Self::Lark(grammar) => TopLevelGrammar::from_lark(grammar.clone()),
         }
+    }
+}
+
+/// Levels of a value.
+pub(super) fn depth(value: &Value) -> usize {
+    match value {
+        Value::Array(list) => 1 + list.iter().map(depth).max().unwrap_or(0),
+        Value::Object(map) => 1 + map.values().map(depth).max().unwrap_or(0),
+        _ => 0,
+    }
+}
+
+/// Objects in a value, and references.
+fn count(value: &Value) -> (usize, usize) {
+    let sum = |(objects, references): (usize, usize), inner: &Value| {
+        let (more_objects, more_references) = count(inner);
+        (objects + more_objects, references + more_references)
+    };
+    match value {
+        Value::Array(list) => list.iter().fold((0, 0), sum),
+        Value::Object(map) => map.values().fold((1, usize::from(map.contains_key("$ref"))), sum),
+        _ => (0, 0),
     }
 }
 

@@ -148,14 +148,17 @@ impl Follower {
         };
     }
 
-    /// The next token, where the grammar leaves no other. To ask for a mask would hold up the next step: it is asked for only where the
-    /// grammar knows what the next byte is.
+    /// The next token, where the grammar knows the next bytes and one token alone goes along with them. To ask for a mask would hold up the
+    /// next step.
     fn forced(&mut self) -> Option<TokenId> {
-        let may_be = self.phase == Phase::Answers && self.mask.is_none() && !self.is_over();
-        if !may_be || self.matcher.compute_ff_bytes().is_empty() {
+        if self.phase != Phase::Answers || self.mask.is_some() || self.is_over() {
             return None;
         }
-        self.mask().ok()?.only()
+        let bytes = self.matcher.compute_ff_bytes();
+        let environment = self.matcher.tok_env().ok()?;
+        let tree = environment.tok_trie();
+        let begin = tree.all_prefixes(&bytes);
+        (begin.len() == 1 && !tree.has_extensions(&bytes)).then(|| begin[0])
     }
 }
 

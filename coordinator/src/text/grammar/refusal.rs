@@ -7,7 +7,7 @@ use std::cell::Cell;
 
 use serde_json::Value;
 
-use super::constraint::{Grammar, MAX_GRAMMAR_BYTES, MAX_SCHEMA_DEPTH};
+use super::constraint::{Grammar, MAX_GRAMMAR_BYTES, MAX_LEVELS, MAX_SCHEMA_DEPTH, depth};
 
 /// Most schemas that are tried, each of which may take some milliseconds.
 const MAX_TRIES: usize = 200;
@@ -45,13 +45,16 @@ pub(super) fn check_size(field: &str, grammar: &Grammar) -> Result<(), GrammarEr
             format!("has {bytes} bytes, over the limit of {MAX_GRAMMAR_BYTES}; hint: simplify it"),
         ));
     }
-    match grammar {
-        Grammar::Json(schema) if depth(schema) > MAX_SCHEMA_DEPTH => {
-            let reason = format!("is nested deeper than {MAX_SCHEMA_DEPTH} levels; hint: name parts of it in `$defs`");
-            Err(GrammarError::over(field, reason))
-        }
-        _ => Ok(()),
+    if grammar.schema().is_some_and(|schema| depth(schema) > MAX_SCHEMA_DEPTH) {
+        let reason = format!("is nested deeper than {MAX_SCHEMA_DEPTH} levels; hint: name parts of it in `$defs`");
+        return Err(GrammarError::over(field, reason));
     }
+    let levels = grammar.levels();
+    if levels > MAX_LEVELS {
+        let reason = format!("may lead {levels} levels down, over the limit of {MAX_LEVELS}; hint: simplify it");
+        return Err(GrammarError::over(field, reason));
+    }
+    Ok(())
 }
 
 /// Says where a grammar is refused; `works` is asked of schemas, and says why not.
@@ -131,14 +134,6 @@ fn children(schema: &Value) -> Vec<(String, &Value)> {
         }
     }
     found
-}
-
-fn depth(value: &Value) -> usize {
-    match value {
-        Value::Array(list) => 1 + list.iter().map(depth).max().unwrap_or(0),
-        Value::Object(map) => 1 + map.values().map(depth).max().unwrap_or(0),
-        _ => 0,
-    }
 }
 
 /// The library's words as they fit in a sentence.
