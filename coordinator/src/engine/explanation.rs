@@ -4,7 +4,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use nanoinfer_shared::protocol::{StepTimes, TokenId};
+use nanoinfer_shared::protocol::{StepOutput, StepPlan, StepTimes, TokenId};
 
 /// One token, explained.
 #[derive(Clone, Debug, PartialEq)]
@@ -72,4 +72,17 @@ pub struct StepReport {
     pub elapsed: Duration,
     /// What each rank says, in rank order.
     pub ranks: Vec<StepTimes>,
+}
+
+impl StepReport {
+    /// That of a step that was timed.
+    pub(crate) fn of(plan: &StepPlan, elapsed: Duration, answers: &[StepOutput]) -> Self {
+        Self {
+            step: plan.step,
+            sequences: plan.sequences.len(),
+            tokens: plan.sequences.iter().map(|sequence| sequence.tokens.len()).sum(),
+            elapsed,
+            ranks: answers.iter().filter_map(|answer| answer.times.clone()).collect(),
+        }
+    }
 }

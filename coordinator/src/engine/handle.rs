@@ -207,11 +207,14 @@ impl EngineHandle {
 
     /// What wakes the engine's thread without keeping its queue open.
     pub(crate) fn waker(&self) -> impl Fn() + Send + Clone + use<> {
-        let commands = self.commands.downgrade();
+        let (commands, orders) = (self.commands.downgrade(), self.orders.clone());
         move || {
-            if let Some(commands) = commands.upgrade() {
+            if let Some(commands) = commands.upgrade()
+                && orders.wake()
+                && commands.try_send(Command::Wake).is_err()
+            {
                 // Where there is no room for it, the engine has something to read already.
-                let _ = commands.try_send(Command::Wake);
+                orders.woken();
             }
         }
     }

@@ -89,6 +89,8 @@ metrics! {
         "Seconds between steps in which tokens were drawn from the ranks' answers";
     pub mask_seconds: Counter<f64, AtomicU64> = Counter::default(),
         "Seconds in which masks of grammars were computed, while the ranks computed what they are for";
+    pub masks_late: Counter = Counter::default(),
+        "Masks of grammars that their step did not wait for, so that their sequences sat out";
     pub rows_fetched: Counter = Counter::default(),
         "Draws that took the whole row of logits, as the candidates did not decide";
     pub rank_answer_bytes: Counter = Counter::default(),
@@ -267,6 +269,7 @@ mod tests {
             "nanoinfer_scheduler_invariants_hold 1",
             "nanoinfer_sampling_seconds_total 1.5",
             "nanoinfer_mask_seconds_total 0.25",
+            "nanoinfer_masks_late_total 0",
             "nanoinfer_rows_fetched_total 3",
             "nanoinfer_rank_answer_bytes_total 4096",
             "nanoinfer_num_preemptions_total 0",

@@ -9,8 +9,8 @@
 //! A forced token is a token of the answer as any other: it counts, is penalised, hashed and computed again after a preemption,
 //! but nothing is asked of the ranks for it. Knows tokens; what they stand for is known to who implements it.
 //! Invariant: what is forced and what may come depends on the tokens appended before and on nothing else, so that batch, chunks,
-//! preemption and the loss of a rank change no token. It runs on the engine's threads between two steps, or beside one: bounded work,
-//! and no waiting.
+//! preemption and the loss of a rank change no token. It runs on the engine's thread between two steps: bounded work, and no waiting. Masks
+//! may take longer.
 
 use std::fmt;
 
@@ -27,7 +27,8 @@ pub trait Next: fmt::Debug + Send {
         false
     }
 
-    /// Which, where it is masking; the same until the next token is appended.
+    /// Which, where it is masking; the same until the next token is appended, and there at once when it is asked for again. The engine has it
+    /// computed on another thread, and lets the sequence sit out for as long as that takes.
     ///
     /// # Errors
     /// Says why the answer cannot go on.

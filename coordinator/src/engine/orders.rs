@@ -1,10 +1,10 @@
-//! What the engine is told while it runs, beside requests: by whoever stops it, and by readers who go.
+//! What the engine is told while it runs, beside requests: by whoever stops or wakes it, and by readers who go.
 //!
 //! Does not know what the engine makes of it.
 
 use std::sync::atomic::{
     AtomicBool, AtomicUsize,
-    Ordering::{Acquire, Relaxed, Release},
+    Ordering::{AcqRel, Acquire, Relaxed, Release},
 };
 
 /// What the engine looks at between steps: written by anyone, read by the engine's thread.
@@ -12,6 +12,8 @@ use std::sync::atomic::{
 pub(crate) struct Orders {
     stopping: AtomicBool,
     cutting_off: AtomicBool,
+    /// A wake-up is on its way.
+    waking: AtomicBool,
     hang_ups: AtomicUsize,
 }
 
@@ -34,6 +36,16 @@ impl Orders {
     /// Whether those under way do not finish either.
     pub(crate) fn is_cutting_off(&self) -> bool {
         self.cutting_off.load(Relaxed)
+    }
+
+    /// Whether a wake-up is to be sent: none is on its way.
+    pub(crate) fn wake(&self) -> bool {
+        !self.waking.swap(true, AcqRel)
+    }
+
+    /// It has come, or found no room. Who has something to be looked at from here on sends another.
+    pub(crate) fn woken(&self) {
+        self.waking.store(false, Release);
     }
 
     /// A reader has gone before its sequence's end; its channel is closed by now.

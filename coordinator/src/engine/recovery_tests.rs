@@ -2,6 +2,11 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
+use nanoinfer_shared::{
+    link::ControlLink,
+    protocol::{FromRank, ToRank},
+};
+
 use super::{
     tests::{all, engine, mixed, well_behaved},
     *,

@@ -130,6 +130,11 @@ impl Draw {
         }
     }
 
+    /// Whether it was not said which: nothing can be drawn in this step.
+    pub(crate) fn is_late(&self) -> bool {
+        self.masked && self.stuck.is_none() && self.adjustments.mask.is_none()
+    }
+
     /// Why nothing can be drawn, where that is known before the ranks answer.
     pub(crate) fn stuck(&self) -> Option<&str> {
         self.stuck.as_deref()

@@ -17,8 +17,8 @@
 //!
 //! Knows sequences and blocks; whose turn it is, is the [`FairQueue`]'s. Does not know tensors, ranks or how a token is
 //! drawn; does no I/O.
-//! Invariant: the sequence that was admitted first never gives way and takes part in every step, so it always progresses:
-//! the pool holds at least one sequence of full length.
+//! Invariant: the sequence that was admitted first never gives way and takes part in every step, but for those that it sits out because its
+//! mask is late, so it always progresses: the pool holds at least one sequence of full length.
 
 mod give_way;
 
@@ -42,6 +42,8 @@ use crate::engine::{
 
 /// Lost steps in a row after which a sequence takes its next one alone.
 const SUSPECT: u32 = 2;
+/// Steps that a sequence sits out for one mask, at most. Bounded as the library's work is, none takes nearly as long.
+pub(crate) const MOST_SAT_OUT: u32 = 1000;
 
 /// What a scheduler may use.
 #[derive(Clone, Copy, Debug)]
@@ -168,7 +170,7 @@ impl Scheduler {
         if !preempted && self.let_in(!under_way) && under_way {
             return None;
         }
-        if let Some(suspect) = self.running.iter().find(|sequence| sequence.lost_steps >= SUSPECT) {
+        if let Some(suspect) = self.running.iter().find(|it| it.lost_steps >= SUSPECT && it.pending() > 0) {
             if under_way {
                 return None;
             }
@@ -228,6 +230,7 @@ impl Scheduler {
         }
         self.queue.settle();
         self.next_step += 1;
+        self.running.iter_mut().filter(|sequence| sequence.is_sitting_out()).for_each(|late| late.sat_out += 1);
         Some(planned)
     }
 
@@ -241,6 +244,23 @@ impl Scheduler {
                 self.blocks.publish(blocks, hashes.of(tokens, part.end / BLOCK_TOKENS));
             }
         }
+    }
+
+    /// Those whose masks have come take part again; whether there are any.
+    pub(crate) fn rejoin(&mut self) -> bool {
+        self.running.iter_mut().map(Sequence::rejoin).fold(false, |any, rejoined| any | rejoined)
+    }
+
+    /// Whether somebody runs, and sits out until its mask has come.
+    pub(crate) fn awaits_masks(&self) -> bool {
+        self.running.iter().any(Sequence::is_sitting_out)
+    }
+
+    /// Takes out those whose masks have not come for too many steps.
+    pub(crate) fn remove_too_late(&mut self) -> Vec<Sequence> {
+        let too_late = self.running.iter().filter(|sequence| sequence.sat_out > MOST_SAT_OUT);
+        let tickets: Vec<Ticket> = too_late.map(|sequence| sequence.ticket).collect();
+        tickets.into_iter().map(|ticket| self.remove(ticket)).collect()
     }
 
     /// The step has not happened: its sequences stand where they stood before it. One that was alone in it, as it was in two that
@@ -479,14 +499,17 @@ impl Scheduler {
     /// Finds a place, and the blocks for all tokens of a sequence: what others have computed, and free ones for the rest.
     /// Where it may not run, it may hold some of them.
     fn enter(&mut self, sequence: &mut Sequence, may_give_way: bool) -> Result<(), Refusal> {
+        // Its mask may have come while it waited.
+        sequence.rejoin();
         let reusable = if self.limits.prefix_cache { sequence.reusable_blocks() } else { 0 };
         let contents = sequence.hashes.of(&sequence.tokens, reusable);
         let reused = self.blocks.reuse(&mut sequence.blocks, contents);
         if let Some(next) = contents.get(reused) {
             // Somebody is about to compute what comes next: a step of waiting saves computing it twice. This is how the
             // choices of one request come to share their prompt.
-            let computes =
-                |other: &Sequence| other.blocks.published() <= reused && other.hashes.get(reused) == Some(next);
+            let computes = |other: &Sequence| {
+                !other.is_sitting_out() && other.blocks.published() <= reused && other.hashes.get(reused) == Some(next)
+            };
             if self.running.iter().any(computes) {
                 return Err(Refusal::Later);
             }

@@ -17,6 +17,7 @@ use nanoinfer_shared::{
 use tokio::sync::mpsc;
 
 use crate::engine::{
+    awaited_mask::AwaitedMask,
     block_hash::PrefixHashes,
     block_manager::BlockTable,
     explanation::{Explanation, StepReport},
@@ -52,6 +53,10 @@ pub(crate) struct Sequence {
     pub(crate) drawing: bool,
     /// Steps in a row that it was in when a rank was lost.
     pub(crate) lost_steps: u32,
+    /// Its mask, where that is late; what computes it is its request's `next`, which is not there meanwhile.
+    late_mask: Option<AwaitedMask>,
+    /// Steps that were taken without it for that.
+    pub(crate) sat_out: u32,
     pub(crate) blocks: BlockTable,
     /// Names of its full blocks.
     pub(crate) hashes: PrefixHashes,
@@ -88,6 +93,8 @@ impl Sequence {
             computed: 0,
             drawing: false,
             lost_steps: 0,
+            late_mask: None,
+            sat_out: 0,
             blocks: BlockTable::default(),
             hashes: PrefixHashes::salted(request.cache_salt.as_deref()),
             place: Some(place),
@@ -105,13 +112,38 @@ impl Sequence {
         sequence
     }
 
-    /// Tokens that the next step can compute, the one being drawn included.
+    /// Tokens that the next step can compute, the one being drawn included; none while its mask is late.
     pub(crate) fn pending(&self) -> usize {
+        if self.is_sitting_out() {
+            return 0;
+        }
         if self.drawing && self.generated().len() + 1 >= self.request.max_tokens {
             // Its last token: nothing follows from it.
             return 0;
         }
         self.tokens.len() + usize::from(self.drawing) - self.computed
+    }
+
+    /// Draws nothing in the step under way, nor takes part in another until its mask is there. The last token is computed again then, to
+    /// be drawn from.
+    pub(crate) fn sit_out(&mut self, late_mask: AwaitedMask) {
+        self.computed -= 1;
+        self.drawing = false;
+        self.late_mask = Some(late_mask);
+    }
+
+    /// Whether its mask is late.
+    pub(crate) fn is_sitting_out(&self) -> bool {
+        self.late_mask.is_some()
+    }
+
+    /// Takes part again if its mask is there by now.
+    pub(crate) fn rejoin(&mut self) -> bool {
+        let Some(next) = self.late_mask.as_ref().and_then(AwaitedMask::take) else { return false };
+        self.request.next = Some(next);
+        self.late_mask = None;
+        self.sat_out = 0;
+        true
     }
 
     /// Blocks that it lacks to hold all of its tokens.

@@ -6,7 +6,7 @@
 //!                                             who arrives, hangs up or runs out of time until then does so
 //! ```
 //! Every answer must be, event for event, what the same request gets alone, uncut, without a cache and with all the memory
-//! it wants. On some days ranks die, at any moment, with their pool or without: nobody must notice. On some a request kills whatever
+//! it wants. On some days masks are late. On some ranks die, at any moment, with their pool or without: nobody must notice. On some a request kills whatever
 //! computes it: it alone must fail. On some a rank dies that no other takes the place of: then everybody must be told once.
 //! A day that fails names its seed; `NANOINFER_SIMULATION_SEED=n cargo test -p nanoinfer-coordinator simulation` lives it again.
 //! Reference: FoundationDB's and TigerBeetle's simulators.
@@ -18,17 +18,20 @@ use std::{
     collections::{BTreeMap, HashMap},
     hash::{DefaultHasher, Hash, Hasher},
     rc::Rc,
+    sync::Mutex,
 };
 
 use nanoinfer_shared::{
     link::LinkError,
-    protocol::{FailureKind, LogitSlice, StepPlan, TokenMask},
+    protocol::{FailureKind, LogitSlice, StepOutput, StepPlan, TokenMask},
 };
 
 use self::world::{Dice, Happening, POISON, POISONED, REQUESTS, World, a_request, received};
 use super::*;
 use crate::engine::{
+    awaited_mask::Job,
     fake_rank::{self, FakeRank},
+    handle::Door,
     request::Request,
 };
 
@@ -53,9 +56,10 @@ fn every_answer_is_as_if_alone_whatever_the_day_brings() {
     if seeds.len() > 1 {
         // Days on which nothing happens prove nothing.
         let Tally { finished, forced, hung_up, late, refused, died, recovered, poisoned, .. } = sum;
-        let Tally { preemptions, prefix_hits, .. } = sum;
+        let Tally { preemptions, prefix_hits, masks_late, .. } = sum;
         assert!(finished > DAYS && forced > DAYS && hung_up > DAYS / 4 && late > DAYS / 8, "{sum:?}");
         assert!(recovered > DAYS && poisoned > DAYS / 100, "{sum:?}");
+        assert!(masks_late > DAYS, "{sum:?}");
         assert!(refused > 0 && died > 0 && preemptions > DAYS / 4 && prefix_hits > DAYS, "{sum:?}");
     }
 }
@@ -89,7 +93,7 @@ impl Solo {
     fn events(&mut self, world: usize, number: u64, choice: u32) -> &[Event] {
         self.0.entry((world, number, choice)).or_insert_with(|| {
             let config = EngineConfig { prefix_cache: false, ..fake_rank::config(world, 100).with_steps_of(1, 96) };
-            let mut day = Day::of(config, 100, Dice::new(number), Deaths::default());
+            let mut day = Day::of(config, 100, Dice::new(number), Deaths::default(), 0);
             let request = Request { choice, ..a_request(number) };
             let mut events = day.world.borrow().handle.submit(request).unwrap();
             day.world.borrow().handle.stop();
@@ -114,6 +118,7 @@ struct Tally {
     steps: u64,
     preemptions: u64,
     prefix_hits: u64,
+    masks_late: u64,
     /// Of every plan and when it was carried out.
     digest: u64,
 }
@@ -131,6 +136,7 @@ impl Tally {
         self.steps += day.steps;
         self.preemptions += day.preemptions;
         self.prefix_hits += day.prefix_hits;
+        self.masks_late += day.masks_late;
     }
 }
 
@@ -144,8 +150,30 @@ struct SimulatedRanks {
     deaths: Deaths,
     under_way: Option<StepPlan>,
     masks: Vec<TokenMask>,
+    late_masks: Arc<Mutex<LateMasks>>,
     /// Sequences of the last step that was begun.
     width: usize,
+}
+
+/// Masks that take longer than their step waits: of a hundred so many, and of those a third is there after each step.
+struct LateMasks {
+    dice: Dice,
+    percent: u64,
+    jobs: Vec<Job>,
+}
+
+impl LateMasks {
+    fn spawn(&mut self, job: Job) {
+        if self.percent > 0 && self.dice.percent(self.percent) { self.jobs.push(job) } else { job() }
+    }
+
+    /// Some are there, or `all` of them; whether any is.
+    fn come(&mut self, all: bool) -> bool {
+        let coming: Vec<Job> = self.jobs.extract_if(.., |_| all || self.dice.percent(33)).collect();
+        let is_any = !coming.is_empty();
+        coming.into_iter().for_each(|job| job());
+        is_any
+    }
 }
 
 /// How ranks die on a day.
@@ -205,6 +233,7 @@ impl Ranks for SimulatedRanks {
             });
             let slowest = durations.max().expect("there is a rank");
             world.advance(slowest);
+            self.late_masks.lock().unwrap().come(false);
             world.now_us.hash(&mut world.digest);
             for sequence in &plan.sequences {
                 (sequence.start, &sequence.tokens, &sequence.blocks).hash(&mut world.digest);
@@ -288,7 +317,8 @@ impl Day {
             last_step: dice.percent(4).then(|| dice.roll(0, 60)),
             ..Deaths::default()
         };
-        let day = Self::of(config, kv_blocks, dice, deaths);
+        let late_percent = if dice.percent(60) { 0 } else { dice.roll(1, 60) };
+        let day = Self::of(config, kv_blocks, dice, deaths, late_percent);
         let mut world = day.world.borrow_mut();
         let mut time_us = 0;
         if is_poisoned {
@@ -314,7 +344,7 @@ impl Day {
         day
     }
 
-    fn of(config: EngineConfig, kv_blocks: usize, mut dice: Dice, deaths: Deaths) -> Self {
+    fn of(config: EngineConfig, kv_blocks: usize, mut dice: Dice, deaths: Deaths, late_percent: u64) -> Self {
         let (handle, commands) = handle::channel(Door::of(&config));
         let new_rank = |share: &nanoinfer_shared::Share| {
             let mut rank = FakeRank::new(share.vocab.clone(), config.load.max_batched_tokens);
@@ -323,6 +353,15 @@ impl Day {
         };
         let ranks: Vec<_> = config.load.partition.shares().iter().map(new_rank).collect();
         let slow = (dice.roll(0, ranks.len() as u64 - 1) as usize, if dice.percent(20) { 20 } else { 1 });
+        let late_masks = LateMasks { dice: Dice::new(dice.roll(0, 1 << 40)), percent: late_percent, jobs: Vec::new() };
+        let late_masks = Arc::new(Mutex::new(late_masks));
+        let spawn = {
+            let late_masks = late_masks.clone();
+            Box::new(move |job| late_masks.lock().unwrap().spawn(job))
+        };
+        // What is not there at once is late.
+        let metrics = handle.status.metrics().clone();
+        let masker = Masker::new(spawn, Duration::ZERO, Arc::new(handle.waker()), metrics);
         let (room, world_size) = (handle.room(), ranks.len());
         let to_engine = handle.clone();
         let world = Rc::new(RefCell::new(World {
@@ -345,9 +384,11 @@ impl Day {
             deaths,
             under_way: None,
             masks: Vec::new(),
+            late_masks,
             width: 0,
         };
-        Self { engine: Engine::new(config, kv_blocks, ranks, commands, &to_engine), world, ranks: world_size, room }
+        let engine = Engine::new(config, kv_blocks, ranks, masker, commands, &to_engine);
+        Self { engine, world, ranks: world_size, room }
     }
 
     /// From the first arrival to the last answer.
@@ -358,6 +399,7 @@ impl Day {
             assert!(turn < MAX_TURNS, "somebody waits for ever");
             match self.engine.turn() {
                 Ok(Turn::Busy) => {}
+                Ok(Turn::Idle) if self.engine.ranks.late_masks.lock().unwrap().come(true) => {}
                 Ok(Turn::Idle) => {
                     let mut world = self.world.borrow_mut();
                     let Some((&(next_us, _), _)) = world.agenda.first_key_value() else { break };
@@ -393,6 +435,7 @@ impl Day {
         tally.steps = engine.scheduler.steps();
         tally.preemptions = status.metrics().num_preemptions.get();
         tally.prefix_hits = status.metrics().prefix_cache_hits.get();
+        tally.masks_late = status.metrics().masks_late.get();
         engine.end(failure);
         let mut world = world.borrow_mut();
         (tally.refused, tally.hung_up, tally.late) = (world.refused, world.hung_up, world.late);

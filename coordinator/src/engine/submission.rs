@@ -1,5 +1,7 @@
 //! What crosses from the handle to the engine's thread.
 
+use std::sync::Arc;
+
 use tokio::sync::mpsc;
 
 use crate::engine::{
@@ -21,6 +23,9 @@ pub(crate) enum Command {
     /// Look at the status and at the ranks again; there is nothing to add.
     Wake,
 }
+
+/// Wakes the engine's thread, if it waits for a command.
+pub(crate) type Wake = Arc<dyn Fn() + Send + Sync>;
 
 /// A sequence on its way to the engine, with the way back.
 #[derive(Debug)]

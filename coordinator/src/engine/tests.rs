@@ -2,17 +2,20 @@
 
 use std::{
     collections::VecDeque,
-    sync::mpsc,
+    sync::{Mutex, mpsc},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
+use nanoinfer_shared::protocol::TokenMask;
+
 use super::*;
 use crate::engine::{
     fake_rank::{self, Behaviour, Forcing, Shaping},
-    handle::{Events, SubmitError},
+    handle::{Door, Events, SubmitError},
     history::{LiveBlocks, Replay},
     next::Next,
+    ranks::LinkedRanks,
     request::{FinishReason, PromptLogprobs, Request, SamplingParams, TokenLogprobs},
 };
 
@@ -180,6 +183,128 @@ fn forced_tokens_stand_in_an_answer_as_if_they_had_been_drawn_and_end_it_where_d
     let cut = (0..59).filter(inner).find(|&at| is_new(at)).expect("some are forced");
     assert_eq!(answer(cut + 1, &[]), (expected[..=cut].to_vec(), Event::Finished(FinishReason::Length)));
     assert_eq!(answer(60, &[expected[cut].0]), (expected[..=cut].to_vec(), Event::Finished(FinishReason::Stop)));
+}
+
+/// Lets any token come, each of them once a gate has opened: for each message, and always once the sender is gone.
+#[derive(Clone, Debug)]
+struct Gated {
+    gate: Arc<Mutex<mpsc::Receiver<()>>>,
+    is_open: bool,
+}
+
+impl Gated {
+    fn shut() -> (mpsc::Sender<()>, Box<dyn Next>) {
+        let (open, gate) = mpsc::channel();
+        (open, Box::new(Self { gate: Arc::new(Mutex::new(gate)), is_open: false }))
+    }
+}
+
+impl Next for Gated {
+    fn after(&mut self, _: u32) -> Vec<u32> {
+        self.is_open = false;
+        Vec::new()
+    }
+
+    fn is_masking(&self) -> bool {
+        true
+    }
+
+    fn mask(&mut self) -> Result<TokenMask, String> {
+        if !self.is_open {
+            let _ = self.gate.lock().unwrap().recv();
+            self.is_open = true;
+        }
+        Ok((0..150).collect())
+    }
+
+    fn boxed(&self) -> Box<dyn Next> {
+        Box::new(self.clone())
+    }
+}
+
+#[test]
+fn a_sequence_whose_mask_is_late_sits_out_and_gets_the_same_answer() {
+    // A prompt that ends with a block, and one that does not.
+    for length in [16, 19] {
+        let (handle, _ranks) = engine(fake_rank::config(2, 20), well_behaved(2));
+        let (open, gated) = Gated::shut();
+        let asked = prompt(1, length);
+        let mut late = handle.submit(Request { next: Some(gated), ..request(&asked, 40) }).unwrap();
+        for other in [&asked, &prompt(2, 30)] {
+            assert_eq!(ids(&all(handle.submit(request(other, 60)).unwrap())), greedy(other, 60), "others go on");
+        }
+        assert_eq!(late.try_next(), None);
+        open.send(()).unwrap();
+        let first = late.blocking_next();
+        assert!(matches!(first, Some(Event::Token { id, .. }) if id == greedy(&asked, 1)[0]), "{first:?}");
+        assert_eq!(ids(&all(handle.submit(request(&asked, 60)).unwrap())), greedy(&asked, 60));
+        drop(open);
+        assert_eq!(ids(&all(late)), greedy(&asked, 40)[1..]);
+        assert!(handle.status().metrics().masks_late.get() > 0);
+        wait_until("every block is free when idle", || handle.status().blocks_free() == 20);
+    }
+}
+
+#[test]
+fn a_mask_that_never_comes_ends_its_own_sequence() {
+    let (handle, _ranks) = engine(fake_rank::config(1, 20), well_behaved(1));
+    let (_shut, gated) = Gated::shut();
+    let mut late = handle.submit(Request { next: Some(gated), ..request(&prompt(1, 3), 9) }).unwrap();
+    let last = loop {
+        match late.try_next() {
+            Some(event) => break event,
+            None => drop(all(handle.submit(request(&prompt(2, 3), 90)).unwrap())),
+        }
+    };
+    assert!(matches!(&last, Event::Stuck(reason) if reason.contains("within 1000 steps")), "{last:?}");
+    assert_eq!(ids(&all(handle.submit(request(&prompt(1, 3), 9)).unwrap())), greedy(&prompt(1, 3), 9));
+    wait_until("every block is free when idle", || handle.status().blocks_free() == 20);
+}
+
+#[test]
+fn a_grammar_that_panics_ends_its_own_sequence() {
+    #[derive(Clone, Debug)]
+    struct Broken;
+    impl Next for Broken {
+        fn after(&mut self, _: u32) -> Vec<u32> {
+            Vec::new()
+        }
+        fn is_masking(&self) -> bool {
+            true
+        }
+        fn mask(&mut self) -> Result<TokenMask, String> {
+            panic!("as a bug would")
+        }
+        fn boxed(&self) -> Box<dyn Next> {
+            Box::new(self.clone())
+        }
+    }
+    let (handle, _ranks) = engine(fake_rank::config(1, 20), well_behaved(1));
+    let events = all(handle.submit(Request { next: Some(Box::new(Broken)), ..request(&prompt(1, 3), 9) }).unwrap());
+    assert!(matches!(&events[..], [Event::Stuck(reason)] if reason.contains("as a bug would")), "{events:?}");
+    assert_eq!(ids(&all(handle.submit(request(&prompt(1, 3), 9)).unwrap())), greedy(&prompt(1, 3), 9));
+}
+
+#[test]
+fn who_waits_for_a_mask_may_go_and_what_is_stopped_waits_for_it() {
+    let (handle, ranks) = engine(fake_rank::config(1, 20), well_behaved(1));
+    let late = |length| {
+        let (open, gated) = Gated::shut();
+        (open, handle.submit(Request { next: Some(gated), ..request(&prompt(1, length), 9) }).unwrap())
+    };
+    let sits_out = |count| wait_until("it sits out", || handle.status().metrics().masks_late.get() == count);
+    let (shut, gone) = late(3);
+    sits_out(1);
+    drop(gone);
+    assert_eq!(ids(&all(handle.submit(request(&prompt(2, 3), 9)).unwrap())), greedy(&prompt(2, 3), 9));
+    wait_until("who has gone holds nothing", || handle.status().blocks_free() == 20);
+    drop(shut);
+    let (open, stays) = late(5);
+    sits_out(2);
+    handle.stop();
+    drop(open);
+    assert_eq!(ids(&all(stays)), greedy(&prompt(1, 5), 9));
+    wait_for_end(&handle, ranks);
 }
 
 #[test]
@@ -443,8 +568,9 @@ fn every_step_is_in_the_history_with_who_held_what() {
     let (handle, commands) = handle::channel(Door::of(&config));
     let (links, _ranks) = fake_rank::spawn(&config, well_behaved(1));
     let (status, wake) = (handle.status.clone(), Arc::new(handle.waker()));
+    let masker = Masker::start(1, wake.clone(), status.metrics().clone()).unwrap();
     let (ranks, kv_blocks) = LinkedRanks::start(links, None, &config, status, wake, Box::new(|| false)).unwrap();
-    let mut engine = Engine::new(config, kv_blocks, ranks, commands, &handle);
+    let mut engine = Engine::new(config, kv_blocks, ranks, masker, commands, &handle);
     let history = handle.status().history();
     let mut changes = history.changes();
     let events = handle.submit(request(&prompt(1, 5), 20)).unwrap();

@@ -18,12 +18,10 @@ use nanoinfer_shared::{
 };
 
 use super::{error::RanksError, pulse::Pulse};
+use crate::engine::submission::Wake;
 
 /// What may wait in the inbox of each rank: answers of a step that nobody waits for any more, and its end.
 const ANSWERS_OF_RANK: usize = 8;
-
-/// Wakes the engine's thread.
-pub(crate) type Wake = Arc<dyn Fn() + Send + Sync>;
 
 /// All ranks, as the engine's thread and the heartbeat thread see them.
 #[derive(Clone, Debug)]

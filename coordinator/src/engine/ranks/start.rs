@@ -11,14 +11,10 @@ use nanoinfer_shared::{
 };
 
 use super::{
-    GivenUp, LinkedRanks, Patience, Pools,
-    budget::Budget,
-    error::RanksError,
-    heartbeat::Heartbeat,
-    members::{Inbox, Wake},
+    GivenUp, LinkedRanks, Patience, Pools, budget::Budget, error::RanksError, heartbeat::Heartbeat, members::Inbox,
     source::RankSource,
 };
-use crate::engine::{config::EngineConfig, kv_budget::RankRoom, status::Status};
+use crate::engine::{config::EngineConfig, kv_budget::RankRoom, status::Status, submission::Wake};
 
 impl LinkedRanks {
     /// Brings the ranks behind `links`, in rank order, to where they take steps; `source` has others where some are lost. Returns
