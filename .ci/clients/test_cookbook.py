@@ -8,13 +8,13 @@ import sys
 import openai
 import pytest
 import yaml
+from javascript import command as javascript
 from server import ROOT
 
 PARIS = "The capital of France is Paris."
 # What LiteLLM would otherwise ask the network for.
 LOCAL = {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / "docs/cookbook.md").read_text(), re.MULTILINE | re.DOTALL)
-JS = ROOT / "target/clients/js"
 
 
 def command(kind, text):
@@ -22,9 +22,7 @@ def command(kind, text):
     if kind == "python":
         return [sys.executable, "-c", text]
     if kind == "js":
-        # Packages are found from where the program lies.
-        (JS / "block.mjs").write_text(text)
-        return ["node", JS / "block.mjs"]
+        return javascript(text)
     return ["bash", "-euc", text]
 
 

@@ -2,6 +2,8 @@
 
 import enum
 import json
+import pathlib
+import subprocess
 
 import httpx
 import instructor
@@ -9,6 +11,7 @@ import ollama
 import openai
 import pydantic
 import pytest
+from javascript import command as javascript
 from langchain_ollama import ChatOllama
 from langchain_openai import ChatOpenAI
 from pydantic_ai import Agent, NativeOutput
@@ -107,6 +110,14 @@ def test_pydantic_ai(server):
     for model in (OpenAIChatModel(MODEL, provider=provider), OpenAIResponsesModel(MODEL, provider=provider)):
         agent = Agent(model, output_type=NativeOutput(Animal), model_settings={"temperature": 0, "max_tokens": ROOM})
         assert isinstance(agent.run_sync(QUESTION).output, Animal)
+
+
+def test_the_ai_sdk(server):
+    program = pathlib.Path(__file__).with_name("ai_sdk.mjs").read_text()
+    run = subprocess.run(javascript(program, server.url, MODEL), capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    whole, streamed, word = map(json.loads, run.stdout.splitlines())
+    assert Animal.model_validate(whole) == Animal.model_validate(streamed) and word in ("cat", "dog")
 
 
 def test_refusals_say_where(client):
