@@ -5,7 +5,7 @@ Both sides take turns, round by round; a figure is the median of its rounds. Mas
 take is told twice: their own time, and how much longer a step takes because of them.
 
 usage: cargo build --release && benches/grammars.py [--layers 12] [--heads 12] [--width 768] [--dtype int8] [--batch 32] [--rounds 5]
-Writes models of random weights to a temporary folder (needs numpy). The vocabulary of 50,257 is GPT-2's, that of 152,000 has pairs of its tokens
+Writes models of random weights to a temporary folder (needs numpy and safetensors). The vocabulary of 50,257 is GPT-2's, that of 152,000 has pairs of its tokens
 besides."""
 import argparse, json, pathlib, re, statistics, subprocess, sys, tempfile, urllib.request
 

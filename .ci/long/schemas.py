@@ -11,17 +11,19 @@ from server import ROOT, Server  # noqa: E402
 
 
 def main():
-    server = Server("--nproc", "2")
     cases = list(suite(ROOT / "target/long"))
     failed = False
-    print("| temperature | schemas | refused | ended by themselves | cut off | wrong |\n|---|---|---|---|---|---|")
-    for seed, temperature in enumerate((1, 20, 100)):
-        refusals, ended, wrong = run(server.url, cases, n=32, temperature=temperature, seed=seed)
-        print(f"| {temperature} | {len(cases)} | {len(refusals)} | {ended['stop']} | {ended['length']} | {len(wrong)} |", flush=True)
-        for name, text, why in wrong[:20]:
-            print(f"{name}: {text}: {why}", file=sys.stderr)
-        failed |= bool(wrong)
-    server.stop()
+    server = Server("--nproc", "2")
+    try:
+        print("| temperature | schemas | refused | ended by themselves | cut off | wrong |\n|---|---|---|---|---|---|")
+        for seed, temperature in enumerate((1, 20, 100)):
+            refusals, ended, wrong = run(server.url, cases, n=32, temperature=temperature, seed=seed)
+            print(f"| {temperature} | {len(cases)} | {len(refusals)} | {ended['stop']} | {ended['length']} | {len(wrong)} |", flush=True)
+            for name, text, why in wrong[:20]:
+                print(f"{name}: {text}: {why}", file=sys.stderr)
+            failed |= bool(wrong)
+    finally:
+        server.stop()
     sys.exit(failed)
 
 

@@ -118,7 +118,9 @@ impl Tools {
         let (open, close) = (literal(&format!("{OPEN}\n")), literal(&format!("\n{CLOSE}")));
         let next = literal(&format!("\n{OPEN}\n"));
         let any = names.join(" | ");
-        let more = if self.parallel { format!(" ({next} one){{0,{MAX_CALLS}}}") } else { String::new() };
+        // Who names a function wants it called once.
+        let is_several = self.parallel && !matches!(self.choice, ToolChoice::Named(_));
+        let more = if is_several { format!(" ({next} one){{0,{MAX_CALLS}}}") } else { String::new() };
         let (calls, one) = match style {
             CallStyle::Hermes if self.is_required() || instead.is_some() => {
                 (format!("{open} one{more}"), format!("({any}) {close}"))

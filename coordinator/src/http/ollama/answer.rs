@@ -238,7 +238,7 @@ struct OllamaWriter {
     first_token: Option<Instant>,
     prompt_tokens: usize,
     tokens: usize,
-    /// What was called so far.
+    /// What came so far of the call that is under way.
     calls: Vec<CallPiece>,
     finish: Option<FinishReason>,
 }
@@ -288,10 +288,9 @@ impl Writer for OllamaWriter {
         let logprobs = (!logprobs.is_empty()).then_some(logprobs);
         // A call is told of when it is whole.
         self.calls.extend(chunk.calls.iter().cloned());
-        let is_now_whole =
-            |call: &CallPiece| chunk.calls.iter().any(|piece| piece.is_whole && piece.index == call.index);
-        let whole: Vec<_> = merged(&self.calls).into_iter().filter(is_now_whole).collect();
-        let tool_calls = ToolCall::of(&whole);
+        let whole = self.calls.iter().rposition(|piece| piece.is_whole).map_or(0, |last| last + 1);
+        let whole: Vec<_> = self.calls.drain(..whole).collect();
+        let tool_calls = ToolCall::of(&merged(&whole));
         let parts = self.parts(chunk, &tool_calls);
         let Parts { text, thinking, calculations, .. } = parts;
         let is_nothing = text.is_empty() && thinking.is_empty() && calculations.is_empty() && tool_calls.is_empty();

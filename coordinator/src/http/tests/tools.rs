@@ -122,6 +122,7 @@ async fn what_must_be_a_call_is_held_to_its_schema_from_the_start_and_what_may_b
         (json!({"tool_choice": "required"}), "Well, ".into(), (false, false)),
         (json!({"tool_choice": "required"}), call("weather", "{\"town\": 1, \"city\": 2}"), (false, false)),
         (json!({"tool_choice": {"type": "function", "function": {"name": "f"}}}), rome.clone(), (false, false)),
+        (json!({"tool_choice": {"type": "function", "function": {"name": "weather"}}}), rome.clone(), (true, true)),
         (json!({"tool_choice": "auto", "parallel_tool_calls": false}), format!("Well. {rome}"), (true, true)),
         (json!({}), format!("{rome}\n{rome}"), (true, false)),
         (json!({}), call("weather", "{\"anything\": [1]}"), (true, false)),

@@ -2,6 +2,8 @@
 //!
 //! Does not know how it is compiled.
 
+use std::iter;
+
 use llguidance::api::TopLevelGrammar;
 use serde_json::{Value, json};
 
@@ -60,7 +62,11 @@ impl Grammar {
                 // Each reference is followed once, from as deep as anything stands.
                 objects.min((references + 1) * depth(schema))
             }
-            Self::Lark(text) => text.bytes().filter(|byte| b":([{".contains(byte)).count(),
+            // Rules, groups and schemas; keys of these end with a quote.
+            Self::Lark(text) => {
+                let pairs = text.bytes().zip(iter::once(b' ').chain(text.bytes()));
+                pairs.filter(|&(byte, before)| b"([{".contains(&byte) || (byte == b':' && before != b'"')).count()
+            }
             // These are walked level by level.
             Self::Regex(_) | Self::Choice(_) => 1,
         }
