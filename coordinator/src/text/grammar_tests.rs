@@ -22,7 +22,7 @@ fn compiled(grammar: Grammar) -> Result<Compiled, GrammarError> {
 }
 
 fn follower(grammar: Grammar) -> Follower {
-    Follower::new(demo_text(), &compiled(grammar).unwrap(), Opening::AtOnce).at(None)
+    Follower::new(demo_text(), compiled(grammar).unwrap(), Opening::AtOnce).at(None)
 }
 
 /// Has an answer written, token by token; how far it is followed, and whether it may end there.
@@ -151,7 +151,7 @@ fn a_grammar_may_begin_behind_a_mark_or_where_its_first_token_comes() {
             follower.after(id);
         }
     };
-    let behind = Follower::new(text.clone(), &grammar, Opening::Behind("<tool_call>"));
+    let behind = Follower::new(text.clone(), grammar.clone(), Opening::Behind("<tool_call>"));
     let mut follower = behind.at(None);
     write(&mut follower, "{7 no <tool_cal");
     assert!(!follower.is_masking());
@@ -164,7 +164,7 @@ fn a_grammar_may_begin_behind_a_mark_or_where_its_first_token_comes() {
     assert!(!thinking.is_masking(), "a thought calls nothing");
     write(&mut thinking, "<tool_call>");
     assert!(thinking.is_masking());
-    let perhaps = Follower::new(text.clone(), &grammar, Opening::Perhaps);
+    let perhaps = Follower::new(text.clone(), grammar, Opening::Perhaps);
     for (answer, is_masking) in [("{", true), (" {", true), ("Two {", false)] {
         let mut follower = perhaps.at(None);
         assert!(!follower.is_masking());
@@ -215,7 +215,7 @@ fn grammars_have_bounds() {
     ] {
         // Refused, or followed: it comes back.
         if let Ok(compiled) = compiled(grammar) {
-            let _ = Follower::new(demo_text(), &compiled, Opening::AtOnce).at(None).mask();
+            let _ = Follower::new(demo_text(), compiled, Opening::AtOnce).at(None).mask();
         }
     }
 }
@@ -319,7 +319,7 @@ proptest! {
                 return Ok(());
             }
         };
-        let mut follower = Follower::new(demo_text(), &compiled, Opening::AtOnce).at(None);
+        let mut follower = Follower::new(demo_text(), compiled, Opening::AtOnce).at(None);
         for _ in 0..30 {
             if follower.is_over() {
                 break;

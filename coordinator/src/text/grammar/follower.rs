@@ -48,11 +48,46 @@ enum Phase {
     Answers,
 }
 
+/// The parser of an answer. The library keeps what a parser finds out behind a lock that copies share: an answer gets one of its own, so that
+/// none waits for another's, when it needs one, as many may be waiting for their turn.
+enum Parser {
+    OfGrammar(Compiled),
+    Own(Box<Matcher>),
+}
+
+impl Parser {
+    fn get(&self) -> &Matcher {
+        match self {
+            Self::OfGrammar(Compiled(matcher)) => matcher,
+            Self::Own(matcher) => matcher,
+        }
+    }
+
+    fn own(&mut self) -> &mut Matcher {
+        if let Self::OfGrammar(Compiled(matcher)) = self {
+            *self = Self::Own(Box::new(matcher.deep_clone()));
+        }
+        match self {
+            Self::Own(matcher) => matcher,
+            Self::OfGrammar(_) => unreachable!("it was just replaced"),
+        }
+    }
+}
+
+impl Clone for Parser {
+    fn clone(&self) -> Self {
+        match self {
+            Self::OfGrammar(compiled) => Self::OfGrammar(compiled.clone()),
+            Self::Own(matcher) => Self::Own(Box::new(matcher.deep_clone())),
+        }
+    }
+}
+
 /// Follows one answer.
 #[derive(Clone)]
 pub(in crate::text) struct Follower {
     text: Arc<ModelText>,
-    matcher: Matcher,
+    parser: Parser,
     opening: Opening,
     phase: Phase,
     /// Of the next token, once it was asked for.
@@ -60,9 +95,9 @@ pub(in crate::text) struct Follower {
 }
 
 impl Follower {
-    /// All answers of a request share what the parser finds out.
-    pub(in crate::text) fn new(text: Arc<ModelText>, compiled: &Compiled, opening: Opening) -> Self {
-        Self { text, matcher: compiled.0.deep_clone(), opening, phase: Phase::Free, mask: None }
+    /// One for answers that begin anywhere.
+    pub(in crate::text) fn new(text: Arc<ModelText>, compiled: Compiled, opening: Opening) -> Self {
+        Self { text, parser: Parser::OfGrammar(compiled), opening, phase: Phase::Free, mask: None }
     }
 
     /// One for an answer that goes on at this stage of thinking, if that is told apart.
@@ -85,7 +120,7 @@ impl Follower {
     }
 
     fn consume(&mut self, ids: &[TokenId]) {
-        if let Err(error) = self.matcher.consume_tokens(ids) {
+        if let Err(error) = self.parser.own().consume_tokens(ids) {
             self.mask = Some(Err(reason(&error)));
         }
     }
@@ -105,7 +140,7 @@ impl Follower {
     /// Bytes of the grammar that are no tokens of their own.
     fn consume_bytes(&mut self, bytes: &[u8]) {
         if !bytes.is_empty() {
-            let ids = self.matcher.tok_env().map(|environment| environment.tok_trie().greedy_tokenize(bytes));
+            let ids = self.parser.get().tok_env().map(|environment| environment.tok_trie().greedy_tokenize(bytes));
             self.consume(&ids.unwrap_or_default());
         }
     }
@@ -136,7 +171,7 @@ impl Follower {
                 }
             }
             Phase::MayBegin if self.text.tokenizer.bytes(id).trim_ascii().is_empty() => Phase::MayBegin,
-            Phase::MayBegin => match self.matcher.try_consume_tokens(&[id]) {
+            Phase::MayBegin => match self.parser.own().try_consume_tokens(&[id]) {
                 Ok(1) => Phase::Answers,
                 _ => Phase::Free,
             },
@@ -154,8 +189,9 @@ impl Follower {
         if self.phase != Phase::Answers || self.mask.is_some() || self.is_over() {
             return None;
         }
-        let bytes = self.matcher.compute_ff_bytes();
-        let environment = self.matcher.tok_env().ok()?;
+        let matcher = self.parser.own();
+        let bytes = matcher.compute_ff_bytes();
+        let environment = matcher.tok_env().ok()?;
         let tree = environment.tok_trie();
         let begin = tree.all_prefixes(&bytes);
         (begin.len() == 1 && !tree.has_extensions(&bytes)).then(|| begin[0])
@@ -182,7 +218,7 @@ impl Next for Follower {
         if let Some(mask) = &self.mask {
             return mask.clone();
         }
-        let mask = self.matcher.compute_mask().map_err(|error| reason(&error)).map(|mut allowed| {
+        let mask = self.parser.own().compute_mask().map_err(|error| reason(&error)).map(|mut allowed| {
             if let Phase::MayThink(open) = self.phase {
                 allowed.allow_token(open);
             }
@@ -192,7 +228,8 @@ impl Next for Follower {
     }
 
     fn is_over(&self) -> bool {
-        self.phase == Phase::Answers && self.matcher.is_stopped() && self.matcher.stop_reason().is_ok()
+        let matcher = self.parser.get();
+        self.phase == Phase::Answers && matcher.is_stopped() && matcher.stop_reason().is_ok()
     }
 
     fn boxed(&self) -> Box<dyn Next> {

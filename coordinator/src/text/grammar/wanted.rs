@@ -53,6 +53,6 @@ impl Wanted {
             let mut of_tools = self.tools.iter().flat_map(Tools::schemas);
             of_tools.find_map(|schema| grammars.compile(&text, ends, &schema).err()).unwrap_or(error)
         })?;
-        Ok(Follower::new(text, &compiled, self.opening))
+        Ok(Follower::new(text, compiled, self.opening))
     }
 }
