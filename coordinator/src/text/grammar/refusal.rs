@@ -9,8 +9,9 @@ use serde_json::Value;
 
 use super::constraint::{Grammar, MAX_GRAMMAR_BYTES, MAX_LEVELS, MAX_SCHEMA_DEPTH, depth};
 
-/// Most schemas that are tried, each of which may take some milliseconds.
+/// Most schemas that are tried, and most bytes of all of them: a millisecond for a small one, tens of them for the largest.
 const MAX_TRIES: usize = 200;
+const MAX_TRIED_BYTES: usize = 4 << 20;
 
 /// Why a grammar is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -67,12 +68,12 @@ pub(super) fn explain(
     let Grammar::Json(root) = grammar else {
         return GrammarError::new(field, reason);
     };
-    let tries = Cell::new(0);
+    let (tries, most) = (Cell::new(0), MAX_TRIES.min(MAX_TRIED_BYTES / root.to_string().len()));
     // The same words behind another path.
     let is_same = |other: &str| other.lines().next() == reason.lines().next();
     let fails = |schema: &Value| {
         tries.set(tries.get() + 1);
-        tries.get() <= MAX_TRIES && works(&in_root(schema, root)).is_some_and(|other| is_same(&other))
+        tries.get() <= most && works(&in_root(schema, root)).is_some_and(|other| is_same(&other))
     };
     let (mut place, mut schema) = (String::new(), root);
     while let Some((name, inner)) = children(schema).into_iter().find(|(_, inner)| fails(inner)) {
@@ -89,7 +90,7 @@ pub(super) fn explain(
     let keywords = schema.as_object().into_iter().flat_map(|schema| schema.keys());
     let keyword = keywords.filter(|keyword| !DEFINITIONS.contains(&keyword.as_str())).find(|keyword| {
         tries.set(tries.get() + 1);
-        tries.get() <= MAX_TRIES && !works(&in_root(&without(keyword), root)).is_some_and(|other| is_same(&other))
+        tries.get() <= most && !works(&in_root(&without(keyword), root)).is_some_and(|other| is_same(&other))
     });
     let place = if place.is_empty() { "its root".to_owned() } else { format!("#{place}") };
     let keyword = keyword.map(|keyword| format!("`{keyword}` at ")).unwrap_or_default();
