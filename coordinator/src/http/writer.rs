@@ -57,7 +57,7 @@ pub(super) const NDJSON: Framing = Framing { content_type: "application/x-ndjson
 pub(super) trait Writer: Send + Sized + 'static {
     /// How the objects of a stream follow each other.
     const FRAMING: &'static Framing;
-    /// How a stream tells of a failure, instead of all that would have followed.
+    /// How a failure looks to its clients.
     const FORM: Form;
 
     /// Counts a piece of a choice, streamed or not.
@@ -68,6 +68,10 @@ pub(super) trait Writer: Send + Sized + 'static {
     fn piece(&mut self, chunk: &Chunk, out: &mut Objects);
     /// What it says after the last choice has ended.
     fn end(&mut self, _: &mut Objects) {}
+    /// What it says instead of all that would have followed.
+    fn fail(&mut self, failure: &Failure, out: &mut Objects) {
+        out.push(&failure.body(Self::FORM));
+    }
     /// The one object of an answer that does not stream, in pieces: of each choice all that came.
     fn whole(self, choices: Vec<Chunk>) -> impl Iterator<Item = Vec<u8>> + Send + 'static;
 }
@@ -141,7 +145,7 @@ fn streamed<W: Writer>(told: Told, generation: Generation, mut writer: W) -> Res
                 }
                 Some(Err(error)) => {
                     tracing::warn!(%error, "a stream broke off");
-                    out.push(&Failure::from(error).body(W::FORM));
+                    writer.fail(&Failure::from(error), &mut out);
                     over = true;
                 }
                 None => {

@@ -421,6 +421,14 @@ impl Writer for Responses {
         self.event(&format!("response.{status}"), json!({"response": response}), &mut Some(out));
     }
 
+    /// An event as others are; under `error` it is also where clients look that know of no such event.
+    fn fail(&mut self, failure: &Failure, out: &mut Objects) {
+        let mut body = failure.body(Self::FORM);
+        let mut fields = body["error"].clone();
+        body.as_object_mut().expect("an object").append(fields.as_object_mut().expect("an object"));
+        self.event("error", body, &mut Some(out));
+    }
+
     fn whole(mut self, choices: Vec<Chunk>) -> impl Iterator<Item = Vec<u8>> + Send + 'static {
         choices.iter().for_each(|chunk| self.take(chunk, None));
         std::iter::once(to_json(&self.response()))

@@ -6,9 +6,10 @@ use serde_json::{Value, json};
 
 use super::{Server, observed};
 use crate::{
-    request::Request,
+    request::{Event, Request},
     testing::{
-        Act, CALLING_POSITIONS, calling, calling_text, demo_text, saying, scripted, scripted_to, speak, thinking,
+        Act, CALLING_POSITIONS, calling, calling_text, demo_text, engine, saying, scripted, scripted_to, speak,
+        thinking,
     },
 };
 
@@ -64,6 +65,24 @@ async fn a_text_is_answered_whole_and_as_events_that_say_the_same() {
     assert_eq!(deltas, "A cat.");
     let last = &events.last().unwrap()["response"];
     assert_eq!((&last["output"][0]["content"], &last["usage"]), (&reply["output"][0]["content"], &reply["usage"]));
+}
+
+#[tokio::test]
+async fn a_stream_that_breaks_off_says_so_in_an_event() {
+    let handle = scripted(64, |request| {
+        let mut events = speak(request, "A cat.");
+        events.pop();
+        events.push(Event::Failed("rank 1 is gone".into()));
+        Act::Events(events)
+    });
+    let server = Server::start(engine(handle)).await;
+    let told = server.post("/v1/responses", json!({"input": "What?", "stream": true})).await;
+    let events = events(&told.body);
+    let last = events.last().unwrap();
+    assert_eq!((&last["type"], &last["code"]), (&json!("error"), &Value::Null));
+    assert_eq!(last["message"], last["error"]["message"]);
+    assert!(last["message"].as_str().unwrap().contains("rank 1 is gone"), "{last}");
+    assert_eq!(last["sequence_number"], events.len() - 1);
 }
 
 #[tokio::test]
