@@ -124,6 +124,32 @@ impl Share {
         LinearShare { inputs, pieces, unit }
     }
 
+    /// Rows and columns of a part that the rank reads; of a vector, which is one row, elements.
+    pub fn of_part(&self, shape: &ModelShape, part: Part) -> [Range<usize>; 2] {
+        let whole = || match part.sizes(shape)[..] {
+            [rows, columns] => [0..rows, 0..columns],
+            [elements] => [0..1, 0..elements],
+            _ => unreachable!("a part is a matrix or a vector"),
+        };
+        match part {
+            Part::Embedding | Part::Head => [self.vocab.clone(), 0..shape.width],
+            Part::Layer(_, LayerPart::ValueTable, _) => [0..shape.vocab_size, self.value_columns(shape)],
+            Part::Layer(_, LayerPart::ValueGate, _) => {
+                let [channels, _] = whole();
+                [channels, self.kv_heads.clone()]
+            }
+            Part::Layer(_, wanted, term) if wanted.is_linear() => {
+                let of = |LinearShare { inputs, pieces, .. }| {
+                    let (_, outputs) = pieces.into_iter().find(|(piece, _)| *piece == wanted)?;
+                    Some([if term == Term::Weight { inputs } else { 0..1 }, outputs])
+                };
+                let mut held = Linear::ALL.into_iter().map(|linear| self.linear(shape, linear));
+                held.find_map(of).expect("a layer that a model has is made of its parts")
+            }
+            _ => whole(),
+        }
+    }
+
     /// Bytes of all weights that the rank holds. `matrix` says those of one by its unit, inputs and outputs, vocabularies included; the
     /// rest is f32.
     pub fn bytes(

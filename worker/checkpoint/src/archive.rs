@@ -74,6 +74,12 @@ impl<'a> Archive<'a> {
     pub(super) fn entry(&self, name: &str) -> Option<Range<usize>> {
         self.entries.get(name.as_bytes()).cloned()
     }
+
+    /// Where the entries of a folder lie.
+    pub(super) fn below(&self, folder: &str) -> impl Iterator<Item = Range<usize>> {
+        let is_below = move |(name, _): &(&&[u8], &Range<usize>)| name.starts_with(folder.as_bytes());
+        self.entries.iter().filter(is_below).map(|(_, range)| range.clone())
+    }
 }
 
 /// Number of entries, and where the directory begins.

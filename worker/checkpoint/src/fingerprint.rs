@@ -21,9 +21,8 @@ const WHOLE: usize = 1 << 14;
 impl Checkpoint {
     /// The first 64 bits of the digest. Costs a read of a page for each piece: some 2,500 for GPT-2, 10,000 for gpt2-xl.
     pub fn fingerprint(&self) -> u64 {
-        let sampled = || self.tensors.iter().filter(|(_, stored)| stored.dtype.is_float() && stored.count() > 0);
         // All are asked for before the first is waited for: a disk answers many at once in hardly more time than one.
-        for (_, stored) in sampled() {
+        for stored in self.sampled() {
             for piece in pieces(stored) {
                 let bytes = stored.dtype.bytes(stored.place(piece.start), piece.len());
                 self.files[stored.file].will_need(stored.start + bytes.start, bytes.len());
@@ -33,18 +32,23 @@ impl Checkpoint {
         for (name, stored) in &self.tensors {
             digest.update(format!("{name} {} {:?}\n", stored.dtype, stored.shape));
         }
-        for (_, stored) in sampled() {
-            let bytes = &self.files[stored.file][stored.start..];
+        self.samples().for_each(|(file, bytes)| digest.update(&self.files[file][bytes]));
+        first_64_bits(digest)
+    }
+
+    /// Which file each sample of values lies in, and where.
+    pub(super) fn samples(&self) -> impl Iterator<Item = (usize, Range<usize>)> {
+        self.sampled().flat_map(|stored| {
+            let places = pieces(stored).flatten().map(move |index| stored.dtype.bytes(stored.place(index), 1));
             // A block is taken once, by the first of its elements in a piece.
             let mut last = None;
-            for index in pieces(stored).flatten() {
-                let place = stored.dtype.bytes(stored.place(index), 1);
-                if last.replace(place.clone()) != Some(place.clone()) {
-                    digest.update(&bytes[place]);
-                }
-            }
-        }
-        first_64_bits(digest)
+            let places = places.filter(move |place| last.replace(place.clone()) != Some(place.clone()));
+            places.map(move |place| (stored.file, stored.start + place.start..stored.start + place.end))
+        })
+    }
+
+    fn sampled(&self) -> impl Iterator<Item = &Stored> {
+        self.tensors.values().filter(|stored| stored.dtype.is_float() && stored.count() > 0)
     }
 
     /// A digest of which files were opened, so that others of the same names, or the same written to, are told from them. Says

@@ -4,7 +4,7 @@
 //! are stored.
 //!
 //! Reading order: [`tensor`](TensorSlice) is a view, `tile` and `blocks` how it is read; `mapped` is a file, `index` says which there are of a split checkpoint; `archive`, `pickle` and `torch` read files of torch.save, `gguf` those of llama.cpp, `nanochat` what lies beside nanochat's, `tiktoken` its tokenizers, which become `tokenizer_files`; `fingerprint` samples; `export` writes
-//! safetensors. Opening reads headers only. Pages of a slice are read when the slice is; they are the file's, not this process's.
+//! safetensors; `excerpt` says which bytes some slices are made of. Opening reads headers only. Pages of a slice are read when the slice is; they are the file's, not this process's.
 //! Does not know ranks, devices, kernels or candle. Invariant: what opening and checking cost is linear in the length of headers and pickles.
 //! Reference: <https://github.com/huggingface/safetensors>, `torch/serialization.py`, `docs/gguf.md` of ggml.
 
@@ -22,6 +22,7 @@ mod gguf;
 mod nanochat;
 mod tiktoken;
 mod fingerprint;
+mod excerpt;
 mod export;
 mod error;
 
@@ -47,6 +48,7 @@ pub use nanoinfer_shared::model::family::Layout;
 pub use self::{
     blocks::BlockType,
     error::CheckpointError,
+    excerpt::Excerpt,
     gguf::split::{gguf_parts, is_gguf},
     index::{Index, is_index, parts},
     pickle::{Content, PickleError},
@@ -86,6 +88,8 @@ pub struct Checkpoint {
     config: Option<String>,
     /// Tensors that were not taken from a file, as the index names another for them.
     overruled: usize,
+    /// Files that say something of these: an index, nanochat's sizes.
+    beside: Vec<PathBuf>,
 }
 
 /// How the files of a checkpoint are written.
@@ -136,6 +140,7 @@ impl Checkpoint {
             tensors: BTreeMap::new(),
             config: None,
             overruled: 0,
+            beside: Vec::new(),
         };
         for path in files {
             if is_index(path) {
@@ -156,6 +161,7 @@ impl Checkpoint {
     }
 
     fn add_all(&mut self, index: &Index) -> Result<(), CheckpointError> {
+        self.beside.push(index.path.clone());
         index.files.iter().try_for_each(|file| self.add(file, Some(index)))?;
         for (name, file) in index.places() {
             if self.tensors.get(name).is_none_or(|stored| self.files[stored.file].path != file) {
@@ -169,23 +175,7 @@ impl Checkpoint {
     fn add(&mut self, path: &Path, index: Option<&Index>) -> Result<(), CheckpointError> {
         let map = MappedFile::open(path)?;
         let malformed = |reason: String| CheckpointError::Malformed { path: path.to_owned(), reason };
-        let torch_error = |error| match error {
-            TorchError::Pickle(source) => CheckpointError::Pickle { path: path.to_owned(), source },
-            TorchError::Malformed(reason) => malformed(reason),
-        };
-        let (format, contents) = if map.starts_with(&torch::ZIP_MAGIC) {
-            (Format::TorchZip, torch::read_zip(&map).map_err(torch_error)?)
-        } else if map.starts_with(&torch::LEGACY_MAGIC) {
-            (Format::TorchLegacy, torch::read_legacy(&map).map_err(torch_error)?)
-        } else if map.starts_with(&gguf::MAGIC) {
-            let tensors = Header::read(&map).map_err(|error| of_gguf(path, error))?.tensors;
-            let tensors = tensors.into_iter().map(|(name, stored)| (name.to_owned(), stored)).collect();
-            (Format::Gguf, Contents { tensors, config: None })
-        } else if let Some((_, what, hint)) = OTHER_FILES.into_iter().find(|(magic, ..)| map.starts_with(magic)) {
-            return Err(CheckpointError::OtherFile { path: path.to_owned(), what, hint });
-        } else {
-            (Format::Safetensors, read_safetensors(&map).map_err(malformed)?)
-        };
+        let (format, contents) = contents(&map)?;
         if contents.tensors.len() > MAX_TENSORS - self.tensors.len() {
             return Err(malformed(format!("a checkpoint of more than {MAX_TENSORS} tensors is none")));
         }
@@ -244,6 +234,7 @@ impl Checkpoint {
         let text = fs::read_to_string(&path).map_err(|source| CheckpointError::Meta { path: path.clone(), source })?;
         let sizes = |name: &str| Some(self.tensors.get(name)?.shape.clone());
         self.config = Some(nanochat::config(&text, &sizes).map_err(malformed)?);
+        self.beside.push(path);
         Ok(())
     }
 
@@ -428,6 +419,29 @@ impl Checkpoint {
     }
 }
 
+/// What a file says that it holds.
+fn contents(map: &MappedFile) -> Result<(Format, Contents), CheckpointError> {
+    let path = map.path.as_path();
+    let malformed = |reason: String| CheckpointError::Malformed { path: path.to_owned(), reason };
+    let torch_error = |error| match error {
+        TorchError::Pickle(source) => CheckpointError::Pickle { path: path.to_owned(), source },
+        TorchError::Malformed(reason) => malformed(reason),
+    };
+    Ok(if map.starts_with(&torch::ZIP_MAGIC) {
+        (Format::TorchZip, torch::read_zip(map).map_err(torch_error)?)
+    } else if map.starts_with(&torch::LEGACY_MAGIC) {
+        (Format::TorchLegacy, torch::read_legacy(map).map_err(torch_error)?)
+    } else if map.starts_with(&gguf::MAGIC) {
+        let tensors = Header::read(map).map_err(|error| of_gguf(path, error))?.tensors;
+        let tensors = tensors.into_iter().map(|(name, stored)| (name.to_owned(), stored)).collect();
+        (Format::Gguf, Contents::of(tensors))
+    } else if let Some((_, what, hint)) = OTHER_FILES.into_iter().find(|(magic, ..)| map.starts_with(magic)) {
+        return Err(CheckpointError::OtherFile { path: path.to_owned(), what, hint });
+    } else {
+        (Format::Safetensors, read_safetensors(map).map_err(malformed)?)
+    })
+}
+
 fn of_gguf(path: &Path, error: GgufError) -> CheckpointError {
     let path = path.to_owned();
     match error {
@@ -446,7 +460,7 @@ fn read_safetensors(map: &[u8]) -> Result<Contents, String> {
         let (start, strides) = (view.data().as_ptr().addr() - map.as_ptr().addr(), Stored::contiguous(&shape));
         Ok((name.to_owned(), Stored { file: 0, start, dtype, shape, strides, paired: None }))
     };
-    Ok(Contents { tensors: header.iter().map(tensor).collect::<Result<_, _>>()?, config: None })
+    Ok(Contents::of(header.iter().map(tensor).collect::<Result<_, _>>()?))
 }
 
 #[cfg(test)]

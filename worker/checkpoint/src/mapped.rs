@@ -41,6 +41,11 @@ impl MappedFile {
         self.file.metadata().is_ok_and(|metadata| identity(&metadata) == self.identity)
     }
 
+    /// The file itself, whatever has its name meanwhile.
+    pub(super) fn file(&self) -> Result<File, CheckpointError> {
+        self.file.try_clone().map_err(|source| CheckpointError::Open { path: self.path.clone(), source })
+    }
+
     /// Has `len` bytes from `start` read ahead, where the system does that.
     pub(super) fn will_need(&self, start: usize, len: usize) {
         let _ = self.map.advise_range(Advice::WillNeed, start, len);

@@ -142,6 +142,12 @@ impl Stored {
         has_room(self.count()) && last.and_then(|last| last.checked_add(1)).is_some_and(has_room)
     }
 
+    /// Bytes of the file from its first element to its last.
+    pub(super) fn extent(&self) -> Range<usize> {
+        let elements = self.count().checked_sub(1).map_or(0, |last| self.place(last) + 1);
+        self.start..self.start + self.dtype.bytes(0, elements).end
+    }
+
     /// Which element, from `start`, stands at `index` in the order of the shape.
     pub(super) fn place(&self, mut index: usize) -> usize {
         let mut place = 0;

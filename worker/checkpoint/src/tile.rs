@@ -92,6 +92,19 @@ impl TensorSlice<'_> {
         }
     }
 
+    /// Where a tile lies from the tensor's start on, as runs of bytes: of its rows or of its columns, whichever lie side by side.
+    pub(super) fn runs(&self, rows: Range<usize>, columns: Range<usize>) -> Vec<Range<usize>> {
+        let run = |row: usize, column: usize, elements: usize, stride: usize| match elements {
+            0 => 0..0,
+            _ => self.dtype.bytes(self.place(row, column), (elements - 1) * stride + 1),
+        };
+        if self.column_pairs.is_none() && (rows.len() == 1 || self.column_stride <= self.row_stride) {
+            rows.map(|row| run(row, columns.start, columns.len(), self.column_stride)).collect()
+        } else {
+            columns.map(|column| run(rows.start, column, rows.len(), self.row_stride)).collect()
+        }
+    }
+
     /// Which element of the tensor stands there. Of heads that stand as pairs, each element `i` of the first half has the one of
     /// the second beside it.
     pub(super) fn place(&self, row: usize, column: usize) -> usize {

@@ -46,6 +46,16 @@ pub(super) struct Contents {
     pub(super) tensors: Vec<(String, Stored)>,
     /// Sizes that stand in the file itself, as the text of a `config.json`.
     pub(super) config: Option<String>,
+    /// Where elements lie: of these, and of what else a program wrote with them.
+    pub(super) elements: Vec<Range<usize>>,
+}
+
+impl Contents {
+    /// Of a file with nothing but tensors.
+    pub(super) fn of(tensors: Vec<(String, Stored)>) -> Self {
+        let elements = tensors.iter().map(|(_, stored)| stored.extent()).collect();
+        Self { tensors, config: None, elements }
+    }
 }
 
 /// Why a torch file is not read.
@@ -74,7 +84,7 @@ pub(super) fn read_zip(bytes: &[u8]) -> Result<Contents, TorchError> {
     let object = archive.entry("data.pkl").ok_or_else(|| String::from("it has no data.pkl"))?;
     let pickle = Pickle::read(&bytes[object], Content::StateDict)?;
     let place = |key: &str| archive.entry(&format!("data/{key}"));
-    state_dict(&pickle, &place)
+    state_dict(&pickle, &place, archive.below("data/").collect())
 }
 
 /// Reads a file as torch before 1.6 wrote it.
@@ -112,7 +122,7 @@ pub(super) fn read_legacy(bytes: &[u8]) -> Result<Contents, TorchError> {
         places.insert(key, at + 8..end);
         at = end;
     }
-    state_dict(&object, &|key| places.get(key).cloned())
+    state_dict(&object, &|key| places.get(key).cloned(), places.values().cloned().collect())
 }
 
 /// A storage as a pickle names it.
@@ -159,7 +169,7 @@ fn dtype_of(storage_class: &str) -> Option<Dtype> {
 type Place<'a> = &'a dyn Fn(&str) -> Option<Range<usize>>;
 
 /// The state dict in an object, wherever the program that wrote it keeps that.
-fn state_dict(pickle: &Pickle, place: Place<'_>) -> Result<Contents, TorchError> {
+fn state_dict(pickle: &Pickle, place: Place<'_>, elements: Vec<Range<usize>>) -> Result<Contents, TorchError> {
     // Names stay the pickle's until it is known that no two are equal: one that is long may be given to any number of pairs.
     let tensors_of = |dict: Id| -> Result<Vec<(String, Stored)>, TorchError> {
         let Value::Dict(pairs) = pickle.get(dict) else { return Ok(Vec::new()) };
@@ -177,7 +187,7 @@ fn state_dict(pickle: &Pickle, place: Place<'_>) -> Result<Contents, TorchError>
         let tensors = tensors_of(inner)?;
         if !tensors.is_empty() {
             let config = CONFIGS.iter().find_map(|name| config(pickle, pickle.lookup(pickle.root, name)?));
-            return Ok(Contents { tensors, config });
+            return Ok(Contents { tensors, config, elements });
         }
     }
     Err(TorchError::Malformed("there is no state dict in it".into()))

@@ -20,7 +20,7 @@ fn folder() -> PathBuf {
 }
 
 /// All cases; the shape as the launcher makes it from configuration and checkpoint.
-fn cases() -> Vec<Golden> {
+pub(crate) fn cases() -> Vec<Golden> {
     let read = |file: &str| std::fs::read(folder().join(file)).unwrap();
     let json: Value = serde_json::from_slice(&read("golden.json")).unwrap();
     let tensors = read("golden.safetensors");

@@ -1,6 +1,7 @@
 //! Ranks against transformers: real ranks on threads, driven by the coordinator's messages, over every data link.
 //!
 //! The golden data and the scripts that made it are in `tests/golden`. Index:
+//! - [`excerpts`]: what shares read of a checkpoint is all that their ranks need
 //! - [`quality`]: perplexity of rounded types beside f32, also where channels are large; a rounded KV cache
 //! - [`family`]: a family under other names
 //! - [`llama`]: both forms of a configuration, copies, a text of 30,050 tokens
@@ -15,6 +16,7 @@
 //! - `answers_agree_with_full_rows`: `Targets` and `Candidates` against fetched rows
 //! - `a_plan_that_does_not_fit_ends_the_rank_with_the_reason`
 
+mod excerpts;
 mod family;
 mod formats;
 mod llama;

@@ -19,13 +19,13 @@ use crate::{
     read_cases,
 };
 
-const FOLDERS: [&str; 9] = ["A", "A-padded", "B-lambdas", "B", "C", "C-softcap20", "D", "E", "hf"];
+pub(crate) const FOLDERS: [&str; 9] = ["A", "A-padded", "B-lambdas", "B", "C", "C-softcap20", "D", "E", "hf"];
 /// Some times what nanochat's own two paths differ by, and a hundredth of what the smallest mistake is worth.
 const TOLERANCE: f32 = 2e-4;
 /// Tokens of a step.
 const CHUNK: usize = 96;
 
-fn load(name: &str) -> Golden {
+pub(crate) fn load(name: &str) -> Golden {
     let model = format!("nanochat/{name}");
     let folder = folder(&model);
     let files = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
