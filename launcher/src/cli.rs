@@ -142,8 +142,15 @@ fn node(options: NodeOptions, args: &[OsString]) -> Result<(), LaunchError> {
         return lead(config, Some(Others { door, data_host, data_ports, told }));
     }
     let cluster = config.options.cluster;
-    // Its own copy, if it says so.
-    let weights = cluster.model.as_deref().map(|name| model::resolve_weights(name, cluster.version(), &cluster.caches));
+    // Its own copy, if it says so and has it.
+    let named = cluster.model.as_deref().map(|name| model::resolve_weights(name, cluster.version(), &cluster.caches));
+    let weights = match named {
+        Some(Err(error @ (ModelError::NoSuchPath { .. } | ModelError::Hub(_)))) => {
+            tracing::warn!("--model is not on this host; what its ranks load comes from node 0: {error}");
+            None
+        }
+        named => named.transpose()?,
+    };
     hosts::node::run(Node {
         address: node_zero.expect("a node that is not the first knows where that is"),
         secret,
@@ -152,7 +159,8 @@ fn node(options: NodeOptions, args: &[OsString]) -> Result<(), LaunchError> {
         nodes,
         device: cluster.device.clone(),
         balance: cluster.balance,
-        weights: weights.transpose()?,
+        weights,
+        caches: cluster.caches.demo.clone(),
         data_host,
         data_ports,
         binary: WorkerBinary::ThisProgram,

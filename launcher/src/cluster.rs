@@ -26,7 +26,11 @@ use crate::{
     config::{ClusterConfig, OnRankLoss},
     error::LaunchError,
     host_ranks::{EPOCH, HostRanks},
-    hosts::all_ranks::{AllRanks, NodeLinks, OtherNodes},
+    hosts::{
+        all_ranks::{AllRanks, OtherNodes},
+        node_links::NodeLinks,
+        slices::Lender,
+    },
     plan::Plan,
     rank_end::{CAUSE_DEADLINE, HowEnded, RankEnd, RankEnds, Reports},
     spawn::{self, RankProcesses},
@@ -227,7 +231,8 @@ fn as_processes(
     let processes = here.processes();
     let ranks = plan.hosts.iter().map(|(_, ranks)| ranks.clone()).collect();
     let by_memory = matches!(plan.load.comm, CommKind::Shm | CommKind::Tcp) && plan.load.hosts.iter().any(|&of| of > 1);
-    let mut all = AllRanks::new(here, ranks, by_memory, others, report)?;
+    let lender = Lender::new(plan.load.clone(), plan.model.files);
+    let mut all = AllRanks::new(here, ranks, by_memory, others, report, lender)?;
     let nodes = all.links();
     let first: Vec<Lost> = (0..world).map(|rank| Lost { rank, is_corrupt: false }).collect();
     let links = all.start(0, &first, &|| false).map_err(|error| cause(ends).unwrap_or(error))?;

@@ -1,6 +1,6 @@
 //! Why a cluster did not start, or ended.
 
-use std::{io, net::SocketAddr};
+use std::{io, net::SocketAddr, path::PathBuf};
 
 use nanoinfer_coordinator::{engine::StartError, kv_budget::KvTooSmall, text::TextError};
 use nanoinfer_shared::{PartitionError, handshake::HandshakeError, link::LinkError};
@@ -112,6 +112,25 @@ pub enum LaunchError {
         /// In its own words.
         reason: String,
     },
+    /// What node 0 sends of a checkpoint that is not here has no place.
+    #[error(
+        "there is no checkpoint here, nor a folder for what node 0 sends of it:{}\n  hint: set XDG_CACHE_HOME to a folder of yours that can be written, or name a copy with --model",
+        .0.iter().map(|(folder, error)| format!("\n  {}: {error}", folder.display())).collect::<String>()
+    )]
+    NoFolderForSlices(Vec<(PathBuf, io::Error)>),
+    /// The disk is full, or broken.
+    #[error("cannot write what node 0 sends to {}, at byte {at}: {source}\n  hint: it is a file with holes: the disk needs room for what this host's ranks load", .path.display())]
+    SliceNotWritten {
+        /// Where.
+        path: PathBuf,
+        /// And where in it.
+        at: u64,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Node 0 does not keep to the protocol.
+    #[error("node 0 sent something else than bytes of files that it had told")]
+    StrangeSlices,
     /// Node 0 has ended, or the network between, and this node with it.
     #[error("node 0 at {address} is gone: {source}")]
     NodeZeroGone {

@@ -37,7 +37,7 @@ use crate::{
 };
 
 /// Changes whenever a message changes; compared in the handshake beside the build id.
-pub const PROTOCOL_VERSION: u32 = 7;
+pub const PROTOCOL_VERSION: u32 = 8;
 
 /// Element type of weights and of matrix products, or of the KV cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -16,6 +16,7 @@
 //! - [`cable`]: a cable between two hosts is cut, and both ends notice
 //! - [`surroundings`]: closed and full outputs, addresses that Kubernetes leaves in the environment, other people's folders
 //! - [`nodes`]: one process a host: as one host, ranks and nodes that are lost, who is refused, what started them
+//! - [`slices`]: a node whose host has no checkpoint
 //! - [`memory`]: `--plan` against measured memory, gpt2-xl's 25 heads over 2 and 3 ranks
 //! - [`gpu`]: ranks on an emulated GPU: golden ids, graphs, NCCL, what is missing, `gpu-check`
 //! - [`streams`]: two hundred at once
@@ -50,6 +51,7 @@ mod memory;
 mod nanochat;
 mod nodes;
 mod recovery;
+mod slices;
 mod strangers;
 mod streams;
 mod surroundings;

@@ -31,10 +31,20 @@ pub(crate) fn secret() -> (tempfile::TempDir, String) {
 
 /// Node 0 of two with `heads5`, before the other is there, and where that is to come.
 pub(crate) fn node_zero(secret: &str, options: &[&str]) -> (Server, String) {
-    let model = golden_folder("heads5");
+    node_zero_of(golden_folder("heads5").to_str().unwrap(), secret, options, |_| {})
+}
+
+/// The same with another model, and what else there is to say of the command.
+pub(crate) fn node_zero_of(
+    model: &str,
+    secret: &str,
+    options: &[&str],
+    more: impl FnOnce(&mut Command),
+) -> (Server, String) {
     let arguments = ["node", "--nodes", "2", "--listen", "127.0.0.1:0", "--secret-file", secret, "--port", "0"];
-    let model = ["--model", model.to_str().unwrap()];
-    let server = Server::spawn(launcher(&[&arguments[..], &model, options].concat()));
+    let mut command = launcher(&[&arguments[..], &["--model", model], options].concat());
+    more(&mut command);
+    let server = Server::spawn(command);
     let line = server.await_line("waiting at");
     let address = line.split_whitespace().find(|word| word.starts_with("127.0.0.1:")).unwrap().to_owned();
     (server, address)
@@ -53,7 +63,7 @@ pub(crate) fn two_nodes(secret: &str, options: &[&str]) -> (Server, Server, Stri
 }
 
 /// The process of a rank of a node.
-fn rank_of(node: &Server, rank: usize) -> u32 {
+pub(crate) fn rank_of(node: &Server, rank: usize) -> u32 {
     let ranks = Server::ranks_of(node.pid());
     ranks.iter().find(|(number, _)| *number == rank).unwrap_or_else(|| panic!("no rank {rank} in {ranks:?}")).1
 }

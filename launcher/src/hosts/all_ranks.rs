@@ -5,13 +5,9 @@
 //! Does not know what a loss is, nor what ranks do.
 
 use std::{
+    cell::Cell,
     net::TcpListener,
     ops::{Range, RangeInclusive},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicBool, Ordering::SeqCst},
-    },
-    thread,
     time::{Duration, Instant},
 };
 
@@ -19,14 +15,16 @@ use nanoinfer_coordinator::engine::{Lost, RankSource, SourceError};
 use nanoinfer_shared::{
     door::listen as listen_at,
     handshake,
-    link::{ControlLink, Receiver, Sender},
+    link::ControlLink,
     protocol::{FromRank, ToRank},
 };
 
 use super::{
     door::{Arrivals, Door, Guest, NodeGuest, RankGuest},
-    messages::{FromNode, StartRanks, ToNode},
+    messages::{StartRanks, ToNode},
+    node_links::NodeLinks,
     secret::Secret,
+    slices::Lender,
 };
 use crate::{
     error::LaunchError,
@@ -36,8 +34,6 @@ use crate::{
     spawn::{OfHost, Way},
 };
 
-/// How long it takes at most until node 0 has been told to stop too, where all nodes are.
-const ECHO: Duration = Duration::from_secs(2);
 /// How long a node that was lost may take to come back, and its ranks with it.
 const REJOIN_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -118,31 +114,6 @@ struct Others {
     reports: Reports,
 }
 
-/// The ways to the other nodes, by number from 1 on. The last clone tells them to end.
-#[derive(Clone, Debug)]
-pub(crate) struct NodeLinks(Arc<Links>);
-
-#[derive(Debug)]
-struct Links {
-    of_nodes: Vec<Mutex<Option<NodeLink>>>,
-    /// Node 0 was told to stop.
-    is_stopping: AtomicBool,
-}
-
-#[derive(Debug)]
-struct NodeLink {
-    sender: Sender<ToNode>,
-    heard: Arc<Heard>,
-}
-
-/// What a node said, or that it says nothing any more.
-#[derive(Debug, Default)]
-struct Heard {
-    is_gone: AtomicBool,
-    /// Written by the thread that listens, read by whoever waits for ranks.
-    failure: Mutex<Option<String>>,
-}
-
 impl AllRanks {
     /// Ranks of this host alone, or of others too, whose nodes have come in by their door; none is started.
     ///
@@ -154,6 +125,7 @@ impl AllRanks {
         by_memory: bool,
         others: Option<OtherNodes>,
         reports: Reports,
+        lender: Lender,
     ) -> Result<Self, LaunchError> {
         let world = ranks.last().map_or(0, |ranks| ranks.end);
         let of_host = others.as_ref().map_or_else(OfHost::only, |others| others.of_host.clone());
@@ -161,9 +133,9 @@ impl AllRanks {
             let key = handshake::random_key().map_err(LaunchError::NoRandom)?;
             let door = Door::new(for_ranks, Secret::of_this_life(&key), nodes.is_sealed(), world)?;
             door.keep(0..world);
-            let links = NodeLinks::to(guests.len());
+            let links = NodeLinks::new(&ranks, lender, reports.clone());
             for (number, guest) in (1..).zip(guests) {
-                links.meet(number, guest, &reports)?;
+                links.meet(number, guest)?;
             }
             Ok::<_, LaunchError>(Others { nodes, links, door, key, reports })
         });
@@ -226,26 +198,31 @@ impl Others {
         lost: &[Lost],
         given_up: &dyn Fn() -> bool,
     ) -> Result<Vec<RankGuest>, LaunchError> {
-        let begun = Instant::now();
+        let begun = Cell::new(Instant::now());
         let on = |node: usize| lost.iter().filter(move |lost| ranks[node].contains(&lost.rank));
         let concerned: Vec<usize> = (1..ranks.len()).filter(|&node| on(node).next().is_some()).collect();
         self.door.free(lost.iter().map(|lost| lost.rank));
         // Who was told keeps to it; who comes back is told again.
         let mut untold = concerned.clone();
         loop {
-            untold.extend(self.have_back(&concerned, begun, given_up)?);
+            untold.extend(self.have_back(&concerned, begun.get(), given_up)?);
             untold.sort_unstable();
             untold.dedup();
             for node in untold.drain(..) {
                 let again = on(node).map(|lost| (lost.rank, lost.is_corrupt)).collect::<Vec<_>>();
                 again.iter().for_each(|&(rank, _)| self.reports.began(rank));
                 let world = ranks[ranks.len() - 1].end;
-                let order = StartRanks { world, ranks: again, port: self.door.address()?.port(), key: self.key };
+                let (weights, port) = (self.links.weights().to_vec(), self.door.address()?.port());
+                let order = StartRanks { world, ranks: again, weights, port, key: self.key };
                 self.links.tell(node, ToNode::Start(order));
             }
             let trouble = || {
                 let failed = concerned.iter().find_map(|&node| self.links.failure(node));
-                let waited = begun.elapsed();
+                // Whoever waits for a checkpoint has not begun.
+                if concerned.iter().any(|&node| self.links.is_lent_to(node)) {
+                    begun.set(Instant::now());
+                }
+                let waited = begun.get().elapsed();
                 let is_late = given_up() || waited > REJOIN_DEADLINE;
                 let gone = concerned.iter().any(|&node| self.links.is_gone(node));
                 let late = || LaunchError::NotBack { who: "ranks of other hosts".into(), seconds: waited.as_secs() };
@@ -282,124 +259,9 @@ impl Others {
                 .then(|| LaunchError::NotBack { who: named.clone(), seconds })
         };
         let back = self.nodes.wait(&late).inspect_err(|_| self.nodes.keep(gone.iter().copied()))?;
-        for (node, guest) in gone.iter().zip(back) {
-            self.links.meet(*node, guest, &self.reports)?;
+        for (&node, guest) in gone.iter().zip(back) {
+            self.links.meet(node, guest)?;
         }
         Ok(gone)
-    }
-}
-
-impl NodeLinks {
-    fn to(nodes: usize) -> Self {
-        let of_nodes = (0..nodes).map(|_| Mutex::new(None)).collect();
-        Self(Arc::new(Links { of_nodes, is_stopping: AtomicBool::new(false) }))
-    }
-
-    /// From now on nobody is let go before the end.
-    pub(crate) fn stopping(&self) {
-        self.0.is_stopping.store(true, SeqCst);
-    }
-
-    /// Tells all of them to end.
-    pub(crate) fn end(&self) {
-        self.0.end();
-    }
-
-    /// Begins to listen to a node.
-    fn meet(&self, number: usize, guest: NodeGuest, reports: &Reports) -> Result<(), LaunchError> {
-        let heard = Arc::new(Heard::default());
-        let (listening, reports, links) = (heard.clone(), reports.clone(), Arc::downgrade(&self.0));
-        let ControlLink { sender, receiver } = guest.link;
-        let name = guest.hello.host.name;
-        thread::Builder::new()
-            .name(format!("from-node-{number}"))
-            .spawn(move || listen(number, &name, receiver, &listening, &reports, &links))
-            .map_err(LaunchError::system("start a thread"))?;
-        *self.of(number) = Some(NodeLink { sender, heard });
-        Ok(())
-    }
-
-    /// A node that is gone is missed by who waits for it.
-    fn tell(&self, number: usize, order: ToNode) {
-        self.0.tell(number, order);
-    }
-
-    fn is_gone(&self, number: usize) -> bool {
-        self.of(number).as_ref().is_none_or(|link| link.heard.is_gone.load(SeqCst))
-    }
-
-    /// Why it could not start ranks, told once.
-    fn failure(&self, node: usize) -> Option<LaunchError> {
-        let link = self.of(node);
-        let reason = link.as_ref()?.heard.failure.lock().unwrap_or_else(PoisonError::into_inner).take()?;
-        Some(LaunchError::Node { node, reason })
-    }
-
-    fn of(&self, number: usize) -> MutexGuard<'_, Option<NodeLink>> {
-        self.0.of(number)
-    }
-}
-
-impl Links {
-    fn tell(&self, number: usize, order: ToNode) {
-        if let Some(link) = &mut *self.of(number)
-            && link.sender.send(order).is_err()
-        {
-            link.heard.is_gone.store(true, SeqCst);
-        }
-    }
-
-    fn of(&self, number: usize) -> MutexGuard<'_, Option<NodeLink>> {
-        self.of_nodes[number - 1].lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn end(&self) {
-        for link in &self.of_nodes {
-            if let Some(link) = &mut *link.lock().unwrap_or_else(PoisonError::into_inner) {
-                // One that is gone has ended.
-                let _ = link.sender.send(ToNode::End);
-            }
-        }
-    }
-}
-
-impl Drop for Links {
-    fn drop(&mut self) {
-        self.end();
-    }
-}
-
-/// Hears a node until it is gone.
-fn listen(
-    number: usize,
-    name: &str,
-    mut receiver: Receiver<FromNode>,
-    heard: &Heard,
-    reports: &Reports,
-    links: &Weak<Links>,
-) {
-    loop {
-        match receiver.receive() {
-            Ok(FromNode::Ended(end)) => reports.ended(end),
-            Ok(FromNode::Failed { reason }) => {
-                *heard.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
-            }
-            Ok(FromNode::Leaving) => {
-                let links = links.clone();
-                // Without a thread the node waits as long as it does for the end.
-                let _ = thread::Builder::new().name("release".into()).spawn(move || {
-                    thread::sleep(ECHO);
-                    if let Some(links) = links.upgrade().filter(|links| !links.is_stopping.load(SeqCst)) {
-                        tracing::warn!("node {number} was told to stop, and is let go");
-                        links.tell(number, ToNode::Release);
-                    }
-                });
-            }
-            Ok(FromNode::Hello(_)) => tracing::warn!("node {number} ({name}) introduced itself twice"),
-            Err(error) => {
-                tracing::debug!("node {number} ({name}) is gone: {error}");
-                return heard.is_gone.store(true, SeqCst);
-            }
-        }
     }
 }

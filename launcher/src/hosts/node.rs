@@ -1,7 +1,8 @@
 //! The process of a host that is not node 0's: says what its host has, starts ranks as it is told, and ends with node 0.
 //!
 //! ```text
-//! thread "orders": knock ─► Hello ─► Start … Start … End ─► wait for the ranks
+//! thread "orders": knock ─► Hello ─► Start … Start … End ─► wait for the ranks     before the first start, slices of a checkpoint
+//!                                                                                  where this host has none
 //! this one:        signals, and ends of ranks, which are passed on
 //! ```
 //! A signal to stop goes to all processes of a job: node 0 finishes its requests and then says the end, which is waited for. Where it
@@ -9,7 +10,7 @@
 //! Does not know the model, nor what ranks do.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
@@ -30,8 +31,9 @@ use tokio::{
 
 use super::{
     knock::{Joined, knock_until},
-    messages::{FromNode, Hello, StartRanks, ToNode},
+    messages::{FileToCome, FromNode, Hello, Pieces, StartRanks, ToNode},
     secret::Secret,
+    slices::Borrowed,
 };
 use crate::{
     build::BUILD_ID,
@@ -61,8 +63,10 @@ pub(crate) struct Node {
     pub(crate) device: DeviceChoice,
     /// Whether this host is to be measured.
     pub(crate) balance: Balance,
-    /// Own copy of the checkpoint; none if node 0's paths are valid here.
+    /// Own copy of the checkpoint. Without one, node 0's paths may be valid here; if they are not, node 0 sends what ranks read.
     pub(crate) weights: Option<Vec<PathBuf>>,
+    /// Where that may lie.
+    pub(crate) caches: Vec<PathBuf>,
     /// Address for the data link; none for the one that reaches node 0.
     pub(crate) data_host: Option<String>,
     pub(crate) data_ports: Option<RangeInclusive<u16>>,
@@ -151,33 +155,13 @@ fn follow(node: &Node, mouth: &Mouth, report: &Reports) -> Result<(), LaunchErro
     let hello = Hello { number: node.number, nodes: node.nodes, host };
     sender.send(FromNode::Hello(Box::new(hello))).map_err(gone)?;
     *mouth.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
-    let of_host = OfHost {
-        weights: node.weights.clone(),
-        data_host: node.data_host.clone().unwrap_or_else(|| local.to_string()),
-        data_ports: node.data_ports.clone(),
-    };
-    let mut ranks: Option<HostRanks> = None;
+    let mut here = Here { node, mouth, report, local, peer, ranks: None, slices: None, waiting: None };
     let ended = loop {
-        match receiver.receive() {
-            Ok(ToNode::Start(StartRanks { world, ranks: again, port, key })) => {
-                let way = Way { node_zero: Some((SocketAddr::new(peer, port), key)), of_host: of_host.clone() };
-                let lost: Vec<_> = again.into_iter().map(|(rank, is_corrupt)| Lost { rank, is_corrupt }).collect();
-                let mut host = match ranks.take() {
-                    Some(host) => host,
-                    None => HostRanks::new(world, &node.binary, &node.log, report)?,
-                };
-                if let Err(error) = host.start(&lost, &way) {
-                    tracing::error!("{error}");
-                    say(mouth, FromNode::Failed { reason: error.to_string() });
-                }
-                ranks = Some(host);
-            }
-            Ok(ToNode::Segments { group }) => {
-                if let Some(Err(error)) = ranks.as_ref().map(|host| host.send_segments(group)) {
-                    tracing::error!("{error}");
-                    say(mouth, FromNode::Failed { reason: error.to_string() });
-                }
-            }
+        let done = match receiver.receive() {
+            Ok(ToNode::Start(order)) => here.start(order),
+            Ok(ToNode::Files(files)) => here.expect(&files),
+            Ok(ToNode::Pieces(pieces)) => here.take(&pieces),
+            Ok(ToNode::Segments { group }) => here.send_segments(group),
             Ok(ToNode::Release) => {
                 tracing::info!("node 0 goes on without this node");
                 return Ok(());
@@ -189,12 +173,86 @@ fn follow(node: &Node, mouth: &Mouth, report: &Reports) -> Result<(), LaunchErro
             Ok(ToNode::Refused { reason }) => {
                 break Err(LaunchError::Join { who, address: node.address.clone(), reason });
             }
-            Err(source) => break Err(gone(source)),
+            Err(source) => {
+                if let Some(slices) = here.slices.filter(|slices| !slices.is_whole()) {
+                    tracing::error!("{slices}");
+                }
+                break Err(gone(source));
+            }
+        };
+        if let Err(error) = done {
+            say(mouth, FromNode::Failed { reason: error.to_string() });
+            // Another start may do better; bytes that found no place do not come again.
+            if here.waiting.is_some() {
+                break Err(error);
+            }
+            tracing::error!("{error}");
         }
     };
     // They have heard the same, or have lost node 0 too; what is left after the wait is killed by the drop.
-    if let Some(ranks) = ranks {
+    if let Some(ranks) = here.ranks {
         ranks.processes().wait();
     }
     ended
+}
+
+/// What is on this host, once it is in.
+struct Here<'a> {
+    node: &'a Node,
+    mouth: &'a Mouth,
+    report: &'a Reports,
+    /// The address that reaches node 0, and node 0's.
+    local: IpAddr,
+    peer: IpAddr,
+    ranks: Option<HostRanks>,
+    /// Of a checkpoint that is not here.
+    slices: Option<Borrowed>,
+    /// Ranks that are started when those have come.
+    waiting: Option<StartRanks>,
+}
+
+impl Here<'_> {
+    /// Starts ranks, at once if what they load is here.
+    fn start(&mut self, order: StartRanks) -> Result<(), LaunchError> {
+        let weights = match (&self.node.weights, &self.slices) {
+            (Some(own), _) => Some(own.clone()),
+            (None, Some(slices)) if slices.is_whole() => Some(slices.paths(&order.weights)),
+            (None, None) if order.weights.iter().all(|path| path.exists()) => None,
+            (None, slices) => {
+                if slices.is_none() && self.waiting.is_none() {
+                    say(self.mouth, FromNode::Lacking);
+                }
+                self.waiting = Some(order);
+                return Ok(());
+            }
+        };
+        let data_host = self.node.data_host.clone().unwrap_or_else(|| self.local.to_string());
+        let of_host = OfHost { weights, data_host, data_ports: self.node.data_ports.clone() };
+        let way = Way { node_zero: Some((SocketAddr::new(self.peer, order.port), order.key)), of_host };
+        let lost: Vec<_> = order.ranks.into_iter().map(|(rank, is_corrupt)| Lost { rank, is_corrupt }).collect();
+        if self.ranks.is_none() {
+            self.ranks = Some(HostRanks::new(order.world, &self.node.binary, &self.node.log, self.report)?);
+        }
+        self.ranks.as_mut().map_or(Ok(()), |ranks| ranks.start(&lost, &way).map(drop))
+    }
+
+    /// Makes room for slices.
+    fn expect(&mut self, files: &[FileToCome]) -> Result<(), LaunchError> {
+        self.slices = Some(Borrowed::begin(&self.node.caches, files)?);
+        Ok(())
+    }
+
+    /// Takes some bytes of them; the last are what ranks waited for.
+    fn take(&mut self, pieces: &Pieces) -> Result<(), LaunchError> {
+        let slices = self.slices.as_mut().ok_or(LaunchError::StrangeSlices)?;
+        slices.write(pieces)?;
+        match self.waiting.take_if(|_| slices.is_whole()) {
+            Some(order) => self.start(order),
+            None => Ok(()),
+        }
+    }
+
+    fn send_segments(&self, group: u32) -> Result<(), LaunchError> {
+        self.ranks.as_ref().map_or(Ok(()), |ranks| ranks.send_segments(group).map_err(LaunchError::SharedMemory))
+    }
 }

@@ -9,7 +9,7 @@ use crate::proxy::Proxies;
 /// Where models are looked up and kept. Filled by the command line from the environment.
 #[derive(Clone, Debug)]
 pub struct Caches {
-    /// Folders for the extracted demo model, by preference; the first that can be written is taken.
+    /// Folders for what is unpacked here, as the demo model, or sent by node 0, by preference; the first that can be written is taken.
     pub demo: Vec<PathBuf>,
     /// The Hugging Face hub.
     pub hub: HubAccess,
