@@ -2,7 +2,7 @@
 """Three servers behind a real HAProxy (configs/haproxy.cfg) under load: one is drained, one is killed, and both come back.
 
 Every text is compared with what a server alone answers. No request may fail that had not begun to stream, and of those that had only
-such as the killed server had under way. Prints a row a phase for docs/log.md.
+such as the killed server had under way; those that are back take load again. Prints a row a phase for docs/log.md.
 
 Runs as hosts.py does, so that what it installs is gone afterwards. usage: .ci/long/replicas.py
 """
@@ -109,13 +109,17 @@ def main():
     os.kill(servers[1].process.pid, signal.SIGKILL)
     killed = load.phase("another is killed (SIGKILL)")
     servers[:2] = [server(port) for port in SERVERS[:2]]
+    written = lambda: [job.metric("nanoinfer_generation_tokens_total") for job in servers]
+    before = written()
     all_counts.append(load.phase("both are back"))
+    shares = [now - then for now, then in zip(written(), before)]
+    print("tokens of each while both were back: " + ", ".join(f"{tokens:.0f}" for tokens in shares))
     load.ends = True
     [thread.join(PATIENCE_S) for thread in load.threads]
     proxy.process.kill()
     [job.process.terminate() for job in servers]
     good = all(set(counts) == {"answered"} for counts in all_counts) and not killed["lost"] and not killed["ANOTHER TEXT"]
-    # Both that are back take part.
+    good &= min(shares) > 0
     good &= all(job.process.wait(PATIENCE_S) == 0 for job in servers)
     sys.exit(not good)
 
