@@ -143,3 +143,18 @@ fn exercises_know_right_from_wrong() {
         }
     }
 }
+
+/// Both sides of each check: what a reader begins with is not enough, and there is something that is.
+#[test]
+fn code_is_wanted_for_each_step_and_can_be_written() {
+    use nanoinfer_steps::{DEMO, open, solutions::Solutions, tasks, yours::Yours};
+
+    let (model, _) = open(Some(root().join(DEMO).to_str().unwrap())).unwrap();
+    for step in 1..=tasks::COUNT {
+        let why = tasks::check(step, &Yours, &model).expect_err("what stands in yours.rs is no answer");
+        tasks::check(step, &Solutions, &model).unwrap_or_else(|why| panic!("step {step}: {why}"));
+        let output = spawn("check", &[&step.to_string()]).wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "step {step}");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), format!("not yet: {why}\n"));
+    }
+}

@@ -8,6 +8,8 @@
 //! Each step plugs something into the one before and leaves the rest as it was: a product of matrices ([`model::Product`]), a memory of
 //! keys and values ([`pass::Memory`]), a sum over ranks. `examples/` has a program for each. Written to be read: plain loops, no unsafe
 //! code, no library but for reading files and tokens. What the server does faster, and why, is in chapter 2.
+//!
+//! [`exercises`] asks a question about each step, [`tasks`] for code, which a reader writes into [`yours`].
 
 pub mod model;
 pub mod pass;
@@ -21,6 +23,9 @@ pub mod ranks;
 pub mod scheduler;
 pub mod http;
 pub mod exercises;
+pub mod tasks;
+pub mod yours;
+pub mod solutions;
 
 use std::path::Path;
 
