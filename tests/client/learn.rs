@@ -261,7 +261,10 @@ fn one_command_writes_all_figures_and_draws_the_pictures() {
         let committed = fs::read_to_string(root().join("docs/learn").join(&name)).unwrap();
         assert_eq!(without_figures(&text), without_figures(&committed), "{name}");
     }
-    for picture in ["layer.svg", "kv-pool.svg", "step.svg", "attention.svg"] {
+    let pictures = files().into_iter().filter(|path| path.parent() == Some(Path::new("docs/learn")));
+    let pictures: Vec<PathBuf> = pictures.filter(|path| path.extension().is_some_and(|kind| kind == "svg")).collect();
+    assert_eq!(pictures.len(), 12);
+    for picture in pictures.iter().map(|path| path.file_name().unwrap().to_str().unwrap()) {
         let svg = fs::read_to_string(folder.path().join(picture)).unwrap();
         assert!(svg.matches("<rect").count() > 10 && svg.contains("prefers-color-scheme:dark"), "{picture}");
     }

@@ -3,8 +3,8 @@
 //! Measures the steps' own functions on the built-in model, and on random weights in the shape of GPT-2, which fit no cache.
 
 mod differences;
-mod serving;
-mod subject;
+pub(super) mod serving;
+pub(super) mod subject;
 
 use std::time::Instant;
 

@@ -22,11 +22,19 @@ const BUILT_IN: [[&str; 2]; 4] = [
     [include_str!("../../../docs/learn/3-serve.md"), include_str!("../../../docs/learn/3-serve.zh-CN.md")],
     [include_str!("../../../docs/learn/4-build.md"), include_str!("../../../docs/learn/4-build.zh-CN.md")],
 ];
-const PICTURES: [(&str, &str); 4] = [
+const PICTURES: [(&str, &str); 12] = [
     ("layer.svg", include_str!("../../../docs/learn/layer.svg")),
     ("kv-pool.svg", include_str!("../../../docs/learn/kv-pool.svg")),
     ("step.svg", include_str!("../../../docs/learn/step.svg")),
     ("attention.svg", include_str!("../../../docs/learn/attention.svg")),
+    ("cosines.svg", include_str!("../../../docs/learn/cosines.svg")),
+    ("cache.svg", include_str!("../../../docs/learn/cache.svg")),
+    ("draws.svg", include_str!("../../../docs/learn/draws.svg")),
+    ("batch.svg", include_str!("../../../docs/learn/batch.svg")),
+    ("rounding.svg", include_str!("../../../docs/learn/rounding.svg")),
+    ("roof.svg", include_str!("../../../docs/learn/roof.svg")),
+    ("schedule.svg", include_str!("../../../docs/learn/schedule.svg")),
+    ("clients.svg", include_str!("../../../docs/learn/clients.svg")),
 ];
 
 /// A chapter as a page that needs nothing else: its prose, with these results.

@@ -30,7 +30,7 @@ macro_rules! picture {
 }
 
 /// What the pages load, with its type; those of `vendor/` are others', unchanged, their licences beside them.
-pub(super) const ASSETS: [(&str, &str, &str); 30] = [
+pub(super) const ASSETS: [(&str, &str, &str); 38] = [
     ("chat.css", CSS, include_str!("page/chat.css")),
     ("theme.js", JS, include_str!("page/theme.js")),
     ("chat.js", JS, include_str!("page/chat.js")),
@@ -59,6 +59,14 @@ pub(super) const ASSETS: [(&str, &str, &str); 30] = [
     picture!("kv-pool.svg"),
     picture!("step.svg"),
     picture!("attention.svg"),
+    picture!("cosines.svg"),
+    picture!("cache.svg"),
+    picture!("draws.svg"),
+    picture!("batch.svg"),
+    picture!("rounding.svg"),
+    picture!("roof.svg"),
+    picture!("schedule.svg"),
+    picture!("clients.svg"),
     ("docs.css", CSS, include_str!("page/docs.css")),
     ("docs.js", JS, include_str!("page/docs.js")),
 ];

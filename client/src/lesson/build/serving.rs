@@ -2,7 +2,8 @@
 
 use std::{
     io::{BufRead, BufReader, Write},
-    net::{TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::Path,
     thread,
     time::Instant,
 };
@@ -71,36 +72,20 @@ pub(super) fn scheduling(subject: &Subject<'_>) -> anyhow::Result<Figure> {
 
 /// Many clients at once.
 pub(super) fn clients(subject: &Subject<'_>) -> anyhow::Result<Figure> {
-    let (model, tokenizer) = open(subject.folder.to_str())?;
-    let listener = TcpListener::bind(("127.0.0.1", 0)).context("no port on this machine")?;
-    let address = listener.local_addr()?;
-    let blocks = Blocks::new(POOL, model.sizes.layers, model.sizes.width);
-    // It serves until this program ends.
-    thread::spawn(move || serve(&listener, model, tokenizer, Scheduler::new(blocks, 64, 32)));
-    let ask = || -> anyhow::Result<[f64; 2]> {
-        let begun = Instant::now();
-        let body = format!("{{\"prompt\": \"{QUESTION}\", \"temperature\": 0}}");
-        let mut connection = TcpStream::connect(address)?;
-        write!(connection, "POST /generate HTTP/1.1\r\nContent-Length: {}\r\n\r\n{body}", body.len())?;
-        let mut first = None;
-        for line in BufReader::new(connection).lines() {
-            if line?.starts_with("data: {") {
-                first.get_or_insert(begun.elapsed().as_secs_f64());
-            }
-        }
-        Ok([first.context("the server said nothing")?, begun.elapsed().as_secs_f64()])
-    };
-    ask()?;
+    let program = Program::start(subject.folder)?;
+    program.ask(QUESTION)?;
     let mut rows = Vec::new();
     for clients in [1, 4, 16] {
         let begun = Instant::now();
-        let all: Vec<[f64; 2]> = thread::scope(|scope| {
-            let asked: Vec<_> = (0..clients).map(|_| scope.spawn(ask)).collect();
+        let all: Vec<Answer> = thread::scope(|scope| {
+            let asked: Vec<_> = (0..clients).map(|_| scope.spawn(|| program.ask(QUESTION))).collect();
             asked.into_iter().map(|one| one.join().expect("a client does not panic")).collect::<anyhow::Result<_>>()
         })?;
         let whole = begun.elapsed().as_secs_f64();
-        let of = |i: usize| median(all.iter().map(|one| one[i]).collect());
-        let cells = [ms(of(0)), ms(of(1)), digits(f64::from(clients) / whole)];
+        let first = all.iter().map(|answer| answer.pieces_s.first().copied().context("the server said nothing"));
+        let first = median(first.collect::<anyhow::Result<_>>()?);
+        let last = median(all.iter().map(|answer| answer.whole_s).collect());
+        let cells = [ms(first), ms(last), digits(f64::from(clients) / whole)];
         rows.push(Row::new(same(clients.to_string()), cells).with_bar(f64::from(clients) / whole));
     }
     Ok(Figure::new(
@@ -109,4 +94,39 @@ pub(super) fn clients(subject: &Subject<'_>) -> anyhow::Result<Figure> {
         "clients = 客户端 | first text after, ms = 首段文字，毫秒 | whole answer after, ms = 完整回答，毫秒 | answers/s = 每秒回答",
         rows,
     ))
+}
+
+/// The last program, which serves until this one ends.
+#[derive(Clone, Copy)]
+pub(in crate::lesson) struct Program(SocketAddr);
+
+/// Seconds from a question to each piece of its answer, and to the end.
+pub(in crate::lesson) struct Answer {
+    pub(in crate::lesson) pieces_s: Vec<f64>,
+    pub(in crate::lesson) whole_s: f64,
+}
+
+impl Program {
+    pub(in crate::lesson) fn start(folder: &Path) -> anyhow::Result<Self> {
+        let (model, tokenizer) = open(folder.to_str())?;
+        let listener = TcpListener::bind(("127.0.0.1", 0)).context("no port on this machine")?;
+        let address = listener.local_addr()?;
+        let blocks = Blocks::new(POOL, model.sizes.layers, model.sizes.width);
+        thread::spawn(move || serve(&listener, model, tokenizer, Scheduler::new(blocks, 64, 32)));
+        Ok(Self(address))
+    }
+
+    pub(in crate::lesson) fn ask(self, question: &str) -> anyhow::Result<Answer> {
+        let begun = Instant::now();
+        let body = format!("{{\"prompt\": \"{question}\", \"temperature\": 0}}");
+        let mut connection = TcpStream::connect(self.0)?;
+        write!(connection, "POST /generate HTTP/1.1\r\nContent-Length: {}\r\n\r\n{body}", body.len())?;
+        let mut pieces_s = Vec::new();
+        for line in BufReader::new(connection).lines() {
+            if line?.starts_with("data: {") {
+                pieces_s.push(begun.elapsed().as_secs_f64());
+            }
+        }
+        Ok(Answer { pieces_s, whole_s: begun.elapsed().as_secs_f64() })
+    }
 }

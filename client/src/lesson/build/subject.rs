@@ -43,19 +43,23 @@ impl Subject<'_> {
         Model::load_part(self.folder, Part::whole, packing)
     }
 
-    /// Seconds of a step in which so many texts get a token, 32 tokens into each; the median.
     pub(super) fn decode_s(&self, model: &Model, texts: usize) -> f64 {
-        let length = 32;
-        let mut cache = Cache::default();
-        let all: Vec<_> = (0..texts).flat_map(|text| rows_of(text, &vec![1; length], 0)).collect();
-        pass(model, &all, &mut cache, &mut alone, &mut unseen);
-        let seconds = (0..self.rounds as usize).map(|round| {
-            let rows: Vec<_> =
-                (0..texts).flat_map(|text| rows_of(text, &vec![1; length + round + 1], length + round)).collect();
-            let begun = Instant::now();
-            pass(model, &rows, &mut cache, &mut alone, &mut unseen);
-            begun.elapsed().as_secs_f64()
-        });
-        median(seconds.collect())
+        decode_s(model, texts, self.rounds)
     }
+}
+
+/// Seconds of a step in which so many texts get a token, 32 tokens into each; the median.
+pub(in crate::lesson) fn decode_s(model: &Model, texts: usize, rounds: u32) -> f64 {
+    let length = 32;
+    let mut cache = Cache::default();
+    let all: Vec<_> = (0..texts).flat_map(|text| rows_of(text, &vec![1; length], 0)).collect();
+    pass(model, &all, &mut cache, &mut alone, &mut unseen);
+    let seconds = (0..rounds as usize).map(|round| {
+        let rows: Vec<_> =
+            (0..texts).flat_map(|text| rows_of(text, &vec![1; length + round + 1], length + round)).collect();
+        let begun = Instant::now();
+        pass(model, &rows, &mut cache, &mut alone, &mut unseen);
+        begun.elapsed().as_secs_f64()
+    });
+    median(seconds.collect())
 }

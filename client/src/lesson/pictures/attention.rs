@@ -1,13 +1,13 @@
 //! The attention map of one layer of the built-in model: each head's shares, from every token of a question to those before it.
 
-use std::path::Path;
-
 use anyhow::anyhow;
 use nanoinfer_steps::{
+    Model,
     cache::Cache,
-    encode, open,
+    encode,
     pass::{alone, pass, rows_of},
 };
+use tokenizers::Tokenizer;
 
 use super::svg::Svg;
 
@@ -21,9 +21,8 @@ const GAP: f64 = 26.0;
 const TOP: f64 = 20.0;
 
 /// The layer whose heads are the most decided.
-pub(super) fn draw(folder: &Path) -> anyhow::Result<String> {
-    let (model, tokenizer) = open(folder.to_str())?;
-    let ids = encode(&tokenizer, QUESTION)?;
+pub(super) fn draw(model: &Model, tokenizer: &Tokenizer) -> anyhow::Result<String> {
+    let ids = encode(tokenizer, QUESTION)?;
     let words: Vec<String> = ids
         .iter()
         .map(|&id| {
@@ -32,7 +31,7 @@ pub(super) fn draw(folder: &Path) -> anyhow::Result<String> {
         .collect::<anyhow::Result<_>>()?;
     // By layer and head, the shares of each row.
     let mut maps = vec![vec![Vec::new(); model.sizes.heads]; model.sizes.layers];
-    pass(&model, &rows_of(0, &ids, 0), &mut Cache::default(), &mut alone, &mut |layer, head, _, shares| {
+    pass(model, &rows_of(0, &ids, 0), &mut Cache::default(), &mut alone, &mut |layer, head, _, shares| {
         maps[layer][head].push(shares.to_vec());
     });
     let decided = |heads: &[Vec<Vec<f32>>]| -> f32 {
