@@ -34,8 +34,7 @@ pub(super) fn draw() -> anyhow::Result<String> {
         svg.line((x, y), (LEFT + WIDTH, y));
         svg.text("soft", "end", (x - 8.0, y + 4.0), &format!("{} %", share * 100.0));
     }
-    let steps = || (0..=60).map(|i| MOST_TEXTS.powf(f64::from(i) / 60.0));
-    for texts in steps() {
+    for texts in (0..=60).map(|i| MOST_TEXTS.powf(f64::from(i) / 60.0)) {
         let (x, y) = place(texts, roof(texts));
         svg.rect("a", (x - 2.0, y - 2.0), (4.0, 4.0), "");
     }
