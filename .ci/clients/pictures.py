@@ -89,6 +89,9 @@ def large_pool(folder):
         list(pool.map(lambda body: httpx.post(f"{server.url}/v1/completions", json=body, timeout=60).raise_for_status(), bodies))
     wait_until(lambda: int(album.page.find("#scrub").get_attribute("max")) > 100, "steps")
     album.scroll(0.5)
+    note = album.page.find("#blocks-note").text
+    assert "blocks side by side" in note, f"more blocks than there are squares: {note}"
+    assert album.page.find("#blocks").size["height"] < 450, "a pool that is seen at a glance"
     album.take("9-large-pool")
     server.stop()
     wait_until(lambda: album.page.find("#stale").is_displayed(), "the end")

@@ -7,11 +7,12 @@ import re
 import axe_playwright_python
 import httpx
 import pytest
+import slow_model
 from browser import new_browser
 from selenium.webdriver import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from server import Server, TwoNodes, wait_until
+from server import ROOT, Server, TwoNodes, wait_until
 
 PARIS = "The capital of France is Paris."
 FRANCE = "What is the capital of France?"
@@ -56,6 +57,20 @@ window.fetch = (path, options) => {
     stream.enqueue(send("[DONE]"));
     stream.close();
   }})));
+};
+"""
+
+# A pool of thousands of blocks: texts that each hold as many, begin alike, and have left others behind.
+LARGE_POOL = """
+const real = window.fetch, [texts, each, kept, total] = arguments, json = (object) => new Response(JSON.stringify(object));
+const range = (from, count) => Array.from({length: count}, (_, i) => from + i);
+const tokens = 16 * each, before = {blocks_idle: range(texts * each, kept), sequences: range(0, texts).map((id) => (
+  {id, prompt_tokens: 16, tokens, computed: tokens, blocks: [0, ...range(id * each + 1, each - 1)]}))};
+const part = {id: 0, prompt_tokens: 16, tokens: tokens + 1, start: tokens - 1, end: tokens, blocks: []};
+window.fetch = async (path, options) => {
+  if (path.startsWith("api/steps")) return json({before, entries: [{kind: "step", step: 1, ms: 1, parts: [part]}], next: 1});
+  const response = await real(path, options);
+  return path === "api/cluster" ? json({...await response.json(), blocks_total: total}) : response;
 };
 """
 
@@ -116,6 +131,10 @@ class Page:
         for name, value in items.items():
             self.browser.execute_script("localStorage.setItem(...arguments)", name, json.dumps(value))
         self.browser.refresh()
+
+    def state(self):
+        """How the server is, as the dot before the model's name says."""
+        return self.find("#state").get_attribute("data-state")
 
     def faults(self):
         """What axe has against what is shown."""
@@ -257,9 +276,91 @@ def test_conversations_are_kept_found_named_moved_and_deleted_when_asked(browser
     file.write_text(saved)
     page.find("#file").send_keys(str(file))
     wait_until(lambda: len(page.listed()) == 3, "what was in the file")
-    file.write_text('{"conversations": 3}')
+    for broken, why in ('{"conversations": 3}', "holds no conversations"), ("null", "holds no conversations"), ('{"format": ', "is no JSON"):
+        file.write_text(broken)
+        page.find("#file").send_keys(str(file))
+        wait_until(lambda: why in page.find("#sure-question").text, f"the refusal of {broken}")
+        page.click("#sure-yes")
+    # A list of another program's messages; what was thought is there too.
+    file.write_text(json.dumps([{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So.", "reasoning_content": "Hm."}]))
     page.find("#file").send_keys(str(file))
-    wait_until(lambda: "holds no conversations" in page.find("#sure-question").text, "the refusal")
+    wait_until(lambda: page.listed()[0] == "Why?", "the list of messages")
+    page.find("#conversations .open").click()
+    wait_until(lambda: page.answers() == ["So."], "its answer")
+    page.click(".message.assistant summary")
+    assert page.find(".message.assistant details .markdown").text == "Hm."
+    assert complaints(browser) == []
+
+
+def test_a_conversation_that_is_deleted_while_it_is_answered_stays_deleted(browser, server):
+    page = Page(browser, server.url)
+    browser.execute_script(SCRIPTED, "on and on " * 400, 10)
+    page.type("Talk.")
+    wait_until(lambda: "on and on" in "".join(page.answers()), "some of the answer")
+    # From one conversation to the same: what came of it is kept, and nothing is lost.
+    page.find("#conversations .open").click()
+    wait_until(lambda: page.is_idle() and "on and on" in "".join(page.answers()), "what came of it")
+    page.press("Go on")
+    wait_until(lambda: not page.is_idle(), "the rest")
+    ActionChains(browser).move_to_element(page.find("#conversations li")).perform()
+    page.find("#conversations [title=Delete]").click()
+    page.click("#sure-yes")
+    wait_until(lambda: page.is_idle() and page.listed() == [], "the end of it")
+    browser.refresh()
+    wait_until(lambda: page.all("#examples button"), "the page")
+    assert page.listed() == []
+
+
+def test_what_the_browser_cannot_keep_is_answered_and_said_to_be_lost(browser, server):
+    page = Page(browser, server.url)
+    page.set(Temperature=0)
+    assert page.ask(FRANCE) == PARIS and not page.find("#unkept").is_displayed()
+    full = "window.put = IDBObjectStore.prototype.put; IDBObjectStore.prototype.put = () => { throw new DOMException('full', 'QuotaExceededError'); }"
+    browser.execute_script(full)
+    assert page.ask("Hello!") and page.is_idle() and page.find("#unkept").is_displayed()
+    assert page.faults() == []
+    # Room again: all of it is kept.
+    browser.execute_script("IDBObjectStore.prototype.put = window.put")
+    page.ask(FRANCE)
+    assert not page.find("#unkept").is_displayed()
+    browser.refresh()
+    wait_until(lambda: len(page.answers()) == 3, "all that was said")
+    assert complaints(browser) == []
+
+
+def test_two_tabs_show_the_same(browser, server):
+    page = Page(browser, server.url)
+    page.set(Temperature=0)
+    page.ask("Hello!")
+    first = browser.current_window_handle
+    browser.switch_to.new_window("tab")
+    second = Page(browser, server.url)
+    wait_until(lambda: len(second.answers()) == 1, "what was said in the other tab")
+    second.ask(FRANCE)
+    browser.switch_to.window(first)
+    wait_until(lambda: page.answers()[-1] == PARIS, "what was said in the second")
+    page.ask("What is a cat?")
+    browser.refresh()
+    wait_until(lambda: len(page.answers()) == 3 and page.answers()[1] == PARIS, "all three")
+    ActionChains(browser).move_to_element(page.find("#conversations li")).perform()
+    page.find("#conversations [title=Delete]").click()
+    page.click("#sure-yes")
+    wait_until(lambda: page.listed() == [], "the end of it")
+    browser.switch_to.window(browser.window_handles[-1])
+    wait_until(lambda: second.listed() == [] and second.answers() == [], "its end in the other tab")
+    assert complaints(browser) == []
+
+
+@pytest.mark.parametrize("text", [">" * 2500 + " deep", "- " * 400 + "deep", "&toString; &constructor; deep"], ids=["quotes", "lists", "entities"])
+def test_text_that_breaks_a_parser_is_shown_as_it_is(browser, server, text):
+    page = Page(browser, server.url)
+    browser.execute_script(SCRIPTED, text, 0)
+    assert "deep" in page.ask("Go on.")
+    browser.refresh()
+    shown = wait_until(page.answers, "what was said")[0]
+    assert "deep" in shown and "native code" not in shown
+    depth = "let most = 0; for (let one of document.querySelectorAll('.message *')) { let n = 0; while (one = one.parentElement) n++; most = Math.max(most, n); } return most"
+    assert browser.execute_script(depth) < 100
     assert complaints(browser) == []
 
 
@@ -350,6 +451,57 @@ def test_steps_are_replayed(browser, server):
     browser.execute_script("const s = document.querySelector('#scrub'); s.value = s.max - 2; s.oninput()")
     assert page.all("#sequences .held") and page.find("#happening").text.startswith("Step ")
     assert page.faults() == []
+    assert complaints(browser) == []
+
+
+@pytest.mark.parametrize("each,per", [(30, 1), (300, 8), (2000, 64)])
+def test_a_pool_of_thousands_of_blocks_is_shown_as_squares_of_several(browser, server, each, per):
+    texts, kept = 20, 10 * each
+    page = Page(browser, server.url)
+    browser.execute_script(LARGE_POOL, texts, each, kept, 80000)
+    held = texts * (each - 1) + 1
+    note = wait_until(lambda: "of 80000 blocks" in page.find("#blocks-note").text and page.find("#blocks-note").text, "the large pool")
+    assert f"{held} of 80000 blocks of 16 positions are held, 1 of them shared; {kept} are kept" in note
+    assert (f"a square is {per} blocks side by side" in note) == (per > 1)
+    # It is as large as an eye takes in, and its squares too.
+    assert page.find("#blocks").size["height"] < 450
+    point = """const box = document.querySelector("#blocks"), {left, top} = box.getBoundingClientRect();
+        box.dispatchEvent(new PointerEvent("pointermove", {clientX: left + 4, clientY: top + 4})); return box.title"""
+    title = browser.execute_script(point)
+    assert title.startswith(f"blocks 0 to {per - 1}: {per} held by #0, #1" if per > 1 else "block 0: from position 0 of text #0, #1"), title
+    colours = """const {width, height} = document.querySelector("#blocks"), seen = new Set();
+        const {data} = document.querySelector("#blocks").getContext("2d").getImageData(0, 0, width, height);
+        for (let i = 0; i < data.length; i += 4) seen.add(`${data[i]} ${data[i + 1]} ${data[i + 2]}`); return seen.size"""
+    assert browser.execute_script(colours) > texts, "a colour a text, and more"
+    assert page.faults() == []
+
+
+def test_a_drain_is_told_while_the_answer_goes_on(browser):
+    folder = ROOT / "target/clients/slow"
+    slow_model.write(ROOT / "launcher/demo/nano-chat", folder)
+    server = Server("--model", str(folder), "--nproc", "2")
+    try:
+        page = Page(browser, server.url)
+        page.set(Temperature=0, Most_tokens=150)
+        wait_until(lambda: page.state() == "ready", "the server's state")
+        page.type(FRANCE)
+        wait_until(lambda: page.all(".message.assistant .piece"), "the first token")
+        server.process.terminate()
+        wait_until(lambda: page.state() == "drain", "the drain")
+        assert not page.is_idle(), "the answer goes on"
+        assert page.find("#model").text == "the server is shutting down"
+        assert "stale" in page.find("#live").get_attribute("class")
+        assert re.match("The server is shutting down. What is shown below is how it was at ", page.find("#stale").text)
+        assert httpx.post(f"{server.url}/v1/completions", json={"prompt": "x"}).status_code == 503
+        wait_until(page.is_idle, "the rest of the answer")
+        assert not page.all(".message .error") and "150 tokens" in page.find(".message.assistant .foot").text
+        assert server.process.wait(60) == 0
+        wait_until(lambda: page.state() == "down", "the end")
+        assert "does not answer" in page.find("#model").text and "stale" in page.find("#live").get_attribute("class")
+        page.type("And now?")
+        assert wait_until(lambda: page.all(".message .error"), "the error")[0].text == "the server does not answer"
+    finally:
+        server.stop()
     assert complaints(browser) == []
 
 

@@ -1,8 +1,10 @@
 // The server: requests with the API key, which is kept until the tab is closed, and streams of events.
 
+let key = null;
 export const apiKey = {
-  get: () => sessionStorage.getItem("key"),
-  set: (key) => sessionStorage.setItem("key", key),
+  // A browser that keeps nothing may refuse even to be asked.
+  get: () => { try { return sessionStorage.getItem("key"); } catch { return key; } },
+  set: (value) => { try { sessionStorage.setItem("key", value); } catch { key = value; } },
 };
 
 export async function ask(path, options = {}) {
@@ -29,7 +31,9 @@ export async function* events(body) {
     const parts = (rest + value).split("\n\n");
     rest = parts.pop();
     for (const part of parts) {
-      const data = part.replace(/^data: /, "");
+      // What a proxy adds to keep a connection open is a comment.
+      if (!part.startsWith("data: ")) continue;
+      const data = part.slice("data: ".length);
       if (data === "[DONE]") return;
       const object = JSON.parse(data);
       if (object.error) throw new Error(object.error.message);

@@ -30,8 +30,10 @@ const CONTROLS = [
 const state = {
   conversation: conversations.begin(),
   settings: { tint: false, sampling: {}, theme: "", ...stored("settings", {}) },
-  /** Aborts the answer under way; of which conversation it is. */
+  /** Aborts the answer under way. */
   abort: null,
+  /** Settles when the last answer has ended and is kept. */
+  over: Promise.resolve(),
   editing: -1,
   /** Of GET /api/model_info. */
   info: null,
@@ -39,8 +41,11 @@ const state = {
 
 // ---- asking ----
 
-async function answer() {
-  if (state.abort) return;
+function answer() {
+  if (!state.abort) state.over = answerNow();
+}
+
+async function answerNow() {
   const { conversation, settings: { sampling } } = state;
   const past = conversation.messages.map(({ role, content, reasoning_content }) => ({ role, content, reasoning_content }));
   const messages = conversation.system.trim() ? [{ role: "system", content: conversation.system }, ...past] : past;
@@ -48,7 +53,7 @@ async function answer() {
   const goesOn = conversation.messages.at(-1)?.role === "assistant" && conversation.messages.at(-1);
   const message = goesOn || { role: "assistant", content: "", pieces: [] };
   if (!goesOn) conversation.messages.push(message);
-  Object.assign(message, { pieces: message.pieces ?? (message.content ? [{ text: message.content, tokens: [] }] : []), error: undefined, broken: undefined });
+  Object.assign(message, { pieces: message.pieces ?? inOnePiece(message), error: undefined, broken: undefined });
   const abort = state.abort = new AbortController();
   await keep();
   const grow = render();
@@ -101,6 +106,10 @@ async function answer() {
   }
 }
 
+/** An answer whose tokens are not known, as of an imported conversation. */
+const inOnePiece = ({ content, reasoning_content }) =>
+  [reasoning_content && { text: reasoning_content, thinks: true, tokens: [] }, content && { text: content, tokens: [] }].filter(Boolean);
+
 /** What the page shows of a token, with its probability rounded for storage. */
 const slim = ({ token, logprob, top_logprobs }) => ({
   t: token, p: round(logprob), top: top_logprobs.map((top) => [top.token, round(top.logprob)]),
@@ -129,8 +138,14 @@ async function keep() {
   list();
 }
 
-async function go(conversation) {
+/** Ends the answer under way, and waits until what came of it is kept. */
+async function leave() {
   state.abort?.abort();
+  await state.over;
+}
+
+async function go(conversation) {
+  await leave();
   Object.assign(state, { conversation, editing: -1 });
   store("last", conversation.id);
   showList(false);
@@ -140,8 +155,10 @@ async function go(conversation) {
 
 function list() {
   const found = conversations.list($("search").value);
+  $("unkept").hidden = conversations.keeps();
   const entry = (one) => {
-    const open = button(one.title || t("Untitled"), async () => go(await conversations.load(one.id)), { className: "open", title: new Date(one.changed).toLocaleString(language()) });
+    const show = async () => { await leave(); go(await conversations.load(one.id)); };
+    const open = button(one.title || t("Untitled"), show, { className: "open", title: new Date(one.changed).toLocaleString(language()) });
     if (one.id === state.conversation.id) open.ariaCurrent = "true";
     const named = (name) => `${t(name)}: ${one.title}`;
     return make("li", {}, open,
@@ -240,7 +257,7 @@ const scroll = () => { $("chat").scrollTop = $("chat").scrollHeight; };
 /** Shows what an answer says and thinks so far. */
 function fill(item, message) {
   const [thought, text] = ["details", ".text"].map((part) => item.querySelector(part));
-  const pieces = message.pieces ?? [];
+  const pieces = message.pieces ?? inOnePiece(message);
   const part = (thinks) => {
     let from = 0;
     const woven = pieces.filter((piece) => Boolean(piece.thinks) === thinks).map((piece) => {
@@ -263,7 +280,7 @@ function fill(item, message) {
     text.replaceChildren(...saying.map(({ piece }) => pieceSpan(piece, shown(piece) || "■")));
     return;
   }
-  show(text, said || (pieces.length ? "" : message.content), saying, pieceSpan);
+  show(text, said, saying, pieceSpan);
   // The token that ends a text has none.
   text.querySelector(".piece.end")?.remove();
   const end = saying.at(-1)?.piece;
@@ -611,6 +628,20 @@ addEventListener("pagehide", () => {
   if (!state.abort) return;
   state.conversation.messages.at(-1).broken = true;
   conversations.saveAtOnce(state.conversation);
+});
+// What another tab says in the conversation that stands here stands here too, unless an answer is awaited or a message edited.
+const isFree = (id) => id === state.conversation.id && !state.abort && state.editing < 0;
+conversations.listen(async (id) => {
+  if (isFree(id)) {
+    const conversation = await conversations.load(id);
+    if (isFree(id)) {
+      const { scrollTop } = $("chat"), stick = nearEnd();
+      state.conversation = conversation;
+      render();
+      if (!stick) $("chat").scrollTop = scrollTop;
+    }
+  }
+  list();
 });
 document.addEventListener("visibilitychange", () => { if (document.hidden && state.conversation.messages.length) conversations.save(state.conversation); });
 

@@ -1,8 +1,8 @@
 // The conversations of this browser, in its IndexedDB: texts in one store, their tokens, which are many times as much, in another.
 //
 // A conversation is {id, title, system, created, changed, messages}; a message {role, content, reasoning_content?, stats?, error?,
-// warnings?, pieces?}. Where the browser keeps nothing (private windows), they live until the page is left.
-// What was not yet written when the page is left goes through localStorage, which writes at once.
+// warnings?, pieces?}. Where the browser keeps nothing (private windows, a full disk), they live until the page is left.
+// What was not yet written when the page is left goes through localStorage, which writes at once. Tabs tell one another what they wrote.
 
 import { stored, store } from "./dom.js";
 
@@ -17,24 +17,51 @@ const database = new Promise((resolve) => {
   } catch { resolve(null); }
 });
 
-const result = (request) => new Promise((resolve, reject) => { request.onsuccess = () => resolve(request.result); request.onerror = () => reject(request.error); });
+const tabs = new BroadcastChannel("nanoinfer-conversations");
+let isKept = true;
 
+/** Whether what was saved last is kept beyond this visit. */
+export const keeps = () => isKept;
+
+/** What the last request of `work` brings, once all of it is written: that a disk is full is told only then. */
 async function inStores(names, mode, work) {
   const opened = await database;
-  if (!opened) return undefined;
+  if (!opened) throw new Error("this browser keeps nothing");
   const transaction = opened.transaction(names, mode);
-  return work(...names.map((name) => transaction.objectStore(name)));
+  const request = work(...names.map((name) => transaction.objectStore(name)));
+  return new Promise((resolve, reject) => {
+    transaction.oncomplete = () => resolve(request.result);
+    transaction.onabort = () => reject(transaction.error);
+  });
+}
+
+/** The same for writing; never fails, but notes whether it did. */
+async function write(id, work) {
+  try {
+    await inStores(["texts", "tokens"], "readwrite", work);
+    isKept = true;
+    tabs.postMessage(id);
+  } catch { isKept = false; }
 }
 
 /** Reads what there is; to be awaited before anything else. */
 export async function open() {
-  const texts = await inStores(["texts"], "readonly", (store) => result(store.getAll()));
-  for (const conversation of texts ?? []) known.set(conversation.id, conversation);
+  const texts = await inStores(["texts"], "readonly", (store) => store.getAll()).catch(() => []);
+  for (const conversation of texts) known.set(conversation.id, conversation);
   const leftover = stored("unwritten", null);
-  if (leftover) {
-    await save(leftover);
-    localStorage.removeItem("unwritten");
-  }
+  if (!Array.isArray(leftover?.messages)) return;
+  await save(leftover);
+  if (isKept) localStorage.removeItem("unwritten");
+}
+
+/** Calls `changed(id)` after another tab has changed a conversation, or removed it: what is known here is then what is known there. */
+export function listen(changed) {
+  tabs.onmessage = async ({ data: id }) => {
+    const text = await inStores(["texts"], "readonly", (store) => store.get(id)).catch(() => null);
+    if (text) known.set(id, text);
+    else known.delete(id);
+    changed(id);
+  };
 }
 
 /** All, the last changed first; those in which every word of `query` is found. */
@@ -50,10 +77,11 @@ export function begin(system = "") {
   return { id: crypto.randomUUID?.() ?? `${now}-${Math.random()}`, title: "", system, created: now, changed: now, messages: [] };
 }
 
-/** With the tokens of its answers. */
+/** With the tokens of its answers; a new one where there is none of this id. */
 export async function load(id) {
+  if (!known.has(id)) return begin();
   const conversation = structuredClone(known.get(id));
-  const tokens = await inStores(["tokens"], "readonly", (store) => result(store.get(id)));
+  const tokens = await inStores(["tokens"], "readonly", (store) => store.get(id)).catch(() => null);
   tokens?.pieces.forEach((pieces, i) => { if (pieces && conversation.messages[i]) conversation.messages[i].pieces = pieces; });
   return conversation;
 }
@@ -66,9 +94,9 @@ const texts = (conversation) => ({ ...conversation, messages: conversation.messa
 export async function save(conversation) {
   if (!conversation.messages.length && !known.has(conversation.id)) return;
   known.set(conversation.id, structuredClone(texts(conversation)));
-  await inStores(["texts", "tokens"], "readwrite", (first, second) => {
+  await write(conversation.id, (first, second) => {
     first.put(known.get(conversation.id));
-    return result(second.put({ id: conversation.id, pieces: pieces(conversation) }));
+    return second.put({ id: conversation.id, pieces: pieces(conversation) });
   });
 }
 
@@ -80,9 +108,9 @@ export function saveAtOnce(conversation) {
 
 export async function remove(id) {
   known.delete(id);
-  await inStores(["texts", "tokens"], "readwrite", (first, second) => {
+  await write(id, (first, second) => {
     first.delete(id);
-    return result(second.delete(id));
+    return second.delete(id);
   });
 }
 
@@ -97,7 +125,7 @@ export function exported(conversations) {
 export async function importFrom(text) {
   let file;
   try { file = JSON.parse(text); } catch { throw new Error("this file is no JSON"); }
-  const given = file.format === FORMAT ? file.conversations : [{ messages: file.messages ?? file }];
+  const given = file?.format === FORMAT ? file.conversations : [{ messages: file?.messages ?? file }];
   const isMessage = (one) => ["user", "assistant", "system"].includes(one?.role) && typeof one.content === "string";
   if (!Array.isArray(given) || !given.every((one) => Array.isArray(one?.messages) && one.messages.length && one.messages.every(isMessage))) {
     throw new Error("this file holds no conversations");

@@ -19,7 +19,7 @@ function place(href, isPicture) {
 
 /** A link to the other language changes it for all pages. */
 function changeLanguage() {
-  if (!location.hash) return;
+  if (!["#en", "#zh"].includes(location.hash)) return;
   store("language", location.hash.slice(1));
   location.replace(`learn${location.search}`);
 }

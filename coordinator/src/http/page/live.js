@@ -10,6 +10,8 @@ import { t } from "./words.js";
 const MAX_ENTRIES = 600, STRIP = 130;
 /** Steps a second of the replay, and how long a backlog may take. */
 const RATES = [2, 8, 30], BACKLOG_S = 12;
+/** Squares of the pool that are drawn, at most. */
+const MOST_SQUARES = 1200;
 /** Sequences, and blocks of each, that are listed. */
 const LISTED = 10, LISTED_BLOCKS = 48;
 
@@ -225,37 +227,63 @@ function holders() {
   return held;
 }
 
-let placed = { side: 1, columns: 1, shown: 0, held: new Map() };
+let placed = { side: 1, columns: 1, squares: 0, per: 1, held: new Map() };
 
-/** The pool as squares, as far as it was ever used; large ones while that is little. */
+/** What stands in a square: how much of it each text fills, how many of its blocks are held, by several, and kept. */
+function inSquare(square, { per, held }) {
+  const from = square * per, to = Math.min(cluster.blocks_total, from + per);
+  const all = { from, to, fills: new Map(), ids: new Set(), held: 0, shared: 0, kept: 0 };
+  for (let block = from; block < to; block++) {
+    const holder = held.get(block);
+    if (!holder) {
+      all.kept += state.idle.has(block);
+      continue;
+    }
+    const [first] = holder.ids;
+    all.fills.set(first, (all.fills.get(first) ?? 0) + holder.filled);
+    holder.ids.forEach((id) => all.ids.add(id));
+    all.held++;
+    all.shared += holder.ids.length > 1;
+  }
+  return all;
+}
+
+/** The pool as squares, as far as it was ever used: large ones while that is little, of several blocks where it is too much to see. */
 function blocks() {
   const canvas = $("blocks"), total = cluster.blocks_total;
   const width = canvas.clientWidth || 280;
   const used = state.top + 1;
-  const side = used <= 80 ? 22 : used <= 320 ? 14 : used <= 1200 ? 9 : used <= 4000 ? 5 : 3;
+  const per = 2 ** Math.max(0, Math.ceil(Math.log2(used / MOST_SQUARES)));
+  const needed = Math.ceil(used / per);
+  const side = needed <= 80 ? 22 : needed <= 320 ? 14 : 9;
   const columns = Math.max(1, Math.floor(width / side));
   // Whole rows, and at least two.
-  const shown = Math.min(total, Math.max(2, Math.ceil(used / columns)) * columns);
-  const rows = Math.ceil(shown / columns);
+  const squares = Math.min(Math.ceil(total / per), Math.max(2, Math.ceil(needed / columns)) * columns);
+  const rows = Math.ceil(squares / columns);
   const [pen] = sized(canvas, rows * side);
   const [blank, kept, ink, bad] = ["--empty-block", "--kept-block", "--ink", "--bad"].map(colour);
   const held = holders();
-  placed = { side, columns, shown, held };
-  const gap = side > 8 ? 2 : side > 4 ? 1 : 0.5, size = side - gap;
+  placed = { side, columns, squares, per, held };
+  const size = side - 2;
   let shared = 0;
-  for (const { ids } of held.values()) shared += ids.length > 1;
-  for (let block = 0; block < shown; block++) {
-    const x = (block % columns) * side, y = Math.floor(block / columns) * side;
-    pen.fillStyle = state.idle.has(block) ? kept : blank;
+  for (let square = 0; square < squares; square++) {
+    const x = (square % columns) * side, y = Math.floor(square / columns) * side;
+    const all = inSquare(square, placed);
+    shared += all.shared;
+    pen.fillStyle = blank;
     pen.fillRect(x, y, size, size);
-    const holder = held.get(block);
-    if (!holder) continue;
-    pen.fillStyle = `oklch(.68 .14 ${textHue(holder.ids[0])})`;
-    const height = Math.max(1, size * holder.filled);
-    pen.fillRect(x, y + size - height, size, height);
-    if (holder.ids.length > 1) {
+    // From the bottom: what each text fills, then what is kept.
+    const layers = [...[...all.fills].map(([id, filled]) => [`oklch(.68 .14 ${textHue(id)})`, filled]), [kept, all.kept]];
+    let bottom = y + size;
+    for (const [fill, filled] of layers.filter(([, filled]) => filled > 0)) {
+      const height = Math.min(bottom - y, Math.max(1, size * filled / per));
+      bottom -= height;
+      pen.fillStyle = fill;
+      pen.fillRect(x, bottom, size, height);
+    }
+    if (all.shared) {
       pen.strokeStyle = ink;
-      pen.lineWidth = side > 8 ? 1.5 : 1;
+      pen.lineWidth = 1.5;
       pen.strokeRect(x + 0.5, y + 0.5, size - 1, size - 1);
     }
   }
@@ -269,7 +297,8 @@ function blocks() {
   }
   const note = t("{held} of {total} blocks of {positions} positions are held", { held: held.size, total, positions: cluster.block_tokens }) +
     (shared ? t(", {n} of them shared", { n: shared }) : "") + (state.idle.size ? t("; {n} are kept for prompts that begin alike", { n: state.idle.size }) : "") +
-    (total > shown ? t("; the {n} that were never needed are not drawn", { n: total - shown }) : "") + t(".");
+    (per > 1 ? t("; a square is {n} blocks side by side", { n: per }) : "") +
+    (total > squares * per ? t("; the {n} that were never needed are not drawn", { n: total - squares * per }) : "") + t(".");
   $("blocks-note").textContent = canvas.ariaLabel = note;
   sequences(held);
 }
@@ -289,13 +318,20 @@ function sequences(held) {
   $("sequences").replaceChildren(...all.slice(0, LISTED).map(row), ...rest);
 }
 
+/** What a square is, in words. */
+function named(square) {
+  const { from, to, ids, held, kept } = inSquare(square, placed);
+  const texts = [...ids].slice(0, LISTED).map((id) => `#${id}`).join(", ") + (ids.size > LISTED ? ", …" : "");
+  if (placed.per > 1) return t("blocks {from} to {to}: {held} held by {ids}, {kept} kept, {blank} blank", { from, to: to - 1, held, ids: texts || "–", kept, blank: to - from - held - kept });
+  const holder = placed.held.get(from);
+  return holder
+    ? t("block {n}: from position {from} of text {ids}, {p} % full", { n: from, from: holder.from, ids: texts, p: Math.round(holder.filled * 100) })
+    : kept ? t("block {n}: kept, nobody holds it", { n: from }) : t("block {n}: blank", { n: from });
+}
 $("blocks").addEventListener("pointermove", (event) => {
-  const { side, columns, shown, held } = placed;
-  const block = Math.floor(event.offsetY / side) * columns + Math.floor(event.offsetX / side);
-  const holder = held.get(block);
-  $("blocks").title = block >= shown ? "" : holder
-    ? t("block {n}: from position {from} of text {ids}, {p} % full", { n: block, from: holder.from, ids: holder.ids.map((id) => `#${id}`).join(", "), p: Math.round(holder.filled * 100) })
-    : state?.idle.has(block) ? t("block {n}: kept, nobody holds it", { n: block }) : t("block {n}: blank", { n: block });
+  const { side, columns, squares } = placed;
+  const square = Math.floor(event.offsetY / side) * columns + Math.floor(event.offsetX / side);
+  $("blocks").title = state && square < squares ? named(square) : "";
 });
 $("scrub").oninput = () => { playing = false; seek(Number($("scrub").value)); draw(); };
 $("play").onclick = () => {

@@ -2,14 +2,16 @@
 //
 // `marked` tells what the source consists of; the elements are made here, of a few kinds, from text. So nothing that a model
 // writes becomes HTML: its tags are shown as they are, its pictures are links, its links lead nowhere but to http, https and mail.
+// What is nested deeper than anybody writes is shown as it is: a browser lays out elements by recursion.
 
 import { marked } from "./marked.js";
 import { make, button } from "./dom.js";
 import { t } from "./words.js";
 
+const MAX_DEPTH = 24;
 const ENTITIES = { amp: "&", lt: "<", gt: ">", quot: "\"", apos: "'", nbsp: "\u00a0" };
 const decoded = (text) => text.replace(/&(?:#(\d{1,6})|#x([\da-f]{1,5})|(\w{2,8}));/gi, (all, decimal, hex, name) =>
-  decimal || hex ? String.fromCodePoint(Math.min(0x10ffff, parseInt(decimal ?? hex, decimal ? 10 : 16))) : ENTITIES[name] ?? all);
+  decimal || hex ? String.fromCodePoint(Math.min(0x10ffff, parseInt(decimal ?? hex, decimal ? 10 : 16))) : Object.hasOwn(ENTITIES, name) ? ENTITIES[name] : all);
 
 let highlighter;
 /** Colours code once the highlighter, which only pages with code need, is there. */
@@ -30,9 +32,10 @@ async function highlight(element, language) {
 const outside = (href, isPicture) => (!isPicture && /^(https?:|mailto:)/i.test(href) ? href : null);
 let place = outside;
 
-function inline(tokens) {
+function inline(tokens, depth = 0) {
   return (tokens ?? []).flatMap((token) => {
-    const inner = () => inline(token.tokens);
+    if (depth > MAX_DEPTH) return token.raw;
+    const inner = () => inline(token.tokens, depth + 1);
     switch (token.type) {
       case "strong": case "em": case "del": return make(token.type, {}, ...inner());
       case "codespan": return make("code", { textContent: token.text });
@@ -52,8 +55,9 @@ function inline(tokens) {
   });
 }
 
-function block(token) {
-  const inner = () => token.tokens.map(block).filter(Boolean);
+function block(token, depth = 0) {
+  if (depth > MAX_DEPTH) return make("p", { textContent: token.raw });
+  const inner = () => token.tokens.map((one) => block(one, depth + 1)).filter(Boolean);
   switch (token.type) {
     case "space": case "def": return null;
     case "heading": return make(`h${Math.min(6, token.depth + 1)}`, {}, ...inline(token.tokens));
@@ -63,7 +67,7 @@ function block(token) {
     case "code": return codeBlock(token.text, token.lang?.match(/^[\w+#-]+/)?.[0].toLowerCase());
     case "list": {
       // The text of an item of a tight list is no paragraph.
-      const part = (one) => (one.type === "text" ? make("span", {}, ...inline(one.tokens ?? [one])) : one.type === "checkbox" ? inline([one])[0] : block(one));
+      const part = (one) => (one.type === "text" ? make("span", {}, ...inline(one.tokens ?? [one])) : one.type === "checkbox" ? inline([one])[0] : block(one, depth + 1));
       const item = (one) => make("li", {}, ...one.tokens.map(part).filter(Boolean));
       return make(token.ordered ? "ol" : "ul", token.ordered && token.start !== 1 ? { start: token.start } : {}, ...token.items.map(item));
     }
@@ -125,6 +129,11 @@ function weave(root, source, at, pieces, span) {
   }
 }
 
+/** What a source consists of; one that is nested thousands deep, which the parser cannot take, of a text. */
+function parsed(source) {
+  try { return marked.lexer(source); } catch { return [{ type: "plain", raw: source }]; }
+}
+
 /**
  * Shows `source` in `container`. What of it is as it was at the last call stays: an answer grows at its end.
  * `pieces` are {from, piece}, in their order; `span(piece, text)` makes the element of one; `where(href, isPicture)` says where a
@@ -134,7 +143,7 @@ export function show(container, source, pieces = [], span = null, where = outsid
   place = where;
   let at = 0;
   const blocks = [];
-  for (const token of marked.lexer(source)) {
+  for (const token of parsed(source)) {
     if (token.type !== "space" && token.type !== "def") blocks.push({ token, at });
     at += token.raw.length;
   }
