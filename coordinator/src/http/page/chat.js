@@ -313,7 +313,7 @@ function view(message, index, busy) {
   if (message.stats) foot.append(make("span", { textContent: told(message.stats) }));
   if (!state.abort) {
     const isLast = index === state.conversation.messages.length - 1;
-    if (isAnswer && isLast && message.content && (message.broken || message.error || message.stats?.finish === "stopped")) foot.append(button(t("Go on"), () => answer()));
+    if (isAnswer && isLast && message.content && (message.broken || message.error || (message.stats?.finish ?? "stopped") === "stopped")) foot.append(button(t("Go on"), () => answer()));
     foot.append(isAnswer
       ? button(message.error ? t("Try again") : t("Retry"), () => again(index))
       : button(t("Edit"), () => { state.editing = index; render(); }));
