@@ -224,7 +224,7 @@ async function again(index, changed = null) {
 const shown = ({ text, calculations }) =>
   (calculations ?? []).map(({ expression, result }) => `\`${result === null ? expression : `${expression} = ${result}`}\` `).join("") + text;
 
-/** Draws everything; returns what draws the answer that comes again, at the next frame. */
+/** Draws everything; returns what draws the answer that comes again, at the next frame, or later where it takes long to draw. */
 function render() {
   const { conversation: { messages, system } } = state;
   const busy = Boolean(state.abort);
@@ -238,17 +238,22 @@ function render() {
   $("messages").replaceChildren(...items);
   hint();
   scroll();
-  let planned = false;
-  return () => {
-    if (planned || !items.length) return;
-    planned = true;
-    requestAnimationFrame(() => {
-      planned = false;
-      const stick = nearEnd();
-      if (items.at(-1).isConnected && state.abort) fill(items.at(-1), messages.at(-1));
-      if (stick) scroll();
-    });
+  let isPlanned = false, isStale = false;
+  const draw = () => {
+    const begun = performance.now(), stick = nearEnd();
+    isStale = false;
+    if (items.at(-1).isConnected && state.abort) fill(items.at(-1), messages.at(-1));
+    if (stick) scroll();
+    // All of a long answer is read anew each time: most of the time is left to the reader.
+    setTimeout(() => { isPlanned = false; if (isStale) grow(); }, 3 * (performance.now() - begun));
   };
+  const grow = () => {
+    isStale = true;
+    if (isPlanned || !items.length) return;
+    isPlanned = true;
+    requestAnimationFrame(draw);
+  };
+  return grow;
 }
 
 const nearEnd = () => { const c = $("chat"); return c.scrollHeight - c.scrollTop - c.clientHeight < 80; };
