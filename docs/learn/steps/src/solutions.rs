@@ -1,7 +1,6 @@
 //! An answer to each exercise, for who has tried. Nothing needs them but the test that holds the checks to be passable.
 
 use std::{
-    collections::HashMap,
     hash::{DefaultHasher, Hash, Hasher},
     mem,
     ops::Range,
@@ -107,13 +106,10 @@ impl Tasks for Solutions {
     }
 
     fn order(&self, clients: &[&str]) -> Vec<usize> {
-        let mut asked: HashMap<&str, usize> = HashMap::new();
-        let turn = |client: &&str| {
-            let turns = asked.entry(*client).or_default();
-            *turns += 1;
-            *turns
-        };
-        let turns: Vec<usize> = clients.iter().map(turn).collect();
+        // How many of the same client came before each.
+        let turn =
+            |(request, client): (usize, &&str)| clients[..request].iter().filter(|other| *other == client).count();
+        let turns: Vec<usize> = clients.iter().enumerate().map(turn).collect();
         let mut order: Vec<usize> = (0..clients.len()).collect();
         order.sort_by_key(|&request| turns[request]);
         order
