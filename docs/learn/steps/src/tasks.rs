@@ -106,7 +106,7 @@ fn near_text(tasks: &dyn Tasks, model: &Model) -> Result<()> {
     };
     let least = near.iter().map(|&id| fit(id)).fold(f32::INFINITY, f32::min);
     let nearer = (0..model.sizes.vocab as u32).find(|id| !near.contains(id) && fit(*id) > least + 1e-3 * least.abs());
-    ensure!(nearer.is_none(), "of {near:?} some are further from the text than {}", nearer.unwrap_or(0));
+    ensure!(nearer.is_none(), "of {near:?} some are further from the text than token {}", nearer.unwrap_or(0));
     Ok(())
 }
 
