@@ -7,10 +7,10 @@ use nanoinfer_steps::{Model, Sizes, model::plain, threads::Roofline};
 use super::svg::Svg;
 use crate::lesson::build::subject::decode_s;
 
-const TEXTS: [usize; 4] = [1, 2, 8, 32];
+const TEXTS: [usize; 4] = [1, 2, 4, 8];
 const ROUNDS: u32 = 3;
 /// Where the axes end: texts, and the share of what the processor can do at most.
-const MOST_TEXTS: f64 = 64.0;
+const MOST_TEXTS: f64 = 16.0;
 const LEAST_SHARE: f64 = 1.0 / 16.0;
 const LEFT: f64 = 84.0;
 const TOP: f64 = 26.0;
