@@ -48,7 +48,7 @@ pub(super) fn draw() -> anyhow::Result<String> {
     }
     svg.text("soft", "start", (LEFT, TOP - 12.0), "of the operations a second that one thread can do");
     svg.text("soft", "end", (LEFT + WIDTH, TOP + HEIGHT + 36.0), "texts in a step");
-    let words = "blue: the roof, reading on the slope and computing on the flat; red: steps, and how near they come";
+    let words = "blue: the roof, reading and then computing; red: steps, and how near they come";
     svg.text("soft", "start", (LEFT, TOP + HEIGHT + 58.0), words);
     Ok(svg.finish("Roofline of one thread, and steps of the large model below it"))
 }
