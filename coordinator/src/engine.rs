@@ -275,14 +275,16 @@ impl<R: Ranks> Engine<R> {
         while !self.abandoned {
             match self.commands.try_recv() {
                 Ok(command) => self.take(command),
-                Err(TryRecvError::Empty) => return,
+                Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => self.abandoned = true,
             }
         }
+        // Behind the last of them, and before anybody looks for what they are about.
+        self.orders.woken();
     }
 
     fn take(&mut self, command: Command) {
-        let Command::Submit { client, sequences } = command else { return self.orders.woken() };
+        let Command::Submit { client, sequences } = command else { return };
         let owner = Owner::new(client, RequestId(self.requests));
         self.requests += 1;
         for submission in sequences {

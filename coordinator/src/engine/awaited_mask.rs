@@ -21,8 +21,8 @@ use super::{next::Next, submission::Wake};
 /// Work for another thread.
 pub(super) type Job = Box<dyn FnOnce() + Send>;
 
-/// A mask, with what computed it: from here on that has it at once.
-type Computed = (Box<dyn Next>, Result<TokenMask, String>);
+/// A mask, with what computed it.
+pub(crate) type Computed = (Box<dyn Next>, Result<TokenMask, String>);
 
 /// A mask, and what computes it until it is there.
 pub(crate) struct AwaitedMask(Arc<Slot>);
@@ -46,6 +46,10 @@ impl AwaitedMask {
         let slot = Arc::new(Slot::default());
         let of_job = slot.clone();
         let job = Box::new(move || {
+            // Its sequence has ended meanwhile.
+            if Arc::strong_count(&of_job) == 1 {
+                return;
+            }
             // Whoever asked for this grammar is told, and nobody else.
             let mask = catch_unwind(AssertUnwindSafe(|| next.mask())).unwrap_or_else(|panic| Err(bug(&*panic)));
             let mut state = of_job.lock();
@@ -76,9 +80,9 @@ impl AwaitedMask {
         }
     }
 
-    /// What computed it, once it has: it has the mask when it is asked again.
-    pub(crate) fn take(&self) -> Option<Box<dyn Next>> {
-        self.0.lock().computed.take().map(|(next, _)| next)
+    /// It, once it is there.
+    pub(crate) fn take(&self) -> Option<Computed> {
+        self.0.lock().computed.take()
     }
 }
 

@@ -211,10 +211,9 @@ impl EngineHandle {
         move || {
             if let Some(commands) = commands.upgrade()
                 && orders.wake()
-                && commands.try_send(Command::Wake).is_err()
             {
                 // Where there is no room for it, the engine has something to read already.
-                orders.woken();
+                let _ = commands.try_send(Command::Wake);
             }
         }
     }

@@ -43,9 +43,9 @@ impl Orders {
         !self.waking.swap(true, AcqRel)
     }
 
-    /// It has come, or found no room. Who has something to be looked at from here on sends another.
+    /// All that was sent has been read. Who has something to be looked at from here on sends another.
     pub(crate) fn woken(&self) {
-        self.waking.store(false, Release);
+        self.waking.swap(false, AcqRel);
     }
 
     /// A reader has gone before its sequence's end; its channel is closed by now.

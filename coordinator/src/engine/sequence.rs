@@ -12,7 +12,7 @@ use std::{collections::VecDeque, sync::Arc};
 
 use nanoinfer_shared::{
     ModelShape,
-    protocol::{BLOCK_TOKENS, RowRequest, TokenId, Wants},
+    protocol::{BLOCK_TOKENS, RowRequest, TokenId, TokenMask, Wants},
 };
 use tokio::sync::mpsc;
 
@@ -55,6 +55,8 @@ pub(crate) struct Sequence {
     pub(crate) lost_steps: u32,
     /// Its mask, where that is late; what computes it is its request's `next`, which is not there meanwhile.
     late_mask: Option<AwaitedMask>,
+    /// The mask of its next draw, which was late and has come.
+    pub(crate) come_mask: Option<Result<TokenMask, String>>,
     /// Steps that were taken without it for that.
     pub(crate) sat_out: u32,
     pub(crate) blocks: BlockTable,
@@ -94,6 +96,7 @@ impl Sequence {
             drawing: false,
             lost_steps: 0,
             late_mask: None,
+            come_mask: None,
             sat_out: 0,
             blocks: BlockTable::default(),
             hashes: PrefixHashes::salted(request.cache_salt.as_deref()),
@@ -139,8 +142,9 @@ impl Sequence {
 
     /// Takes part again if its mask is there by now.
     pub(crate) fn rejoin(&mut self) -> bool {
-        let Some(next) = self.late_mask.as_ref().and_then(AwaitedMask::take) else { return false };
+        let Some((next, mask)) = self.late_mask.as_ref().and_then(AwaitedMask::take) else { return false };
         self.request.next = Some(next);
+        self.come_mask = Some(mask);
         self.late_mask = None;
         self.sat_out = 0;
         true

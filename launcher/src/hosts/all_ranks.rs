@@ -230,6 +230,8 @@ impl Others {
             };
             match self.door.wait(&trouble) {
                 Ok(guests) => return Ok(guests),
+                // What a node said before it went is why, and would be so again.
+                Err(error @ LaunchError::Node { .. }) => return Err(error),
                 Err(error) if !concerned.iter().any(|&node| self.links.is_gone(node)) => return Err(error),
                 Err(_) => {}
             }

@@ -19,7 +19,7 @@ use nanoinfer_shared::link::{ControlLink, Receiver, Sender};
 use super::{
     door::NodeGuest,
     messages::{FromNode, ToNode},
-    slices::Lender,
+    slices::{LendError, Lender},
 };
 use crate::{error::LaunchError, rank_end::Reports};
 
@@ -228,7 +228,10 @@ impl Listener {
         };
         if let Err(error) = self.lender.lend(self.ranks.clone(), &self.name, &tell) {
             tracing::warn!("{}: {error}", self.name);
-            self.heard.fail(error.to_string());
+            // A node that went may come back.
+            if !matches!(error, LendError::Gone { .. }) {
+                self.heard.fail(error.to_string());
+            }
         }
         self.heard.is_lent_to.store(false, SeqCst);
     }
