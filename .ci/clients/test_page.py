@@ -198,7 +198,9 @@ def test_stop_go_on_retry_and_edit(browser, server, metric):
     assert metric("generation_tokens_total") - before < 190, "it was stopped, not finished"
     page.set(Temperature=0, Seed="", Most_tokens="")
     page.press("Retry")
-    wait_until(lambda: page.is_idle() and len(page.listed()) == 2, "the answer, and the one before in its own conversation")
+    # Its length and time stand below an answer that is whole.
+    wait_until(lambda: page.is_idle() and page.all(".message.assistant .foot span"), "the answer")
+    wait_until(lambda: len(page.listed()) == 2, "the one before in its own conversation")
     assert len(page.answers()) == 1 and "(before)" in "".join(page.listed())
     page.find(".message.user .foot button").click()
     box = page.find(".message.user textarea")
