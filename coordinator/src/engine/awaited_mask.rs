@@ -64,6 +64,12 @@ impl AwaitedMask {
         (Self(slot), job)
     }
 
+    /// One that is there already.
+    pub(super) fn done(next: Box<dyn Next>, mask: Result<TokenMask, String>) -> Self {
+        let state = State { computed: Some((next, mask)), given_up: false };
+        Self(Arc::new(Slot { state: state.into(), changed: Condvar::new() }))
+    }
+
     /// Waits for it; given up from the deadline on.
     pub(super) fn wait(&self, deadline: Instant) -> Option<Computed> {
         let mut state = self.0.lock();

@@ -61,14 +61,14 @@ impl Masker {
                 && draw.is_masked()
             {
                 let sequence = scheduler.get_mut(*ticket);
+                // Lent for as long as it takes: all of them are asked at once.
+                let next = sequence.request.next.take().expect("what masks is there");
                 let mask = match sequence.come_mask.take() {
-                    Some(mask) => Err(mask),
+                    Some(mask) => AwaitedMask::done(next, mask),
                     None => {
-                        // Lent for as long as it takes: all of them are asked at once.
-                        let next = sequence.request.next.take().expect("what masks is there");
                         let (mask, job) = AwaitedMask::begin(next, self.wake.clone());
                         (self.spawn)(job);
-                        Ok(mask)
+                        mask
                     }
                 };
                 awaited.push((*ticket, end, draw, mask));
@@ -80,20 +80,14 @@ impl Masker {
         let mut masks = Vec::with_capacity(awaited.len());
         for (ticket, end, draw, mask) in awaited {
             let sequence = scheduler.get_mut(ticket);
-            let mask = match mask.map(|mask| mask.wait(begun + self.patience).ok_or(mask)) {
-                Err(come) => come,
-                Ok(Ok((next, mask))) => {
-                    sequence.request.next = Some(next);
-                    mask
-                }
-                Ok(Err(late)) => {
-                    *end -= 1;
-                    sequence.sit_out(late);
-                    self.metrics.masks_late.inc();
-                    masks.push(TokenMask::default());
-                    continue;
-                }
+            let Some((next, mask)) = mask.wait(begun + self.patience) else {
+                *end -= 1;
+                sequence.sit_out(mask);
+                self.metrics.masks_late.inc();
+                masks.push(TokenMask::default());
+                continue;
             };
+            sequence.request.next = Some(next);
             masks.push(mask.clone().unwrap_or_default());
             draw.set_mask(mask);
         }
